@@ -1,0 +1,57 @@
+# Everything runs from .venv, which `make .venv` builds from constraints.txt. PYTHON=... picks another Python.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+MODEL := models/smollm2-135m
+PACKAGES := schemas dataprep trainer kernels jobs
+PYTEST ?=
+
+.PHONY: help demo test lint format bench docs model clean
+
+help: ## list the targets
+	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: .venv model ## real text to a fine-tuned real model over 2 pipeline stages, start to end
+	$(BIN)/python -m headrace.jobs.demo
+
+test: .venv model ## all tests; PYTEST="-k name -x" passes options on
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: .venv build/ns/headrace ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=build/ns $(BIN)/mypy $(foreach p,$(PACKAGES),$(if $(wildcard $(p)/*.py),-p headrace.$(p)))
+
+format: .venv ## rewrite the sources as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv model ## benchmarks, as ratios against a reference in the same run
+	$(BIN)/python -m headrace.jobs.bench
+
+docs: .venv ## write docs/configuration.md from the config models
+	$(BIN)/python -m headrace.jobs.config_reference
+
+model: $(MODEL)/config.json ## fetch the small real model
+
+clean: ## remove everything that was built or fetched
+	rm -rf .venv build dist models shards runs demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+
+$(MODEL)/config.json: | .venv
+	$(BIN)/python -m headrace.jobs.fetch_demo_model --output $(MODEL)
+
+.venv: .venv/stamp ## the environment
+
+# Two steps, because DeepSpeed comes as source whose build imports torch. Its C++ ops are built when first used.
+.venv/stamp: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; run make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) pip setuptools wheel torch numpy
+	DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation --editable '.[all]'
+	@touch $@
+
+# mypy finds packages by folder, and the folders are not named headrace
+build/ns/headrace:
+	mkdir -p build/ns
+	ln -sfn ../.. $@

@@ -1,0 +1,144 @@
+"""Starts the ranks of one machine and answers for them: no rank outlives the launcher or another rank's failure.
+
+Why not DeepSpeed's launcher: docs/notes.md, 2026-11-21.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+POLL_SECONDS = 0.1
+
+
+def launch(
+    module: str, arguments: Sequence[str], processes: int, master_port: int | None = None
+) -> int:
+    """Run `python -m module` as `processes` ranks and wait for all of them.
+
+    SIGTERM and SIGINT reach every rank as SIGTERM, so that it can save and exit; a second SIGINT kills. When a rank
+    fails, the others are killed at once.
+
+    Args:
+        master_port: where the ranks meet; None takes a free one.
+
+    Returns:
+        0 when every rank exited with 0, else the code of the first that did not (128 + n for signal n).
+    """
+    environment = rank_environment(processes, master_port or free_port())
+    command = [sys.executable, "-u", "-m", module, *arguments]
+    ranks: list[subprocess.Popen[bytes]] = []
+    previous = forward_signals(ranks)
+    try:
+        for rank in range(processes):
+            ranks.append(start_rank(command, environment, rank))
+        return wait_for_all(ranks)
+    finally:
+        kill_all(ranks)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def rank_environment(processes: int, port: int) -> dict[str, str]:
+    """What torch.distributed and DeepSpeed read, less the rank itself."""
+    return {
+        **os.environ,
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "LOCAL_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_rank(
+    command: Sequence[str], environment: dict[str, str], rank: int
+) -> subprocess.Popen[bytes]:
+    """Start one rank in a process group of its own: a terminal's Ctrl-C comes once, through the launcher."""
+    return subprocess.Popen(
+        command,
+        env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+        preexec_fn=die_with(os.getpid()),
+    )
+
+
+def die_with(launcher: int) -> Callable[[], None]:
+    """What a rank does before anything else: ask Linux to kill it when the launcher is gone, however it went."""
+    if sys.platform != "linux":
+        return lambda: None
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != launcher:  # it went between fork and prctl
+            os._exit(1)
+
+    return prepare
+
+
+def forward_signals(ranks: list[subprocess.Popen[bytes]]) -> dict[int, signal.Handlers]:
+    """Install the handlers; `ranks` is read when a signal comes. Returns the previous handlers."""
+    interrupts = 0
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
+            kill_all(ranks)
+            return
+        for rank in ranks:
+            rank.send_signal(signal.SIGTERM)
+
+    return {
+        number: signal.signal(number, forward)  # type: ignore[misc]
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+
+
+def wait_for_all(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Block until all have exited with 0 or one has failed."""
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        for rank, code in enumerate(codes):
+            if code is not None and code != 0:
+                return report(rank, code)
+        if None not in codes:
+            return 0
+        time.sleep(POLL_SECONDS)
+
+
+def report(rank: int, code: int) -> int:
+    """The exit code for a failed rank. A rank that exits by itself has said why; one that was killed has not."""
+    if code > 0:
+        return code
+    name = signal.Signals(-code).name
+    hint = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
+    logger.error("rank %d was ended by %s%s", rank, name, hint)
+    return 128 - code
+
+
+def kill_all(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Kill the ranks that still run, with whatever processes they started."""
+    for rank in ranks:
+        if rank.poll() is None:
+            os.killpg(rank.pid, signal.SIGKILL)
+    for rank in ranks:
+        rank.wait()

@@ -1,0 +1,17 @@
+"""The error tree. Every mistake a user can make raises one of these, as one line that says what to do."""
+
+
+class HeadraceError(Exception):
+    """Base of all errors meant for the user: the message names file, line and remedy."""
+
+
+class ConfigError(HeadraceError):
+    """A config file, a command line override or a combination of settings is wrong."""
+
+
+class DataError(HeadraceError):
+    """An input, a shard directory or a model directory is missing, damaged or does not match."""
+
+
+class CheckpointError(HeadraceError):
+    """A checkpoint is missing, damaged, or belongs to another run."""

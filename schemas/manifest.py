@@ -1,0 +1,132 @@
+"""`manifest.json`: what a shard directory holds, written last; a directory without one is not finished."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from headrace.schemas.errors import DataError
+from headrace.schemas.fingerprint import fingerprint
+from headrace.schemas.publish import write_atomic
+from headrace.schemas.shard_format import MANIFEST_NAME, SHARD_FORMAT, SHARD_FORMAT_VERSION
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TokenizerRecord(Record):
+    """Which tokenizer made the ids: SHA-256 of tokenizer.json, its size and its special tokens by role."""
+
+    fingerprint: str
+    vocabulary_size: int
+    special_tokens: dict[str, int]
+
+
+class RowGroupRecord(Record):
+    """One Parquet row group: its rows and where its bytes lie in the file."""
+
+    rows: int
+    tokens: int
+    byte_offset: int
+    bytes: int
+
+
+class ShardRecord(Record):
+    """One Parquet file of one split."""
+
+    file: str
+    split: Literal["train", "evaluation"]
+    rows: int
+    tokens: int
+    trained_tokens: int
+    bytes: int
+    sha256: str
+    row_groups: list[RowGroupRecord]
+
+
+class SourceRecord(Record):
+    """What one source brought. Document lengths are in tokens, quantiles named p0 ... p100."""
+
+    name: str
+    documents: int
+    rejected_documents: int
+    rows: int
+    tokens: int
+    trained_tokens: int
+    document_length_quantiles: dict[str, int]
+
+
+class TokenLedger(Record):
+    """Every token that the tokenizer gave is in a row of a split, or dropped under a named reason."""
+
+    tokens_in: int
+    tokens_out: dict[str, int]
+    tokens_dropped: dict[str, int]
+
+    def difference(self) -> int:
+        """Tokens unaccounted for; 0 in every sound directory."""
+        return self.tokens_in - sum(self.tokens_out.values()) - sum(self.tokens_dropped.values())
+
+
+class Manifest(Record):
+    """The whole of `manifest.json`, less its own checksum."""
+
+    format: Literal["headrace-shards"] = SHARD_FORMAT
+    format_version: int = SHARD_FORMAT_VERSION
+    kind: Literal["causal", "preference"] = "causal"
+    tokenizer: TokenizerRecord
+    sequence_len: int
+    packing: str
+    seed: int
+    config_fingerprint: str
+    inputs_fingerprint: str
+    shards: list[ShardRecord]
+    sources: list[SourceRecord]
+    ledger: TokenLedger
+
+    def split(self, name: str) -> list[ShardRecord]:
+        """The shards of one split, in file order."""
+        return [shard for shard in self.shards if shard.split == name]
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Publish the manifest with a checksum over its own content. Call it last."""
+    body = manifest.model_dump(mode="json")
+    body["manifest_sha256"] = fingerprint(body)
+    write_atomic(directory / MANIFEST_NAME, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        DataError: missing, not JSON, edited by hand, of another version, or with unknown fields.
+    """
+    path = directory / MANIFEST_NAME
+    if not path.is_file():
+        raise DataError(
+            f"{path}: not found; run `headrace prepare` to the end, or correct the path"
+        )
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); prepare the directory again") from None
+    if not isinstance(body, dict) or body.get("format") != SHARD_FORMAT:
+        raise DataError(f'{path}: not a shard manifest (no "format": "{SHARD_FORMAT}")')
+    if body.get("format_version") != SHARD_FORMAT_VERSION:
+        raise DataError(
+            f"{path}: format version {body.get('format_version')}, this release reads {SHARD_FORMAT_VERSION}"
+        )
+    checksum = body.pop("manifest_sha256", None)
+    if checksum != fingerprint(body):
+        raise DataError(
+            f"{path}: edited or damaged (its checksum differs); prepare the directory again"
+        )
+    try:
+        return Manifest.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {where}: {first['msg']}") from None

@@ -1,0 +1,91 @@
+"""The config of `headrace prepare`."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from headrace.schemas.toml_config import Config
+
+
+class SourceConfig(Config):
+    """One `[[sources]]` table: where documents come from."""
+
+    name: str = Field(
+        description="Name of the source: appears in rows, ledger and per-source loss. Unique."
+    )
+    type: Literal["text", "documents"] = Field(
+        description='`"text"`: a file is a document, unless `document_separator` cuts it. '
+        '`"documents"`: JSONL, a JSON list or Parquet with one document a record.'
+    )
+    path: str | list[str] = Field(
+        description="File or glob (`**` crosses folders), or a list of them, relative to the working directory. "
+        "`.gz` and `.zst` are read as they are."
+    )
+    text_field: str = Field("text", description="Field that holds the text (`documents` only).")
+    document_separator: str | None = Field(
+        None, description="Cut text files into documents at this string (`text` only)."
+    )
+
+
+class PrepareConfig(Config):
+    """Top-level keys."""
+
+    output: str = Field(description="Shard directory to write.")
+    tokenizer: str = Field(
+        description="Directory with `tokenizer.json` (a model directory will do)."
+    )
+    sequence_len: int = Field(1024, ge=8, le=1 << 20, description="Tokens in one training row.")
+    packing: Literal["concatenate"] = Field(
+        "concatenate",
+        description='`"concatenate"`: documents follow each other and are cut at `sequence_len`; '
+        "attention still stops at document ends.",
+    )
+    shards: int = Field(8, ge=1, le=99_999, description="Number of train shards.")
+    seed: int = Field(0, ge=0, description="Decides shuffle and evaluation split.")
+    evaluation_fraction: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="Share of documents kept for evaluation, chosen by content before packing.",
+    )
+    bos: Literal["auto", "always", "never"] = Field(
+        "auto", description='BOS at document start: `"auto"` does what the tokenizer itself does.'
+    )
+    eos: Literal["auto", "never"] = Field(
+        "auto", description='EOS at document end: `"auto"` appends it where it is not there yet.'
+    )
+    parse_special_tokens: bool = Field(
+        False,
+        description="Whether `<|...|>` inside a document becomes the special token, or stays plain text.",
+    )
+    max_reject_fraction: float = Field(
+        0.001, ge=0, le=1, description="Stop when more than this share of the documents is refused."
+    )
+    block_bytes: int = Field(
+        4 << 20,
+        ge=1 << 10,
+        description="Input bytes in one block, the unit of work. Changes rows at block ends.",
+    )
+    row_group_tokens: int = Field(
+        1 << 20,
+        ge=1,
+        description="Tokens in one Parquet row group: what the trainer reads at once.",
+    )
+    sources: list[SourceConfig] = Field(min_length=1, description="The inputs, one table each.")
+
+    @model_validator(mode="after")
+    def check_sources(self) -> "PrepareConfig":
+        names = [source.name for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'two sources are named "{name}"; give each its own name')
+        for source in self.sources:
+            if source.type == "documents" and source.document_separator is not None:
+                raise ValueError(
+                    f'source "{source.name}": document_separator is for type = "text"; remove it'
+                )
+            if source.document_separator == "":
+                raise ValueError(
+                    f'source "{source.name}": document_separator is empty; leave it out'
+                )
+        return self

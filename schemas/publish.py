@@ -1,0 +1,39 @@
+"""Atomic publication: a reader sees the whole of a file or directory, or nothing of it, even after a power cut."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or a directory's entries, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name, make it durable, then rename it into place."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    rename_durably(temporary, path)
+
+
+def rename_durably(temporary: Path, path: Path) -> None:
+    """Rename a finished file or directory into place; the new name survives a crash."""
+    if temporary.is_dir():
+        for child in sorted(temporary.rglob("*")):
+            fsync_path(child)
+    fsync_path(temporary)
+    os.replace(temporary, path)
+    fsync_path(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory so that a half-removed one is never taken for a whole one."""
+    doomed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)

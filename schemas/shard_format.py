@@ -1,0 +1,52 @@
+"""The columns of a shard, version 1, and how its Parquet is written."""
+
+import pyarrow as pa
+
+SHARD_FORMAT = "headrace-shards"
+SHARD_FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+REJECTS_FOLDER = "rejects"
+TRAIN = "train"
+EVALUATION = "evaluation"
+SPLITS = (TRAIN, EVALUATION)
+FILE_STEMS = {TRAIN: "shard", EVALUATION: "evaluation"}
+
+# Parquet options that decide a shard's bytes; measured in docs/notes.md
+COMPRESSION = "zstd"
+COMPRESSION_LEVEL = 3
+PARQUET_VERSION = "2.6"
+BYTE_STREAM_SPLIT_COLUMNS = ("input_ids", "rejected_input_ids")
+
+COLUMNS = pa.schema(
+    [
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("loss_mask", pa.list_(pa.bool_())),
+        pa.field("document_lengths", pa.list_(pa.int32()), nullable=False),
+        pa.field("source", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("row_key", pa.uint64(), nullable=False),
+        pa.field("control_class", pa.int8()),
+    ]
+)
+PREFERENCE_COLUMNS = (
+    pa.field("rejected_input_ids", pa.list_(pa.int32())),
+    pa.field("rejected_loss_mask", pa.list_(pa.bool_())),
+)
+
+
+def shard_schema(kind: str = "causal") -> pa.Schema:
+    """The Arrow schema of one shard, with format name and version in its metadata (the Parquet footer).
+
+    Args:
+        kind: "causal", or "preference" which adds the rejected columns.
+    """
+    schema = COLUMNS
+    for field in PREFERENCE_COLUMNS if kind == "preference" else ():
+        schema = schema.append(field)
+    return schema.with_metadata(
+        {"format": SHARD_FORMAT, "format_version": str(SHARD_FORMAT_VERSION), "kind": kind}
+    )
+
+
+def shard_file_name(split: str, index: int) -> str:
+    """`shard-00000.parquet` for the train split, `evaluation-00000.parquet` for the evaluation split."""
+    return f"{FILE_STEMS[split]}-{index:05d}.parquet"

@@ -1,0 +1,188 @@
+"""The config of `headrace train`."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from headrace.schemas.toml_config import Config
+
+
+class DatasetConfig(Config):
+    """One `[[datasets]]` table: a shard directory's train split. Several are shuffled together, every row once an epoch."""
+
+    path: str = Field(description="Shard directory written by `headrace prepare`.")
+
+
+class EvaluationDatasetConfig(Config):
+    """One `[[evaluation_datasets]]` table: a shard directory's evaluation split."""
+
+    path: str = Field(description="Shard directory written by `headrace prepare`.")
+    name: str | None = Field(None, description="Name in logs. Default: the directory's name.")
+    max_rows: int | None = Field(None, ge=1, description="Use only the first rows. Default: all.")
+
+
+class AdapterConfig(Config):
+    """`[adapter]`."""
+
+    kind: Literal["lora", "none"] = Field(
+        "lora",
+        description='`"lora"`: low-rank adapters over frozen weights. `"none"`: all weights are trained.',
+    )
+    rank: int = Field(16, ge=1, description="Rank of the LoRA matrices.")
+    alpha: float | None = Field(
+        None, gt=0, description="LoRA scale is alpha / rank. Default: the rank, scale 1."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear",
+        description='`"all-linear"` (the head left out), or names such as `["q_proj", "v_proj"]`.',
+    )
+
+
+class OptimizerConfig(Config):
+    """`[optimizer]`."""
+
+    type: Literal["adamw"] = Field("adamw", description="AdamW, fused, states in float32.")
+    lr: float = Field(gt=0, description="Peak learning rate.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
+    eps: float = Field(1e-6, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Decoupled decay; not applied to norms and biases."
+    )
+    gradient_clipping: float = Field(
+        1.0, ge=0, description="Largest norm of the whole gradient; 0 turns clipping off."
+    )
+
+
+class SchedulerConfig(Config):
+    """`[scheduler]`."""
+
+    type: Literal["constant", "cosine"] = Field(
+        "constant", description="Learning rate after warmup."
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="Steps of linear warmup; the first runs at lr / warmup_steps."
+    )
+    min_lr: float = Field(0.0, ge=0, description="Where the cosine ends.")
+
+
+class EvaluationConfig(Config):
+    """`[evaluation]`."""
+
+    before_first_step: bool = Field(True, description="Evaluate before training starts.")
+    every_steps: int | None = Field(
+        None, ge=1, description="Evaluate every so many steps. Default: never in between."
+    )
+    after_last_step: bool = Field(True, description="Evaluate when training is done.")
+
+
+class CheckpointConfig(Config):
+    """`[checkpoint]`. One is always written at the end and on SIGTERM."""
+
+    every_steps: int | None = Field(None, ge=1, description="Checkpoint every so many steps.")
+    every_minutes: float | None = Field(60, gt=0, description="Checkpoint every so many minutes.")
+    keep_last: int = Field(
+        3, ge=1, description="Older ones are removed, after a newer one is durable."
+    )
+
+
+class LoaderConfig(Config):
+    """`[loader]`."""
+
+    prefetch_batches: int = Field(
+        2, ge=0, description="Global batches read ahead by the first stage; 0 reads in line."
+    )
+    shuffle: bool = Field(
+        True,
+        description="Another order each epoch. `false`: shard order, which is shuffled once already.",
+    )
+    shuffle_window: int = Field(4, ge=1, description="Row groups that are held and mixed at once.")
+
+
+class TrainConfig(Config):
+    """Top-level keys."""
+
+    model: str = Field(
+        description="Hugging Face model directory: config.json, *.safetensors, tokenizer.json."
+    )
+    output_dir: str = Field(
+        description="Run directory: checkpoints, adapter, metrics, TensorBoard."
+    )
+    seed: int = Field(
+        0, ge=0, description="Root of every random choice: row order, initial adapter, dropout."
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="Passes over the data. Default 1, unless `max_steps` is given."
+    )
+    max_steps: int | None = Field(None, ge=1, description="Optimiser steps, instead of `epochs`.")
+    micro_batch_size: int = Field(
+        1, ge=1, description="Rows that pass through the pipeline together."
+    )
+    gradient_accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="Micro-batches per replica and step; more of them fill the pipeline better.",
+    )
+    pipeline_stages: int = Field(
+        1, ge=1, description="Parts the model is cut into; must divide the number of processes."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, float32 on CPU. '
+        "Trained weights are always held in float32.",
+    )
+    activation_checkpointing: Literal["none", "full"] = Field(
+        "none",
+        description='`"full"`: keep only the input of each layer and compute the rest again.',
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads per process. Default: the machine's cores over its processes.",
+    )
+    datasets: list[DatasetConfig] = Field(min_length=1, description="What to train on.")
+    evaluation_datasets: list[EvaluationDatasetConfig] = Field(
+        [], description="What to evaluate on."
+    )
+    adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
+    optimizer: OptimizerConfig = Field(description="How it is trained.")
+    scheduler: SchedulerConfig = Field(
+        SchedulerConfig(), description="The learning rate over time."
+    )
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="When to evaluate.")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="When to save.")
+    loader: LoaderConfig = Field(LoaderConfig(), description="How shards are read.")
+
+    @model_validator(mode="after")
+    def check(self) -> "TrainConfig":
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError(
+                f"epochs = {self.epochs} and max_steps = {self.max_steps} exclude each other; keep one"
+            )
+        if self.scheduler.min_lr > self.optimizer.lr:
+            raise ValueError(
+                f"scheduler.min_lr = {self.scheduler.min_lr} is above optimizer.lr = {self.optimizer.lr}; lower it"
+            )
+        names = self.evaluation_names()
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f'two evaluation datasets are named "{name}"; give each its own `name`'
+                )
+        return self
+
+    def evaluation_names(self) -> list[str]:
+        """The name of each evaluation dataset, as it appears in logs."""
+        return [
+            dataset.name or dataset.path.rstrip("/").rsplit("/", 1)[-1]
+            for dataset in self.evaluation_datasets
+        ]
+
+    def data_fingerprint_keys(self) -> dict[str, object]:
+        """The settings that decide which rows come in which order."""
+        return {
+            "seed": self.seed,
+            "shuffle": self.loader.shuffle,
+            "shuffle_window": self.loader.shuffle_window,
+        }
