@@ -1,1 +1,1 @@
-"""Commands: the console script, the demo, and generators of documents. May import everything else."""
+"""The commands, the demo, and generators of documents. May import everything else."""

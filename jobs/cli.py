@@ -1,4 +1,4 @@
-"""The `headrace` command. Imports stay inside the commands: `headrace prepare` never loads torch."""
+"""The `headrace` command. Each command imports what it needs: `prepare` never loads torch."""
 
 import logging
 import os
@@ -169,7 +169,7 @@ def count_processes(gpus: int | None, pipeline_stages: int) -> int:
 
 
 def count_gpus() -> int:
-    """GPUs that torch can use. Loading torch takes seconds, so it is not asked where there is no driver."""
+    """GPUs that torch can use. Without a driver torch, which takes seconds, is not loaded."""
     if not any(os.path.exists(path) for path in GPU_DRIVER_FILES):  # noqa: PTH110
         return 0
     import torch

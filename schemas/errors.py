@@ -1,4 +1,4 @@
-"""The error tree. Every mistake a user can make raises one of these, as one line that says what to do."""
+"""The error tree. A user's mistake raises one of these, as one line that says what to do."""
 
 
 class HeadraceError(Exception):

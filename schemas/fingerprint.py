@@ -1,4 +1,4 @@
-"""Hashes that decide whether something on disk may be reused, and seeds derived from one root seed."""
+"""Hashes that decide what on disk may be reused, and seeds derived from one root seed."""
 
 import hashlib
 import json

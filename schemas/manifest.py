@@ -1,4 +1,4 @@
-"""`manifest.json`: what a shard directory holds, written last; a directory without one is not finished."""
+"""`manifest.json`: what a shard directory holds. Written last: without one it is not finished."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ class Record(BaseModel):
 
 
 class TokenizerRecord(Record):
-    """Which tokenizer made the ids: SHA-256 of tokenizer.json, its size and its special tokens by role."""
+    """Which tokenizer made the ids: SHA-256 of tokenizer.json, size, special tokens by role."""
 
     fingerprint: str
     vocabulary_size: int
@@ -59,7 +59,7 @@ class SourceRecord(Record):
 
 
 class TokenLedger(Record):
-    """Every token that the tokenizer gave is in a row of a split, or dropped under a named reason."""
+    """Every token the tokenizer gave is in a row of a split, or dropped for a named reason."""
 
     tokens_in: int
     tokens_out: dict[str, int]
@@ -117,7 +117,8 @@ def read_manifest(directory: Path) -> Manifest:
         raise DataError(f'{path}: not a shard manifest (no "format": "{SHARD_FORMAT}")')
     if body.get("format_version") != SHARD_FORMAT_VERSION:
         raise DataError(
-            f"{path}: format version {body.get('format_version')}, this release reads {SHARD_FORMAT_VERSION}"
+            f"{path}: format version {body.get('format_version')}, "
+            f"this release reads {SHARD_FORMAT_VERSION}"
         )
     checksum = body.pop("manifest_sha256", None)
     if checksum != fingerprint(body):

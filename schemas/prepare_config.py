@@ -18,8 +18,8 @@ class SourceConfig(Config):
         '`"documents"`: JSONL, a JSON list or Parquet with one document a record.'
     )
     path: str | list[str] = Field(
-        description="File or glob (`**` crosses folders), or a list of them, relative to the working directory. "
-        "`.gz` and `.zst` are read as they are."
+        description="File or glob (`**` crosses folders), or a list of them, relative to the "
+        "working directory. `.gz` and `.zst` are read as they are."
     )
     text_field: str = Field("text", description="Field that holds the text (`documents` only).")
     document_separator: str | None = Field(
@@ -56,7 +56,7 @@ class PrepareConfig(Config):
     )
     parse_special_tokens: bool = Field(
         False,
-        description="Whether `<|...|>` inside a document becomes the special token, or stays plain text.",
+        description="Whether `<|...|>` in a document becomes the special token, or stays text.",
     )
     max_reject_fraction: float = Field(
         0.001, ge=0, le=1, description="Stop when more than this share of the documents is refused."

@@ -1,4 +1,4 @@
-"""Atomic publication: a reader sees the whole of a file or directory, or nothing of it, even after a power cut."""
+"""Atomic publication: a reader sees all of a file or directory or none, even after a power cut."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def rename_durably(temporary: Path, path: Path) -> None:
         for child in sorted(temporary.rglob("*")):
             fsync_path(child)
     fsync_path(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
     fsync_path(path.parent)
 
 
@@ -35,5 +35,5 @@ def remove_tree(path: Path) -> None:
     """Remove a directory so that a half-removed one is never taken for a whole one."""
     doomed = path.with_name(f".{path.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(path, doomed)
+    path.replace(doomed)
     shutil.rmtree(doomed)

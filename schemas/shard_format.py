@@ -34,7 +34,7 @@ PREFERENCE_COLUMNS = (
 
 
 def shard_schema(kind: str = "causal") -> pa.Schema:
-    """The Arrow schema of one shard, with format name and version in its metadata (the Parquet footer).
+    """The Arrow schema of one shard; format and version stand in its metadata, the Parquet footer.
 
     Args:
         kind: "causal", or "preference" which adds the rejected columns.
@@ -48,5 +48,5 @@ def shard_schema(kind: str = "causal") -> pa.Schema:
 
 
 def shard_file_name(split: str, index: int) -> str:
-    """`shard-00000.parquet` for the train split, `evaluation-00000.parquet` for the evaluation split."""
+    """`shard-00000.parquet` (train split) or `evaluation-00000.parquet`."""
     return f"{FILE_STEMS[split]}-{index:05d}.parquet"

@@ -8,7 +8,10 @@ from headrace.schemas.toml_config import Config
 
 
 class DatasetConfig(Config):
-    """One `[[datasets]]` table: a shard directory's train split. Several are shuffled together, every row once an epoch."""
+    """One `[[datasets]]` table: a shard directory's train split.
+
+    Several are shuffled together, every row once an epoch.
+    """
 
     path: str = Field(description="Shard directory written by `headrace prepare`.")
 
@@ -26,7 +29,7 @@ class AdapterConfig(Config):
 
     kind: Literal["lora", "none"] = Field(
         "lora",
-        description='`"lora"`: low-rank adapters over frozen weights. `"none"`: all weights are trained.',
+        description='`"lora"`: low-rank adapters over frozen weights. `"none"`: train all weights.',
     )
     rank: int = Field(16, ge=1, description="Rank of the LoRA matrices.")
     alpha: float | None = Field(
@@ -95,7 +98,7 @@ class LoaderConfig(Config):
     )
     shuffle: bool = Field(
         True,
-        description="Another order each epoch. `false`: shard order, which is shuffled once already.",
+        description="Another order each epoch. `false`: shard order, shuffled once already.",
     )
     shuffle_window: int = Field(4, ge=1, description="Row groups that are held and mixed at once.")
 
@@ -129,8 +132,8 @@ class TrainConfig(Config):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, float32 on CPU. '
-        "Trained weights are always held in float32.",
+        description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, '
+        "float32 on CPU. Trained weights are always held in float32.",
     )
     activation_checkpointing: Literal["none", "full"] = Field(
         "none",
@@ -158,11 +161,13 @@ class TrainConfig(Config):
     def check(self) -> "TrainConfig":
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError(
-                f"epochs = {self.epochs} and max_steps = {self.max_steps} exclude each other; keep one"
+                f"epochs = {self.epochs} and max_steps = {self.max_steps} exclude each other; "
+                "keep one"
             )
         if self.scheduler.min_lr > self.optimizer.lr:
             raise ValueError(
-                f"scheduler.min_lr = {self.scheduler.min_lr} is above optimizer.lr = {self.optimizer.lr}; lower it"
+                f"scheduler.min_lr = {self.scheduler.min_lr} is above "
+                f"optimizer.lr = {self.optimizer.lr}; lower it"
             )
         names = self.evaluation_names()
         for name in names:
