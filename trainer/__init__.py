@@ -1,0 +1,1 @@
+"""Streams shards into pipeline stages and fine-tunes, exactly resumable."""

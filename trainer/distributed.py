@@ -1,0 +1,101 @@
+"""Who am I among the processes: stage, replica, device, and the groups to talk over."""
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Place of this process. Stages of one replica are neighbours: rank = replica * stages + stage."""
+
+    rank: int
+    stage: int
+    stages: int
+    replica: int
+    replicas: int
+    device: torch.device
+    world_group: Any  # gloo, all ranks
+    pipeline_group: Any  # gloo, the stages of this replica
+    leaders_group: Any  # gloo, the first stages of all replicas
+    replicas_group: Any  # device backend, the same stage of all replicas
+    tied_group: Any  # device backend, first and last stage of this replica
+
+    @property
+    def is_first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == self.stages - 1
+
+    def rank_of(self, stage: int) -> int:
+        """The global rank of a stage of this replica."""
+        return self.replica * self.stages + stage
+
+
+def process_environment() -> tuple[int, int, int]:
+    """Rank, local rank and world size as the launcher set them; a single process without one."""
+    environment = os.environ
+    for name, default in (
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("WORLD_SIZE", "1"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "29500"),
+    ):
+        environment.setdefault(name, default)
+    return int(environment["RANK"]), int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"])
+
+
+def connect(stages: int) -> Layout:
+    """Join the process group (NCCL on GPUs, gloo on CPU) and build every group, on all ranks alike."""
+    rank, local_rank, world_size = process_environment()
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, rank=rank, world_size=world_size, timeout=TIMEOUT, device_id=_bound(device)
+    )
+    replicas = world_size // stages
+    replica, stage = divmod(rank, stages)
+
+    def group(lists: list[list[int]], kind: str) -> Any:
+        made = [(ranks, dist.new_group(ranks, backend=kind, timeout=TIMEOUT)) for ranks in lists]
+        return next((handle for ranks, handle in made if rank in ranks), None)
+
+    pipelines = [[r * stages + s for s in range(stages)] for r in range(replicas)]
+    same_stage = [[r * stages + s for r in range(replicas)] for s in range(stages)]
+    ends = [[ranks[0], ranks[-1]] for ranks in pipelines] if stages > 1 else []
+    return Layout(
+        rank=rank,
+        stage=stage,
+        stages=stages,
+        replica=replica,
+        replicas=replicas,
+        device=device,
+        world_group=group([list(range(world_size))], "gloo"),
+        pipeline_group=group(pipelines, "gloo"),
+        leaders_group=group(same_stage[:1], "gloo"),
+        replicas_group=group(same_stage, backend),
+        tied_group=group(ends, backend),
+    )
+
+
+def _bound(device: torch.device) -> torch.device | None:
+    return device if device.type == "cuda" else None
+
+
+def gather_objects(value: Any, group: Any) -> list[Any]:
+    """Each member's value, in rank order, at every member."""
+    gathered: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, value, group=group)
+    return gathered

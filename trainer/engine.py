@@ -1,0 +1,192 @@
+"""DeepSpeed's pipeline engine, with our inputs, loss, gradients and optimiser step.
+
+Kept of DeepSpeed: the launcher, the 1F1B schedule, process groups, and the transfer of hidden states
+and their gradients between stages. This is the only file that touches its private parts; read
+against DeepSpeed 0.19.8.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.comm import comm as deepspeed_comm
+from deepspeed.ops import __compatible_ops__ as compatible_operators
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.pipe import schedule
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.runtime.pipe.module import PipelineModule
+from deepspeed.runtime.pipe.topology import ProcessTopology
+from torch import Tensor, nn
+
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.distributed import Layout
+from headrace.trainer.feed import StepInputs
+from headrace.trainer.stage import LossOutput, MicroBatch, Stage
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """Summed loss of one row, in nats, and its trained tokens. `place` counts rows in the global batch."""
+
+    place: int
+    source: str
+    loss: float
+    trained_tokens: int
+
+
+class StageEngine(PipelineEngine):  # type: ignore[misc]
+    """Runs steps of one stage in concert with the other stages."""
+
+    def __init__(self, stage: Stage, config: TrainConfig, layout: Layout) -> None:
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self._join_process_group(layout)
+        settings = {
+            "train_micro_batch_size_per_gpu": config.micro_batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "zero_optimization": {"stage": 0},
+            "steps_per_print": None,
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            module = _as_pipeline_module(stage, layout)
+            grid = module.mpu()
+            super().__init__(
+                args=None,
+                model=module,
+                mpu=grid,
+                config=settings,
+                config_class=DeepSpeedConfig(settings, grid),
+                dist_init_required=False,
+            )
+        self.stage = stage
+        self.layout = layout
+        self.micro_batch_rows = config.micro_batch_size
+        self._inputs: StepInputs | None = None
+        self._next_micro_batch = 0
+        self._step_seed = 0
+        self._losses: list[Tensor] = []
+        self._finish_step: Callable[[], None] | None = None
+
+    @staticmethod
+    def _join_process_group(layout: Layout) -> None:
+        """Let DeepSpeed use the process group that exists.
+
+        On CPU it would compile, and reduce through, a shared-memory operator whose segments outlive
+        a killed process; gloo serves as well.
+        """
+        compatible_operators["deepspeed_shm_comm"] = False
+        backend = "nccl" if layout.device.type == "cuda" else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        assert deepspeed_comm.is_initialized()
+
+    def train_step(
+        self, inputs: StepInputs, step_seed: int, finish_step: Callable[[], None]
+    ) -> list[RowLoss]:
+        """Forward and backward over all micro-batches, then `finish_step`.
+
+        Returns:
+            The loss of each row of this replica, on the last stage; nothing elsewhere.
+        """
+        self.module.train()
+        self._finish_step = finish_step
+        train = schedule.TrainSchedule(inputs.micro_batches, self.num_stages, self.stage_id)
+        return self._run(train, inputs, step_seed)
+
+    def evaluation_step(self, inputs: StepInputs) -> list[RowLoss]:
+        """Forward only; otherwise as `train_step`."""
+        self.module.eval()
+        forward = schedule.InferenceSchedule(inputs.micro_batches, self.num_stages, self.stage_id)
+        with torch.no_grad():
+            return self._run(forward, inputs, step_seed=0)
+
+    def _run(self, plan: Any, inputs: StepInputs, step_seed: int) -> list[RowLoss]:
+        self._inputs = inputs
+        self._step_seed = step_seed
+        self._next_micro_batch = 0
+        self._losses = []
+        self._exec_schedule(plan)
+        return self._row_losses(inputs) if self.is_last_stage() else []
+
+    def _row_losses(self, inputs: StepInputs) -> list[RowLoss]:
+        """Rows with their place in the global batch; one transfer from the device."""
+        assert inputs.sources is not None and inputs.labels is not None
+        losses = torch.stack(self._losses).tolist()
+        counts = (inputs.labels >= 0).sum(-1).tolist()
+        return [
+            RowLoss(self._place(index, row), source, losses[index][row], counts[index][row])
+            for index, sources in enumerate(inputs.sources)
+            for row, source in enumerate(sources)
+            if source
+        ]
+
+    def _place(self, micro_batch: int, row: int) -> int:
+        return self._global_micro_batch(micro_batch) * self.micro_batch_rows + row
+
+    def _global_micro_batch(self, micro_batch: int) -> int:
+        return micro_batch * self.layout.replicas + self.layout.replica
+
+    # --- instructions of the schedule ---
+
+    def _load_micro_batch(self, buffer_id: int) -> None:
+        """First stage: the token ids of the next micro-batch. The last stage has its labels already."""
+        if self.is_first_stage():
+            assert self._inputs is not None and self._inputs.input_ids is not None
+            ids = self._inputs.input_ids[self._next_micro_batch]
+            self.pipe_buffers["inputs"][buffer_id] = ids.to(self.device, non_blocking=True)
+
+    def _forward_pass(self, buffer_id: int) -> None:
+        inputs = self._inputs
+        assert inputs is not None
+        index = self._next_micro_batch
+        self._next_micro_batch += 1
+        labels = None if inputs.labels is None else inputs.labels[index]
+        side = MicroBatch(
+            document_lengths=inputs.document_lengths[index],
+            labels=None if labels is None else labels.to(self.device, non_blocking=True),
+            loss_scale=1.0 / max(1, inputs.trained_tokens),
+            seed=self._step_seed + self._global_micro_batch(index),
+        )
+        output = self.stage(self.pipe_buffers["inputs"][buffer_id], side)
+        if isinstance(output, LossOutput):
+            self._losses.append(output.token_losses.double().sum(-1))
+            output = output.loss
+        self.pipe_buffers["outputs"][buffer_id] = output
+
+    def _backward_pass(self, buffer_id: int) -> None:
+        output = self.pipe_buffers["outputs"][buffer_id]
+        output.backward(None if self.is_last_stage() else self.grad_layer)
+        self.pipe_buffers["outputs"][buffer_id] = None
+        if self.is_first_stage():
+            self.pipe_buffers["inputs"][buffer_id] = None
+
+    def _nothing(self) -> None:
+        """Tied gradients and replicas are reduced in the optimizer step, in one order."""
+
+    def _optimizer_step(self) -> None:
+        assert self._finish_step is not None
+        self._finish_step()
+
+    def _broadcast_model(self) -> None:
+        """Every replica loads or initialises the same weights by itself."""
+
+    _INSTRUCTION_MAP = {
+        **PipelineEngine._INSTRUCTION_MAP,
+        schedule.LoadMicroBatch: _load_micro_batch,
+        schedule.ForwardPass: _forward_pass,
+        schedule.BackwardPass: _backward_pass,
+        schedule.ReduceTiedGrads: _nothing,
+        schedule.ReduceGrads: _nothing,
+        schedule.OptimizerStep: _optimizer_step,
+    }
+
+
+def _as_pipeline_module(stage: Stage, layout: Layout) -> PipelineModule:
+    """Each of our stages is one DeepSpeed layer, so cutting, placing and running stays ours."""
+    places: list[nn.Module | None] = [None] * layout.stages
+    places[layout.stage] = stage
+    topology = ProcessTopology(axes=["data", "pipe"], dims=[layout.replicas, layout.stages])
+    return PipelineModule(layers=places, topology=topology, partition_method="uniform")

@@ -1,0 +1,89 @@
+"""Entry point of every training process: `deepspeed --module headrace.trainer.main --config train.toml`."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from headrace.schemas.errors import HeadraceError
+from headrace.schemas.publish import write_atomic
+from headrace.schemas.toml_config import load_config
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.preflight import (
+    RUN_CONFIG_NAME,
+    check,
+    check_run_directory,
+    resume_record,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line of one training process."""
+    parser = argparse.ArgumentParser(
+        prog="headrace.trainer.main",
+        epilog="example: deepspeed --num_gpus 2 --module headrace.trainer.main --config train.toml",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="TOML config")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--local_rank", type=int, default=None, help="given by launchers; the environment counts")
+    return parser.parse_args(arguments)
+
+
+def configure_logging(rank: int) -> None:
+    """Rank 0 speaks; the others only of trouble, with their rank."""
+    shape = "%(message)s" if rank == 0 else f"rank {rank}: %(message)s"
+    logging.basicConfig(stream=sys.stdout, format=shape, level=logging.WARNING)
+    logging.getLogger("headrace").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one training process; returns its exit code."""
+    options = parse_arguments(arguments)
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    configure_logging(rank)
+    try:
+        run(options, rank, processes)
+    except HeadraceError as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def run(options: argparse.Namespace, rank: int, processes: int) -> None:
+    """Check everything that can be checked alone, then connect and train."""
+    config = load_config(TrainConfig, options.config, options.set)
+    inputs = check(config, processes)
+    check_run_directory(config, inputs, options.resume)
+
+    from headrace.trainer.stop_signal import StopSignal
+
+    stop = StopSignal()
+    import torch.distributed as dist
+
+    from headrace.trainer.distributed import connect
+    from headrace.trainer.loop import train
+    from headrace.trainer.setup import set_threads
+
+    layout = connect(config.pipeline_stages)
+    set_threads(config)
+    try:
+        if rank == 0:
+            record = {"config": config.model_dump(mode="json"), **resume_record(config, inputs)}
+            Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+            write_atomic(Path(config.output_dir) / RUN_CONFIG_NAME, json.dumps(record, indent=1) + "\n")
+        train(config, inputs, layout, stop, options.resume)
+        dist.barrier(layout.world_group)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""What can be known wrong before a process group or a GPU is touched. Imports no torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.schemas.errors import CheckpointError, ConfigError, DataError
+from headrace.schemas.fingerprint import file_sha256, fingerprint
+from headrace.schemas.manifest import Manifest, read_manifest
+from headrace.schemas.shard_format import EVALUATION, TRAIN
+from headrace.schemas.train_config import TrainConfig
+
+# settings that a resumed run may change without changing what is computed
+FREE_ON_RESUME = {
+    "output_dir",
+    "pipeline_stages",
+    "micro_batch_size",
+    "gradient_accumulation_steps",
+    "activation_checkpointing",
+    "threads",
+    "evaluation_datasets",
+    "evaluation",
+    "checkpoint",
+}
+RUN_CONFIG_NAME = "train.json"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The manifests that a run reads, and what follows from them and the number of processes."""
+
+    train: list[Manifest]
+    evaluation: list[Manifest]
+    sequence_len: int
+    rows_per_epoch: int
+    replicas: int
+    global_batch_rows: int
+    stop_row: int
+    total_steps: int
+    data_fingerprint: str
+
+
+def check(config: TrainConfig, processes: int) -> Inputs:
+    """Check model, shards and layout against each other.
+
+    Raises:
+        ConfigError, DataError: one line that says what to do.
+    """
+    if processes % config.pipeline_stages:
+        raise ConfigError(
+            f"pipeline_stages = {config.pipeline_stages} does not divide the {processes} processes; "
+            f"launch a multiple of {config.pipeline_stages} or change pipeline_stages"
+        )
+    model = read_model_config(Path(config.model))
+    train = [read_manifest(Path(dataset.path)) for dataset in config.datasets]
+    evaluation = [read_manifest(Path(dataset.path)) for dataset in config.evaluation_datasets]
+    paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
+    for path, manifest in zip(paths, train + evaluation, strict=True):
+        check_shards(path, manifest, config.model, model)
+    lengths = {manifest.sequence_len for manifest in train + evaluation}
+    if len(lengths) > 1:
+        raise DataError(
+            f"datasets differ in sequence_len ({', '.join(map(str, sorted(lengths)))}); "
+            "prepare them with the same one"
+        )
+    rows = sum(shard.rows for manifest in train for shard in manifest.split(TRAIN))
+    if rows == 0:
+        raise DataError(f"{config.datasets[0].path}: the train split has no rows; prepare more text")
+    for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
+        if not any(shard.rows for shard in manifest.split(EVALUATION)):
+            raise DataError(
+                f"{dataset.path}: no evaluation rows; prepare it with a larger evaluation_fraction, "
+                "or leave it out of evaluation_datasets"
+            )
+    replicas = processes // config.pipeline_stages
+    batch = config.micro_batch_size * config.gradient_accumulation_steps * replicas
+    stop_row = batch * config.max_steps if config.max_steps else rows * (config.epochs or 1)
+    return Inputs(
+        train=train,
+        evaluation=evaluation,
+        sequence_len=lengths.pop(),
+        rows_per_epoch=rows,
+        replicas=replicas,
+        global_batch_rows=batch,
+        stop_row=stop_row,
+        total_steps=-(-stop_row // batch),
+        data_fingerprint=fingerprint([manifest.model_dump(mode="json") for manifest in train]),
+    )
+
+
+def read_model_config(model: Path) -> dict[str, object]:
+    """config.json of a model directory."""
+    path = model / "config.json"
+    if not model.is_dir():
+        raise ConfigError(f"{model}: no such directory; set `model` to a Hugging Face model directory")
+    if not path.is_file():
+        raise ConfigError(f"{path}: not found; `model` must be a Hugging Face model directory")
+    try:
+        values: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error})") from None
+    return values
+
+
+def check_shards(path: str, manifest: Manifest, model: str, model_config: dict[str, object]) -> None:
+    """Shards must have been made with the model's tokenizer and fit its positions and vocabulary."""
+    if manifest.kind != "causal":
+        raise DataError(f'{path}: kind "{manifest.kind}" cannot be trained on yet; use causal shards')
+    tokenizer = Path(model) / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise ConfigError(f"{tokenizer}: not found; the model directory must hold the tokenizer of the shards")
+    if file_sha256(tokenizer) != manifest.tokenizer.fingerprint:
+        raise DataError(
+            f"{path}: made with another tokenizer than {tokenizer}; prepare the shards with this model's"
+        )
+    vocabulary = model_config.get("vocab_size")
+    if isinstance(vocabulary, int) and manifest.tokenizer.vocabulary_size > vocabulary:
+        raise DataError(
+            f"{path}: ids up to {manifest.tokenizer.vocabulary_size - 1}, but the model has {vocabulary} embeddings"
+        )
+    positions = model_config.get("max_position_embeddings")
+    if isinstance(positions, int) and manifest.sequence_len > positions:
+        raise DataError(
+            f"{path}: sequence_len {manifest.sequence_len} is above the model's {positions} positions; "
+            "prepare shorter rows"
+        )
+
+
+def check_run_directory(config: TrainConfig, inputs: Inputs, resume: bool) -> None:
+    """A new run starts in a fresh directory; a resumed one computes what it computed before.
+
+    Raises:
+        ConfigError, CheckpointError: naming the setting that differs.
+    """
+    path = Path(config.output_dir) / RUN_CONFIG_NAME
+    if not resume:
+        if path.exists():
+            raise ConfigError(
+                f"{config.output_dir}: holds a run already; add --resume to continue it, or choose another output_dir"
+            )
+        return
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not found, so there is no run to resume; leave --resume out to start one")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    now = resume_record(config, inputs)
+    for key, value in now.items():
+        if saved.get(key) != value:
+            raise CheckpointError(
+                f"{path}: {key} was {saved.get(key)!r} and is {value!r}; resume with the old value, "
+                "or start a new run in another output_dir"
+            )
+
+
+def resume_record(config: TrainConfig, inputs: Inputs) -> dict[str, object]:
+    """What must stay the same over all resumptions of a run."""
+    values = config.model_dump(mode="json", exclude=FREE_ON_RESUME)
+    loader = values.pop("loader")
+    record = flatten(values | {"loader": {k: v for k, v in loader.items() if k != "prefetch_batches"}})
+    return record | {
+        "global batch (rows)": inputs.global_batch_rows,
+        "fingerprint of the data": inputs.data_fingerprint,
+    }
+
+
+def flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested tables as dotted keys."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
