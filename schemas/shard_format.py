@@ -1,8 +1,10 @@
 """The columns of a shard, version 1, and how its Parquet is written."""
 
+from typing import Any, Final
+
 import pyarrow as pa
 
-SHARD_FORMAT = "headrace-shards"
+SHARD_FORMAT: Final = "headrace-shards"
 SHARD_FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 REJECTS_FOLDER = "rejects"
@@ -15,7 +17,7 @@ FILE_STEMS = {TRAIN: "shard", EVALUATION: "evaluation"}
 COMPRESSION = "zstd"
 COMPRESSION_LEVEL = 3
 PARQUET_VERSION = "2.6"
-BYTE_STREAM_SPLIT_COLUMNS = ("input_ids", "rejected_input_ids")
+BYTE_STREAM_SPLIT_COLUMNS = ("input_ids.list.element",)
 
 COLUMNS = pa.schema(
     [
@@ -50,3 +52,16 @@ def shard_schema(kind: str = "causal") -> pa.Schema:
 def shard_file_name(split: str, index: int) -> str:
     """`shard-00000.parquet` (train split) or `evaluation-00000.parquet`."""
     return f"{FILE_STEMS[split]}-{index:05d}.parquet"
+
+
+def parquet_options() -> dict[str, Any]:
+    """How a shard is written: arguments of `pyarrow.parquet.ParquetWriter`."""
+    return {
+        "version": PARQUET_VERSION,
+        "compression": COMPRESSION,
+        "compression_level": COMPRESSION_LEVEL,
+        "use_dictionary": ["source"],
+        "column_encoding": dict.fromkeys(BYTE_STREAM_SPLIT_COLUMNS, "BYTE_STREAM_SPLIT"),
+        "write_statistics": ["row_key"],
+        "write_page_checksum": True,
+    }

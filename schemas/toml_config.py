@@ -1,25 +1,25 @@
-"""TOML file plus `--set` overrides into a frozen pydantic model, with errors that name file, line and remedy."""
+"""A TOML file plus `--set` overrides into a frozen pydantic model, once."""
 
-import difflib
-import re
 import tomllib
-import types
-import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from headrace.schemas.config_errors import Location, describe_errors, dotted
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.fingerprint import fingerprint
+
+Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Config(BaseModel):
     """Base of all config tables: immutable, no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     def fingerprint(self, exclude: set[str] | None = None) -> str:
         """SHA-256 of the resolved values, leaving out the named top-level keys."""
@@ -30,7 +30,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
-    """Read one config file once.
+    """Read one config file.
 
     Args:
         overrides: `key.sub=value` with a TOML value; a bare word is taken as a string.
@@ -48,99 +48,48 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    for override in overrides:
-        apply_override(values, override)
+    origins = {apply_override(values, override): override for override in overrides}
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [describe(model, path, text, detail) for detail in error.errors()]
+        lines = describe_errors(model, error, path, text, origins)
         raise ConfigError("\n".join(lines)) from None
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set `key.sub=value` in a nested dictionary, in place."""
+def apply_override(values: dict[str, Any], override: str) -> Location:
+    """Set `key.sub=value` in place, or `datasets.0.path=value` in a list. Returns where."""
     key, equals, raw = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(
-            f'--set {override}: write it as key=value, for example "optimizer.lr=1e-4"'
-        )
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw.strip()
-    *tables, name = key.strip().split(".")
-    target = values
+    *tables, name = (part.strip() for part in key.split("."))
+    if not equals or not all([*tables, name]):
+        raise ConfigError(f'--set {override}: write it as key=value, as in "optimizer.lr=1e-4"')
+    target: Any = values
+    location: Location = ()
     for table in tables:
-        target = target.setdefault(table, {})
-        if not isinstance(target, dict):
-            raise ConfigError(f"--set {override}: {table} is not a table")
-    target[name] = value
+        step = step_into(target, table, location, override)
+        location += (step,)
+        target = target.setdefault(step, {}) if isinstance(target, dict) else target[step]
+    step = step_into(target, name, location, override)
+    target[step] = parse_value(raw)
+    return (*location, step)
 
 
-def describe(model: type[BaseModel], path: Path, text: str, detail: ErrorDetails) -> str:
-    """One line for one pydantic error."""
-    location = [
-        part
-        for part in detail["loc"]
-        if isinstance(part, int) or part in text or part.isidentifier()
-    ]
-    key = ".".join(str(part) for part in location)
-    line = find_line(text, location)
-    where = f"{path}:{line}" if line else f"{path}"
-    if detail["type"] == "extra_forbidden":
-        known = known_keys(model, location[:-1])
-        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        hint = (
-            f'did you mean "{nearest[0]}"?'
-            if nearest
-            else f"known keys: {', '.join(sorted(known))}"
-        )
-        return f'{where}: unknown key "{key}"; {hint}'
-    if detail["type"] == "missing":
-        return f'{where}: required key "{key}" is missing'
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "value_error":
-        return f"{where}: {key + ': ' if key else ''}{message}"
-    return f"{where}: {key} = {detail['input']!r}: {message[:1].lower()}{message[1:]}"
+def step_into(target: Any, name: str, location: Location, override: str) -> str | int:
+    """The key or index that `name` means in a table or list."""
+    if isinstance(target, dict):
+        return name
+    if not isinstance(target, list):
+        raise ConfigError(f"--set {override}: {dotted(location)} is not a table")
+    if name.isdecimal() and int(name) < len(target):
+        return int(name)
+    raise ConfigError(
+        f"--set {override}: {dotted(location)} is a list of {len(target)}; "
+        f"name one by its number from 0, as in {dotted(location)}.0"
+    )
 
 
-def find_line(text: str, location: Sequence[str | int]) -> int | None:
-    """The line of a key: the n-th `name =` or `[name]` in the file, or None if it stands in no line."""
-    names = [part for part in location if isinstance(part, str)]
-    indices = [part for part in location if isinstance(part, int)]
-    start = 0
-    for name in names:
-        pattern = (
-            rf"^\s*(?:\[\[?\s*(?:[\w.\-]+\.)?{re.escape(name)}\s*\]?\]|\"?{re.escape(name)}\"?\s*=)"
-        )
-        matches = list(re.finditer(pattern, text[start:], re.MULTILINE))
-        if not matches:
-            continue
-        nth = indices.pop(0) if indices and name != names[-1] else 0
-        start += matches[min(nth, len(matches) - 1)].end()
-    if start == 0:
-        return None
-    return text.count("\n", 0, start) + 1
-
-
-def known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The keys of the table that a location names."""
-    current = model
-    for part in location:
-        if isinstance(part, str) and part in current.model_fields:
-            nested = table_model(current.model_fields[part].annotation)
-            if nested is None:
-                break
-            current = nested
-    return list(current.model_fields)
-
-
-def table_model(annotation: Any) -> type[BaseModel] | None:
-    """The config class inside `Table`, `list[Table]` or `Table | None`; None for plain values."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, BaseModel) else None
-    for argument in typing.get_args(annotation):
-        found = table_model(argument)
-        if found is not None:
-            return found
-    return None
+def parse_value(raw: str) -> Any:
+    """A TOML value; anything else is a string as it stands, so paths need no quotes."""
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw.strip()

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.toml_config import Config
+from headrace.schemas.toml_config import Config, Text
 
 
 class DatasetConfig(Config):
@@ -13,14 +13,14 @@ class DatasetConfig(Config):
     Several are shuffled together, every row once an epoch.
     """
 
-    path: str = Field(description="Shard directory written by `headrace prepare`.")
+    path: Text = Field(description="Shard directory written by `headrace prepare`.")
 
 
 class EvaluationDatasetConfig(Config):
     """One `[[evaluation_datasets]]` table: a shard directory's evaluation split."""
 
-    path: str = Field(description="Shard directory written by `headrace prepare`.")
-    name: str | None = Field(None, description="Name in logs. Default: the directory's name.")
+    path: Text = Field(description="Shard directory written by `headrace prepare`.")
+    name: Text | None = Field(None, description="Name in logs. Default: the directory's name.")
     max_rows: int | None = Field(None, ge=1, description="Use only the first rows. Default: all.")
 
 
@@ -36,7 +36,7 @@ class AdapterConfig(Config):
         None, gt=0, description="LoRA scale is alpha / rank. Default: the rank, scale 1."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
-    target_modules: Literal["all-linear"] | list[str] = Field(
+    target_modules: Literal["all-linear"] | list[Text] = Field(
         "all-linear",
         description='`"all-linear"` (the head left out), or names such as `["q_proj", "v_proj"]`.',
     )
@@ -106,10 +106,10 @@ class LoaderConfig(Config):
 class TrainConfig(Config):
     """Top-level keys."""
 
-    model: str = Field(
+    model: Text = Field(
         description="Hugging Face model directory: config.json, *.safetensors, tokenizer.json."
     )
-    output_dir: str = Field(
+    output_dir: Text = Field(
         description="Run directory: checkpoints, adapter, metrics, TensorBoard."
     )
     seed: int = Field(

@@ -1,0 +1,292 @@
+"""A config is read once, and each mistake in one is a line that names file, line and remedy."""
+
+from pathlib import Path
+
+import pytest
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.toml_config import Config, load_config
+from headrace.schemas.train_config import TrainConfig
+
+PREPARE = """\
+output = "shards/a"
+tokenizer = "models/a"
+
+[[sources]]
+name = "first"
+type = "text"
+path = "a/*.txt"
+
+[[sources]]
+name = "second"
+type = "documents"
+path = ["b.jsonl", "c.jsonl"]
+"""
+
+TRAIN = """\
+model = "models/a"
+output_dir = "runs/a"
+
+[[datasets]]
+path = "shards/a"
+
+[[evaluation_datasets]]
+path = "shards/a"
+
+[adapter]
+rank = 8
+
+[optimizer]
+lr = 1e-4
+"""
+
+
+def read(model: type[Config], folder: Path, text: str, *overrides: str) -> Config:
+    path = folder / "config.toml"
+    path.write_text(text)
+    return load_config(model, path, overrides)
+
+
+def message(model: type[Config], folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        read(model, folder, text, *overrides)
+    return str(error.value).replace(f"{folder}/", "")
+
+
+def test_a_config_with_only_its_required_keys_is_complete(tmp_path):
+    prepare = read(PrepareConfig, tmp_path, PREPARE)
+    train = read(TrainConfig, tmp_path, TRAIN)
+
+    assert prepare.sequence_len == 1024
+    assert prepare.sources[1].path == ["b.jsonl", "c.jsonl"]
+    assert train.adapter.kind == "lora"
+    assert train.optimizer.lr == 1e-4
+
+
+# what is wrong, the text that is replaced, by what, the line that is shown
+WRONG_PREPARE = [
+    ("a misspelt key", "output =", "ouput =", [
+        'config.toml:1: unknown key "ouput"; did you mean "output"?',
+    ]),
+    ("a key far from any other", 'output = "shards/a"', 'output = "shards/a"\nxyzzy = 1', [
+        'config.toml:2: unknown key "xyzzy"; known keys: block_bytes, bos, eos, '
+        "evaluation_fraction, max_reject_fraction, output, packing, parse_special_tokens, "
+        "row_group_tokens, seed, sequence_len, shards, sources, tokenizer",
+    ]),
+    ("another trainer's name", 'output = "shards/a"', 'output = "shards/a"\nmax_seq_length = 8', [
+        'config.toml:2: unknown key "max_seq_length"; did you mean "sequence_len"?',
+    ]),
+    ("a misspelt key in the second table", 'path = ["b', 'file = "x"\npath = ["b', [
+        'config.toml:12: unknown key "sources.1.file"; known keys: document_separator, name, '
+        "path, text_field, type",
+    ]),
+    ("a key missing from the second table", 'path = ["b.jsonl", "c.jsonl"]\n', "", [
+        'config.toml:9: required key "sources.1.path" is missing',
+    ]),
+    ("no table at all", PREPARE[PREPARE.index("[[") :], "", [
+        'config.toml: required key "sources" is missing',
+    ]),
+    ("one table in place of a list", PREPARE[PREPARE.index("[[") :], "[sources]\nname = 'a'\n", [
+        'config.toml:4: sources = {"name": "a"}: expected list of tables',
+    ]),
+    ("text for a number", 'output = "shards/a"', 'output = "shards/a"\nshards = "eight"', [
+        'config.toml:2: shards = "eight": expected integer',
+    ]),
+    ("a fraction for an integer", 'output = "shards/a"', 'output = "shards/a"\nshards = 1.5', [
+        "config.toml:2: shards = 1.5: expected integer",
+    ]),
+    ("true for an integer", 'output = "shards/a"', 'output = "shards/a"\nshards = true', [
+        "config.toml:2: shards = true: expected integer",
+    ]),
+    ("a number below the least", 'output = "shards/a"', 'output = "shards/a"\nsequence_len = 4', [
+        "config.toml:2: sequence_len = 4: must be greater than or equal to 8",
+    ]),
+    ("a word that is no choice", 'type = "documents"', 'type = "chatt"', [
+        'config.toml:11: sources.1.type = "chatt": expected "text" or "documents"',
+    ]),
+    ("a number for a path", 'path = "a/*.txt"', "path = 3", [
+        "config.toml:7: sources.0.path = 3: expected string or list of strings",
+    ]),
+    ("a number among paths", '"c.jsonl"]', "3]", [
+        "config.toml:12: sources.1.path.1 = 3: expected string",
+    ]),
+    ("no path in the list", '["b.jsonl", "c.jsonl"]', "[]", [
+        "config.toml:12: sources.1.path = []: must have at least 1 item after validation, not 0",
+    ]),
+    ("an empty path", '"shards/a"', '""', [
+        'config.toml:1: output = "": must have at least 1 character',
+    ]),
+    ("two sources of one name", '"second"', '"first"', [
+        'config.toml: two sources are named "first"; give each its own name',
+    ]),
+    ("a separator for documents", 'type = "documents"',
+     'type = "documents"\ndocument_separator = "--"', [
+        'config.toml: source "second": document_separator is for type = "text"; remove it',
+    ]),
+    ("not TOML", 'output = "shards/a"', "output = shards", [
+        "config.toml: not valid TOML: Invalid value (at line 1, column 10)",
+    ]),
+    ("the same key twice", 'output = "shards/a"', 'output = "a"\noutput = "b"', [
+        "config.toml: not valid TOML: Cannot overwrite a value (at line 2, column 13)",
+    ]),
+]  # fmt: skip
+
+WRONG_TRAIN = [
+    ("another trainer's name in a table", "lr = 1e-4", "learning_rate = 1e-4", [
+        'config.toml:14: unknown key "optimizer.learning_rate"; did you mean "optimizer.lr"?',
+    ]),
+    ("a key of another table", 'model = "models/a"', 'model = "models/a"\nlr = 1e-4', [
+        'config.toml:2: unknown key "lr"; did you mean "optimizer.lr"?',
+    ]),
+    ("another trainer's name of another table", 'model = "models/a"',
+     'model = "models/a"\nlora_r = 8', [
+        'config.toml:2: unknown key "lora_r"; did you mean "adapter.rank"?',
+    ]),
+    ("an unknown table", "[adapter]", "[adaptor]", [
+        'config.toml:10: unknown key "adaptor"; did you mean "adapter"?',
+    ]),
+    ("a negative rank", "rank = 8", "rank = -8", [
+        "config.toml:11: adapter.rank = -8: must be greater than or equal to 1",
+    ]),
+    ("a learning rate that is no number", "lr = 1e-4", "lr = nan", [
+        "config.toml:14: optimizer.lr = NaN: must be a finite number",
+    ]),
+    ("a value for a table", 'model = "models/a"', 'model = "models/a"\nloader = 2', [
+        "config.toml:2: loader = 2: expected table",
+    ]),
+    ("a table left out", "[optimizer]\nlr = 1e-4\n", "", [
+        'config.toml: required key "optimizer" is missing',
+    ]),
+    ("an evaluation set without its path", 'path = "shards/a"\n\n[adapter]', "\n[adapter]", [
+        'config.toml:7: required key "evaluation_datasets.0.path" is missing',
+    ]),
+    ("epochs and steps", 'model = "models/a"', 'model = "models/a"\nepochs = 2\nmax_steps = 5', [
+        "config.toml: epochs = 2 and max_steps = 5 exclude each other; keep one",
+    ]),
+    ("a cosine that rises", "[optimizer]", "[scheduler]\nmin_lr = 1.0\n[optimizer]", [
+        "config.toml: scheduler.min_lr = 1.0 is above optimizer.lr = 0.0001; lower it",
+    ]),
+    ("two evaluation sets of one name", "[adapter]",
+     '[[evaluation_datasets]]\npath = "other/a"\n[adapter]', [
+        'config.toml: two evaluation datasets are named "a"; give each its own `name`',
+    ]),
+    ("a wrong value below a string of many lines", 'model = "models/a"',
+     'model = """\nrank = 1\n[adapter]\n"""\nmicro_batch_size = 0', [
+        "config.toml:5: micro_batch_size = 0: must be greater than or equal to 1",
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "valid", "old", "new", "lines"),
+    [
+        pytest.param(model, valid, old, new, lines, id=name)
+        for model, valid, cases in (
+            (PrepareConfig, PREPARE, WRONG_PREPARE),
+            (TrainConfig, TRAIN, WRONG_TRAIN),
+        )
+        for name, old, new, lines in cases
+    ],
+)
+def test_a_wrong_config_is_refused_with(tmp_path, model, valid, old, new, lines):
+    assert valid.count(old) == 1
+    assert message(model, tmp_path, valid.replace(old, new)).splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.lr=3e-5", {"optimizer": {"lr": 3e-5}}),
+        ("optimizer.lr=1", {"optimizer": {"lr": 1.0}}),
+        ("max_steps = 7", {"max_steps": 7}),
+        ("model=models/b", {"model": "models/b"}),
+        ('model="models/b"', {"model": "models/b"}),
+        ("loader.shuffle=false", {"loader": {"shuffle": False}}),
+        ('adapter.target_modules=["q_proj"]', {"adapter": {"target_modules": ["q_proj"]}}),
+        ("datasets.0.path=shards/b", {"datasets": [{"path": "shards/b"}]}),
+    ],
+)
+def test_set_overrides_one_key(tmp_path, override, expected):
+    config = read(TrainConfig, tmp_path, TRAIN, override).model_dump()
+
+    for key, value in expected.items():
+        found = config[key]
+        assert {k: found[k] for k in value} == value if isinstance(value, dict) else found == value
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("lr", '--set lr: write it as key=value, as in "optimizer.lr=1e-4"'),
+        ("=3", '--set =3: write it as key=value, as in "optimizer.lr=1e-4"'),
+        ("model.size=3", "--set model.size=3: model is not a table"),
+        (
+            "optimizer.learning_rate=3",
+            '--set optimizer.learning_rate=3: unknown key "optimizer.learning_rate"; '
+            'did you mean "optimizer.lr"?',
+        ),
+        ("lr=3", '--set lr=3: unknown key "lr"; did you mean "optimizer.lr"?'),
+        ("optimizr.lr=3", '--set optimizr.lr=3: unknown key "optimizr"; did you mean "optimizer"?'),
+        ("seed=abc", '--set seed=abc: seed = "abc": expected integer'),
+        (
+            "adapter.rank=0",
+            "--set adapter.rank=0: adapter.rank = 0: must be greater than or equal to 1",
+        ),
+        (
+            "datasets.1.path=a",
+            "--set datasets.1.path=a: datasets is a list of 1; "
+            "name one by its number from 0, as in datasets.0",
+        ),
+        (
+            "datasets.path=a",
+            "--set datasets.path=a: datasets is a list of 1; "
+            "name one by its number from 0, as in datasets.0",
+        ),
+    ],
+)
+def test_a_wrong_override_is_named_as_it_was_typed(tmp_path, override, line):
+    assert message(TrainConfig, tmp_path, TRAIN, override) == line
+
+
+def test_the_last_override_of_a_key_wins(tmp_path):
+    assert read(TrainConfig, tmp_path, TRAIN, "seed=1", "seed=2").seed == 2
+
+
+def test_every_mistake_is_shown_at_once(tmp_path):
+    text = TRAIN.replace("rank = 8", "rank = 0").replace("lr = 1e-4", "lr = 0")
+
+    assert message(TrainConfig, tmp_path, text).splitlines() == [
+        "config.toml:11: adapter.rank = 0: must be greater than or equal to 1",
+        "config.toml:14: optimizer.lr = 0: must be greater than 0",
+    ]
+
+
+def test_a_config_that_is_not_there_or_not_text_is_named(tmp_path):
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+
+    with pytest.raises(ConfigError, match=r"none\.toml: not found; give the path of a TOML config"):
+        load_config(TrainConfig, tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match=r"binary\.toml: cannot be read"):
+        load_config(TrainConfig, tmp_path / "binary.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(TrainConfig, tmp_path)
+
+
+def test_dotted_and_inline_keys_have_their_own_lines(tmp_path):
+    text = TRAIN.replace("[adapter]\nrank = 8\n\n[optimizer]\nlr = 1e-4\n", "")
+    inline = "adapter.rank = 0\noptimizer = { lr = 0.1, eps = 0 }\n"
+
+    assert message(TrainConfig, tmp_path, inline + text).splitlines() == [
+        "config.toml:1: adapter.rank = 0: must be greater than or equal to 1",
+        "config.toml:2: optimizer.eps = 0: must be greater than 0",
+    ]
+
+
+def test_the_fingerprint_depends_on_values_and_not_on_how_they_are_written(tmp_path):
+    plain = read(PrepareConfig, tmp_path, PREPARE)
+    default_written_out = read(PrepareConfig, tmp_path, "seed = 0  # zero\n" + PREPARE)
+    other = read(PrepareConfig, tmp_path, PREPARE, "seed=1")
+
+    assert plain.fingerprint() == default_written_out.fingerprint()
+    assert plain.fingerprint() != other.fingerprint()
+    assert plain.fingerprint(exclude={"seed"}) == other.fingerprint(exclude={"seed"})
