@@ -1,0 +1,75 @@
+"""What a person sees: the progress bar while work runs, and the table at its end."""
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from headrace.dataprep.task_stats import TaskStats
+from headrace.schemas.manifest import Manifest
+
+
+class MegabytesPerSecond(ProgressColumn):
+    """Input read per second, in MB of 10^6 bytes."""
+
+    def render(self, task: Task) -> Text:
+        """The rate, empty until there is one."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed / 1e6:.1f} MB/s" if speed else "")
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar over bytes, with a text of counts, the rate, and the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        TextColumn("{task.fields[counts]}"),
+        MegabytesPerSecond(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=60,
+    )
+
+
+def counts_text(stats: TaskStats) -> str:
+    """Documents and tokens so far."""
+    return f"{stats.documents:,} documents, {stats.tokens_in:,} tokens"
+
+
+def print_ledger(console: Console, manifest: Manifest) -> None:
+    """The sources, and below them where every token went."""
+    table = Table(title="sources", title_justify="left")
+    table.add_column("source")
+    for name in ("documents", "refused", "rows", "tokens", "median length"):
+        table.add_column(name, justify="right")
+    for source in manifest.sources:
+        median = source.document_length_quantiles.get("p50", 0)
+        counts = (source.documents, source.rejected_documents, source.rows, source.tokens, median)
+        table.add_row(source.name, *(f"{count:,}" for count in counts))
+    console.print(table)
+    console.print(ledger_table(manifest))
+
+
+def ledger_table(manifest: Manifest) -> Table:
+    """Tokens in, tokens out by split, tokens dropped by reason, and the difference."""
+    table = Table(title="token ledger", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    ledger = manifest.ledger
+    table.add_row("in", f"{ledger.tokens_in:,}")
+    for split, tokens in ledger.tokens_out.items():
+        table.add_row(f"out: {split}", f"{tokens:,}")
+    for reason, tokens in ledger.tokens_dropped.items():
+        table.add_row(f"dropped: {reason}", f"{tokens:,}")
+    table.add_row("difference", f"{ledger.difference():,}")
+    return table

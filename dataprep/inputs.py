@@ -1,0 +1,73 @@
+"""The input files of each source: globs resolved, in a fixed order, with what identifies each file."""
+
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.schemas.errors import DataError
+from headrace.schemas.fingerprint import fingerprint
+from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file as its glob matched it. `size` in bytes; size and `mtime_ns` tell whether it changed."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def find_inputs(config: PrepareConfig) -> list[list[InputFile]]:
+    """The files of each source, in config order.
+
+    Raises:
+        DataError: a path matches nothing, is a directory, or cannot be read; names the source.
+    """
+    return [find_source_files(source) for source in config.sources]
+
+
+def find_source_files(source: SourceConfig) -> list[InputFile]:
+    """The files of one source, sorted by path, each once."""
+    patterns = [source.path] if isinstance(source.path, str) else source.path
+    paths = sorted({path for pattern in patterns for path in match(source.name, pattern)})
+    if not paths:
+        raise DataError(f'source "{source.name}": path names no file; give a file or a glob')
+    return [describe_file(source.name, path) for path in paths]
+
+
+def match(source: str, pattern: str) -> list[str]:
+    """The files that one path or glob names."""
+    if Path(pattern).is_dir():
+        raise DataError(
+            f'source "{source}": {pattern} is a directory; name files, for example "{pattern.rstrip("/")}/*.txt"'
+        )
+    if Path(pattern).exists():
+        return [os.path.normpath(pattern)]
+    paths = [path for path in glob.glob(pattern, recursive=True) if not Path(path).is_dir()]
+    if not paths:
+        raise DataError(f'source "{source}": no file matches {pattern}; correct the path')
+    return [os.path.normpath(path) for path in paths]
+
+
+def describe_file(source: str, path: str) -> InputFile:
+    """Size and modification time of a readable file."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f'source "{source}": {path} cannot be read ({error.strerror})') from None
+    if not os.access(path, os.R_OK):
+        raise DataError(f'source "{source}": {path} cannot be read (permission denied)')
+    return InputFile(path, status.st_size, status.st_mtime_ns)
+
+
+def inputs_fingerprint(config: PrepareConfig, inputs: list[list[InputFile]]) -> str:
+    """SHA-256 over source, path and size in bytes of every input file."""
+    return fingerprint(
+        [
+            [source.name, file.path, file.size]
+            for source, files in zip(config.sources, inputs, strict=True)
+            for file in files
+        ]
+    )

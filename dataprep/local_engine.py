@@ -1,0 +1,83 @@
+"""Runs work on this machine. An engine only decides who runs what: any other gives the same bytes."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Protocol, TypeVar
+
+import pyarrow as pa
+
+from headrace.schemas.errors import DataError
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+class Engine(Protocol):
+    """Whoever calls a picklable function on many items; both travel to the workers."""
+
+    def run(
+        self, function: Callable[[ItemT], ResultT], items: Iterable[ItemT]
+    ) -> Iterator[tuple[ItemT, ResultT]]:
+        """Each item with its result, in the order in which they finish."""
+        ...
+
+
+class LocalEngine:
+    """Processes of this machine; with one worker, this process with the tokenizer's own threads."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers or len(os.sched_getaffinity(0))
+
+    def run(
+        self, function: Callable[[ItemT], ResultT], items: Iterable[ItemT]
+    ) -> Iterator[tuple[ItemT, ResultT]]:
+        """Each item with its result, in the order in which they finish."""
+        todo = list(items)
+        if min(self.workers, len(todo)) <= 1:
+            for item in todo:
+                yield item, function(item)
+            return
+        yield from self.run_in_processes(function, todo)
+
+    def run_in_processes(
+        self, function: Callable[[ItemT], ResultT], items: list[ItemT]
+    ) -> Iterator[tuple[ItemT, ResultT]]:
+        """The same in spawned processes: forking a process that has threads may hang."""
+        pool = ProcessPoolExecutor(
+            min(self.workers, len(items)),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=prepare_worker,
+        )
+        try:
+            futures = {pool.submit(function, item): item for item in items}
+            for future in as_completed(futures):
+                yield futures.pop(future), future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker process died (killed, or out of memory); run again to continue, "
+                "with fewer workers if memory was short"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def prepare_worker() -> None:
+    """One thread a worker, a quiet end on Ctrl-C, and no life after the parent's death."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    pa.set_cpu_count(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def die_with_parent() -> None:
+    """Wait for the parent to end, and end: an orphan would go on writing beside the next run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

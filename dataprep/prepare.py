@@ -1,0 +1,258 @@
+"""Sources to a finished shard directory: plan, tokenise every task, write every shard, manifest last."""
+
+import json
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from headrace.dataprep.console_report import counts_text, print_ledger, progress_bar
+from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
+from headrace.dataprep.job import Job
+from headrace.dataprep.local_engine import Engine, LocalEngine
+from headrace.dataprep.shard_writer import ShardPlan, finished_shard, write_shard
+from headrace.dataprep.task_runner import finished_task, run_task
+from headrace.dataprep.task_stats import TaskStats, add_stats, source_record
+from headrace.dataprep.tasks import Task, plan_tasks
+from headrace.dataprep.tokenizer import TOKENIZER_NAME, read_spec
+from headrace.dataprep.workspace import (
+    CONFIG_NAME,
+    REJECTS_NAME,
+    locked,
+    open_output,
+    rejects_path,
+    remove_stale_shards,
+    remove_work,
+)
+from headrace.schemas.errors import DataError
+from headrace.schemas.fingerprint import fingerprint
+from headrace.schemas.manifest import (
+    Manifest,
+    ShardRecord,
+    TokenizerRecord,
+    TokenLedger,
+    read_manifest,
+    write_manifest,
+)
+from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.publish import rename_durably, write_atomic
+from headrace.schemas.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
+
+TOKENS_IN_EVALUATION_FILE = 1 << 26
+SHOWN_REJECTS = 3
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(
+    config: PrepareConfig,
+    workers: int | None = None,
+    console: Console | None = None,
+    engine: Engine | None = None,
+) -> Manifest:
+    """Write the shard directory that the config describes; the same config gives the same bytes.
+
+    An unfinished directory is continued, a finished one reused.
+
+    Args:
+        workers: processes of this machine. Default: one for each core.
+        console: where progress and the closing tables go. Default: standard output.
+        engine: who runs the work, instead of processes of this machine.
+
+    Raises:
+        DataError: inputs, tokenizer or output are missing, damaged or do not match; too many
+            documents are refused.
+        KeyboardInterrupt: stopped by Ctrl-C, after one line; the same call continues.
+    """
+    console = console or Console()
+    job = Job(config, read_spec(config))
+    inputs = find_inputs(config)
+    inputs_key = inputs_fingerprint(config, inputs)
+    finished = finished_manifest(job, inputs_key)
+    if finished is not None:
+        remove_work(job.output)
+        console.print(f"{config.output}: finished before with this config and these inputs; reused")
+        print_ledger(console, finished)
+        return finished
+    tasks = plan_tasks(config, inputs)
+    open_output(job.output)
+    with locked(job.output):
+        try:
+            manifest = run(job, tasks, inputs_key, engine or LocalEngine(workers), console)
+        except KeyboardInterrupt:
+            console.print(f"{config.output}: stopped; run the same command to continue")
+            raise
+        remove_work(job.output)
+    print_ledger(console, manifest)
+    return manifest
+
+
+def finished_manifest(job: Job, inputs_key: str) -> Manifest | None:
+    """The manifest of an output that is finished already, or None.
+
+    Raises:
+        DataError: it was prepared with another config or from other inputs.
+    """
+    if not (job.output / MANIFEST_NAME).exists():
+        return None
+    manifest = read_manifest(job.output)
+    remedy = "set another output, or remove the directory"
+    if manifest.config_fingerprint != job.fingerprint():
+        raise DataError(f"{job.output}: finished with another config; {remedy}")
+    if manifest.inputs_fingerprint != inputs_key:
+        raise DataError(f"{job.output}: finished from other inputs; {remedy}")
+    return manifest
+
+
+def run(job: Job, tasks: list[Task], inputs_key: str, engine: Engine, console: Console) -> Manifest:
+    """Everything from planned tasks to the published manifest."""
+    save_settings(job)
+    stats = run_tasks(job, tasks, engine, console)
+    collect_rejects(job, len(tasks))
+    check_rejects(job, stats)
+    by_source = sum_by_source(job, tasks, stats)
+    plans = plan_shards(job, tasks, add_stats(stats))
+    remove_stale_shards(job.output, {plan.file for plan in plans})
+    shards = write_shards(job, plans, engine, console)
+    manifest = build_manifest(job, inputs_key, by_source, shards)
+    write_manifest(job.output, manifest)
+    return manifest
+
+
+def save_settings(job: Job) -> None:
+    """Put the resolved config and a copy of the tokenizer beside the shards."""
+    settings = json.dumps(job.settings(), indent=1, ensure_ascii=False) + "\n"
+    write_atomic(job.output / CONFIG_NAME, settings)
+    write_atomic(job.output / TOKENIZER_NAME, Path(job.tokenizer.file).read_bytes())
+
+
+def run_tasks(job: Job, tasks: list[Task], engine: Engine, console: Console) -> list[TaskStats]:
+    """The counts of each task, in order; tasks that an earlier run finished are not run again."""
+    done = {task.number: stats for task in tasks if (stats := finished_task(job, task))}
+    todo = [task for task in tasks if task.number not in done]
+    if done:
+        logger.info("%s: %d of %d tasks are done already", job.output, len(done), len(tasks))
+    total = add_stats(done.values())
+    with progress_bar(console) as progress:
+        size = sum(task.size for task in todo)
+        bar = progress.add_task("tokenise", total=size, counts=counts_text(total))
+        for task, stats in engine.run(partial(run_task, job), todo):
+            done[task.number] = stats
+            total = add_stats((total, stats))
+            progress.update(bar, advance=task.size, counts=counts_text(total))
+    return [done[task.number] for task in tasks]
+
+
+def collect_rejects(job: Job, tasks: int) -> None:
+    """One file of all refused documents, in input order."""
+    path = job.output / REJECTS_NAME
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as target:
+        for task in range(tasks):
+            with rejects_path(job.output, task).open("rb") as source:
+                shutil.copyfileobj(source, target)
+    rename_durably(temporary, path)
+
+
+def check_rejects(job: Job, stats: list[TaskStats]) -> None:
+    """Stop when more documents were refused than the config allows, showing the first."""
+    total = add_stats(stats)
+    documents = total.documents + total.rejected
+    allowed = job.config.max_reject_fraction
+    if total.rejected <= allowed * documents:
+        return
+    path = job.output / REJECTS_NAME
+    with path.open(encoding="utf-8") as lines:
+        first = [json.loads(line) for line, _ in zip(lines, range(SHOWN_REJECTS), strict=False)]
+    shown = "; ".join(f"{r['file']}:{r['line']}: {r['reason']}: {r['detail']}" for r in first)
+    raise DataError(
+        f"{total.rejected} of {documents} documents refused, more than max_reject_fraction = "
+        f"{allowed:g} allows: {shown}; all are in {path}; repair them, or raise max_reject_fraction"
+    )
+
+
+def sum_by_source(job: Job, tasks: list[Task], stats: list[TaskStats]) -> dict[str, TaskStats]:
+    """The counts of each source, in config order; each must have a document."""
+    result: dict[str, TaskStats] = {}
+    for source in job.config.sources:
+        own = [part for task, part in zip(tasks, stats, strict=True) if task.source == source]
+        result[source.name] = add_stats(own)
+        if not result[source.name].documents:
+            raise DataError(
+                f'source "{source.name}": no documents in {source.path}; correct or remove it'
+            )
+    return result
+
+
+def plan_shards(job: Job, tasks: list[Task], total: TaskStats) -> list[ShardPlan]:
+    """The files to write: `shards` of train, and as many of evaluation as its size needs."""
+    if not total.rows.get(TRAIN):
+        raise DataError(
+            f"all {total.documents} documents fell to evaluation; lower evaluation_fraction"
+        )
+    evaluation_tokens = total.tokens.get(EVALUATION, 0)
+    counts = {
+        TRAIN: job.config.shards,
+        EVALUATION: -(-evaluation_tokens // TOKENS_IN_EVALUATION_FILE),
+    }
+    rows_key = fingerprint([job.task_key(task) for task in tasks])
+    return [
+        ShardPlan(
+            split=split,
+            index=index,
+            count=counts[split],
+            tasks=len(tasks),
+            split_tokens=total.tokens[split],
+            work_key=fingerprint([rows_key, counts[split], job.config.row_group_tokens]),
+        )
+        for split in SPLITS
+        for index in range(counts[split])
+    ]
+
+
+def write_shards(
+    job: Job, plans: list[ShardPlan], engine: Engine, console: Console
+) -> list[ShardRecord]:
+    """The record of each shard, in order; shards that an earlier run finished are kept."""
+    done = {plan: record for plan in plans if (record := finished_shard(job, plan))}
+    todo = [plan for plan in plans if plan not in done]
+    with progress_bar(console) as progress:
+        size = sum(4 * plan.size for plan in todo)
+        bar = progress.add_task("shuffle ", total=size, counts=f"{len(plans)} shards")
+        for plan, record in engine.run(partial(write_shard, job), todo):
+            done[plan] = record
+            progress.update(bar, advance=4 * plan.size)
+    return [done[plan] for plan in plans]
+
+
+def build_manifest(
+    job: Job, inputs_key: str, by_source: dict[str, TaskStats], shards: list[ShardRecord]
+) -> Manifest:
+    """The manifest; tokens in were counted at the tokenizer, tokens out in the written files."""
+    tokens_out = {split: 0 for split in SPLITS}
+    for shard in shards:
+        tokens_out[shard.split] += shard.tokens
+    ledger = TokenLedger(
+        tokens_in=sum(stats.tokens_in for stats in by_source.values()),
+        tokens_out=tokens_out,
+        tokens_dropped={},
+    )
+    assert ledger.difference() == 0, f"token ledger is off by {ledger.difference()}"
+    return Manifest(
+        tokenizer=TokenizerRecord(
+            fingerprint=job.tokenizer.sha256,
+            vocabulary_size=job.tokenizer.vocabulary_size,
+            special_tokens=dict(job.tokenizer.special_tokens),
+        ),
+        sequence_len=job.config.sequence_len,
+        packing=job.config.packing,
+        seed=job.config.seed,
+        config_fingerprint=job.fingerprint(),
+        inputs_fingerprint=inputs_key,
+        shards=shards,
+        sources=[source_record(name, stats) for name, stats in by_source.items()],
+        ledger=ledger,
+    )

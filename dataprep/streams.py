@@ -1,0 +1,141 @@
+"""Bytes of input files: decompressed as they are read, and cut at separators without holding a file."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from headrace.schemas.errors import DataError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+CHUNK_BYTES = 1 << 20
+
+
+class Place(NamedTuple):
+    """Where a record begins: `line` newlines after byte `start` of `file` (of its decompressed bytes)."""
+
+    file: str
+    start: int
+    line: int
+
+    def number(self, further: int = 0) -> int:
+        """The line in the file, from 1, `further` lines down."""
+        return lines_before(self.file, self.start) + self.line + further + 1
+
+
+def compression(path: str) -> str | None:
+    """How a file is compressed, by its name."""
+    return COMPRESSIONS.get(Path(path).suffix.lower())
+
+
+def open_bytes(path: str) -> pa.NativeFile:
+    """A readable stream of a file's decompressed bytes."""
+    return pa.input_stream(path, compression=compression(path))
+
+
+def read_chunk(stream: pa.NativeFile, path: str, size: int) -> bytes:
+    """Up to `size` bytes, fewer only at the end.
+
+    Raises:
+        DataError: the compressed data is damaged or ends too early.
+    """
+    try:
+        return bytes(stream.read(size))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read to its end ({error}); replace the file") from None
+
+
+def read_all(path: str) -> bytes:
+    """A whole file, decompressed."""
+    with open_bytes(path) as stream:
+        chunks = iter(lambda: read_chunk(stream, path, CHUNK_BYTES), b"")
+        return b"".join(chunks)
+
+
+@functools.lru_cache(maxsize=4)
+def lines_before(path: str, offset: int) -> int:
+    """Newlines in the first `offset` bytes: only counted when a record is refused."""
+    count = 0
+    with open_bytes(path) as stream:
+        while offset and (chunk := read_chunk(stream, path, min(CHUNK_BYTES, offset))):
+            count += chunk.count(b"\n")
+            offset -= len(chunk)
+    return count
+
+
+def split_range(
+    path: str, separator: bytes, start: int, end: int | None
+) -> Iterator[tuple[Place, bytes]]:
+    """The records of a file whose first byte lies in [start, end), without their separators.
+
+    Ranges that tile a file give the records of the whole file, each once. What follows the last
+    separator is a record unless it is empty.
+
+    Args:
+        start, end: bytes; only uncompressed files may start elsewhere than at 0 or have an end.
+    """
+    if start:
+        start = first_record(path, separator, start)
+    with open_bytes(path) as stream:
+        if start:
+            stream.seek(start)
+        yield from split_stream(stream, path, separator, start, end)
+
+
+def split_stream(
+    stream: pa.NativeFile, path: str, separator: bytes, start: int, end: int | None
+) -> Iterator[tuple[Place, bytes]]:
+    """Records from the stream's position `start` on, up to the last that begins before `end`."""
+    position, line, rest = start, 0, b""
+    while end is None or position < end:
+        # a record longer than a chunk doubles the next read, so that joining stays linear
+        chunk = read_chunk(stream, path, max(CHUNK_BYTES, len(rest)))
+        records = (rest + chunk).split(separator)
+        rest = records.pop()
+        for record in records:
+            if end is not None and position >= end:
+                return
+            yield Place(path, start, line), record
+            position += len(record) + len(separator)
+            line += record.count(b"\n") + separator.count(b"\n")
+        if not chunk:
+            break
+    if rest and (end is None or position < end):
+        yield Place(path, start, line), rest
+
+
+def first_record(path: str, separator: bytes, offset: int) -> int:
+    """The first byte at or after `offset` at which a record begins; the file's size if none does."""
+    with Path(path).open("rb") as file:
+        position = unambiguous_start(path, separator, max(0, offset - len(separator)))
+        file.seek(position)
+        data = b""
+        while chunk := file.read(max(CHUNK_BYTES, len(data))):
+            data += chunk
+            *records, rest = data.split(separator)
+            for record in records:
+                position += len(record) + len(separator)
+                if position >= offset:
+                    return position
+            data = rest
+        return position + len(data)
+
+
+def unambiguous_start(path: str, separator: bytes, position: int) -> int:
+    """A place at or before `position` from which cutting agrees with cutting from the file's start.
+
+    A separator such as a blank line may overlap itself ("\\n\\n\\n"); cutting goes from left to right,
+    so the search must begin before the whole run of overlapping separators.
+    """
+    width = len(separator) - 1
+    with Path(path).open("rb") as file:
+        while width and position:
+            begin = max(0, position - width)
+            file.seek(begin)
+            found = file.read(position - begin + width).find(separator)
+            if found < 0 or begin + found >= position:
+                break
+            position = begin + found
+    return position

@@ -1,0 +1,172 @@
+"""A model directory's tokenizer: token ids of plain documents, with BOS and EOS where the config asks."""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from headrace.schemas.errors import DataError
+from headrace.schemas.prepare_config import PrepareConfig
+
+Ids = npt.NDArray[np.int32]
+TOKENIZER_NAME = "tokenizer.json"
+ROLES = ("bos", "eos", "pad", "unk")
+BATCH_BYTES = 1 << 19  # an encoding takes about 100 bytes a token until its ids are taken out
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """What a worker needs to tokenise: small, picklable, and all that decides the ids."""
+
+    file: str
+    sha256: str
+    vocabulary_size: int
+    special_tokens: tuple[tuple[str, int], ...]
+    bos: int | None
+    eos: int | None
+    parse_special_tokens: bool
+
+    def identity(self) -> dict[str, object]:
+        """Everything but the path: equal identities give equal ids."""
+        return {
+            "sha256": self.sha256,
+            "special_tokens": dict(self.special_tokens),
+            "bos": self.bos,
+            "eos": self.eos,
+            "parse_special_tokens": self.parse_special_tokens,
+        }
+
+
+def read_spec(config: PrepareConfig) -> TokenizerSpec:
+    """Read the tokenizer that the config names.
+
+    Raises:
+        DataError: no tokenizer there, damaged, or without a BOS or EOS that the config asks for.
+    """
+    folder = Path(config.tokenizer)
+    path = folder / TOKENIZER_NAME
+    if not path.is_file():
+        raise DataError(f"{path}: not found; set tokenizer to a directory with {TOKENIZER_NAME}")
+    content = path.read_bytes()
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except Exception as error:  # the bindings raise plain Exception
+        raise DataError(f"{path}: not a tokenizer ({error})") from None
+    special = special_tokens(folder, tokenizer)
+    return TokenizerSpec(
+        file=str(path),
+        sha256=hashlib.sha256(content).hexdigest(),
+        vocabulary_size=max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1,
+        special_tokens=tuple(sorted(special.items())),
+        bos=choose_bos(config, tokenizer, special.get("bos")),
+        eos=choose_eos(config, special.get("eos")),
+        parse_special_tokens=config.parse_special_tokens,
+    )
+
+
+def choose_bos(config: PrepareConfig, tokenizer: Tokenizer, bos: int | None) -> int | None:
+    """The id that starts a document, or None. `auto` does what the tokenizer's own template does."""
+    if config.bos == "always" and bos is None:
+        raise DataError(
+            f'{config.tokenizer}: bos = "always", but no BOS token is named in tokenizer_config.json; '
+            'name it there as "bos_token", or set bos = "never"'
+        )
+    if config.bos == "auto":
+        own = tokenizer.encode("a", add_special_tokens=True).ids
+        return bos if bos is not None and own[:1] == [bos] else None
+    return bos if config.bos == "always" else None
+
+
+def choose_eos(config: PrepareConfig, eos: int | None) -> int | None:
+    """The id that ends a document, or None."""
+    if config.eos == "never":
+        return None
+    if eos is None:
+        raise DataError(
+            f'{config.tokenizer}: eos = "auto", but no EOS token is named in tokenizer_config.json; '
+            'name it there as "eos_token", or set eos = "never"'
+        )
+    return eos
+
+
+def special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the special tokens by role, from the first file of the directory that names each."""
+    found: dict[str, int] = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        values = read_json(folder / name)
+        for role in ROLES:
+            token = values.get(f"{role}_token")
+            text = token.get("content") if isinstance(token, dict) else token
+            if role in found or not isinstance(text, str):
+                continue
+            number = tokenizer.token_to_id(text)
+            if number is None:
+                raise DataError(
+                    f'{folder / name}: {role}_token "{text}" is not in {TOKENIZER_NAME}'
+                )
+            found[role] = number
+    for name in ("generation_config.json", "config.json"):
+        values = read_json(folder / name)
+        for role in ROLES:
+            number = values.get(f"{role}_token_id")
+            number = number[0] if isinstance(number, list) and number else number
+            if isinstance(number, int):
+                found.setdefault(role, number)
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
+    return values if isinstance(values, dict) else {}
+
+
+@functools.lru_cache(maxsize=2)
+def open_tokenizer(spec: TokenizerSpec) -> Tokenizer:
+    """The tokenizer itself, kept per process; it neither truncates nor pads."""
+    tokenizer = Tokenizer.from_file(spec.file)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = not spec.parse_special_tokens
+    return tokenizer
+
+
+def encode_documents(spec: TokenizerSpec, texts: list[str]) -> list[Ids]:
+    """Token ids of each text, shape [tokens]; empty where the tokenizer gives no token at all."""
+    tokenizer = open_tokenizer(spec)
+    encoded: list[Ids] = []
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_BYTES:
+            encoded += encode_batch(tokenizer, spec, batch)
+            batch, size = [], 0
+    return encoded + encode_batch(tokenizer, spec, batch)
+
+
+def encode_batch(tokenizer: Tokenizer, spec: TokenizerSpec, texts: list[str]) -> list[Ids]:
+    """Ids of some texts, with BOS and EOS added where they are wanted and not there yet."""
+    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [add_ends(spec, encoding.ids) for encoding in encodings]
+
+
+def add_ends(spec: TokenizerSpec, ids: list[int]) -> Ids:
+    """One document's ids with BOS and EOS, in int32; an empty document stays empty."""
+    if ids and spec.bos is not None and ids[0] != spec.bos:
+        ids = [spec.bos, *ids]
+    if ids and spec.eos is not None and ids[-1] != spec.eos:
+        ids = [*ids, spec.eos]
+    return np.array(ids, dtype=np.int32)
