@@ -1,4 +1,4 @@
-"""Head projection and cross-entropy in one pass over chunks of tokens: the logits are never held as a whole."""
+"""Head projection and cross-entropy, in chunks of tokens: the logits are never held as a whole."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of `hidden @ weight.T` against labels.
 
-    The gradients are computed in the forward pass, while a chunk's logits exist, so the loss must be
-    used once and in a single backward.
+    The gradients are computed in the forward pass, while a chunk's logits exist, so the loss must
+    be used once and in a single backward.
 
     Args:
         hidden: [tokens, hidden size], float32 or bfloat16.
@@ -28,7 +28,7 @@ def linear_cross_entropy(
         The sum of the losses times `scale`, a float32 scalar, and the losses of all tokens,
         [tokens] float32 in nats, detached.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return _LinearCrossEntropy.apply(hidden, weight, labels, scale)
 
 
 def linear_cross_entropy_reference(

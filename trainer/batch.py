@@ -71,7 +71,9 @@ def _fill(
 
 def position_ids(document_lengths: Sequence[Sequence[int]]) -> Tensor:
     """[b, s] int64 positions that restart at every document."""
-    return torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in document_lengths])
+    return torch.stack(
+        [torch.cat([torch.arange(n) for n in lengths]) for lengths in document_lengths]
+    )
 
 
 def document_mask(document_lengths: Sequence[Sequence[int]], device: torch.device) -> Tensor | None:

@@ -36,7 +36,9 @@ class CheckpointFolder:
         """Published checkpoints, oldest first. Half-written ones have other names."""
         if not self.path.is_dir():
             return []
-        found = [(match, path) for path in self.path.iterdir() if (match := NAME.fullmatch(path.name))]
+        found = [
+            (match, path) for path in self.path.iterdir() if (match := NAME.fullmatch(path.name))
+        ]
         return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
 
     def save(
@@ -59,7 +61,11 @@ class CheckpointFolder:
             save_file(collect_tensors(trained, optimizer), path)
             fsync_path(path)
             written[path.name] = file_sha256(path)
-        files = {name: digest for part in gather_objects(written, layout.world_group) for name, digest in part.items()}
+        files = {
+            name: digest
+            for part in gather_objects(written, layout.world_group)
+            for name, digest in part.items()
+        }
         if layout.rank == 0:
             write_run_state(temporary, state.model_copy(update={"files": files}))
             if final.exists():
@@ -96,7 +102,9 @@ def load_tensors(
     Raises:
         CheckpointError: a tensor is missing or of another shape.
     """
-    files = [safe_open(path, framework="pt") for path in sorted(directory.glob("stage-*.safetensors"))]
+    files = [
+        safe_open(path, framework="pt") for path in sorted(directory.glob("stage-*.safetensors"))
+    ]
     where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
 
     def read(name: str, shape: torch.Size) -> Tensor:
@@ -104,7 +112,9 @@ def load_tensors(
             raise CheckpointError(f"{directory}: no tensor {name}; it belongs to another run")
         tensor: Tensor = where[name].get_tensor(name)
         if tensor.shape != shape:
-            raise CheckpointError(f"{directory}: {name} has shape {list(tensor.shape)}, not {list(shape)}")
+            raise CheckpointError(
+                f"{directory}: {name} has shape {list(tensor.shape)}, not {list(shape)}"
+            )
         return tensor
 
     for item in trained:
@@ -112,9 +122,9 @@ def load_tensors(
         with torch.no_grad():
             parameter.copy_(read(f"parameter/{item.name}", parameter.shape))
         optimizer.state[parameter] = {
-            name: read(f"{name}/{item.name}", torch.Size() if name == "step" else parameter.shape).to(
-                parameter.device
-            )
+            name: read(
+                f"{name}/{item.name}", torch.Size() if name == "step" else parameter.shape
+            ).to(parameter.device)
             for name in STATES
         }
 

@@ -13,7 +13,7 @@ TIMEOUT = datetime.timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Layout:
-    """Place of this process. Stages of one replica are neighbours: rank = replica * stages + stage."""
+    """Place of this process. A replica's stages are neighbours: rank = replica * stages + stage."""
 
     rank: int
     stage: int
@@ -54,8 +54,13 @@ def process_environment() -> tuple[int, int, int]:
     return int(environment["RANK"]), int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"])
 
 
+def name_accelerator() -> None:
+    """Tell DeepSpeed, before it is imported, what it would otherwise guess with warnings."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+
 def connect(stages: int) -> Layout:
-    """Join the process group (NCCL on GPUs, gloo on CPU) and build every group, on all ranks alike."""
+    """Join the process group (NCCL on GPUs, gloo on CPU); all ranks build all groups."""
     rank, local_rank, world_size = process_environment()
     device = torch.device("cpu")
     if torch.cuda.is_available():

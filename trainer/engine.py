@@ -1,8 +1,8 @@
 """DeepSpeed's pipeline engine, with our inputs, loss, gradients and optimiser step.
 
-Kept of DeepSpeed: the launcher, the 1F1B schedule, process groups, and the transfer of hidden states
-and their gradients between stages. This is the only file that touches its private parts; read
-against DeepSpeed 0.19.8.
+Kept of DeepSpeed: the 1F1B schedule, the process grid, and the transfer of hidden states and their
+gradients between stages. This is the only file that touches its private parts; read against
+DeepSpeed 0.19.8.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import io
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import deepspeed
 import torch
@@ -31,7 +31,7 @@ from headrace.trainer.stage import LossOutput, MicroBatch, Stage
 
 @dataclass(frozen=True)
 class RowLoss:
-    """Summed loss of one row, in nats, and its trained tokens. `place` counts rows in the global batch."""
+    """Summed loss of one row, in nats; `place` counts rows in the global batch."""
 
     place: int
     source: str
@@ -39,8 +39,12 @@ class RowLoss:
     trained_tokens: int
 
 
-class StageEngine(PipelineEngine):  # type: ignore[misc]
-    """Runs steps of one stage in concert with the other stages."""
+class StageEngine(PipelineEngine):
+    """Runs steps of one stage in concert with the other stages.
+
+    Attributes:
+        token_losses: of the last run, on the last stage: [micro-batches] of [b, s] float32.
+    """
 
     def __init__(self, stage: Stage, config: TrainConfig, layout: Layout) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -68,7 +72,7 @@ class StageEngine(PipelineEngine):  # type: ignore[misc]
         self._inputs: StepInputs | None = None
         self._next_micro_batch = 0
         self._step_seed = 0
-        self._losses: list[Tensor] = []
+        self.token_losses: list[Tensor] = []
         self._finish_step: Callable[[], None] | None = None
 
     @staticmethod
@@ -107,14 +111,14 @@ class StageEngine(PipelineEngine):  # type: ignore[misc]
         self._inputs = inputs
         self._step_seed = step_seed
         self._next_micro_batch = 0
-        self._losses = []
+        self.token_losses = []
         self._exec_schedule(plan)
         return self._row_losses(inputs) if self.is_last_stage() else []
 
     def _row_losses(self, inputs: StepInputs) -> list[RowLoss]:
         """Rows with their place in the global batch; one transfer from the device."""
         assert inputs.sources is not None and inputs.labels is not None
-        losses = torch.stack(self._losses).tolist()
+        losses = torch.stack([loss.double().sum(-1) for loss in self.token_losses]).tolist()
         counts = (inputs.labels >= 0).sum(-1).tolist()
         return [
             RowLoss(self._place(index, row), source, losses[index][row], counts[index][row])
@@ -132,7 +136,7 @@ class StageEngine(PipelineEngine):  # type: ignore[misc]
     # --- instructions of the schedule ---
 
     def _load_micro_batch(self, buffer_id: int) -> None:
-        """First stage: the token ids of the next micro-batch. The last stage has its labels already."""
+        """First stage: the token ids of the next micro-batch. The last has its labels already."""
         if self.is_first_stage():
             assert self._inputs is not None and self._inputs.input_ids is not None
             ids = self._inputs.input_ids[self._next_micro_batch]
@@ -152,7 +156,7 @@ class StageEngine(PipelineEngine):  # type: ignore[misc]
         )
         output = self.stage(self.pipe_buffers["inputs"][buffer_id], side)
         if isinstance(output, LossOutput):
-            self._losses.append(output.token_losses.double().sum(-1))
+            self.token_losses.append(output.token_losses)
             output = output.loss
         self.pipe_buffers["outputs"][buffer_id] = output
 
@@ -173,7 +177,7 @@ class StageEngine(PipelineEngine):  # type: ignore[misc]
     def _broadcast_model(self) -> None:
         """Every replica loads or initialises the same weights by itself."""
 
-    _INSTRUCTION_MAP = {
+    _INSTRUCTION_MAP: ClassVar[dict[type, Callable[..., None]]] = {
         **PipelineEngine._INSTRUCTION_MAP,
         schedule.LoadMicroBatch: _load_micro_batch,
         schedule.ForwardPass: _forward_pass,

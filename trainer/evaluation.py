@@ -20,14 +20,20 @@ class EvaluationSet:
     loader: GroupLoader | None
 
 
-def evaluate(sets: list[EvaluationSet], engine: StageEngine, layout: Layout, step: int) -> list[EvaluationMetrics]:
+def evaluate(
+    sets: list[EvaluationSet], engine: StageEngine, layout: Layout, step: int
+) -> list[EvaluationMetrics]:
     """Evaluate all sets after `step` training steps; every rank takes part and gets the results."""
     results = []
     for dataset in sets:
         start = time.perf_counter()
         if dataset.loader is not None:
             dataset.loader.load_state_dict({"next_row": 0})
-        mine = [row for _ in range(dataset.batches) for row in engine.evaluation_step(dataset.feed.next())]
+        mine = [
+            row
+            for _ in range(dataset.batches)
+            for row in engine.evaluation_step(dataset.feed.next())
+        ]
         rows = [row for part in gather_objects(mine, layout.world_group) for row in part]
         results.append(
             EvaluationMetrics(

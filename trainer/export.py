@@ -1,4 +1,4 @@
-"""Writes what was trained in the formats that others read: PEFT's adapter, or a Hugging Face model."""
+"""Writes what was trained as others read it: PEFT's adapter, or a Hugging Face model."""
 
 import json
 import shutil
@@ -15,7 +15,12 @@ from headrace.trainer.distributed import Layout
 from headrace.trainer.model_builder import BuiltStage
 from headrace.trainer.weights import INDEX_NAME
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
@@ -62,7 +67,9 @@ def stage_tensors(built: BuiltStage) -> dict[str, Tensor]:
             for item in built.trained
         }
     dtype = getattr(built.model_config, "dtype", None) or torch.float32
-    owned: Sequence[tuple[str, nn.Parameter]] = [(p.name, p.parameter) for p in built.trained if p.owned]
+    owned: Sequence[tuple[str, nn.Parameter]] = [
+        (p.name, p.parameter) for p in built.trained if p.owned
+    ]
     return {name: parameter.detach().to("cpu", dtype).contiguous() for name, parameter in owned}
 
 

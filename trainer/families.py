@@ -1,14 +1,13 @@
 """The model families that the pipeline runs, each a small record over transformers' own modules."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from headrace.schemas.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where a decoder-only model keeps its parts: attribute paths inside transformers' causal model."""
+    """Where a decoder-only model keeps its parts: paths inside transformers' causal model."""
 
     embedding: str = "model.embed_tokens"
     layers: str = "model.layers"
@@ -21,19 +20,16 @@ class Family:
 FAMILIES = {"llama": Family()}
 
 
-def family_of(model_config: Any, path: str) -> Family:
-    """The record of a model.
-
-    Args:
-        model_config: transformers' config.
+def require_family(model_type: str, path: str) -> Family:
+    """The record of a model type.
 
     Raises:
         ConfigError: a family that is not supported, with the ones that are.
     """
-    family = FAMILIES.get(model_config.model_type)
+    family = FAMILIES.get(model_type)
     if family is None:
         raise ConfigError(
-            f'{path}: model_type "{model_config.model_type}" is not supported; supported: '
+            f'{path}: model_type "{model_type}" is not supported; supported: '
             + ", ".join(sorted(FAMILIES))
         )
     return family

@@ -1,4 +1,4 @@
-"""Gives every rank its inputs of a step: the leader reads, the others get their part over a CPU group."""
+"""Gives every rank its inputs of a step: the leader reads, the others get their part from it."""
 
 from dataclasses import dataclass
 
@@ -52,7 +52,9 @@ class Feed:
         return _inputs_of(batch, 0, self.layout.stages, trained_tokens, tokens)
 
 
-def _inputs_of(batch: Batch, stage: int, stages: int, trained_tokens: int, tokens: int) -> StepInputs:
+def _inputs_of(
+    batch: Batch, stage: int, stages: int, trained_tokens: int, tokens: int
+) -> StepInputs:
     first, last = stage == 0, stage == stages - 1
     return StepInputs(
         micro_batches=len(batch.document_lengths),

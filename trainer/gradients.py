@@ -1,4 +1,4 @@
-"""Gradients of a step: summed over replicas and tied copies, measured and clipped, the same in any layout."""
+"""Gradients of a step: summed over replicas and tied copies, measured, clipped."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def sum_tied(built: BuiltStage, layout: Layout) -> None:
 
 
 def sum_over_replicas(parameters: Sequence[nn.Parameter], layout: Layout) -> None:
-    """Sum each gradient over the replicas. Every loss is already divided by the global token count."""
+    """Sum each gradient over the replicas; losses are divided by the global token count already."""
     if layout.replicas == 1:
         return
     handles = [

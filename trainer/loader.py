@@ -12,8 +12,8 @@ from headrace.trainer.shard_reader import Row, ShardReader
 class GroupLoader:
     """One replica's share of each global batch, in order, from any row on.
 
-    Micro-batch k of a global batch holds its rows [k*b, (k+1)*b) and goes to replica k mod replicas,
-    so a global batch is the same rows for any number of replicas and stages.
+    Micro-batch k of a global batch holds its rows [k*b, (k+1)*b) and goes to replica
+    k mod replicas, so a global batch is the same rows for any number of replicas and stages.
 
     Args:
         stop_row: global row index at which the data ends; the last global batch may be smaller.
@@ -83,7 +83,8 @@ class GroupLoader:
     def _micro_batch(self, start: int) -> list[Row | None]:
         indices = range(start, start + self.micro_batch_size)
         return [
-            self.reader.row(self.order[index]) if index < self.stop_row else None for index in indices
+            self.reader.row(self.order[index]) if index < self.stop_row else None
+            for index in indices
         ]
 
 
@@ -106,7 +107,7 @@ def read_ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
                 if stopped.is_set():
                     return
             put(None)
-        except BaseException as error:  # handed over, and raised in the consumer
+        except BaseException as error:  # noqa: BLE001 (handed over, and raised in the consumer)
             put(error)
 
     threading.Thread(target=produce, name="loader", daemon=True).start()

@@ -30,7 +30,9 @@ from headrace.trainer.stop_signal import StopSignal
 logger = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, inputs: Inputs, layout: Layout, stop: StopSignal, resume: bool) -> None:
+def train(
+    config: TrainConfig, inputs: Inputs, layout: Layout, stop: StopSignal, resume: bool
+) -> None:
     """Train to the end, or until a stop is asked for; every rank runs this.
 
     Raises:
@@ -68,15 +70,22 @@ def train(config: TrainConfig, inputs: Inputs, layout: Layout, stop: StopSignal,
         lr = learning_rate(config.optimizer, config.scheduler, state.step, inputs.total_steps)
         set_learning_rate(optimizer, lr)
         norms: list[float] = []
-        finish = partial(finish_step, built, optimizer, layout, config.optimizer.gradient_clipping, norms)
-        losses = engine.train_step(step_inputs, derive_seed(config.seed, "dropout", state.step), finish)
+        finish = partial(
+            finish_step, built, optimizer, layout, config.optimizer.gradient_clipping, norms
+        )
+        losses = engine.train_step(
+            step_inputs, derive_seed(config.seed, "dropout", state.step), finish
+        )
 
         due = minutes_since(last_save) >= (config.checkpoint.every_minutes or math.inf)
         report = make_report(losses, step_inputs, stop=stop.requested, save=due)
         reports = gather_objects(report, layout.world_group)
         stop.agreed = any(report.stop for report in reports)
         seconds = time.perf_counter() - started
-        first_row, next_row = state.next_row, min(state.next_row + inputs.global_batch_rows, inputs.stop_row)
+        first_row, next_row = (
+            state.next_row,
+            min(state.next_row + inputs.global_batch_rows, inputs.stop_row),
+        )
         state = state.model_copy(
             update={
                 "step": state.step + 1,
@@ -122,15 +131,15 @@ def finish_step(
     largest_norm: float,
     norms: list[float],
 ) -> None:
-    """Reduce, measure and clip the gradients, then step; the norm before clipping goes to `norms`."""
+    """Reduce, measure and clip the gradients, then step; the unclipped norm goes to `norms`."""
     parameters = [item.parameter for item in built.trained]
     gradients.sum_tied(built, layout)
     gradients.sum_over_replicas(parameters, layout)
     norm = gradients.global_norm(built, layout)
     if not math.isfinite(norm):
         raise TrainingError(
-            f"the gradient's norm is {norm}; nothing was updated. Resume with a lower optimizer.lr, "
-            "or look at the rows of this step"
+            f"the gradient's norm is {norm}; nothing was updated. "
+            "Resume with a lower optimizer.lr, or look at the rows of this step"
         )
     gradients.clip(parameters, norm, largest_norm)
     optimizer.step()
@@ -139,7 +148,11 @@ def finish_step(
 
 
 def run_evaluation(
-    sets: list[EvaluationSet], engine: StageEngine, layout: Layout, step: int, log: MetricsLog | None
+    sets: list[EvaluationSet],
+    engine: StageEngine,
+    layout: Layout,
+    step: int,
+    log: MetricsLog | None,
 ) -> None:
     """Evaluate and write the results down."""
     for result in evaluate(sets, engine, layout, step):
@@ -174,7 +187,10 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState
 
 def describe(built: BuiltStage, inputs: Inputs, layout: Layout) -> None:
     """Say once what is about to run."""
-    counts = (len(built.layers), sum(item.parameter.numel() for item in built.trained if item.owned))
+    counts = (
+        len(built.layers),
+        sum(item.parameter.numel() for item in built.trained if item.owned),
+    )
     stages = gather_objects(counts, layout.pipeline_group)
     layers = " + ".join(str(count) for count, _ in stages)
     trained = sum(count for _, count in stages)

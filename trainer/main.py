@@ -1,10 +1,14 @@
-"""Entry point of every training process: `deepspeed --module headrace.trainer.main --config train.toml`."""
+"""Entry point of every training process.
+
+Run it through `headrace train`, or `deepspeed --module headrace.trainer.main --config train.toml`.
+"""
 
 import argparse
 import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from headrace.schemas.errors import HeadraceError
@@ -17,6 +21,7 @@ from headrace.trainer.preflight import (
     check_run_directory,
     resume_record,
 )
+from headrace.trainer.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +34,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, required=True, help="TOML config")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument("--local_rank", type=int, default=None, help="given by launchers; the environment counts")
+    parser.add_argument(
+        "--local_rank", type=int, default=None, help="given by launchers; the environment counts"
+    )
     return parser.parse_args(arguments)
 
 
 def configure_logging(rank: int) -> None:
-    """Rank 0 speaks; the others only of trouble, with their rank."""
+    """Rank 0 speaks; the others only of trouble, with their rank.
+
+    Two libraries report on import what concerns nobody here: bitsandbytes that it has no CPU
+    kernels, transformers that PEFT calls an old name.
+    """
     shape = "%(message)s" if rank == 0 else f"rank {rank}: %(message)s"
     logging.basicConfig(stream=sys.stdout, format=shape, level=logging.WARNING)
     logging.getLogger("headrace").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     except HeadraceError as error:
         if options.debug:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
 
@@ -63,26 +78,26 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     inputs = check(config, processes)
     check_run_directory(config, inputs, options.resume)
 
-    from headrace.trainer.stop_signal import StopSignal
-
     stop = StopSignal()
+
     import torch.distributed as dist
 
-    from headrace.trainer.distributed import connect
-    from headrace.trainer.loop import train
+    from headrace.trainer.distributed import connect, name_accelerator
     from headrace.trainer.setup import set_threads
+
+    name_accelerator()
+
+    from headrace.trainer.loop import train
 
     layout = connect(config.pipeline_stages)
     set_threads(config)
-    try:
-        if rank == 0:
-            record = {"config": config.model_dump(mode="json"), **resume_record(config, inputs)}
-            Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-            write_atomic(Path(config.output_dir) / RUN_CONFIG_NAME, json.dumps(record, indent=1) + "\n")
-        train(config, inputs, layout, stop, options.resume)
-        dist.barrier(layout.world_group)
-    finally:
-        dist.destroy_process_group()
+    if rank == 0:
+        record = {"config": config.model_dump(mode="json"), **resume_record(config, inputs)}
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(config.output_dir) / RUN_CONFIG_NAME, json.dumps(record, indent=1) + "\n")
+    train(config, inputs, layout, stop, options.resume)
+    dist.barrier(layout.world_group)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

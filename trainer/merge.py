@@ -16,7 +16,9 @@ def merge(model: Path, adapter: Path, output: Path) -> None:
         ConfigError: a directory is missing, or the output exists.
     """
     if not (adapter / "adapter_config.json").is_file():
-        raise ConfigError(f"{adapter}: no adapter_config.json; give the `adapter` directory of a run")
+        raise ConfigError(
+            f"{adapter}: no adapter_config.json; give the `adapter` directory of a run"
+        )
     if not (model / "config.json").is_file():
         raise ConfigError(f"{model}: no config.json; give the base model's directory")
     if output.exists():
@@ -26,7 +28,10 @@ def merge(model: Path, adapter: Path, output: Path) -> None:
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    stored = getattr(AutoConfig.from_pretrained(model, local_files_only=True), "dtype", None) or torch.float32
+    stored = (
+        getattr(AutoConfig.from_pretrained(model, local_files_only=True), "dtype", None)
+        or torch.float32
+    )
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
     temporary = output.with_name(f".{output.name}.tmp")

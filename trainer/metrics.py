@@ -88,7 +88,15 @@ class MetricsLog:
             sources = metrics.source_losses
             self._board(f"evaluation/{metrics.name}/source_loss", sources, metrics.step)
             return
-        names = ("loss", "lr", "gradient_norm", "tokens_per_second", "seconds", "memory_gib", "trained_share")
+        names = (
+            "loss",
+            "lr",
+            "gradient_norm",
+            "tokens_per_second",
+            "seconds",
+            "memory_gib",
+            "trained_share",
+        )
         values = asdict(metrics)
         self._board("train", {name: values[name] for name in (*names, "epoch")}, metrics.step)
         self._board("train/source_loss", metrics.source_losses, metrics.step)

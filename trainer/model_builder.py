@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train_config import AdapterConfig, TrainConfig
-from headrace.trainer.families import Family, family_of
+from headrace.trainer.families import Family, require_family
 from headrace.trainer.partition import cut
 from headrace.trainer.stage import Stage
 from headrace.trainer.weights import WeightFiles
@@ -72,16 +72,18 @@ def build_stage(config: TrainConfig, stage: int, device: torch.device) -> BuiltS
     """Lay the whole model out without memory, keep this stage's modules, and load their weights.
 
     Raises:
-        ConfigError: unsupported family, more stages than layers, target modules that match nothing.
+        ConfigError: target modules that match nothing.
         DataError: weights missing or of another shape than config.json says.
     """
     model_config = AutoConfig.from_pretrained(config.model, local_files_only=True)
-    family = family_of(model_config, config.model)
+    family = require_family(model_config.model_type, config.model)
     layers = cut(model_config, config.pipeline_stages)[stage]
     adapter = lora_config(config.adapter, config.model)
     dtype = compute_dtype(config, device)
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(model_config, attn_implementation="sdpa")
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            model_config, attn_implementation="sdpa"
+        )
         rotary_type = type(model.get_submodule(family.rotary))
         if adapter is not None:
             model = add_adapter(model, adapter, family)
@@ -106,7 +108,9 @@ def build_stage(config: TrainConfig, stage: int, device: torch.device) -> BuiltS
         recompute=config.activation_checkpointing == "full",
         seeded=config.adapter.dropout > 0 or getattr(model_config, "attention_dropout", 0) > 0,
     )
-    loader = _Materializer(config, dtype, device, tied=model_config.tie_word_embeddings, family=family)
+    loader = _Materializer(
+        config, dtype, device, tied=model_config.tie_word_embeddings, family=family
+    )
     trained, tied_head = loader.fill(built)
     return BuiltStage(
         stage=built,
@@ -122,14 +126,16 @@ def build_stage(config: TrainConfig, stage: int, device: torch.device) -> BuiltS
 def add_adapter(model: nn.Module, adapter: LoraConfig, family: Family) -> nn.Module:
     """Wrap the model in PEFT's adapters, as PEFT itself would."""
     if isinstance(adapter.target_modules, list | set):
-        outside = {"embed_tokens", "lm_head"} & {name.rsplit(".", 1)[-1] for name in adapter.target_modules}
+        outside = {"embed_tokens", "lm_head"} & {
+            name.rsplit(".", 1)[-1] for name in adapter.target_modules
+        }
         if outside:
             raise ConfigError(
-                f"adapter.target_modules: adapters on {', '.join(sorted(outside))} are not supported; "
+                f"adapter.target_modules: {', '.join(sorted(outside))} cannot have adapters yet; "
                 "name linear layers inside the decoder layers"
             )
     try:
-        wrapped: nn.Module = get_peft_model(model, adapter)  # type: ignore[arg-type]
+        wrapped: nn.Module = get_peft_model(model, adapter)
     except ValueError as error:
         raise ConfigError(f"adapter.target_modules = {adapter.target_modules}: {error}") from None
     return wrapped
@@ -139,7 +145,13 @@ class _Materializer:
     """Gives every parameter of a stage its memory and its values, one at a time."""
 
     def __init__(
-        self, config: TrainConfig, dtype: torch.dtype, device: torch.device, *, tied: bool, family: Family
+        self,
+        config: TrainConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        tied: bool,
+        family: Family,
     ) -> None:
         self.config = config
         self.dtype = dtype
@@ -166,13 +178,17 @@ class _Materializer:
                         owner._parameters[attribute] = parameter
                         if parameter.requires_grad:
                             canonical = self.family.embedding + ".weight" if is_tied else name
-                            trained.append(TrainedParameter(canonical, parameter, owned=not is_tied))
+                            trained.append(
+                                TrainedParameter(canonical, parameter, owned=not is_tied)
+                            )
         left = [name for name, tensor in stage.named_parameters() if tensor.is_meta]
         left += [name for name, tensor in stage.named_buffers() if tensor.is_meta]
         assert not left, f"not loaded: {left}"
         return trained, tied_head
 
-    def _parameter(self, name: str, empty: Tensor, files: WeightFiles, is_tied: bool) -> nn.Parameter:
+    def _parameter(
+        self, name: str, empty: Tensor, files: WeightFiles, is_tied: bool
+    ) -> nn.Parameter:
         dtype = torch.float32 if empty.requires_grad else self.dtype
         if ".lora_" in name:
             values = initial_adapter(name, empty.shape, self.config.seed)
@@ -196,7 +212,7 @@ class _Materializer:
 
 
 def initial_adapter(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """PEFT's initial LoRA weights (A uniform in +-1/sqrt(fan in), B zero), the same in every layout."""
+    """PEFT's initial LoRA weights: A uniform in +-1/sqrt(fan in), B zero; same in every layout."""
     if ".lora_B." in name:
         return torch.zeros(shape)
     generator = torch.Generator().manual_seed(derive_seed(seed, "adapter", name))

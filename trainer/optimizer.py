@@ -1,4 +1,4 @@
-"""The optimiser over a stage's trained parameters, and the learning rate as a function of the step."""
+"""The optimiser of a stage's trained parameters; the learning rate as a function of the step."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ from headrace.schemas.train_config import OptimizerConfig, SchedulerConfig
 from headrace.trainer.model_builder import TrainedParameter
 
 
-def build_optimizer(config: OptimizerConfig, trained: Sequence[TrainedParameter]) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: OptimizerConfig, trained: Sequence[TrainedParameter]
+) -> torch.optim.Optimizer:
     """AdamW; norms and biases (one-dimensional parameters) are not decayed."""
     matrices = [p.parameter for p in trained if p.parameter.ndim > 1]
     vectors = [p.parameter for p in trained if p.parameter.ndim <= 1]
@@ -26,14 +28,16 @@ def build_optimizer(config: OptimizerConfig, trained: Sequence[TrainedParameter]
 def learning_rate(
     optimizer: OptimizerConfig, scheduler: SchedulerConfig, step: int, total_steps: int
 ) -> float:
-    """The rate of a step, counted from 0: linear warmup, then constant or half a cosine to `min_lr`."""
+    """The rate of a step, from 0: linear warmup, then constant or half a cosine to `min_lr`."""
     if step < scheduler.warmup_steps:
         return optimizer.lr * (step + 1) / scheduler.warmup_steps
     if scheduler.type == "constant":
         return optimizer.lr
     span = max(1, total_steps - 1 - scheduler.warmup_steps)
     done = min(1.0, (step - scheduler.warmup_steps) / span)
-    return scheduler.min_lr + (optimizer.lr - scheduler.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+    return scheduler.min_lr + (optimizer.lr - scheduler.min_lr) * 0.5 * (
+        1 + math.cos(math.pi * done)
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

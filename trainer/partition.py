@@ -3,14 +3,19 @@
 from itertools import pairwise
 from typing import Any
 
-from headrace.schemas.errors import ConfigError
-
 
 def layer_cost(model_config: Any) -> float:
     """Weights that one decoder layer multiplies a token with."""
     hidden = model_config.hidden_size
-    head_size = getattr(model_config, "head_dim", None) or hidden // model_config.num_attention_heads
-    attention = 2 * hidden * head_size * (model_config.num_attention_heads + model_config.num_key_value_heads)
+    head_size = (
+        getattr(model_config, "head_dim", None) or hidden // model_config.num_attention_heads
+    )
+    attention = (
+        2
+        * hidden
+        * head_size
+        * (model_config.num_attention_heads + model_config.num_key_value_heads)
+    )
     return float(attention + 3 * hidden * model_config.intermediate_size)
 
 
@@ -18,16 +23,10 @@ def cut(model_config: Any, stages: int) -> list[range]:
     """The decoder layers of each stage: the slowest stage is as fast as it can be.
 
     The head counts with its size (that of an 8B Llama costs 2.2 layers); the embedding is a look-up
-    and costs nothing. Each stage has at least one layer.
-
-    Raises:
-        ConfigError: more stages than layers.
+    and costs nothing. Each stage has a layer, so there may not be more stages than layers.
     """
     layers = model_config.num_hidden_layers
-    if stages > layers:
-        raise ConfigError(
-            f"pipeline_stages = {stages}, but the model has {layers} layers; use at most {layers}"
-        )
+    assert 1 <= stages <= layers
     head = model_config.vocab_size * model_config.hidden_size / layer_cost(model_config)
     last = min(range(1, layers - stages + 2), key=lambda n: _slowest(layers, stages, n, head))
     if stages == 1:
@@ -39,6 +38,6 @@ def cut(model_config: Any, stages: int) -> list[range]:
 
 
 def _slowest(layers: int, stages: int, last: int, head: float) -> tuple[float, int]:
-    """Cost of the slowest stage when the last has `last` layers; ties go to the fuller last stage."""
+    """Cost of the slowest stage if the last has `last` layers; ties go to the fuller last stage."""
     others = -(-(layers - last) // (stages - 1)) if stages > 1 else 0
     return max(others, last + head), -last

@@ -9,6 +9,7 @@ from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.manifest import Manifest, read_manifest
 from headrace.schemas.shard_format import EVALUATION, TRAIN
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.families import require_family
 
 # settings that a resumed run may change without changing what is computed
 FREE_ON_RESUME = {
@@ -48,10 +49,11 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     """
     if processes % config.pipeline_stages:
         raise ConfigError(
-            f"pipeline_stages = {config.pipeline_stages} does not divide the {processes} processes; "
-            f"launch a multiple of {config.pipeline_stages} or change pipeline_stages"
+            f"pipeline_stages = {config.pipeline_stages} does not divide the {processes} "
+            f"processes; launch a multiple of {config.pipeline_stages}"
         )
     model = read_model_config(Path(config.model))
+    check_model(config, model)
     train = [read_manifest(Path(dataset.path)) for dataset in config.datasets]
     evaluation = [read_manifest(Path(dataset.path)) for dataset in config.evaluation_datasets]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
@@ -65,11 +67,13 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         )
     rows = sum(shard.rows for manifest in train for shard in manifest.split(TRAIN))
     if rows == 0:
-        raise DataError(f"{config.datasets[0].path}: the train split has no rows; prepare more text")
+        raise DataError(
+            f"{config.datasets[0].path}: the train split has no rows; prepare more text"
+        )
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
         if not any(shard.rows for shard in manifest.split(EVALUATION)):
             raise DataError(
-                f"{dataset.path}: no evaluation rows; prepare it with a larger evaluation_fraction, "
+                f"{dataset.path}: no evaluation rows; prepare with a larger evaluation_fraction, "
                 "or leave it out of evaluation_datasets"
             )
     replicas = processes // config.pipeline_stages
@@ -92,7 +96,9 @@ def read_model_config(model: Path) -> dict[str, object]:
     """config.json of a model directory."""
     path = model / "config.json"
     if not model.is_dir():
-        raise ConfigError(f"{model}: no such directory; set `model` to a Hugging Face model directory")
+        raise ConfigError(
+            f"{model}: no such directory; set `model` to a Hugging Face model directory"
+        )
     if not path.is_file():
         raise ConfigError(f"{path}: not found; `model` must be a Hugging Face model directory")
     try:
@@ -102,27 +108,46 @@ def read_model_config(model: Path) -> dict[str, object]:
     return values
 
 
-def check_shards(path: str, manifest: Manifest, model: str, model_config: dict[str, object]) -> None:
-    """Shards must have been made with the model's tokenizer and fit its positions and vocabulary."""
+def check_model(config: TrainConfig, model: dict[str, object]) -> None:
+    """The family must be supported, and have a layer for each stage."""
+    require_family(str(model.get("model_type")), config.model)
+    layers = model.get("num_hidden_layers")
+    if isinstance(layers, int) and config.pipeline_stages > layers:
+        raise ConfigError(
+            f"pipeline_stages = {config.pipeline_stages}, but {config.model} has {layers} layers; "
+            f"use at most {layers}"
+        )
+
+
+def check_shards(
+    path: str, manifest: Manifest, model: str, model_config: dict[str, object]
+) -> None:
+    """Shards must come from the model's tokenizer and fit its positions and vocabulary."""
     if manifest.kind != "causal":
-        raise DataError(f'{path}: kind "{manifest.kind}" cannot be trained on yet; use causal shards')
+        raise DataError(
+            f'{path}: kind "{manifest.kind}" cannot be trained on yet; use causal shards'
+        )
     tokenizer = Path(model) / "tokenizer.json"
     if not tokenizer.is_file():
-        raise ConfigError(f"{tokenizer}: not found; the model directory must hold the tokenizer of the shards")
+        raise ConfigError(
+            f"{tokenizer}: not found; the model directory must hold the tokenizer of the shards"
+        )
     if file_sha256(tokenizer) != manifest.tokenizer.fingerprint:
         raise DataError(
-            f"{path}: made with another tokenizer than {tokenizer}; prepare the shards with this model's"
+            f"{path}: made with another tokenizer than {tokenizer}; "
+            "prepare the shards with this model's"
         )
     vocabulary = model_config.get("vocab_size")
     if isinstance(vocabulary, int) and manifest.tokenizer.vocabulary_size > vocabulary:
         raise DataError(
-            f"{path}: ids up to {manifest.tokenizer.vocabulary_size - 1}, but the model has {vocabulary} embeddings"
+            f"{path}: ids up to {manifest.tokenizer.vocabulary_size - 1}, "
+            f"but the model has {vocabulary} embeddings"
         )
     positions = model_config.get("max_position_embeddings")
     if isinstance(positions, int) and manifest.sequence_len > positions:
         raise DataError(
-            f"{path}: sequence_len {manifest.sequence_len} is above the model's {positions} positions; "
-            "prepare shorter rows"
+            f"{path}: sequence_len {manifest.sequence_len} is above the model's {positions} "
+            "positions; prepare shorter rows"
         )
 
 
@@ -136,18 +161,21 @@ def check_run_directory(config: TrainConfig, inputs: Inputs, resume: bool) -> No
     if not resume:
         if path.exists():
             raise ConfigError(
-                f"{config.output_dir}: holds a run already; add --resume to continue it, or choose another output_dir"
+                f"{config.output_dir}: holds a run already; add --resume to continue it, "
+                "or choose another output_dir"
             )
         return
     if not path.is_file():
-        raise CheckpointError(f"{path}: not found, so there is no run to resume; leave --resume out to start one")
+        raise CheckpointError(
+            f"{path}: not found, so there is no run to resume; leave --resume out to start one"
+        )
     saved = json.loads(path.read_text(encoding="utf-8"))
     now = resume_record(config, inputs)
     for key, value in now.items():
         if saved.get(key) != value:
             raise CheckpointError(
-                f"{path}: {key} was {saved.get(key)!r} and is {value!r}; resume with the old value, "
-                "or start a new run in another output_dir"
+                f"{path}: {key} was {saved.get(key)!r} and is {value!r}; "
+                "resume with the old value, or start a new run in another output_dir"
             )
 
 
@@ -155,7 +183,9 @@ def resume_record(config: TrainConfig, inputs: Inputs) -> dict[str, object]:
     """What must stay the same over all resumptions of a run."""
     values = config.model_dump(mode="json", exclude=FREE_ON_RESUME)
     loader = values.pop("loader")
-    record = flatten(values | {"loader": {k: v for k, v in loader.items() if k != "prefetch_batches"}})
+    record = flatten(
+        values | {"loader": {k: v for k, v in loader.items() if k != "prefetch_batches"}}
+    )
     return record | {
         "global batch (rows)": inputs.global_batch_rows,
         "fingerprint of the data": inputs.data_fingerprint,

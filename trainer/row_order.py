@@ -56,7 +56,9 @@ class RowOrder:
         shuffle: without it, rows come in file order, every epoch the same.
     """
 
-    def __init__(self, row_groups: Sequence[RowGroup], seed: int, window: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, row_groups: Sequence[RowGroup], seed: int, window: int, shuffle: bool = True
+    ) -> None:
         self.row_groups = [group for group in row_groups if group.rows]
         self.seed = seed
         self.window = window

@@ -21,7 +21,11 @@ EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only 
 
 def set_threads(config: TrainConfig) -> None:
     """CPU threads of this process: the machine's cores are shared by its processes."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ["WORLD_SIZE"])
+    local = int(
+        os.environ.get("LOCAL_WORLD_SIZE")
+        or os.environ.get("LOCAL_SIZE")
+        or os.environ["WORLD_SIZE"]
+    )
     torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // local))
 
 
@@ -32,7 +36,9 @@ def build_train_loader(config: TrainConfig, inputs: Inputs, layout: Layout) -> G
     window = config.loader.shuffle_window
     row_groups = list_row_groups(inputs.train, TRAIN)
     return GroupLoader(
-        ShardReader([Path(d.path) for d in config.datasets], inputs.train, TRAIN, held_row_groups=window),
+        ShardReader(
+            [Path(d.path) for d in config.datasets], inputs.train, TRAIN, held_row_groups=window
+        ),
         RowOrder(row_groups, config.seed, window, config.loader.shuffle),
         sequence_len=inputs.sequence_len,
         micro_batch_size=config.micro_batch_size,
@@ -44,7 +50,9 @@ def build_train_loader(config: TrainConfig, inputs: Inputs, layout: Layout) -> G
     )
 
 
-def build_evaluation_sets(config: TrainConfig, inputs: Inputs, layout: Layout) -> list[EvaluationSet]:
+def build_evaluation_sets(
+    config: TrainConfig, inputs: Inputs, layout: Layout
+) -> list[EvaluationSet]:
     """One set per `[[evaluation_datasets]]` table."""
     sets = []
     for dataset, name, manifest in zip(

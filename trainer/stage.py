@@ -1,4 +1,4 @@
-"""One pipeline stage: some decoder layers, with the embedding before the first and the head after the last."""
+"""One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What the last stage returns: the scalar to differentiate, and the losses by token, [b, s] float32."""
+    """What the last stage returns: the scalar to differentiate; token losses, [b, s] float32."""
 
     loss: Tensor
     token_losses: Tensor
@@ -82,7 +82,7 @@ class Stage(nn.Module):
         }
 
     def forward(self, inputs: Tensor, micro_batch: MicroBatch) -> Tensor | LossOutput:
-        """Token ids [b, s] (first stage) or hidden states in; hidden states or losses (last stage) out."""
+        """Token ids [b, s] or hidden states in; hidden states, or losses on the last stage, out."""
         device = inputs.device
         mask = document_mask(micro_batch.document_lengths, device)
         positions = position_ids(micro_batch.document_lengths).to(device)
@@ -123,7 +123,7 @@ class Stage(nn.Module):
         return run
 
     def _loss(self, hidden: Tensor, micro_batch: MicroBatch) -> LossOutput:
-        assert self.head is not None and micro_batch.labels is not None
+        assert isinstance(self.head, nn.Linear) and micro_batch.labels is not None
         labels = micro_batch.labels
         loss, token_losses = linear_cross_entropy(
             hidden.reshape(-1, hidden.shape[-1]).to(self.compute_dtype),

@@ -68,7 +68,9 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         trained_share=inputs.trained_tokens / max(1, inputs.tokens),
         memory_gib=max(report.memory_gib for report in reports),
         first_row=facts.first_row,
-        rows_sha256=rows_digest([report.row_keys for report in reports if report.row_keys is not None]),
+        rows_sha256=rows_digest(
+            [report.row_keys for report in reports if report.row_keys is not None]
+        ),
     )
 
 

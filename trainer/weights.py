@@ -33,7 +33,9 @@ class WeightFiles:
             return weight_map
         if (self.directory / SINGLE_NAME).is_file():
             return dict.fromkeys(self._file(SINGLE_NAME).keys(), SINGLE_NAME)
-        raise DataError(f"{self.directory}: no {SINGLE_NAME} and no {INDEX_NAME}; is this a model directory?")
+        raise DataError(
+            f"{self.directory}: no {SINGLE_NAME} and no {INDEX_NAME}; is this a model directory?"
+        )
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
@@ -41,7 +43,9 @@ class WeightFiles:
             try:
                 self._open[name] = safe_open(path, framework="pt", device="cpu")
             except (OSError, SafetensorError) as error:
-                raise DataError(f"{path}: cannot be read ({error}); fetch the model again") from None
+                raise DataError(
+                    f"{path}: cannot be read ({error}); fetch the model again"
+                ) from None
         return self._open[name]
 
     def __enter__(self) -> "WeightFiles":
@@ -65,7 +69,10 @@ class WeightFiles:
             DataError: the checkpoint lacks it, or has it in another shape than config.json says.
         """
         if name not in self._file_of:
-            raise DataError(f"{self.directory}: the checkpoint has no tensor {name}, which config.json calls for")
+            raise DataError(
+                f"{self.directory}: the checkpoint has no tensor {name}, "
+                "which config.json calls for"
+            )
         tensor: Tensor = self._file(self._file_of[name]).get_tensor(name)
         if tensor.shape != shape:
             raise DataError(
