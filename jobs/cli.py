@@ -91,6 +91,7 @@ def verify(directory: Directory) -> None:
 
 @app.command(epilog="Example: headrace train train.toml --gpus 2 --set optimizer.lr=1e-4")
 def train(
+    context: typer.Context,
     config: ConfigFile,
     gpus: Annotated[
         int | None,
@@ -109,17 +110,20 @@ def train(
     from headrace.jobs.launch import launch
     from headrace.schemas.toml_config import load_config
     from headrace.schemas.train_config import TrainConfig
+    from headrace.trainer.preflight import check, check_run_directory
 
-    settings = load_config(TrainConfig, config, overrides or [])
-    for name in ("torch", "deepspeed", "transformers"):
+    for name in ("torch", "deepspeed", "transformers", "peft"):
         if find_spec(name) is None:
             raise ModuleNotFoundError(name=name)
+    settings = load_config(TrainConfig, config, overrides or [])
     processes = count_processes(gpus, settings.pipeline_stages)
-    arguments = ["--config", str(config), *(["--resume"] if resume else [])]
+    check_run_directory(settings, check(settings, processes), resume)
+    arguments = ["--config", str(config)]
+    arguments += ["--resume"] if resume else []
+    arguments += ["--debug"] if context.obj else []
     for override in overrides or []:
         arguments += ["--set", override]
-    code = launch("headrace.trainer.main", arguments, processes, master_port)
-    raise typer.Exit(code)
+    raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port))
 
 
 @app.command(
@@ -185,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("headrace").setLevel(logging.DEBUG if debug else logging.INFO)
     try:
-        app(words)
+        app(words, obj=debug)
     except (HeadraceError, OSError, ModuleNotFoundError) as error:
         if debug or is_our_bug(error):
             raise

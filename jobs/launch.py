@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from types import FrameType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,26 @@ def launch(
     environment = rank_environment(processes, master_port or free_port())
     command = [sys.executable, "-u", "-m", module, *arguments]
     ranks: list[subprocess.Popen[bytes]] = []
-    previous = forward_signals(ranks)
+    with received_signals() as received:
+        try:
+            for rank in range(processes):
+                ranks.append(start_rank(command, environment, rank))
+            return wait_for_all(ranks, received)
+        finally:
+            kill_all(ranks)
+
+
+@contextmanager
+def received_signals() -> Iterator[list[int]]:
+    """A list that grows by each SIGTERM and SIGINT, which do nothing else meanwhile."""
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        for rank in range(processes):
-            ranks.append(start_rank(command, environment, rank))
-        return wait_for_all(ranks)
+        yield received
     finally:
-        kill_all(ranks)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -95,29 +108,17 @@ def die_with(launcher: int) -> Callable[[], None]:
     return prepare
 
 
-def forward_signals(ranks: list[subprocess.Popen[bytes]]) -> dict[int, signal.Handlers]:
-    """Install the handlers; `ranks` is read when a signal comes. Returns the previous handlers."""
-    interrupts = 0
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        if interrupts > 1:
-            kill_all(ranks)
-            return
-        for rank in ranks:
-            rank.send_signal(signal.SIGTERM)
-
-    return {
-        number: signal.signal(number, forward)  # type: ignore[misc]
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-
-
-def wait_for_all(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Block until all have exited with 0 or one has failed."""
+def wait_for_all(ranks: Sequence[subprocess.Popen[bytes]], received: list[int]) -> int:
+    """Block until all have exited with 0 or one has failed, passing signals on."""
+    passed_on = 0
     while True:
-        codes = [rank.poll() for rank in ranks]
+        if received.count(signal.SIGINT) > 1:
+            return 128 + signal.SIGINT
+        if passed_on < len(received):
+            passed_on = len(received)
+            for process in ranks:
+                process.send_signal(signal.SIGTERM)
+        codes = [process.poll() for process in ranks]
         for rank, code in enumerate(codes):
             if code is not None and code != 0:
                 return report(rank, code)

@@ -8,10 +8,7 @@ from headrace.schemas.toml_config import Config, Text
 
 
 class DatasetConfig(Config):
-    """One `[[datasets]]` table: a shard directory's train split.
-
-    Several are shuffled together, every row once an epoch.
-    """
+    """One `[[datasets]]` table: a shard directory's train split."""
 
     path: Text = Field(description="Shard directory written by `headrace prepare`.")
 
@@ -81,7 +78,7 @@ class EvaluationConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """`[checkpoint]`. One is always written at the end and on SIGTERM."""
+    """`[checkpoint]`."""
 
     every_steps: int | None = Field(None, ge=1, description="Checkpoint every so many steps.")
     every_minutes: float | None = Field(60, gt=0, description="Checkpoint every so many minutes.")
@@ -144,17 +141,21 @@ class TrainConfig(Config):
         ge=1,
         description="CPU threads per process. Default: the machine's cores over its processes.",
     )
-    datasets: list[DatasetConfig] = Field(min_length=1, description="What to train on.")
-    evaluation_datasets: list[EvaluationDatasetConfig] = Field(
-        [], description="What to evaluate on."
+    datasets: list[DatasetConfig] = Field(
+        min_length=1,
+        description="Train splits. Several are shuffled together, every row once an epoch.",
     )
+    evaluation_datasets: list[EvaluationDatasetConfig] = Field([], description="Evaluation splits.")
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
     optimizer: OptimizerConfig = Field(description="How it is trained.")
     scheduler: SchedulerConfig = Field(
         SchedulerConfig(), description="The learning rate over time."
     )
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="When to evaluate.")
-    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="When to save.")
+    checkpoint: CheckpointConfig = Field(
+        CheckpointConfig(),
+        description="When to save, besides the end of the run and SIGTERM, where it always does.",
+    )
     loader: LoaderConfig = Field(LoaderConfig(), description="How shards are read.")
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare_config import PrepareConfig
 from headrace.schemas.toml_config import Config, load_config
