@@ -120,7 +120,7 @@ def describe_shard(path: Path, plan: ShardPlan) -> ShardRecord:
     with pq.ParquetFile(path) as file:
         for index in range(file.num_row_groups):
             rows = file.read_row_group(index, columns=["input_ids", "loss_mask"])
-            groups.append(describe_row_group(file.metadata.row_group(index), count_tokens(rows)))
+            groups.append(describe_row_group(file.metadata.row_group(index), rows))
             trained += count_trained(rows)
     return ShardRecord(
         file=plan.file,
@@ -134,12 +134,12 @@ def describe_shard(path: Path, plan: ShardPlan) -> ShardRecord:
     )
 
 
-def describe_row_group(group: pq.RowGroupMetaData, tokens: int) -> RowGroupRecord:
+def describe_row_group(group: pq.RowGroupMetaData, rows: pa.Table) -> RowGroupRecord:
     """Rows, tokens and place of one row group; its columns lie one after another."""
     columns = [group.column(index) for index in range(group.num_columns)]
     return RowGroupRecord(
         rows=group.num_rows,
-        tokens=tokens,
+        tokens=count_tokens(rows),
         byte_offset=min(c.dictionary_page_offset or c.data_page_offset for c in columns),
         bytes=sum(column.total_compressed_size for column in columns),
     )

@@ -17,6 +17,7 @@ FILE_STEMS = {TRAIN: "shard", EVALUATION: "evaluation"}
 COMPRESSION = "zstd"
 COMPRESSION_LEVEL = 3
 PARQUET_VERSION = "2.6"
+PAGE_BYTES = 4 << 20
 BYTE_STREAM_SPLIT_COLUMNS = ("input_ids.list.element",)
 
 COLUMNS = pa.schema(
@@ -63,5 +64,6 @@ def parquet_options() -> dict[str, Any]:
         "use_dictionary": ["source"],
         "column_encoding": dict.fromkeys(BYTE_STREAM_SPLIT_COLUMNS, "BYTE_STREAM_SPLIT"),
         "write_statistics": ["row_key"],
+        "data_page_size": PAGE_BYTES,
         "write_page_checksum": True,
     }

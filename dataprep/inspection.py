@@ -1,0 +1,107 @@
+"""A look into a shard directory: counts, ledger, document lengths, and rows as text."""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import track
+from rich.text import Text
+from tokenizers import Tokenizer
+
+from headrace.dataprep.console_report import print_ledger
+from headrace.dataprep.tokenizer import TOKENIZER_NAME
+from headrace.schemas.errors import DataError
+from headrace.schemas.manifest import Manifest, ShardRecord, read_manifest
+
+BAR_WIDTH = 40
+
+
+def inspect(directory: Path, rows: int, console: Console) -> None:
+    """Print what a finished shard directory holds, and the first `rows` rows of each split.
+
+    Raises:
+        DataError: not a finished shard directory, or its tokenizer's copy is missing.
+    """
+    manifest = read_manifest(directory)
+    console.print(
+        f"{directory}: {len(manifest.shards)} files, rows of {manifest.sequence_len} tokens, "
+        f"packing {manifest.packing}, seed {manifest.seed}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    print_ledger(console, manifest)
+    print_histogram(directory, manifest, console)
+    if rows:
+        print_rows(directory, manifest, rows, console)
+
+
+def print_histogram(directory: Path, manifest: Manifest, console: Console) -> None:
+    """Lengths of the pieces of documents in rows, in powers of two."""
+    counts: Counter[int] = Counter()
+    for shard in track(manifest.shards, "lengths", console=console, transient=True):
+        with open_shard(directory, shard) as file:
+            for index in range(file.num_row_groups):
+                lengths = file.read_row_group(index, columns=["document_lengths"])[0]
+                counts.update(int(length).bit_length() for length in pc.list_flatten(lengths).to_numpy())
+    console.print("tokens in a piece of a document (documents are cut at row ends)")
+    largest = max(counts.values(), default=1)
+    for bits in range(min(counts, default=0), max(counts, default=-1) + 1):
+        bar = "█" * round(BAR_WIDTH * counts[bits] / largest)
+        console.print(f"{1 << bits - 1:>9,} to {(1 << bits) - 1:>9,}  {counts[bits]:>11,} {bar}")
+
+
+def print_rows(directory: Path, manifest: Manifest, rows: int, console: Console) -> None:
+    """The first rows of each split as text."""
+    path = directory / TOKENIZER_NAME
+    if not path.is_file():
+        raise DataError(f"{path}: missing, so rows cannot be decoded; prepare the directory again")
+    tokenizer = Tokenizer.from_file(str(path))
+    for split in manifest.ledger.tokens_out:
+        for name, row in islice(read_rows(directory, manifest.split(split)), rows):
+            console.rule(f"{name}, {row['source']}")
+            console.print(row_text(tokenizer, row["input_ids"], row), soft_wrap=True)
+
+
+def read_rows(
+    directory: Path, shards: list[ShardRecord]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row lies, and the row, in file order."""
+    for shard in shards:
+        with open_shard(directory, shard) as file:
+            for index, batch in enumerate(file.iter_batches(1)):
+                yield f"{shard.file} row {index}", batch.to_pylist()[0]
+
+
+def row_text(tokenizer: Tokenizer, ids: list[int], row: dict[str, Any]) -> Text:
+    """One row as text: a mark where a document begins, tokens without a loss dimmed."""
+    mask = row["loss_mask"] or [1] * len(ids)
+    text = Text()
+    start = 0
+    for length in row["document_lengths"] or []:
+        text.append(f"┃{length} tokens┃ ", style="bold cyan")
+        for begin, end in runs(mask, start, start + length):
+            part = tokenizer.decode(ids[begin:end], skip_special_tokens=False)
+            text.append(part, style="" if mask[begin] else "dim")
+        text.append("\n")
+        start += length
+    text.plain = text.plain.replace("\x1b", "␛")  # no terminal codes out of the data
+    return text
+
+
+def runs(mask: list[int], start: int, end: int) -> list[tuple[int, int]]:
+    """The stretches of equal mask within [start, end)."""
+    cuts = [index for index in range(start + 1, end) if mask[index] != mask[index - 1]]
+    return list(zip([start, *cuts], [*cuts, end], strict=True))
+
+
+def open_shard(directory: Path, shard: ShardRecord) -> pq.ParquetFile:
+    """One shard of a finished directory."""
+    path = directory / shard.file
+    if not path.is_file():
+        raise DataError(f"{path}: missing; run `headrace verify {directory}`")
+    return pq.ParquetFile(path)
