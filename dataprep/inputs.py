@@ -1,5 +1,6 @@
 """The input files of each source: globs resolved, in a fixed order, with what identifies each file."""
 
+import fnmatch
 import glob
 import os
 from dataclasses import dataclass
@@ -31,10 +32,16 @@ def find_inputs(config: PrepareConfig) -> list[list[InputFile]]:
 def find_source_files(source: SourceConfig) -> list[InputFile]:
     """The files of one source, sorted by path, each once."""
     patterns = [source.path] if isinstance(source.path, str) else source.path
-    paths = sorted({path for pattern in patterns for path in match(source.name, pattern)})
+    found = {path for pattern in patterns for path in match(source.name, pattern)}
+    paths = sorted(path for path in found if not is_excluded(path, source.exclude))
     if not paths:
-        raise DataError(f'source "{source.name}": path names no file; give a file or a glob')
+        raise DataError(f'source "{source.name}": exclude leaves none of {len(found)} files')
     return [describe_file(source.name, path) for path in paths]
+
+
+def is_excluded(path: str, patterns: list[str]) -> bool:
+    """Whether a path fits one of the patterns, in which `*` also crosses folders."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def match(source: str, pattern: str) -> list[str]:

@@ -21,6 +21,9 @@ class SourceConfig(Config):
         description="File or glob (`**` crosses folders), or a list of them, relative to the "
         "working directory. `.gz` and `.zst` are read as they are."
     )
+    exclude: list[Text] = Field(
+        [], description='Leave out files whose path fits, for example `["*/tests/*"]`.'
+    )
     text_field: Text = Field("text", description="Field that holds the text (`documents` only).")
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
