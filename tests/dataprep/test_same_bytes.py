@@ -1,0 +1,154 @@
+"""The same config gives the same bytes, whoever does the work and however often it is cut short."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from headrace.dataprep import shard_writer, task_runner
+from headrace.schemas.errors import DataError
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from headrace.dataprep.prepare import prepare
+from headrace.schemas.prepare_config import PrepareConfig
+if __name__ == "__main__":
+    prepare(PrepareConfig.model_validate_json(Path(sys.argv[1]).read_text()), int(sys.argv[2]))
+"""
+
+
+def start(config, workers):
+    """`prepare` in a process of its own."""
+    Path("script.py").write_text(SCRIPT)
+    Path("config.json").write_text(config.model_dump_json())
+    command = [sys.executable, "script.py", "config.json", str(workers)]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+
+
+def kill_when(process, output, pattern, count):
+    """SIGKILL once so many files of the working folder match; it must not have finished before."""
+    deadline = time.monotonic() + 60
+    while len(list(Path(output, ".work").glob(pattern))) < count:
+        assert process.poll() is None, "finished before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not Path(output, "manifest.json").exists()
+
+
+def test_two_workers_write_the_bytes_that_one_writes(corpus, make_config, run, snapshot):
+    run(make_config("one"), workers=1)
+    run(make_config("two"), workers=2)
+    assert snapshot("one") == snapshot("two")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_killed_twice_and_continued_writes_the_same_bytes(
+    workers, corpus, make_config, run, snapshot
+):
+    run(make_config("whole"))
+    config = make_config("killed")
+    tasks = random.randrange(2, 60)
+    kill_when(start(config, workers), "killed", "task-*.done.json", tasks)
+    markers = {path.name: path.stat().st_mtime_ns for path in Path("killed/.work").glob("*.done.json")}
+    process = start(config, workers)
+    kill_when(process, "killed", "shard-*.done.json", random.randrange(1, 3))
+    for name, written in markers.items():
+        assert Path("killed/.work", name).stat().st_mtime_ns == written, "finished work was redone"
+    run(config)
+    assert snapshot("killed") == snapshot("whole")
+
+
+def test_rows_held_in_memory_do_not_change_bytes(corpus, make_config, run, snapshot, monkeypatch):
+    run(make_config("large"))
+    monkeypatch.setattr(task_runner, "HELD_TOKENS", 100)
+    monkeypatch.setattr(shard_writer, "GATHERED_TOKENS", 500)
+    run(make_config("small"))
+    assert snapshot("small") == snapshot("large")
+
+
+def test_a_finished_directory_is_reused_untouched(corpus, make_config, run):
+    first = run(make_config())
+    written = Path("out/shard-00000.parquet").stat().st_mtime_ns
+    assert run(make_config()) == first
+    assert Path("out/shard-00000.parquet").stat().st_mtime_ns == written
+
+
+def test_a_run_killed_while_it_cleans_up_ends_clean(corpus, make_config, run, snapshot):
+    run(make_config())
+    whole = snapshot("out")
+    for left in ("out/.work", "out/..work.removed"):
+        Path(left).mkdir()
+        Path(left, "lock").write_text("1")
+    run(make_config())
+    assert snapshot("out") == whole
+
+
+def test_work_of_another_config_is_not_trusted(corpus, make_config, run, snapshot):
+    run(make_config("right", seed=2))
+    kill_when(start(make_config(shards=9), 1), "out", "shard-*.done.json", 5)
+    run(make_config(seed=2))
+    assert snapshot("out") == snapshot("right")
+
+
+def test_an_input_that_changed_between_two_tries_is_read_again(corpus, make_config, run, snapshot):
+    kill_when(start(make_config(), 1), "out", "task-*.done.json", 20)
+    (corpus / "000.txt").write_text("0 " + "stone " * 12)
+    run(make_config())
+    run(make_config("right"))
+    assert snapshot("out") == snapshot("right")
+
+
+def test_raising_the_reject_limit_keeps_finished_tasks(corpus, make_config, run):
+    (corpus / "050.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError):
+        run(make_config())
+    written = {p: p.stat().st_mtime_ns for p in Path("out/.work").glob("task-*.done.json")}
+    process = start(make_config(max_reject_fraction=0.1), 1)
+    kill_when(process, "out", "shard-*.done.json", 1)
+    assert written == {p: p.stat().st_mtime_ns for p in Path("out/.work").glob("task-*.done.json")}
+
+
+def test_a_second_run_on_the_same_output_is_refused_until_the_first_dies(corpus, make_config, run):
+    process = start(make_config(), 1)
+    while not list(Path("out/.work").glob("task-*.done.json") if Path("out").exists() else []):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(DataError, match=f"out: process {process.pid} is preparing it; wait"):
+            run(make_config())
+    finally:
+        process.kill()
+        process.wait()
+    run(make_config())
+    assert Path("out/manifest.json").exists()
+
+
+def test_workers_end_when_their_parent_is_killed(corpus, make_config):
+    process = start(make_config(), 2)
+    kill_when(process, "out", "task-*.done.json", 3)
+    deadline = time.monotonic() + 10
+    while children_of_script() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not children_of_script()
+
+
+def children_of_script():
+    """Spawned processes that run in this test's folder."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            here = (folder / "cwd").resolve() == Path.cwd()
+            if here and b"spawn_main" in (folder / "cmdline").read_bytes():
+                found.append(folder.name)
+        except OSError:
+            continue
+    return found
