@@ -128,7 +128,7 @@ def check(directory: Path) -> None:
 def main(
     output: Annotated[Path, typer.Option(help="Model directory to make.")] = DEFAULT_OUTPUT,
 ) -> None:
-    """Fetch SmolLM2-135M-Instruct, 98 MB, and convert it."""
+    """Fetch SmolLM2-135M-Instruct and convert it."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         made = fetch(output)
