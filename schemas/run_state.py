@@ -1,4 +1,4 @@
-"""`run_state.json` in a checkpoint: where training and loader stand, and the files that belong to it."""
+"""`run_state.json` in a checkpoint: where training and loader stand, and the files with it."""
 
 import json
 from pathlib import Path
