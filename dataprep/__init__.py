@@ -1,1 +1,1 @@
-"""Raw text to shards of shuffled token ids, once and offline. Never imports torch or transformers."""
+"""Raw text to shards of shuffled token ids, once and offline. Imports no torch."""

@@ -1,4 +1,4 @@
-"""One block of documents to rows: a pure function of the documents, the config and the tokenizer."""
+"""One block of documents to rows: a pure function of documents, config and tokenizer."""
 
 import hashlib
 from collections import Counter
@@ -30,7 +30,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockRows:
-    """What a block became: rows of each split in packing order, what was refused, and the counts."""
+    """What a block became: rows of each split in packing order, the refused, and the counts."""
 
     rows: dict[str, pa.Table]
     rejects: list[Reject]

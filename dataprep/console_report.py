@@ -7,7 +7,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -30,11 +29,9 @@ def progress_bar(console: Console) -> Progress:
     """A bar over bytes, with a text of counts, the rate, and the time left."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
+        BarColumn(bar_width=20),
         TextColumn("{task.fields[counts]}"),
         MegabytesPerSecond(),
-        TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
         speed_estimate_period=60,

@@ -1,4 +1,4 @@
-"""Documents of one piece of input, each read strictly and on its own: a bad one never touches its neighbours."""
+"""Documents of one piece of input, each on its own: a bad one leaves its neighbours alone."""
 
 import codecs
 import json
@@ -24,7 +24,7 @@ class Document(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """One refused document. `line` counts from 1; in a JSON list and in Parquet it is the record's number."""
+    """One refused document. `line` counts from 1; in JSON lists and Parquet it is the record."""
 
     file: str
     line: int
@@ -132,10 +132,8 @@ def take_text(source: SourceConfig, record: object, place: Place) -> Document | 
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        surrogate = text[error.start]
-        return refuse(
-            place, "invalid UTF-8", f"lone surrogate {surrogate!r} at character {error.start}"
-        )
+        detail = f"lone surrogate {text[error.start]!r} at character {error.start}"
+        return refuse(place, "invalid UTF-8", detail)
     return keep(text, place)
 
 

@@ -1,4 +1,4 @@
-"""The input files of each source: globs resolved, in a fixed order, with what identifies each file."""
+"""The input files of each source: globs resolved, in a fixed order, each file identified."""
 
 import fnmatch
 import glob
@@ -13,7 +13,7 @@ from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file as its glob matched it. `size` in bytes; size and `mtime_ns` tell whether it changed."""
+    """One file as its glob matched it. Its size (bytes) and time tell whether it changed."""
 
     path: str
     size: int
@@ -48,11 +48,13 @@ def match(source: str, pattern: str) -> list[str]:
     """The files that one path or glob names."""
     if Path(pattern).is_dir():
         raise DataError(
-            f'source "{source}": {pattern} is a directory; name files, for example "{pattern.rstrip("/")}/*.txt"'
+            f'source "{source}": {pattern} is a directory; '
+            f'name files, for example "{pattern.rstrip("/")}/*.txt"'
         )
     if Path(pattern).exists():
         return [os.path.normpath(pattern)]
-    paths = [path for path in glob.glob(pattern, recursive=True) if not Path(path).is_dir()]
+    found = glob.glob(pattern, recursive=True)  # noqa: PTH207  Path.glob takes no absolute pattern
+    paths = [path for path in found if not Path(path).is_dir()]
     if not paths:
         raise DataError(f'source "{source}": no file matches {pattern}; correct the path')
     return [os.path.normpath(path) for path in paths]
@@ -61,7 +63,7 @@ def match(source: str, pattern: str) -> list[str]:
 def describe_file(source: str, path: str) -> InputFile:
     """Size and modification time of a readable file."""
     try:
-        status = os.stat(path)
+        status = Path(path).stat()
     except OSError as error:
         raise DataError(f'source "{source}": {path} cannot be read ({error.strerror})') from None
     if not os.access(path, os.R_OK):

@@ -47,7 +47,9 @@ def print_histogram(directory: Path, manifest: Manifest, console: Console) -> No
         with open_shard(directory, shard) as file:
             for index in range(file.num_row_groups):
                 lengths = file.read_row_group(index, columns=["document_lengths"])[0]
-                counts.update(int(length).bit_length() for length in pc.list_flatten(lengths).to_numpy())
+                counts.update(
+                    int(length).bit_length() for length in pc.list_flatten(lengths).to_numpy()
+                )
     console.print("tokens in a piece of a document (documents are cut at row ends)")
     largest = max(counts.values(), default=1)
     for bits in range(min(counts, default=0), max(counts, default=-1) + 1):
@@ -67,9 +69,7 @@ def print_rows(directory: Path, manifest: Manifest, rows: int, console: Console)
             console.print(row_text(tokenizer, row["input_ids"], row), soft_wrap=True)
 
 
-def read_rows(
-    directory: Path, shards: list[ShardRecord]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(directory: Path, shards: list[ShardRecord]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row lies, and the row, in file order."""
     for shard in shards:
         with open_shard(directory, shard) as file:

@@ -1,4 +1,4 @@
-"""What every worker is told: the config, where the output lies, and what decides whether work may be reused."""
+"""What every worker is told, and the keys that decide whether finished work may be reused."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ class Job:
         return fingerprint(self.settings())
 
     def task_key(self, task: Task) -> str:
-        """What a task's rows depend on; settings that only matter later leave finished tasks usable."""
+        """What a task's rows depend on: settings that matter only later are left out."""
         config = self.config.model_dump(mode="json", exclude=PLACES | DECIDED_LATER)
         names = [source.name for source in self.config.sources]
         return fingerprint(

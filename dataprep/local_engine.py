@@ -1,4 +1,4 @@
-"""Runs work on this machine. An engine only decides who runs what: any other gives the same bytes."""
+"""Runs work on this machine. Engines only decide who runs what: all give the same bytes."""
 
 import multiprocessing
 import os

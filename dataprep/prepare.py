@@ -1,4 +1,4 @@
-"""Sources to a finished shard directory: plan, tokenise every task, write every shard, manifest last."""
+"""Sources to a finished shard directory: plan, run tasks, write shards, manifest last."""
 
 import json
 import logging
@@ -182,7 +182,8 @@ def sum_by_source(job: Job, tasks: list[Task], stats: list[TaskStats]) -> dict[s
         result[source.name] = add_stats(own)
         if not result[source.name].documents:
             raise DataError(
-                f'source "{source.name}": no documents in {source.path}; correct or remove it'
+                f'source "{source.name}": no documents in {source.path}; '
+                "correct the path, or remove the source"
             )
     return result
 
@@ -191,7 +192,8 @@ def plan_shards(job: Job, tasks: list[Task], total: TaskStats) -> list[ShardPlan
     """The files to write: `shards` of train, and as many of evaluation as its size needs."""
     if not total.rows.get(TRAIN):
         raise DataError(
-            f"all {total.documents} documents fell to evaluation; lower evaluation_fraction"
+            f"the evaluation split took every document ({total.documents}); "
+            "lower evaluation_fraction"
         )
     evaluation_tokens = total.tokens.get(EVALUATION, 0)
     counts = {
@@ -232,7 +234,7 @@ def build_manifest(
     job: Job, inputs_key: str, by_source: dict[str, TaskStats], shards: list[ShardRecord]
 ) -> Manifest:
     """The manifest; tokens in were counted at the tokenizer, tokens out in the written files."""
-    tokens_out = {split: 0 for split in SPLITS}
+    tokens_out = dict.fromkeys(SPLITS, 0)
     for shard in shards:
         tokens_out[shard.split] += shard.tokens
     ledger = TokenLedger(

@@ -1,4 +1,4 @@
-"""The exchange: each shard owns a range of row keys and gathers its rows from all tasks, in bounded memory."""
+"""The exchange: each shard owns a range of row keys and gathers its rows from all tasks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,7 +146,7 @@ def describe_row_group(group: pq.RowGroupMetaData, rows: pa.Table) -> RowGroupRe
 
 
 def count_trained(rows: pa.Table) -> int:
-    """Tokens that a loss is taken over: all of a row without a mask, the marked ones of a row with one."""
+    """Tokens with a loss: all of a row without a mask, the marked ones of a row with one."""
     unmasked = rows.filter(pc.is_null(rows["loss_mask"]))
     marked = sum(pc.sum(chunk.flatten()).as_py() or 0 for chunk in rows["loss_mask"].chunks)
     return count_tokens(unmasked) + marked

@@ -1,4 +1,4 @@
-"""Bytes of input files: decompressed as they are read, and cut at separators without holding a file."""
+"""Bytes of input files: decompressed as they are read, cut at separators in passing."""
 
 import functools
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ CHUNK_BYTES = 1 << 20
 
 
 class Place(NamedTuple):
-    """Where a record begins: `line` newlines after byte `start` of `file` (of its decompressed bytes)."""
+    """Where a record begins: `line` newlines after (decompressed) byte `start` of `file`."""
 
     file: str
     start: int
@@ -107,7 +107,7 @@ def split_stream(
 
 
 def first_record(path: str, separator: bytes, offset: int) -> int:
-    """The first byte at or after `offset` at which a record begins; the file's size if none does."""
+    """The first byte at or after `offset` at which a record begins; the size if none does."""
     with Path(path).open("rb") as file:
         position = unambiguous_start(path, separator, max(0, offset - len(separator)))
         file.seek(position)
@@ -126,8 +126,8 @@ def first_record(path: str, separator: bytes, offset: int) -> int:
 def unambiguous_start(path: str, separator: bytes, position: int) -> int:
     """A place at or before `position` from which cutting agrees with cutting from the file's start.
 
-    A separator such as a blank line may overlap itself ("\\n\\n\\n"); cutting goes from left to right,
-    so the search must begin before the whole run of overlapping separators.
+    A separator may overlap itself (a blank line in "\\n\\n\\n"); cutting goes from left to
+    right, so the search must begin before the whole run of overlapping separators.
     """
     width = len(separator) - 1
     with Path(path).open("rb") as file:

@@ -48,7 +48,7 @@ def run_task(job: Job, task: Task) -> TaskStats:
 
 
 class Spool:
-    """The rows of one split of a task, gathered, sorted by key and written in a few large batches."""
+    """The rows of one split of a task, sorted by key and written in a few large batches."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

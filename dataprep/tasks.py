@@ -1,4 +1,4 @@
-"""How the inputs are cut: a task is what one worker gets and one marker covers. Depends on the inputs alone."""
+"""How the inputs are cut: a task is what one worker gets and one marker covers."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ MOST_BLOCKS_IN_TASK = 64
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of one file: bytes [start, end), or row groups [start, end) of Parquet; None is the end."""
+    """A part of one file: bytes [start, end), or row groups of Parquet; None is the end."""
 
     file: InputFile
     format: FileFormat
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Task:
-    """Consecutive pieces of one source. `number` counts all tasks, `number_in_source` those of its source."""
+    """Consecutive pieces of one source, numbered among all tasks and in the source."""
 
     number: int
     number_in_source: int
@@ -53,7 +53,7 @@ class Task:
 
 
 def plan_tasks(config: PrepareConfig, inputs: list[list[InputFile]]) -> list[Task]:
-    """Cut all inputs into tasks of `block_bytes`, or up to 64 times that when there are very many."""
+    """Cut all inputs into tasks of `block_bytes`, or up to 64 times that in a large corpus."""
     total = sum(file.size for files in inputs for file in files)
     blocks = min(max(1, total // TASKS_WANTED // config.block_bytes), MOST_BLOCKS_IN_TASK)
     target = blocks * config.block_bytes
@@ -66,7 +66,7 @@ def plan_tasks(config: PrepareConfig, inputs: list[list[InputFile]]) -> list[Tas
 
 
 def group_pieces(pieces: Iterable[Piece], target: int) -> Iterator[list[Piece]]:
-    """Consecutive pieces together while they stay within `target` bytes: small files share a task."""
+    """Consecutive pieces together within `target` bytes: small files share a task."""
     group: list[Piece] = []
     size = 0
     for piece in pieces:
@@ -93,7 +93,7 @@ def cut_file(source: SourceConfig, file: InputFile, target: int) -> Iterator[Pie
 
 
 def file_format(source: SourceConfig, file: InputFile) -> FileFormat:
-    """What is in a file, by the source's type, the file's name and, for `.json`, its first character."""
+    """What is in a file, by the source's type, its name and, for `.json`, its first character."""
     if source.type == "text":
         return "text"
     path = Path(file.path)
@@ -139,7 +139,8 @@ def text_sizes(source: SourceConfig, path: str) -> list[int]:
         if not is_text(file.schema_arrow.field(source.text_field).type):
             kind = file.schema_arrow.field(source.text_field).type
             raise DataError(
-                f'{path}: column "{source.text_field}" is {kind}, not string; set text_field'
+                f'{path}: column "{source.text_field}" is {kind}, not string; '
+                "set text_field to a column of strings"
             )
         metadata = file.metadata
         paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]

@@ -1,4 +1,4 @@
-"""A model directory's tokenizer: token ids of plain documents, with BOS and EOS where the config asks."""
+"""A model directory's tokenizer: ids of documents, with BOS and EOS where they are wanted."""
 
 import functools
 import hashlib
@@ -56,8 +56,8 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
     content = path.read_bytes()
     try:
         tokenizer = Tokenizer.from_str(content.decode())
-    except Exception as error:  # the bindings raise plain Exception
-        raise DataError(f"{path}: not a tokenizer ({error})") from None
+    except Exception as error:  # noqa: BLE001  the bindings raise plain Exception
+        raise DataError(f"{path}: not a tokenizer ({error}); replace the file") from None
     special = special_tokens(folder, tokenizer)
     return TokenizerSpec(
         file=str(path),
@@ -71,11 +71,11 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
 
 
 def choose_bos(config: PrepareConfig, tokenizer: Tokenizer, bos: int | None) -> int | None:
-    """The id that starts a document, or None. `auto` does what the tokenizer's own template does."""
+    """The id that starts a document, or None. `auto` does what the tokenizer itself does."""
     if config.bos == "always" and bos is None:
         raise DataError(
-            f'{config.tokenizer}: bos = "always", but no BOS token is named in tokenizer_config.json; '
-            'name it there as "bos_token", or set bos = "never"'
+            f'{config.tokenizer}: bos = "always", but no BOS token is named in '
+            'tokenizer_config.json; name it there as "bos_token", or set bos = "never"'
         )
     if config.bos == "auto":
         own = tokenizer.encode("a", add_special_tokens=True).ids
@@ -89,8 +89,8 @@ def choose_eos(config: PrepareConfig, eos: int | None) -> int | None:
         return None
     if eos is None:
         raise DataError(
-            f'{config.tokenizer}: eos = "auto", but no EOS token is named in tokenizer_config.json; '
-            'name it there as "eos_token", or set eos = "never"'
+            f'{config.tokenizer}: eos = "auto", but no EOS token is named in '
+            'tokenizer_config.json; name it there as "eos_token", or set eos = "never"'
         )
     return eos
 
@@ -108,7 +108,7 @@ def special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
             number = tokenizer.token_to_id(text)
             if number is None:
                 raise DataError(
-                    f'{folder / name}: {role}_token "{text}" is not in {TOKENIZER_NAME}'
+                    f'{folder / name}: {role}_token "{text}" is not in {TOKENIZER_NAME}; correct it'
                 )
             found[role] = number
     for name in ("generation_config.json", "config.json"):
@@ -128,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from None
+        raise DataError(f"{path}: not valid JSON ({error}); replace the file") from None
     return values if isinstance(values, dict) else {}
 
 

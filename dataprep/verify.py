@@ -21,7 +21,7 @@ from headrace.schemas.shard_format import MANIFEST_NAME, shard_schema
 
 
 def verify(directory: Path, console: Console | None = None) -> list[str]:
-    """All problems of a shard directory, each beginning with a file's path; empty when it is sound."""
+    """All problems of a shard directory, each beginning with a file's path; none if sound."""
     try:
         manifest = read_manifest(directory)
     except DataError as error:
@@ -51,7 +51,7 @@ def check_counts(directory: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def check_other_files(directory: Path, manifest: Manifest) -> Iterator[str]:
-    """The tokenizer's copy, the saved config, the rejects, and that no stranger lies among the shards."""
+    """The tokenizer's copy, the saved config, the rejects, and no extra shards."""
     tokenizer = directory / TOKENIZER_NAME
     if not tokenizer.is_file():
         yield f"{tokenizer}: missing"
@@ -137,8 +137,9 @@ def check_content(file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest) 
 def check_rows(rows: pa.Table, manifest: Manifest, last_key: int) -> Iterator[str]:
     """The rows of one row group; `last_key` is the key before them, -1 for none."""
     ids = pc.list_flatten(rows["input_ids"]).to_numpy()
-    if len(ids) and not (0 <= ids.min() and ids.max() < manifest.tokenizer.vocabulary_size):
-        yield f"ids from {ids.min()} to {ids.max()}, the tokenizer has {manifest.tokenizer.vocabulary_size}"
+    size = manifest.tokenizer.vocabulary_size
+    if len(ids) and not (ids.min() >= 0 and ids.max() < size):
+        yield f"ids from {ids.min()} to {ids.max()}, the tokenizer has {size}"
     lengths = pc.list_value_length(rows["input_ids"]).to_numpy()
     if not np.all((lengths >= 1) & (lengths <= manifest.sequence_len)):
         yield f"rows of {lengths.min()} to {lengths.max()} tokens, not 1 to {manifest.sequence_len}"

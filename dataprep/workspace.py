@@ -72,7 +72,7 @@ def open_output(output: Path) -> None:
         raise DataError(f"{output}: is a file; set output to a directory")
     if output.is_dir() and any(output.iterdir()) and not work_folder(output).is_dir():
         raise DataError(
-            f"{output}: holds other files and no unfinished run; set output to a new directory, or empty it"
+            f"{output}: holds other files and no unfinished run; set another output, or empty it"
         )
     work_folder(output).mkdir(parents=True, exist_ok=True)
 
@@ -113,7 +113,7 @@ def remove_work(output: Path) -> None:
 
 
 def remove_stale_shards(output: Path, wanted: set[str]) -> None:
-    """Remove shards of an unfinished run with another config, which this run will not write over."""
+    """Remove shards of an unfinished run with another config."""
     for stem in FILE_STEMS.values():
         for path in output.glob(f"{stem}-*.parquet"):
             if path.name not in wanted:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.manifest import Manifest
 from headrace.schemas.prepare_config import PrepareConfig
-from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 WORDS = "water wheel mill race stone grain flour river gate sluice timber axle gear".split()
 

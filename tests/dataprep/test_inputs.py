@@ -36,5 +36,5 @@ def test_exclude_leaves_out_files_in_any_folder_of_that_name(tree):
 
 
 def test_excluding_everything_is_an_error(tree):
-    with pytest.raises(DataError, match='^source "s": exclude leaves none of 4 files$'):
+    with pytest.raises(DataError, match=r'^source "s": exclude leaves none of 4 files$'):
         find_source_files(source(f"{tree}/**/*.txt", ["*"]))

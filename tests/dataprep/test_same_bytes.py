@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from headrace.dataprep import shard_writer, task_runner
 from headrace.schemas.errors import DataError
 
@@ -18,18 +19,22 @@ from pathlib import Path
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.prepare_config import PrepareConfig
 if __name__ == "__main__":
-    prepare(PrepareConfig.model_validate_json(Path(sys.argv[1]).read_text()), int(sys.argv[2]))
+    config = PrepareConfig.model_validate_json(Path(sys.argv[1]).read_text())
+    try:
+        prepare(config, int(sys.argv[2]))
+    except KeyboardInterrupt:
+        sys.exit(130)
 """
 
 
-def start(config, workers):
+def start(config, workers, **options):
     """`prepare` in a process of its own."""
     Path("script.py").write_text(SCRIPT)
     Path("config.json").write_text(config.model_dump_json())
     command = [sys.executable, "script.py", "config.json", str(workers)]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    )
+    options = {"stdout": subprocess.DEVNULL, "start_new_session": True} | options
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(command, env=environment, **options)
 
 
 def kill_when(process, output, pattern, count):
@@ -58,7 +63,9 @@ def test_a_run_killed_twice_and_continued_writes_the_same_bytes(
     config = make_config("killed")
     tasks = random.randrange(2, 60)
     kill_when(start(config, workers), "killed", "task-*.done.json", tasks)
-    markers = {path.name: path.stat().st_mtime_ns for path in Path("killed/.work").glob("*.done.json")}
+    markers = {
+        path.name: path.stat().st_mtime_ns for path in Path("killed/.work").glob("*.done.json")
+    }
     process = start(config, workers)
     kill_when(process, "killed", "shard-*.done.json", random.randrange(1, 3))
     for name, written in markers.items():
@@ -130,6 +137,21 @@ def test_a_second_run_on_the_same_output_is_refused_until_the_first_dies(corpus,
         process.wait()
     run(make_config())
     assert Path("out/manifest.json").exists()
+
+
+def test_ctrl_c_ends_with_one_line_and_the_run_can_go_on(corpus, make_config, run, snapshot):
+    process = start(make_config(), 2, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not list(Path("out/.work").glob("task-*.done.json") if Path("out").exists() else []):
+        time.sleep(0.001)
+    time.sleep(0.2)  # the second worker starts too
+    os.killpg(process.pid, signal.SIGINT)
+    shown, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert shown.splitlines()[-1] == "out: stopped; run the same command to continue"
+    assert errors == ""
+    run(make_config())
+    run(make_config("right"))
+    assert snapshot("out") == snapshot("right")
 
 
 def test_workers_end_when_their_parent_is_killed(corpus, make_config):
