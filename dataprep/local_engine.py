@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import pyarrow as pa
@@ -54,7 +55,8 @@ class LocalEngine:
             initializer=prepare_worker,
         )
         try:
-            futures = {pool.submit(function, item): item for item in items}
+            with interrupts_held_back():
+                futures = {pool.submit(function, item): item for item in items}
             for future in as_completed(futures):
                 yield futures.pop(future), future.result()
         except BrokenProcessPool:
@@ -66,12 +68,23 @@ class LocalEngine:
             pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits; processes started meanwhile inherit that until they are ready for it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def prepare_worker() -> None:
     """One thread a worker, a quiet end on Ctrl-C, and no life after the parent's death."""
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     pa.set_cpu_count(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=die_with_parent, daemon=True).start()
 
 
