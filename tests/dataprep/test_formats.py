@@ -77,19 +77,15 @@ def test_parquet_with_any_kind_of_string(kind, corpus, make_config, run, documen
 
 
 @given(
-    content=st.text(alphabet="ab\n", max_size=60).map(str.encode),
-    separator=st.sampled_from([b"\n", b"aa", b"aba", b"\n\n", b"abab"]),
-    cuts=st.lists(st.integers(0, 60), max_size=5),
+    content=st.text(alphabet="ab", max_size=14).map(str.encode),
+    separator=st.sampled_from([b"a", b"aa", b"aba", b"abab"]),
 )
-def test_byte_ranges_give_the_records_of_the_whole_file(content, separator, cuts, tmp_path_factory):
+def test_byte_ranges_give_the_records_of_the_whole_file(content, separator, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "ranges.txt"
     path.write_bytes(content)
-    inner = sorted({cut for cut in cuts if 0 < cut < len(content)})
-    starts, ends = [0, *inner], [*inner, None]
-    found = [
-        record
-        for start, end in zip(starts, ends, strict=True)
-        for _, record in split_range(str(path), separator, start, end)
-    ]
-    expected = content.split(separator)
-    assert found == (expected if expected[-1] else expected[:-1])
+    whole = content.split(separator)
+    expected = whole if whole[-1] else whole[:-1]
+    for cut in range(1, len(content)):
+        ranges = [(0, cut), (cut, None)]
+        parts = [split_range(str(path), separator, start, end) for start, end in ranges]
+        assert [record for part in parts for _, record in part] == expected
