@@ -54,11 +54,6 @@ def process_environment() -> tuple[int, int, int]:
     return int(environment["RANK"]), int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"])
 
 
-def name_accelerator() -> None:
-    """Tell DeepSpeed, before it is imported, what it would otherwise guess with warnings."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-
-
 def connect(stages: int) -> Layout:
     """Join the process group (NCCL on GPUs, gloo on CPU); all ranks build all groups."""
     rank, local_rank, world_size = process_environment()

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 
 from headrace.schemas.errors import HeadraceError
@@ -21,6 +20,7 @@ from headrace.trainer.preflight import (
     check_run_directory,
     resume_record,
 )
+from headrace.trainer.quiet import quiet_libraries
 from headrace.trainer.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -45,16 +45,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def configure_logging(rank: int) -> None:
-    """Rank 0 speaks; the others only of trouble, with their rank.
-
-    Two libraries report on import what concerns nobody here: bitsandbytes that it has no CPU
-    kernels, transformers that PEFT calls an old name.
-    """
+    """Rank 0 speaks; the others only of trouble, with their rank."""
     shape = "%(message)s" if rank == 0 else f"rank {rank}: %(message)s"
     logging.basicConfig(stream=sys.stdout, format=shape, level=logging.WARNING)
     logging.getLogger("headrace").setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,14 +74,13 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
 
     stop = StopSignal()
 
+    quiet_libraries()
+
     import torch.distributed as dist
 
-    from headrace.trainer.distributed import connect, name_accelerator
-    from headrace.trainer.setup import set_threads
-
-    name_accelerator()
-
+    from headrace.trainer.distributed import connect
     from headrace.trainer.loop import train
+    from headrace.trainer.setup import set_threads
 
     layout = connect(config.pipeline_stages)
     set_threads(config)

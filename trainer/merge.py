@@ -5,6 +5,7 @@ from pathlib import Path
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.publish import rename_durably
+from headrace.trainer.quiet import quiet_libraries
 
 
 def merge(model: Path, adapter: Path, output: Path) -> None:
@@ -23,6 +24,8 @@ def merge(model: Path, adapter: Path, output: Path) -> None:
         raise ConfigError(f"{model}: no config.json; give the base model's directory")
     if output.exists():
         raise ConfigError(f"{output}: exists already; remove it or choose another --output")
+
+    quiet_libraries()
 
     import torch
     from peft import PeftModel

@@ -33,8 +33,7 @@ def learning_rate(
         return optimizer.lr * (step + 1) / scheduler.warmup_steps
     if scheduler.type == "constant":
         return optimizer.lr
-    span = max(1, total_steps - 1 - scheduler.warmup_steps)
-    done = min(1.0, (step - scheduler.warmup_steps) / span)
+    done = (step - scheduler.warmup_steps) / max(1, total_steps - scheduler.warmup_steps)
     return scheduler.min_lr + (optimizer.lr - scheduler.min_lr) * 0.5 * (
         1 + math.cos(math.pi * done)
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError
+from headrace.trainer.quiet import quiet_libraries
 
 
 def sample(
@@ -25,6 +26,8 @@ def sample(
     for directory, name in ((model, "config.json"), (adapter, "adapter_config.json")):
         if directory is not None and not (directory / name).is_file():
             raise ConfigError(f"{directory}: no {name}; is the path right?")
+
+    quiet_libraries()
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

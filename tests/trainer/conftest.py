@@ -1,0 +1,122 @@
+"""A tiny Llama with its own tokenizer, shards of real text for it, and ways to train on them."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from runs import Training
+
+from headrace.dataprep.prepare import prepare
+from headrace.schemas.prepare_config import PrepareConfig
+
+STDLIB = Path(os.__file__).parent
+REAL_MODEL = Path(__file__).parents[2] / "models" / "smollm2-135m"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Four-layer Llama with tied embeddings and a BPE tokenizer of 384 entries."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=88,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=384,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([(STDLIB / "heapq.py").read_text()], trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tiny_model, tmp_path_factory):
+    """Two sources, three shards, several row groups, rows of 64 tokens."""
+    return make_shards(tiny_model, tmp_path_factory.mktemp("shards") / "tiny")
+
+
+def make_shards(model, output, **changes):
+    """Prepare standard-library sources for a model."""
+    settings = {
+        "output": str(output),
+        "tokenizer": str(model),
+        "sequence_len": 64,
+        "shards": 3,
+        "evaluation_fraction": 0.2,
+        "row_group_tokens": 64 * 16,
+        "block_bytes": 1 << 14,
+        "max_reject_fraction": 1.0,
+        "sources": [
+            source("json", STDLIB / "json" / "*.py"),
+            source("small", STDLIB / "[a-c]*t.py"),
+        ],
+    }
+    prepare(PrepareConfig.model_validate(settings | changes), workers=1)
+    return output
+
+
+def source(name, path):
+    """Paragraphs as documents, so that most rows hold several."""
+    return {"name": name, "type": "text", "path": str(path), "document_separator": "\n\n"}
+
+
+@pytest.fixture(scope="session")
+def real_model():
+    """SmolLM2-135M-Instruct, which `make test` fetches first."""
+    assert REAL_MODEL.is_dir(), f"{REAL_MODEL} is missing; run `make model`"
+    return REAL_MODEL
+
+
+@pytest.fixture
+def training(tiny_model, tiny_shards, tmp_path):
+    """Ten steps of four rows on the tiny model, one thread a process."""
+    config = tmp_path / "train.toml"
+    config.write_text(
+        f"""
+        model = "{tiny_model}"
+        output_dir = "unused"
+        max_steps = 10
+        gradient_accumulation_steps = 4
+        threads = 1
+        [[datasets]]
+        path = "{tiny_shards}"
+        [[evaluation_datasets]]
+        path = "{tiny_shards}"
+        max_rows = 9
+        [adapter]
+        rank = 4
+        dropout = 0.1
+        [optimizer]
+        lr = 2e-3
+        gradient_clipping = 0.5
+        [scheduler]
+        type = "cosine"
+        warmup_steps = 2
+        """
+    )
+    return Training(tmp_path, config)

@@ -1,0 +1,61 @@
+"""Ways to run training as a user would, and to compare runs bit by bit."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of a run, and the commands for it."""
+
+    directory: Path
+    config: Path
+
+    def command(self, processes, *arguments):
+        return [
+            *(sys.executable, "-m", "headrace.jobs.cli", "train", str(self.config)),
+            *("--gpus", str(processes), *arguments),
+        ]
+
+    def run(self, name, processes=1, *arguments, **settings):
+        """Train to the end in a directory of its own; returns the run directory."""
+        run = self.directory / name
+        sets = {"output_dir": str(run), **settings}
+        options = [part for key, value in sets.items() for part in ("--set", as_toml(key, value))]
+        done = subprocess.run(
+            self.command(processes, *options, *arguments),
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return run
+
+
+def as_toml(key, value):
+    return f"{key.replace('__', '.')}={json.dumps(value)}"
+
+
+def read_metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def exact_metrics(run):
+    """All that must not differ by a bit: losses, norms and rows of every step and evaluation."""
+    names = ("kind", "step", "name", "loss", "source_losses", "gradient_norm", "lr", "rows_sha256")
+    return [{name: line.get(name) for name in names} for line in read_metrics(run)]
+
+
+def checkpoint_tensors(run):
+    """Parameters and optimiser states of the newest checkpoint, whatever its layout."""
+    newest = max((run / "checkpoints").glob("step-*"))
+    tensors = {}
+    for file in newest.glob("stage-*.safetensors"):
+        tensors |= load_file(file)
+    return tensors

@@ -1,0 +1,148 @@
+"""The group loader gives every replica its rows, whatever the layout and wherever it starts."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from headrace.schemas.errors import DataError
+from headrace.schemas.manifest import read_manifest
+from headrace.trainer.loader import GroupLoader
+from headrace.trainer.row_order import RowOrder
+from headrace.trainer.shard_reader import ShardReader, list_row_groups
+
+GLOBAL_BATCH = 8
+
+
+@pytest.fixture
+def make_loader(tiny_shards):
+    manifest = read_manifest(tiny_shards)
+
+    def make(
+        replica=0, replicas=1, rows=None, prefetch=2, micro_batch_size=1, directory=tiny_shards
+    ):
+        order = RowOrder(list_row_groups([manifest], "train"), seed=5, window=2)
+        return GroupLoader(
+            ShardReader([directory], [manifest], "train", held_row_groups=2),
+            order,
+            sequence_len=manifest.sequence_len,
+            micro_batch_size=micro_batch_size,
+            micro_batches=GLOBAL_BATCH // replicas // micro_batch_size,
+            replica=replica,
+            replicas=replicas,
+            stop_row=rows or 2 * order.rows_per_epoch,
+            prefetch=prefetch,
+        )
+
+    return make
+
+
+def global_batches(loaders, count):
+    """Row keys of the first global batches, in order, from the loaders of all replicas."""
+    result = []
+    for parts in itertools.islice(zip(*loaders, strict=True), count):
+        micro_batches = itertools.chain.from_iterable(
+            zip(*(part.row_keys for part in parts), strict=True)
+        )
+        result.append([key for keys in micro_batches for key in keys if key is not None])
+    return result
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+@pytest.mark.parametrize("prefetch", [0, 1, 8])
+def test_global_batches_are_the_same_rows_for_any_replicas_and_read_ahead(
+    make_loader, replicas, prefetch
+):
+    expected = global_batches([make_loader(prefetch=0)], 20)
+    loaders = [make_loader(replica, replicas, prefetch=prefetch) for replica in range(replicas)]
+    assert global_batches(loaders, 20) == expected
+
+
+def test_a_loader_resumed_at_any_step_continues_with_the_same_batches(make_loader):
+    loader = make_loader(rows=90)
+    states, batches = [loader.state_dict()], []
+    for batch in loader:
+        batches.append(batch)
+        states.append(loader.state_dict())
+    assert len(batches) == 12
+    for step, state in enumerate(states):
+        resumed = make_loader(rows=90)
+        resumed.load_state_dict(state)
+        rest = [batch.row_keys for batch in resumed]
+        assert rest == [batch.row_keys for batch in batches[step:]]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_the_last_batch_holds_what_is_left_and_nothing_twice(make_loader, replicas):
+    loaders = [make_loader(replica, replicas, rows=21) for replica in range(replicas)]
+    keys = global_batches(loaders, 100)
+    assert [len(batch) for batch in keys] == [8, 8, 5]
+    assert len({key for batch in keys for key in batch}) == 21
+    fresh = [make_loader(replica, replicas, rows=21) for replica in range(replicas)]
+    last = [list(loader)[-1] for loader in fresh]
+    assert len({len(part.row_keys) for part in last}) == 1, (
+        "all replicas run the same micro-batches"
+    )
+
+
+def test_labels_are_the_next_token_of_the_same_document(make_loader):
+    for batch in make_loader(rows=200):
+        ids, labels = batch.input_ids.numpy(), batch.labels.numpy()
+        for m, b in np.ndindex(*ids.shape[:2]):
+            lengths = batch.document_lengths[m][b]
+            assert sum(lengths) == ids.shape[2]
+            ends = np.cumsum(lengths) - 1
+            inside = np.setdiff1d(np.arange(ids.shape[2]), ends)
+            assert (labels[m, b, ends] == -100).all()
+            trained = inside[labels[m, b, inside] != -100]
+            assert (labels[m, b, trained] == ids[m, b, trained + 1]).all()
+            if batch.row_keys[m][b] is None:
+                assert len(trained) == 0
+
+
+def test_a_short_row_is_filled_with_a_document_that_is_not_trained(make_loader, tiny_shards):
+    total = read_manifest(tiny_shards).ledger.tokens_out["train"]
+    loader = make_loader(rows=make_loader().order.rows_per_epoch)
+    batches = list(loader)
+    assert sum(batch.tokens for batch in batches) == total
+    assert sum(batch.input_ids.numel() for batch in batches) > total, "no short row was met"
+
+
+def test_a_shard_that_is_cut_off_stops_the_consumer_with_its_name(
+    make_loader, tiny_shards, tmp_path
+):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny_shards.iterdir():
+        if file.is_file():
+            (broken / file.name).write_bytes(file.read_bytes())
+    for shard in broken.glob("shard-*.parquet"):
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(DataError, match=rf"^{broken}/shard-0000\d\.parquet: row group \d+ cannot"):
+        list(make_loader(directory=broken))
+
+
+def test_a_flipped_byte_inside_a_page_is_noticed_while_reading(make_loader, tiny_shards, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny_shards.iterdir():
+        if file.is_file():
+            (broken / file.name).write_bytes(file.read_bytes())
+    for shard in broken.glob("shard-*.parquet"):
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 3] ^= 0x10
+        shard.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        list(make_loader(directory=broken))
+
+
+def test_two_shard_directories_are_shuffled_together_each_row_once(tiny_shards):
+    manifest = read_manifest(tiny_shards)
+    row_groups = list_row_groups([manifest, manifest], "train")
+    order = RowOrder(row_groups, seed=0, window=4)
+    reader = ShardReader([tiny_shards, tiny_shards], [manifest, manifest], "train", 4)
+    rows = [order[index] for index in range(order.rows_per_epoch)]
+    assert {address.row_group.dataset for address in rows[:200]} == {0, 1}
+    keys = sorted(reader.row(address).row_key for address in rows)
+    assert keys[0::2] == keys[1::2]
+    assert len(set(keys)) == len(keys) // 2
