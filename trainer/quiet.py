@@ -8,8 +8,8 @@ import warnings
 def quiet_libraries() -> None:
     """Call before torch, transformers, PEFT or DeepSpeed are imported.
 
-    DeepSpeed guesses the accelerator aloud, bitsandbytes misses CPU kernels, transformers finds that
-    PEFT calls an old name and draws a bar for each file.
+    DeepSpeed guesses the accelerator aloud, bitsandbytes misses CPU kernels, transformers finds
+    that PEFT calls an old name and draws a bar for each file.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,16 +1,11 @@
 """A tiny Llama with its own tokenizer, shards of real text for it, and ways to train on them."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
-from runs import Training
+from runs import STDLIB, Training, make_shards
 
-from headrace.dataprep.prepare import prepare
-from headrace.schemas.prepare_config import PrepareConfig
-
-STDLIB = Path(os.__file__).parent
 REAL_MODEL = Path(__file__).parents[2] / "models" / "smollm2-135m"
 
 
@@ -58,31 +53,6 @@ def tiny_model(tmp_path_factory):
 def tiny_shards(tiny_model, tmp_path_factory):
     """Two sources, three shards, several row groups, rows of 64 tokens."""
     return make_shards(tiny_model, tmp_path_factory.mktemp("shards") / "tiny")
-
-
-def make_shards(model, output, **changes):
-    """Prepare standard-library sources for a model."""
-    settings = {
-        "output": str(output),
-        "tokenizer": str(model),
-        "sequence_len": 64,
-        "shards": 3,
-        "evaluation_fraction": 0.2,
-        "row_group_tokens": 64 * 16,
-        "block_bytes": 1 << 14,
-        "max_reject_fraction": 1.0,
-        "sources": [
-            source("json", STDLIB / "json" / "*.py"),
-            source("small", STDLIB / "[a-c]*t.py"),
-        ],
-    }
-    prepare(PrepareConfig.model_validate(settings | changes), workers=1)
-    return output
-
-
-def source(name, path):
-    """Paragraphs as documents, so that most rows hold several."""
-    return {"name": name, "type": "text", "path": str(path), "document_separator": "\n\n"}
 
 
 @pytest.fixture(scope="session")

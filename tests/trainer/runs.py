@@ -8,6 +8,36 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from headrace.dataprep.prepare import prepare
+from headrace.schemas.prepare_config import PrepareConfig
+
+STDLIB = Path(json.__file__).parents[1]
+
+
+def make_shards(model, output, **changes):
+    """Prepare standard-library sources for a model."""
+    settings = {
+        "output": str(output),
+        "tokenizer": str(model),
+        "sequence_len": 64,
+        "shards": 3,
+        "evaluation_fraction": 0.2,
+        "row_group_tokens": 64 * 16,
+        "block_bytes": 1 << 14,
+        "max_reject_fraction": 1.0,
+        "sources": [
+            source("json", STDLIB / "json" / "*.py"),
+            source("small", STDLIB / "[a-c]*t.py"),
+        ],
+    }
+    prepare(PrepareConfig.model_validate(settings | changes), workers=1)
+    return output
+
+
+def source(name, path):
+    """Paragraphs as documents, so that most rows hold several."""
+    return {"name": name, "type": "text", "path": str(path), "document_separator": "\n\n"}
+
 
 @dataclass(frozen=True)
 class Training:

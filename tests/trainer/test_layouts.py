@@ -1,4 +1,4 @@
-"""One process is the reference for every layout: same rows, same losses, same weights, bit by bit."""
+"""One process is the reference for every layout: same rows, losses and weights, bit by bit."""
 
 import pytest
 import torch

@@ -1,5 +1,7 @@
 """The learning rate is a function of the step."""
 
+from itertools import pairwise
+
 import pytest
 
 from headrace.schemas.train_config import OptimizerConfig, SchedulerConfig
@@ -23,7 +25,7 @@ def test_warmup_rises_in_equal_parts_and_reaches_the_rate_in_its_last_step():
 def test_cosine_falls_from_the_rate_towards_its_floor():
     values = rates(SchedulerConfig(type="cosine", warmup_steps=2, min_lr=0.1), 10)
     assert values[2] == 1
-    assert all(later < earlier for earlier, later in zip(values[2:], values[3:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(values[2:]))
     assert values[6] == pytest.approx(0.55)
     assert 0.1 < values[-1] < 0.15
 

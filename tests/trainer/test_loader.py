@@ -1,6 +1,8 @@
 """The group loader gives every replica its rows, whatever the layout and wherever it starts."""
 
 import itertools
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +28,8 @@ def make_loader(tiny_shards):
             ShardReader([directory], [manifest], "train", held_row_groups=2),
             order,
             sequence_len=manifest.sequence_len,
-            micro_batch_size=micro_batch_size,
-            micro_batches=GLOBAL_BATCH // replicas // micro_batch_size,
+            micro_batch_size=1,
+            micro_batches=GLOBAL_BATCH // replicas,
             replica=replica,
             replicas=replicas,
             stop_row=rows or 2 * order.rows_per_epoch,
@@ -111,11 +113,7 @@ def test_a_short_row_is_filled_with_a_document_that_is_not_trained(make_loader, 
 def test_a_shard_that_is_cut_off_stops_the_consumer_with_its_name(
     make_loader, tiny_shards, tmp_path
 ):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for file in tiny_shards.iterdir():
-        if file.is_file():
-            (broken / file.name).write_bytes(file.read_bytes())
+    broken = Path(shutil.copytree(tiny_shards, tmp_path / "broken"))
     for shard in broken.glob("shard-*.parquet"):
         shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(DataError, match=rf"^{broken}/shard-0000\d\.parquet: row group \d+ cannot"):
@@ -123,11 +121,7 @@ def test_a_shard_that_is_cut_off_stops_the_consumer_with_its_name(
 
 
 def test_a_flipped_byte_inside_a_page_is_noticed_while_reading(make_loader, tiny_shards, tmp_path):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for file in tiny_shards.iterdir():
-        if file.is_file():
-            (broken / file.name).write_bytes(file.read_bytes())
+    broken = Path(shutil.copytree(tiny_shards, tmp_path / "broken"))
     for shard in broken.glob("shard-*.parquet"):
         content = bytearray(shard.read_bytes())
         content[len(content) // 3] ^= 0x10

@@ -1,0 +1,34 @@
+"""One rank of a forward pass over the first train rows; the last stage writes the token losses."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from headrace.schemas.toml_config import load_config
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.distributed import connect, process_environment
+from headrace.trainer.engine import StageEngine
+from headrace.trainer.feed import Feed
+from headrace.trainer.model_builder import build_stage
+from headrace.trainer.preflight import check
+from headrace.trainer.setup import build_train_loader, set_threads
+
+
+def main(path: Path, output: Path, settings: list[str]) -> None:
+    config = load_config(TrainConfig, path, settings)
+    _, _, processes = process_environment()
+    inputs = check(config, processes)
+    layout = connect(config.pipeline_stages)
+    set_threads(config)
+    built = build_stage(config, layout.stage, layout.device)
+    engine = StageEngine(built.stage, config, layout)
+    feed = Feed(layout, build_train_loader(config, inputs, layout))
+    engine.evaluation_step(feed.next())
+    if layout.is_last:
+        torch.save(torch.cat(engine.token_losses).cpu(), output)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
