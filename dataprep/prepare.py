@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 
@@ -16,7 +15,7 @@ from headrace.dataprep.shard_writer import ShardPlan, finished_shard, write_shar
 from headrace.dataprep.task_runner import finished_task, run_task
 from headrace.dataprep.task_stats import TaskStats, add_stats, source_record
 from headrace.dataprep.tasks import Task, plan_tasks
-from headrace.dataprep.tokenizer import TOKENIZER_NAME, read_spec
+from headrace.dataprep.tokenizer import TOKENIZER_NAME, read_content, read_spec
 from headrace.dataprep.workspace import (
     CONFIG_NAME,
     REJECTS_NAME,
@@ -125,7 +124,7 @@ def save_settings(job: Job) -> None:
     """Put the resolved config and a copy of the tokenizer beside the shards."""
     settings = json.dumps(job.settings(), indent=1, ensure_ascii=False) + "\n"
     write_atomic(job.output / CONFIG_NAME, settings)
-    write_atomic(job.output / TOKENIZER_NAME, Path(job.tokenizer.file).read_bytes())
+    write_atomic(job.output / TOKENIZER_NAME, read_content(job.tokenizer))
 
 
 def run_tasks(job: Job, tasks: list[Task], engine: Engine, console: Console) -> list[TaskStats]:

@@ -74,16 +74,15 @@ def write_shard(job: Job, plan: ShardPlan) -> ShardRecord:
     rows_in_group = max(1, job.config.row_group_tokens // job.config.sequence_len)
     batches = list(open_batches(job.output, plan))
     with pq.ParquetWriter(unfinished, shard_schema(), **parquet_options()) as writer:
-        rest: list[pa.Table] = []
+        rest = shard_schema().empty_table()
         for low, high in plan.key_ranges():
-            rows = pa.concat_tables([*rest, gather(batches, low, high)]).combine_chunks()
+            rows = pa.concat_tables([rest, gather(batches, low, high)]).combine_chunks()
             whole = rows.num_rows - rows.num_rows % rows_in_group
             for start in range(0, whole, rows_in_group):
                 writer.write_table(rows.slice(start, rows_in_group).combine_chunks())
-            rest = [rows.slice(whole)]
-        for table in rest:
-            if table.num_rows:
-                writer.write_table(table.combine_chunks())
+            rest = rows.slice(whole)
+        if rest.num_rows:
+            writer.write_table(rest.combine_chunks())
     record = describe_shard(unfinished, plan)
     rename_durably(unfinished, path)
     write_marker(job.output, plan.file, plan.work_key, record)

@@ -135,11 +135,19 @@ def read_json(path: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=2)
 def open_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     """The tokenizer itself, kept per process; it neither truncates nor pads."""
-    tokenizer = Tokenizer.from_file(spec.file)
+    tokenizer = Tokenizer.from_str(read_content(spec).decode())
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = not spec.parse_special_tokens
     return tokenizer
+
+
+def read_content(spec: TokenizerSpec) -> bytes:
+    """The bytes of `tokenizer.json`, if they are still those that the run began with."""
+    content = Path(spec.file).read_bytes()
+    if hashlib.sha256(content).hexdigest() != spec.sha256:
+        raise DataError(f"{spec.file}: changed while it was in use; run again")
+    return content
 
 
 def encode_documents(spec: TokenizerSpec, texts: list[str]) -> list[Ids]:
