@@ -74,7 +74,7 @@ def make_config(tokenizer_folder: Path) -> Callable[..., PrepareConfig]:
             "sequence_len": 64,
             "shards": 3,
             "evaluation_fraction": 0.1,
-            "block_bytes": 2048,
+            "block_bytes": 1 << 14,
             "row_group_tokens": 1024,
             "sources": [{"name": "mill", "type": "text", "path": "corpus/*.txt"}],
         }

@@ -1,5 +1,6 @@
 """The same config gives the same bytes, whoever does the work and however often it is cut short."""
 
+import functools
 import os
 import random
 import signal
@@ -25,6 +26,12 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit(130)
 """
+
+
+@pytest.fixture
+def make_config(make_config):
+    """Many small tasks, so that there is a moment between them."""
+    return functools.partial(make_config, block_bytes=2048)
 
 
 def start(config, workers, **options):
@@ -112,6 +119,20 @@ def test_an_input_that_changed_between_two_tries_is_read_again(corpus, make_conf
     run(make_config())
     run(make_config("right"))
     assert snapshot("out") == snapshot("right")
+
+
+def test_an_input_that_changes_while_it_is_read_stops_the_run(
+    corpus, make_config, run, monkeypatch
+):
+    def process_and_append(*arguments):
+        with (corpus / "000.txt").open("a") as file:
+            file.write("more")
+        return process_block(*arguments)
+
+    process_block = task_runner.process_block
+    monkeypatch.setattr(task_runner, "process_block", process_and_append)
+    with pytest.raises(DataError, match=r"^corpus/000\.txt: changed while it was read; run again$"):
+        run(make_config())
 
 
 def test_raising_the_reject_limit_keeps_finished_tasks(corpus, make_config, run):
