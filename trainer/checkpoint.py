@@ -41,6 +41,11 @@ class CheckpointFolder:
         ]
         return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
 
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process had half written or half removed."""
+        for path in self.path.glob(".step-*"):
+            shutil.rmtree(path)
+
     def save(
         self,
         state: RunState,

@@ -47,6 +47,8 @@ def train(
     feed = Feed(layout, loader)
     evaluation_sets = build_evaluation_sets(config, inputs, layout)
 
+    if layout.rank == 0:
+        folder.remove_leftovers()
     state = fresh_state(config, inputs, layout)
     found = newest(folder, check_files=layout.rank == 0) if resume else None
     if found is not None:

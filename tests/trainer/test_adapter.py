@@ -1,0 +1,82 @@
+"""What training writes loads elsewhere and gives the same loss."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from runs import read_metrics
+
+from headrace.schemas.manifest import read_manifest
+from headrace.trainer.batch import document_mask, make_batch, position_ids
+from headrace.trainer.row_order import RowOrder
+from headrace.trainer.shard_reader import ShardReader, list_row_groups
+
+pytestmark = pytest.mark.slow
+
+ROWS = 9  # as max_rows in the config
+
+
+def evaluation_loss(model, shards):
+    """Transformers' own forward over the evaluation rows, documents masked from each other."""
+    manifest = read_manifest(shards)
+    order = RowOrder(list_row_groups([manifest], "evaluation"), 0, window=1, shuffle=False)
+    reader = ShardReader([shards], [manifest], "evaluation", held_row_groups=1)
+    total, count = 0.0, 0
+    for index in range(ROWS):
+        batch = make_batch([[reader.row(order[index])]], manifest.sequence_len)
+        lengths = batch.document_lengths[0]
+        with torch.no_grad():
+            logits = model(
+                input_ids=batch.input_ids[0],
+                attention_mask=document_mask(lengths, torch.device("cpu")),
+                position_ids=position_ids(lengths),
+                use_cache=False,
+            ).logits
+        labels = batch.labels[0]
+        total += torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+        ).item()
+        count += batch.trained_tokens
+    return total / count
+
+
+def headrace(*arguments):
+    command = [sys.executable, "-m", "headrace.jobs.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_adapter_loads_in_peft_and_merged_with_the_trainers_loss(
+    training, tiny_model, tiny_shards, tmp_path
+):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    settings = {"pipeline_stages": 2, "optimizer__lr": 2e-2, "adapter__alpha": 16.0}
+    run = training.run("run", 2, **settings)
+    losses = [line["loss"] for line in read_metrics(run) if line["kind"] == "evaluation"]
+    assert losses[-1] < losses[0] - 0.01, "the adapter does too little to be told from none"
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    assert evaluation_loss(base, tiny_shards) == pytest.approx(losses[0], abs=1e-4)
+    adapted = PeftModel.from_pretrained(base, run / "adapter").eval()
+    assert evaluation_loss(adapted, tiny_shards) == pytest.approx(losses[-1], abs=1e-3)
+
+    merged = tmp_path / "merged"
+    headrace("merge", "--model", tiny_model, "--adapter", run / "adapter", "--output", merged)
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    assert evaluation_loss(model, tiny_shards) == pytest.approx(losses[-1], abs=1e-3)
+    text = headrace("sample", merged, "def ", "--max-new-tokens", "5")
+    assert text.strip()
+
+
+def test_a_fully_trained_model_loads_in_transformers_with_the_trainers_loss(training, tiny_shards):
+    from transformers import AutoModelForCausalLM
+
+    run = training.run("run", 2, adapter__kind="none", pipeline_stages=2)
+    losses = [line["loss"] for line in read_metrics(run) if line["kind"] == "evaluation"]
+    assert losses[-1] < losses[0] - 0.01
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+    assert evaluation_loss(model, tiny_shards) == pytest.approx(losses[-1], abs=1e-3)

@@ -1,0 +1,317 @@
+"""Each mistake, and the one line that it gives before a process group or a GPU is touched."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from runs import make_shards
+
+from headrace.schemas.errors import HeadraceError
+from headrace.schemas.manifest import read_manifest, write_manifest
+from headrace.schemas.toml_config import load_config
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.preflight import RUN_CONFIG_NAME, check, check_run_directory, resume_record
+
+
+@pytest.fixture
+def world(tiny_model, tiny_shards, tmp_path):
+    """Copies that a case may damage."""
+    return {
+        "model": shutil.copytree(tiny_model, tmp_path / "model"),
+        "shards": shutil.copytree(tiny_shards, tmp_path / "shards"),
+        "path": tmp_path,
+    }
+
+
+def message_of(world, *sets, processes=1, resume=False):
+    """The error of starting a run, with the temporary folder cut out."""
+    config = world["path"] / "train.toml"
+    config.write_text(
+        f"""
+        model = "{world["model"]}"
+        output_dir = "{world["path"]}/run"
+        [[datasets]]
+        path = "{world["shards"]}"
+        [[evaluation_datasets]]
+        path = "{world["shards"]}"
+        [optimizer]
+        lr = 1e-3
+        """
+    )
+    with pytest.raises(HeadraceError) as caught:
+        settings = load_config(TrainConfig, config, sets)
+        inputs = check(settings, processes)
+        check_run_directory(settings, inputs, resume)
+    text = str(caught.value)
+    assert "\n" not in text
+    return re.sub(re.escape(str(world["path"])), "DIR", text)
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_manifest(directory, **changes):
+    write_manifest(directory, read_manifest(directory).model_copy(update=changes))
+
+
+def no_model(world):
+    shutil.rmtree(world["model"])
+
+
+def no_config(world):
+    (world["model"] / "config.json").unlink()
+
+
+def broken_config(world):
+    (world["model"] / "config.json").write_text("{")
+
+
+def other_family(world):
+    edit_json(world["model"] / "config.json", model_type="gpt2")
+
+
+def no_tokenizer(world):
+    (world["model"] / "tokenizer.json").unlink()
+
+
+def other_tokenizer(world):
+    with (world["model"] / "tokenizer.json").open("a") as file:
+        file.write(" ")
+
+
+def small_vocabulary(world):
+    edit_json(world["model"] / "config.json", vocab_size=100)
+
+
+def few_positions(world):
+    edit_json(world["model"] / "config.json", max_position_embeddings=32)
+
+
+def no_manifest(world):
+    (world["shards"] / "manifest.json").unlink()
+
+
+def edited_manifest(world):
+    path = world["shards"] / "manifest.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+
+
+def newer_manifest(world):
+    edit_json(world["shards"] / "manifest.json", format_version=2)
+
+
+def not_a_manifest(world):
+    (world["shards"] / "manifest.json").write_text("[]")
+
+
+def torn_manifest(world):
+    path = world["shards"] / "manifest.json"
+    path.write_text("{")
+
+
+def preference_shards(world):
+    edit_manifest(world["shards"], kind="preference")
+
+
+def no_train_rows(world):
+    manifest = read_manifest(world["shards"])
+    edit_manifest(world["shards"], shards=manifest.split("evaluation"))
+
+
+def no_evaluation_rows(world):
+    manifest = read_manifest(world["shards"])
+    edit_manifest(world["shards"], shards=manifest.split("train"))
+
+
+def run_is_there(world):
+    (world["path"] / "run").mkdir()
+    (world["path"] / "run" / "train.json").write_text("{}")
+
+
+CASES = [
+    (no_model, "DIR/model: no such directory; set `model` to a Hugging Face model directory"),
+    (no_config, "DIR/model/config.json: not found; `model` must be a Hugging Face model directory"),
+    (
+        broken_config,
+        "DIR/model/config.json: not valid JSON (Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1))",
+    ),
+    (other_family, 'DIR/model: model_type "gpt2" is not supported; supported: llama'),
+    (
+        no_tokenizer,
+        "DIR/model/tokenizer.json: not found; the model directory must hold the tokenizer of the "
+        "shards",
+    ),
+    (
+        other_tokenizer,
+        "DIR/shards: made with another tokenizer than DIR/model/tokenizer.json; prepare the shards "
+        "with this model's",
+    ),
+    (small_vocabulary, "DIR/shards: ids up to 383, but the model has 100 embeddings"),
+    (
+        few_positions,
+        "DIR/shards: sequence_len 64 is above the model's 32 positions; prepare shorter rows",
+    ),
+    (
+        no_manifest,
+        "DIR/shards/manifest.json: not found; run `headrace prepare` to the end, or correct the "
+        "path",
+    ),
+    (
+        edited_manifest,
+        "DIR/shards/manifest.json: edited or damaged (its checksum differs); prepare the directory "
+        "again",
+    ),
+    (
+        newer_manifest,
+        "DIR/shards/manifest.json: format version 2, this release reads 1",
+    ),
+    (
+        not_a_manifest,
+        'DIR/shards/manifest.json: not a shard manifest (no "format": "headrace-shards")',
+    ),
+    (
+        torn_manifest,
+        "DIR/shards/manifest.json: not valid JSON (Expecting property name enclosed in double "
+        "quotes: line 1 column 2 (char 1)); prepare the directory again",
+    ),
+    (
+        preference_shards,
+        'DIR/shards: kind "preference" cannot be trained on yet; use causal shards',
+    ),
+    (no_train_rows, "DIR/shards: the train split has no rows; prepare more text"),
+    (
+        no_evaluation_rows,
+        "DIR/shards: no evaluation rows; prepare with a larger evaluation_fraction, or leave it "
+        "out of evaluation_datasets",
+    ),
+    (
+        run_is_there,
+        "DIR/run: holds a run already; add --resume to continue it, or choose another output_dir",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), CASES, ids=lambda case: getattr(case, "__name__", "")
+)
+def test_what_is_wrong_on_disk_is_named_with_its_remedy(world, damage, message):
+    damage(world)
+    assert message_of(world) == message
+
+
+@pytest.mark.parametrize(
+    ("sets", "processes", "message"),
+    [
+        (
+            ["pipeline_stages=2"],
+            3,
+            "pipeline_stages = 2 does not divide the 3 processes; launch a multiple of 2",
+        ),
+        (
+            ["pipeline_stages=9"],
+            9,
+            "pipeline_stages = 9, but DIR/model has 5 layers; use at most 5",
+        ),
+        (
+            ["epochs=1", "max_steps=5"],
+            1,
+            "DIR/train.toml: epochs = 1 and max_steps = 5 exclude each other; keep one",
+        ),
+        (
+            ["scheduler.min_lr=1.0"],
+            1,
+            "DIR/train.toml: scheduler.min_lr = 1.0 is above optimizer.lr = 0.001; lower it",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_named(world, sets, processes, message):
+    assert message_of(world, *sets, processes=processes) == message
+
+
+def test_datasets_of_different_row_lengths_do_not_mix(world, tiny_model):
+    other = make_shards(tiny_model, world["path"] / "other", sequence_len=128)
+    sets = [f'datasets=[{{path="{world["shards"]}"}}, {{path="{other}"}}]']
+    expected = "datasets differ in sequence_len (64, 128); prepare them with the same one"
+    assert message_of(world, *sets) == expected
+
+
+def test_resuming_without_a_run_does_not_start_one(world):
+    assert message_of(world, resume=True) == (
+        "DIR/run/train.json: not found, so there is no run to resume; leave --resume out to start "
+        "one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optimizer.lr=2e-3", "optimizer.lr was 0.001 and is 0.002"),
+        ("gradient_accumulation_steps=3", "global batch (rows) was 1 and is 3"),
+        ("seed=1", "seed was 0 and is 1"),
+        ("adapter.rank=3", "adapter.rank was 16 and is 3"),
+    ],
+)
+def test_resuming_with_another_meaning_names_the_setting(world, change, message):
+    (world["path"] / "run").mkdir()
+    config = world["path"] / "train.toml"
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    settings = load_config(TrainConfig, config, [])
+    record = resume_record(settings, check(settings, 1))
+    (world["path"] / "run" / RUN_CONFIG_NAME).write_text(json.dumps(record))
+    assert message_of(world, change, resume=True) == (
+        f"DIR/run/train.json: {message}; resume with the old value, or start a new run in another "
+        "output_dir"
+    )
+
+
+def run_command(world, *arguments):
+    command = [sys.executable, "-m", "headrace.jobs.cli", "train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda model: (model / "model.safetensors").unlink(),
+            "error: DIR/model: no model.safetensors and no model.safetensors.index.json; is this a "
+            "model directory?",
+        ),
+        (
+            lambda model: (model / "model.safetensors").write_bytes(b"\x10" * 200),
+            "error: DIR/model/model.safetensors: cannot be read (",
+        ),
+        (
+            lambda model: edit_json(model / "config.json", intermediate_size=96),
+            "error: DIR/model/model.safetensors: model.layers.0.mlp.gate_proj.weight has shape "
+            "[88, 32], config.json says [96, 32]",
+        ),
+    ],
+    ids=["no weights", "broken weights", "other shape"],
+)
+def test_bad_weights_end_the_command_with_one_line(world, damage, message):
+    assert message_of(world, "pipeline_stages=9")  # writes the config
+    damage(world["model"])
+    done = run_command(world, str(world["path"] / "train.toml"), "--gpus", "1")
+    assert done.returncode == 1
+    lines = done.stderr.replace(str(world["path"]), "DIR").splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["no_such_layer"], ["lm_head"]])
+def test_target_modules_that_cannot_be_adapted_are_named(world, names):
+    assert message_of(world, "pipeline_stages=9")  # writes the config
+    arguments = ["--gpus", "1", "--set", f"adapter.target_modules={json.dumps(names)}"]
+    done = run_command(world, str(world["path"] / "train.toml"), *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: adapter.target_modules")
+    assert names[0] in done.stderr
+    assert "Traceback" not in done.stderr

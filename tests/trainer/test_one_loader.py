@@ -1,0 +1,33 @@
+"""Only the first stage of a pipeline group ever opens a shard."""
+
+import pytest
+from runs import Training
+
+pytestmark = pytest.mark.slow
+
+WATCH = """
+import os, sys
+
+def watch(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".parquet"):
+        with open({log!r}, "a") as file:
+            file.write(f"{{os.environ.get('RANK', 'launcher')}} {{arguments[0]}}\\n")
+    if event == "import" and arguments[0] == "pyarrow.parquet":
+        with open({log!r}, "a") as file:
+            file.write(f"{{os.environ.get('RANK', 'launcher')}} import\\n")
+
+sys.addaudithook(watch)
+"""
+
+
+def test_only_first_stages_open_shards(training: Training, tiny_shards, tmp_path, monkeypatch):
+    log = tmp_path / "opened.txt"
+    (tmp_path / "sitecustomize.py").write_text(WATCH.format(log=str(log)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    training.run("watched", 4, pipeline_stages=2, gradient_accumulation_steps=2, max_steps=3)
+    lines = [line.split(" ", 1) for line in log.read_text().splitlines()]
+    leaders = {"0", "2"}
+    assert {rank for rank, what in lines if what != "import"} == leaders
+    opened = {what for rank, what in lines if rank == "0"} - {"import"}
+    assert opened <= {str(path) for path in tiny_shards.glob("*.parquet")}
+    assert any("evaluation-" in path for path in opened)

@@ -1,0 +1,134 @@
+"""A run that is killed at any moment and resumed equals the run that was left alone, bit by bit."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from runs import as_toml, checkpoint_tensors, exact_metrics, read_metrics
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+STEPS = 20
+SETTINGS = {"max_steps": STEPS, "pipeline_stages": 2, "checkpoint__every_steps": 2}
+KILLS_BETWEEN = 4
+
+
+class Run:
+    """A two-stage run in the background."""
+
+    def __init__(self, training, directory):
+        self.directory = directory
+        self.checkpoints = directory / "checkpoints"
+        sets = {"output_dir": str(directory), **SETTINGS}
+        options = [part for key, value in sets.items() for part in ("--set", as_toml(key, value))]
+        resume = ["--resume"] if (directory / "train.json").exists() else []
+        self.log = directory.parent / f"{directory.name}.log"
+        with self.log.open("ab") as log:
+            command = training.command(2, *options, *resume)
+            self.launcher = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def last_step(self):
+        if not (self.directory / "metrics.jsonl").exists():
+            return 0
+        lines = (self.directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+        return sum('"kind": "train"' in line for line in lines if line.endswith("\n"))
+
+    def wait_until(self, condition):
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert self.launcher.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "the moment to kill never came"
+            time.sleep(0.0005)
+
+    def is_saving(self):
+        return any(self.checkpoints.glob(".step-*.tmp"))
+
+    def kill_all(self):
+        """SIGKILL to launcher and ranks, the ranks first."""
+        processes = psutil.Process(self.launcher.pid).children(recursive=True)
+        for process in processes:
+            process.kill()
+        self.launcher.kill()
+        self.launcher.wait(timeout=20)
+        psutil.wait_procs(processes, timeout=20)
+
+    def finish(self):
+        assert self.launcher.wait(timeout=150) == 0, self.log.read_text()[-3000:]
+
+
+def test_five_kills_at_random_moments_one_of_them_inside_a_save_change_no_bit(training):
+    reference = training.run("reference", 2, **SETTINGS)
+    seed = random.randrange(1 << 30)
+    choose = random.Random(seed)
+    sys.stdout.write(f"seed of the moments: {seed}\n")  # shown when the test fails
+    directory = training.directory / "killed"
+
+    for kill in range(KILLS_BETWEEN):
+        run = Run(training, directory)
+        first = run.last_step() if kill else 0
+        target = min(first + choose.randint(0, 4), STEPS - 3)
+        run.wait_until(lambda run=run, target=target: run.last_step() >= target)
+        time.sleep(choose.random() * 0.1)
+        run.kill_all()
+    killed_while_saving = False
+    for _ in range(6):
+        run = Run(training, directory)
+        run.wait_until(run.is_saving)
+        run.kill_all()
+        killed_while_saving = run.is_saving()
+        if killed_while_saving:
+            break
+    assert killed_while_saving, "no kill fell into a save"
+    Run(training, directory).finish()
+
+    assert exact_metrics(directory) == exact_metrics(reference)
+    assert_same_tensors(checkpoint_tensors(directory), checkpoint_tensors(reference))
+    file = "adapter/adapter_model.safetensors"
+    assert_same_tensors(load_file(directory / file), load_file(reference / file))
+    leftovers = list(directory.rglob(".*"))
+    assert leftovers == []
+
+
+def assert_same_tensors(ours, expected):
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def test_a_checkpoint_of_two_stages_resumes_with_one_and_two_replicas(training):
+    """Other layout, same global batch: the same rows in the same order, weights to rounding."""
+    reference = training.run("reference", 2, **SETTINGS)
+    run = Run(training, training.directory / "moved")
+    run.wait_until(lambda: run.last_step() >= 7)
+    run.kill_all()
+    settings = SETTINGS | {"pipeline_stages": 1, "gradient_accumulation_steps": 2}
+    training.run("moved", 2, "--resume", **settings)
+    for line, expected in zip(read_metrics(run.directory), read_metrics(reference), strict=True):
+        assert line.get("rows_sha256") == expected.get("rows_sha256")
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_finishes_the_step_saves_and_exits_with_0(training, number):
+    run = Run(training, training.directory / "stopped")
+    run.wait_until(lambda: run.last_step() >= 3)
+    run.launcher.send_signal(number)
+    run.finish()
+    step = run.last_step()
+    assert 3 <= step < STEPS
+    assert (run.checkpoints / f"step-{step:06d}" / "run_state.json").is_file()
+
+
+def test_one_killed_rank_ends_the_whole_job_at_once(training):
+    run = Run(training, training.directory / "broken")
+    run.wait_until(lambda: run.last_step() >= 2)
+    ranks = psutil.Process(run.launcher.pid).children(recursive=True)
+    assert len(ranks) == 2
+    random.choice(ranks).kill()
+    assert run.launcher.wait(timeout=20) != 0
+    assert not any(rank.is_running() for rank in ranks)
