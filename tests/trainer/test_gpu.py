@@ -1,0 +1,68 @@
+"""On GPUs: the losses of the CPU to rounding, over NCCL as in one process, resumed as left alone."""
+
+import pytest
+import torch
+from runs import checkpoint_tensors, exact_metrics, read_metrics
+
+GPUS = torch.cuda.device_count()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="no CUDA device")]
+two_gpus = pytest.mark.skipif(GPUS < 2, reason="one CUDA device")
+
+
+def losses(run):
+    return [line["loss"] for line in read_metrics(run)]
+
+
+@pytest.fixture(params=["lora", "none"], ids=["LoRA", "full"])
+def kind(request):
+    return request.param
+
+
+def on_cpu(training, monkeypatch, **settings):
+    with monkeypatch.context() as context:
+        context.setenv("CUDA_VISIBLE_DEVICES", "")
+        return training.run("cpu", 1, adapter__dropout=0.0, **settings)
+
+
+def test_float32_on_one_gpu_equals_the_cpu_to_rounding(training, kind, monkeypatch):
+    expected = losses(on_cpu(training, monkeypatch, adapter__kind=kind))
+    run = training.run("gpu", 1, adapter__kind=kind, adapter__dropout=0.0, dtype="float32")
+    assert losses(run) == pytest.approx(expected, rel=2e-5)
+
+
+def test_bfloat16_on_one_gpu_equals_the_cpu_to_its_noise(training, kind, monkeypatch):
+    expected = losses(on_cpu(training, monkeypatch, adapter__kind=kind))
+    run = training.run("gpu", 1, adapter__kind=kind, adapter__dropout=0.0)
+    assert losses(run) == pytest.approx(expected, rel=5e-3)
+
+
+@two_gpus
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_stages_over_nccl_equal_one_gpu(training, kind, dtype):
+    one = training.run("one", 1, adapter__kind=kind, dtype=dtype)
+    two = training.run("two", 2, adapter__kind=kind, dtype=dtype, pipeline_stages=2)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-6 if dtype == "float32" else 1e-3)
+    rows = [line["rows_sha256"] for line in exact_metrics(one)]
+    assert [line["rows_sha256"] for line in exact_metrics(two)] == rows
+
+
+@two_gpus
+def test_two_replicas_equal_one_gpu_to_rounding(training):
+    one = training.run("one", 1, dtype="float32")
+    settings = {"dtype": "float32", "gradient_accumulation_steps": 2}
+    two = training.run("two", 2, **settings)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+
+
+def test_a_resumed_run_equals_one_that_was_left_alone(training):
+    settings = {"checkpoint__every_steps": 5, "checkpoint__keep_last": 9}
+    left_alone = training.run("left-alone", 1, **settings)
+    resumed = training.run("resumed", 1, **settings)
+    for path in (resumed / "checkpoints").glob("step-000010"):
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    training.run("resumed", 1, "--resume", **settings)
+    assert exact_metrics(resumed) == exact_metrics(left_alone)
+    ours, expected = checkpoint_tensors(resumed), checkpoint_tensors(left_alone)
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
