@@ -1,0 +1,99 @@
+"""One pipeline group's loader against Parquet reading alone, on one core."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from report import MODEL, peak_gib, print_table, text_config
+
+from headrace.dataprep.prepare import prepare
+from headrace.schemas.manifest import Manifest
+from headrace.schemas.shard_format import TRAIN
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.distributed import Layout
+from headrace.trainer.loader import GroupLoader
+from headrace.trainer.preflight import check
+from headrace.trainer.setup import build_train_loader
+from headrace.trainer.shard_reader import READ_COLUMNS
+
+ROUNDS = 3
+COPIES = 3  # of the text: enough row groups that the shuffle window moves on
+SEQUENCE_LEN = 4096
+
+
+def use_one_core() -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+
+
+def read_parquet(directory: Path, manifest: Manifest) -> Iterator[int]:
+    """Decode every row group to Arrow, in file order; yields the tokens of each."""
+    for shard in manifest.split(TRAIN):
+        with pq.ParquetFile(directory / shard.file, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=READ_COLUMNS, use_threads=False)
+                yield sum(len(chunk.values) for chunk in table["input_ids"].chunks)
+
+
+def load(directory: Path, prefetch: int) -> Iterator[int]:
+    """One shuffled epoch of batches of 8 rows, labels included; yields the tokens of each."""
+    settings = {
+        "model": str(MODEL),
+        "output_dir": "unused",
+        "gradient_accumulation_steps": 8,
+        "datasets": [{"path": str(directory)}],
+        "optimizer": {"lr": 1e-4},
+        "loader": {"prefetch_batches": prefetch},
+    }
+    loader = loader_alone(TrainConfig.model_validate(settings), torch.device("cpu"))
+    return (batch.tokens for batch in loader)
+
+
+def loader_alone(config: TrainConfig, device: torch.device) -> GroupLoader:
+    """The trainer's loader for one process, without a process group."""
+    alone = Layout(0, 0, 1, 0, 1, device, *[None] * 5)
+    loader = build_train_loader(config, check(config, processes=1), alone)
+    assert loader is not None
+    return loader
+
+
+def rate(tokens: Iterator[int]) -> float:
+    """Tokens a second, less what making the iterator took."""
+    started = time.perf_counter()
+    return sum(tokens) / (time.perf_counter() - started)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "shards"
+        manifest = prepare(text_config(directory, COPIES, SEQUENCE_LEN), workers=1)
+        use_one_core()
+        ways: dict[str, Callable[[], Iterator[int]]] = {
+            "pyarrow alone, file order": lambda: read_parquet(directory, manifest),
+            "loader, in line": lambda: load(directory, prefetch=0),
+            "loader, 2 batches ahead": lambda: load(directory, prefetch=2),
+        }
+        rounds = [[rate(way()) for way in ways.values()] for _ in range(ROUNDS)]
+    rates = [median(column) for column in zip(*rounds, strict=True)]
+    groups = sum(len(shard.row_groups) for shard in manifest.split(TRAIN))
+    print_table(
+        f"{manifest.ledger.tokens_out[TRAIN] / 1e6:.1f} M tokens, rows of {SEQUENCE_LEN}, "
+        f"{groups} row groups, one core, median of {ROUNDS}; peak {peak_gib():.2f} GiB",
+        ("", "M tokens/s", "of pyarrow's rate"),
+        [
+            (name, f"{rate / 1e6:.1f}", f"{rate / rates[0]:.2f}")
+            for name, rate in zip(ways, rates, strict=True)
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What the benchmarks share: the real text, memory, and the table at the end. Imports no torch."""
+
+import resource
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from headrace.schemas.prepare_config import PrepareConfig
+
+MODEL = Path("models/smollm2-135m")
+STDLIB = Path(sysconfig.get_paths()["stdlib"])
+
+
+def text_config(output: Path, copies: int = 1, sequence_len: int = 1024) -> PrepareConfig:
+    """The standard library's own sources, tests left out, several times over."""
+    exclude = ["*/site-packages/*", "*/test/*", "*/tests/*"]
+    text = {"type": "text", "path": str(STDLIB / "**/*.py"), "exclude": exclude}
+    settings = {
+        "output": str(output),
+        "tokenizer": str(MODEL),
+        "sequence_len": sequence_len,
+        "max_reject_fraction": 0.01,
+        "sources": [{"name": f"copy {number}", **text} for number in range(copies)],
+    }
+    return PrepareConfig.model_validate(settings)
+
+
+def peak_gib(who: int = resource.RUSAGE_SELF) -> float:
+    """Largest resident memory of this process so far, or of its largest finished child."""
+    return resource.getrusage(who).ru_maxrss / (1 << 20)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A small table under a line of what was measured; the first column names the row."""
+    table = Table(columns[0])
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=100, highlight=False)
+    console.print(title)
+    console.print(table)
