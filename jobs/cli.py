@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -194,6 +195,8 @@ def main(arguments: list[str] | None = None) -> None:
         if debug or is_our_bug(error):
             raise
         sys.exit("\n".join(f"error: {line}" for line in explain(error).splitlines()))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def is_our_bug(error: Exception) -> bool:

@@ -45,6 +45,7 @@ TRAIN = """\
 model = "{model}"
 output_dir = "{folder}/run"
 max_steps = {steps}
+micro_batch_size = {micro_batch}
 gradient_accumulation_steps = {accumulation}
 pipeline_stages = {stages}
 
@@ -79,14 +80,15 @@ class Demo:
         self.run_directory = FOLDER / "run"
         gpus = count_gpus()
         self.processes = min(gpus, STAGES) or STAGES
-        self.steps = 200 if gpus else 16
+        self.steps = 100 if gpus else 16
         self.settings = {
             "folder": FOLDER,
             "model": model,
             "stdlib": sysconfig.get_paths()["stdlib"],
             "stages": self.processes,
             "steps": self.steps,
-            "accumulation": 16 if gpus else 8,
+            "micro_batch": 8 if gpus else 1,
+            "accumulation": 8,
             "evaluation_rows": 128 if gpus else 12,
         }
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
+LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 POLL_SECONDS = 0.1
 
@@ -63,8 +64,14 @@ def received_signals() -> Iterator[list[int]]:
 
 
 def rank_environment(processes: int, port: int) -> dict[str, str]:
-    """What torch.distributed and DeepSpeed read, less the rank itself."""
+    """What torch.distributed and DeepSpeed read, less the rank itself.
+
+    All ranks are on this machine, so they talk over the loopback interface; left alone, gloo takes
+    the one that the host name resolves to, which may lead nowhere.
+    """
     return {
+        "GLOO_SOCKET_IFNAME": LOOPBACK,
+        "NCCL_SOCKET_IFNAME": LOOPBACK,
         **os.environ,
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),

@@ -62,9 +62,9 @@ def connect(stages: int) -> Layout:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, rank=rank, world_size=world_size, timeout=TIMEOUT, device_id=_bound(device)
-    )
+    # No device_id: with one, a rank outside a new gloo group still takes part in a split of the
+    # NCCL communicator, the members do not, and a later group hangs (torch 2.11 to 2.13).
+    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
     replicas = world_size // stages
     replica, stage = divmod(rank, stages)
 
@@ -88,10 +88,6 @@ def connect(stages: int) -> Layout:
         replicas_group=group(same_stage, backend),
         tied_group=group(ends, backend),
     )
-
-
-def _bound(device: torch.device) -> torch.device | None:
-    return device if device.type == "cuda" else None
 
 
 def gather_objects(value: Any, group: Any) -> list[Any]:
