@@ -1,0 +1,198 @@
+"""Checkpoints are whole or not there, and one that is damaged is named, not passed over."""
+
+import json
+
+import pytest
+import torch
+from alone import layout_of_one
+from torch import nn
+
+from headrace.schemas.errors import CheckpointError
+from headrace.schemas.run_state import RunState
+from headrace.trainer import checkpoint
+from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
+from headrace.trainer.model_builder import TrainedParameter
+
+STAGE = "stage-00.safetensors"
+
+
+@pytest.fixture(scope="module")
+def layout():
+    with layout_of_one() as alone:
+        yield alone
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return CheckpointFolder(tmp_path, keep_last=2)
+
+
+@pytest.fixture
+def save(folder, layout):
+    """Saves the state after a step; returns the path of the checkpoint."""
+    return lambda step: folder.save(state(step), *trained(), layout)
+
+
+def state(step):
+    return RunState(
+        step=step,
+        next_row=8 * step,
+        seed=0,
+        tokens=512 * step,
+        seconds=1.5 * step,
+        global_batch_rows=8,
+        stages=1,
+        replicas=1,
+        config_fingerprint="config",
+        data_fingerprint="data",
+        files={},
+    )
+
+
+def trained(size=4):
+    """One parameter that was stepped once, and its optimiser."""
+    parameter = nn.Parameter(torch.arange(float(size)))
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    parameter.grad = torch.ones(size)
+    optimizer.step()
+    return [TrainedParameter("model.norm.weight", parameter, owned=True)], optimizer
+
+
+def names(folder):
+    return [path.name for path in folder.finished()]
+
+
+def message(folder):
+    """The one line with which the newest checkpoint is refused."""
+    with pytest.raises(CheckpointError) as caught:
+        newest(folder, check_files=True)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_saved_is_read_back_bit_by_bit(folder, save):
+    path = save(3)
+    items, optimizer = trained()
+    expected = items[0].parameter.detach().clone()
+    moments = {name: value.clone() for name, value in optimizer.state[items[0].parameter].items()}
+    with torch.no_grad():
+        items[0].parameter.zero_()
+    optimizer.state.clear()
+
+    found, read = newest(folder, check_files=True)
+    load_tensors(found, items, optimizer)
+    assert found == path
+    assert (read.step, read.next_row, set(read.files)) == (3, 24, {STAGE})
+    assert torch.equal(items[0].parameter, expected)
+    restored = optimizer.state[items[0].parameter]
+    assert all(torch.equal(restored[name], value) for name, value in moments.items())
+
+
+def test_only_the_last_ones_are_kept_by_step_and_not_by_name(folder, save):
+    for step in (8, 999_999, 1_000_000, 1_000_001):
+        save(step)
+    assert names(folder) == ["step-1000000", "step-1000001"]
+
+
+def test_a_half_written_checkpoint_counts_for_nothing(folder, save):
+    save(1)
+    half = folder.path / ".step-000002.tmp"
+    half.mkdir()
+    (half / STAGE).write_bytes(b"half")
+    assert newest(folder, check_files=True)[1].step == 1
+    save(3)
+    assert names(folder) == ["step-000001", "step-000003"]
+
+
+def test_nothing_is_removed_before_the_newer_one_is_published(folder, save, monkeypatch):
+    save(1)
+    save(2)
+
+    def killed(temporary, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "rename_durably", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(3)
+    assert names(folder) == ["step-000001", "step-000002"]
+    assert newest(folder, check_files=True)[1].step == 2
+
+
+def test_what_a_kill_left_half_written_or_half_removed_is_cleared_away(folder, save):
+    save(1)
+    for name in (".step-000002.tmp", ".step-000000.removed"):
+        (folder.path / name).mkdir()
+        (folder.path / name / STAGE).touch()
+    folder.remove_leftovers()
+    assert [path.name for path in folder.path.iterdir()] == ["step-000001"]
+
+
+def test_a_run_without_a_checkpoint_has_no_newest(folder):
+    assert newest(folder, check_files=True) is None
+    folder.remove_leftovers()
+
+
+def test_a_flipped_byte_in_a_stage_file(folder, save):
+    save(1)
+    file = save(2) / STAGE
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    remedy = "remove this checkpoint to resume from an older one"
+    assert message(folder) == f"{file}: damaged; {remedy}"
+    assert newest(folder, check_files=False)[1].step == 2  # rank 0 checks for all
+
+
+def test_a_missing_stage_file(folder, save):
+    file = save(1) / STAGE
+    file.unlink()
+    remedy = "remove this checkpoint to resume from an older one"
+    assert message(folder) == f"{file}: missing; {remedy}"
+
+
+def test_a_missing_run_state(folder, save):
+    file = save(1) / "run_state.json"
+    file.unlink()
+    assert message(folder) == (
+        f"{file}: cannot be read ([Errno 2] No such file or directory: '{file}'); "
+        "remove this checkpoint"
+    )
+
+
+def test_a_run_state_that_was_cut_off(folder, save):
+    file = save(1) / "run_state.json"
+    file.write_text("")
+    reason = "Expecting value: line 1 column 1 (char 0)"
+    assert message(folder) == f"{file}: cannot be read ({reason}); remove this checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("step", 7, "edited or damaged; remove this checkpoint"),
+        ("format_version", 2, "version 2, this release reads 1"),
+    ],
+)
+def test_an_edited_run_state(folder, save, key, value, problem):
+    file = save(1) / "run_state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert message(folder) == f"{file}: {problem}"
+
+
+def test_tensors_of_another_run_are_refused_by_name(save):
+    path = save(1)
+    items, optimizer = trained()
+    other = [TrainedParameter("model.other", items[0].parameter, owned=True)]
+    with pytest.raises(CheckpointError) as caught:
+        load_tensors(path, other, optimizer)
+    assert str(caught.value) == (
+        f"{path}: no tensor parameter/model.other; it belongs to another run"
+    )
+
+
+def test_tensors_of_another_shape_are_refused_by_name(save):
+    path = save(1)
+    items, optimizer = trained(size=5)
+    with pytest.raises(CheckpointError) as caught:
+        load_tensors(path, items, optimizer)
+    assert str(caught.value) == f"{path}: parameter/model.norm.weight has shape [4], not [5]"

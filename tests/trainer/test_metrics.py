@@ -1,0 +1,153 @@
+"""Metrics: what is kept over a resume, what TensorBoard shows, how a step reads."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from headrace.trainer.engine import RowLoss
+from headrace.trainer.metrics import (
+    EvaluationMetrics,
+    MetricsLog,
+    StepMetrics,
+    console_line,
+    duration,
+    losses_by_source,
+    mean_loss,
+)
+
+PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+STEP = StepMetrics(
+    step=7,
+    epoch=0.25,
+    loss=2.34567,
+    source_losses={"books": 2.5, "code": 2.25},
+    lr=1.5e-4,
+    gradient_norm=0.75,
+    tokens=2048,
+    trained_tokens=1024,
+    seconds=0.5,
+    tokens_per_second=4096.0,
+    trained_share=0.5,
+    memory_gib=1.25,
+    first_row=48,
+    rows_sha256="ab",
+)
+EVALUATION = EvaluationMetrics(7, "held-out", 2.5, {"books": 2.75}, 999, 3.0)
+
+
+def log_steps(directory, resume_point, *steps):
+    log = MetricsLog(directory, resume_point)
+    for step in steps:
+        log.write(replace(STEP, step=step))
+    log.close()
+
+
+def logged(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def scalars(directory):
+    events = EventAccumulator(str(directory / "tensorboard"))
+    events.Reload()
+    return {
+        tag: {event.step: event.value for event in events.Scalars(tag)}
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def test_lines_hold_every_field_exactly(tmp_path):
+    log = MetricsLog(tmp_path, -1)
+    log.write(EVALUATION)
+    log.write(replace(STEP, loss=0.1 + 0.2))
+    log.close()
+    evaluation, train = logged(tmp_path)
+    assert evaluation.pop("kind") == "evaluation"
+    assert EvaluationMetrics(**evaluation) == EVALUATION
+    assert train.pop("kind") == "train"
+    assert StepMetrics(**train) == replace(STEP, loss=0.1 + 0.2)
+
+
+def test_a_resumed_run_takes_back_what_was_logged_after_its_checkpoint(tmp_path):
+    log_steps(tmp_path, -1, 0, 1, 2, 3, 4)
+    log_steps(tmp_path, 2, 3)
+    assert [line["step"] for line in logged(tmp_path)] == [0, 1, 2, 3]
+    assert sorted(scalars(tmp_path)["train/loss"]) == [0, 1, 2, 3]
+
+
+def test_a_run_that_starts_over_takes_everything_back(tmp_path):
+    log_steps(tmp_path, -1, 0, 1)
+    log_steps(tmp_path, -1)
+    assert logged(tmp_path) == []
+
+
+@pytest.mark.parametrize("torn", ["{", '{"kind": "train", "step": 2}'])
+def test_a_last_line_that_was_cut_off_is_dropped(tmp_path, torn):
+    log_steps(tmp_path, -1, 1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(torn)
+    log_steps(tmp_path, 2, 3)
+    assert [line["step"] for line in logged(tmp_path)] == [1, 3]
+
+
+def test_a_step_can_be_read_while_the_run_goes_on(tmp_path):
+    log = MetricsLog(tmp_path, -1)
+    log.write(STEP)
+    assert [line["step"] for line in logged(tmp_path)] == [7]
+    log.close()
+
+
+def test_tensorboard_has_exactly_the_tags_that_the_page_lists(tmp_path):
+    documented = re.findall(r"^\| `((?:train|evaluation)/[^`]+)`", PAGE.read_text(), re.MULTILINE)
+    log = MetricsLog(tmp_path, -1)
+    log.write(replace(STEP, source_losses={"SOURCE": 2.5}))
+    log.write(replace(EVALUATION, name="NAME", source_losses={"SOURCE": 2.75}))
+    log.close()
+    assert sorted(documented) == sorted(scalars(tmp_path))
+
+
+def test_tensorboard_shows_the_values(tmp_path):
+    log = MetricsLog(tmp_path, -1)
+    log.write(STEP)
+    log.write(EVALUATION)
+    log.close()
+    shown = scalars(tmp_path)
+    assert shown["train/loss"] == {7: pytest.approx(STEP.loss)}
+    assert shown["train/tokens_per_second"] == {7: 4096.0}
+    assert shown["train/source_loss/code"] == {7: 2.25}
+    assert shown["evaluation/held-out/loss"] == {7: 2.5}
+    assert shown["evaluation/held-out/source_loss/books"] == {7: 2.75}
+
+
+def test_a_step_reads_as_one_line():
+    assert console_line(STEP, 1000, 3725.4) == (
+        "step    7/1000    1%  epoch 0.25  loss 2.3457  lr 1.50e-04  grad 0.750"
+        "  4,096 tok/s  0.50 s/step  left 1:02:05"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.6, "1:00:00"), (360_061, "100:01:01")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_losses_are_weighted_by_tokens_in_each_source_and_in_all():
+    rows = [
+        RowLoss(0, "code", 30.0, 10),
+        RowLoss(1, "books", 8.0, 4),
+        RowLoss(2, "code", 10.0, 30),
+        RowLoss(3, "masked", 0.0, 0),
+    ]
+    assert losses_by_source(rows) == {"books": 2.0, "code": 1.0, "masked": 0.0}
+    assert mean_loss(rows) == pytest.approx(48 / 44)
+
+
+def test_the_order_of_rows_does_not_change_a_bit_of_the_loss():
+    rows = [RowLoss(place, "all", 10.0 ** (place % 17) / 7, 3) for place in range(50)]
+    assert mean_loss(rows) == mean_loss(reversed(rows))
