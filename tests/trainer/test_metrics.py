@@ -149,5 +149,5 @@ def test_losses_are_weighted_by_tokens_in_each_source_and_in_all():
 
 
 def test_the_order_of_rows_does_not_change_a_bit_of_the_loss():
-    rows = [RowLoss(place, "all", 10.0 ** (place % 17) / 7, 3) for place in range(50)]
+    rows = [RowLoss(place, "all", loss, 1) for place, loss in enumerate([2.0**53, 1.0, 1.0, 1.0])]
     assert mean_loss(rows) == mean_loss(reversed(rows))
