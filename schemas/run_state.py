@@ -56,7 +56,7 @@ def read_run_state(directory: Path, *, check_files: bool = True) -> RunState:
         body = json.loads(path.read_text(encoding="utf-8"))
         checksum = body.pop("sha256", None)
         version = body.get("format_version")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); remove this checkpoint") from None
     if version != RUN_STATE_VERSION:
         raise CheckpointError(f"{path}: version {version}, this release reads {RUN_STATE_VERSION}")

@@ -1,4 +1,4 @@
-"""On GPUs: the losses of the CPU to rounding, over NCCL as in one process, resumed as left alone."""
+"""On GPUs: the losses of the CPU to rounding, the same over NCCL, resumed as left alone."""
 
 import pytest
 import torch
