@@ -80,7 +80,7 @@ class Demo:
         self.run_directory = FOLDER / "run"
         gpus = count_gpus()
         self.processes = min(gpus, STAGES) or STAGES
-        self.steps = 100 if gpus else 16
+        self.steps = 100 if gpus else 14
         self.settings = {
             "folder": FOLDER,
             "model": model,
