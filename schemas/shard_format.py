@@ -13,7 +13,7 @@ EVALUATION = "evaluation"
 SPLITS = (TRAIN, EVALUATION)
 FILE_STEMS = {TRAIN: "shard", EVALUATION: "evaluation"}
 
-# Parquet options that decide a shard's bytes; measured in docs/notes.md
+# Parquet options that decide a shard's bytes; measured in docs/shard-format.md
 COMPRESSION = "zstd"
 COMPRESSION_LEVEL = 3
 PARQUET_VERSION = "2.6"

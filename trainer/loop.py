@@ -29,6 +29,8 @@ from headrace.trainer.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
 
+POSITION = {"step", "next_row", "tokens", "seconds"}  # what a resumed run takes from a checkpoint
+
 
 def train(
     config: TrainConfig, inputs: Inputs, layout: Layout, stop: StopSignal, resume: bool
@@ -52,7 +54,8 @@ def train(
     state = fresh_state(config, inputs, layout)
     found = newest(folder, check_files=layout.rank == 0) if resume else None
     if found is not None:
-        path, state = found
+        path, saved = found
+        state = state.model_copy(update=saved.model_dump(include=POSITION))
         load_tensors(path, built.trained, optimizer)
         logger.info("resuming from %s: step %d of %d", path, state.step, inputs.total_steps)
     elif resume:
@@ -113,6 +116,8 @@ def train(
         every = config.checkpoint.every_steps
         wished = stop.agreed or any(report.save for report in reports)
         if last or wished or (every and state.step % every == 0):
+            if log is not None:
+                log.sync()
             path = folder.save(state, built.trained, optimizer, layout)
             last_save = time.monotonic()
             logger.info("saved %s", path)

@@ -1,6 +1,7 @@
 """What a step reports, where it is written, and how it reads on the console."""
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from headrace.schemas.publish import write_atomic
 from headrace.trainer.engine import RowLoss
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class MetricsLog:
 
     def __init__(self, directory: Path, step: int) -> None:
         self.path = directory / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
+        kept = [line for line in self._lines() if is_kept(line, step)]
         write_atomic(self.path, "".join(kept))
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
@@ -105,10 +108,23 @@ class MetricsLog:
         for name, value in values.items():
             self.board.add_scalar(f"{prefix}/{name}", value, step)
 
-    def close(self) -> None:
+    def sync(self) -> None:
+        """Make what was written durable; before a checkpoint, so that it never knows more."""
         os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.sync()
         self.file.close()
         self.board.close()
+
+
+def is_kept(line: str, step: int) -> bool:
+    """Whether a line belongs to the first steps; one that a power cut has torn does not."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except ValueError:
+        logger.warning("metrics.jsonl: dropped a damaged line: %.40r", line)
+        return False
 
 
 def console_line(metrics: StepMetrics, total_steps: int, seconds_left: float) -> str:

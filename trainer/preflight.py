@@ -11,7 +11,7 @@ from headrace.schemas.shard_format import EVALUATION, TRAIN
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.families import require_family
 
-# settings that a resumed run may change without changing what is computed
+# settings that a resumed run may change; the rows of each step stay the same with all of them
 FREE_ON_RESUME = {
     "output_dir",
     "pipeline_stages",

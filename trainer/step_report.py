@@ -1,6 +1,7 @@
 """What the ranks tell each other after a step, and the metrics that follow from it."""
 
 import hashlib
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,8 +47,6 @@ def memory_gib() -> float:
     """Peak memory of this process: of its GPU, or the resident set on CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
