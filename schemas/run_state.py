@@ -37,6 +37,17 @@ class RunState(BaseModel):
     data_fingerprint: str
     files: dict[str, str]  # name -> SHA-256
 
+    def after_step(self, rows: int, stop_row: int, tokens: int, seconds: float) -> "RunState":
+        """One step on: `rows` rows further, or at the end of the data, `stop_row`."""
+        return self.model_copy(
+            update={
+                "step": self.step + 1,
+                "next_row": min(self.next_row + rows, stop_row),
+                "tokens": self.tokens + tokens,
+                "seconds": self.seconds + seconds,
+            }
+        )
+
 
 def write_run_state(directory: Path, state: RunState) -> None:
     """Write the state of a checkpoint that is complete otherwise."""

@@ -31,9 +31,8 @@ from headrace.trainer.stage import LossOutput, MicroBatch, Stage
 
 @dataclass(frozen=True)
 class RowLoss:
-    """Summed loss of one row, in nats; `place` counts rows in the global batch."""
+    """Summed loss of one row, in nats, over its trained tokens."""
 
-    place: int
     source: str
     loss: float
     trained_tokens: int
@@ -68,12 +67,12 @@ class StageEngine(PipelineEngine):
             )
         self.stage = stage
         self.layout = layout
-        self.micro_batch_rows = config.micro_batch_size
         self._inputs: StepInputs | None = None
         self._next_micro_batch = 0
         self._step_seed = 0
         self.token_losses: list[Tensor] = []
-        self._finish_step: Callable[[], None] | None = None
+        self._finish_step: Callable[[], float] | None = None
+        self._gradient_norm = 0.0
 
     @staticmethod
     def _join_process_group(layout: Layout) -> None:
@@ -88,20 +87,23 @@ class StageEngine(PipelineEngine):
         assert deepspeed_comm.is_initialized()
 
     def train_step(
-        self, inputs: StepInputs, step_seed: int, finish_step: Callable[[], None]
-    ) -> list[RowLoss]:
+        self, inputs: StepInputs, step_seed: int, finish_step: Callable[[], float]
+    ) -> tuple[list[RowLoss], float]:
         """Forward and backward over all micro-batches, then `finish_step`.
 
+        Args:
+            finish_step: reduces the gradients, steps, and returns the gradient's norm.
+
         Returns:
-            The loss of each row of this replica, on the last stage; nothing elsewhere.
+            The loss of each row of this replica (on the last stage, else nothing), and the norm.
         """
         self.module.train()
         self._finish_step = finish_step
         train = schedule.TrainSchedule(inputs.micro_batches, self.num_stages, self.stage_id)
-        return self._run(train, inputs, step_seed)
+        return self._run(train, inputs, step_seed), self._gradient_norm
 
     def evaluation_step(self, inputs: StepInputs) -> list[RowLoss]:
-        """Forward only; otherwise as `train_step`."""
+        """Forward only; the loss of each row of this replica, on the last stage."""
         self.module.eval()
         forward = schedule.InferenceSchedule(inputs.micro_batches, self.num_stages, self.stage_id)
         with torch.no_grad():
@@ -116,19 +118,16 @@ class StageEngine(PipelineEngine):
         return self._row_losses(inputs) if self.is_last_stage() else []
 
     def _row_losses(self, inputs: StepInputs) -> list[RowLoss]:
-        """Rows with their place in the global batch; one transfer from the device."""
+        """Losses of the rows of this replica, filling left out; one transfer from the device."""
         assert inputs.sources is not None and inputs.labels is not None
         losses = torch.stack([loss.double().sum(-1) for loss in self.token_losses]).tolist()
         counts = (inputs.labels >= 0).sum(-1).tolist()
         return [
-            RowLoss(self._place(index, row), source, losses[index][row], counts[index][row])
+            RowLoss(source, losses[index][row], counts[index][row])
             for index, sources in enumerate(inputs.sources)
             for row, source in enumerate(sources)
             if source
         ]
-
-    def _place(self, micro_batch: int, row: int) -> int:
-        return self._global_micro_batch(micro_batch) * self.micro_batch_rows + row
 
     def _global_micro_batch(self, micro_batch: int) -> int:
         return micro_batch * self.layout.replicas + self.layout.replica
@@ -172,7 +171,7 @@ class StageEngine(PipelineEngine):
 
     def _optimizer_step(self) -> None:
         assert self._finish_step is not None
-        self._finish_step()
+        self._gradient_norm = self._finish_step()
 
     def _broadcast_model(self) -> None:
         """Every replica loads or initialises the same weights by itself."""

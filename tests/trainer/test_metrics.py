@@ -149,15 +149,15 @@ def test_durations(seconds, text):
 
 def test_losses_are_weighted_by_tokens_in_each_source_and_in_all():
     rows = [
-        RowLoss(0, "code", 30.0, 10),
-        RowLoss(1, "books", 8.0, 4),
-        RowLoss(2, "code", 10.0, 30),
-        RowLoss(3, "masked", 0.0, 0),
+        RowLoss("code", 30.0, 10),
+        RowLoss("books", 8.0, 4),
+        RowLoss("code", 10.0, 30),
+        RowLoss("masked", 0.0, 0),
     ]
     assert losses_by_source(rows) == {"books": 2.0, "code": 1.0, "masked": 0.0}
     assert mean_loss(rows) == pytest.approx(48 / 44)
 
 
 def test_the_order_of_rows_does_not_change_a_bit_of_the_loss():
-    rows = [RowLoss(place, "all", loss, 1) for place, loss in enumerate([2.0**53, 1.0, 1.0, 1.0])]
+    rows = [RowLoss("all", loss, 1) for loss in [2.0**53, 1.0, 1.0, 1.0]]
     assert mean_loss(rows) == mean_loss(reversed(rows))

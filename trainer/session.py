@@ -1,0 +1,126 @@
+"""Everything a run is made of, built or resumed."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from headrace.schemas.run_state import RunState
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
+from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.engine import StageEngine
+from headrace.trainer.evaluation import EvaluationSet
+from headrace.trainer.feed import Feed
+from headrace.trainer.metrics import MetricsLog
+from headrace.trainer.model_builder import BuiltStage, build_stage
+from headrace.trainer.optimizer import build_optimizer
+from headrace.trainer.preflight import Inputs
+from headrace.trainer.setup import build_evaluation_sets, build_train_loader
+
+logger = logging.getLogger(__name__)
+
+POSITION = {"step", "next_row", "tokens", "seconds"}  # what a resumed run takes from a checkpoint
+
+
+@dataclass(frozen=True)
+class Session:
+    """The parts of a run at one rank, standing at `state`."""
+
+    model: Path
+    run_directory: Path
+    built: BuiltStage
+    engine: StageEngine
+    optimizer: torch.optim.Optimizer
+    feed: Feed
+    evaluation_sets: list[EvaluationSet]
+    folder: CheckpointFolder
+    log: MetricsLog | None  # first rank only
+    state: RunState
+    is_new: bool  # no checkpoint was taken up
+
+
+def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bool) -> Session:
+    """Build the parts and, if asked, take up the newest checkpoint; every rank takes part.
+
+    Raises:
+        CheckpointError: the newest checkpoint is damaged.
+        ConfigError, DataError: adapter or weights do not fit the model.
+    """
+    run_directory = Path(config.output_dir)
+    folder = CheckpointFolder(run_directory, config.checkpoint.keep_last)
+    built = build_stage(config, layout.stage, layout.device)
+    optimizer = build_optimizer(config.optimizer, built.trained)
+    state = fresh_state(config, inputs, layout)
+    found = newest(folder, check_files=layout.rank == 0) if resume else None
+    if found is not None:
+        path, saved = found
+        state = state.model_copy(update=saved.model_dump(include=POSITION))
+        load_tensors(path, built.trained, optimizer)
+        logger.info("resuming from %s: step %d of %d", path, state.step, inputs.total_steps)
+    elif resume:
+        logger.info("no checkpoint was written yet; starting from the first step")
+    if layout.rank == 0:
+        folder.remove_leftovers()
+    loader = build_train_loader(config, inputs, layout)
+    if loader is not None:
+        loader.load_state_dict({"next_row": state.next_row})
+    describe(built, inputs, layout)
+    return Session(
+        model=Path(config.model),
+        run_directory=run_directory,
+        built=built,
+        engine=StageEngine(built.stage, config, layout),
+        optimizer=optimizer,
+        feed=Feed(layout, loader),
+        evaluation_sets=build_evaluation_sets(config, inputs, layout),
+        folder=folder,
+        log=MetricsLog(run_directory, state.step if found else -1) if layout.rank == 0 else None,
+        state=state,
+        is_new=found is None,
+    )
+
+
+def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState:
+    """Before the first step."""
+    return RunState(
+        step=0,
+        next_row=0,
+        seed=config.seed,
+        tokens=0,
+        seconds=0.0,
+        global_batch_rows=inputs.global_batch_rows,
+        stages=layout.stages,
+        replicas=layout.replicas,
+        config_fingerprint=config.fingerprint(),
+        data_fingerprint=inputs.data_fingerprint,
+        files={},
+    )
+
+
+def describe(built: BuiltStage, inputs: Inputs, layout: Layout) -> None:
+    """Say once what is about to run."""
+    counts = (
+        len(built.layers),
+        sum(item.parameter.numel() for item in built.trained if item.owned),
+    )
+    stages = gather_objects(counts, layout.pipeline_group)
+    layers = " + ".join(str(count) for count, _ in stages)
+    trained = sum(count for _, count in stages)
+    logger.info(
+        "%d stage(s) of %s layers x %d replica(s) on %s, %s; %s trained parameters",
+        layout.stages,
+        layers,
+        layout.replicas,
+        layout.device.type,
+        str(built.stage.compute_dtype).removeprefix("torch."),
+        f"{trained:,}",
+    )
+    logger.info(
+        "%d steps of %d rows of %d tokens; %s rows an epoch",
+        inputs.total_steps,
+        inputs.global_batch_rows,
+        inputs.sequence_len,
+        f"{inputs.rows_per_epoch:,}",
+    )
