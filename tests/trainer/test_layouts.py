@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from runs import checkpoint_tensors, exact_metrics, read_metrics
+from runs import STDLIB, checkpoint_tensors, exact_metrics, make_shards, read_metrics, source
+
+from headrace.schemas.manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -52,3 +54,25 @@ def test_activation_checkpointing_changes_no_bit(training):
     kept = training.run("kept", 2, pipeline_stages=2)
     recomputed = training.run("recomputed", 2, pipeline_stages=2, activation_checkpointing="full")
     assert exact_metrics(recomputed) == exact_metrics(kept)
+
+
+def test_whole_epochs_train_every_token_once_an_epoch_whatever_is_left_for_the_last_batch(
+    training, tiny_model, tiny_shards, tmp_path
+):
+    """One replica and two, whose last batch is smaller and leaves one of them without a row."""
+    text = source("sched", STDLIB / "sched.py")
+    shards = make_shards(tiny_model, tmp_path / "shards", sources=[text])
+    manifest = read_manifest(shards)
+    rows = sum(shard.rows for shard in manifest.split("train"))
+    assert 3 * rows % 8 in (3, 5), "choose another text: one replica must lack a row at the end"
+    config = training.config.read_text().replace("max_steps = 10", "epochs = 3")
+    training.config.write_text(config.replace(str(tiny_shards), str(shards), 1))
+
+    one = training.run("one", 1, gradient_accumulation_steps=8)
+    two = training.run("two", 2)
+    tokens = [line.get("tokens", 0) for line in read_metrics(one)]
+    assert sum(tokens) == 3 * manifest.ledger.tokens_out["train"]
+    for line, expected in zip(read_metrics(two), read_metrics(one), strict=True):
+        assert line.get("rows_sha256") == expected.get("rows_sha256")
+        assert line.get("tokens") == expected.get("tokens")
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-6)
