@@ -74,7 +74,7 @@ def epoch_rows(number: int, dataset: DatasetConfig, size: Size) -> int:
     if not limit:
         raise ConfigError(
             f"datasets.{number}.max_tokens = {dataset.max_tokens} is less than one row of "
-            f"{dataset.path}, {size.tokens / size.rows:.1f} tokens in the mean; raise it"
+            f"{dataset.path}, about {size.tokens / size.rows:.0f} tokens; raise it"
         )
     return min(rows, limit)
 
