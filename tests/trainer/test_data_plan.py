@@ -9,13 +9,14 @@ from headrace.schemas.manifest import Manifest, RowGroupRecord, ShardRecord
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data_plan import plan_data
 from headrace.trainer.row_order import RowOrder
-from headrace.trainer.setup import build_order
+from headrace.trainer.setup import build_order, build_train_loader
 from headrace.trainer.shard_reader import list_row_groups
 
 
 def make_manifest(groups, tokens_a_row):
     """One train shard with row groups of so many rows."""
     shard = ShardRecord.model_construct(
+        file="shard-00000.parquet",
         split="train",
         rows=sum(groups),
         tokens=sum(groups) * tokens_a_row,
@@ -138,3 +139,13 @@ def test_plain_datasets_keep_the_order_that_they_had_before_there_were_mixtures(
 def test_the_same_shards_twice_are_shuffled_apart():
     order, _ = make_order({}, {}, manifests=[make_manifest([50], 10)] * 2, mixing="interleave")
     assert [order[i].row for i in range(0, 40, 2)] != [order[i].row for i in range(1, 40, 2)]
+
+
+@pytest.mark.parametrize("mixing", ["concatenate", "interleave"])
+def test_row_groups_are_held_for_each_dataset_only_when_interleaved(mixing):
+    config = make_config({}, {}, mixing=mixing)
+    plan = plan_data(config, MANIFESTS)
+    inputs = SimpleNamespace(train=MANIFESTS, plan=plan, sequence_len=8, stop_row=plan.rows_in(1))
+    layout = SimpleNamespace(is_first=True, replica=0, replicas=1)
+    reader = build_train_loader(config, inputs, layout).reader
+    assert (reader.held_row_groups, reader.apart) == (4, mixing == "interleave")
