@@ -19,6 +19,8 @@ Location = tuple[str | int, ...]
 SYNONYMS = {
     "batch_size": "micro_batch_size",
     "checkpoint_every_n_minutes": "every_minutes",
+    "dataset_combination_mode": "mixing",
+    "dataset_interleave_stopping_strategy": "mixing_stop",
     "eval_datasets": "evaluation_datasets",
     "eval_every_n_steps": "every_steps",
     "gradient_checkpointing": "activation_checkpointing",
@@ -31,8 +33,10 @@ SYNONYMS = {
     "micro_batch_size_per_gpu": "micro_batch_size",
     "model_name_or_path": "model",
     "num_train_epochs": "epochs",
+    "num_repeats": "repeats",
     "optim": "optimizer",
     "r": "rank",
+    "sample_weight": "weight",
     "steps": "max_steps",
     "val_set_size": "evaluation_fraction",
 }

@@ -11,6 +11,16 @@ class DatasetConfig(Config):
     """One `[[datasets]]` table: a shard directory's train split."""
 
     path: Text = Field(description="Shard directory written by `headrace prepare`.")
+    weight: float = Field(
+        1.0, gt=0, description='Share in the mixture, relative to the others; `"interleave"` only.'
+    )
+    repeats: int = Field(1, ge=1, description="Times that each of its rows comes in an epoch.")
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens it gives in an epoch, in whole rows of its mean length; "
+        "the next epoch takes the next rows. Default: all.",
+    )
 
 
 class EvaluationDatasetConfig(Config):
@@ -141,9 +151,22 @@ class TrainConfig(Config):
         ge=1,
         description="CPU threads per process. Default: the machine's cores over its processes.",
     )
+    mixing: Literal["concatenate", "interleave"] = Field(
+        "concatenate",
+        description='`"concatenate"`: rows of all datasets shuffled together. `"interleave"`: '
+        "evenly spread by weight, to within one row at any moment.",
+    )
+    mixing_unit: Literal["tokens", "rows"] = Field(
+        "tokens", description="What the weights count; tokens by each dataset's mean row."
+    )
+    mixing_stop: Literal["first_exhausted", "all_exhausted"] = Field(
+        "first_exhausted",
+        description="An epoch ends when one dataset has given its rows, or when all have, the "
+        "others going on from their start.",
+    )
     datasets: list[DatasetConfig] = Field(
         min_length=1,
-        description="Train splits. Several are shuffled together, every row once an epoch.",
+        description="Train splits; `mixing` says how several become one.",
     )
     evaluation_datasets: list[EvaluationDatasetConfig] = Field([], description="Evaluation splits.")
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
@@ -170,6 +193,7 @@ class TrainConfig(Config):
                 f"scheduler.min_lr = {self.scheduler.min_lr} is above "
                 f"optimizer.lr = {self.optimizer.lr}; lower it"
             )
+        self.check_mixing()
         names = self.evaluation_names()
         for name in names:
             if names.count(name) > 1:
@@ -178,17 +202,26 @@ class TrainConfig(Config):
                 )
         return self
 
+    def check_mixing(self) -> None:
+        """Concatenation takes every row, so nothing may ask it for other shares."""
+        if self.mixing == "interleave":
+            return
+        weights = [dataset.weight for dataset in self.datasets]
+        if len(set(weights)) > 1:
+            raise ValueError(
+                f"the weights of the datasets differ ({', '.join(map(str, weights))}), but "
+                'mixing = "concatenate" takes all rows; set mixing = "interleave" or drop them'
+            )
+        for key in ("mixing_unit", "mixing_stop"):
+            if key in self.model_fields_set:
+                raise ValueError(
+                    f'{key} = "{getattr(self, key)}" has no meaning with mixing = "concatenate"; '
+                    'set mixing = "interleave" or drop it'
+                )
+
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""
         return [
             dataset.name or dataset.path.rstrip("/").rsplit("/", 1)[-1]
             for dataset in self.evaluation_datasets
         ]
-
-    def data_fingerprint_keys(self) -> dict[str, object]:
-        """The settings that decide which rows come in which order."""
-        return {
-            "seed": self.seed,
-            "shuffle": self.loader.shuffle,
-            "shuffle_window": self.loader.shuffle_window,
-        }

@@ -209,7 +209,7 @@ def test_a_wrong_config_is_refused_with(tmp_path, model, valid, old, new, lines)
     ],
 )
 def test_set_overrides_one_key(tmp_path, override, expected):
-    config = read(TrainConfig, tmp_path, TRAIN, override).model_dump()
+    config = read(TrainConfig, tmp_path, TRAIN, override).model_dump(exclude_unset=True)
 
     for key, value in expected.items():
         found = config[key]

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 
 from headrace.trainer.batch import Batch, make_batch
+from headrace.trainer.mixed_order import MixedOrder
 from headrace.trainer.row_order import RowOrder
 from headrace.trainer.shard_reader import Row, ShardReader
 
@@ -23,7 +24,7 @@ class GroupLoader:
     def __init__(
         self,
         reader: ShardReader,
-        order: RowOrder,
+        order: RowOrder | MixedOrder,
         *,
         sequence_len: int,
         micro_batch_size: int,

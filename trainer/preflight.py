@@ -7,8 +7,9 @@ from pathlib import Path
 from headrace.schemas.errors import CheckpointError, ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.manifest import Manifest, read_manifest
-from headrace.schemas.shard_format import EVALUATION, TRAIN
+from headrace.schemas.shard_format import EVALUATION
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data_plan import DataPlan, plan_data
 from headrace.trainer.families import require_family
 
 # settings that a resumed run may change; the rows of each step stay the same with all of them
@@ -33,6 +34,7 @@ class Inputs:
     train: list[Manifest]
     evaluation: list[Manifest]
     sequence_len: int
+    plan: DataPlan
     rows_per_epoch: int
     replicas: int
     global_batch_rows: int
@@ -65,11 +67,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
             f"datasets differ in sequence_len ({', '.join(map(str, sorted(lengths)))}); "
             "prepare them with the same one"
         )
-    rows = sum(shard.rows for manifest in train for shard in manifest.split(TRAIN))
-    if rows == 0:
-        raise DataError(
-            f"{config.datasets[0].path}: the train split has no rows; prepare more text"
-        )
+    plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
         if not any(shard.rows for shard in manifest.split(EVALUATION)):
             raise DataError(
@@ -78,12 +76,13 @@ def check(config: TrainConfig, processes: int) -> Inputs:
             )
     replicas = processes // config.pipeline_stages
     batch = config.micro_batch_size * config.gradient_accumulation_steps * replicas
-    stop_row = batch * config.max_steps if config.max_steps else rows * (config.epochs or 1)
+    stop_row = batch * config.max_steps if config.max_steps else plan.rows_in(config.epochs or 1)
     return Inputs(
         train=train,
         evaluation=evaluation,
         sequence_len=lengths.pop(),
-        rows_per_epoch=rows,
+        plan=plan,
+        rows_per_epoch=plan.rows_in(1),
         replicas=replicas,
         global_batch_rows=batch,
         stop_row=stop_row,
@@ -170,22 +169,28 @@ def check_run_directory(config: TrainConfig, inputs: Inputs, resume: bool) -> No
             f"{path}: not found, so there is no run to resume; leave --resume out to start one"
         )
     saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = flatten({key: value for key, value in saved.items() if key != "config"})
     now = resume_record(config, inputs)
-    for key, value in now.items():
-        if saved.get(key) != value:
+    defaults = now.keys() - resume_record(config, inputs, exclude_defaults=True).keys()
+    for key in now | saved:
+        if key not in saved and key in defaults:
+            continue  # a setting that came with a later release
+        if saved.get(key) != now.get(key):
             raise CheckpointError(
-                f"{path}: {key} was {saved.get(key)!r} and is {value!r}; "
+                f"{path}: {key} was {saved.get(key)!r} and is {now.get(key)!r}; "
                 "resume with the old value, or start a new run in another output_dir"
             )
 
 
-def resume_record(config: TrainConfig, inputs: Inputs) -> dict[str, object]:
+def resume_record(
+    config: TrainConfig, inputs: Inputs, exclude_defaults: bool = False
+) -> dict[str, object]:
     """What must stay the same over all resumptions of a run."""
-    values = config.model_dump(mode="json", exclude=FREE_ON_RESUME)
-    loader = values.pop("loader")
-    record = flatten(
-        values | {"loader": {k: v for k, v in loader.items() if k != "prefetch_batches"}}
+    values = config.model_dump(
+        mode="json", exclude=FREE_ON_RESUME, exclude_defaults=exclude_defaults
     )
+    record = flatten(values)
+    record.pop("loader.prefetch_batches", None)
     return record | {
         "global batch (rows)": inputs.global_batch_rows,
         "fingerprint of the data": inputs.data_fingerprint,
@@ -193,9 +198,11 @@ def resume_record(config: TrainConfig, inputs: Inputs) -> dict[str, object]:
 
 
 def flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested tables as dotted keys."""
+    """Nested tables, and lists of them, as dotted keys."""
     flat: dict[str, object] = {}
     for key, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(number): table for number, table in enumerate(value)}
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,17 @@ class RowAddress:
     row: int
 
 
+class Pieces(NamedTuple):
+    """Rows of an epoch: of row group `group[i]`, `rows[i]` rows from its row `first[i]` on."""
+
+    group: NDArray[np.int64]
+    first: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    def pick(self, chosen: NDArray[np.int64] | slice) -> "Pieces":
+        return Pieces(self.group[chosen], self.first[chosen], self.rows[chosen])
+
+
 def keyed_permutation(size: int, seed: int) -> NDArray[np.int64]:
     """A permutation of range(size), the same for every numpy version.
 
@@ -44,8 +56,19 @@ def keyed_permutation(size: int, seed: int) -> NDArray[np.int64]:
     return np.argsort(mixed, kind="stable")
 
 
+def take_rows(sizes: NDArray[np.int64], first: int, rows: int) -> Pieces:
+    """`rows` rows from row `first` on of row groups that repeat endlessly in their order."""
+    first %= int(sizes.sum())
+    passes = -(-(first + rows) // int(sizes.sum()))
+    ends = np.cumsum(np.tile(sizes, passes))
+    starts = ends - np.tile(sizes, passes)
+    low, high = np.clip(first, starts, ends), np.clip(first + rows, starts, ends)
+    used = np.flatnonzero(high > low)
+    return Pieces(used % len(sizes), (low - starts)[used], (high - low)[used])
+
+
 class RowOrder:
-    """An endless sequence of rows: epoch after epoch, each another permutation of all rows.
+    """An endless sequence of rows: epoch after epoch, each another permutation of its rows.
 
     Row groups are permuted by epoch, and rows inside windows of consecutive row groups, so a reader
     holds one window at a time and can start anywhere.
@@ -54,16 +77,25 @@ class RowOrder:
         row_groups: all row groups of all datasets, in file order.
         window: row groups that are mixed and held at once.
         shuffle: without it, rows come in file order, every epoch the same.
+        dataset_rows: rows that each dataset gives in an epoch, taken up in file order where the
+            epoch before left off. Default: each row once.
     """
 
     def __init__(
-        self, row_groups: Sequence[RowGroup], seed: int, window: int, shuffle: bool = True
+        self,
+        row_groups: Sequence[RowGroup],
+        seed: int,
+        window: int,
+        shuffle: bool = True,
+        dataset_rows: Sequence[int] | None = None,
     ) -> None:
         self.row_groups = [group for group in row_groups if group.rows]
         self.seed = seed
         self.window = window
         self.shuffle = shuffle
-        self.rows_per_epoch = sum(group.rows for group in self.row_groups)
+        self.dataset_rows = dataset_rows
+        self._sizes = np.array([group.rows for group in self.row_groups], dtype=np.int64)
+        self.rows_per_epoch = sum(dataset_rows) if dataset_rows else int(self._sizes.sum())
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
         self._window = lru_cache(maxsize=2)(self._plan_window)
 
@@ -72,36 +104,47 @@ class RowOrder:
         epoch, offset = divmod(index, self.rows_per_epoch)
         _, starts = self._epoch(epoch)
         number = int(np.searchsorted(starts, offset, side="right")) - 1
-        groups, first_rows, permutation = self._window(epoch, number)
+        pieces, first_rows, permutation = self._window(epoch, number)
         place = int(permutation[offset - int(starts[number])])
         which = int(np.searchsorted(first_rows, place, side="right")) - 1
-        return RowAddress(groups[which], place - int(first_rows[which]))
+        row = int(pieces.first[which]) + place - int(first_rows[which])
+        return RowAddress(self.row_groups[pieces.group[which]], row)
 
     def rows(self, first: int, stop: int) -> Iterator[RowAddress]:
         """The rows of a range of global indices, in order."""
         return (self[index] for index in range(first, stop))
 
-    def _plan_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The order of the row groups in an epoch, and the offset at which each window starts."""
-        count = len(self.row_groups)
-        order = np.arange(count)
+    def _plan_epoch(self, epoch: int) -> tuple[Pieces, NDArray[np.int64]]:
+        """What an epoch takes of which row group, and the offset at which each window starts."""
+        pieces = self._file_order(epoch)
         if self.shuffle:
-            order = keyed_permutation(count, derive_seed(self.seed, "row groups", epoch))
-        sizes = np.array([self.row_groups[index].rows for index in order], dtype=np.int64)
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])[:: self.window]
-        return order, starts
+            seed = derive_seed(self.seed, "row groups", epoch)
+            pieces = pieces.pick(keyed_permutation(len(pieces.rows), seed))
+        starts = (np.cumsum(pieces.rows) - pieces.rows)[:: self.window]
+        return pieces, starts
+
+    def _file_order(self, epoch: int) -> Pieces:
+        """What an epoch takes of each row group, before the shuffle."""
+        if self.dataset_rows is None:
+            return Pieces(np.arange(len(self._sizes)), np.zeros_like(self._sizes), self._sizes)
+        datasets = np.array([group.dataset for group in self.row_groups])
+        parts = []
+        for dataset, rows in enumerate(self.dataset_rows):
+            own = np.flatnonzero(datasets == dataset)
+            if rows:
+                part = take_rows(self._sizes[own], epoch * rows, rows)
+                parts.append(part._replace(group=own[part.group]))
+        return Pieces(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def _plan_window(
         self, epoch: int, number: int
-    ) -> tuple[list[RowGroup], NDArray[np.int64], NDArray[np.int64]]:
-        """A window's row groups, where each begins in it, and the permutation of its rows."""
-        order, _ = self._epoch(epoch)
-        chosen = order[number * self.window : (number + 1) * self.window]
-        groups = [self.row_groups[index] for index in chosen]
-        ends = np.cumsum([group.rows for group in groups])
-        first_rows = np.concatenate([[0], ends[:-1]])
-        permutation = np.arange(ends[-1])
+    ) -> tuple[Pieces, NDArray[np.int64], NDArray[np.int64]]:
+        """A window's pieces, where each begins in it, and the permutation of its rows."""
+        pieces, _ = self._epoch(epoch)
+        pieces = pieces.pick(slice(number * self.window, (number + 1) * self.window))
+        first_rows = np.cumsum(pieces.rows) - pieces.rows
+        size = int(pieces.rows.sum())
+        permutation = np.arange(size)
         if self.shuffle:
-            seed = derive_seed(self.seed, "rows", epoch, number)
-            permutation = keyed_permutation(int(ends[-1]), seed)
-        return groups, first_rows, permutation
+            permutation = keyed_permutation(size, derive_seed(self.seed, "rows", epoch, number))
+        return pieces, first_rows, permutation

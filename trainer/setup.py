@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import EVALUATION, TRAIN
 from headrace.schemas.train_config import TrainConfig
@@ -12,6 +13,7 @@ from headrace.trainer.distributed import Layout
 from headrace.trainer.evaluation import EvaluationSet
 from headrace.trainer.feed import Feed
 from headrace.trainer.loader import GroupLoader
+from headrace.trainer.mixed_order import MixedOrder
 from headrace.trainer.preflight import Inputs
 from headrace.trainer.row_order import RowOrder
 from headrace.trainer.shard_reader import ShardReader, list_row_groups
@@ -33,13 +35,15 @@ def build_train_loader(config: TrainConfig, inputs: Inputs, layout: Layout) -> G
     """The loader of this pipeline group, on its first stage only."""
     if not layout.is_first:
         return None
-    window = config.loader.shuffle_window
-    row_groups = list_row_groups(inputs.train, TRAIN)
     return GroupLoader(
         ShardReader(
-            [Path(d.path) for d in config.datasets], inputs.train, TRAIN, held_row_groups=window
+            [Path(dataset.path) for dataset in config.datasets],
+            inputs.train,
+            TRAIN,
+            held_row_groups=config.loader.shuffle_window,
+            apart=config.mixing == "interleave",
         ),
-        RowOrder(row_groups, config.seed, window, config.loader.shuffle),
+        build_order(config, inputs),
         sequence_len=inputs.sequence_len,
         micro_batch_size=config.micro_batch_size,
         micro_batches=config.gradient_accumulation_steps,
@@ -48,6 +52,25 @@ def build_train_loader(config: TrainConfig, inputs: Inputs, layout: Layout) -> G
         stop_row=inputs.stop_row,
         prefetch=config.loader.prefetch_batches,
     )
+
+
+def build_order(config: TrainConfig, inputs: Inputs) -> RowOrder | MixedOrder:
+    """One order over all datasets, or one for each, mixed."""
+    window, shuffle = config.loader.shuffle_window, config.loader.shuffle
+    groups = list_row_groups(inputs.train, TRAIN)
+    plan = inputs.plan
+    if plan.schedule is None:
+        return RowOrder(groups, config.seed, window, shuffle, plan.dataset_rows)
+    orders = [
+        RowOrder(
+            [group for group in groups if group.dataset == dataset],
+            derive_seed(config.seed, "dataset", dataset),
+            window,
+            shuffle,
+        )
+        for dataset in range(len(inputs.train))
+    ]
+    return MixedOrder(plan.schedule, orders)
 
 
 def build_evaluation_sets(

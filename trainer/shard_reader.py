@@ -1,6 +1,6 @@
 """Reads row groups of shards. Only the first stage of a pipeline group may use it."""
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,8 @@ class ShardReader:
 
     Args:
         held_row_groups: decoded row groups kept in memory, least recently used dropped first.
+        apart: that many for each dataset. A shared limit would drop those of a dataset that is
+            seldom read whenever another one moves on.
     """
 
     def __init__(
@@ -46,13 +48,15 @@ class ShardReader:
         manifests: Sequence[Manifest],
         split: str,
         held_row_groups: int,
+        apart: bool = False,
     ) -> None:
         self.paths = [
             [directory / shard.file for shard in manifest.split(split)]
             for directory, manifest in zip(directories, manifests, strict=True)
         ]
         self.held_row_groups = held_row_groups
-        self._held: OrderedDict[RowGroup, pa.Table] = OrderedDict()
+        self.apart = apart
+        self._held: defaultdict[int, OrderedDict[RowGroup, pa.Table]] = defaultdict(OrderedDict)
 
     def row(self, address: RowAddress) -> Row:
         """Decode one row."""
@@ -69,13 +73,14 @@ class ShardReader:
         )
 
     def _row_group(self, row_group: RowGroup) -> pa.Table:
-        if row_group in self._held:
-            self._held.move_to_end(row_group)
-            return self._held[row_group]
+        held = self._held[row_group.dataset if self.apart else 0]
+        if row_group in held:
+            held.move_to_end(row_group)
+            return held[row_group]
         table = self._read(row_group)
-        while len(self._held) >= self.held_row_groups:
-            self._held.popitem(last=False)
-        self._held[row_group] = table
+        while len(held) >= self.held_row_groups:
+            held.popitem(last=False)
+        held[row_group] = table
         return table
 
     def _read(self, row_group: RowGroup) -> pa.Table:

@@ -227,6 +227,24 @@ def test_what_is_wrong_on_disk_is_named_with_its_remedy(world, damage, message):
             1,
             "DIR/train.toml: scheduler.min_lr = 1.0 is above optimizer.lr = 0.001; lower it",
         ),
+        (
+            ["mixing_stop=all_exhausted"],
+            1,
+            'DIR/train.toml: mixing_stop = "all_exhausted" has no meaning with mixing = '
+            '"concatenate"; set mixing = "interleave" or drop it',
+        ),
+        (
+            ["mixing_unit=tokens"],
+            1,
+            'DIR/train.toml: mixing_unit = "tokens" has no meaning with mixing = "concatenate"; '
+            'set mixing = "interleave" or drop it',
+        ),
+        (
+            ["datasets.0.max_tokens=9"],
+            1,
+            "datasets.0.max_tokens = 9 is less than one row of DIR/shards, about 64 "
+            "tokens; raise it",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_named(world, sets, processes, message):
@@ -238,6 +256,48 @@ def test_datasets_of_different_row_lengths_do_not_mix(world, tiny_model):
     sets = [f'datasets=[{{path="{world["shards"]}"}}, {{path="{other}"}}]']
     expected = "datasets differ in sequence_len (64, 128); prepare them with the same one"
     assert message_of(world, *sets) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sets", "message"),
+    [
+        (
+            "weight=2",
+            "weight=0.5",
+            [],
+            "DIR/train.toml: the weights of the datasets differ (2.0, 0.5), but mixing = "
+            '"concatenate" takes all rows; set mixing = "interleave" or drop them',
+        ),
+        (
+            "weight=1",
+            "weight=1e-6",
+            ["mixing=interleave"],
+            "datasets.1.weight = 1e-06 asks for less than one row in 65,536; raise it",
+        ),
+        (
+            "weight=1",
+            "weight=0",
+            ["mixing=interleave"],
+            "--set datasets=[...]: datasets.1.weight = 0: must be greater than 0",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_had_are_named(world, first, second, sets, message):
+    path = f'path="{world["shards"]}"'
+    datasets = f"datasets=[{{{path}, {first}}}, {{{path}, {second}}}]"
+    assert (
+        message_of(world, datasets, *sets).replace(
+            datasets.replace(str(world["path"]), "DIR"), "datasets=[...]"
+        )
+        == message
+    )
+
+
+def test_an_empty_dataset_cannot_be_interleaved(world, tiny_shards):
+    no_train_rows(world)
+    sets = [f'datasets=[{{path="{tiny_shards}"}}, {{path="{world["shards"]}"}}]']
+    message = "DIR/shards: the train split has no rows; prepare more text"
+    assert message_of(world, *sets, "mixing=interleave") == message
 
 
 def test_resuming_without_a_run_does_not_start_one(world):
@@ -254,6 +314,10 @@ def test_resuming_without_a_run_does_not_start_one(world):
         ("gradient_accumulation_steps=3", "global batch (rows) was 1 and is 3"),
         ("seed=1", "seed was 0 and is 1"),
         ("adapter.rank=3", "adapter.rank was 16 and is 3"),
+        ("mixing=interleave", "mixing was 'concatenate' and is 'interleave'"),
+        ("datasets.0.weight=2", "datasets.0.weight was 1.0 and is 2.0"),
+        ("datasets.0.repeats=2", "datasets.0.repeats was 1 and is 2"),
+        ("datasets.0.max_tokens=999", "datasets.0.max_tokens was None and is 999"),
     ],
 )
 def test_resuming_with_another_meaning_names_the_setting(world, change, message):
@@ -266,6 +330,22 @@ def test_resuming_with_another_meaning_names_the_setting(world, change, message)
     assert message_of(world, change, resume=True) == (
         f"DIR/run/train.json: {message}; resume with the old value, or start a new run in another "
         "output_dir"
+    )
+
+
+def test_a_run_of_a_release_without_a_setting_goes_on_with_its_default(world):
+    (world["path"] / "run").mkdir()
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    settings = load_config(TrainConfig, world["path"] / "train.toml", [])
+    inputs = check(settings, 1)
+    record = resume_record(settings, inputs)
+    old = {key: value for key, value in record.items() if "mixing" not in key}
+    old = {key: value for key, value in old.items() if not key.startswith("datasets")}
+    old["datasets"] = [{"path": str(world["shards"])}]
+    (world["path"] / "run" / RUN_CONFIG_NAME).write_text(json.dumps(old))
+    check_run_directory(settings, inputs, resume=True)
+    assert message_of(world, "mixing=interleave", resume=True).startswith(
+        "DIR/run/train.json: mixing was None and is 'interleave'; "
     )
 
 

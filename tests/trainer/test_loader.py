@@ -10,6 +10,7 @@ import pytest
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import read_manifest
 from headrace.trainer.loader import GroupLoader
+from headrace.trainer.mixed_order import MixedOrder, Schedule
 from headrace.trainer.row_order import RowOrder
 from headrace.trainer.shard_reader import ShardReader, list_row_groups
 
@@ -140,3 +141,63 @@ def test_two_shard_directories_are_shuffled_together_each_row_once(tiny_shards):
     keys = sorted(reader.row(address).row_key for address in rows)
     assert keys[0::2] == keys[1::2]
     assert len(set(keys)) == len(keys) // 2
+
+
+class CountingReader(ShardReader):
+    """Notes the row groups that are read."""
+
+    reads = ()
+
+    def _read(self, row_group):
+        self.reads = (*self.reads, row_group)
+        return super()._read(row_group)
+
+
+@pytest.fixture
+def make_mixed_loader(tiny_shards):
+    """The same shards twice, 9 rows of the first to one of the second."""
+    manifests = [read_manifest(tiny_shards)] * 2
+    groups = list_row_groups(manifests, "train")
+
+    def make(replica=0, replicas=1, prefetch=0, rows=500):
+        orders = [
+            RowOrder([group for group in groups if group.dataset == dataset], dataset, window=2)
+            for dataset in range(2)
+        ]
+        return GroupLoader(
+            CountingReader([tiny_shards] * 2, manifests, "train", held_row_groups=2, apart=True),
+            MixedOrder(Schedule([9, 1]), orders),
+            sequence_len=manifests[0].sequence_len,
+            micro_batch_size=1,
+            micro_batches=GLOBAL_BATCH // replicas,
+            replica=replica,
+            replicas=replicas,
+            stop_row=rows,
+            prefetch=prefetch,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_global_batches_of_a_mixture_are_the_same_rows_for_any_replicas(
+    make_mixed_loader, replicas
+):
+    expected = global_batches([make_mixed_loader()], 30)
+    loaders = [make_mixed_loader(replica, replicas, prefetch=2) for replica in range(replicas)]
+    assert global_batches(loaders, 30) == expected
+    resumed = make_mixed_loader()
+    resumed.load_state_dict({"next_row": 13 * GLOBAL_BATCH})
+    assert global_batches([resumed], 17) == expected[13:]
+
+
+def test_a_mixture_reads_no_row_group_twice_in_an_epoch_of_its_dataset(make_mixed_loader):
+    loader = make_mixed_loader()
+    often, seldom = loader.order.orders
+    loader.stop_row = loader.order.schedule.index_of(0, often.rows_per_epoch - 1) + 1
+    assert loader.stop_row // 10 <= seldom.rows_per_epoch
+    assert sum(1 for _ in loader) > 10
+    reads = loader.reader.reads
+    assert len(often.row_groups) > 4, "the window of the first dataset must move on"
+    assert {group.dataset for group in reads} == {0, 1}
+    assert len(set(reads)) == len(reads)

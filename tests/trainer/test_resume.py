@@ -1,6 +1,7 @@
 """A run that is killed at any moment and resumed equals the run that was left alone, bit by bit."""
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,15 @@ import time
 import psutil
 import pytest
 import torch
-from runs import as_toml, checkpoint_tensors, exact_metrics, read_metrics
+from runs import (
+    STDLIB,
+    as_toml,
+    checkpoint_tensors,
+    exact_metrics,
+    make_shards,
+    read_metrics,
+    source,
+)
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -17,6 +26,7 @@ pytestmark = pytest.mark.slow
 STEPS = 20
 SETTINGS = {"max_steps": STEPS, "pipeline_stages": 2, "checkpoint__every_steps": 2}
 KILLS_BETWEEN = 4
+SECOND = source("third", STDLIB / "heapq.py")
 
 
 class Run:
@@ -111,6 +121,23 @@ def test_a_checkpoint_of_two_stages_resumes_with_one_and_two_replicas(training):
     for line, expected in zip(read_metrics(run.directory), read_metrics(reference), strict=True):
         assert line.get("rows_sha256") == expected.get("rows_sha256")
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_a_mixture_resumed_from_a_checkpoint_equals_the_uninterrupted_run(training, tiny_model):
+    other = make_shards(tiny_model, training.directory / "other", sources=[SECOND])
+    with training.config.open("a") as config:
+        config.write(f'[[datasets]]\npath = "{other}"\nweight = 0.4\n')
+    settings = {"mixing": "interleave", "checkpoint__every_steps": 3, "checkpoint__keep_last": 9}
+    reference = training.run("reference", **settings)
+    steps = [line for line in read_metrics(reference) if line["kind"] == "train"]
+    assert any({"third", "json"} < line["source_losses"].keys() for line in steps)
+    resumed = shutil.copytree(reference, training.directory / "resumed")
+    for path in resumed.glob("checkpoints/step-*"):
+        if path.name != "step-000003":
+            shutil.rmtree(path)
+    training.run("resumed", 1, "--resume", **settings)
+    assert exact_metrics(resumed) == exact_metrics(reference)
+    assert_same_tensors(checkpoint_tensors(resumed), checkpoint_tensors(reference))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
