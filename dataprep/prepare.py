@@ -13,12 +13,7 @@ from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
 from headrace.dataprep.shard_writer import ShardPlan, finished_shard, write_shard
 from headrace.dataprep.task_runner import finished_task, run_task
-from headrace.dataprep.task_stats import (
-    TaskStats,
-    add_counts,
-    add_stats,
-    source_record,
-)
+from headrace.dataprep.task_stats import TaskStats, add_counts, add_stats, source_record
 from headrace.dataprep.tasks import Task, plan_tasks
 from headrace.dataprep.tokenizer import TOKENIZER_NAME, read_content, read_spec
 from headrace.dataprep.workspace import (

@@ -33,7 +33,9 @@ def lengths_and_row(draw, longest=1.0):
     sequence_len = draw(st.sampled_from([8, 13, 64, 1000, 1024, 5000]))
     length = st.integers(1, int(longest * sequence_len))
     few = draw(st.lists(length, min_size=1, max_size=4))  # equal lengths are frequent
-    return draw(st.lists(st.sampled_from(few) | length, min_size=1, max_size=60)), sequence_len
+    edges = [size for size in (sequence_len, sequence_len + 1) if size <= longest * sequence_len]
+    one = st.sampled_from([*few, *edges]) | length
+    return draw(st.lists(one, min_size=1, max_size=60)), sequence_len
 
 
 def numbered(lengths):
