@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.dataprep.documents import Document, Reject, read_documents, refuse
-from headrace.dataprep.packing import pack_concatenated
-from headrace.dataprep.task_stats import TaskStats
+from headrace.dataprep.overlong import fit_documents
+from headrace.dataprep.packing import pack_documents
+from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.tokenizer import Ids, TokenizerSpec, encode_documents
 from headrace.schemas.fingerprint import derive_seed
@@ -66,13 +67,23 @@ def process_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: Block)
             encoded[choose_split(config, document.text)].append(ids)
         else:
             rejects.append(refuse(document.place, "empty document", "the tokenizer gives no token"))
-    rows = {split: pack(config, block, split, ids) for split, ids in encoded.items() if ids}
+    fitted = {
+        split: fit_documents(ids, config.sequence_len, config.overlong)
+        for split, ids in encoded.items()
+    }
+    rows = {
+        split: pack(config, block, split, fit.documents)
+        for split, fit in fitted.items()
+        if fit.documents
+    }
     lengths = Counter(len(ids) for documents_ids in encoded.values() for ids in documents_ids)
     stats = TaskStats(
         documents=lengths.total(),
         tokens_in=sum(length * count for length, count in lengths.items()),
         rows={split: table.num_rows for split, table in rows.items()},
         tokens={split: count_tokens(table) for split, table in rows.items()},
+        tokens_dropped=add_counts(fit.tokens_dropped for fit in fitted.values()),
+        documents_dropped=add_counts(fit.documents_dropped for fit in fitted.values()),
         rejects=dict(Counter(reject.reason for reject in rejects)),
         document_lengths=dict(lengths),
     )
@@ -94,7 +105,7 @@ def row_key(seed: int, source: str, split: str, task: int, block: int, row: int)
 
 def pack(config: PrepareConfig, block: Block, split: str, documents: list[Ids]) -> pa.Table:
     """The rows of one split of a block, in packing order, with every column of a shard."""
-    input_ids, document_lengths = pack_concatenated(documents, config.sequence_len)
+    input_ids, document_lengths = pack_documents(documents, config.packing, config.sequence_len)
     keys = [
         row_key(config.seed, block.source, split, block.task, block.number, row)
         for row in range(len(input_ids))

@@ -12,7 +12,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from headrace.dataprep.task_stats import TaskStats
+from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.schemas.manifest import Manifest
 
 
@@ -47,18 +47,19 @@ def print_ledger(console: Console, manifest: Manifest) -> None:
     """The sources, and below them where every token went."""
     table = Table(title="sources", title_justify="left")
     table.add_column("source")
-    for name in ("documents", "refused", "rows", "tokens", "median length"):
+    for name in ("documents", "refused", "rows", "tokens", "median length", "fill"):
         table.add_column(name, justify="right")
     for source in manifest.sources:
         median = source.document_length_quantiles.get("p50", 0)
         counts = (source.documents, source.rejected_documents, source.rows, source.tokens, median)
-        table.add_row(source.name, *(f"{count:,}" for count in counts))
+        fill = f"{source.fill(manifest.sequence_len):.1%}"
+        table.add_row(source.name, *(f"{count:,}" for count in counts), fill)
     console.print(table)
     console.print(ledger_table(manifest))
 
 
 def ledger_table(manifest: Manifest) -> Table:
-    """Tokens in, tokens out by split, tokens dropped by reason, and the difference."""
+    """Tokens in, tokens out by split, tokens and documents dropped by reason, the difference."""
     table = Table(title="token ledger", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -66,7 +67,9 @@ def ledger_table(manifest: Manifest) -> Table:
     table.add_row("in", f"{ledger.tokens_in:,}")
     for split, tokens in ledger.tokens_out.items():
         table.add_row(f"out: {split}", f"{tokens:,}")
+    documents = add_counts(source.dropped_documents for source in manifest.sources)
     for reason, tokens in ledger.tokens_dropped.items():
-        table.add_row(f"dropped: {reason}", f"{tokens:,}")
+        whole = f" ({documents[reason]:,} documents)" if reason in documents else ""
+        table.add_row(f"dropped: {reason}{whole}", f"{tokens:,}")
     table.add_row("difference", f"{ledger.difference():,}")
     return table

@@ -50,7 +50,8 @@ def print_histogram(directory: Path, manifest: Manifest, console: Console) -> No
                 counts.update(
                     int(length).bit_length() for length in pc.list_flatten(lengths).to_numpy()
                 )
-    console.print("tokens in a piece of a document (documents are cut at row ends)")
+    cut = "at row ends" if manifest.packing == "concatenate" else "only where they fit no row"
+    console.print(f"tokens in a piece of a document (documents are cut {cut})")
     largest = max(counts.values(), default=1)
     for bits in range(min(counts, default=0), max(counts, default=-1) + 1):
         bar = "█" * round(BAR_WIDTH * counts[bits] / largest)

@@ -13,7 +13,7 @@ from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
 from headrace.dataprep.shard_writer import ShardPlan, finished_shard, write_shard
 from headrace.dataprep.task_runner import finished_task, run_task
-from headrace.dataprep.task_stats import TaskStats, add_stats, source_record
+from headrace.dataprep.task_stats import TaskStats, add_counts, add_stats, source_record
 from headrace.dataprep.tasks import Task, plan_tasks
 from headrace.dataprep.tokenizer import TOKENIZER_NAME, read_content, read_spec
 from headrace.dataprep.workspace import (
@@ -184,6 +184,12 @@ def sum_by_source(job: Job, tasks: list[Task], stats: list[TaskStats]) -> dict[s
                 f'source "{source.name}": no documents in {source.path}; '
                 "correct the path, or remove the source"
             )
+        if not result[source.name].kept:
+            raise DataError(
+                f'source "{source.name}": none of {result[source.name].documents} documents fits '
+                f"into sequence_len = {job.config.sequence_len}; raise it, or set "
+                'overlong = "split" or "truncate"'
+            )
     return result
 
 
@@ -191,8 +197,7 @@ def plan_shards(job: Job, tasks: list[Task], total: TaskStats) -> list[ShardPlan
     """The files to write: `shards` of train, and as many of evaluation as its size needs."""
     if not total.rows.get(TRAIN):
         raise DataError(
-            f"the evaluation split took every document ({total.documents}); "
-            "lower evaluation_fraction"
+            f"the evaluation split took every document ({total.kept}); lower evaluation_fraction"
         )
     evaluation_tokens = total.tokens.get(EVALUATION, 0)
     counts = {
@@ -239,7 +244,7 @@ def build_manifest(
     ledger = TokenLedger(
         tokens_in=sum(stats.tokens_in for stats in by_source.values()),
         tokens_out=tokens_out,
-        tokens_dropped={},
+        tokens_dropped=add_counts(stats.tokens_dropped for stats in by_source.values()),
     )
     assert ledger.difference() == 0, f"token ledger is off by {ledger.difference()}"
     return Manifest(

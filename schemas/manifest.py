@@ -47,15 +47,24 @@ class ShardRecord(Record):
 
 
 class SourceRecord(Record):
-    """What one source brought. Document lengths are in tokens, quantiles named p0 ... p100."""
+    """What one source brought. Document lengths are in tokens, quantiles named p0 ... p100.
+
+    `documents` were not refused; those of them that are in no row are also in `dropped_documents`,
+    by reason.
+    """
 
     name: str
     documents: int
     rejected_documents: int
+    dropped_documents: dict[str, int] = {}
     rows: int
     tokens: int
     trained_tokens: int
     document_length_quantiles: dict[str, int]
+
+    def fill(self, sequence_len: int) -> float:
+        """Share of its rows' `sequence_len` tokens that is used."""
+        return self.tokens / (self.rows * sequence_len)
 
 
 class TokenLedger(Record):

@@ -1,10 +1,13 @@
 """The config of `headrace prepare`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from headrace.schemas.toml_config import Config, Text
+
+Packing = Literal["concatenate", "best_fit", "none"]
+Overlong = Literal["split", "truncate", "drop"]
 
 
 class SourceConfig(Config):
@@ -38,10 +41,17 @@ class PrepareConfig(Config):
         description="Directory with `tokenizer.json` (a model directory will do)."
     )
     sequence_len: int = Field(1024, ge=8, le=1 << 20, description="Tokens in one training row.")
-    packing: Literal["concatenate"] = Field(
+    packing: Packing = Field(
         "concatenate",
-        description='`"concatenate"`: documents follow each other and are cut at `sequence_len`; '
-        "attention still stops at document ends.",
+        description='`"concatenate"`: documents follow each other and are cut at `sequence_len`. '
+        '`"best_fit"`: rows hold whole documents, chosen to fill them. `"none"`: each document is '
+        "a row. Attention always stops at document ends.",
+    )
+    overlong: Overlong | None = Field(
+        None,
+        description="Documents longer than `sequence_len`, where `packing` keeps documents whole. "
+        '`"split"`: cut into pieces that are packed as documents of their own. `"truncate"`: cut '
+        'off what is too much. `"drop"`: leave them out. Default: `"split"`, which loses nothing.',
     )
     shards: int = Field(8, ge=1, le=99_999, description="Number of train shards.")
     seed: int = Field(0, ge=0, description="Decides shuffle and evaluation split.")
@@ -75,6 +85,24 @@ class PrepareConfig(Config):
         description="Tokens in one Parquet row group: what the trainer reads at once.",
     )
     sources: list[SourceConfig] = Field(min_length=1, description="The inputs, one table each.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def resolve_overlong(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("overlong") is not None:
+            return values
+        whole = values.get("packing", "concatenate") != "concatenate"
+        return values | {"overlong": "split" if whole else None}
+
+    @model_validator(mode="after")
+    def check_overlong(self) -> "PrepareConfig":
+        if self.packing == "concatenate" and self.overlong is not None:
+            raise ValueError(
+                f'overlong = "{self.overlong}" has no meaning with packing = "concatenate", which '
+                "cuts every document at row ends and loses nothing; remove it, or set packing to "
+                '"best_fit" or "none"'
+            )
+        return self
 
     @model_validator(mode="after")
     def check_sources(self) -> "PrepareConfig":

@@ -68,6 +68,16 @@ def test_a_config_with_only_its_required_keys_is_complete(tmp_path):
     assert train.optimizer.lr == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("packing", "overlong"), [("concatenate", None), ("best_fit", "split"), ("none", "split")]
+)
+def test_no_token_is_lost_unless_a_policy_asks_for_it(tmp_path, packing, overlong):
+    prepare = read(PrepareConfig, tmp_path, PREPARE, f"packing={packing}")
+
+    assert prepare.overlong == overlong
+    assert PrepareConfig.model_validate_json(prepare.model_dump_json()) == prepare
+
+
 # what is wrong, the text that is replaced, by what, the line that is shown
 WRONG_PREPARE = [
     ("a misspelt key", "output =", "ouput =", [
@@ -124,6 +134,12 @@ WRONG_PREPARE = [
     ("a separator for documents", 'type = "documents"',
      'type = "documents"\ndocument_separator = "--"', [
         'config.toml: source "second": document_separator is for type = "text"; remove it',
+    ]),
+    ("a policy without its packing", 'output = "shards/a"',
+     'output = "shards/a"\noverlong = "drop"', [
+        'config.toml: overlong = "drop" has no meaning with packing = "concatenate", which cuts '
+        "every document at row ends and loses nothing; remove it, or set packing to "
+        '"best_fit" or "none"',
     ]),
     ("not TOML", 'output = "shards/a"', "output = shards", [
         "config.toml: not valid TOML: Invalid value (at line 1, column 10)",

@@ -28,6 +28,13 @@ if __name__ == "__main__":
 """
 
 
+PACKINGS = {  # of rows of 128 tokens, which some documents exceed
+    "concatenate": {},
+    "best_fit": {"packing": "best_fit", "overlong": "truncate", "sequence_len": 128},
+    "none": {"packing": "none", "overlong": "drop", "sequence_len": 128},
+}
+
+
 @pytest.fixture
 def make_config(make_config):
     """Many small tasks, so that there is a moment between them."""
@@ -56,18 +63,22 @@ def kill_when(process, output, pattern, count):
     assert not Path(output, "manifest.json").exists()
 
 
-def test_two_workers_write_the_bytes_that_one_writes(corpus, make_config, run, snapshot):
-    run(make_config("one"), workers=1)
-    run(make_config("two"), workers=2)
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_two_workers_write_the_bytes_that_one_writes(packing, corpus, make_config, run, snapshot):
+    run(make_config("one", **PACKINGS[packing]), workers=1)
+    run(make_config("two", **PACKINGS[packing]), workers=2)
     assert snapshot("one") == snapshot("two")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("workers", "packing"), [(1, "concatenate"), (2, "concatenate"), (2, "best_fit"), (1, "none")]
+)
 def test_a_run_killed_twice_and_continued_writes_the_same_bytes(
-    workers, corpus, make_config, run, snapshot
+    workers, packing, corpus, make_config, run, snapshot
 ):
-    run(make_config("whole"))
-    config = make_config("killed")
+    whole = run(make_config("whole", **PACKINGS[packing]))
+    assert bool(whole.ledger.tokens_dropped) == (packing != "concatenate")
+    config = make_config("killed", **PACKINGS[packing])
     tasks = random.randrange(2, 60)
     kill_when(start(config, workers), "killed", "task-*.done.json", tasks)
     markers = {
@@ -81,11 +92,14 @@ def test_a_run_killed_twice_and_continued_writes_the_same_bytes(
     assert snapshot("killed") == snapshot("whole")
 
 
-def test_rows_held_in_memory_do_not_change_bytes(corpus, make_config, run, snapshot, monkeypatch):
-    run(make_config("large"))
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_rows_held_in_memory_do_not_change_bytes(
+    packing, corpus, make_config, run, snapshot, monkeypatch
+):
+    run(make_config("large", **PACKINGS[packing]))
     monkeypatch.setattr(task_runner, "HELD_TOKENS", 100)
     monkeypatch.setattr(shard_writer, "GATHERED_TOKENS", 500)
-    run(make_config("small"))
+    run(make_config("small", **PACKINGS[packing]))
     assert snapshot("small") == snapshot("large")
 
 
@@ -106,10 +120,11 @@ def test_a_run_killed_while_it_cleans_up_ends_clean(corpus, make_config, run, sn
     assert snapshot("out") == whole
 
 
-def test_work_of_another_config_is_not_trusted(corpus, make_config, run, snapshot):
-    run(make_config("right", seed=2))
+@pytest.mark.parametrize("changes", [{"seed": 2}, {"packing": "best_fit"}], ids=str)
+def test_work_of_another_config_is_not_trusted(changes, corpus, make_config, run, snapshot):
+    run(make_config("right", **changes))
     kill_when(start(make_config(shards=9), 1), "out", "shard-*.done.json", 5)
-    run(make_config(seed=2))
+    run(make_config(**changes))
     assert snapshot("out") == snapshot("right")
 
 

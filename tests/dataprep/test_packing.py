@@ -1,0 +1,197 @@
+"""Which documents share a row, and what becomes of those that fit into none."""
+
+import io
+import json
+import shutil
+import tempfile
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from headrace.dataprep.best_fit import RoomSet, best_fit_rows
+from headrace.dataprep.inspection import inspect
+from headrace.dataprep.overlong import fit_documents
+from headrace.dataprep.packing import pack_documents
+from headrace.dataprep.prepare import prepare
+from headrace.dataprep.verify import verify
+from headrace.schemas.errors import DataError
+from headrace.schemas.prepare_config import PrepareConfig
+
+TRUNCATED = "overlong document truncated"
+DROPPED = "overlong document dropped"
+POLICIES = ("split", "truncate", "drop")
+
+
+@st.composite
+def lengths_and_row(draw, longest=1.0):
+    """Lengths of documents, up to `longest` rows, and the tokens of a row."""
+    sequence_len = draw(st.sampled_from([8, 13, 64, 1000, 1024, 5000]))
+    length = st.integers(1, int(longest * sequence_len))
+    few = draw(st.lists(length, min_size=1, max_size=4))  # equal lengths are frequent
+    edges = [size for size in (sequence_len, sequence_len + 1) if size <= longest * sequence_len]
+    one = st.sampled_from([*few, *edges]) | length
+    return draw(st.lists(one, min_size=1, max_size=60)), sequence_len
+
+
+def numbered(lengths):
+    """Documents of these lengths in which no token comes twice."""
+    return np.split(np.arange(sum(lengths), dtype=np.int32), np.cumsum(lengths)[:-1])
+
+
+def naive_best_fit(lengths, sequence_len):
+    """The row of each document, by trying every row for each."""
+    filled, last_filled, rows = [], [], {}
+    for step, document in enumerate(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))):
+        fitting = [r for r, full in enumerate(filled) if full + lengths[document] <= sequence_len]
+        if not fitting:
+            fitting = [len(filled)]
+            filled.append(0)
+            last_filled.append(0)
+        row = max(fitting, key=lambda row: (filled[row], last_filled[row]))
+        filled[row] += lengths[document]
+        last_filled[row] = step
+        rows[document] = row
+    return [rows[document] for document in range(len(lengths))]
+
+
+@settings(deadline=None, max_examples=200)
+@given(lengths_and_row())
+def test_best_fit_places_documents_as_trying_every_row_does(case):
+    lengths, sequence_len = case
+    found = best_fit_rows(np.array(lengths), sequence_len).tolist()
+    assert found == naive_best_fit(lengths, sequence_len)
+
+
+@settings(deadline=None, max_examples=100)
+@given(lengths_and_row())
+def test_no_two_rows_of_best_fit_would_fit_into_one(case):
+    lengths, sequence_len = case
+    filled = np.bincount(best_fit_rows(np.array(lengths), sequence_len), weights=lengths)
+    assert 0 < filled.min() <= filled.max() <= sequence_len
+    assert all(first + second > sequence_len for first, second in combinations(filled, 2))
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(1, 1 << 20), min_size=1, max_size=40), st.data())
+def test_the_least_room_that_is_enough_is_found_among_a_million(rooms, data):
+    found = RoomSet(1 << 20)
+    for room in rooms:
+        found.add(room)
+    for room in data.draw(st.lists(st.sampled_from(sorted(rooms)), unique=True)):
+        found.remove(room)
+        rooms.remove(room)
+    for wanted in data.draw(st.lists(st.integers(1, 1 << 20) | st.sampled_from(range(1, 3000)))):
+        assert found.least_from(wanted) == min((r for r in rooms if r >= wanted), default=None)
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "none"])
+@settings(deadline=None, max_examples=60)
+@given(case=lengths_and_row())
+def test_rows_hold_every_document_once_and_whole(packing, case):
+    lengths, sequence_len = case
+    documents = numbered(lengths)
+    ids, document_lengths = pack_documents(documents, packing, sequence_len)
+    found = []
+    for row, pieces in zip(ids.to_pylist(), document_lengths.to_pylist(), strict=True):
+        assert sum(pieces) == len(row) <= sequence_len
+        assert len(pieces) == 1 or packing == "best_fit"
+        parts = [part.tolist() for part in np.split(np.array(row), np.cumsum(pieces)[:-1])]
+        assert parts == sorted(parts), "the documents of a row keep their order"
+        found += parts
+    assert sorted(found) == [ids.tolist() for ids in documents]
+
+
+@pytest.mark.parametrize("overlong", POLICIES)
+@settings(deadline=None, max_examples=60)
+@given(case=lengths_and_row(longest=3.0))
+def test_an_overlong_document_is_split_truncated_or_dropped_and_counted(overlong, case):
+    lengths, sequence_len = case
+    documents = numbered(lengths)
+    fitted = fit_documents(documents, sequence_len, overlong)
+    long = [length for length in lengths if length > sequence_len]
+    kept = {
+        "split": np.concatenate(documents),
+        "truncate": np.concatenate([ids[:sequence_len] for ids in documents]),
+        "drop": np.concatenate([ids for ids in documents if len(ids) <= sequence_len] or [[]]),
+    }
+    dropped = {
+        "split": ({}, {}),
+        "truncate": ({TRUNCATED: sum(long) - len(long) * sequence_len}, {}),
+        "drop": ({DROPPED: sum(long)}, {DROPPED: len(long)}),
+    }
+    assert np.array_equal(np.concatenate([*fitted.documents, []]), kept[overlong])
+    assert all(0 < len(ids) <= sequence_len for ids in fitted.documents)
+    short = [len(ids) for ids in fitted.documents if len(ids) < sequence_len]
+    assert overlong != "split" or len(short) == sum(length % sequence_len > 0 for length in lengths)
+    assert (fitted[1], fitted[2]) == (dropped[overlong] if long else ({}, {}))
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit", "none"])
+@settings(deadline=None, max_examples=15)
+@given(
+    words=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    overlong=st.sampled_from(POLICIES),
+    fraction=st.sampled_from([0.0, 0.3]),
+)
+def test_every_token_is_in_a_row_or_counted_as_dropped(
+    packing, words, overlong, fraction, tokenizer_folder
+):
+    folder = Path(tempfile.mkdtemp())
+    texts = [f"{number} " + "water wheel " * count for number, count in enumerate(words)]
+    texts[0] = "a"  # fits into any row
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    (folder / "in.jsonl").write_text("".join(lines))
+    values = {
+        "output": str(folder / "out"),
+        "tokenizer": str(tokenizer_folder),
+        "sequence_len": 40,
+        "packing": packing,
+        "shards": 2,
+        "evaluation_fraction": fraction,
+        "block_bytes": 1024,
+        "sources": [{"name": "a", "type": "documents", "path": f"{folder}/in.jsonl"}],
+    }
+    if packing != "concatenate":
+        values["overlong"] = overlong
+    try:
+        manifest = prepare(PrepareConfig.model_validate(values), 1, Console(file=io.StringIO()))
+        assert verify(folder / "out", Console(file=io.StringIO())) == []
+    except DataError as error:
+        assert "the evaluation split took every document" in str(error)
+        return
+    finally:
+        shutil.rmtree(folder)
+    (source,), ledger = manifest.sources, manifest.ledger
+    assert ledger.difference() == 0
+    assert source.documents == len(texts)
+    assert source.tokens == sum(ledger.tokens_out.values())
+    longest = source.document_length_quantiles["p100"]
+    reasons = {"truncate": {TRUNCATED}, "drop": {DROPPED}}.get(values.get("overlong"), set())
+    assert ledger.tokens_dropped.keys() == (reasons if longest > 40 else set())
+    whole = source.documents - sum(source.dropped_documents.values())
+    assert packing != "none" or overlong == "split" or source.rows == whole
+
+
+def test_a_source_of_which_every_document_is_dropped_stops_the_run(corpus, make_config, run):
+    with pytest.raises(DataError, match=r'^source "mill": none of 200 documents fits into seq.*8;'):
+        run(make_config(packing="best_fit", overlong="drop", sequence_len=8))
+    assert not Path("out/manifest.json").exists()
+
+
+def test_the_closing_table_and_inspect_show_fill_and_what_was_dropped(corpus, make_config):
+    config = make_config(packing="none", overlong="drop", sequence_len=128)
+    closing, looking = (Console(file=io.StringIO(), width=200) for _ in range(2))
+    manifest = prepare(config, 1, closing)
+    inspect(Path("out"), 1, looking)
+    (source,) = manifest.sources
+    dropped = manifest.ledger.tokens_dropped[DROPPED]
+    for console in (closing, looking):
+        shown = console.file.getvalue()
+        assert f"{100 * source.tokens / (128 * source.rows):.1f}%" in shown
+        assert f"{DROPPED} ({200 - source.rows} documents)" in shown
+        assert f"{dropped:,}" in shown
