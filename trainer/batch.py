@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.trainer.shard_reader import Row
-
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
