@@ -101,7 +101,7 @@ class Demo:
         self.command("prepare", str(self.folder / "prepare.toml"))
         self.command("verify", str(self.folder / "shards"))
         self.title(f"2. Fine-tuning over {self.processes} pipeline stage(s), stopped half way")
-        resumed_at = self.train()
+        self.train()
         self.title("3. Adapter into the model")
         if (self.folder / "merged").exists():
             self.say(f"{self.folder}/merged is there already; reused")
@@ -114,21 +114,24 @@ class Demo:
         self.say(PROMPT)
         self.command("sample", str(self.folder / "merged"), PROMPT, "--max-new-tokens", "60")
         picture = self.folder / "loss.png"
-        plot_run(self.run_directory, picture, resumed_at)
+        plot_run(self.run_directory, picture, self.stopped_at())
         self.summary(picture, time.monotonic() - started)
 
-    def train(self) -> int:
-        """Start, stop by SIGTERM half way, resume. Returns the step of the stop."""
+    def train(self) -> None:
+        """Start, stop by SIGTERM half way, resume."""
         config = str(self.folder / "train.toml")
         arguments = ["train", config, "--gpus", str(self.processes)]
-        half = self.steps // 2
         if (self.run_directory / "adapter").exists():
             self.say(f"{self.run_directory} holds a finished run of these steps; reused")
-            return half
+            return
         if not (self.run_directory / "train.json").exists():
-            self.command(*arguments, stop_at=half)
+            self.command(*arguments, stop_at=self.steps // 2)
         self.command(*arguments, "--resume")
-        return half
+
+    def stopped_at(self) -> int:
+        """The step of the oldest checkpoint, which SIGTERM left."""
+        names = [path.name for path in (self.run_directory / "checkpoints").glob("step-*")]
+        return min(int(name.removeprefix("step-")) for name in names)
 
     def command(self, *arguments: str, stop_at: int | None = None) -> None:
         """Run one `headrace` command; with `stop_at`, send SIGTERM once that step is logged."""

@@ -32,15 +32,13 @@ class Batch:
         return int((self.labels != IGNORED_LABEL).sum())
 
 
-def make_batch(
-    micro_batches: Sequence[Sequence[Row | None]], sequence_len: int, fill_id: int = 0
-) -> Batch:
+def make_batch(micro_batches: Sequence[Sequence[Row | None]], sequence_len: int) -> Batch:
     """Lay rows out as tensors.
 
     Args:
         micro_batches: [m][b] rows; None where the global batch has no row left.
     """
-    filled = [[_fill(row, sequence_len, fill_id) for row in rows] for rows in micro_batches]
+    filled = [[_fill(row, sequence_len) for row in rows] for rows in micro_batches]
     return Batch(
         input_ids=torch.from_numpy(np.stack([[cell[0] for cell in cells] for cells in filled])),
         labels=torch.from_numpy(np.stack([[cell[1] for cell in cells] for cells in filled])),
@@ -52,10 +50,10 @@ def make_batch(
 
 
 def _fill(
-    row: Row | None, sequence_len: int, fill_id: int
+    row: Row | None, sequence_len: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
     """Ids, labels and document lengths of one row at full length."""
-    ids = np.full(sequence_len, fill_id, dtype=np.int64)
+    ids = np.zeros(sequence_len, dtype=np.int64)
     labels = np.full(sequence_len, IGNORED_LABEL, dtype=np.int64)
     if row is None:
         return ids, labels, [sequence_len]

@@ -1,6 +1,5 @@
 """Checkpoints: tensors by name, so any layout can read them; published whole or not at all."""
 
-import logging
 import re
 import shutil
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ from headrace.schemas.publish import fsync_path, remove_tree, rename_durably
 from headrace.schemas.run_state import RunState, read_run_state, write_run_state
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.model_builder import TrainedParameter
-
-logger = logging.getLogger(__name__)
 
 STATES = ("exp_avg", "exp_avg_sq", "step")
 NAME = re.compile(r"step-(\d+)")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from headrace.schemas.train_config import TrainConfig
+
 TIMEOUT = datetime.timedelta(minutes=30)
 
 
@@ -52,6 +54,16 @@ def process_environment() -> tuple[int, int, int]:
     ):
         environment.setdefault(name, default)
     return int(environment["RANK"]), int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"])
+
+
+def set_threads(config: TrainConfig) -> None:
+    """CPU threads of this process: the machine's cores are shared by its processes."""
+    local = int(
+        os.environ.get("LOCAL_WORLD_SIZE")
+        or os.environ.get("LOCAL_SIZE")
+        or os.environ["WORLD_SIZE"]
+    )
+    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // local))
 
 
 def connect(stages: int) -> Layout:

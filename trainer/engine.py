@@ -9,7 +9,6 @@ import contextlib
 import io
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import deepspeed
@@ -26,16 +25,8 @@ from torch import Tensor, nn
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.distributed import Layout
 from headrace.trainer.feed import StepInputs
+from headrace.trainer.metrics import RowLoss
 from headrace.trainer.stage import LossOutput, MicroBatch, Stage
-
-
-@dataclass(frozen=True)
-class RowLoss:
-    """Summed loss of one row, in nats, over its trained tokens."""
-
-    source: str
-    loss: float
-    trained_tokens: int
 
 
 class StageEngine(PipelineEngine):

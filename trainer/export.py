@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
-from headrace.trainer.distributed import Layout
+from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.model_builder import BuiltStage
 from headrace.trainer.weights import INDEX_NAME
 
@@ -36,14 +36,15 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) 
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier(layout.world_group)
+    part, sizes = part_name(layout.stage, layout.stages), {}
     if layout.replica == 0:
-        file = temporary / part_name(layout.stage, layout.stages)
-        save_file(stage_tensors(built), file, metadata={"format": "pt"})
-    dist.barrier(layout.world_group)
+        tensors = stage_tensors(built)
+        save_file(tensors, temporary / part, metadata={"format": "pt"})
+        sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    parts = dict(gather_objects((part, sizes), layout.world_group)[: layout.stages])
     if layout.rank == 0:
-        parts = [temporary / part_name(stage, layout.stages) for stage in range(layout.stages)]
         if built.lora_config is not None:
-            finish_adapter(temporary, parts)
+            finish_adapter(temporary, [temporary / name for name in parts])
             built.lora_config.inference_mode = True
             built.lora_config.save_pretrained(str(temporary))
         else:
@@ -82,14 +83,14 @@ def finish_adapter(directory: Path, parts: Sequence[Path]) -> None:
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def finish_model(directory: Path, parts: Sequence[Path], model: Path) -> None:
-    """The index over the stages' files, config and tokenizer, as transformers expects."""
-    weight_map: dict[str, str] = {}
-    size = 0
-    for part in parts:
-        for name, tensor in load_file(part).items():
-            weight_map[name] = part.name
-            size += tensor.nbytes
+def finish_model(directory: Path, parts: dict[str, dict[str, int]], model: Path) -> None:
+    """The index over the stages' files, config and tokenizer, as transformers expects.
+
+    Args:
+        parts: file name -> tensor name -> bytes.
+    """
+    weight_map = {name: part for part, sizes in parts.items() for name in sizes}
+    size = sum(sum(sizes.values()) for sizes in parts.values())
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     write_atomic(directory / INDEX_NAME, json.dumps(index, indent=1) + "\n")
     for name in MODEL_FILES:

@@ -13,14 +13,14 @@ from headrace.trainer.model_builder import BuiltStage
 
 def sum_tied(built: BuiltStage, layout: Layout) -> None:
     """Give the tied embedding the sum of its gradients as embedding and as head."""
-    if built.tied_head is not None:
-        embedding = built.trained[0].parameter
-        assert embedding.grad is not None and built.tied_head.grad is not None
-        embedding.grad += built.tied_head.grad
-        built.tied_head.grad = None
-    elif built.tied_across_stages and (layout.is_first or layout.is_last):
-        copy = next(p for p in built.trained if "embed" in p.name)
-        dist.all_reduce(copy.parameter.grad, group=layout.tied_group)
+    if built.tied_copy is None:
+        return
+    if built.tied_head is None:
+        dist.all_reduce(built.tied_copy.grad, group=layout.tied_group)
+        return
+    assert built.tied_copy.grad is not None and built.tied_head.grad is not None
+    built.tied_copy.grad += built.tied_head.grad
+    built.tied_head.grad = None
 
 
 def sum_over_replicas(parameters: Sequence[nn.Parameter], layout: Layout) -> None:

@@ -41,7 +41,6 @@ def train(
     if session.is_new and config.evaluation.before_first_step:
         run_evaluation(session, layout, state.step)
     last_save = time.monotonic()
-    seconds_here: list[float] = []
     while state.step < inputs.total_steps and not stop.agreed:
         started = time.perf_counter()
         step_inputs = session.feed.next()
@@ -55,7 +54,6 @@ def train(
         reports = gather_objects(report, layout.world_group)
         stop.agreed = any(report.stop for report in reports)
         seconds = time.perf_counter() - started
-        seconds_here.append(seconds)
         first_row = state.next_row
         state = state.after_step(
             inputs.global_batch_rows, inputs.stop_row, step_inputs.tokens, seconds
@@ -66,7 +64,9 @@ def train(
             )
             metrics = step_metrics(reports, step_inputs, facts)
             log.write(metrics)
-            left = (inputs.total_steps - state.step) * sum(seconds_here) / len(seconds_here)
+            start = session.state
+            pace = (state.seconds - start.seconds) / (state.step - start.step)
+            left = (inputs.total_steps - state.step) * pace
             logger.info("%s", console_line(metrics, inputs.total_steps, left))
 
         last = state.step == inputs.total_steps

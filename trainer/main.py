@@ -23,8 +23,6 @@ from headrace.trainer.preflight import (
 from headrace.trainer.quiet import quiet_libraries
 from headrace.trainer.stop_signal import StopSignal
 
-logger = logging.getLogger(__name__)
-
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line of one training process."""
@@ -78,9 +76,8 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
 
     import torch.distributed as dist
 
-    from headrace.trainer.distributed import connect
+    from headrace.trainer.distributed import connect, set_threads
     from headrace.trainer.loop import train
-    from headrace.trainer.setup import set_threads
 
     layout = connect(config.pipeline_stages)
     set_threads(config)

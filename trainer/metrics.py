@@ -11,9 +11,28 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from headrace.schemas.publish import write_atomic
-from headrace.trainer.engine import RowLoss
 
 logger = logging.getLogger(__name__)
+
+TRAIN_CURVES = (
+    "loss",
+    "lr",
+    "gradient_norm",
+    "tokens_per_second",
+    "seconds",
+    "memory_gib",
+    "trained_share",
+    "epoch",
+)
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """Summed loss of one row, in nats, over its trained tokens."""
+
+    source: str
+    loss: float
+    trained_tokens: int
 
 
 @dataclass(frozen=True)
@@ -91,17 +110,8 @@ class MetricsLog:
             sources = metrics.source_losses
             self._board(f"evaluation/{metrics.name}/source_loss", sources, metrics.step)
             return
-        names = (
-            "loss",
-            "lr",
-            "gradient_norm",
-            "tokens_per_second",
-            "seconds",
-            "memory_gib",
-            "trained_share",
-        )
-        values = asdict(metrics)
-        self._board("train", {name: values[name] for name in (*names, "epoch")}, metrics.step)
+        curves = {name: getattr(metrics, name) for name in TRAIN_CURVES}
+        self._board("train", curves, metrics.step)
         self._board("train/source_loss", metrics.source_losses, metrics.step)
 
     def _board(self, prefix: str, values: dict[str, float], step: int) -> None:

@@ -40,8 +40,8 @@ class BuiltStage:
 
     stage: Stage
     trained: list[TrainedParameter]
-    tied_head: nn.Parameter | None  # single stage, tied, trained: shares the embedding's storage
-    tied_across_stages: bool  # first and last stage hold one copy each of a trained tied embedding
+    tied_copy: nn.Parameter | None  # a trained tied embedding, or the last stage's copy of it
+    tied_head: nn.Parameter | None  # single stage: the head, over the memory of `tied_copy`
     model_config: Any
     lora_config: LoraConfig | None
     layers: range
@@ -112,11 +112,12 @@ def build_stage(config: TrainConfig, stage: int, device: torch.device) -> BuiltS
         config, dtype, device, tied=model_config.tie_word_embeddings, family=family
     )
     trained, tied_head = loader.fill(built)
+    tied_name = f"{family.embedding}.weight" if model_config.tie_word_embeddings else None
     return BuiltStage(
         stage=built,
         trained=trained,
+        tied_copy=next((item.parameter for item in trained if item.name == tied_name), None),
         tied_head=tied_head,
-        tied_across_stages=adapter is None and loader.tied and config.pipeline_stages > 1,
         model_config=model_config,
         lora_config=adapter,
         layers=layers,

@@ -28,9 +28,9 @@ def cut(model_config: Any, stages: int) -> list[range]:
     layers = model_config.num_hidden_layers
     assert 1 <= stages <= layers
     head = model_config.vocab_size * model_config.hidden_size / layer_cost(model_config)
-    last = min(range(1, layers - stages + 2), key=lambda n: _slowest(layers, stages, n, head))
     if stages == 1:
-        last = layers
+        return [range(layers)]
+    last = min(range(1, layers - stages + 2), key=lambda n: _slowest(layers, stages, n, head))
     rest = layers - last
     sizes = [rest // (stages - 1) + (i < rest % (stages - 1)) for i in range(stages - 1)] + [last]
     bounds = [sum(sizes[:index]) for index in range(stages + 1)]
@@ -39,5 +39,5 @@ def cut(model_config: Any, stages: int) -> list[range]:
 
 def _slowest(layers: int, stages: int, last: int, head: float) -> tuple[float, int]:
     """Cost of the slowest stage if the last has `last` layers; ties go to the fuller last stage."""
-    others = -(-(layers - last) // (stages - 1)) if stages > 1 else 0
+    others = -(-(layers - last) // (stages - 1))
     return max(others, last + head), -last

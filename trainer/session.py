@@ -9,6 +9,7 @@ import torch
 from headrace.schemas.run_state import RunState
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
+from headrace.trainer.data_builder import build_evaluation_sets, build_train_loader
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.engine import StageEngine
 from headrace.trainer.evaluation import EvaluationSet
@@ -17,7 +18,6 @@ from headrace.trainer.metrics import MetricsLog
 from headrace.trainer.model_builder import BuiltStage, build_stage
 from headrace.trainer.optimizer import build_optimizer
 from headrace.trainer.preflight import Inputs
-from headrace.trainer.setup import build_evaluation_sets, build_train_loader
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from headrace.trainer.engine import RowLoss
 from headrace.trainer.feed import StepInputs
-from headrace.trainer.metrics import StepMetrics, losses_by_source, mean_loss
+from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
 
 GIB = 1 << 30
 

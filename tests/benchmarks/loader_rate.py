@@ -16,10 +16,10 @@ from headrace.dataprep.prepare import prepare
 from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import TRAIN
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data_builder import build_train_loader
 from headrace.trainer.distributed import Layout
 from headrace.trainer.loader import GroupLoader
 from headrace.trainer.preflight import check
-from headrace.trainer.setup import build_train_loader
 from headrace.trainer.shard_reader import READ_COLUMNS
 
 ROUNDS = 3

@@ -7,9 +7,9 @@ import pytest
 
 from headrace.schemas.manifest import Manifest, RowGroupRecord, ShardRecord
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data_builder import build_order, build_train_loader
 from headrace.trainer.data_plan import plan_data
 from headrace.trainer.row_order import RowOrder
-from headrace.trainer.setup import build_order, build_train_loader
 from headrace.trainer.shard_reader import list_row_groups
 
 

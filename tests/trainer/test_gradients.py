@@ -28,8 +28,8 @@ def built(trained, tied_head=None):
     return BuiltStage(
         stage=None,
         trained=trained,
+        tied_copy=None if tied_head is None else trained[0].parameter,
         tied_head=tied_head,
-        tied_across_stages=False,
         model_config=None,
         lora_config=None,
         layers=range(0),

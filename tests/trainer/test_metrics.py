@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from headrace.trainer.engine import RowLoss
 from headrace.trainer.metrics import (
     EvaluationMetrics,
     MetricsLog,
+    RowLoss,
     StepMetrics,
     console_line,
     duration,

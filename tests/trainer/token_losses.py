@@ -7,12 +7,12 @@ import torch
 
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.distributed import connect, process_environment
+from headrace.trainer.data_builder import build_train_loader
+from headrace.trainer.distributed import connect, process_environment, set_threads
 from headrace.trainer.engine import StageEngine
 from headrace.trainer.feed import Feed
 from headrace.trainer.model_builder import build_stage
 from headrace.trainer.preflight import check
-from headrace.trainer.setup import build_train_loader, set_threads
 
 
 def main(path: Path, output: Path, settings: list[str]) -> None:

@@ -1,9 +1,6 @@
-"""Builds what the loop needs from a checked config."""
+"""Builds loaders, orders and evaluation sets from a checked config."""
 
-import os
 from pathlib import Path
-
-import torch
 
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.manifest import Manifest
@@ -19,16 +16,6 @@ from headrace.trainer.row_order import RowOrder
 from headrace.trainer.shard_reader import ShardReader, list_row_groups
 
 EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
-
-
-def set_threads(config: TrainConfig) -> None:
-    """CPU threads of this process: the machine's cores are shared by its processes."""
-    local = int(
-        os.environ.get("LOCAL_WORLD_SIZE")
-        or os.environ.get("LOCAL_SIZE")
-        or os.environ["WORLD_SIZE"]
-    )
-    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // local))
 
 
 def build_train_loader(config: TrainConfig, inputs: Inputs, layout: Layout) -> GroupLoader | None:
