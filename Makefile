@@ -7,7 +7,7 @@ MODEL := models/smollm2-135m
 PACKAGES := schemas dataprep trainer kernels jobs
 PYTEST ?=
 
-.PHONY: help demo test lint format bench docs model clean
+.PHONY: help demo test exhaustive lint format bench docs model clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,6 +17,9 @@ demo: .venv model ## real text to a fine-tuned real model over 2 pipeline stages
 
 test: .venv model ## all tests; PYTEST="-k name -x" passes options on
 	$(BIN)/python -m pytest $(PYTEST)
+
+exhaustive: .venv model ## the long forms of the proofs: many kills, every layout, whole corpora
+	$(BIN)/python -m pytest -m exhaustive $(PYTEST)
 
 lint: .venv build/ns/headrace ## ruff and mypy
 	$(BIN)/ruff check .
