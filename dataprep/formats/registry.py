@@ -17,3 +17,7 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
             from headrace.dataprep.formats.text import TextFormat
 
             return TextFormat(source, tokenizer)
+        case "chat":
+            from headrace.dataprep.formats.chat import ChatFormat
+
+            return ChatFormat(source.chat, tokenizer)
