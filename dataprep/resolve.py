@@ -19,9 +19,10 @@ def resolve(config: PrepareConfig, tokenizer: TokenizerSpec) -> PrepareConfig:
 
 def resolve_source(source: SourceConfig, tokenizer: TokenizerSpec) -> SourceConfig:
     """One source."""
-    template = source.chat.template
+    template = source.chat.template if source.chat else None
     if template is None or "{" in template or template in dict(tokenizer.chat_templates):
         return source
+    assert source.chat is not None
     chat = source.chat.model_copy(update={"template": read_template(source, Path(template))})
     return source.model_copy(update={"chat": chat})
 

@@ -32,7 +32,7 @@ class SourceConfig(Config):
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
     )
-    chat: ChatConfig = Field(ChatConfig(), description='For `type = "chat"`.')
+    chat: ChatConfig | None = Field(None, description='For `type = "chat"`.')
 
 
 class PrepareConfig(Config):
@@ -117,7 +117,7 @@ class PrepareConfig(Config):
                 raise ValueError(
                     f'source "{source.name}": document_separator is for type = "text"; remove it'
                 )
-            if source.type != "chat" and "chat" in source.model_fields_set:
+            if source.type != "chat" and source.chat is not None:
                 raise ValueError(f'source "{source.name}": chat is for type = "chat"; remove it')
             if source.document_separator == "":
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from headrace.dataprep.formats.sample import Format
 from headrace.dataprep.tokenizer import TokenizerSpec
+from headrace.schemas.chat_config import ChatConfig
 from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
 
 
@@ -20,4 +21,4 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
         case "chat":
             from headrace.dataprep.formats.chat import ChatFormat
 
-            return ChatFormat(source.chat, tokenizer)
+            return ChatFormat(source.chat or ChatConfig(), tokenizer)
