@@ -10,6 +10,7 @@ from headrace.schemas.toml_config import Config, Text
 Packing = Literal["concatenate", "best_fit", "none"]
 Overlong = Literal["split", "truncate", "drop"]
 Kind = Literal["causal", "preference"]
+FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 TABLES = {"chat": ("chat", "preference"), "preference": ("preference",)}  # who reads them
 
 
@@ -19,10 +20,11 @@ class SourceConfig(Config):
     name: Text = Field(
         description="Name of the source: appears in rows, ledger and per-source loss. Unique."
     )
-    type: Literal["text", "documents", "chat", "preference"] = Field(
+    type: Literal["text", "documents", "chat", "preference", "pretokenized"] = Field(
         description='`"text"`: a file is a document, unless `document_separator` cuts it. '
         '`"documents"`: one document a record. `"chat"`: one conversation a record. '
-        '`"preference"`: a better and a worse answer in each record.'
+        '`"preference"`: a better and a worse answer in each record. '
+        '`"pretokenized"`: `input_ids` in each record.'
     )
     path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
         description="File or glob (`**` crosses folders), or a list of them, relative to the "
@@ -31,7 +33,16 @@ class SourceConfig(Config):
     exclude: list[Text] = Field(
         [], description='Leave out files whose path fits, for example `["*/tests/*"]`.'
     )
-    text_field: Text = Field("text", description="Field that holds the text (`documents` only).")
+    text_field: Text = Field(
+        "text",
+        description="Field that holds the text (`documents` only); `meta.text` is a field in one, "
+        "`parts.0` an entry of a list.",
+    )
+    format: FileFormat | None = Field(
+        None,
+        description="What is in the files. Default: by their names, as in `.jsonl.gz`; `.json` by "
+        "its first character; others are JSONL.",
+    )
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
     )
@@ -87,6 +98,11 @@ class PrepareConfig(Config):
     )
     max_reject_fraction: float = Field(
         0.001, ge=0, le=1, description="Stop when more than this share of the documents is refused."
+    )
+    max_record_bytes: int = Field(
+        1 << 26,
+        ge=1 << 10,
+        description="Refuse larger records. Tokenising one takes about 100 bytes a token.",
     )
     block_bytes: int = Field(
         4 << 20,
@@ -154,6 +170,11 @@ class PrepareConfig(Config):
                     f'source "{source.name}": document_separator is for type = "text"; remove it'
                 )
             check_tables(source)
+            if (source.type == "text") != (source.format == "text") and source.format is not None:
+                raise ValueError(
+                    f'source "{source.name}": type = "{source.type}" does not read '
+                    f'format = "{source.format}"; remove the format, or correct the type'
+                )
             if source.document_separator == "":
                 raise ValueError(
                     f'source "{source.name}": document_separator is empty; leave it out'
