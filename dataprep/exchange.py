@@ -153,7 +153,7 @@ def finished_merge(target: Target, plan: MergePlan) -> Merged | None:
 
 
 def merge_runs(target: Target, plan: MergePlan) -> Merged:
-    """Write one file of the next level, sorted throughout; its batches cut its keys equally."""
+    """Write one file of the next level, sorted throughout."""
     output = target.space.output
     path = plan.merged.path(output, plan.group, plan.key_range)
     unfinished = target.space.temporary(path)
@@ -161,15 +161,9 @@ def merge_runs(target: Target, plan: MergePlan) -> Merged:
     with pa.ipc.new_file(str(unfinished), target.schema) as writer:
         parts = parts_of(plan.size)
         for table in plan.runs.read_sorted(output, plan.groups, plan.keys, parts, target.schema):
-            writer.write_batch(one_batch(table))
+            writer.write_table(table)
             rows += table.num_rows
     rename_durably(unfinished, path)
     merged = Merged(rows=rows)
     write_marker(target.space, plan.name, plan.work_key, merged)
     return merged
-
-
-def one_batch(table: pa.Table) -> pa.RecordBatch:
-    """A table as one batch, also where it has no rows."""
-    batches = table.combine_chunks().to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)

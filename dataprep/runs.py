@@ -81,7 +81,7 @@ class Runs:
 
     Level 0 has a file for each task, in which each batch is sorted. A file of a higher level has
     the rows of one of `groups` groups of tasks, in one of `ranges` equal ranges of keys, sorted
-    throughout; its batches cut that range into equal parts.
+    throughout.
 
     Args:
         tokens: in all files; decides only how many rows are gathered at once.
@@ -103,22 +103,13 @@ class Runs:
 
     def open(self, output: Path, groups: Iterable[int], keys: KeyRange) -> Iterator[pa.RecordBatch]:
         """The batches that may have rows with these keys, in task order, mapped and not read."""
-        ranges = cut_keys(ALL_KEYS, self.ranges)
-        for group in groups:
-            for key_range in overlapping(ranges, keys):
-                path = self.path(output, group, key_range)
-                if path.is_file():
-                    yield from self.open_file(path, ranges[key_range], keys)
-
-    def open_file(self, path: Path, covered: KeyRange, keys: KeyRange) -> Iterator[pa.RecordBatch]:
-        """The batches of one file that may have rows with these keys."""
-        with pa.memory_map(str(path)) as file:  # the mapping outlives the descriptor
-            reader = pa.ipc.open_file(file)
-            batches = range(reader.num_record_batches)
-            if self.level:
-                batches = overlapping(cut_keys(covered, len(batches)), keys)
-            for index in batches:
-                yield reader.get_batch(index)
+        ranges = overlapping(cut_keys(ALL_KEYS, self.ranges), keys)
+        for path in (self.path(output, group, number) for group in groups for number in ranges):
+            if path.is_file():
+                with pa.memory_map(str(path)) as file:  # the mapping outlives the descriptor
+                    reader = pa.ipc.open_file(file)
+                    for index in range(reader.num_record_batches):
+                        yield reader.get_batch(index)
 
     def read_sorted(
         self, output: Path, groups: Iterable[int], keys: KeyRange, parts: int, schema: pa.Schema
