@@ -11,31 +11,28 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import pyarrow as pa
-
-from headrace.dataprep.local_engine import use_one_thread
-from headrace.schemas.errors import ConfigError, DataError, HeadraceError
-
-for name in ("pyspark", "pandas"):
-    if find_spec(name) is None:
-        raise ConfigError(f"{name} is not installed; run: pip install 'headrace[spark]'")
-
 from pyspark import AccumulatorParam, InheritableThread
 from pyspark.accumulators import Accumulator
 from pyspark.core.broadcast import Broadcast
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from headrace.dataprep.local_engine import use_one_thread
+from headrace.schemas.errors import ConfigError, DataError, HeadraceError
+
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 POLL_SECONDS = 0.1
-QUIET = {"spark.ui.showConsoleProgress": "false", "spark.log.level": "ERROR"}
+QUIET: dict[str, bool | float | int | str | None] = {
+    "spark.ui.showConsoleProgress": "false",
+    "spark.log.level": "ERROR",
+}
 
 
 class SparkEngine:
@@ -148,7 +145,9 @@ class SparkJob:
         self.session.sparkContext.addJobTag(self.tag)
         numbers = self.session.range(0, self.count, 1, self.partitions)
         try:
-            numbers.mapInArrow(lambda batches: run_items(work, finished, batches), "id long").collect()
+            numbers.mapInArrow(
+                lambda batches: run_items(work, finished, batches), "id long"
+            ).collect()
         except PySparkException as error:
             self.error = error
         finally:
@@ -199,8 +198,8 @@ def attempt(function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT | Head
         return error
     except FileNotFoundError as error:
         return DataError(
-            f"{error.filename}: not found on {socket.gethostname()}; sources and output must lie on "
-            "storage that every executor sees, under the same absolute path"
+            f"{error.filename}: not found on {socket.gethostname()}; sources and output must lie "
+            "on storage that every executor sees, under the same absolute path"
         )
 
 
