@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import pyarrow as pa
+from py4j.protocol import Py4JError
 from pyspark import AccumulatorParam, InheritableThread
 from pyspark.accumulators import Accumulator
 from pyspark.core.broadcast import Broadcast
@@ -29,6 +30,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 POLL_SECONDS = 0.1
+SPARK_ERRORS = (PySparkException, Py4JError)
 QUIET: dict[str, bool | float | int | str | None] = {
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "ERROR",
@@ -53,7 +55,7 @@ class SparkEngine:
             builder = builder.master(f"local[{workers}]")
         try:
             self.session = builder.getOrCreate()
-        except PySparkException as error:
+        except SPARK_ERRORS as error:
             raise ConfigError(
                 f"Spark does not start ({first_line(error)}); it needs Java 17 or newer: "
                 "install it, or set JAVA_HOME"
@@ -131,7 +133,7 @@ class SparkJob:
         self.count = count
         self.partitions = min(partitions or count, count)
         self.tag = f"headrace-{uuid.uuid4().hex}"
-        self.error: PySparkException | None = None
+        self.error: Exception | None = None
         self.ended = threading.Event()
         self.thread = InheritableThread(target=self.collect, daemon=True)
 
@@ -148,7 +150,7 @@ class SparkJob:
             numbers.mapInArrow(
                 lambda batches: run_items(work, finished, batches), "id long"
             ).collect()
-        except PySparkException as error:
+        except SPARK_ERRORS as error:
             self.error = error
         finally:
             self.ended.set()
