@@ -24,7 +24,7 @@ from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.manifest import ShardRecord
 from headrace.schemas.publish import rename_durably
 
-MOST_FILES = 512  # that a shard gathers from: pieces of 128 KiB on average
+MOST_FILES = 512  # that a shard gathers from: pieces of 64 KiB on average
 MERGED_TOKENS = 1 << 28  # in one merged file: about 1 GiB of ids
 
 

@@ -14,8 +14,10 @@ from headrace.dataprep.workspace import Workspace, rows_path, work_folder
 from headrace.schemas.publish import rename_durably
 
 KEYS = 1 << 64
-HELD_TOKENS = 1 << 24  # 64 MiB of ids are sorted and written at once
-GATHERED_TOKENS = 1 << 24  # and so many read at once
+HELD_TOKENS = (
+    1 << 23
+)  # 32 MiB of ids are sorted and written at once; that takes three times as much
+GATHERED_TOKENS = 1 << 23  # and so many read at once
 
 KeyRange = tuple[int, int]  # keys [low, high)
 ALL_KEYS = (0, KEYS)
@@ -36,7 +38,7 @@ def overlapping(parts: list[KeyRange], keys: KeyRange) -> range:
 
 def parts_of(tokens: int) -> int:
     """In how many parts to gather rows of so many tokens, so that each fits in memory."""
-    return max(1, tokens // GATHERED_TOKENS)
+    return max(1, -(-tokens // GATHERED_TOKENS))
 
 
 class Spool:

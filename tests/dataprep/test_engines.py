@@ -1,6 +1,5 @@
 """Whoever runs the work, once or twice, in time or too late: the bytes are the same."""
 
-import gzip
 import io
 import json
 import os
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from headrace.dataprep.prepare import prepare
 from headrace.dataprep.repartition import Blend, repartition
 from headrace.jobs.spark_zip import write_zip
 from headrace.schemas.errors import DataError
@@ -56,37 +54,6 @@ class LateEngine:
                 function(item)
 
 
-@pytest.fixture
-def mixed_config(corpus, make_config):
-    """Text and documents, plain, compressed and partly refused, in many small tasks."""
-    records = [json.dumps({"text": path.read_text() * 2}) for path in sorted(corpus.glob("1*"))]
-    (corpus / "records.jsonl").write_text("\n".join([*records[:50], "{broken", *records[50:]]))
-    with gzip.open(corpus / "more.jsonl.gz", "wt") as file:
-        file.write("\n".join(records[::3]))
-    documents = ["corpus/records.jsonl", "corpus/more.jsonl.gz"]
-    sources = [
-        {"name": "mill", "type": "text", "path": "corpus/*.txt"},
-        {"name": "records", "type": "documents", "path": documents},
-    ]
-
-    def mixed_config(output, **changes):
-        values = {"block_bytes": 1 << 14, "max_reject_fraction": 0.1, "sources": sources}
-        return make_config(output, **(values | changes))
-
-    return mixed_config
-
-
-@pytest.fixture
-def run_on(snapshot):
-    """`prepare` on an engine, without anything on the terminal; gives the bytes."""
-
-    def run_on(engine, config):
-        prepare(config, 1, Console(file=io.StringIO()), engine)
-        return snapshot(config.output)
-
-    return run_on
-
-
 def test_two_attempts_at_the_same_time_leave_what_one_does(mixed_config, run_on):
     assert run_on(TwiceEngine(), mixed_config("twice")) == run_on(None, mixed_config("once"))
 
@@ -118,14 +85,6 @@ def test_repartition_withstands_two_attempts_too(mixed_config, run_on, snapshot)
         blend = Blend((Path("out"),), Path(name), shards=5)
         repartition(blend, engine, Console(file=io.StringIO()))
     assert snapshot("twice") == snapshot("late")
-
-
-@pytest.fixture(scope="session")
-def spark():
-    """Spark on two cores of this machine; it takes seconds to start."""
-    spark_engine = pytest.importorskip("headrace.dataprep.spark_engine")
-    with spark_engine.SparkEngine(2) as engine:
-        yield engine
 
 
 def test_spark_writes_the_bytes_that_processes_write(mixed_config, run_on, spark):
