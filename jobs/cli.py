@@ -127,6 +127,16 @@ def train(
     raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port))
 
 
+@app.command(epilog="Example: headrace checkpoints runs/demo")
+def checkpoints(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: `output_dir`.")],
+) -> None:
+    """List a run's checkpoints and check their hashes; non-zero exit if one is damaged."""
+    from headrace.jobs.list_checkpoints import list_checkpoints
+
+    raise typer.Exit(0 if list_checkpoints(run) else 1)
+
+
 @app.command(
     epilog="Example: headrace merge --model models/smollm2-135m --adapter runs/demo/adapter "
     "--output models/merged"
