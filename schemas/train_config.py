@@ -72,8 +72,8 @@ class SchedulerConfig(Config):
         "constant",
         description="Learning rate after warmup. `linear` and `cosine` fall to `min_lr`; "
         "`one_cycle` rises by half a cosine from lr / 25 over the warmup (default: 30% of the "
-        "steps) and falls to `min_lr`, at least lr / 250,000; `rms_ratio` follows the settling of Adam's "
-        "second moment, lr * sqrt((1 - beta2^t) / (1 + beta2^t)), and needs no horizon.",
+        "steps) and falls to `min_lr`, at least lr / 250,000; `rms_ratio` follows the settling of "
+        "Adam's second moment, lr * sqrt((1 - beta2^t) / (1 + beta2^t)), and needs no horizon.",
     )
     warmup_steps: int = Field(
         0, ge=0, description="Steps of linear warmup; the first runs at lr / warmup_steps."
