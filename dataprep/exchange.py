@@ -24,7 +24,7 @@ from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.manifest import ShardRecord
 from headrace.schemas.publish import rename_durably
 
-MOST_FILES = 512  # that a shard gathers from: pieces of 64 KiB on average
+MOST_FILES = 512  # that a shard gathers from: pieces of 32 KiB or more
 MERGED_TOKENS = 1 << 28  # in one merged file: about 1 GiB of ids
 
 
@@ -163,6 +163,8 @@ def merge_runs(target: Target, plan: MergePlan) -> Merged:
         for table in plan.runs.read_sorted(output, plan.groups, plan.keys, parts, target.schema):
             writer.write_table(table)
             rows += table.num_rows
+    if (first := finished_merge(target, plan)) is not None:
+        return first  # another attempt's; the file may be in use by now
     rename_durably(unfinished, path)
     merged = Merged(rows=rows)
     write_marker(target.space, plan.name, plan.work_key, merged)

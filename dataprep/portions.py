@@ -26,7 +26,10 @@ PORTION_TOKENS = 1 << 26  # a task of its own, with a marker
 
 @dataclass(frozen=True)
 class Portion:
-    """The first `rows` rows of the row groups [start, end) of one shard."""
+    """The first `rows` rows of the row groups [start, end) of one shard.
+
+    Portions are numbered in their split, directories as they were given.
+    """
 
     number: int
     directory: int
@@ -42,7 +45,7 @@ class Portion:
     @property
     def name(self) -> str:
         """The name of its marker."""
-        return f"portion-{self.number:06d}"
+        return f"portion-{self.number:06d}.{self.split}"
 
     def work_key(self, rekeying: "Rekeying") -> str:
         """What its rows depend on: the shard's content, but not where it lies."""
@@ -111,35 +114,45 @@ def plan_portions(
 
     Keys are hashes, so the lowest of them are a random sample.
     """
-    quotas = train_quotas(manifests, weights)
-    portions: list[Portion] = []
-    for split in SPLITS:
-        for number, (directory, manifest) in enumerate(zip(directories, manifests, strict=True)):
-            quota = quotas[number] if split == TRAIN else None
-            for groups in together(take_groups(directory, manifest.split(split), quota)):
-                shard, first = groups[0].shard, groups[0].index
-                portion = Portion(
-                    number=len(portions),
-                    directory=number,
-                    path=str(directory / shard.file),
-                    sha256=shard.sha256,
-                    bytes=shard.bytes,
-                    split=split,
-                    start=first,
-                    end=first + len(groups),
-                    rows=sum(group.rows for group in groups),
-                    tokens=sum(group.tokens for group in groups),
-                )
-                portions.append(portion)
-    return portions
+    quotas: dict[str, list[int | None]] = {split: [None] * len(manifests) for split in SPLITS}
+    if weights is not None:
+        quotas[TRAIN] = train_quotas(manifests, weights)
+    return [
+        portion
+        for split in SPLITS
+        for portion in plan_split(split, directories, manifests, quotas[split])
+    ]
 
 
-def train_quotas(
-    manifests: Sequence[Manifest], weights: Sequence[float] | None
-) -> list[int | None]:
+def plan_split(
+    split: str,
+    directories: Sequence[Path],
+    manifests: Sequence[Manifest],
+    quotas: Sequence[int | None],
+) -> Iterator[Portion]:
+    """The portions of one split, up to so many tokens of each directory."""
+    number = 0
+    for directory, path in enumerate(directories):
+        shards = manifests[directory].split(split)
+        for groups in together(take_groups(path, shards, quotas[directory])):
+            shard, first = groups[0].shard, groups[0].index
+            yield Portion(
+                number=number,
+                directory=directory,
+                path=str(path / shard.file),
+                sha256=shard.sha256,
+                bytes=shard.bytes,
+                split=split,
+                start=first,
+                end=first + len(groups),
+                rows=sum(group.rows for group in groups),
+                tokens=sum(group.tokens for group in groups),
+            )
+            number += 1
+
+
+def train_quotas(manifests: Sequence[Manifest], weights: Sequence[float]) -> list[int | None]:
     """Train tokens to take of each directory: the most that these shares allow, none twice."""
-    if weights is None:
-        return [None] * len(manifests)
     held = [sum(shard.tokens for shard in manifest.split(TRAIN)) for manifest in manifests]
     shares = [Fraction(weight) for weight in weights]
     most = min(tokens / share for tokens, share in zip(held, shares, strict=True))
@@ -158,12 +171,19 @@ def take_groups(
                 left = None if left is None else left - group.tokens
                 continue
             with open_shard(directory / shard.file, shard.bytes) as file:
-                lengths = file.read_row_group(index, columns=["input_ids"])["input_ids"]
-            ends = np.cumsum(pc.list_value_length(lengths).to_numpy())
+                ends = np.cumsum(row_tokens(file, index))
             rows = int(np.searchsorted(ends, left, side="right"))
             if rows:
                 yield TakenGroup(shard, index, rows, int(ends[rows - 1]))
             return
+
+
+def row_tokens(file: pq.ParquetFile, index: int) -> npt.NDArray[np.int64]:
+    """Tokens of each row of a row group; of both sides where a row is a pair."""
+    names = [name for name in file.schema_arrow.names if name.endswith("input_ids")]
+    sides = file.read_row_group(index, columns=names).columns
+    lengths = [pc.list_value_length(side).fill_null(0).to_numpy() for side in sides]
+    return np.sum(lengths, axis=0, dtype=np.int64)
 
 
 def together(groups: Iterable[TakenGroup]) -> Iterator[list[TakenGroup]]:

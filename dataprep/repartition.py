@@ -133,11 +133,10 @@ def run(
     rekeying = Rekeying(source_names(inputs), None if keeps_order(inputs, seed) else seed)
     portions = plan_portions(inputs.directories, inputs.manifests, blend.weights)
     stats = run_portions(target, rekeying, portions, engine, console)
-    rows_key = fingerprint([portion.work_key(rekeying) for portion in portions])
-    splits = [
-        (Runs(split, len(portions), stats.tokens(split), rows_key), shards)
-        for split, shards in count_shards(blend, stats).items()
-    ]
+    splits: list[tuple[Runs, int]] = []
+    for split, count in count_shards(blend, stats).items():
+        own = [portion.work_key(rekeying) for portion in portions if portion.split == split]
+        splits.append((Runs(split, len(own), stats.tokens(split), fingerprint(own)), count))
     shards = write_shards(target, splits, engine, console)
     manifest = build_manifest(inputs, seed, settings, inputs_key, stats, shards)
     write_manifest(blend.output, manifest)

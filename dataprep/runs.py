@@ -1,5 +1,6 @@
 """Rows between tasks and shards: sorted files, of which any range of keys is read on its own."""
 
+import mmap
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -47,10 +48,9 @@ class Spool:
     def __init__(self, space: Workspace, path: Path, schema: pa.Schema) -> None:
         self.path = path
         self.unfinished = space.temporary(path)
-        self.schema = schema
+        self.writer = pa.ipc.new_file(str(self.unfinished), schema)
         self.held: list[pa.Table] = []
         self.held_tokens = 0
-        self.writer: pa.RecordBatchFileWriter | None = None
 
     def add(self, rows: pa.Table, tokens: int) -> None:
         """Take one block's rows."""
@@ -62,17 +62,12 @@ class Spool:
     def flush(self) -> None:
         """Write what is held as one sorted batch."""
         rows, self.held, self.held_tokens = sort_rows(self.held), [], 0
-        if self.writer is None:
-            self.writer = pa.ipc.new_file(str(self.unfinished), self.schema)
         self.writer.write_table(rows)
 
     def publish(self) -> None:
-        """Put the file in its place; a task without rows in the split leaves none."""
+        """Put the file in its place, also where there are no rows: a file not seen is an error."""
         if self.held:
             self.flush()
-        if self.writer is None:
-            self.path.unlink(missing_ok=True)
-            return
         self.writer.close()
         rename_durably(self.unfinished, self.path)
 
@@ -98,27 +93,35 @@ class Runs:
     ranges: int = 1
 
     def path(self, output: Path, group: int, key_range: int) -> Path:
-        """One file; absent where it would have no rows."""
+        """One file."""
         if self.level == 0:
             return rows_path(output, group, self.split)
         return work_folder(output) / f"merge-{self.level}.{group}.{key_range}.{self.split}.arrow"
-
-    def open(self, output: Path, groups: Iterable[int], keys: KeyRange) -> Iterator[pa.RecordBatch]:
-        """The batches that may have rows with these keys, in task order, mapped and not read."""
-        ranges = overlapping(cut_keys(ALL_KEYS, self.ranges), keys)
-        for path in (self.path(output, group, number) for group in groups for number in ranges):
-            if path.is_file():
-                with pa.memory_map(str(path)) as file:  # the mapping outlives the descriptor
-                    reader = pa.ipc.open_file(file)
-                    for index in range(reader.num_record_batches):
-                        yield reader.get_batch(index)
 
     def read_sorted(
         self, output: Path, groups: Iterable[int], keys: KeyRange, parts: int, schema: pa.Schema
     ) -> Iterator[pa.Table]:
         """The rows with these keys, in key order, as a table for each of so many parts."""
+        ranges = overlapping(cut_keys(ALL_KEYS, self.ranges), keys)
+        files = [RunFile(self.path(output, group, r)) for group in groups for r in ranges]
         for part in cut_keys(keys, parts):
-            yield gather(self.open(output, groups, part), part, schema)
+            yield gather((batch for file in files for batch in file.batches), part, schema)
+            for file in files:
+                file.forget()
+
+
+class RunFile:
+    """One file, mapped and not read."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:  # the mapping outlives the descriptor
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        reader = pa.ipc.open_file(pa.py_buffer(self.map))
+        self.batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+
+    def forget(self) -> None:
+        """Let go of the pages that were read, which count as this process's memory."""
+        self.map.madvise(mmap.MADV_DONTNEED)
 
 
 def gather(batches: Iterable[pa.RecordBatch], keys: KeyRange, schema: pa.Schema) -> pa.Table:

@@ -48,9 +48,13 @@ class SparkEngine:
 
     def __init__(self, workers: int | None = None, partitions: int | None = None) -> None:
         self.partitions = partitions
-        if "PYSPARK_GATEWAY_PORT" not in os.environ:  # not under spark-submit
+        self.owned = SparkSession.getActiveSession() is None
+        builder = SparkSession.builder
+        if self.owned:
+            builder = builder.appName("headrace")
+        if "PYSPARK_GATEWAY_PORT" not in os.environ and self.owned:  # not under spark-submit
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        builder = SparkSession.builder.appName("headrace prepare").config(map=QUIET)
+            builder = builder.config(map=QUIET)
         if workers is not None:
             builder = builder.master(f"local[{workers}]")
         try:
@@ -70,7 +74,8 @@ class SparkEngine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.session.stop()
+        if self.owned:
+            self.session.stop()
 
     def run(
         self, function: Callable[[ItemT], ResultT], items: Iterable[ItemT]
@@ -200,8 +205,8 @@ def attempt(function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT | Head
         return error
     except FileNotFoundError as error:
         return DataError(
-            f"{error.filename}: not found on {socket.gethostname()}; sources and output must lie "
-            "on storage that every executor sees, under the same absolute path"
+            f"{error.filename or error}: not found on {socket.gethostname()}; sources and output "
+            "must lie on storage that every executor sees, under the same absolute path"
         )
 
 

@@ -29,7 +29,7 @@ def work_folder(output: Path) -> Path:
 
 
 def rows_path(output: Path, task: int, split: str) -> Path:
-    """The sorted rows of one split of a finished task (Arrow IPC); absent where it has none."""
+    """The sorted rows of one split of a finished task (Arrow IPC)."""
     return work_folder(output) / f"task-{task:06d}.{split}.arrow"
 
 
