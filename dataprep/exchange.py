@@ -7,7 +7,7 @@ of their number they are large again, at the price of writing and reading the ro
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -64,7 +64,7 @@ class MergePlan:
     @property
     def work_key(self) -> str:
         """What its rows depend on."""
-        return fingerprint([self.runs.work_key, self.merged.groups, self.merged.ranges])
+        return fingerprint([asdict(self.runs), asdict(self.merged)])
 
     @property
     def keys(self) -> KeyRange:

@@ -4,14 +4,17 @@ import sys
 import zipfile
 from pathlib import Path
 
-from headrace import dataprep, jobs, schemas
+import headrace.dataprep
+import headrace.jobs
+import headrace.schemas
 
 
 def write_zip(target: Path) -> None:
     """Zip what executors need. Without entries for folders, `headrace` is not found in a zip."""
+    packages = (headrace.dataprep, headrace.jobs, headrace.schemas)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.mkdir("headrace")
-        for package in (dataprep, jobs, schemas):
+        for package in packages:
             root = Path(package.__path__[0])
             name = Path(*package.__name__.split("."))
             for path in [root, *sorted(root.rglob("*"))]:

@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from headrace.dataprep.repartition import Blend, repartition
+from headrace.jobs.engines import EngineName, open_engine
 from headrace.jobs.spark_zip import write_zip
-from headrace.schemas.errors import DataError
+from headrace.schemas.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +129,15 @@ def break_down(item):
 def test_a_failure_that_is_nobodys_mistake_names_its_reason(spark):
     with pytest.raises(DataError, match=r"^Spark gave up \(ZeroDivisionError: at 4\); run again"):
         list(spark.run(break_down, [4]))
+
+
+def test_without_pyspark_the_error_names_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setattr("headrace.jobs.engines.find_spec", lambda name: None)
+    with (
+        pytest.raises(ConfigError, match=r"^pyspark is not .*: pip install 'headrace\[spark\]'"),
+        open_engine(EngineName.SPARK, 2),
+    ):
+        pass
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from headrace.dataprep.local_engine import LocalEngine
 from headrace.dataprep.portions import permute_keys
 from headrace.dataprep.repartition import LEFT_OUT, Blend, parse_weights, repartition
 from headrace.dataprep.verify import verify
+from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.manifest import read_manifest
 
@@ -258,3 +259,13 @@ def test_rejects_are_carried_on(corpus, make_config, run, blend):
     assert not verify(Path("new"))
     (line,) = Path("new/rejects/rejects.jsonl").read_text().splitlines()
     assert json.loads(line)["file"] == "corpus/050.txt"
+
+
+def test_the_command_blends_and_says_where_every_token_went(code, prose, blend, snapshot, capsys):
+    blend("code", "prose", output="right", shards=2, seed=9, weights=(1.0, 2.0))
+    words = "repartition code prose --out new --shards 2 --seed 9 --weights 1,2 --workers 2"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words.split())
+    assert not stop.value.code
+    assert snapshot("new") == snapshot("right")
+    assert f"dropped: {LEFT_OUT}" in capsys.readouterr().out
