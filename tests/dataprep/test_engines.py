@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ class TwiceEngine:
     """Attempts each item twice at the same time, as Spark does with what is slow."""
 
     def run(self, function, items):
-        with ThreadPoolExecutor(2) as pool:
+        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
             for item in items:
                 first, second = pool.submit(function, item), pool.submit(function, item)
                 assert first.result() == second.result()
