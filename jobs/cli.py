@@ -6,10 +6,11 @@ import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from headrace.jobs.engines import EngineName, open_engine
 from headrace.schemas.errors import ConfigError, HeadraceError
 
 TRAIN_EXTRA = {
@@ -39,6 +40,14 @@ Overrides = Annotated[
 ]
 
 
+WorkerCount = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes. Default: the machine's cores.")
+]
+EngineOption = Annotated[
+    EngineName, typer.Option("--engine", help="Processes of this machine, or Spark's executors.")
+]
+
+
 @app.callback()
 def headrace(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -49,9 +58,8 @@ def headrace(
 @app.command(epilog="Example: headrace prepare prepare.toml --workers 4 --set sequence_len=2048")
 def prepare(
     config: ConfigFile,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes. Default: the machine's cores.")
-    ] = None,
+    workers: WorkerCount = None,
+    engine: EngineOption = EngineName.LOCAL,
     overrides: Overrides = None,
 ) -> None:
     """Turn sources into a shard directory. Run again, it continues where it stopped."""
@@ -61,7 +69,38 @@ def prepare(
     from headrace.schemas.prepare_config import PrepareConfig
     from headrace.schemas.toml_config import load_config
 
-    prepare(load_config(PrepareConfig, config, overrides or []), workers, Console())
+    settings = load_config(PrepareConfig, config, overrides or [])
+    with open_engine(engine, workers) as chosen:
+        prepare(settings, console=Console(), engine=chosen)
+
+
+@app.command(
+    epilog="Example: headrace repartition shards/code shards/articles --out shards/blend "
+    "--shards 64 --weights 3,1"
+)
+def repartition(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Shard directories.")],
+    out: Annotated[Path, typer.Option(help="Shard directory to write.")],
+    shards: Annotated[int, typer.Option(min=1, max=99_999, help="Number of train shards.")],
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides the order. Default: a new order.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Shares of train tokens. Default: all rows of all."),
+    ] = None,
+    workers: WorkerCount = None,
+    engine: EngineOption = EngineName.LOCAL,
+) -> None:
+    """Shuffle shard directories into one with another number of shards."""
+    from rich.console import Console
+
+    from headrace.dataprep.repartition import Blend, parse_weights, repartition
+
+    shares = parse_weights(weights, len(directories)) if weights is not None else None
+    blend = Blend(tuple(directories), out, shards, seed, shares)
+    with open_engine(engine, workers) as chosen:
+        repartition(blend, chosen, Console())
 
 
 @app.command(epilog="Example: headrace inspect shards/demo --rows 3")
@@ -127,6 +166,16 @@ def train(
     raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port))
 
 
+@app.command(epilog="Example: headrace checkpoints runs/demo")
+def checkpoints(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: `output_dir`.")],
+) -> None:
+    """List a run's checkpoints and check their hashes; non-zero exit if one is damaged."""
+    from headrace.jobs.list_checkpoints import list_checkpoints
+
+    raise typer.Exit(0 if list_checkpoints(run) else 1)
+
+
 @app.command(
     epilog="Example: headrace merge --model models/smollm2-135m --adapter runs/demo/adapter "
     "--output models/merged"
@@ -141,6 +190,30 @@ def merge(
 
     merge(model, adapter, output)
     print(f"{output}: written")
+
+
+@app.command(epilog="Example: headrace export-gguf models/merged --output merged.gguf --type q8_0")
+def export_gguf(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model directory; an adapter's base model.")
+    ],
+    output: Annotated[Path, typer.Option(help="File to write.")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="Write only this adapter, to be used over the base model.")
+    ] = None,
+    type: Annotated[  # noqa: A002
+        Literal["f32", "f16", "bf16", "q8_0"], typer.Option(help="Type of the matrices.")
+    ] = "bf16",
+    pre: Annotated[
+        str | None,
+        typer.Option(help="llama.cpp's name of the pre-tokenizer, where it is not recognised."),
+    ] = None,
+) -> None:
+    """Write a model, or an adapter, as a GGUF file for llama.cpp."""
+    from headrace.trainer.gguf_export import export_gguf
+
+    count = export_gguf(model, output, type, adapter, pre)
+    print(f"{output}: {count} tensors")
 
 
 @app.command(epilog='Example: headrace sample models/merged "def parse(" --max-new-tokens 60')
