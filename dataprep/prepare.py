@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from contextlib import closing
 from functools import partial
 
 from rich.console import Console
@@ -77,9 +78,9 @@ def prepare(
         return finished
     tasks = plan_tasks(config, inputs)
     open_output(job.output)
-    with locked(job.output):
+    with locked(job.output), closing(LocalEngine(workers)) as local:
         try:
-            manifest = run(job, tasks, inputs_key, engine or LocalEngine(workers), console)
+            manifest = run(job, tasks, inputs_key, engine or local, console)
         except KeyboardInterrupt:
             console.print(f"{config.output}: stopped; run the same command to continue")
             raise
