@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from headrace.dataprep.documents import Document, Reject, read_documents, refuse
-from headrace.dataprep.overlong import fit_documents
-from headrace.dataprep.packing import pack_documents
+from headrace.dataprep.formats.sample import Encoded, Format, Sample
+from headrace.dataprep.overlong import fit_samples
+from headrace.dataprep.packing import pack_samples
+from headrace.dataprep.records import Record, Reject, characters, read_records
 from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
-from headrace.dataprep.tokenizer import Ids, TokenizerSpec, encode_documents
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.prepare_config import PrepareConfig
 from headrace.schemas.shard_format import EVALUATION, SPLITS, TRAIN, shard_schema
@@ -21,12 +21,12 @@ from headrace.schemas.shard_format import EVALUATION, SPLITS, TRAIN, shard_schem
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive documents of one task, with the refused ones in their places."""
+    """Consecutive records of one task, with the refused ones in their places."""
 
     source: str
     task: int  # its number in the source
     number: int  # in the task
-    items: list[Document | Reject]
+    items: list[Record | Reject]
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class BlockRows:
     stats: TaskStats
 
 
-def read_blocks(config: PrepareConfig, task: Task) -> Iterator[Block]:
-    """Cut a task's documents into blocks of about `block_bytes` characters of text."""
-    items: list[Document | Reject] = []
+def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterator[Block]:
+    """Cut a task's records into blocks of about `block_bytes` characters in the fields read."""
+    items: list[Record | Reject] = []
     number, size = 0, 0
     for piece in task.pieces:
-        for item in read_documents(task.source, piece):
+        for item in read_records(task.source, piece, row_format.columns):
             items.append(item)
-            size += len(item.text) if isinstance(item, Document) else 0
+            size += characters(item.fields) if isinstance(item, Record) else 0
             if size >= config.block_bytes:
                 yield Block(task.source.name, task.number_in_source, number, items)
                 items, number, size = [], number + 1, 0
@@ -53,47 +53,60 @@ def read_blocks(config: PrepareConfig, task: Task) -> Iterator[Block]:
         yield Block(task.source.name, task.number_in_source, number, items)
 
 
-def process_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: Block) -> BlockRows:
+def process_block(config: PrepareConfig, row_format: Format, block: Block) -> BlockRows:
     """Tokenise, split off evaluation documents, pack, and give each row its key."""
-    documents = [item for item in block.items if isinstance(item, Document)]
-    rejects = [item for item in block.items if isinstance(item, Reject)]
-    encoded: dict[str, list[Ids]] = {split: [] for split in SPLITS}
-    for document, ids in zip(
-        documents,
-        encode_documents(tokenizer, [document.text for document in documents]),
-        strict=True,
-    ):
-        if len(ids):
-            encoded[choose_split(config, document.text)].append(ids)
-        else:
-            rejects.append(refuse(document.place, "empty document", "the tokenizer gives no token"))
+    encoded, rejects = encode_block(row_format, block)
+    samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for document in encoded:
+        samples[choose_split(config, document.content)] += document.samples
     fitted = {
-        split: fit_documents(ids, config.sequence_len, config.overlong)
-        for split, ids in encoded.items()
+        split: fit_samples(found, config.sequence_len, config.overlong)
+        for split, found in samples.items()
     }
     rows = {
-        split: pack(config, block, split, fit.documents)
+        split: pack(config, block, split, fit.samples)
         for split, fit in fitted.items()
-        if fit.documents
+        if fit.samples
     }
-    lengths = Counter(len(ids) for documents_ids in encoded.values() for ids in documents_ids)
+    lengths = Counter(sample.tokens for found in samples.values() for sample in found)
+    dropped = [document.dropped for document in encoded]
+    emptied = (dict.fromkeys(d.dropped, 1) for d in encoded if not d.samples)
     stats = TaskStats(
-        documents=lengths.total(),
-        tokens_in=sum(length * count for length, count in lengths.items()),
+        documents=lengths.total() + sum(not document.samples for document in encoded),
+        tokens_in=sum(length * count for length, count in lengths.items())
+        + sum(add_counts(dropped).values()),
         rows={split: table.num_rows for split, table in rows.items()},
         tokens={split: count_tokens(table) for split, table in rows.items()},
-        tokens_dropped=add_counts(fit.tokens_dropped for fit in fitted.values()),
-        documents_dropped=add_counts(fit.documents_dropped for fit in fitted.values()),
+        trained_tokens={split: fit.trained_tokens for split, fit in fitted.items() if fit.samples},
+        tokens_dropped=add_counts([*dropped, *(fit.tokens_dropped for fit in fitted.values())]),
+        documents_dropped=add_counts(
+            [*emptied, *(fit.documents_dropped for fit in fitted.values())]
+        ),
         rejects=dict(Counter(reject.reason for reject in rejects)),
         document_lengths=dict(lengths),
     )
     return BlockRows(rows, rejects, stats)
 
 
-def choose_split(config: PrepareConfig, text: str) -> str:
+def encode_block(row_format: Format, block: Block) -> tuple[list[Encoded], list[Reject]]:
+    """What the format makes of a block's records, and all that was refused, in input order."""
+    results = iter(row_format.encode([item for item in block.items if isinstance(item, Record)]))
+    encoded: list[Encoded] = []
+    rejects: list[Reject] = []
+    for item in block.items:
+        result = item if isinstance(item, Reject) else next(results)
+        if isinstance(result, Reject):
+            rejects.append(result)
+        else:
+            encoded.append(result)
+    return encoded, rejects
+
+
+def choose_split(config: PrepareConfig, content: str | bytes) -> str:
     """The split of a document, by its content alone: duplicates never lie in both."""
+    content = content.encode() if isinstance(content, str) else content
     key = derive_seed(config.seed, "evaluation").to_bytes(8, "little")
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=key).digest()
+    digest = hashlib.blake2b(content, digest_size=8, key=key).digest()
     share = int.from_bytes(digest, "little") / 2**64
     return EVALUATION if share < config.evaluation_fraction else TRAIN
 
@@ -103,18 +116,18 @@ def row_key(seed: int, source: str, split: str, task: int, block: int, row: int)
     return derive_seed(seed, "row", source, split, task, block, row)
 
 
-def pack(config: PrepareConfig, block: Block, split: str, documents: list[Ids]) -> pa.Table:
+def pack(config: PrepareConfig, block: Block, split: str, samples: list[Sample]) -> pa.Table:
     """The rows of one split of a block, in packing order, with every column of a shard."""
-    input_ids, document_lengths = pack_documents(documents, config.packing, config.sequence_len)
+    packed = pack_samples(samples, config.packing, config.sequence_len)
     keys = [
         row_key(config.seed, block.source, split, block.task, block.number, row)
-        for row in range(len(input_ids))
+        for row in range(len(packed.input_ids))
     ]
     schema = shard_schema()
     columns = {
-        "input_ids": input_ids,
-        "loss_mask": pa.nulls(len(keys), schema.field("loss_mask").type),
-        "document_lengths": document_lengths,
+        "input_ids": packed.input_ids,
+        "loss_mask": packed.loss_mask,
+        "document_lengths": packed.document_lengths,
         "source": source_column(config, block.source, len(keys)),
         "row_key": pa.array(keys, pa.uint64()),
         "control_class": pa.nulls(len(keys), pa.int8()),

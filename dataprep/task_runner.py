@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from headrace.dataprep.blocks import process_block, read_blocks, sort_rows
-from headrace.dataprep.documents import Reject
+from headrace.dataprep.formats.registry import build_format
 from headrace.dataprep.job import Job, changed
+from headrace.dataprep.records import Reject
 from headrace.dataprep.task_stats import TaskStats, add_stats
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.workspace import read_marker, rejects_path, rows_path, write_marker
@@ -29,12 +30,13 @@ def run_task(job: Job, task: Task) -> TaskStats:
     Raises:
         DataError: an input is damaged, or changed since the work was planned.
     """
+    row_format = build_format(job.config, task.source, job.tokenizer)
     rejects = rejects_path(job.output, task.number)
     spools = {split: Spool(rows_path(job.output, task.number, split)) for split in SPLITS}
     total = TaskStats()
     with temporary(rejects).open("w", encoding="utf-8") as lines:
-        for block in read_blocks(job.config, task):
-            result = process_block(job.config, job.tokenizer, block)
+        for block in read_blocks(job.config, row_format, task):
+            result = process_block(job.config, row_format, block)
             for split, rows in result.rows.items():
                 spools[split].add(rows, result.stats.tokens[split])
             lines.writelines(reject_line(task.source.name, reject) for reject in result.rejects)

@@ -24,6 +24,7 @@ class TaskStats(BaseModel):
     tokens_in: int = 0
     rows: dict[str, int] = {}
     tokens: dict[str, int] = {}
+    trained_tokens: dict[str, int] = {}
     tokens_dropped: dict[str, int] = {}
     documents_dropped: dict[str, int] = {}
     rejects: dict[str, int] = {}
@@ -48,6 +49,7 @@ def add_stats(parts: Iterable[TaskStats]) -> TaskStats:
         tokens_in=sum(part.tokens_in for part in parts),
         rows=add_counts(part.rows for part in parts),
         tokens=add_counts(part.tokens for part in parts),
+        trained_tokens=add_counts(part.trained_tokens for part in parts),
         tokens_dropped=add_counts(part.tokens_dropped for part in parts),
         documents_dropped=add_counts(part.documents_dropped for part in parts),
         rejects=add_counts(part.rejects for part in parts),
@@ -64,16 +66,15 @@ def add_counts(parts: Iterable[Mapping[KeyT, int]]) -> dict[KeyT, int]:
 
 
 def source_record(name: str, stats: TaskStats) -> SourceRecord:
-    """One source's line in the manifest. Without loss masks every token is trained."""
-    tokens = sum(stats.tokens.values())
+    """One source's line in the manifest."""
     return SourceRecord(
         name=name,
         documents=stats.documents,
         rejected_documents=stats.rejected,
         dropped_documents=stats.documents_dropped,
         rows=sum(stats.rows.values()),
-        tokens=tokens,
-        trained_tokens=tokens,
+        tokens=sum(stats.tokens.values()),
+        trained_tokens=sum(stats.trained_tokens.values()),
         document_length_quantiles=quantiles(stats.document_lengths),
     )
 

@@ -3,13 +3,14 @@
 import functools
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare_config import PrepareConfig
@@ -132,13 +133,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-@functools.lru_cache(maxsize=2)
-def open_tokenizer(spec: TokenizerSpec) -> Tokenizer:
+@functools.lru_cache(maxsize=4)
+def open_tokenizer(spec: TokenizerSpec, parse_special_tokens: bool) -> Tokenizer:
     """The tokenizer itself, kept per process; it neither truncates nor pads."""
     tokenizer = Tokenizer.from_str(read_content(spec).decode())
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = not spec.parse_special_tokens
+    tokenizer.encode_special_tokens = not parse_special_tokens
     return tokenizer
 
 
@@ -150,25 +151,80 @@ def read_content(spec: TokenizerSpec) -> bytes:
     return content
 
 
-def encode_documents(spec: TokenizerSpec, texts: list[str]) -> list[Ids]:
-    """Token ids of each text, shape [tokens]; empty where the tokenizer gives no token at all."""
-    tokenizer = open_tokenizer(spec)
-    encoded: list[Ids] = []
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
+class Located(NamedTuple):
+    """Ids of a text, and for each token the characters [start, end) that it came from."""
+
+    ids: Ids
+    starts: Ids
+    ends: Ids
+
+
+def encode_documents(spec: TokenizerSpec, texts: Sequence[str]) -> list[Ids]:
+    """Token ids of each text, shape [tokens], with BOS and EOS where the config wants them.
+
+    Empty where the tokenizer gives no token at all.
+    """
+    tokenizer = open_tokenizer(spec, spec.parse_special_tokens)
+    return [
+        add_ends(spec, encoding.ids)
+        for batch in batches(texts)
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+    ]
+
+
+def encode_texts(
+    spec: TokenizerSpec,
+    texts: Sequence[str],
+    *,
+    add_special_tokens: bool = False,
+    parse_special_tokens: bool = True,
+) -> list[Ids]:
+    """Token ids of each text, shape [tokens], whatever `bos` and `eos` say.
+
+    Args:
+        add_special_tokens: add what the tokenizer itself adds (its post-processor's BOS, EOS).
+        parse_special_tokens: whether `<|...|>` in a text becomes the special token.
+    """
+    tokenizer = open_tokenizer(spec, parse_special_tokens)
+    return [
+        np.array(encoding.ids, dtype=np.int32)
+        for batch in batches(texts)
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=add_special_tokens)
+    ]
+
+
+def encode_located(
+    spec: TokenizerSpec,
+    texts: Sequence[str],
+    *,
+    add_special_tokens: bool = False,
+    parse_special_tokens: bool = True,
+) -> list[Located]:
+    """The same with each token's place in its text, in characters: a quarter slower."""
+    tokenizer = open_tokenizer(spec, parse_special_tokens)
+    return [
+        locate(encoding)
+        for batch in batches(texts)
+        for encoding in tokenizer.encode_batch(batch, add_special_tokens=add_special_tokens)
+    ]
+
+
+def locate(encoding: Encoding) -> Located:
+    """Ids and places of one text's tokens."""
+    places = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+    return Located(np.array(encoding.ids, dtype=np.int32), places[:, 0], places[:, 1])
+
+
+def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Consecutive texts of about BATCH_BYTES characters."""
+    start, size = 0, 0
+    for end, text in enumerate(texts, start=1):
         size += len(text)
         if size >= BATCH_BYTES:
-            encoded += encode_batch(tokenizer, spec, batch)
-            batch, size = [], 0
-    return encoded + encode_batch(tokenizer, spec, batch)
-
-
-def encode_batch(tokenizer: Tokenizer, spec: TokenizerSpec, texts: list[str]) -> list[Ids]:
-    """Ids of some texts, with BOS and EOS added where they are wanted and not there yet."""
-    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return [add_ends(spec, encoding.ids) for encoding in encodings]
+            yield texts[start:end]
+            start, size = end, 0
+    if start < len(texts):
+        yield texts[start:]
 
 
 def add_ends(spec: TokenizerSpec, ids: list[int]) -> Ids:

@@ -1,0 +1,19 @@
+"""The format of each type of source."""
+
+from headrace.dataprep.formats.sample import Format
+from headrace.dataprep.tokenizer import TokenizerSpec
+from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
+
+
+def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: TokenizerSpec) -> Format:
+    """The format of a source, built once for each task.
+
+    Raises:
+        ConfigError, DataError: the source's settings do not go together, or a file that they name
+            cannot be used.
+    """
+    match source.type:
+        case "text" | "documents":
+            from headrace.dataprep.formats.text import TextFormat
+
+            return TextFormat(source, tokenizer)
