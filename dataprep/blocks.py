@@ -1,9 +1,11 @@
 """One block of documents to rows: a pure function of documents, config and tokenizer."""
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,7 @@ from headrace.dataprep.packing import pack_samples
 from headrace.dataprep.records import Record, Reject, characters, read_records
 from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
-from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.fingerprint import derive_seed, derive_seeds
 from headrace.schemas.prepare_config import PrepareConfig
 from headrace.schemas.shard_format import EVALUATION, SPLITS, TRAIN, shard_schema
 
@@ -105,24 +107,27 @@ def encode_block(row_format: Format, block: Block) -> tuple[list[Encoded], list[
 def choose_split(config: PrepareConfig, content: str | bytes) -> str:
     """The split of a document, by its content alone: duplicates never lie in both."""
     content = content.encode() if isinstance(content, str) else content
-    key = derive_seed(config.seed, "evaluation").to_bytes(8, "little")
-    digest = hashlib.blake2b(content, digest_size=8, key=key).digest()
+    digest = hashlib.blake2b(content, digest_size=8, key=split_key(config.seed)).digest()
     share = int.from_bytes(digest, "little") / 2**64
     return EVALUATION if share < config.evaluation_fraction else TRAIN
 
 
-def row_key(seed: int, source: str, split: str, task: int, block: int, row: int) -> int:
-    """The 64-bit order key of a row: uniform, so that sorting by it shuffles."""
-    return derive_seed(seed, "row", source, split, task, block, row)
+@functools.cache
+def split_key(seed: int) -> bytes:
+    """What makes the evaluation split another one with another seed."""
+    return derive_seed(seed, "evaluation").to_bytes(8, "little")
+
+
+def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Iterator[int]:
+    """The 64-bit order keys of a block's rows: uniform, so that sorting by them shuffles."""
+    return derive_seeds(seed, "row", source, split, task, block)
 
 
 def pack(config: PrepareConfig, block: Block, split: str, samples: list[Sample]) -> pa.Table:
     """The rows of one split of a block, in packing order, with every column of a shard."""
     packed = pack_samples(samples, config.packing, config.sequence_len)
-    keys = [
-        row_key(config.seed, block.source, split, block.task, block.number, row)
-        for row in range(len(packed.input_ids))
-    ]
+    order_keys = row_keys(config.seed, block.source, split, block.task, block.number)
+    keys = list(islice(order_keys, len(packed.input_ids)))
     schema = shard_schema()
     columns = {
         "input_ids": packed.input_ids,

@@ -10,7 +10,7 @@ from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare_config import PrepareConfig
 
 ROWS_VERSION = 1  # raise it when the same config would give other rows
-PLACES = {"output", "tokenizer"}
+WITHOUT_EFFECT = {"output", "tokenizer", "tokenizer_backend"}  # on any row
 DECIDED_LATER = {"sources", "shards", "row_group_tokens", "max_reject_fraction"}
 
 
@@ -27,10 +27,10 @@ class Job:
         return Path(self.config.output)
 
     def settings(self) -> dict[str, object]:
-        """The resolved config without the machine's paths, and the tokenizer's identity instead."""
+        """The resolved config without paths and tokenizer; the tokenizer's identity instead."""
         return {
             "version": ROWS_VERSION,
-            "config": self.config.model_dump(mode="json", exclude=PLACES),
+            "config": self.config.model_dump(mode="json", exclude=WITHOUT_EFFECT),
             "tokenizer": self.tokenizer.identity(),
         }
 
@@ -40,7 +40,7 @@ class Job:
 
     def task_key(self, task: Task) -> str:
         """What a task's rows depend on: settings that matter only later are left out."""
-        config = self.config.model_dump(mode="json", exclude=PLACES | DECIDED_LATER)
+        config = self.config.model_dump(mode="json", exclude=WITHOUT_EFFECT | DECIDED_LATER)
         names = [source.name for source in self.config.sources]
         return fingerprint(
             [ROWS_VERSION, config, names, self.tokenizer.identity(), task.number, task.identity()]

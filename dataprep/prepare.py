@@ -9,6 +9,7 @@ from functools import partial
 from rich.console import Console
 
 from headrace.dataprep.console_report import counts_text, print_ledger, progress_bar
+from headrace.dataprep.fast_tokenizer import check_backend
 from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
@@ -68,6 +69,8 @@ def prepare(
     """
     console = console or Console()
     job = Job(config, read_spec(config))
+    if config.tokenizer_backend != "tokenizers":
+        check_backend(job.tokenizer)
     inputs = find_inputs(config)
     inputs_key = inputs_fingerprint(config, inputs)
     finished = finished_manifest(job, inputs_key)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.prepare_config import PrepareConfig, TokenizerBackend
 
 Ids = npt.NDArray[np.int32]
 TOKENIZER_NAME = "tokenizer.json"
@@ -32,9 +32,10 @@ class TokenizerSpec:
     bos: int | None
     eos: int | None
     parse_special_tokens: bool
+    backend: TokenizerBackend = "tokenizers"
 
     def identity(self) -> dict[str, object]:
-        """Everything but the path: equal identities give equal ids."""
+        """Everything but path and backend: equal identities give equal ids."""
         return {
             "sha256": self.sha256,
             "special_tokens": dict(self.special_tokens),
@@ -68,6 +69,7 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         bos=choose_bos(config, tokenizer, special.get("bos")),
         eos=choose_eos(config, special.get("eos")),
         parse_special_tokens=config.parse_special_tokens,
+        backend=config.tokenizer_backend,
     )
 
 
@@ -164,12 +166,8 @@ def encode_documents(spec: TokenizerSpec, texts: Sequence[str]) -> list[Ids]:
 
     Empty where the tokenizer gives no token at all.
     """
-    tokenizer = open_tokenizer(spec, spec.parse_special_tokens)
-    return [
-        add_ends(spec, encoding.ids)
-        for batch in batches(texts)
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-    ]
+    encoded = encode_ids(spec, texts, False, spec.parse_special_tokens)
+    return [add_ends(spec, ids) for ids in encoded]
 
 
 def encode_texts(
@@ -185,12 +183,23 @@ def encode_texts(
         add_special_tokens: add what the tokenizer itself adds (its post-processor's BOS, EOS).
         parse_special_tokens: whether `<|...|>` in a text becomes the special token.
     """
+    return list(encode_ids(spec, texts, add_special_tokens, parse_special_tokens))
+
+
+def encode_ids(
+    spec: TokenizerSpec, texts: Sequence[str], add_special_tokens: bool, parse_special_tokens: bool
+) -> Iterator[Ids]:
+    """Token ids of each text, by the backend that the config names."""
+    if spec.backend != "tokenizers":
+        from headrace.dataprep.fast_tokenizer import encode_fast
+
+        for batch in batches(texts):
+            yield from encode_fast(spec, batch, add_special_tokens, parse_special_tokens)
+        return
     tokenizer = open_tokenizer(spec, parse_special_tokens)
-    return [
-        np.array(encoding.ids, dtype=np.int32)
-        for batch in batches(texts)
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=add_special_tokens)
-    ]
+    for batch in batches(texts):
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=add_special_tokens):
+            yield np.array(encoding.ids, dtype=np.int32)
 
 
 def encode_located(
@@ -227,10 +236,10 @@ def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:]
 
 
-def add_ends(spec: TokenizerSpec, ids: list[int]) -> Ids:
-    """One document's ids with BOS and EOS, in int32; an empty document stays empty."""
-    if ids and spec.bos is not None and ids[0] != spec.bos:
-        ids = [spec.bos, *ids]
-    if ids and spec.eos is not None and ids[-1] != spec.eos:
-        ids = [*ids, spec.eos]
-    return np.array(ids, dtype=np.int32)
+def add_ends(spec: TokenizerSpec, ids: Ids) -> Ids:
+    """One document's ids with BOS and EOS; an empty document stays empty."""
+    if not len(ids):
+        return ids
+    before = [] if spec.bos is None or ids[0] == spec.bos else [spec.bos]
+    after = [] if spec.eos is None or ids[-1] == spec.eos else [spec.eos]
+    return np.concatenate((before, ids, after), dtype=np.int32, casting="unsafe")
