@@ -10,6 +10,8 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
+from headrace.dataprep.encoded_spool import Document, EncodedBlock
+from headrace.dataprep.filters import apply_filters
 from headrace.dataprep.formats.sample import Encoded, Format, Sample
 from headrace.dataprep.overlong import fit_samples
 from headrace.dataprep.packing import pack_samples
@@ -56,11 +58,26 @@ def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterat
 
 
 def process_block(config: PrepareConfig, row_format: Format, block: Block) -> BlockRows:
-    """Tokenise, split off evaluation documents, pack, and give each row its key."""
-    encoded, rejects = encode_block(row_format, block)
+    """Tokenise, filter, split off evaluation documents, pack, and give each row its key."""
+    return pack_block(config, settle(config, block, *encode_block(config, row_format, block)))
+
+
+def settle(
+    config: PrepareConfig, block: Block, encoded: list[Encoded], rejects: list[Reject]
+) -> EncodedBlock:
+    """Choose the split of each document; its text is not needed any more."""
+    documents = [
+        Document(choose_split(config, document.content), document.samples, document.dropped)
+        for document in encoded
+    ]
+    return EncodedBlock(block.source, block.task, block.number, documents, rejects)
+
+
+def pack_block(config: PrepareConfig, block: EncodedBlock) -> BlockRows:
+    """Pack the documents of each split into rows, and count everything."""
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    for document in encoded:
-        samples[choose_split(config, document.content)] += document.samples
+    for document in block.documents:
+        samples[document.split] += document.samples
     fitted = {
         split: fit_samples(found, config.sequence_len, config.overlong)
         for split, found in samples.items()
@@ -71,10 +88,10 @@ def process_block(config: PrepareConfig, row_format: Format, block: Block) -> Bl
         if fit.samples
     }
     lengths = Counter(sample.tokens for found in samples.values() for sample in found)
-    dropped = [document.dropped for document in encoded]
-    emptied = (dict.fromkeys(d.dropped, 1) for d in encoded if not d.samples)
+    dropped = [document.dropped for document in block.documents]
+    emptied = [document for document in block.documents if not document.samples]
     stats = TaskStats(
-        documents=lengths.total() + sum(not document.samples for document in encoded),
+        documents=lengths.total() + len(emptied),
         tokens_in=sum(length * count for length, count in lengths.items())
         + sum(add_counts(dropped).values()),
         rows={split: table.num_rows for split, table in rows.items()},
@@ -82,16 +99,26 @@ def process_block(config: PrepareConfig, row_format: Format, block: Block) -> Bl
         trained_tokens={split: fit.trained_tokens for split, fit in fitted.items() if fit.samples},
         tokens_dropped=add_counts([*dropped, *(fit.tokens_dropped for fit in fitted.values())]),
         documents_dropped=add_counts(
-            [*emptied, *(fit.documents_dropped for fit in fitted.values())]
+            [
+                Counter(last_reason(document) for document in emptied),
+                *(fit.documents_dropped for fit in fitted.values()),
+            ]
         ),
-        rejects=dict(Counter(reject.reason for reject in rejects)),
+        rejects=dict(Counter(reject.reason for reject in block.rejects)),
         document_lengths=dict(lengths),
     )
-    return BlockRows(rows, rejects, stats)
+    return BlockRows(rows, block.rejects, stats)
 
 
-def encode_block(row_format: Format, block: Block) -> tuple[list[Encoded], list[Reject]]:
-    """What the format makes of a block's records, and all that was refused, in input order."""
+def last_reason(document: Document) -> str:
+    """Why a document has no samples left."""
+    return next(reversed(document.dropped))
+
+
+def encode_block(
+    config: PrepareConfig, row_format: Format, block: Block
+) -> tuple[list[Encoded], list[Reject]]:
+    """What the format and the filters make of a block's records, and all that was refused."""
     results = iter(row_format.encode([item for item in block.items if isinstance(item, Record)]))
     encoded: list[Encoded] = []
     rejects: list[Reject] = []
@@ -101,7 +128,7 @@ def encode_block(row_format: Format, block: Block) -> tuple[list[Encoded], list[
             rejects.append(result)
         else:
             encoded.append(result)
-    return encoded, rejects
+    return apply_filters(config.filters, encoded), rejects
 
 
 def choose_split(config: PrepareConfig, content: str | bytes) -> str:
@@ -123,7 +150,7 @@ def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Itera
     return derive_seeds(seed, "row", source, split, task, block)
 
 
-def pack(config: PrepareConfig, block: Block, split: str, samples: list[Sample]) -> pa.Table:
+def pack(config: PrepareConfig, block: EncodedBlock, split: str, samples: list[Sample]) -> pa.Table:
     """The rows of one split of a block, in packing order, with every column of a shard."""
     packed = pack_samples(samples, config.packing, config.sequence_len)
     order_keys = row_keys(config.seed, block.source, split, block.task, block.number)

@@ -9,6 +9,7 @@ from functools import partial
 from rich.console import Console
 
 from headrace.dataprep.console_report import counts_text, print_ledger, progress_bar
+from headrace.dataprep.deduplicate import find_duplicates
 from headrace.dataprep.fast_tokenizer import check_backend
 from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
 from headrace.dataprep.job import Job
@@ -112,6 +113,8 @@ def finished_manifest(job: Job, inputs_key: str) -> Manifest | None:
 def run(job: Job, tasks: list[Task], inputs_key: str, engine: Engine, console: Console) -> Manifest:
     """Everything from planned tasks to the published manifest."""
     save_settings(job)
+    if job.config.deduplicate.enabled:
+        job = find_duplicates(job, tasks, engine, console)
     stats = run_tasks(job, tasks, engine, console)
     collect_rejects(job, len(tasks))
     check_rejects(job, stats)

@@ -11,8 +11,13 @@ import pyarrow.parquet as pq
 
 from headrace.dataprep.blocks import count_tokens, sort_rows
 from headrace.dataprep.job import Job
-from headrace.dataprep.task_runner import temporary
-from headrace.dataprep.workspace import read_marker, rows_path, work_folder, write_marker
+from headrace.dataprep.workspace import (
+    read_marker,
+    rows_path,
+    temporary,
+    work_folder,
+    write_marker,
+)
 from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.manifest import RowGroupRecord, ShardRecord
 from headrace.schemas.publish import rename_durably

@@ -1,18 +1,25 @@
 """A task from input to sorted rows on disk: bounded memory, its marker written last."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
-from headrace.dataprep.blocks import process_block, read_blocks, sort_rows
+from headrace.dataprep.blocks import BlockRows, pack_block, process_block, read_blocks, sort_rows
+from headrace.dataprep.duplicates import unique_blocks
 from headrace.dataprep.formats.registry import build_format
-from headrace.dataprep.job import Job, changed
+from headrace.dataprep.job import Job, check_unchanged
 from headrace.dataprep.records import Reject
 from headrace.dataprep.task_stats import TaskStats, add_stats
 from headrace.dataprep.tasks import Task
-from headrace.dataprep.workspace import read_marker, rejects_path, rows_path, write_marker
-from headrace.schemas.errors import DataError
+from headrace.dataprep.workspace import (
+    read_marker,
+    rejects_path,
+    rows_path,
+    temporary,
+    write_marker,
+)
 from headrace.schemas.publish import rename_durably
 from headrace.schemas.shard_format import SPLITS, shard_schema
 
@@ -30,13 +37,11 @@ def run_task(job: Job, task: Task) -> TaskStats:
     Raises:
         DataError: an input is damaged, or changed since the work was planned.
     """
-    row_format = build_format(job.config, task.source, job.tokenizer)
     rejects = rejects_path(job.output, task.number)
     spools = {split: Spool(rows_path(job.output, task.number, split)) for split in SPLITS}
     total = TaskStats()
     with temporary(rejects).open("w", encoding="utf-8") as lines:
-        for block in read_blocks(job.config, row_format, task):
-            result = process_block(job.config, row_format, block)
+        for result in process_blocks(job, task):
             for split, rows in result.rows.items():
                 spools[split].add(rows, result.stats.tokens[split])
             lines.writelines(reject_line(task.source.name, reject) for reject in result.rejects)
@@ -47,6 +52,16 @@ def run_task(job: Job, task: Task) -> TaskStats:
     rename_durably(temporary(rejects), rejects)
     write_marker(job.output, task_name(task), job.task_key(task), total)
     return total
+
+
+def process_blocks(job: Job, task: Task) -> Iterator[BlockRows]:
+    """The rows of each block of a task, from its input, or tokenised already to find duplicates."""
+    if job.corpus is not None:
+        yield from (pack_block(job.config, block) for block in unique_blocks(job, task))
+        return
+    row_format = build_format(job.config, task.source, job.tokenizer)
+    for block in read_blocks(job.config, row_format, task):
+        yield process_block(job.config, row_format, block)
 
 
 class Spool:
@@ -88,18 +103,6 @@ def task_name(task: Task) -> str:
     return f"task-{task.number:06d}"
 
 
-def temporary(path: Path) -> Path:
-    """The name of a file while it is being written."""
-    return path.with_name(f".{path.name}.tmp")
-
-
 def reject_line(source: str, reject: Reject) -> str:
     """One line of `rejects.jsonl`."""
     return json.dumps({"source": source, **reject._asdict()}, ensure_ascii=False) + "\n"
-
-
-def check_unchanged(task: Task) -> None:
-    """Refuse rows of which part may come from another version of a file."""
-    for piece in task.pieces:
-        if changed(piece.file):
-            raise DataError(f"{piece.file.path}: changed while it was read; run again")

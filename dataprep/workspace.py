@@ -40,6 +40,11 @@ def marker_path(output: Path, name: str) -> Path:
     return work_folder(output) / f"{name}.done.json"
 
 
+def temporary(path: Path) -> Path:
+    """The name of a file while it is being written."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 class Marker(BaseModel):
     """What a marker holds: the key of the work it stands for, and its result."""
 

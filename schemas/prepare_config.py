@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from headrace.schemas.hygiene_config import DeduplicateConfig, FiltersConfig
 from headrace.schemas.toml_config import Config, Text
 
 Packing = Literal["concatenate", "best_fit", "none"]
@@ -90,6 +91,12 @@ class PrepareConfig(Config):
         1 << 20,
         ge=1,
         description="Tokens in one Parquet row group: what the trainer reads at once.",
+    )
+    filters: FiltersConfig = Field(
+        default_factory=FiltersConfig, description="Documents to leave out."
+    )
+    deduplicate: DeduplicateConfig = Field(
+        default_factory=DeduplicateConfig, description="Documents that repeat an earlier one."
     )
     sources: list[SourceConfig] = Field(min_length=1, description="The inputs, one table each.")
 
