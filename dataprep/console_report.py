@@ -12,7 +12,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from headrace.dataprep.task_stats import TaskStats, add_counts
+from headrace.dataprep.task_stats import add_counts
 from headrace.schemas.manifest import Manifest
 
 
@@ -36,11 +36,6 @@ def progress_bar(console: Console) -> Progress:
         console=console,
         speed_estimate_period=60,
     )
-
-
-def counts_text(stats: TaskStats) -> str:
-    """Documents and tokens so far."""
-    return f"{stats.documents:,} documents, {stats.tokens_in:,} tokens"
 
 
 def print_ledger(console: Console, manifest: Manifest) -> None:

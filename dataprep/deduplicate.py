@@ -6,7 +6,6 @@ from functools import partial
 from rich.console import Console
 
 from headrace.dataprep.console_report import progress_bar
-from headrace.dataprep.document_keys import check_library
 from headrace.dataprep.duplicates import (
     describe_corpus,
     encode_task,
@@ -16,6 +15,7 @@ from headrace.dataprep.duplicates import (
 )
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine
+from headrace.dataprep.task_progress import TaskBar
 from headrace.dataprep.tasks import Task
 
 
@@ -23,18 +23,14 @@ def find_duplicates(job: Job, tasks: list[Task], engine: Engine, console: Consol
     """Tokenise everything and find what repeats; the job then packs without it.
 
     Raises:
-        ConfigError: a library is missing.
         DataError: an input is damaged, or changed since the work was planned.
     """
-    check_library(job.config.deduplicate)
     encoded = {task.number: done for task in tasks if (done := finished_encoding(job, task))}
     todo = [task for task in tasks if task.number not in encoded]
-    with progress_bar(console) as progress:
-        bar = progress.add_task("tokenise", total=sum(task.size for task in todo), counts="")
+    with TaskBar(console, "tokenise", job.output, todo) as bar:
         for task, result in engine.run(partial(encode_task, job), todo):
             encoded[task.number] = result
-            documents = sum(done.documents for done in encoded.values())
-            progress.update(bar, advance=task.size, counts=f"{documents:,} documents")
+            bar.finish(task, result.documents, result.tokens)
     job = replace(job, corpus=describe_corpus(job, tasks, [encoded[task.number] for task in tasks]))
     search(job, engine, console)
     return job

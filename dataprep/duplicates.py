@@ -21,6 +21,7 @@ from headrace.dataprep.filters import without_samples
 from headrace.dataprep.formats.registry import build_format
 from headrace.dataprep.formats.sample import Encoded
 from headrace.dataprep.job import Corpus, Job, check_unchanged
+from headrace.dataprep.task_progress import write_note
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.workspace import read_marker, temporary, work_folder, write_marker
 from headrace.schemas.fingerprint import fingerprint
@@ -84,6 +85,7 @@ def encode_task(job: Job, task: Task) -> EncodedTask:
             counts["tokens"] += sum(
                 sample.tokens for document in documents for sample in document.samples
             )
+            write_note(job.output, task.number, **counts)
             yield settle(job.config, block, documents, rejects)
 
     path = encoded_path(job.output, task.number)

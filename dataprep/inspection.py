@@ -1,5 +1,6 @@
 """A look into a shard directory: counts, ledger, document lengths, and rows as text."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 
 from headrace.dataprep.console_report import print_ledger
 from headrace.dataprep.tokenizer import TOKENIZER_NAME
+from headrace.dataprep.workspace import REJECTS_NAME
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import Manifest, ShardRecord, read_manifest
 
@@ -35,9 +37,22 @@ def inspect(directory: Path, rows: int, console: Console) -> None:
         soft_wrap=True,
     )
     print_ledger(console, manifest)
+    print_rejects(directory, console)
     print_histogram(directory, manifest, console)
     if rows:
         print_rows(directory, manifest, rows, console)
+
+
+def print_rejects(directory: Path, console: Console) -> None:
+    """Refused documents by source and reason, the most frequent first."""
+    path = directory / REJECTS_NAME
+    if not path.is_file():
+        raise DataError(f"{path}: missing; run `headrace verify {directory}`")
+    with path.open(encoding="utf-8") as lines:
+        rejects = map(json.loads, lines)
+        counts = Counter((reject["source"], reject["reason"]) for reject in rejects)
+    for (source, reason), count in counts.most_common():
+        console.print(f"refused in {source}: {reason}: {count:,} documents", highlight=False)
 
 
 def print_histogram(directory: Path, manifest: Manifest, console: Console) -> None:

@@ -8,15 +8,18 @@ from functools import partial
 
 from rich.console import Console
 
-from headrace.dataprep.console_report import counts_text, print_ledger, progress_bar
+from headrace.dataprep.console_report import print_ledger, progress_bar
 from headrace.dataprep.deduplicate import find_duplicates
+from headrace.dataprep.document_keys import check_library
 from headrace.dataprep.fast_tokenizer import check_backend
 from headrace.dataprep.formats.registry import build_format
+from headrace.dataprep.html_report import write_report
 from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
 from headrace.dataprep.resolve import resolve
 from headrace.dataprep.shard_writer import ShardPlan, finished_shard, write_shard
+from headrace.dataprep.task_progress import TaskBar
 from headrace.dataprep.task_runner import finished_task, run_task
 from headrace.dataprep.task_stats import TaskStats, add_counts, add_stats, source_record
 from headrace.dataprep.tasks import Task, plan_tasks
@@ -71,21 +74,15 @@ def prepare(
         KeyboardInterrupt: stopped by Ctrl-C, after one line; the same call continues.
     """
     console = console or Console()
-    tokenizer = read_spec(config)
-    if config.tokenizer_backend != "tokenizers":
-        check_backend(tokenizer)
-    config = resolve(config, tokenizer)
-    job = Job(config, tokenizer)
-    columns = [build_format(config, source, tokenizer).columns for source in config.sources]
-    inputs = find_inputs(config)
-    inputs_key = inputs_fingerprint(config, inputs)
+    job = build_job(config)
+    inputs_key = inputs_fingerprint(job.config, find_inputs(job.config))
     finished = finished_manifest(job, inputs_key)
     if finished is not None:
         remove_work(job.output)
         console.print(f"{config.output}: finished before with this config and these inputs; reused")
         print_ledger(console, finished)
         return finished
-    tasks = plan_tasks(config, inputs, columns)
+    tasks = plan(job)
     open_output(job.output)
     with locked(job.output), closing(LocalEngine(workers)) as local:
         try:
@@ -96,6 +93,22 @@ def prepare(
         remove_work(job.output)
     print_ledger(console, manifest)
     return manifest
+
+
+def build_job(config: PrepareConfig) -> Job:
+    """Everything that can be checked before the input is looked at."""
+    tokenizer = read_spec(config)
+    if config.tokenizer_backend != "tokenizers":
+        check_backend(tokenizer)
+    check_library(config.deduplicate)
+    return Job(resolve(config, tokenizer), tokenizer)
+
+
+def plan(job: Job) -> list[Task]:
+    """The tasks of a job's inputs."""
+    sources = job.config.sources
+    columns = [build_format(job.config, source, job.tokenizer).columns for source in sources]
+    return plan_tasks(job.config, find_inputs(job.config), columns)
 
 
 def finished_manifest(job: Job, inputs_key: str) -> Manifest | None:
@@ -128,6 +141,7 @@ def run(job: Job, tasks: list[Task], inputs_key: str, engine: Engine, console: C
     remove_stale_shards(job.output, {plan.file for plan in plans})
     shards = write_shards(job, plans, engine, console)
     manifest = build_manifest(job, inputs_key, by_source, shards)
+    write_report(job.output, manifest, by_source)
     write_manifest(job.output, manifest)
     return manifest
 
@@ -145,14 +159,11 @@ def run_tasks(job: Job, tasks: list[Task], engine: Engine, console: Console) -> 
     todo = [task for task in tasks if task.number not in done]
     if done:
         logger.info("%s: %d of %d tasks are done already", job.output, len(done), len(tasks))
-    total = add_stats(done.values())
-    with progress_bar(console) as progress:
-        size = sum(task.size for task in todo)
-        bar = progress.add_task("tokenise", total=size, counts=counts_text(total))
+    title = "pack    " if job.corpus else "tokenise"
+    with TaskBar(console, title, job.output, todo) as bar:
         for task, stats in engine.run(partial(run_task, job), todo):
             done[task.number] = stats
-            total = add_stats((total, stats))
-            progress.update(bar, advance=task.size, counts=counts_text(total))
+            bar.finish(task, stats.documents, stats.tokens_in)
     return [done[task.number] for task in tasks]
 
 

@@ -11,6 +11,7 @@ from headrace.dataprep.duplicates import unique_blocks
 from headrace.dataprep.formats.registry import build_format
 from headrace.dataprep.job import Job, check_unchanged
 from headrace.dataprep.records import Reject
+from headrace.dataprep.task_progress import write_note
 from headrace.dataprep.task_stats import TaskStats, add_stats
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.workspace import (
@@ -47,6 +48,7 @@ def run_task(job: Job, task: Task) -> TaskStats:
                 spools[split].add(rows, result.stats.tokens[split])
             lines.writelines(reject_line(task.source.name, reject) for reject in result.rejects)
             total = add_stats((total, result.stats))
+            write_note(job.output, task.number, total.documents, total.tokens_in)
     check_unchanged(task)
     for spool in spools.values():
         spool.publish()

@@ -53,14 +53,22 @@ def prepare(
         int | None, typer.Option(min=1, help="Processes. Default: the machine's cores.")
     ] = None,
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate tokens, time and disk from a sample.")
+    ] = False,
 ) -> None:
     """Turn sources into a shard directory. Run again, it continues where it stopped."""
     from rich.console import Console
 
+    from headrace.dataprep.dry_run import estimate, print_estimate
     from headrace.dataprep.prepare import prepare
     from headrace.schemas.prepare_config import PrepareConfig
     from headrace.schemas.toml_config import load_config
 
+    if dry_run:
+        settings = load_config(PrepareConfig, config, overrides or [])
+        print_estimate(estimate(settings, workers), settings, Console())
+        return
     prepare(load_config(PrepareConfig, config, overrides or []), workers, Console())
 
 
