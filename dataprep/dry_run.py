@@ -159,14 +159,14 @@ def measure(job: Job, sample: Sample) -> Measured:
     ]
     seconds = time.perf_counter() - started
     tables = [rows for result in results for rows in result.rows.values()]
-    stored = stored_bytes(pa.concat_tables(tables)) if tables else 0
+    stored = stored_bytes(pa.concat_tables(tables), job.config.kind) if tables else 0
     return Measured(add_stats(result.stats for result in results), seconds, stored)
 
 
-def stored_bytes(rows: pa.Table) -> int:
+def stored_bytes(rows: pa.Table, kind: str) -> int:
     """Bytes of the columns of some rows in a shard."""
     target = pa.BufferOutputStream()
-    with pq.ParquetWriter(target, rows.schema, **parquet_options()) as writer:
+    with pq.ParquetWriter(target, rows.schema, **parquet_options(kind)) as writer:
         writer.write_table(rows.combine_chunks())
     group = pq.read_metadata(pa.BufferReader(target.getvalue())).row_group(0)
     return sum(group.column(index).total_compressed_size for index in range(group.num_columns))

@@ -23,7 +23,7 @@ from headrace.dataprep.formats.sample import Encoded
 from headrace.dataprep.job import Corpus, Job, check_unchanged
 from headrace.dataprep.task_progress import write_note
 from headrace.dataprep.tasks import Task
-from headrace.dataprep.workspace import read_marker, temporary, work_folder, write_marker
+from headrace.dataprep.workspace import Workspace, read_marker, work_folder, write_marker
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.publish import rename_durably
 
@@ -85,24 +85,25 @@ def encode_task(job: Job, task: Task) -> EncodedTask:
             counts["tokens"] += sum(
                 sample.tokens for document in documents for sample in document.samples
             )
-            write_note(job.output, task.number, **counts)
+            write_note(job.space, task.number, **counts)
             yield settle(job.config, block, documents, rejects)
 
     path = encoded_path(job.output, task.number)
-    write_encoded(temporary(path), encode_blocks())
+    unfinished = job.space.temporary(path)
+    write_encoded(unfinished, encode_blocks())
     check_unchanged(task)
-    rename_durably(temporary(path), path)
+    rename_durably(unfinished, path)
     result = EncodedTask(keys=save_keys(job, task, np.concatenate(keys)), **counts)
-    write_marker(job.output, encoded_name(task), job.task_key(task), result)
+    write_marker(job.space, encoded_name(task), job.task_key(task), result)
     return result
 
 
 def save_keys(job: Job, task: Task, keys: Keys) -> int:
     """Write each of a task's keys once, and apart the documents that repeat one; count the keys."""
     first, later = split_later(keys)
-    save(keys_path(job.output, task.number), keys[first])
+    save(job.space, keys_path(job.output, task.number), keys[first])
     owners = np.full(len(later), task.number, np.uint32)
-    save(own_duplicates_path(job.output, task.number), duplicates(owners, keys[later]))
+    save(job.space, own_duplicates_path(job.output, task.number), duplicates(owners, keys[later]))
     return len(first)
 
 
@@ -153,9 +154,9 @@ def search_part(job: Job, part: int) -> Found:
     keys = np.concatenate(pieces)
     _, later = split_later(keys)
     found = duplicates(owners[later], keys[later])
-    save(duplicates_path(job.output, part), found)
+    save(job.space, duplicates_path(job.output, part), found)
     result = Found(duplicates=len(found))
-    write_marker(job.output, part_name(part), part_key(job), result)
+    write_marker(job.space, part_name(part), part_key(job), result)
     return result
 
 
@@ -214,8 +215,9 @@ def duplicates_of(job: Job, task: Task) -> dict[int, int]:
     return found
 
 
-def save(path: Path, values: npt.NDArray[np.void]) -> None:
+def save(space: Workspace, path: Path, values: npt.NDArray[np.void]) -> None:
     """Publish an array."""
-    with temporary(path).open("wb") as file:
+    unfinished = space.temporary(path)
+    with unfinished.open("wb") as file:
         np.save(file, values)
-    rename_durably(temporary(path), path)
+    rename_durably(unfinished, path)

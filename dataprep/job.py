@@ -6,6 +6,7 @@ from pathlib import Path
 from headrace.dataprep.inputs import InputFile
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.tokenizer import TokenizerSpec
+from headrace.dataprep.workspace import Workspace
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare_config import PrepareConfig
@@ -30,12 +31,13 @@ class Job:
 
     config: PrepareConfig
     tokenizer: TokenizerSpec
+    space: Workspace
     corpus: Corpus | None = None
 
     @property
     def output(self) -> Path:
         """The shard directory."""
-        return Path(self.config.output)
+        return self.space.output
 
     def settings(self) -> dict[str, object]:
         """The resolved config without paths and tokenizer; the tokenizer's identity instead."""

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from headrace.dataprep.console_report import progress_bar
 from headrace.dataprep.tasks import Task
-from headrace.dataprep.workspace import temporary, work_folder
+from headrace.dataprep.workspace import Workspace, work_folder
 
 POLL_SECONDS = 0.5
 BYTES_IN_TOKEN = 3.5  # until a task is finished
@@ -20,11 +20,12 @@ def note_path(output: Path, task: int) -> Path:
     return work_folder(output) / f"task-{task:06d}.progress"
 
 
-def write_note(output: Path, task: int, documents: int, tokens: int) -> None:
+def write_note(space: Workspace, task: int, documents: int, tokens: int) -> None:
     """Leave a note; it decides nothing but the bar."""
-    path = note_path(output, task)
-    temporary(path).write_text(f"{documents} {tokens}")
-    temporary(path).replace(path)
+    path = note_path(space.output, task)
+    unfinished = space.temporary(path)
+    unfinished.write_text(f"{documents} {tokens}")
+    unfinished.replace(path)
 
 
 def read_note(path: Path) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from headrace.dataprep.dry_run import estimate, print_estimate
 from headrace.dataprep.inspection import inspect
 from headrace.dataprep.task_progress import TaskBar, write_note
 from headrace.dataprep.tasks import Task
+from headrace.dataprep.workspace import Workspace
 from headrace.jobs import cli
 
 WORDS = "water wheel mill race stone grain flour river gate sluice timber axle gear".split()
@@ -149,13 +150,15 @@ def test_the_bar_moves_while_a_task_runs(tmp_path, make_config, run, monkeypatch
 
 
 def test_notes_of_a_killed_run_are_not_counted(tmp_path):
+    space = Workspace(tmp_path)
     (tmp_path / ".work").mkdir()
-    write_note(tmp_path, 0, 5, 50)
+    space.open()
+    write_note(space, 0, 5, 50)
     task = Task(0, 0, None, ())
     with TaskBar(Console(file=io.StringIO()), "tokenise", tmp_path, [task]) as bar:
         bar.show()
         assert bar.progress.tasks[0].fields["counts"] == "0 documents, 0 tokens"
-        write_note(tmp_path, 0, 2, 7)
+        write_note(space, 0, 2, 7)
         bar.show()
         assert bar.progress.tasks[0].fields["counts"] == "2 documents, 7 tokens"
     assert threading.active_count() < 50
