@@ -61,15 +61,22 @@ def prepare(
     workers: WorkerCount = None,
     engine: EngineOption = EngineName.LOCAL,
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate tokens, time and disk from a sample.")
+    ] = False,
 ) -> None:
     """Turn sources into a shard directory. Run again, it continues where it stopped."""
     from rich.console import Console
 
+    from headrace.dataprep.dry_run import estimate, print_estimate
     from headrace.dataprep.prepare import prepare
     from headrace.schemas.prepare_config import PrepareConfig
     from headrace.schemas.toml_config import load_config
 
     settings = load_config(PrepareConfig, config, overrides or [])
+    if dry_run:
+        print_estimate(estimate(settings, workers), settings, Console())
+        return
     with open_engine(engine, workers) as chosen:
         prepare(settings, console=Console(), engine=chosen)
 
