@@ -1,7 +1,5 @@
 """Builds loaders, orders and evaluation sets from a checked config."""
 
-from pathlib import Path
-
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import EVALUATION, TRAIN
@@ -24,11 +22,12 @@ def build_train_loader(config: TrainConfig, inputs: Inputs, layout: Layout) -> G
         return None
     return GroupLoader(
         ShardReader(
-            [Path(dataset.path) for dataset in config.datasets],
+            [dataset.path for dataset in config.datasets],
             inputs.train,
             TRAIN,
             held_row_groups=config.loader.shuffle_window,
             apart=config.mixing == "interleave",
+            config=config.loader,
         ),
         build_order(config, inputs),
         sequence_len=inputs.sequence_len,
@@ -70,20 +69,20 @@ def build_evaluation_sets(
     ):
         rows = sum(shard.rows for shard in manifest.split(EVALUATION))
         rows = min(rows, dataset.max_rows or rows)
-        loader = build_evaluation_loader(config, Path(dataset.path), manifest, inputs, layout, rows)
+        loader = build_evaluation_loader(config, dataset.path, manifest, inputs, layout, rows)
         per_batch = config.micro_batch_size * EVALUATION_MICRO_BATCHES * layout.replicas
         sets.append(EvaluationSet(name, -(-rows // per_batch), Feed(layout, loader), loader))
     return sets
 
 
 def build_evaluation_loader(
-    config: TrainConfig, path: Path, manifest: Manifest, inputs: Inputs, layout: Layout, rows: int
+    config: TrainConfig, path: str, manifest: Manifest, inputs: Inputs, layout: Layout, rows: int
 ) -> GroupLoader | None:
     """File order, each row once."""
     if not layout.is_first:
         return None
     return GroupLoader(
-        ShardReader([path], [manifest], EVALUATION, held_row_groups=1),
+        ShardReader([path], [manifest], EVALUATION, held_row_groups=1, config=config.loader),
         RowOrder(list_row_groups([manifest], EVALUATION), config.seed, window=1, shuffle=False),
         sequence_len=inputs.sequence_len,
         micro_batch_size=config.micro_batch_size,
