@@ -160,13 +160,17 @@ def open_s3(url: str, bucket: str, options: dict[str, Any]) -> pafs.S3FileSystem
     if unknown:
         known = ", ".join(sorted(S3_OPTIONS))
         raise ConfigError(f"{url}: unknown option {unknown[0]}; known: {known}")
-    endpoint = options.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint and "endpoint_override" not in options:
+        scheme, _, host = endpoint.rpartition("://")
+        options |= {"endpoint_override": host, "scheme": scheme or "https"}
     region = options.get("region") or os.environ.get("AWS_REGION")
     region = region or os.environ.get("AWS_DEFAULT_REGION")
-    if region is None and endpoint is None:
-        region = pafs.resolve_s3_region(bucket)
+    if region is None:
+        own = "endpoint_override" in options
+        region = "us-east-1" if own else pafs.resolve_s3_region(bucket)
     return pafs.S3FileSystem(
-        **options | {"region": region or "us-east-1"},
+        **options | {"region": region},
         connect_timeout=CONNECT_SECONDS,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
     )
