@@ -14,6 +14,23 @@ RUN_STATE_NAME = "run_state.json"
 RUN_STATE_VERSION = 1
 
 
+class QuarantineRecord(BaseModel):
+    """A row group that is damaged, and the one that is read in its place.
+
+    `first_row` and `rows` are its rows in `file`, a path or URL.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    row_group: int
+    first_row: int
+    rows: int
+    problem: str
+    substitute_file: str
+    substitute_row_group: int
+
+
 class RunState(BaseModel):
     """All there is to resume from, beside the tensors.
 
@@ -36,6 +53,7 @@ class RunState(BaseModel):
     config_fingerprint: str
     data_fingerprint: str
     files: dict[str, str]  # name -> SHA-256
+    quarantined: list[QuarantineRecord] = []
 
     def after_step(self, rows: int, stop_row: int, tokens: int, seconds: float) -> "RunState":
         """One step on: `rows` rows further, or at the end of the data, `stop_row`."""

@@ -78,11 +78,12 @@ def build_evaluation_sets(
 def build_evaluation_loader(
     config: TrainConfig, path: str, manifest: Manifest, inputs: Inputs, layout: Layout, rows: int
 ) -> GroupLoader | None:
-    """File order, each row once."""
+    """File order, each row once, and no other row in place of a damaged one."""
     if not layout.is_first:
         return None
+    loader = config.loader.model_copy(update={"on_corrupt": "stop"})
     return GroupLoader(
-        ShardReader([path], [manifest], EVALUATION, held_row_groups=1, config=config.loader),
+        ShardReader([path], [manifest], EVALUATION, held_row_groups=1, config=loader),
         RowOrder(list_row_groups([manifest], EVALUATION), config.seed, window=1, shuffle=False),
         sequence_len=inputs.sequence_len,
         micro_batch_size=config.micro_batch_size,

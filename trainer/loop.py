@@ -3,12 +3,14 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
 from headrace.schemas.errors import TrainingError
 from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.run_state import RunState
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer import gradients
 from headrace.trainer.distributed import Layout, gather_objects
@@ -18,8 +20,9 @@ from headrace.trainer.metrics import console_line
 from headrace.trainer.model_builder import BuiltStage
 from headrace.trainer.optimizer import learning_rate, set_learning_rate
 from headrace.trainer.preflight import Inputs
+from headrace.trainer.quarantine import describe, merge, write_quarantine
 from headrace.trainer.session import Session, open_session
-from headrace.trainer.step_report import StepFacts, make_report, step_metrics
+from headrace.trainer.step_report import Report, StepFacts, make_report, step_metrics
 from headrace.trainer.stop_signal import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -50,7 +53,8 @@ def train(
         losses, norm = engine.train_step(step_inputs, dropout_seed, finish)
 
         due = time.monotonic() - last_save >= 60 * (config.checkpoint.every_minutes or math.inf)
-        report = make_report(losses, step_inputs, stop=stop.requested, save=due)
+        quarantined = session.feed.take_quarantined()
+        report = make_report(losses, step_inputs, stop.requested, due, quarantined)
         reports = gather_objects(report, layout.world_group)
         stop.agreed = any(report.stop for report in reports)
         seconds = time.perf_counter() - started
@@ -58,6 +62,7 @@ def train(
         state = state.after_step(
             inputs.global_batch_rows, inputs.stop_row, step_inputs.tokens, seconds
         )
+        state = note_quarantined(state, reports, session)
         if log is not None:
             facts = StepFacts(
                 state.step, first_row, inputs.rows_per_epoch, state.next_row, lr, norm, seconds
@@ -89,6 +94,20 @@ def train(
         logger.info("done: %s tokens; %s written", f"{state.tokens:,}", path)
     if log is not None:
         log.close()
+
+
+def note_quarantined(state: RunState, reports: Sequence[Report], session: Session) -> RunState:
+    """The state with the row groups that any rank has given up; written down by the first rank."""
+    found = [record for report in reports for record in report.quarantined]
+    records = merge(state.quarantined, found)
+    if len(records) == len(state.quarantined):
+        return state
+    if session.log is not None:
+        write_quarantine(session.run_directory, records)
+        for record in records:
+            if record not in state.quarantined:
+                logger.warning("quarantined: %s", describe(record))
+    return state.model_copy(update={"quarantined": records})
 
 
 def finish_step(

@@ -25,7 +25,15 @@ HELD_FOOTER_BYTES = 16 << 20
 
 
 class CorruptRowGroupError(DataError):
-    """A row group is not what was written: missing, cut off, or with other bytes or rows."""
+    """A row group is not what was written: missing, cut off, or with other bytes or rows.
+
+    Attributes:
+        problem: what is wrong with it, without its name and a remedy.
+    """
+
+    def __init__(self, message: str, problem: str) -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,8 @@ def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGro
         f"{file.name}: row group {row_group.group} cannot be read, rows {first} to "
         f"{first + row_group.rows - 1} ({problem}); restore the file as `headrace verify "
         f"{directory}` wants it, or train on others in place of its rows: "
-        'loader.on_corrupt = "quarantine"'
+        'loader.on_corrupt = "quarantine"',
+        problem,
     )
 
 

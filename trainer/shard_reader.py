@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.schemas.manifest import Manifest
 from headrace.schemas.train_config import LoaderConfig
+from headrace.trainer.quarantine import Quarantine
 from headrace.trainer.row_group_source import RowGroupSource
 from headrace.trainer.row_order import RowAddress, RowGroup
 
@@ -49,7 +50,9 @@ class ShardReader:
         apart: bool = False,
         config: LoaderConfig | None = None,
     ) -> None:
-        self.source = RowGroupSource(directories, manifests, split, config or LoaderConfig())
+        config = config or LoaderConfig()
+        source = RowGroupSource(directories, manifests, split, config)
+        self.quarantine = Quarantine(source, allowed=config.on_corrupt == "quarantine")
         self.held_row_groups = held_row_groups
         self.apart = apart
         self._held: defaultdict[int, OrderedDict[RowGroup, pa.Table]] = defaultdict(OrderedDict)
@@ -80,7 +83,7 @@ class ShardReader:
         return table
 
     def _read(self, row_group: RowGroup) -> pa.Table:
-        return self.source.read(row_group)
+        return self.quarantine.read(row_group)
 
 
 def list_row_groups(manifests: Sequence[Manifest], split: str) -> list[RowGroup]:

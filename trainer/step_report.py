@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from headrace.schemas.run_state import QuarantineRecord
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
 
@@ -15,13 +16,15 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Report:
-    """One rank's part: losses from the last stages, row keys from the first, wishes from anyone."""
+    """One rank's part: losses from the last stages, row keys and damage from the first, wishes
+    from anyone."""
 
     losses: list[RowLoss]
     row_keys: list[list[int | None]] | None
     memory_gib: float
     stop: bool
     save: bool
+    quarantined: list[QuarantineRecord]
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,15 @@ class StepFacts:
     seconds: float
 
 
-def make_report(losses: list[RowLoss], inputs: StepInputs, stop: bool, save: bool) -> Report:
+def make_report(
+    losses: list[RowLoss],
+    inputs: StepInputs,
+    stop: bool,
+    save: bool,
+    quarantined: list[QuarantineRecord],
+) -> Report:
     """This rank's report."""
-    return Report(losses, inputs.row_keys, memory_gib(), stop, save)
+    return Report(losses, inputs.row_keys, memory_gib(), stop, save, quarantined)
 
 
 def memory_gib() -> float:

@@ -209,4 +209,6 @@ def upload(shards: Path) -> None:
     )
     Patience(20, 5.0).ask("create bucket", lambda: target.create_dir("made"))
     local = fs.LocalFileSystem()
-    fs.copy_files(str(shards), "made/shards", source_filesystem=local, destination_filesystem=target)
+    fs.copy_files(
+        str(shards), "made/shards", source_filesystem=local, destination_filesystem=target
+    )
