@@ -15,6 +15,8 @@ from headrace.trainer.shard_reader import ShardReader, list_row_groups
 
 EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
 
+TOKEN_BYTES = 16  # of a batch: id and label, both int64
+
 
 def build_train_loader(config: TrainConfig, inputs: Inputs, layout: Layout) -> GroupLoader | None:
     """The loader of this pipeline group, on its first stage only."""
@@ -36,8 +38,15 @@ def build_train_loader(config: TrainConfig, inputs: Inputs, layout: Layout) -> G
         replica=layout.replica,
         replicas=layout.replicas,
         stop_row=inputs.stop_row,
-        prefetch=config.loader.prefetch_batches,
+        prefetch=prefetch_depth(config, inputs.sequence_len),
     )
+
+
+def prefetch_depth(config: TrainConfig, sequence_len: int) -> int:
+    """Batches to read ahead: as many as asked for, and as fit into `prefetch_bytes`, but one."""
+    tokens = config.micro_batch_size * config.gradient_accumulation_steps * sequence_len
+    fitting = config.loader.prefetch_bytes // (TOKEN_BYTES * tokens)
+    return min(config.loader.prefetch_batches, max(1, fitting))
 
 
 def build_order(config: TrainConfig, inputs: Inputs) -> RowOrder | MixedOrder:

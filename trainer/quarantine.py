@@ -69,7 +69,7 @@ class Quarantine:
             try:
                 table = self.source.read(other)
             except CorruptRowGroupError as another:
-                logger.warning("%s", another)
+                logger.info("not a substitute: %s", another)
                 continue
             record = self._record(damaged, other, error)
             self._records[self._key(damaged)] = record

@@ -173,12 +173,10 @@ class Segment(io.RawIOBase):
 def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGroupError:
     """What to say of a row group that is not what was written."""
     first = file.rows_before(row_group.group)
-    directory = file.name.removesuffix("/" + file.record.file)
     return CorruptRowGroupError(
         f"{file.name}: row group {row_group.group} cannot be read, rows {first} to "
-        f"{first + row_group.rows - 1} ({problem}); restore the file as `headrace verify "
-        f"{directory}` wants it, or train on others in place of its rows: "
-        'loader.on_corrupt = "quarantine"',
+        f"{first + row_group.rows - 1} ({problem}); restore the file, or set "
+        'loader.on_corrupt = "quarantine" to train on other rows in their place',
         problem,
     )
 
