@@ -10,20 +10,25 @@ import torch
 from headrace.schemas.run_state import QuarantineRecord
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
+from headrace.trainer.saver import Written
 
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Report:
-    """One rank's part: losses from the last stages, row keys and damage from the first, wishes
-    from anyone."""
+    """One rank's part: losses from the last stages, row keys from the first, wishes from anyone.
+
+    `written` is its part of the pending checkpoint, once it is on disk; `quarantined` the row
+    groups that its loader has given up.
+    """
 
     losses: list[RowLoss]
     row_keys: list[list[int | None]] | None
     memory_gib: float
     stop: bool
     save: bool
+    written: Written | None
     quarantined: list[QuarantineRecord]
 
 
@@ -45,10 +50,11 @@ def make_report(
     inputs: StepInputs,
     stop: bool,
     save: bool,
+    written: Written | None,
     quarantined: list[QuarantineRecord],
 ) -> Report:
     """This rank's report."""
-    return Report(losses, inputs.row_keys, memory_gib(), stop, save, quarantined)
+    return Report(losses, inputs.row_keys, memory_gib(), stop, save, written, quarantined)
 
 
 def memory_gib() -> float:
