@@ -329,6 +329,6 @@ class TrainConfig(Config):
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""
         return [
-            dataset.name or dataset.path.rstrip("/").rsplit("/", 1)[-1]
+            dataset.name or dataset.path.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
             for dataset in self.evaluation_datasets
         ]
