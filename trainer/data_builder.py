@@ -1,7 +1,5 @@
 """Builds loaders, orders and evaluation sets from a checked config."""
 
-from pathlib import Path
-
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import EVALUATION, TRAIN
@@ -17,6 +15,8 @@ from headrace.trainer.shard_reader import ShardReader, list_row_groups
 
 EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
 
+TOKEN_BYTES = 16  # of a batch: id and label, both int64
+
 
 def build_train_loader(config: TrainConfig, inputs: Inputs, layout: Layout) -> GroupLoader | None:
     """The loader of this pipeline group, on its first stage only."""
@@ -24,11 +24,12 @@ def build_train_loader(config: TrainConfig, inputs: Inputs, layout: Layout) -> G
         return None
     return GroupLoader(
         ShardReader(
-            [Path(dataset.path) for dataset in config.datasets],
+            [dataset.path for dataset in config.datasets],
             inputs.train,
             TRAIN,
             held_row_groups=config.loader.shuffle_window,
             apart=config.mixing == "interleave",
+            config=config.loader,
         ),
         build_order(config, inputs),
         sequence_len=inputs.sequence_len,
@@ -37,8 +38,15 @@ def build_train_loader(config: TrainConfig, inputs: Inputs, layout: Layout) -> G
         replica=layout.replica,
         replicas=layout.replicas,
         stop_row=inputs.stop_row,
-        prefetch=config.loader.prefetch_batches,
+        prefetch=prefetch_depth(config, inputs.sequence_len),
     )
+
+
+def prefetch_depth(config: TrainConfig, sequence_len: int) -> int:
+    """Batches to read ahead: as many as asked for, and as fit into `prefetch_bytes`, but one."""
+    tokens = config.micro_batch_size * config.gradient_accumulation_steps * sequence_len
+    fitting = config.loader.prefetch_bytes // (TOKEN_BYTES * tokens)
+    return min(config.loader.prefetch_batches, max(1, fitting))
 
 
 def build_order(config: TrainConfig, inputs: Inputs) -> RowOrder | MixedOrder:
@@ -70,20 +78,21 @@ def build_evaluation_sets(
     ):
         rows = sum(shard.rows for shard in manifest.split(EVALUATION))
         rows = min(rows, dataset.max_rows or rows)
-        loader = build_evaluation_loader(config, Path(dataset.path), manifest, inputs, layout, rows)
+        loader = build_evaluation_loader(config, dataset.path, manifest, inputs, layout, rows)
         per_batch = config.micro_batch_size * EVALUATION_MICRO_BATCHES * layout.replicas
         sets.append(EvaluationSet(name, -(-rows // per_batch), Feed(layout, loader), loader))
     return sets
 
 
 def build_evaluation_loader(
-    config: TrainConfig, path: Path, manifest: Manifest, inputs: Inputs, layout: Layout, rows: int
+    config: TrainConfig, path: str, manifest: Manifest, inputs: Inputs, layout: Layout, rows: int
 ) -> GroupLoader | None:
-    """File order, each row once."""
+    """File order, each row once, and no other row in place of a damaged one."""
     if not layout.is_first:
         return None
+    loader = config.loader.model_copy(update={"on_corrupt": "stop"})
     return GroupLoader(
-        ShardReader([path], [manifest], EVALUATION, held_row_groups=1),
+        ShardReader([path], [manifest], EVALUATION, held_row_groups=1, config=loader),
         RowOrder(list_row_groups([manifest], EVALUATION), config.seed, window=1, shuffle=False),
         sequence_len=inputs.sequence_len,
         micro_batch_size=config.micro_batch_size,

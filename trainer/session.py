@@ -66,7 +66,8 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     found = newest(folder, check_files=layout.rank == 0) if resume else None
     if found is not None:
         path, saved = found
-        state = state.model_copy(update=saved.model_dump(exclude=LAYOUT))
+        taken = type(saved).model_fields.keys() - LAYOUT
+        state = state.model_copy(update={name: getattr(saved, name) for name in taken})
         load_tensors(path, built.trained, optimizer)
         logger.info("resuming from %s: step %d of %d", path, state.step, inputs.total_steps)
     elif resume:
@@ -76,6 +77,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     loader = build_train_loader(config, inputs, layout)
     if loader is not None:
         loader.load_state_dict({"next_row": state.next_row})
+        loader.reader.quarantine.restore(state.quarantined)
     describe(built, inputs, layout)
     return Session(
         model=Path(config.model),

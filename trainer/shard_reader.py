@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import Manifest
+from headrace.schemas.train_config import LoaderConfig
+from headrace.trainer.quarantine import Quarantine
+from headrace.trainer.row_group_source import RowGroupSource
 from headrace.trainer.row_order import RowAddress, RowGroup
-
-READ_COLUMNS = ["input_ids", "loss_mask", "document_lengths", "source", "row_key"]
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,16 @@ class ShardReader:
 
     def __init__(
         self,
-        directories: Sequence[Path],
+        directories: Sequence[Path | str],
         manifests: Sequence[Manifest],
         split: str,
         held_row_groups: int,
         apart: bool = False,
+        config: LoaderConfig | None = None,
     ) -> None:
-        self.paths = [
-            [directory / shard.file for shard in manifest.split(split)]
-            for directory, manifest in zip(directories, manifests, strict=True)
-        ]
+        config = config or LoaderConfig()
+        source = RowGroupSource(directories, manifests, split, config)
+        self.quarantine = Quarantine(source, allowed=config.on_corrupt == "quarantine")
         self.held_row_groups = held_row_groups
         self.apart = apart
         self._held: defaultdict[int, OrderedDict[RowGroup, pa.Table]] = defaultdict(OrderedDict)
@@ -84,22 +83,7 @@ class ShardReader:
         return table
 
     def _read(self, row_group: RowGroup) -> pa.Table:
-        path = self.paths[row_group.dataset][row_group.shard]
-        try:
-            with path.open("rb") as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                table = parquet.read_row_group(row_group.group, columns=READ_COLUMNS)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{path}: row group {row_group.group} cannot be read ({error}); "
-                f"run `headrace verify {path.parent}`"
-            ) from None
-        if table.num_rows != row_group.rows:
-            raise DataError(
-                f"{path}: row group {row_group.group} has {table.num_rows} rows, the manifest says "
-                f"{row_group.rows}; run `headrace verify {path.parent}`"
-            )
-        return table.combine_chunks()
+        return self.quarantine.read(row_group)
 
 
 def list_row_groups(manifests: Sequence[Manifest], split: str) -> list[RowGroup]:

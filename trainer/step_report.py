@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from headrace.schemas.run_state import QuarantineRecord
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
 from headrace.trainer.saver import Written
@@ -18,7 +19,8 @@ GIB = 1 << 30
 class Report:
     """One rank's part: losses from the last stages, row keys from the first, wishes from anyone.
 
-    `written` is its part of the pending checkpoint, once it is on disk.
+    `written` is its part of the pending checkpoint, once it is on disk; `quarantined` the row
+    groups that its loader has given up.
     """
 
     losses: list[RowLoss]
@@ -27,6 +29,7 @@ class Report:
     stop: bool
     save: bool
     written: Written | None
+    quarantined: list[QuarantineRecord]
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,15 @@ class StepFacts:
 
 
 def make_report(
-    losses: list[RowLoss], inputs: StepInputs, stop: bool, save: bool, written: Written | None
+    losses: list[RowLoss],
+    inputs: StepInputs,
+    stop: bool,
+    save: bool,
+    written: Written | None,
+    quarantined: list[QuarantineRecord],
 ) -> Report:
     """This rank's report."""
-    return Report(losses, inputs.row_keys, memory_gib(), stop, save, written)
+    return Report(losses, inputs.row_keys, memory_gib(), stop, save, written, quarantined)
 
 
 def memory_gib() -> float:
