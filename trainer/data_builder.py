@@ -50,7 +50,7 @@ def build_order(config: TrainConfig, inputs: Inputs) -> RowOrder | MixedOrder:
         return RowOrder(groups, config.seed, window, shuffle, plan.dataset_rows)
     orders = [
         RowOrder(
-            [group for group in groups if group.dataset == dataset],
+            groups.pick(groups.dataset == dataset),
             derive_seed(config.seed, "dataset", dataset),
             window,
             shuffle,

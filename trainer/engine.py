@@ -26,6 +26,7 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.distributed import Layout
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss
+from headrace.trainer.row_losses import row_losses
 from headrace.trainer.stage import LossOutput, MicroBatch, Stage
 
 
@@ -110,15 +111,10 @@ class StageEngine(PipelineEngine):
 
     def _row_losses(self, inputs: StepInputs) -> list[RowLoss]:
         """Losses of the rows of this replica, filling left out; one transfer from the device."""
-        assert inputs.sources is not None and inputs.labels is not None
-        losses = torch.stack([loss.double().sum(-1) for loss in self.token_losses]).tolist()
-        counts = (inputs.labels >= 0).sum(-1).tolist()
-        return [
-            RowLoss(source, losses[index][row], counts[index][row])
-            for index, sources in enumerate(inputs.sources)
-            for row, source in enumerate(sources)
-            if source
-        ]
+        assert inputs.rows is not None and inputs.labels is not None
+        return row_losses(
+            torch.stack(self.token_losses).cpu().numpy(), inputs.labels.numpy(), inputs.rows
+        )
 
     def _global_micro_batch(self, micro_batch: int) -> int:
         return micro_batch * self.layout.replicas + self.layout.replica

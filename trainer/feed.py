@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from torch import Tensor
 
-from headrace.trainer.batch import Batch
+from headrace.trainer.batch import Batch, PlacedRow
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.loader import GroupLoader
 
@@ -20,15 +20,14 @@ class StepInputs:
     tokens: int  # likewise
     input_ids: Tensor | None = None  # first stage only
     labels: Tensor | None = None  # last stage only
-    sources: list[list[str]] | None = None  # last stage only
-    row_keys: list[list[int | None]] | None = None  # first stage only
+    rows: list[list[list[PlacedRow]]] | None = None  # first and last stage only
 
 
 class Feed:
     """An endless supply of `StepInputs`; only the first stage has a loader.
 
     One object goes from the leader to each other stage of its pipeline group per step: document
-    boundaries to all, labels and sources to the last.
+    boundaries to all, labels and rows' names to the last.
     """
 
     def __init__(self, layout: Layout, loader: GroupLoader | None) -> None:
@@ -63,6 +62,5 @@ def _inputs_of(
         tokens=tokens,
         input_ids=batch.input_ids if first else None,
         labels=batch.labels if last else None,
-        sources=batch.sources if last else None,
-        row_keys=batch.row_keys if first else None,
+        rows=batch.rows if first or last else None,
     )

@@ -5,9 +5,10 @@ import threading
 from collections.abc import Iterator
 
 from headrace.trainer.batch import Batch, make_batch
+from headrace.trainer.decoded_rows import Row
 from headrace.trainer.mixed_order import MixedOrder
 from headrace.trainer.row_order import RowOrder
-from headrace.trainer.shard_reader import Row, ShardReader
+from headrace.trainer.shard_reader import ShardReader
 
 
 class GroupLoader:
@@ -81,10 +82,10 @@ class GroupLoader:
             yield make_batch([self._micro_batch(start) for start in starts], self.sequence_len)
             first += rows
 
-    def _micro_batch(self, start: int) -> list[Row | None]:
+    def _micro_batch(self, start: int) -> list[list[Row]]:
         indices = range(start, start + self.micro_batch_size)
         return [
-            self.reader.row(self.order[index]) if index < self.stop_row else None
+            [self.reader.row(self.order[index])] if index < self.stop_row else []
             for index in indices
         ]
 

@@ -4,9 +4,11 @@ import hashlib
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
+from headrace.trainer.batch import PlacedRow
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
 
@@ -15,10 +17,10 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Report:
-    """One rank's part: losses from the last stages, row keys from the first, wishes from anyone."""
+    """One rank's part: losses from the last stages, rows from the first, wishes from anyone."""
 
     losses: list[RowLoss]
-    row_keys: list[list[int | None]] | None
+    rows: list[list[list[PlacedRow]]] | None
     memory_gib: float
     stop: bool
     save: bool
@@ -39,7 +41,8 @@ class StepFacts:
 
 def make_report(losses: list[RowLoss], inputs: StepInputs, stop: bool, save: bool) -> Report:
     """This rank's report."""
-    return Report(losses, inputs.row_keys, memory_gib(), stop, save)
+    rows = inputs.rows if inputs.input_ids is not None else None
+    return Report(losses, rows, memory_gib(), stop, save)
 
 
 def memory_gib() -> float:
@@ -66,22 +69,19 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         trained_share=inputs.trained_tokens / max(1, inputs.tokens),
         memory_gib=max(report.memory_gib for report in reports),
         first_row=facts.first_row,
-        rows_sha256=rows_digest(
-            [report.row_keys for report in reports if report.row_keys is not None]
-        ),
+        rows_sha256=rows_digest([report.rows for report in reports if report.rows is not None]),
     )
 
 
-def rows_digest(leaders: Sequence[list[list[int | None]]]) -> str:
+def rows_digest(leaders: Sequence[list[list[list[PlacedRow]]]]) -> str:
     """SHA-256 over the row keys of a global batch, in its order.
 
     Args:
-        leaders: [replica][micro-batch][row] keys.
+        leaders: [replica][micro-batch][place] rows.
     """
     digest = hashlib.sha256()
     for micro_batches in zip(*leaders, strict=True):
-        for keys in micro_batches:
-            for key in keys:
-                if key is not None:
-                    digest.update(key.to_bytes(8, "little"))
+        for places in micro_batches:
+            for row in chain.from_iterable(places):
+                digest.update(row.row_key.to_bytes(8, "little"))
     return digest.hexdigest()

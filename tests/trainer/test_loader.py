@@ -45,9 +45,9 @@ def global_batches(loaders, count):
     result = []
     for parts in itertools.islice(zip(*loaders, strict=True), count):
         micro_batches = itertools.chain.from_iterable(
-            zip(*(part.row_keys for part in parts), strict=True)
+            zip(*(part.rows for part in parts), strict=True)
         )
-        result.append([key for keys in micro_batches for key in keys if key is not None])
+        result.append([row.row_key for places in micro_batches for rows in places for row in rows])
     return result
 
 
@@ -71,8 +71,8 @@ def test_a_loader_resumed_at_any_step_continues_with_the_same_batches(make_loade
     for step, state in enumerate(states):
         resumed = make_loader(rows=90)
         resumed.load_state_dict(state)
-        rest = [batch.row_keys for batch in resumed]
-        assert rest == [batch.row_keys for batch in batches[step:]]
+        rest = [batch.rows for batch in resumed]
+        assert rest == [batch.rows for batch in batches[step:]]
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
@@ -83,9 +83,7 @@ def test_the_last_batch_holds_what_is_left_and_nothing_twice(make_loader, replic
     assert len({key for batch in keys for key in batch}) == 21
     fresh = [make_loader(replica, replicas, rows=21) for replica in range(replicas)]
     last = [list(loader)[-1] for loader in fresh]
-    assert len({len(part.row_keys) for part in last}) == 1, (
-        "all replicas run the same micro-batches"
-    )
+    assert len({len(part.rows) for part in last}) == 1, "all replicas run the same micro-batches"
 
 
 def test_labels_are_the_next_token_of_the_same_document(make_loader):
@@ -99,7 +97,7 @@ def test_labels_are_the_next_token_of_the_same_document(make_loader):
             assert (labels[m, b, ends] == -100).all()
             trained = inside[labels[m, b, inside] != -100]
             assert (labels[m, b, trained] == ids[m, b, trained + 1]).all()
-            if batch.row_keys[m][b] is None:
+            if not batch.rows[m][b]:
                 assert len(trained) == 0
 
 
@@ -161,7 +159,7 @@ def make_mixed_loader(tiny_shards):
 
     def make(replica=0, replicas=1, prefetch=0, rows=500):
         orders = [
-            RowOrder([group for group in groups if group.dataset == dataset], dataset, window=2)
+            RowOrder(groups.pick(groups.dataset == dataset), dataset, window=2)
             for dataset in range(2)
         ]
         return GroupLoader(
