@@ -18,7 +18,7 @@ class RunState(BaseModel):
     """All there is to resume from, beside the tensors.
 
     Row order, initial adapter and dropout are pure functions of the seed and the position, so
-    `seed`, `step` and `next_row` are the whole random state.
+    `seed`, `step`, `next_row` and `waiting` are the whole random state.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,26 +27,18 @@ class RunState(BaseModel):
     format_version: int = RUN_STATE_VERSION
     step: int
     next_row: int
+    waiting: list[int] = []  # rows before it that a packing loader has still to place
     seed: int
     tokens: int
     seconds: float
+    overlong_rows: int = 0
+    overlong_tokens: int = 0
     global_batch_rows: int
     stages: int
     replicas: int
     config_fingerprint: str
     data_fingerprint: str
     files: dict[str, str]  # name -> SHA-256
-
-    def after_step(self, rows: int, stop_row: int, tokens: int, seconds: float) -> "RunState":
-        """One step on: `rows` rows further, or at the end of the data, `stop_row`."""
-        return self.model_copy(
-            update={
-                "step": self.step + 1,
-                "next_row": min(self.next_row + rows, stop_row),
-                "tokens": self.tokens + tokens,
-                "seconds": self.seconds + seconds,
-            }
-        )
 
 
 def write_run_state(directory: Path, state: RunState) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,15 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
-from headrace.trainer.decoded_rows import Row
-
-
-class PlacedRow(NamedTuple):
-    """What is known of a row once its tokens are in a batch."""
-
-    source: str
-    row_key: int
-    tokens: int
+from headrace.trainer.decoded_rows import PlacedRow, Row
+from headrace.trainer.position import Position
+from headrace.trainer.row_packer import OverlongCount
 
 
 @dataclass(frozen=True)
@@ -35,6 +28,8 @@ class Batch:
     document_lengths: list[list[list[int]]]  # [m][b] lengths that sum to s
     rows: list[list[list[PlacedRow]]]  # [m][b] rows in the order of their tokens
     trained_tokens: int
+    position: Position  # after the global batch
+    overlong: OverlongCount  # met in looking for the rows of the global batch
 
     @property
     def tokens(self) -> int:
@@ -42,12 +37,18 @@ class Batch:
         return sum(row.tokens for places in self.rows for rows in places for row in rows)
 
 
-def make_batch(micro_batches: Sequence[Sequence[Sequence[Row]]], length: int) -> Batch:
+def make_batch(
+    micro_batches: Sequence[Sequence[Sequence[Row]]],
+    length: int,
+    position: Position,
+    overlong: OverlongCount,
+) -> Batch:
     """Lay rows out as tensors.
 
     Args:
         micro_batches: [m][b] the rows of each place; none where the global batch has no row left.
-        length: tokens of a place; its rows have at most as many.
+        length: tokens of a place. Its rows have at most as many, or it is a single row, which is
+            cut.
     """
     shape = (len(micro_batches), len(micro_batches[0]), length)
     ids = np.zeros(shape, dtype=np.int64)
@@ -64,14 +65,18 @@ def make_batch(micro_batches: Sequence[Sequence[Sequence[Row]]], length: int) ->
         labels=torch.from_numpy(labels),
         document_lengths=document_lengths,
         rows=[
-            [
-                [PlacedRow(row.source, row.row_key, len(row.input_ids)) for row in rows]
-                for rows in places
-            ]
+            [[place_row(row, length) for row in rows] for rows in places]
             for places in micro_batches
         ],
         trained_tokens=int(np.count_nonzero(labels != IGNORED_LABEL)),
+        position=position,
+        overlong=overlong,
     )
+
+
+def place_row(row: Row, length: int) -> PlacedRow:
+    """What is noted of a row in a place of `length` tokens."""
+    return PlacedRow(row.source, row.row_key, min(len(row.input_ids), length))
 
 
 def lay_out(rows: Sequence[Row], ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list[int]:
@@ -79,6 +84,8 @@ def lay_out(rows: Sequence[Row], ids: NDArray[np.int64], labels: NDArray[np.int6
     start = 0
     lengths: list[int] = []
     for row in rows:
+        if len(row.input_ids) > len(ids):
+            row = cut(row, len(ids))
         stop = start + len(row.input_ids)
         ids[start:stop] = row.input_ids
         labels[start : stop - 1] = row.input_ids[1:]
@@ -89,6 +96,17 @@ def lay_out(rows: Sequence[Row], ids: NDArray[np.int64], labels: NDArray[np.int6
         lengths += row.document_lengths.tolist()
         start = stop
     return lengths + [len(ids) - start] * (start < len(ids))
+
+
+def cut(row: Row, tokens: int) -> Row:
+    """The first tokens of a row."""
+    ends = np.minimum(np.cumsum(row.document_lengths), tokens)
+    lengths = np.diff(ends, prepend=0)
+    return row._replace(
+        input_ids=row.input_ids[:tokens],
+        loss_mask=None if row.loss_mask is None else row.loss_mask[:tokens],
+        document_lengths=lengths[lengths > 0],
+    )
 
 
 def position_ids(document_lengths: Sequence[Sequence[int]]) -> Tensor:

@@ -1,6 +1,6 @@
 """The rows of one decoded row group, as views of its Arrow memory."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,29 @@ class Row(NamedTuple):
     document_lengths: NDArray[np.int32]
     source: str
     row_key: int
+
+
+class PlacedRow(NamedTuple):
+    """What is known of a row without its tokens."""
+
+    source: str
+    row_key: int
+    tokens: int
+
+
+RowT = TypeVar("RowT", covariant=True)
+
+
+class Decoded(Protocol[RowT]):
+    """What is kept of a row group: its rows by number, and the tokens of each."""
+
+    COLUMNS: ClassVar[list[str]]
+    lengths: list[int]
+
+    def __init__(self, table: pa.Table) -> None: ...
+
+    def row(self, index: int) -> RowT:
+        """One row."""
 
 
 class ListColumn:
@@ -54,6 +77,14 @@ class DecodedRows:
         table: the columns that make a `Row`, at least one row.
     """
 
+    COLUMNS: ClassVar[list[str]] = [
+        "input_ids",
+        "loss_mask",
+        "document_lengths",
+        "source",
+        "row_key",
+    ]
+
     def __init__(self, table: pa.Table) -> None:
         ids, documents = ListColumn(table["input_ids"]), ListColumn(table["document_lengths"])
         self._ids, self._ends = ids.flat(), ids.offsets
@@ -62,9 +93,6 @@ class DecodedRows:
         self._sources: list[str] = table["source"].to_pylist()
         self._keys: NDArray[np.uint64] = table["row_key"].to_numpy()
         self.lengths: list[int] = np.diff(self._ends).tolist()  # tokens of each row
-
-    def __len__(self) -> int:
-        return len(self.lengths)
 
     def row(self, index: int) -> Row:
         """One row; its arrays keep the whole group in memory."""
@@ -77,3 +105,20 @@ class DecodedRows:
             self._sources[index],
             int(self._keys[index]),
         )
+
+
+class RowFacts:
+    """`DecodedRows` without the tokens, for a look at lengths and names alone."""
+
+    COLUMNS: ClassVar[list[str]] = ["document_lengths", "source", "row_key"]
+
+    def __init__(self, table: pa.Table) -> None:
+        documents = ListColumn(table["document_lengths"])
+        ends = np.append(0, np.cumsum(documents.flat()))[documents.offsets]
+        self.lengths: list[int] = np.diff(ends).tolist()
+        self._sources: list[str] = table["source"].to_pylist()
+        self._keys: list[int] = table["row_key"].to_pylist()
+
+    def row(self, index: int) -> PlacedRow:
+        """One row."""
+        return PlacedRow(self._sources[index], self._keys[index], self.lengths[index])

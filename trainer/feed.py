@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from torch import Tensor
 
-from headrace.trainer.batch import Batch, PlacedRow
+from headrace.trainer.batch import Batch
+from headrace.trainer.decoded_rows import PlacedRow
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.loader import GroupLoader
+from headrace.trainer.position import Position
+from headrace.trainer.row_packer import OverlongCount
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class StepInputs:
     document_lengths: list[list[list[int]]]
     trained_tokens: int  # of the whole global batch, over all replicas
     tokens: int  # likewise
+    position: Position  # of the loader, after this step
+    overlong: OverlongCount  # of the whole global batch
     input_ids: Tensor | None = None  # first stage only
     labels: Tensor | None = None  # last stage only
     rows: list[list[list[PlacedRow]]] | None = None  # first and last stage only
@@ -60,6 +65,8 @@ def _inputs_of(
         document_lengths=batch.document_lengths,
         trained_tokens=trained_tokens,
         tokens=tokens,
+        position=batch.position,
+        overlong=batch.overlong,
         input_ids=batch.input_ids if first else None,
         labels=batch.labels if last else None,
         rows=batch.rows if first or last else None,

@@ -18,7 +18,7 @@ from headrace.trainer.metrics import console_line
 from headrace.trainer.model_builder import BuiltStage
 from headrace.trainer.optimizer import learning_rate, set_learning_rate
 from headrace.trainer.preflight import Inputs
-from headrace.trainer.session import Session, open_session
+from headrace.trainer.session import Session, after_step, open_session
 from headrace.trainer.step_report import StepFacts, make_report, step_metrics
 from headrace.trainer.stop_signal import StopSignal
 
@@ -41,10 +41,10 @@ def train(
     if session.is_new and config.evaluation.before_first_step:
         run_evaluation(session, layout, state.step)
     last_save = time.monotonic()
-    while state.step < inputs.total_steps and not stop.agreed:
+    while state.step < session.total_steps and not stop.agreed:
         started = time.perf_counter()
         step_inputs = session.feed.next()
-        lr = learning_rate(config.optimizer, config.scheduler, state.step, inputs.total_steps)
+        lr = learning_rate(config.optimizer, config.scheduler, state.step, session.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
         losses, norm = engine.train_step(step_inputs, dropout_seed, finish)
@@ -55,21 +55,25 @@ def train(
         stop.agreed = any(report.stop for report in reports)
         seconds = time.perf_counter() - started
         first_row = state.next_row
-        state = state.after_step(
-            inputs.global_batch_rows, inputs.stop_row, step_inputs.tokens, seconds
-        )
+        state = after_step(state, step_inputs, seconds)
         if log is not None:
             facts = StepFacts(
-                state.step, first_row, inputs.rows_per_epoch, state.next_row, lr, norm, seconds
+                step=state.step,
+                first_row=first_row,
+                rows_per_epoch=inputs.rows_per_epoch,
+                place_tokens=inputs.place_tokens,
+                lr=lr,
+                gradient_norm=norm,
+                seconds=seconds,
             )
             metrics = step_metrics(reports, step_inputs, facts)
             log.write(metrics)
             start = session.state
             pace = (state.seconds - start.seconds) / (state.step - start.step)
-            left = (inputs.total_steps - state.step) * pace
-            logger.info("%s", console_line(metrics, inputs.total_steps, left))
+            left = (session.total_steps - state.step) * pace
+            logger.info("%s", console_line(metrics, session.total_steps, left))
 
-        last = state.step == inputs.total_steps
+        last = state.step == session.total_steps
         every = config.evaluation.every_steps
         if (last and config.evaluation.after_last_step) or (every and state.step % every == 0):
             run_evaluation(session, layout, state.step)
@@ -82,7 +86,7 @@ def train(
             last_save = time.monotonic()
             logger.info("saved %s", path)
 
-    if state.step < inputs.total_steps:
+    if state.step < session.total_steps:
         logger.info("stopped on request after step %d; continue with --resume", state.step)
     else:
         path = export(session.built, layout, session.model, session.run_directory)

@@ -33,13 +33,11 @@ class Inputs:
 
     train: list[Manifest]
     evaluation: list[Manifest]
-    sequence_len: int
+    place_tokens: int  # tokens of each place in a micro-batch: of a row, or of several if packed
     plan: DataPlan
     rows_per_epoch: int
     replicas: int
     global_batch_rows: int
-    stop_row: int
-    total_steps: int
     data_fingerprint: str
 
 
@@ -61,12 +59,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
         check_shards(path, manifest, config.model, model)
-    lengths = {manifest.sequence_len for manifest in train + evaluation}
-    if len(lengths) > 1:
-        raise DataError(
-            f"datasets differ in sequence_len ({', '.join(map(str, sorted(lengths)))}); "
-            "prepare them with the same one"
-        )
+    place_tokens = find_place_tokens(config, train + evaluation)
     plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
         if not any(shard.rows for shard in manifest.split(EVALUATION)):
@@ -76,19 +69,36 @@ def check(config: TrainConfig, processes: int) -> Inputs:
             )
     replicas = processes // config.pipeline_stages
     batch = config.micro_batch_size * config.gradient_accumulation_steps * replicas
-    stop_row = batch * config.max_steps if config.max_steps else plan.rows_in(config.epochs or 1)
     return Inputs(
         train=train,
         evaluation=evaluation,
-        sequence_len=lengths.pop(),
+        place_tokens=place_tokens,
         plan=plan,
         rows_per_epoch=plan.rows_in(1),
         replicas=replicas,
         global_batch_rows=batch,
-        stop_row=stop_row,
-        total_steps=-(-stop_row // batch),
         data_fingerprint=fingerprint([manifest.model_dump(mode="json") for manifest in train]),
     )
+
+
+def find_place_tokens(config: TrainConfig, manifests: list[Manifest]) -> int:
+    """Tokens of a place. Unpacked rows have a place each, so all datasets must agree on it."""
+    lengths = {manifest.sequence_len for manifest in manifests}
+    longest = max(lengths)
+    if config.loader.pack == "none":
+        if len(lengths) > 1:
+            raise DataError(
+                f"datasets differ in sequence_len ({', '.join(map(str, sorted(lengths)))}); "
+                'prepare them with the same one, or pack rows: loader.pack = "best_fit"'
+            )
+        return longest
+    tokens = config.loader.tokens_per_row or longest
+    if longest > tokens and config.loader.overlong == "error":
+        raise ConfigError(
+            f"loader.tokens_per_row = {tokens}, but rows may have up to {longest} tokens; "
+            'raise it, or set loader.overlong to "truncate" or "drop"'
+        )
+    return tokens
 
 
 def read_model_config(model: Path) -> dict[str, object]:

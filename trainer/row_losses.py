@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
-from headrace.trainer.batch import PlacedRow
+from headrace.trainer.decoded_rows import PlacedRow
 from headrace.trainer.metrics import RowLoss
 
 

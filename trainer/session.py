@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,18 +11,30 @@ from headrace.schemas.run_state import RunState
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
 from headrace.trainer.data_builder import build_evaluation_sets, build_train_loader
-from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
 from headrace.trainer.engine import StageEngine
 from headrace.trainer.evaluation import EvaluationSet
-from headrace.trainer.feed import Feed
+from headrace.trainer.feed import Feed, StepInputs
+from headrace.trainer.horizon import find_horizon
 from headrace.trainer.metrics import MetricsLog
 from headrace.trainer.model_builder import BuiltStage, build_stage
 from headrace.trainer.optimizer import build_optimizer
+from headrace.trainer.places import train_stream
+from headrace.trainer.position import Position
 from headrace.trainer.preflight import Inputs
 
 logger = logging.getLogger(__name__)
 
-POSITION = {"step", "next_row", "tokens", "seconds"}  # what a resumed run takes from a checkpoint
+# what a resumed run takes from a checkpoint
+PROGRESS = {
+    "step",
+    "next_row",
+    "waiting",
+    "tokens",
+    "seconds",
+    "overlong_rows",
+    "overlong_tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class Session:
     evaluation_sets: list[EvaluationSet]
     folder: CheckpointFolder
     log: MetricsLog | None  # first rank only
+    total_steps: int
     state: RunState
     is_new: bool  # no checkpoint was taken up
 
@@ -56,17 +70,22 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     found = newest(folder, check_files=layout.rank == 0) if resume else None
     if found is not None:
         path, saved = found
-        state = state.model_copy(update=saved.model_dump(include=POSITION))
+        state = state.model_copy(update=saved.model_dump(include=PROGRESS))
         load_tensors(path, built.trained, optimizer)
-        logger.info("resuming from %s: step %d of %d", path, state.step, inputs.total_steps)
+        logger.info("resuming from %s, after step %d", path, state.step)
     elif resume:
         logger.info("no checkpoint was written yet; starting from the first step")
     if layout.rank == 0:
         folder.remove_leftovers()
-    loader = build_train_loader(config, inputs, layout)
+    position = Position(state.next_row, tuple(state.waiting))
+    stream = train_stream(config, inputs)
+    horizon = from_first_rank(
+        partial(find_horizon, config, inputs, stream, state.step, position), layout
+    )
+    loader = build_train_loader(config, inputs, layout, stream, horizon.stop_row)
     if loader is not None:
-        loader.load_state_dict({"next_row": state.next_row})
-    describe(built, inputs, layout)
+        loader.seek(position)
+    describe(built, inputs, layout, horizon.total_steps)
     return Session(
         model=Path(config.model),
         run_directory=run_directory,
@@ -77,6 +96,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
         folder=folder,
         log=MetricsLog(run_directory, state.step if found else -1) if layout.rank == 0 else None,
+        total_steps=horizon.total_steps,
         state=state,
         is_new=found is None,
     )
@@ -99,7 +119,22 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState
     )
 
 
-def describe(built: BuiltStage, inputs: Inputs, layout: Layout) -> None:
+def after_step(state: RunState, inputs: StepInputs, seconds: float) -> RunState:
+    """One step on."""
+    return state.model_copy(
+        update={
+            "step": state.step + 1,
+            "next_row": inputs.position.next_row,
+            "waiting": list(inputs.position.waiting),
+            "tokens": state.tokens + inputs.tokens,
+            "seconds": state.seconds + seconds,
+            "overlong_rows": state.overlong_rows + inputs.overlong.rows,
+            "overlong_tokens": state.overlong_tokens + inputs.overlong.tokens,
+        }
+    )
+
+
+def describe(built: BuiltStage, inputs: Inputs, layout: Layout, total_steps: int) -> None:
     """Say once what is about to run."""
     counts = (
         len(built.layers),
@@ -119,8 +154,8 @@ def describe(built: BuiltStage, inputs: Inputs, layout: Layout) -> None:
     )
     logger.info(
         "%d steps of %d rows of %d tokens; %s rows an epoch",
-        inputs.total_steps,
+        total_steps,
         inputs.global_batch_rows,
-        inputs.sequence_len,
+        inputs.place_tokens,
         f"{inputs.rows_per_epoch:,}",
     )

@@ -3,22 +3,24 @@
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import Manifest
-from headrace.trainer.decoded_rows import DecodedRows, Row
+from headrace.trainer.decoded_rows import Decoded
 from headrace.trainer.row_order import RowAddress, RowGroup, RowGroups
 
-READ_COLUMNS = ["input_ids", "loss_mask", "document_lengths", "source", "row_key"]
+T = TypeVar("T")
 
 
-class ShardReader:
+class ShardReader(Generic[T]):
     """Random access to the rows of one split of several shard directories.
 
     Args:
+        decode: a table of its columns to what is kept of a row group.
         held_row_groups: decoded row groups kept in memory, least recently used dropped first.
         apart: that many for each dataset. A shared limit would drop those of a dataset that is
             seldom read whenever another one moves on.
@@ -26,6 +28,7 @@ class ShardReader:
 
     def __init__(
         self,
+        decode: type[Decoded[T]],
         directories: Sequence[Path],
         manifests: Sequence[Manifest],
         split: str,
@@ -36,19 +39,22 @@ class ShardReader:
             [directory / shard.file for shard in manifest.split(split)]
             for directory, manifest in zip(directories, manifests, strict=True)
         ]
+        self.decode = decode
+        self.row_groups_read = 0
         self.held_row_groups = held_row_groups
         self.apart = apart
-        self._held: defaultdict[int, OrderedDict[RowGroup, DecodedRows]] = defaultdict(OrderedDict)
+        self._held: defaultdict[int, OrderedDict[RowGroup, Decoded[T]]] = defaultdict(OrderedDict)
 
-    def row(self, address: RowAddress) -> Row:
-        """Decode one row."""
-        return self._row_group(address.row_group).row(address.row)
+    def row(self, address: RowAddress) -> T:
+        """One row."""
+        rows, number = self.locate(address)
+        return rows.row(number)
 
-    def length(self, address: RowAddress) -> int:
-        """Tokens of one row."""
-        return self._row_group(address.row_group).lengths[address.row]
+    def locate(self, address: RowAddress) -> tuple[Decoded[T], int]:
+        """The row's decoded row group, and its place in there."""
+        return self._row_group(address.row_group), address.row
 
-    def _row_group(self, row_group: RowGroup) -> DecodedRows:
+    def _row_group(self, row_group: RowGroup) -> Decoded[T]:
         held = self._held[row_group.dataset if self.apart else 0]
         if row_group in held:
             held.move_to_end(row_group)
@@ -59,13 +65,13 @@ class ShardReader:
         held[row_group] = rows
         return rows
 
-    def _read(self, row_group: RowGroup) -> DecodedRows:
+    def _read(self, row_group: RowGroup) -> Decoded[T]:
         path = self.paths[row_group.dataset][row_group.shard]
         try:
             with path.open("rb") as file:
                 parquet = pq.ParquetFile(file, page_checksum_verification=True)
                 table = parquet.read_row_group(
-                    row_group.group, columns=READ_COLUMNS, use_threads=False
+                    row_group.group, columns=self.decode.COLUMNS, use_threads=False
                 )
         except (OSError, pa.ArrowException) as error:
             raise DataError(
@@ -77,7 +83,8 @@ class ShardReader:
                 f"{path}: row group {row_group.group} has {table.num_rows} rows, the manifest says "
                 f"{row_group.rows}; run `headrace verify {path.parent}`"
             )
-        return DecodedRows(table)
+        self.row_groups_read += 1
+        return self.decode(table)
 
 
 def list_row_groups(manifests: Sequence[Manifest], split: str) -> RowGroups:

@@ -2,13 +2,13 @@
 
 import hashlib
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
 
-from headrace.trainer.batch import PlacedRow
+from headrace.trainer.decoded_rows import PlacedRow
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
 
@@ -33,7 +33,7 @@ class StepFacts:
     step: int
     first_row: int
     rows_per_epoch: int
-    next_row: int
+    place_tokens: int
     lr: float
     gradient_norm: float
     seconds: float
@@ -55,9 +55,11 @@ def memory_gib() -> float:
 def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts) -> StepMetrics:
     """The whole job's metrics of one step."""
     losses = [row for report in reports for row in report.losses]
+    leaders = [report.rows for report in reports if report.rows is not None]
+    places = [place for micro_batches in leaders for rows in micro_batches for place in rows]
     return StepMetrics(
         step=facts.step,
-        epoch=facts.next_row / facts.rows_per_epoch,
+        epoch=inputs.position.rows_done / facts.rows_per_epoch,
         loss=mean_loss(losses),
         source_losses=losses_by_source(losses),
         lr=facts.lr,
@@ -69,8 +71,20 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         trained_share=inputs.trained_tokens / max(1, inputs.tokens),
         memory_gib=max(report.memory_gib for report in reports),
         first_row=facts.first_row,
-        rows_sha256=rows_digest([report.rows for report in reports if report.rows is not None]),
+        rows_sha256=rows_digest(leaders),
+        fill=inputs.tokens / (facts.place_tokens * sum(1 for place in places if place)),
+        source_tokens=tokens_by_source(chain.from_iterable(places)),
+        overlong_rows=inputs.overlong.rows,
+        overlong_tokens=inputs.overlong.tokens,
     )
+
+
+def tokens_by_source(rows: Iterable[PlacedRow]) -> dict[str, int]:
+    """Tokens of each source, by name in ascending order."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.source] = counts.get(row.source, 0) + row.tokens
+    return dict(sorted(counts.items()))
 
 
 def rows_digest(leaders: Sequence[list[list[list[PlacedRow]]]]) -> str:

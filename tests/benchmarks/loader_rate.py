@@ -17,10 +17,13 @@ from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import TRAIN
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data_builder import build_train_loader
+from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.distributed import Layout
+from headrace.trainer.horizon import find_horizon
 from headrace.trainer.loader import GroupLoader
+from headrace.trainer.places import train_stream
+from headrace.trainer.position import Position
 from headrace.trainer.preflight import check
-from headrace.trainer.shard_reader import READ_COLUMNS
 
 ROUNDS = 3
 COPIES = 3  # of the text: enough row groups that the shuffle window moves on
@@ -39,7 +42,7 @@ def read_parquet(directory: Path, manifest: Manifest) -> Iterator[int]:
     for shard in manifest.split(TRAIN):
         with pq.ParquetFile(directory / shard.file, page_checksum_verification=True) as file:
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=READ_COLUMNS, use_threads=False)
+                table = file.read_row_group(group, columns=DecodedRows.COLUMNS, use_threads=False)
                 yield sum(len(chunk.values) for chunk in table["input_ids"].chunks)
 
 
@@ -60,7 +63,10 @@ def load(directory: Path, prefetch: int) -> Iterator[int]:
 def loader_alone(config: TrainConfig, device: torch.device) -> GroupLoader:
     """The trainer's loader for one process, without a process group."""
     alone = Layout(0, 0, 1, 0, 1, device, *[None] * 5)
-    loader = build_train_loader(config, check(config, processes=1), alone)
+    inputs = check(config, processes=1)
+    stream = train_stream(config, inputs)
+    horizon = find_horizon(config, inputs, stream, 0, Position())
+    loader = build_train_loader(config, inputs, alone, stream, horizon.stop_row)
     assert loader is not None
     return loader
 

@@ -7,8 +7,9 @@ import pytest
 
 from headrace.schemas.manifest import Manifest, RowGroupRecord, ShardRecord
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data_builder import build_order, build_train_loader
 from headrace.trainer.data_plan import plan_data
+from headrace.trainer.decoded_rows import DecodedRows
+from headrace.trainer.places import build_order, train_stream
 from headrace.trainer.row_order import RowOrder
 from headrace.trainer.shard_reader import list_row_groups
 
@@ -145,7 +146,6 @@ def test_the_same_shards_twice_are_shuffled_apart():
 def test_row_groups_are_held_for_each_dataset_only_when_interleaved(mixing):
     config = make_config({}, {}, mixing=mixing)
     plan = plan_data(config, MANIFESTS)
-    inputs = SimpleNamespace(train=MANIFESTS, plan=plan, sequence_len=8, stop_row=plan.rows_in(1))
-    layout = SimpleNamespace(is_first=True, replica=0, replicas=1)
-    reader = build_train_loader(config, inputs, layout).reader
+    inputs = SimpleNamespace(train=MANIFESTS, plan=plan)
+    reader = train_stream(config, inputs).reader(DecodedRows)
     assert (reader.held_row_groups, reader.apart) == (4, mixing == "interleave")

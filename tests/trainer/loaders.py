@@ -1,0 +1,41 @@
+"""Loaders over given rows in a given order, for any replica."""
+
+import itertools
+from functools import partial
+
+from headrace.schemas.train_config import LoaderConfig
+from headrace.trainer.decoded_rows import DecodedRows
+from headrace.trainer.loader import GroupLoader
+from headrace.trainer.places import open_places
+
+GLOBAL_BATCH = 8  # places
+
+
+def open_loader(
+    stream, stop_row, place_tokens, replica=0, replicas=1, micro_batch_size=1, prefetch=0, **packing
+):
+    """The loader of one replica, at the start."""
+    settings = LoaderConfig.model_validate({"pack": "best_fit", **packing} if packing else {})
+    reader = stream.reader(DecodedRows)
+    loader = GroupLoader(
+        partial(open_places, settings, place_tokens, stream, reader, stop_row),
+        place_tokens=place_tokens,
+        micro_batch_size=micro_batch_size,
+        micro_batches=GLOBAL_BATCH // replicas // micro_batch_size,
+        replica=replica,
+        replicas=replicas,
+        prefetch=prefetch,
+    )
+    loader.reader = reader
+    return loader
+
+
+def global_batches(loaders, count):
+    """Row keys of the first global batches, in order, from the loaders of all replicas."""
+    result = []
+    for parts in itertools.islice(zip(*loaders, strict=True), count):
+        micro_batches = itertools.chain.from_iterable(
+            zip(*(part.rows for part in parts), strict=True)
+        )
+        result.append([row.row_key for places in micro_batches for rows in places for row in rows])
+    return result
