@@ -128,6 +128,33 @@ def train(
 
 
 @app.command(
+    name="plan-data", epilog="Example: headrace plan-data train.toml --gpus 8 --plot mixture.png"
+)
+def plan_data(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Processes to plan for. Default: pipeline_stages.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the mixture over the steps.")
+    ] = None,
+    steps: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help="Write a line for each step.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show what each step of a training run will see: sources, fill, epochs, memory."""
+    from rich.console import Console
+
+    from headrace.jobs.plan_data import plan_data
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train_config import TrainConfig
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    plan_data(settings, gpus or settings.pipeline_stages, Console(), plot, steps)
+
+
+@app.command(
     epilog="Example: headrace merge --model models/smollm2-135m --adapter runs/demo/adapter "
     "--output models/merged"
 )

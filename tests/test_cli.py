@@ -9,7 +9,7 @@ import pytest
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
 
-COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands]
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
 TRAIN = """\
 model = "models/none"
 output_dir = "run"

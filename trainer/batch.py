@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
-from headrace.trainer.decoded_rows import PlacedRow, Row
+from headrace.trainer.decoded_rows import Row
+from headrace.trainer.placed_rows import PlacedRow
 from headrace.trainer.position import Position
 from headrace.trainer.row_packer import OverlongCount
 

@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from headrace.trainer.placed_rows import PlacedRow
+
 
 class Row(NamedTuple):
     """One training row.
@@ -19,14 +21,6 @@ class Row(NamedTuple):
     document_lengths: NDArray[np.int32]
     source: str
     row_key: int
-
-
-class PlacedRow(NamedTuple):
-    """What is known of a row without its tokens."""
-
-    source: str
-    row_key: int
-    tokens: int
 
 
 RowT = TypeVar("RowT", covariant=True)

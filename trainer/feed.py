@@ -6,9 +6,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from headrace.trainer.batch import Batch
-from headrace.trainer.decoded_rows import PlacedRow
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.loader import GroupLoader
+from headrace.trainer.placed_rows import PlacedRow
 from headrace.trainer.position import Position
 from headrace.trainer.row_packer import OverlongCount
 

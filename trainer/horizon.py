@@ -22,11 +22,18 @@ def find_horizon(
 
     How many places packed rows need shows only in packing them; their lengths are read for it.
     """
-    batch = inputs.global_batch_rows
+    stop_row = find_stop_row(config, inputs, step, position)
     if config.max_steps:
-        packed = config.loader.pack != "none"
-        rows = position.next_row + (config.max_steps - step) * batch
-        return Horizon(config.max_steps, None if packed else rows)
-    stop_row = inputs.plan.rows_in(config.epochs or 1)
+        return Horizon(config.max_steps, stop_row)
+    assert stop_row is not None
     places = count_places(config.loader, inputs.place_tokens, stream, stop_row, position)
-    return Horizon(step - (-places // batch), stop_row)
+    return Horizon(step - (-places // inputs.global_batch_rows), stop_row)
+
+
+def find_stop_row(config: TrainConfig, inputs: Inputs, step: int, position: Position) -> int | None:
+    """Where the data ends: with `epochs` fixed, with `max_steps` after the steps that are left."""
+    if not config.max_steps:
+        return inputs.plan.rows_in(config.epochs or 1)
+    if config.loader.pack != "none":
+        return None
+    return position.next_row + (config.max_steps - step) * inputs.global_batch_rows

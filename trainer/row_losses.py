@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
-from headrace.trainer.decoded_rows import PlacedRow
 from headrace.trainer.metrics import RowLoss
+from headrace.trainer.placed_rows import PlacedRow
 
 
 def row_losses(

@@ -35,12 +35,14 @@ class ShardReader(Generic[T]):
         held_row_groups: int,
         apart: bool = False,
     ) -> None:
+        self.shards = [manifest.split(split) for manifest in manifests]
         self.paths = [
-            [directory / shard.file for shard in manifest.split(split)]
-            for directory, manifest in zip(directories, manifests, strict=True)
+            [directory / shard.file for shard in shards]
+            for directory, shards in zip(directories, self.shards, strict=True)
         ]
         self.decode = decode
         self.row_groups_read = 0
+        self.bytes_read = 0  # as the manifest gives them
         self.held_row_groups = held_row_groups
         self.apart = apart
         self._held: defaultdict[int, OrderedDict[RowGroup, Decoded[T]]] = defaultdict(OrderedDict)
@@ -84,6 +86,9 @@ class ShardReader(Generic[T]):
                 f"{row_group.rows}; run `headrace verify {path.parent}`"
             )
         self.row_groups_read += 1
+        self.bytes_read += (
+            self.shards[row_group.dataset][row_group.shard].row_groups[row_group.group].bytes
+        )
         return self.decode(table)
 
 

@@ -1,16 +1,15 @@
 """What the ranks tell each other after a step, and the metrics that follow from it."""
 
-import hashlib
 import resource
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
 
-from headrace.trainer.decoded_rows import PlacedRow
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
+from headrace.trainer.placed_rows import PlacedRow, fill, rows_digest, tokens_by_source
 
 GIB = 1 << 30
 
@@ -56,7 +55,10 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
     """The whole job's metrics of one step."""
     losses = [row for report in reports for row in report.losses]
     leaders = [report.rows for report in reports if report.rows is not None]
-    places = [place for micro_batches in leaders for rows in micro_batches for place in rows]
+    # micro-batch k of the global batch is at leader k mod replicas
+    micro_batches = chain.from_iterable(zip(*leaders, strict=True))
+    places = [rows for micro_batch in micro_batches for rows in micro_batch if rows]
+    rows = list(chain.from_iterable(places))
     return StepMetrics(
         step=facts.step,
         epoch=inputs.position.rows_done / facts.rows_per_epoch,
@@ -71,31 +73,9 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         trained_share=inputs.trained_tokens / max(1, inputs.tokens),
         memory_gib=max(report.memory_gib for report in reports),
         first_row=facts.first_row,
-        rows_sha256=rows_digest(leaders),
-        fill=inputs.tokens / (facts.place_tokens * sum(1 for place in places if place)),
-        source_tokens=tokens_by_source(chain.from_iterable(places)),
+        rows_sha256=rows_digest(rows),
+        fill=fill(inputs.tokens, len(places), facts.place_tokens),
+        source_tokens=tokens_by_source(rows),
         overlong_rows=inputs.overlong.rows,
         overlong_tokens=inputs.overlong.tokens,
     )
-
-
-def tokens_by_source(rows: Iterable[PlacedRow]) -> dict[str, int]:
-    """Tokens of each source, by name in ascending order."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.source] = counts.get(row.source, 0) + row.tokens
-    return dict(sorted(counts.items()))
-
-
-def rows_digest(leaders: Sequence[list[list[list[PlacedRow]]]]) -> str:
-    """SHA-256 over the row keys of a global batch, in its order.
-
-    Args:
-        leaders: [replica][micro-batch][place] rows.
-    """
-    digest = hashlib.sha256()
-    for micro_batches in zip(*leaders, strict=True):
-        for places in micro_batches:
-            for row in chain.from_iterable(places):
-                digest.update(row.row_key.to_bytes(8, "little"))
-    return digest.hexdigest()
