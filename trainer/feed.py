@@ -27,6 +27,11 @@ class StepInputs:
     labels: Tensor | None = None  # last stage only
     rows: list[list[list[PlacedRow]]] | None = None  # first and last stage only
 
+    @property
+    def leader_rows(self) -> list[list[list[PlacedRow]]] | None:
+        """The rows, at the first stage only."""
+        return None if self.input_ids is None else self.rows
+
 
 class Feed:
     """An endless supply of `StepInputs`; only the first stage has a loader.

@@ -23,6 +23,7 @@ FREE_ON_RESUME = {
     "evaluation_datasets",
     "evaluation",
     "checkpoint",
+    "anomalies",
 }
 RUN_CONFIG_NAME = "train.json"
 

@@ -14,7 +14,7 @@ from headrace.trainer.data_builder import build_evaluation_sets, build_train_loa
 from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
 from headrace.trainer.engine import StageEngine
 from headrace.trainer.evaluation import EvaluationSet
-from headrace.trainer.feed import Feed, StepInputs
+from headrace.trainer.feed import Feed
 from headrace.trainer.horizon import find_horizon
 from headrace.trainer.metrics import MetricsLog
 from headrace.trainer.model_builder import BuiltStage, build_stage
@@ -25,15 +25,14 @@ from headrace.trainer.preflight import Inputs
 
 logger = logging.getLogger(__name__)
 
-# what a resumed run takes from a checkpoint
-PROGRESS = {
-    "step",
-    "next_row",
-    "waiting",
-    "tokens",
-    "seconds",
-    "overlong_rows",
-    "overlong_tokens",
+LAYOUT = {  # what a resumed run takes from its own config and layout, not from the checkpoint
+    "seed",
+    "global_batch_rows",
+    "stages",
+    "replicas",
+    "config_fingerprint",
+    "data_fingerprint",
+    "files",
 }
 
 
@@ -63,14 +62,16 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         ConfigError, DataError: adapter or weights do not fit the model.
     """
     run_directory = Path(config.output_dir)
-    folder = CheckpointFolder(run_directory, config.checkpoint.keep_last)
+    folder = CheckpointFolder(
+        run_directory, config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
+    )
     built = build_stage(config, layout.stage, layout.device)
     optimizer = build_optimizer(config.optimizer, built.trained)
     state = fresh_state(config, inputs, layout)
     found = newest(folder, check_files=layout.rank == 0) if resume else None
     if found is not None:
         path, saved = found
-        state = state.model_copy(update=saved.model_dump(include=PROGRESS))
+        state = state.model_copy(update=saved.model_dump(exclude=LAYOUT))
         load_tensors(path, built.trained, optimizer)
         logger.info("resuming from %s, after step %d", path, state.step)
     elif resume:
@@ -116,21 +117,6 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState
         config_fingerprint=config.fingerprint(),
         data_fingerprint=inputs.data_fingerprint,
         files={},
-    )
-
-
-def after_step(state: RunState, inputs: StepInputs, seconds: float) -> RunState:
-    """One step on."""
-    return state.model_copy(
-        update={
-            "step": state.step + 1,
-            "next_row": inputs.position.next_row,
-            "waiting": list(inputs.position.waiting),
-            "tokens": state.tokens + inputs.tokens,
-            "seconds": state.seconds + seconds,
-            "overlong_rows": state.overlong_rows + inputs.overlong.rows,
-            "overlong_tokens": state.overlong_tokens + inputs.overlong.tokens,
-        }
     )
 
 

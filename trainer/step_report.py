@@ -10,19 +10,24 @@ import torch
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
 from headrace.trainer.placed_rows import PlacedRow, fill, rows_digest, tokens_by_source
+from headrace.trainer.saver import Written
 
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Report:
-    """One rank's part: losses from the last stages, rows from the first, wishes from anyone."""
+    """One rank's part: losses from the last stages, rows from the first, wishes from anyone.
+
+    `written` is its part of the pending checkpoint, once it is on disk.
+    """
 
     losses: list[RowLoss]
     rows: list[list[list[PlacedRow]]] | None
     memory_gib: float
     stop: bool
     save: bool
+    written: Written | None
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,11 @@ class StepFacts:
     seconds: float
 
 
-def make_report(losses: list[RowLoss], inputs: StepInputs, stop: bool, save: bool) -> Report:
+def make_report(
+    losses: list[RowLoss], inputs: StepInputs, stop: bool, save: bool, written: Written | None
+) -> Report:
     """This rank's report."""
-    rows = inputs.rows if inputs.input_ids is not None else None
-    return Report(losses, rows, memory_gib(), stop, save)
+    return Report(losses, inputs.leader_rows, memory_gib(), stop, save, written)
 
 
 def memory_gib() -> float:

@@ -32,11 +32,16 @@ SECOND = source("third", STDLIB / "heapq.py")
 class Run:
     """A two-stage run in the background."""
 
-    def __init__(self, training, directory):
+    def __init__(self, training, directory, **changes):
         self.directory = directory
         self.checkpoints = directory / "checkpoints"
-        sets = {"output_dir": str(directory), **SETTINGS}
-        options = [part for key, value in sets.items() for part in ("--set", as_toml(key, value))]
+        sets = {"output_dir": str(directory), **SETTINGS, **changes}
+        options = [
+            part
+            for key, value in sets.items()
+            if value is not None
+            for part in ("--set", as_toml(key, value))
+        ]
         resume = ["--resume"] if (directory / "train.json").exists() else []
         self.log = directory.parent / f"{directory.name}.log"
         with self.log.open("ab") as log:
