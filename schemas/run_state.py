@@ -19,6 +19,23 @@ RUN_STATE_NAME = "run_state.json"
 RUN_STATE_VERSION = 1
 
 
+class QuarantineRecord(BaseModel):
+    """A row group that is damaged, and the one that is read in its place.
+
+    `first_row` and `rows` are its rows in `file`, a path or URL.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    row_group: int
+    first_row: int
+    rows: int
+    problem: str
+    substitute_file: str
+    substitute_row_group: int
+
+
 class RunState(BaseModel):
     """All there is to resume from, beside the tensors.
 
@@ -50,6 +67,7 @@ class RunState(BaseModel):
     best_loss: float | None = None  # the lowest evaluation loss
     best_step: int | None = None  # and the step after which it was found
     evaluations_since_best: int = 0
+    quarantined: list[QuarantineRecord] = []
 
     @property
     def rows_done(self) -> int:

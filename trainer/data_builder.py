@@ -1,7 +1,6 @@
 """Builds loaders and evaluation sets from a checked config."""
 
 from functools import partial
-from pathlib import Path
 
 from headrace.schemas.shard_format import EVALUATION
 from headrace.schemas.train_config import TrainConfig
@@ -43,7 +42,8 @@ def build_loader(
     """A loader over a stream, with a reader of its own."""
     reader = stream.reader(DecodedRows)
     return GroupLoader(
-        partial(open_places, config.loader, inputs.place_tokens, stream, reader, stop_row),
+        reader,
+        partial(open_places, inputs.place_tokens, stream, reader, stop_row),
         place_tokens=inputs.place_tokens,
         micro_batch_size=config.micro_batch_size,
         micro_batches=micro_batches,
@@ -63,8 +63,8 @@ def build_evaluation_sets(
     ):
         rows = sum(shard.rows for shard in manifest.split(EVALUATION))
         rows = min(rows, dataset.max_rows or rows)
-        stream = evaluation_stream(config, Path(dataset.path), manifest)
-        count = partial(count_places, config.loader, inputs.place_tokens, stream, rows, Position())
+        stream = evaluation_stream(config, dataset.path, manifest)
+        count = partial(count_places, inputs.place_tokens, stream, rows, Position())
         places = from_first_rank(count, layout)
         loader = None
         if layout.is_first:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from torch import Tensor
 
+from headrace.schemas.run_state import QuarantineRecord
 from headrace.trainer.batch import Batch
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.loader import GroupLoader
@@ -44,6 +45,10 @@ class Feed:
         assert (loader is not None) == layout.is_first, "one loader per pipeline group"
         self.layout = layout
         self.loader = loader
+
+    def take_quarantined(self) -> list[QuarantineRecord]:
+        """Row groups that this rank's loader has given up since the last call."""
+        return [] if self.loader is None else self.loader.reader.quarantine.take_new()
 
     def next(self) -> StepInputs:
         if self.loader is None:

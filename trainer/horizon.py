@@ -26,7 +26,7 @@ def find_horizon(
     if config.max_steps:
         return Horizon(config.max_steps, stop_row)
     assert stop_row is not None
-    places = count_places(config.loader, inputs.place_tokens, stream, stop_row, position)
+    places = count_places(inputs.place_tokens, stream, stop_row, position)
     return Horizon(step - (-places // inputs.global_batch_rows), stop_row)
 
 

@@ -8,6 +8,7 @@ from headrace.trainer.batch import Batch, make_batch
 from headrace.trainer.decoded_rows import Row
 from headrace.trainer.position import Position
 from headrace.trainer.row_packer import Places
+from headrace.trainer.shard_reader import ShardReader
 
 
 class GroupLoader:
@@ -17,6 +18,7 @@ class GroupLoader:
     k mod replicas, so a global batch is the same rows for any number of replicas and stages.
 
     Args:
+        reader: what the rows come from.
         places_from: the sequence of places from a position on; rows are decoded when called.
         place_tokens: tokens of a place.
         prefetch: global batches read ahead in a background thread; 0 reads in line.
@@ -24,6 +26,7 @@ class GroupLoader:
 
     def __init__(
         self,
+        reader: ShardReader[Row],
         places_from: Callable[[Position], Places[Callable[[], Row]]],
         *,
         place_tokens: int,
@@ -33,6 +36,7 @@ class GroupLoader:
         replicas: int,
         prefetch: int,
     ) -> None:
+        self.reader = reader
         self.places_from = places_from
         self.place_tokens = place_tokens
         self.micro_batch_size = micro_batch_size

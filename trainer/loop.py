@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from headrace.schemas.fingerprint import derive_seed
@@ -17,10 +18,11 @@ from headrace.trainer.export import export
 from headrace.trainer.metrics import console_line, mean_loss
 from headrace.trainer.optimizer import learning_rate, set_learning_rate
 from headrace.trainer.preflight import Inputs
+from headrace.trainer.quarantine import describe, merge, write_quarantine
 from headrace.trainer.requests import Requests
 from headrace.trainer.saver import Saver
 from headrace.trainer.session import Session, open_session
-from headrace.trainer.step_report import StepFacts, make_report, step_metrics
+from headrace.trainer.step_report import Report, StepFacts, make_report, step_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,8 @@ def train(
 
         wishes = requests.poll()
         save = wishes.save or timer.is_due()
-        report = make_report(losses, step_inputs, wishes.stop, save, saver.progress())
+        quarantined = session.feed.take_quarantined()
+        report = make_report(losses, step_inputs, wishes.stop, save, saver.progress(), quarantined)
         reports = gather_objects(report, layout.world_group)
         saver.settle([report.written for report in reports])
         stopping = any(report.stop for report in reports)
@@ -70,6 +73,7 @@ def train(
             overlong_rows=step_inputs.overlong.rows,
             overlong_tokens=step_inputs.overlong.tokens,
         )
+        state = note_quarantined(state, reports, session)
         if outcome.anomaly is not None:
             deal_with(outcome, state, step_inputs, session.run_directory, layout)
         if log is not None:
@@ -108,6 +112,20 @@ def train(
         logger.info("stopped on request after step %d; continue with --resume", state.step)
     if log is not None:
         log.close()
+
+
+def note_quarantined(state: RunState, reports: Sequence[Report], session: Session) -> RunState:
+    """The state with the row groups that any rank has given up; written down by the first rank."""
+    found = [record for report in reports for record in report.quarantined]
+    records = merge(state.quarantined, found)
+    if len(records) == len(state.quarantined):
+        return state
+    if session.log is not None:
+        write_quarantine(session.run_directory, records)
+        for record in records:
+            if record not in state.quarantined:
+                logger.warning("quarantined: %s", describe(record))
+    return state.model_copy(update={"quarantined": records})
 
 
 def finish_step(config: TrainConfig, session: Session, layout: Layout, state: RunState) -> Outcome:

@@ -14,6 +14,7 @@ from headrace.schemas.errors import HeadraceError
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.integrity import verify_shards
 from headrace.trainer.preflight import (
     RUN_CONFIG_NAME,
     check,
@@ -69,6 +70,8 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     config = load_config(TrainConfig, options.config, options.set)
     inputs = check(config, processes)
     check_run_directory(config, inputs, options.resume)
+    if rank == 0:
+        verify_shards(config, inputs)
 
     requests = Requests(Path(config.output_dir) if rank == 0 else None)
 

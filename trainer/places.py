@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from headrace.schemas.fingerprint import derive_seed
@@ -30,18 +29,25 @@ class RowStream:
     `epoch_rows` is None where epochs have no borders in the order.
     """
 
-    directories: list[Path]
+    directories: list[str]
     manifests: list[Manifest]
     split: str
     order: RowOrder | MixedOrder
     held_row_groups: int
     apart: bool
     epoch_rows: int | None
+    loader: LoaderConfig
 
     def reader(self, decode: type[Decoded[T]]) -> ShardReader[T]:
         """Reads what the order names."""
         return ShardReader(
-            decode, self.directories, self.manifests, self.split, self.held_row_groups, self.apart
+            decode,
+            self.directories,
+            self.manifests,
+            self.split,
+            self.held_row_groups,
+            self.apart,
+            self.loader,
         )
 
 
@@ -49,13 +55,14 @@ def train_stream(config: TrainConfig, inputs: Inputs) -> RowStream:
     """The train splits of all datasets."""
     order = build_order(config, inputs)
     return RowStream(
-        directories=[Path(dataset.path) for dataset in config.datasets],
+        directories=[dataset.path for dataset in config.datasets],
         manifests=inputs.train,
         split=TRAIN,
         order=order,
         held_row_groups=config.loader.shuffle_window,
         apart=isinstance(order, MixedOrder),
         epoch_rows=order.rows_per_epoch if isinstance(order, RowOrder) else None,
+        loader=config.loader,
     )
 
 
@@ -78,15 +85,22 @@ def build_order(config: TrainConfig, inputs: Inputs) -> RowOrder | MixedOrder:
     return MixedOrder(plan.schedule, orders)
 
 
-def evaluation_stream(config: TrainConfig, path: Path, manifest: Manifest) -> RowStream:
-    """One evaluation split in file order."""
+def evaluation_stream(config: TrainConfig, path: str, manifest: Manifest) -> RowStream:
+    """One evaluation split in file order, and no other row in place of a damaged one."""
     groups = list_row_groups([manifest], EVALUATION)
-    order = RowOrder(groups, config.seed, window=1, shuffle=False)
-    return RowStream([path], [manifest], EVALUATION, order, 1, False, order.rows_per_epoch)
+    return RowStream(
+        directories=[path],
+        manifests=[manifest],
+        split=EVALUATION,
+        order=RowOrder(groups, config.seed, window=1, shuffle=False),
+        held_row_groups=1,
+        apart=False,
+        epoch_rows=None,
+        loader=config.loader.model_copy(update={"on_corrupt": "stop"}),
+    )
 
 
 def open_places(
-    loader: LoaderConfig,
     place_tokens: int,
     stream: RowStream,
     reader: ShardReader[T],
@@ -94,7 +108,7 @@ def open_places(
     position: Position,
 ) -> Places[Callable[[], T]]:
     """The places of a stream from a position on; each row is decoded when it is called."""
-    order = stream.order
+    order, loader = stream.order, stream.loader
 
     def look_inside(index: int) -> Looked[Callable[[], T]]:
         rows, number = reader.locate(order[index])
@@ -114,12 +128,10 @@ def open_places(
     )
 
 
-def count_places(
-    loader: LoaderConfig, place_tokens: int, stream: RowStream, stop_row: int, position: Position
-) -> int:
+def count_places(place_tokens: int, stream: RowStream, stop_row: int, position: Position) -> int:
     """How many places there are from a position to the end."""
-    if loader.pack == "none":
+    if stream.loader.pack == "none":
         return stop_row - position.next_row
     reader = stream.reader(RowFacts)
-    places = open_places(loader, place_tokens, stream, reader, stop_row, position)
+    places = open_places(place_tokens, stream, reader, stop_row, position)
     return sum(map(len, iter(lambda: places.take(COUNTED_AT_ONCE), [])))

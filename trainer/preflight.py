@@ -6,11 +6,13 @@ from pathlib import Path
 
 from headrace.schemas.errors import CheckpointError, ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
-from headrace.schemas.manifest import Manifest, read_manifest
+from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import EVALUATION
-from headrace.schemas.train_config import TrainConfig
+from headrace.schemas.train_config import LoaderConfig, TrainConfig
 from headrace.trainer.data_plan import DataPlan, plan_data
 from headrace.trainer.families import require_family
+from headrace.trainer.row_group_source import patience_of
+from headrace.trainer.storage import open_storage
 
 # settings that a resumed run may change; the rows of each step stay the same with all of them
 FREE_ON_RESUME = {
@@ -25,6 +27,15 @@ FREE_ON_RESUME = {
     "checkpoint",
     "anomalies",
 }
+LOADER_SETTINGS_KEPT = {
+    "shuffle",
+    "shuffle_window",
+    "pack",
+    "tokens_per_row",
+    "look_ahead",
+    "overlong",
+}
+LOADER_SETTINGS_FREE = LoaderConfig.model_fields.keys() - LOADER_SETTINGS_KEPT
 RUN_CONFIG_NAME = "train.json"
 
 
@@ -55,8 +66,8 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         )
     model = read_model_config(Path(config.model))
     check_model(config, model)
-    train = [read_manifest(Path(dataset.path)) for dataset in config.datasets]
-    evaluation = [read_manifest(Path(dataset.path)) for dataset in config.evaluation_datasets]
+    train = [manifest_of(dataset.path, config) for dataset in config.datasets]
+    evaluation = [manifest_of(dataset.path, config) for dataset in config.evaluation_datasets]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
         check_shards(path, manifest, config.model, model)
@@ -100,6 +111,11 @@ def find_place_tokens(config: TrainConfig, manifests: list[Manifest]) -> int:
             'raise it, or set loader.overlong to "truncate" or "drop"'
         )
     return tokens
+
+
+def manifest_of(path: str, config: TrainConfig) -> Manifest:
+    """The manifest of a local or remote shard directory."""
+    return open_storage(path, patience_of(config.loader)).manifest()
 
 
 def read_model_config(model: Path) -> dict[str, object]:
@@ -201,7 +217,8 @@ def resume_record(
         mode="json", exclude=FREE_ON_RESUME, exclude_defaults=exclude_defaults
     )
     record = flatten(values)
-    record.pop("loader.prefetch_batches", None)
+    for name in LOADER_SETTINGS_FREE:
+        record.pop(f"loader.{name}", None)
     return record | {
         "global batch (rows)": inputs.global_batch_rows,
         "fingerprint of the data": inputs.data_fingerprint,

@@ -71,7 +71,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     found = newest(folder, check_files=layout.rank == 0) if resume else None
     if found is not None:
         path, saved = found
-        state = state.model_copy(update=saved.model_dump(exclude=LAYOUT))
+        state = saved.model_copy(update={name: getattr(state, name) for name in LAYOUT})
         load_tensors(path, built.trained, optimizer)
         logger.info("resuming from %s, after step %d", path, state.step)
     elif resume:
@@ -86,6 +86,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     loader = build_train_loader(config, inputs, layout, stream, horizon.stop_row)
     if loader is not None:
         loader.seek(position)
+        loader.reader.quarantine.restore(state.quarantined)
     describe(built, inputs, layout, horizon.total_steps)
     return Session(
         model=Path(config.model),

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import Manifest
+from headrace.schemas.train_config import LoaderConfig
 from headrace.trainer.decoded_rows import Decoded
+from headrace.trainer.quarantine import Quarantine
+from headrace.trainer.row_group_source import RowGroupSource
 from headrace.trainer.row_order import RowAddress, RowGroup, RowGroups
 
 T = TypeVar("T")
@@ -29,20 +28,19 @@ class ShardReader(Generic[T]):
     def __init__(
         self,
         decode: type[Decoded[T]],
-        directories: Sequence[Path],
+        directories: Sequence[Path | str],
         manifests: Sequence[Manifest],
         split: str,
         held_row_groups: int,
         apart: bool = False,
+        config: LoaderConfig | None = None,
     ) -> None:
-        self.shards = [manifest.split(split) for manifest in manifests]
-        self.paths = [
-            [directory / shard.file for shard in shards]
-            for directory, shards in zip(directories, self.shards, strict=True)
-        ]
         self.decode = decode
         self.row_groups_read = 0
         self.bytes_read = 0  # as the manifest gives them
+        config = config or LoaderConfig()
+        self.source = RowGroupSource(directories, manifests, split, config, decode.COLUMNS)
+        self.quarantine = Quarantine(self.source, allowed=config.on_corrupt == "quarantine")
         self.held_row_groups = held_row_groups
         self.apart = apart
         self._held: defaultdict[int, OrderedDict[RowGroup, Decoded[T]]] = defaultdict(OrderedDict)
@@ -68,27 +66,10 @@ class ShardReader(Generic[T]):
         return rows
 
     def _read(self, row_group: RowGroup) -> Decoded[T]:
-        path = self.paths[row_group.dataset][row_group.shard]
-        try:
-            with path.open("rb") as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                table = parquet.read_row_group(
-                    row_group.group, columns=self.decode.COLUMNS, use_threads=False
-                )
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{path}: row group {row_group.group} cannot be read ({error}); "
-                f"run `headrace verify {path.parent}`"
-            ) from None
-        if table.num_rows != row_group.rows:
-            raise DataError(
-                f"{path}: row group {row_group.group} has {table.num_rows} rows, the manifest says "
-                f"{row_group.rows}; run `headrace verify {path.parent}`"
-            )
+        table = self.quarantine.read(row_group)
+        record = self.source.files[row_group.dataset][row_group.shard].record
         self.row_groups_read += 1
-        self.bytes_read += (
-            self.shards[row_group.dataset][row_group.shard].row_groups[row_group.group].bytes
-        )
+        self.bytes_read += record.row_groups[row_group.group].bytes
         return self.decode(table)
 
 

@@ -47,7 +47,7 @@ def simulate(config: TrainConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
     reader = stream.reader(RowFacts)
     length = inputs.place_tokens
     stop_row = find_stop_row(config, inputs, 0, Position())
-    places = open_places(config.loader, length, stream, reader, stop_row, Position())
+    places = open_places(length, stream, reader, stop_row, Position())
     for step in islice(count(1), config.max_steps):
         first_row = places.position.next_row
         taken = places.take(inputs.global_batch_rows)

@@ -7,6 +7,7 @@ from itertools import chain
 
 import torch
 
+from headrace.schemas.run_state import QuarantineRecord
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
 from headrace.trainer.placed_rows import PlacedRow, fill, rows_digest, tokens_by_source
@@ -17,7 +18,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Report:
-    """One rank's part: losses from the last stages, rows from the first, wishes from anyone.
+    """One rank's part: losses from the last stages, rows and damage from the first, wishes from
+    anyone.
 
     `written` is its part of the pending checkpoint, once it is on disk.
     """
@@ -28,6 +30,7 @@ class Report:
     stop: bool
     save: bool
     written: Written | None
+    quarantined: list[QuarantineRecord]
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,15 @@ class StepFacts:
 
 
 def make_report(
-    losses: list[RowLoss], inputs: StepInputs, stop: bool, save: bool, written: Written | None
+    losses: list[RowLoss],
+    inputs: StepInputs,
+    stop: bool,
+    save: bool,
+    written: Written | None,
+    quarantined: list[QuarantineRecord],
 ) -> Report:
     """This rank's report."""
-    return Report(losses, inputs.leader_rows, memory_gib(), stop, save, written)
+    return Report(losses, inputs.leader_rows, memory_gib(), stop, save, written, quarantined)
 
 
 def memory_gib() -> float:

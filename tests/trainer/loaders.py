@@ -1,6 +1,7 @@
 """Loaders over given rows in a given order, for any replica."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 from headrace.schemas.train_config import LoaderConfig
@@ -16,9 +17,11 @@ def open_loader(
 ):
     """The loader of one replica, at the start."""
     settings = LoaderConfig.model_validate({"pack": "best_fit", **packing} if packing else {})
+    stream = replace(stream, loader=settings)
     reader = stream.reader(DecodedRows)
-    loader = GroupLoader(
-        partial(open_places, settings, place_tokens, stream, reader, stop_row),
+    return GroupLoader(
+        reader,
+        partial(open_places, place_tokens, stream, reader, stop_row),
         place_tokens=place_tokens,
         micro_batch_size=micro_batch_size,
         micro_batches=GLOBAL_BATCH // replicas // micro_batch_size,
@@ -26,8 +29,6 @@ def open_loader(
         replicas=replicas,
         prefetch=prefetch,
     )
-    loader.reader = reader
-    return loader
 
 
 def global_batches(loaders, count):

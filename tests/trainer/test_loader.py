@@ -9,6 +9,7 @@ from loaders import GLOBAL_BATCH, global_batches, open_loader
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import read_manifest
+from headrace.schemas.train_config import LoaderConfig
 from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.mixed_order import MixedOrder, Schedule
 from headrace.trainer.places import RowStream
@@ -24,7 +25,9 @@ def make_loader(tiny_shards):
     def make(replica=0, replicas=1, rows=None, prefetch=2, directory=tiny_shards):
         order = RowOrder(list_row_groups([manifest], "train"), seed=5, window=2)
         rows_per_epoch = order.rows_per_epoch
-        stream = RowStream([directory], [manifest], "train", order, 2, False, rows_per_epoch)
+        stream = RowStream(
+            [directory], [manifest], "train", order, 2, False, rows_per_epoch, LoaderConfig()
+        )
         stop_row = rows or 2 * rows_per_epoch
         return open_loader(
             stream, stop_row, manifest.sequence_len, replica, replicas, prefetch=prefetch
@@ -137,7 +140,9 @@ def make_mixed_loader(tiny_shards):
             for dataset in range(2)
         ]
         order = MixedOrder(Schedule([9, 1]), orders)
-        stream = RowStream([tiny_shards] * 2, manifests, "train", order, 2, True, None)
+        stream = RowStream(
+            [tiny_shards] * 2, manifests, "train", order, 2, True, None, LoaderConfig()
+        )
         loader = open_loader(
             stream, rows, manifests[0].sequence_len, replica, replicas, prefetch=prefetch
         )
