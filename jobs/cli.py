@@ -99,6 +99,10 @@ def train(
         typer.Option(min=1, help="Processes. Default: all GPUs; without any, pipeline_stages."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
+    data_changed: Annotated[
+        Literal["refuse", "continue"],
+        typer.Option(help="On --resume with other datasets, weights, epochs or max_steps."),
+    ] = "refuse",
     overrides: Overrides = None,
     master_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: a free port.")
@@ -118,8 +122,9 @@ def train(
             raise ModuleNotFoundError(name=name)
     settings = load_config(TrainConfig, config, overrides or [])
     processes = count_processes(gpus, settings.pipeline_stages)
-    check_run_directory(settings, check(settings, processes), resume)
-    arguments = ["--config", str(config)]
+    inputs = check(settings, processes)
+    check_run_directory(settings, inputs, resume, data_changed == "continue")
+    arguments = ["--config", str(config), "--data-changed", data_changed]
     arguments += ["--resume"] if resume else []
     arguments += ["--debug"] if context.obj else []
     for override in overrides or []:

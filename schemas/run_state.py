@@ -36,6 +36,39 @@ class QuarantineRecord(BaseModel):
     substitute_row_group: int
 
 
+class DatasetRecord(BaseModel):
+    """A dataset in a run: its settings, and its own rows that came before the segment began.
+
+    `number` derives the seed of its own order when it is interleaved; no two of a run share one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    fingerprint: str  # SHA-256 of the manifest
+    weight: float
+    repeats: int
+    max_tokens: int | None
+    number: int
+    seen: int = 0
+
+
+class DataSegment(BaseModel):
+    """A stretch of a run's rows that comes from one mixture: from global row `first_row` on.
+
+    `epoch` is the number of epochs before it, a whole one where datasets are concatenated.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    first_row: int
+    epoch: float
+    mixing: Literal["concatenate", "interleave"]
+    mixing_unit: Literal["tokens", "rows"]
+    mixing_stop: Literal["first_exhausted", "all_exhausted"]
+    datasets: list[DatasetRecord]
+
+
 class RunState(BaseModel):
     """All there is to resume from, beside the tensors.
 
@@ -49,6 +82,7 @@ class RunState(BaseModel):
     format_version: int = RUN_STATE_VERSION
     step: int
     next_row: int
+    data: list[DataSegment] = []  # more than one after a change of the datasets
     waiting: list[int] = []  # rows before it that a packing loader has still to place
     seed: int
     tokens: int

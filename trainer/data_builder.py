@@ -4,6 +4,7 @@ from functools import partial
 
 from headrace.schemas.shard_format import EVALUATION
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.course import Course
 from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.distributed import Layout, from_first_rank
 from headrace.trainer.evaluation import EvaluationSet
@@ -14,6 +15,7 @@ from headrace.trainer.places import (
     count_places,
     evaluation_stream,
     open_places,
+    train_stream,
 )
 from headrace.trainer.position import Position
 from headrace.trainer.preflight import Inputs
@@ -22,12 +24,13 @@ EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only 
 
 
 def build_train_loader(
-    config: TrainConfig, inputs: Inputs, layout: Layout, stream: RowStream, stop_row: int | None
+    config: TrainConfig, inputs: Inputs, layout: Layout, course: Course, stop_row: int | None
 ) -> GroupLoader | None:
     """The loader of this pipeline group, on its first stage only."""
     if not layout.is_first:
         return None
     micro_batches = config.gradient_accumulation_steps
+    stream = train_stream(config, course)
     return build_loader(config, inputs, layout, stream, micro_batches, stop_row)
 
 

@@ -80,7 +80,7 @@ def train(
             facts = StepFacts(
                 step=state.step,
                 first_row=before.next_row,
-                rows_per_epoch=inputs.rows_per_epoch,
+                epoch=session.course.epoch_at(state.rows_done),
                 place_tokens=inputs.place_tokens,
                 lr=lr,
                 gradient_norm=outcome.norm,

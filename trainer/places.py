@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import EVALUATION, TRAIN
 from headrace.schemas.train_config import LoaderConfig, TrainConfig
+from headrace.trainer.course import Course
 from headrace.trainer.decoded_rows import Decoded, RowFacts
 from headrace.trainer.mixed_order import MixedOrder
 from headrace.trainer.position import Position
-from headrace.trainer.preflight import Inputs
 from headrace.trainer.row_order import RowOrder
 from headrace.trainer.row_packer import Looked, Places, RowPacker, SingleRows
 from headrace.trainer.shard_reader import ShardReader, list_row_groups
@@ -26,16 +25,16 @@ COUNTED_AT_ONCE = 1024  # places
 class RowStream:
     """One split of some shard directories, in an order.
 
-    `epoch_rows` is None where epochs have no borders in the order.
+    `epoch_end` gives, for a global row index, where its epoch ends; None: it has no border.
     """
 
     directories: list[str]
     manifests: list[Manifest]
     split: str
-    order: RowOrder | MixedOrder
+    order: RowOrder | MixedOrder | Course
     held_row_groups: int
     apart: bool
-    epoch_rows: int | None
+    epoch_end: Callable[[int], int | None]
     loader: LoaderConfig
 
     def reader(self, decode: type[Decoded[T]]) -> ShardReader[T]:
@@ -51,38 +50,19 @@ class RowStream:
         )
 
 
-def train_stream(config: TrainConfig, inputs: Inputs) -> RowStream:
-    """The train splits of all datasets."""
-    order = build_order(config, inputs)
+def train_stream(config: TrainConfig, course: Course) -> RowStream:
+    """The train splits of all datasets of a course."""
+    pieces = course.pieces
     return RowStream(
-        directories=[dataset.path for dataset in config.datasets],
-        manifests=inputs.train,
+        directories=[dataset.path for piece in pieces for dataset in piece.segment.datasets],
+        manifests=[manifest for piece in pieces for manifest in piece.manifests],
         split=TRAIN,
-        order=order,
+        order=course,
         held_row_groups=config.loader.shuffle_window,
-        apart=isinstance(order, MixedOrder),
-        epoch_rows=order.rows_per_epoch if isinstance(order, RowOrder) else None,
+        apart=any(piece.plan.schedule is not None for piece in pieces),
+        epoch_end=course.epoch_end,
         loader=config.loader,
     )
-
-
-def build_order(config: TrainConfig, inputs: Inputs) -> RowOrder | MixedOrder:
-    """One order over all datasets, or one for each, mixed."""
-    window, shuffle = config.loader.shuffle_window, config.loader.shuffle
-    groups = list_row_groups(inputs.train, TRAIN)
-    plan = inputs.plan
-    if plan.schedule is None:
-        return RowOrder(groups, config.seed, window, shuffle, plan.dataset_rows)
-    orders = [
-        RowOrder(
-            groups.pick(groups.dataset == dataset),
-            derive_seed(config.seed, "dataset", dataset),
-            window,
-            shuffle,
-        )
-        for dataset in range(len(inputs.train))
-    ]
-    return MixedOrder(plan.schedule, orders)
 
 
 def evaluation_stream(config: TrainConfig, path: str, manifest: Manifest) -> RowStream:
@@ -95,7 +75,7 @@ def evaluation_stream(config: TrainConfig, path: str, manifest: Manifest) -> Row
         order=RowOrder(groups, config.seed, window=1, shuffle=False),
         held_row_groups=1,
         apart=False,
-        epoch_rows=None,
+        epoch_end=lambda index: None,
         loader=config.loader.model_copy(update={"on_corrupt": "stop"}),
     )
 
@@ -122,7 +102,7 @@ def open_places(
         tokens=place_tokens,
         look_ahead=loader.look_ahead,
         overlong=loader.overlong,
-        epoch_rows=stream.epoch_rows,
+        epoch_end=stream.epoch_end,
         stop_row=stop_row,
         position=position,
     )

@@ -36,6 +36,8 @@ LOADER_SETTINGS_KEPT = {
     "overlong",
 }
 LOADER_SETTINGS_FREE = LoaderConfig.model_fields.keys() - LOADER_SETTINGS_KEPT
+NOT_COMPARED = {"config", "global batch (rows)"}
+DATA_SETTINGS = ("datasets.", "mixing", "epochs", "max_steps", "fingerprint of the data")
 RUN_CONFIG_NAME = "train.json"
 
 
@@ -177,8 +179,13 @@ def check_shards(
         )
 
 
-def check_run_directory(config: TrainConfig, inputs: Inputs, resume: bool) -> None:
+def check_run_directory(
+    config: TrainConfig, inputs: Inputs, resume: bool, data_may_change: bool = False
+) -> None:
     """A new run starts in a fresh directory; a resumed one computes what it computed before.
+
+    Args:
+        data_may_change: go on with other datasets, weights or length of the run.
 
     Raises:
         ConfigError, CheckpointError: naming the setting that differs.
@@ -196,17 +203,20 @@ def check_run_directory(config: TrainConfig, inputs: Inputs, resume: bool) -> No
             f"{path}: not found, so there is no run to resume; leave --resume out to start one"
         )
     saved = json.loads(path.read_text(encoding="utf-8"))
-    saved = flatten({key: value for key, value in saved.items() if key != "config"})
+    saved = flatten({key: value for key, value in saved.items() if key not in NOT_COMPARED})
     now = resume_record(config, inputs)
     defaults = now.keys() - resume_record(config, inputs, exclude_defaults=True).keys()
     for key in now | saved:
         if key not in saved and key in defaults:
             continue  # a setting that came with a later release
-        if saved.get(key) != now.get(key):
-            raise CheckpointError(
-                f"{path}: {key} was {saved.get(key)!r} and is {now.get(key)!r}; "
-                "resume with the old value, or start a new run in another output_dir"
-            )
+        of_data = key.startswith(DATA_SETTINGS)
+        if saved.get(key) == now.get(key) or (of_data and data_may_change):
+            continue
+        otherwise = "add --data-changed=continue to go on with other data, " if of_data else ""
+        raise CheckpointError(
+            f"{path}: {key} was {saved.get(key)!r} and is {now.get(key)!r}; "
+            f"resume with the old value, {otherwise}or start a new run in another output_dir"
+        )
 
 
 def resume_record(
@@ -219,10 +229,7 @@ def resume_record(
     record = flatten(values)
     for name in LOADER_SETTINGS_FREE:
         record.pop(f"loader.{name}", None)
-    return record | {
-        "global batch (rows)": inputs.global_batch_rows,
-        "fingerprint of the data": inputs.data_fingerprint,
-    }
+    return record | {"fingerprint of the data": inputs.data_fingerprint}
 
 
 def flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -64,7 +64,8 @@ class RowPacker(Generic[T]):
         tokens: room of a place.
         look_ahead: rows that wait at once.
         overlong: what becomes of a row with more tokens than a place: refused, cut, or left out.
-        epoch_rows: rows of an epoch; no place holds rows of two. None: epochs have no borders.
+        epoch_end: of the row of a global index; no place holds rows of two epochs. None: it has no
+            border.
         stop_row: global row index at which the data ends; None: never.
     """
 
@@ -75,7 +76,7 @@ class RowPacker(Generic[T]):
         tokens: int,
         look_ahead: int,
         overlong: Overlong,
-        epoch_rows: int | None,
+        epoch_end: Callable[[int], int | None],
         stop_row: int | None,
         position: Position,
     ) -> None:
@@ -83,7 +84,7 @@ class RowPacker(Generic[T]):
         self.tokens = tokens
         self.look_ahead = look_ahead
         self.policy = overlong
-        self.epoch_rows = epoch_rows
+        self.epoch_end = epoch_end
         self.stop_row = stop_row
         self._overlong = OverlongCount()
         self._next_row = position.next_row
@@ -145,11 +146,10 @@ class RowPacker(Generic[T]):
 
     def _stop(self) -> int | None:
         """The index up to which rows may join those that wait."""
-        if self.epoch_rows is None:
-            return self.stop_row
-        oldest = next(iter(self._waiting), self._next_row)
-        end = (oldest // self.epoch_rows + 1) * self.epoch_rows
-        return end if self.stop_row is None else min(end, self.stop_row)
+        end = self.epoch_end(next(iter(self._waiting), self._next_row))
+        if end is None or self.stop_row is None:
+            return self.stop_row if end is None else end
+        return min(end, self.stop_row)
 
     def _let_wait(self, index: int, looked: Looked[T]) -> None:
         self._waiting[index] = looked

@@ -10,6 +10,7 @@ import torch
 from headrace.schemas.run_state import RunState
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
+from headrace.trainer.course import Course, describe_change, open_course, take_up
 from headrace.trainer.data_builder import build_evaluation_sets, build_train_loader
 from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
 from headrace.trainer.engine import StageEngine
@@ -19,7 +20,6 @@ from headrace.trainer.horizon import find_horizon
 from headrace.trainer.metrics import MetricsLog
 from headrace.trainer.model_builder import BuiltStage, build_stage
 from headrace.trainer.optimizer import build_optimizer
-from headrace.trainer.places import train_stream
 from headrace.trainer.position import Position
 from headrace.trainer.preflight import Inputs
 
@@ -49,6 +49,7 @@ class Session:
     evaluation_sets: list[EvaluationSet]
     folder: CheckpointFolder
     log: MetricsLog | None  # first rank only
+    course: Course
     total_steps: int
     state: RunState
     is_new: bool  # no checkpoint was taken up
@@ -73,17 +74,28 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         path, saved = found
         state = saved.model_copy(update={name: getattr(state, name) for name in LAYOUT})
         load_tensors(path, built.trained, optimizer)
+        if saved.global_batch_rows != inputs.global_batch_rows:
+            logger.warning(
+                "global batches of %d rows up to row %d, and of %d from there on",
+                saved.global_batch_rows,
+                saved.next_row,
+                inputs.global_batch_rows,
+            )
         logger.info("resuming from %s, after step %d", path, state.step)
     elif resume:
         logger.info("no checkpoint was written yet; starting from the first step")
     if layout.rank == 0:
         folder.remove_leftovers()
     position = Position(state.next_row, tuple(state.waiting))
-    stream = train_stream(config, inputs)
+    data = take_up(state.data, config, inputs, state.next_row)
+    if state.data and data != state.data:
+        logger.warning("%s", describe_change(data[-1]))
+    state = state.model_copy(update={"data": data})
+    course = open_course(config, inputs, state.data, min([position.next_row, *position.waiting]))
     horizon = from_first_rank(
-        partial(find_horizon, config, inputs, stream, state.step, position), layout
+        partial(find_horizon, config, inputs, course, state.step, position), layout
     )
-    loader = build_train_loader(config, inputs, layout, stream, horizon.stop_row)
+    loader = build_train_loader(config, inputs, layout, course, horizon.stop_row)
     if loader is not None:
         loader.seek(position)
         loader.reader.quarantine.restore(state.quarantined)
@@ -98,6 +110,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
         folder=folder,
         log=MetricsLog(run_directory, state.step if found else -1) if layout.rank == 0 else None,
+        course=course,
         total_steps=horizon.total_steps,
         state=state,
         is_new=found is None,

@@ -6,6 +6,7 @@ from itertools import chain, count, islice
 
 from headrace.schemas.shard_format import TRAIN
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.course import open_course
 from headrace.trainer.decoded_rows import RowFacts
 from headrace.trainer.horizon import find_stop_row
 from headrace.trainer.placed_rows import PlacedRow, fill, rows_digest, tokens_by_source
@@ -43,10 +44,11 @@ def simulate(config: TrainConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
     Raises:
         DataError: a shard that cannot be read.
     """
-    stream = train_stream(config, inputs)
+    course = open_course(config, inputs, history=[], first_row=0)
+    stream = train_stream(config, course)
     reader = stream.reader(RowFacts)
     length = inputs.place_tokens
-    stop_row = find_stop_row(config, inputs, 0, Position())
+    stop_row = find_stop_row(config, inputs.global_batch_rows, course, 0, Position())
     places = open_places(length, stream, reader, stop_row, Position())
     for step in islice(count(1), config.max_steps):
         first_row = places.position.next_row
@@ -58,7 +60,7 @@ def simulate(config: TrainConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
         overlong = places.take_overlong()
         yield SimulatedStep(
             step=step,
-            epoch=places.position.rows_done / inputs.rows_per_epoch,
+            epoch=course.epoch_at(places.position.rows_done),
             rows=len(rows),
             tokens=tokens,
             fill=fill(tokens, len(taken), length),

@@ -39,7 +39,7 @@ class StepFacts:
 
     step: int
     first_row: int
-    rows_per_epoch: int
+    epoch: float
     place_tokens: int
     lr: float
     gradient_norm: float
@@ -75,7 +75,7 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
     rows = list(chain.from_iterable(places))
     return StepMetrics(
         step=facts.step,
-        epoch=inputs.position.rows_done / facts.rows_per_epoch,
+        epoch=facts.epoch,
         loss=mean_loss(losses),
         source_losses=losses_by_source(losses),
         lr=facts.lr,

@@ -16,12 +16,12 @@ from headrace.dataprep.prepare import prepare
 from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import TRAIN
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.course import open_course
 from headrace.trainer.data_builder import build_train_loader
 from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.distributed import Layout
 from headrace.trainer.horizon import find_horizon
 from headrace.trainer.loader import GroupLoader
-from headrace.trainer.places import train_stream
 from headrace.trainer.position import Position
 from headrace.trainer.preflight import check
 
@@ -64,9 +64,9 @@ def loader_alone(config: TrainConfig, device: torch.device) -> GroupLoader:
     """The trainer's loader for one process, without a process group."""
     alone = Layout(0, 0, 1, 0, 1, device, *[None] * 5)
     inputs = check(config, processes=1)
-    stream = train_stream(config, inputs)
-    horizon = find_horizon(config, inputs, stream, 0, Position())
-    loader = build_train_loader(config, inputs, alone, stream, horizon.stop_row)
+    course = open_course(config, inputs, history=[], first_row=0)
+    horizon = find_horizon(config, inputs, course, 0, Position())
+    loader = build_train_loader(config, inputs, alone, course, horizon.stop_row)
     assert loader is not None
     return loader
 

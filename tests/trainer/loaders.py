@@ -40,3 +40,8 @@ def global_batches(loaders, count):
         )
         result.append([row.row_key for places in micro_batches for rows in places for row in rows])
     return result
+
+
+def end_of_epoch(rows, index):
+    """Where the epoch of a row ends when each has so many."""
+    return (index // rows + 1) * rows

@@ -1,10 +1,12 @@
 """Rows are packed into places exactly, and the packing goes on from any position."""
 
 import itertools
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loaders import end_of_epoch
 
 from headrace.schemas.errors import DataError
 from headrace.trainer.position import Position
@@ -19,7 +21,7 @@ def make_packer(lengths, position=None, **changes):
         "tokens": ROOM,
         "look_ahead": 8,
         "overlong": "error",
-        "epoch_rows": len(lengths),
+        "epoch_end": partial(end_of_epoch, len(lengths)),
         "stop_row": len(lengths),
     }
     return RowPacker(
