@@ -1,7 +1,8 @@
 """The rows in the places of a global batch, without their tokens."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 
@@ -11,6 +12,18 @@ class PlacedRow(NamedTuple):
     source: str
     row_key: int
     tokens: int
+
+
+def places_in_order(
+    leaders: Sequence[Sequence[Sequence[Sequence[PlacedRow]]]],
+) -> list[Sequence[PlacedRow]]:
+    """The places of a global batch that hold rows, from the micro-batches at its leaders.
+
+    Args:
+        leaders: [replica][micro-batch][place]; micro-batch k is the k mod replicas-th leader's.
+    """
+    micro_batches = chain.from_iterable(zip(*leaders, strict=True))
+    return [place for micro_batch in micro_batches for place in micro_batch if place]
 
 
 def rows_digest(rows: Iterable[PlacedRow]) -> str:

@@ -10,7 +10,13 @@ import torch
 from headrace.schemas.run_state import QuarantineRecord
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
-from headrace.trainer.placed_rows import PlacedRow, fill, rows_digest, tokens_by_source
+from headrace.trainer.placed_rows import (
+    PlacedRow,
+    fill,
+    places_in_order,
+    rows_digest,
+    tokens_by_source,
+)
 from headrace.trainer.saver import Written
 
 GIB = 1 << 30
@@ -68,10 +74,7 @@ def memory_gib() -> float:
 def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts) -> StepMetrics:
     """The whole job's metrics of one step."""
     losses = [row for report in reports for row in report.losses]
-    leaders = [report.rows for report in reports if report.rows is not None]
-    # micro-batch k of the global batch is at leader k mod replicas
-    micro_batches = chain.from_iterable(zip(*leaders, strict=True))
-    places = [rows for micro_batch in micro_batches for rows in micro_batch if rows]
+    places = places_in_order([report.rows for report in reports if report.rows is not None])
     rows = list(chain.from_iterable(places))
     return StepMetrics(
         step=facts.step,

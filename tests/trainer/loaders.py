@@ -7,6 +7,7 @@ from functools import partial
 from headrace.schemas.train_config import LoaderConfig
 from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.loader import GroupLoader
+from headrace.trainer.placed_rows import places_in_order
 from headrace.trainer.places import open_places
 
 GLOBAL_BATCH = 8  # places
@@ -33,13 +34,10 @@ def open_loader(
 
 def global_batches(loaders, count):
     """Row keys of the first global batches, in order, from the loaders of all replicas."""
-    result = []
-    for parts in itertools.islice(zip(*loaders, strict=True), count):
-        micro_batches = itertools.chain.from_iterable(
-            zip(*(part.rows for part in parts), strict=True)
-        )
-        result.append([row.row_key for places in micro_batches for rows in places for row in rows])
-    return result
+    return [
+        [row.row_key for place in places_in_order([part.rows for part in parts]) for row in place]
+        for parts in itertools.islice(zip(*loaders, strict=True), count)
+    ]
 
 
 def end_of_epoch(rows, index):
