@@ -17,6 +17,7 @@ from headrace.dataprep.console_report import print_ledger
 from headrace.dataprep.tokenizer import TOKENIZER_NAME
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import Manifest, ShardRecord, read_manifest
+from headrace.schemas.shard_rows import read_row_group
 
 BAR_WIDTH = 40
 
@@ -46,7 +47,8 @@ def print_histogram(directory: Path, manifest: Manifest, console: Console) -> No
     for shard in track(manifest.shards, "lengths", console=console, transient=True):
         with open_shard(directory, shard) as file:
             for index in range(file.num_row_groups):
-                lengths = file.read_row_group(index, columns=["document_lengths"])[0]
+                rows = read_row_group(file, index, manifest, shard, ["document_lengths"])
+                lengths = rows["document_lengths"]
                 counts.update(
                     int(length).bit_length() for length in pc.list_flatten(lengths).to_numpy()
                 )
@@ -65,17 +67,22 @@ def print_rows(directory: Path, manifest: Manifest, rows: int, console: Console)
         raise DataError(f"{path}: missing, so rows cannot be decoded; prepare the directory again")
     tokenizer = Tokenizer.from_file(str(path))
     for split in manifest.ledger.tokens_out:
-        for name, row in islice(read_rows(directory, manifest.split(split)), rows):
+        for name, row in islice(read_rows(directory, manifest, split), rows):
             console.rule(f"{name}, {row['source']}")
             console.print(row_text(tokenizer, row["input_ids"], row), soft_wrap=True)
 
 
-def read_rows(directory: Path, shards: list[ShardRecord]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(
+    directory: Path, manifest: Manifest, split: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row lies, and the row, in file order."""
-    for shard in shards:
+    for shard in manifest.split(split):
         with open_shard(directory, shard) as file:
-            for index, batch in enumerate(file.iter_batches(1)):
-                yield f"{shard.file} row {index}", batch.to_pylist()[0]
+            for group in range(file.num_row_groups):
+                table = read_row_group(file, group, manifest, shard)
+                for index in range(table.num_rows):
+                    row = table.slice(index, 1).to_pylist()[0]
+                    yield f"{shard.file} row {shard.rows_before(group) + index}", row
 
 
 def row_text(tokenizer: Tokenizer, ids: list[int], row: dict[str, Any]) -> Text:

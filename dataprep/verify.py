@@ -19,6 +19,7 @@ from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.manifest import Manifest, ShardRecord, read_manifest
 from headrace.schemas.row_checks import problems_in_rows
 from headrace.schemas.shard_format import MANIFEST_NAME, shard_schema
+from headrace.schemas.shard_rows import read_row_group
 
 
 def verify(directory: Path, console: Console | None = None) -> list[str]:
@@ -58,12 +59,22 @@ def check_other_files(directory: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{tokenizer}: missing"
     elif file_sha256(tokenizer) != manifest.tokenizer.fingerprint:
         yield f"{tokenizer}: not the tokenizer of these shards (its SHA-256 differs)"
-    yield from check_settings(directory / CONFIG_NAME, manifest)
-    yield from check_rejects(directory / REJECTS_NAME, manifest)
+    if manifest.columns is None:
+        yield from check_settings(directory / CONFIG_NAME, manifest)
+        yield from check_rejects(directory / REJECTS_NAME, manifest)
     known = {shard.file for shard in manifest.shards}
-    for path in sorted(directory.rglob("*.parquet")):
+    for path in parquet_files(directory):
         if path.relative_to(directory).as_posix() not in known:
             yield f"{path}: not in the manifest; remove it"
+
+
+def parquet_files(directory: Path) -> list[Path]:
+    """All Parquet files in order of their names, hidden and temporary ones left out."""
+    return [
+        path
+        for path in sorted(directory.rglob("*.parquet"))
+        if not any(part[0] in "._" for part in path.relative_to(directory).parts)
+    ]
 
 
 def check_settings(path: Path, manifest: Manifest) -> Iterator[str]:
@@ -105,17 +116,18 @@ def check_shard(path: Path, shard: ShardRecord, manifest: Manifest) -> list[str]
         with pq.ParquetFile(path) as file:
             found = [f"{path}: {problem}" for problem in check_content(file, shard, manifest)]
             return problems + found
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         return [f"{path}: not readable as Parquet ({error})"]
 
 
 def check_content(file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest) -> Iterator[str]:
     """Footer, row groups and rows of one shard."""
     expected = shard_schema(manifest.kind)
-    if not file.schema_arrow.equals(expected):
+    ours = manifest.columns is None
+    if ours and not file.schema_arrow.equals(expected):
         yield "its columns are not those of the shard format"
         return
-    if file.schema_arrow.metadata != expected.metadata:
+    if ours and file.schema_arrow.metadata != expected.metadata:
         yield f"its footer names {file.schema_arrow.metadata}, not {expected.metadata}"
     if file.num_row_groups != len(shard.row_groups):
         yield f"{file.num_row_groups} row groups, the manifest has {len(shard.row_groups)}"
@@ -123,7 +135,7 @@ def check_content(file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest) 
     totals = {"rows": 0, "tokens": 0, "trained_tokens": 0}
     last_key = -1
     for index, record in enumerate(shard.row_groups):
-        rows = file.read_row_group(index)
+        rows = read_row_group(file, index, manifest, shard)
         where = f"row group {index}"
         found = describe_row_group(file.metadata.row_group(index), rows)
         if found != record.model_copy(update={"crc32": None}):
@@ -143,7 +155,8 @@ def check_rows(rows: pa.Table, manifest: Manifest, last_key: int) -> Iterator[st
     """The rows of one row group; `last_key` is the key before them, -1 for none."""
     yield from problems_in_rows(rows, manifest)
     keys = rows["row_key"].to_numpy()
-    if not np.all(keys[1:] >= keys[:-1]) or int(keys[0]) < last_key:
+    ordered = np.all(keys[1:] >= keys[:-1]) and int(keys[0]) >= last_key
+    if manifest.columns is None and not ordered:
         yield "row keys are not sorted"
     strangers = set(pc.unique(rows["source"]).to_pylist()) - {s.name for s in manifest.sources}
     if strangers:

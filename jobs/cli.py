@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from headrace.schemas.errors import ConfigError, HeadraceError
+from headrace.schemas.manifest import Manifest
 
 TRAIN_EXTRA = {
     "deepspeed",
@@ -88,6 +89,33 @@ def verify(directory: Directory) -> None:
     if problems:
         raise typer.Exit(1)
     print(f"{directory}: sound")
+
+
+@app.command(epilog="Example: headrace index shards/from-spark --tokenizer models/smollm2-135m")
+def index(
+    directory: Directory,
+    tokenizer: Annotated[Path, typer.Option(help="Model directory that the ids come from.")],
+    evaluation: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Files of the evaluation split, as in 'test-*'."),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=NAME", help="What a column means, where its name does not."),
+    ] = None,
+    padding_id: Annotated[
+        int | None, typer.Option(help="Id at the end of rows that is padding, and cut off.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Name of the rows' source. Default: the directory's.")
+    ] = None,
+) -> None:
+    """Write a manifest for Parquet that something else wrote, so that it can be trained on."""
+    from headrace.dataprep.foreign_index import find_files, index, parse_columns
+
+    columns = parse_columns(column or [], padding_id, find_files(directory)[0])
+    manifest = index(directory, tokenizer, columns, evaluation, source)
+    print(f"{directory}: {summary(manifest)}")
 
 
 @app.command(epilog="Example: headrace train train.toml --gpus 2 --set optimizer.lr=1e-4")
@@ -222,6 +250,16 @@ def sample(
     from headrace.trainer.sample import sample
 
     print(sample(model, adapter, prompt, max_new_tokens, temperature, seed))
+
+
+def summary(manifest: Manifest) -> str:
+    """One line on what was found."""
+    rows, tokens = (sum(getattr(s, name) for s in manifest.shards) for name in ("rows", "tokens"))
+    trained = sum(shard.trained_tokens for shard in manifest.shards)
+    return (
+        f"{len(manifest.shards)} files, {rows:,} rows of up to {manifest.sequence_len} tokens, "
+        f"{tokens:,} in all, {trained:,} of them trained"
+    )
 
 
 def count_processes(gpus: int | None, pipeline_stages: int) -> int:

@@ -133,7 +133,7 @@ def loss_mask(
 ) -> Flags | None:
     """True where a token is trained; None: everywhere."""
     if columns.loss_mask is not None:
-        return same_shape(table, columns.loss_mask, offsets).astype(np.bool_)
+        return nullable_mask(table, columns.loss_mask, offsets)
     if columns.labels is None:
         return None
     labels = same_shape(table, columns.labels, offsets)
@@ -145,6 +145,22 @@ def loss_mask(
             f"{IGNORED_LABEL}; labels must not be shifted"
         )
     return trained
+
+
+def nullable_mask(table: pa.Table, name: str, offsets: Offsets) -> Flags | None:
+    """The values of a mask; a row without one is trained in whole, and None means all are."""
+    column = table.column(name)
+    if column.null_count == table.num_rows:
+        return None
+    has_one = column.is_valid().to_numpy()
+    lengths = np.diff(offsets)
+    values, own = flat(table.filter(pa.array(has_one)).combine_chunks(), name)
+    if not np.array_equal(np.diff(own), lengths[has_one]):
+        row = int(np.flatnonzero(has_one)[np.diff(own) != lengths[has_one]][0])
+        raise ValueError(f"row {row}: {name} is not as long as the ids")
+    mask = np.ones(offsets[-1], dtype=np.bool_)
+    mask[np.repeat(has_one, lengths)] = values.astype(np.bool_)
+    return mask
 
 
 def documents_of(table: pa.Table, columns: ForeignColumns, offsets: Offsets) -> Offsets:

@@ -51,6 +51,10 @@ class ShardRecord(Record):
     row_groups: list[RowGroupRecord]
     footer_crc32: int | None = None
 
+    def rows_before(self, group: int) -> int:
+        """Rows of the file that lie before a row group."""
+        return sum(record.rows for record in self.row_groups[:group])
+
     @property
     def footer_offset(self) -> int:
         """Where the row groups end and the footer begins; 0 in a file without row groups."""

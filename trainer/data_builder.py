@@ -22,6 +22,8 @@ from headrace.trainer.preflight import Inputs
 
 EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
 
+TOKEN_BYTES = 16  # of a batch: id and label, both int64
+
 
 def build_train_loader(
     config: TrainConfig, inputs: Inputs, layout: Layout, course: Course, stop_row: int | None
@@ -52,8 +54,15 @@ def build_loader(
         micro_batches=micro_batches,
         replica=layout.replica,
         replicas=layout.replicas,
-        prefetch=config.loader.prefetch_batches,
+        prefetch=prefetch_depth(config, micro_batches, inputs.place_tokens),
     )
+
+
+def prefetch_depth(config: TrainConfig, micro_batches: int, place_tokens: int) -> int:
+    """Batches to read ahead: as many as asked for, and as fit into `prefetch_bytes`, but one."""
+    tokens = config.micro_batch_size * micro_batches * place_tokens
+    fitting = config.loader.prefetch_bytes // (TOKEN_BYTES * tokens)
+    return min(config.loader.prefetch_batches, max(1, fitting))
 
 
 def build_evaluation_sets(

@@ -1,7 +1,8 @@
 """Gives every rank its inputs of a step: the leader reads, the others get their part from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -55,7 +56,7 @@ class Feed:
             received: list[StepInputs] = [None]  # type: ignore[list-item]
             source = self.layout.rank_of(0)
             dist.recv_object_list(received, src=source, group=self.layout.pipeline_group)
-            return received[0]
+            return replace(received[0], labels=pinned(received[0].labels))
         batch = next(self.loader)
         counts = gather_objects((batch.trained_tokens, batch.tokens), self.layout.leaders_group)
         trained_tokens, tokens = (sum(column) for column in zip(*counts, strict=True))
@@ -63,7 +64,15 @@ class Feed:
             inputs = _inputs_of(batch, stage, self.layout.stages, trained_tokens, tokens)
             target = self.layout.rank_of(stage)
             dist.send_object_list([inputs], dst=target, group=self.layout.pipeline_group)
-        return _inputs_of(batch, 0, self.layout.stages, trained_tokens, tokens)
+        inputs = _inputs_of(batch, 0, self.layout.stages, trained_tokens, tokens)
+        return replace(inputs, input_ids=pinned(inputs.input_ids), labels=pinned(inputs.labels))
+
+
+def pinned(tensor: Tensor | None) -> Tensor | None:
+    """In memory that a GPU can copy from while the process goes on."""
+    if tensor is None or not torch.cuda.is_available():
+        return tensor
+    return tensor.pin_memory()
 
 
 def _inputs_of(

@@ -46,6 +46,7 @@ class GroupLoader:
         self.prefetch = prefetch
         self.position = Position()
         self._batches: Iterator[Batch] | None = None
+        self._reading = threading.Lock()  # after `seek` an earlier thread may be at a last batch
 
     def state_dict(self) -> dict[str, object]:
         """Where the next batch begins, which is all there is to resume from."""
@@ -71,22 +72,28 @@ class GroupLoader:
         return batch
 
     def _read(self, position: Position) -> Iterator[Batch]:
-        places = self.places_from(position)
+        with self._reading:
+            places = self.places_from(position)
+        while True:
+            with self._reading:
+                batch = self._next_batch(places)
+            if batch is None:
+                return
+            yield batch
+
+    def _next_batch(self, places: Places[Callable[[], Row]]) -> Batch | None:
         per_round = self.micro_batch_size * self.replicas
-        while taken := places.take(per_round * self.micro_batches):
-            yield make_batch(
-                [
-                    self._micro_batch(taken[start : start + self.micro_batch_size])
-                    for start in range(
-                        self.replica * self.micro_batch_size,
-                        -(-len(taken) // per_round) * per_round,
-                        per_round,
-                    )
-                ],
-                self.place_tokens,
-                places.position,
-                places.take_overlong(),
-            )
+        taken = places.take(per_round * self.micro_batches)
+        if not taken:
+            return None
+        starts = range(
+            self.replica * self.micro_batch_size, -(-len(taken) // per_round) * per_round, per_round
+        )
+        micro_batches = [
+            self._micro_batch(taken[start : start + self.micro_batch_size]) for start in starts
+        ]
+        overlong = places.take_overlong()
+        return make_batch(micro_batches, self.place_tokens, places.position, overlong)
 
     def _micro_batch(self, places: list[list[Callable[[], Row]]]) -> list[list[Row]]:
         filled = [[decode() for decode in place] for place in places]

@@ -14,6 +14,7 @@ from headrace.schemas.errors import HeadraceError
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.failure import run_rank
 from headrace.trainer.integrity import verify_shards
 from headrace.trainer.preflight import (
     RUN_CONFIG_NAME,
@@ -100,4 +101,4 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_rank(main)

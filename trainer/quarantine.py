@@ -69,7 +69,7 @@ class Quarantine:
             try:
                 table = self.source.read(other)
             except CorruptRowGroupError as another:
-                logger.warning("%s", another)
+                logger.info("not a substitute: %s", another)
                 continue
             record = self._record(damaged, other, error)
             self._records[self._key(damaged)] = record
@@ -97,7 +97,7 @@ class Quarantine:
     ) -> QuarantineRecord:
         file, group = self._key(damaged)
         substitute_file, substitute_row_group = self._key(other)
-        first = self.source.files[damaged.dataset][damaged.shard].rows_before(group)
+        first = self.source.files[damaged.dataset][damaged.shard].record.rows_before(group)
         return QuarantineRecord(
             file=file,
             row_group=group,

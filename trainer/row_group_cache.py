@@ -60,11 +60,6 @@ class RowGroupCache:
                     self._publish(name, content)
         return content
 
-    def forget(self, sha256: str, offset: int, size: int) -> None:
-        """Drop a piece that turned out wrong."""
-        name = hashlib.sha256(f"{sha256}:{offset}:{size}".encode()).hexdigest() + SUFFIX
-        (self.directory / name).unlink(missing_ok=True)
-
     def _read(self, name: str, size: int) -> bytes | None:
         """A whole piece, marked as just used; None if it is not there or not what was written."""
         path = self.directory / name

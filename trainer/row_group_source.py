@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.schemas.errors import DataError
-from headrace.schemas.foreign_columns import as_shard_table, key_seed_of
 from headrace.schemas.manifest import Manifest, ShardRecord
 from headrace.schemas.row_checks import problems_in_rows
+from headrace.schemas.shard_rows import read_row_group
 from headrace.schemas.train_config import LoaderConfig
 from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.retries import Patience
@@ -47,9 +47,6 @@ class ShardFile:
     @property
     def name(self) -> str:
         return self.storage.name(self.record.file)
-
-    def rows_before(self, group: int) -> int:
-        return sum(record.rows for record in self.record.row_groups[:group])
 
 
 class RowGroupSource:
@@ -107,13 +104,7 @@ class RowGroupSource:
             pre_buffer=False,
             page_checksum_verification=True,
         )
-        columns = file.manifest.columns
-        names = columns.names() if columns else self.columns
-        table = parquet.read_row_group(row_group.group, columns=names, use_threads=False)
-        if columns is None:
-            return table.combine_chunks()
-        source, key_seed = file.manifest.sources[0].name, key_seed_of(file.record.sha256)
-        return as_shard_table(table, columns, source, key_seed, file.rows_before(row_group.group))
+        return read_row_group(parquet, row_group.group, file.manifest, file.record, self.columns)
 
     def _footer(self, file: ShardFile, key: tuple[int, int]) -> pq.FileMetaData:
         """The file's Parquet metadata; the last ones are held."""
@@ -179,13 +170,11 @@ class Segment(io.RawIOBase):
 
 def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGroupError:
     """What to say of a row group that is not what was written."""
-    first = file.rows_before(row_group.group)
-    directory = file.name.removesuffix("/" + file.record.file)
+    first = file.record.rows_before(row_group.group)
     return CorruptRowGroupError(
         f"{file.name}: row group {row_group.group} cannot be read, rows {first} to "
-        f"{first + row_group.rows - 1} ({problem}); restore the file as `headrace verify "
-        f"{directory}` wants it, or train on others in place of its rows: "
-        'loader.on_corrupt = "quarantine"',
+        f"{first + row_group.rows - 1} ({problem}); restore the file, or set "
+        'loader.on_corrupt = "quarantine" to train on other rows in their place',
         problem,
     )
 
