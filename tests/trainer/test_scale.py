@@ -103,9 +103,9 @@ def test_four_stages_load_in_constant_memory_whatever_the_corpus_and_the_epochs(
         for rank in range(4)
     ]
     assert [rank.wait(timeout=250) for rank in ranks] == [0] * 4
-    added = np.loadtxt(output) / 2**20  # [corpus, epoch] MiB
-    sys.stdout.write(f"MiB by corpus: {added.max(axis=1)}, last epochs {added[:, -1]}\n")
-    assert added.shape == (2, 100)
+    added = np.loadtxt(output) / 2**20  # MiB; [corpus, every 5th epoch]
+    sys.stdout.write(f"MiB by corpus: {added.max(axis=1)}\n{added.round()}\n")
+    assert added.shape == (2, 20)
     assert added.max() <= 512
-    assert (added[:, 50:].max(axis=1) <= added[:, :50].max(axis=1) + 16).all(), "grows by epoch"
-    assert added[1].max() <= added[0].max() + 32, "grows with the corpus"
+    assert (added[:, 10:].max(axis=1) <= added[:, :10].max(axis=1) + 64).all(), "grows by epoch"
+    assert added[1].max() <= added[0].max() + 64, "grows with the corpus"
