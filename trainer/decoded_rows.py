@@ -64,6 +64,13 @@ class ListColumn:
         return unpacked
 
 
+def names_of(column: pa.ChunkedArray) -> list[str]:
+    """A column of a few different strings; each is made once."""
+    array = pa.concat_arrays(column.chunks).dictionary_encode()
+    names = array.dictionary.to_pylist()
+    return [names[index] for index in array.indices.to_numpy().tolist()]
+
+
 class DecodedRows:
     """Rows by their place in the group; about 4 bytes a token are held.
 
@@ -84,7 +91,7 @@ class DecodedRows:
         self._ids, self._ends = ids.flat(), ids.offsets
         self._documents, self._document_ends = documents.flat(), documents.offsets
         self._mask = ListColumn(table["loss_mask"])
-        self._sources: list[str] = table["source"].to_pylist()
+        self._sources: list[str] = names_of(table["source"])
         self._keys: NDArray[np.uint64] = table["row_key"].to_numpy()
         self.lengths: list[int] = np.diff(self._ends).tolist()  # tokens of each row
 
@@ -110,8 +117,8 @@ class RowFacts:
         documents = ListColumn(table["document_lengths"])
         ends = np.append(0, np.cumsum(documents.flat()))[documents.offsets]
         self.lengths: list[int] = np.diff(ends).tolist()
-        self._sources: list[str] = table["source"].to_pylist()
-        self._keys: list[int] = table["row_key"].to_pylist()
+        self._sources: list[str] = names_of(table["source"])
+        self._keys: list[int] = table["row_key"].to_numpy().tolist()
 
     def row(self, index: int) -> PlacedRow:
         """One row."""
