@@ -52,24 +52,20 @@ def make_batch(
             cut.
     """
     shape = (len(micro_batches), len(micro_batches[0]), length)
-    ids = np.zeros(shape, dtype=np.int64)
-    labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
-    document_lengths = [
-        [
-            lay_out(rows, ids[index, place], labels[index, place])
-            for place, rows in enumerate(places)
-        ]
-        for index, places in enumerate(micro_batches)
+    ids, labels = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
+    laid_out = [
+        [lay_out(rows, *cells) for rows, *cells in zip(places, *arrays, strict=True)]
+        for places, *arrays in zip(micro_batches, ids, labels, strict=True)
     ]
     return Batch(
         input_ids=torch.from_numpy(ids),
         labels=torch.from_numpy(labels),
-        document_lengths=document_lengths,
+        document_lengths=[[lengths for lengths, _ in places] for places in laid_out],
         rows=[
             [[place_row(row, length) for row in rows] for rows in places]
             for places in micro_batches
         ],
-        trained_tokens=int(np.count_nonzero(labels != IGNORED_LABEL)),
+        trained_tokens=sum(trained for places in laid_out for _, trained in places),
         position=position,
         overlong=overlong,
     )
@@ -80,9 +76,15 @@ def place_row(row: Row, length: int) -> PlacedRow:
     return PlacedRow(row.source, row.row_key, min(len(row.input_ids), length))
 
 
-def lay_out(rows: Sequence[Row], ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list[int]:
-    """Write the rows of one place into its ids and labels; returns its document lengths."""
-    start = 0
+def lay_out(
+    rows: Sequence[Row], ids: NDArray[np.int64], labels: NDArray[np.int64]
+) -> tuple[list[int], int]:
+    """Write the rows of one place into its ids and labels, every token of them once.
+
+    Returns:
+        Its document lengths, and how many labels are trained.
+    """
+    start = trained = 0
     lengths: list[int] = []
     for row in rows:
         if len(row.input_ids) > len(ids):
@@ -94,9 +96,15 @@ def lay_out(rows: Sequence[Row], ids: NDArray[np.int64], labels: NDArray[np.int6
             np.putmask(labels[start : stop - 1], ~row.loss_mask[1:], IGNORED_LABEL)
         # the next token belongs to another document
         labels[start - 1 + np.cumsum(row.document_lengths)] = IGNORED_LABEL
+        if row.loss_mask is None:
+            trained += stop - start - len(row.document_lengths)
+        else:
+            trained += int(np.count_nonzero(labels[start:stop] != IGNORED_LABEL))
         lengths += row.document_lengths.tolist()
         start = stop
-    return lengths + [len(ids) - start] * (start < len(ids))
+    ids[start:] = 0
+    labels[start:] = IGNORED_LABEL
+    return lengths + [len(ids) - start] * (start < len(ids)), trained
 
 
 def cut(row: Row, tokens: int) -> Row:

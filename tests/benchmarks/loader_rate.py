@@ -46,7 +46,7 @@ def read_parquet(directory: Path, manifest: Manifest) -> Iterator[int]:
                 yield sum(len(chunk.values) for chunk in table["input_ids"].chunks)
 
 
-def load(directory: Path, prefetch: int) -> Iterator[int]:
+def load(directory: Path, prefetch: int, pack: str = "none") -> Iterator[int]:
     """One shuffled epoch of batches of 8 rows, labels included; yields the tokens of each."""
     settings = {
         "model": str(MODEL),
@@ -54,7 +54,7 @@ def load(directory: Path, prefetch: int) -> Iterator[int]:
         "gradient_accumulation_steps": 8,
         "datasets": [{"path": str(directory)}],
         "optimizer": {"lr": 1e-4},
-        "loader": {"prefetch_batches": prefetch},
+        "loader": {"prefetch_batches": prefetch, "pack": pack},
     }
     loader = loader_alone(TrainConfig.model_validate(settings), torch.device("cpu"))
     return (batch.tokens for batch in loader)
@@ -81,11 +81,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "shards"
         manifest = prepare(text_config(directory, COPIES, SEQUENCE_LEN), workers=1)
+        documents = Path(folder) / "documents"
+        unpacked = text_config(documents, COPIES, SEQUENCE_LEN).model_copy(
+            update={"packing": "none", "overlong": "split"}
+        )
+        prepare(unpacked, workers=1)
         use_one_core()
         ways: dict[str, Callable[[], Iterator[int]]] = {
             "pyarrow alone, file order": lambda: read_parquet(directory, manifest),
             "loader, in line": lambda: load(directory, prefetch=0),
             "loader, 2 batches ahead": lambda: load(directory, prefetch=2),
+            "loader, a document a row": lambda: load(documents, prefetch=2),
+            "loader, packing those": lambda: load(documents, prefetch=2, pack="best_fit"),
         }
         rounds = [[rate(way()) for way in ways.values()] for _ in range(ROUNDS)]
     rates = [median(column) for column in zip(*rounds, strict=True)]
