@@ -68,13 +68,41 @@ class OptimizerConfig(Config):
 class SchedulerConfig(Config):
     """`[scheduler]`."""
 
-    type: Literal["constant", "cosine"] = Field(
-        "constant", description="Learning rate after warmup."
+    type: Literal["constant", "linear", "cosine", "one_cycle", "rms_ratio"] = Field(
+        "constant",
+        description="Learning rate after warmup. `linear` and `cosine` fall to `min_lr`; "
+        "`one_cycle` rises by half a cosine from lr / 25 over the warmup (default: 30% of the "
+        "steps) and falls to `min_lr`, at least lr / 250,000; `rms_ratio` follows the settling of "
+        "Adam's second moment, lr * sqrt((1 - beta2^t) / (1 + beta2^t)), and needs no horizon.",
     )
     warmup_steps: int = Field(
         0, ge=0, description="Steps of linear warmup; the first runs at lr / warmup_steps."
     )
-    min_lr: float = Field(0.0, ge=0, description="Where the cosine ends.")
+    warmup_fraction: float | None = Field(
+        None, gt=0, lt=1, description="Warmup as a share of all steps, instead of `warmup_steps`."
+    )
+    min_lr: float = Field(0.0, ge=0, description="Where falling schedules end.")
+    force_constant_lr: float | None = Field(
+        None,
+        gt=0,
+        description="This rate, whatever the other keys say; may be set when a run is resumed.",
+    )
+
+    @property
+    def has_horizon(self) -> bool:
+        """Whether the rate of a step depends on how many steps there will be."""
+        if self.force_constant_lr is not None:
+            return False
+        return self.type not in ("constant", "rms_ratio") or self.warmup_fraction is not None
+
+    @model_validator(mode="after")
+    def check_warmup(self) -> "SchedulerConfig":
+        if self.warmup_steps and self.warmup_fraction is not None:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} and warmup_fraction = {self.warmup_fraction} "
+                "exclude each other; keep one"
+            )
+        return self
 
 
 class EvaluationConfig(Config):

@@ -15,8 +15,9 @@ from headrace.trainer.cadence import Cadence, Timer
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.evaluation import evaluate
 from headrace.trainer.export import export
+from headrace.trainer.learning_rate import learning_rate
 from headrace.trainer.metrics import console_line, mean_loss
-from headrace.trainer.optimizer import learning_rate, set_learning_rate
+from headrace.trainer.optimizer import set_learning_rate
 from headrace.trainer.preflight import Inputs
 from headrace.trainer.quarantine import describe, merge, write_quarantine
 from headrace.trainer.requests import Requests

@@ -206,9 +206,12 @@ def check_run_directory(
     saved = flatten({key: value for key, value in saved.items() if key not in NOT_COMPARED})
     now = resume_record(config, inputs)
     defaults = now.keys() - resume_record(config, inputs, exclude_defaults=True).keys()
+    free = free_with_schedule(config)
     for key in now | saved:
         if key not in saved and key in defaults:
             continue  # a setting that came with a later release
+        if key in free:
+            continue
         of_data = key.startswith(DATA_SETTINGS)
         if saved.get(key) == now.get(key) or (of_data and data_may_change):
             continue
@@ -217,6 +220,12 @@ def check_run_directory(
             f"{path}: {key} was {saved.get(key)!r} and is {now.get(key)!r}; "
             f"resume with the old value, {otherwise}or start a new run in another output_dir"
         )
+
+
+def free_with_schedule(config: TrainConfig) -> set[str]:
+    """What a resumed run may change because no learning rate up to there depends on it."""
+    free = {"scheduler.force_constant_lr"}
+    return free if config.scheduler.has_horizon else free | {"epochs", "max_steps"}
 
 
 def resume_record(

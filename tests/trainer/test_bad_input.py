@@ -342,7 +342,6 @@ def write_record(world):
         ("datasets.0.weight=2", "datasets.0.weight was 1.0 and is 2.0"),
         ("datasets.0.repeats=2", "datasets.0.repeats was 1 and is 2"),
         ("datasets.0.max_tokens=999", "datasets.0.max_tokens was None and is 999"),
-        ("max_steps=7", "max_steps was None and is 7"),
     ],
 )
 def test_resuming_with_other_data_says_how_to_go_on_with_it(world, change, message):

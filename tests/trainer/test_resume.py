@@ -145,6 +145,22 @@ def test_a_mixture_resumed_from_a_checkpoint_equals_the_uninterrupted_run(traini
     assert_same_tensors(checkpoint_tensors(resumed), checkpoint_tensors(reference))
 
 
+def test_a_run_that_ended_goes_on_for_more_steps_as_if_they_had_been_planned(training):
+    settings = {"scheduler__type": "rms_ratio", "checkpoint__keep_last": 9}
+    reference = training.run("reference", max_steps=7, checkpoint__every_steps=4, **settings)
+    training.run("longer", max_steps=4, **settings)
+    run = training.run("longer", 1, "--resume", max_steps=7, **settings)
+    steps = [
+        [line for line in exact_metrics(r) if line["kind"] == "train"] for r in (run, reference)
+    ]
+    assert steps[0] == steps[1]
+    assert_same_tensors(checkpoint_tensors(run), checkpoint_tensors(reference))
+
+    forced = {"scheduler__force_constant_lr": 1e-5, "max_steps": 8}
+    run = training.run("longer", 1, "--resume", **settings | forced)
+    assert read_metrics(run)[-2]["lr"] == 1e-5
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_finishes_the_step_saves_and_exits_with_0(training, number):
     run = Run(training, training.directory / "stopped")
