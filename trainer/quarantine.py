@@ -65,7 +65,8 @@ class Quarantine:
         return repeat_rows(self.source.read(chosen), row_group.rows)
 
     def _replace(self, damaged: RowGroup, error: CorruptRowGroupError) -> pa.Table:
-        for other in self._candidates(damaged):
+        candidates = self._candidates(damaged)
+        for other in candidates:
             try:
                 table = self.source.read(other)
             except CorruptRowGroupError as another:
@@ -75,13 +76,13 @@ class Quarantine:
             self._records[self._key(damaged)] = record
             self._new.append(record)
             return repeat_rows(table, damaged.rows)
-        raise DataError(f"{error}; none of {CANDIDATES} others of its dataset can be read either")
+        raise DataError(f"{error}; {len(candidates)} others of its dataset cannot be read either")
 
-    def _candidates(self, damaged: RowGroup) -> Iterator[RowGroup]:
+    def _candidates(self, damaged: RowGroup) -> list[RowGroup]:
         """Other row groups of the dataset, in an order of the damaged one's own."""
         others = [group for group in self._row_groups(damaged.dataset) if group != damaged]
         seed = derive_seed(0, "substitute", damaged.dataset, damaged.shard, damaged.group)
-        return (others[index] for index in keyed_permutation(len(others), seed)[:CANDIDATES])
+        return [others[index] for index in keyed_permutation(len(others), seed)[:CANDIDATES]]
 
     def _row_groups(self, dataset: int) -> Iterator[RowGroup]:
         for shard, file in enumerate(self.source.files[dataset]):

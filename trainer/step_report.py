@@ -24,10 +24,10 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Report:
-    """One rank's part: losses from the last stages, rows and damage from the first, wishes from
-    anyone.
+    """One rank's part: losses from the last stages, rows from the first, wishes from anyone.
 
-    `written` is its part of the pending checkpoint, once it is on disk.
+    `written` is its part of the pending checkpoint, once it is on disk; `quarantined` the row
+    groups that its loader has given up.
     """
 
     losses: list[RowLoss]

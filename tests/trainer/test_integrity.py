@@ -271,7 +271,7 @@ def test_a_substitute_that_is_damaged_too_is_passed_over(shards):
 def test_a_dataset_that_is_gone_stops_the_run(shards):
     for path in shards.glob("shard-*"):
         path.unlink()
-    with pytest.raises(DataError, match="none of 64 others of its dataset can be read either"):
+    with pytest.raises(DataError, match=r"; 5\d others of its dataset cannot be read either"):
         read_rows(shards)
 
 
