@@ -8,7 +8,7 @@ from headrace.schemas.train_config import LoaderConfig
 from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.loader import GroupLoader
 from headrace.trainer.placed_rows import places_in_order
-from headrace.trainer.places import open_places
+from headrace.trainer.places import RowStream, open_places
 
 GLOBAL_BATCH = 8  # places
 
@@ -17,8 +17,9 @@ def open_loader(
     stream, stop_row, place_tokens, replica=0, replicas=1, micro_batch_size=1, prefetch=0, **packing
 ):
     """The loader of one replica, at the start."""
-    settings = LoaderConfig.model_validate({"pack": "best_fit", **packing} if packing else {})
-    stream = replace(stream, loader=settings)
+    if packing:
+        settings = stream.loader.model_dump(exclude_unset=True) | {"pack": "best_fit", **packing}
+        stream = replace(stream, loader=LoaderConfig.model_validate(settings))
     reader = stream.reader(DecodedRows)
     return GroupLoader(
         reader,
@@ -29,6 +30,20 @@ def open_loader(
         replica=replica,
         replicas=replicas,
         prefetch=prefetch,
+    )
+
+
+def open_stream(directory, manifest, order, config=None):
+    """The train split of one directory, two row groups held."""
+    return RowStream(
+        directories=[str(directory)],
+        manifests=[manifest],
+        split="train",
+        order=order,
+        held_row_groups=2,
+        apart=False,
+        epoch_end=partial(end_of_epoch, order.rows_per_epoch),
+        loader=config or LoaderConfig(),
     )
 
 

@@ -29,7 +29,9 @@ def make_sparse(directory, shards, sequence_len=4096, rows_in_group=256, groups=
             writer.write_table(
                 make_rows(generator, group * rows_in_group, rows_in_group, sequence_len)
             )
-    record = describe_shard(path, SimpleNamespace(file=path.name, split="train"))
+    record = describe_shard(
+        path, SimpleNamespace(file=path.name, runs=SimpleNamespace(split="train"))
+    )
     records = [record]
     for number in range(1, shards):
         name = shard_file_name("train", number)

@@ -1,12 +1,11 @@
 """The group loader gives every replica its rows, whatever the layout and wherever it starts."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from loaders import GLOBAL_BATCH, end_of_epoch, global_batches, open_loader
+from loaders import GLOBAL_BATCH, global_batches, open_loader, open_stream
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import read_manifest
@@ -25,12 +24,8 @@ def make_loader(tiny_shards):
 
     def make(replica=0, replicas=1, rows=None, prefetch=2, directory=tiny_shards):
         order = RowOrder(list_row_groups([manifest], "train"), seed=5, window=2)
-        rows_per_epoch = order.rows_per_epoch
-        epoch_end = partial(end_of_epoch, rows_per_epoch)
-        stream = RowStream(
-            [directory], [manifest], "train", order, 2, False, epoch_end, LoaderConfig()
-        )
-        stop_row = rows or 2 * rows_per_epoch
+        stream = open_stream(directory, manifest, order)
+        stop_row = rows or 2 * order.rows_per_epoch
         return open_loader(
             stream, stop_row, manifest.sequence_len, replica, replicas, prefetch=prefetch
         )

@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from loaders import end_of_epoch, global_batches, open_loader
+from loaders import global_batches, open_loader, open_stream
 from runs import as_toml
 
 from headrace.jobs.launch import free_port, rank_environment
 from headrace.schemas.manifest import read_manifest
-from headrace.schemas.train_config import LoaderConfig
-from headrace.trainer.places import RowStream
 from headrace.trainer.row_order import RowOrder
 from headrace.trainer.shard_reader import list_row_groups
 
@@ -33,16 +31,7 @@ def make(tiny_shards):
         loaders = []
         for replica in range(replicas):
             order = RowOrder(list_row_groups([manifest], "train"), seed=5, window=2)
-            stream = RowStream(
-                directories=[str(tiny_shards)],
-                manifests=[manifest],
-                split="train",
-                order=order,
-                held_row_groups=2,
-                apart=False,
-                epoch_end=lambda index, rows=order.rows_per_epoch: end_of_epoch(rows, index),
-                loader=LoaderConfig(),
-            )
+            stream = open_stream(tiny_shards, manifest, order)
             stop_row = None if packing else BATCHES * 8
             tokens = packing.get("tokens_per_row", manifest.sequence_len)
             loader = open_loader(
