@@ -173,6 +173,10 @@ def train(
         typer.Option(min=1, help="Processes. Default: all GPUs; without any, pipeline_stages."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
+    data_changed: Annotated[
+        Literal["refuse", "continue"],
+        typer.Option(help="On --resume with other datasets, weights, epochs or max_steps."),
+    ] = "refuse",
     overrides: Overrides = None,
     master_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: a free port.")
@@ -192,8 +196,9 @@ def train(
             raise ModuleNotFoundError(name=name)
     settings = load_config(TrainConfig, config, overrides or [])
     processes = count_processes(gpus, settings.pipeline_stages)
-    check_run_directory(settings, check(settings, processes), resume)
-    arguments = ["--config", str(config)]
+    inputs = check(settings, processes)
+    check_run_directory(settings, inputs, resume, data_changed == "continue")
+    arguments = ["--config", str(config), "--data-changed", data_changed]
     arguments += ["--resume"] if resume else []
     arguments += ["--debug"] if context.obj else []
     for override in overrides or []:
@@ -209,6 +214,33 @@ def checkpoints(
     from headrace.jobs.list_checkpoints import list_checkpoints
 
     raise typer.Exit(0 if list_checkpoints(run) else 1)
+
+
+@app.command(
+    name="plan-data", epilog="Example: headrace plan-data train.toml --gpus 8 --plot mixture.png"
+)
+def plan_data(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Processes to plan for. Default: pipeline_stages.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the mixture over the steps.")
+    ] = None,
+    steps: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help="Write a line for each step.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show what each step of a training run will see: sources, fill, epochs, memory."""
+    from rich.console import Console
+
+    from headrace.jobs.plan_data import plan_data
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train_config import TrainConfig
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    plan_data(settings, gpus or settings.pipeline_stages, Console(), plot, steps)
 
 
 @app.command(

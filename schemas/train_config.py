@@ -170,6 +170,9 @@ class AnomalyConfig(Config):
         return self.spike_window if self.spike_factor is not None else 0
 
 
+Overlong = Literal["error", "truncate", "drop"]
+
+
 class LoaderConfig(Config):
     """`[loader]`."""
 
@@ -181,6 +184,23 @@ class LoaderConfig(Config):
         description="Another order each epoch. `false`: shard order, shuffled once already.",
     )
     shuffle_window: int = Field(4, ge=1, description="Row groups that are held and mixed at once.")
+    pack: Literal["none", "best_fit"] = Field(
+        "none",
+        description='`"best_fit"`: put several short rows into each place of a micro-batch, as '
+        "documents that do not see each other. Evaluation too.",
+    )
+    tokens_per_row: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens of a place when packing. Default: the largest `sequence_len` of the "
+        "datasets.",
+    )
+    look_ahead: int = Field(256, ge=1, description="Rows to choose from when packing.")
+    overlong: Overlong = Field(
+        "error",
+        description='Rows with more than `tokens_per_row`. `"error"`: shards that may have some '
+        'are refused. `"truncate"`: cut. `"drop"`: left out. They are counted in the metrics.',
+    )
     prefetch_bytes: int = Field(
         1 << 28, ge=0, description="Most bytes of batches read ahead, one batch apart from that."
     )
@@ -293,6 +313,7 @@ class TrainConfig(Config):
                 f"optimizer.lr = {self.optimizer.lr}; lower it"
             )
         self.check_mixing()
+        self.check_packing()
         for key, wished in (
             ("evaluation.patience", self.evaluation.patience),
             ("checkpoint.keep_best", self.checkpoint.keep_best),
@@ -325,6 +346,21 @@ class TrainConfig(Config):
                     f'{key} = "{getattr(self, key)}" has no meaning with mixing = "concatenate"; '
                     'set mixing = "interleave" or drop it'
                 )
+
+    def check_packing(self) -> None:
+        """What is said about packing needs packing."""
+        if self.loader.pack == "none":
+            for key in ("tokens_per_row", "look_ahead", "overlong"):
+                if key in self.loader.model_fields_set:
+                    raise ValueError(
+                        f"loader.{key} = {getattr(self.loader, key)!r} has no meaning with "
+                        'loader.pack = "none"; set loader.pack = "best_fit" or drop it'
+                    )
+        elif self.loader.on_corrupt == "quarantine" and self.max_steps is None:
+            raise ValueError(
+                'with loader.pack = "best_fit" and loader.on_corrupt = "quarantine" the number of '
+                "steps cannot be known ahead; set max_steps in place of epochs"
+            )
 
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""

@@ -22,6 +22,7 @@ TRAIN_CURVES = (
     "seconds",
     "memory_gib",
     "trained_share",
+    "fill",
     "epoch",
 )
 
@@ -53,6 +54,10 @@ class StepMetrics:
     memory_gib: float
     first_row: int
     rows_sha256: str
+    fill: float
+    source_tokens: dict[str, int]
+    overlong_rows: int
+    overlong_tokens: int
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,7 @@ def console_line(metrics: StepMetrics, total_steps: int, seconds_left: float) ->
         f"  {metrics.step / total_steps:4.0%}"
         f"  epoch {metrics.epoch:.2f}"
         f"  loss {metrics.loss:.4f}"
+        f"  fill {metrics.fill:4.0%}"
         f"  lr {metrics.lr:.2e}"
         f"  grad {metrics.gradient_norm:.3f}"
         f"  {metrics.tokens_per_second:,.0f} tok/s"
