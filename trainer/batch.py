@@ -23,6 +23,7 @@ class Batch:
     input_ids: Tensor  # [m, b, s] int64
     labels: Tensor  # [m, b, s] int64: the next token of the same document, or IGNORED_LABEL
     document_lengths: list[list[list[int]]]  # [m][b] lengths that sum to s
+    row_lengths: list[list[int]]  # [m][b] real tokens; filling follows
     sources: list[list[str]]  # [m][b]; "" for a place without a row
     row_keys: list[list[int | None]]  # [m][b]; None for a place without a row
     tokens: int  # real tokens, filling left out
@@ -43,6 +44,7 @@ def make_batch(micro_batches: Sequence[Sequence[Row | None]], sequence_len: int)
         input_ids=torch.from_numpy(np.stack([[cell[0] for cell in cells] for cells in filled])),
         labels=torch.from_numpy(np.stack([[cell[1] for cell in cells] for cells in filled])),
         document_lengths=[[cell[2] for cell in cells] for cells in filled],
+        row_lengths=[[0 if row is None else len(row.input_ids) for row in rows] for rows in micro_batches],
         sources=[["" if row is None else row.source for row in rows] for rows in micro_batches],
         row_keys=[[None if row is None else row.row_key for row in rows] for rows in micro_batches],
         tokens=sum(len(row.input_ids) for rows in micro_batches for row in rows if row is not None),

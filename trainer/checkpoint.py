@@ -16,7 +16,7 @@ from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.publish import fsync_path, remove_tree, rename_durably
 from headrace.schemas.run_state import RunState, read_run_state, write_run_state
 from headrace.trainer.distributed import Layout, gather_objects
-from headrace.trainer.model_builder import TrainedParameter
+from headrace.trainer.materializer import TrainedParameter
 
 STATES = ("exp_avg", "exp_avg_sq", "step")
 NAME = re.compile(r"step-(\d+)")

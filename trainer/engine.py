@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Callable
+from itertools import compress
 from typing import Any, ClassVar
 
 import deepspeed
@@ -26,7 +27,7 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.distributed import Layout
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss
-from headrace.trainer.stage import LossOutput, MicroBatch, Stage
+from headrace.trainer.stage import MicroBatch, Stage, StageOutput
 
 
 class StageEngine(PipelineEngine):
@@ -34,6 +35,7 @@ class StageEngine(PipelineEngine):
 
     Attributes:
         token_losses: of the last run, on the last stage: [micro-batches] of [b, s] float32.
+        router_losses: of the last run, on stages with routers: [micro-batches] scalars.
     """
 
     def __init__(self, stage: Stage, config: TrainConfig, layout: Layout) -> None:
@@ -62,8 +64,10 @@ class StageEngine(PipelineEngine):
         self._next_micro_batch = 0
         self._step_seed = 0
         self.token_losses: list[Tensor] = []
+        self.router_losses: list[Tensor] = []
         self._finish_step: Callable[[], float] | None = None
         self._gradient_norm = 0.0
+        self._waiting: dict[int, Tensor] = {}  # buffer -> router loss that has no gradient yet
 
     @staticmethod
     def _join_process_group(layout: Layout) -> None:
@@ -104,7 +108,7 @@ class StageEngine(PipelineEngine):
         self._inputs = inputs
         self._step_seed = step_seed
         self._next_micro_batch = 0
-        self.token_losses = []
+        self.token_losses, self.router_losses = [], []
         self._exec_schedule(plan)
         return self._row_losses(inputs) if self.is_last_stage() else []
 
@@ -140,19 +144,30 @@ class StageEngine(PipelineEngine):
         labels = None if inputs.labels is None else inputs.labels[index]
         side = MicroBatch(
             document_lengths=inputs.document_lengths[index],
+            row_lengths=inputs.row_lengths[index],
             labels=None if labels is None else labels.to(self.device, non_blocking=True),
             loss_scale=1.0 / max(1, inputs.trained_tokens),
+            router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
             seed=self._step_seed + self._global_micro_batch(index),
         )
-        output = self.stage(self.pipe_buffers["inputs"][buffer_id], side)
-        if isinstance(output, LossOutput):
+        output: StageOutput = self.stage(self.pipe_buffers["inputs"][buffer_id], side)
+        if output.token_losses is not None:
             self.token_losses.append(output.token_losses)
-            output = output.loss
-        self.pipe_buffers["outputs"][buffer_id] = output
+        if output.router_loss is not None:
+            self.router_losses.append(output.router_loss.detach())
+            if not self.is_last_stage():
+                self._waiting[buffer_id] = output.router_loss
+        self.pipe_buffers["outputs"][buffer_id] = output.value
 
     def _backward_pass(self, buffer_id: int) -> None:
         output = self.pipe_buffers["outputs"][buffer_id]
-        output.backward(None if self.is_last_stage() else self.grad_layer)
+        router_loss = self._waiting.pop(buffer_id, None)
+        roots, gradients = [output], [None if self.is_last_stage() else self.grad_layer]
+        if router_loss is not None:
+            roots, gradients = [*roots, router_loss], [*gradients, None]
+        trained = [root.requires_grad for root in roots]  # the first stages may train nothing
+        roots, gradients = list(compress(roots, trained)), list(compress(gradients, trained))
+        torch.autograd.backward(roots, gradients)
         self.pipe_buffers["outputs"][buffer_id] = None
         if self.is_first_stage():
             self.pipe_buffers["inputs"][buffer_id] = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.model_builder import BuiltStage
-from headrace.trainer.weights import INDEX_NAME
+from headrace.trainer.weight_index import INDEX_NAME
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -16,6 +16,7 @@ class StepInputs:
 
     micro_batches: int
     document_lengths: list[list[list[int]]]
+    row_lengths: list[list[int]]
     trained_tokens: int  # of the whole global batch, over all replicas
     tokens: int  # likewise
     input_ids: Tensor | None = None  # first stage only
@@ -59,6 +60,7 @@ def _inputs_of(
     return StepInputs(
         micro_batches=len(batch.document_lengths),
         document_lengths=batch.document_lengths,
+        row_lengths=batch.row_lengths,
         trained_tokens=trained_tokens,
         tokens=tokens,
         input_ids=batch.input_ids if first else None,

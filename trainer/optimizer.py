@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from headrace.schemas.train_config import OptimizerConfig, SchedulerConfig
-from headrace.trainer.model_builder import TrainedParameter
+from headrace.trainer.materializer import TrainedParameter
 
 
 def build_optimizer(

@@ -1,6 +1,7 @@
 """What can be known wrong before a process group or a GPU is touched. Imports no torch."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from headrace.schemas.manifest import Manifest, read_manifest
 from headrace.schemas.shard_format import EVALUATION
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data_plan import DataPlan, plan_data
-from headrace.trainer.families import require_family
+from headrace.trainer.families import check_family, text_settings
+from headrace.trainer.model_directory import model_directory
 
 # settings that a resumed run may change; the rows of each step stay the same with all of them
 FREE_ON_RESUME = {
@@ -54,13 +56,16 @@ def check(config: TrainConfig, processes: int) -> Inputs:
             f"pipeline_stages = {config.pipeline_stages} does not divide the {processes} "
             f"processes; launch a multiple of {config.pipeline_stages}"
         )
-    model = read_model_config(Path(config.model))
+    directory = model_directory(config.model)
+    model = read_model_config(directory)
+    check_family(config.model, model)
+    model = text_settings(model)
     check_model(config, model)
     train = [read_manifest(Path(dataset.path)) for dataset in config.datasets]
     evaluation = [read_manifest(Path(dataset.path)) for dataset in config.evaluation_datasets]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
-        check_shards(path, manifest, config.model, model)
+        check_shards(path, manifest, directory, model)
     lengths = {manifest.sequence_len for manifest in train + evaluation}
     if len(lengths) > 1:
         raise DataError(
@@ -94,10 +99,6 @@ def check(config: TrainConfig, processes: int) -> Inputs:
 def read_model_config(model: Path) -> dict[str, object]:
     """config.json of a model directory."""
     path = model / "config.json"
-    if not model.is_dir():
-        raise ConfigError(
-            f"{model}: no such directory; set `model` to a Hugging Face model directory"
-        )
     if not path.is_file():
         raise ConfigError(f"{path}: not found; `model` must be a Hugging Face model directory")
     try:
@@ -107,9 +108,8 @@ def read_model_config(model: Path) -> dict[str, object]:
     return values
 
 
-def check_model(config: TrainConfig, model: dict[str, object]) -> None:
-    """The family must be supported, and have a layer for each stage."""
-    require_family(str(model.get("model_type")), config.model)
+def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
+    """There must be a layer for each stage."""
     layers = model.get("num_hidden_layers")
     if isinstance(layers, int) and config.pipeline_stages > layers:
         raise ConfigError(
@@ -119,14 +119,14 @@ def check_model(config: TrainConfig, model: dict[str, object]) -> None:
 
 
 def check_shards(
-    path: str, manifest: Manifest, model: str, model_config: dict[str, object]
+    path: str, manifest: Manifest, model: Path, model_config: Mapping[str, object]
 ) -> None:
     """Shards must come from the model's tokenizer and fit its positions and vocabulary."""
     if manifest.kind != "causal":
         raise DataError(
             f'{path}: kind "{manifest.kind}" cannot be trained on yet; use causal shards'
         )
-    tokenizer = Path(model) / "tokenizer.json"
+    tokenizer = model / "tokenizer.json"
     if not tokenizer.is_file():
         raise ConfigError(
             f"{tokenizer}: not found; the model directory must hold the tokenizer of the shards"

@@ -15,6 +15,7 @@ from headrace.trainer.engine import StageEngine
 from headrace.trainer.evaluation import EvaluationSet
 from headrace.trainer.feed import Feed
 from headrace.trainer.metrics import MetricsLog
+from headrace.trainer.model_directory import model_directory
 from headrace.trainer.model_builder import BuiltStage, build_stage
 from headrace.trainer.optimizer import build_optimizer
 from headrace.trainer.preflight import Inputs
@@ -68,7 +69,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         loader.load_state_dict({"next_row": state.next_row})
     describe(built, inputs, layout)
     return Session(
-        model=Path(config.model),
+        model=model_directory(config.model),
         run_directory=run_directory,
         built=built,
         engine=StageEngine(built.stage, config, layout),

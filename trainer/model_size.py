@@ -1,0 +1,98 @@
+"""How large the parts of a model are, read from the model laid out without memory."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.adapters import is_adapter
+from headrace.trainer.architecture import Architecture
+from headrace.trainer.partition import cut, cut_as_listed
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """Of a decoder layer, the embedding, or norm and head; in weights."""
+
+    weights: int  # all that are held, adapters included
+    trained: int  # of these
+    active: float  # that multiply a token: of experts only those that it is sent to
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Of a whole model."""
+
+    embedding: PartSize
+    layers: list[PartSize]
+    head: PartSize  # with the last norm; a tied head counts as if it had weights of its own
+    hidden_size: int
+    vocabulary: int
+
+
+def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> ModelSize:
+    """Count a model's weights.
+
+    Args:
+        model: on the meta device, with or without adapters; what is trained requires gradients.
+        prefix: of the model's own names in it.
+    """
+    family, config = architecture.family, architecture.config
+    layers = model.get_submodule(prefix + family.layers)
+    embedding = model.get_submodule(prefix + family.embedding)
+    last = [model.get_submodule(prefix + path) for path in (family.norm, family.head) if path]
+    sent = expert_share(config)
+    return ModelSize(
+        embedding=part_size([embedding], sent, looked_up=True),
+        layers=[part_size([layer], sent) for layer in layers.children()],
+        head=part_size(last, sent),
+        hidden_size=config.hidden_size,
+        vocabulary=config.vocab_size,
+    )
+
+
+def expert_share(config: object) -> float:
+    """The share of a mixture's experts that one token is sent to."""
+    chosen = getattr(config, "num_experts_per_tok", None)
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    return chosen / experts if chosen and experts else 1.0
+
+
+def part_size(modules: list[nn.Module], sent: float, looked_up: bool = False) -> PartSize:
+    """The size of some modules together.
+
+    Args:
+        looked_up: weights are picked, not multiplied with.
+    """
+    weights = trained = 0
+    active = 0.0
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            weights += parameter.numel()
+            trained += parameter.numel() * parameter.requires_grad
+            if parameter.ndim > 1 and not is_adapter(name) and not looked_up:
+                active += parameter.numel() * (sent if parameter.ndim == 3 else 1.0)
+    return PartSize(weights, trained, active)
+
+
+def partition(config: TrainConfig, size: ModelSize, memory: list[float] | None = None) -> list[range]:
+    """The decoder layers of each stage, as `partition` in the config asks.
+
+    Args:
+        memory: bytes of embedding, layers and head, for `partition = "memory"`.
+
+    Raises:
+        ConfigError: an explicit list that does not fit.
+    """
+    stages, layers = config.pipeline_stages, len(size.layers)
+    if isinstance(config.partition, list):
+        return cut_as_listed(config.partition, stages, layers)
+    if config.partition == "uniform":
+        return cut([1.0] * layers, stages)
+    if config.partition == "memory":
+        weights = memory or [float(p.weights) for p in (size.embedding, *size.layers, size.head)]
+        largest = max(weights)
+        first, *middle, last = (weight / largest for weight in weights)
+        return cut(middle, stages, first, last)
+    largest = max(part.active for part in size.layers)
+    return cut([part.active / largest for part in size.layers], stages, last=size.head.active / largest)
