@@ -5,6 +5,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -23,6 +24,8 @@ ADAPTER = "default"  # PEFT's name for the only adapter
 LORA_KINDS = ("lora", "dora")
 SVD_ITERATIONS = 16
 WRAPPING = re.compile(rf"\.(base_layer|original_module|modules_to_save\.{ADAPTER})(?=\.)")
+# names of linear layers that PEFT takes for the experts of a mixture, and adapts there instead
+TAKEN_FOR_EXPERTS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 EXPERT_PARAMETERS = re.compile(r"(?:^|\.)(\w+\.experts\.\w+)$")
 
 
@@ -45,7 +48,7 @@ def lora_config(
         r=adapter.rank,
         lora_alpha=adapter.alpha if adapter.alpha is not None else adapter.rank,
         lora_dropout=adapter.dropout,
-        target_modules=adapter.target_modules,
+        target_modules=target_modules(adapter, model),
         target_parameters=expert_parameters(adapter, model),
         layers_to_transform=adapter_layers(adapter, layers),
         modules_to_save=adapter.modules_to_save or None,
@@ -54,6 +57,30 @@ def lora_config(
         task_type="CAUSAL_LM",
         base_model_name_or_path=name,
     )
+
+
+def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
+    """What gets adapters. In a mixture "all-linear" leaves the MLPs out, fused experts or not: PEFT
+    cannot tell their names from those of experts as they were stored once.
+    """
+    names = {name for name, _ in fused_experts(model)}
+    if adapter.target_modules != "all-linear" or not names:
+        return adapter.target_modules
+    head = model.get_output_embeddings()
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    return sorted(linear - TAKEN_FOR_EXPERTS)
+
+
+def fused_experts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The weights that hold all experts of a layer, by their names from `mlp` on."""
+    for name, parameter in model.named_parameters():
+        match = EXPERT_PARAMETERS.search(name)
+        if parameter.ndim == 3 and match:
+            yield match[1], parameter
 
 
 def adapter_layers(adapter: AdapterConfig, layers: int) -> list[int] | None:
@@ -76,11 +103,7 @@ def expert_parameters(adapter: AdapterConfig, model: nn.Module) -> list[str] | N
     """The fused expert weights that get adapters, as PEFT names them."""
     if adapter.target_parameters != "experts":
         return adapter.target_parameters or None
-    found = {
-        match[1]
-        for name, parameter in model.named_parameters()
-        if parameter.ndim == 3 and (match := EXPERT_PARAMETERS.search(name))
-    }
+    found = {name for name, _ in fused_experts(model)}
     if not found:
         raise ConfigError('adapter.target_parameters = "experts": the model has no fused experts')
     return sorted(found)
@@ -97,6 +120,7 @@ def add_adapter(model: nn.Module, adapter: LoraConfig) -> nn.Module:
             # of tied weights with adapters on one side: `headrace merge` unties them
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
             warnings.filterwarnings("ignore", message=".*tied.*")
+            warnings.filterwarnings("ignore", message=".*rank_pattern.*", category=RuntimeWarning)
             wrapped: nn.Module = get_peft_model(model, adapter, adapter_name=ADAPTER)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(

@@ -50,9 +50,9 @@ class Architecture:
     def uses_chance(self) -> bool:
         """Whether the model itself drops out or adds noise in training."""
         return any(
-            isinstance(value, float) and value > 0 and ("drop" in key or "jitter" in key)
-            or (key.endswith("pdrop") and bool(value))
+            isinstance(value, int | float) and value > 0
             for key, value in self.config.to_dict().items()
+            if any(word in key for word in ("drop", "jitter"))
         )
 
     def setting(self, key: str | None, default: float | None = None) -> float | None:
@@ -112,7 +112,7 @@ def lay_out_first(config: Any, path: str) -> tuple[nn.Module, str]:
                 return AutoModelForCausalLM.from_config(
                     config, attn_implementation=attention
                 ), attention
-        except ValueError as error:  # this attention, or this architecture, is not to be had
+        except (TypeError, ValueError) as error:  # this attention, or this architecture, is not to be had
             reason = str(error).splitlines()[0]
     raise refuse(path, config.model_type, reason)
 
@@ -142,7 +142,7 @@ def find_router(model: Any) -> Router | None:
     """The router modules, if the model has experts."""
     for part in (model, getattr(model, model.base_model_prefix, None)):
         recorder = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
-        if recorder is not None:
+        if hasattr(recorder, "target_class"):
             return Router(recorder.target_class, recorder.index)
     return None
 

@@ -105,7 +105,7 @@ class Materializer:
         for group, value in zip(by_source.values(), self.source.read(wanted), strict=True):
             for slot in group:
                 if slot is not group[0] and self._is_head(slot) and not self._is_copy(slot):
-                    tied_head = self._share(group[0], slot) or tied_head
+                    tied_head = self._share(group[0], slot)
                 elif self.expansion and self.expansion.starts_at_zero(slot.name, self._layers):
                     self.place(slot, torch.zeros_like(value))
                 else:

@@ -64,14 +64,19 @@ def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def build_stage(config: TrainConfig, stage: int, device: torch.device) -> BuiltStage:
+def build_stage(
+    config: TrainConfig, stage: int, device: torch.device, plan: Plan | None = None
+) -> BuiltStage:
     """Lay the whole model out without memory, keep this stage's modules, and load their weights.
+
+    Args:
+        plan: of this config, where several stages are built from one.
 
     Raises:
         ConfigError: an architecture that is not supported, adapters that match nothing.
         DataError: weights missing or of another shape than config.json says.
     """
-    plan = plan_model(config)
+    plan = plan or plan_model(config)
     dtype = compute_dtype(config, device)
     size = measure(plan.model, plan.architecture, plan.prefix)
     layers = partition(config, size)[stage]

@@ -7,7 +7,7 @@ from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.model_builder import build_stage
+from headrace.trainer.model_builder import build_stage, plan_model
 from headrace.trainer.stage import MicroBatch
 
 CPU = torch.device("cpu")
@@ -167,7 +167,8 @@ def make_batch():
 
 def build(config):
     """All stages of a model, in this process."""
-    return [build_stage(config, stage, CPU) for stage in range(config.pipeline_stages)]
+    plan = plan_model(config)
+    return [build_stage(config, stage, CPU, plan) for stage in range(config.pipeline_stages)]
 
 
 def run_stages(built, batch, seed=0):
@@ -202,8 +203,8 @@ def run_stages(built, batch, seed=0):
     head = built[-1].tied_head if len(built) == 1 else built[-1].tied_copy
     if built[0].tied_copy is not None:
         built[0].tied_copy.grad += head.grad
-    router = [output.router_loss.item() for output in outputs if output.router_loss is not None]
-    return hidden.item(), outputs[-1].token_losses, sum(router)
+    router = [0.0 if o.router_loss is None else o.router_loss.item() for o in outputs]
+    return hidden.item() + sum(router[:-1]), outputs[-1].token_losses, sum(router)
 
 
 def gradients_of(built):
