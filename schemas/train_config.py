@@ -61,8 +61,8 @@ class AdapterConfig(Config):
     )
     target_parameters: Literal["experts"] | list[Text] = Field(
         [],
-        description='Fused weights of experts that get adapters: `"experts"`, or PEFT\'s names such '
-        'as `["mlp.experts.down_proj"]`.',
+        description='Fused weights of experts that get adapters: `"experts"`, or PEFT\'s names '
+        'such as `["mlp.experts.down_proj"]`.',
     )
     layers: Text | None = Field(
         None,

@@ -1,6 +1,6 @@
 """Adapters in PEFT's terms: where they sit, what they start from, and their names in its files."""
 
-import logging
+import copy
 import math
 import re
 import warnings
@@ -16,8 +16,6 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.train_config import AdapterConfig
-
-logger = logging.getLogger(__name__)
 
 PEFT_PREFIX = "base_model.model."
 ADAPTER = "default"  # PEFT's name for the only adapter
@@ -61,10 +59,11 @@ def lora_config(
 
 def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
     """What gets adapters. In a mixture "all-linear" leaves the MLPs out, fused experts or not: PEFT
-    cannot tell their names from those of experts as they were stored once.
+    cannot tell their names from those of experts as they were stored once. Beside `layers`, PEFT
+    wants names.
     """
-    names = {name for name, _ in fused_experts(model)}
-    if adapter.target_modules != "all-linear" or not names:
+    mixture = any(True for _ in fused_experts(model))
+    if adapter.target_modules != "all-linear" or not (mixture or adapter.layers):
         return adapter.target_modules
     head = model.get_output_embeddings()
     linear = {
@@ -72,7 +71,7 @@ def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
-    return sorted(linear - TAKEN_FOR_EXPERTS)
+    return sorted(linear - TAKEN_FOR_EXPERTS if mixture else linear)
 
 
 def fused_experts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -151,6 +150,34 @@ def file_name(name: str) -> str:
     name = name.replace(f".modules_to_save.{ADAPTER}.", ".")
     name = name.replace(f".lora_magnitude_vector.{ADAPTER}.weight", ".lora_magnitude_vector")
     return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
+
+
+def exported_tensors(
+    values: Mapping[str, Tensor], initial: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Trained parameters under PEFT's names.
+
+    Args:
+        values: by name in the whole model.
+        initial: what adapters that took over frozen weights started from. They are written for the
+            base model as it is stored: twice as wide, with their start taken off.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, value in values.items():
+        if initial and (".lora_A." in name or ".lora_embedding_A." in name):
+            value = torch.cat([value, initial.get(name, torch.zeros_like(value))], dim=0)
+        elif initial and (".lora_B." in name or ".lora_embedding_B." in name):
+            value = torch.cat([value, -initial.get(name, torch.zeros_like(value))], dim=1)
+        tensors[file_name(name)] = value.contiguous()
+    return tensors
+
+
+def as_plain_lora(config: LoraConfig) -> LoraConfig:
+    """The config for adapters that `exported_tensors` has made twice as wide, at the same scale."""
+    factor = math.sqrt(2) if config.use_rslora else 2
+    wider = copy.deepcopy(config)
+    wider.r, wider.lora_alpha = 2 * config.r, factor * config.lora_alpha
+    return wider
 
 
 def lora_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, LoraLayer]]:
@@ -246,13 +273,14 @@ def select_trained(
     """
     wanted, parts = adapter_layers(adapter, layers), adapter.target_modules
     prefixes = None if wanted is None else tuple(f"{layer_prefix}.{index}." for index in wanted)
-    kept = 0
-    for name, parameter in model.named_parameters():
-        in_layers = prefixes is None or name.startswith(prefixes)
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         in_parts = parts == "all-linear" or any(part in name for part in parts)
-        outside = not name.startswith(f"{layer_prefix}.")
-        named = parts != "all-linear" and outside and in_parts
-        parameter.requires_grad_((in_layers and in_parts) or named)
-        kept += parameter.requires_grad
-    if not kept:
-        raise ConfigError(f"adapter.target_modules = {parts}: no weight has such a part in its name")
+        in_layers = prefixes is None or name.startswith(prefixes)
+        named = parts != "all-linear" and not name.startswith(f"{layer_prefix}.")
+        if in_parts and (in_layers or named):
+            parameter.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"adapter.target_modules = {parts}: no weight has such a part in its name"
+        )

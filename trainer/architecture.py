@@ -71,7 +71,9 @@ def read_architecture(directory: Path) -> Architecture:
         whole = AutoConfig.from_pretrained(directory, local_files_only=True)
     except (ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise refuse(str(directory), "?", f"transformers cannot read config.json ({reason})") from None
+        raise refuse(
+            str(directory), "?", f"transformers cannot read config.json ({reason})"
+        ) from None
     check_family(str(directory), whole.to_dict())
     return architecture_of(whole.get_text_config(), str(directory))
 
@@ -112,7 +114,10 @@ def lay_out_first(config: Any, path: str) -> tuple[nn.Module, str]:
                 return AutoModelForCausalLM.from_config(
                     config, attn_implementation=attention
                 ), attention
-        except (TypeError, ValueError) as error:  # this attention, or this architecture, is not to be had
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # this attention, or this architecture, is not to be had
             reason = str(error).splitlines()[0]
     raise refuse(path, config.model_type, reason)
 
@@ -142,7 +147,7 @@ def find_router(model: Any) -> Router | None:
     """The router modules, if the model has experts."""
     for part in (model, getattr(model, model.base_model_prefix, None)):
         recorder = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
-        if hasattr(recorder, "target_class"):
+        if recorder is not None and hasattr(recorder, "target_class"):
             return Router(recorder.target_class, recorder.index)
     return None
 
@@ -178,4 +183,10 @@ def discover(model: Any, path: str) -> Family:
     missing = {"embedding", "layers", "head"} - found.keys()
     if missing:
         raise refuse(path, model_type, f"no {' or '.join(sorted(missing))} was found in it")
-    return Family(**{"norm": None, "rotary": None} | found)
+    return Family(
+        embedding=found["embedding"],
+        layers=found["layers"],
+        norm=found.get("norm"),
+        rotary=found.get("rotary"),
+        head=found["head"],
+    )

@@ -40,14 +40,15 @@ def make_batch(micro_batches: Sequence[Sequence[Row | None]], sequence_len: int)
         micro_batches: [m][b] rows; None where the global batch has no row left.
     """
     filled = [[_fill(row, sequence_len) for row in rows] for rows in micro_batches]
+    lengths = [[0 if row is None else len(row.input_ids) for row in rows] for rows in micro_batches]
     return Batch(
         input_ids=torch.from_numpy(np.stack([[cell[0] for cell in cells] for cells in filled])),
         labels=torch.from_numpy(np.stack([[cell[1] for cell in cells] for cells in filled])),
         document_lengths=[[cell[2] for cell in cells] for cells in filled],
-        row_lengths=[[0 if row is None else len(row.input_ids) for row in rows] for rows in micro_batches],
+        row_lengths=lengths,
         sources=[["" if row is None else row.source for row in rows] for rows in micro_batches],
         row_keys=[[None if row is None else row.row_key for row in rows] for rows in micro_batches],
-        tokens=sum(len(row.input_ids) for rows in micro_batches for row in rows if row is not None),
+        tokens=sum(map(sum, lengths)),
     )
 
 

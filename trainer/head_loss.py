@@ -16,7 +16,7 @@ from headrace.kernels.linear_cross_entropy import (
 
 @dataclass(frozen=True)
 class LogitShape:
-    """What becomes of the head's output: logits * multiplier, then softcap * tanh(logits / softcap)."""
+    """Logits are the head's output * multiplier, then softcap * tanh(logits / softcap)."""
 
     multiplier: float = 1.0
     softcap: float | None = None
@@ -24,7 +24,8 @@ class LogitShape:
 
 def is_plain(head: nn.Module, shape: LogitShape) -> bool:
     """Whether the fused kernel computes this head's loss."""
-    return type(head) is nn.Linear and head.bias is None and shape.softcap is None
+    plain = type(head) is nn.Linear and getattr(head, "bias", None) is None
+    return plain and shape.softcap is None
 
 
 def head_loss(
@@ -45,7 +46,7 @@ def head_loss(
         seed: of the head's own dropout; None if it has none.
 
     Returns:
-        The sum of the losses times `scale`, float32, and the losses of all tokens in nats, detached.
+        The sum of the losses times `scale`, float32; the losses of all tokens in nats, detached.
     """
     if is_plain(head, shape):
         assert isinstance(head, nn.Linear)

@@ -1,6 +1,6 @@
 """Gives every parameter of a stage its memory and its values, one at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +76,7 @@ class Materializer:
 
     def fill(self, stage: Stage) -> Filled:
         """Load or initialise all parameters."""
-        slots = list(find_slots(stage))
+        slots = list(find_slots(stage.names))
         tied_head = self._fill_base([slot for slot in slots if not is_adapter(slot.name)])
         initial = self._fill_adapters(stage)
         left = [name for name, tensor in stage.named_parameters() if tensor.is_meta]
@@ -165,9 +165,9 @@ class Materializer:
         return TrainedParameter(slot.name, parameter, owned=True)
 
 
-def find_slots(stage: Stage) -> Iterator[Slot]:
-    """All places for parameters, in the order of the model."""
-    for prefix, module in stage.names.items():
+def find_slots(modules: Mapping[str, nn.Module]) -> Iterator[Slot]:
+    """All places for parameters below named modules, in order."""
+    for prefix, module in modules.items():
         for owner_name, owner in module.named_modules():
             for attribute, empty in list(owner._parameters.items()):
                 if empty is not None:

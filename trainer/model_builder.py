@@ -38,6 +38,7 @@ class BuiltStage:
     lora_config: LoraConfig | None
     layers: range
     architecture: Architecture
+    skeleton: Any  # the whole model without adapters, on the meta device
     initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
 
 
@@ -96,6 +97,7 @@ def build_stage(
         lora_config=plan.lora,
         layers=layers,
         architecture=plan.architecture,
+        skeleton=plan.plain,
         initial=filled.initial,
     )
 

@@ -1,6 +1,7 @@
 """From the name of a model to the directory that holds it."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError
@@ -33,13 +34,13 @@ def model_directory(name: str) -> Path:
             f"{name}: no such directory; to fetch it from the hub: pip install huggingface_hub"
         ) from None
     repository, _, revision = name.partition("@")
-    wanted = {"repo_id": repository, "revision": revision or None, "allow_patterns": FILES}
+    fetch = partial(snapshot_download, repository, revision=revision or None, allow_patterns=FILES)
     try:
-        return Path(snapshot_download(**wanted, local_files_only=True))
+        return Path(fetch(local_files_only=True))
     except LocalEntryNotFoundError:
         pass
     try:
-        return Path(snapshot_download(**wanted))
+        return Path(fetch())
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

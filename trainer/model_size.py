@@ -75,11 +75,8 @@ def part_size(modules: list[nn.Module], sent: float, looked_up: bool = False) ->
     return PartSize(weights, trained, active)
 
 
-def partition(config: TrainConfig, size: ModelSize, memory: list[float] | None = None) -> list[range]:
+def partition(config: TrainConfig, size: ModelSize) -> list[range]:
     """The decoder layers of each stage, as `partition` in the config asks.
-
-    Args:
-        memory: bytes of embedding, layers and head, for `partition = "memory"`.
 
     Raises:
         ConfigError: an explicit list that does not fit.
@@ -90,9 +87,15 @@ def partition(config: TrainConfig, size: ModelSize, memory: list[float] | None =
     if config.partition == "uniform":
         return cut([1.0] * layers, stages)
     if config.partition == "memory":
-        weights = memory or [float(p.weights) for p in (size.embedding, *size.layers, size.head)]
-        largest = max(weights)
-        first, *middle, last = (weight / largest for weight in weights)
-        return cut(middle, stages, first, last)
-    largest = max(part.active for part in size.layers)
-    return cut([part.active / largest for part in size.layers], stages, last=size.head.active / largest)
+        unit = max(held(part) for part in size.layers)
+        first, last = held(size.embedding) / unit, held(size.head) / unit
+        return cut([held(part) / unit for part in size.layers], stages, first, last)
+    unit = max(part.active for part in size.layers)
+    return cut([part.active / unit for part in size.layers], stages, last=size.head.active / unit)
+
+
+def held(part: PartSize) -> float:
+    """What a part's weights take, in frozen weights of two bytes: trained ones have a gradient and
+    two moments, all in float32.
+    """
+    return part.weights + 7.0 * part.trained

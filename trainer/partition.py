@@ -6,9 +6,7 @@ from itertools import accumulate, pairwise
 from headrace.schemas.errors import ConfigError
 
 
-def cut(
-    costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0.0
-) -> list[range]:
+def cut(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0.0) -> list[range]:
     """The decoder layers of each stage; each has at least one.
 
     Of all cuts whose dearest stage is cheapest, the one with the least sum of squares, and among
@@ -28,9 +26,11 @@ def cut(
         return round(sums[stop] - sums[start] + extra, 6)
 
     # best[stop]: (dearest stage, sum of squares, layers before each stage) of the stages so far
-    best = {stop: (cost(0, 0, stop), cost(0, 0, stop) ** 2, (0,)) for stop in range(1, layers + 1)}
+    best: dict[int, tuple[float, float, tuple[int, ...]]] = {
+        stop: (cost(0, 0, stop), cost(0, 0, stop) ** 2, (0,)) for stop in range(1, layers + 1)
+    }
     for stage in range(1, stages):
-        following = {}
+        following: dict[int, tuple[float, float, tuple[int, ...]]] = {}
         for stop in range(stage + 1, layers + 1):
             choices = []
             for start in range(stage, stop):

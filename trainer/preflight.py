@@ -59,13 +59,13 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     directory = model_directory(config.model)
     model = read_model_config(directory)
     check_family(config.model, model)
-    model = text_settings(model)
-    check_model(config, model)
+    text = text_settings(model)
+    check_model(config, text)
     train = [read_manifest(Path(dataset.path)) for dataset in config.datasets]
     evaluation = [read_manifest(Path(dataset.path)) for dataset in config.evaluation_datasets]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
-        check_shards(path, manifest, directory, model)
+        check_shards(path, manifest, directory, text)
     lengths = {manifest.sequence_len for manifest in train + evaluation}
     if len(lengths) > 1:
         raise DataError(

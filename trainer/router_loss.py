@@ -61,7 +61,7 @@ def balance_loss(logits: Tensor, top_k: int, real: Tensor) -> Tensor:
         real: [tokens] bool, false for filling.
 
     Returns:
-        A float32 scalar: `top_k` where all experts are used alike, more otherwise, 0 without tokens.
+        A float32 scalar: `top_k` where all experts are used alike, else more; 0 without tokens.
     """
     experts = logits.shape[-1]
     probabilities = torch.softmax(logits.float(), dim=-1)

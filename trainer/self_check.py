@@ -115,9 +115,7 @@ def _packed(model: Any, architecture: Architecture, ids: Tensor) -> Tensor:
     return output.token_losses[0]
 
 
-def _stage(
-    model: Any, architecture: Architecture, layers: range, first: bool, last: bool
-) -> Stage:
+def _stage(model: Any, architecture: Architecture, layers: range, first: bool, last: bool) -> Stage:
     family = architecture.family
     names = StageNames(
         embedding=family.embedding if first else None,

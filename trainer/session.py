@@ -15,8 +15,8 @@ from headrace.trainer.engine import StageEngine
 from headrace.trainer.evaluation import EvaluationSet
 from headrace.trainer.feed import Feed
 from headrace.trainer.metrics import MetricsLog
-from headrace.trainer.model_directory import model_directory
 from headrace.trainer.model_builder import BuiltStage, build_stage
+from headrace.trainer.model_directory import model_directory
 from headrace.trainer.optimizer import build_optimizer
 from headrace.trainer.preflight import Inputs
 

@@ -264,10 +264,7 @@ class Stage(nn.Module):
 
 
 def required_arguments(layer: nn.Module) -> list[str]:
-    """Arguments that a layer insists on and the pipeline has nothing for, such as falcon's alibi."""
+    """Arguments that a layer insists on, such as falcon's alibi; None unless the stage has them."""
     parameters = list(inspect.signature(layer.forward).parameters.values())[1:]
-    return [
-        parameter.name
-        for parameter in parameters
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    ]
+    named = [part for part in parameters if part.kind is part.POSITIONAL_OR_KEYWORD]
+    return [part.name for part in named if part.default is part.empty]

@@ -48,7 +48,9 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / name for name in names]
     if (directory / SINGLE_NAME).is_file():
         return [directory / SINGLE_NAME]
-    raise DataError(f"{directory}: no {SINGLE_NAME} and no {INDEX_NAME}; is this a model directory?")
+    raise DataError(
+        f"{directory}: no {SINGLE_NAME} and no {INDEX_NAME}; is this a model directory?"
+    )
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

@@ -100,7 +100,7 @@ class WeightFiles:
                 raise DataError(f"{stored.path}: a tensor's size differs from its shape")
             if not stored.nbytes:
                 return tensor
-            memory = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+            memory = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
             done = 0
             while done < stored.nbytes:
                 part = memory[done : done + READ_BYTES]

@@ -47,9 +47,11 @@ def relative(ours, reference):
 
 
 def expected_loss(model, config, batch):
-    coefficient = getattr(config, "router_aux_loss_coef", 0.0) if "moe" in config.model_type or (
-        config.model_type == "mixtral"
-    ) else 0.0
+    coefficient = (
+        getattr(config, "router_aux_loss_coef", 0.0)
+        if "moe" in config.model_type or (config.model_type == "mixtral")
+        else 0.0
+    )
     module = sys.modules[type(getattr(model, "base_model", model)).__module__]
     if hasattr(model, "peft_config"):
         module = sys.modules[type(model.get_base_model()).__module__]

@@ -35,6 +35,7 @@ def built(trained, tied_head=None):
         lora_config=None,
         layers=range(0),
         architecture=None,
+        skeleton=None,
         initial={},
     )
 

@@ -171,11 +171,8 @@ def build(config):
     return [build_stage(config, stage, CPU, plan) for stage in range(config.pipeline_stages)]
 
 
-def run_stages(built, batch, seed=0):
-    """Forward and backward through all stages as the engine does; returns the losses.
-
-    Tied embeddings have their gradients summed, on the first stage.
-    """
+def run_forward(built, batch, seed=0, inputs=None):
+    """Through all stages; returns their outputs. Fills `inputs` with what each stage was given."""
     micro_batch = MicroBatch(
         document_lengths=batch.document_lengths,
         row_lengths=batch.row_lengths,
@@ -184,14 +181,26 @@ def run_stages(built, batch, seed=0):
         router_scale=1.0,
         seed=seed,
     )
-    inputs, outputs = [], []
-    hidden = batch.ids
-    for number, part in enumerate(built):
-        if number:
-            hidden = hidden.detach().requires_grad_()
-        inputs.append(hidden)
+    hidden, outputs = batch.ids, []
+    for part in built:
+        if inputs is not None:
+            hidden = hidden.detach().requires_grad_() if outputs else hidden
+            inputs.append(hidden)
         outputs.append(part.stage(hidden, micro_batch))
         hidden = outputs[-1].value
+    return outputs
+
+
+def run_stages(built, batch, seed=0):
+    """Forward and backward through all stages as the engine does.
+
+    Tied embeddings have their gradients summed, on the first stage.
+
+    Returns:
+        The loss, the losses of all tokens, and the routers' part of the loss.
+    """
+    inputs = []
+    outputs = run_forward(built, batch, seed, inputs)
     gradient = None
     for number in reversed(range(len(built))):
         roots, gradients = [outputs[number].value], [gradient]
@@ -200,18 +209,17 @@ def run_stages(built, batch, seed=0):
         kept = [index for index, root in enumerate(roots) if root.requires_grad]
         torch.autograd.backward([roots[i] for i in kept], [gradients[i] for i in kept])
         gradient = inputs[number].grad
-    head = built[-1].tied_head if len(built) == 1 else built[-1].tied_copy
     if built[0].tied_copy is not None:
+        head = built[0].tied_head if len(built) == 1 else built[-1].tied_copy
         built[0].tied_copy.grad += head.grad
     router = [0.0 if o.router_loss is None else o.router_loss.item() for o in outputs]
-    return hidden.item() + sum(router[:-1]), outputs[-1].token_losses, sum(router)
+    loss = outputs[-1].value.item() + sum(router[:-1])
+    return loss, outputs[-1].token_losses, sum(router)
 
 
 def gradients_of(built):
     """Gradients by name in the whole model."""
-    return {
-        item.name: item.parameter.grad for part in built for item in part.trained if item.owned
-    }
+    return {item.name: item.parameter.grad for part in built for item in part.trained if item.owned}
 
 
 def reference_loss(model, batch, router_coefficient=0.0, module=None, top_k=2):
