@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace.trainer.families import FAMILIES, Family, check_family, refuse
+from headrace.trainer.weight_index import has_weights, stored_tensors
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
@@ -75,7 +76,13 @@ def read_architecture(directory: Path) -> Architecture:
             str(directory), "?", f"transformers cannot read config.json ({reason})"
         ) from None
     check_family(str(directory), whole.to_dict())
-    return architecture_of(whole.get_text_config(), str(directory))
+    text = whole.get_text_config()
+    if text is not whole and has_weights(directory):
+        # whose setting counts differs by model; the files tell
+        text.tie_word_embeddings = not any(
+            name.endswith("lm_head.weight") for name in stored_tensors(directory)
+        )
+    return architecture_of(text, str(directory))
 
 
 def architecture_of(config: Any, path: str) -> Architecture:

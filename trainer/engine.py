@@ -8,6 +8,7 @@ DeepSpeed 0.19.8.
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Callable
 from itertools import compress
 from typing import Any, ClassVar
@@ -96,6 +97,14 @@ class StageEngine(PipelineEngine):
         self._finish_step = finish_step
         train = schedule.TrainSchedule(inputs.micro_batches, self.num_stages, self.stage_id)
         return self._run(train, inputs, step_seed), self._gradient_norm
+
+    def router_loss(self) -> float | None:
+        """Of the last run: this rank's part of the mean over layers, before its coefficient."""
+        settings = self.stage.router_loss
+        if settings is None:
+            return None
+        losses = torch.stack(self.router_losses).tolist() if self.router_losses else []
+        return math.fsum(losses) / settings.coefficient
 
     def evaluation_step(self, inputs: StepInputs) -> list[RowLoss]:
         """Forward only; the loss of each row of this replica, on the last stage."""

@@ -50,7 +50,9 @@ def train(
         losses, norm = engine.train_step(step_inputs, dropout_seed, finish)
 
         due = time.monotonic() - last_save >= 60 * (config.checkpoint.every_minutes or math.inf)
-        report = make_report(losses, step_inputs, stop=stop.requested, save=due)
+        report = make_report(
+            losses, step_inputs, engine.router_loss(), stop=stop.requested, save=due
+        )
         reports = gather_objects(report, layout.world_group)
         stop.agreed = any(report.stop for report in reports)
         seconds = time.perf_counter() - started

@@ -13,11 +13,13 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data_plan import DataPlan, plan_data
 from headrace.trainer.families import check_family, text_settings
 from headrace.trainer.model_directory import model_directory
+from headrace.trainer.weight_index import weights_fingerprint
 
 # settings that a resumed run may change; the rows of each step stay the same with all of them
 FREE_ON_RESUME = {
     "output_dir",
     "pipeline_stages",
+    "partition",
     "micro_batch_size",
     "gradient_accumulation_steps",
     "activation_checkpointing",
@@ -27,6 +29,7 @@ FREE_ON_RESUME = {
     "checkpoint",
 }
 RUN_CONFIG_NAME = "train.json"
+WEIGHTS_KEY = "fingerprint of the model's weights"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Inputs:
     stop_row: int
     total_steps: int
     data_fingerprint: str
+    weights_fingerprint: str
 
 
 def check(config: TrainConfig, processes: int) -> Inputs:
@@ -65,7 +69,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     evaluation = [read_manifest(Path(dataset.path)) for dataset in config.evaluation_datasets]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
-        check_shards(path, manifest, directory, text)
+        check_shards(path, manifest, directory, text, config.weights == "random")
     lengths = {manifest.sequence_len for manifest in train + evaluation}
     if len(lengths) > 1:
         raise DataError(
@@ -92,6 +96,9 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         global_batch_rows=batch,
         stop_row=stop_row,
         total_steps=-(-stop_row // batch),
+        weights_fingerprint=(
+            "random" if config.weights == "random" else weights_fingerprint(directory)
+        ),
         data_fingerprint=fingerprint([manifest.model_dump(mode="json") for manifest in train]),
     )
 
@@ -119,19 +126,23 @@ def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
 
 
 def check_shards(
-    path: str, manifest: Manifest, model: Path, model_config: Mapping[str, object]
+    path: str, manifest: Manifest, model: Path, model_config: Mapping[str, object], random: bool
 ) -> None:
-    """Shards must come from the model's tokenizer and fit its positions and vocabulary."""
+    """Shards must come from the model's tokenizer and fit its positions and vocabulary.
+
+    Args:
+        random: the weights are made up, so that a tokenizer may be missing.
+    """
     if manifest.kind != "causal":
         raise DataError(
             f'{path}: kind "{manifest.kind}" cannot be trained on yet; use causal shards'
         )
     tokenizer = model / "tokenizer.json"
-    if not tokenizer.is_file():
+    if not tokenizer.is_file() and not random:
         raise ConfigError(
             f"{tokenizer}: not found; the model directory must hold the tokenizer of the shards"
         )
-    if file_sha256(tokenizer) != manifest.tokenizer.fingerprint:
+    if tokenizer.is_file() and file_sha256(tokenizer) != manifest.tokenizer.fingerprint:
         raise DataError(
             f"{path}: made with another tokenizer than {tokenizer}; "
             "prepare the shards with this model's"
@@ -173,7 +184,7 @@ def check_run_directory(config: TrainConfig, inputs: Inputs, resume: bool) -> No
     now = resume_record(config, inputs)
     defaults = now.keys() - resume_record(config, inputs, exclude_defaults=True).keys()
     for key in now | saved:
-        if key not in saved and key in defaults:
+        if key not in saved and (key in defaults or key == WEIGHTS_KEY):
             continue  # a setting that came with a later release
         if saved.get(key) != now.get(key):
             raise CheckpointError(
@@ -194,6 +205,7 @@ def resume_record(
     return record | {
         "global batch (rows)": inputs.global_batch_rows,
         "fingerprint of the data": inputs.data_fingerprint,
+        WEIGHTS_KEY: inputs.weights_fingerprint,
     }
 
 

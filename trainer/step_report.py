@@ -1,6 +1,7 @@
 """What the ranks tell each other after a step, and the metrics that follow from it."""
 
 import hashlib
+import math
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class Report:
 
     losses: list[RowLoss]
     row_keys: list[list[int | None]] | None
+    router_loss: float | None
     memory_gib: float
     stop: bool
     save: bool
@@ -37,9 +39,11 @@ class StepFacts:
     seconds: float
 
 
-def make_report(losses: list[RowLoss], inputs: StepInputs, stop: bool, save: bool) -> Report:
+def make_report(
+    losses: list[RowLoss], inputs: StepInputs, router_loss: float | None, stop: bool, save: bool
+) -> Report:
     """This rank's report."""
-    return Report(losses, inputs.row_keys, memory_gib(), stop, save)
+    return Report(losses, inputs.row_keys, router_loss, memory_gib(), stop, save)
 
 
 def memory_gib() -> float:
@@ -52,11 +56,13 @@ def memory_gib() -> float:
 def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts) -> StepMetrics:
     """The whole job's metrics of one step."""
     losses = [row for report in reports for row in report.losses]
+    router_losses = [r.router_loss for r in reports if r.router_loss is not None]
     return StepMetrics(
         step=facts.step,
         epoch=facts.next_row / facts.rows_per_epoch,
         loss=mean_loss(losses),
         source_losses=losses_by_source(losses),
+        router_loss=math.fsum(router_losses) if router_losses else None,
         lr=facts.lr,
         gradient_norm=facts.gradient_norm,
         tokens=inputs.tokens,

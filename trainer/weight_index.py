@@ -53,6 +53,23 @@ def weight_files(directory: Path) -> list[Path]:
     )
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether there are any."""
+    return any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME))
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """All tensors of a model directory.
+
+    Raises:
+        DataError: as `weight_files` and `read_header`.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path in weight_files(directory):
+        tensors |= read_header(path)
+    return tensors
+
+
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headrace.schemas.errors import DataError
-from headrace.trainer.weight_index import StoredTensor, read_header, weight_files
+from headrace.trainer.weight_index import StoredTensor, stored_tensors
 
 WORKERS = 4
 AHEAD_BYTES = 256 << 20  # read ahead of the tensor in use
@@ -38,9 +38,7 @@ class WeightFiles:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.tensors: dict[str, StoredTensor] = {}
-        for path in weight_files(directory):
-            self.tensors |= read_header(path)
+        self.tensors = stored_tensors(directory)
         self._descriptors: dict[Path, int] = {}
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="weights")
 
