@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -164,25 +165,24 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
     """Changes of the config with which the run fits, the mildest first."""
     config = run.config
     layers = sum(len(stage.layers) for stage in run.stages)
-    larger = [
-        stages
-        for stages in range(config.pipeline_stages + 1, min(gpus, layers) + 1)
-        if gpus % stages == 0
-    ]
     single: list[dict[str, Any]] = [{"partition": "memory"}, {"activation_checkpointing": "full"}]
     if config.micro_batch_size > 1:
         rows = config.micro_batch_size * config.gradient_accumulation_steps
         single.append({"micro_batch_size": 1, "gradient_accumulation_steps": rows})
-    choices = [*single, *({"pipeline_stages": stages} for stages in larger)]
-    choices += [{**single[1], **other} for other in choices if other is not single[1]]
-    choices += [{"activation_checkpointing": "full", **single[0], **o} for o in choices[-2:]]
-    for change in choices:
-        if all(getattr(config, key) == value for key, value in change.items()):
-            continue
-        changed = config.model_copy(update=change)
-        tried = plan_run(changed, gpus, run.sequence_len, run.plan)
-        if tried.peak <= memory:
-            yield change, tried
+    single += [
+        {"pipeline_stages": stages}
+        for stages in range(config.pipeline_stages + 1, min(gpus, layers) + 1)
+        if gpus % stages == 0
+    ]
+    new = [c for c in single if any(getattr(config, key) != value for key, value in c.items())]
+    for count in range(1, 4):
+        for changes in combinations(new, count):
+            change = {key: value for part in changes for key, value in part.items()}
+            if len(change) < sum(map(len, changes)):
+                continue  # two numbers of stages
+            tried = plan_run(config.model_copy(update=change), gpus, run.sequence_len, run.plan)
+            if tried.peak <= memory:
+                yield change, tried
 
 
 def report(run: RunPlan, gpus: int, memory: float | None) -> str:
