@@ -6,6 +6,7 @@ without memory, and what autograd keeps for the backward pass is added up.
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +58,13 @@ class LayerActivations:
 class ExpertsAsOne(nn.Module):
     """As much work as a mixture's chosen experts do, with shapes that do not depend on data."""
 
-    def __init__(self, experts: nn.Module) -> None:
+    def __init__(self, experts: Any) -> None:
         super().__init__()
         self.experts = experts
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        up, down = self.experts.gate_up_proj, self.experts.down_proj
+        experts: Any = self.experts
+        up, down = experts.gate_up_proj, experts.down_proj
         states = hidden.repeat(chosen.shape[-1], 1)
         gate, rest = nn.functional.linear(states, up[0]).chunk(2, dim=-1)
         states = nn.functional.linear(nn.functional.silu(gate) * rest, down[0])

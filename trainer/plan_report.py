@@ -237,9 +237,7 @@ def verdict(run: RunPlan, gpus: int, memory: float) -> list[str]:
         if number == SHOWN_REMEDIES:
             break
         settings = ", ".join(f"{key} = {toml(value)}" for key, value in change.items())
-        lines.append(
-            f"  {settings}: {tried.peak / GIB:.2f} GiB, efficiency {tried.efficiency:.1%}"
-        )
+        lines.append(f"  {settings}: {tried.peak / GIB:.2f} GiB, efficiency {tried.efficiency:.1%}")
     if len(lines) == 1:
         lines.append("  No change of the pipeline makes it fit: use more GPUs, or train less.")
     return lines

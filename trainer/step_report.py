@@ -10,13 +10,17 @@ import torch
 
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
+from headrace.trainer.saver import Written
 
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Report:
-    """One rank's part: losses from the last stages, row keys from the first, wishes from anyone."""
+    """One rank's part: losses from the last stages, row keys from the first, wishes from anyone.
+
+    `written` is its part of the pending checkpoint, once it is on disk.
+    """
 
     losses: list[RowLoss]
     row_keys: list[list[int | None]] | None
@@ -24,6 +28,7 @@ class Report:
     memory_gib: float
     stop: bool
     save: bool
+    written: Written | None
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,15 @@ class StepFacts:
 
 
 def make_report(
-    losses: list[RowLoss], inputs: StepInputs, router_loss: float | None, stop: bool, save: bool
+    losses: list[RowLoss],
+    inputs: StepInputs,
+    router_loss: float | None,
+    stop: bool,
+    save: bool,
+    written: Written | None,
 ) -> Report:
     """This rank's report."""
-    return Report(losses, inputs.row_keys, router_loss, memory_gib(), stop, save)
+    return Report(losses, inputs.row_keys, router_loss, memory_gib(), stop, save, written)
 
 
 def memory_gib() -> float:

@@ -64,7 +64,7 @@ def main(directory, stages):
             }
         )
         del built
-    print(json.dumps(costs))
+    sys.stdout.write(json.dumps(costs))
 
 
 if __name__ == "__main__":

@@ -377,8 +377,8 @@ def test_resuming_on_other_weights_is_refused(world):
         file.seek(-2000, 2)
         file.write(bytes(2000))
     assert re.fullmatch(
-        "DIR/run/train.json: fingerprint of the model's weights was '[0-9a-f]+' and is '[0-9a-f]+'; "
-        "resume with the old value, or start a new run in another output_dir",
+        "DIR/run/train.json: fingerprint of the model's weights was '[0-9a-f]+' and is "
+        "'[0-9a-f]+'; resume with the old value, or start a new run in another output_dir",
         message_of(world, resume=True),
     )
 

@@ -110,8 +110,10 @@ def test_the_text_part_of_a_multimodal_checkpoint_is_read(kind, stored_first, tm
     directory = tmp_path / "model"
     model.save_pretrained(directory)
     tensors = load_file(directory / "model.safetensors")
-    as_new = {key.replace("language_model.model.", "model.language_model."): value
-              for key, value in tensors.items()}
+    as_new = {
+        key.replace("language_model.model.", "model.language_model."): value
+        for key, value in tensors.items()
+    }
     if stored_first.startswith("model."):
         save_file(as_new, directory / "model.safetensors", metadata={"format": "pt"})
     assert any(key.startswith(stored_first) for key in stored_names(directory))
@@ -187,7 +189,11 @@ def test_a_family_whose_forward_pass_differs_is_found_out(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
     [
-        ("gpt2", {"n_layer": 2, "n_embd": 32, "n_head": 2}, "no place for its part transformer.wpe"),
+        (
+            "gpt2",
+            {"n_layer": 2, "n_embd": 32, "n_head": 2},
+            "no place for its part transformer.wpe",
+        ),
         ("mamba", {"num_hidden_layers": 2, "hidden_size": 32}, "layers of type linear_attention"),
     ],
 )

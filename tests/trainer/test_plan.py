@@ -59,12 +59,10 @@ def test_activations_are_those_that_autograd_keeps(model, adapter):
 def test_parameters_of_all_stages_are_those_of_the_model(model):
     whole = planned(model, 1).stages[0]
     stages = planned(model, 4).stages
-    head = COMMON["vocab_size"] * COMMON["hidden_size"]
     assert sum(stage.weights for stage in stages) == whole.weights  # the tied head is held twice
-    assert [stage.layers.start for stage in stages][0] == 0
+    assert stages[0].layers.start == 0
     assert stages[-1].layers.stop == 8
     assert stages[0].memory.optimizer == 8 * stages[0].trained
-    assert whole.weights > 2 * head
 
 
 def test_earlier_stages_hold_more_micro_batches(model):
