@@ -108,6 +108,9 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(
         0.01, ge=0, description="Decoupled decay; not applied to norms and biases."
     )
+    lora_plus_ratio: float = Field(
+        1.0, gt=0, description="Learning rate of the adapters' B over that of A (LoRA+)."
+    )
     gradient_clipping: float = Field(
         1.0, ge=0, description="Largest norm of the whole gradient; 0 turns clipping off."
     )

@@ -120,6 +120,7 @@ class StageEngine(PipelineEngine):
         self._step_seed = step_seed
         self._next_micro_batch = 0
         self.token_losses, self.router_losses = [], []
+        self._waiting.clear()
         self._exec_schedule(plan)
         return self.row_losses()
 
@@ -182,9 +183,11 @@ class StageEngine(PipelineEngine):
         roots, gradients = [output], [None if self.is_last_stage() else self.grad_layer]
         if router_loss is not None:
             roots, gradients = [*roots, router_loss], [*gradients, None]
-        trained = [root.requires_grad for root in roots]  # the first stages may train nothing
-        roots, gradients = list(compress(roots, trained)), list(compress(gradients, trained))
-        torch.autograd.backward(roots, gradients)
+        trained = [root.requires_grad for root in roots]
+        if any(trained):  # the first stages may train nothing
+            torch.autograd.backward(
+                list(compress(roots, trained)), list(compress(gradients, trained))
+            )
         self.pipe_buffers["outputs"][buffer_id] = None
         if self.is_first_stage():
             self.pipe_buffers["inputs"][buffer_id] = None

@@ -149,8 +149,7 @@ def stage_memory(
         dtype: of frozen weights and of the computation.
     """
     stages, tokens = config.pipeline_stages, config.micro_batch_size * sequence_len
-    parts = [size.layers[index] for index in layers]
-    parts += [size.embedding] * (stage == 0) + [size.head] * (stage == stages - 1)
+    parts = size.parts(layers, stage, stages)
     trained = sum(part.trained for part in parts)
     frozen = sum(part.weights for part in parts) - trained
     in_flight = min(config.gradient_accumulation_steps, stages - stage)

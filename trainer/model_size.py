@@ -1,6 +1,6 @@
 """How large the parts of a model are, read from the model laid out without memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -28,6 +28,17 @@ class ModelSize:
     head: PartSize  # with the last norm; a tied head counts as if it had weights of its own
     hidden_size: int
     vocabulary: int
+    tied: bool
+
+    def parts(self, layers: range, stage: int, stages: int) -> list[PartSize]:
+        """What one stage holds. Alone, it holds a tied embedding once."""
+        parts = [self.layers[index] for index in layers]
+        parts += [self.embedding] * (stage == 0)
+        if stage == stages - 1:
+            shared = self.vocabulary * self.hidden_size * (self.tied and stages == 1)
+            trained = max(0, self.head.trained - shared)
+            parts.append(replace(self.head, weights=self.head.weights - shared, trained=trained))
+        return parts
 
 
 def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> ModelSize:
@@ -48,6 +59,7 @@ def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> M
         head=part_size(last, sent),
         hidden_size=config.hidden_size,
         vocabulary=config.vocab_size,
+        tied=architecture.tied,
     )
 
 

@@ -127,15 +127,14 @@ def stage_plan(
     sequence_len: int,
 ) -> StagePlan:
     """One stage."""
-    parts = [size.layers[index] for index in layers]
-    ends = [size.embedding] * (stage == 0) + [size.head] * (stage == config.pipeline_stages - 1)
+    parts = size.parts(layers, stage, config.pipeline_stages)
     work = sum(layer_work(plan, config, index, size, sequence_len) for index in layers)
     if stage == config.pipeline_stages - 1:
         work += size.head.active * (6 if size.head.trained else 4)
     return StagePlan(
         layers=layers,
-        weights=sum(part.weights for part in parts + ends),
-        trained=sum(part.trained for part in parts + ends),
+        weights=sum(part.weights for part in parts),
+        trained=sum(part.trained for part in parts),
         memory=stage_memory(config, size, layers, stage, activations, dtype, sequence_len),
         work=work,
     )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from runs import checkpoint_tensors, exact_metrics
 from tiny_families import (
     build,
     config_of,
@@ -14,6 +15,7 @@ from tiny_families import (
 )
 from transformers import AutoModelForCausalLM
 
+from headrace.schemas.train_config import OptimizerConfig
 from headrace.trainer.export import (
     file_count,
     finish_adapter,
@@ -22,7 +24,9 @@ from headrace.trainer.export import (
     save_adapter_part,
     save_model_part,
 )
+from headrace.trainer.materializer import TrainedParameter
 from headrace.trainer.merge import merge
+from headrace.trainer.optimizer import build_optimizer, set_learning_rate
 
 MODES = {
     "lora": {},
@@ -217,3 +221,32 @@ def test_a_saved_mixture_has_the_names_of_the_hub(models, family, tmp_path):
     names = {name for file in saved.glob("*.safetensors") for name in load_file(file)}
     assert names == {name for file in directory.glob("*.safetensors") for name in load_file(file)}
     assert stored_loss(saved, batch) == pytest.approx(after, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_stages_without_anything_to_train_run_and_save(training):
+    """Only the last layer has adapters, at a higher rate for B; the first stage has none."""
+    settings = {"max_steps": 3, "adapter__layers": "4", "optimizer__lora_plus_ratio": 4.0}
+    settings["checkpoint__every_steps"] = 2
+    one = training.run("one", 1, **settings)
+    two = training.run("two", 2, pipeline_stages=2, **settings)
+    assert exact_metrics(two) == exact_metrics(one)
+    reference, tensors = checkpoint_tensors(one), checkpoint_tensors(two)
+    assert tensors.keys() == reference.keys()
+    assert all(".layers.4." in name for name in tensors)
+    assert all(torch.equal(tensors[name], reference[name]) for name in reference)
+
+
+def test_with_lora_plus_the_adapters_up_projection_has_its_own_rate():
+    names = ("q_proj.lora_A.default.weight", "q_proj.lora_B.default.weight", "norm.weight")
+    shapes = ((2, 3), (3, 2), (3,))
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    trained = [TrainedParameter(n, p, owned=True) for n, p in zip(names, parameters, strict=True)]
+    config = OptimizerConfig(lr=1.0, lora_plus_ratio=8.0, weight_decay=0.0)
+    optimizer = build_optimizer(config, trained)
+    set_learning_rate(optimizer, 0.5)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    steps = [parameter.abs().max().item() for parameter in parameters]
+    assert steps == pytest.approx([0.5, 4.0, 0.5], rel=1e-4)

@@ -1,6 +1,7 @@
 """Every family in stages gives transformers' losses and gradients, each document read alone."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from tiny_families import (
 from transformers import AutoModelForCausalLM
 
 from headrace.trainer.adapters import file_name
+from headrace.trainer.families import FAMILIES as KNOWN
 
 TOLERANCE = 1e-5
+MIXTURES = {"mixtral", "qwen2_moe", "qwen3_moe"}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,14 @@ def models(tmp_path_factory):
     return get
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def loaded(directory):
     attention = "eager" if "gemma2" in directory.name else "sdpa"
     return AutoModelForCausalLM.from_pretrained(
@@ -47,15 +58,12 @@ def relative(ours, reference):
 
 
 def expected_loss(model, config, batch):
-    coefficient = (
-        getattr(config, "router_aux_loss_coef", 0.0)
-        if "moe" in config.model_type or (config.model_type == "mixtral")
-        else 0.0
-    )
-    module = sys.modules[type(getattr(model, "base_model", model)).__module__]
-    if hasattr(model, "peft_config"):
-        module = sys.modules[type(model.get_base_model()).__module__]
-    return reference_loss(model, batch, coefficient, module)
+    """transformers' loss, with the routers' part if the model has routers."""
+    if config.model_type not in MIXTURES:
+        return reference_loss(model, batch)
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    module = sys.modules[type(base).__module__]
+    return reference_loss(model, batch, config.router_aux_loss_coef, module)
 
 
 def full(directory, stages):
@@ -103,12 +111,31 @@ def lora(directory, stages, **adapter):
 
 
 MODES = {"full": full, "LoRA": lora}
+SHORT = {("full", 2), ("LoRA", 3)}  # the rest is `make exhaustive`, which also covers one stage
+CELLS = [
+    pytest.param(mode, stages, marks=[] if (mode, stages) in SHORT else [pytest.mark.exhaustive])
+    for mode in MODES
+    for stages in (1, 2, 3)
+]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize(("mode", "stages"), CELLS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_losses_and_gradients_are_transformers_own(models, family, stages, mode):
+def test_losses_and_gradients_are_transformers_own(models, family, mode, stages):
     loss, gradient = MODES[mode](models(family), stages)
     assert loss <= TOLERANCE
     assert gradient <= TOLERANCE
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_stage_is_transformers_own_as_well(models, mode):
+    loss, gradient = MODES[mode](models("gemma2"), 1)
+    assert loss <= TOLERANCE
+    assert gradient <= TOLERANCE
+
+
+def test_the_table_in_the_docs_names_every_family():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    assert sorted(FAMILIES) == sorted(KNOWN)
+    for family in FAMILIES:
+        assert f"| {family} |" in page, "run tests/trainer/families_table.py"
