@@ -142,7 +142,7 @@ def rows_text(directory: Path, manifest: Manifest) -> str:
     tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_NAME))
     parts = []
     for split in manifest.ledger.tokens_out:
-        for name, row in islice(read_rows(directory, manifest.split(split)), SHOWN_ROWS):
+        for name, row in islice(read_rows(directory, manifest, split), SHOWN_ROWS):
             text = row_text(tokenizer, cut_row(row, SHOWN_TOKENS))
             parts.append(f"<h3>{escape(name)}, {escape(row['source'])}</h3>")
             parts.append(f"<pre>{text_html(text)}</pre>")

@@ -206,6 +206,34 @@ def train(
     raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port))
 
 
+@app.command(epilog="Example: headrace plan train.toml --gpus 4 --memory 24GiB")
+def plan(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs to plan for. Default: pipeline_stages.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each, such as 24GiB: says what makes it fit.")
+    ] = None,
+    sequence_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row. Default: the first dataset's.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Predict memory, work and efficiency of each stage, without GPUs or weights."""
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train_config import TrainConfig
+    from headrace.trainer.quiet import quiet_libraries
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    quiet_libraries()
+    from headrace.trainer.plan_report import parse_size, plan_run, report
+
+    limit = parse_size(memory) if memory else None
+    count = gpus or settings.pipeline_stages
+    print(report(plan_run(settings, count, sequence_len), count, limit))
+
+
 @app.command(epilog="Example: headrace checkpoints runs/demo")
 def checkpoints(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: `output_dir`.")],
