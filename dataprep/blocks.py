@@ -1,14 +1,17 @@
 """One block of documents to rows: a pure function of documents, config and tokenizer."""
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
+from headrace.dataprep.encoded_spool import Document, EncodedBlock
+from headrace.dataprep.filters import apply_filters
 from headrace.dataprep.formats.sample import Encoded, Format, Sample, pair
 from headrace.dataprep.overlong import drop_tail, fit_samples
 from headrace.dataprep.packing import full_mask, pack_samples, prefix_rows
@@ -16,10 +19,8 @@ from headrace.dataprep.readers import read_records
 from headrace.dataprep.records import Record, Reject, characters, refuse_large
 from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
-from headrace.dataprep.tokenizer import TokenizerSpec, token_ids
-from headrace.schemas.errors import DataError
-from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.fingerprint import derive_seed, derive_seeds
+from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
 from headrace.schemas.shard_format import EVALUATION, SIDES, SPLITS, TRAIN, shard_schema
 
 
@@ -60,18 +61,29 @@ def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterat
         yield Block(task.source.name, task.number_in_source, number, items)
 
 
-def process_block(
-    config: PrepareConfig, tokenizer: TokenizerSpec, row_format: Format, block: Block
-) -> BlockRows:
-    """Tokenise, split off evaluation documents, pack, and give each row its key."""
-    encoded, rejects = encode_block(row_format, block)
-    options = block_options(config, block.source, tokenizer)
-    row_len = config.sequence_len - len(options.prefix)
+def process_block(config: PrepareConfig, row_format: Format, block: Block) -> BlockRows:
+    """Tokenise, filter, split off evaluation documents, pack, and give each row its key."""
+    return pack_block(config, settle(config, block, *encode_block(config, row_format, block)))
+
+
+def settle(
+    config: PrepareConfig, block: Block, encoded: list[Encoded], rejects: list[Reject]
+) -> EncodedBlock:
+    """Choose the split of each document; its text is not needed any more."""
+    documents = [
+        Document(choose_split(config, document.content), document.samples, document.dropped)
+        for document in encoded
+    ]
+    return EncodedBlock(block.source, block.task, block.number, documents, rejects)
+
+
+def pack_block(config: PrepareConfig, block: EncodedBlock) -> BlockRows:
+    """Pack the documents of each split into rows, and count everything."""
+    prefix = prefix_ids(config)
+    row_len = config.sequence_len - len(prefix)
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    for document in encoded:
-        samples[choose_split(config, document.content)] += [
-            mask_sample(sample, options.masked) for sample in document.samples
-        ]
+    for document in block.documents:
+        samples[document.split] += document.samples
     fitted = {
         split: drop_tail(found, row_len)
         if config.drop_tails
@@ -79,69 +91,65 @@ def process_block(
         for split, found in samples.items()
     }
     rows = {
-        split: pack(config, block, split, fit.samples, options)
+        split: pack(config, block, split, fit.samples)
         for split, fit in fitted.items()
         if fit.samples
     }
     lengths = Counter(sample.tokens for found in samples.values() for sample in found)
-    dropped = [document.dropped for document in encoded]
-    emptied = ({next(iter(d.dropped)): 1} for d in encoded if not d.samples)
-    prefixes = sum(table.num_rows for table in rows.values()) * len(options.prefix)
+    dropped = [document.dropped for document in block.documents]
+    emptied = [document for document in block.documents if not document.samples]
+    prefixes = sum(table.num_rows for table in rows.values()) * len(prefix)
     stats = TaskStats(
-        documents=lengths.total() + sum(not document.samples for document in encoded),
+        documents=lengths.total() + len(emptied),
         tokens_in=sum(length * count for length, count in lengths.items())
         + sum(add_counts(dropped).values())
         + prefixes,
         rows={split: table.num_rows for split, table in rows.items()},
         tokens={split: count_tokens(table) for split, table in rows.items()},
         trained_tokens={
-            split: fitted[split].trained_tokens + table.num_rows * len(options.prefix)
+            split: fitted[split].trained_tokens + table.num_rows * len(prefix)
             for split, table in rows.items()
         },
         tokens_dropped=add_counts([*dropped, *(fit.tokens_dropped for fit in fitted.values())]),
         documents_dropped=add_counts(
-            [*emptied, *(fit.documents_dropped for fit in fitted.values())]
+            [
+                Counter(last_reason(document) for document in emptied),
+                *(fit.documents_dropped for fit in fitted.values()),
+            ]
         ),
-        rejects=dict(Counter(reject.reason for reject in rejects)),
+        rejects=dict(Counter(reject.reason for reject in block.rejects)),
         document_lengths=dict(lengths),
     )
-    return BlockRows(rows, rejects, stats)
+    return BlockRows(rows, block.rejects, stats)
 
 
-class Options(NamedTuple):
-    """What of the config concerns the rows of one source, as tokens."""
-
-    prefix: list[int]
-    masked: list[int]
-    control_class: int | None
+def last_reason(document: Document) -> str:
+    """Why a document has no samples left."""
+    return next(reversed(document.dropped))
 
 
-def block_options(config: PrepareConfig, name: str, tokenizer: TokenizerSpec) -> Options:
-    """The options of a source.
-
-    Raises:
-        DataError: a token id of the config does not exist, or the prefix fills the row.
-    """
-    source = next(source for source in config.sources if source.name == name)
-    prefix = token_ids(tokenizer, config.sequence_prefix)
-    if len(prefix) >= config.sequence_len:
-        raise DataError(f"sequence_prefix has {len(prefix)} tokens, which leaves no room in a row")
-    masked = [token for value in source.mask_tokens for token in token_ids(tokenizer, value)]
-    return Options(prefix, masked, source.control_class)
+def prefix_ids(config: PrepareConfig) -> list[int]:
+    """The tokens that each row begins with, in a config whose texts are ids already."""
+    return config.sequence_prefix if isinstance(config.sequence_prefix, list) else []
 
 
-def mask_sample(sample: Sample, masked: list[int]) -> Sample:
-    """A sample in which some tokens are not trained."""
-    if not masked:
-        return sample
+def mask_sample(sample: Sample, masked: list[int | str]) -> Sample:
+    """A sample in which some tokens, by their ids, are not trained."""
     sides = [
         Sample(side.ids, full_mask(side) & ~np.isin(side.ids, masked)) for side in sample.sides()
     ]
     return pair(*sides) if len(sides) == 2 else sides[0]
 
 
-def encode_block(row_format: Format, block: Block) -> tuple[list[Encoded], list[Reject]]:
-    """What the format makes of a block's records, and all that was refused, in input order."""
+def find_source(config: PrepareConfig, name: str) -> SourceConfig:
+    """A source by its name."""
+    return next(source for source in config.sources if source.name == name)
+
+
+def encode_block(
+    config: PrepareConfig, row_format: Format, block: Block
+) -> tuple[list[Encoded], list[Reject]]:
+    """What the format and the filters make of a block's records, and all that was refused."""
     results = iter(row_format.encode([item for item in block.items if isinstance(item, Record)]))
     encoded: list[Encoded] = []
     rejects: list[Reject] = []
@@ -151,38 +159,45 @@ def encode_block(row_format: Format, block: Block) -> tuple[list[Encoded], list[
             rejects.append(result)
         else:
             encoded.append(result)
-    return encoded, rejects
+    if masked := find_source(config, block.source).mask_tokens:
+        encoded = [
+            document._replace(samples=[mask_sample(s, masked) for s in document.samples])
+            for document in encoded
+        ]
+    return apply_filters(config.filters, encoded), rejects
 
 
 def choose_split(config: PrepareConfig, content: str | bytes) -> str:
     """The split of a document, by its content alone: duplicates never lie in both."""
     content = content.encode() if isinstance(content, str) else content
-    key = derive_seed(config.seed, "evaluation").to_bytes(8, "little")
-    digest = hashlib.blake2b(content, digest_size=8, key=key).digest()
+    digest = hashlib.blake2b(content, digest_size=8, key=split_key(config.seed)).digest()
     share = int.from_bytes(digest, "little") / 2**64
     return EVALUATION if share < config.evaluation_fraction else TRAIN
 
 
-def row_key(seed: int, source: str, split: str, task: int, block: int, row: int) -> int:
-    """The 64-bit order key of a row: uniform, so that sorting by it shuffles."""
-    return derive_seed(seed, "row", source, split, task, block, row)
+@functools.cache
+def split_key(seed: int) -> bytes:
+    """What makes the evaluation split another one with another seed."""
+    return derive_seed(seed, "evaluation").to_bytes(8, "little")
 
 
-def pack(
-    config: PrepareConfig, block: Block, split: str, samples: list[Sample], options: Options
-) -> pa.Table:
+def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Iterator[int]:
+    """The 64-bit order keys of a block's rows: uniform, so that sorting by them shuffles."""
+    return derive_seeds(seed, "row", source, split, task, block)
+
+
+def pack(config: PrepareConfig, block: EncodedBlock, split: str, samples: list[Sample]) -> pa.Table:
     """The rows of one split of a block, in packing order, with every column of a shard."""
-    row_len = config.sequence_len - len(options.prefix)
-    packed = prefix_rows(pack_samples(samples, config.packing, row_len), options.prefix)
-    keys = [
-        row_key(config.seed, block.source, split, block.task, block.number, row)
-        for row in range(len(packed.input_ids))
-    ]
+    prefix, source = prefix_ids(config), find_source(config, block.source)
+    packed = pack_samples(samples, config.packing, config.sequence_len - len(prefix))
+    packed = prefix_rows(packed, prefix)
+    order_keys = row_keys(config.seed, block.source, split, block.task, block.number)
+    keys = list(islice(order_keys, len(packed.input_ids)))
     schema = shard_schema(config.kind)
     columns = packed._asdict() | {
         "source": source_column(config, block.source, len(keys)),
         "row_key": pa.array(keys, pa.uint64()),
-        "control_class": pa.array([options.control_class] * len(keys), pa.int8()),
+        "control_class": pa.array([source.control_class] * len(keys), pa.int8()),
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
 

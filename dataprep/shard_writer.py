@@ -1,5 +1,6 @@
 """The shuffle's end: each shard owns a range of row keys and gathers its rows from all tasks."""
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def describe_shard(path: Path, plan: ShardPlan) -> ShardRecord:
             rows = file.read_row_group(index, columns=names)
             groups.append(describe_row_group(file.metadata.row_group(index), rows))
             trained += count_trained(rows)
-    return ShardRecord(
+    record = ShardRecord(
         file=plan.file,
         split="train" if plan.runs.split == TRAIN else "evaluation",
         rows=sum(group.rows for group in groups),
@@ -115,6 +116,23 @@ def describe_shard(path: Path, plan: ShardPlan) -> ShardRecord:
         sha256=file_sha256(path),
         row_groups=groups,
     )
+    return with_checksums(path, record)
+
+
+def with_checksums(path: Path, record: ShardRecord) -> ShardRecord:
+    """The record with the CRC-32 of each row group's bytes, and of the footer's."""
+    with path.open("rb") as file:
+
+        def checksum(offset: int, size: int) -> int:
+            file.seek(offset)
+            return zlib.crc32(file.read(size))
+
+        groups = [
+            group.model_copy(update={"crc32": checksum(group.byte_offset, group.bytes)})
+            for group in record.row_groups
+        ]
+        footer = checksum(record.footer_offset, record.bytes - record.footer_offset)
+    return record.model_copy(update={"row_groups": groups, "footer_crc32": footer})
 
 
 def describe_row_group(group: pq.RowGroupMetaData, rows: pa.Table) -> RowGroupRecord:

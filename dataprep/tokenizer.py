@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from headrace.dataprep.chat_template import read_templates
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import PrepareConfig, SourceConfig, Tokens
+from headrace.schemas.prepare_config import PrepareConfig, SourceConfig, TokenizerBackend, Tokens
 
 Ids = npt.NDArray[np.int32]
 TOKENIZER_NAME = "tokenizer.json"
@@ -35,6 +35,7 @@ class TokenizerSpec:
     bos: int | None
     eos: int | None
     parse_special_tokens: bool
+    backend: TokenizerBackend = "tokenizers"
     token_texts: tuple[tuple[str, str], ...] = ()
     chat_templates: tuple[tuple[str, str], ...] = ()
 
@@ -44,7 +45,7 @@ class TokenizerSpec:
         return str(Path(self.file).parent)
 
     def identity(self) -> dict[str, object]:
-        """Everything but the path: equal identities give equal ids."""
+        """Everything but path and backend: equal identities give equal ids."""
         return {
             "sha256": self.sha256,
             "special_tokens": dict(self.special_tokens),
@@ -80,6 +81,7 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         bos=choose_bos(config, tokenizer, special.get("bos")),
         eos=choose_eos(config, special.get("eos")),
         parse_special_tokens=config.parse_special_tokens,
+        backend=config.tokenizer_backend,
         token_texts=tuple(token_texts(folder).items()),
         chat_templates=tuple(read_templates(folder, read_json(folder / CONFIG_NAMES[0])).items()),
     )
@@ -245,12 +247,8 @@ def encode_documents(spec: TokenizerSpec, texts: Sequence[str], ends: Ends) -> l
 
     Empty where the tokenizer gives no token at all.
     """
-    tokenizer = open_tokenizer(spec, ends.parse_special_tokens)
-    return [
-        surround(ends, encoding.ids)
-        for batch in batches(texts)
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-    ]
+    encoded = encode_ids(spec, texts, False, ends.parse_special_tokens)
+    return [surround(ends, ids) for ids in encoded]
 
 
 def encode_texts(
@@ -266,12 +264,23 @@ def encode_texts(
         add_special_tokens: add what the tokenizer itself adds (its post-processor's BOS, EOS).
         parse_special_tokens: whether `<|...|>` in a text becomes the special token.
     """
+    return list(encode_ids(spec, texts, add_special_tokens, parse_special_tokens))
+
+
+def encode_ids(
+    spec: TokenizerSpec, texts: Sequence[str], add_special_tokens: bool, parse_special_tokens: bool
+) -> Iterator[Ids]:
+    """Token ids of each text, by the backend that the config names."""
+    if spec.backend != "tokenizers":
+        from headrace.dataprep.fast_tokenizer import encode_fast
+
+        for batch in batches(texts):
+            yield from encode_fast(spec, batch, add_special_tokens, parse_special_tokens)
+        return
     tokenizer = open_tokenizer(spec, parse_special_tokens)
-    return [
-        np.array(encoding.ids, dtype=np.int32)
-        for batch in batches(texts)
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=add_special_tokens)
-    ]
+    for batch in batches(texts):
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=add_special_tokens):
+            yield np.array(encoding.ids, dtype=np.int32)
 
 
 def encode_located(
@@ -308,17 +317,16 @@ def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:]
 
 
-def surround(ends: Ends, ids: list[int]) -> Ids:
-    """One document's ids between its ends, in int32; an empty document stays empty."""
-    if ids and ends.bos is not None and ids[0] != ends.bos:
-        ids = [ends.bos, *ids]
-    if ids and ends.eos is not None and ids[-1] != ends.eos:
-        ids = [*ids, ends.eos]
-    if ids and (ends.prefix or ends.suffix):
-        ids = [*ends.prefix, *ids, *ends.suffix]
-    return np.array(ids, dtype=np.int32)
+def surround(ends: Ends, ids: Ids) -> Ids:
+    """One document's ids between its ends; an empty document stays empty."""
+    if not len(ids):
+        return ids
+    before = [] if ends.bos is None or ids[0] == ends.bos else [ends.bos]
+    after = [] if ends.eos is None or ids[-1] == ends.eos else [ends.eos]
+    parts = (ends.prefix, before, ids, after, ends.suffix)
+    return np.concatenate(parts, dtype=np.int32, casting="unsafe")
 
 
-def add_ends(spec: TokenizerSpec, ids: list[int]) -> Ids:
+def add_ends(spec: TokenizerSpec, ids: Ids) -> Ids:
     """One document's ids with BOS and EOS as the config wants them."""
     return surround(Ends(spec.bos, spec.eos, [], [], spec.parse_special_tokens), ids)

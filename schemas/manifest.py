@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
+from headrace.schemas.foreign_columns import ForeignColumns
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.shard_format import MANIFEST_NAME, SHARD_FORMAT, SHARD_FORMAT_VERSION
 
@@ -25,16 +26,20 @@ class TokenizerRecord(Record):
 
 
 class RowGroupRecord(Record):
-    """One Parquet row group: its rows and where its bytes lie in the file."""
+    """One Parquet row group: its rows, where its bytes lie in the file, and their CRC-32.
+
+    None stands in directories written before there were checksums.
+    """
 
     rows: int
     tokens: int
     byte_offset: int
     bytes: int
+    crc32: int | None = None
 
 
 class ShardRecord(Record):
-    """One Parquet file of one split."""
+    """One Parquet file of one split. The footer is all that follows the last row group."""
 
     file: str
     split: Literal["train", "evaluation"]
@@ -44,6 +49,16 @@ class ShardRecord(Record):
     bytes: int
     sha256: str
     row_groups: list[RowGroupRecord]
+    footer_crc32: int | None = None
+
+    def rows_before(self, group: int) -> int:
+        """Rows of the file that lie before a row group."""
+        return sum(record.rows for record in self.row_groups[:group])
+
+    @property
+    def footer_offset(self) -> int:
+        """Where the row groups end and the footer begins; 0 in a file without row groups."""
+        return max((group.byte_offset + group.bytes for group in self.row_groups), default=0)
 
 
 class SourceRecord(Record):
@@ -82,7 +97,10 @@ class TokenLedger(Record):
 
 
 class Manifest(Record):
-    """The whole of `manifest.json`, less its own checksum."""
+    """The whole of `manifest.json`, less its own checksum.
+
+    `columns` stands where something else wrote the Parquet: what its columns mean.
+    """
 
     format: Literal["headrace-shards"] = SHARD_FORMAT
     format_version: int = SHARD_FORMAT_VERSION
@@ -96,6 +114,7 @@ class Manifest(Record):
     shards: list[ShardRecord]
     sources: list[SourceRecord]
     ledger: TokenLedger
+    columns: ForeignColumns | None = None
 
     @property
     def row_tokens(self) -> int:
@@ -122,11 +141,19 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_NAME
     if not path.is_file():
-        raise DataError(
-            f"{path}: not found; run `headrace prepare` to the end, or correct the path"
-        )
+        raise missing_manifest(path)
+    return parse_manifest(path.read_bytes(), path)
+
+
+def missing_manifest(path: Path | str) -> DataError:
+    """What to say of a directory without a manifest."""
+    return DataError(f"{path}: not found; run `headrace prepare` to the end, or correct the path")
+
+
+def parse_manifest(content: bytes, path: Path | str) -> Manifest:
+    """The manifest in a file's bytes; `path` is for messages. Raises as `read_manifest`."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json.loads(content)
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); prepare the directory again") from None
     if not isinstance(body, dict) or body.get("format") != SHARD_FORMAT:

@@ -5,10 +5,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
+from headrace.schemas.hygiene_config import DeduplicateConfig, FiltersConfig
 from headrace.schemas.toml_config import Config, Text
 
 Packing = Literal["concatenate", "best_fit", "none"]
 Overlong = Literal["split", "truncate", "drop"]
+TokenizerBackend = Literal["tokenizers", "fastokens"]
 Kind = Literal["causal", "preference"]
 Tokens = str | int | list[int]
 FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
@@ -85,6 +87,12 @@ class PrepareConfig(Config):
     tokenizer: Text = Field(
         description="Directory with `tokenizer.json` (a model directory will do)."
     )
+    tokenizer_backend: TokenizerBackend = Field(
+        "tokenizers",
+        description='`"fastokens"` is many times faster. Its ids are compared with those of '
+        "`tokenizers` on a sample of every block, and any difference stops the run, so that the "
+        "choice changes nothing in the output.",
+    )
     sequence_len: int = Field(1024, ge=8, le=1 << 20, description="Tokens in one training row.")
     packing: Packing = Field(
         "concatenate",
@@ -143,6 +151,12 @@ class PrepareConfig(Config):
         1 << 20,
         ge=1,
         description="Tokens in one Parquet row group: what the trainer reads at once.",
+    )
+    filters: FiltersConfig = Field(
+        default_factory=FiltersConfig, description="Documents to leave out."
+    )
+    deduplicate: DeduplicateConfig = Field(
+        default_factory=DeduplicateConfig, description="Documents that repeat an earlier one."
     )
     sources: list[SourceConfig] = Field(min_length=1, description="The inputs, one table each.")
 

@@ -8,8 +8,8 @@ SHARD_FORMAT: Final = "headrace-shards"
 SHARD_FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 REJECTS_FOLDER = "rejects"
-TRAIN = "train"
-EVALUATION = "evaluation"
+TRAIN: Final = "train"
+EVALUATION: Final = "evaluation"
 SPLITS = (TRAIN, EVALUATION)
 FILE_STEMS = {TRAIN: "shard", EVALUATION: "evaluation"}
 
