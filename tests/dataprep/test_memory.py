@@ -99,6 +99,7 @@ def test_memory_is_bounded_and_does_not_grow_with_the_corpus(corpus, make_config
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
 def test_memory_does_not_grow_from_20_to_400_megabytes(corpus, make_config):
     tokenizer = str(Path(__file__).parents[2] / "models" / "smollm2-135m")
     compare(make_config, (20 << 20, 400 << 20), tokenizer=tokenizer, block_bytes=4 << 20, shards=2)
