@@ -7,7 +7,7 @@ import pytest
 
 from headrace.schemas.manifest import Manifest, RowGroupRecord, ShardRecord
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data_builder import build_order, build_train_loader
+from headrace.trainer.data_builder import build_order, build_train_loader, prefetch_depth
 from headrace.trainer.data_plan import plan_data
 from headrace.trainer.row_order import RowOrder
 from headrace.trainer.shard_reader import list_row_groups
@@ -149,3 +149,18 @@ def test_row_groups_are_held_for_each_dataset_only_when_interleaved(mixing):
     layout = SimpleNamespace(is_first=True, replica=0, replicas=1)
     reader = build_train_loader(config, inputs, layout).reader
     assert (reader.held_row_groups, reader.apart) == (4, mixing == "interleave")
+
+
+@pytest.mark.parametrize(
+    ("settings", "depth"),
+    [
+        ({}, 2),
+        ({"prefetch_batches": 5}, 5),
+        ({"prefetch_batches": 5, "prefetch_bytes": 3 * 16 * 8 * 100}, 3),
+        ({"prefetch_batches": 5, "prefetch_bytes": 0}, 1),
+        ({"prefetch_batches": 0}, 0),
+    ],
+)
+def test_as_many_batches_are_read_ahead_as_fit(settings, depth):
+    config = make_config({}, micro_batch_size=2, gradient_accumulation_steps=4, loader=settings)
+    assert prefetch_depth(config, sequence_len=100) == depth
