@@ -62,15 +62,22 @@ def prepare(
     workers: WorkerCount = None,
     engine: EngineOption = EngineName.LOCAL,
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate tokens, time and disk from a sample.")
+    ] = False,
 ) -> None:
     """Turn sources into a shard directory. Run again, it continues where it stopped."""
     from rich.console import Console
 
+    from headrace.dataprep.dry_run import estimate, print_estimate
     from headrace.dataprep.prepare import prepare
     from headrace.schemas.prepare_config import PrepareConfig
     from headrace.schemas.toml_config import load_config
 
     settings = load_config(PrepareConfig, config, overrides or [])
+    if dry_run:
+        print_estimate(estimate(settings, workers), settings, Console())
+        return
     with open_engine(engine, workers) as chosen:
         prepare(settings, console=Console(), engine=chosen)
 
@@ -166,6 +173,10 @@ def train(
         typer.Option(min=1, help="Processes. Default: all GPUs; without any, pipeline_stages."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
+    data_changed: Annotated[
+        Literal["refuse", "continue"],
+        typer.Option(help="On --resume with other datasets, weights, epochs or max_steps."),
+    ] = "refuse",
     overrides: Overrides = None,
     master_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: a free port.")
@@ -185,13 +196,42 @@ def train(
             raise ModuleNotFoundError(name=name)
     settings = load_config(TrainConfig, config, overrides or [])
     processes = count_processes(gpus, settings.pipeline_stages)
-    check_run_directory(settings, check(settings, processes), resume)
-    arguments = ["--config", str(config)]
+    inputs = check(settings, processes)
+    check_run_directory(settings, inputs, resume, data_changed == "continue")
+    arguments = ["--config", str(config), "--data-changed", data_changed]
     arguments += ["--resume"] if resume else []
     arguments += ["--debug"] if context.obj else []
     for override in overrides or []:
         arguments += ["--set", override]
     raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port))
+
+
+@app.command(epilog="Example: headrace plan train.toml --gpus 4 --memory 24GiB")
+def plan(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs to plan for. Default: pipeline_stages.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each, such as 24GiB: says what makes it fit.")
+    ] = None,
+    sequence_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row. Default: the first dataset's.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Predict memory, work and efficiency of each stage, without GPUs or weights."""
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train_config import TrainConfig
+    from headrace.trainer.quiet import quiet_libraries
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    quiet_libraries()
+    from headrace.trainer.plan_report import parse_size, plan_run, report
+
+    limit = parse_size(memory) if memory else None
+    count = gpus or settings.pipeline_stages
+    print(report(plan_run(settings, count, sequence_len), count, limit))
 
 
 @app.command(epilog="Example: headrace checkpoints runs/demo")
@@ -202,6 +242,33 @@ def checkpoints(
     from headrace.jobs.list_checkpoints import list_checkpoints
 
     raise typer.Exit(0 if list_checkpoints(run) else 1)
+
+
+@app.command(
+    name="plan-data", epilog="Example: headrace plan-data train.toml --gpus 8 --plot mixture.png"
+)
+def plan_data(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Processes to plan for. Default: pipeline_stages.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the mixture over the steps.")
+    ] = None,
+    steps: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help="Write a line for each step.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show what each step of a training run will see: sources, fill, epochs, memory."""
+    from rich.console import Console
+
+    from headrace.jobs.plan_data import plan_data
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train_config import TrainConfig
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    plan_data(settings, gpus or settings.pipeline_stages, Console(), plot, steps)
 
 
 @app.command(

@@ -10,6 +10,9 @@ from headrace.schemas.run_state import QuarantineRecord
 from headrace.trainer.batch import Batch
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.loader import GroupLoader
+from headrace.trainer.placed_rows import PlacedRow
+from headrace.trainer.position import Position
+from headrace.trainer.row_packer import OverlongCount
 
 
 @dataclass(frozen=True)
@@ -18,19 +21,26 @@ class StepInputs:
 
     micro_batches: int
     document_lengths: list[list[list[int]]]
+    row_lengths: list[list[int]]
     trained_tokens: int  # of the whole global batch, over all replicas
     tokens: int  # likewise
+    position: Position  # of the loader, after this step
+    overlong: OverlongCount  # of the whole global batch
     input_ids: Tensor | None = None  # first stage only
     labels: Tensor | None = None  # last stage only
-    sources: list[list[str]] | None = None  # last stage only
-    row_keys: list[list[int | None]] | None = None  # first stage only
+    rows: list[list[list[PlacedRow]]] | None = None  # first and last stage only
+
+    @property
+    def leader_rows(self) -> list[list[list[PlacedRow]]] | None:
+        """The rows, at the first stage only."""
+        return None if self.input_ids is None else self.rows
 
 
 class Feed:
     """An endless supply of `StepInputs`; only the first stage has a loader.
 
     One object goes from the leader to each other stage of its pipeline group per step: document
-    boundaries to all, labels and sources to the last.
+    boundaries to all, labels and rows' names to the last.
     """
 
     def __init__(self, layout: Layout, loader: GroupLoader | None) -> None:
@@ -73,10 +83,12 @@ def _inputs_of(
     return StepInputs(
         micro_batches=len(batch.document_lengths),
         document_lengths=batch.document_lengths,
+        row_lengths=batch.row_lengths,
         trained_tokens=trained_tokens,
         tokens=tokens,
+        position=batch.position,
+        overlong=batch.overlong,
         input_ids=batch.input_ids if first else None,
         labels=batch.labels if last else None,
-        sources=batch.sources if last else None,
-        row_keys=batch.row_keys if first else None,
+        rows=batch.rows if first or last else None,
     )

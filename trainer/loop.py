@@ -39,7 +39,7 @@ def train(
     """
     session = open_session(config, inputs, layout, resume)
     engine, optimizer, state, log = session.engine, session.optimizer, session.state, session.log
-    cadence = Cadence(config, inputs)
+    cadence = Cadence(config, session.total_steps, inputs.rows_per_epoch)
     saver = Saver(session.folder, layout, background=config.checkpoint.background)
     if session.is_new and config.evaluation.before_first_step:
         state = run_evaluation(session, layout, state)
@@ -48,7 +48,7 @@ def train(
     while not (stopping or cadence.has_ended(state)):
         started = time.perf_counter()
         step_inputs = session.feed.next()
-        lr = learning_rate(config.optimizer, config.scheduler, state.step, inputs.total_steps)
+        lr = learning_rate(config.optimizer, config.scheduler, state.step, session.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
         finish = partial(finish_step, config, session, layout, state)
@@ -56,8 +56,15 @@ def train(
 
         wishes = requests.poll()
         save = wishes.save or timer.is_due()
-        quarantined = session.feed.take_quarantined()
-        report = make_report(losses, step_inputs, wishes.stop, save, saver.progress(), quarantined)
+        report = make_report(
+            losses,
+            step_inputs,
+            engine.router_loss(),
+            wishes.stop,
+            save,
+            saver.progress(),
+            session.feed.take_quarantined(),
+        )
         reports = gather_objects(report, layout.world_group)
         saver.settle([report.written for report in reports])
         stopping = any(report.stop for report in reports)
@@ -65,11 +72,14 @@ def train(
         seconds = time.perf_counter() - started
         before = state
         state = before.after_step(
-            next_row=min(before.next_row + inputs.global_batch_rows, inputs.stop_row),
+            next_row=step_inputs.position.next_row,
+            waiting=step_inputs.position.waiting,
             tokens=step_inputs.tokens,
             seconds=seconds,
             loss=loss,
             losses_kept=config.anomalies.losses_kept,
+            overlong_rows=step_inputs.overlong.rows,
+            overlong_tokens=step_inputs.overlong.tokens,
         )
         state = note_quarantined(state, reports, session)
         if outcome.anomaly is not None:
@@ -78,8 +88,8 @@ def train(
             facts = StepFacts(
                 step=state.step,
                 first_row=before.next_row,
-                rows_per_epoch=inputs.rows_per_epoch,
-                next_row=state.next_row,
+                epoch=session.course.epoch_at(state.rows_done),
+                place_tokens=inputs.place_tokens,
                 lr=lr,
                 gradient_norm=outcome.norm,
                 seconds=seconds,
@@ -88,8 +98,8 @@ def train(
             log.write(metrics)
             start = session.state
             pace = (state.seconds - start.seconds) / (state.step - start.step)
-            left = (inputs.total_steps - state.step) * pace
-            logger.info("%s", console_line(metrics, inputs.total_steps, left))
+            left = (session.total_steps - state.step) * pace
+            logger.info("%s", console_line(metrics, session.total_steps, left))
 
         if cadence.evaluates(before, state):
             state = run_evaluation(session, layout, state)

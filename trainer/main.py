@@ -35,6 +35,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, required=True, help="TOML config")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument(
+        "--data-changed",
+        choices=("refuse", "continue"),
+        default="refuse",
+        help="on --resume with other datasets, weights, epochs or max_steps than before",
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -70,7 +76,7 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     """Check everything that can be checked alone, then connect and train."""
     config = load_config(TrainConfig, options.config, options.set)
     inputs = check(config, processes)
-    check_run_directory(config, inputs, options.resume)
+    check_run_directory(config, inputs, options.resume, options.data_changed == "continue")
     if rank == 0:
         verify_shards(config, inputs)
 

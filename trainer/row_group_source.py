@@ -16,12 +16,12 @@ from headrace.schemas.manifest import Manifest, ShardRecord
 from headrace.schemas.row_checks import problems_in_rows
 from headrace.schemas.shard_rows import read_row_group
 from headrace.schemas.train_config import LoaderConfig
+from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.retries import Patience
 from headrace.trainer.row_group_cache import RowGroupCache
 from headrace.trainer.row_order import RowGroup
 from headrace.trainer.storage import Storage, open_storage
 
-READ_COLUMNS = ["input_ids", "loss_mask", "document_lengths", "source", "row_key"]
 HELD_FOOTER_BYTES = 16 << 20
 # errors of a file itself (None: found here or by Arrow); others, such as EACCES or EMFILE, may pass
 DAMAGE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
@@ -53,7 +53,11 @@ class ShardFile:
 
 
 class RowGroupSource:
-    """Reads row groups of one split of several shard directories."""
+    """Reads row groups of one split of several shard directories.
+
+    Args:
+        columns: those that are wanted; of foreign files all are read.
+    """
 
     def __init__(
         self,
@@ -61,7 +65,9 @@ class RowGroupSource:
         manifests: Sequence[Manifest],
         split: str,
         config: LoaderConfig,
+        columns: Sequence[str] = DecodedRows.COLUMNS,
     ) -> None:
+        self.columns = list(columns)
         patience = patience_of(config)
         storages = [open_storage(str(directory), patience) for directory in directories]
         self.files = [
@@ -81,7 +87,8 @@ class RowGroupSource:
         file = self.files[row_group.dataset][row_group.shard]
         try:
             table = self._decode(file, row_group)
-            problem = next(problems_in_rows(table, file.manifest), None)
+            whole = "input_ids" in table.column_names
+            problem = next(problems_in_rows(table, file.manifest), None) if whole else None
         except OSError as error:
             if error.errno not in DAMAGE:
                 raise StorageError(f"{file.name}: {error}; correct that and continue") from None
@@ -104,7 +111,7 @@ class RowGroupSource:
             pre_buffer=False,
             page_checksum_verification=True,
         )
-        return read_row_group(parquet, row_group.group, file.manifest, file.record, READ_COLUMNS)
+        return read_row_group(parquet, row_group.group, file.manifest, file.record, self.columns)
 
     def _footer(self, file: ShardFile, key: tuple[int, int]) -> pq.FileMetaData:
         """The file's Parquet metadata; the last ones are held."""

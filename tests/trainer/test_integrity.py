@@ -8,17 +8,18 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from loaders import open_loader, open_stream
 
 from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.run_state import RunState, read_run_state, write_run_state
 from headrace.schemas.train_config import LoaderConfig, TrainConfig
 from headrace.trainer.integrity import verify_shards
-from headrace.trainer.loader import GroupLoader
+from headrace.trainer.position import Position
 from headrace.trainer.quarantine import describe, merge, write_quarantine
 from headrace.trainer.row_group_source import CorruptRowGroupError, RowGroupSource
 from headrace.trainer.row_order import RowGroup, RowOrder
-from headrace.trainer.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.shard_reader import list_row_groups
 from headrace.trainer.storage import LocalStorage
 
 QUARANTINE = LoaderConfig(on_corrupt="quarantine")
@@ -205,20 +206,11 @@ def read_rows(shards, replicas=1, first=0, records=(), rows=None, config=QUARANT
     order = RowOrder(list_row_groups([manifest], "train"), seed=5, window=2)
     loaders = []
     for replica in range(replicas):
-        reader = ShardReader([shards], [manifest], "train", 2, config=config)
-        reader.quarantine.restore(records)
-        loader = GroupLoader(
-            reader,
-            order,
-            sequence_len=manifest.sequence_len,
-            micro_batch_size=1,
-            micro_batches=8 // replicas,
-            replica=replica,
-            replicas=replicas,
-            stop_row=rows or 2 * order.rows_per_epoch,
-            prefetch=0,
-        )
-        loader.load_state_dict({"next_row": first})
+        stream = open_stream(shards, manifest, order, config)
+        stop_row = rows or 2 * order.rows_per_epoch
+        loader = open_loader(stream, stop_row, manifest.sequence_len, replica, replicas)
+        loader.reader.quarantine.restore(records)
+        loader.seek(Position(first))
         loaders.append(loader)
     ids = []
     for parts in zip(*loaders, strict=True):
