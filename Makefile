@@ -7,7 +7,7 @@ MODEL := models/smollm2-135m
 PACKAGES := schemas dataprep trainer kernels jobs
 PYTEST ?=
 
-.PHONY: help demo test exhaustive lint format bench docs headrace.zip model clean
+.PHONY: help demo test exhaustive lint format bench docs families headrace.zip model clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,10 +31,13 @@ format: .venv ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
 
 bench: .venv model ## benchmarks, as ratios against a reference in the same run
-	for name in dataprep_rate spark_overhead loader_rate seek_time loader_peers layouts; do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+	for name in dataprep_rate shard_encodings spark_overhead loader_rate seek_time loader_peers layouts; do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
 docs: .venv ## write docs/configuration.md from the config models
 	$(BIN)/python -m headrace.jobs.config_reference
+
+families: .venv ## write the parity table of docs/families.md
+	$(BIN)/python tests/trainer/families_table.py
 
 headrace.zip: .venv ## the sources, for spark-submit --py-files
 	$(BIN)/python -m headrace.jobs.spark_zip $@

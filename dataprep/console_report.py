@@ -1,8 +1,5 @@
 """What a person sees: the progress bar while work runs, and the table at its end."""
 
-from collections import Counter
-from collections.abc import Iterable
-
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,7 +12,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from headrace.dataprep.task_stats import StatsSum, add_counts
+from headrace.dataprep.task_stats import add_counts
 from headrace.schemas.manifest import Manifest
 
 
@@ -41,12 +38,6 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def counts_text(sums: Iterable[StatsSum]) -> str:
-    """Documents and tokens so far."""
-    numbers = sum((total.numbers for total in sums), Counter())
-    return f"{numbers['documents']:,} documents, {numbers['tokens_in']:,} tokens"
-
-
 def print_ledger(console: Console, manifest: Manifest) -> None:
     """The sources, and below them where every token went."""
     table = Table(title="sources", title_justify="left")
@@ -56,7 +47,7 @@ def print_ledger(console: Console, manifest: Manifest) -> None:
     for source in manifest.sources:
         median = source.document_length_quantiles.get("p50", 0)
         counts = (source.documents, source.rejected_documents, source.rows, source.tokens, median)
-        fill = f"{source.fill(manifest.sequence_len):.1%}"
+        fill = f"{source.fill(manifest.row_tokens):.1%}"
         table.add_row(source.name, *(f"{count:,}" for count in counts), fill)
     console.print(table)
     console.print(ledger_table(manifest))

@@ -1,5 +1,6 @@
 """A look into a shard directory: counts, ledger, document lengths, and rows as text."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 
 from headrace.dataprep.console_report import print_ledger
 from headrace.dataprep.tokenizer import TOKENIZER_NAME
+from headrace.dataprep.workspace import REJECTS_NAME
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import Manifest, ShardRecord, read_manifest
 from headrace.schemas.shard_rows import read_row_group
@@ -36,9 +38,22 @@ def inspect(directory: Path, rows: int, console: Console) -> None:
         soft_wrap=True,
     )
     print_ledger(console, manifest)
+    print_rejects(directory, console)
     print_histogram(directory, manifest, console)
     if rows:
         print_rows(directory, manifest, rows, console)
+
+
+def print_rejects(directory: Path, console: Console) -> None:
+    """Refused documents by source and reason, the most frequent first."""
+    path = directory / REJECTS_NAME
+    if not path.is_file():
+        raise DataError(f"{path}: missing; run `headrace verify {directory}`")
+    with path.open(encoding="utf-8") as lines:
+        rejects = map(json.loads, lines)
+        counts = Counter((reject["source"], reject["reason"]) for reject in rejects)
+    for (source, reason), count in counts.most_common():
+        console.print(f"refused in {source}: {reason}: {count:,} documents", highlight=False)
 
 
 def print_histogram(directory: Path, manifest: Manifest, console: Console) -> None:
@@ -69,7 +84,7 @@ def print_rows(directory: Path, manifest: Manifest, rows: int, console: Console)
     for split in manifest.ledger.tokens_out:
         for name, row in islice(read_rows(directory, manifest, split), rows):
             console.rule(f"{name}, {row['source']}")
-            console.print(row_text(tokenizer, row["input_ids"], row), soft_wrap=True)
+            console.print(row_text(tokenizer, row), soft_wrap=True)
 
 
 def read_rows(
@@ -85,13 +100,26 @@ def read_rows(
                     yield f"{shard.file} row {shard.rows_before(group) + index}", row
 
 
-def row_text(tokenizer: Tokenizer, ids: list[int], row: dict[str, Any]) -> Text:
-    """One row as text: a mark where a document begins, tokens without a loss dimmed."""
-    mask = row["loss_mask"] or [1] * len(ids)
+def row_text(tokenizer: Tokenizer, row: dict[str, Any]) -> Text:
+    """One row as text; of a pair first the better side."""
+    ids, mask = row["input_ids"], row["loss_mask"]
+    rejected = row.get("rejected_input_ids")
+    if rejected is None:
+        return side_text(tokenizer, ids, mask, row["document_lengths"], "")
+    worse = row["rejected_loss_mask"]
+    text = side_text(tokenizer, ids, mask, [len(ids)], "chosen, ")
+    return text + side_text(tokenizer, rejected, worse, [len(rejected)], "rejected, ")
+
+
+def side_text(
+    tokenizer: Tokenizer, ids: list[int], mask: list[bool] | None, lengths: list[int], label: str
+) -> Text:
+    """Ids as text: a mark where a document begins, tokens without a loss dimmed."""
+    mask = mask or [True] * len(ids)
     text = Text()
     start = 0
-    for length in row["document_lengths"] or []:
-        text.append(f"┃{length} tokens┃ ", style="bold cyan")
+    for length in lengths:
+        text.append(f"┃{label}{length} tokens┃ ", style="bold cyan")
         for begin, end in runs(mask, start, start + length):
             part = tokenizer.decode(ids[begin:end], skip_special_tokens=False)
             text.append(part, style="" if mask[begin] else "dim")
@@ -101,7 +129,7 @@ def row_text(tokenizer: Tokenizer, ids: list[int], row: dict[str, Any]) -> Text:
     return text
 
 
-def runs(mask: list[int], start: int, end: int) -> list[tuple[int, int]]:
+def runs(mask: list[bool], start: int, end: int) -> list[tuple[int, int]]:
     """The stretches of equal mask within [start, end)."""
     cuts = [index for index in range(start + 1, end) if mask[index] != mask[index - 1]]
     return list(zip([start, *cuts], [*cuts, end], strict=True))

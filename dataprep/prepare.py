@@ -3,19 +3,27 @@
 import json
 import logging
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from headrace.dataprep.console_report import counts_text, print_ledger, progress_bar
+from headrace.dataprep.console_report import print_ledger
+from headrace.dataprep.deduplicate import find_duplicates
+from headrace.dataprep.document_keys import check_library
 from headrace.dataprep.exchange import write_shards
+from headrace.dataprep.fast_tokenizer import check_backend
+from headrace.dataprep.formats.registry import build_format
+from headrace.dataprep.html_report import write_report
 from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
+from headrace.dataprep.resolve import resolve
 from headrace.dataprep.runs import Runs
 from headrace.dataprep.shard_writer import Target
+from headrace.dataprep.task_progress import TaskBar
 from headrace.dataprep.task_runner import finished_task, run_task
 from headrace.dataprep.task_stats import (
     StatsSum,
@@ -76,27 +84,42 @@ def prepare(
         KeyboardInterrupt: stopped by Ctrl-C, after one line; the same call continues.
     """
     console = console or Console()
-    job = Job(config, read_spec(config), Workspace(Path(config.output)))
-    inputs = find_inputs(config)
-    inputs_key = inputs_fingerprint(config, inputs)
+    job = build_job(config)
+    inputs_key = inputs_fingerprint(job.config, find_inputs(job.config))
     finished = finished_manifest(job, inputs_key)
     if finished is not None:
         remove_work(job.output)
         console.print(f"{config.output}: finished before with this config and these inputs; reused")
         print_ledger(console, finished)
         return finished
-    tasks = plan_tasks(config, inputs)
+    tasks = plan(job)
     open_output(job.output)
-    with locked(job.output):
+    with locked(job.output), closing(LocalEngine(workers)) as local:
         job.space.open()
         try:
-            manifest = run(job, tasks, inputs_key, engine or LocalEngine(workers), console)
+            manifest = run(job, tasks, inputs_key, engine or local, console)
         except KeyboardInterrupt:
             console.print(f"{config.output}: stopped; run the same command to continue")
             raise
         remove_work(job.output)
     print_ledger(console, manifest)
     return manifest
+
+
+def build_job(config: PrepareConfig) -> Job:
+    """Everything that can be checked before the input is looked at."""
+    tokenizer = read_spec(config)
+    if config.tokenizer_backend != "tokenizers":
+        check_backend(tokenizer)
+    check_library(config.deduplicate)
+    return Job(resolve(config, tokenizer), tokenizer, Workspace(Path(config.output)))
+
+
+def plan(job: Job) -> list[Task]:
+    """The tasks of a job's inputs."""
+    sources = job.config.sources
+    columns = [build_format(job.config, source, job.tokenizer).columns for source in sources]
+    return plan_tasks(job.config, find_inputs(job.config), columns)
 
 
 def finished_manifest(job: Job, inputs_key: str) -> Manifest | None:
@@ -122,6 +145,8 @@ def run(job: Job, tasks: list[Task], inputs_key: str, engine: Engine, console: C
     # workers on other machines may see only the output
     copy = str(job.output / TOKENIZER_NAME)
     job = replace(job, tokenizer=replace(job.tokenizer, file=copy))
+    if job.config.deduplicate.enabled:
+        job = find_duplicates(job, tasks, engine, console)
     by_source = run_tasks(job, tasks, engine, console)
     collect_rejects(job, len(tasks))
     check_rejects(job, by_source)
@@ -129,6 +154,7 @@ def run(job: Job, tasks: list[Task], inputs_key: str, engine: Engine, console: C
     splits = plan_splits(job, tasks, add_stats(by_source.values()))
     shards = write_shards(shard_target(job), splits, engine, console)
     manifest = build_manifest(job, inputs_key, by_source, shards)
+    write_report(job.output, manifest, by_source)
     write_manifest(job.output, manifest)
     return manifest
 
@@ -154,12 +180,11 @@ def run_tasks(
     if len(todo) < len(tasks):
         done = len(tasks) - len(todo)
         logger.info("%s: %d of %d tasks are done already", job.output, done, len(tasks))
-    with progress_bar(console) as progress:
-        size = sum(task.size for task in todo)
-        bar = progress.add_task("tokenise", total=size, counts=counts_text(sums.values()))
+    title = "pack    " if job.corpus else "tokenise"
+    with TaskBar(console, title, job.output, todo) as bar:
         for task, stats in engine.run(partial(run_task, job), todo):
             sums[task.source.name].add(stats)
-            progress.update(bar, advance=task.size, counts=counts_text(sums.values()))
+            bar.finish(task, stats.documents, stats.tokens_in)
     return {name: total.total() for name, total in sums.items()}
 
 
@@ -230,7 +255,7 @@ def plan_splits(job: Job, tasks: list[Task], total: TaskStats) -> list[tuple[Run
 def shard_target(job: Job) -> Target:
     """How the shards are written."""
     rows_in_group = max(1, job.config.row_group_tokens // job.config.sequence_len)
-    return Target(job.space, "causal", rows_in_group)
+    return Target(job.space, job.config.kind, rows_in_group)
 
 
 def build_manifest(
@@ -247,6 +272,7 @@ def build_manifest(
     )
     assert ledger.difference() == 0, f"token ledger is off by {ledger.difference()}"
     return Manifest(
+        kind=job.config.kind,
         tokenizer=TokenizerRecord(
             fingerprint=job.tokenizer.sha256,
             vocabulary_size=job.tokenizer.vocabulary_size,

@@ -173,6 +173,12 @@ def read_inputs(blend: Blend) -> Inputs:
     if len({path.resolve() for path in blend.directories}) < len(blend.directories):
         raise ConfigError("a directory is named twice; name each once, and give it a weight")
     manifests = tuple(read_manifest(directory) for directory in blend.directories)
+    for directory, manifest in zip(blend.directories, manifests, strict=True):
+        if manifest.columns is not None:
+            raise DataError(
+                f"{directory}: written by something else and only indexed; repartition takes "
+                "shards of `headrace prepare`"
+            )
     for directory, manifest in zip(blend.directories[1:], manifests[1:], strict=True):
         first, other = describe(manifests[0]), describe(manifest)
         for name, value in first.items():

@@ -8,13 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headrace.dataprep.blocks import count_tokens
+from headrace.dataprep.blocks import count_tokens, sides
 from headrace.dataprep.runs import ALL_KEYS, Runs, cut_keys, parts_of
 from headrace.dataprep.workspace import Workspace, read_marker, write_marker
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.manifest import RowGroupRecord, ShardRecord
 from headrace.schemas.publish import rename_durably
 from headrace.schemas.shard_format import (
+    TOKEN_COLUMNS,
     TRAIN,
     parquet_options,
     shard_file_name,
@@ -76,7 +77,7 @@ def write_shard(target: Target, plan: ShardPlan) -> ShardRecord:
     keys = cut_keys(ALL_KEYS, plan.count)[plan.index]
     parts = parts_of(plan.size)
     size = target.rows_in_group
-    with pq.ParquetWriter(unfinished, target.schema, **parquet_options()) as writer:
+    with pq.ParquetWriter(unfinished, target.schema, **parquet_options(target.kind)) as writer:
         rest = target.schema.empty_table()
         for part in plan.runs.read_sorted(
             output, range(plan.runs.groups), keys, parts, target.schema
@@ -101,7 +102,8 @@ def describe_shard(path: Path, plan: ShardPlan) -> ShardRecord:
     trained = 0
     with pq.ParquetFile(path) as file:
         for index in range(file.num_row_groups):
-            rows = file.read_row_group(index, columns=["input_ids", "loss_mask"])
+            names = [name for name in file.schema_arrow.names if name in TOKEN_COLUMNS]
+            rows = file.read_row_group(index, columns=names)
             groups.append(describe_row_group(file.metadata.row_group(index), rows))
             trained += count_trained(rows)
     record = ShardRecord(
@@ -145,7 +147,12 @@ def describe_row_group(group: pq.RowGroupMetaData, rows: pa.Table) -> RowGroupRe
 
 
 def count_trained(rows: pa.Table) -> int:
-    """Tokens with a loss: all of a row without a mask, the marked ones of a row with one."""
-    unmasked = rows.filter(pc.is_null(rows["loss_mask"]))
-    marked = sum(pc.sum(chunk.flatten()).as_py() or 0 for chunk in rows["loss_mask"].chunks)
-    return count_tokens(unmasked) + marked
+    """Tokens with a loss, of both sides of a pair."""
+    return sum(count_marked(rows[ids], rows[mask]) for ids, mask in sides(rows))
+
+
+def count_marked(ids: pa.ChunkedArray, mask: pa.ChunkedArray) -> int:
+    """All tokens of rows without a mask, the marked ones of rows with one."""
+    unmasked = ids.filter(pc.is_null(mask))
+    marked = sum(pc.sum(chunk.flatten()).as_py() or 0 for chunk in mask.chunks)
+    return sum(len(chunk.flatten()) for chunk in unmasked.chunks) + marked

@@ -1,15 +1,23 @@
 """A task from input to sorted rows on disk: bounded memory, its marker written last."""
 
 import json
+from collections.abc import Iterator
 
-from headrace.dataprep.blocks import process_block, read_blocks
-from headrace.dataprep.documents import Reject
-from headrace.dataprep.job import Job, changed
+from headrace.dataprep.blocks import BlockRows, pack_block, process_block, read_blocks
+from headrace.dataprep.duplicates import unique_blocks
+from headrace.dataprep.formats.registry import build_format
+from headrace.dataprep.job import Job, check_unchanged
+from headrace.dataprep.records import Reject
 from headrace.dataprep.runs import Spool
+from headrace.dataprep.task_progress import write_note
 from headrace.dataprep.task_stats import StatsSum, TaskStats
 from headrace.dataprep.tasks import Task
-from headrace.dataprep.workspace import read_marker, rejects_path, rows_path, write_marker
-from headrace.schemas.errors import DataError
+from headrace.dataprep.workspace import (
+    read_marker,
+    rejects_path,
+    rows_path,
+    write_marker,
+)
 from headrace.schemas.publish import rename_durably
 from headrace.schemas.shard_format import SPLITS, shard_schema
 
@@ -27,18 +35,20 @@ def run_task(job: Job, task: Task) -> TaskStats:
     """
     rejects = rejects_path(job.output, task.number)
     unfinished = job.space.temporary(rejects)
+    schema = shard_schema(job.config.kind)
     spools = {
-        split: Spool(job.space, rows_path(job.output, task.number, split), shard_schema())
+        split: Spool(job.space, rows_path(job.output, task.number, split), schema)
         for split in SPLITS
     }
     total = StatsSum()
     with unfinished.open("w", encoding="utf-8") as lines:
-        for block in read_blocks(job.config, task):
-            result = process_block(job.config, job.tokenizer, block)
+        for result in process_blocks(job, task):
             for split, rows in result.rows.items():
                 spools[split].add(rows, result.stats.tokens[split])
             lines.writelines(reject_line(task.source.name, reject) for reject in result.rejects)
             total.add(result.stats)
+            numbers = total.numbers
+            write_note(job.space, task.number, numbers["documents"], numbers["tokens_in"])
     check_unchanged(task)
     if (first := finished_task(job, task)) is not None:
         return first  # another attempt's; its files may be in use by now
@@ -50,6 +60,16 @@ def run_task(job: Job, task: Task) -> TaskStats:
     return stats
 
 
+def process_blocks(job: Job, task: Task) -> Iterator[BlockRows]:
+    """The rows of each block of a task, from its input, or tokenised already to find duplicates."""
+    if job.corpus is not None:
+        yield from (pack_block(job.config, block) for block in unique_blocks(job, task))
+        return
+    row_format = build_format(job.config, task.source, job.tokenizer)
+    for block in read_blocks(job.config, row_format, task):
+        yield process_block(job.config, row_format, block)
+
+
 def task_name(task: Task) -> str:
     """The name of a task's marker."""
     return f"task-{task.number:06d}"
@@ -58,10 +78,3 @@ def task_name(task: Task) -> str:
 def reject_line(source: str, reject: Reject) -> str:
     """One line of `rejects.jsonl`."""
     return json.dumps({"source": source, **reject._asdict()}, ensure_ascii=False) + "\n"
-
-
-def check_unchanged(task: Task) -> None:
-    """Refuse rows of which part may come from another version of a file."""
-    for piece in task.pieces:
-        if changed(piece.file):
-            raise DataError(f"{piece.file.path}: changed while it was read; run again")

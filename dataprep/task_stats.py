@@ -24,6 +24,7 @@ class TaskStats(BaseModel):
     tokens_in: int = 0
     rows: dict[str, int] = {}
     tokens: dict[str, int] = {}
+    trained_tokens: dict[str, int] = {}
     tokens_dropped: dict[str, int] = {}
     documents_dropped: dict[str, int] = {}
     rejects: dict[str, int] = {}
@@ -78,16 +79,15 @@ def add_counts(parts: Iterable[Mapping[KeyT, int]]) -> dict[KeyT, int]:
 
 
 def source_record(name: str, stats: TaskStats) -> SourceRecord:
-    """One source's line in the manifest. Without loss masks every token is trained."""
-    tokens = sum(stats.tokens.values())
+    """One source's line in the manifest."""
     return SourceRecord(
         name=name,
         documents=stats.documents,
         rejected_documents=stats.rejected,
         dropped_documents=stats.documents_dropped,
         rows=sum(stats.rows.values()),
-        tokens=tokens,
-        trained_tokens=tokens,
+        tokens=sum(stats.tokens.values()),
+        trained_tokens=sum(stats.trained_tokens.values()),
         document_length_quantiles=quantiles(stats.document_lengths),
     )
 

@@ -62,15 +62,22 @@ def prepare(
     workers: WorkerCount = None,
     engine: EngineOption = EngineName.LOCAL,
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate tokens, time and disk from a sample.")
+    ] = False,
 ) -> None:
     """Turn sources into a shard directory. Run again, it continues where it stopped."""
     from rich.console import Console
 
+    from headrace.dataprep.dry_run import estimate, print_estimate
     from headrace.dataprep.prepare import prepare
     from headrace.schemas.prepare_config import PrepareConfig
     from headrace.schemas.toml_config import load_config
 
     settings = load_config(PrepareConfig, config, overrides or [])
+    if dry_run:
+        print_estimate(estimate(settings, workers), settings, Console())
+        return
     with open_engine(engine, workers) as chosen:
         prepare(settings, console=Console(), engine=chosen)
 
@@ -197,6 +204,34 @@ def train(
     for override in overrides or []:
         arguments += ["--set", override]
     raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port))
+
+
+@app.command(epilog="Example: headrace plan train.toml --gpus 4 --memory 24GiB")
+def plan(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs to plan for. Default: pipeline_stages.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each, such as 24GiB: says what makes it fit.")
+    ] = None,
+    sequence_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row. Default: the first dataset's.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Predict memory, work and efficiency of each stage, without GPUs or weights."""
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train_config import TrainConfig
+    from headrace.trainer.quiet import quiet_libraries
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    quiet_libraries()
+    from headrace.trainer.plan_report import parse_size, plan_run, report
+
+    limit = parse_size(memory) if memory else None
+    count = gpus or settings.pipeline_stages
+    print(report(plan_run(settings, count, sequence_len), count, limit))
 
 
 @app.command(epilog="Example: headrace checkpoints runs/demo")

@@ -1,7 +1,7 @@
 """Who runs the work of a command, by the name that the user gives."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import StrEnum
 from importlib.util import find_spec
 
@@ -20,7 +20,8 @@ class EngineName(StrEnum):
 def open_engine(name: EngineName, workers: int | None) -> Iterator[Engine]:
     """Processes of this machine, or Spark, which takes seconds to start and is then stopped."""
     if name is EngineName.LOCAL:
-        yield LocalEngine(workers)
+        with closing(LocalEngine(workers)) as local:
+            yield local
         return
     for module in ("pyspark", "pandas"):
         if find_spec(module) is None:

@@ -33,9 +33,14 @@ class Batch:
     overlong: OverlongCount  # met in looking for the rows of the global batch
 
     @property
+    def row_lengths(self) -> list[list[int]]:
+        """[m][b] real tokens of each place; filling follows them."""
+        return [[sum(row.tokens for row in rows) for rows in places] for places in self.rows]
+
+    @property
     def tokens(self) -> int:
         """Real tokens, filling left out."""
-        return sum(row.tokens for places in self.rows for rows in places for row in rows)
+        return sum(map(sum, self.row_lengths))
 
 
 def make_batch(

@@ -21,6 +21,7 @@ class StepInputs:
 
     micro_batches: int
     document_lengths: list[list[list[int]]]
+    row_lengths: list[list[int]]
     trained_tokens: int  # of the whole global batch, over all replicas
     tokens: int  # likewise
     position: Position  # of the loader, after this step
@@ -82,6 +83,7 @@ def _inputs_of(
     return StepInputs(
         micro_batches=len(batch.document_lengths),
         document_lengths=batch.document_lengths,
+        row_lengths=batch.row_lengths,
         trained_tokens=trained_tokens,
         tokens=tokens,
         position=batch.position,

@@ -56,8 +56,15 @@ def train(
 
         wishes = requests.poll()
         save = wishes.save or timer.is_due()
-        quarantined = session.feed.take_quarantined()
-        report = make_report(losses, step_inputs, wishes.stop, save, saver.progress(), quarantined)
+        report = make_report(
+            losses,
+            step_inputs,
+            engine.router_loss(),
+            wishes.stop,
+            save,
+            saver.progress(),
+            session.feed.take_quarantined(),
+        )
         reports = gather_objects(report, layout.world_group)
         saver.settle([report.written for report in reports])
         stopping = any(report.stop for report in reports)

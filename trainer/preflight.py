@@ -1,6 +1,7 @@
 """What can be known wrong before a process group or a GPU is touched. Imports no torch."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +11,17 @@ from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import EVALUATION
 from headrace.schemas.train_config import LoaderConfig, TrainConfig
 from headrace.trainer.data_plan import DataPlan, plan_data
-from headrace.trainer.families import require_family
+from headrace.trainer.families import check_family, text_settings
+from headrace.trainer.model_directory import model_directory
 from headrace.trainer.row_group_source import patience_of
 from headrace.trainer.storage import open_storage
+from headrace.trainer.weight_index import weights_fingerprint
 
 # settings that a resumed run may change; the rows of each step stay the same with all of them
 FREE_ON_RESUME = {
     "output_dir",
     "pipeline_stages",
+    "partition",
     "micro_batch_size",
     "gradient_accumulation_steps",
     "activation_checkpointing",
@@ -39,6 +43,7 @@ LOADER_SETTINGS_FREE = LoaderConfig.model_fields.keys() - LOADER_SETTINGS_KEPT
 NOT_COMPARED = {"config", "global batch (rows)"}
 DATA_SETTINGS = ("datasets.", "mixing", "epochs", "max_steps", "fingerprint of the data")
 RUN_CONFIG_NAME = "train.json"
+WEIGHTS_KEY = "fingerprint of the model's weights"
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Inputs:
     replicas: int
     global_batch_rows: int
     data_fingerprint: str
+    weights_fingerprint: str
 
 
 def check(config: TrainConfig, processes: int) -> Inputs:
@@ -66,13 +72,16 @@ def check(config: TrainConfig, processes: int) -> Inputs:
             f"pipeline_stages = {config.pipeline_stages} does not divide the {processes} "
             f"processes; launch a multiple of {config.pipeline_stages}"
         )
-    model = read_model_config(Path(config.model))
-    check_model(config, model)
+    directory = model_directory(config.model)
+    model = read_model_config(directory)
+    check_family(config.model, model)
+    text = text_settings(model)
+    check_model(config, text)
     train = [manifest_of(dataset.path, config) for dataset in config.datasets]
     evaluation = [manifest_of(dataset.path, config) for dataset in config.evaluation_datasets]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
-        check_shards(path, manifest, config.model, model)
+        check_shards(path, manifest, directory, text, config.weights == "random")
     place_tokens = find_place_tokens(config, train + evaluation)
     plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
@@ -91,6 +100,9 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         rows_per_epoch=plan.rows_in(1),
         replicas=replicas,
         global_batch_rows=batch,
+        weights_fingerprint=(
+            "random" if config.weights == "random" else weights_fingerprint(directory)
+        ),
         data_fingerprint=fingerprint([manifest.model_dump(mode="json") for manifest in train]),
     )
 
@@ -123,10 +135,6 @@ def manifest_of(path: str, config: TrainConfig) -> Manifest:
 def read_model_config(model: Path) -> dict[str, object]:
     """config.json of a model directory."""
     path = model / "config.json"
-    if not model.is_dir():
-        raise ConfigError(
-            f"{model}: no such directory; set `model` to a Hugging Face model directory"
-        )
     if not path.is_file():
         raise ConfigError(f"{path}: not found; `model` must be a Hugging Face model directory")
     try:
@@ -136,9 +144,8 @@ def read_model_config(model: Path) -> dict[str, object]:
     return values
 
 
-def check_model(config: TrainConfig, model: dict[str, object]) -> None:
-    """The family must be supported, and have a layer for each stage."""
-    require_family(str(model.get("model_type")), config.model)
+def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
+    """There must be a layer for each stage."""
     layers = model.get("num_hidden_layers")
     if isinstance(layers, int) and config.pipeline_stages > layers:
         raise ConfigError(
@@ -148,19 +155,23 @@ def check_model(config: TrainConfig, model: dict[str, object]) -> None:
 
 
 def check_shards(
-    path: str, manifest: Manifest, model: str, model_config: dict[str, object]
+    path: str, manifest: Manifest, model: Path, model_config: Mapping[str, object], random: bool
 ) -> None:
-    """Shards must come from the model's tokenizer and fit its positions and vocabulary."""
+    """Shards must come from the model's tokenizer and fit its positions and vocabulary.
+
+    Args:
+        random: the weights are made up, so that a tokenizer may be missing.
+    """
     if manifest.kind != "causal":
         raise DataError(
             f'{path}: kind "{manifest.kind}" cannot be trained on yet; use causal shards'
         )
-    tokenizer = Path(model) / "tokenizer.json"
-    if not tokenizer.is_file():
+    tokenizer = model / "tokenizer.json"
+    if not tokenizer.is_file() and not random:
         raise ConfigError(
             f"{tokenizer}: not found; the model directory must hold the tokenizer of the shards"
         )
-    if file_sha256(tokenizer) != manifest.tokenizer.fingerprint:
+    if tokenizer.is_file() and file_sha256(tokenizer) != manifest.tokenizer.fingerprint:
         raise DataError(
             f"{path}: made with another tokenizer than {tokenizer}; "
             "prepare the shards with this model's"
@@ -208,7 +219,7 @@ def check_run_directory(
     defaults = now.keys() - resume_record(config, inputs, exclude_defaults=True).keys()
     free = free_with_schedule(config)
     for key in now | saved:
-        if key not in saved and key in defaults:
+        if key not in saved and (key in defaults or key == WEIGHTS_KEY):
             continue  # a setting that came with a later release
         if key in free:
             continue
@@ -238,7 +249,10 @@ def resume_record(
     record = flatten(values)
     for name in LOADER_SETTINGS_FREE:
         record.pop(f"loader.{name}", None)
-    return record | {"fingerprint of the data": inputs.data_fingerprint}
+    return record | {
+        "fingerprint of the data": inputs.data_fingerprint,
+        WEIGHTS_KEY: inputs.weights_fingerprint,
+    }
 
 
 def flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Row groups as Arrow tables, fetched by byte range and checked before a value is used."""
 
+import errno
 import io
 import zlib
 from collections import OrderedDict
@@ -10,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.schemas.errors import DataError
+from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.manifest import Manifest, ShardRecord
 from headrace.schemas.row_checks import problems_in_rows
 from headrace.schemas.shard_rows import read_row_group
@@ -22,6 +23,8 @@ from headrace.trainer.row_order import RowGroup
 from headrace.trainer.storage import Storage, open_storage
 
 HELD_FOOTER_BYTES = 16 << 20
+# errors of a file itself (None: found here or by Arrow); others, such as EACCES or EMFILE, may pass
+DAMAGE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 
 
 class CorruptRowGroupError(DataError):
@@ -86,7 +89,11 @@ class RowGroupSource:
             table = self._decode(file, row_group)
             whole = "input_ids" in table.column_names
             problem = next(problems_in_rows(table, file.manifest), None) if whole else None
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except OSError as error:
+            if error.errno not in DAMAGE:
+                raise StorageError(f"{file.name}: {error}; correct that and continue") from None
+            problem = " ".join(str(error).split())
+        except (ValueError, pa.ArrowException) as error:
             problem = " ".join(str(error).split())
         if problem is None and table.num_rows != row_group.rows:
             problem = f"{table.num_rows} rows, the manifest says {row_group.rows}"

@@ -19,6 +19,7 @@ from headrace.trainer.feed import Feed
 from headrace.trainer.horizon import find_horizon
 from headrace.trainer.metrics import MetricsLog
 from headrace.trainer.model_builder import BuiltStage, build_stage
+from headrace.trainer.model_directory import model_directory
 from headrace.trainer.optimizer import build_optimizer
 from headrace.trainer.position import Position
 from headrace.trainer.preflight import Inputs
@@ -101,7 +102,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         loader.reader.quarantine.restore(state.quarantined)
     describe(built, inputs, layout, horizon.total_steps)
     return Session(
-        model=Path(config.model),
+        model=model_directory(config.model),
         run_directory=run_directory,
         built=built,
         engine=StageEngine(built.stage, config, layout),

@@ -1,15 +1,22 @@
 """One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
+import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from headrace.kernels.linear_cross_entropy import linear_cross_entropy
 from headrace.schemas.fingerprint import derive_seed
-from headrace.trainer.batch import document_mask, position_ids
+from headrace.trainer.architecture import Architecture
+from headrace.trainer.attention_mask import attention_masks
+from headrace.trainer.batch import position_ids
+from headrace.trainer.head_loss import LogitShape, head_loss, is_plain
+from headrace.trainer.router_loss import RouterLossSettings, RouterTap, balance_loss
 
 
 @dataclass(frozen=True)
@@ -17,17 +24,34 @@ class MicroBatch:
     """What a stage needs beside the hidden states. b rows of s tokens."""
 
     document_lengths: list[list[int]]  # [b]
+    row_lengths: list[int]  # [b] tokens of each row, filling left out
     labels: Tensor | None  # [b, s] int64, last stage only
     loss_scale: float  # 1 / trained tokens of the global batch
+    router_scale: float  # tokens of this micro-batch / tokens of the global batch
     seed: int  # of this micro-batch's dropout
 
 
 @dataclass(frozen=True)
-class LossOutput:
-    """What the last stage returns: the scalar to differentiate; token losses, [b, s] float32."""
+class StageOutput:
+    """What a stage returns.
 
-    loss: Tensor
-    token_losses: Tensor
+    `router_loss` is this stage's part of the routers' loss; on the last stage `value` holds it
+    already, on others it is to be differentiated beside the hidden states.
+    """
+
+    value: Tensor  # hidden states for the next stage, or the loss: the scalar to differentiate
+    token_losses: Tensor | None = None  # last stage: [b, s] float32, detached
+    router_loss: Tensor | None = None  # stages with routers: scalar, scaled as it enters the loss
+
+
+@dataclass(frozen=True)
+class StageNames:
+    """Names of a stage's modules in the whole (PEFT-wrapped) model, in order of use."""
+
+    embedding: str | None
+    layers: list[str]
+    norm: str | None
+    head: str | None
 
 
 class Stage(nn.Module):
@@ -38,8 +62,9 @@ class Stage(nn.Module):
 
     Args:
         modules: canonical name in the whole model -> module, in order of use.
-        embedding, norm, head: names, or None where the stage lacks them; layers: names in order.
-        rotary: positions -> cosine and sine; real buffers, no parameters.
+        names: which of them is what.
+        layers: their numbers in the whole model.
+        rotary: positions -> cosine and sine, real buffers, no parameters; None for models without.
         autocast: run in `compute_dtype` though the weights are float32 (full fine-tuning).
         recompute: keep only each layer's input for the backward pass.
         seeded: set the random state before each layer, for dropout that is the same in any layout.
@@ -49,11 +74,11 @@ class Stage(nn.Module):
         self,
         modules: dict[str, nn.Module],
         *,
-        embedding: str | None,
-        layers: list[str],
-        norm: str | None,
-        head: str | None,
-        rotary: nn.Module,
+        names: StageNames,
+        layers: range,
+        rotary: nn.Module | None,
+        architecture: Architecture,
+        router_loss: RouterLossSettings | None,
         compute_dtype: torch.dtype,
         autocast: bool,
         recompute: bool,
@@ -62,12 +87,27 @@ class Stage(nn.Module):
         super().__init__()
         self.names = dict(modules)
         self.parts = nn.ModuleList(modules.values())
-        self.embedding = modules[embedding] if embedding else None
-        self.layers = [modules[name] for name in layers]
-        self.layer_names = layers
-        self.norm = modules[norm] if norm else None
-        self.head = modules[head] if head else None
+        self.embedding = modules[names.embedding] if names.embedding else None
+        self.layers = [modules[name] for name in names.layers]
+        self.layer_names = names.layers
+        self.norm = modules[names.norm] if names.norm else None
+        self.head = modules[names.head] if names.head else None
         self.rotary = rotary
+        self.windows = [architecture.windows[index] for index in layers]
+        self.rotary_types = [architecture.rotary_types[index] for index in layers]
+        self.rotary_by_document = architecture.rotary_by_document
+        self.additive_mask = architecture.attention == "eager"
+        family = architecture.family
+        self.embedding_multiplier = architecture.setting(family.embedding_multiplier)
+        self.embedding_dropout = architecture.setting(family.embedding_dropout, 0.0)
+        divisor = architecture.setting(family.logit_divisor, 1.0) or 1.0
+        multiplier = architecture.setting(family.logit_multiplier, 1.0) or 1.0
+        self.logit_shape = LogitShape(
+            multiplier / divisor, architecture.setting(family.logit_softcap)
+        )
+        self.router_loss = router_loss
+        self.taps = [self._tap(layer) for layer in self.layers]
+        self.layer_arguments = required_arguments(self.layers[0])
         self.compute_dtype = compute_dtype
         self.autocast = autocast
         self.recompute = recompute
@@ -81,54 +121,150 @@ class Stage(nn.Module):
             for name, parameter in module.named_parameters()
         }
 
-    def forward(self, inputs: Tensor, micro_batch: MicroBatch) -> Tensor | LossOutput:
+    def forward(self, inputs: Tensor, micro_batch: MicroBatch) -> StageOutput:
         """Token ids [b, s] or hidden states in; hidden states, or losses on the last stage, out."""
         device = inputs.device
-        mask = document_mask(micro_batch.document_lengths, device)
-        positions = position_ids(micro_batch.document_lengths).to(device)
-        hidden = inputs
-        with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
+        additive = self.compute_dtype if self.additive_mask else None
+        lengths = micro_batch.document_lengths
+        masks = attention_masks(lengths, self.windows, device, additive)
+        positions = position_ids(lengths).to(device)
+        real = self._real_tokens(micro_batch, inputs)
+        hidden, router_losses = inputs, []
+        with self._precision():
             if self.embedding is not None:
-                hidden = self.embedding(inputs).to(self.compute_dtype)
-            rotary = self.rotary(hidden, positions)
-            for name, layer in zip(self.layer_names, self.layers, strict=True):
-                run = self._layer_runner(layer, name, mask, positions, rotary, micro_batch.seed)
+                hidden = self._embed(inputs, micro_batch.seed)
+            tables = self._rotary_tables(hidden, positions, lengths)
+            for index in range(len(self.layers)):
+                mask, table = masks[self.windows[index]], tables.get(self.rotary_types[index])
+                run = self._layer_runner(index, mask, positions, table, real, micro_batch.seed)
                 if self.recompute and self.training:
-                    hidden = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
+                    hidden, router_loss = checkpoint(
+                        run, hidden, use_reentrant=False, preserve_rng_state=False
+                    )
                 else:
-                    hidden = run(hidden)
+                    hidden, router_loss = run(hidden)
+                router_losses += [] if router_loss is None else [router_loss]
             if self.norm is not None:
                 hidden = self.norm(hidden)
+        total = self._total_router_loss(router_losses, micro_batch.router_scale)
         if self.head is None:
-            return hidden
-        return self._loss(hidden, micro_batch)
+            return StageOutput(hidden, router_loss=total)
+        loss, token_losses = self._loss(self.head, hidden, micro_batch)
+        return StageOutput(loss if total is None else loss + total, token_losses, total)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        device = next(self.parameters()).device
+        return torch.autocast(device.type, self.compute_dtype, enabled=self.autocast)
+
+    def _embed(self, ids: Tensor, seed: int) -> Tensor:
+        assert self.embedding is not None
+        if self.seeded and self.training:
+            torch.manual_seed(derive_seed(seed, "embedding"))
+        hidden: Tensor = self.embedding(ids).to(self.compute_dtype)
+        if self.embedding_multiplier is not None:
+            hidden = hidden * self.embedding_multiplier
+        if self.embedding_dropout:
+            hidden = functional.dropout(hidden, self.embedding_dropout, training=self.training)
+        return hidden
+
+    def _rotary_tables(
+        self, hidden: Tensor, positions: Tensor, document_lengths: list[list[int]]
+    ) -> dict[str | None, Any]:
+        """Cosine and sine for each kind of layer."""
+        if self.rotary is None:
+            return {}
+        rotary = self.rotary
+
+        def compute(kind: str | None, states: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+            table: tuple[Tensor, Tensor] = (
+                rotary(states, at) if kind is None else rotary(states, at, kind)
+            )
+            return table
+
+        def by_document(kind: str | None) -> tuple[Tensor, Tensor]:
+            rows = []
+            for row, lengths in enumerate(document_lengths):
+                parts = zip(
+                    hidden[row : row + 1].split(lengths, dim=1),
+                    positions[row : row + 1].split(lengths, dim=1),
+                    strict=True,
+                )
+                tables = [compute(kind, states, at) for states, at in parts]
+                rows.append([torch.cat(kinds, dim=1) for kinds in zip(*tables, strict=True)])
+            cosine, sine = (torch.cat(kinds) for kinds in zip(*rows, strict=True))
+            return cosine, sine
+
+        return {
+            kind: by_document(kind) if self.rotary_by_document else compute(kind, hidden, positions)
+            for kind in dict.fromkeys(self.rotary_types)
+        }
 
     def _layer_runner(
         self,
-        layer: nn.Module,
-        name: str,
+        index: int,
         mask: Tensor | None,
         positions: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: Any,
+        real: Tensor | None,
         seed: int,
-    ) -> Callable[[Tensor], Tensor]:
-        def run(hidden: Tensor) -> Tensor:
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+        layer, name, tap = self.layers[index], self.layer_names[index], self.taps[index]
+        arguments: dict[str, Any] = dict.fromkeys(self.layer_arguments)
+        arguments |= {"attention_mask": mask, "position_ids": positions}
+        if rotary is not None:
+            arguments["position_embeddings"] = rotary
+
+        def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
             if self.seeded and self.training:
                 torch.manual_seed(derive_seed(seed, name))
-            output: Tensor = layer(
-                hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary
-            )
-            return output
+            output = layer(hidden, **arguments)
+            states: Tensor = output[0] if isinstance(output, tuple) else output
+            if tap is None or real is None or self.router_loss is None:
+                return states, None
+            return states, balance_loss(tap.take(), self.router_loss.top_k, real)
 
         return run
 
-    def _loss(self, hidden: Tensor, micro_batch: MicroBatch) -> LossOutput:
-        assert isinstance(self.head, nn.Linear) and micro_batch.labels is not None
+    def _tap(self, layer: nn.Module) -> RouterTap | None:
+        """A tap on the layer's router, if it has one whose loss is wanted."""
+        if self.router_loss is None:
+            return None
+        router = self.router_loss.router
+        has_one = any(isinstance(part, router.module_type) for part in layer.modules())
+        return RouterTap(layer, router) if has_one else None
+
+    def _real_tokens(self, micro_batch: MicroBatch, inputs: Tensor) -> Tensor | None:
+        """[b * s] bool: false for filling. Only routers ask for it."""
+        if self.router_loss is None:
+            return None
+        ends = torch.tensor(micro_batch.row_lengths).unsqueeze(1)
+        return (torch.arange(inputs.shape[1]) < ends).flatten().to(inputs.device)
+
+    def _total_router_loss(self, losses: list[Tensor], scale: float) -> Tensor | None:
+        if not losses:
+            return None
+        assert self.router_loss is not None
+        factor = self.router_loss.coefficient / self.router_loss.layers * scale
+        return torch.stack(losses).sum() * factor
+
+    def _loss(
+        self, head: nn.Module, hidden: Tensor, micro_batch: MicroBatch
+    ) -> tuple[Tensor, Tensor]:
+        assert micro_batch.labels is not None
         labels = micro_batch.labels
-        loss, token_losses = linear_cross_entropy(
-            hidden.reshape(-1, hidden.shape[-1]).to(self.compute_dtype),
-            self.head.weight.to(self.compute_dtype),
-            labels.reshape(-1),
-            micro_batch.loss_scale,
-        )
-        return LossOutput(loss, token_losses.view(labels.shape))
+        states = hidden.reshape(-1, hidden.shape[-1]).to(self.compute_dtype)
+        arguments = (head, states, labels.reshape(-1), micro_batch.loss_scale, self.logit_shape)
+        if is_plain(head, self.logit_shape):
+            loss, token_losses = head_loss(*arguments)
+        else:
+            seed = derive_seed(micro_batch.seed, "head") if self.seeded and self.training else None
+            with self._precision():
+                loss, token_losses = head_loss(*arguments, seed)
+        return loss, token_losses.view(labels.shape)
+
+
+def required_arguments(layer: nn.Module) -> list[str]:
+    """Arguments that a layer insists on, such as falcon's alibi; None unless the stage has them."""
+    parameters = list(inspect.signature(layer.forward).parameters.values())[1:]
+    named = [part for part in parameters if part.kind is part.POSITIONAL_OR_KEYWORD]
+    return [part.name for part in named if part.default is part.empty]

@@ -1,5 +1,6 @@
 """What the ranks tell each other after a step, and the metrics that follow from it."""
 
+import math
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Report:
 
     losses: list[RowLoss]
     rows: list[list[list[PlacedRow]]] | None
+    router_loss: float | None
     memory_gib: float
     stop: bool
     save: bool
@@ -55,13 +57,23 @@ class StepFacts:
 def make_report(
     losses: list[RowLoss],
     inputs: StepInputs,
+    router_loss: float | None,
     stop: bool,
     save: bool,
     written: Written | None,
     quarantined: list[QuarantineRecord],
 ) -> Report:
     """This rank's report."""
-    return Report(losses, inputs.leader_rows, memory_gib(), stop, save, written, quarantined)
+    return Report(
+        losses,
+        inputs.leader_rows,
+        router_loss,
+        memory_gib(),
+        stop,
+        save,
+        written,
+        quarantined,
+    )
 
 
 def memory_gib() -> float:
@@ -76,11 +88,13 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
     losses = [row for report in reports for row in report.losses]
     places = places_in_order([report.rows for report in reports if report.rows is not None])
     rows = list(chain.from_iterable(places))
+    router_losses = [r.router_loss for r in reports if r.router_loss is not None]
     return StepMetrics(
         step=facts.step,
         epoch=facts.epoch,
         loss=mean_loss(losses),
         source_losses=losses_by_source(losses),
+        router_loss=math.fsum(router_losses) if router_losses else None,
         lr=facts.lr,
         gradient_norm=facts.gradient_norm,
         tokens=inputs.tokens,

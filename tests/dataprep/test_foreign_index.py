@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from headrace.dataprep.foreign_index import find_files, index, parse_columns
 from headrace.dataprep.inspection import inspect
+from headrace.dataprep.repartition import Blend, read_inputs
 from headrace.dataprep.verify import verify
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.foreign_columns import ForeignColumns
@@ -303,6 +304,9 @@ def test_a_directory_of_ours_without_its_manifest_can_be_indexed(tmp_path, model
 def test_a_directory_of_prepare_is_left_alone(tmp_path, model):
     folder = write(tmp_path / "mine", input_ids=[[1]])
     manifest = index(folder, model, console=QUIET)
+    blend = Blend((folder,), tmp_path / "out", 1)
+    with pytest.raises(DataError, match="only indexed; repartition takes shards of"):
+        read_inputs(blend)
     write_manifest(folder, manifest.model_copy(update={"columns": None}))
     with pytest.raises(DataError, match="has the manifest of `headrace prepare`"):
         index(folder, model, console=QUIET)

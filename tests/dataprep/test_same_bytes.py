@@ -92,6 +92,20 @@ def test_a_run_killed_twice_and_continued_writes_the_same_bytes(
     assert snapshot("killed") == snapshot("whole")
 
 
+def test_a_search_for_duplicates_killed_at_every_stage_continues_to_the_same_bytes(
+    corpus, make_config, run, snapshot
+):
+    settings = {"deduplicate": {"exact": True, "near": True}, "filters": {"min_characters": 150}}
+    whole = run(make_config("whole", **settings))
+    assert set(whole.ledger.tokens_dropped) == {"filter min_characters", "near duplicate"}
+    config = make_config("killed", **settings)
+    kill_when(start(config, 2), "killed", "encoded-*.done.json", random.randrange(2, 60))
+    kill_when(start(config, 1), "killed", "duplicates-*.done.json", 1)
+    kill_when(start(config, 2), "killed", "task-*.done.json", random.randrange(2, 40))
+    run(config)
+    assert snapshot("killed") == snapshot("whole")
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_rows_held_in_memory_do_not_change_bytes(
     packing, corpus, make_config, run, snapshot, monkeypatch

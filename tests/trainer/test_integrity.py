@@ -1,5 +1,6 @@
 """Damaged shards are found, named, and replaced in one way when the config allows it."""
 
+import errno
 import random
 import re
 import shutil
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from loaders import open_loader, open_stream
 
-from headrace.schemas.errors import DataError
+from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.train_config import LoaderConfig, TrainConfig
 from headrace.trainer.integrity import verify_shards
@@ -17,6 +18,7 @@ from headrace.trainer.quarantine import merge
 from headrace.trainer.row_group_source import CorruptRowGroupError, RowGroupSource
 from headrace.trainer.row_order import RowGroup, RowOrder
 from headrace.trainer.shard_reader import list_row_groups
+from headrace.trainer.storage import LocalStorage
 
 QUARANTINE = LoaderConfig(on_corrupt="quarantine")
 
@@ -265,6 +267,15 @@ def test_a_dataset_that_is_gone_stops_the_run(shards):
         path.unlink()
     with pytest.raises(DataError, match=r"; 5\d others of its dataset cannot be read either"):
         read_rows(shards)
+
+
+def test_an_error_that_is_no_damage_stops_the_run_even_with_quarantine(tiny_shards, monkeypatch):
+    def fail(storage, file, offset, size):
+        raise OSError(errno.EMFILE, "Too many open files", file)
+
+    monkeypatch.setattr(LocalStorage, "read", fail)
+    with pytest.raises(StorageError, match="Too many open files"):
+        read_rows(tiny_shards)
 
 
 def test_without_quarantine_damage_stops_the_run(shards):

@@ -24,6 +24,7 @@ STEP = StepMetrics(
     step=7,
     epoch=0.25,
     loss=2.34567,
+    router_loss=None,
     source_losses={"books": 2.5, "code": 2.25},
     lr=1.5e-4,
     gradient_norm=0.75,
