@@ -11,7 +11,7 @@ from headrace.schemas.toml_config import Config, Text
 class DatasetConfig(Config):
     """One `[[datasets]]` table: a shard directory's train split."""
 
-    path: Text = Field(description="Shard directory written by `headrace prepare`.")
+    path: Text = Field(description="Shard directory, or its URL: s3://, gs://, hf://, file://.")
     weight: float = Field(
         1.0, gt=0, description='Share in the mixture, relative to the others; `"interleave"` only.'
     )
@@ -27,7 +27,7 @@ class DatasetConfig(Config):
 class EvaluationDatasetConfig(Config):
     """One `[[evaluation_datasets]]` table: a shard directory's evaluation split."""
 
-    path: Text = Field(description="Shard directory written by `headrace prepare`.")
+    path: Text = Field(description="Shard directory, or its URL: s3://, gs://, hf://, file://.")
     name: Text | None = Field(None, description="Name in logs. Default: the directory's name.")
     max_rows: int | None = Field(None, ge=1, description="Use only the first rows. Default: all.")
 
@@ -231,6 +231,9 @@ class AnomalyConfig(Config):
         return self.spike_window if self.spike_factor is not None else 0
 
 
+Overlong = Literal["error", "truncate", "drop"]
+
+
 class LoaderConfig(Config):
     """`[loader]`."""
 
@@ -242,6 +245,46 @@ class LoaderConfig(Config):
         description="Another order each epoch. `false`: shard order, shuffled once already.",
     )
     shuffle_window: int = Field(4, ge=1, description="Row groups that are held and mixed at once.")
+    pack: Literal["none", "best_fit"] = Field(
+        "none",
+        description='`"best_fit"`: put several short rows into each place of a micro-batch, as '
+        "documents that do not see each other. Evaluation too.",
+    )
+    tokens_per_row: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens of a place when packing. Default: the largest `sequence_len` of the "
+        "datasets.",
+    )
+    look_ahead: int = Field(256, ge=1, description="Rows to choose from when packing.")
+    overlong: Overlong = Field(
+        "error",
+        description='Rows with more than `tokens_per_row`. `"error"`: shards that may have some '
+        'are refused. `"truncate"`: cut. `"drop"`: left out. They are counted in the metrics.',
+    )
+    prefetch_bytes: int = Field(
+        1 << 28, ge=0, description="Most bytes of batches read ahead, one batch apart from that."
+    )
+    verify: Literal["full", "size", "off"] = Field(
+        "size",
+        description='Shard files at start: `"size"` compares sizes, `"full"` reads and hashes '
+        "them. Row groups are checked whenever they are read.",
+    )
+    on_corrupt: Literal["stop", "quarantine"] = Field(
+        "stop",
+        description='`"quarantine"`: train on the rows of another row group in place of one that '
+        "is damaged or missing, and keep a record.",
+    )
+    cache_dir: Text | None = Field(
+        None, description="Local folder for what was read from URLs, shared by this machine's runs."
+    )
+    cache_bytes: int = Field(
+        64 << 30, ge=1, description="Largest size of that folder; the oldest row groups go first."
+    )
+    read_attempts: int = Field(
+        8, ge=1, description="Attempts to read from a URL, with growing pauses in between."
+    )
+    read_timeout: float = Field(60.0, gt=0, description="Longest wait for one of them, in seconds.")
 
 
 class TrainConfig(Config):
@@ -348,6 +391,7 @@ class TrainConfig(Config):
                 f"optimizer.lr = {self.optimizer.lr}; lower it"
             )
         self.check_mixing()
+        self.check_packing()
         for key, wished in (
             ("evaluation.patience", self.evaluation.patience),
             ("checkpoint.keep_best", self.checkpoint.keep_best),
@@ -381,9 +425,24 @@ class TrainConfig(Config):
                     'set mixing = "interleave" or drop it'
                 )
 
+    def check_packing(self) -> None:
+        """What is said about packing needs packing."""
+        if self.loader.pack == "none":
+            for key in ("tokens_per_row", "look_ahead", "overlong"):
+                if key in self.loader.model_fields_set:
+                    raise ValueError(
+                        f"loader.{key} = {getattr(self.loader, key)!r} has no meaning with "
+                        'loader.pack = "none"; set loader.pack = "best_fit" or drop it'
+                    )
+        elif self.loader.on_corrupt == "quarantine" and self.max_steps is None:
+            raise ValueError(
+                'with loader.pack = "best_fit" and loader.on_corrupt = "quarantine" the number of '
+                "steps cannot be known ahead; set max_steps in place of epochs"
+            )
+
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""
         return [
-            dataset.name or dataset.path.rstrip("/").rsplit("/", 1)[-1]
+            dataset.name or dataset.path.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
             for dataset in self.evaluation_datasets
         ]

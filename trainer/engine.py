@@ -29,6 +29,7 @@ from headrace.trainer.anomalies import Outcome
 from headrace.trainer.distributed import Layout
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss
+from headrace.trainer.row_losses import row_losses
 from headrace.trainer.stage import MicroBatch, Stage, StageOutput
 
 
@@ -132,15 +133,9 @@ class StageEngine(PipelineEngine):
         inputs = self._inputs
         if not self.is_last_stage():
             return []
-        assert inputs is not None and inputs.sources is not None and inputs.labels is not None
-        losses = torch.stack([loss.double().sum(-1) for loss in self.token_losses]).tolist()
-        counts = (inputs.labels >= 0).sum(-1).tolist()
-        return [
-            RowLoss(source, losses[index][row], counts[index][row])
-            for index, sources in enumerate(inputs.sources)
-            for row, source in enumerate(sources)
-            if source
-        ]
+        assert inputs is not None and inputs.rows is not None and inputs.labels is not None
+        losses = torch.stack(self.token_losses).cpu().numpy()
+        return row_losses(losses, inputs.labels.numpy(), inputs.rows)
 
     def _global_micro_batch(self, micro_batch: int) -> int:
         return micro_batch * self.layout.replicas + self.layout.replica

@@ -23,6 +23,7 @@ TRAIN_CURVES = (
     "seconds",
     "memory_gib",
     "trained_share",
+    "fill",
     "epoch",
 )
 
@@ -55,6 +56,10 @@ class StepMetrics:
     memory_gib: float
     first_row: int
     rows_sha256: str
+    fill: float
+    source_tokens: dict[str, int]
+    overlong_rows: int
+    overlong_tokens: int
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ def console_line(metrics: StepMetrics, total_steps: int, seconds_left: float) ->
         f"  {metrics.step / total_steps:4.0%}"
         f"  epoch {metrics.epoch:.2f}"
         f"  loss {metrics.loss:.4f}"
+        f"  fill {metrics.fill:4.0%}"
         f"{router}"
         f"  lr {metrics.lr:.2e}"
         f"  grad {metrics.gradient_norm:.3f}"

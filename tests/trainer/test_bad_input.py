@@ -288,7 +288,10 @@ def test_settings_that_do_not_fit_together_are_named(world, sets, processes, mes
 def test_datasets_of_different_row_lengths_do_not_mix(world, tiny_model):
     other = make_shards(tiny_model, world["path"] / "other", sequence_len=128)
     sets = [f'datasets=[{{path="{world["shards"]}"}}, {{path="{other}"}}]']
-    expected = "datasets differ in sequence_len (64, 128); prepare them with the same one"
+    expected = (
+        "datasets differ in sequence_len (64, 128); prepare them with the same one, or pack rows: "
+        'loader.pack = "best_fit"'
+    )
     assert message_of(world, *sets) == expected
 
 
@@ -345,26 +348,56 @@ def test_resuming_without_a_run_does_not_start_one(world):
     ("change", "message"),
     [
         ("optimizer.lr=2e-3", "optimizer.lr was 0.001 and is 0.002"),
-        ("gradient_accumulation_steps=3", "global batch (rows) was 1 and is 3"),
         ("seed=1", "seed was 0 and is 1"),
         ("adapter.rank=3", "adapter.rank was 16 and is 3"),
+        ("loader.pack=best_fit", "loader.pack was 'none' and is 'best_fit'"),
+    ],
+)
+def test_resuming_with_another_meaning_names_the_setting(world, change, message):
+    (world["path"] / "run").mkdir()
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    write_record(world)
+    assert message_of(world, change, resume=True) == (
+        f"DIR/run/train.json: {message}; resume with the old value, or start a new run in another "
+        "output_dir"
+    )
+
+
+def write_record(world):
+    settings = load_config(TrainConfig, world["path"] / "train.toml", [])
+    record = resume_record(settings, check(settings, 1))
+    (world["path"] / "run" / RUN_CONFIG_NAME).write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ("mixing=interleave", "mixing was 'concatenate' and is 'interleave'"),
         ("datasets.0.weight=2", "datasets.0.weight was 1.0 and is 2.0"),
         ("datasets.0.repeats=2", "datasets.0.repeats was 1 and is 2"),
         ("datasets.0.max_tokens=999", "datasets.0.max_tokens was None and is 999"),
     ],
 )
-def test_resuming_with_another_meaning_names_the_setting(world, change, message):
+def test_resuming_with_other_data_says_how_to_go_on_with_it(world, change, message):
     (world["path"] / "run").mkdir()
     config = world["path"] / "train.toml"
     assert message_of(world, "pipeline_stages=2")  # writes the config
-    settings = load_config(TrainConfig, config, [])
-    record = resume_record(settings, check(settings, 1))
-    (world["path"] / "run" / RUN_CONFIG_NAME).write_text(json.dumps(record))
+    write_record(world)
     assert message_of(world, change, resume=True) == (
-        f"DIR/run/train.json: {message}; resume with the old value, or start a new run in another "
-        "output_dir"
+        f"DIR/run/train.json: {message}; resume with the old value, add --data-changed=continue to "
+        "go on with other data, or start a new run in another output_dir"
     )
+    settings = load_config(TrainConfig, config, [change])
+    check_run_directory(settings, check(settings, 1), resume=True, data_may_change=True)
+
+
+def test_resuming_with_another_global_batch_is_allowed(world):
+    (world["path"] / "run").mkdir()
+    config = world["path"] / "train.toml"
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    write_record(world)
+    settings = load_config(TrainConfig, config, ["gradient_accumulation_steps=3"])
+    check_run_directory(settings, check(settings, 1), resume=True)
 
 
 def test_resuming_on_other_weights_is_refused(world):
