@@ -12,6 +12,8 @@ Packing = Literal["concatenate", "best_fit", "none"]
 Overlong = Literal["split", "truncate", "drop"]
 TokenizerBackend = Literal["tokenizers", "fastokens"]
 Kind = Literal["causal", "preference"]
+Tokens = str | int | list[int]
+FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 TABLES = {"chat": ("chat", "preference"), "preference": ("preference",)}  # who reads them
 
 
@@ -21,10 +23,11 @@ class SourceConfig(Config):
     name: Text = Field(
         description="Name of the source: appears in rows, ledger and per-source loss. Unique."
     )
-    type: Literal["text", "documents", "chat", "preference"] = Field(
+    type: Literal["text", "documents", "chat", "preference", "pretokenized"] = Field(
         description='`"text"`: a file is a document, unless `document_separator` cuts it. '
         '`"documents"`: one document a record. `"chat"`: one conversation a record. '
-        '`"preference"`: a better and a worse answer in each record.'
+        '`"preference"`: a better and a worse answer in each record. '
+        '`"pretokenized"`: `input_ids` in each record.'
     )
     path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
         description="File or glob (`**` crosses folders), or a list of them, relative to the "
@@ -33,9 +36,38 @@ class SourceConfig(Config):
     exclude: list[Text] = Field(
         [], description='Leave out files whose path fits, for example `["*/tests/*"]`.'
     )
-    text_field: Text = Field("text", description="Field that holds the text (`documents` only).")
+    text_field: Text = Field(
+        "text",
+        description="Field that holds the text (`documents` only); `meta.text` is a field in one, "
+        "`parts.0` an entry of a list.",
+    )
+    format: FileFormat | None = Field(
+        None,
+        description="What is in the files. Default: by their names, as in `.jsonl.gz`; `.json` by "
+        "its first character; others are JSONL.",
+    )
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
+    )
+    document_prefix: Tokens | None = Field(
+        None,
+        description="What a text begins with instead of BOS: a string, a token id, a list of ids; "
+        '`""` for nothing.',
+    )
+    document_suffix: Tokens | None = Field(
+        None, description="What a text ends with instead of EOS, in the same forms."
+    )
+    add_prefix_space: bool = Field(
+        False, description="Put a space before each text that does not begin with one."
+    )
+    parse_special_tokens: bool | None = Field(
+        None, description="For the texts of this source. Default: the key of that name above."
+    )
+    mask_tokens: list[int | str] = Field(
+        [], description='Ids or texts of tokens that are never trained, as in `["<|im_start|>"]`.'
+    )
+    control_class: Literal[-1, 0, 1] | None = Field(
+        None, description="Class of all its rows for control adapters."
     )
     chat: ChatConfig | None = Field(
         None, description='For `type = "chat"` and `type = "preference"`.'
@@ -75,6 +107,15 @@ class PrepareConfig(Config):
         'off what is too much. `"drop"`: leave them out. Default: `"split"`, which loses nothing; '
         'for pairs, which cannot be split, `"truncate"`.',
     )
+    sequence_prefix: Tokens = Field(
+        "",
+        description="What each row begins with, before its first document: a string, a token id, "
+        "a list of ids.",
+    )
+    drop_tails: bool = Field(
+        False,
+        description='Drop the last row of a block where it is not full (`"concatenate"` only).',
+    )
     shards: int = Field(8, ge=1, le=99_999, description="Number of train shards.")
     seed: int = Field(0, ge=0, description="Decides shuffle and evaluation split.")
     evaluation_fraction: float = Field(
@@ -95,6 +136,11 @@ class PrepareConfig(Config):
     )
     max_reject_fraction: float = Field(
         0.001, ge=0, le=1, description="Stop when more than this share of the documents is refused."
+    )
+    max_record_bytes: int = Field(
+        1 << 26,
+        ge=1 << 10,
+        description="Refuse larger records. Tokenising one takes about 100 bytes a token.",
     )
     block_bytes: int = Field(
         4 << 20,
@@ -152,6 +198,12 @@ class PrepareConfig(Config):
             raise ValueError(
                 f'packing = "{self.packing}": a pair is a row of its own; remove it, or set "none"'
             )
+        if self.kind == "preference" and self.sequence_prefix != "":
+            raise ValueError("sequence_prefix: pairs are not packed; remove it")
+        if self.drop_tails and self.packing != "concatenate":
+            raise ValueError(
+                'drop_tails: only packing = "concatenate" cuts rows at their length; remove it'
+            )
         if self.kind == "preference" and self.overlong == "split":
             raise ValueError('overlong = "split": pairs cannot be split; set "truncate" or "drop"')
         return self
@@ -168,6 +220,11 @@ class PrepareConfig(Config):
                     f'source "{source.name}": document_separator is for type = "text"; remove it'
                 )
             check_tables(source)
+            if (source.type == "text") != (source.format == "text") and source.format is not None:
+                raise ValueError(
+                    f'source "{source.name}": type = "{source.type}" does not read '
+                    f'format = "{source.format}"; remove the format, or correct the type'
+                )
             if source.document_separator == "":
                 raise ValueError(
                     f'source "{source.name}": document_separator is empty; leave it out'
