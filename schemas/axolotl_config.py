@@ -35,7 +35,7 @@ class AxolotlConfig(Config):
     """One entry of Axolotl's `datasets:`, with the top-level keys that change its tokens."""
 
     type: Text | CustomType = Field(
-        description='Axolotl\'s type, such as `"alpaca"` or `"chat_template"`, or a table of formats.'
+        description='Axolotl\'s type, as `"alpaca"` or `"chat_template"`, or a table of formats.'
     )
     rl: Literal["dpo", "ipo", "simpo", "orpo"] | None = Field(
         None, description="Preference training: rows have a chosen and a rejected answer."
@@ -52,12 +52,14 @@ class AxolotlConfig(Config):
     text_column: str | None = Field(None, description='Text column of `pretrain`: `"text"`.')
     conversation: str | None = Field(None, description="Style of `alpaca_chat` and `sharegpt`.")
     field_messages: str | None = Field(
-        None, description='Column of the messages. Default: `"messages"`, of ShareGPT types '
-        '`"conversations"`.'
+        None,
+        description='Column of the messages. Default: `"messages"`, of ShareGPT types '
+        '`"conversations"`.',
     )
     field_tools: str | None = Field(None, description='Column of the tools: `"tools"`.')
-    field_system: str | None = Field(None, description='Column of a system text: `"system"`.')
-    field_thinking: str | None = Field(None, description="Property of a message that holds reasoning.")
+    field_thinking: str | None = Field(
+        None, description="Property of a message that holds reasoning."
+    )
     field_chosen: str | None = Field(None, description='Default: `"chosen"`.')
     field_rejected: str | None = Field(None, description='Default: `"rejected"`.')
     template_thinking_key: str | None = Field(
@@ -77,12 +79,13 @@ class AxolotlConfig(Config):
         None, description="Property that lists `begin_offset`, `end_offset` and `train`."
     )
     roles: dict[str, list[str]] | None = Field(
-        None, description='Template\'s roles, each with the rows\' names of it. Default: `user` '
-        'is `["human", "user"]`, `assistant` `["gpt", "assistant"]`.'
+        None,
+        description="Template's roles, each with the rows' names of it. Default: `user` "
+        'is `["human", "user"]`, `assistant` `["gpt", "assistant"]`.',
     )
     roles_to_train: list[str] | None = Field(None, description='Default: `["assistant"]`.')
     train_on_eos: Ends | None = Field(
-        None, description="EOS after which turns are trained. Default: `\"turn\"`, the trained ones."
+        None, description='EOS after which turns are trained. Default: `"turn"`, the trained ones.'
     )
     train_on_eot: Ends | None = Field(
         None, description="The same for `eot_tokens`. Default: `train_on_eos`."
@@ -93,12 +96,16 @@ class AxolotlConfig(Config):
         None, description="Take reasoning between `<think>` and `</think>` out of the content."
     )
     chat_template: str | None = Field(
-        None, description='`"tokenizer_default"` (default), `"tokenizer_default_fallback_NAME"`, '
-        '`"jinja"`, or the name of a template that Axolotl brings.'
+        None,
+        description='`"tokenizer_default"` (default), `"tokenizer_default_fallback_NAME"`, '
+        '`"jinja"`, or the name of a template that Axolotl brings.',
     )
     chat_template_jinja: str | None = Field(None, description="The template itself, or its file.")
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Variables for the template."
+    )
+    date: str | None = Field(
+        None, description="The day, `YYYY-MM-DD`, for a template that asks for today's date."
     )
     default_system_message: str | None = Field(
         None, description="In place of the `chatml` template's own."

@@ -3,17 +3,39 @@
 import difflib
 from collections.abc import Callable
 
+from headrace.dataprep.axolotl.chat import ChatStrategy, TrainRules
 from headrace.dataprep.axolotl.dialogues import Llama2Chat, Messages, Pygmalion
 from headrace.dataprep.axolotl.instruct import USER_DEFINED, Instruct, Reflection, UserDefined
 from headrace.dataprep.axolotl.plain import Completion, InputOutput, Pretrain
+from headrace.dataprep.axolotl.preference import (
+    CUSTOM_PAIR,
+    LAYOUTS,
+    ArgillaPairs,
+    BradleyTerryStages,
+    CustomPairs,
+    OrpoStages,
+    Pair,
+    StagedPairs,
+    TemplatePairs,
+    TextPairs,
+    nectar,
+    passthrough,
+)
 from headrace.dataprep.axolotl.prompts import (
-    Style,
     instruct_types,
     placeholders,
     prompt_texts,
     styles,
 )
-from headrace.dataprep.axolotl.strategy import Strategy, TokenRules
+from headrace.dataprep.axolotl.strategy import Row, Strategy, TokenRules
+from headrace.dataprep.axolotl.templates import (
+    choose_template,
+    message_properties,
+    template_text,
+)
+from headrace.dataprep.axolotl.turns import DEFAULT_ROLES, TurnReader
+from headrace.dataprep.chat_template import ChatTemplate
+from headrace.dataprep.tokenizer import encode_texts
 from headrace.schemas.axolotl_config import AxolotlConfig, CustomType
 from headrace.schemas.errors import ConfigError
 
@@ -26,6 +48,8 @@ def build_strategy(config: AxolotlConfig, rules: TokenRules) -> Strategy:
     Raises:
         ConfigError: no such type or style, or options that do not go together.
     """
+    if config.rl is not None:
+        return TextPairs(rules, pair_reader(config, rules), eos_text(rules))
     if isinstance(config.type, CustomType):
         return user_defined(config.type, rules)
     name, style = split_type(config.type)
@@ -70,7 +94,9 @@ def check_format(key: str, text: str, known: set[str]) -> None:
     try:
         names = set(placeholders(text))
     except ValueError as error:
-        raise ConfigError(f'type.{key} = "{text}": {error}; write braces twice to keep them') from None
+        raise ConfigError(
+            f'type.{key} = "{text}": {error}; write braces twice to keep them'
+        ) from None
     if names - known:
         shown = ", ".join(f"{{{name}}}" for name in sorted(known))
         raise ConfigError(
@@ -99,7 +125,9 @@ def messages(config: AxolotlConfig, rules: TokenRules, style: str | None) -> Mes
         config.field_messages or "messages",
         {
             "role": [mapping["role"]] if "role" in mapping else ["role", "from"],
-            "content": [mapping["content"]] if "content" in mapping else ["value", "text", "content"],
+            "content": [mapping["content"]]
+            if "content" in mapping
+            else ["value", "text", "content"],
             "weight": [training] if training else ["train", "weight"],
         },
         template.startswith("llama3"),
@@ -127,6 +155,128 @@ def unknown(what: str, name: str, known: list[str]) -> ConfigError:
     return ConfigError(f'axolotl {what} "{name}" is not known; nearest: "{near[0]}"')
 
 
+def chat(config: AxolotlConfig, rules: TokenRules, style: str | None) -> ChatStrategy:
+    """Conversations through a chat template."""
+    template = choose_template(config, rules.spec)
+    text = template_text(config, rules.spec)[1]
+    reader = turn_reader(config, message_properties(template, text))
+    train = train_rules(config, rules, text, reader.roles)
+    return ChatStrategy(reader, template, train)
+
+
+def turn_reader(config: AxolotlConfig, kept: frozenset[str]) -> TurnReader:
+    """Where the turns of a row lie."""
+    thinking_key = config.template_thinking_key or "reasoning_content"
+    names = {"role": "role", "content": "content"} | property_names(config)
+    if config.field_thinking:
+        names.setdefault(thinking_key, config.field_thinking)
+    roles = DEFAULT_ROLES
+    if config.roles:
+        roles = {alias: role for role, aliases in config.roles.items() for alias in aliases}
+    return TurnReader(
+        field_messages=config.field_messages or "messages",
+        field_tools=config.field_tools or "tools",
+        names=names,
+        kept=kept,
+        roles=roles,
+        thinking_key=thinking_key,
+        split_thinking=bool(config.split_thinking),
+        field_training=config.message_field_training,
+        field_detail=config.message_field_training_detail,
+        drop_system_message=bool(config.drop_system_message),
+    )
+
+
+def train_rules(
+    config: AxolotlConfig, rules: TokenRules, template: str, roles: dict[str, str]
+) -> TrainRules:
+    """What is trained of a conversation.
+
+    Raises:
+        ConfigError: an end-of-turn token is several tokens, or two options differ about EOS.
+    """
+    eos_text = dict(rules.spec.token_texts).get("eos_token")
+    on_eos = config.train_on_eos or "turn"
+    on_eot = config.train_on_eot or on_eos
+    tokens = [eos_text] if config.eot_tokens is None and eos_text else config.eot_tokens or []
+    if tokens != [eos_text]:
+        tokens = [token for token in tokens if token in template]
+    ids = encode_texts(rules.spec, tokens)
+    for token, found in zip(tokens, ids, strict=True):
+        if len(found) != 1:
+            raise ConfigError(
+                f'eot_tokens: "{token}" is {len(found)} tokens, not one; name a token of the '
+                'tokenizer, or add it under "tokens"'
+            )
+    if tokens != [eos_text] and eos_text in tokens and on_eos != on_eot:
+        raise ConfigError(
+            f'eot_tokens holds EOS, "{eos_text}", but train_on_eos = "{on_eos}" and '
+            f'train_on_eot = "{on_eot}" differ; remove one'
+        )
+    trained = ["assistant"] if config.roles_to_train is None else config.roles_to_train
+    return TrainRules(
+        roles=frozenset(roles.get(role, role) for role in trained),
+        every_role=config.train_on_inputs,
+        on_eos=on_eos,
+        on_eot=on_eot,
+        eos=frozenset([] if rules.eos is None else [rules.eos]),
+        eot=frozenset(int(found[0]) for found in ids),
+    )
+
+
+def eos_text(rules: TokenRules) -> str:
+    """EOS as text."""
+    rules.need_eos()
+    return dict(rules.spec.token_texts)["eos_token"]
+
+
+def pair_reader(config: AxolotlConfig, rules: TokenRules) -> Callable[[Row], Pair]:
+    """What reads the chosen and the rejected answer of a row."""
+    if isinstance(config.type, CustomType):
+        options = CUSTOM_PAIR | config.type.model_dump(include=set(CUSTOM_PAIR), exclude_none=True)
+        check_format("prompt_format", options["prompt_format"], {"system", "prompt"})
+        check_format("chosen_format", options["chosen_format"], {"chosen"})
+        check_format("rejected_format", options["rejected_format"], {"rejected"})
+        return CustomPairs(options)
+    name = config.type if "." in config.type else f"{config.type}.default"
+    if name in LAYOUTS:
+        return LAYOUTS[name].read
+    match name:
+        case "zephyr.nectar":
+            return nectar
+        case "passthrough.default":
+            return passthrough
+        case "chat_template.argilla" if config.rl == "orpo":
+            return ArgillaPairs(*both_templates(config, rules))
+        case "chat_template.default" | "chat_template.argilla_chat":
+            return template_pairs(config, rules, whole=name.endswith("argilla_chat"))
+    raise unknown(f"type for {config.rl}", name, [*LAYOUTS, *PAIR_TYPES])
+
+
+PAIR_TYPES = ("zephyr.nectar", "passthrough", "chat_template.default", "chat_template.argilla_chat")
+
+
+def both_templates(config: AxolotlConfig, rules: TokenRules) -> tuple[ChatTemplate, ChatTemplate]:
+    """The template of a source, and the same ending in the header of an answer."""
+    asking = (config.chat_template_kwargs or {}) | {"add_generation_prompt": True}
+    changed = config.model_copy(update={"chat_template_kwargs": asking})
+    return choose_template(config, rules.spec), choose_template(changed, rules.spec)
+
+
+def template_pairs(config: AxolotlConfig, rules: TokenRules, whole: bool) -> TemplatePairs:
+    """Messages and answers through a chat template."""
+    roles = config.roles or {name: [name] for name in ("user", "assistant", "system", "tool")}
+    return TemplatePairs(
+        *both_templates(config, rules),
+        names={"role": "role", "content": "content"} | property_names(config),
+        roles={alias: role for role, aliases in roles.items() for alias in aliases},
+        field_messages=config.field_messages or "messages",
+        field_chosen=config.field_chosen or "chosen",
+        field_rejected=config.field_rejected or "rejected",
+        whole=whole,
+    )
+
+
 OTHERS: dict[str, Callable[[AxolotlConfig, TokenRules, str | None], Strategy]] = {
     "completion": lambda config, rules, _: Completion(rules, config.field or "text"),
     "pretrain": lambda config, rules, _: Pretrain(rules, config.text_column or "text"),
@@ -134,6 +284,13 @@ OTHERS: dict[str, Callable[[AxolotlConfig, TokenRules, str | None], Strategy]] =
     "reflection": reflection,
     "pygmalion": lambda config, rules, _: Pygmalion(rules),
     "llama2_chat": lambda config, rules, _: Llama2Chat(rules),
+    "chat_template": chat,
+    "orpo.chat_template": lambda config, rules, _: StagedPairs(
+        OrpoStages(*both_templates(config, rules))
+    ),
+    "bradley_terry.chat_template": lambda config, rules, _: StagedPairs(
+        BradleyTerryStages(turn_reader(config, frozenset()), *both_templates(config, rules))
+    ),
     "messages": messages,
     "messages.chat": messages,
 }

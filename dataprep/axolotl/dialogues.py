@@ -70,7 +70,11 @@ class Pygmalion:
     def turn(self, role: object, part: Located) -> tuple[list[int], int]:
         """One turn's ids: BOS stays before the persona only, EOS ends the model's turns."""
         ids, cut = self.rules.own(part.ids, self.rules.sequence_len)
-        if role == "bot" and ids[-1:] != [self.rules.need_eos()] and len(ids) < self.rules.sequence_len:
+        if (
+            role == "bot"
+            and ids[-1:] != [self.rules.need_eos()]
+            and len(ids) < self.rules.sequence_len
+        ):
             ids.append(self.rules.need_eos())
         return (ids if role == "system" else self.strip(ids)), cut
 

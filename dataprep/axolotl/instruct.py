@@ -117,7 +117,9 @@ class Reflection:
             eos = self.rules.need_eos()
             if whole[-1] != eos and len(whole) < limit:
                 whole.append(eos)
-            masked = 0 if self.rules.train_on_inputs else len(self.rules.own(found[1].ids, limit)[0])
+            masked = (
+                0 if self.rules.train_on_inputs else len(self.rules.own(found[1].ids, limit)[0])
+            )
             return one_sample(whole, np.arange(len(whole)) >= masked, cut)
 
         return Plan([text, prompt], build)
@@ -132,7 +134,9 @@ def plan_answer(rules: TokenRules, prompt: str, answer: str, ends: int = 1) -> P
     def build(found: list[Located]) -> Built:
         bare = ends > 1  # tokenised even if empty
         before, cut = rules.own(found[0].ids, rules.sequence_len) if prompt or bare else ([], 0)
-        after, cut_after = rules.own(found[1].ids, rules.sequence_len) if answer or bare else ([], 0)
+        after, cut_after = (
+            rules.own(found[1].ids, rules.sequence_len) if answer or bare else ([], 0)
+        )
         if after:
             eos = rules.need_eos()
             missing = ends - (after[-1] == eos)
@@ -164,7 +168,9 @@ def derive(row: Row, what: str) -> Row:
         if not isinstance(choices, list):
             raise RowError("not a list", f'field "choices" is {json_type(choices)}')
         listed = "\n".join(f'- "{choice}"' for choice in choices)
-        solution = row["solution"] if row.get("solution") is not None else column(row, "explanation")
+        solution = (
+            row["solution"] if row.get("solution") is not None else column(row, "explanation")
+        )
         return {**row, "choices": listed, "solution": solution}
     if what == "evaluation":
         parts = (column(row, "scores"), column(row, "critiques"))

@@ -1,4 +1,4 @@
-"""Texts without a prompt: completion, pretraining windows, and segments that say what is trained."""
+"""Texts without a prompt: completion, pretraining windows, and segments with labels."""
 
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ class Pretrain:
         return Plan([value], self.build)
 
     def build(self, found: list[Located]) -> Built:
-        """Each window begins `overlap` tokens before the end of the last, with BOS where there is one."""
+        """Each window begins `overlap` tokens before the end of the last."""
         rules = self.rules
         ids = found[0].ids
         width = rules.sequence_len - 1 - len(rules.before) - len(rules.after)

@@ -168,7 +168,7 @@ class AxolotlFormat:
         return Encoded(content, long, {reason: count for reason, count in dropped.items() if count})
 
 
-def one_sample(ids: Sequence[int], trained: npt.ArrayLike | None, cut: int = 0) -> Built:
+def one_sample(ids: Sequence[int] | Ids, trained: npt.ArrayLike | None, cut: int = 0) -> Built:
     """A row of one sample, or of none where there is no token."""
     if not len(ids):
         return Built([], cut)

@@ -21,7 +21,7 @@ WITH_EOS = (  # trims contents, begins with BOS, ends answers with EOS
     "{% else %}{{ '[INST]' + message.content | trim + '[/INST]' }}{% endif %}{% endfor %}"
 )
 TOOLS = (  # tools, tool calls and their answers, and properties read by name
-    "{% if tools %}{{ '<|im_start|>system\\nTools: ' + tools | tojson + '<|im_end|>\\n' }}{% endif %}"
+    "{% if tools %}{{ '<|im_start|>system\\n' + tools | tojson + '<|im_end|>\\n' }}{% endif %}"
     "{% for message in messages %}{{ '<|im_start|>' + message.role }}"
     "{% if message.name %}{{ ' ' + message.name }}{% endif %}{{ '\\n' }}"
     "{% if message.content %}{{ message.content }}{% endif %}"
@@ -49,7 +49,7 @@ PIECES = [
     "\n\nblank lines around\n",
     "Zürich, naïve café — “quoted” … ½",
     "水車は回る。粉を挽く。",
-    "Мельница у реки",
+    "Мельница у реки",  # noqa: RUF001
     "🌊🪨🌾 wheel 👩‍🌾",
     "[1, 2]",
     "]] [[dummy_message",
@@ -75,8 +75,8 @@ class Case(NamedTuple):
     name: str
     type: str | Row
     rows: str
-    entry: Row = {}
-    config: Row = {}
+    entry: Row = {}  # noqa: RUF012  never written to
+    config: Row = {}  # noqa: RUF012
     rl: str | None = None
 
 
@@ -91,18 +91,18 @@ def fill(columns: list[str], seed: str, optional: tuple[str, ...] = ()) -> list[
     for index in range(18):
         rows.append({name: some(rng, 1 + (index + k) % 3) for k, name in enumerate(columns)})
     last = columns[-1]
-    rows.append({name: "" for name in columns})
-    rows.append({name: "full" for name in columns} | {last: ""})
-    rows.append({name: "full" for name in columns} | {last: None})
-    rows.append({name: "full" for name in columns} | {last: "ends in</s>"})
-    rows.append({name: "full" for name in columns} | {last: "<s>begins"})
-    rows.append({name: "full" for name in columns} | {last: "ends<|im_end|>"})
+    rows.append(dict.fromkeys(columns, ""))
+    rows.append(dict.fromkeys(columns, "full") | {last: ""})
+    rows.append(dict.fromkeys(columns, "full") | {last: None})
+    rows.append(dict.fromkeys(columns, "full") | {last: "ends in</s>"})
+    rows.append(dict.fromkeys(columns, "full") | {last: "<s>begins"})
+    rows.append(dict.fromkeys(columns, "full") | {last: "ends<|im_end|>"})
     rows.append({name: "long " * (90 if name != last else 3) for name in columns})
     rows.append({name: "long " * (90 if name == last else 3) for name in columns})
     for name in optional:
         rows.append({key: "full" for key in columns if key != name})
-        rows.append({key: "full" for key in columns} | {name: None})
-        rows.append({key: "full" for key in columns} | {name: ""})
+        rows.append(dict.fromkeys(columns, "full") | {name: None})
+        rows.append(dict.fromkeys(columns, "full") | {name: ""})
     return rows
 
 
@@ -180,7 +180,7 @@ def rows_of() -> dict[str, list[Row]]:
         "sharegpt": chats(("from", "value"), ("system", "human", "gpt"), "conversations", "share"),
         "guanaco": chats(("role", "text"), ("system", "prompter", "assistant"), "turns", "gu")[:20],
         "own_text": [
-            {"messages": conversation(rng, ("role", "content"), ["user", "assistant"]) + [turn]}
+            {"messages": [*conversation(rng, ("role", "content"), ["user", "assistant"]), turn]}
             for text in OWN_TEXT
             for turn in [{"role": "assistant", "content": text}]
         ],
@@ -289,7 +289,14 @@ def thinking_rows() -> list[Row]:
         "before <think>in</think>",
     ]
     rows: list[Row] = [
-        {"messages": [ask, {"role": "assistant", "content": text}, ask, {"role": "assistant"} | end]}
+        {
+            "messages": [
+                ask,
+                {"role": "assistant", "content": text},
+                ask,
+                {"role": "assistant"} | end,
+            ]
+        }
         for text in texts
         for end in [{"content": texts[0]}]
     ]
@@ -329,7 +336,9 @@ def detail_rows(rng: random.Random) -> list[Row]:
     for cut in cuts:
         user = {"role": "user", "content": some(rng, 1)}
         rows.append({"messages": [user, {"role": "assistant", "content": text, "detail": cut}]})
-        rows.append({"messages": [user | {"detail": cut[:1]}, {"role": "assistant", "content": text}]})
+        rows.append(
+            {"messages": [user | {"detail": cut[:1]}, {"role": "assistant", "content": text}]}
+        )
         thought = {"role": "assistant", "content": text, "detail": cut, "reasoning_content": "So."}
         rows.append({"messages": [user, thought]})
     return rows
@@ -338,7 +347,10 @@ def detail_rows(rng: random.Random) -> list[Row]:
 def part_rows() -> list[Row]:
     ask = {"role": "user", "content": "How?"}
     contents: list[list[Row]] = [
-        [{"type": "text", "text": "Let me think.", "train": False}, {"text": " Four.", "train": True}],
+        [
+            {"type": "text", "text": "Let me think.", "train": False},
+            {"text": " Four.", "train": True},
+        ],
         [{"value": "weighed", "weight": 0}, {"content": " and kept", "weight": 1}],
         [{"type": "text", "text": "no flags"}, {"type": "text", "text": " at all"}],
         [{"text": "a trailing space ", "train": False}, {"text": "then more 🌾", "train": True}],
@@ -351,7 +363,9 @@ def part_rows() -> list[Row]:
         turn = {"role": "assistant", "content": "Plain.", "reasoning_content": content}
         rows.append({"messages": [ask, turn]})
         rows.append({"messages": [ask, turn | {"content": content}]})
-    rows.append({"messages": [ask | {"content": contents[0]}, {"role": "assistant", "content": "x"}]})
+    rows.append(
+        {"messages": [ask | {"content": contents[0]}, {"role": "assistant", "content": "x"}]}
+    )
     return rows
 
 
@@ -493,7 +507,13 @@ def other_cases() -> list[Case]:
         Case("messages", "messages", "chat", {"chat_template": "chatml"}),
         Case("messages llama3", "messages.chat", "chat_plain", {"chat_template": "llama3"}),
         Case("messages weights", "messages", "weights", {"chat_template": "chatml"}),
-        Case("messages train_on_inputs", "messages", "chat_plain", {"chat_template": "chatml"}, inputs),
+        Case(
+            "messages train_on_inputs",
+            "messages",
+            "chat_plain",
+            {"chat_template": "chatml"},
+            inputs,
+        ),
         Case("messages from", "messages", "sharegpt", {"chat_template": "chatml"} | SHAREGPT),
         Case("stepwise", "stepwise_supervised", "steps"),
         Case("stepwise last", "stepwise_supervised", "steps", {"train_on_last_step_only": True}),
@@ -540,7 +560,9 @@ def chat_cases() -> list[Case]:
         *(case(f"eos {end}", "chat_plain", train_on_eos=end) for end in ends),
         *(jinja(f"eos {end} template", WITH_EOS, "chat_plain", train_on_eos=end) for end in ends),
         *(jinja(f"eot {end}", TWO_ENDS, "chat_plain", eot, train_on_eot=end) for end in ends),
-        jinja("eot none eos all", TWO_ENDS, "chat_plain", eot, train_on_eot="none", train_on_eos="all"),
+        jinja(
+            "eot none eos all", TWO_ENDS, "chat_plain", eot, train_on_eot="none", train_on_eos="all"
+        ),
         jinja("eot conflict", TWO_ENDS, "chat_plain", {"eot_tokens": ["</s>"]}, train_on_eot="all"),
         jinja("eot absent", TWO_ENDS, "chat_plain", {"eot_tokens": ["<|eot_id|>", "<nowhere>"]}),
         jinja("eot several tokens", WITH_EOS, "chat_plain", {"eot_tokens": ["[INST]"]}),
@@ -563,7 +585,9 @@ def chat_cases() -> list[Case]:
         jinja("tools eos all", TOOLS, "tools", train_on_eos="all"),
         jinja("tools train_on_inputs", TOOLS, "tools", {"train_on_inputs": True}),
         jinja("thinking", THINKING, "thinking"),
-        jinja("thinking kept", THINKING, "thinking", {"chat_template_kwargs": {"keep_thinking": True}}),
+        jinja(
+            "thinking kept", THINKING, "thinking", {"chat_template_kwargs": {"keep_thinking": True}}
+        ),
         jinja("thinking split", THINKING, "thinking", split_thinking=True),
         jinja(
             "thinking field",
@@ -607,7 +631,9 @@ def preference_cases() -> list[Case]:
         Case("dpo zephyr.nectar", "zephyr.nectar", "preference.answers", rl="dpo"),
         Case("dpo passthrough", "passthrough", "preference.texts", rl="dpo"),
         Case("dpo chat_template", "chat_template.default", "preference.split", rl="dpo"),
-        Case("dpo chat_template argilla", "chat_template.argilla_chat", "preference.turns", rl="dpo"),
+        Case(
+            "dpo chat_template argilla", "chat_template.argilla_chat", "preference.turns", rl="dpo"
+        ),
         Case("dpo custom", formats, "preference.texts", rl="dpo"),
         Case("dpo custom field", {"field_prompt": "question"}, "preference.texts", rl="dpo"),
         Case("orpo argilla", "chat_template.argilla", "preference.turns", rl="orpo"),

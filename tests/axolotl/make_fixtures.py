@@ -1,6 +1,6 @@
 """Ask Axolotl itself what it makes of every case, and write its answers beside this file.
 
-Run by hand (`make axolotl-fixtures`): it builds an environment of its own (1.7 GB, a minute), because
+Run by hand (`make axolotl-fixtures`): it builds an environment of its own (1.7 GB, a minute), since
 no Axolotl release resolves beside the versions that Headrace uses. The small tokenizers are trained
 here, so that nothing is fetched.
 
@@ -64,7 +64,9 @@ FOR_LLAMA = {"alpaca", "completion", "metharme", "input_output", "pygmalion", "l
 
 
 def main() -> None:
-    environment = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.gettempdir() + "/axolotl-venv")
+    environment = Path(
+        sys.argv[1] if len(sys.argv) > 1 else tempfile.gettempdir() + "/axolotl-venv"
+    )
     python = environment / "bin" / "python"
     if not python.exists():
         venv.create(environment, with_pip=True)
@@ -116,9 +118,17 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def tokenizer_files(name: str, rows: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
-    """A small tokenizer trained on the rows: byte-level BPE, or BPE over `▁` with bytes to fall on."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-    from tokenizers import pre_tokenizers, processors, trainers
+    """A small tokenizer trained on the rows: byte-level BPE, or BPE over `▁` as Llama 2 has it."""
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     text = sorted(set(texts(rows))) + [cases.CHATML, cases.WITH_EOS] * 4
     special = [AddedToken(token, normalized=False, special=True) for token in SPECIAL]
@@ -160,7 +170,9 @@ def tokenizer_files(name: str, rows: dict[str, list[dict[str, Any]]]) -> dict[st
     if name == "llama":  # as in Llama's, no words, and bytes are no special tokens
         raw = json.loads(tokenizer.to_str())
         raw["pre_tokenizer"] = None
-        raw["added_tokens"] = [token for token in raw["added_tokens"] if token["content"] in SPECIAL]
+        raw["added_tokens"] = [
+            token for token in raw["added_tokens"] if token["content"] in SPECIAL
+        ]
         return {
             "tokenizer.json": json.dumps(raw, ensure_ascii=False),
             "tokenizer_config.json": json.dumps(config),
@@ -181,7 +193,7 @@ def texts(value: object) -> Iterator[str]:
 def answer(
     case: cases.Case, tokenizer_name: str, tokenizer: Any, all_rows: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """One line of fixtures: the case, and for each of its rows samples, text, or the error's name."""
+    """One line of fixtures: the case, and for each row samples, texts, or the error's name."""
     line: dict[str, Any] = case._asdict() | {"tokenizer": tokenizer_name}
     try:
         ask = preference(case, tokenizer) if case.rl else strategy(case, tokenizer)
@@ -297,13 +309,32 @@ def preference(case: cases.Case, tokenizer: Any) -> Callable[[dict[str, Any]], A
     kind = case.type if isinstance(case.type, str) else "user_defined.default"
     transform = load(kind, top, dataset_idx=0)
     transform = transform[0] if isinstance(transform, tuple) else transform
-    options = {"tokenizer": tokenizer} if "tokenizer" in inspect.signature(transform).parameters else {}
+    options = (
+        {"tokenizer": tokenizer} if "tokenizer" in inspect.signature(transform).parameters else {}
+    )
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
         result = transform(row, **options)
-        return {"text": [result[name] for name in ("prompt", "chosen", "rejected")]}
+        return as_trained(tokenizer, [result[name] for name in ("prompt", "chosen", "rejected")])
 
     return ask
+
+
+def as_trained(tokenizer: Any, texts: list[str]) -> dict[str, Any]:
+    """A pair as Axolotl's DPO trainer tokenises it: TRL's `tokenize_fn`, and never BOS twice."""
+    from axolotl.utils.data.utils import remove_double_bos_token
+    from trl.trainer.dpo_trainer import common_prefix_length
+
+    prompt, *answers = texts
+    eos = tokenizer.eos_token
+    whole = [prompt + text + ("" if text.endswith(eos) else eos) for text in answers]
+    ids = []
+    for text in (prompt, *whole):
+        encoded = {"input_ids": tokenizer(text=text)["input_ids"]}
+        ids.append(remove_double_bos_token(encoded, tokenizer.bos_token_id)["input_ids"])
+    shared = min(common_prefix_length(ids[0], side) for side in ids[1:])
+    pair = [{"ids": side, "trained": "0" * shared + "1" * (len(side) - shared)} for side in ids[1:]]
+    return {"text": texts, "pair": pair}
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
 import gzip
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from headrace.dataprep.axolotl.build import build_strategy
@@ -39,7 +37,7 @@ def rows_of(case):
 
 
 def row_format(case, spec):
-    settings = dict(case["config"])
+    settings = dict(case["config"]) | {"rl": case["rl"]}
     length = settings.pop("sequence_len", 512)
     config = AxolotlConfig.model_validate({"type": case["type"]} | settings | case["entry"])
     rules = token_rules(spec, length, config.train_on_inputs)
@@ -47,41 +45,52 @@ def row_format(case, spec):
 
 
 def ours(case, spec):
-    """Samples of each row, or its reject."""
-    try:
-        records = [Record(row, Place(__file__, 0, n)) for n, row in enumerate(rows_of(case))]
-        return list(row_format(case, spec).encode(records))
-    except ConfigError as error:
-        return error
+    """What becomes of each row: its samples as pairs of ids and mask, or None if it is refused."""
+    records = [Record(row, Place(__file__, 0, n)) for n, row in enumerate(rows_of(case))]
+    results = row_format(case, spec).encode(records)
+    return [None if isinstance(r, Reject) else [shown(s) for s in r.samples] for r in results]
 
 
 def shown(sample):
-    trained = np.ones(len(sample.ids), bool) if sample.trained is None else sample.trained
-    return {"ids": sample.ids.tolist(), "trained": "".join(map(str, trained.astype(int)))}
+    sides = [(sample.ids, sample.trained)]
+    if sample.rejected_ids is not None:
+        sides.append((sample.rejected_ids, sample.rejected_trained))
+    return [(ids.tolist(), mask(len(ids), trained)) for ids, trained in sides]
+
+
+def mask(length, trained):
+    return "1" * length if trained is None else "".join(map(str, trained.astype(int)))
 
 
 def theirs(answer):
-    """Axolotl's samples; without labels all is trained."""
-    return [
-        {"ids": one["ids"], "trained": one.get("trained", "1" * len(one["ids"]))}
-        for one in answer
-        if one["ids"]
-    ]
+    """The same from Axolotl; without labels all is trained, and a row without tokens is refused."""
+    if isinstance(answer, dict):
+        if "chosen" in answer:  # a reward model has no labels
+            return [[(answer["chosen"], None), (answer["rejected"], None)]]
+        return [list(map(side, answer["pair"]))] if "pair" in answer else None
+    return [[side(one)] for one in answer if one["ids"]] or None
+
+
+def side(one):
+    return one["ids"], one.get("trained", mask(len(one["ids"]), None))
+
+
+def agree(mine, answer):
+    """Whether ids are equal in order, and masks where Axolotl has them."""
+    if mine is None or answer is None:
+        return mine is answer
+    return len(mine) == len(answer) and all(
+        ids == their_ids and trained == (their_mask or trained)
+        for one, their in zip(mine, answer, strict=True)
+        for (ids, trained), (their_ids, their_mask) in zip(one, their, strict=True)
+    )
 
 
 def compare(case, spec):
-    """Every difference, as (row, ours, theirs)."""
-    found = ours(case, spec)
+    """The rows that differ, with what both make of them."""
     if "fails" in case:
-        return [] if isinstance(found, ConfigError) else [(case["rows"], found, case["fails"])]
-    if isinstance(found, ConfigError):
-        return [(case["rows"], found, "rows")]
-    differences = []
-    for row, mine, answer in zip(rows_of(case), found, case["answers"], strict=True):
-        wanted = [] if isinstance(answer, dict) else theirs(answer)
-        if isinstance(mine, Reject):
-            if wanted:
-                differences.append((row, mine, wanted))
-        elif [shown(sample) for sample in mine.samples] != wanted:
-            differences.append((row, [shown(sample) for sample in mine.samples], answer))
-    return differences
+        with pytest.raises(ConfigError):
+            row_format(case, spec)
+        return []
+    triples = zip(rows_of(case), ours(case, spec), map(theirs, case["answers"]), strict=True)
+    return [(row, mine, answer) for row, mine, answer in triples if not agree(mine, answer)]
