@@ -8,9 +8,11 @@ from functools import partial
 from rich.console import Console
 
 from headrace.dataprep.console_report import counts_text, print_ledger, progress_bar
+from headrace.dataprep.formats.registry import build_format
 from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
+from headrace.dataprep.resolve import resolve
 from headrace.dataprep.shard_writer import ShardPlan, finished_shard, write_shard
 from headrace.dataprep.task_runner import finished_task, run_task
 from headrace.dataprep.task_stats import TaskStats, add_counts, add_stats, source_record
@@ -66,7 +68,10 @@ def prepare(
         KeyboardInterrupt: stopped by Ctrl-C, after one line; the same call continues.
     """
     console = console or Console()
-    job = Job(config, read_spec(config))
+    tokenizer = read_spec(config)
+    config = resolve(config, tokenizer)
+    job = Job(config, tokenizer)
+    columns = [build_format(config, source, tokenizer).columns for source in config.sources]
     inputs = find_inputs(config)
     inputs_key = inputs_fingerprint(config, inputs)
     finished = finished_manifest(job, inputs_key)
@@ -75,7 +80,7 @@ def prepare(
         console.print(f"{config.output}: finished before with this config and these inputs; reused")
         print_ledger(console, finished)
         return finished
-    tasks = plan_tasks(config, inputs)
+    tasks = plan_tasks(config, inputs, columns)
     open_output(job.output)
     with locked(job.output):
         try:

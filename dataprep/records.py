@@ -2,18 +2,19 @@
 
 import codecs
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.dataprep.streams import Place, read_all, split_range
-from headrace.dataprep.tasks import Piece
+from headrace.dataprep.tasks import Columns, Piece
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare_config import SourceConfig
 
 PARQUET_BATCH_ROWS = 256
+LIST_FIELDS = {"chat": "messages"}  # a row may be the list of messages itself
 
 
 class Record(NamedTuple):
@@ -32,7 +33,11 @@ class Reject(NamedTuple):
     detail: str
 
 
-Columns = Collection[str] | None
+class Wanted(NamedTuple):
+    """What is taken of parsed JSON: fields (None: all), and where a row that is a list belongs."""
+
+    columns: Columns
+    list_field: str | None = None
 
 
 def read_records(source: SourceConfig, piece: Piece, columns: Columns) -> Iterator[Record | Reject]:
@@ -45,9 +50,9 @@ def read_records(source: SourceConfig, piece: Piece, columns: Columns) -> Iterat
         case "text":
             return read_text(source, piece)
         case "lines":
-            return read_lines(piece, columns)
+            return read_lines(piece, Wanted(columns, LIST_FIELDS.get(source.type)))
         case "json":
-            return read_json_list(piece, columns)
+            return read_json_list(piece, Wanted(columns, LIST_FIELDS.get(source.type)))
         case "parquet":
             return read_parquet(piece, columns)
 
@@ -65,7 +70,7 @@ def read_text(source: SourceConfig, piece: Piece) -> Iterator[Record | Reject]:
         yield text if isinstance(text, Reject) else Record({source.text_field: text}, place)
 
 
-def read_lines(piece: Piece, columns: Columns) -> Iterator[Record | Reject]:
+def read_lines(piece: Piece, wanted: Wanted) -> Iterator[Record | Reject]:
     """JSONL: one object a line; lines of white space alone are no records."""
     first = piece.start == 0
     for place, data in split_range(piece.file.path, b"\n", piece.start, piece.end):
@@ -73,10 +78,10 @@ def read_lines(piece: Piece, columns: Columns) -> Iterator[Record | Reject]:
         first = False
         if line.strip():
             text = decode(place, line)
-            yield text if isinstance(text, Reject) else parse_line(text, place, columns)
+            yield text if isinstance(text, Reject) else parse_line(text, place, wanted)
 
 
-def parse_line(line: str, place: Place, columns: Columns) -> Record | Reject:
+def parse_line(line: str, place: Place, wanted: Wanted) -> Record | Reject:
     """The record in one line of JSONL."""
     try:
         value = json.loads(line)
@@ -84,10 +89,10 @@ def parse_line(line: str, place: Place, columns: Columns) -> Record | Reject:
         return refuse(place, "broken JSON", f"column {error.colno}: {error.msg}")
     except (RecursionError, ValueError) as error:
         return refuse(place, "broken JSON", str(error))
-    return take_fields(value, place, columns, escaped="\\u" in line)
+    return take_fields(value, place, wanted, escaped="\\u" in line)
 
 
-def read_json_list(piece: Piece, columns: Columns) -> Iterator[Record | Reject]:
+def read_json_list(piece: Piece, wanted: Wanted) -> Iterator[Record | Reject]:
     """A JSON list of objects; the file is parsed whole."""
     path = piece.file.path
     try:
@@ -98,19 +103,21 @@ def read_json_list(piece: Piece, columns: Columns) -> Iterator[Record | Reject]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be parsed ({error}); repair it, or write JSONL") from None
     for number, record in enumerate(records):
-        yield take_fields(record, Place(path, 0, number), columns, escaped=True)
+        yield take_fields(record, Place(path, 0, number), wanted, escaped=True)
 
 
-def take_fields(value: object, place: Place, columns: Columns, escaped: bool) -> Record | Reject:
+def take_fields(value: object, place: Place, wanted: Wanted, escaped: bool) -> Record | Reject:
     """The wanted fields of one parsed object.
 
     Args:
         escaped: whether the JSON has escapes, and so may hold half a surrogate pair.
     """
+    if isinstance(value, list) and wanted.list_field is not None:
+        value = {wanted.list_field: value}
     if not isinstance(value, dict):
         return refuse(place, "not an object", f"the record is {json_type(value)}")
-    if columns is not None:
-        value = {name: field for name, field in value.items() if name in columns}
+    if wanted.columns is not None:
+        value = {name: field for name, field in value.items() if name in wanted.columns}
     problem = find_surrogate(value) if escaped else None
     return refuse(place, "invalid UTF-8", problem) if problem else Record(value, place)
 

@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
+from headrace.dataprep.chat_template import read_templates
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare_config import PrepareConfig
 
 Ids = npt.NDArray[np.int32]
 TOKENIZER_NAME = "tokenizer.json"
+CONFIG_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
 ROLES = ("bos", "eos", "pad", "unk")
+TEMPLATE_ROLES = (*ROLES, "sep", "cls", "mask")
 BATCH_BYTES = 1 << 19  # an encoding takes about 100 bytes a token until its ids are taken out
 
 
@@ -32,6 +35,13 @@ class TokenizerSpec:
     bos: int | None
     eos: int | None
     parse_special_tokens: bool
+    token_texts: tuple[tuple[str, str], ...] = ()
+    chat_templates: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The directory it was read from."""
+        return str(Path(self.file).parent)
 
     def identity(self) -> dict[str, object]:
         """Everything but the path: equal identities give equal ids."""
@@ -41,6 +51,8 @@ class TokenizerSpec:
             "bos": self.bos,
             "eos": self.eos,
             "parse_special_tokens": self.parse_special_tokens,
+            "token_texts": dict(self.token_texts),
+            "chat_templates": dict(self.chat_templates),
         }
 
 
@@ -68,6 +80,8 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         bos=choose_bos(config, tokenizer, special.get("bos")),
         eos=choose_eos(config, special.get("eos")),
         parse_special_tokens=config.parse_special_tokens,
+        token_texts=tuple(token_texts(folder).items()),
+        chat_templates=tuple(read_templates(folder, read_json(folder / CONFIG_NAMES[0])).items()),
     )
 
 
@@ -96,15 +110,32 @@ def choose_eos(config: PrepareConfig, eos: int | None) -> int | None:
     return eos
 
 
+def token_texts(folder: Path) -> dict[str, str]:
+    """The special tokens as chat templates know them: `bos_token` and so on, each as text."""
+    found: dict[str, str] = {}
+    for name in CONFIG_NAMES:
+        values = read_json(folder / name)
+        for role in TEMPLATE_ROLES:
+            text = token_text(values.get(f"{role}_token"))
+            if text is not None:
+                found.setdefault(f"{role}_token", text)
+    return found
+
+
+def token_text(token: object) -> str | None:
+    """A token that a config names, as text or with its properties."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
 def special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     """Ids of the special tokens by role, from the first file of the directory that names each."""
     found: dict[str, int] = {}
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in CONFIG_NAMES:
         values = read_json(folder / name)
         for role in ROLES:
-            token = values.get(f"{role}_token")
-            text = token.get("content") if isinstance(token, dict) else token
-            if role in found or not isinstance(text, str):
+            text = token_text(values.get(f"{role}_token"))
+            if role in found or text is None:
                 continue
             number = tokenizer.token_to_id(text)
             if number is None:
@@ -141,6 +172,14 @@ def open_tokenizer(spec: TokenizerSpec, parse_special_tokens: bool) -> Tokenizer
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = not parse_special_tokens
     return tokenizer
+
+
+@functools.lru_cache(maxsize=4)
+def control_ids(spec: TokenizerSpec) -> frozenset[int]:
+    """The tokens that are no text: those the tokenizer calls special, and EOS."""
+    added = open_tokenizer(spec, True).get_added_tokens_decoder()
+    eos = {number for role, number in spec.special_tokens if role == "eos"}
+    return frozenset(eos | {number for number, token in added.items() if token.special})
 
 
 def read_content(spec: TokenizerSpec) -> bytes:

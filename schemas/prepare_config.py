@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from headrace.schemas.chat_config import ChatConfig
 from headrace.schemas.toml_config import Config, Text
 
 Packing = Literal["concatenate", "best_fit", "none"]
@@ -16,9 +17,9 @@ class SourceConfig(Config):
     name: Text = Field(
         description="Name of the source: appears in rows, ledger and per-source loss. Unique."
     )
-    type: Literal["text", "documents"] = Field(
+    type: Literal["text", "documents", "chat"] = Field(
         description='`"text"`: a file is a document, unless `document_separator` cuts it. '
-        '`"documents"`: JSONL, a JSON list or Parquet with one document a record.'
+        '`"documents"`: one document a record. `"chat"`: one conversation a record.'
     )
     path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
         description="File or glob (`**` crosses folders), or a list of them, relative to the "
@@ -31,6 +32,7 @@ class SourceConfig(Config):
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
     )
+    chat: ChatConfig | None = Field(None, description='For `type = "chat"`.')
 
 
 class PrepareConfig(Config):
@@ -111,10 +113,12 @@ class PrepareConfig(Config):
             if names.count(name) > 1:
                 raise ValueError(f'two sources are named "{name}"; give each its own name')
         for source in self.sources:
-            if source.type == "documents" and source.document_separator is not None:
+            if source.type != "text" and source.document_separator is not None:
                 raise ValueError(
                     f'source "{source.name}": document_separator is for type = "text"; remove it'
                 )
+            if source.type != "chat" and source.chat is not None:
+                raise ValueError(f'source "{source.name}": chat is for type = "chat"; remove it')
             if source.document_separator == "":
                 raise ValueError(
                     f'source "{source.name}": document_separator is empty; leave it out'

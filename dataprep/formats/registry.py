@@ -2,6 +2,7 @@
 
 from headrace.dataprep.formats.sample import Format
 from headrace.dataprep.tokenizer import TokenizerSpec
+from headrace.schemas.chat_config import ChatConfig
 from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
 
 
@@ -17,3 +18,7 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
             from headrace.dataprep.formats.text import TextFormat
 
             return TextFormat(source, tokenizer)
+        case "chat":
+            from headrace.dataprep.formats.chat import ChatFormat
+
+            return ChatFormat(source.chat or ChatConfig(), tokenizer)
