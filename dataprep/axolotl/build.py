@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 
 from headrace.dataprep.axolotl.chat import ChatStrategy, TrainRules
 from headrace.dataprep.axolotl.dialogues import Llama2Chat, Messages, Pygmalion
@@ -31,6 +32,7 @@ from headrace.dataprep.axolotl.strategy import Row, Strategy, TokenRules
 from headrace.dataprep.axolotl.templates import (
     choose_template,
     message_properties,
+    named_templates,
     template_text,
 )
 from headrace.dataprep.axolotl.turns import DEFAULT_ROLES, TurnReader
@@ -55,6 +57,8 @@ def build_strategy(config: AxolotlConfig, rules: TokenRules) -> Strategy:
     name, style = split_type(config.type)
     if name in instruct_types():
         return instruct(name, style or config.conversation, rules)
+    if name in REFUSED:
+        raise ConfigError(f'axolotl type "{config.type}" {REFUSED[name]}')
     build = OTHERS.get(name)
     if build is None:
         raise unknown("type", config.type, [*instruct_types(), *OTHERS])
@@ -256,6 +260,41 @@ def pair_reader(config: AxolotlConfig, rules: TokenRules) -> Callable[[Row], Pai
 PAIR_TYPES = ("zephyr.nectar", "passthrough", "chat_template.default", "chat_template.argilla_chat")
 
 
+def sharegpt(config: AxolotlConfig, rules: TokenRules, style: str | None) -> ChatStrategy:
+    """The ShareGPT family, which Axolotl has removed, as its guide says to write it."""
+    assert isinstance(config.type, str)
+    base, _, loader = split_type(config.type)[0].partition(".")
+    role, content = SHAREGPT_NAMES.get(loader, ("from", "value"))
+    names = {"role": role, "content": content} | property_names(config)
+    changes: dict[str, object] = {
+        "field_messages": config.field_messages or "conversations",
+        "message_property_mappings": names,
+        "message_field_role": None,
+        "message_field_content": None,
+        "message_field_training": config.message_field_training or "weight",
+        "chat_template": config.chat_template
+        or conversation_template(config.conversation or style),
+    }
+    if loader == "load_guanaco" and config.roles is None:
+        changes["roles"] = {"user": ["prompter"], "assistant": ["assistant"]}
+    strategy = chat(config.model_copy(update=changes), rules, None)
+    reader = replace(strategy.reader, sharegpt=True, jokes=base == "sharegpt_jokes")
+    return replace(strategy, reader=reader)
+
+
+SHAREGPT_NAMES = {"load_role": ("role", "value"), "load_guanaco": ("role", "text")}
+
+
+def conversation_template(name: str | None) -> str | None:
+    """The template that is named like one of fastchat's conversations."""
+    if name is None or name in named_templates():
+        return name
+    raise ConfigError(
+        f'conversation = "{name}": its layout came from fastchat, which is gone; set '
+        "chat_template to one of: " + ", ".join(named_templates())
+    )
+
+
 def both_templates(config: AxolotlConfig, rules: TokenRules) -> tuple[ChatTemplate, ChatTemplate]:
     """The template of a source, and the same ending in the header of an answer."""
     asking = (config.chat_template_kwargs or {}) | {"add_generation_prompt": True}
@@ -277,6 +316,11 @@ def template_pairs(config: AxolotlConfig, rules: TokenRules, whole: bool) -> Tem
     )
 
 
+REFUSED = {
+    "stepwise_supervised": "gives each step a class for a process reward model, which shards of "
+    "tokens cannot hold; remove the source",
+    "_synthetic": "makes random ids, no data; remove the source",
+}
 OTHERS: dict[str, Callable[[AxolotlConfig, TokenRules, str | None], Strategy]] = {
     "completion": lambda config, rules, _: Completion(rules, config.field or "text"),
     "pretrain": lambda config, rules, _: Pretrain(rules, config.text_column or "text"),
@@ -291,6 +335,9 @@ OTHERS: dict[str, Callable[[AxolotlConfig, TokenRules, str | None], Strategy]] =
     "bradley_terry.chat_template": lambda config, rules, _: StagedPairs(
         BradleyTerryStages(turn_reader(config, frozenset()), *both_templates(config, rules))
     ),
+    **dict.fromkeys(("sharegpt", "sharegpt.load_role", "sharegpt.load_guanaco"), sharegpt),
+    **dict.fromkeys(("sharegpt_simple", "sharegpt_simple.load_role"), sharegpt),
+    **dict.fromkeys(("sharegpt_simple.load_guanaco", "sharegpt_jokes"), sharegpt),
     "messages": messages,
     "messages.chat": messages,
 }

@@ -9,7 +9,13 @@ import numpy as np
 from headrace.dataprep.axolotl.strategy import Built, Plan, Row, RowError, one_sample
 from headrace.dataprep.axolotl.turns import Detail, Turn, TurnReader
 from headrace.dataprep.chat_mask import locate_turn, render_chat, span_tokens
-from headrace.dataprep.chat_template import RESERVED, ChatTemplate, Message, Span, TemplateRefusal
+from headrace.dataprep.chat_template import (
+    RESERVED,
+    ChatTemplate,
+    Message,
+    Span,
+    TemplateRefusedError,
+)
 from headrace.dataprep.formats.sample import Mask
 from headrace.dataprep.tokenizer import Ids, Located
 from headrace.schemas.axolotl_config import Ends
@@ -87,7 +93,7 @@ class ChatStrategy:
                 self.visit(turns, index, rendered.text, rendered.turns[index], tools)
                 for index in wanted
             ]
-        except TemplateRefusal as error:
+        except TemplateRefusedError as error:
             raise RowError("refused by the chat template", str(error)) from None
         details = [part for visit in visits for part in visit.parts if part.detail is not None]
 

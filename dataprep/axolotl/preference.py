@@ -17,7 +17,7 @@ from headrace.dataprep.axolotl.strategy import (
     rows_in,
 )
 from headrace.dataprep.axolotl.turns import TurnReader
-from headrace.dataprep.chat_template import ChatTemplate, Message, TemplateRefusal
+from headrace.dataprep.chat_template import ChatTemplate, Message, TemplateRefusedError
 from headrace.dataprep.formats.sample import Sample
 from headrace.dataprep.records import json_type
 from headrace.dataprep.tokenizer import Ids, Located
@@ -49,7 +49,7 @@ class TextPairs:
         """The prompt alone, and with each answer."""
         try:
             pair = self.read(row)
-        except TemplateRefusal as error:
+        except TemplateRefusedError as error:
             raise RowError("refused by the chat template", str(error)) from None
         for name, text in pair._asdict().items():
             if not text:
@@ -291,7 +291,7 @@ class StagedPairs:
         """Each conversation up to the end of each stage; the answer comes last, and is trained."""
         try:
             sides = [self.stages(row, name) for name in ("chosen", "rejected")]
-        except TemplateRefusal as error:
+        except TemplateRefusedError as error:
             raise RowError("refused by the chat template", str(error)) from None
 
         def build(found: list[Located]) -> Built:

@@ -118,6 +118,7 @@ class TurnReader:
         if seen.get("tool_calls"):
             seen["tool_calls"] = [parse_call(call) for call in seen["tool_calls"]]
         training = message.get(self.field_training) if self.field_training else None
+        training = None if self.sharegpt and training else training  # a weight of 0 masks, no more
         detail = message.get(self.field_detail) if self.field_detail else None
         seen, detail = join_parts(seen, "content", detail)
         seen, reasoning_detail = join_parts(seen, self.thinking_key, None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.dataprep.axolotl.build import build_strategy
+from headrace.dataprep.axolotl.build import REFUSED, build_strategy
 from headrace.dataprep.axolotl.strategy import AxolotlFormat, token_rules
 from headrace.dataprep.records import Record, Reject
 from headrace.dataprep.streams import Place
@@ -19,15 +19,40 @@ with gzip.open(Path(__file__).with_name("golden.jsonl.gz"), "rt", encoding="utf-
     HEADER, *CASES = map(json.loads, lines)
 
 
-@pytest.fixture(scope="session", params=HEADER["tokenizers"])
-def tokenizer(request, tmp_path_factory):
-    """One of the small tokenizers: its name, and what workers are told of it."""
-    folder = tmp_path_factory.mktemp(request.param)
-    for name, text in HEADER["tokenizers"][request.param].items():
-        (folder / name).write_text(text, encoding="utf-8")
-    source = {"name": "x", "type": "text", "path": "x"}
-    config = PrepareConfig(output="x", tokenizer=str(folder), sources=[source])
-    return request.param, read_spec(config)
+PLACEHOLDERS = ("[[dummy_message]]", "zzdummymessagezz")
+INTENDED = {  # docs/axolotl.md has the reasons
+    "a null solution counts as none": lambda case, row: (
+        "solution" in row and row["solution"] is None
+    ),
+    "a content may be Axolotl's placeholder": lambda case, row: any(
+        turn.get("content", turn.get("value")) in PLACEHOLDERS for turn in turns_of(row)
+    ),
+    "an empty turn has no tokens": lambda case, row: (
+        case["name"] == "chat with eos train_on_inputs"
+        and any(turn.get("content") == "" for turn in turns_of(row))
+    ),
+    "a null system text is none": lambda case, row: (
+        case["name"] == "bradley_terry" and row["system"] is None
+    ),
+}
+
+
+def turns_of(row):
+    return row.get("messages") or row.get("conversations") or []
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory):
+    """What workers are told of each of the small tokenizers."""
+    found = {}
+    for name, content in HEADER["tokenizers"].items():
+        folder = tmp_path_factory.mktemp(name)
+        for file, text in content.items():
+            (folder / file).write_text(text, encoding="utf-8")
+        source = {"name": "x", "type": "text", "path": "x"}
+        config = PrepareConfig(output="x", tokenizer=str(folder), sources=[source])
+        found[name] = read_spec(config)
+    return found
 
 
 def rows_of(case):
@@ -86,11 +111,51 @@ def agree(mine, answer):
     )
 
 
-def compare(case, spec):
-    """The rows that differ, with what both make of them."""
-    if "fails" in case:
-        with pytest.raises(ConfigError):
-            row_format(case, spec)
-        return []
+def differences(case, spec):
+    """The rows that differ."""
     triples = zip(rows_of(case), ours(case, spec), map(theirs, case["answers"]), strict=True)
-    return [(row, mine, answer) for row, mine, answer in triples if not agree(mine, answer)]
+    return [row for row, mine, answer in triples if not agree(mine, answer)]
+
+
+def name_of(case):
+    return f"{case['tokenizer']}: {case['name']}"
+
+
+ANSWERED = [case for case in CASES if "answers" in case and not case["name"].startswith("stepwise")]
+
+
+@pytest.mark.parametrize("case", ANSWERED, ids=name_of)
+def test_ids_and_masks_are_axolotls(case, tokenizers):
+    found = differences(case, tokenizers[case["tokenizer"]])
+    unintended = [row for row in found if not any(why(case, row) for why in INTENDED.values())]
+    assert unintended == []
+
+
+@pytest.mark.parametrize("why", INTENDED)
+def test_each_intended_difference_is_there(why, tokenizers):
+    seen = [
+        row
+        for case in ANSWERED
+        if any(INTENDED[why](case, row) for row in rows_of(case))
+        for row in differences(case, tokenizers[case["tokenizer"]])
+        if INTENDED[why](case, row)
+    ]
+    assert seen
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "fails" in case], ids=name_of)
+def test_options_that_axolotl_refuses_are_refused(case, tokenizers):
+    with pytest.raises(ConfigError):
+        row_format(case, tokenizers[case["tokenizer"]])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_types_that_shards_cannot_hold_are_refused_by_name(name, tokenizers):
+    case = {"type": name, "config": {}, "entry": {}, "rl": None}
+    with pytest.raises(ConfigError, match=f'axolotl type "{name}" .*; remove the source'):
+        row_format(case, tokenizers["bos"])
+
+
+def test_the_fixtures_are_of_the_version_that_the_docs_name():
+    assert HEADER["versions"]["axolotl"] == "0.19.0"
+    assert {case["tokenizer"] for case in CASES} == {"bos", "chatml", "llama"}
