@@ -57,8 +57,10 @@ def process_block(config: PrepareConfig, row_format: Format, block: Block) -> Bl
     """Tokenise, split off evaluation documents, pack, and give each row its key."""
     encoded, rejects = encode_block(row_format, block)
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    fixed = next(source.split for source in config.sources if source.name == block.source)
     for document in encoded:
-        samples[choose_split(config, document.content)] += document.samples
+        split = choose_split(config, document.content) if fixed == "auto" else fixed
+        samples[split] += document.samples
     fitted = {
         split: fit_samples(found, config.sequence_len, config.overlong)
         for split, found in samples.items()

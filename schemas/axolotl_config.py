@@ -110,6 +110,13 @@ class AxolotlConfig(Config):
     default_system_message: str | None = Field(
         None, description="In place of the `chatml` template's own."
     )
+    rows: str | None = Field(
+        None,
+        description='Take these rows of all files together, as `"[:1000]"` or `"[10%:]"`.',
+    )
+    row_ranges: dict[str, list[int]] | None = Field(
+        None, description="The same for each file, from 0; worked out from `rows`."
+    )
     shards: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Cut the rows into so many equal shares, by their content."
     )

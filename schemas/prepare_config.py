@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from headrace.schemas.axolotl_config import AxolotlConfig
+from headrace.schemas.axolotl_yaml import expand_axolotl
 from headrace.schemas.chat_config import ChatConfig
 from headrace.schemas.toml_config import Config, Text
 
@@ -17,9 +19,10 @@ class SourceConfig(Config):
     name: Text = Field(
         description="Name of the source: appears in rows, ledger and per-source loss. Unique."
     )
-    type: Literal["text", "documents", "chat"] = Field(
+    type: Literal["text", "documents", "chat", "axolotl"] = Field(
         description='`"text"`: a file is a document, unless `document_separator` cuts it. '
-        '`"documents"`: one document a record. `"chat"`: one conversation a record.'
+        '`"documents"`: one document a record. `"chat"`: one conversation a record. '
+        '`"axolotl"`: rows as Axolotl reads them; `path` may be its YAML file.'
     )
     path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
         description="File or glob (`**` crosses folders), or a list of them, relative to the "
@@ -31,6 +34,15 @@ class SourceConfig(Config):
     text_field: Text = Field("text", description="Field that holds the text (`documents` only).")
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
+    )
+    split: Literal["auto", "train", "evaluation"] = Field(
+        "auto", description="Put all documents into one split; `auto`: by `evaluation_fraction`."
+    )
+    axolotl: AxolotlConfig | None = Field(None, description='For `type = "axolotl"`.')
+    engine: Literal["headrace", "axolotl"] = Field(
+        "headrace",
+        description='Who tokenises `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
+        "types that Headrace does not know.",
     )
     chat: ChatConfig | None = Field(None, description='For `type = "chat"`.')
 
@@ -69,6 +81,14 @@ class PrepareConfig(Config):
     eos: Literal["auto", "never"] = Field(
         "auto", description='EOS at document end: `"auto"` appends it where it is not there yet.'
     )
+    special_tokens: dict[str, str] = Field(
+        {}, description='Other special tokens than the tokenizer names, as `{eos_token = "</s>"}`.'
+    )
+    added_tokens: list[str] = Field(
+        [],
+        description="Tokens that the tokenizer gets where it has none of that text. The model must "
+        "get the same: its `tokenizer.json` is the one in the shard directory.",
+    )
     parse_special_tokens: bool = Field(
         False,
         description="Whether `<|...|>` in a document becomes the special token, or stays text.",
@@ -91,7 +111,10 @@ class PrepareConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def resolve_overlong(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("overlong") is not None:
+        if not isinstance(values, dict):
+            return values
+        values = expand_axolotl(values)
+        if values.get("overlong") is not None:
             return values
         whole = values.get("packing", "concatenate") != "concatenate"
         return values | {"overlong": "split" if whole else None}
@@ -119,6 +142,11 @@ class PrepareConfig(Config):
                 )
             if source.type != "chat" and source.chat is not None:
                 raise ValueError(f'source "{source.name}": chat is for type = "chat"; remove it')
+            if (source.type == "axolotl") != (source.axolotl is not None):
+                raise ValueError(
+                    f'source "{source.name}": type = "axolotl" and [sources.axolotl] need each '
+                    "other, unless path is an Axolotl YAML file"
+                )
             if source.document_separator == "":
                 raise ValueError(
                     f'source "{source.name}": document_separator is empty; leave it out'

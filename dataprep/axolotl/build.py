@@ -28,7 +28,7 @@ from headrace.dataprep.axolotl.prompts import (
     prompt_texts,
     styles,
 )
-from headrace.dataprep.axolotl.strategy import Row, Strategy, TokenRules
+from headrace.dataprep.axolotl.strategy import AxolotlFormat, Row, Strategy, TokenRules, token_rules
 from headrace.dataprep.axolotl.templates import (
     choose_template,
     message_properties,
@@ -37,11 +37,31 @@ from headrace.dataprep.axolotl.templates import (
 )
 from headrace.dataprep.axolotl.turns import DEFAULT_ROLES, TurnReader
 from headrace.dataprep.chat_template import ChatTemplate
-from headrace.dataprep.tokenizer import encode_texts
+from headrace.dataprep.formats.sample import Format
+from headrace.dataprep.tokenizer import TokenizerSpec, encode_texts
 from headrace.schemas.axolotl_config import AxolotlConfig, CustomType
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
 
 NAMED_STYLES = ("instruct", "chat", "chatml", "phi")
+
+
+def build_axolotl_format(
+    config: PrepareConfig, source: SourceConfig, tokenizer: TokenizerSpec
+) -> Format:
+    """The row format of a source of `type = "axolotl"`.
+
+    Raises:
+        ConfigError: its options cannot be followed.
+    """
+    options = source.axolotl
+    assert options is not None
+    try:
+        rules = token_rules(tokenizer, config.sequence_len, options.train_on_inputs)
+        strategy = build_strategy(options, rules)
+    except ConfigError as error:
+        raise ConfigError(f'source "{source.name}": {error}') from None
+    return AxolotlFormat(strategy, tokenizer, options, config.sequence_len, config.seed)
 
 
 def build_strategy(config: AxolotlConfig, rules: TokenRules) -> Strategy:

@@ -38,7 +38,8 @@ INTENDED = {  # docs/axolotl.md has the reasons
 
 
 def turns_of(row):
-    return row.get("messages") or row.get("conversations") or []
+    turns = row.get("messages") or row.get("conversations")
+    return turns if isinstance(turns, list) else []
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +67,8 @@ def row_format(case, spec):
     length = settings.pop("sequence_len", 512)
     config = AxolotlConfig.model_validate({"type": case["type"]} | settings | case["entry"])
     rules = token_rules(spec, length, config.train_on_inputs)
-    return AxolotlFormat(build_strategy(config, rules), spec, min_sample_len=1)
+    config = config.model_copy(update={"min_sample_len": 1})
+    return AxolotlFormat(build_strategy(config, rules), spec, config, length, seed=0)
 
 
 def ours(case, spec):
