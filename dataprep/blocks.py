@@ -16,7 +16,7 @@ from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.shard_format import EVALUATION, SPLITS, TRAIN, shard_schema
+from headrace.schemas.shard_format import EVALUATION, SIDES, SPLITS, TRAIN, shard_schema
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,8 @@ def pack(config: PrepareConfig, block: Block, split: str, samples: list[Sample])
         row_key(config.seed, block.source, split, block.task, block.number, row)
         for row in range(len(packed.input_ids))
     ]
-    schema = shard_schema()
-    columns = {
-        "input_ids": packed.input_ids,
-        "loss_mask": packed.loss_mask,
-        "document_lengths": packed.document_lengths,
+    schema = shard_schema(config.kind)
+    columns = packed._asdict() | {
         "source": source_column(config, block.source, len(keys)),
         "row_key": pa.array(keys, pa.uint64()),
         "control_class": pa.nulls(len(keys), pa.int8()),
@@ -145,8 +142,13 @@ def source_column(config: PrepareConfig, name: str, rows: int) -> pa.DictionaryA
 
 
 def count_tokens(table: pa.Table) -> int:
-    """Tokens in all rows of a table."""
-    return sum(len(chunk.flatten()) for chunk in table["input_ids"].chunks)
+    """Tokens in all rows of a table, on both sides of a pair."""
+    return sum(len(chunk.flatten()) for ids, _ in sides(table) for chunk in table[ids].chunks)
+
+
+def sides(table: pa.Table) -> list[tuple[str, str]]:
+    """The names of the columns of ids and masks: one side, or two in preference sets."""
+    return [(ids, mask) for ids, mask in SIDES if ids in table.column_names]
 
 
 def sort_rows(tables: Iterable[pa.Table]) -> pa.Table:

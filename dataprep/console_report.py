@@ -52,7 +52,7 @@ def print_ledger(console: Console, manifest: Manifest) -> None:
     for source in manifest.sources:
         median = source.document_length_quantiles.get("p50", 0)
         counts = (source.documents, source.rejected_documents, source.rows, source.tokens, median)
-        fill = f"{source.fill(manifest.sequence_len):.1%}"
+        fill = f"{source.fill(manifest.row_tokens):.1%}"
         table.add_row(source.name, *(f"{count:,}" for count in counts), fill)
     console.print(table)
     console.print(ledger_table(manifest))

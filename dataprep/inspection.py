@@ -67,7 +67,7 @@ def print_rows(directory: Path, manifest: Manifest, rows: int, console: Console)
     for split in manifest.ledger.tokens_out:
         for name, row in islice(read_rows(directory, manifest.split(split)), rows):
             console.rule(f"{name}, {row['source']}")
-            console.print(row_text(tokenizer, row["input_ids"], row), soft_wrap=True)
+            console.print(row_text(tokenizer, row), soft_wrap=True)
 
 
 def read_rows(directory: Path, shards: list[ShardRecord]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -78,13 +78,26 @@ def read_rows(directory: Path, shards: list[ShardRecord]) -> Iterator[tuple[str,
                 yield f"{shard.file} row {index}", batch.to_pylist()[0]
 
 
-def row_text(tokenizer: Tokenizer, ids: list[int], row: dict[str, Any]) -> Text:
-    """One row as text: a mark where a document begins, tokens without a loss dimmed."""
-    mask = row["loss_mask"] or [1] * len(ids)
+def row_text(tokenizer: Tokenizer, row: dict[str, Any]) -> Text:
+    """One row as text; of a pair first the better side."""
+    ids, mask = row["input_ids"], row["loss_mask"]
+    rejected = row.get("rejected_input_ids")
+    if rejected is None:
+        return side_text(tokenizer, ids, mask, row["document_lengths"], "")
+    worse = row["rejected_loss_mask"]
+    text = side_text(tokenizer, ids, mask, [len(ids)], "chosen, ")
+    return text + side_text(tokenizer, rejected, worse, [len(rejected)], "rejected, ")
+
+
+def side_text(
+    tokenizer: Tokenizer, ids: list[int], mask: list[bool] | None, lengths: list[int], label: str
+) -> Text:
+    """Ids as text: a mark where a document begins, tokens without a loss dimmed."""
+    mask = mask or [True] * len(ids)
     text = Text()
     start = 0
-    for length in row["document_lengths"] or []:
-        text.append(f"┃{length} tokens┃ ", style="bold cyan")
+    for length in lengths:
+        text.append(f"┃{label}{length} tokens┃ ", style="bold cyan")
         for begin, end in runs(mask, start, start + length):
             part = tokenizer.decode(ids[begin:end], skip_special_tokens=False)
             text.append(part, style="" if mask[begin] else "dim")
@@ -94,7 +107,7 @@ def row_text(tokenizer: Tokenizer, ids: list[int], row: dict[str, Any]) -> Text:
     return text
 
 
-def runs(mask: list[int], start: int, end: int) -> list[tuple[int, int]]:
+def runs(mask: list[bool], start: int, end: int) -> list[tuple[int, int]]:
     """The stretches of equal mask within [start, end)."""
     cuts = [index for index in range(start + 1, end) if mask[index] != mask[index - 1]]
     return list(zip([start, *cuts], [*cuts, end], strict=True))

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from headrace.dataprep.formats.sample import Sample
+from headrace.dataprep.formats.sample import Sample, pair
 from headrace.schemas.prepare_config import Overlong
 
 TRUNCATED = "overlong document truncated"
@@ -23,19 +23,43 @@ class Fitted(NamedTuple):
 
 
 def fit_samples(samples: list[Sample], sequence_len: int, overlong: Overlong | None) -> Fitted:
-    """Split, truncate or drop what is longer than `sequence_len`; None leaves all as it is."""
-    long = [sample for sample in samples if len(sample.ids) > sequence_len]
-    if overlong is None or not long:
+    """Split, truncate or drop what is longer than `sequence_len`; None leaves all as it is.
+
+    A pair is too long if one side is. What has nothing to train on after truncating is dropped.
+    """
+    if overlong is None or not any(is_long(sample, sequence_len) for sample in samples):
         return Fitted(samples, {}, {})
-    excess = sum(len(sample.ids) - sequence_len for sample in long)
-    if overlong == "truncate":
-        cut = [cut_sample(sample, 0, sequence_len) for sample in samples]
-        return Fitted(cut, {TRUNCATED: excess}, {})
-    if overlong == "drop":
-        short = [sample for sample in samples if len(sample.ids) <= sequence_len]
-        tokens = excess + len(long) * sequence_len
-        return Fitted(short, {DROPPED: tokens}, {DROPPED: len(long)})
-    return Fitted([piece for sample in samples for piece in split(sample, sequence_len)], {}, {})
+    if overlong == "split":
+        return Fitted(
+            [piece for sample in samples for piece in split(sample, sequence_len)], {}, {}
+        )
+    kept: list[Sample] = []
+    truncated, dropped = 0, []
+    for sample in samples:
+        if not is_long(sample, sequence_len):
+            kept.append(sample)
+            continue
+        cut = truncate(sample, sequence_len)
+        if overlong == "drop" or not all(side.trained_tokens for side in cut.sides()):
+            dropped.append(sample.tokens)
+        else:
+            kept.append(cut)
+            truncated += sample.tokens - cut.tokens
+    tokens = {TRUNCATED: truncated, DROPPED: sum(dropped)}
+    documents = {DROPPED: len(dropped)} if dropped else {}
+    return Fitted(kept, {reason: count for reason, count in tokens.items() if count}, documents)
+
+
+def is_long(sample: Sample, sequence_len: int) -> bool:
+    """Whether a side has more tokens than a row."""
+    rejected = 0 if sample.rejected_ids is None else len(sample.rejected_ids)
+    return max(len(sample.ids), rejected) > sequence_len
+
+
+def truncate(sample: Sample, sequence_len: int) -> Sample:
+    """The first `sequence_len` tokens, of each side."""
+    sides = [cut_sample(side, 0, sequence_len) for side in sample.sides()]
+    return pair(*sides) if len(sides) == 2 else sides[0]
 
 
 def split(sample: Sample, sequence_len: int) -> list[Sample]:

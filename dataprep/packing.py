@@ -19,6 +19,8 @@ class PackedRows(NamedTuple):
     input_ids: pa.ListArray
     loss_mask: pa.ListArray
     document_lengths: pa.ListArray
+    rejected_input_ids: pa.ListArray | None = None  # of pairs
+    rejected_loss_mask: pa.ListArray | None = None
 
 
 def pack_samples(samples: list[Sample], packing: Packing, sequence_len: int) -> PackedRows:
@@ -29,6 +31,8 @@ def pack_samples(samples: list[Sample], packing: Packing, sequence_len: int) -> 
             concatenated.
     """
     lengths = np.array([len(sample.ids) for sample in samples])
+    if samples[0].rejected_ids is not None:
+        return pack_pairs(samples, lengths)
     match packing:
         case "concatenate":
             return pack_concatenated(samples, lengths, sequence_len)
@@ -68,6 +72,16 @@ def pack_whole(
         list_array(ids, offsets),
         mask_array(ordered, offsets),
         list_array(lengths[order], np.append(0, ends)),
+    )
+
+
+def pack_pairs(samples: list[Sample], lengths: npt.NDArray[np.int64]) -> PackedRows:
+    """Each pair as a row."""
+    chosen = pack_whole(samples, lengths, np.arange(len(samples)))
+    other = [sample.other_side() for sample in samples]
+    rejected = pack_samples(other, "none", 0)
+    return chosen._replace(
+        rejected_input_ids=rejected.input_ids, rejected_loss_mask=rejected.loss_mask
     )
 
 

@@ -253,6 +253,7 @@ def build_manifest(
     )
     assert ledger.difference() == 0, f"token ledger is off by {ledger.difference()}"
     return Manifest(
+        kind=job.config.kind,
         tokenizer=TokenizerRecord(
             fingerprint=job.tokenizer.sha256,
             vocabulary_size=job.tokenizer.vocabulary_size,

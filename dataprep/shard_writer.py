@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headrace.dataprep.blocks import count_tokens, sort_rows
+from headrace.dataprep.blocks import count_tokens, sides, sort_rows
 from headrace.dataprep.job import Job
 from headrace.dataprep.task_runner import temporary
 from headrace.dataprep.workspace import read_marker, rows_path, work_folder, write_marker
@@ -17,6 +17,7 @@ from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.manifest import RowGroupRecord, ShardRecord
 from headrace.schemas.publish import rename_durably
 from headrace.schemas.shard_format import (
+    TOKEN_COLUMNS,
     TRAIN,
     parquet_options,
     shard_file_name,
@@ -73,10 +74,11 @@ def write_shard(job: Job, plan: ShardPlan) -> ShardRecord:
     unfinished = temporary(work_folder(job.output) / plan.file)
     rows_in_group = max(1, job.config.row_group_tokens // job.config.sequence_len)
     batches = list(open_batches(job.output, plan))
-    with pq.ParquetWriter(unfinished, shard_schema(), **parquet_options()) as writer:
-        rest = shard_schema().empty_table()
+    schema = shard_schema(job.config.kind)
+    with pq.ParquetWriter(unfinished, schema, **parquet_options(job.config.kind)) as writer:
+        rest = schema.empty_table()
         for low, high in plan.key_ranges():
-            rows = pa.concat_tables([rest, gather(batches, low, high)]).combine_chunks()
+            rows = pa.concat_tables([rest, gather(schema, batches, low, high)]).combine_chunks()
             whole = rows.num_rows - rows.num_rows % rows_in_group
             for start in range(0, whole, rows_in_group):
                 writer.write_table(rows.slice(start, rows_in_group).combine_chunks())
@@ -100,9 +102,9 @@ def open_batches(output: Path, plan: ShardPlan) -> Iterator[pa.RecordBatch]:
                     yield reader.get_batch(index)
 
 
-def gather(batches: list[pa.RecordBatch], low: int, high: int) -> pa.Table:
+def gather(schema: pa.Schema, batches: list[pa.RecordBatch], low: int, high: int) -> pa.Table:
     """The rows with keys in [low, high), in key order."""
-    tables = [shard_schema().empty_table()]
+    tables = [schema.empty_table()]
     for batch in batches:
         keys = batch.column("row_key").to_numpy()
         start = int(np.searchsorted(keys, np.uint64(low)))
@@ -118,7 +120,8 @@ def describe_shard(path: Path, plan: ShardPlan) -> ShardRecord:
     trained = 0
     with pq.ParquetFile(path) as file:
         for index in range(file.num_row_groups):
-            rows = file.read_row_group(index, columns=["input_ids", "loss_mask"])
+            names = [name for name in file.schema_arrow.names if name in TOKEN_COLUMNS]
+            rows = file.read_row_group(index, columns=names)
             groups.append(describe_row_group(file.metadata.row_group(index), rows))
             trained += count_trained(rows)
     return ShardRecord(
@@ -145,7 +148,12 @@ def describe_row_group(group: pq.RowGroupMetaData, rows: pa.Table) -> RowGroupRe
 
 
 def count_trained(rows: pa.Table) -> int:
-    """Tokens with a loss: all of a row without a mask, the marked ones of a row with one."""
-    unmasked = rows.filter(pc.is_null(rows["loss_mask"]))
-    marked = sum(pc.sum(chunk.flatten()).as_py() or 0 for chunk in rows["loss_mask"].chunks)
-    return count_tokens(unmasked) + marked
+    """Tokens with a loss, of both sides of a pair."""
+    return sum(count_marked(rows[ids], rows[mask]) for ids, mask in sides(rows))
+
+
+def count_marked(ids: pa.ChunkedArray, mask: pa.ChunkedArray) -> int:
+    """All tokens of rows without a mask, the marked ones of rows with one."""
+    unmasked = ids.filter(pc.is_null(mask))
+    marked = sum(pc.sum(chunk.flatten()).as_py() or 0 for chunk in mask.chunks)
+    return sum(len(chunk.flatten()) for chunk in unmasked.chunks) + marked

@@ -32,7 +32,8 @@ def run_task(job: Job, task: Task) -> TaskStats:
     """
     row_format = build_format(job.config, task.source, job.tokenizer)
     rejects = rejects_path(job.output, task.number)
-    spools = {split: Spool(rows_path(job.output, task.number, split)) for split in SPLITS}
+    schema = shard_schema(job.config.kind)
+    spools = {s: Spool(rows_path(job.output, task.number, s), schema) for s in SPLITS}
     total = TaskStats()
     with temporary(rejects).open("w", encoding="utf-8") as lines:
         for block in read_blocks(job.config, row_format, task):
@@ -52,8 +53,9 @@ def run_task(job: Job, task: Task) -> TaskStats:
 class Spool:
     """The rows of one split of a task, sorted by key and written in a few large batches."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
+        self.schema = schema
         self.held: list[pa.Table] = []
         self.held_tokens = 0
         self.writer: pa.RecordBatchFileWriter | None = None
@@ -68,7 +70,7 @@ class Spool:
     def flush(self) -> None:
         """Write what is held as one sorted batch."""
         if self.writer is None:
-            self.writer = pa.ipc.new_file(str(temporary(self.path)), shard_schema())
+            self.writer = pa.ipc.new_file(str(temporary(self.path)), self.schema)
         self.writer.write_table(sort_rows(self.held))
         self.held, self.held_tokens = [], 0
 

@@ -77,7 +77,9 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         raise DataError(f"{path}: not a tokenizer ({error}); replace the file") from None
     special = special_tokens(folder, tokenizer)
     for role, text in config.special_tokens.items():
-        special[role.removesuffix("_token")] = int(tokenizer.token_to_id(text) or 0)
+        number = tokenizer.token_to_id(text)
+        assert number is not None, "it has been added"
+        special[role.removesuffix("_token")] = number
     return TokenizerSpec(
         file=str(path),
         file_sha256=hashlib.sha256(raw).hexdigest(),
@@ -87,7 +89,7 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         bos=choose_bos(config, tokenizer, special.get("bos")),
         eos=choose_eos(config, special.get("eos")),
         parse_special_tokens=config.parse_special_tokens,
-        token_texts=tuple((token_texts(folder) | config.special_tokens).items()),
+        token_texts=tuple({**token_texts(folder), **config.special_tokens}.items()),
         chat_templates=tuple(read_templates(folder, read_json(folder / CONFIG_NAMES[0])).items()),
         added_tokens=added,
     )

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
+from headrace.dataprep.blocks import sides
 from headrace.dataprep.shard_writer import count_trained, describe_row_group
 from headrace.dataprep.tokenizer import TOKENIZER_NAME
 from headrace.dataprep.workspace import CONFIG_NAME, REJECTS_NAME
@@ -134,24 +135,34 @@ def check_content(file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest) 
             yield f"{total} {name}, the manifest has {getattr(shard, name)}"
 
 
-def check_rows(rows: pa.Table, manifest: Manifest, last_key: int) -> Iterator[str]:
-    """The rows of one row group; `last_key` is the key before them, -1 for none."""
-    ids = pc.list_flatten(rows["input_ids"]).to_numpy()
+def check_side(ids: pa.ChunkedArray, mask: pa.ChunkedArray, manifest: Manifest) -> Iterator[str]:
+    """The ids and masks of one row group, on one side."""
+    if ids.null_count:
+        yield f"{ids.null_count} rows have no ids on one side"
+        return
+    values = pc.list_flatten(ids).to_numpy()
     size = manifest.tokenizer.vocabulary_size
-    if len(ids) and not (ids.min() >= 0 and ids.max() < size):
-        yield f"ids from {ids.min()} to {ids.max()}, the tokenizer has {size}"
-    lengths = pc.list_value_length(rows["input_ids"]).to_numpy()
+    if len(values) and not (values.min() >= 0 and values.max() < size):
+        yield f"ids from {values.min()} to {values.max()}, the tokenizer has {size}"
+    lengths = pc.list_value_length(ids).to_numpy()
     if not np.all((lengths >= 1) & (lengths <= manifest.sequence_len)):
         yield f"rows of {lengths.min()} to {lengths.max()} tokens, not 1 to {manifest.sequence_len}"
+    masked = pc.is_valid(mask)
+    marks = pc.list_value_length(mask.filter(masked)).to_numpy()
+    if not np.array_equal(marks, pc.list_value_length(ids.filter(masked)).to_numpy()):
+        yield "loss_mask is not as long as input_ids"
+
+
+def check_rows(rows: pa.Table, manifest: Manifest, last_key: int) -> Iterator[str]:
+    """The rows of one row group; `last_key` is the key before them, -1 for none."""
+    for ids, mask in sides(rows):
+        yield from check_side(rows[ids], rows[mask], manifest)
+    lengths = pc.list_value_length(rows["input_ids"]).to_numpy()
     pieces = pc.list_flatten(rows["document_lengths"]).to_numpy()
     owners = pc.list_parent_indices(rows["document_lengths"]).to_numpy()
     sums = np.bincount(owners, weights=pieces, minlength=rows.num_rows)
     if np.any(pieces < 1) or not np.array_equal(sums, lengths):
         yield "document_lengths do not sum to the rows' lengths"
-    masked = rows.filter(pc.is_valid(rows["loss_mask"]))
-    marks = pc.list_value_length(masked["loss_mask"]).to_numpy()
-    if not np.array_equal(marks, pc.list_value_length(masked["input_ids"]).to_numpy()):
-        yield "loss_mask is not as long as input_ids"
     keys = rows["row_key"].to_numpy()
     if not np.all(keys[1:] >= keys[:-1]) or int(keys[0]) < last_key:
         yield "row keys are not sorted"

@@ -126,3 +126,13 @@ class AxolotlConfig(Config):
     weight: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="Take this share of the rows, chosen by content."
     )
+
+    @property
+    def gives_pairs(self) -> bool:
+        """Whether rows have a chosen and a rejected answer."""
+        return type_gives_pairs(self.rl, self.type)
+
+
+def type_gives_pairs(rl: object, kind: object) -> bool:
+    """Whether rows of a type have a chosen and a rejected answer."""
+    return rl is not None or kind in ("orpo.chat_template", "bradley_terry.chat_template")

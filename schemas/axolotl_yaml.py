@@ -164,10 +164,8 @@ class AxolotlFile:
         if own.get("chat_template") == "tokenizer_default":
             own.pop("chat_template")  # Axolotl gives the tokenizer the template of the whole file
         if "chat_template" in own or "chat_template_jinja" in own:
-            top = {
-                key: value for key, value in top.items() if not key.startswith("chat_template_j")
-            }
-            top.pop("chat_template", None)
+            for key in ("chat_template", "chat_template_jinja"):
+                top.pop(key, None)
         rl = self.values.get("rl")
         if rl is not None and rl not in PAIRED:
             raise self.error(("rl",), f'rl: "{rl}" is not supported; it may be {", ".join(PAIRED)}')
@@ -214,9 +212,8 @@ class AxolotlFile:
         if Path(path).is_file() or "://" in path or glob.has_magic(path):
             return [path]
         if Path(path).is_dir():
-            folder = (
-                Path(path, str(name)) if name and Path(path, str(name)).is_dir() else Path(path)
-            )
+            named = Path(path, str(name or ""))
+            folder = named if named.is_dir() else Path(path)
             return folder_files(folder, split) or [str(folder / "*")]
         raise self.error(
             (*location, "path"),

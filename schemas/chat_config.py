@@ -1,4 +1,4 @@
-"""Options of conversations: `[sources.chat]`."""
+"""Options of conversations and of pairs: `[sources.chat]` and `[sources.preference]`."""
 
 from typing import Any
 
@@ -41,4 +41,19 @@ class ChatConfig(Config):
         None,
         description="Text that ends a turn and is trained with it. Default: the special token "
         "that the template writes after the content.",
+    )
+
+
+class PreferenceConfig(Config):
+    """Where the two answers of a pair are."""
+
+    prompt: Text = Field(
+        "prompt", description="Field with what both answers follow: a text or messages."
+    )
+    chosen: Text = Field("chosen", description="Field with the better answer.")
+    rejected: Text = Field("rejected", description="Field with the worse answer.")
+    as_chat: bool = Field(
+        False,
+        description="Take rows of plain strings for a user's turn and its answer, rendered by the "
+        "chat template. Otherwise prompt and answer are one text.",
     )

@@ -49,6 +49,8 @@ class ShardRecord(Record):
 class SourceRecord(Record):
     """What one source brought. Document lengths are in tokens, quantiles named p0 ... p100.
 
+    A pair is one document; its tokens are those of both sides.
+
     `documents` were not refused; those of them that are in no row are also in `dropped_documents`,
     by reason.
     """
@@ -62,9 +64,9 @@ class SourceRecord(Record):
     trained_tokens: int
     document_length_quantiles: dict[str, int]
 
-    def fill(self, sequence_len: int) -> float:
-        """Share of its rows' `sequence_len` tokens that is used."""
-        return self.tokens / (self.rows * sequence_len)
+    def fill(self, row_tokens: int) -> float:
+        """Share of its rows' `row_tokens` tokens that is used."""
+        return self.tokens / (self.rows * row_tokens)
 
 
 class TokenLedger(Record):
@@ -94,6 +96,11 @@ class Manifest(Record):
     shards: list[ShardRecord]
     sources: list[SourceRecord]
     ledger: TokenLedger
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens that fit into a row: a pair has two sides of `sequence_len`."""
+        return self.sequence_len * (2 if self.kind == "preference" else 1)
 
     def split(self, name: str) -> list[ShardRecord]:
         """The shards of one split, in file order."""

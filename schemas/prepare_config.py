@@ -4,13 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.axolotl_config import AxolotlConfig
+from headrace.schemas.axolotl_config import AxolotlConfig, type_gives_pairs
 from headrace.schemas.axolotl_yaml import expand_axolotl
-from headrace.schemas.chat_config import ChatConfig
+from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
 from headrace.schemas.toml_config import Config, Text
 
 Packing = Literal["concatenate", "best_fit", "none"]
 Overlong = Literal["split", "truncate", "drop"]
+SpecialToken = Literal[
+    "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"
+]
+Kind = Literal["causal", "preference"]
+TABLES = {"chat": ("chat", "preference"), "preference": ("preference",)}  # who reads them
 
 
 class SourceConfig(Config):
@@ -19,9 +24,10 @@ class SourceConfig(Config):
     name: Text = Field(
         description="Name of the source: appears in rows, ledger and per-source loss. Unique."
     )
-    type: Literal["text", "documents", "chat", "axolotl"] = Field(
+    type: Literal["text", "documents", "chat", "preference", "axolotl"] = Field(
         description='`"text"`: a file is a document, unless `document_separator` cuts it. '
         '`"documents"`: one document a record. `"chat"`: one conversation a record. '
+        '`"preference"`: a better and a worse answer in each record. '
         '`"axolotl"`: rows as Axolotl reads them; `path` may be its YAML file.'
     )
     path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
@@ -44,7 +50,16 @@ class SourceConfig(Config):
         description='Who tokenises `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
         "types that Headrace does not know.",
     )
-    chat: ChatConfig | None = Field(None, description='For `type = "chat"`.')
+    chat: ChatConfig | None = Field(
+        None, description='For `type = "chat"` and `type = "preference"`.'
+    )
+    preference: PreferenceConfig | None = Field(None, description='For `type = "preference"`.')
+
+    @property
+    def kind(self) -> Kind:
+        """What its rows are; a shard directory holds one kind."""
+        pairs = self.type == "preference" or (self.axolotl is not None and self.axolotl.gives_pairs)
+        return "preference" if pairs else "causal"
 
 
 class PrepareConfig(Config):
@@ -65,7 +80,8 @@ class PrepareConfig(Config):
         None,
         description="Documents longer than `sequence_len`, where `packing` keeps documents whole. "
         '`"split"`: cut into pieces that are packed as documents of their own. `"truncate"`: cut '
-        'off what is too much. `"drop"`: leave them out. Default: `"split"`, which loses nothing.',
+        'off what is too much. `"drop"`: leave them out. Default: `"split"`, which loses nothing; '
+        'for pairs, which cannot be split, `"truncate"`.',
     )
     shards: int = Field(8, ge=1, le=99_999, description="Number of train shards.")
     seed: int = Field(0, ge=0, description="Decides shuffle and evaluation split.")
@@ -81,7 +97,7 @@ class PrepareConfig(Config):
     eos: Literal["auto", "never"] = Field(
         "auto", description='EOS at document end: `"auto"` appends it where it is not there yet.'
     )
-    special_tokens: dict[str, str] = Field(
+    special_tokens: dict[SpecialToken, str] = Field(
         {}, description='Other special tokens than the tokenizer names, as `{eos_token = "</s>"}`.'
     )
     added_tokens: list[str] = Field(
@@ -108,16 +124,22 @@ class PrepareConfig(Config):
     )
     sources: list[SourceConfig] = Field(min_length=1, description="The inputs, one table each.")
 
+    @property
+    def kind(self) -> Kind:
+        """What all its rows are."""
+        return self.sources[0].kind
+
     @model_validator(mode="before")
     @classmethod
-    def resolve_overlong(cls, values: Any) -> Any:
+    def resolve_packing(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
         values = expand_axolotl(values)
-        if values.get("overlong") is not None:
-            return values
-        whole = values.get("packing", "concatenate") != "concatenate"
-        return values | {"overlong": "split" if whole else None}
+        pairs = holds_pairs(values.get("sources"))
+        packing = values.get("packing", "none" if pairs else "concatenate")
+        policy = None if packing == "concatenate" else "truncate" if pairs else "split"
+        overlong = policy if values.get("overlong") is None else values["overlong"]
+        return values | {"packing": packing, "overlong": overlong}
 
     @model_validator(mode="after")
     def check_overlong(self) -> "PrepareConfig":
@@ -127,6 +149,22 @@ class PrepareConfig(Config):
                 "cuts every document at row ends and loses nothing; remove it, or set packing to "
                 '"best_fit" or "none"'
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_kind(self) -> "PrepareConfig":
+        for source in self.sources:
+            if source.kind != self.kind:
+                raise ValueError(
+                    f'source "{source.name}" gives {source.kind} rows, "{self.sources[0].name}" '
+                    f"{self.kind} ones; prepare each kind into a directory of its own"
+                )
+        if self.kind == "preference" and self.packing != "none":
+            raise ValueError(
+                f'packing = "{self.packing}": a pair is a row of its own; remove it, or set "none"'
+            )
+        if self.kind == "preference" and self.overlong == "split":
+            raise ValueError('overlong = "split": pairs cannot be split; set "truncate" or "drop"')
         return self
 
     @model_validator(mode="after")
@@ -140,15 +178,34 @@ class PrepareConfig(Config):
                 raise ValueError(
                     f'source "{source.name}": document_separator is for type = "text"; remove it'
                 )
-            if source.type != "chat" and source.chat is not None:
-                raise ValueError(f'source "{source.name}": chat is for type = "chat"; remove it')
             if (source.type == "axolotl") != (source.axolotl is not None):
                 raise ValueError(
                     f'source "{source.name}": type = "axolotl" and [sources.axolotl] need each '
                     "other, unless path is an Axolotl YAML file"
                 )
+            check_tables(source)
             if source.document_separator == "":
                 raise ValueError(
                     f'source "{source.name}": document_separator is empty; leave it out'
                 )
         return self
+
+
+def holds_pairs(sources: Any) -> bool:
+    """Whether the first of some unchecked sources gives pairs."""
+    first = sources[0] if isinstance(sources, list) and sources else None
+    if not isinstance(first, dict):
+        return False
+    options = first.get("axolotl")
+    return first.get("type") == "preference" or (
+        isinstance(options, dict) and type_gives_pairs(options.get("rl"), options.get("type"))
+    )
+
+
+def check_tables(source: SourceConfig) -> None:
+    """Refuse a table that another type of source reads."""
+    for table, types in TABLES.items():
+        if getattr(source, table) is not None and source.type not in types:
+            raise ValueError(
+                f'source "{source.name}": {table} is for type = "{types[0]}"; remove it'
+            )

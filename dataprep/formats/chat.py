@@ -1,7 +1,7 @@
 """Conversations: rendered by a chat template, with the turns of some roles trained."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from headrace.dataprep.records import Record, Reject, refuse
 from headrace.dataprep.tokenizer import Located, TokenizerSpec, control_ids, encode_located
 from headrace.schemas.chat_config import ChatConfig
 from headrace.schemas.errors import DataError
+
+ResultT = TypeVar("ResultT")
 
 UNTRAINED = "nothing in it is trained"
 MOST_TOKENS_TO_END = 3  # between a turn's content and the token that ends it
@@ -58,17 +60,17 @@ class ChatFormat:
 
     def read(self, record: Record) -> Chat | Reject:
         """The conversation of a record as text."""
-        try:
+
+        def rendered() -> Chat:
             conversation = read_conversation(record.fields, self.chat)
-            trained = self.trained_turns(conversation)
-            template = self.templates.choose(conversation)
-            rendered = render_chat(template, conversation.messages, conversation.tools, trained)
-        except ConversationError as error:
-            return refuse(record.place, error.reason, error.detail)
-        except TemplateRefusedError as error:
-            return refuse(record.place, "refused by the chat template", str(error))
-        except DataError as error:
-            raise DataError(f"{record.place.file}:{record.place.number()}: {error}") from None
+            return self.render(conversation, self.trained_turns(conversation))
+
+        return attempt(record, rendered)
+
+    def render(self, conversation: Conversation, trained: list[int]) -> Chat:
+        """A conversation as text, with its turns found."""
+        template = self.templates.choose(conversation)
+        rendered = render_chat(template, conversation.messages, conversation.tools, trained)
         return Chat(conversation, trained, rendered)
 
     def trained_turns(self, conversation: Conversation) -> list[int]:
@@ -118,6 +120,22 @@ class ChatFormat:
             if int(located.ids[token]) in self.ends and located.starts[token] < limit:
                 return slice(content.start, token + 1)
         return content
+
+
+def attempt(record: Record, read: Callable[[], ResultT]) -> ResultT | Reject:
+    """What `read` makes of a record, or why the record is refused.
+
+    Raises:
+        DataError: a problem of all records, with the place of this one.
+    """
+    try:
+        return read()
+    except ConversationError as error:
+        return refuse(record.place, error.reason, error.detail)
+    except TemplateRefusedError as error:
+        return refuse(record.place, "refused by the chat template", str(error))
+    except DataError as error:
+        raise DataError(f"{record.place.file}:{record.place.number()}: {error}") from None
 
 
 class ChatTemplates:

@@ -26,3 +26,7 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
             from headrace.dataprep.formats.chat import ChatFormat
 
             return ChatFormat(source.chat or ChatConfig(), tokenizer)
+        case "preference":
+            from headrace.dataprep.formats.preference import PreferenceFormat
+
+            return PreferenceFormat(source, tokenizer)

@@ -24,6 +24,17 @@ class Sample(NamedTuple):
     rejected_ids: Ids | None = None
     rejected_trained: Mask | None = None
 
+    def sides(self) -> list["Sample"]:
+        """The sample, or the two sides of a pair, each as one of its own."""
+        if self.rejected_ids is None:
+            return [self]
+        return [Sample(self.ids, self.trained), self.other_side()]
+
+    def other_side(self) -> "Sample":
+        """The rejected side of a pair."""
+        assert self.rejected_ids is not None
+        return Sample(self.rejected_ids, self.rejected_trained)
+
     @property
     def tokens(self) -> int:
         """Tokens of both sides."""
@@ -32,11 +43,13 @@ class Sample(NamedTuple):
     @property
     def trained_tokens(self) -> int:
         """Tokens of both sides that are labels."""
-        return count_trained(self.ids, self.trained) + (
-            0
-            if self.rejected_ids is None
-            else count_trained(self.rejected_ids, self.rejected_trained)
-        )
+        other = 0 if self.rejected_ids is None else self.other_side().trained_tokens
+        return count_trained(self.ids, self.trained) + other
+
+
+def pair(chosen: Sample, rejected: Sample) -> Sample:
+    """Two samples as the sides of one."""
+    return Sample(chosen.ids, chosen.trained, rejected.ids, rejected.trained)
 
 
 class Encoded(NamedTuple):
