@@ -80,6 +80,8 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         number = tokenizer.token_to_id(text)
         assert number is not None, "it has been added"
         special[role.removesuffix("_token")] = number
+    named = token_texts(folder)
+    named.update((role, text) for role, text in config.special_tokens.items())
     return TokenizerSpec(
         file=str(path),
         file_sha256=hashlib.sha256(raw).hexdigest(),
@@ -89,7 +91,7 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         bos=choose_bos(config, tokenizer, special.get("bos")),
         eos=choose_eos(config, special.get("eos")),
         parse_special_tokens=config.parse_special_tokens,
-        token_texts=tuple({**token_texts(folder), **config.special_tokens}.items()),
+        token_texts=tuple(named.items()),
         chat_templates=tuple(read_templates(folder, read_json(folder / CONFIG_NAMES[0])).items()),
         added_tokens=added,
     )

@@ -117,6 +117,9 @@ class AxolotlConfig(Config):
     row_ranges: dict[str, list[int]] | None = Field(
         None, description="The same for each file, from 0; worked out from `rows`."
     )
+    options: dict[str, Any] = Field(
+        {}, description='Further keys of the entry, for `engine = "axolotl"`.'
+    )
     shards: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Cut the rows into so many equal shares, by their content."
     )

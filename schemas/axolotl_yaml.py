@@ -129,7 +129,7 @@ class AxolotlFile:
         for location, entry, split in self.entries():
             for files, rows in self.places(location, entry):
                 kept = {key: value for key, value in base.items() if key != "path"}
-                options = self.options(location, entry)
+                options = self.options(location, entry, base.get("engine") == "axolotl")
                 own = {"type": "axolotl", "axolotl": options | ({"rows": rows} if rows else {})}
                 if "type" not in options:
                     own = {"type": "pretokenized"}
@@ -156,8 +156,14 @@ class AxolotlFile:
                     entry = {"type": "pretrain"} | without_nulls(entry)
                 yield location, without_nulls(entry), split
 
-    def options(self, location: Location, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """The entry's options and the top-level keys that concern it, checked."""
+    def options(
+        self, location: Location, entry: Mapping[str, Any], any_key: bool
+    ) -> dict[str, Any]:
+        """The entry's options and the top-level keys that concern it, checked.
+
+        Args:
+            any_key: keep keys that are not known, for Axolotl itself to read.
+        """
         top = without_nulls({key: self.values.get(key) for key in FOR_EVERY_ENTRY})
         own = {key: value for key, value in entry.items() if key not in WHERE | WITHOUT_EFFECT}
         own.pop("skip", None)
@@ -176,6 +182,10 @@ class AxolotlFile:
             extra["raise_on_long"] = True
         if rl is not None:
             extra |= {"rl": rl, "type": own.get("type", "passthrough")}
+        if any_key:
+            extra["options"] = {
+                key: own.pop(key) for key in list(own) if key not in AxolotlConfig.model_fields
+            }
         merged = top | own | extra
         if "type" not in merged:
             return {}

@@ -57,8 +57,14 @@ def build_axolotl_format(
     options = source.axolotl
     assert options is not None
     try:
-        rules = token_rules(tokenizer, config.sequence_len, options.train_on_inputs)
-        strategy = build_strategy(options, rules)
+        strategy: Strategy
+        if source.engine == "axolotl":
+            from headrace.dataprep.axolotl.engine import EngineStrategy
+
+            strategy = EngineStrategy(options, tokenizer, config.sequence_len)
+        else:
+            rules = token_rules(tokenizer, config.sequence_len, options.train_on_inputs)
+            strategy = build_strategy(options, rules)
     except ConfigError as error:
         raise ConfigError(f'source "{source.name}": {error}') from None
     return AxolotlFormat(strategy, tokenizer, options, config.sequence_len, config.seed)

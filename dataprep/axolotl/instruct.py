@@ -35,10 +35,14 @@ class Instruct:
     def plan(self, row: Row) -> Plan:
         """Prompt and answer of one row."""
         row = derive(row, self.kind.derive)
-        answer = as_text(fill(self.kind.output, row), self.kind.output.strip("{}"))
-        if self.kind.ends > 1 and fill(self.kind.output, row) is None:
-            raise RowError("not a string", f'field "{self.kind.output.strip("{}")}" is null')
-        return plan_answer(self.rules, self.prompt(row), answer, self.kind.ends)
+        shape = self.kind.output
+        if self.kind.fallback and not {*placeholders(shape)} <= row.keys():
+            shape = self.kind.fallback
+        answer = fill(shape, row)
+        if self.kind.ends > 1 and answer is None:
+            raise RowError("not a string", f'field "{shape.strip("{}")}" is null')
+        text = as_text(answer, shape.strip("{}"))
+        return plan_answer(self.rules, self.prompt(row), text, self.kind.ends)
 
     def prompt(self, row: Row) -> str:
         """All that comes before the answer."""

@@ -21,8 +21,9 @@ class Style:
 class InstructType:
     """Where the texts of a row lie, and what stands before them.
 
-    `instruction` and `output` are formats over columns. `input` and `system_column` are columns, or
-    empty. `derive` names texts that are made of columns first. An answer ends with `ends` EOS.
+    `instruction` and `output` are formats over columns; `fallback` stands for `output` where its
+    column is missing. `input` and `system_column` are columns, or empty. `derive` names texts that
+    are made of columns first. An answer ends with `ends` EOS.
     """
 
     style: str
@@ -34,6 +35,7 @@ class InstructType:
     system_column: str = ""
     styled: bool = False
     derive: str = ""
+    fallback: str = ""
     ends: int = 1
 
     def system_text(self, with_input: bool) -> str:

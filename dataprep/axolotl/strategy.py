@@ -45,10 +45,14 @@ class Built(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The texts of a row, tokenised without the tokenizer's own special tokens, and their use."""
+    """The texts of a row, tokenised without the tokenizer's own special tokens, and their use.
+
+    `content` stands for the row where its texts do not.
+    """
 
     texts: list[str]
     build: Callable[[list[Located]], Built]
+    content: str | None = None
 
 
 class Strategy(Protocol):
@@ -186,7 +190,8 @@ class AxolotlFormat:
             else:
                 dropped[reason] += sample.tokens
         counts = {reason: count for reason, count in dropped.items() if count}
-        return Encoded("\0".join(plan.texts), kept, counts)
+        content = "\0".join(plan.texts) if plan.content is None else plan.content
+        return Encoded(content, kept, counts)
 
     def drop_reason(self, record: Record, sample: Sample) -> str | None:
         """Why a sample is left out, or None."""
