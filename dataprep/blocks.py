@@ -11,7 +11,8 @@ import pyarrow as pa
 from headrace.dataprep.formats.sample import Encoded, Format, Sample
 from headrace.dataprep.overlong import fit_samples
 from headrace.dataprep.packing import pack_samples
-from headrace.dataprep.records import Record, Reject, characters, read_records
+from headrace.dataprep.readers import read_records
+from headrace.dataprep.records import Record, Reject, characters, refuse_large
 from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
 from headrace.schemas.fingerprint import derive_seed
@@ -41,11 +42,14 @@ class BlockRows:
 def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterator[Block]:
     """Cut a task's records into blocks of about `block_bytes` characters in the fields read."""
     items: list[Record | Reject] = []
-    number, size = 0, 0
+    number, size, limit = 0, 0, config.max_record_bytes
     for piece in task.pieces:
-        for item in read_records(task.source, piece, row_format.columns):
+        for item in read_records(task.source, piece, row_format.columns, limit):
+            if isinstance(item, Record):
+                length = characters(item.fields)
+                size += length
+                item = refuse_large(item.place, limit) if length > limit else item
             items.append(item)
-            size += characters(item.fields) if isinstance(item, Record) else 0
             if size >= config.block_bytes:
                 yield Block(task.source.name, task.number_in_source, number, items)
                 items, number, size = [], number + 1, 0
@@ -72,7 +76,7 @@ def process_block(config: PrepareConfig, row_format: Format, block: Block) -> Bl
     }
     lengths = Counter(sample.tokens for found in samples.values() for sample in found)
     dropped = [document.dropped for document in encoded]
-    emptied = (dict.fromkeys(d.dropped, 1) for d in encoded if not d.samples)
+    emptied = ({next(iter(d.dropped)): 1} for d in encoded if not d.samples)
     stats = TaskStats(
         documents=lengths.total() + sum(not document.samples for document in encoded),
         tokens_in=sum(length * count for length, count in lengths.items())

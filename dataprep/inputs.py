@@ -46,7 +46,15 @@ def is_excluded(path: str, patterns: list[str]) -> bool:
 
 def match(source: str, pattern: str) -> list[str]:
     """The files that one path or glob names."""
-    if Path(pattern).is_dir():
+    folder = Path(pattern)
+    if (folder / "state.json").is_file():  # as `datasets` saves a set
+        return [os.path.normpath(path) for path in folder.glob("*.arrow")]
+    if (folder / "dataset_dict.json").is_file():
+        raise DataError(
+            f'source "{source}": {pattern} holds several splits; name one, for example '
+            f'"{pattern.rstrip("/")}/train"'
+        )
+    if folder.is_dir():
         raise DataError(
             f'source "{source}": {pattern} is a directory; '
             f'name files, for example "{pattern.rstrip("/")}/*.txt"'

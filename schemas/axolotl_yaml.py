@@ -133,6 +133,8 @@ class AxolotlFile:
                 own = {"type": "axolotl", "axolotl": options | ({"rows": rows} if rows else {})}
                 if "type" not in options:
                     own = {"type": "pretokenized"}
+                if (loader := self.loader(location, entry)) in ("csv", "parquet", "arrow"):
+                    own["format"] = loader
                 found.append(kept | own | {"path": files, "split": split})
         if not found:
             raise ConfigError(f"{self.path}: no datasets; name them under datasets:")
@@ -208,6 +210,18 @@ class AxolotlFile:
             skip = entry.get("skip")
             slice_text = f"[{rows}" if rows else f"[{skip}:]" if skip else None
             yield self.files(location, entry, name, word), slice_text
+
+    def loader(self, location: Location, entry: Mapping[str, Any]) -> str | None:
+        """The kind of file that an entry names; None: by the files' names."""
+        named = entry["path"] if entry["path"] in LOADERS else None
+        loader = entry.get("ds_type") or named
+        if loader == "text" or (loader is None and entry["path"].endswith(".txt")):
+            raise self.error(
+                (*location, "path"),
+                'lines of plain text are no rows; use a source of type = "text" with '
+                'document_separator = "\\n"',
+            )
+        return loader
 
     def files(
         self, location: Location, entry: Mapping[str, Any], name: object, split: str

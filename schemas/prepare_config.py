@@ -15,6 +15,7 @@ SpecialToken = Literal[
     "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"
 ]
 Kind = Literal["causal", "preference"]
+FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 TABLES = {"chat": ("chat", "preference"), "preference": ("preference",)}  # who reads them
 
 
@@ -24,10 +25,11 @@ class SourceConfig(Config):
     name: Text = Field(
         description="Name of the source: appears in rows, ledger and per-source loss. Unique."
     )
-    type: Literal["text", "documents", "chat", "preference", "axolotl"] = Field(
+    type: Literal["text", "documents", "chat", "preference", "pretokenized", "axolotl"] = Field(
         description='`"text"`: a file is a document, unless `document_separator` cuts it. '
         '`"documents"`: one document a record. `"chat"`: one conversation a record. '
         '`"preference"`: a better and a worse answer in each record. '
+        '`"pretokenized"`: `input_ids` in each record. '
         '`"axolotl"`: rows as Axolotl reads them; `path` may be its YAML file.'
     )
     path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
@@ -37,7 +39,16 @@ class SourceConfig(Config):
     exclude: list[Text] = Field(
         [], description='Leave out files whose path fits, for example `["*/tests/*"]`.'
     )
-    text_field: Text = Field("text", description="Field that holds the text (`documents` only).")
+    text_field: Text = Field(
+        "text",
+        description="Field that holds the text (`documents` only); `meta.text` is a field in one, "
+        "`parts.0` an entry of a list.",
+    )
+    format: FileFormat | None = Field(
+        None,
+        description="What is in the files. Default: by their names, as in `.jsonl.gz`; `.json` by "
+        "its first character; others are JSONL.",
+    )
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
     )
@@ -112,6 +123,11 @@ class PrepareConfig(Config):
     max_reject_fraction: float = Field(
         0.001, ge=0, le=1, description="Stop when more than this share of the documents is refused."
     )
+    max_record_bytes: int = Field(
+        1 << 26,
+        ge=1 << 10,
+        description="Refuse larger records. Tokenising one takes about 100 bytes a token.",
+    )
     block_bytes: int = Field(
         4 << 20,
         ge=1 << 10,
@@ -184,6 +200,11 @@ class PrepareConfig(Config):
                     "other, unless path is an Axolotl YAML file"
                 )
             check_tables(source)
+            if (source.type == "text") != (source.format == "text") and source.format is not None:
+                raise ValueError(
+                    f'source "{source.name}": type = "{source.type}" does not read '
+                    f'format = "{source.format}"; remove the format, or correct the type'
+                )
             if source.document_separator == "":
                 raise ValueError(
                     f'source "{source.name}": document_separator is empty; leave it out'

@@ -26,6 +26,10 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
             from headrace.dataprep.formats.chat import ChatFormat
 
             return ChatFormat(source.chat or ChatConfig(), tokenizer)
+        case "pretokenized":
+            from headrace.dataprep.formats.pretokenized import PretokenizedFormat
+
+            return PretokenizedFormat(tokenizer)
         case "preference":
             from headrace.dataprep.formats.preference import PreferenceFormat
 

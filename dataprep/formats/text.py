@@ -3,7 +3,14 @@
 from collections.abc import Iterator, Sequence
 
 from headrace.dataprep.formats.sample import Encoded, Sample
-from headrace.dataprep.records import Record, Reject, json_type, refuse
+from headrace.dataprep.records import (
+    Record,
+    Reject,
+    find_field,
+    json_type,
+    refuse,
+    top_fields,
+)
 from headrace.dataprep.tokenizer import TokenizerSpec, encode_documents
 from headrace.schemas.prepare_config import SourceConfig
 
@@ -14,7 +21,7 @@ class TextFormat:
     def __init__(self, source: SourceConfig, tokenizer: TokenizerSpec) -> None:
         self.field = source.text_field
         self.tokenizer = tokenizer
-        self.columns = frozenset([source.text_field])
+        self.columns = top_fields(source.text_field)
 
     def encode(self, records: Sequence[Record]) -> Iterator[Encoded | Reject]:
         """One document for each record that holds text."""
@@ -35,9 +42,10 @@ class TextFormat:
 
     def take(self, record: Record) -> str | Reject:
         """The text of a record."""
-        if self.field not in record.fields:
+        try:
+            text = find_field(record.fields, self.field)
+        except LookupError:
             return refuse(record.place, "missing field", f'no field "{self.field}"')
-        text = record.fields[self.field]
         if not isinstance(text, str):
             detail = f'field "{self.field}" is {json_type(text)}'
             return refuse(record.place, "not a string", detail)
