@@ -5,12 +5,14 @@ from itertools import pairwise
 
 from headrace.dataprep.axolotl.templates import read_jinja
 from headrace.dataprep.inputs import InputFile, find_source_files
-from headrace.dataprep.records import Record, read_records
+from headrace.dataprep.readers import read_records
+from headrace.dataprep.records import Record
 from headrace.dataprep.tasks import cut_file
 from headrace.schemas.axolotl_config import AxolotlConfig
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare_config import SourceConfig
 
+UNLIMITED = 1 << 62  # bytes
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]")
 
 
@@ -57,8 +59,8 @@ def record_numbers(source: SourceConfig, file: InputFile) -> list[int]:
     """The number of each record of a file, as rejects would show it: lines for JSONL."""
     return [
         item.place.number() if isinstance(item, Record) else item.line
-        for piece in cut_file(source, file, None, 1 << 62)
-        for item in read_records(source, piece, None)
+        for piece in cut_file(source, file, None, UNLIMITED)
+        for item in read_records(source, piece, None, UNLIMITED)
     ]
 
 
