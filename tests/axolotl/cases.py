@@ -147,7 +147,9 @@ def rows_of() -> dict[str, list[Row]]:
     """All row sets by name."""
     rng = random.Random("rows")
     chat = chats(("role", "content"), ("system", "user", "assistant"), "messages", "chat")
-    plain = chat[:27] + chat[-16:-8]
+    silent = [("assistant", ""), ("user", "Mill?"), ("assistant", "Yes."), ("assistant", "")]
+    opening = {"messages": [{"role": role, "content": text} for role, text in silent]}
+    plain = [*chat[:27], *chat[-16:-8], opening]
     sets: dict[str, list[Row]] = {
         "alpaca": fill(["instruction", "input", "output"], "alpaca", ("input",)),
         "alpaca_system": fill(
@@ -519,6 +521,7 @@ def other_cases() -> list[Case]:
         Case("stepwise last", "stepwise_supervised", "steps", {"train_on_last_step_only": True}),
         Case("pretrain", "pretrain", "text", config={"sequence_len": 64}),
         Case("pretrain long", "pretrain", "text"),
+        Case("pretrain longer", "pretrain", "text", config={"sequence_len": 600}),
     ]
 
 
