@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from headrace.schemas.toml_config import Config, Text
 
@@ -31,10 +31,18 @@ class CustomType(Config):
     rejected_format: str | None = Field(None, description='Default: `"{rejected}"`.')
 
 
+def name_or_table(value: object) -> str:
+    """Which of the two a `type` is, so that its mistakes are described as such."""
+    return "<table>" if isinstance(value, dict | CustomType) else "<name>"
+
+
 class AxolotlConfig(Config):
     """One entry of Axolotl's `datasets:`, with the top-level keys that change its tokens."""
 
-    type: Text | CustomType = Field(
+    type: Annotated[
+        Annotated[Text, Tag("<name>")] | Annotated[CustomType, Tag("<table>")],
+        Discriminator(name_or_table),
+    ] = Field(
         description='Axolotl\'s type, as `"alpaca"` or `"chat_template"`, or a table of formats.'
     )
     rl: Literal["dpo", "ipo", "simpo", "orpo"] | None = Field(

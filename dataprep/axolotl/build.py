@@ -317,7 +317,7 @@ def conversation_template(name: str | None) -> str | None:
         return name
     raise ConfigError(
         f'conversation = "{name}": its layout came from fastchat, which is gone; set '
-        "chat_template to one of: " + ", ".join(named_templates())
+        'chat_template, for example to "chatml"'
     )
 
 

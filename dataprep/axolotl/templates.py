@@ -1,5 +1,6 @@
 """The chat template that a source means: the tokenizer's, one of Axolotl's own, or its own text."""
 
+import difflib
 import functools
 import json
 from importlib.resources import files
@@ -51,14 +52,15 @@ def template_text(config: AxolotlConfig, spec: TokenizerSpec) -> tuple[str, str]
         return f"{spec.folder}: chat template", own
     if choice == OWN:
         raise ConfigError(
-            f"{spec.folder}: the tokenizer has no chat template; set chat_template to one of: "
-            + ", ".join(named_templates())
+            f"{spec.folder}: the tokenizer has no chat template; set chat_template, for example to "
+            '"chatml"'
         )
     choice = choice.removeprefix(FALLBACK)
     if choice not in named_templates():
+        near = difflib.get_close_matches(choice, named_templates(), n=1, cutoff=0)
         raise ConfigError(
-            f'chat_template = "{choice}" is not known; it may be {OWN}, jinja, '
-            + ", ".join(named_templates())
+            f'chat_template = "{choice}" is not known; it may be "{OWN}", "jinja", or a name that '
+            f'docs/axolotl.md lists; nearest: "{near[0]}"'
         )
     return choice, named_templates()[choice]
 

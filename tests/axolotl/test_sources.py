@@ -179,6 +179,14 @@ MISTAKES = {
         ENTRY + "    roles_to_train: assistant\n",
         r'axolotl\.yml:4: roles_to_train = "assistant": expected list of strings',
     ),
+    "a format that is not known": (
+        "datasets:\n  - path: alpaca.jsonl\n    type:\n      fromat: x\n",
+        r'axolotl\.yml:4: unknown key "type\.fromat"; did you mean "type\.format"\?',
+    ),
+    "a type that is no name": (
+        "datasets:\n  - path: alpaca.jsonl\n    type: 5\n",
+        r"axolotl\.yml:3: type = 5: expected string or table",
+    ),
     "a file that is not there": (
         "datasets:\n  - path: nowhere/at-all\n    type: alpaca\n",
         r'axolotl\.yml:2: path: "nowhere/at-all" is neither a file nor a directory here; download',
