@@ -5,6 +5,8 @@ asks for it, and by name: nothing else in dataprep needs either.
 """
 
 import importlib
+import logging
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,6 +23,7 @@ INSTALL = "pip install 'headrace[axolotl]', then pip install --no-deps axolotl==
 STRATEGIES = "axolotl.prompt_strategies"
 OURS = {"rl", "rows", "row_ranges", "shards", "shards_idx", "weight", "date", "options"}
 TOP_LEVEL = {"train_on_inputs", "eot_tokens", "chat_template_kwargs", "default_system_message"}
+APART = ("bradley_terry", "stepwise_supervised")  # which it loads in a way of their own
 IGNORED = -100
 
 
@@ -37,35 +40,60 @@ class EngineStrategy:
         if options.rl is not None:
             raise ConfigError('engine = "axolotl" gives no pairs; remove it')
         wrappers = load_module("axolotl.utils.data.wrappers")
-        self.dict = load_module("axolotl.utils.dict").DictDefault
+        settings = load_module("axolotl.utils.dict").DictDefault
         self.dataset = load_module("datasets").Dataset
         load_module("datasets").disable_progress_bars()
-        self.wrap = wrappers.get_dataset_wrapper
+        logging.getLogger("axolotl").setLevel(logging.ERROR)
         check_type(options.type, wrappers.DATASET_HANDLERS)
-        self.tokenizer = load_module("transformers").AutoTokenizer.from_pretrained(spec.folder)
+        tokenizer = load_module("transformers").AutoTokenizer.from_pretrained(spec.folder)
         given = options.model_dump(exclude_none=True, exclude=OURS)
-        top = {key: value for key, value in given.items() if key in TOP_LEVEL}
-        entry = {key: value for key, value in given.items() if key not in TOP_LEVEL}
-        self.top = self.dict({"sequence_len": sequence_len, "dataset_keep_in_memory": True} | top)
-        self.entry = self.dict({"path": "rows"} | entry | options.options)
+        top = settings(
+            {"sequence_len": sequence_len, "dataset_keep_in_memory": True}
+            | {key: value for key, value in given.items() if key in TOP_LEVEL}
+        )
+        entry = settings(
+            {"path": "rows"}
+            | {key: value for key, value in given.items() if key not in TOP_LEVEL}
+            | options.options
+        )
+        kind = entry.type if isinstance(entry.type, str) else None
+        base, _, style = (kind or "").partition(":")
+        self.wrap = partial(
+            wrappers.get_dataset_wrapper,
+            entry,
+            tokenizer,
+            top,
+            base or None,
+            dataset_prompt_style=style or None,
+        )
+        self.strategy = (
+            None  # where Axolotl has one for single rows: it need not be loaded for each
+        )
+        if kind is not None and not kind.startswith(APART):
+            self.strategy = load_module(STRATEGIES).load(kind, tokenizer, top, entry)
+        if not hasattr(self.strategy, "tokenize_prompt"):
+            self.strategy = None
 
     def plan(self, row: Row) -> Plan:
         """Axolotl's samples of one row."""
-        samples = self.ask(dict(row))
-        return Plan([], lambda _: Built(samples), canonical_json(row))
-
-    def ask(self, row: dict[str, Any]) -> list[Sample]:
-        """Put one row through Axolotl as a data set of its own."""
-        kind = self.entry.type
-        base, _, style = kind.partition(":") if isinstance(kind, str) else ("", "", "")
-        rows = self.dataset.from_list([row])
         try:
-            found, _ = self.wrap(
-                self.entry, self.tokenizer, self.top, base or None, rows, style or None
-            )
+            found = self.ask(dict(row))
         except Exception as error:  # noqa: BLE001  a strategy may raise anything at a row
             raise RowError("refused by Axolotl", f"{type(error).__name__}: {error}") from None
-        return [to_sample(one["input_ids"], one.get("labels")) for one in found if one["input_ids"]]
+        samples = [to_sample(ids, labels) for ids, labels in found if ids]
+        return Plan([], lambda _: Built(samples), canonical_json(row))
+
+    def ask(self, row: dict[str, Any]) -> list[tuple[list[int], list[int] | None]]:
+        """Ids and labels that Axolotl makes of one row."""
+        if self.strategy is None:
+            found, _ = self.wrap(self.dataset.from_list([row]))
+            return [(one["input_ids"], one.get("labels")) for one in found]
+        if not self.strategy.supports_batched:
+            result = self.strategy.tokenize_prompt(row)
+            return [(result["input_ids"], result.get("labels"))]
+        batch = self.strategy.tokenize_prompt({name: [value] for name, value in row.items()})
+        ids = batch.get("input_ids", [])
+        return list(zip(ids, batch.get("labels") or [None] * len(ids), strict=True))
 
 
 def to_sample(ids: list[int], labels: list[int] | None) -> Sample:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -411,6 +412,7 @@ def test_a_bad_row_leaves_its_neighbours():
     assert len(texts()) == 2
 
 
+@pytest.mark.skipif(find_spec("axolotl") is not None, reason="Axolotl is installed")
 def test_axolotl_itself_is_asked_for_by_the_lines_that_install_it():
     source = {"name": "mine", "type": "axolotl", "path": "alpaca.jsonl", "engine": "axolotl"}
     message = (
@@ -419,3 +421,19 @@ def test_axolotl_itself_is_asked_for_by_the_lines_that_install_it():
     )
     with pytest.raises(ConfigError, match=message):
         run(make([source | {"axolotl": {"type": "alpaca"}}]))
+
+
+@pytest.mark.skipif(find_spec("axolotl") is None, reason="Axolotl is not installed")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["alpaca:chat", "alpaca_instruct", "completion", "chat_template"])
+def test_axolotl_itself_gives_the_same_rows(kind):
+    options = {"type": kind} | ({"field": "output"} if kind == "completion" else {})
+    path = "alpaca.jsonl"
+    if kind == "chat_template":
+        path = "chats/train.jsonl"
+        options |= {"field_messages": "conversations"}
+        options |= {"message_property_mappings": {"role": "from", "content": "value"}}
+    for engine in ("headrace", "axolotl"):
+        source = {"name": "mine", "type": "axolotl", "path": path, "axolotl": options}
+        run(make([source | {"engine": engine}], engine, **DIRECT))
+    assert texts(output="axolotl") == texts(output="headrace")
