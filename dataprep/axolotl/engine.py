@@ -66,13 +66,7 @@ class EngineStrategy:
             base or None,
             dataset_prompt_style=style or None,
         )
-        self.strategy = (
-            None  # where Axolotl has one for single rows: it need not be loaded for each
-        )
-        if kind is not None and not kind.startswith(APART):
-            self.strategy = load_module(STRATEGIES).load(kind, tokenizer, top, entry)
-        if not hasattr(self.strategy, "tokenize_prompt"):
-            self.strategy = None
+        self.strategy = load_strategy(kind, tokenizer, top, entry)
 
     def plan(self, row: Row) -> Plan:
         """Axolotl's samples of one row."""
@@ -94,6 +88,18 @@ class EngineStrategy:
         batch = self.strategy.tokenize_prompt({name: [value] for name, value in row.items()})
         ids = batch.get("input_ids", [])
         return list(zip(ids, batch.get("labels") or [None] * len(ids), strict=True))
+
+
+def load_strategy(kind: str | None, tokenizer: Any, top: Any, entry: Any) -> Any:
+    """Axolotl's strategy for single rows, or None where it only reads whole sets."""
+    if kind is None or kind.startswith(APART):
+        return None
+    load = load_module(STRATEGIES).load
+    try:
+        found = load(kind, tokenizer, top, entry)
+    except Exception as error:  # noqa: BLE001  a strategy may raise anything at its options
+        raise ConfigError(f'engine = "axolotl": type "{kind}" cannot be used ({error})') from None
+    return found if hasattr(found, "tokenize_prompt") else None
 
 
 def to_sample(ids: list[int], labels: list[int] | None) -> Sample:
