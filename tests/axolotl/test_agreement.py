@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from headrace.dataprep.axolotl.build import REFUSED, build_strategy
-from headrace.dataprep.axolotl.strategy import AxolotlFormat, token_rules
+from headrace.dataprep.axolotl.row_format import AxolotlFormat
+from headrace.dataprep.axolotl.strategy import token_rules
 from headrace.dataprep.records import Record, Reject
 from headrace.dataprep.streams import Place
 from headrace.dataprep.tokenizer import read_spec
