@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from headrace.dataprep.remote import is_remote, open_remote
 from headrace.schemas.errors import DataError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -27,12 +28,21 @@ class Place(NamedTuple):
 
 def compression(path: str) -> str | None:
     """How a file is compressed, by its name."""
-    return COMPRESSIONS.get(Path(path).suffix.lower())
+    return COMPRESSIONS.get(Path(without_query(path)).suffix.lower())
+
+
+def without_query(path: str) -> str:
+    """A path, or a URL without what stands behind its path."""
+    return path.partition("?")[0] if is_remote(path) else path
 
 
 def open_bytes(path: str) -> pa.NativeFile:
     """A readable stream of a file's decompressed bytes."""
-    return pa.input_stream(path, compression=compression(path))
+    if not is_remote(path):
+        return pa.input_stream(path, compression=compression(path))
+    kind = compression(path)
+    stream = open_remote(path)
+    return stream if kind is None else pa.CompressedInputStream(stream, kind)
 
 
 def read_chunk(stream: pa.NativeFile, path: str, size: int) -> bytes:
@@ -49,7 +59,7 @@ def read_chunk(stream: pa.NativeFile, path: str, size: int) -> bytes:
 
 def open_random(path: str) -> pa.NativeFile:
     """A file as it is, readable from any byte."""
-    return pa.OSFile(path)
+    return open_remote(path) if is_remote(path) else pa.OSFile(path)
 
 
 def read_all(path: str, limit: int) -> bytes | None:
@@ -128,7 +138,7 @@ def split_stream(
 
 def first_record(path: str, separator: bytes, offset: int) -> int:
     """The first byte at or after `offset` at which a record begins; the size if none does."""
-    with Path(path).open("rb") as file:
+    with open_random(path) as file:
         position = unambiguous_start(path, separator, max(0, offset - len(separator)))
         file.seek(position)
         data = b""
@@ -152,7 +162,7 @@ def unambiguous_start(path: str, separator: bytes, position: int) -> int:
     right, so the search must begin before the whole run of overlapping separators.
     """
     width = len(separator) - 1
-    with Path(path).open("rb") as file:
+    with open_random(path) as file:
         while width and position:
             begin = max(0, position - width)
             file.seek(begin)

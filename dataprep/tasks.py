@@ -8,7 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.dataprep.inputs import InputFile
-from headrace.dataprep.streams import compression, open_bytes, open_random, read_chunk
+from headrace.dataprep.streams import (
+    compression,
+    open_bytes,
+    open_random,
+    read_chunk,
+    without_query,
+)
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare_config import FileFormat, PrepareConfig, SourceConfig
 
@@ -115,7 +121,7 @@ def file_format(source: SourceConfig, file: InputFile) -> FileFormat:
         return "text"
     if source.format is not None:
         return source.format
-    path = Path(file.path)
+    path = Path(without_query(file.path))
     suffix = Path(path.stem).suffix if compression(file.path) else path.suffix
     if suffix.lower() == ".json":
         return "json" if begins_with_list(file.path) else "jsonl"
