@@ -20,6 +20,8 @@ from headrace.schemas.errors import ConfigError
 SUFFIXES = (".yaml", ".yml")
 LOADERS = ("json", "csv", "parquet", "arrow", "text")
 FOLDER_FILES = ("*.jsonl", "*.json", "*.parquet", "*.arrow", "*.csv", "*.txt")
+FILE_ENDS = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".gz", ".zst")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -235,6 +237,11 @@ class AxolotlFile:
             return [data_files] if isinstance(data_files, str) else list(data_files)
         if Path(path).is_file() or "://" in path or glob.has_magic(path):
             return [path]
+        if HUB_NAME.fullmatch(path) and not path.endswith(FILE_ENDS) and not Path(path).exists():
+            if data_files:
+                listed = [data_files] if isinstance(data_files, str) else list(data_files)
+                return [f"hf://datasets/{path}/{file}" for file in listed]
+            return [f"hf:{path}:{name or 'default'}:{split or 'train'}"]
         if Path(path).is_dir():
             named = Path(path, str(name or ""))
             folder = named if named.is_dir() else Path(path)

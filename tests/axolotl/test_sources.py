@@ -189,8 +189,8 @@ MISTAKES = {
         r"axolotl\.yml:3: type = 5: expected string or table",
     ),
     "a file that is not there": (
-        "datasets:\n  - path: nowhere/at-all\n    type: alpaca\n",
-        r'axolotl\.yml:2: path: "nowhere/at-all" is neither a file nor a directory here; download',
+        "datasets:\n  - path: nowhere.jsonl\n    type: alpaca\n",
+        r'axolotl\.yml:2: path: "nowhere\.jsonl" is neither a file nor a directory here; download',
     ),
     "a number of validation rows": (
         f"{ENTRY}val_set_size: 200\n",
@@ -219,6 +219,19 @@ def test_a_mistake_in_the_yaml_is_refused_with_its_line(mistake):
     text, message = MISTAKES[mistake]
     with pytest.raises(ConfigError, match=f"^{message}"):
         from_yaml(text)
+
+
+def test_names_that_are_no_local_paths_are_those_of_the_hub():
+    text = "datasets: [{path: me/mill, type: alpaca, name: [a, b], split: test}]"
+    assert [source.path for source in from_yaml(text).sources] == [
+        ["hf:me/mill:a:test"],
+        ["hf:me/mill:b:test"],
+    ]
+    text = "datasets: [{path: me/mill, type: alpaca, data_files: [a.jsonl, b.jsonl]}]"
+    assert from_yaml(text).sources[0].path == [
+        "hf://datasets/me/mill/a.jsonl",
+        "hf://datasets/me/mill/b.jsonl",
+    ]
 
 
 def test_what_both_configs_say_must_agree():
