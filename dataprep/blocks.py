@@ -4,17 +4,20 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from headrace.dataprep.formats.sample import Encoded, Format, Sample
-from headrace.dataprep.overlong import fit_samples
-from headrace.dataprep.packing import pack_samples
+from headrace.dataprep.formats.sample import Encoded, Format, Sample, pair
+from headrace.dataprep.overlong import drop_tail, fit_samples
+from headrace.dataprep.packing import full_mask, pack_samples, prefix_rows
 from headrace.dataprep.readers import read_records
 from headrace.dataprep.records import Record, Reject, characters, refuse_large
 from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
+from headrace.dataprep.tokenizer import TokenizerSpec, token_ids
+from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.prepare_config import PrepareConfig
 from headrace.schemas.shard_format import EVALUATION, SIDES, SPLITS, TRAIN, shard_schema
@@ -57,33 +60,44 @@ def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterat
         yield Block(task.source.name, task.number_in_source, number, items)
 
 
-def process_block(config: PrepareConfig, row_format: Format, block: Block) -> BlockRows:
+def process_block(
+    config: PrepareConfig, tokenizer: TokenizerSpec, row_format: Format, block: Block
+) -> BlockRows:
     """Tokenise, split off evaluation documents, pack, and give each row its key."""
     encoded, rejects = encode_block(row_format, block)
+    options = block_options(config, block.source, tokenizer)
+    row_len = config.sequence_len - len(options.prefix)
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     fixed = next(source.split for source in config.sources if source.name == block.source)
     for document in encoded:
         split = choose_split(config, document.content) if fixed == "auto" else fixed
-        samples[split] += document.samples
+        samples[split] += [mask_sample(sample, options.masked) for sample in document.samples]
     fitted = {
-        split: fit_samples(found, config.sequence_len, config.overlong)
+        split: drop_tail(found, row_len)
+        if config.drop_tails
+        else fit_samples(found, row_len, config.overlong)
         for split, found in samples.items()
     }
     rows = {
-        split: pack(config, block, split, fit.samples)
+        split: pack(config, block, split, fit.samples, options)
         for split, fit in fitted.items()
         if fit.samples
     }
     lengths = Counter(sample.tokens for found in samples.values() for sample in found)
     dropped = [document.dropped for document in encoded]
     emptied = ({next(iter(d.dropped)): 1} for d in encoded if not d.samples)
+    prefixes = sum(table.num_rows for table in rows.values()) * len(options.prefix)
     stats = TaskStats(
         documents=lengths.total() + sum(not document.samples for document in encoded),
         tokens_in=sum(length * count for length, count in lengths.items())
-        + sum(add_counts(dropped).values()),
+        + sum(add_counts(dropped).values())
+        + prefixes,
         rows={split: table.num_rows for split, table in rows.items()},
         tokens={split: count_tokens(table) for split, table in rows.items()},
-        trained_tokens={split: fit.trained_tokens for split, fit in fitted.items() if fit.samples},
+        trained_tokens={
+            split: fitted[split].trained_tokens + table.num_rows * len(options.prefix)
+            for split, table in rows.items()
+        },
         tokens_dropped=add_counts([*dropped, *(fit.tokens_dropped for fit in fitted.values())]),
         documents_dropped=add_counts(
             [*emptied, *(fit.documents_dropped for fit in fitted.values())]
@@ -92,6 +106,38 @@ def process_block(config: PrepareConfig, row_format: Format, block: Block) -> Bl
         document_lengths=dict(lengths),
     )
     return BlockRows(rows, rejects, stats)
+
+
+class Options(NamedTuple):
+    """What of the config concerns the rows of one source, as tokens."""
+
+    prefix: list[int]
+    masked: list[int]
+    control_class: int | None
+
+
+def block_options(config: PrepareConfig, name: str, tokenizer: TokenizerSpec) -> Options:
+    """The options of a source.
+
+    Raises:
+        DataError: a token id of the config does not exist, or the prefix fills the row.
+    """
+    source = next(source for source in config.sources if source.name == name)
+    prefix = token_ids(tokenizer, config.sequence_prefix)
+    if len(prefix) >= config.sequence_len:
+        raise DataError(f"sequence_prefix has {len(prefix)} tokens, which leaves no room in a row")
+    masked = [token for value in source.mask_tokens for token in token_ids(tokenizer, value)]
+    return Options(prefix, masked, source.control_class)
+
+
+def mask_sample(sample: Sample, masked: list[int]) -> Sample:
+    """A sample in which some tokens are not trained."""
+    if not masked:
+        return sample
+    sides = [
+        Sample(side.ids, full_mask(side) & ~np.isin(side.ids, masked)) for side in sample.sides()
+    ]
+    return pair(*sides) if len(sides) == 2 else sides[0]
 
 
 def encode_block(row_format: Format, block: Block) -> tuple[list[Encoded], list[Reject]]:
@@ -122,9 +168,12 @@ def row_key(seed: int, source: str, split: str, task: int, block: int, row: int)
     return derive_seed(seed, "row", source, split, task, block, row)
 
 
-def pack(config: PrepareConfig, block: Block, split: str, samples: list[Sample]) -> pa.Table:
+def pack(
+    config: PrepareConfig, block: Block, split: str, samples: list[Sample], options: Options
+) -> pa.Table:
     """The rows of one split of a block, in packing order, with every column of a shard."""
-    packed = pack_samples(samples, config.packing, config.sequence_len)
+    row_len = config.sequence_len - len(options.prefix)
+    packed = prefix_rows(pack_samples(samples, config.packing, row_len), options.prefix)
     keys = [
         row_key(config.seed, block.source, split, block.task, block.number, row)
         for row in range(len(packed.input_ids))
@@ -133,7 +182,7 @@ def pack(config: PrepareConfig, block: Block, split: str, samples: list[Sample])
     columns = packed._asdict() | {
         "source": source_column(config, block.source, len(keys)),
         "row_key": pa.array(keys, pa.uint64()),
-        "control_class": pa.nulls(len(keys), pa.int8()),
+        "control_class": pa.array([options.control_class] * len(keys), pa.int8()),
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
 

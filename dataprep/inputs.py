@@ -50,7 +50,10 @@ def match(source: str, pattern: str) -> list[str]:
     if is_remote(pattern):
         remote = list_remote(source, pattern)
         if not remote:
-            raise DataError(f'source "{source}": no file matches {pattern}; correct the path')
+            raise DataError(
+                f'source "{source}": no file matches {pattern}, or nothing answers there; check '
+                "name and network, or download the files and name them"
+            )
         return remote
     folder = Path(pattern)
     if (folder / "state.json").is_file():  # as `datasets` saves a set

@@ -7,6 +7,7 @@ from functools import partial
 
 from rich.console import Console
 
+from headrace.dataprep.blocks import block_options
 from headrace.dataprep.console_report import counts_text, print_ledger, progress_bar
 from headrace.dataprep.formats.registry import build_format
 from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
@@ -71,6 +72,8 @@ def prepare(
     tokenizer = read_spec(config)
     config = resolve(config, tokenizer)
     job = Job(config, tokenizer)
+    for source in config.sources:
+        block_options(config, source.name, tokenizer)  # says before the work what is wrong in them
     columns = [build_format(config, source, tokenizer).columns for source in config.sources]
     inputs = find_inputs(config)
     inputs_key = inputs_fingerprint(config, inputs)

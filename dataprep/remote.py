@@ -163,6 +163,7 @@ def request_range(url: str, first: int, last: int) -> Any:
         try:
             return urllib.request.urlopen(request, timeout=HTTP_SECONDS)
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == 404:
                 raise FileNotFoundError(url) from None
             if error.code < 500 or attempt + 1 == HTTP_TRIES:

@@ -37,7 +37,7 @@ def run_task(job: Job, task: Task) -> TaskStats:
     total = TaskStats()
     with temporary(rejects).open("w", encoding="utf-8") as lines:
         for block in read_blocks(job.config, row_format, task):
-            result = process_block(job.config, row_format, block)
+            result = process_block(job.config, job.tokenizer, row_format, block)
             for split, rows in result.rows.items():
                 spools[split].add(rows, result.stats.tokens[split])
             lines.writelines(reject_line(task.source.name, reject) for reject in result.rejects)

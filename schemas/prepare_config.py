@@ -15,6 +15,7 @@ SpecialToken = Literal[
     "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"
 ]
 Kind = Literal["causal", "preference"]
+Tokens = str | int | list[int]
 FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 TABLES = {"chat": ("chat", "preference"), "preference": ("preference",)}  # who reads them
 
@@ -61,6 +62,26 @@ class SourceConfig(Config):
         description='Who tokenises `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
         "types that Headrace does not know.",
     )
+    document_prefix: Tokens | None = Field(
+        None,
+        description="What a text begins with instead of BOS: a string, a token id, a list of ids; "
+        '`""` for nothing.',
+    )
+    document_suffix: Tokens | None = Field(
+        None, description="What a text ends with instead of EOS, in the same forms."
+    )
+    add_prefix_space: bool = Field(
+        False, description="Put a space before each text that does not begin with one."
+    )
+    parse_special_tokens: bool | None = Field(
+        None, description="For the texts of this source. Default: the key of that name above."
+    )
+    mask_tokens: list[int | str] = Field(
+        [], description='Ids or texts of tokens that are never trained, as in `["<|im_start|>"]`.'
+    )
+    control_class: Literal[-1, 0, 1] | None = Field(
+        None, description="Class of all its rows for control adapters."
+    )
     chat: ChatConfig | None = Field(
         None, description='For `type = "chat"` and `type = "preference"`.'
     )
@@ -93,6 +114,15 @@ class PrepareConfig(Config):
         '`"split"`: cut into pieces that are packed as documents of their own. `"truncate"`: cut '
         'off what is too much. `"drop"`: leave them out. Default: `"split"`, which loses nothing; '
         'for pairs, which cannot be split, `"truncate"`.',
+    )
+    sequence_prefix: Tokens = Field(
+        "",
+        description="What each row begins with, before its first document: a string, a token id, "
+        "a list of ids.",
+    )
+    drop_tails: bool = Field(
+        False,
+        description='Drop the last row of a block where it is not full (`"concatenate"` only).',
     )
     shards: int = Field(8, ge=1, le=99_999, description="Number of train shards.")
     seed: int = Field(0, ge=0, description="Decides shuffle and evaluation split.")
@@ -178,6 +208,12 @@ class PrepareConfig(Config):
         if self.kind == "preference" and self.packing != "none":
             raise ValueError(
                 f'packing = "{self.packing}": a pair is a row of its own; remove it, or set "none"'
+            )
+        if self.kind == "preference" and self.sequence_prefix != "":
+            raise ValueError("sequence_prefix: pairs are not packed; remove it")
+        if self.drop_tails and self.packing != "concatenate":
+            raise ValueError(
+                'drop_tails: only packing = "concatenate" cuts rows at their length; remove it'
             )
         if self.kind == "preference" and self.overlong == "split":
             raise ValueError('overlong = "split": pairs cannot be split; set "truncate" or "drop"')

@@ -11,7 +11,7 @@ from headrace.dataprep.records import (
     refuse,
     top_fields,
 )
-from headrace.dataprep.tokenizer import TokenizerSpec, encode_documents
+from headrace.dataprep.tokenizer import TokenizerSpec, document_ends, encode_documents
 from headrace.schemas.prepare_config import SourceConfig
 
 
@@ -20,6 +20,8 @@ class TextFormat:
 
     def __init__(self, source: SourceConfig, tokenizer: TokenizerSpec) -> None:
         self.field = source.text_field
+        self.space = source.add_prefix_space
+        self.ends = document_ends(source, tokenizer)
         self.tokenizer = tokenizer
         self.columns = top_fields(source.text_field)
 
@@ -27,7 +29,9 @@ class TextFormat:
         """One document for each record that holds text."""
         texts = [self.take(record) for record in records]
         encoded = iter(
-            encode_documents(self.tokenizer, [text for text in texts if isinstance(text, str)])
+            encode_documents(
+                self.tokenizer, [text for text in texts if isinstance(text, str)], self.ends
+            )
         )
         for record, text in zip(records, texts, strict=True):
             if isinstance(text, Reject):
@@ -49,4 +53,6 @@ class TextFormat:
         if not isinstance(text, str):
             detail = f'field "{self.field}" is {json_type(text)}'
             return refuse(record.place, "not a string", detail)
-        return text or refuse(record.place, "empty document", "no characters")
+        if not text:
+            return refuse(record.place, "empty document", "no characters")
+        return f" {text}" if self.space and not text.startswith(" ") else text
