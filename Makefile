@@ -7,7 +7,7 @@ MODEL := models/smollm2-135m
 PACKAGES := schemas dataprep trainer kernels jobs
 PYTEST ?=
 
-.PHONY: help demo test exhaustive lint format bench axolotl-fixtures docs model clean
+.PHONY: help demo test exhaustive lint format bench axolotl-fixtures docs headrace.zip model clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -31,7 +31,7 @@ format: .venv ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
 
 bench: .venv model ## benchmarks, as ratios against a reference in the same run
-	for name in dataprep_rate loader_rate layouts; do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+	for name in dataprep_rate spark_overhead loader_rate layouts; do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
 axolotl-fixtures: ## ask Axolotl again what it makes of the test cases, in an environment of its own
 	$(PYTHON) tests/axolotl/make_fixtures.py
@@ -39,10 +39,13 @@ axolotl-fixtures: ## ask Axolotl again what it makes of the test cases, in an en
 docs: .venv ## write docs/configuration.md from the config models
 	$(BIN)/python -m headrace.jobs.config_reference
 
+headrace.zip: .venv ## the sources, for spark-submit --py-files
+	$(BIN)/python -m headrace.jobs.spark_zip $@
+
 model: $(MODEL)/config.json ## fetch the small real model
 
 clean: ## remove everything that was built or fetched
-	rm -rf .venv build dist models shards runs demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv build dist headrace.zip models shards runs demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 $(MODEL)/config.json: | .venv
 	$(BIN)/python -m headrace.jobs.fetch_demo_model --output $(MODEL)

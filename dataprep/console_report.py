@@ -1,5 +1,8 @@
 """What a person sees: the progress bar while work runs, and the table at its end."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -12,7 +15,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from headrace.dataprep.task_stats import TaskStats, add_counts
+from headrace.dataprep.task_stats import StatsSum, add_counts
 from headrace.schemas.manifest import Manifest
 
 
@@ -38,9 +41,10 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def counts_text(stats: TaskStats) -> str:
+def counts_text(sums: Iterable[StatsSum]) -> str:
     """Documents and tokens so far."""
-    return f"{stats.documents:,} documents, {stats.tokens_in:,} tokens"
+    numbers = sum((total.numbers for total in sums), Counter())
+    return f"{numbers['documents']:,} documents, {numbers['tokens_in']:,} tokens"
 
 
 def print_ledger(console: Console, manifest: Manifest) -> None:

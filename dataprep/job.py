@@ -7,6 +7,7 @@ from headrace.dataprep.inputs import InputFile
 from headrace.dataprep.remote import describe_remote, is_remote
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.tokenizer import TokenizerSpec
+from headrace.dataprep.workspace import Workspace
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare_config import PrepareConfig
 
@@ -21,11 +22,12 @@ class Job:
 
     config: PrepareConfig
     tokenizer: TokenizerSpec
+    space: Workspace
 
     @property
     def output(self) -> Path:
         """The shard directory."""
-        return Path(self.config.output)
+        return self.space.output
 
     def settings(self) -> dict[str, object]:
         """The resolved config without the machine's paths, and the tokenizer's identity instead."""

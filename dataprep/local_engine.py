@@ -80,12 +80,17 @@ def interrupts_held_back() -> Iterator[None]:
 
 def prepare_worker() -> None:
     """One thread a worker, a quiet end on Ctrl-C, and no life after the parent's death."""
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    pa.set_cpu_count(1)
+    use_one_thread()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def use_one_thread() -> None:
+    """Keep a worker's libraries to one thread, before they start more."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    pa.set_cpu_count(1)
 
 
 def die_with_parent() -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from headrace.jobs.engines import EngineName, open_engine
 from headrace.schemas.errors import ConfigError, HeadraceError
 
 TRAIN_EXTRA = {
@@ -39,6 +40,14 @@ Overrides = Annotated[
 ]
 
 
+WorkerCount = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes. Default: the machine's cores.")
+]
+EngineOption = Annotated[
+    EngineName, typer.Option("--engine", help="Processes of this machine, or Spark's executors.")
+]
+
+
 @app.callback()
 def headrace(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -49,9 +58,8 @@ def headrace(
 @app.command(epilog="Example: headrace prepare prepare.toml --workers 4 --set sequence_len=2048")
 def prepare(
     config: ConfigFile,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes. Default: the machine's cores.")
-    ] = None,
+    workers: WorkerCount = None,
+    engine: EngineOption = EngineName.LOCAL,
     overrides: Overrides = None,
 ) -> None:
     """Turn sources into a shard directory. Run again, it continues where it stopped."""
@@ -61,7 +69,38 @@ def prepare(
     from headrace.schemas.prepare_config import PrepareConfig
     from headrace.schemas.toml_config import load_config
 
-    prepare(load_config(PrepareConfig, config, overrides or []), workers, Console())
+    settings = load_config(PrepareConfig, config, overrides or [])
+    with open_engine(engine, workers) as chosen:
+        prepare(settings, console=Console(), engine=chosen)
+
+
+@app.command(
+    epilog="Example: headrace repartition shards/code shards/articles --out shards/blend "
+    "--shards 64 --weights 3,1"
+)
+def repartition(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Shard directories.")],
+    out: Annotated[Path, typer.Option(help="Shard directory to write.")],
+    shards: Annotated[int, typer.Option(min=1, max=99_999, help="Number of train shards.")],
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides the order. Default: a new order.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Shares of train tokens. Default: all rows of all."),
+    ] = None,
+    workers: WorkerCount = None,
+    engine: EngineOption = EngineName.LOCAL,
+) -> None:
+    """Shuffle shard directories into one with another number of shards."""
+    from rich.console import Console
+
+    from headrace.dataprep.repartition import Blend, parse_weights, repartition
+
+    shares = parse_weights(weights, len(directories)) if weights is not None else None
+    blend = Blend(tuple(directories), out, shards, seed, shares)
+    with open_engine(engine, workers) as chosen:
+        repartition(blend, chosen, Console())
 
 
 @app.command(epilog="Example: headrace inspect shards/demo --rows 3")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.dataprep import shard_writer, task_runner
+from headrace.dataprep import exchange, runs, task_runner
 from headrace.schemas.errors import DataError
 
 SCRIPT = """
@@ -97,10 +97,27 @@ def test_rows_held_in_memory_do_not_change_bytes(
     packing, corpus, make_config, run, snapshot, monkeypatch
 ):
     run(make_config("large", **PACKINGS[packing]))
-    monkeypatch.setattr(task_runner, "HELD_TOKENS", 100)
-    monkeypatch.setattr(shard_writer, "GATHERED_TOKENS", 500)
+    monkeypatch.setattr(runs, "HELD_TOKENS", 100)
+    monkeypatch.setattr(runs, "GATHERED_TOKENS", 500)
     run(make_config("small", **PACKINGS[packing]))
     assert snapshot("small") == snapshot("large")
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_merging_the_files_of_tasks_first_does_not_change_bytes(
+    packing, corpus, make_config, run, snapshot, monkeypatch
+):
+    run(make_config("direct", **PACKINGS[packing]))
+    monkeypatch.setattr(exchange, "MOST_FILES", 2)  # three times over, into files of few batches
+    monkeypatch.setattr(exchange, "MERGED_TOKENS", 3000)
+    monkeypatch.setattr(runs, "GATHERED_TOKENS", 500)
+    merged = []
+    merge_runs = exchange.merge_runs
+    monkeypatch.setattr(exchange, "merge_runs", lambda *a: merged.append(a[1]) or merge_runs(*a))
+    run(make_config("merged", **PACKINGS[packing]))
+    assert {plan.merged.level for plan in merged} >= {1, 2}
+    assert any(plan.merged.ranges > 1 for plan in merged)
+    assert snapshot("merged") == snapshot("direct")
 
 
 def test_a_finished_directory_is_reused_untouched(corpus, make_config, run):
