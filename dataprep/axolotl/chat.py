@@ -17,6 +17,7 @@ from headrace.dataprep.chat_template import (
     TemplateRefusedError,
 )
 from headrace.dataprep.formats.sample import Mask
+from headrace.dataprep.records import json_type
 from headrace.dataprep.tokenizer import Ids, Located
 from headrace.schemas.axolotl_config import Ends
 
@@ -80,10 +81,6 @@ class ChatStrategy:
     def plan(self, row: Row) -> Plan:
         """The rendering, and contents of which only some characters are trained."""
         turns, tools = self.reader.read(row)
-        return self.plan_turns(turns, tools)
-
-    def plan_turns(self, turns: list[Turn], tools: list[Any] | None) -> Plan:
-        """The same for turns that are read already."""
         messages = [turn.message for turn in turns]
         wanted = [index for index, turn in enumerate(turns) if self.train.visits(turn)]
         try:
@@ -121,6 +118,8 @@ class ChatStrategy:
         parts = []
         if trained and span:
             content = turn.message.get("content", "")
+            if turn.detail and not isinstance(content, str):
+                raise RowError("not a string", f"a content with details is {json_type(content)}")
             if turn.detail:
                 parts.append(Part(span, turn.detail, content))
             elif not turn.reasoning_detail:

@@ -13,6 +13,7 @@ from headrace.dataprep.axolotl.strategy import (
     RowError,
     TokenRules,
     as_mask,
+    as_number,
     as_text,
     column,
     one_sample,
@@ -198,15 +199,15 @@ class Messages:
         if role_name is None or content_name is None:
             raise RowError("missing field", "the first message has no role or no content")
         stages: list[list[tuple[str, bool]]] = []
-        for number, message in enumerate(messages):
-            role = MESSAGE_ROLES.get(column(message, role_name))
+        for place, message in enumerate(messages):
+            role = MESSAGE_ROLES.get(str(column(message, role_name)))
             if role is None:
                 raise RowError("unknown role", f'role "{message[role_name]}"')
-            weight = int(role == "assistant" or self.rules.train_on_inputs)
+            weight = role == "assistant" or self.rules.train_on_inputs
             if names["weight"] is not None:
-                weight = int(column(message, names["weight"]))
+                weight = as_number(column(message, names["weight"]), names["weight"]) != 0
             parts = contents(message, content_name)
-            stages.append(growing(self.layout(role, parts, bool(weight), number), bool(weight)))
+            stages.append(growing(self.layout(role, parts, weight, place), weight))
         texts = [text for message in stages for text, _ in message]
 
         def build(found: list[Located]) -> Built:

@@ -13,6 +13,7 @@ from headrace.dataprep.axolotl.strategy import (
     RowError,
     TokenRules,
     as_mask,
+    as_number,
     column,
     rows_in,
 )
@@ -147,7 +148,8 @@ LAYOUTS = {
 
 def nectar(row: Row) -> Pair:
     """Ranked answers: Axolotl takes the two of the largest ranks, the last as chosen."""
-    answers = sorted(rows_in(row, "answers"), key=lambda answer: column(answer, "rank"))
+    ranked = [(as_number(column(one, "rank"), "rank"), one) for one in rows_in(row, "answers")]
+    answers = [answer for _, answer in sorted(ranked, key=lambda pair: pair[0])]
     if len(answers) < 2:
         raise RowError("too few answers", f"{len(answers)}, needs two")
     prompt = f"<|system|>\n</s>\n<|user|>\n{string(row, 'prompt')}</s>\n<|assistant|>\n"

@@ -150,6 +150,13 @@ def as_text(value: Any, name: str) -> str:
     return value
 
 
+def as_number(value: Any, name: str) -> float:
+    """A number, or true and false as 1 and 0."""
+    if not isinstance(value, int | float):
+        raise RowError("not a number", f'field "{name}" is {json_type(value)}')
+    return value
+
+
 def rows_in(row: Row, name: str) -> list[Row]:
     """The objects of a column that holds a list of them."""
     value = column(row, name)

@@ -115,7 +115,11 @@ class TurnReader:
         seen |= {
             name: message[name] for name in self.kept - mapped if message.get(name) is not None
         }
+        if not isinstance(seen.get("role", ""), str):
+            raise RowError("not a string", f"a role is {json_type(seen['role'])}")
         if seen.get("tool_calls"):
+            if not isinstance(seen["tool_calls"], list):
+                raise RowError("not a list", f'"tool_calls" is {json_type(seen["tool_calls"])}')
             seen["tool_calls"] = [parse_call(call) for call in seen["tool_calls"]]
         training = message.get(self.field_training) if self.field_training else None
         training = None if self.sharegpt and training else training  # a weight of 0 masks, no more

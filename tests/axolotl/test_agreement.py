@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from headrace.dataprep.axolotl.build import REFUSED, build_strategy
 from headrace.dataprep.axolotl.row_format import AxolotlFormat
 from headrace.dataprep.axolotl.strategy import token_rules
+from headrace.dataprep.formats.sample import Encoded
 from headrace.dataprep.records import Record, Reject
 from headrace.dataprep.streams import Place
 from headrace.dataprep.tokenizer import read_spec
@@ -150,6 +152,32 @@ def test_each_intended_difference_is_there(why, tokenizers):
 def test_options_that_axolotl_refuses_are_refused(case, tokenizers):
     with pytest.raises(ConfigError):
         row_format(case, tokenizers[case["tokenizer"]])
+
+
+SOMETHING = (None, True, 0, -5, 1.5, "", "text", [], [0], {}, {"role": []}, [{"text": 1}])
+KEYS = "role content value train weight tool_calls label rank detail reasoning_content".split()
+
+
+def damaged(rng, value):
+    """A value with parts of it missing, added, or of another type."""
+    if rng.random() < 0.12:
+        return rng.choice(SOMETHING)
+    if isinstance(value, dict):
+        kept = {key: damaged(rng, part) for key, part in value.items() if rng.random() > 0.05}
+        return kept | ({rng.choice(KEYS): rng.choice(SOMETHING)} if rng.random() < 0.1 else {})
+    return [damaged(rng, part) for part in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("case", [c for c in ANSWERED if c["tokenizer"] == "bos"], ids=name_of)
+def test_rows_of_any_shape_are_used_or_refused_and_stop_nothing(case, tokenizers):
+    rng = random.Random(case["name"])
+    rows = [damaged(rng, dict(row)) for row in rows_of(case)[:30]]
+    records = [
+        Record(row, Place(__file__, 0, n)) for n, row in enumerate(rows) if type(row) is dict
+    ]
+    results = list(row_format(case, tokenizers["bos"]).encode(records))
+    assert len(results) == len(records)
+    assert {type(result) for result in results} <= {Encoded, Reject}
 
 
 @pytest.mark.parametrize("name", REFUSED)
