@@ -1,7 +1,9 @@
 """Sources to a finished shard directory: plan, run tasks, write shards, manifest last."""
 
+import errno
 import json
 import logging
+import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -53,6 +55,7 @@ from headrace.schemas.publish import rename_durably, write_atomic
 from headrace.schemas.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 
 TOKENS_IN_EVALUATION_FILE = 1 << 26
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHOWN_REJECTS = 3
 
 logger = logging.getLogger(__name__)
@@ -102,6 +105,13 @@ def prepare(
         except KeyboardInterrupt:
             console.print(f"{config.output}: stopped; run the same command to continue")
             raise
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise DataError(
+                f"{config.output}: cannot be written ({os.strerror(error.errno)}); make room, "
+                "then run the same command to go on"
+            ) from None
         remove_work(job.output)
     print_ledger(console, manifest)
     return manifest

@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 from headrace.schemas.errors import DataError
 
 ResultT = TypeVar("ResultT")
-PACKAGES = {"hf": "huggingface_hub", "abfs": "adlfs", "az": "adlfs"}
+PACKAGES = {"abfs": "adlfs", "az": "adlfs"}
 HTTP_SECONDS = 60
 HTTP_TRIES = 4
 HTTP_BUFFER = 1 << 20
@@ -115,10 +115,9 @@ def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
 
         filesystem, inner = ask(path, lambda: url_to_fs(path))
     except ImportError:
-        package = PACKAGES.get(scheme, "fsspec")
-        raise DataError(
-            f"{path}: needs another package; run: pip install fsspec {package}"
-        ) from None
+        package = PACKAGES.get(scheme)
+        line = f"pip install fsspec {package}" if package else 'pip install "headrace[remote]"'
+        raise DataError(f"{path}: needs another package; run: {line}") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
 
