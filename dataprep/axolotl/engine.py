@@ -45,7 +45,10 @@ class EngineStrategy:
         load_module("datasets").disable_progress_bars()
         logging.getLogger("axolotl").setLevel(logging.ERROR)
         check_type(options.type, wrappers.DATASET_HANDLERS)
-        tokenizer = load_module("transformers").AutoTokenizer.from_pretrained(spec.folder)
+        tokenizer = load_module("transformers").PreTrainedTokenizerFast(
+            tokenizer_file=spec.file, **dict(spec.token_texts)
+        )
+        tokenizer.chat_template = dict(spec.chat_templates).get("default")
         given = options.model_dump(exclude_none=True, exclude=OURS)
         top = settings(
             {"sequence_len": sequence_len, "dataset_keep_in_memory": True}
