@@ -76,8 +76,13 @@ def settle(
     config: PrepareConfig, block: Block, encoded: list[Encoded], rejects: list[Reject]
 ) -> EncodedBlock:
     """Choose the split of each document; its text is not needed any more."""
+    fixed = next(source.split for source in config.sources if source.name == block.source)
     documents = [
-        Document(choose_split(config, document.content), document.samples, document.dropped)
+        Document(
+            choose_split(config, document.content) if fixed == "auto" else fixed,
+            document.samples,
+            document.dropped,
+        )
         for document in encoded
     ]
     return EncodedBlock(block.source, block.task, block.number, documents, rejects)
