@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from headrace.dataprep.blocks import block_options
 from headrace.dataprep.console_report import print_ledger
 from headrace.dataprep.deduplicate import find_duplicates
 from headrace.dataprep.document_keys import check_library
@@ -122,7 +123,10 @@ def build_job(config: PrepareConfig) -> Job:
     if config.tokenizer_backend != "tokenizers":
         check_backend(tokenizer)
     check_library(config.deduplicate)
-    return Job(resolve(config, tokenizer), tokenizer, Workspace(Path(config.output)))
+    config = resolve(config, tokenizer)
+    for source in config.sources:
+        block_options(config, source.name, tokenizer)  # says before the work what is wrong in them
+    return Job(config, tokenizer, Workspace(Path(config.output)))
 
 
 def plan(job: Job) -> list[Task]:

@@ -2,30 +2,27 @@
 
 from pathlib import Path
 
-from headrace.dataprep.tokenizer import TokenizerSpec, token_ids
+from headrace.dataprep.tokenizer import TokenizerSpec
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
 
 
 def resolve(config: PrepareConfig, tokenizer: TokenizerSpec) -> PrepareConfig:
-    """The same config with the text of each chat template, and with tokens as ids.
+    """The same config with the text of each chat template in place of its file.
 
     Raises:
-        DataError: a file cannot be read, or a token id does not exist.
+        DataError: a file cannot be read.
     """
     sources = [resolve_source(source, tokenizer) for source in config.sources]
-    prefix = token_ids(tokenizer, config.sequence_prefix)
-    if len(prefix) >= config.sequence_len:
-        raise DataError(f"sequence_prefix has {len(prefix)} tokens, which leaves no room in a row")
-    return config.model_copy(update={"sources": sources, "sequence_prefix": prefix})
+    return config.model_copy(update={"sources": sources})
 
 
 def resolve_source(source: SourceConfig, tokenizer: TokenizerSpec) -> SourceConfig:
     """One source."""
-    masked = [token for value in source.mask_tokens for token in token_ids(tokenizer, value)]
-    source = source.model_copy(update={"mask_tokens": masked})
-    for value in (source.document_prefix, source.document_suffix):
-        token_ids(tokenizer, value or "")
+    if source.axolotl is not None:
+        from headrace.dataprep.axolotl.selection import resolve_options
+
+        return resolve_options(source)
     template = source.chat.template if source.chat else None
     if template is None or "{" in template or template in dict(tokenizer.chat_templates):
         return source

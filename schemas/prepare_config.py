@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from headrace.schemas.axolotl_config import AxolotlConfig, type_gives_pairs
+from headrace.schemas.axolotl_yaml import expand_axolotl
 from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
 from headrace.schemas.hygiene_config import DeduplicateConfig, FiltersConfig
 from headrace.schemas.toml_config import Config, Text
@@ -11,6 +13,9 @@ from headrace.schemas.toml_config import Config, Text
 Packing = Literal["concatenate", "best_fit", "none"]
 Overlong = Literal["split", "truncate", "drop"]
 TokenizerBackend = Literal["tokenizers", "fastokens"]
+SpecialToken = Literal[
+    "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"
+]
 Kind = Literal["causal", "preference"]
 Tokens = str | int | list[int]
 FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
@@ -23,11 +28,12 @@ class SourceConfig(Config):
     name: Text = Field(
         description="Name of the source: appears in rows, ledger and per-source loss. Unique."
     )
-    type: Literal["text", "documents", "chat", "preference", "pretokenized"] = Field(
+    type: Literal["text", "documents", "chat", "preference", "pretokenized", "axolotl"] = Field(
         description='`"text"`: a file is a document, unless `document_separator` cuts it. '
         '`"documents"`: one document a record. `"chat"`: one conversation a record. '
         '`"preference"`: a better and a worse answer in each record. '
-        '`"pretokenized"`: `input_ids` in each record.'
+        '`"pretokenized"`: `input_ids` in each record. '
+        '`"axolotl"`: rows as Axolotl reads them; `path` may be its YAML file.'
     )
     path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
         description="File or glob (`**` crosses folders), or a list of them, relative to the "
@@ -48,6 +54,15 @@ class SourceConfig(Config):
     )
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
+    )
+    split: Literal["auto", "train", "evaluation"] = Field(
+        "auto", description="Put all documents into one split; `auto`: by `evaluation_fraction`."
+    )
+    axolotl: AxolotlConfig | None = Field(None, description='For `type = "axolotl"`.')
+    engine: Literal["headrace", "axolotl"] = Field(
+        "headrace",
+        description='Who tokenises `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
+        "types that Headrace does not know.",
     )
     document_prefix: Tokens | None = Field(
         None,
@@ -77,7 +92,8 @@ class SourceConfig(Config):
     @property
     def kind(self) -> Kind:
         """What its rows are; a shard directory holds one kind."""
-        return "preference" if self.type == "preference" else "causal"
+        pairs = self.type == "preference" or (self.axolotl is not None and self.axolotl.gives_pairs)
+        return "preference" if pairs else "causal"
 
 
 class PrepareConfig(Config):
@@ -130,6 +146,14 @@ class PrepareConfig(Config):
     eos: Literal["auto", "never"] = Field(
         "auto", description='EOS at document end: `"auto"` appends it where it is not there yet.'
     )
+    special_tokens: dict[SpecialToken, str] = Field(
+        {}, description='Other special tokens than the tokenizer names, as `{eos_token = "</s>"}`.'
+    )
+    added_tokens: list[str] = Field(
+        [],
+        description="Tokens that the tokenizer gets where it has none of that text. The model must "
+        "get the same: its `tokenizer.json` is the one in the shard directory.",
+    )
     parse_special_tokens: bool = Field(
         False,
         description="Whether `<|...|>` in a document becomes the special token, or stays text.",
@@ -170,6 +194,7 @@ class PrepareConfig(Config):
     def resolve_packing(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        values = expand_axolotl(values)
         pairs = holds_pairs(values.get("sources"))
         packing = values.get("packing", "none" if pairs else "concatenate")
         policy = None if packing == "concatenate" else "truncate" if pairs else "split"
@@ -219,6 +244,11 @@ class PrepareConfig(Config):
                 raise ValueError(
                     f'source "{source.name}": document_separator is for type = "text"; remove it'
                 )
+            if (source.type == "axolotl") != (source.axolotl is not None):
+                raise ValueError(
+                    f'source "{source.name}": type = "axolotl" and [sources.axolotl] need each '
+                    "other, unless path is an Axolotl YAML file"
+                )
             check_tables(source)
             if (source.type == "text") != (source.format == "text") and source.format is not None:
                 raise ValueError(
@@ -235,7 +265,12 @@ class PrepareConfig(Config):
 def holds_pairs(sources: Any) -> bool:
     """Whether the first of some unchecked sources gives pairs."""
     first = sources[0] if isinstance(sources, list) and sources else None
-    return (first.get("type") if isinstance(first, dict) else None) == "preference"
+    if not isinstance(first, dict):
+        return False
+    options = first.get("axolotl")
+    return first.get("type") == "preference" or (
+        isinstance(options, dict) and type_gives_pairs(options.get("rl"), options.get("type"))
+    )
 
 
 def check_tables(source: SourceConfig) -> None:

@@ -158,7 +158,7 @@ class PreferenceFormat:
         """The tokens of a prompt and an answer, with BOS and EOS as the config wants them."""
         trained = np.zeros(len(located.ids), np.bool_)
         trained[span_tokens(located, (len(prompt), int(located.ends.max(initial=0))))] = True
-        ids = add_ends(self.tokenizer, located.ids)
+        ids = add_ends(self.tokenizer, located.ids.tolist())
         return Sample(ids, spread(trained, located.ids, ids))
 
 
