@@ -19,7 +19,7 @@ from headrace.dataprep.inputs import describe_file
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import LocalEngine
 from headrace.dataprep.prepare import build_job, plan
-from headrace.dataprep.streams import compression
+from headrace.dataprep.streams import compression, open_random
 from headrace.dataprep.task_stats import TaskStats, add_stats
 from headrace.dataprep.tasks import Piece, Task
 from headrace.dataprep.tokenizer import encode_texts
@@ -135,7 +135,7 @@ def sample_compressed(task: Task, piece: Piece, wanted: int, folder: Path) -> Sa
     """The first bytes of a compressed file as a file of its own, and what it takes compressed."""
     path = piece.file.path
     separator = (task.source.document_separator or "\n").encode()
-    with pa.OSFile(path) as raw:
+    with open_random(path) as raw:
         stream = pa.CompressedInputStream(raw, compression(path))
         data = bytes(stream.read(wanted))
         size = raw.tell()

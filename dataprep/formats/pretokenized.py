@@ -77,7 +77,7 @@ def finish(record: Record, fields: dict[str, npt.NDArray[np.int64]]) -> Encoded 
         return refuse(record.place, "empty document", "no ids")
     content = ids.tobytes() + np.packbits(trained).tobytes()
     if not trained.any():
-        return Encoded(content, [], {UNTRAINED: len(ids), **padding})
+        return Encoded(content, [], {**padding, UNTRAINED: len(ids)})
     return Encoded(content, [Sample(ids, None if trained.all() else trained)], padding)
 
 
