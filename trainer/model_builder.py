@@ -22,6 +22,7 @@ from headrace.trainer.materializer import Materializer, TrainedParameter
 from headrace.trainer.model_directory import model_directory
 from headrace.trainer.model_size import measure, partition
 from headrace.trainer.router_loss import RouterLossSettings, count_routers
+from headrace.trainer.self_check import check_against_transformers
 from headrace.trainer.stage import Stage, StageNames
 from headrace.trainer.weight_source import RandomWeights, StoredWeights, WeightSource
 
@@ -111,8 +112,6 @@ def plan_model(config: TrainConfig) -> Plan:
     directory = model_directory(config.model)
     architecture, expansion = read_architecture(directory), None
     if architecture.config.model_type not in FAMILIES:
-        from headrace.trainer.self_check import check_against_transformers
-
         check_against_transformers(architecture, str(directory))
     if config.adapter.kind == "blocks":
         larger, expansion = expand(architecture.config, config.adapter.blocks)

@@ -186,6 +186,12 @@ def test_so_it_is_over_tied_embeddings(models, name, tmp_path):
     check_adapter(models("llama"), MODES[name], tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize("name", ["embedding and head", "embedding and norms saved whole"])
+def test_so_it_is_where_the_embedding_is_scaled_and_logits_are_capped(models, name, tmp_path):
+    check_adapter(models("gemma2"), MODES[name], tmp_path)
+
+
 @pytest.mark.parametrize("name", EXPERT_MODES)
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_so_it_is_on_fused_experts(models, family, name, tmp_path):
