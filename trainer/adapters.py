@@ -99,8 +99,15 @@ def adapter_layers(adapter: AdapterConfig, layers: int) -> list[int] | None:
 
 
 def expert_parameters(adapter: AdapterConfig, model: nn.Module) -> list[str] | None:
-    """The fused expert weights that get adapters, as PEFT names them."""
+    """The fused expert weights that get adapters, as PEFT names them.
+
+    Raises:
+        ConfigError: the model has none, or none of that name.
+    """
     if adapter.target_parameters != "experts":
+        for wanted in adapter.target_parameters:
+            if not any(f".{name}".endswith(f".{wanted}") for name in names_of(model)):
+                raise ConfigError(f'adapter.target_parameters: no weight is called "{wanted}"')
         return adapter.target_parameters or None
     found = {name for name, _ in fused_experts(model)}
     if not found:
