@@ -159,6 +159,11 @@ def file_name(name: str) -> str:
     return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
 
+def takes_over(adapter: AdapterConfig) -> bool:
+    """Whether adapters start from a part of the frozen weights, which is taken out of these."""
+    return adapter.kind in LORA_KINDS and adapter.init in ("pissa", "olora")
+
+
 def exported_tensors(
     values: Mapping[str, Tensor], initial: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:

@@ -5,11 +5,18 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.adapters import PEFT_PREFIX, add_adapter, lora_config, select_trained
+from headrace.trainer.adapters import (
+    PEFT_PREFIX,
+    add_adapter,
+    lora_config,
+    select_trained,
+    takes_over,
+)
 from headrace.trainer.architecture import (
     Architecture,
     architecture_of,
@@ -120,7 +127,14 @@ def plan_model(config: TrainConfig) -> Plan:
     layers = architecture.config.num_hidden_layers
     lora = lora_config(config.adapter, plain, config.model, layers)
     if lora is not None:
-        return Plan(architecture, plain, add_adapter(lay_out(architecture), lora), lora, None)
+        wrapped = add_adapter(lay_out(architecture), lora)
+        head = wrapped.get_submodule(PEFT_PREFIX + architecture.family.head)
+        if architecture.tied and isinstance(head, LoraLayer) and takes_over(config.adapter):
+            raise ConfigError(
+                f'adapter.init = "{config.adapter.init}": the head is tied to the embedding, and '
+                "nothing can be taken out of one alone; leave it out of target_modules"
+            )
+        return Plan(architecture, plain, wrapped, lora, None)
     if expansion is not None:
         for name, parameter in plain.named_parameters():
             parameter.requires_grad_(expansion.is_new(name, architecture.family.layers))
