@@ -99,8 +99,15 @@ def adapter_layers(adapter: AdapterConfig, layers: int) -> list[int] | None:
 
 
 def expert_parameters(adapter: AdapterConfig, model: nn.Module) -> list[str] | None:
-    """The fused expert weights that get adapters, as PEFT names them."""
+    """The fused expert weights that get adapters, as PEFT names them.
+
+    Raises:
+        ConfigError: the model has none, or none of that name.
+    """
     if adapter.target_parameters != "experts":
+        for wanted in adapter.target_parameters:
+            if not any(f".{name}".endswith(f".{wanted}") for name in names_of(model)):
+                raise ConfigError(f'adapter.target_parameters: no weight is called "{wanted}"')
         return adapter.target_parameters or None
     found = {name for name, _ in fused_experts(model)}
     if not found:
@@ -150,6 +157,11 @@ def file_name(name: str) -> str:
     name = name.replace(f".modules_to_save.{ADAPTER}.", ".")
     name = name.replace(f".lora_magnitude_vector.{ADAPTER}.weight", ".lora_magnitude_vector")
     return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
+
+
+def takes_over(adapter: AdapterConfig) -> bool:
+    """Whether adapters start from a part of the frozen weights, which is taken out of these."""
+    return adapter.kind in LORA_KINDS and adapter.init in ("pissa", "olora")
 
 
 def exported_tensors(

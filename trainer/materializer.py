@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.adapters import base_name, initial_values, is_adapter, lora_layers
+from headrace.trainer.adapters import base_name, initial_values, is_adapter, lora_layers, takes_over
 from headrace.trainer.architecture import Architecture
 from headrace.trainer.block_expansion import Expansion
 from headrace.trainer.stage import Stage
@@ -133,7 +133,7 @@ class Materializer:
                 owner = layer.get_submodule(path)
                 value = value.to(self.device, torch.float32)
                 owner._parameters[attribute] = nn.Parameter(value)
-                if init in ("pissa", "olora") and "lora_embedding" not in part:
+                if takes_over(self.config.adapter) and "lora_embedding" not in part:
                     kept[f"{name}.{part}"] = value.cpu().clone()
         return kept
 

@@ -5,11 +5,18 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.adapters import PEFT_PREFIX, add_adapter, lora_config, select_trained
+from headrace.trainer.adapters import (
+    PEFT_PREFIX,
+    add_adapter,
+    lora_config,
+    select_trained,
+    takes_over,
+)
 from headrace.trainer.architecture import (
     Architecture,
     architecture_of,
@@ -22,6 +29,7 @@ from headrace.trainer.materializer import Materializer, TrainedParameter
 from headrace.trainer.model_directory import model_directory
 from headrace.trainer.model_size import measure, partition
 from headrace.trainer.router_loss import RouterLossSettings, count_routers
+from headrace.trainer.self_check import check_against_transformers
 from headrace.trainer.stage import Stage, StageNames
 from headrace.trainer.weight_source import RandomWeights, StoredWeights, WeightSource
 
@@ -111,8 +119,6 @@ def plan_model(config: TrainConfig) -> Plan:
     directory = model_directory(config.model)
     architecture, expansion = read_architecture(directory), None
     if architecture.config.model_type not in FAMILIES:
-        from headrace.trainer.self_check import check_against_transformers
-
         check_against_transformers(architecture, str(directory))
     if config.adapter.kind == "blocks":
         larger, expansion = expand(architecture.config, config.adapter.blocks)
@@ -121,7 +127,14 @@ def plan_model(config: TrainConfig) -> Plan:
     layers = architecture.config.num_hidden_layers
     lora = lora_config(config.adapter, plain, config.model, layers)
     if lora is not None:
-        return Plan(architecture, plain, add_adapter(lay_out(architecture), lora), lora, None)
+        wrapped = add_adapter(lay_out(architecture), lora)
+        head = wrapped.get_submodule(PEFT_PREFIX + architecture.family.head)
+        if architecture.tied and isinstance(head, LoraLayer) and takes_over(config.adapter):
+            raise ConfigError(
+                f'adapter.init = "{config.adapter.init}": the head is tied to the embedding, and '
+                "nothing can be taken out of one alone; leave it out of target_modules"
+            )
+        return Plan(architecture, plain, wrapped, lora, None)
     if expansion is not None:
         for name, parameter in plain.named_parameters():
             parameter.requires_grad_(expansion.is_new(name, architecture.family.layers))

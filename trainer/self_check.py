@@ -1,6 +1,7 @@
 """Tries an unknown architecture out: a tiny model of it, cut in two, against transformers' own."""
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from transformers import AutoModelForCausalLM
 from headrace.trainer.architecture import Architecture, architecture_of
 from headrace.trainer.families import refuse
 from headrace.trainer.stage import MicroBatch, Stage, StageNames
+
+logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # of a token's loss, in float32
 DOCUMENTS = [5, 11, 8]
@@ -48,12 +51,12 @@ def check_against_transformers(architecture: Architecture, path: str) -> None:
     try:
         small = shrink(architecture.config)
         tiny = architecture_of(small, path)
-        torch.manual_seed(0)
         with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(
                 small, attn_implementation=tiny.attention
             ).eval()
-        documents = [torch.randint(3, small.vocab_size, (1, n)) for n in DOCUMENTS]
+            documents = [torch.randint(3, small.vocab_size, (1, n)) for n in DOCUMENTS]
         with torch.no_grad():
             expected = torch.cat([_alone(model, ids) for ids in documents])
             found = _packed(model, tiny, torch.cat(documents, dim=1))
@@ -64,6 +67,7 @@ def check_against_transformers(architecture: Architecture, path: str) -> None:
     if not difference <= TOLERANCE:
         reason = f"a tiny one cut into stages differs from transformers by {difference:.1e} a token"
         raise refuse(path, model_type, reason)
+    logger.info('%s: model_type "%s" has no record; a tiny one passed its trial', path, model_type)
 
 
 def shrink(config: Any) -> Any:

@@ -1,5 +1,7 @@
 """Every way to train: the same in one stage and in two, and loaded by PEFT with the same loss."""
 
+import re
+
 import pytest
 import torch
 from runs import checkpoint_tensors, exact_metrics
@@ -15,6 +17,7 @@ from tiny_families import (
 )
 from transformers import AutoModelForCausalLM
 
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import OptimizerConfig
 from headrace.trainer.export import (
     file_count,
@@ -26,6 +29,7 @@ from headrace.trainer.export import (
 )
 from headrace.trainer.materializer import TrainedParameter
 from headrace.trainer.merge import merge
+from headrace.trainer.model_builder import plan_model
 from headrace.trainer.optimizer import build_optimizer, set_learning_rate
 
 MODES = {
@@ -186,6 +190,12 @@ def test_so_it_is_over_tied_embeddings(models, name, tmp_path):
     check_adapter(models("llama"), MODES[name], tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize("name", ["embedding and head", "embedding and norms saved whole"])
+def test_so_it_is_where_the_embedding_is_scaled_and_logits_are_capped(models, name, tmp_path):
+    check_adapter(models("gemma2"), MODES[name], tmp_path)
+
+
 @pytest.mark.parametrize("name", EXPERT_MODES)
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_so_it_is_on_fused_experts(models, family, name, tmp_path):
@@ -250,3 +260,20 @@ def test_with_lora_plus_the_adapters_up_projection_has_its_own_rate():
     optimizer.step()
     steps = [parameter.abs().max().item() for parameter in parameters]
     assert steps == pytest.approx([0.5, 4.0, 0.5], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"target_parameters": ["mlp.experts.w1"]}, 'no weight is called "mlp.experts.w1"'),
+        ({"target_parameters": "experts"}, "the model has no fused experts"),
+        ({"modules_to_save": ["score"]}, 'no module is called "score"'),
+        ({"layers": "2:4"}, 'adapter.layers = "2:4": the model has layers 0 to 3'),
+        ({"kind": "none", "target_modules": ["router"]}, "no weight has such a part in its name"),
+        ({"init": "pissa", "target_modules": ["lm_head"]}, "the head is tied to the embedding"),
+        ({"kind": "blocks", "blocks": 5}, "adapter.blocks = 5: the model has 4 layers"),
+    ],
+)
+def test_what_the_model_does_not_have_is_named(models, adapter, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        plan_model(config_of(models("llama"), 1, adapter))

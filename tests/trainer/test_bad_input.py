@@ -81,6 +81,10 @@ def alibi(world):
     edit_json(world["model"] / "config.json", model_type="falcon", alibi=True)
 
 
+def quantised(world):
+    edit_json(world["model"] / "config.json", quantization_config={"load_in_4bit": True})
+
+
 def no_weights(world):
     (world["model"] / "model.safetensors").unlink()
 
@@ -165,6 +169,7 @@ CASES = [
         'DIR/model: model_type "falcon" is not supported: alibi = True in config.json; '
         f"supported: {FAMILIES}",
     ),
+    (quantised, "DIR/model: its weights are quantised already; use the model it was made of"),
     (
         no_weights,
         "DIR/model: no model.safetensors and no model.safetensors.index.json; is this a model "
