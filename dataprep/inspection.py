@@ -38,14 +38,15 @@ def inspect(directory: Path, rows: int, console: Console) -> None:
         soft_wrap=True,
     )
     print_ledger(console, manifest)
-    print_rejects(directory, console)
+    if manifest.columns is None:
+        print_rejects(directory, console)
     print_histogram(directory, manifest, console)
     if rows:
         print_rows(directory, manifest, rows, console)
 
 
 def print_rejects(directory: Path, console: Console) -> None:
-    """Refused documents by source and reason, the most frequent first."""
+    """Refused documents by source and reason, the most frequent first; ours, not foreign ones."""
     path = directory / REJECTS_NAME
     if not path.is_file():
         raise DataError(f"{path}: missing; run `headrace verify {directory}`")
