@@ -52,7 +52,11 @@ class AdapterConfig(Config):
 class OptimizerConfig(Config):
     """`[optimizer]`."""
 
-    type: Literal["adamw"] = Field("adamw", description="AdamW, fused, states in float32.")
+    type: Literal["adamw", "adamw_kahan"] = Field(
+        "adamw",
+        description='`"adamw"`: trained weights, gradients and states in float32. `"adamw_kahan"`: '
+        "all in `dtype`, with Kahan summation; 10 bytes a weight in bfloat16 instead of 16.",
+    )
     lr: float = Field(gt=0, description="Peak learning rate.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
@@ -95,6 +99,10 @@ class CheckpointConfig(Config):
     keep_last: int = Field(
         3, ge=1, description="Older ones are removed, after a newer one is durable."
     )
+    at_end: bool = Field(
+        True,
+        description="`false`: a trial run that leaves neither checkpoint nor result at its end.",
+    )
 
 
 class LoaderConfig(Config):
@@ -110,11 +118,27 @@ class LoaderConfig(Config):
     shuffle_window: int = Field(4, ge=1, description="Row groups that are held and mixed at once.")
 
 
+class ProfileConfig(Config):
+    """`[profile]`: written into `profile/` of the run directory, a file for each process."""
+
+    timeline: bool = Field(
+        False, description="When each pipeline instruction of each step began and ended."
+    )
+    trace_step: int | None = Field(
+        None, ge=1, description="Trace this step of the process with torch's profiler."
+    )
+
+
 class TrainConfig(Config):
     """Top-level keys."""
 
     model: Text = Field(
         description="Hugging Face model directory: config.json, *.safetensors, tokenizer.json."
+    )
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained",
+        description='`"random"`: normal with deviation 0.02; for benchmarks. The '
+        "directory then needs no *.safetensors.",
     )
     output_dir: Text = Field(
         description="Run directory: checkpoints, adapter, metrics, TensorBoard."
@@ -140,11 +164,19 @@ class TrainConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, '
-        "float32 on CPU. Trained weights are always held in float32.",
+        "float32 on CPU. Trained weights are held in float32, unless `optimizer.type` says otherwise.",
     )
     activation_checkpointing: Literal["none", "full"] = Field(
         "none",
         description='`"full"`: keep only the input of each layer and compute the rest again.',
+    )
+    kernels: Literal["auto", "torch"] = Field(
+        "auto",
+        description='`"auto"`: on GPUs, our Triton kernels and attention without masks. `"torch"`: '
+        "their plain twins, transformers' and PEFT's own modules.",
+    )
+    compile: bool = Field(
+        True, description='On GPUs with `kernels = "auto"`: compile decoder layers when first used.'
     )
     threads: int | None = Field(
         None,
@@ -180,6 +212,7 @@ class TrainConfig(Config):
         description="When to save, besides the end of the run and SIGTERM, where it always does.",
     )
     loader: LoaderConfig = Field(LoaderConfig(), description="How shards are read.")
+    profile: ProfileConfig = Field(ProfileConfig(), description="Where a step's time goes.")
 
     @model_validator(mode="after")
     def check(self) -> "TrainConfig":

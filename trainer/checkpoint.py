@@ -17,8 +17,8 @@ from headrace.schemas.publish import fsync_path, remove_tree, rename_durably
 from headrace.schemas.run_state import RunState, read_run_state, write_run_state
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.model_builder import TrainedParameter
+from headrace.trainer.optimizer import state_names
 
-STATES = ("exp_avg", "exp_avg_sq", "step")
 NAME = re.compile(r"step-(\d+)")
 
 
@@ -90,7 +90,7 @@ def collect_tensors(
     for item in trained:
         if item.owned:
             tensors[f"parameter/{item.name}"] = item.parameter.detach().cpu().contiguous()
-            for state in STATES:
+            for state in state_names(optimizer):
                 value = optimizer.state[item.parameter][state]
                 tensors[f"{state}/{item.name}"] = value.detach().cpu().contiguous()
     return tensors
@@ -127,7 +127,7 @@ def load_tensors(
             name: read(
                 f"{name}/{item.name}", torch.Size() if name == "step" else parameter.shape
             ).to(parameter.device)
-            for name in STATES
+            for name in state_names(optimizer)
         }
 
 

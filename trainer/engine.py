@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import deepspeed
 import torch
@@ -23,10 +23,12 @@ from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import Tensor, nn
 
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.batch import to_device
 from headrace.trainer.distributed import Layout
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss
 from headrace.trainer.stage import LossOutput, MicroBatch, Stage
+from headrace.trainer.timeline import Timeline
 
 
 class StageEngine(PipelineEngine):
@@ -34,6 +36,7 @@ class StageEngine(PipelineEngine):
 
     Attributes:
         token_losses: of the last run, on the last stage: [micro-batches] of [b, s] float32.
+        timeline: of the instructions, if `profile.timeline` is set.
     """
 
     def __init__(self, stage: Stage, config: TrainConfig, layout: Layout) -> None:
@@ -62,6 +65,12 @@ class StageEngine(PipelineEngine):
         self._next_micro_batch = 0
         self._step_seed = 0
         self.token_losses: list[Tensor] = []
+        self.timeline = Timeline(layout.device, wanted=config.profile.timeline)
+        if config.profile.timeline:
+            self._INSTRUCTION_MAP = {
+                kind: self.timeline.timed(kind.__name__, function)
+                for kind, function in self._INSTRUCTION_MAP.items()
+            }
         self._finish_step: Callable[[], float] | None = None
         self._gradient_norm = 0.0
 
@@ -130,7 +139,7 @@ class StageEngine(PipelineEngine):
         if self.is_first_stage():
             assert self._inputs is not None and self._inputs.input_ids is not None
             ids = self._inputs.input_ids[self._next_micro_batch]
-            self.pipe_buffers["inputs"][buffer_id] = ids.to(self.device, non_blocking=True)
+            self.pipe_buffers["inputs"][buffer_id] = to_device(ids, self.device)
 
     def _forward_pass(self, buffer_id: int) -> None:
         inputs = self._inputs
@@ -140,7 +149,7 @@ class StageEngine(PipelineEngine):
         labels = None if inputs.labels is None else inputs.labels[index]
         side = MicroBatch(
             document_lengths=inputs.document_lengths[index],
-            labels=None if labels is None else labels.to(self.device, non_blocking=True),
+            labels=None if labels is None else to_device(labels, self.device),
             loss_scale=1.0 / max(1, inputs.trained_tokens),
             seed=self._step_seed + self._global_micro_batch(index),
         )
@@ -167,7 +176,7 @@ class StageEngine(PipelineEngine):
     def _broadcast_model(self) -> None:
         """Every replica loads or initialises the same weights by itself."""
 
-    _INSTRUCTION_MAP: ClassVar[dict[type, Callable[..., None]]] = {
+    _INSTRUCTION_MAP: dict[type, Callable[..., None]] = {  # noqa: RUF012 (DeepSpeed's)
         **PipelineEngine._INSTRUCTION_MAP,
         schedule.LoadMicroBatch: _load_micro_batch,
         schedule.ForwardPass: _forward_pass,

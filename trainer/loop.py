@@ -21,6 +21,7 @@ from headrace.trainer.preflight import Inputs
 from headrace.trainer.session import Session, open_session
 from headrace.trainer.step_report import StepFacts, make_report, step_metrics
 from headrace.trainer.stop_signal import StopSignal
+from headrace.trainer.timeline import TimelineLog, traced
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +41,22 @@ def train(
     )
     if session.is_new and config.evaluation.before_first_step:
         run_evaluation(session, layout, state.step)
+    timelines = None
+    if config.profile.timeline:
+        timelines = TimelineLog(session.run_directory, layout.rank)
     last_save = time.monotonic()
     while state.step < inputs.total_steps and not stop.agreed:
         started = time.perf_counter()
-        step_inputs = session.feed.next()
+        engine.timeline.begin()
+        with engine.timeline.span("data"):
+            step_inputs = session.feed.next()
         lr = learning_rate(config.optimizer, config.scheduler, state.step, inputs.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
-        losses, norm = engine.train_step(step_inputs, dropout_seed, finish)
+        with traced(
+            session.run_directory, layout.rank, state.step + 1 == config.profile.trace_step
+        ):
+            losses, norm = engine.train_step(step_inputs, dropout_seed, finish)
 
         due = time.monotonic() - last_save >= 60 * (config.checkpoint.every_minutes or math.inf)
         report = make_report(losses, step_inputs, stop=stop.requested, save=due)
@@ -58,6 +67,8 @@ def train(
         state = state.after_step(
             inputs.global_batch_rows, inputs.stop_row, step_inputs.tokens, seconds
         )
+        if timelines is not None:
+            timelines.write(state.step, seconds, engine.timeline.take())
         if log is not None:
             facts = StepFacts(
                 state.step, first_row, inputs.rows_per_epoch, state.next_row, lr, norm, seconds
@@ -75,7 +86,8 @@ def train(
             run_evaluation(session, layout, state.step)
         every = config.checkpoint.every_steps
         wished = stop.agreed or any(report.save for report in reports)
-        if last or wished or (every and state.step % every == 0):
+        finished = last and config.checkpoint.at_end
+        if finished or wished or (every and state.step % every == 0):
             if log is not None:
                 log.sync()
             path = session.folder.save(state, session.built.trained, optimizer, layout)
@@ -84,7 +96,7 @@ def train(
 
     if state.step < inputs.total_steps:
         logger.info("stopped on request after step %d; continue with --resume", state.step)
-    else:
+    elif config.checkpoint.at_end:
         path = export(session.built, layout, session.model, session.run_directory)
         logger.info("done: %s tokens; %s written", f"{state.tokens:,}", path)
     if log is not None:

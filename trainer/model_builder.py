@@ -1,6 +1,7 @@
 """Builds one stage of a Hugging Face model, adapters included, and loads only its own weights."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train_config import AdapterConfig, TrainConfig
+from headrace.trainer.acceleration import accelerate, attention_name
 from headrace.trainer.families import Family, require_family
 from headrace.trainer.partition import cut
 from headrace.trainer.stage import Stage
@@ -54,6 +56,11 @@ def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
+def trained_dtype(config: TrainConfig, dtype: torch.dtype) -> torch.dtype:
+    """The type of trained weights, given that of the computation."""
+    return dtype if config.optimizer.type == "adamw_kahan" else torch.float32
+
+
 def lora_config(adapter: AdapterConfig, model: str) -> LoraConfig | None:
     """The adapter in PEFT's terms; None when all weights are trained."""
     if adapter.kind == "none":
@@ -82,7 +89,7 @@ def build_stage(config: TrainConfig, stage: int, device: torch.device) -> BuiltS
     dtype = compute_dtype(config, device)
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(
-            model_config, attn_implementation="sdpa"
+            model_config, attn_implementation=attention_name(config, model_config, device)
         )
         rotary_type = type(model.get_submodule(family.rotary))
         if adapter is not None:
@@ -104,7 +111,7 @@ def build_stage(config: TrainConfig, stage: int, device: torch.device) -> BuiltS
         head=prefix + family.head if last else None,
         rotary=rotary_type(config=model_config).to(device),
         compute_dtype=dtype,
-        autocast=adapter is None and dtype != torch.float32,
+        autocast=adapter is None and trained_dtype(config, dtype) != dtype,
         recompute=config.activation_checkpointing == "full",
         seeded=config.adapter.dropout > 0 or getattr(model_config, "attention_dropout", 0) > 0,
     )
@@ -112,6 +119,7 @@ def build_stage(config: TrainConfig, stage: int, device: torch.device) -> BuiltS
         config, dtype, device, tied=model_config.tie_word_embeddings, family=family
     )
     trained, tied_head = loader.fill(built)
+    accelerate(built, config, model_config, device)
     tied_name = f"{family.embedding}.weight" if model_config.tie_word_embeddings else None
     return BuiltStage(
         stage=built,
@@ -164,7 +172,8 @@ class _Materializer:
         """Load or initialise all parameters; returns the trained ones and a tied head, if any."""
         trained: list[TrainedParameter] = []
         tied_head = None
-        with WeightFiles(Path(self.config.model)) as files:
+        random = self.config.weights == "random"
+        with nullcontext() if random else WeightFiles(Path(self.config.model)) as files:
             for prefix, module in stage.names.items():
                 for owner_name, owner in module.named_modules():
                     for attribute, empty in list(owner._parameters.items()):
@@ -188,15 +197,17 @@ class _Materializer:
         return trained, tied_head
 
     def _parameter(
-        self, name: str, empty: Tensor, files: WeightFiles, is_tied: bool
+        self, name: str, empty: Tensor, files: WeightFiles | None, is_tied: bool
     ) -> nn.Parameter:
-        dtype = torch.float32 if empty.requires_grad else self.dtype
+        dtype = trained_dtype(self.config, self.dtype) if empty.requires_grad else self.dtype
+        stored = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
+        if is_tied and (files is None or stored not in files):
+            stored = self.family.embedding + ".weight"
         if ".lora_" in name:
             values = initial_adapter(name, empty.shape, self.config.seed)
+        elif files is None:
+            values = initial_weight(stored, empty.shape, self.config.seed, self.device)
         else:
-            stored = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
-            if is_tied and stored not in files:
-                stored = self.family.embedding + ".weight"
             values = files.read(stored, empty.shape)
         return nn.Parameter(values.to(self.device, dtype), requires_grad=empty.requires_grad)
 
@@ -210,6 +221,14 @@ class _Materializer:
         head = nn.Parameter(weight.data)
         owner._parameters[attribute] = head
         return head
+
+
+def initial_weight(name: str, shape: torch.Size, seed: int, device: torch.device) -> Tensor:
+    """Ones for vectors (norms), else normal with deviation 0.02; made on the device."""
+    if len(shape) == 1:
+        return torch.ones(shape, device=device)
+    generator = torch.Generator(device).manual_seed(derive_seed(seed, "weight", name) >> 1)
+    return torch.empty(shape, device=device).normal_(0, 0.02, generator=generator)
 
 
 def initial_adapter(name: str, shape: torch.Size, seed: int) -> Tensor:

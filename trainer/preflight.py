@@ -19,10 +19,13 @@ FREE_ON_RESUME = {
     "micro_batch_size",
     "gradient_accumulation_steps",
     "activation_checkpointing",
+    "kernels",
+    "compile",
     "threads",
     "evaluation_datasets",
     "evaluation",
     "checkpoint",
+    "profile",
 }
 RUN_CONFIG_NAME = "train.json"
 

@@ -1,7 +1,8 @@
 """One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from headrace.kernels.linear_cross_entropy import linear_cross_entropy
 from headrace.schemas.fingerprint import derive_seed
-from headrace.trainer.batch import document_mask, position_ids
+from headrace.trainer.batch import document_mask, position_ids, to_device
+from headrace.trainer.document_attention import KEYWORD, document_bounds
+from headrace.trainer.layer_functions import LayerFunctions, run_layer, run_layer_again
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Stage(nn.Module):
         autocast: run in `compute_dtype` though the weights are float32 (full fine-tuning).
         recompute: keep only each layer's input for the backward pass.
         seeded: set the random state before each layer, for dropout that is the same in any layout.
+
+    Attributes:
+        layer_functions: how a layer is run.
+        by_bounds: attention takes the documents' bounds instead of a mask.
+        triton: the loss is computed in Triton.
     """
 
     def __init__(
@@ -72,6 +80,9 @@ class Stage(nn.Module):
         self.autocast = autocast
         self.recompute = recompute
         self.seeded = seeded
+        self.layer_functions = LayerFunctions(run_layer, run_layer_again)
+        self.by_bounds = False
+        self.triton = False
 
     def canonical_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters by their name in the whole model, in model order."""
@@ -83,44 +94,55 @@ class Stage(nn.Module):
 
     def forward(self, inputs: Tensor, micro_batch: MicroBatch) -> Tensor | LossOutput:
         """Token ids [b, s] or hidden states in; hidden states, or losses on the last stage, out."""
-        device = inputs.device
-        mask = document_mask(micro_batch.document_lengths, device)
-        positions = position_ids(micro_batch.document_lengths).to(device)
         hidden = inputs
-        with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
+        with torch.autocast(inputs.device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
                 hidden = self.embedding(inputs).to(self.compute_dtype)
-            rotary = self.rotary(hidden, positions)
+            arguments = self._layer_arguments(hidden, micro_batch.document_lengths)
             for name, layer in zip(self.layer_names, self.layers, strict=True):
-                run = self._layer_runner(layer, name, mask, positions, rotary, micro_batch.seed)
-                if self.recompute and self.training:
-                    hidden = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
-                else:
-                    hidden = run(hidden)
+                hidden = self._run_layer(
+                    layer, hidden, arguments, derive_seed(micro_batch.seed, name)
+                )
             if self.norm is not None:
                 hidden = self.norm(hidden)
         if self.head is None:
             return hidden
         return self._loss(hidden, micro_batch)
 
-    def _layer_runner(
-        self,
-        layer: nn.Module,
-        name: str,
-        mask: Tensor | None,
-        positions: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        seed: int,
-    ) -> Callable[[Tensor], Tensor]:
-        def run(hidden: Tensor) -> Tensor:
-            if self.seeded and self.training:
-                torch.manual_seed(derive_seed(seed, name))
-            output: Tensor = layer(
-                hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary
-            )
-            return output
+    def _layer_arguments(self, hidden: Tensor, document_lengths: list[list[int]]) -> dict[str, Any]:
+        """What all layers are given beside the hidden states; made once for a micro-batch."""
+        device = hidden.device
+        positions = to_device(position_ids(document_lengths), device)
+        arguments = {
+            "position_ids": positions,
+            "position_embeddings": self.rotary(hidden, positions),
+            "attention_mask": None,
+        }
+        if self.by_bounds:
+            arguments[KEYWORD] = document_bounds(document_lengths, device)
+        else:
+            arguments["attention_mask"] = document_mask(document_lengths, device)
+        return arguments
 
-        return run
+    def _run_layer(
+        self, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], seed: int
+    ) -> Tensor:
+        recompute = self.recompute and self.training
+        if not (self.seeded and self.training):
+            function = self.layer_functions.again if recompute else self.layer_functions.once
+            return function(layer, hidden, arguments)
+        run = partial(self._run_seeded, layer, arguments=arguments, seed=seed)
+        if not recompute:
+            return run(hidden)
+        # the second run sets the random state as the first did, so no state is kept
+        output: Tensor = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
+        return output
+
+    def _run_seeded(
+        self, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], seed: int
+    ) -> Tensor:
+        torch.manual_seed(seed)
+        return self.layer_functions.once(layer, hidden, arguments)
 
     def _loss(self, hidden: Tensor, micro_batch: MicroBatch) -> LossOutput:
         assert isinstance(self.head, nn.Linear) and micro_batch.labels is not None
@@ -130,5 +152,6 @@ class Stage(nn.Module):
             self.head.weight.to(self.compute_dtype),
             labels.reshape(-1),
             micro_batch.loss_scale,
+            triton=self.triton,
         )
         return LossOutput(loss, token_losses.view(labels.shape))

@@ -1,0 +1,92 @@
+"""The faster parts compute what transformers and PEFT do, under the same names, compiled once."""
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.acceleration import LoraLinear, swap_adapters
+from headrace.trainer.layer_functions import LayerFunctions, compiled, run_layer, run_layer_again
+from headrace.trainer.model_builder import build_stage
+from headrace.trainer.stage import MicroBatch
+
+CPU = torch.device("cpu")
+TOKENS = 48
+
+
+@pytest.fixture(params=["none", "full"], ids=["kept", "recomputed"])
+def stage(request, tiny_model):
+    """A whole model as one stage, its adapters away from zero."""
+    config = TrainConfig.model_validate(
+        {
+            "model": str(tiny_model),
+            "output_dir": "unused",
+            "activation_checkpointing": request.param,
+            "datasets": [{"path": "unused"}],
+            "adapter": {"rank": 4, "alpha": 8},
+            "optimizer": {"lr": 1e-3},
+        }
+    )
+    built = build_stage(config, 0, CPU).stage.train()
+    generator = torch.Generator().manual_seed(3)
+    for name, weight in built.named_parameters():
+        if ".lora_B." in name:
+            weight.data.normal_(0, 0.05, generator=generator)
+    return built
+
+
+def micro_batch(lengths):
+    generator = torch.Generator().manual_seed(len(lengths))
+    ids = torch.randint(0, 384, (1, TOKENS), generator=generator)
+    return ids, MicroBatch([lengths], ids.roll(-1, 1), 1 / TOKENS, seed=0)
+
+
+def run(stage, lengths):
+    """Loss and gradients by name."""
+    ids, side = micro_batch(lengths)
+    stage.zero_grad()
+    loss = stage(ids, side).loss
+    loss.backward()
+    gradients = {
+        name: weight.grad
+        for name, weight in stage.canonical_parameters().items()
+        if weight.requires_grad
+    }
+    return loss.detach(), gradients
+
+
+def test_swapped_adapters_keep_their_names_and_results(stage):
+    swapped = copy.deepcopy(stage)
+    for layer in swapped.layers:
+        swap_adapters(layer)
+    layers = [module for module in swapped.modules() if isinstance(module, LoraLinear)]
+    assert len(layers) == 5 * 7
+    loss, gradients = run(swapped, [20, 28])
+    expected_loss, expected = run(stage, [20, 28])
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
+    assert list(gradients) == list(expected)
+    for name, gradient in expected.items():
+        assert gradient.any(), name
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo
+def test_compiled_layers_compute_the_same_and_are_compiled_once(stage):
+    counter = CompileCounterWithBackend("aot_eager")
+    faster = copy.deepcopy(stage)
+    for layer in faster.layers:
+        swap_adapters(layer)
+    faster.layer_functions = LayerFunctions(
+        compiled(run_layer, backend=counter), compiled(run_layer_again, backend=counter)
+    )
+    compared = [[20, 28], [48], [5, 5, 38], [1] * 48]
+    for lengths in compared:
+        loss, gradients = run(faster, lengths)
+        expected_loss, expected = run(stage, lengths)
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-7)
+    # with a mask and without; the first layer, whose input needs no gradient, and the four others
+    assert counter.frame_count == 4
