@@ -6,7 +6,7 @@ import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -127,6 +127,16 @@ def train(
     raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port))
 
 
+@app.command(epilog="Example: headrace checkpoints runs/demo")
+def checkpoints(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: `output_dir`.")],
+) -> None:
+    """List a run's checkpoints and check their hashes; non-zero exit if one is damaged."""
+    from headrace.jobs.list_checkpoints import list_checkpoints
+
+    raise typer.Exit(0 if list_checkpoints(run) else 1)
+
+
 @app.command(
     epilog="Example: headrace merge --model models/smollm2-135m --adapter runs/demo/adapter "
     "--output models/merged"
@@ -141,6 +151,30 @@ def merge(
 
     merge(model, adapter, output)
     print(f"{output}: written")
+
+
+@app.command(epilog="Example: headrace export-gguf models/merged --output merged.gguf --type q8_0")
+def export_gguf(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model directory; an adapter's base model.")
+    ],
+    output: Annotated[Path, typer.Option(help="File to write.")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="Write only this adapter, to be used over the base model.")
+    ] = None,
+    type: Annotated[  # noqa: A002
+        Literal["f32", "f16", "bf16", "q8_0"], typer.Option(help="Type of the matrices.")
+    ] = "bf16",
+    pre: Annotated[
+        str | None,
+        typer.Option(help="llama.cpp's name of the pre-tokenizer, where it is not recognised."),
+    ] = None,
+) -> None:
+    """Write a model, or an adapter, as a GGUF file for llama.cpp."""
+    from headrace.trainer.gguf_export import export_gguf
+
+    count = export_gguf(model, output, type, adapter, pre)
+    print(f"{output}: {count} tensors")
 
 
 @app.command(epilog='Example: headrace sample models/merged "def parse(" --max-new-tokens 60')

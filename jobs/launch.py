@@ -26,8 +26,8 @@ def launch(
 ) -> int:
     """Run `python -m module` as `processes` ranks and wait for all of them.
 
-    SIGTERM and SIGINT reach every rank as SIGTERM, so that it can save and exit; a second SIGINT
-    kills. When a rank fails, the others are killed at once.
+    SIGTERM and SIGINT reach every rank as SIGTERM, so that it can save and exit, SIGUSR1 as it is,
+    so that it can save; a second SIGINT kills. When a rank fails, the others are killed at once.
 
     Args:
         master_port: where the ranks meet; None takes a free one.
@@ -50,11 +50,11 @@ def launch(
 
 @contextmanager
 def received_signals() -> Iterator[list[int]]:
-    """A list that grows by each SIGTERM and SIGINT, which do nothing else meanwhile."""
+    """A list that grows by each SIGTERM, SIGINT and SIGUSR1, which do nothing else meanwhile."""
     received: list[int] = []
     previous = {
         number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     }
     try:
         yield received
@@ -104,12 +104,16 @@ def start_rank(
 
 
 def die_with(launcher: int) -> Callable[[], None]:
-    """What a rank does first: ask Linux to kill it when the launcher is gone, however it went."""
+    """What a rank does first: ask Linux to kill it when the launcher is gone, however it went.
+
+    And not to die of a wish to save that comes before it listens.
+    """
     if sys.platform != "linux":
         return lambda: None
     libc = ctypes.CDLL(None, use_errno=True)
 
     def prepare() -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != launcher:  # it went between fork and prctl
             os._exit(1)
@@ -123,10 +127,10 @@ def wait_for_all(ranks: Sequence[subprocess.Popen[bytes]], received: list[int]) 
     while True:
         if received.count(signal.SIGINT) > 1:
             return 128 + signal.SIGINT
-        if passed_on < len(received):
-            passed_on = len(received)
+        for number in received[passed_on:]:
+            passed_on += 1
             for process in ranks:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(number if number == signal.SIGUSR1 else signal.SIGTERM)
         codes = [process.poll() for process in ranks]
         for rank, code in enumerate(codes):
             if code is not None and code != 0:

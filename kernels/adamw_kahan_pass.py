@@ -2,11 +2,12 @@
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from headrace.kernels.adamw_kahan import AdamWStep
+from headrace.kernels.adamw_kahan import HASH_STEP, AdamWStep
 
 BLOCK = 2048
 WARPS = 8
@@ -34,6 +35,8 @@ def adamw_kahan_pass(
         step.weight_decay,
         1 / step.first_correction,
         1 / math.sqrt(step.second_correction),
+        step.step * HASH_STEP & 0xFFFFFFFF,
+        BY_CHANCE=exp_avg.dtype == torch.bfloat16,
         BLOCK=BLOCK,
         num_warps=WARPS,
     )
@@ -54,6 +57,8 @@ def _step(
     weight_decay,
     first_factor,
     root_factor,
+    salt,
+    BY_CHANCE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -69,7 +74,19 @@ def _step(
     wanted = lost - lr * (first * first_factor / root + weight_decay * old)
     new = (old + wanted).to(weight.dtype.element_ty)
     lost = wanted - (new.to(tl.float32) - old)
+    x = at.to(tl.uint32) ^ salt.to(tl.uint32)
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    x = x ^ (x >> 16)
     tl.store(weight + at, new, inside)
-    tl.store(exp_avg + at, first.to(exp_avg.dtype.element_ty), inside)
-    tl.store(exp_avg_sq + at, second.to(exp_avg_sq.dtype.element_ty), inside)
-    tl.store(compensation + at, lost.to(compensation.dtype.element_ty), inside)
+    _store(exp_avg + at, first, x & 0xFFFF, inside, BY_CHANCE)
+    _store(exp_avg_sq + at, second, x & 0xFFFF, inside, BY_CHANCE)
+    _store(compensation + at, lost, x >> 16, inside, BY_CHANCE)
+
+
+@triton.jit
+def _store(place, values, chances, inside, BY_CHANCE: tl.constexpr):
+    if BY_CHANCE:  # bfloat16 is the upper half of float32
+        bits = values.to(tl.uint32, bitcast=True) + chances
+        values = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+    tl.store(place, values.to(place.dtype.element_ty), inside)

@@ -1,6 +1,8 @@
 """`run_state.json` in a checkpoint: where training and loader stand, and the files with it."""
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +12,8 @@ from headrace.schemas.errors import CheckpointError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.publish import write_atomic
 
+CHECKPOINTS_FOLDER = "checkpoints"
+CHECKPOINT_NAME = re.compile(r"step-(\d+)")
 RUN_STATE_NAME = "run_state.json"
 RUN_STATE_VERSION = 1
 
@@ -36,17 +40,63 @@ class RunState(BaseModel):
     config_fingerprint: str
     data_fingerprint: str
     files: dict[str, str]  # name -> SHA-256
+    loss: float | None = None  # of the last step
+    recent_losses: list[float] = []  # of the steps before, for telling a spike; newest last
+    evaluation_loss: float | None = None  # of the last evaluation, over all sets
+    best_loss: float | None = None  # the lowest evaluation loss
+    best_step: int | None = None  # and the step after which it was found
+    evaluations_since_best: int = 0
 
-    def after_step(self, rows: int, stop_row: int, tokens: int, seconds: float) -> "RunState":
-        """One step on: `rows` rows further, or at the end of the data, `stop_row`."""
+    def after_step(
+        self, *, next_row: int, tokens: int, seconds: float, loss: float, losses_kept: int
+    ) -> "RunState":
+        """One step on.
+
+        Args:
+            next_row: where the next step begins.
+            tokens, seconds: of this step.
+            loss: of this step's global batch; with the ones before, `losses_kept` are remembered.
+        """
         return self.model_copy(
             update={
                 "step": self.step + 1,
-                "next_row": min(self.next_row + rows, stop_row),
+                "next_row": next_row,
                 "tokens": self.tokens + tokens,
                 "seconds": self.seconds + seconds,
+                "loss": loss,
+                "recent_losses": [*self.recent_losses, loss][-losses_kept:] if losses_kept else [],
             }
         )
+
+    def after_evaluation(self, loss: float) -> "RunState":
+        """The same moment, with what an evaluation found; a loss that is not a number never wins.
+
+        What is found before the first step is no candidate: there is nothing trained to keep.
+        """
+        if self.step == 0:
+            return self.model_copy(update={"evaluation_loss": loss})
+        won = loss < (math.inf if self.best_loss is None else self.best_loss)
+        best = {"best_loss": loss, "best_step": self.step} if won else {}
+        since = 0 if won else self.evaluations_since_best + 1
+        update = {"evaluation_loss": loss, "evaluations_since_best": since, **best}
+        return self.model_copy(update=update)
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of the checkpoint after a step."""
+    return f"step-{step:06d}"
+
+
+def published_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's `checkpoints`, by step. Half-written ones have other names."""
+    if not folder.is_dir():
+        return []
+    found = [
+        (int(match[1]), path)
+        for path in folder.iterdir()
+        if (match := CHECKPOINT_NAME.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found)]
 
 
 def write_run_state(directory: Path, state: RunState) -> None:

@@ -72,13 +72,41 @@ class OptimizerConfig(Config):
 class SchedulerConfig(Config):
     """`[scheduler]`."""
 
-    type: Literal["constant", "cosine"] = Field(
-        "constant", description="Learning rate after warmup."
+    type: Literal["constant", "linear", "cosine", "one_cycle", "rms_ratio"] = Field(
+        "constant",
+        description="Learning rate after warmup. `linear` and `cosine` fall to `min_lr`; "
+        "`one_cycle` rises by half a cosine from lr / 25 over the warmup (default: 30% of the "
+        "steps) and falls to `min_lr`, at least lr / 250,000; `rms_ratio` follows the settling of "
+        "Adam's second moment, lr * sqrt((1 - beta2^t) / (1 + beta2^t)), and needs no horizon.",
     )
     warmup_steps: int = Field(
         0, ge=0, description="Steps of linear warmup; the first runs at lr / warmup_steps."
     )
-    min_lr: float = Field(0.0, ge=0, description="Where the cosine ends.")
+    warmup_fraction: float | None = Field(
+        None, gt=0, lt=1, description="Warmup as a share of all steps, instead of `warmup_steps`."
+    )
+    min_lr: float = Field(0.0, ge=0, description="Where falling schedules end.")
+    force_constant_lr: float | None = Field(
+        None,
+        gt=0,
+        description="This rate, whatever the other keys say; may be set when a run is resumed.",
+    )
+
+    @property
+    def has_horizon(self) -> bool:
+        """Whether the rate of a step depends on how many steps there will be."""
+        if self.force_constant_lr is not None:
+            return False
+        return self.type not in ("constant", "rms_ratio") or self.warmup_fraction is not None
+
+    @model_validator(mode="after")
+    def check_warmup(self) -> "SchedulerConfig":
+        if self.warmup_steps and self.warmup_fraction is not None:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} and warmup_fraction = {self.warmup_fraction} "
+                "exclude each other; keep one"
+            )
+        return self
 
 
 class EvaluationConfig(Config):
@@ -88,13 +116,23 @@ class EvaluationConfig(Config):
     every_steps: int | None = Field(
         None, ge=1, description="Evaluate every so many steps. Default: never in between."
     )
+    every_epochs: float | None = Field(
+        None, gt=0, description="Evaluate every so many epochs; 0.1 is ten times an epoch."
+    )
     after_last_step: bool = Field(True, description="Evaluate when training is done.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop early after so many evaluations in a row that find no new lowest loss "
+        "(over all sets, weighted by tokens). Default: never.",
+    )
 
 
 class CheckpointConfig(Config):
     """`[checkpoint]`."""
 
     every_steps: int | None = Field(None, ge=1, description="Checkpoint every so many steps.")
+    every_epochs: float | None = Field(None, gt=0, description="Checkpoint every so many epochs.")
     every_minutes: float | None = Field(60, gt=0, description="Checkpoint every so many minutes.")
     keep_last: int = Field(
         3, ge=1, description="Older ones are removed, after a newer one is durable."
@@ -103,6 +141,41 @@ class CheckpointConfig(Config):
         True,
         description="`false`: a trial run that leaves neither checkpoint nor result at its end.",
     )
+    keep_best: bool = Field(
+        False,
+        description="Also save after each evaluation that finds a new lowest loss, "
+        "and keep that checkpoint whatever its age.",
+    )
+    background: bool = Field(
+        True,
+        description="Write while the next steps run, from a copy in host memory of the trained "
+        "weights and optimiser states. `false`: training waits, without the copy.",
+    )
+
+
+class AnomalyConfig(Config):
+    """`[anomalies]`."""
+
+    on_not_finite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="When the gradient of a step is NaN or infinite: stop before anything is "
+        "updated, or skip the update and go on.",
+    )
+    spike_factor: float | None = Field(
+        None,
+        gt=1,
+        description="A loss above so many times the mean of the last `spike_window` steps is a "
+        "spike. Default: none is.",
+    )
+    spike_window: int = Field(20, ge=2, description="Steps that a spike is compared with.")
+    on_spike: Literal["continue", "skip", "stop"] = Field(
+        "skip", description="After a spike: only note it, skip the update, or stop before it."
+    )
+
+    @property
+    def losses_kept(self) -> int:
+        """How many losses a run must remember."""
+        return self.spike_window if self.spike_factor is not None else 0
 
 
 class LoaderConfig(Config):
@@ -164,7 +237,7 @@ class TrainConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, '
-        "float32 on CPU. Trained weights are held in float32, unless `optimizer.type` says otherwise.",
+        "float32 on CPU. Trained weights are held in float32, unless `optimizer.type` differs.",
     )
     activation_checkpointing: Literal["none", "full"] = Field(
         "none",
@@ -211,6 +284,9 @@ class TrainConfig(Config):
         CheckpointConfig(),
         description="When to save, besides the end of the run and SIGTERM, where it always does.",
     )
+    anomalies: AnomalyConfig = Field(
+        AnomalyConfig(), description="What to do with steps that go wrong."
+    )
     loader: LoaderConfig = Field(LoaderConfig(), description="How shards are read.")
     profile: ProfileConfig = Field(ProfileConfig(), description="Where a step's time goes.")
 
@@ -227,6 +303,14 @@ class TrainConfig(Config):
                 f"optimizer.lr = {self.optimizer.lr}; lower it"
             )
         self.check_mixing()
+        for key, wished in (
+            ("evaluation.patience", self.evaluation.patience),
+            ("checkpoint.keep_best", self.checkpoint.keep_best),
+        ):
+            if wished and not self.evaluation_datasets:
+                raise ValueError(
+                    f"{key} needs an evaluation loss; add [[evaluation_datasets]] or remove it"
+                )
         names = self.evaluation_names()
         for name in names:
             if names.count(name) > 1:

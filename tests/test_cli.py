@@ -9,7 +9,10 @@ import pytest
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
 
-COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands]
+COMMANDS = [
+    command.name or command.callback.__name__.replace("_", "-")
+    for command in cli.app.registered_commands
+]
 TRAIN = """\
 model = "models/none"
 output_dir = "run"

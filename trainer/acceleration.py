@@ -1,7 +1,7 @@
 """Puts faster parts into a stage: `kernels = "auto"` on a GPU. What it computes stays the same.
 
-Each part has a plain twin that runs with `kernels = "torch"` and on CPU: transformers' and PEFT's own
-modules, torch's attention under a mask, and the loss in torch.
+Each part has a plain twin that runs with `kernels = "torch"` and on CPU: transformers' and PEFT's
+own modules, torch's attention under a mask, and the loss in torch.
 """
 
 from typing import Any

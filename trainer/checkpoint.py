@@ -1,98 +1,90 @@
 """Checkpoints: tensors by name, so any layout can read them; published whole or not at all."""
 
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError
-from headrace.schemas.fingerprint import file_sha256
-from headrace.schemas.publish import fsync_path, remove_tree, rename_durably
-from headrace.schemas.run_state import RunState, read_run_state, write_run_state
-from headrace.trainer.distributed import Layout, gather_objects
+from headrace.schemas.publish import remove_tree, rename_durably
+from headrace.schemas.run_state import (
+    CHECKPOINTS_FOLDER,
+    RunState,
+    checkpoint_name,
+    published_checkpoints,
+    read_run_state,
+    write_run_state,
+)
 from headrace.trainer.model_builder import TrainedParameter
 from headrace.trainer.optimizer import state_names
-
-NAME = re.compile(r"step-(\d+)")
 
 
 class CheckpointFolder:
     """The `checkpoints` folder of a run."""
 
-    def __init__(self, run_directory: Path, keep_last: int) -> None:
-        self.path = run_directory / "checkpoints"
+    def __init__(self, run_directory: Path, keep_last: int, *, keep_best: bool = False) -> None:
+        self.path = run_directory / CHECKPOINTS_FOLDER
         self.keep_last = keep_last
+        self.keep_best = keep_best
 
     def finished(self) -> list[Path]:
-        """Published checkpoints, oldest first. Half-written ones have other names."""
-        if not self.path.is_dir():
-            return []
-        found = [
-            (match, path) for path in self.path.iterdir() if (match := NAME.fullmatch(path.name))
-        ]
-        return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
+        """Published checkpoints, oldest first."""
+        return published_checkpoints(self.path)
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process had half written or half removed."""
         for path in self.path.glob(".step-*"):
             shutil.rmtree(path)
 
-    def save(
-        self,
-        state: RunState,
-        trained: Sequence[TrainedParameter],
-        optimizer: torch.optim.Optimizer,
-        layout: Layout,
-    ) -> Path:
-        """Write one checkpoint; every rank takes part. Returns its path."""
-        final = self.path / f"step-{state.step:06d}"
-        temporary = self.path / f".{final.name}.tmp"
-        if layout.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        dist.barrier(layout.world_group)
-        written = {}
-        if layout.replica == 0:
-            path = temporary / f"stage-{layout.stage:02d}.safetensors"
-            save_file(collect_tensors(trained, optimizer), path)
-            fsync_path(path)
-            written[path.name] = file_sha256(path)
-        files = {
-            name: digest
-            for part in gather_objects(written, layout.world_group)
-            for name, digest in part.items()
-        }
-        if layout.rank == 0:
-            write_run_state(temporary, state.model_copy(update={"files": files}))
-            if final.exists():
-                remove_tree(final)
-            rename_durably(temporary, final)
-            self._prune()
-        dist.barrier(layout.world_group)
+    def unfinished(self, step: int) -> Path:
+        """Where the files of a checkpoint lie until all of them are written."""
+        return self.path / f".{checkpoint_name(step)}.tmp"
+
+    def publish(self, state: RunState) -> Path:
+        """Put a checkpoint whose stage files are durable in its place; older ones go after that.
+
+        Args:
+            state: with the stage files and their hashes.
+
+        Returns:
+            The path of the checkpoint.
+        """
+        final = self.path / checkpoint_name(state.step)
+        write_run_state(self.unfinished(state.step), state)
+        if final.exists():
+            remove_tree(final)
+        rename_durably(self.unfinished(state.step), final)
+        self._prune(state.best_step if self.keep_best else None)
         return final
 
-    def _prune(self) -> None:
+    def _prune(self, best_step: int | None) -> None:
+        kept = None if best_step is None else checkpoint_name(best_step)
         for path in self.finished()[: -self.keep_last]:
-            remove_tree(path)
+            if path.name != kept:
+                remove_tree(path)
 
 
 def collect_tensors(
-    trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer
+    trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer, *, copy: bool = False
 ) -> dict[str, Tensor]:
-    """Parameters and optimiser states under canonical names, copies of tied weights left out."""
+    """Parameters and optimiser states under canonical names, copies of tied weights left out.
+
+    Args:
+        copy: into memory of their own, so that the next step cannot change them.
+    """
+
+    def on_host(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", copy=copy).contiguous()
+
     tensors = {}
     for item in trained:
         if item.owned:
-            tensors[f"parameter/{item.name}"] = item.parameter.detach().cpu().contiguous()
+            tensors[f"parameter/{item.name}"] = on_host(item.parameter)
             for state in state_names(optimizer):
-                value = optimizer.state[item.parameter][state]
-                tensors[f"{state}/{item.name}"] = value.detach().cpu().contiguous()
+                tensors[f"{state}/{item.name}"] = on_host(optimizer.state[item.parameter][state])
     return tensors
 
 

@@ -23,6 +23,7 @@ from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import Tensor, nn
 
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.anomalies import Outcome
 from headrace.trainer.batch import to_device
 from headrace.trainer.distributed import Layout
 from headrace.trainer.feed import StepInputs
@@ -71,8 +72,8 @@ class StageEngine(PipelineEngine):
                 kind: self.timeline.timed(kind.__name__, function)
                 for kind, function in self._INSTRUCTION_MAP.items()
             }
-        self._finish_step: Callable[[], float] | None = None
-        self._gradient_norm = 0.0
+        self._finish_step: Callable[[], Outcome] | None = None
+        self._outcome = Outcome(0.0, None)
 
     @staticmethod
     def _join_process_group(layout: Layout) -> None:
@@ -87,20 +88,21 @@ class StageEngine(PipelineEngine):
         assert deepspeed_comm.is_initialized()
 
     def train_step(
-        self, inputs: StepInputs, step_seed: int, finish_step: Callable[[], float]
-    ) -> tuple[list[RowLoss], float]:
+        self, inputs: StepInputs, step_seed: int, finish_step: Callable[[], Outcome]
+    ) -> tuple[list[RowLoss], Outcome]:
         """Forward and backward over all micro-batches, then `finish_step`.
 
         Args:
-            finish_step: reduces the gradients, steps, and returns the gradient's norm.
+            finish_step: reduces the gradients, and steps if all is well.
 
         Returns:
-            The loss of each row of this replica (on the last stage, else nothing), and the norm.
+            The loss of each row of this replica (on the last stage, else nothing), and what
+            `finish_step` returned.
         """
         self.module.train()
         self._finish_step = finish_step
         train = schedule.TrainSchedule(inputs.micro_batches, self.num_stages, self.stage_id)
-        return self._run(train, inputs, step_seed), self._gradient_norm
+        return self._run(train, inputs, step_seed), self._outcome
 
     def evaluation_step(self, inputs: StepInputs) -> list[RowLoss]:
         """Forward only; the loss of each row of this replica, on the last stage."""
@@ -115,11 +117,17 @@ class StageEngine(PipelineEngine):
         self._next_micro_batch = 0
         self.token_losses = []
         self._exec_schedule(plan)
-        return self._row_losses(inputs) if self.is_last_stage() else []
+        return self.row_losses()
 
-    def _row_losses(self, inputs: StepInputs) -> list[RowLoss]:
-        """Losses of the rows of this replica, filling left out; one transfer from the device."""
-        assert inputs.sources is not None and inputs.labels is not None
+    def row_losses(self) -> list[RowLoss]:
+        """Losses of this replica's rows in the last run, filling left out; on the last stage.
+
+        One transfer from the device.
+        """
+        inputs = self._inputs
+        if not self.is_last_stage():
+            return []
+        assert inputs is not None and inputs.sources is not None and inputs.labels is not None
         losses = torch.stack([loss.double().sum(-1) for loss in self.token_losses]).tolist()
         counts = (inputs.labels >= 0).sum(-1).tolist()
         return [
@@ -171,7 +179,7 @@ class StageEngine(PipelineEngine):
 
     def _optimizer_step(self) -> None:
         assert self._finish_step is not None
-        self._gradient_norm = self._finish_step()
+        self._outcome = self._finish_step()
 
     def _broadcast_model(self) -> None:
         """Every replica loads or initialises the same weights by itself."""

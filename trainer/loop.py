@@ -5,47 +5,49 @@ import math
 import time
 from functools import partial
 
-import torch
-
-from headrace.schemas.errors import TrainingError
 from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.run_state import RunState
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer import gradients
+from headrace.trainer.anomalies import Outcome, deal_with, judge
+from headrace.trainer.cadence import Cadence, Timer
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.evaluation import evaluate
 from headrace.trainer.export import export
-from headrace.trainer.metrics import console_line
-from headrace.trainer.model_builder import BuiltStage
-from headrace.trainer.optimizer import learning_rate, set_learning_rate
+from headrace.trainer.learning_rate import learning_rate
+from headrace.trainer.metrics import console_line, mean_loss
+from headrace.trainer.optimizer import set_learning_rate
 from headrace.trainer.preflight import Inputs
+from headrace.trainer.requests import Requests
+from headrace.trainer.saver import Saver
 from headrace.trainer.session import Session, open_session
 from headrace.trainer.step_report import StepFacts, make_report, step_metrics
-from headrace.trainer.stop_signal import StopSignal
 from headrace.trainer.timeline import TimelineLog, traced
 
 logger = logging.getLogger(__name__)
 
 
 def train(
-    config: TrainConfig, inputs: Inputs, layout: Layout, stop: StopSignal, resume: bool
+    config: TrainConfig, inputs: Inputs, layout: Layout, requests: Requests, resume: bool
 ) -> None:
     """Train to the end, or until a stop is asked for; every rank runs this.
 
     Raises:
-        TrainingError: the gradient is not finite.
+        TrainingError: a step went wrong, and the policy is to stop.
+        CheckpointError: a checkpoint could not be written.
     """
     session = open_session(config, inputs, layout, resume)
     engine, optimizer, state, log = session.engine, session.optimizer, session.state, session.log
-    finish = partial(
-        finish_step, session.built, optimizer, layout, config.optimizer.gradient_clipping
-    )
+    cadence = Cadence(config, inputs)
+    saver = Saver(session.folder, layout, background=config.checkpoint.background)
     if session.is_new and config.evaluation.before_first_step:
-        run_evaluation(session, layout, state.step)
+        state = run_evaluation(session, layout, state)
     timelines = None
     if config.profile.timeline:
         timelines = TimelineLog(session.run_directory, layout.rank)
-    last_save = time.monotonic()
-    while state.step < inputs.total_steps and not stop.agreed:
+    timer = Timer(config.checkpoint.every_minutes)
+    stopping = False
+    while not (stopping or cadence.has_ended(state)):
         started = time.perf_counter()
         engine.timeline.begin()
         with engine.timeline.span("data"):
@@ -53,25 +55,40 @@ def train(
         lr = learning_rate(config.optimizer, config.scheduler, state.step, inputs.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
-        with traced(
-            session.run_directory, layout.rank, state.step + 1 == config.profile.trace_step
-        ):
-            losses, norm = engine.train_step(step_inputs, dropout_seed, finish)
+        finish = partial(finish_step, config, session, layout, state)
+        is_traced = state.step + 1 == config.profile.trace_step
+        with traced(session.run_directory, layout.rank, is_traced):
+            losses, outcome = engine.train_step(step_inputs, dropout_seed, finish)
 
-        due = time.monotonic() - last_save >= 60 * (config.checkpoint.every_minutes or math.inf)
-        report = make_report(losses, step_inputs, stop=stop.requested, save=due)
+        wishes = requests.poll()
+        save = wishes.save or timer.is_due()
+        report = make_report(losses, step_inputs, wishes.stop, save, saver.progress())
         reports = gather_objects(report, layout.world_group)
-        stop.agreed = any(report.stop for report in reports)
+        saver.settle([report.written for report in reports])
+        stopping = any(report.stop for report in reports)
+        loss = mean_loss(row for report in reports for row in report.losses)
         seconds = time.perf_counter() - started
-        first_row = state.next_row
-        state = state.after_step(
-            inputs.global_batch_rows, inputs.stop_row, step_inputs.tokens, seconds
+        before = state
+        state = before.after_step(
+            next_row=min(before.next_row + inputs.global_batch_rows, inputs.stop_row),
+            tokens=step_inputs.tokens,
+            seconds=seconds,
+            loss=loss,
+            losses_kept=config.anomalies.losses_kept,
         )
         if timelines is not None:
             timelines.write(state.step, seconds, engine.timeline.take())
+        if outcome.anomaly is not None:
+            deal_with(outcome, state, step_inputs, session.run_directory, layout)
         if log is not None:
             facts = StepFacts(
-                state.step, first_row, inputs.rows_per_epoch, state.next_row, lr, norm, seconds
+                step=state.step,
+                first_row=before.next_row,
+                rows_per_epoch=inputs.rows_per_epoch,
+                next_row=state.next_row,
+                lr=lr,
+                gradient_norm=outcome.norm,
+                seconds=seconds,
             )
             metrics = step_metrics(reports, step_inputs, facts)
             log.write(metrics)
@@ -80,61 +97,72 @@ def train(
             left = (inputs.total_steps - state.step) * pace
             logger.info("%s", console_line(metrics, inputs.total_steps, left))
 
-        last = state.step == inputs.total_steps
-        every = config.evaluation.every_steps
-        if (last and config.evaluation.after_last_step) or (every and state.step % every == 0):
-            run_evaluation(session, layout, state.step)
-        every = config.checkpoint.every_steps
-        wished = stop.agreed or any(report.save for report in reports)
-        finished = last and config.checkpoint.at_end
-        if finished or wished or (every and state.step % every == 0):
+        if cadence.evaluates(before, state):
+            state = run_evaluation(session, layout, state)
+        wished = stopping or any(report.save for report in reports)
+        if wished or cadence.saves(before, state):
             if log is not None:
                 log.sync()
-            path = session.folder.save(state, session.built.trained, optimizer, layout)
-            last_save = time.monotonic()
-            logger.info("saved %s", path)
+            saver.begin(state, session.built.trained, optimizer)
+            timer.restart()
 
-    if state.step < inputs.total_steps:
+    saver.finish()
+    if cadence.has_ended(state):
+        written = "nothing"
+        if config.checkpoint.at_end:
+            written = str(export(session.built, layout, session.model, session.run_directory))
+        logger.info(
+            "done%s: %s tokens; %s written", ending(cadence, state), f"{state.tokens:,}", written
+        )
+    else:
         logger.info("stopped on request after step %d; continue with --resume", state.step)
-    elif config.checkpoint.at_end:
-        path = export(session.built, layout, session.model, session.run_directory)
-        logger.info("done: %s tokens; %s written", f"{state.tokens:,}", path)
     if log is not None:
         log.close()
 
 
-def finish_step(
-    built: BuiltStage,
-    optimizer: torch.optim.Optimizer,
-    layout: Layout,
-    largest_norm: float,
-) -> float:
-    """Reduce, measure and clip the gradients, then step. Returns the norm before clipping."""
+def finish_step(config: TrainConfig, session: Session, layout: Layout, state: RunState) -> Outcome:
+    """Reduce, measure and clip the gradients, then step, unless something is wrong."""
+    built, optimizer = session.built, session.optimizer
     parameters = [item.parameter for item in built.trained]
     gradients.sum_tied(built, layout)
     gradients.sum_over_replicas(parameters, layout)
     norm = gradients.global_norm(built, layout)
-    if not math.isfinite(norm):
-        raise TrainingError(
-            f"the gradient's norm is {norm}; nothing was updated. "
-            "Resume with a lower optimizer.lr, or look at the rows of this step"
-        )
-    gradients.clip(parameters, norm, largest_norm)
-    optimizer.step()
+    loss = None
+    if config.anomalies.spike_factor is not None:
+        rows = gather_objects(session.engine.row_losses(), layout.world_group)
+        loss = mean_loss(row for part in rows for row in part)
+    outcome = Outcome(norm, judge(config.anomalies, norm, loss, state.recent_losses))
+    if outcome.is_taken:
+        gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
+        optimizer.step()
     optimizer.zero_grad()
-    return norm
+    return outcome
 
 
-def run_evaluation(session: Session, layout: Layout, step: int) -> None:
-    """Evaluate and write the results down."""
-    for result in evaluate(session.evaluation_sets, session.engine, layout, step):
+def run_evaluation(session: Session, layout: Layout, state: RunState) -> RunState:
+    """Evaluate and write the results down; the state then knows the loss over all sets."""
+    results = evaluate(session.evaluation_sets, session.engine, layout, state.step)
+    for result in results:
         if session.log is not None:
             session.log.write(result)
         logger.info(
             "evaluation %s after step %d: loss %.4f over %s tokens in %.1f s",
             result.name,
-            step,
+            state.step,
             result.loss,
             f"{result.trained_tokens:,}",
             result.seconds,
         )
+    tokens = sum(result.trained_tokens for result in results)
+    if not tokens:
+        return state
+    loss = math.fsum(result.loss * result.trained_tokens for result in results) / tokens
+    return state.after_evaluation(loss)
+
+
+def ending(cadence: Cadence, state: RunState) -> str:
+    """What is worth saying about the end of a run."""
+    early = f" early, after step {state.step}" if cadence.is_out_of_patience(state) else ""
+    if state.best_loss is None:
+        return early
+    return f"{early}; lowest evaluation loss {state.best_loss:.4f} after step {state.best_step}"

@@ -21,7 +21,7 @@ from headrace.trainer.preflight import (
     resume_record,
 )
 from headrace.trainer.quiet import quiet_libraries
-from headrace.trainer.stop_signal import StopSignal
+from headrace.trainer.requests import Requests
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     inputs = check(config, processes)
     check_run_directory(config, inputs, options.resume)
 
-    stop = StopSignal()
+    requests = Requests(Path(config.output_dir) if rank == 0 else None)
 
     quiet_libraries()
 
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
         record = {"config": config.model_dump(mode="json"), **resume_record(config, inputs)}
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         write_atomic(Path(config.output_dir) / RUN_CONFIG_NAME, json.dumps(record, indent=1) + "\n")
-    train(config, inputs, layout, stop, options.resume)
+    train(config, inputs, layout, requests, options.resume)
     dist.barrier(layout.world_group)
     dist.destroy_process_group()
 

@@ -25,6 +25,7 @@ FREE_ON_RESUME = {
     "evaluation_datasets",
     "evaluation",
     "checkpoint",
+    "anomalies",
     "profile",
 }
 RUN_CONFIG_NAME = "train.json"
@@ -175,14 +176,23 @@ def check_run_directory(config: TrainConfig, inputs: Inputs, resume: bool) -> No
     saved = flatten({key: value for key, value in saved.items() if key != "config"})
     now = resume_record(config, inputs)
     defaults = now.keys() - resume_record(config, inputs, exclude_defaults=True).keys()
+    free = free_with_schedule(config)
     for key in now | saved:
         if key not in saved and key in defaults:
             continue  # a setting that came with a later release
+        if key in free:
+            continue
         if saved.get(key) != now.get(key):
             raise CheckpointError(
                 f"{path}: {key} was {saved.get(key)!r} and is {now.get(key)!r}; "
                 "resume with the old value, or start a new run in another output_dir"
             )
+
+
+def free_with_schedule(config: TrainConfig) -> set[str]:
+    """What a resumed run may change because no learning rate up to there depends on it."""
+    free = {"scheduler.force_constant_lr"}
+    return free if config.scheduler.has_horizon else free | {"epochs", "max_steps"}
 
 
 def resume_record(

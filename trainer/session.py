@@ -22,7 +22,15 @@ from headrace.trainer.preflight import Inputs
 
 logger = logging.getLogger(__name__)
 
-POSITION = {"step", "next_row", "tokens", "seconds"}  # what a resumed run takes from a checkpoint
+LAYOUT = {  # what a resumed run takes from its own config and layout, not from the checkpoint
+    "seed",
+    "global_batch_rows",
+    "stages",
+    "replicas",
+    "config_fingerprint",
+    "data_fingerprint",
+    "files",
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,9 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         ConfigError, DataError: adapter or weights do not fit the model.
     """
     run_directory = Path(config.output_dir)
-    folder = CheckpointFolder(run_directory, config.checkpoint.keep_last)
+    folder = CheckpointFolder(
+        run_directory, config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
+    )
     built = build_stage(config, layout.stage, layout.device)
     optimizer = build_optimizer(
         config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
@@ -59,7 +69,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     found = newest(folder, check_files=layout.rank == 0) if resume else None
     if found is not None:
         path, saved = found
-        state = state.model_copy(update=saved.model_dump(include=POSITION))
+        state = state.model_copy(update=saved.model_dump(exclude=LAYOUT))
         load_tensors(path, built.trained, optimizer)
         logger.info("resuming from %s: step %d of %d", path, state.step, inputs.total_steps)
     elif resume:

@@ -9,19 +9,24 @@ import torch
 
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
+from headrace.trainer.saver import Written
 
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Report:
-    """One rank's part: losses from the last stages, row keys from the first, wishes from anyone."""
+    """One rank's part: losses from the last stages, row keys from the first, wishes from anyone.
+
+    `written` is its part of the pending checkpoint, once it is on disk.
+    """
 
     losses: list[RowLoss]
     row_keys: list[list[int | None]] | None
     memory_gib: float
     stop: bool
     save: bool
+    written: Written | None
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,11 @@ class StepFacts:
     seconds: float
 
 
-def make_report(losses: list[RowLoss], inputs: StepInputs, stop: bool, save: bool) -> Report:
+def make_report(
+    losses: list[RowLoss], inputs: StepInputs, stop: bool, save: bool, written: Written | None
+) -> Report:
     """This rank's report."""
-    return Report(losses, inputs.row_keys, memory_gib(), stop, save)
+    return Report(losses, inputs.row_keys, memory_gib(), stop, save, written)
 
 
 def memory_gib() -> float:

@@ -12,6 +12,7 @@ from headrace.schemas.run_state import RunState
 from headrace.trainer import checkpoint
 from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
 from headrace.trainer.model_builder import TrainedParameter
+from headrace.trainer.saver import Saver
 
 STAGE = "stage-00.safetensors"
 
@@ -30,7 +31,12 @@ def folder(tmp_path):
 @pytest.fixture
 def save(folder, layout):
     """Saves the state after a step; returns the path of the checkpoint."""
-    return lambda step: folder.save(state(step), *trained(), layout)
+
+    def save(step):
+        Saver(folder, layout, background=False).begin(state(step), *trained())
+        return folder.path / f"step-{step:06d}"
+
+    return save
 
 
 def state(step):

@@ -32,11 +32,16 @@ SECOND = source("third", STDLIB / "heapq.py")
 class Run:
     """A two-stage run in the background."""
 
-    def __init__(self, training, directory):
+    def __init__(self, training, directory, **changes):
         self.directory = directory
         self.checkpoints = directory / "checkpoints"
-        sets = {"output_dir": str(directory), **SETTINGS}
-        options = [part for key, value in sets.items() for part in ("--set", as_toml(key, value))]
+        sets = {"output_dir": str(directory), **SETTINGS, **changes}
+        options = [
+            part
+            for key, value in sets.items()
+            if value is not None
+            for part in ("--set", as_toml(key, value))
+        ]
         resume = ["--resume"] if (directory / "train.json").exists() else []
         self.log = directory.parent / f"{directory.name}.log"
         with self.log.open("ab") as log:
@@ -138,6 +143,22 @@ def test_a_mixture_resumed_from_a_checkpoint_equals_the_uninterrupted_run(traini
     training.run("resumed", 1, "--resume", **settings)
     assert exact_metrics(resumed) == exact_metrics(reference)
     assert_same_tensors(checkpoint_tensors(resumed), checkpoint_tensors(reference))
+
+
+def test_a_run_that_ended_goes_on_for_more_steps_as_if_they_had_been_planned(training):
+    settings = {"scheduler__type": "rms_ratio", "checkpoint__keep_last": 9}
+    reference = training.run("reference", max_steps=7, checkpoint__every_steps=4, **settings)
+    training.run("longer", max_steps=4, **settings)
+    run = training.run("longer", 1, "--resume", max_steps=7, **settings)
+    steps = [
+        [line for line in exact_metrics(r) if line["kind"] == "train"] for r in (run, reference)
+    ]
+    assert steps[0] == steps[1]
+    assert_same_tensors(checkpoint_tensors(run), checkpoint_tensors(reference))
+
+    forced = {"scheduler__force_constant_lr": 1e-5, "max_steps": 8}
+    run = training.run("longer", 1, "--resume", **settings | forced)
+    assert read_metrics(run)[-2]["lr"] == 1e-5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])

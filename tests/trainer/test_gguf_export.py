@@ -1,0 +1,209 @@
+"""What is exported to GGUF gives in llama.cpp the logits that transformers gives."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from headrace.schemas.errors import ConfigError
+from headrace.trainer.gguf_export import export_gguf
+from headrace.trainer.gguf_tokenizer import pre_tokenizer_name
+
+pytestmark = pytest.mark.slow
+
+IDS = [1604, 12865, 79, 7979, 24, 2692]  # "def parse_number(text"
+PROMPT = "def parse_number(text):\n    "
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 384,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+FAMILIES = {
+    "llama": {},
+    "llama with llama3 rope, tied": {"rope_parameters": LLAMA3, "tie_word_embeddings": True},
+    "mistral": {"head_dim": 32},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+    "gemma2": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "tie_word_embeddings": True,
+        "sliding_window": 16,
+    },
+    "phi3": {"sliding_window": None},
+}
+
+
+class LlamaCpp:
+    """llama.cpp on a GGUF file, in float32 throughout."""
+
+    def __init__(self, model, adapter=None):
+        llama_cpp = pytest.importorskip("xllamacpp")
+        settings = llama_cpp.CommonParams()
+        settings.model.path = str(model)
+        settings.n_ctx, settings.n_parallel, settings.warmup = 256, 1, False
+        settings.cpuparams.n_threads = 1
+        settings.cache_type_k = settings.cache_type_v = llama_cpp.ggml_type.GGML_TYPE_F32
+        settings.flash_attn_type = llama_cpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if adapter is not None:
+            settings.lora_adapters = [llama_cpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
+        self.server = llama_cpp.Server(settings)
+
+    def greedy(self, prompt, never):
+        """The eight likeliest next tokens and, before each, log-probabilities of the top 20."""
+        request = {"prompt": prompt, "n_predict": 8, "temperature": 0, "n_probs": 20}
+        request["logit_bias"] = [[token, False] for token in never]
+        answer = self.server.handle_completions(request)
+        content = answer["choices"][0]["logprobs"]["content"]
+        tops = [{top["id"]: top["logprob"] for top in token["top_logprobs"]} for token in content]
+        return [token["id"] for token in content], tops
+
+
+def largest_difference(llama_cpp, model, ids, prompt=None, never=()):
+    """Between llama.cpp's and transformers' log-probabilities, over eight generated tokens."""
+    tokens, tops = llama_cpp.greedy(ids if prompt is None else prompt, never)
+    assert len(tokens) == len(tops) == 8
+    with torch.no_grad():
+        logits = model(torch.tensor([ids + tokens])).logits[0, len(ids) - 1 :]
+    expected = logits.log_softmax(-1)
+    return max(
+        abs(logprob - float(expected[place, token]))
+        for place, top in enumerate(tops)
+        for token, logprob in top.items()
+    )
+
+
+def parts_of_characters(model):
+    """Ids of tokens outside ASCII, which may be part of a character: llama.cpp holds those back."""
+    vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
+    ascii_in_byte_level = {chr(code) for code in range(33, 127)} | {"Ġ", "Ċ"}
+    return [number for token, number in vocabulary.items() if set(token) - ascii_in_byte_level]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_gives_the_logits_of_transformers(name, tiny_model, tmp_path):
+    directory = tmp_path / "model"
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(name.split()[0], **SHAPE | FAMILIES[name])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(directory)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / file, directory)
+    count = export_gguf(directory, tmp_path / "model.gguf", "f32")
+    assert count == len(GGUFReader(tmp_path / "model.gguf").tensors)
+    ids = torch.randint(2, 384, (40,), generator=torch.Generator().manual_seed(2)).tolist()
+    never = parts_of_characters(tiny_model)
+    llama_cpp = LlamaCpp(tmp_path / "model.gguf")
+    assert largest_difference(llama_cpp, model, ids, never=never) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def real(real_model, tmp_path_factory):
+    """The real model as transformers and as llama.cpp have it, and an adapter that matters."""
+    folder = tmp_path_factory.mktemp("gguf")
+    model = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32).eval()
+    export_gguf(real_model, folder / "base.gguf", "f32")
+    torch.manual_seed(3)
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.02)
+    adapted.save_pretrained(folder / "adapter")
+    return folder, adapted.eval()
+
+
+def test_the_real_model_also_agrees_on_its_tokens(real, real_model):
+    from tokenizers import Tokenizer
+
+    folder, adapted = real
+    ids = Tokenizer.from_file(str(real_model / "tokenizer.json")).encode(PROMPT).ids
+    llama_cpp = LlamaCpp(folder / "base.gguf")
+    with adapted.disable_adapter():
+        assert largest_difference(llama_cpp, adapted, ids, PROMPT) < 1e-3
+
+
+def test_an_adapter_over_the_base_model(real, real_model):
+    folder, adapted = real
+    export_gguf(real_model, folder / "adapter.gguf", "f32", folder / "adapter")
+    llama_cpp = LlamaCpp(folder / "base.gguf", folder / "adapter.gguf")
+    assert largest_difference(llama_cpp, adapted, IDS) < 1e-3
+    with adapted.disable_adapter():
+        assert largest_difference(llama_cpp, adapted, IDS) > 0.1
+
+
+def test_rank_stabilised_scale_is_what_llama_cpp_multiplies_with(real, real_model, tmp_path):
+    folder, _ = real
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_rslora": True}))
+    export_gguf(real_model, tmp_path / "adapter.gguf", "f32", tmp_path / "adapter")
+    model = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).eval()
+    llama_cpp = LlamaCpp(folder / "base.gguf", tmp_path / "adapter.gguf")
+    assert largest_difference(llama_cpp, adapted, IDS) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("stored", "bits", "tolerance"), [("f16", 16, 0.02), ("bf16", 16, 0.2), ("q8_0", 8.5, 1.0)]
+)
+def test_types_of_less_precision_come_near(real, real_model, tmp_path, stored, bits, tolerance):
+    folder, adapted = real
+    file = tmp_path / "model.gguf"
+    export_gguf(real_model, file, stored)
+    full = (folder / "base.gguf").stat().st_size
+    assert file.stat().st_size / full == pytest.approx(bits / 32, rel=0.05)
+    with adapted.disable_adapter():
+        assert largest_difference(LlamaCpp(file), adapted, IDS) < tolerance
+
+
+def test_the_chat_template_comes_along(real, real_model):
+    folder, _ = real
+    fields = GGUFReader(folder / "base.gguf").fields
+    template = bytes(fields["tokenizer.chat_template"].parts[-1]).decode()
+    assert template == (real_model / "chat_template.jinja").read_text()
+    assert np.array(fields["tokenizer.ggml.eos_token_id"].parts[-1])[0] == 2
+
+
+def test_what_has_no_form_in_gguf_is_refused_by_name(tiny_model, tmp_path):
+    output = tmp_path / "x.gguf"
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    with pytest.raises(ConfigError, match=r'model_type "gpt2" cannot be exported.*: llama, '):
+        export_gguf(other, output)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"r": 4, "lora_alpha": 4, "use_dora": True}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"use_dora has no form in a GGUF adapter; merge it"):
+        export_gguf(tiny_model, output, adapter=adapter)
+    with pytest.raises(ConfigError, match=r"Whitespace is not one of the known ones.*with --pre"):
+        pre_tokenizer_name({"type": "Whitespace"}, other / "tokenizer.json")
+    assert list(tmp_path.glob("*.gguf")) == []
+    assert list(tmp_path.glob(".*.gguf.tmp")) == []

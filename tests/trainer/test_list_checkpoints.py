@@ -1,0 +1,48 @@
+"""`headrace checkpoints` shows where each checkpoint stands and finds the damaged one."""
+
+import pytest
+from rich.console import Console
+from test_checkpoint_folder import folder, layout, save, state, trained  # noqa: F401  fixtures
+
+from headrace.jobs.list_checkpoints import list_checkpoints
+from headrace.schemas.errors import CheckpointError
+from headrace.trainer.saver import Saver
+
+
+@pytest.fixture
+def shown():
+    return Console(width=140, record=True)
+
+
+def lines(console):
+    return [" ".join(line.split()) for line in console.export_text().splitlines()]
+
+
+def test_each_checkpoint_is_a_line_with_its_losses(folder, layout, shown):  # noqa: F811
+    saver = Saver(folder, layout, background=False)
+    for step, loss in ((1, 2.5), (2, 2.75)):
+        now = state(step).model_copy(update={"loss": 3.0, "best_loss": 2.6})
+        saver.begin(now.after_evaluation(loss), *trained())
+    assert list_checkpoints(folder.path.parent, shown)
+    _, first, second = lines(shown)
+    assert first.startswith("step-000001 512 3.0000 2.5000 (lowest) ")
+    assert second.startswith("step-000002 1,024 3.0000 2.7500 ")
+    assert second.endswith(" sound")
+
+
+def test_a_damaged_one_is_named(folder, save, shown):  # noqa: F811
+    save(1)
+    file = save(2) / "stage-00.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert not list_checkpoints(folder.path.parent, shown)
+    _, first, second, problem = lines(shown)
+    assert first.endswith("sound")
+    assert second.endswith("damaged")
+    assert problem.startswith(f"{file}: damaged; remove this checkpoint")
+
+
+def test_a_directory_without_checkpoints(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoints; name a run directory"):
+        list_checkpoints(tmp_path)

@@ -1,0 +1,70 @@
+"""When a run evaluates, saves and ends, as functions of where it stands."""
+
+import time
+
+from headrace.schemas.run_state import RunState
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.preflight import Inputs
+
+
+class Cadence:
+    """What is due between two states of a run; the same answer at every rank."""
+
+    def __init__(self, config: TrainConfig, inputs: Inputs) -> None:
+        self.evaluation = config.evaluation
+        self.checkpoint = config.checkpoint
+        self.total_steps = inputs.total_steps
+        self.rows_per_epoch = inputs.rows_per_epoch
+
+    def has_ended(self, state: RunState) -> bool:
+        """Whether all steps are done, or evaluations have found nothing better for too long."""
+        return state.step >= self.total_steps or self.is_out_of_patience(state)
+
+    def is_out_of_patience(self, state: RunState) -> bool:
+        """Whether the run stops early."""
+        patience = self.evaluation.patience
+        return patience is not None and state.evaluations_since_best >= patience
+
+    def evaluates(self, before: RunState, after: RunState) -> bool:
+        """Whether the step between these states is followed by an evaluation."""
+        if after.step == self.total_steps and self.evaluation.after_last_step:
+            return True
+        return self._passed(
+            before, after, self.evaluation.every_steps, self.evaluation.every_epochs
+        )
+
+    def saves(self, before: RunState, after: RunState) -> bool:
+        """Whether a checkpoint follows; `after` knows of an evaluation after that step."""
+        improved = self.checkpoint.keep_best and after.best_step == after.step
+        if improved or (self.checkpoint.at_end and self.has_ended(after)):
+            return True
+        return self._passed(
+            before, after, self.checkpoint.every_steps, self.checkpoint.every_epochs
+        )
+
+    def _passed(
+        self, before: RunState, after: RunState, steps: int | None, epochs: float | None
+    ) -> bool:
+        """Whether a multiple of either interval was reached or passed."""
+        if steps and after.step // steps > before.step // steps:
+            return True
+        rows = (epochs or 0) * self.rows_per_epoch
+        return bool(rows) and after.next_row // rows > before.next_row // rows
+
+
+class Timer:
+    """Minutes since the last save, by this rank's clock."""
+
+    def __init__(self, every_minutes: float | None) -> None:
+        self.every_minutes = every_minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval."""
+        self._start = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the interval has passed."""
+        if self.every_minutes is None:
+            return False
+        return time.monotonic() - self._start >= 60 * self.every_minutes
