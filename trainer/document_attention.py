@@ -22,6 +22,7 @@ NAME = "headrace_documents"
 KEYWORD = "document_bounds"  # of the decoder layers; they hand it on to their attention
 HEAD_SIZES = range(8, 257, 8)  # that FlashAttention 2 has
 # torch 2.11 to 2.13 took causality by different names
+_varlen_attn: Any = varlen_attn
 _NAMES = inspect.signature(varlen_attn).parameters
 GROUPED = {"enable_gqa": True} if "enable_gqa" in _NAMES else {}
 
@@ -83,7 +84,7 @@ def attend(
     causal: dict[str, Any] = {"is_causal": True}
     if "window_size" in _NAMES:
         causal = {"window_size": (-1 if sliding_window is None else sliding_window - 1, 0)}
-    output = varlen_attn(
+    output = _varlen_attn(
         *flat, document_bounds, document_bounds, s, s, scale=scaling, **causal, **GROUPED
     )
     return output.unflatten(0, (b, s)), None

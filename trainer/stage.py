@@ -1,5 +1,6 @@
 """One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,6 +50,7 @@ class Stage(nn.Module):
 
     Attributes:
         layer_functions: how a layer is run.
+        before_forward: called at the start of each forward pass.
         by_bounds: attention takes the documents' bounds instead of a mask.
         triton: the loss is computed in Triton.
     """
@@ -81,6 +83,7 @@ class Stage(nn.Module):
         self.recompute = recompute
         self.seeded = seeded
         self.layer_functions = LayerFunctions(run_layer, run_layer_again)
+        self.before_forward: Callable[[], None] | None = None
         self.by_bounds = False
         self.triton = False
 
@@ -94,6 +97,8 @@ class Stage(nn.Module):
 
     def forward(self, inputs: Tensor, micro_batch: MicroBatch) -> Tensor | LossOutput:
         """Token ids [b, s] or hidden states in; hidden states, or losses on the last stage, out."""
+        if self.before_forward is not None:
+            self.before_forward()
         hidden = inputs
         with torch.autocast(inputs.device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:

@@ -1,6 +1,7 @@
 """The faster parts compute what transformers and PEFT do, under the same names, compiled once."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -57,12 +58,22 @@ def run(stage, lengths):
     return loss.detach(), gradients
 
 
+def swap(stage):
+    """As `accelerate` does on a GPU."""
+    adapters = [adapter for layer in stage.layers for adapter in swap_adapters(layer)]
+    stage.before_forward = partial(LoraLinear.refresh, adapters)
+
+
 def test_swapped_adapters_keep_their_names_and_results(stage):
     swapped = copy.deepcopy(stage)
-    for layer in swapped.layers:
-        swap_adapters(layer)
+    swap(swapped)
     layers = [module for module in swapped.modules() if isinstance(module, LoraLinear)]
     assert len(layers) == 5 * 7
+    assert sum(layer.joined is not None for layer in layers) == 5 * 2  # gate and up
+    for model in (swapped, stage):  # as an optimiser does, after the layers were swapped
+        for name, weight in model.named_parameters():
+            if ".lora_B." in name:
+                weight.data += 0.01
     loss, gradients = run(swapped, [20, 28])
     expected_loss, expected = run(stage, [20, 28])
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
@@ -72,12 +83,12 @@ def test_swapped_adapters_keep_their_names_and_results(stage):
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's
 def test_compiled_layers_compute_the_same_and_are_compiled_once(stage):
     counter = CompileCounterWithBackend("aot_eager")
     faster = copy.deepcopy(stage)
-    for layer in faster.layers:
-        swap_adapters(layer)
+    swap(faster)
     faster.layer_functions = LayerFunctions(
         compiled(run_layer, backend=counter), compiled(run_layer_again, backend=counter)
     )
