@@ -31,7 +31,7 @@ format: .venv ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
 
 bench: .venv model ## benchmarks, as ratios against a reference in the same run
-	for name in dataprep_rate loader_rate layouts; do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+	for name in dataprep_rate loader_rate layouts kernel_rates kernel_parity; do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
 docs: .venv ## write docs/configuration.md from the config models
 	$(BIN)/python -m headrace.jobs.config_reference

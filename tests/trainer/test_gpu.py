@@ -54,8 +54,13 @@ def test_two_replicas_equal_one_gpu_to_rounding(training):
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
 
 
-def test_a_resumed_run_equals_one_that_was_left_alone(training):
-    settings = {"checkpoint__every_steps": 5, "checkpoint__keep_last": 9}
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"adapter__kind": "none", "optimizer__type": "adamw_kahan"}],
+    ids=["LoRA", "full, AdamW-Kahan"],
+)
+def test_a_resumed_run_equals_one_that_was_left_alone(training, changes):
+    settings = {"checkpoint__every_steps": 5, "checkpoint__keep_last": 9, **changes}
     left_alone = training.run("left-alone", 1, **settings)
     resumed = training.run("resumed", 1, **settings)
     for path in (resumed / "checkpoints").glob("step-000010"):
