@@ -27,7 +27,7 @@ class LoraLinear(nn.Module):
     """A PEFT LoRA layer's parts under the same names, computed in the type of the input.
 
     A frozen weight of a wide layer lies beside its adapter's B in one matrix, `joined`; `refresh`
-    brings that copy of B up to date before a forward pass.
+    brings that copy of B up to date before a step.
     """
 
     joined: Tensor | None
@@ -94,7 +94,7 @@ def accelerate(stage: Stage, config: TrainConfig, model_config: Any, device: tor
     # A compiled recomputation keeps what a custom backward pass saves, here 13 GiB of an 8B Llama's
     may_join = not stage.recompute
     adapters = [part for layer in stage.layers for part in swap_adapters(layer, may_join=may_join)]
-    stage.before_forward = partial(LoraLinear.refresh, adapters)
+    stage.before_step = partial(LoraLinear.refresh, adapters)
     if config.compile:
         stage.layer_functions = LayerFunctions(compiled(run_layer), compiled(run_layer_again))
     half = stage.compute_dtype != torch.float32

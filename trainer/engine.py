@@ -112,6 +112,8 @@ class StageEngine(PipelineEngine):
             return self._run(forward, inputs, step_seed=0)
 
     def _run(self, plan: Any, inputs: StepInputs, step_seed: int) -> list[RowLoss]:
+        if self.stage.before_step is not None:
+            self.stage.before_step()
         self._inputs = inputs
         self._step_seed = step_seed
         self._next_micro_batch = 0

@@ -50,7 +50,7 @@ class Stage(nn.Module):
 
     Attributes:
         layer_functions: how a layer is run.
-        before_forward: called at the start of each forward pass.
+        before_step: to be called before the micro-batches of a step, with none in flight.
         by_bounds: attention takes the documents' bounds instead of a mask.
         triton: the loss is computed in Triton.
     """
@@ -83,7 +83,7 @@ class Stage(nn.Module):
         self.recompute = recompute
         self.seeded = seeded
         self.layer_functions = LayerFunctions(run_layer, run_layer_again)
-        self.before_forward: Callable[[], None] | None = None
+        self.before_step: Callable[[], None] | None = None
         self.by_bounds = False
         self.triton = False
 
@@ -97,8 +97,6 @@ class Stage(nn.Module):
 
     def forward(self, inputs: Tensor, micro_batch: MicroBatch) -> Tensor | LossOutput:
         """Token ids [b, s] or hidden states in; hidden states, or losses on the last stage, out."""
-        if self.before_forward is not None:
-            self.before_forward()
         hidden = inputs
         with torch.autocast(inputs.device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:

@@ -1,8 +1,9 @@
 """The loss over 100 steps with kernels on against their plain twins, on a GPU: figures and a plot.
 
 A Llama of 47 million weights learns the standard library's sources from scratch: in bfloat16 with
-kernels, in bfloat16 with their twins, and in float32 with the twins, which shows how large the noise
-of bfloat16 is. A JSON line for LoRA and one for full fine-tuning; `--picture FILE` draws the curves.
+kernels, in bfloat16 with their twins, and in float32 with the twins, which shows how large the
+noise of bfloat16 is. Prints a JSON line for LoRA and one for full fine-tuning; `--picture FILE`
+draws the curves.
 """
 
 import argparse

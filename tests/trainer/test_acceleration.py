@@ -45,10 +45,12 @@ def micro_batch(lengths):
 
 
 def run(stage, lengths):
-    """Loss and gradients by name."""
-    ids, side = micro_batch(lengths)
+    """Loss and gradients by name of a micro-batch, with another one in flight as in a pipeline."""
+    if stage.before_step is not None:
+        stage.before_step()
     stage.zero_grad()
-    loss = stage(ids, side).loss
+    loss = stage(*micro_batch(lengths)).loss
+    stage(*micro_batch(lengths))
     loss.backward()
     gradients = {
         name: weight.grad
@@ -62,7 +64,7 @@ def swap(stage):
     """As `accelerate` does on a GPU."""
     may_join = not stage.recompute
     adapters = [part for layer in stage.layers for part in swap_adapters(layer, may_join=may_join)]
-    stage.before_forward = partial(LoraLinear.refresh, adapters)
+    stage.before_step = partial(LoraLinear.refresh, adapters)
 
 
 def test_swapped_adapters_keep_their_names_and_results(stage):
