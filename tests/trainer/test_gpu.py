@@ -4,6 +4,10 @@ import pytest
 import torch
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model_builder import build_stage
+from headrace.trainer.stage import MicroBatch
+
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="no CUDA device")]
 two_gpus = pytest.mark.skipif(GPUS < 2, reason="one CUDA device")
@@ -72,3 +76,41 @@ def test_a_resumed_run_equals_one_that_was_left_alone(training, changes):
     assert exact_metrics(resumed) == exact_metrics(left_alone)
     ours, expected = checkpoint_tensors(resumed), checkpoint_tensors(left_alone)
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def test_micro_batches_in_flight_do_not_disturb_each_other(tiny_model):
+    config = TrainConfig.model_validate(
+        {
+            "model": str(tiny_model),
+            "output_dir": "unused",
+            "datasets": [{"path": "unused"}],
+            "adapter": {"rank": 4},
+            "optimizer": {"lr": 1e-3},
+        }
+    )
+    stage = build_stage(config, 0, torch.device("cuda")).stage.train()
+    assert any(getattr(part, "joined", None) is not None for part in stage.modules())
+    for name, weight in stage.named_parameters():
+        if ".lora_B." in name:
+            weight.data.normal_(0, 0.05, generator=torch.Generator("cuda").manual_seed(1))
+    ids = [torch.arange(128, device="cuda").roll(-shift)[None] for shift in range(3)]
+    sides = [
+        MicroBatch([lengths], rows.roll(-1, 1), 1 / 128, seed=0)
+        for lengths, rows in zip(([100, 28], [128], [1] * 128), ids, strict=True)
+    ]
+
+    def gradients(in_flight):
+        stage.zero_grad()
+        stage.before_step()
+        waiting = []
+        for rows, side in zip(ids, sides, strict=True):
+            waiting.append(stage(rows, side).loss)
+            while len(waiting) >= in_flight:
+                waiting.pop(0).backward()
+        for loss in waiting:
+            loss.backward()
+        return [weight.grad for weight in stage.parameters() if weight.requires_grad]
+
+    for ours, expected in zip(gradients(3), gradients(1), strict=True):
+        assert expected.any()
+        torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-4)
