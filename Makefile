@@ -7,10 +7,10 @@ MODEL := models/smollm2-135m
 PACKAGES := schemas dataprep trainer kernels jobs
 PYTEST ?=
 
-.PHONY: help demo test exhaustive lint format bench docs model clean
+.PHONY: help demo test exhaustive lint format bench docs families headrace.zip model clean
 
 help: ## list the targets
-	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: .venv model ## real text to a fine-tuned real model over 2 pipeline stages, start to end
 	$(BIN)/python -m headrace.jobs.demo
@@ -31,15 +31,21 @@ format: .venv ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
 
 bench: .venv model ## benchmarks, as ratios against a reference in the same run
-	for name in dataprep_rate loader_rate layouts kernel_rates kernel_parity; do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+	for name in dataprep_rate shard_encodings spark_overhead loader_rate seek_time loader_peers layouts kernel_rates kernel_parity; do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
 docs: .venv ## write docs/configuration.md from the config models
 	$(BIN)/python -m headrace.jobs.config_reference
 
+families: .venv ## write the parity table of docs/families.md
+	$(BIN)/python tests/trainer/families_table.py
+
+headrace.zip: .venv ## the sources, for spark-submit --py-files
+	$(BIN)/python -m headrace.jobs.spark_zip $@
+
 model: $(MODEL)/config.json ## fetch the small real model
 
 clean: ## remove everything that was built or fetched
-	rm -rf .venv build dist models shards runs demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv build dist headrace.zip models shards runs demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 $(MODEL)/config.json: | .venv
 	$(BIN)/python -m headrace.jobs.fetch_demo_model --output $(MODEL)

@@ -1,32 +1,36 @@
 """One block of documents to rows: a pure function of documents, config and tokenizer."""
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
-from headrace.dataprep.documents import Document, Reject, read_documents, refuse
-from headrace.dataprep.overlong import fit_documents
-from headrace.dataprep.packing import pack_documents
+from headrace.dataprep.encoded_spool import Document, EncodedBlock
+from headrace.dataprep.filters import apply_filters
+from headrace.dataprep.formats.sample import Encoded, Format, Sample
+from headrace.dataprep.overlong import fit_samples
+from headrace.dataprep.packing import pack_samples
+from headrace.dataprep.records import Record, Reject, characters, read_records
 from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
-from headrace.dataprep.tokenizer import Ids, TokenizerSpec, encode_documents
-from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.fingerprint import derive_seed, derive_seeds
 from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.shard_format import EVALUATION, SPLITS, TRAIN, shard_schema
+from headrace.schemas.shard_format import EVALUATION, SIDES, SPLITS, TRAIN, shard_schema
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive documents of one task, with the refused ones in their places."""
+    """Consecutive records of one task, with the refused ones in their places."""
 
     source: str
     task: int  # its number in the source
     number: int  # in the task
-    items: list[Document | Reject]
+    items: list[Record | Reject]
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,14 @@ class BlockRows:
     stats: TaskStats
 
 
-def read_blocks(config: PrepareConfig, task: Task) -> Iterator[Block]:
-    """Cut a task's documents into blocks of about `block_bytes` characters of text."""
-    items: list[Document | Reject] = []
+def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterator[Block]:
+    """Cut a task's records into blocks of about `block_bytes` characters in the fields read."""
+    items: list[Record | Reject] = []
     number, size = 0, 0
     for piece in task.pieces:
-        for item in read_documents(task.source, piece):
+        for item in read_records(task.source, piece, row_format.columns):
             items.append(item)
-            size += len(item.text) if isinstance(item, Document) else 0
+            size += characters(item.fields) if isinstance(item, Record) else 0
             if size >= config.block_bytes:
                 yield Block(task.source.name, task.number_in_source, number, items)
                 items, number, size = [], number + 1, 0
@@ -53,68 +57,106 @@ def read_blocks(config: PrepareConfig, task: Task) -> Iterator[Block]:
         yield Block(task.source.name, task.number_in_source, number, items)
 
 
-def process_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: Block) -> BlockRows:
-    """Tokenise, split off evaluation documents, pack, and give each row its key."""
-    documents = [item for item in block.items if isinstance(item, Document)]
-    rejects = [item for item in block.items if isinstance(item, Reject)]
-    encoded: dict[str, list[Ids]] = {split: [] for split in SPLITS}
-    for document, ids in zip(
-        documents,
-        encode_documents(tokenizer, [document.text for document in documents]),
-        strict=True,
-    ):
-        if len(ids):
-            encoded[choose_split(config, document.text)].append(ids)
-        else:
-            rejects.append(refuse(document.place, "empty document", "the tokenizer gives no token"))
+def process_block(config: PrepareConfig, row_format: Format, block: Block) -> BlockRows:
+    """Tokenise, filter, split off evaluation documents, pack, and give each row its key."""
+    return pack_block(config, settle(config, block, *encode_block(config, row_format, block)))
+
+
+def settle(
+    config: PrepareConfig, block: Block, encoded: list[Encoded], rejects: list[Reject]
+) -> EncodedBlock:
+    """Choose the split of each document; its text is not needed any more."""
+    documents = [
+        Document(choose_split(config, document.content), document.samples, document.dropped)
+        for document in encoded
+    ]
+    return EncodedBlock(block.source, block.task, block.number, documents, rejects)
+
+
+def pack_block(config: PrepareConfig, block: EncodedBlock) -> BlockRows:
+    """Pack the documents of each split into rows, and count everything."""
+    samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for document in block.documents:
+        samples[document.split] += document.samples
     fitted = {
-        split: fit_documents(ids, config.sequence_len, config.overlong)
-        for split, ids in encoded.items()
+        split: fit_samples(found, config.sequence_len, config.overlong)
+        for split, found in samples.items()
     }
     rows = {
-        split: pack(config, block, split, fit.documents)
+        split: pack(config, block, split, fit.samples)
         for split, fit in fitted.items()
-        if fit.documents
+        if fit.samples
     }
-    lengths = Counter(len(ids) for documents_ids in encoded.values() for ids in documents_ids)
+    lengths = Counter(sample.tokens for found in samples.values() for sample in found)
+    dropped = [document.dropped for document in block.documents]
+    emptied = [document for document in block.documents if not document.samples]
     stats = TaskStats(
-        documents=lengths.total(),
-        tokens_in=sum(length * count for length, count in lengths.items()),
+        documents=lengths.total() + len(emptied),
+        tokens_in=sum(length * count for length, count in lengths.items())
+        + sum(add_counts(dropped).values()),
         rows={split: table.num_rows for split, table in rows.items()},
         tokens={split: count_tokens(table) for split, table in rows.items()},
-        tokens_dropped=add_counts(fit.tokens_dropped for fit in fitted.values()),
-        documents_dropped=add_counts(fit.documents_dropped for fit in fitted.values()),
-        rejects=dict(Counter(reject.reason for reject in rejects)),
+        trained_tokens={split: fit.trained_tokens for split, fit in fitted.items() if fit.samples},
+        tokens_dropped=add_counts([*dropped, *(fit.tokens_dropped for fit in fitted.values())]),
+        documents_dropped=add_counts(
+            [
+                Counter(last_reason(document) for document in emptied),
+                *(fit.documents_dropped for fit in fitted.values()),
+            ]
+        ),
+        rejects=dict(Counter(reject.reason for reject in block.rejects)),
         document_lengths=dict(lengths),
     )
-    return BlockRows(rows, rejects, stats)
+    return BlockRows(rows, block.rejects, stats)
 
 
-def choose_split(config: PrepareConfig, text: str) -> str:
+def last_reason(document: Document) -> str:
+    """Why a document has no samples left."""
+    return next(reversed(document.dropped))
+
+
+def encode_block(
+    config: PrepareConfig, row_format: Format, block: Block
+) -> tuple[list[Encoded], list[Reject]]:
+    """What the format and the filters make of a block's records, and all that was refused."""
+    results = iter(row_format.encode([item for item in block.items if isinstance(item, Record)]))
+    encoded: list[Encoded] = []
+    rejects: list[Reject] = []
+    for item in block.items:
+        result = item if isinstance(item, Reject) else next(results)
+        if isinstance(result, Reject):
+            rejects.append(result)
+        else:
+            encoded.append(result)
+    return apply_filters(config.filters, encoded), rejects
+
+
+def choose_split(config: PrepareConfig, content: str | bytes) -> str:
     """The split of a document, by its content alone: duplicates never lie in both."""
-    key = derive_seed(config.seed, "evaluation").to_bytes(8, "little")
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=key).digest()
+    content = content.encode() if isinstance(content, str) else content
+    digest = hashlib.blake2b(content, digest_size=8, key=split_key(config.seed)).digest()
     share = int.from_bytes(digest, "little") / 2**64
     return EVALUATION if share < config.evaluation_fraction else TRAIN
 
 
-def row_key(seed: int, source: str, split: str, task: int, block: int, row: int) -> int:
-    """The 64-bit order key of a row: uniform, so that sorting by it shuffles."""
-    return derive_seed(seed, "row", source, split, task, block, row)
+@functools.cache
+def split_key(seed: int) -> bytes:
+    """What makes the evaluation split another one with another seed."""
+    return derive_seed(seed, "evaluation").to_bytes(8, "little")
 
 
-def pack(config: PrepareConfig, block: Block, split: str, documents: list[Ids]) -> pa.Table:
+def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Iterator[int]:
+    """The 64-bit order keys of a block's rows: uniform, so that sorting by them shuffles."""
+    return derive_seeds(seed, "row", source, split, task, block)
+
+
+def pack(config: PrepareConfig, block: EncodedBlock, split: str, samples: list[Sample]) -> pa.Table:
     """The rows of one split of a block, in packing order, with every column of a shard."""
-    input_ids, document_lengths = pack_documents(documents, config.packing, config.sequence_len)
-    keys = [
-        row_key(config.seed, block.source, split, block.task, block.number, row)
-        for row in range(len(input_ids))
-    ]
-    schema = shard_schema()
-    columns = {
-        "input_ids": input_ids,
-        "loss_mask": pa.nulls(len(keys), schema.field("loss_mask").type),
-        "document_lengths": document_lengths,
+    packed = pack_samples(samples, config.packing, config.sequence_len)
+    order_keys = row_keys(config.seed, block.source, split, block.task, block.number)
+    keys = list(islice(order_keys, len(packed.input_ids)))
+    schema = shard_schema(config.kind)
+    columns = packed._asdict() | {
         "source": source_column(config, block.source, len(keys)),
         "row_key": pa.array(keys, pa.uint64()),
         "control_class": pa.nulls(len(keys), pa.int8()),
@@ -130,8 +172,13 @@ def source_column(config: PrepareConfig, name: str, rows: int) -> pa.DictionaryA
 
 
 def count_tokens(table: pa.Table) -> int:
-    """Tokens in all rows of a table."""
-    return sum(len(chunk.flatten()) for chunk in table["input_ids"].chunks)
+    """Tokens in all rows of a table, on both sides of a pair."""
+    return sum(len(chunk.flatten()) for ids, _ in sides(table) for chunk in table[ids].chunks)
+
+
+def sides(table: pa.Table) -> list[tuple[str, str]]:
+    """The names of the columns of ids and masks: one side, or two in preference sets."""
+    return [(ids, mask) for ids, mask in SIDES if ids in table.column_names]
 
 
 def sort_rows(tables: Iterable[pa.Table]) -> pa.Table:

@@ -12,7 +12,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from headrace.dataprep.task_stats import TaskStats, add_counts
+from headrace.dataprep.task_stats import add_counts
 from headrace.schemas.manifest import Manifest
 
 
@@ -38,11 +38,6 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def counts_text(stats: TaskStats) -> str:
-    """Documents and tokens so far."""
-    return f"{stats.documents:,} documents, {stats.tokens_in:,} tokens"
-
-
 def print_ledger(console: Console, manifest: Manifest) -> None:
     """The sources, and below them where every token went."""
     table = Table(title="sources", title_justify="left")
@@ -52,7 +47,7 @@ def print_ledger(console: Console, manifest: Manifest) -> None:
     for source in manifest.sources:
         median = source.document_length_quantiles.get("p50", 0)
         counts = (source.documents, source.rejected_documents, source.rows, source.tokens, median)
-        fill = f"{source.fill(manifest.sequence_len):.1%}"
+        fill = f"{source.fill(manifest.row_tokens):.1%}"
         table.add_row(source.name, *(f"{count:,}" for count in counts), fill)
     console.print(table)
     console.print(ledger_table(manifest))

@@ -1,5 +1,6 @@
 """A look into a shard directory: counts, ledger, document lengths, and rows as text."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -15,8 +16,10 @@ from tokenizers import Tokenizer
 
 from headrace.dataprep.console_report import print_ledger
 from headrace.dataprep.tokenizer import TOKENIZER_NAME
+from headrace.dataprep.workspace import REJECTS_NAME
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import Manifest, ShardRecord, read_manifest
+from headrace.schemas.shard_rows import read_row_group
 
 BAR_WIDTH = 40
 
@@ -35,9 +38,22 @@ def inspect(directory: Path, rows: int, console: Console) -> None:
         soft_wrap=True,
     )
     print_ledger(console, manifest)
+    print_rejects(directory, console)
     print_histogram(directory, manifest, console)
     if rows:
         print_rows(directory, manifest, rows, console)
+
+
+def print_rejects(directory: Path, console: Console) -> None:
+    """Refused documents by source and reason, the most frequent first."""
+    path = directory / REJECTS_NAME
+    if not path.is_file():
+        raise DataError(f"{path}: missing; run `headrace verify {directory}`")
+    with path.open(encoding="utf-8") as lines:
+        rejects = map(json.loads, lines)
+        counts = Counter((reject["source"], reject["reason"]) for reject in rejects)
+    for (source, reason), count in counts.most_common():
+        console.print(f"refused in {source}: {reason}: {count:,} documents", highlight=False)
 
 
 def print_histogram(directory: Path, manifest: Manifest, console: Console) -> None:
@@ -46,7 +62,8 @@ def print_histogram(directory: Path, manifest: Manifest, console: Console) -> No
     for shard in track(manifest.shards, "lengths", console=console, transient=True):
         with open_shard(directory, shard) as file:
             for index in range(file.num_row_groups):
-                lengths = file.read_row_group(index, columns=["document_lengths"])[0]
+                rows = read_row_group(file, index, manifest, shard, ["document_lengths"])
+                lengths = rows["document_lengths"]
                 counts.update(
                     int(length).bit_length() for length in pc.list_flatten(lengths).to_numpy()
                 )
@@ -65,26 +82,44 @@ def print_rows(directory: Path, manifest: Manifest, rows: int, console: Console)
         raise DataError(f"{path}: missing, so rows cannot be decoded; prepare the directory again")
     tokenizer = Tokenizer.from_file(str(path))
     for split in manifest.ledger.tokens_out:
-        for name, row in islice(read_rows(directory, manifest.split(split)), rows):
+        for name, row in islice(read_rows(directory, manifest, split), rows):
             console.rule(f"{name}, {row['source']}")
-            console.print(row_text(tokenizer, row["input_ids"], row), soft_wrap=True)
+            console.print(row_text(tokenizer, row), soft_wrap=True)
 
 
-def read_rows(directory: Path, shards: list[ShardRecord]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(
+    directory: Path, manifest: Manifest, split: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row lies, and the row, in file order."""
-    for shard in shards:
+    for shard in manifest.split(split):
         with open_shard(directory, shard) as file:
-            for index, batch in enumerate(file.iter_batches(1)):
-                yield f"{shard.file} row {index}", batch.to_pylist()[0]
+            for group in range(file.num_row_groups):
+                table = read_row_group(file, group, manifest, shard)
+                for index in range(table.num_rows):
+                    row = table.slice(index, 1).to_pylist()[0]
+                    yield f"{shard.file} row {shard.rows_before(group) + index}", row
 
 
-def row_text(tokenizer: Tokenizer, ids: list[int], row: dict[str, Any]) -> Text:
-    """One row as text: a mark where a document begins, tokens without a loss dimmed."""
-    mask = row["loss_mask"] or [1] * len(ids)
+def row_text(tokenizer: Tokenizer, row: dict[str, Any]) -> Text:
+    """One row as text; of a pair first the better side."""
+    ids, mask = row["input_ids"], row["loss_mask"]
+    rejected = row.get("rejected_input_ids")
+    if rejected is None:
+        return side_text(tokenizer, ids, mask, row["document_lengths"], "")
+    worse = row["rejected_loss_mask"]
+    text = side_text(tokenizer, ids, mask, [len(ids)], "chosen, ")
+    return text + side_text(tokenizer, rejected, worse, [len(rejected)], "rejected, ")
+
+
+def side_text(
+    tokenizer: Tokenizer, ids: list[int], mask: list[bool] | None, lengths: list[int], label: str
+) -> Text:
+    """Ids as text: a mark where a document begins, tokens without a loss dimmed."""
+    mask = mask or [True] * len(ids)
     text = Text()
     start = 0
-    for length in row["document_lengths"] or []:
-        text.append(f"┃{length} tokens┃ ", style="bold cyan")
+    for length in lengths:
+        text.append(f"┃{label}{length} tokens┃ ", style="bold cyan")
         for begin, end in runs(mask, start, start + length):
             part = tokenizer.decode(ids[begin:end], skip_special_tokens=False)
             text.append(part, style="" if mask[begin] else "dim")
@@ -94,7 +129,7 @@ def row_text(tokenizer: Tokenizer, ids: list[int], row: dict[str, Any]) -> Text:
     return text
 
 
-def runs(mask: list[int], start: int, end: int) -> list[tuple[int, int]]:
+def runs(mask: list[bool], start: int, end: int) -> list[tuple[int, int]]:
     """The stretches of equal mask within [start, end)."""
     cuts = [index for index in range(start + 1, end) if mask[index] != mask[index - 1]]
     return list(zip([start, *cuts], [*cuts, end], strict=True))

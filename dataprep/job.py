@@ -6,31 +6,44 @@ from pathlib import Path
 from headrace.dataprep.inputs import InputFile
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.tokenizer import TokenizerSpec
+from headrace.dataprep.workspace import Workspace
+from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare_config import PrepareConfig
 
 ROWS_VERSION = 1  # raise it when the same config would give other rows
-PLACES = {"output", "tokenizer"}
+WITHOUT_EFFECT = {"output", "tokenizer", "tokenizer_backend"}  # on any row
 DECIDED_LATER = {"sources", "shards", "row_group_tokens", "max_reject_fraction"}
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """All documents, once they have been seen: what they are, and where duplicates were found."""
+
+    key: str
+    tasks: int
+    parts: int
+
+
+@dataclass(frozen=True)
 class Job:
-    """One run of prepare; small and picklable."""
+    """One run of prepare; small and picklable. `corpus` is set once duplicates are known."""
 
     config: PrepareConfig
     tokenizer: TokenizerSpec
+    space: Workspace
+    corpus: Corpus | None = None
 
     @property
     def output(self) -> Path:
         """The shard directory."""
-        return Path(self.config.output)
+        return self.space.output
 
     def settings(self) -> dict[str, object]:
-        """The resolved config without the machine's paths, and the tokenizer's identity instead."""
+        """The resolved config without paths and tokenizer; the tokenizer's identity instead."""
         return {
             "version": ROWS_VERSION,
-            "config": self.config.model_dump(mode="json", exclude=PLACES),
+            "config": self.config.model_dump(mode="json", exclude=WITHOUT_EFFECT),
             "tokenizer": self.tokenizer.identity(),
         }
 
@@ -40,10 +53,19 @@ class Job:
 
     def task_key(self, task: Task) -> str:
         """What a task's rows depend on: settings that matter only later are left out."""
-        config = self.config.model_dump(mode="json", exclude=PLACES | DECIDED_LATER)
+        config = self.config.model_dump(mode="json", exclude=WITHOUT_EFFECT | DECIDED_LATER)
         names = [source.name for source in self.config.sources]
+        corpus = None if self.corpus is None else self.corpus.key
         return fingerprint(
-            [ROWS_VERSION, config, names, self.tokenizer.identity(), task.number, task.identity()]
+            [
+                ROWS_VERSION,
+                config,
+                names,
+                self.tokenizer.identity(),
+                task.number,
+                task.identity(),
+                corpus,
+            ]
         )
 
 
@@ -54,3 +76,14 @@ def changed(file: InputFile) -> bool:
     except OSError:
         return True
     return (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns)
+
+
+def check_unchanged(task: Task) -> None:
+    """Refuse rows of which part may come from another version of a file.
+
+    Raises:
+        DataError: a file is no longer what it was when the work was planned.
+    """
+    for piece in task.pieces:
+        if changed(piece.file):
+            raise DataError(f"{piece.file.path}: changed while it was read; run again")

@@ -29,10 +29,14 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Processes of this machine; with one worker, this process with the tokenizer's own threads."""
+    """Processes of this machine; with one worker, this process with the tokenizer's own threads.
+
+    The processes are started by the first run that needs them, and serve all runs until `close`.
+    """
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or len(os.sched_getaffinity(0))
+        self.pool: ProcessPoolExecutor | None = None
 
     def run(
         self, function: Callable[[ItemT], ResultT], items: Iterable[ItemT]
@@ -49,14 +53,14 @@ class LocalEngine:
         self, function: Callable[[ItemT], ResultT], items: list[ItemT]
     ) -> Iterator[tuple[ItemT, ResultT]]:
         """The same in spawned processes: forking a process that has threads may hang."""
-        pool = ProcessPoolExecutor(
+        self.pool = self.pool or ProcessPoolExecutor(
             min(self.workers, len(items)),
             mp_context=multiprocessing.get_context("spawn"),
             initializer=prepare_worker,
         )
         try:
             with interrupts_held_back():
-                futures = {pool.submit(function, item): item for item in items}
+                futures = {self.pool.submit(function, item): item for item in items}
             for future in as_completed(futures):
                 yield futures.pop(future), future.result()
         except BrokenProcessPool:
@@ -64,8 +68,12 @@ class LocalEngine:
                 "a worker process died (killed, or out of memory); run again to continue, "
                 "with fewer workers if memory was short"
             ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """End the processes; what has not begun is not begun."""
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+            self.pool = None
 
 
 @contextmanager
@@ -80,12 +88,17 @@ def interrupts_held_back() -> Iterator[None]:
 
 def prepare_worker() -> None:
     """One thread a worker, a quiet end on Ctrl-C, and no life after the parent's death."""
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    pa.set_cpu_count(1)
+    use_one_thread()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def use_one_thread() -> None:
+    """Keep a worker's libraries to one thread, before they start more."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    pa.set_cpu_count(1)
 
 
 def die_with_parent() -> None:

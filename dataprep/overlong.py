@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from headrace.dataprep.tokenizer import Ids
+from headrace.dataprep.formats.sample import Sample, pair
 from headrace.schemas.prepare_config import Overlong
 
 TRUNCATED = "overlong document truncated"
@@ -10,28 +10,65 @@ DROPPED = "overlong document dropped"
 
 
 class Fitted(NamedTuple):
-    """Documents that fit into rows, and by reason the tokens and whole documents left out."""
+    """Samples that fit into rows, and by reason the tokens and whole samples left out."""
 
-    documents: list[Ids]
+    samples: list[Sample]
     tokens_dropped: dict[str, int]
     documents_dropped: dict[str, int]
 
-
-def fit_documents(documents: list[Ids], sequence_len: int, overlong: Overlong | None) -> Fitted:
-    """Split, truncate or drop what is longer than `sequence_len`; None leaves all as it is."""
-    excess = [len(ids) - sequence_len for ids in documents if len(ids) > sequence_len]
-    if overlong is None or not excess:
-        return Fitted(documents, {}, {})
-    if overlong == "truncate":
-        cut = [ids[:sequence_len] for ids in documents]
-        return Fitted(cut, {TRUNCATED: sum(excess)}, {})
-    if overlong == "drop":
-        short = [ids for ids in documents if len(ids) <= sequence_len]
-        tokens = sum(excess) + len(excess) * sequence_len
-        return Fitted(short, {DROPPED: tokens}, {DROPPED: len(excess)})
-    return Fitted([piece for ids in documents for piece in split(ids, sequence_len)], {}, {})
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of the samples that are labels."""
+        return sum(sample.trained_tokens for sample in self.samples)
 
 
-def split(ids: Ids, sequence_len: int) -> list[Ids]:
+def fit_samples(samples: list[Sample], sequence_len: int, overlong: Overlong | None) -> Fitted:
+    """Split, truncate or drop what is longer than `sequence_len`; None leaves all as it is.
+
+    A pair is too long if one side is. What has nothing to train on after truncating is dropped.
+    """
+    if overlong is None or not any(is_long(sample, sequence_len) for sample in samples):
+        return Fitted(samples, {}, {})
+    if overlong == "split":
+        return Fitted(
+            [piece for sample in samples for piece in split(sample, sequence_len)], {}, {}
+        )
+    kept: list[Sample] = []
+    truncated, dropped = 0, []
+    for sample in samples:
+        if not is_long(sample, sequence_len):
+            kept.append(sample)
+            continue
+        cut = truncate(sample, sequence_len)
+        if overlong == "drop" or not all(side.trained_tokens for side in cut.sides()):
+            dropped.append(sample.tokens)
+        else:
+            kept.append(cut)
+            truncated += sample.tokens - cut.tokens
+    tokens = {TRUNCATED: truncated, DROPPED: sum(dropped)}
+    documents = {DROPPED: len(dropped)} if dropped else {}
+    return Fitted(kept, {reason: count for reason, count in tokens.items() if count}, documents)
+
+
+def is_long(sample: Sample, sequence_len: int) -> bool:
+    """Whether a side has more tokens than a row."""
+    rejected = 0 if sample.rejected_ids is None else len(sample.rejected_ids)
+    return max(len(sample.ids), rejected) > sequence_len
+
+
+def truncate(sample: Sample, sequence_len: int) -> Sample:
+    """The first `sequence_len` tokens, of each side."""
+    sides = [cut_sample(side, 0, sequence_len) for side in sample.sides()]
+    return pair(*sides) if len(sides) == 2 else sides[0]
+
+
+def split(sample: Sample, sequence_len: int) -> list[Sample]:
     """Pieces of `sequence_len` tokens; the last is shorter."""
-    return [ids[start : start + sequence_len] for start in range(0, len(ids), sequence_len)]
+    starts = range(0, len(sample.ids), sequence_len)
+    return [cut_sample(sample, start, start + sequence_len) for start in starts]
+
+
+def cut_sample(sample: Sample, start: int, end: int) -> Sample:
+    """The tokens [start, end) of a sample of one side."""
+    trained = None if sample.trained is None else sample.trained[start:end]
+    return Sample(sample.ids[start:end], trained)

@@ -3,26 +3,44 @@
 import json
 import logging
 import shutil
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
-from headrace.dataprep.console_report import counts_text, print_ledger, progress_bar
+from headrace.dataprep.console_report import print_ledger
+from headrace.dataprep.deduplicate import find_duplicates
+from headrace.dataprep.document_keys import check_library
+from headrace.dataprep.exchange import write_shards
+from headrace.dataprep.fast_tokenizer import check_backend
+from headrace.dataprep.formats.registry import build_format
+from headrace.dataprep.html_report import write_report
 from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
-from headrace.dataprep.shard_writer import ShardPlan, finished_shard, write_shard
+from headrace.dataprep.resolve import resolve
+from headrace.dataprep.runs import Runs
+from headrace.dataprep.shard_writer import Target
+from headrace.dataprep.task_progress import TaskBar
 from headrace.dataprep.task_runner import finished_task, run_task
-from headrace.dataprep.task_stats import TaskStats, add_counts, add_stats, source_record
+from headrace.dataprep.task_stats import (
+    StatsSum,
+    TaskStats,
+    add_counts,
+    add_stats,
+    source_record,
+)
 from headrace.dataprep.tasks import Task, plan_tasks
 from headrace.dataprep.tokenizer import TOKENIZER_NAME, read_content, read_spec
 from headrace.dataprep.workspace import (
     CONFIG_NAME,
     REJECTS_NAME,
+    Workspace,
     locked,
     open_output,
     rejects_path,
-    remove_stale_shards,
     remove_work,
 )
 from headrace.schemas.errors import DataError
@@ -66,26 +84,42 @@ def prepare(
         KeyboardInterrupt: stopped by Ctrl-C, after one line; the same call continues.
     """
     console = console or Console()
-    job = Job(config, read_spec(config))
-    inputs = find_inputs(config)
-    inputs_key = inputs_fingerprint(config, inputs)
+    job = build_job(config)
+    inputs_key = inputs_fingerprint(job.config, find_inputs(job.config))
     finished = finished_manifest(job, inputs_key)
     if finished is not None:
         remove_work(job.output)
         console.print(f"{config.output}: finished before with this config and these inputs; reused")
         print_ledger(console, finished)
         return finished
-    tasks = plan_tasks(config, inputs)
+    tasks = plan(job)
     open_output(job.output)
-    with locked(job.output):
+    with locked(job.output), closing(LocalEngine(workers)) as local:
+        job.space.open()
         try:
-            manifest = run(job, tasks, inputs_key, engine or LocalEngine(workers), console)
+            manifest = run(job, tasks, inputs_key, engine or local, console)
         except KeyboardInterrupt:
             console.print(f"{config.output}: stopped; run the same command to continue")
             raise
         remove_work(job.output)
     print_ledger(console, manifest)
     return manifest
+
+
+def build_job(config: PrepareConfig) -> Job:
+    """Everything that can be checked before the input is looked at."""
+    tokenizer = read_spec(config)
+    if config.tokenizer_backend != "tokenizers":
+        check_backend(tokenizer)
+    check_library(config.deduplicate)
+    return Job(resolve(config, tokenizer), tokenizer, Workspace(Path(config.output)))
+
+
+def plan(job: Job) -> list[Task]:
+    """The tasks of a job's inputs."""
+    sources = job.config.sources
+    columns = [build_format(job.config, source, job.tokenizer).columns for source in sources]
+    return plan_tasks(job.config, find_inputs(job.config), columns)
 
 
 def finished_manifest(job: Job, inputs_key: str) -> Manifest | None:
@@ -108,14 +142,19 @@ def finished_manifest(job: Job, inputs_key: str) -> Manifest | None:
 def run(job: Job, tasks: list[Task], inputs_key: str, engine: Engine, console: Console) -> Manifest:
     """Everything from planned tasks to the published manifest."""
     save_settings(job)
-    stats = run_tasks(job, tasks, engine, console)
+    # workers on other machines may see only the output
+    copy = str(job.output / TOKENIZER_NAME)
+    job = replace(job, tokenizer=replace(job.tokenizer, file=copy))
+    if job.config.deduplicate.enabled:
+        job = find_duplicates(job, tasks, engine, console)
+    by_source = run_tasks(job, tasks, engine, console)
     collect_rejects(job, len(tasks))
-    check_rejects(job, stats)
-    by_source = sum_by_source(job, tasks, stats)
-    plans = plan_shards(job, tasks, add_stats(stats))
-    remove_stale_shards(job.output, {plan.file for plan in plans})
-    shards = write_shards(job, plans, engine, console)
+    check_rejects(job, by_source)
+    check_sources(job, by_source)
+    splits = plan_splits(job, tasks, add_stats(by_source.values()))
+    shards = write_shards(shard_target(job), splits, engine, console)
     manifest = build_manifest(job, inputs_key, by_source, shards)
+    write_report(job.output, manifest, by_source)
     write_manifest(job.output, manifest)
     return manifest
 
@@ -127,21 +166,26 @@ def save_settings(job: Job) -> None:
     write_atomic(job.output / TOKENIZER_NAME, read_content(job.tokenizer))
 
 
-def run_tasks(job: Job, tasks: list[Task], engine: Engine, console: Console) -> list[TaskStats]:
-    """The counts of each task, in order; tasks that an earlier run finished are not run again."""
-    done = {task.number: stats for task in tasks if (stats := finished_task(job, task))}
-    todo = [task for task in tasks if task.number not in done]
-    if done:
-        logger.info("%s: %d of %d tasks are done already", job.output, len(done), len(tasks))
-    total = add_stats(done.values())
-    with progress_bar(console) as progress:
-        size = sum(task.size for task in todo)
-        bar = progress.add_task("tokenise", total=size, counts=counts_text(total))
+def run_tasks(
+    job: Job, tasks: list[Task], engine: Engine, console: Console
+) -> dict[str, TaskStats]:
+    """The counts of each source, in config order; tasks that are finished are not run again."""
+    sums = {source.name: StatsSum() for source in job.config.sources}
+    todo: list[Task] = []
+    for task in tasks:
+        if (stats := finished_task(job, task)) is None:
+            todo.append(task)
+        else:
+            sums[task.source.name].add(stats)
+    if len(todo) < len(tasks):
+        done = len(tasks) - len(todo)
+        logger.info("%s: %d of %d tasks are done already", job.output, done, len(tasks))
+    title = "pack    " if job.corpus else "tokenise"
+    with TaskBar(console, title, job.output, todo) as bar:
         for task, stats in engine.run(partial(run_task, job), todo):
-            done[task.number] = stats
-            total = add_stats((total, stats))
-            progress.update(bar, advance=task.size, counts=counts_text(total))
-    return [done[task.number] for task in tasks]
+            sums[task.source.name].add(stats)
+            bar.finish(task, stats.documents, stats.tokens_in)
+    return {name: total.total() for name, total in sums.items()}
 
 
 def collect_rejects(job: Job, tasks: int) -> None:
@@ -156,9 +200,9 @@ def collect_rejects(job: Job, tasks: int) -> None:
     rename_durably(temporary, path)
 
 
-def check_rejects(job: Job, stats: list[TaskStats]) -> None:
+def check_rejects(job: Job, by_source: dict[str, TaskStats]) -> None:
     """Stop when more documents were refused than the config allows, showing the first."""
-    total = add_stats(stats)
+    total = add_stats(by_source.values())
     documents = total.documents + total.rejected
     allowed = job.config.max_reject_fraction
     if total.rejected <= allowed * documents:
@@ -173,28 +217,25 @@ def check_rejects(job: Job, stats: list[TaskStats]) -> None:
     )
 
 
-def sum_by_source(job: Job, tasks: list[Task], stats: list[TaskStats]) -> dict[str, TaskStats]:
-    """The counts of each source, in config order; each must have a document."""
-    result: dict[str, TaskStats] = {}
+def check_sources(job: Job, by_source: dict[str, TaskStats]) -> None:
+    """Each source must have given a document."""
     for source in job.config.sources:
-        own = [part for task, part in zip(tasks, stats, strict=True) if task.source == source]
-        result[source.name] = add_stats(own)
-        if not result[source.name].documents:
+        stats = by_source[source.name]
+        if not stats.documents:
             raise DataError(
                 f'source "{source.name}": no documents in {source.path}; '
                 "correct the path, or remove the source"
             )
-        if not result[source.name].kept:
+        if not stats.kept:
             raise DataError(
-                f'source "{source.name}": none of {result[source.name].documents} documents fits '
+                f'source "{source.name}": none of {stats.documents} documents fits '
                 f"into sequence_len = {job.config.sequence_len}; raise it, or set "
                 'overlong = "split" or "truncate"'
             )
-    return result
 
 
-def plan_shards(job: Job, tasks: list[Task], total: TaskStats) -> list[ShardPlan]:
-    """The files to write: `shards` of train, and as many of evaluation as its size needs."""
+def plan_splits(job: Job, tasks: list[Task], total: TaskStats) -> list[tuple[Runs, int]]:
+    """Where the rows of each split lie, and its shards: in evaluation as many as its size needs."""
     if not total.rows.get(TRAIN):
         raise DataError(
             f"the evaluation split took every document ({total.kept}); lower evaluation_fraction"
@@ -206,32 +247,15 @@ def plan_shards(job: Job, tasks: list[Task], total: TaskStats) -> list[ShardPlan
     }
     rows_key = fingerprint([job.task_key(task) for task in tasks])
     return [
-        ShardPlan(
-            split=split,
-            index=index,
-            count=counts[split],
-            tasks=len(tasks),
-            split_tokens=total.tokens[split],
-            work_key=fingerprint([rows_key, counts[split], job.config.row_group_tokens]),
-        )
+        (Runs(split, len(tasks), total.tokens.get(split, 0), rows_key), counts[split])
         for split in SPLITS
-        for index in range(counts[split])
     ]
 
 
-def write_shards(
-    job: Job, plans: list[ShardPlan], engine: Engine, console: Console
-) -> list[ShardRecord]:
-    """The record of each shard, in order; shards that an earlier run finished are kept."""
-    done = {plan: record for plan in plans if (record := finished_shard(job, plan))}
-    todo = [plan for plan in plans if plan not in done]
-    with progress_bar(console) as progress:
-        size = sum(4 * plan.size for plan in todo)
-        bar = progress.add_task("shuffle ", total=size, counts=f"{len(plans)} shards")
-        for plan, record in engine.run(partial(write_shard, job), todo):
-            done[plan] = record
-            progress.update(bar, advance=4 * plan.size)
-    return [done[plan] for plan in plans]
+def shard_target(job: Job) -> Target:
+    """How the shards are written."""
+    rows_in_group = max(1, job.config.row_group_tokens // job.config.sequence_len)
+    return Target(job.space, job.config.kind, rows_in_group)
 
 
 def build_manifest(
@@ -248,6 +272,7 @@ def build_manifest(
     )
     assert ledger.difference() == 0, f"token ledger is off by {ledger.difference()}"
     return Manifest(
+        kind=job.config.kind,
         tokenizer=TokenizerRecord(
             fingerprint=job.tokenizer.sha256,
             vocabulary_size=job.tokenizer.vocabulary_size,

@@ -57,6 +57,8 @@ def read_all(path: str) -> bytes:
 @functools.lru_cache(maxsize=4)
 def lines_before(path: str, offset: int) -> int:
     """Newlines in the first `offset` bytes: only counted when a record is refused."""
+    if not offset:
+        return 0
     count = 0
     with open_bytes(path) as stream:
         while offset and (chunk := read_chunk(stream, path, min(CHUNK_BYTES, offset))):

@@ -1,8 +1,8 @@
 """What finished tasks counted, and how it becomes the manifest's sources and token ledger."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +24,7 @@ class TaskStats(BaseModel):
     tokens_in: int = 0
     rows: dict[str, int] = {}
     tokens: dict[str, int] = {}
+    trained_tokens: dict[str, int] = {}
     tokens_dropped: dict[str, int] = {}
     documents_dropped: dict[str, int] = {}
     rejects: dict[str, int] = {}
@@ -40,40 +41,53 @@ class TaskStats(BaseModel):
         return self.documents - sum(self.documents_dropped.values())
 
 
+class StatsSum:
+    """A running sum of counts: adding takes time by the size of the part, not of the sum."""
+
+    def __init__(self) -> None:
+        self.numbers: Counter[str] = Counter()
+        self.counts: dict[str, Counter[Any]] = defaultdict(Counter)
+
+    def add(self, part: TaskStats) -> None:
+        """Add one part."""
+        for name, value in part:
+            if isinstance(value, int):
+                self.numbers[name] += value
+            else:
+                self.counts[name].update(value)
+
+    def total(self) -> TaskStats:
+        """The sum so far, the same for any order of the parts."""
+        counts = {name: dict(sorted(count.items())) for name, count in self.counts.items()}
+        return TaskStats(**self.numbers, **counts)
+
+
 def add_stats(parts: Iterable[TaskStats]) -> TaskStats:
     """The sum of several counts."""
-    parts = list(parts)
-    return TaskStats(
-        documents=sum(part.documents for part in parts),
-        tokens_in=sum(part.tokens_in for part in parts),
-        rows=add_counts(part.rows for part in parts),
-        tokens=add_counts(part.tokens for part in parts),
-        tokens_dropped=add_counts(part.tokens_dropped for part in parts),
-        documents_dropped=add_counts(part.documents_dropped for part in parts),
-        rejects=add_counts(part.rejects for part in parts),
-        document_lengths=add_counts(part.document_lengths for part in parts),
-    )
+    total = StatsSum()
+    for part in parts:
+        total.add(part)
+    return total.total()
 
 
 def add_counts(parts: Iterable[Mapping[KeyT, int]]) -> dict[KeyT, int]:
-    """The sum of several counts by key, keys in the order in which they first come."""
+    """The sum of several counts by key, in the order of the keys."""
     total: Counter[KeyT] = Counter()
     for part in parts:
         total.update(part)
-    return dict(total)
+    return dict(sorted(total.items()))
 
 
 def source_record(name: str, stats: TaskStats) -> SourceRecord:
-    """One source's line in the manifest. Without loss masks every token is trained."""
-    tokens = sum(stats.tokens.values())
+    """One source's line in the manifest."""
     return SourceRecord(
         name=name,
         documents=stats.documents,
         rejected_documents=stats.rejected,
         dropped_documents=stats.documents_dropped,
         rows=sum(stats.rows.values()),
-        tokens=tokens,
-        trained_tokens=tokens,
+        tokens=sum(stats.tokens.values()),
+        trained_tokens=sum(stats.trained_tokens.values()),
         document_length_quantiles=quantiles(stats.document_lengths),
     )
 

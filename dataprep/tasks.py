@@ -14,6 +14,7 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
 
 FileFormat = Literal["text", "lines", "json", "parquet"]
+Columns = frozenset[str] | None  # fields of a record; None: all
 TASKS_WANTED = 256  # tasks grow with the corpus once there are this many
 MOST_BLOCKS_IN_TASK = 64
 
@@ -52,14 +53,20 @@ class Task:
         }
 
 
-def plan_tasks(config: PrepareConfig, inputs: list[list[InputFile]]) -> list[Task]:
-    """Cut all inputs into tasks of `block_bytes`, or up to 64 times that in a large corpus."""
+def plan_tasks(
+    config: PrepareConfig, inputs: list[list[InputFile]], columns: list[Columns]
+) -> list[Task]:
+    """Cut all inputs into tasks of `block_bytes`, or up to 64 times that in a large corpus.
+
+    Args:
+        columns: for each source the fields that its format reads; None: all.
+    """
     total = sum(file.size for files in inputs for file in files)
     blocks = min(max(1, total // TASKS_WANTED // config.block_bytes), MOST_BLOCKS_IN_TASK)
     target = blocks * config.block_bytes
     tasks: list[Task] = []
-    for source, files in zip(config.sources, inputs, strict=True):
-        pieces = (piece for file in files for piece in cut_file(source, file, target))
+    for source, files, names in zip(config.sources, inputs, columns, strict=True):
+        pieces = (piece for file in files for piece in cut_file(source, file, names, target))
         for number, group in enumerate(group_pieces(pieces, target)):
             tasks.append(Task(len(tasks), number, source, tuple(group)))
     return tasks
@@ -79,11 +86,13 @@ def group_pieces(pieces: Iterable[Piece], target: int) -> Iterator[list[Piece]]:
         yield group
 
 
-def cut_file(source: SourceConfig, file: InputFile, target: int) -> Iterator[Piece]:
+def cut_file(
+    source: SourceConfig, file: InputFile, columns: Columns, target: int
+) -> Iterator[Piece]:
     """The pieces of one file: equal byte ranges where records can be found from any byte."""
     kind = file_format(source, file)
     if kind == "parquet":
-        yield from cut_parquet(source, file, target)
+        yield from cut_parquet(source, file, columns, target)
         return
     whole = kind == "json" or (kind == "text" and source.document_separator is None)
     count = 1 if whole or compression(file.path) else max(1, -(-file.size // target))
@@ -112,9 +121,11 @@ def begins_with_list(path: str) -> bool:
     return False
 
 
-def cut_parquet(source: SourceConfig, file: InputFile, target: int) -> Iterator[Piece]:
-    """Consecutive row groups of about `target` bytes of text."""
-    sizes = text_sizes(source, file.path)
+def cut_parquet(
+    source: SourceConfig, file: InputFile, columns: Columns, target: int
+) -> Iterator[Piece]:
+    """Consecutive row groups of about `target` bytes in the columns that are read."""
+    sizes = row_group_sizes(source, file.path, columns)
     start = 0
     for end in range(1, len(sizes) + 1):
         size = sum(sizes[start:end])
@@ -123,30 +134,43 @@ def cut_parquet(source: SourceConfig, file: InputFile, target: int) -> Iterator[
             start = end
 
 
-def text_sizes(source: SourceConfig, path: str) -> list[int]:
-    """Uncompressed bytes of the text column in each row group."""
+def row_group_sizes(source: SourceConfig, path: str, columns: Columns) -> list[int]:
+    """Uncompressed bytes of the columns that are read, in each row group."""
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{path}: not readable as Parquet ({reason}); replace the file") from None
     with file:
-        if source.text_field not in file.schema_arrow.names:
-            names = ", ".join(file.schema_arrow.names)
+        check_columns(source, path, file.schema_arrow, columns)
+        metadata = file.metadata
+        paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+        read = [
+            i for i, path in enumerate(paths) if columns is None or path.split(".")[0] in columns
+        ]
+        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        return [sum(group.column(i).total_uncompressed_size for i in read) for group in groups]
+
+
+def check_columns(source: SourceConfig, path: str, schema: pa.Schema, columns: Columns) -> None:
+    """Refuse a file without any of the columns that are read, or with a text that is none."""
+    names = ", ".join(schema.names)
+    if source.type == "documents":
+        if source.text_field not in schema.names:
             raise DataError(
                 f'{path}: no column "{source.text_field}"; set text_field to one of: {names}'
             )
-        if not is_text(file.schema_arrow.field(source.text_field).type):
-            kind = file.schema_arrow.field(source.text_field).type
+        kind = schema.field(source.text_field).type
+        if not is_text(kind):
             raise DataError(
                 f'{path}: column "{source.text_field}" is {kind}, not string; '
                 "set text_field to a column of strings"
             )
-        metadata = file.metadata
-        paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-        column = paths.index(source.text_field)
-        groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
-        return [group.column(column).total_uncompressed_size for group in groups]
+    elif columns is not None and not columns & {*schema.names}:
+        raise DataError(
+            f"{path}: none of the columns {', '.join(sorted(columns))} is there, only: {names}; "
+            f'set the fields of source "{source.name}", or its type'
+        )
 
 
 def is_text(kind: pa.DataType) -> bool:

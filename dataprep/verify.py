@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
-from headrace.dataprep.shard_writer import count_trained, describe_row_group
+from headrace.dataprep.shard_writer import count_trained, describe_row_group, with_checksums
 from headrace.dataprep.tokenizer import TOKENIZER_NAME
 from headrace.dataprep.workspace import CONFIG_NAME, REJECTS_NAME
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.manifest import Manifest, ShardRecord, read_manifest
+from headrace.schemas.row_checks import problems_in_rows
 from headrace.schemas.shard_format import MANIFEST_NAME, shard_schema
+from headrace.schemas.shard_rows import read_row_group
 
 
 def verify(directory: Path, console: Console | None = None) -> list[str]:
@@ -57,12 +59,22 @@ def check_other_files(directory: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{tokenizer}: missing"
     elif file_sha256(tokenizer) != manifest.tokenizer.fingerprint:
         yield f"{tokenizer}: not the tokenizer of these shards (its SHA-256 differs)"
-    yield from check_settings(directory / CONFIG_NAME, manifest)
-    yield from check_rejects(directory / REJECTS_NAME, manifest)
+    if manifest.columns is None:
+        yield from check_settings(directory / CONFIG_NAME, manifest)
+        yield from check_rejects(directory / REJECTS_NAME, manifest)
     known = {shard.file for shard in manifest.shards}
-    for path in sorted(directory.rglob("*.parquet")):
+    for path in parquet_files(directory):
         if path.relative_to(directory).as_posix() not in known:
             yield f"{path}: not in the manifest; remove it"
+
+
+def parquet_files(directory: Path) -> list[Path]:
+    """All Parquet files in order of their names, hidden and temporary ones left out."""
+    return [
+        path
+        for path in sorted(directory.rglob("*.parquet"))
+        if not any(part[0] in "._" for part in path.relative_to(directory).parts)
+    ]
 
 
 def check_settings(path: Path, manifest: Manifest) -> Iterator[str]:
@@ -97,20 +109,25 @@ def check_shard(path: Path, shard: ShardRecord, manifest: Manifest) -> list[str]
         return [f"{path}: {size} bytes, {shard.bytes} were written"]
     if file_sha256(path) != shard.sha256:
         return [f"{path}: damaged (its SHA-256 differs)"]
+    problems = []
+    if shard.footer_crc32 is not None and with_checksums(path, shard) != shard:
+        problems.append(f"{path}: the manifest has other checksums of its row groups")
     try:
         with pq.ParquetFile(path) as file:
-            return [f"{path}: {problem}" for problem in check_content(file, shard, manifest)]
-    except (pa.ArrowException, OSError) as error:
+            found = [f"{path}: {problem}" for problem in check_content(file, shard, manifest)]
+            return problems + found
+    except (pa.ArrowException, OSError, ValueError) as error:
         return [f"{path}: not readable as Parquet ({error})"]
 
 
 def check_content(file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest) -> Iterator[str]:
     """Footer, row groups and rows of one shard."""
     expected = shard_schema(manifest.kind)
-    if not file.schema_arrow.equals(expected):
+    ours = manifest.columns is None
+    if ours and not file.schema_arrow.equals(expected):
         yield "its columns are not those of the shard format"
         return
-    if file.schema_arrow.metadata != expected.metadata:
+    if ours and file.schema_arrow.metadata != expected.metadata:
         yield f"its footer names {file.schema_arrow.metadata}, not {expected.metadata}"
     if file.num_row_groups != len(shard.row_groups):
         yield f"{file.num_row_groups} row groups, the manifest has {len(shard.row_groups)}"
@@ -118,10 +135,10 @@ def check_content(file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest) 
     totals = {"rows": 0, "tokens": 0, "trained_tokens": 0}
     last_key = -1
     for index, record in enumerate(shard.row_groups):
-        rows = file.read_row_group(index)
+        rows = read_row_group(file, index, manifest, shard)
         where = f"row group {index}"
         found = describe_row_group(file.metadata.row_group(index), rows)
-        if found != record:
+        if found != record.model_copy(update={"crc32": None}):
             yield f"{where}: {found}, the manifest has {record}"
         for problem in check_rows(rows, manifest, last_key):
             yield f"{where}: {problem}"
@@ -136,24 +153,10 @@ def check_content(file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest) 
 
 def check_rows(rows: pa.Table, manifest: Manifest, last_key: int) -> Iterator[str]:
     """The rows of one row group; `last_key` is the key before them, -1 for none."""
-    ids = pc.list_flatten(rows["input_ids"]).to_numpy()
-    size = manifest.tokenizer.vocabulary_size
-    if len(ids) and not (ids.min() >= 0 and ids.max() < size):
-        yield f"ids from {ids.min()} to {ids.max()}, the tokenizer has {size}"
-    lengths = pc.list_value_length(rows["input_ids"]).to_numpy()
-    if not np.all((lengths >= 1) & (lengths <= manifest.sequence_len)):
-        yield f"rows of {lengths.min()} to {lengths.max()} tokens, not 1 to {manifest.sequence_len}"
-    pieces = pc.list_flatten(rows["document_lengths"]).to_numpy()
-    owners = pc.list_parent_indices(rows["document_lengths"]).to_numpy()
-    sums = np.bincount(owners, weights=pieces, minlength=rows.num_rows)
-    if np.any(pieces < 1) or not np.array_equal(sums, lengths):
-        yield "document_lengths do not sum to the rows' lengths"
-    masked = rows.filter(pc.is_valid(rows["loss_mask"]))
-    marks = pc.list_value_length(masked["loss_mask"]).to_numpy()
-    if not np.array_equal(marks, pc.list_value_length(masked["input_ids"]).to_numpy()):
-        yield "loss_mask is not as long as input_ids"
+    yield from problems_in_rows(rows, manifest)
     keys = rows["row_key"].to_numpy()
-    if not np.all(keys[1:] >= keys[:-1]) or int(keys[0]) < last_key:
+    ordered = np.all(keys[1:] >= keys[:-1]) and int(keys[0]) >= last_key
+    if manifest.columns is None and not ordered:
         yield "row keys are not sorted"
     strangers = set(pc.unique(rows["source"]).to_pylist()) - {s.name for s in manifest.sources}
     if strangers:

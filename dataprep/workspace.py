@@ -2,15 +2,18 @@
 
 import fcntl
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from headrace.schemas.errors import DataError
-from headrace.schemas.publish import remove_tree, write_atomic
+from headrace.schemas.publish import remove_tree, rename_durably
 from headrace.schemas.shard_format import FILE_STEMS, REJECTS_FOLDER
 
 WORK_FOLDER = ".work"
@@ -26,7 +29,7 @@ def work_folder(output: Path) -> Path:
 
 
 def rows_path(output: Path, task: int, split: str) -> Path:
-    """The sorted rows of one split of a finished task (Arrow IPC); absent where it has none."""
+    """The sorted rows of one split of a finished task (Arrow IPC)."""
     return work_folder(output) / f"task-{task:06d}.{split}.arrow"
 
 
@@ -40,6 +43,34 @@ def marker_path(output: Path, name: str) -> Path:
     return work_folder(output) / f"{name}.done.json"
 
 
+@dataclass(frozen=True)
+class Workspace:
+    """An output, and the scratch folder in which the attempts of one run write.
+
+    Work may be attempted several times at once, also by workers that outlive their run: each
+    attempt writes under a name of its own and renames. The next run removes the scratch folders
+    of earlier ones, after which their attempts can neither write nor rename any more.
+    """
+
+    output: Path
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def scratch(self) -> Path:
+        """The run's scratch folder."""
+        return work_folder(self.output) / f"scratch-{self.run}"
+
+    def open(self) -> None:
+        """Shut out attempts of earlier runs. Call it with the lock held."""
+        for folder in work_folder(self.output).glob("scratch-*"):
+            shutil.rmtree(folder)
+        self.scratch.mkdir()
+
+    def temporary(self, path: Path) -> Path:
+        """Where one attempt writes what will be `path`."""
+        return self.scratch / f"{path.name}.{uuid.uuid4().hex}"
+
+
 class Marker(BaseModel):
     """What a marker holds: the key of the work it stands for, and its result."""
 
@@ -47,10 +78,12 @@ class Marker(BaseModel):
     result: object
 
 
-def write_marker(output: Path, name: str, key: str, result: BaseModel) -> None:
+def write_marker(space: Workspace, name: str, key: str, result: BaseModel) -> None:
     """Declare a piece of work finished."""
-    marker = Marker(key=key, result=result.model_dump(mode="json"))
-    write_atomic(marker_path(output, name), marker.model_dump_json())
+    path = marker_path(space.output, name)
+    unfinished = space.temporary(path)
+    unfinished.write_text(Marker(key=key, result=result.model_dump(mode="json")).model_dump_json())
+    rename_durably(unfinished, path)
 
 
 def read_marker(output: Path, name: str, key: str, kind: type[ValueT]) -> ValueT | None:

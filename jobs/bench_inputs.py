@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from headrace.dataprep.runs import Runs
 from headrace.dataprep.shard_writer import ShardPlan, describe_shard
 from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.manifest import (
@@ -109,7 +110,7 @@ def write_shards(
     directory.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     lengths = [draw_lengths(generator, sequence_len, mean) for _ in range(rows)]
-    plan = ShardPlan(TRAIN, 0, 1, 0, 0, "")
+    plan = ShardPlan(Runs(TRAIN, groups=1, tokens=0, work_key=""), index=0, count=1)
     path = directory / shard_file_name(TRAIN, 0)
     with pq.ParquetWriter(path, shard_schema(), **parquet_options()) as writer:
         for start in range(0, rows, ROWS_IN_GROUP):

@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from headrace.jobs.engines import EngineName, open_engine
 from headrace.schemas.errors import ConfigError, HeadraceError
+from headrace.schemas.manifest import Manifest
 
 TRAIN_EXTRA = {
     "deepspeed",
@@ -39,6 +41,14 @@ Overrides = Annotated[
 ]
 
 
+WorkerCount = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes. Default: the machine's cores.")
+]
+EngineOption = Annotated[
+    EngineName, typer.Option("--engine", help="Processes of this machine, or Spark's executors.")
+]
+
+
 @app.callback()
 def headrace(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -49,19 +59,56 @@ def headrace(
 @app.command(epilog="Example: headrace prepare prepare.toml --workers 4 --set sequence_len=2048")
 def prepare(
     config: ConfigFile,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes. Default: the machine's cores.")
-    ] = None,
+    workers: WorkerCount = None,
+    engine: EngineOption = EngineName.LOCAL,
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate tokens, time and disk from a sample.")
+    ] = False,
 ) -> None:
     """Turn sources into a shard directory. Run again, it continues where it stopped."""
     from rich.console import Console
 
+    from headrace.dataprep.dry_run import estimate, print_estimate
     from headrace.dataprep.prepare import prepare
     from headrace.schemas.prepare_config import PrepareConfig
     from headrace.schemas.toml_config import load_config
 
-    prepare(load_config(PrepareConfig, config, overrides or []), workers, Console())
+    settings = load_config(PrepareConfig, config, overrides or [])
+    if dry_run:
+        print_estimate(estimate(settings, workers), settings, Console())
+        return
+    with open_engine(engine, workers) as chosen:
+        prepare(settings, console=Console(), engine=chosen)
+
+
+@app.command(
+    epilog="Example: headrace repartition shards/code shards/articles --out shards/blend "
+    "--shards 64 --weights 3,1"
+)
+def repartition(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Shard directories.")],
+    out: Annotated[Path, typer.Option(help="Shard directory to write.")],
+    shards: Annotated[int, typer.Option(min=1, max=99_999, help="Number of train shards.")],
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides the order. Default: a new order.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Shares of train tokens. Default: all rows of all."),
+    ] = None,
+    workers: WorkerCount = None,
+    engine: EngineOption = EngineName.LOCAL,
+) -> None:
+    """Shuffle shard directories into one with another number of shards."""
+    from rich.console import Console
+
+    from headrace.dataprep.repartition import Blend, parse_weights, repartition
+
+    shares = parse_weights(weights, len(directories)) if weights is not None else None
+    blend = Blend(tuple(directories), out, shards, seed, shares)
+    with open_engine(engine, workers) as chosen:
+        repartition(blend, chosen, Console())
 
 
 @app.command(epilog="Example: headrace inspect shards/demo --rows 3")
@@ -90,6 +137,33 @@ def verify(directory: Directory) -> None:
     print(f"{directory}: sound")
 
 
+@app.command(epilog="Example: headrace index shards/from-spark --tokenizer models/smollm2-135m")
+def index(
+    directory: Directory,
+    tokenizer: Annotated[Path, typer.Option(help="Model directory that the ids come from.")],
+    evaluation: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Files of the evaluation split, as in 'test-*'."),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=NAME", help="What a column means, where its name does not."),
+    ] = None,
+    padding_id: Annotated[
+        int | None, typer.Option(help="Id at the end of rows that is padding, and cut off.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Name of the rows' source. Default: the directory's.")
+    ] = None,
+) -> None:
+    """Write a manifest for Parquet that something else wrote, so that it can be trained on."""
+    from headrace.dataprep.foreign_index import find_files, index, parse_columns
+
+    columns = parse_columns(column or [], padding_id, find_files(directory)[0])
+    manifest = index(directory, tokenizer, columns, evaluation, source)
+    print(f"{directory}: {summary(manifest)}")
+
+
 @app.command(epilog="Example: headrace train train.toml --gpus 2 --set optimizer.lr=1e-4")
 def train(
     context: typer.Context,
@@ -99,6 +173,10 @@ def train(
         typer.Option(min=1, help="Processes. Default: all GPUs; without any, pipeline_stages."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
+    data_changed: Annotated[
+        Literal["refuse", "continue"],
+        typer.Option(help="On --resume with other datasets, weights, epochs or max_steps."),
+    ] = "refuse",
     overrides: Overrides = None,
     master_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: a free port.")
@@ -118,13 +196,42 @@ def train(
             raise ModuleNotFoundError(name=name)
     settings = load_config(TrainConfig, config, overrides or [])
     processes = count_processes(gpus, settings.pipeline_stages)
-    check_run_directory(settings, check(settings, processes), resume)
-    arguments = ["--config", str(config)]
+    inputs = check(settings, processes)
+    check_run_directory(settings, inputs, resume, data_changed == "continue")
+    arguments = ["--config", str(config), "--data-changed", data_changed]
     arguments += ["--resume"] if resume else []
     arguments += ["--debug"] if context.obj else []
     for override in overrides or []:
         arguments += ["--set", override]
     raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port))
+
+
+@app.command(epilog="Example: headrace plan train.toml --gpus 4 --memory 24GiB")
+def plan(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs to plan for. Default: pipeline_stages.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each, such as 24GiB: says what makes it fit.")
+    ] = None,
+    sequence_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row. Default: the first dataset's.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Predict memory, work and efficiency of each stage, without GPUs or weights."""
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train_config import TrainConfig
+    from headrace.trainer.quiet import quiet_libraries
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    quiet_libraries()
+    from headrace.trainer.plan_report import parse_size, plan_run, report
+
+    limit = parse_size(memory) if memory else None
+    count = gpus or settings.pipeline_stages
+    print(report(plan_run(settings, count, sequence_len), count, limit))
 
 
 @app.command(epilog="Example: headrace checkpoints runs/demo")
@@ -135,6 +242,33 @@ def checkpoints(
     from headrace.jobs.list_checkpoints import list_checkpoints
 
     raise typer.Exit(0 if list_checkpoints(run) else 1)
+
+
+@app.command(
+    name="plan-data", epilog="Example: headrace plan-data train.toml --gpus 8 --plot mixture.png"
+)
+def plan_data(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Processes to plan for. Default: pipeline_stages.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the mixture over the steps.")
+    ] = None,
+    steps: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help="Write a line for each step.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show what each step of a training run will see: sources, fill, epochs, memory."""
+    from rich.console import Console
+
+    from headrace.jobs.plan_data import plan_data
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train_config import TrainConfig
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    plan_data(settings, gpus or settings.pipeline_stages, Console(), plot, steps)
 
 
 @app.command(
@@ -190,6 +324,16 @@ def sample(
     from headrace.trainer.sample import sample
 
     print(sample(model, adapter, prompt, max_new_tokens, temperature, seed))
+
+
+def summary(manifest: Manifest) -> str:
+    """One line on what was found."""
+    rows, tokens = (sum(getattr(s, name) for s in manifest.shards) for name in ("rows", "tokens"))
+    trained = sum(shard.trained_tokens for shard in manifest.shards)
+    return (
+        f"{len(manifest.shards)} files, {rows:,} rows of up to {manifest.sequence_len} tokens, "
+        f"{tokens:,} in all, {trained:,} of them trained"
+    )
 
 
 def count_processes(gpus: int | None, pipeline_stages: int) -> int:

@@ -84,13 +84,19 @@ def configuration_page() -> str:
 def config_section(command: str, model: type[BaseModel], example: str) -> list[str]:
     """One config: an example, its own keys, then its tables."""
     lines = [f"## headrace {command}", "", "```toml", example.rstrip(), "```", ""]
-    lines += key_table(model)
-    for name, field in model.model_fields.items():
+    return [*lines, *key_table(model), *table_sections(command, model, "")]
+
+
+def table_sections(command: str, model: type[BaseModel], prefix: str) -> list[str]:
+    """The tables of a config, and those in them."""
+    lines: list[str] = []
+    for key, field in model.model_fields.items():
         table = table_model(field.annotation)
         if table is not None:
+            name = f"{prefix}{key}"
             brackets = f"[[{name}]]" if is_list(field) else f"[{name}]"
             lines += [f"### {command}: `{brackets}`", "", field.description or "", ""]
-            lines += key_table(table)
+            lines += [*key_table(table), *table_sections(command, table, f"{name}.")]
     return lines
 
 

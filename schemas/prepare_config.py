@@ -4,10 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
+from headrace.schemas.hygiene_config import DeduplicateConfig, FiltersConfig
 from headrace.schemas.toml_config import Config, Text
 
 Packing = Literal["concatenate", "best_fit", "none"]
 Overlong = Literal["split", "truncate", "drop"]
+TokenizerBackend = Literal["tokenizers", "fastokens"]
+Kind = Literal["causal", "preference"]
+TABLES = {"chat": ("chat", "preference"), "preference": ("preference",)}  # who reads them
 
 
 class SourceConfig(Config):
@@ -16,9 +21,10 @@ class SourceConfig(Config):
     name: Text = Field(
         description="Name of the source: appears in rows, ledger and per-source loss. Unique."
     )
-    type: Literal["text", "documents"] = Field(
+    type: Literal["text", "documents", "chat", "preference"] = Field(
         description='`"text"`: a file is a document, unless `document_separator` cuts it. '
-        '`"documents"`: JSONL, a JSON list or Parquet with one document a record.'
+        '`"documents"`: one document a record. `"chat"`: one conversation a record. '
+        '`"preference"`: a better and a worse answer in each record.'
     )
     path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
         description="File or glob (`**` crosses folders), or a list of them, relative to the "
@@ -31,6 +37,15 @@ class SourceConfig(Config):
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
     )
+    chat: ChatConfig | None = Field(
+        None, description='For `type = "chat"` and `type = "preference"`.'
+    )
+    preference: PreferenceConfig | None = Field(None, description='For `type = "preference"`.')
+
+    @property
+    def kind(self) -> Kind:
+        """What its rows are; a shard directory holds one kind."""
+        return "preference" if self.type == "preference" else "causal"
 
 
 class PrepareConfig(Config):
@@ -39,6 +54,12 @@ class PrepareConfig(Config):
     output: Text = Field(description="Shard directory to write.")
     tokenizer: Text = Field(
         description="Directory with `tokenizer.json` (a model directory will do)."
+    )
+    tokenizer_backend: TokenizerBackend = Field(
+        "tokenizers",
+        description='`"fastokens"` is many times faster. Its ids are compared with those of '
+        "`tokenizers` on a sample of every block, and any difference stops the run, so that the "
+        "choice changes nothing in the output.",
     )
     sequence_len: int = Field(1024, ge=8, le=1 << 20, description="Tokens in one training row.")
     packing: Packing = Field(
@@ -51,7 +72,8 @@ class PrepareConfig(Config):
         None,
         description="Documents longer than `sequence_len`, where `packing` keeps documents whole. "
         '`"split"`: cut into pieces that are packed as documents of their own. `"truncate"`: cut '
-        'off what is too much. `"drop"`: leave them out. Default: `"split"`, which loses nothing.',
+        'off what is too much. `"drop"`: leave them out. Default: `"split"`, which loses nothing; '
+        'for pairs, which cannot be split, `"truncate"`.',
     )
     shards: int = Field(8, ge=1, le=99_999, description="Number of train shards.")
     seed: int = Field(0, ge=0, description="Decides shuffle and evaluation split.")
@@ -84,15 +106,29 @@ class PrepareConfig(Config):
         ge=1,
         description="Tokens in one Parquet row group: what the trainer reads at once.",
     )
+    filters: FiltersConfig = Field(
+        default_factory=FiltersConfig, description="Documents to leave out."
+    )
+    deduplicate: DeduplicateConfig = Field(
+        default_factory=DeduplicateConfig, description="Documents that repeat an earlier one."
+    )
     sources: list[SourceConfig] = Field(min_length=1, description="The inputs, one table each.")
+
+    @property
+    def kind(self) -> Kind:
+        """What all its rows are."""
+        return self.sources[0].kind
 
     @model_validator(mode="before")
     @classmethod
-    def resolve_overlong(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("overlong") is not None:
+    def resolve_packing(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
             return values
-        whole = values.get("packing", "concatenate") != "concatenate"
-        return values | {"overlong": "split" if whole else None}
+        pairs = holds_pairs(values.get("sources"))
+        packing = values.get("packing", "none" if pairs else "concatenate")
+        policy = None if packing == "concatenate" else "truncate" if pairs else "split"
+        overlong = policy if values.get("overlong") is None else values["overlong"]
+        return values | {"packing": packing, "overlong": overlong}
 
     @model_validator(mode="after")
     def check_overlong(self) -> "PrepareConfig":
@@ -105,18 +141,50 @@ class PrepareConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def check_kind(self) -> "PrepareConfig":
+        for source in self.sources:
+            if source.kind != self.kind:
+                raise ValueError(
+                    f'source "{source.name}" gives {source.kind} rows, "{self.sources[0].name}" '
+                    f"{self.kind} ones; prepare each kind into a directory of its own"
+                )
+        if self.kind == "preference" and self.packing != "none":
+            raise ValueError(
+                f'packing = "{self.packing}": a pair is a row of its own; remove it, or set "none"'
+            )
+        if self.kind == "preference" and self.overlong == "split":
+            raise ValueError('overlong = "split": pairs cannot be split; set "truncate" or "drop"')
+        return self
+
+    @model_validator(mode="after")
     def check_sources(self) -> "PrepareConfig":
         names = [source.name for source in self.sources]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f'two sources are named "{name}"; give each its own name')
         for source in self.sources:
-            if source.type == "documents" and source.document_separator is not None:
+            if source.type != "text" and source.document_separator is not None:
                 raise ValueError(
                     f'source "{source.name}": document_separator is for type = "text"; remove it'
                 )
+            check_tables(source)
             if source.document_separator == "":
                 raise ValueError(
                     f'source "{source.name}": document_separator is empty; leave it out'
                 )
         return self
+
+
+def holds_pairs(sources: Any) -> bool:
+    """Whether the first of some unchecked sources gives pairs."""
+    first = sources[0] if isinstance(sources, list) and sources else None
+    return (first.get("type") if isinstance(first, dict) else None) == "preference"
+
+
+def check_tables(source: SourceConfig) -> None:
+    """Refuse a table that another type of source reads."""
+    for table, types in TABLES.items():
+        if getattr(source, table) is not None and source.type not in types:
+            raise ValueError(
+                f'source "{source.name}": {table} is for type = "{types[0]}"; remove it'
+            )

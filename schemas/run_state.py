@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +19,61 @@ RUN_STATE_NAME = "run_state.json"
 RUN_STATE_VERSION = 1
 
 
+class QuarantineRecord(BaseModel):
+    """A row group that is damaged, and the one that is read in its place.
+
+    `first_row` and `rows` are its rows in `file`, a path or URL.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    row_group: int
+    first_row: int
+    rows: int
+    problem: str
+    substitute_file: str
+    substitute_row_group: int
+
+
+class DatasetRecord(BaseModel):
+    """A dataset in a run: its settings, and its own rows that came before the segment began.
+
+    `number` derives the seed of its own order when it is interleaved; no two of a run share one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    fingerprint: str  # SHA-256 of the manifest
+    weight: float
+    repeats: int
+    max_tokens: int | None
+    number: int
+    seen: int = 0
+
+
+class DataSegment(BaseModel):
+    """A stretch of a run's rows that comes from one mixture: from global row `first_row` on.
+
+    `epoch` is the number of epochs before it, a whole one where datasets are concatenated.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    first_row: int
+    epoch: float
+    mixing: Literal["concatenate", "interleave"]
+    mixing_unit: Literal["tokens", "rows"]
+    mixing_stop: Literal["first_exhausted", "all_exhausted"]
+    datasets: list[DatasetRecord]
+
+
 class RunState(BaseModel):
     """All there is to resume from, beside the tensors.
 
     Row order, initial adapter and dropout are pure functions of the seed and the position, so
-    `seed`, `step` and `next_row` are the whole random state.
+    `seed`, `step`, `next_row` and `waiting` are the whole random state.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,9 +82,13 @@ class RunState(BaseModel):
     format_version: int = RUN_STATE_VERSION
     step: int
     next_row: int
+    data: list[DataSegment] = []  # more than one after a change of the datasets
+    waiting: list[int] = []  # rows before it that a packing loader has still to place
     seed: int
     tokens: int
     seconds: float
+    overlong_rows: int = 0
+    overlong_tokens: int = 0
     global_batch_rows: int
     stages: int
     replicas: int
@@ -46,23 +101,41 @@ class RunState(BaseModel):
     best_loss: float | None = None  # the lowest evaluation loss
     best_step: int | None = None  # and the step after which it was found
     evaluations_since_best: int = 0
+    quarantined: list[QuarantineRecord] = []
+
+    @property
+    def rows_done(self) -> int:
+        """Rows that were in batches, or dropped."""
+        return self.next_row - len(self.waiting)
 
     def after_step(
-        self, *, next_row: int, tokens: int, seconds: float, loss: float, losses_kept: int
+        self,
+        *,
+        next_row: int,
+        waiting: Sequence[int],
+        tokens: int,
+        seconds: float,
+        loss: float,
+        losses_kept: int,
+        overlong_rows: int,
+        overlong_tokens: int,
     ) -> "RunState":
         """One step on.
 
         Args:
-            next_row: where the next step begins.
-            tokens, seconds: of this step.
+            next_row, waiting: where the next step begins.
+            tokens, seconds, overlong_rows, overlong_tokens: of this step.
             loss: of this step's global batch; with the ones before, `losses_kept` are remembered.
         """
         return self.model_copy(
             update={
                 "step": self.step + 1,
                 "next_row": next_row,
+                "waiting": list(waiting),
                 "tokens": self.tokens + tokens,
                 "seconds": self.seconds + seconds,
+                "overlong_rows": self.overlong_rows + overlong_rows,
+                "overlong_tokens": self.overlong_tokens + overlong_tokens,
                 "loss": loss,
                 "recent_losses": [*self.recent_losses, loss][-losses_kept:] if losses_kept else [],
             }

@@ -8,8 +8,8 @@ SHARD_FORMAT: Final = "headrace-shards"
 SHARD_FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 REJECTS_FOLDER = "rejects"
-TRAIN = "train"
-EVALUATION = "evaluation"
+TRAIN: Final = "train"
+EVALUATION: Final = "evaluation"
 SPLITS = (TRAIN, EVALUATION)
 FILE_STEMS = {TRAIN: "shard", EVALUATION: "evaluation"}
 
@@ -18,7 +18,10 @@ COMPRESSION = "zstd"
 COMPRESSION_LEVEL = 3
 PARQUET_VERSION = "2.6"
 PAGE_BYTES = 4 << 20
-BYTE_STREAM_SPLIT_COLUMNS = ("input_ids.list.element",)
+BYTE_STREAM_SPLIT_COLUMNS = {
+    "causal": ("input_ids.list.element",),
+    "preference": ("input_ids.list.element", "rejected_input_ids.list.element"),
+}
 
 COLUMNS = pa.schema(
     [
@@ -30,6 +33,8 @@ COLUMNS = pa.schema(
         pa.field("control_class", pa.int8()),
     ]
 )
+SIDES = (("input_ids", "loss_mask"), ("rejected_input_ids", "rejected_loss_mask"))
+TOKEN_COLUMNS = tuple(name for side in SIDES for name in side)
 PREFERENCE_COLUMNS = (
     pa.field("rejected_input_ids", pa.list_(pa.int32())),
     pa.field("rejected_loss_mask", pa.list_(pa.bool_())),
@@ -55,14 +60,14 @@ def shard_file_name(split: str, index: int) -> str:
     return f"{FILE_STEMS[split]}-{index:05d}.parquet"
 
 
-def parquet_options() -> dict[str, Any]:
+def parquet_options(kind: str = "causal") -> dict[str, Any]:
     """How a shard is written: arguments of `pyarrow.parquet.ParquetWriter`."""
     return {
         "version": PARQUET_VERSION,
         "compression": COMPRESSION,
         "compression_level": COMPRESSION_LEVEL,
         "use_dictionary": ["source"],
-        "column_encoding": dict.fromkeys(BYTE_STREAM_SPLIT_COLUMNS, "BYTE_STREAM_SPLIT"),
+        "column_encoding": dict.fromkeys(BYTE_STREAM_SPLIT_COLUMNS[kind], "BYTE_STREAM_SPLIT"),
         "write_statistics": ["row_key"],
         "data_page_size": PAGE_BYTES,
         "write_page_checksum": True,

@@ -2,15 +2,16 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.toml_config import Config, Text
 
 
 class DatasetConfig(Config):
     """One `[[datasets]]` table: a shard directory's train split."""
 
-    path: Text = Field(description="Shard directory written by `headrace prepare`.")
+    path: Text = Field(description="Shard directory, or its URL: s3://, gs://, hf://, file://.")
     weight: float = Field(
         1.0, gt=0, description='Share in the mixture, relative to the others; `"interleave"` only.'
     )
@@ -26,7 +27,7 @@ class DatasetConfig(Config):
 class EvaluationDatasetConfig(Config):
     """One `[[evaluation_datasets]]` table: a shard directory's evaluation split."""
 
-    path: Text = Field(description="Shard directory written by `headrace prepare`.")
+    path: Text = Field(description="Shard directory, or its URL: s3://, gs://, hf://, file://.")
     name: Text | None = Field(None, description="Name in logs. Default: the directory's name.")
     max_rows: int | None = Field(None, ge=1, description="Use only the first rows. Default: all.")
 
@@ -34,19 +35,66 @@ class EvaluationDatasetConfig(Config):
 class AdapterConfig(Config):
     """`[adapter]`."""
 
-    kind: Literal["lora", "none"] = Field(
+    kind: Literal["lora", "dora", "blocks", "none"] = Field(
         "lora",
-        description='`"lora"`: low-rank adapters over frozen weights. `"none"`: train all weights.',
+        description='`"lora"`: low-rank adapters over frozen weights. `"dora"`: these with '
+        'magnitudes apart. `"blocks"`: new decoder layers between the frozen ones. `"none"`: train '
+        "the weights themselves.",
     )
     rank: int = Field(16, ge=1, description="Rank of the LoRA matrices.")
     alpha: float | None = Field(
         None, gt=0, description="LoRA scale is alpha / rank. Default: the rank, scale 1."
     )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead.")
+    init: Literal["kaiming", "gaussian", "pissa", "olora"] = Field(
+        "kaiming",
+        description="What adapters start from. The first two start at no change; "
+        '`"pissa"` and `"olora"` take the principal part of each weight over, by singular values '
+        "or by QR.",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
     target_modules: Literal["all-linear"] | list[Text] = Field(
         "all-linear",
-        description='`"all-linear"` (the head left out), or names such as `["q_proj", "v_proj"]`.',
+        description='`"all-linear"` (the head left out), or names such as `["q_proj", "v_proj"]`; '
+        '`"embed_tokens"` and `"lm_head"` can have adapters as well. With `kind = "none"`: train '
+        "only weights with one of these in their name.",
     )
+    target_parameters: Literal["experts"] | list[Text] = Field(
+        [],
+        description='Fused weights of experts that get adapters: `"experts"`, or PEFT\'s names '
+        'such as `["mlp.experts.down_proj"]`.',
+    )
+    layers: Text | None = Field(
+        None,
+        description='Decoder layers that are trained, such as `"0:15,20"`; ends count. '
+        "Default: all.",
+    )
+    modules_to_save: list[Text] = Field(
+        [], description='Modules trained in full beside the adapters, such as `["lm_head"]`.'
+    )
+    blocks: int = Field(8, ge=1, description='New decoder layers, with `kind = "blocks"`.')
+
+    @field_validator("layers")
+    @classmethod
+    def check_layers(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_layers(value)
+        return value
+
+    @model_validator(mode="after")
+    def check(self) -> "AdapterConfig":
+        taken = self.init in ("pissa", "olora")
+        if taken and self.kind == "dora":
+            raise ValueError(f'init = "{self.init}" does not go with kind = "dora"; choose one')
+        if self.target_parameters and self.kind == "dora":
+            raise ValueError('target_parameters do not go with kind = "dora"; use kind = "lora"')
+        if self.target_parameters and self.dropout:
+            raise ValueError(
+                f"dropout = {self.dropout} does not go with target_parameters; set it to 0"
+            )
+        if self.target_parameters and taken:
+            raise ValueError(f'init = "{self.init}" does not go with target_parameters')
+        return self
 
 
 class OptimizerConfig(Config):
@@ -63,6 +111,9 @@ class OptimizerConfig(Config):
     eps: float = Field(1e-6, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(
         0.01, ge=0, description="Decoupled decay; not applied to norms and biases."
+    )
+    lora_plus_ratio: float = Field(
+        1.0, gt=0, description="Learning rate of the adapters' B over that of A (LoRA+)."
     )
     gradient_clipping: float = Field(
         1.0, ge=0, description="Largest norm of the whole gradient; 0 turns clipping off."
@@ -178,6 +229,9 @@ class AnomalyConfig(Config):
         return self.spike_window if self.spike_factor is not None else 0
 
 
+Overlong = Literal["error", "truncate", "drop"]
+
+
 class LoaderConfig(Config):
     """`[loader]`."""
 
@@ -189,6 +243,46 @@ class LoaderConfig(Config):
         description="Another order each epoch. `false`: shard order, shuffled once already.",
     )
     shuffle_window: int = Field(4, ge=1, description="Row groups that are held and mixed at once.")
+    pack: Literal["none", "best_fit"] = Field(
+        "none",
+        description='`"best_fit"`: put several short rows into each place of a micro-batch, as '
+        "documents that do not see each other. Evaluation too.",
+    )
+    tokens_per_row: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens of a place when packing. Default: the largest `sequence_len` of the "
+        "datasets.",
+    )
+    look_ahead: int = Field(256, ge=1, description="Rows to choose from when packing.")
+    overlong: Overlong = Field(
+        "error",
+        description='Rows with more than `tokens_per_row`. `"error"`: shards that may have some '
+        'are refused. `"truncate"`: cut. `"drop"`: left out. They are counted in the metrics.',
+    )
+    prefetch_bytes: int = Field(
+        1 << 28, ge=0, description="Most bytes of batches read ahead, one batch apart from that."
+    )
+    verify: Literal["full", "size", "off"] = Field(
+        "size",
+        description='Shard files at start: `"size"` compares sizes, `"full"` reads and hashes '
+        "them. Row groups are checked whenever they are read.",
+    )
+    on_corrupt: Literal["stop", "quarantine"] = Field(
+        "stop",
+        description='`"quarantine"`: train on the rows of another row group in place of one that '
+        "is damaged or missing, and keep a record.",
+    )
+    cache_dir: Text | None = Field(
+        None, description="Local folder for what was read from URLs, shared by this machine's runs."
+    )
+    cache_bytes: int = Field(
+        64 << 30, ge=1, description="Largest size of that folder; the oldest row groups go first."
+    )
+    read_attempts: int = Field(
+        8, ge=1, description="Attempts to read from a URL, with growing pauses in between."
+    )
+    read_timeout: float = Field(60.0, gt=0, description="Longest wait for one of them, in seconds.")
 
 
 class ProfileConfig(Config):
@@ -206,12 +300,8 @@ class TrainConfig(Config):
     """Top-level keys."""
 
     model: Text = Field(
-        description="Hugging Face model directory: config.json, *.safetensors, tokenizer.json."
-    )
-    weights: Literal["pretrained", "random"] = Field(
-        "pretrained",
-        description='`"random"`: normal with deviation 0.02; for benchmarks. The '
-        "directory then needs no *.safetensors.",
+        description="Hugging Face model directory (config.json, *.safetensors, tokenizer.json), "
+        "or the id of a model on the hub."
     )
     output_dir: Text = Field(
         description="Run directory: checkpoints, adapter, metrics, TensorBoard."
@@ -233,6 +323,22 @@ class TrainConfig(Config):
     )
     pipeline_stages: int = Field(
         1, ge=1, description="Parts the model is cut into; must divide the number of processes."
+    )
+    partition: Literal["cost", "memory", "uniform"] | list[int] = Field(
+        "cost",
+        description='How layers are given to stages. `"cost"`: the slowest stage is as fast as can '
+        'be. `"memory"`: the fullest is as small as can be. `"uniform"`: as many layers each. Or a '
+        "list of the numbers of layers.",
+    )
+    weights: Literal["stored", "random"] = Field(
+        "stored",
+        description='`"random"`: made up from config.json and `seed`, for benchmarks and dry runs.',
+    )
+    router_loss: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the loss that balances a mixture's experts, beside the loss of the "
+        "tokens; 0 leaves it out. Default: the model's own `router_aux_loss_coef`.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -303,6 +409,7 @@ class TrainConfig(Config):
                 f"optimizer.lr = {self.optimizer.lr}; lower it"
             )
         self.check_mixing()
+        self.check_packing()
         for key, wished in (
             ("evaluation.patience", self.evaluation.patience),
             ("checkpoint.keep_best", self.checkpoint.keep_best),
@@ -336,9 +443,24 @@ class TrainConfig(Config):
                     'set mixing = "interleave" or drop it'
                 )
 
+    def check_packing(self) -> None:
+        """What is said about packing needs packing."""
+        if self.loader.pack == "none":
+            for key in ("tokens_per_row", "look_ahead", "overlong"):
+                if key in self.loader.model_fields_set:
+                    raise ValueError(
+                        f"loader.{key} = {getattr(self.loader, key)!r} has no meaning with "
+                        'loader.pack = "none"; set loader.pack = "best_fit" or drop it'
+                    )
+        elif self.loader.on_corrupt == "quarantine" and self.max_steps is None:
+            raise ValueError(
+                'with loader.pack = "best_fit" and loader.on_corrupt = "quarantine" the number of '
+                "steps cannot be known ahead; set max_steps in place of epochs"
+            )
+
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""
         return [
-            dataset.name or dataset.path.rstrip("/").rsplit("/", 1)[-1]
+            dataset.name or dataset.path.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
             for dataset in self.evaluation_datasets
         ]

@@ -114,7 +114,8 @@ WRONG_PREPARE = [
         "config.toml:2: sequence_len = 4: must be greater than or equal to 8",
     ]),
     ("a word that is no choice", 'type = "documents"', 'type = "chatt"', [
-        'config.toml:11: sources.1.type = "chatt": expected "text" or "documents"',
+        'config.toml:11: sources.1.type = "chatt": expected '
+        '"text" or "documents" or "chat" or "preference"',
     ]),
     ("a number for a path", 'path = "a/*.txt"', "path = 3", [
         "config.toml:7: sources.0.path = 3: expected string or list of strings",

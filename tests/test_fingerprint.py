@@ -1,8 +1,9 @@
 """Fingerprints and derived seeds never change between machines, Python versions or releases."""
 
 import hashlib
+from itertools import islice
 
-from headrace.schemas.fingerprint import derive_seed, file_sha256, fingerprint
+from headrace.schemas.fingerprint import derive_seed, derive_seeds, file_sha256, fingerprint
 
 
 def test_derived_seeds_are_these_for_ever():
@@ -10,6 +11,11 @@ def test_derived_seeds_are_these_for_ever():
     assert derive_seed(0, "rows") == 12193298429795350837
     assert derive_seed(0, "rows", 1) == 2576732863426940284
     assert derive_seed(1, "rows", 1) == 18277838272613167744
+
+
+def test_many_seeds_of_one_purpose_are_those_derived_one_by_one():
+    many = list(islice(derive_seeds(7, "row", "mill", 3), 300))
+    assert many == [derive_seed(7, "row", "mill", 3, number) for number in range(300)]
 
 
 def test_seeds_of_different_purposes_differ():

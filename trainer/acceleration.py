@@ -16,10 +16,13 @@ from torch.nn import functional
 from headrace.kernels.lora_linear import join, joined_lora_linear, lora_linear
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer import document_attention
+from headrace.trainer.architecture import Architecture
 from headrace.trainer.layer_functions import LayerFunctions, compiled, run_layer, run_layer_again
 from headrace.trainer.stage import Stage
 
 ADAPTER = "default"  # the only one that a run trains
+# Families whose layers hand further arguments on to their attention, and compile as they are.
+KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
 WIDE = 2  # outputs over inputs from which adapter and frozen weight are multiplied as one
 
 
@@ -81,13 +84,9 @@ def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
     return config.kernels == "auto" and device.type == "cuda"
 
 
-def attention_name(config: TrainConfig, model_config: Any, device: torch.device) -> str:
-    """Which of transformers' attentions the layers are to call."""
-    fits = document_attention.fits(model_config)
-    return document_attention.NAME if uses_kernels(config, device) and fits else "sdpa"
-
-
-def accelerate(stage: Stage, config: TrainConfig, model_config: Any, device: torch.device) -> None:
+def accelerate(
+    stage: Stage, config: TrainConfig, architecture: Architecture, device: torch.device
+) -> None:
     """Swap the faster parts in, in place."""
     if not uses_kernels(config, device):
         return
@@ -95,11 +94,19 @@ def accelerate(stage: Stage, config: TrainConfig, model_config: Any, device: tor
     may_join = not stage.recompute
     adapters = [part for layer in stage.layers for part in swap_adapters(layer, may_join=may_join)]
     stage.before_step = partial(LoraLinear.refresh, adapters)
+    stage.triton = True
+    model_config = architecture.config
+    if model_config.model_type not in KNOWN:
+        return
     if config.compile:
         stage.layer_functions = LayerFunctions(compiled(run_layer), compiled(run_layer_again))
     half = stage.compute_dtype != torch.float32
-    stage.by_bounds = half and document_attention.fits(model_config)
-    stage.triton = True
+    if half and architecture.attention == "sdpa" and document_attention.fits(model_config):
+        for part in stage.modules():  # transformers 5.14 to 5.23 look it up here at each call
+            part_config: Any = getattr(part, "config", None)
+            if part_config is not None:
+                part_config._attn_implementation = document_attention.NAME
+        stage.by_bounds = True
 
 
 def swap_adapters(layer: nn.Module, *, may_join: bool) -> list[LoraLinear]:

@@ -73,8 +73,15 @@ def deal_with(
         TrainingError: the policy is to stop.
     """
     assert outcome.anomaly is not None
-    leaders = gather_objects(inputs.row_keys, layout.world_group)
-    keys = [key for part in leaders if part for rows in part for key in rows if key is not None]
+    leaders = gather_objects(inputs.leader_rows, layout.world_group)
+    keys = [
+        row.row_key
+        for part in leaders
+        if part
+        for places in part
+        for rows in places
+        for row in rows
+    ]
     what, policy = outcome.anomaly.what, outcome.anomaly.policy
     if layout.rank == 0:
         record = {"step": state.step, "what": what, "policy": policy, "row_keys": keys}

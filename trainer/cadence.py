@@ -4,17 +4,16 @@ import time
 
 from headrace.schemas.run_state import RunState
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.preflight import Inputs
 
 
 class Cadence:
     """What is due between two states of a run; the same answer at every rank."""
 
-    def __init__(self, config: TrainConfig, inputs: Inputs) -> None:
+    def __init__(self, config: TrainConfig, total_steps: int, rows_per_epoch: int) -> None:
         self.evaluation = config.evaluation
         self.checkpoint = config.checkpoint
-        self.total_steps = inputs.total_steps
-        self.rows_per_epoch = inputs.rows_per_epoch
+        self.total_steps = total_steps
+        self.rows_per_epoch = rows_per_epoch
 
     def has_ended(self, state: RunState) -> bool:
         """Whether all steps are done, or evaluations have found nothing better for too long."""
@@ -49,7 +48,7 @@ class Cadence:
         if steps and after.step // steps > before.step // steps:
             return True
         rows = (epochs or 0) * self.rows_per_epoch
-        return bool(rows) and after.next_row // rows > before.next_row // rows
+        return bool(rows) and after.rows_done // rows > before.rows_done // rows
 
 
 class Timer:

@@ -18,7 +18,7 @@ from headrace.schemas.run_state import (
     read_run_state,
     write_run_state,
 )
-from headrace.trainer.model_builder import TrainedParameter
+from headrace.trainer.materializer import TrainedParameter
 from headrace.trainer.optimizer import state_names
 
 

@@ -19,17 +19,20 @@ class DataPlan:
     schedule: Schedule | None
     stop_at_first: bool  # exhausted dataset; else at the last
 
-    def rows_in(self, epochs: int) -> int:
+    def rows_in(self, epochs: int, seen: Sequence[int] | None = None) -> int:
         """The global row index at which so many epochs end.
 
         Interleaved, that is right after the last row of the dataset that ends them.
+
+        Args:
+            seen: rows that interleaved datasets gave before index 0.
         """
         if self.schedule is None:
             return epochs * sum(self.dataset_rows)
-        ends = [
-            self.schedule.index_of(dataset, epochs * rows - 1) + 1
-            for dataset, rows in enumerate(self.dataset_rows)
-        ]
+        ends = []
+        for dataset, rows in enumerate(self.dataset_rows):
+            left = epochs * rows - (seen[dataset] if seen else 0)
+            ends.append(self.schedule.index_of(dataset, left - 1) + 1 if left > 0 else 0)
         return min(ends) if self.stop_at_first else max(ends)
 
 

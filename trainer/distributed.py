@@ -2,13 +2,16 @@
 
 import datetime
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from headrace.schemas.train_config import TrainConfig
+
+T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)
 
@@ -107,3 +110,10 @@ def gather_objects(value: Any, group: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, value, group=group)
     return gathered
+
+
+def from_first_rank(compute: Callable[[], T], layout: Layout) -> T:
+    """A value that the first rank works out for all."""
+    values = [compute() if layout.rank == 0 else None]
+    dist.broadcast_object_list(values, src=0, group=layout.world_group)
+    return values[0]  # type: ignore[return-value]

@@ -8,7 +8,9 @@ DeepSpeed 0.19.8.
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import deepspeed
@@ -28,7 +30,8 @@ from headrace.trainer.batch import to_device
 from headrace.trainer.distributed import Layout
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss
-from headrace.trainer.stage import LossOutput, MicroBatch, Stage
+from headrace.trainer.row_losses import row_losses
+from headrace.trainer.stage import MicroBatch, Stage, StageOutput
 from headrace.trainer.timeline import Timeline
 
 
@@ -38,6 +41,7 @@ class StageEngine(PipelineEngine):
     Attributes:
         token_losses: of the last run, on the last stage: [micro-batches] of [b, s] float32.
         timeline: of the instructions, if `profile.timeline` is set.
+        router_losses: of the last run, on stages with routers: [micro-batches] scalars.
     """
 
     def __init__(self, stage: Stage, config: TrainConfig, layout: Layout) -> None:
@@ -72,6 +76,8 @@ class StageEngine(PipelineEngine):
                 kind: self.timeline.timed(kind.__name__, function)
                 for kind, function in self._INSTRUCTION_MAP.items()
             }
+        self.router_losses: list[Tensor] = []
+        self._waiting: dict[int, Tensor] = {}  # buffer -> router loss that has no gradient yet
         self._finish_step: Callable[[], Outcome] | None = None
         self._outcome = Outcome(0.0, None)
 
@@ -104,6 +110,14 @@ class StageEngine(PipelineEngine):
         train = schedule.TrainSchedule(inputs.micro_batches, self.num_stages, self.stage_id)
         return self._run(train, inputs, step_seed), self._outcome
 
+    def router_loss(self) -> float | None:
+        """Of the last run: this rank's part of the mean over layers, before its coefficient."""
+        settings = self.stage.router_loss
+        if settings is None:
+            return None
+        losses = torch.stack(self.router_losses).tolist() if self.router_losses else []
+        return math.fsum(losses) / settings.coefficient
+
     def evaluation_step(self, inputs: StepInputs) -> list[RowLoss]:
         """Forward only; the loss of each row of this replica, on the last stage."""
         self.module.eval()
@@ -117,7 +131,8 @@ class StageEngine(PipelineEngine):
         self._inputs = inputs
         self._step_seed = step_seed
         self._next_micro_batch = 0
-        self.token_losses = []
+        self.token_losses, self.router_losses = [], []
+        self._waiting.clear()
         self._exec_schedule(plan)
         return self.row_losses()
 
@@ -129,15 +144,9 @@ class StageEngine(PipelineEngine):
         inputs = self._inputs
         if not self.is_last_stage():
             return []
-        assert inputs is not None and inputs.sources is not None and inputs.labels is not None
-        losses = torch.stack([loss.double().sum(-1) for loss in self.token_losses]).tolist()
-        counts = (inputs.labels >= 0).sum(-1).tolist()
-        return [
-            RowLoss(source, losses[index][row], counts[index][row])
-            for index, sources in enumerate(inputs.sources)
-            for row, source in enumerate(sources)
-            if source
-        ]
+        assert inputs is not None and inputs.rows is not None and inputs.labels is not None
+        losses = torch.stack(self.token_losses).cpu().numpy()
+        return row_losses(losses, inputs.labels.numpy(), inputs.rows)
 
     def _global_micro_batch(self, micro_batch: int) -> int:
         return micro_batch * self.layout.replicas + self.layout.replica
@@ -159,19 +168,32 @@ class StageEngine(PipelineEngine):
         labels = None if inputs.labels is None else inputs.labels[index]
         side = MicroBatch(
             document_lengths=inputs.document_lengths[index],
+            row_lengths=inputs.row_lengths[index],
             labels=None if labels is None else to_device(labels, self.device),
             loss_scale=1.0 / max(1, inputs.trained_tokens),
+            router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
             seed=self._step_seed + self._global_micro_batch(index),
         )
-        output = self.stage(self.pipe_buffers["inputs"][buffer_id], side)
-        if isinstance(output, LossOutput):
+        output: StageOutput = self.stage(self.pipe_buffers["inputs"][buffer_id], side)
+        if output.token_losses is not None:
             self.token_losses.append(output.token_losses)
-            output = output.loss
-        self.pipe_buffers["outputs"][buffer_id] = output
+        if output.router_loss is not None:
+            self.router_losses.append(output.router_loss.detach())
+            if not self.is_last_stage():
+                self._waiting[buffer_id] = output.router_loss
+        self.pipe_buffers["outputs"][buffer_id] = output.value
 
     def _backward_pass(self, buffer_id: int) -> None:
         output = self.pipe_buffers["outputs"][buffer_id]
-        output.backward(None if self.is_last_stage() else self.grad_layer)
+        router_loss = self._waiting.pop(buffer_id, None)
+        roots, gradients = [output], [None if self.is_last_stage() else self.grad_layer]
+        if router_loss is not None:
+            roots, gradients = [*roots, router_loss], [*gradients, None]
+        trained = [root.requires_grad for root in roots]
+        if any(trained):  # the first stages may train nothing
+            torch.autograd.backward(
+                list(compress(roots, trained)), list(compress(gradients, trained))
+            )
         self.pipe_buffers["outputs"][buffer_id] = None
         if self.is_first_stage():
             self.pipe_buffers["inputs"][buffer_id] = None

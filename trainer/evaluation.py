@@ -8,6 +8,7 @@ from headrace.trainer.engine import StageEngine
 from headrace.trainer.feed import Feed
 from headrace.trainer.loader import GroupLoader
 from headrace.trainer.metrics import EvaluationMetrics, losses_by_source, mean_loss
+from headrace.trainer.position import Position
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def evaluate(
     for dataset in sets:
         start = time.perf_counter()
         if dataset.loader is not None:
-            dataset.loader.load_state_dict({"next_row": 0})
+            dataset.loader.seek(Position())
         mine = [
             row
             for _ in range(dataset.batches)

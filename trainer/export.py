@@ -1,31 +1,34 @@
 """Writes what was trained as others read it: PEFT's adapter, or a Hugging Face model."""
 
-import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
+from headrace.schemas.publish import remove_tree, rename_durably
+from headrace.trainer.adapters import as_plain_lora, exported_tensors
 from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.materializer import find_slots
 from headrace.trainer.model_builder import BuiltStage
-from headrace.trainer.weights import INDEX_NAME
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+from headrace.trainer.model_files import (
+    ModelWriter,
+    copy_model_files,
+    file_count,
+    part_name,
+    write_index,
 )
-MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
 def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) -> Path:
     """Write `adapter/` (LoRA) or `model/` (full fine-tuning); every rank takes part.
+
+    Args:
+        model: directory of the base model.
 
     Returns:
         The directory, published whole.
@@ -36,19 +39,22 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) 
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier(layout.world_group)
-    part, sizes = part_name(layout.stage, layout.stages), {}
-    if layout.replica == 0:
-        tensors = stage_tensors(built)
-        save_file(tensors, temporary / part, metadata={"format": "pt"})
-        sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
-    parts = dict(gather_objects((part, sizes), layout.world_group)[: layout.stages])
+    if built.lora_config is not None:
+        if layout.replica == 0:
+            save_adapter_part(built, temporary, layout.stage, layout.stages)
+        dist.barrier(layout.world_group)
+        if layout.rank == 0:
+            finish_adapter(temporary, layout.stages, built.lora_config, bool(built.initial))
+    else:
+        counts = gather_objects(file_count(model_parts(built)), layout.world_group)
+        before, total = sum(counts[: layout.stage]), sum(counts[: layout.stages])
+        written: dict[str, dict[str, int]] = {}
+        if layout.replica == 0:
+            written = save_model_part(built, temporary, before, total)
+        files = gather_objects(written, layout.world_group)
+        if layout.rank == 0:
+            finish_model(temporary, files, model, built)
     if layout.rank == 0:
-        if built.lora_config is not None:
-            finish_adapter(temporary, [temporary / name for name in parts])
-            built.lora_config.inference_mode = True
-            built.lora_config.save_pretrained(str(temporary))
-        else:
-            finish_model(temporary, parts, model)
         if final.exists():
             remove_tree(final)
         rename_durably(temporary, final)
@@ -56,43 +62,81 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) 
     return final
 
 
-def part_name(stage: int, stages: int) -> str:
-    return f"model-{stage + 1:05d}-of-{stages:05d}.safetensors"
+def save_adapter_part(built: BuiltStage, directory: Path, stage: int, stages: int) -> None:
+    """One stage's share of an adapter, under PEFT's names, in float32."""
+    values = {item.name: item.parameter.detach().cpu() for item in built.trained}
+    tensors = exported_tensors(values, built.initial)
+    save_file(tensors, directory / part_name(stage, stages), metadata={"format": "pt"})
 
 
-def stage_tensors(built: BuiltStage) -> dict[str, Tensor]:
-    """This stage's share: PEFT names in float32, or model names in the type of the base model."""
-    if built.lora_config is not None:
-        return {
-            item.name.replace(".default.", "."): item.parameter.detach().cpu().contiguous()
-            for item in built.trained
-        }
-    dtype = getattr(built.model_config, "dtype", None) or torch.float32
-    owned: Sequence[tuple[str, nn.Parameter]] = [
-        (p.name, p.parameter) for p in built.trained if p.owned
-    ]
-    return {name: parameter.detach().to("cpu", dtype).contiguous() for name, parameter in owned}
+def finish_adapter(directory: Path, stages: int, config: LoraConfig, took_over: bool) -> None:
+    """One file with its config, as PEFT expects.
 
-
-def finish_adapter(directory: Path, parts: Sequence[Path]) -> None:
-    """One file, as PEFT expects."""
+    Args:
+        took_over: whether the adapters started from a part of the frozen weights.
+    """
     tensors: dict[str, Tensor] = {}
-    for part in parts:
+    for stage in range(stages):
+        part = directory / part_name(stage, stages)
         tensors |= load_file(part)
         part.unlink()
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = as_plain_lora(config) if took_over else config
+    config.inference_mode = True
+    config.save_pretrained(str(directory))
 
 
-def finish_model(directory: Path, parts: dict[str, dict[str, int]], model: Path) -> None:
-    """The index over the stages' files, config and tokenizer, as transformers expects.
+def model_parts(built: BuiltStage) -> list[int]:
+    """Bytes of each module of a stage, as they will be stored; a tied head is not."""
+    size = stored_dtype(built).itemsize
+    return [
+        sum(slot.empty.numel() * size for slot in find_slots({name: module}))
+        for name, module in built.stage.names.items()
+        if not is_tied_head(built, name)
+    ]
+
+
+def save_model_part(
+    built: BuiltStage, directory: Path, before: int, total: int
+) -> dict[str, dict[str, int]]:
+    """One stage's weights, trained or not, in files of limited size; one module at a time.
 
     Args:
-        parts: file name -> tensor name -> bytes.
+        before: files of the stages before this one; total: files of all stages.
+
+    Returns:
+        File name -> tensor name -> bytes.
     """
-    weight_map = {name: part for part, sizes in parts.items() for name in sizes}
-    size = sum(sum(sizes.values()) for sizes in parts.values())
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    write_atomic(directory / INDEX_NAME, json.dumps(index, indent=1) + "\n")
-    for name in MODEL_FILES:
-        if (model / name).is_file():
-            shutil.copy2(model / name, directory / name)
+    dtype = stored_dtype(built)
+    writer = ModelWriter(directory, built.skeleton, before, total)
+    for size, (name, module) in zip(
+        model_parts(built),
+        ((n, m) for n, m in built.stage.names.items() if not is_tied_head(built, n)),
+        strict=True,
+    ):
+        writer.add(
+            {
+                f"{name}.{key}": parameter.detach().to("cpu", dtype).contiguous()
+                for key, parameter in module.named_parameters()
+            },
+            size,
+        )
+    return writer.finish()
+
+
+def finish_model(
+    directory: Path, files: Sequence[Mapping[str, dict[str, int]]], model: Path, built: BuiltStage
+) -> None:
+    """The index over the stages' files, config and tokenizer, as transformers expects."""
+    write_index(directory, {name: sizes for part in files for name, sizes in part.items()})
+    copy_model_files(model, directory, built.skeleton)
+
+
+def stored_dtype(built: BuiltStage) -> torch.dtype:
+    """The base model's type."""
+    return getattr(built.model_config, "dtype", None) or torch.float32
+
+
+def is_tied_head(built: BuiltStage, name: str) -> bool:
+    """Whether a module is a head that the embedding's file entry stands for."""
+    return built.architecture.tied and name == built.architecture.family.head

@@ -1,5 +1,11 @@
-"""The model families that the pipeline runs, each a small record over transformers' own modules."""
+"""The model families that the pipeline knows, each a small record over transformers' own modules.
 
+A record says where a model keeps its parts and what its forward pass does between them. All else is
+read from the model: attention windows and layer types from its config, arguments from signatures.
+Read against transformers 5.23.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headrace.schemas.errors import ConfigError
@@ -7,29 +13,92 @@ from headrace.schemas.errors import ConfigError
 
 @dataclass(frozen=True)
 class Family:
-    """Where a decoder-only model keeps its parts: paths inside transformers' causal model."""
+    """A decoder-only causal model. Paths are relative to it; the other fields name config keys."""
 
     embedding: str = "model.embed_tokens"
     layers: str = "model.layers"
-    norm: str = "model.norm"
-    rotary: str = "model.rotary_emb"
+    norm: str | None = "model.norm"
+    rotary: str | None = "model.rotary_emb"
     head: str = "lm_head"
+    embedding_multiplier: str | None = None  # hidden = embedding * value
+    embedding_dropout: str | None = None  # probability
+    logit_multiplier: str | None = None  # logits = head(hidden) * value
+    logit_divisor: str | None = None  # logits = head(hidden) / value
+    logit_softcap: str | None = None  # logits = value * tanh(logits / value)
+    refused: tuple[str, ...] = ()  # config keys that must not be set
 
 
 # model_type in config.json -> record
-FAMILIES = {"llama": Family()}
+FAMILIES: Mapping[str, Family] = {
+    "cohere": Family(logit_multiplier="logit_scale"),
+    "cohere2": Family(logit_multiplier="logit_scale"),
+    "falcon": Family(
+        embedding="transformer.word_embeddings",
+        layers="transformer.h",
+        norm="transformer.ln_f",
+        rotary="transformer.rotary_emb",
+        refused=("alibi",),
+    ),
+    "gemma2": Family(logit_softcap="final_logit_softcapping"),
+    "gemma3_text": Family(
+        logit_softcap="final_logit_softcapping", refused=("use_bidirectional_attention",)
+    ),
+    "gpt_neox": Family(
+        embedding="gpt_neox.embed_in",
+        layers="gpt_neox.layers",
+        norm="gpt_neox.final_layer_norm",
+        rotary="gpt_neox.rotary_emb",
+        embedding_dropout="hidden_dropout",
+    ),
+    "granite": Family(embedding_multiplier="embedding_multiplier", logit_divisor="logits_scaling"),
+    "llama": Family(),
+    "mistral": Family(),
+    "mixtral": Family(),
+    "olmo2": Family(),
+    "phi": Family(norm="model.final_layernorm", embedding_dropout="embd_pdrop"),
+    "phi3": Family(),
+    "qwen2": Family(),
+    "qwen2_moe": Family(),
+    "qwen3": Family(),
+    "qwen3_moe": Family(),
+    "smollm3": Family(),
+    "starcoder2": Family(embedding_dropout="embedding_dropout"),
+}
+# multimodal model_type -> its text model is trained, the rest of the checkpoint is left alone
+TEXT_PART_OF = ("gemma3", "mistral3")
 
 
-def require_family(model_type: str, path: str) -> Family:
-    """The record of a model type.
+def supported_families() -> str:
+    """For messages."""
+    return ", ".join(sorted([*FAMILIES, *(f"{name} (text part)" for name in TEXT_PART_OF)]))
+
+
+def refuse(path: str, model_type: str, reason: str) -> ConfigError:
+    """The error for a model that cannot be trained."""
+    return ConfigError(
+        f'{path}: model_type "{model_type}" is not supported: {reason}; '
+        f"supported: {supported_families()}"
+    )
+
+
+def text_settings(model: Mapping[str, object]) -> Mapping[str, object]:
+    """config.json of the language model: the file itself, or its `text_config`."""
+    text = model.get("text_config")
+    return text if isinstance(text, Mapping) else model
+
+
+def check_family(path: str, model: Mapping[str, object]) -> None:
+    """Refuse by config.json alone what is known not to work. Unknown families pass: they are tried
+    out when the model is laid out.
 
     Raises:
-        ConfigError: a family that is not supported, with the ones that are.
+        ConfigError: with the reason and the families that are supported.
     """
+    settings = text_settings(model)
+    model_type = str(settings.get("model_type", model.get("model_type")))
+    if model.get("is_encoder_decoder"):
+        raise refuse(path, model_type, "it has an encoder")
     family = FAMILIES.get(model_type)
-    if family is None:
-        raise ConfigError(
-            f'{path}: model_type "{model_type}" is not supported; supported: '
-            + ", ".join(sorted(FAMILIES))
-        )
-    return family
+    for key in family.refused if family is not None else ():
+        if settings.get(key):
+            raise refuse(path, model_type, f"{key} = {settings[key]!r} in config.json")

@@ -26,8 +26,9 @@ class LayerFunctions:
 
 def run_layer(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     """One decoder layer as it is."""
-    output: Tensor = layer(hidden, **arguments)
-    return output
+    output = layer(hidden, **arguments)
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
 
 
 def run_layer_again(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:

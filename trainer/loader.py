@@ -2,60 +2,62 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from headrace.trainer.batch import Batch, make_batch
-from headrace.trainer.mixed_order import MixedOrder
-from headrace.trainer.row_order import RowOrder
-from headrace.trainer.shard_reader import Row, ShardReader
+from headrace.trainer.decoded_rows import Row
+from headrace.trainer.position import Position
+from headrace.trainer.row_packer import Places
+from headrace.trainer.shard_reader import ShardReader
 
 
 class GroupLoader:
-    """One replica's share of each global batch, in order, from any row on.
+    """One replica's share of each global batch, in order, from any position on.
 
-    Micro-batch k of a global batch holds its rows [k*b, (k+1)*b) and goes to replica
+    Micro-batch k of a global batch holds its places [k*b, (k+1)*b) and goes to replica
     k mod replicas, so a global batch is the same rows for any number of replicas and stages.
 
     Args:
-        stop_row: global row index at which the data ends; the last global batch may be smaller.
+        reader: what the rows come from.
+        places_from: the sequence of places from a position on; rows are decoded when called.
+        place_tokens: tokens of a place.
         prefetch: global batches read ahead in a background thread; 0 reads in line.
     """
 
     def __init__(
         self,
-        reader: ShardReader,
-        order: RowOrder | MixedOrder,
+        reader: ShardReader[Row],
+        places_from: Callable[[Position], Places[Callable[[], Row]]],
         *,
-        sequence_len: int,
+        place_tokens: int,
         micro_batch_size: int,
         micro_batches: int,
         replica: int,
         replicas: int,
-        stop_row: int,
         prefetch: int,
     ) -> None:
         self.reader = reader
-        self.order = order
-        self.sequence_len = sequence_len
+        self.places_from = places_from
+        self.place_tokens = place_tokens
         self.micro_batch_size = micro_batch_size
         self.micro_batches = micro_batches
         self.replica = replica
         self.replicas = replicas
-        self.stop_row = stop_row
         self.prefetch = prefetch
-        self.next_row = 0
+        self.position = Position()
         self._batches: Iterator[Batch] | None = None
+        self._reading = threading.Lock()  # after `seek` an earlier thread may be at a last batch
 
-    @property
-    def global_batch_rows(self) -> int:
-        return self.micro_batch_size * self.micro_batches * self.replicas
+    def state_dict(self) -> dict[str, object]:
+        """Where the next batch begins, which is all there is to resume from."""
+        return self.position._asdict()
 
-    def state_dict(self) -> dict[str, int]:
-        """The global row index of the next batch, which is all there is to resume from."""
-        return {"next_row": self.next_row}
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.seek(Position(**state))  # type: ignore[arg-type]
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.next_row = state["next_row"]
+    def seek(self, position: Position) -> None:
+        """Go on from there."""
+        self.position = position
         self._batches = None
 
     def __iter__(self) -> "GroupLoader":
@@ -63,30 +65,39 @@ class GroupLoader:
 
     def __next__(self) -> Batch:
         if self._batches is None:
-            batches = self._read(self.next_row)
+            batches = self._read(self.position)
             self._batches = read_ahead(batches, self.prefetch) if self.prefetch else batches
         batch = next(self._batches)
-        self.next_row = min(self.next_row + self.global_batch_rows, self.stop_row)
+        self.position = batch.position
         return batch
 
-    def _read(self, first: int) -> Iterator[Batch]:
-        while first < self.stop_row:
-            rows = min(self.global_batch_rows, self.stop_row - first)
-            per_round = self.micro_batch_size * self.replicas
-            rounds = -(-rows // per_round)
-            starts = [
-                first + (index * self.replicas + self.replica) * self.micro_batch_size
-                for index in range(rounds)
-            ]
-            yield make_batch([self._micro_batch(start) for start in starts], self.sequence_len)
-            first += rows
+    def _read(self, position: Position) -> Iterator[Batch]:
+        with self._reading:
+            places = self.places_from(position)
+        while True:
+            with self._reading:
+                batch = self._next_batch(places)
+            if batch is None:
+                return
+            yield batch
 
-    def _micro_batch(self, start: int) -> list[Row | None]:
-        indices = range(start, start + self.micro_batch_size)
-        return [
-            self.reader.row(self.order[index]) if index < self.stop_row else None
-            for index in indices
+    def _next_batch(self, places: Places[Callable[[], Row]]) -> Batch | None:
+        per_round = self.micro_batch_size * self.replicas
+        taken = places.take(per_round * self.micro_batches)
+        if not taken:
+            return None
+        starts = range(
+            self.replica * self.micro_batch_size, -(-len(taken) // per_round) * per_round, per_round
+        )
+        micro_batches = [
+            self._micro_batch(taken[start : start + self.micro_batch_size]) for start in starts
         ]
+        overlong = places.take_overlong()
+        return make_batch(micro_batches, self.place_tokens, places.position, overlong)
+
+    def _micro_batch(self, places: list[list[Callable[[], Row]]]) -> list[list[Row]]:
+        filled = [[decode() for decode in place] for place in places]
+        return filled + [[] for _ in range(self.micro_batch_size - len(filled))]
 
 
 def read_ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:

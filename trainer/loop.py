@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from headrace.schemas.fingerprint import derive_seed
@@ -18,10 +19,11 @@ from headrace.trainer.learning_rate import learning_rate
 from headrace.trainer.metrics import console_line, mean_loss
 from headrace.trainer.optimizer import set_learning_rate
 from headrace.trainer.preflight import Inputs
+from headrace.trainer.quarantine import describe, merge, write_quarantine
 from headrace.trainer.requests import Requests
 from headrace.trainer.saver import Saver
 from headrace.trainer.session import Session, open_session
-from headrace.trainer.step_report import StepFacts, make_report, step_metrics
+from headrace.trainer.step_report import Report, StepFacts, make_report, step_metrics
 from headrace.trainer.timeline import TimelineLog, traced
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ def train(
     """
     session = open_session(config, inputs, layout, resume)
     engine, optimizer, state, log = session.engine, session.optimizer, session.state, session.log
-    cadence = Cadence(config, inputs)
+    cadence = Cadence(config, session.total_steps, inputs.rows_per_epoch)
     saver = Saver(session.folder, layout, background=config.checkpoint.background)
     if session.is_new and config.evaluation.before_first_step:
         state = run_evaluation(session, layout, state)
@@ -52,7 +54,7 @@ def train(
         engine.timeline.begin()
         with engine.timeline.span("data"):
             step_inputs = session.feed.next()
-        lr = learning_rate(config.optimizer, config.scheduler, state.step, inputs.total_steps)
+        lr = learning_rate(config.optimizer, config.scheduler, state.step, session.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
         finish = partial(finish_step, config, session, layout, state)
@@ -62,7 +64,15 @@ def train(
 
         wishes = requests.poll()
         save = wishes.save or timer.is_due()
-        report = make_report(losses, step_inputs, wishes.stop, save, saver.progress())
+        report = make_report(
+            losses,
+            step_inputs,
+            engine.router_loss(),
+            wishes.stop,
+            save,
+            saver.progress(),
+            session.feed.take_quarantined(),
+        )
         reports = gather_objects(report, layout.world_group)
         saver.settle([report.written for report in reports])
         stopping = any(report.stop for report in reports)
@@ -70,12 +80,16 @@ def train(
         seconds = time.perf_counter() - started
         before = state
         state = before.after_step(
-            next_row=min(before.next_row + inputs.global_batch_rows, inputs.stop_row),
+            next_row=step_inputs.position.next_row,
+            waiting=step_inputs.position.waiting,
             tokens=step_inputs.tokens,
             seconds=seconds,
             loss=loss,
             losses_kept=config.anomalies.losses_kept,
+            overlong_rows=step_inputs.overlong.rows,
+            overlong_tokens=step_inputs.overlong.tokens,
         )
+        state = note_quarantined(state, reports, session)
         if timelines is not None:
             timelines.write(state.step, seconds, engine.timeline.take())
         if outcome.anomaly is not None:
@@ -84,8 +98,8 @@ def train(
             facts = StepFacts(
                 step=state.step,
                 first_row=before.next_row,
-                rows_per_epoch=inputs.rows_per_epoch,
-                next_row=state.next_row,
+                epoch=session.course.epoch_at(state.rows_done),
+                place_tokens=inputs.place_tokens,
                 lr=lr,
                 gradient_norm=outcome.norm,
                 seconds=seconds,
@@ -94,8 +108,8 @@ def train(
             log.write(metrics)
             start = session.state
             pace = (state.seconds - start.seconds) / (state.step - start.step)
-            left = (inputs.total_steps - state.step) * pace
-            logger.info("%s", console_line(metrics, inputs.total_steps, left))
+            left = (session.total_steps - state.step) * pace
+            logger.info("%s", console_line(metrics, session.total_steps, left))
 
         if cadence.evaluates(before, state):
             state = run_evaluation(session, layout, state)
@@ -118,6 +132,20 @@ def train(
         logger.info("stopped on request after step %d; continue with --resume", state.step)
     if log is not None:
         log.close()
+
+
+def note_quarantined(state: RunState, reports: Sequence[Report], session: Session) -> RunState:
+    """The state with the row groups that any rank has given up; written down by the first rank."""
+    found = [record for report in reports for record in report.quarantined]
+    records = merge(state.quarantined, found)
+    if len(records) == len(state.quarantined):
+        return state
+    if session.log is not None:
+        write_quarantine(session.run_directory, records)
+        for record in records:
+            if record not in state.quarantined:
+                logger.warning("quarantined: %s", describe(record))
+    return state.model_copy(update={"quarantined": records})
 
 
 def finish_step(config: TrainConfig, session: Session, layout: Layout, state: RunState) -> Outcome:

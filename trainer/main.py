@@ -14,6 +14,8 @@ from headrace.schemas.errors import HeadraceError
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.failure import run_rank
+from headrace.trainer.integrity import verify_shards
 from headrace.trainer.preflight import (
     RUN_CONFIG_NAME,
     check,
@@ -32,6 +34,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, required=True, help="TOML config")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
+    parser.add_argument(
+        "--data-changed",
+        choices=("refuse", "continue"),
+        default="refuse",
+        help="on --resume with other datasets, weights, epochs or max_steps than before",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
     )
@@ -68,7 +76,9 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     """Check everything that can be checked alone, then connect and train."""
     config = load_config(TrainConfig, options.config, options.set)
     inputs = check(config, processes)
-    check_run_directory(config, inputs, options.resume)
+    check_run_directory(config, inputs, options.resume, options.data_changed == "continue")
+    if rank == 0:
+        verify_shards(config, inputs)
 
     requests = Requests(Path(config.output_dir) if rank == 0 else None)
 
@@ -91,4 +101,4 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_rank(main)

@@ -1,4 +1,4 @@
-"""Adapter into base model."""
+"""Adapter into base model, one decoder layer at a time."""
 
 import shutil
 from pathlib import Path
@@ -11,10 +11,12 @@ from headrace.trainer.quiet import quiet_libraries
 def merge(model: Path, adapter: Path, output: Path) -> None:
     """Write a Hugging Face model directory with the adapter's change added to the weights.
 
-    The sum is formed in float32 and stored in the base model's type.
+    The sum is formed in float32 and stored in the base model's type. No more than one layer, and
+    what one file of the result holds, is in memory at once.
 
     Raises:
         ConfigError: a directory is missing, or the output exists.
+        DataError: the adapter does not belong to the model.
     """
     if not (adapter / "adapter_config.json").is_file():
         raise ConfigError(
@@ -26,19 +28,10 @@ def merge(model: Path, adapter: Path, output: Path) -> None:
         raise ConfigError(f"{output}: exists already; remove it or choose another --output")
 
     quiet_libraries()
-
-    import torch
-    from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    stored = (
-        getattr(AutoConfig.from_pretrained(model, local_files_only=True), "dtype", None)
-        or torch.float32
-    )
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    merged.to(stored).save_pretrained(temporary)
-    AutoTokenizer.from_pretrained(model, local_files_only=True).save_pretrained(temporary)
+    temporary.mkdir(parents=True)
+    from headrace.trainer.merged_model import write_merged
+
+    write_merged(model, adapter, temporary)
     rename_durably(temporary, output)

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,12 +16,14 @@ logger = logging.getLogger(__name__)
 
 TRAIN_CURVES = (
     "loss",
+    "router_loss",
     "lr",
     "gradient_norm",
     "tokens_per_second",
     "seconds",
     "memory_gib",
     "trained_share",
+    "fill",
     "epoch",
 )
 
@@ -43,6 +45,7 @@ class StepMetrics:
     epoch: float
     loss: float
     source_losses: dict[str, float]
+    router_loss: float | None  # mixtures of experts: mean over layers, before its coefficient
     lr: float
     gradient_norm: float
     tokens: int
@@ -53,6 +56,10 @@ class StepMetrics:
     memory_gib: float
     first_row: int
     rows_sha256: str
+    fill: float
+    source_tokens: dict[str, int]
+    overlong_rows: int
+    overlong_tokens: int
 
 
 @dataclass(frozen=True)
@@ -114,8 +121,10 @@ class MetricsLog:
         self._board("train", curves, metrics.step)
         self._board("train/source_loss", metrics.source_losses, metrics.step)
 
-    def _board(self, prefix: str, values: dict[str, float], step: int) -> None:
+    def _board(self, prefix: str, values: Mapping[str, float | None], step: int) -> None:
         for name, value in values.items():
+            if value is None:
+                continue
             self.board.add_scalar(f"{prefix}/{name}", value, step)
 
     def sync(self) -> None:
@@ -139,11 +148,14 @@ def is_kept(line: str, step: int) -> bool:
 
 def console_line(metrics: StepMetrics, total_steps: int, seconds_left: float) -> str:
     """One readable line for one step."""
+    router = "" if metrics.router_loss is None else f"  router {metrics.router_loss:.4f}"
     return (
         f"step {metrics.step:>{len(str(total_steps))}}/{total_steps}"
         f"  {metrics.step / total_steps:4.0%}"
         f"  epoch {metrics.epoch:.2f}"
         f"  loss {metrics.loss:.4f}"
+        f"  fill {metrics.fill:4.0%}"
+        f"{router}"
         f"  lr {metrics.lr:.2e}"
         f"  grad {metrics.gradient_norm:.3f}"
         f"  {metrics.tokens_per_second:,.0f} tok/s"

@@ -80,6 +80,14 @@ class Schedule:
         dataset = int(self._pattern[place])
         return dataset, period * self.parts[dataset] + int(self._rows[place])
 
+    def rows_before(self, index: int) -> list[int]:
+        """Rows that each dataset has given before a global index."""
+        periods, place = divmod(index, self.period)
+        return [
+            periods * part + int(np.searchsorted(places, place))
+            for part, places in zip(self.parts, self._places, strict=True)
+        ]
+
     def index_of(self, dataset: int, row: int) -> int:
         """The global index of a dataset's row: `locate` the other way round."""
         period, number = divmod(row, self.parts[dataset])
@@ -87,13 +95,20 @@ class Schedule:
 
 
 class MixedOrder:
-    """An endless sequence of rows: each dataset's own order, mixed by a schedule."""
+    """An endless sequence of rows: each dataset's own order, mixed by a schedule.
 
-    def __init__(self, schedule: Schedule, orders: Sequence[RowOrder]) -> None:
+    Args:
+        seen: rows of each own order that are left out at its start. Default: none.
+    """
+
+    def __init__(
+        self, schedule: Schedule, orders: Sequence[RowOrder], seen: Sequence[int] | None = None
+    ) -> None:
         self.schedule = schedule
         self.orders = orders
+        self.seen = seen or [0] * len(orders)
 
     def __getitem__(self, index: int) -> RowAddress:
         """The row at a global index."""
         dataset, row = self.schedule.locate(index)
-        return self.orders[dataset][row]
+        return self.orders[dataset][self.seen[dataset] + row]

@@ -1,43 +1,61 @@
-"""Cuts a model's layers into pipeline stages of about equal cost."""
+"""Cuts a model's layers into pipeline stages: the dearest stage is as cheap as it can be."""
 
-from itertools import pairwise
-from typing import Any
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
-
-def layer_cost(model_config: Any) -> float:
-    """Weights that one decoder layer multiplies a token with."""
-    hidden = model_config.hidden_size
-    head_size = (
-        getattr(model_config, "head_dim", None) or hidden // model_config.num_attention_heads
-    )
-    attention = (
-        2
-        * hidden
-        * head_size
-        * (model_config.num_attention_heads + model_config.num_key_value_heads)
-    )
-    return float(attention + 3 * hidden * model_config.intermediate_size)
+from headrace.schemas.errors import ConfigError
 
 
-def cut(model_config: Any, stages: int) -> list[range]:
-    """The decoder layers of each stage: the slowest stage is as fast as it can be.
+def cut(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0.0) -> list[range]:
+    """The decoder layers of each stage; each has at least one.
 
-    The head counts with its size (that of an 8B Llama costs 2.2 layers); the embedding is a look-up
-    and costs nothing. Each stage has a layer, so there may not be more stages than layers.
+    Of all cuts whose dearest stage is cheapest, the one with the least sum of squares, and among
+    these the one whose first stages have more layers.
+
+    Args:
+        costs: of each layer.
+        first: cost of the embedding, in the first stage.
+        last: cost of the head, in the last.
     """
-    layers = model_config.num_hidden_layers
+    layers = len(costs)
     assert 1 <= stages <= layers
-    head = model_config.vocab_size * model_config.hidden_size / layer_cost(model_config)
-    if stages == 1:
-        return [range(layers)]
-    last = min(range(1, layers - stages + 2), key=lambda n: _slowest(layers, stages, n, head))
-    rest = layers - last
-    sizes = [rest // (stages - 1) + (i < rest % (stages - 1)) for i in range(stages - 1)] + [last]
-    bounds = [sum(sizes[:index]) for index in range(stages + 1)]
+    sums = [0.0, *accumulate(costs)]
+
+    def cost(stage: int, start: int, stop: int) -> float:
+        extra = first * (stage == 0) + last * (stage == stages - 1)
+        return round(sums[stop] - sums[start] + extra, 6)
+
+    # best[stop]: (dearest stage, sum of squares, layers before each stage) of the stages so far
+    best: dict[int, tuple[float, float, tuple[int, ...]]] = {
+        stop: (cost(0, 0, stop), cost(0, 0, stop) ** 2, (0,)) for stop in range(1, layers + 1)
+    }
+    for stage in range(1, stages):
+        following: dict[int, tuple[float, float, tuple[int, ...]]] = {}
+        for stop in range(stage + 1, layers + 1):
+            choices = []
+            for start in range(stage, stop):
+                dearest, squares, bounds = best[start]
+                mine = cost(stage, start, stop)
+                choices.append((max(dearest, mine), squares + mine**2, -start, (*bounds, start)))
+            dearest, squares, _, bounds = min(choices)
+            following[stop] = (dearest, squares, bounds)
+        best = following
+    bounds = (*best[layers][2], layers)
     return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
-def _slowest(layers: int, stages: int, last: int, head: float) -> tuple[float, int]:
-    """Cost of the slowest stage if the last has `last` layers; ties go to the fuller last stage."""
-    others = -(-(layers - last) // (stages - 1))
-    return max(others, last + head), -last
+def cut_as_listed(sizes: Sequence[int], stages: int, layers: int) -> list[range]:
+    """The cut that a config spells out.
+
+    Raises:
+        ConfigError: it does not fit the model or the stages.
+    """
+    if len(sizes) != stages:
+        raise ConfigError(
+            f"partition = {list(sizes)} has {len(sizes)} entries, but pipeline_stages = {stages}"
+        )
+    if sum(sizes) != layers:
+        raise ConfigError(
+            f"partition = {list(sizes)} adds up to {sum(sizes)}, but the model has {layers} layers"
+        )
+    return [range(start, stop) for start, stop in pairwise([0, *accumulate(sizes)])]

@@ -1,21 +1,27 @@
 """What can be known wrong before a process group or a GPU is touched. Imports no torch."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.schemas.errors import CheckpointError, ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
-from headrace.schemas.manifest import Manifest, read_manifest
+from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import EVALUATION
-from headrace.schemas.train_config import TrainConfig
+from headrace.schemas.train_config import LoaderConfig, TrainConfig
 from headrace.trainer.data_plan import DataPlan, plan_data
-from headrace.trainer.families import require_family
+from headrace.trainer.families import check_family, text_settings
+from headrace.trainer.model_directory import model_directory
+from headrace.trainer.row_group_source import patience_of
+from headrace.trainer.storage import open_storage
+from headrace.trainer.weight_index import weights_fingerprint
 
 # settings that a resumed run may change; the rows of each step stay the same with all of them
 FREE_ON_RESUME = {
     "output_dir",
     "pipeline_stages",
+    "partition",
     "micro_batch_size",
     "gradient_accumulation_steps",
     "activation_checkpointing",
@@ -28,7 +34,19 @@ FREE_ON_RESUME = {
     "anomalies",
     "profile",
 }
+LOADER_SETTINGS_KEPT = {
+    "shuffle",
+    "shuffle_window",
+    "pack",
+    "tokens_per_row",
+    "look_ahead",
+    "overlong",
+}
+LOADER_SETTINGS_FREE = LoaderConfig.model_fields.keys() - LOADER_SETTINGS_KEPT
+NOT_COMPARED = {"config", "global batch (rows)"}
+DATA_SETTINGS = ("datasets.", "mixing", "epochs", "max_steps", "fingerprint of the data")
 RUN_CONFIG_NAME = "train.json"
+WEIGHTS_KEY = "fingerprint of the model's weights"
 
 
 @dataclass(frozen=True)
@@ -37,14 +55,13 @@ class Inputs:
 
     train: list[Manifest]
     evaluation: list[Manifest]
-    sequence_len: int
+    place_tokens: int  # tokens of each place in a micro-batch: of a row, or of several if packed
     plan: DataPlan
     rows_per_epoch: int
     replicas: int
     global_batch_rows: int
-    stop_row: int
-    total_steps: int
     data_fingerprint: str
+    weights_fingerprint: str
 
 
 def check(config: TrainConfig, processes: int) -> Inputs:
@@ -58,19 +75,17 @@ def check(config: TrainConfig, processes: int) -> Inputs:
             f"pipeline_stages = {config.pipeline_stages} does not divide the {processes} "
             f"processes; launch a multiple of {config.pipeline_stages}"
         )
-    model = read_model_config(Path(config.model))
-    check_model(config, model)
-    train = [read_manifest(Path(dataset.path)) for dataset in config.datasets]
-    evaluation = [read_manifest(Path(dataset.path)) for dataset in config.evaluation_datasets]
+    directory = model_directory(config.model)
+    model = read_model_config(directory)
+    check_family(config.model, model)
+    text = text_settings(model)
+    check_model(config, text)
+    train = [manifest_of(dataset.path, config) for dataset in config.datasets]
+    evaluation = [manifest_of(dataset.path, config) for dataset in config.evaluation_datasets]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
-        check_shards(path, manifest, config.model, model)
-    lengths = {manifest.sequence_len for manifest in train + evaluation}
-    if len(lengths) > 1:
-        raise DataError(
-            f"datasets differ in sequence_len ({', '.join(map(str, sorted(lengths)))}); "
-            "prepare them with the same one"
-        )
+        check_shards(path, manifest, directory, text, config.weights == "random")
+    place_tokens = find_place_tokens(config, train + evaluation)
     plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
         if not any(shard.rows for shard in manifest.split(EVALUATION)):
@@ -80,28 +95,49 @@ def check(config: TrainConfig, processes: int) -> Inputs:
             )
     replicas = processes // config.pipeline_stages
     batch = config.micro_batch_size * config.gradient_accumulation_steps * replicas
-    stop_row = batch * config.max_steps if config.max_steps else plan.rows_in(config.epochs or 1)
     return Inputs(
         train=train,
         evaluation=evaluation,
-        sequence_len=lengths.pop(),
+        place_tokens=place_tokens,
         plan=plan,
         rows_per_epoch=plan.rows_in(1),
         replicas=replicas,
         global_batch_rows=batch,
-        stop_row=stop_row,
-        total_steps=-(-stop_row // batch),
+        weights_fingerprint=(
+            "random" if config.weights == "random" else weights_fingerprint(directory)
+        ),
         data_fingerprint=fingerprint([manifest.model_dump(mode="json") for manifest in train]),
     )
+
+
+def find_place_tokens(config: TrainConfig, manifests: list[Manifest]) -> int:
+    """Tokens of a place. Unpacked rows have a place each, so all datasets must agree on it."""
+    lengths = {manifest.sequence_len for manifest in manifests}
+    longest = max(lengths)
+    if config.loader.pack == "none":
+        if len(lengths) > 1:
+            raise DataError(
+                f"datasets differ in sequence_len ({', '.join(map(str, sorted(lengths)))}); "
+                'prepare them with the same one, or pack rows: loader.pack = "best_fit"'
+            )
+        return longest
+    tokens = config.loader.tokens_per_row or longest
+    if longest > tokens and config.loader.overlong == "error":
+        raise ConfigError(
+            f"loader.tokens_per_row = {tokens}, but rows may have up to {longest} tokens; "
+            'raise it, or set loader.overlong to "truncate" or "drop"'
+        )
+    return tokens
+
+
+def manifest_of(path: str, config: TrainConfig) -> Manifest:
+    """The manifest of a local or remote shard directory."""
+    return open_storage(path, patience_of(config.loader)).manifest()
 
 
 def read_model_config(model: Path) -> dict[str, object]:
     """config.json of a model directory."""
     path = model / "config.json"
-    if not model.is_dir():
-        raise ConfigError(
-            f"{model}: no such directory; set `model` to a Hugging Face model directory"
-        )
     if not path.is_file():
         raise ConfigError(f"{path}: not found; `model` must be a Hugging Face model directory")
     try:
@@ -111,9 +147,8 @@ def read_model_config(model: Path) -> dict[str, object]:
     return values
 
 
-def check_model(config: TrainConfig, model: dict[str, object]) -> None:
-    """The family must be supported, and have a layer for each stage."""
-    require_family(str(model.get("model_type")), config.model)
+def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
+    """There must be a layer for each stage."""
     layers = model.get("num_hidden_layers")
     if isinstance(layers, int) and config.pipeline_stages > layers:
         raise ConfigError(
@@ -123,19 +158,23 @@ def check_model(config: TrainConfig, model: dict[str, object]) -> None:
 
 
 def check_shards(
-    path: str, manifest: Manifest, model: str, model_config: dict[str, object]
+    path: str, manifest: Manifest, model: Path, model_config: Mapping[str, object], random: bool
 ) -> None:
-    """Shards must come from the model's tokenizer and fit its positions and vocabulary."""
+    """Shards must come from the model's tokenizer and fit its positions and vocabulary.
+
+    Args:
+        random: the weights are made up, so that a tokenizer may be missing.
+    """
     if manifest.kind != "causal":
         raise DataError(
             f'{path}: kind "{manifest.kind}" cannot be trained on yet; use causal shards'
         )
-    tokenizer = Path(model) / "tokenizer.json"
-    if not tokenizer.is_file():
+    tokenizer = model / "tokenizer.json"
+    if not tokenizer.is_file() and not random:
         raise ConfigError(
             f"{tokenizer}: not found; the model directory must hold the tokenizer of the shards"
         )
-    if file_sha256(tokenizer) != manifest.tokenizer.fingerprint:
+    if tokenizer.is_file() and file_sha256(tokenizer) != manifest.tokenizer.fingerprint:
         raise DataError(
             f"{path}: made with another tokenizer than {tokenizer}; "
             "prepare the shards with this model's"
@@ -154,8 +193,13 @@ def check_shards(
         )
 
 
-def check_run_directory(config: TrainConfig, inputs: Inputs, resume: bool) -> None:
+def check_run_directory(
+    config: TrainConfig, inputs: Inputs, resume: bool, data_may_change: bool = False
+) -> None:
     """A new run starts in a fresh directory; a resumed one computes what it computed before.
+
+    Args:
+        data_may_change: go on with other datasets, weights or length of the run.
 
     Raises:
         ConfigError, CheckpointError: naming the setting that differs.
@@ -173,20 +217,23 @@ def check_run_directory(config: TrainConfig, inputs: Inputs, resume: bool) -> No
             f"{path}: not found, so there is no run to resume; leave --resume out to start one"
         )
     saved = json.loads(path.read_text(encoding="utf-8"))
-    saved = flatten({key: value for key, value in saved.items() if key != "config"})
+    saved = flatten({key: value for key, value in saved.items() if key not in NOT_COMPARED})
     now = resume_record(config, inputs)
     defaults = now.keys() - resume_record(config, inputs, exclude_defaults=True).keys()
     free = free_with_schedule(config)
     for key in now | saved:
-        if key not in saved and key in defaults:
+        if key not in saved and (key in defaults or key == WEIGHTS_KEY):
             continue  # a setting that came with a later release
         if key in free:
             continue
-        if saved.get(key) != now.get(key):
-            raise CheckpointError(
-                f"{path}: {key} was {saved.get(key)!r} and is {now.get(key)!r}; "
-                "resume with the old value, or start a new run in another output_dir"
-            )
+        of_data = key.startswith(DATA_SETTINGS)
+        if saved.get(key) == now.get(key) or (of_data and data_may_change):
+            continue
+        otherwise = "add --data-changed=continue to go on with other data, " if of_data else ""
+        raise CheckpointError(
+            f"{path}: {key} was {saved.get(key)!r} and is {now.get(key)!r}; "
+            f"resume with the old value, {otherwise}or start a new run in another output_dir"
+        )
 
 
 def free_with_schedule(config: TrainConfig) -> set[str]:
@@ -203,10 +250,11 @@ def resume_record(
         mode="json", exclude=FREE_ON_RESUME, exclude_defaults=exclude_defaults
     )
     record = flatten(values)
-    record.pop("loader.prefetch_batches", None)
+    for name in LOADER_SETTINGS_FREE:
+        record.pop(f"loader.{name}", None)
     return record | {
-        "global batch (rows)": inputs.global_batch_rows,
         "fingerprint of the data": inputs.data_fingerprint,
+        WEIGHTS_KEY: inputs.weights_fingerprint,
     }
 
 

@@ -1,6 +1,6 @@
 """Which row comes when: a pure function of (row groups, seed, global row index)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,8 +13,7 @@ from headrace.schemas.fingerprint import derive_seed
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-@dataclass(frozen=True)
-class RowGroup:
+class RowGroup(NamedTuple):
     """One Parquet row group: indices of its dataset, of its shard there, of itself in the file."""
 
     dataset: int
@@ -23,12 +22,41 @@ class RowGroup:
     rows: int
 
 
-@dataclass(frozen=True)
-class RowAddress:
+class RowAddress(NamedTuple):
     """One row: its row group and its place in it."""
 
     row_group: RowGroup
     row: int
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Many row groups, as columns: 16 bytes each."""
+
+    columns: NDArray[np.int32]  # [fields of RowGroup, row groups]
+
+    @classmethod
+    def of(cls, groups: Iterable[RowGroup]) -> "RowGroups":
+        fields = len(RowGroup._fields)
+        flat = np.fromiter((field for group in groups for field in group), dtype=np.int32)
+        return cls(flat.reshape(-1, fields).T.copy())
+
+    def __len__(self) -> int:
+        return self.columns.shape[1]
+
+    def __getitem__(self, index: int) -> RowGroup:
+        return RowGroup(*self.columns[:, index].tolist())
+
+    def pick(self, chosen: NDArray[np.bool_]) -> "RowGroups":
+        return RowGroups(self.columns[:, chosen])
+
+    @property
+    def dataset(self) -> NDArray[np.int32]:
+        return self.columns[0]
+
+    @property
+    def rows(self) -> NDArray[np.int32]:
+        return self.columns[3]
 
 
 class Pieces(NamedTuple):
@@ -40,6 +68,16 @@ class Pieces(NamedTuple):
 
     def pick(self, chosen: NDArray[np.int64] | slice) -> "Pieces":
         return Pieces(self.group[chosen], self.first[chosen], self.rows[chosen])
+
+
+class Window(NamedTuple):
+    """Consecutive rows of the order, from global index `first` up to `stop`."""
+
+    first: int
+    stop: int
+    row_groups: list[RowGroup]
+    which: NDArray[np.int64]  # of `row_groups`, for each row
+    row: NDArray[np.int64]  # and its place in there
 
 
 def keyed_permutation(size: int, seed: int) -> NDArray[np.int64]:
@@ -83,32 +121,33 @@ class RowOrder:
 
     def __init__(
         self,
-        row_groups: Sequence[RowGroup],
+        row_groups: RowGroups,
         seed: int,
         window: int,
         shuffle: bool = True,
         dataset_rows: Sequence[int] | None = None,
     ) -> None:
-        self.row_groups = [group for group in row_groups if group.rows]
+        self.row_groups = row_groups.pick(row_groups.rows > 0)
         self.seed = seed
         self.window = window
         self.shuffle = shuffle
         self.dataset_rows = dataset_rows
-        self._sizes = np.array([group.rows for group in self.row_groups], dtype=np.int64)
+        self._sizes = self.row_groups.rows.astype(np.int64)
         self.rows_per_epoch = sum(dataset_rows) if dataset_rows else int(self._sizes.sum())
         self._epoch = lru_cache(maxsize=2)(self._plan_epoch)
         self._window = lru_cache(maxsize=2)(self._plan_window)
+        self._recent = Window(0, 0, [], np.empty(0, np.int64), np.empty(0, np.int64))
 
     def __getitem__(self, index: int) -> RowAddress:
         """The row at a global index, counted over all epochs."""
-        epoch, offset = divmod(index, self.rows_per_epoch)
-        _, starts = self._epoch(epoch)
-        number = int(np.searchsorted(starts, offset, side="right")) - 1
-        pieces, first_rows, permutation = self._window(epoch, number)
-        place = int(permutation[offset - int(starts[number])])
-        which = int(np.searchsorted(first_rows, place, side="right")) - 1
-        row = int(pieces.first[which]) + place - int(first_rows[which])
-        return RowAddress(self.row_groups[pieces.group[which]], row)
+        window = self._recent
+        if not window.first <= index < window.stop:
+            epoch, offset = divmod(index, self.rows_per_epoch)
+            _, starts = self._epoch(epoch)
+            number = int(np.searchsorted(starts, offset, side="right")) - 1
+            window = self._recent = self._window(epoch, number)
+        place = index - window.first
+        return RowAddress(window.row_groups[window.which[place]], int(window.row[place]))
 
     def rows(self, first: int, stop: int) -> Iterator[RowAddress]:
         """The rows of a range of global indices, in order."""
@@ -127,7 +166,7 @@ class RowOrder:
         """What an epoch takes of each row group, before the shuffle."""
         if self.dataset_rows is None:
             return Pieces(np.arange(len(self._sizes)), np.zeros_like(self._sizes), self._sizes)
-        datasets = np.array([group.dataset for group in self.row_groups])
+        datasets = self.row_groups.dataset
         parts = []
         for dataset, rows in enumerate(self.dataset_rows):
             own = np.flatnonzero(datasets == dataset)
@@ -136,15 +175,17 @@ class RowOrder:
                 parts.append(part._replace(group=own[part.group]))
         return Pieces(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
-    def _plan_window(
-        self, epoch: int, number: int
-    ) -> tuple[Pieces, NDArray[np.int64], NDArray[np.int64]]:
-        """A window's pieces, where each begins in it, and the permutation of its rows."""
-        pieces, _ = self._epoch(epoch)
+    def _plan_window(self, epoch: int, number: int) -> Window:
+        """The rows of one window in their order."""
+        pieces, starts = self._epoch(epoch)
         pieces = pieces.pick(slice(number * self.window, (number + 1) * self.window))
-        first_rows = np.cumsum(pieces.rows) - pieces.rows
         size = int(pieces.rows.sum())
         permutation = np.arange(size)
         if self.shuffle:
             permutation = keyed_permutation(size, derive_seed(self.seed, "rows", epoch, number))
-        return pieces, first_rows, permutation
+        which = np.repeat(np.arange(len(pieces.rows)), pieces.rows)[permutation]
+        first_rows = np.cumsum(pieces.rows) - pieces.rows
+        row = permutation + (pieces.first - first_rows)[which]
+        first = epoch * self.rows_per_epoch + int(starts[number])
+        row_groups = [self.row_groups[group] for group in pieces.group.tolist()]
+        return Window(first, first + size, row_groups, which, row)

@@ -17,7 +17,7 @@ from headrace.schemas.publish import fsync_path
 from headrace.schemas.run_state import RunState
 from headrace.trainer.checkpoint import CheckpointFolder, collect_tensors
 from headrace.trainer.distributed import Layout, gather_objects
-from headrace.trainer.model_builder import TrainedParameter
+from headrace.trainer.materializer import TrainedParameter
 
 logger = logging.getLogger(__name__)
 

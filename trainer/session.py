@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,14 +11,18 @@ from headrace.schemas.run_state import RunState
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.acceleration import uses_kernels
 from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
+from headrace.trainer.course import Course, describe_change, open_course, take_up
 from headrace.trainer.data_builder import build_evaluation_sets, build_train_loader
-from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
 from headrace.trainer.engine import StageEngine
 from headrace.trainer.evaluation import EvaluationSet
 from headrace.trainer.feed import Feed
+from headrace.trainer.horizon import find_horizon
 from headrace.trainer.metrics import MetricsLog
 from headrace.trainer.model_builder import BuiltStage, build_stage
+from headrace.trainer.model_directory import model_directory
 from headrace.trainer.optimizer import build_optimizer
+from headrace.trainer.position import Position
 from headrace.trainer.preflight import Inputs
 
 logger = logging.getLogger(__name__)
@@ -46,6 +51,8 @@ class Session:
     evaluation_sets: list[EvaluationSet]
     folder: CheckpointFolder
     log: MetricsLog | None  # first rank only
+    course: Course
+    total_steps: int
     state: RunState
     is_new: bool  # no checkpoint was taken up
 
@@ -69,19 +76,36 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     found = newest(folder, check_files=layout.rank == 0) if resume else None
     if found is not None:
         path, saved = found
-        state = state.model_copy(update=saved.model_dump(exclude=LAYOUT))
+        state = saved.model_copy(update={name: getattr(state, name) for name in LAYOUT})
         load_tensors(path, built.trained, optimizer)
-        logger.info("resuming from %s: step %d of %d", path, state.step, inputs.total_steps)
+        if saved.global_batch_rows != inputs.global_batch_rows:
+            logger.warning(
+                "global batches of %d rows up to row %d, and of %d from there on",
+                saved.global_batch_rows,
+                saved.next_row,
+                inputs.global_batch_rows,
+            )
+        logger.info("resuming from %s, after step %d", path, state.step)
     elif resume:
         logger.info("no checkpoint was written yet; starting from the first step")
     if layout.rank == 0:
         folder.remove_leftovers()
-    loader = build_train_loader(config, inputs, layout)
+    position = Position(state.next_row, tuple(state.waiting))
+    data = take_up(state.data, config, inputs, state.next_row)
+    if state.data and data != state.data:
+        logger.warning("%s", describe_change(data[-1]))
+    state = state.model_copy(update={"data": data})
+    course = open_course(config, inputs, state.data, min([position.next_row, *position.waiting]))
+    horizon = from_first_rank(
+        partial(find_horizon, config, inputs, course, state.step, position), layout
+    )
+    loader = build_train_loader(config, inputs, layout, course, horizon.stop_row)
     if loader is not None:
-        loader.load_state_dict({"next_row": state.next_row})
-    describe(built, inputs, layout)
+        loader.seek(position)
+        loader.reader.quarantine.restore(state.quarantined)
+    describe(built, inputs, layout, horizon.total_steps)
     return Session(
-        model=Path(config.model),
+        model=model_directory(config.model),
         run_directory=run_directory,
         built=built,
         engine=StageEngine(built.stage, config, layout),
@@ -90,6 +114,8 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
         folder=folder,
         log=MetricsLog(run_directory, state.step if found else -1) if layout.rank == 0 else None,
+        course=course,
+        total_steps=horizon.total_steps,
         state=state,
         is_new=found is None,
     )
@@ -112,7 +138,7 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState
     )
 
 
-def describe(built: BuiltStage, inputs: Inputs, layout: Layout) -> None:
+def describe(built: BuiltStage, inputs: Inputs, layout: Layout, total_steps: int) -> None:
     """Say once what is about to run."""
     counts = (
         len(built.layers),
@@ -132,8 +158,8 @@ def describe(built: BuiltStage, inputs: Inputs, layout: Layout) -> None:
     )
     logger.info(
         "%d steps of %d rows of %d tokens; %s rows an epoch",
-        inputs.total_steps,
+        total_steps,
         inputs.global_batch_rows,
-        inputs.sequence_len,
+        inputs.place_tokens,
         f"{inputs.rows_per_epoch:,}",
     )

@@ -2,41 +2,24 @@
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-
-from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import Manifest
-from headrace.trainer.row_order import RowAddress, RowGroup
+from headrace.schemas.train_config import LoaderConfig
+from headrace.trainer.decoded_rows import Decoded
+from headrace.trainer.quarantine import Quarantine
+from headrace.trainer.row_group_source import RowGroupSource
+from headrace.trainer.row_order import RowAddress, RowGroup, RowGroups
 
-READ_COLUMNS = ["input_ids", "loss_mask", "document_lengths", "source", "row_key"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training row.
-
-    `input_ids` [tokens] int32; `loss_mask` [tokens] bool; `document_lengths` sum to tokens;
-    `source` is the dataset's name; `row_key` its stable identity.
-    """
-
-    input_ids: NDArray[np.int32]
-    loss_mask: NDArray[np.bool_]
-    document_lengths: NDArray[np.int32]
-    source: str
-    row_key: int
+T = TypeVar("T")
 
 
-class ShardReader:
+class ShardReader(Generic[T]):
     """Random access to the rows of one split of several shard directories.
 
     Args:
+        decode: a table of its columns to what is kept of a row group.
         held_row_groups: decoded row groups kept in memory, least recently used dropped first.
         apart: that many for each dataset. A shared limit would drop those of a dataset that is
             seldom read whenever another one moves on.
@@ -44,75 +27,57 @@ class ShardReader:
 
     def __init__(
         self,
-        directories: Sequence[Path],
+        decode: type[Decoded[T]],
+        directories: Sequence[Path | str],
         manifests: Sequence[Manifest],
         split: str,
         held_row_groups: int,
         apart: bool = False,
+        config: LoaderConfig | None = None,
     ) -> None:
-        self.paths = [
-            [directory / shard.file for shard in manifest.split(split)]
-            for directory, manifest in zip(directories, manifests, strict=True)
-        ]
+        self.decode = decode
+        self.row_groups_read = 0
+        self.bytes_read = 0  # as the manifest gives them
+        config = config or LoaderConfig()
+        self.source = RowGroupSource(directories, manifests, split, config, decode.COLUMNS)
+        self.quarantine = Quarantine(self.source, allowed=config.on_corrupt == "quarantine")
         self.held_row_groups = held_row_groups
         self.apart = apart
-        self._held: defaultdict[int, OrderedDict[RowGroup, pa.Table]] = defaultdict(OrderedDict)
+        self._held: defaultdict[int, OrderedDict[RowGroup, Decoded[T]]] = defaultdict(OrderedDict)
 
-    def row(self, address: RowAddress) -> Row:
-        """Decode one row."""
-        table = self._row_group(address.row_group)
-        index = address.row
-        ids = _list_values(table, "input_ids", index)
-        mask = _list_values(table, "loss_mask", index)
-        return Row(
-            input_ids=ids,
-            loss_mask=np.ones(len(ids), dtype=np.bool_) if mask is None else mask,
-            document_lengths=_list_values(table, "document_lengths", index),
-            source=table.column("source")[index].as_py(),
-            row_key=table.column("row_key")[index].as_py(),
-        )
+    def row(self, address: RowAddress) -> T:
+        """One row."""
+        rows, number = self.locate(address)
+        return rows.row(number)
 
-    def _row_group(self, row_group: RowGroup) -> pa.Table:
+    def locate(self, address: RowAddress) -> tuple[Decoded[T], int]:
+        """The row's decoded row group, and its place in there."""
+        return self._row_group(address.row_group), address.row
+
+    def _row_group(self, row_group: RowGroup) -> Decoded[T]:
         held = self._held[row_group.dataset if self.apart else 0]
         if row_group in held:
             held.move_to_end(row_group)
             return held[row_group]
-        table = self._read(row_group)
+        rows = self._read(row_group)
         while len(held) >= self.held_row_groups:
             held.popitem(last=False)
-        held[row_group] = table
-        return table
+        held[row_group] = rows
+        return rows
 
-    def _read(self, row_group: RowGroup) -> pa.Table:
-        path = self.paths[row_group.dataset][row_group.shard]
-        try:
-            with path.open("rb") as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                table = parquet.read_row_group(row_group.group, columns=READ_COLUMNS)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{path}: row group {row_group.group} cannot be read ({error}); "
-                f"run `headrace verify {path.parent}`"
-            ) from None
-        if table.num_rows != row_group.rows:
-            raise DataError(
-                f"{path}: row group {row_group.group} has {table.num_rows} rows, the manifest says "
-                f"{row_group.rows}; run `headrace verify {path.parent}`"
-            )
-        return table.combine_chunks()
+    def _read(self, row_group: RowGroup) -> Decoded[T]:
+        table = self.quarantine.read(row_group)
+        record = self.source.files[row_group.dataset][row_group.shard].record
+        self.row_groups_read += 1
+        self.bytes_read += record.row_groups[row_group.group].bytes
+        return self.decode(table)
 
 
-def list_row_groups(manifests: Sequence[Manifest], split: str) -> list[RowGroup]:
+def list_row_groups(manifests: Sequence[Manifest], split: str) -> RowGroups:
     """Every row group of a split, in file order, from the manifests alone."""
-    return [
+    return RowGroups.of(
         RowGroup(dataset, shard_index, group_index, group.rows)
         for dataset, manifest in enumerate(manifests)
         for shard_index, shard in enumerate(manifest.split(split))
         for group_index, group in enumerate(shard.row_groups)
-    ]
-
-
-def _list_values(table: pa.Table, column: str, index: int) -> Any:
-    """The values of one list cell as a numpy array, or None for null."""
-    values = table.column(column)[index].values
-    return None if values is None else values.to_numpy(zero_copy_only=False)
+    )

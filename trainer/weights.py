@@ -1,52 +1,46 @@
-"""Reads a Hugging Face model directory's weights tensor by tensor, only what is asked for."""
+"""Reads tensors from a Hugging Face model directory: only what is asked for, each byte once."""
 
-import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from headrace.schemas.errors import DataError
+from headrace.trainer.weight_index import StoredTensor, stored_tensors
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
+WORKERS = 4
+AHEAD_BYTES = 256 << 20  # read ahead of the tensor in use
+READ_BYTES = 64 << 20  # in one system call
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class WeightFiles:
-    """Tensors by name from `model.safetensors`, or from the shards that its index lists.
+    """Tensors by the names that they have in the files. Use as a context manager.
 
-    Use as a context manager; a file is opened when its first tensor is read.
+    Ranges are read into memory of their own, not mapped, so that a process holds what it asked for
+    and no page of its neighbours' weights.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._open: dict[str, Any] = {}
-        self._file_of = self._index()
-
-    def _index(self) -> dict[str, str]:
-        index = self.directory / INDEX_NAME
-        if index.is_file():
-            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return weight_map
-        if (self.directory / SINGLE_NAME).is_file():
-            return dict.fromkeys(self._file(SINGLE_NAME).keys(), SINGLE_NAME)
-        raise DataError(
-            f"{self.directory}: no {SINGLE_NAME} and no {INDEX_NAME}; is this a model directory?"
-        )
-
-    def _file(self, name: str) -> Any:
-        if name not in self._open:
-            path = self.directory / name
-            try:
-                self._open[name] = safe_open(path, framework="pt", device="cpu")
-            except (OSError, SafetensorError) as error:
-                raise DataError(
-                    f"{path}: cannot be read ({error}); fetch the model again"
-                ) from None
-        return self._open[name]
+        self.tensors = stored_tensors(directory)
+        self._descriptors: dict[Path, int] = {}
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="weights")
 
     def __enter__(self) -> "WeightFiles":
         return self
@@ -57,26 +51,61 @@ class WeightFiles:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open.clear()
+        self._pool.shutdown(cancel_futures=True)
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return name in self.tensors
 
-    def read(self, name: str, shape: torch.Size) -> Tensor:
-        """One tensor, in the type it is stored in.
+    def read_groups(self, groups: Sequence[Sequence[str]]) -> Iterator[list[Tensor]]:
+        """Groups of tensors in order, in the types they are stored in, read ahead by several
+        workers.
 
         Raises:
-            DataError: the checkpoint lacks it, or has it in another shape than config.json says.
+            DataError: a file that ends early, or a type that torch lacks.
         """
-        if name not in self._file_of:
+        waiting: list[tuple[list[Future[Tensor]], int]] = []
+        ahead = 0
+        rest = iter(groups)
+        following = next(rest, None)
+        while waiting or following is not None:
+            while following is not None and (not waiting or ahead < AHEAD_BYTES):
+                stored = [self.tensors[name] for name in following]
+                jobs = [self._pool.submit(self._reader(tensor)) for tensor in stored]
+                size = sum(tensor.nbytes for tensor in stored)
+                waiting.append((jobs, size))
+                ahead += size
+                following = next(rest, None)
+            jobs, size = waiting.pop(0)
+            ahead -= size
+            yield [job.result() for job in jobs]
+            del jobs
+
+    def _reader(self, stored: StoredTensor) -> Callable[[], Tensor]:
+        if stored.dtype not in DTYPES:
             raise DataError(
-                f"{self.directory}: the checkpoint has no tensor {name}, "
-                "which config.json calls for"
+                f"{stored.path}: tensors of type {stored.dtype}; use a checkpoint in BF16 or F32"
             )
-        tensor: Tensor = self._file(self._file_of[name]).get_tensor(name)
-        if tensor.shape != shape:
-            raise DataError(
-                f"{self.directory / self._file_of[name]}: {name} has shape {list(tensor.shape)}, "
-                f"config.json says {list(shape)}"
-            )
-        return tensor
+        if stored.path not in self._descriptors:
+            self._descriptors[stored.path] = os.open(stored.path, os.O_RDONLY)
+        descriptor = self._descriptors[stored.path]
+
+        def read() -> Tensor:
+            tensor = torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
+            if tensor.nbytes != stored.nbytes:
+                raise DataError(f"{stored.path}: a tensor's size differs from its shape")
+            if not stored.nbytes:
+                return tensor
+            memory = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            done = 0
+            while done < stored.nbytes:
+                part = memory[done : done + READ_BYTES]
+                count = os.preadv(descriptor, [part], stored.offset + done)
+                if not count:
+                    raise DataError(f"{stored.path}: ends early; fetch the model again")
+                done += count
+            return tensor
+
+        return read

@@ -1,5 +1,6 @@
-"""`prepare()` against the tokenizer alone, on the same texts and cores in the same run."""
+"""`prepare()` from JSONL against the tokenizer alone, on the same texts and cores in one run."""
 
+import argparse
 import io
 import os
 import resource
@@ -8,68 +9,78 @@ import time
 from pathlib import Path
 from statistics import median
 
-from report import MODEL, peak_gib, print_table, text_config
+from report import MODEL, peak_gib, print_table, write_jsonl
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from headrace.dataprep.inputs import find_inputs
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.manifest import Manifest
+from headrace.schemas.prepare_config import PrepareConfig
 
-ROUNDS = 3
-COPIES = (1, 4)  # of the text: what starting costs, and what the rate is beyond it
 WORKERS = len(os.sched_getaffinity(0))
 
 
-def time_prepare(copies: int) -> tuple[float, Manifest]:
-    """Median seconds from the start to the published manifest."""
-    seconds = []
+def time_prepare(corpus: Path, backend: str) -> tuple[float, Manifest]:
+    """Seconds from the start to the published manifest."""
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(ROUNDS):
-            started = time.perf_counter()
-            config = text_config(Path(folder) / str(number), copies)
-            manifest = prepare(config, WORKERS, Console(file=io.StringIO()))
-            seconds.append(time.perf_counter() - started)
-    return median(seconds), manifest
+        config = PrepareConfig.model_validate(
+            {
+                "output": f"{folder}/shards",
+                "tokenizer": str(MODEL),
+                "tokenizer_backend": backend,
+                "sources": [{"name": "code", "type": "documents", "path": str(corpus)}],
+            }
+        )
+        started = time.perf_counter()
+        manifest = prepare(config, WORKERS, Console(file=io.StringIO()))
+        return time.perf_counter() - started, manifest
 
 
-def read_texts(copies: int) -> list[str]:
-    """The same files in the same order; those that `prepare` refuses are empty."""
-    sources = find_inputs(text_config(Path("unused"), copies))
-    return [Path(file.path).read_text("utf-8") for files in sources for file in files]
-
-
-def time_tokenizer(texts: list[str]) -> tuple[float, int]:
-    """Median seconds, and tokens, of one call over all texts, on all cores."""
+def time_tokenizer(texts: list[str]) -> float:
+    """Seconds of one call over all texts, on all cores."""
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
-    seconds = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        seconds.append(time.perf_counter() - started)
-    return median(seconds), sum(len(encoding) for encoding in encodings)
+    started = time.perf_counter()
+    tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return time.perf_counter() - started
 
 
 def main() -> None:
-    ours = {copies: time_prepare(copies) for copies in COPIES}
-    memory = peak_gib(), peak_gib(resource.RUSAGE_CHILDREN)  # before any text is held here
-    rows = []
-    for copies, (seconds, manifest) in ours.items():
-        texts = read_texts(copies)
-        reference, tokens = time_tokenizer(texts)
-        documents = sum(record.documents for record in manifest.sources)
-        assert manifest.ledger.tokens_in == tokens + documents, "differs by more than EOS tokens"
-        size = f"{sum(len(text.encode()) for text in texts) / 1e6:.1f}"
-        for name, spent in (("tokenizer alone", reference), ("headrace prepare", seconds)):
-            rate, ratio = tokens / spent / 1e6, spent / reference
-            rows.append((name, size, f"{spent:.2f}", f"{rate:.2f}", f"{ratio:.2f}"))
-    stored = sum(shard.bytes for shard in manifest.shards) / manifest.ledger.tokens_in
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--copies", type=int, default=4, help="of 12.6 MB of text")
+    parser.add_argument("--fast-copies", type=int, default=16, help="for the faster tokenizer")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, large = Path(folder) / "corpus.jsonl", Path(folder) / "large.jsonl"
+        texts = write_jsonl(corpus, options.copies)
+        write_jsonl(large, options.fast_copies)
+        ways = {
+            "tokenizer alone": lambda: (time_tokenizer(texts), None),
+            "headrace prepare": lambda: time_prepare(corpus, "tokenizers"),
+            "headrace prepare, fastokens": lambda: time_prepare(large, "fastokens"),
+        }
+        rounds = [[way() for way in ways.values()] for _ in range(options.rounds)]
+    manifests = [manifest for _, manifest in rounds[0]]
+    tokens = [(manifest or manifests[1]).ledger.tokens_in for manifest in manifests]
+    rates = [
+        median(count / results[place][0] for results in rounds) / 1e6
+        for place, count in enumerate(tokens)
+    ]
+    ratios = [
+        median(results[0][0] / tokens[0] / (results[place][0] / count) for results in rounds)
+        for place, count in enumerate(tokens)
+    ]
+    ledger = manifests[1].ledger
+    stored = sum(shard.bytes for shard in manifests[1].shards) / sum(ledger.tokens_out.values())
     print_table(
-        f"{WORKERS} workers, median of {ROUNDS}; {stored:.2f} bytes a token on disk; "
-        f"peak {memory[0]:.2f} GiB + {memory[1]:.2f} GiB a worker",
-        ("", "MB of text", "seconds", "M tokens/s", "times the tokenizer"),
-        rows,
+        f"{WORKERS} workers, median of {options.rounds} rounds; {stored:.2f} bytes a token; "
+        f"peak {peak_gib():.2f} GiB + {peak_gib(resource.RUSAGE_CHILDREN):.2f} GiB a worker",
+        ("", "M tokens", "M tokens/s", "of the tokenizer's rate"),
+        [
+            (name, f"{count / 1e6:.1f}", f"{rate:.2f}", f"{ratio:.2f}")
+            for name, count, rate, ratio in zip(ways, tokens, rates, ratios, strict=True)
+        ],
     )
 
 

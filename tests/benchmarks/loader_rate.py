@@ -16,11 +16,14 @@ from headrace.dataprep.prepare import prepare
 from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import TRAIN
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.course import open_course
 from headrace.trainer.data_builder import build_train_loader
+from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.distributed import Layout
+from headrace.trainer.horizon import find_horizon
 from headrace.trainer.loader import GroupLoader
+from headrace.trainer.position import Position
 from headrace.trainer.preflight import check
-from headrace.trainer.shard_reader import READ_COLUMNS
 
 ROUNDS = 3
 COPIES = 3  # of the text: enough row groups that the shuffle window moves on
@@ -39,11 +42,11 @@ def read_parquet(directory: Path, manifest: Manifest) -> Iterator[int]:
     for shard in manifest.split(TRAIN):
         with pq.ParquetFile(directory / shard.file, page_checksum_verification=True) as file:
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=READ_COLUMNS, use_threads=False)
+                table = file.read_row_group(group, columns=DecodedRows.COLUMNS, use_threads=False)
                 yield sum(len(chunk.values) for chunk in table["input_ids"].chunks)
 
 
-def load(directory: Path, prefetch: int) -> Iterator[int]:
+def load(directory: Path, prefetch: int, pack: str = "none") -> Iterator[int]:
     """One shuffled epoch of batches of 8 rows, labels included; yields the tokens of each."""
     settings = {
         "model": str(MODEL),
@@ -51,7 +54,7 @@ def load(directory: Path, prefetch: int) -> Iterator[int]:
         "gradient_accumulation_steps": 8,
         "datasets": [{"path": str(directory)}],
         "optimizer": {"lr": 1e-4},
-        "loader": {"prefetch_batches": prefetch},
+        "loader": {"prefetch_batches": prefetch, "pack": pack},
     }
     loader = loader_alone(TrainConfig.model_validate(settings), torch.device("cpu"))
     return (batch.tokens for batch in loader)
@@ -60,7 +63,10 @@ def load(directory: Path, prefetch: int) -> Iterator[int]:
 def loader_alone(config: TrainConfig, device: torch.device) -> GroupLoader:
     """The trainer's loader for one process, without a process group."""
     alone = Layout(0, 0, 1, 0, 1, device, *[None] * 5)
-    loader = build_train_loader(config, check(config, processes=1), alone)
+    inputs = check(config, processes=1)
+    course = open_course(config, inputs, history=[], first_row=0)
+    horizon = find_horizon(config, inputs, course, 0, Position())
+    loader = build_train_loader(config, inputs, alone, course, horizon.stop_row)
     assert loader is not None
     return loader
 
@@ -75,11 +81,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "shards"
         manifest = prepare(text_config(directory, COPIES, SEQUENCE_LEN), workers=1)
+        documents = Path(folder) / "documents"
+        unpacked = text_config(documents, COPIES, SEQUENCE_LEN).model_copy(
+            update={"packing": "none", "overlong": "split"}
+        )
+        prepare(unpacked, workers=1)
         use_one_core()
         ways: dict[str, Callable[[], Iterator[int]]] = {
             "pyarrow alone, file order": lambda: read_parquet(directory, manifest),
             "loader, in line": lambda: load(directory, prefetch=0),
             "loader, 2 batches ahead": lambda: load(directory, prefetch=2),
+            "loader, a document a row": lambda: load(documents, prefetch=2),
+            "loader, packing those": lambda: load(documents, prefetch=2, pack="best_fit"),
         }
         rounds = [[rate(way()) for way in ways.values()] for _ in range(ROUNDS)]
     rates = [median(column) for column in zip(*rounds, strict=True)]

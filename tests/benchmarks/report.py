@@ -1,5 +1,6 @@
 """What the benchmarks share: the real text, memory, and the table at the end. Imports no torch."""
 
+import json
 import resource
 import sysconfig
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from headrace.dataprep.inputs import find_inputs
 from headrace.schemas.prepare_config import PrepareConfig
 
 MODEL = Path("models/smollm2-135m")
@@ -26,6 +28,16 @@ def text_config(output: Path, copies: int = 1, sequence_len: int = 1024) -> Prep
         "sources": [{"name": f"copy {number}", **text} for number in range(copies)],
     }
     return PrepareConfig.model_validate(settings)
+
+
+def write_jsonl(path: Path, copies: int, first: int = 0) -> list[str]:
+    """The same texts as JSONL, each copy with its number in it; returns the texts."""
+    files = find_inputs(text_config(Path("unused")))[0]
+    sources = [text for file in files if (text := Path(file.path).read_text("utf-8"))]
+    texts = [f"# copy {first + copy}\n{text}" for copy in range(copies) for text in sources]
+    with path.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    return texts
 
 
 def peak_gib(who: int = resource.RUSAGE_SELF) -> float:

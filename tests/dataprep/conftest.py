@@ -1,5 +1,6 @@
 """A tiny real tokenizer, small corpora, and short ways to prepare and to compare."""
 
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -134,3 +135,42 @@ def documents_of(
         return sorted(found)
 
     return documents_of
+
+
+@pytest.fixture
+def mixed_config(corpus, make_config):
+    """Text and documents, plain, compressed and partly refused, in many small tasks."""
+    records = [json.dumps({"text": path.read_text() * 2}) for path in sorted(corpus.glob("1*"))]
+    (corpus / "records.jsonl").write_text("\n".join([*records[:50], "{broken", *records[50:]]))
+    with gzip.open(corpus / "more.jsonl.gz", "wt") as file:
+        file.write("\n".join(records[::3]))
+    documents = ["corpus/records.jsonl", "corpus/more.jsonl.gz"]
+    sources = [
+        {"name": "mill", "type": "text", "path": "corpus/*.txt"},
+        {"name": "records", "type": "documents", "path": documents},
+    ]
+
+    def mixed_config(output, **changes):
+        values = {"block_bytes": 1 << 14, "max_reject_fraction": 0.1, "sources": sources}
+        return make_config(output, **(values | changes))
+
+    return mixed_config
+
+
+@pytest.fixture
+def run_on(snapshot):
+    """`prepare` on an engine, without anything on the terminal; gives the bytes."""
+
+    def run_on(engine, config):
+        prepare(config, 1, Console(file=io.StringIO()), engine)
+        return snapshot(config.output)
+
+    return run_on
+
+
+@pytest.fixture(scope="session")
+def spark():
+    """Spark on two cores of this machine; it takes seconds to start."""
+    spark_engine = pytest.importorskip("headrace.dataprep.spark_engine")
+    with spark_engine.SparkEngine(2) as engine:
+        yield engine

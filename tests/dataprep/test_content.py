@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from headrace.dataprep.blocks import choose_split, row_key
+from headrace.dataprep.blocks import choose_split, row_keys
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.prepare_config import PrepareConfig
@@ -33,8 +33,7 @@ def rows_in_packing_order(directory, config, split):
             in_task = len(found)
             for block in range(1000):
                 in_block = len(found)
-                for row in range(1000):
-                    key = row_key(config.seed, source.name, split, task, block, row)
+                for key in row_keys(config.seed, source.name, split, task, block):
                     if key not in rows:
                         break
                     found.append(rows[key])

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from headrace.dataprep.best_fit import RoomSet, best_fit_rows
+from headrace.dataprep.formats.sample import Sample
 from headrace.dataprep.inspection import inspect
-from headrace.dataprep.overlong import fit_documents
-from headrace.dataprep.packing import pack_documents
+from headrace.dataprep.overlong import fit_samples
+from headrace.dataprep.packing import pack_samples
 from headrace.dataprep.prepare import prepare
 from headrace.dataprep.verify import verify
 from headrace.schemas.errors import DataError
@@ -95,7 +96,9 @@ def test_the_least_room_that_is_enough_is_found_among_a_million(rooms, data):
 def test_rows_hold_every_document_once_and_whole(packing, case):
     lengths, sequence_len = case
     documents = numbered(lengths)
-    ids, document_lengths = pack_documents(documents, packing, sequence_len)
+    packed = pack_samples([Sample(ids) for ids in documents], packing, sequence_len)
+    ids, document_lengths = packed.input_ids, packed.document_lengths
+    assert packed.loss_mask.null_count == len(ids), "every token is trained"
     found = []
     for row, pieces in zip(ids.to_pylist(), document_lengths.to_pylist(), strict=True):
         assert sum(pieces) == len(row) <= sequence_len
@@ -106,13 +109,41 @@ def test_rows_hold_every_document_once_and_whole(packing, case):
     assert sorted(found) == [ids.tolist() for ids in documents]
 
 
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit", "none"])
+@settings(deadline=None, max_examples=60)
+@given(case=lengths_and_row(), data=st.data())
+def test_each_token_keeps_its_mark_and_wholly_trained_rows_have_no_mask(packing, case, data):
+    lengths, sequence_len = case
+    documents = numbered(lengths)
+    kinds = data.draw(
+        st.lists(st.sampled_from("nota"), min_size=len(lengths), max_size=len(lengths))
+    )
+    masks = {"n": lambda ids: None, "o": lambda ids: ids % 3 == 0, "t": lambda ids: ids >= 0}
+    masks["a"] = lambda ids: ids < 0
+    samples = [Sample(ids, masks[kind](ids)) for ids, kind in zip(documents, kinds, strict=True)]
+    marks = np.concatenate(
+        [
+            ids >= 0 if s.trained is None else s.trained
+            for ids, s in zip(documents, samples, strict=True)
+        ]
+    )
+    packed = pack_samples(samples, packing, sequence_len)
+    packed.loss_mask.validate(full=True)
+    for ids, mask in zip(packed.input_ids.to_pylist(), packed.loss_mask.to_pylist(), strict=True):
+        expected = marks[ids].tolist()
+        assert mask == (None if all(expected) else expected)
+    assert sum(sample.trained_tokens for sample in samples) == marks.sum()
+
+
 @pytest.mark.parametrize("overlong", POLICIES)
 @settings(deadline=None, max_examples=60)
 @given(case=lengths_and_row(longest=3.0))
 def test_an_overlong_document_is_split_truncated_or_dropped_and_counted(overlong, case):
     lengths, sequence_len = case
     documents = numbered(lengths)
-    fitted = fit_documents(documents, sequence_len, overlong)
+    fitted = fit_samples([Sample(ids, ids % 3 == 0) for ids in documents], sequence_len, overlong)
+    assert all(np.array_equal(s.trained, s.ids % 3 == 0) for s in fitted.samples)
+    kept_documents = [sample.ids for sample in fitted.samples]
     long = [length for length in lengths if length > sequence_len]
     kept = {
         "split": np.concatenate(documents),
@@ -124,9 +155,9 @@ def test_an_overlong_document_is_split_truncated_or_dropped_and_counted(overlong
         "truncate": ({TRUNCATED: sum(long) - len(long) * sequence_len}, {}),
         "drop": ({DROPPED: sum(long)}, {DROPPED: len(long)}),
     }
-    assert np.array_equal(np.concatenate([*fitted.documents, []]), kept[overlong])
-    assert all(0 < len(ids) <= sequence_len for ids in fitted.documents)
-    short = [len(ids) for ids in fitted.documents if len(ids) < sequence_len]
+    assert np.array_equal(np.concatenate([*kept_documents, []]), kept[overlong])
+    assert all(0 < len(ids) <= sequence_len for ids in kept_documents)
+    short = [len(ids) for ids in kept_documents if len(ids) < sequence_len]
     assert overlong != "split" or len(short) == sum(length % sequence_len > 0 for length in lengths)
     assert (fitted[1], fitted[2]) == (dropped[overlong] if long else ({}, {}))
 

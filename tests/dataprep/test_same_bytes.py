@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.dataprep import shard_writer, task_runner
+from headrace.dataprep import exchange, runs, task_runner
 from headrace.schemas.errors import DataError
 
 SCRIPT = """
@@ -92,15 +92,46 @@ def test_a_run_killed_twice_and_continued_writes_the_same_bytes(
     assert snapshot("killed") == snapshot("whole")
 
 
+def test_a_search_for_duplicates_killed_at_every_stage_continues_to_the_same_bytes(
+    corpus, make_config, run, snapshot
+):
+    settings = {"deduplicate": {"exact": True, "near": True}, "filters": {"min_characters": 150}}
+    whole = run(make_config("whole", **settings))
+    assert set(whole.ledger.tokens_dropped) == {"filter min_characters", "near duplicate"}
+    config = make_config("killed", **settings)
+    kill_when(start(config, 2), "killed", "encoded-*.done.json", random.randrange(2, 60))
+    kill_when(start(config, 1), "killed", "duplicates-*.done.json", 1)
+    kill_when(start(config, 2), "killed", "task-*.done.json", random.randrange(2, 40))
+    run(config)
+    assert snapshot("killed") == snapshot("whole")
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_rows_held_in_memory_do_not_change_bytes(
     packing, corpus, make_config, run, snapshot, monkeypatch
 ):
     run(make_config("large", **PACKINGS[packing]))
-    monkeypatch.setattr(task_runner, "HELD_TOKENS", 100)
-    monkeypatch.setattr(shard_writer, "GATHERED_TOKENS", 500)
+    monkeypatch.setattr(runs, "HELD_TOKENS", 100)
+    monkeypatch.setattr(runs, "GATHERED_TOKENS", 500)
     run(make_config("small", **PACKINGS[packing]))
     assert snapshot("small") == snapshot("large")
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_merging_the_files_of_tasks_first_does_not_change_bytes(
+    packing, corpus, make_config, run, snapshot, monkeypatch
+):
+    run(make_config("direct", **PACKINGS[packing]))
+    monkeypatch.setattr(exchange, "MOST_FILES", 2)  # three times over, into files of few batches
+    monkeypatch.setattr(exchange, "MERGED_TOKENS", 3000)
+    monkeypatch.setattr(runs, "GATHERED_TOKENS", 500)
+    merged = []
+    merge_runs = exchange.merge_runs
+    monkeypatch.setattr(exchange, "merge_runs", lambda *a: merged.append(a[1]) or merge_runs(*a))
+    run(make_config("merged", **PACKINGS[packing]))
+    assert {plan.merged.level for plan in merged} >= {1, 2}
+    assert any(plan.merged.ranges > 1 for plan in merged)
+    assert snapshot("merged") == snapshot("direct")
 
 
 def test_a_finished_directory_is_reused_untouched(corpus, make_config, run):

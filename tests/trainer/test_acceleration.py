@@ -41,7 +41,7 @@ def stage(request, tiny_model):
 def micro_batch(lengths):
     generator = torch.Generator().manual_seed(len(lengths))
     ids = torch.randint(0, 384, (1, TOKENS), generator=generator)
-    return ids, MicroBatch([lengths], ids.roll(-1, 1), 1 / TOKENS, seed=0)
+    return ids, MicroBatch([lengths], [TOKENS], ids.roll(-1, 1), 1 / TOKENS, 0.0, seed=0)
 
 
 def run(stage, lengths):
@@ -49,7 +49,7 @@ def run(stage, lengths):
     if stage.before_step is not None:
         stage.before_step()
     stage.zero_grad()
-    loss = stage(*micro_batch(lengths)).loss
+    loss = stage(*micro_batch(lengths)).value
     stage(*micro_batch(lengths))
     loss.backward()
     gradients = {

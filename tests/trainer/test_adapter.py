@@ -9,7 +9,10 @@ from runs import read_metrics
 
 from headrace.schemas.manifest import read_manifest
 from headrace.trainer.batch import document_mask, make_batch, position_ids
+from headrace.trainer.decoded_rows import DecodedRows
+from headrace.trainer.position import Position
 from headrace.trainer.row_order import RowOrder
+from headrace.trainer.row_packer import OverlongCount
 from headrace.trainer.shard_reader import ShardReader, list_row_groups
 
 pytestmark = pytest.mark.slow
@@ -21,10 +24,11 @@ def evaluation_loss(model, shards):
     """Transformers' own forward over the evaluation rows, documents masked from each other."""
     manifest = read_manifest(shards)
     order = RowOrder(list_row_groups([manifest], "evaluation"), 0, window=1, shuffle=False)
-    reader = ShardReader([shards], [manifest], "evaluation", held_row_groups=1)
+    reader = ShardReader(DecodedRows, [shards], [manifest], "evaluation", held_row_groups=1)
     total, count = 0.0, 0
     for index in range(ROWS):
-        batch = make_batch([[reader.row(order[index])]], manifest.sequence_len)
+        rows = [[[reader.row(order[index])]]]
+        batch = make_batch(rows, manifest.sequence_len, Position(), OverlongCount())
         lengths = batch.document_lengths[0]
         with torch.no_grad():
             logits = model(

@@ -13,7 +13,10 @@ from headrace.schemas.errors import HeadraceError
 from headrace.schemas.manifest import read_manifest, write_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.families import supported_families
 from headrace.trainer.preflight import RUN_CONFIG_NAME, check, check_run_directory, resume_record
+
+FAMILIES = supported_families()
 
 
 @pytest.fixture
@@ -71,7 +74,20 @@ def broken_config(world):
 
 
 def other_family(world):
-    edit_json(world["model"] / "config.json", model_type="gpt2")
+    edit_json(world["model"] / "config.json", model_type="t5", is_encoder_decoder=True)
+
+
+def alibi(world):
+    edit_json(world["model"] / "config.json", model_type="falcon", alibi=True)
+
+
+def no_weights(world):
+    (world["model"] / "model.safetensors").unlink()
+
+
+def half_a_file(world):
+    with (world["model"] / "model.safetensors").open("r+b") as file:
+        file.truncate(100_000)
 
 
 def no_tokenizer(world):
@@ -140,7 +156,25 @@ CASES = [
         "DIR/model/config.json: not valid JSON (Expecting property name enclosed in double quotes: "
         "line 1 column 2 (char 1))",
     ),
-    (other_family, 'DIR/model: model_type "gpt2" is not supported; supported: llama'),
+    (
+        other_family,
+        f'DIR/model: model_type "t5" is not supported: it has an encoder; supported: {FAMILIES}',
+    ),
+    (
+        alibi,
+        'DIR/model: model_type "falcon" is not supported: alibi = True in config.json; '
+        f"supported: {FAMILIES}",
+    ),
+    (
+        no_weights,
+        "DIR/model: no model.safetensors and no model.safetensors.index.json; is this a model "
+        "directory?",
+    ),
+    (
+        half_a_file,
+        "DIR/model/model.safetensors: cannot be read (100000 bytes, its header calls for 285776); "
+        "fetch the model again",
+    ),
     (
         no_tokenizer,
         "DIR/model/tokenizer.json: not found; the model directory must hold the tokenizer of the "
@@ -254,7 +288,10 @@ def test_settings_that_do_not_fit_together_are_named(world, sets, processes, mes
 def test_datasets_of_different_row_lengths_do_not_mix(world, tiny_model):
     other = make_shards(tiny_model, world["path"] / "other", sequence_len=128)
     sets = [f'datasets=[{{path="{world["shards"]}"}}, {{path="{other}"}}]']
-    expected = "datasets differ in sequence_len (64, 128); prepare them with the same one"
+    expected = (
+        "datasets differ in sequence_len (64, 128); prepare them with the same one, or pack rows: "
+        'loader.pack = "best_fit"'
+    )
     assert message_of(world, *sets) == expected
 
 
@@ -311,25 +348,79 @@ def test_resuming_without_a_run_does_not_start_one(world):
     ("change", "message"),
     [
         ("optimizer.lr=2e-3", "optimizer.lr was 0.001 and is 0.002"),
-        ("gradient_accumulation_steps=3", "global batch (rows) was 1 and is 3"),
         ("seed=1", "seed was 0 and is 1"),
         ("adapter.rank=3", "adapter.rank was 16 and is 3"),
+        ("loader.pack=best_fit", "loader.pack was 'none' and is 'best_fit'"),
+    ],
+)
+def test_resuming_with_another_meaning_names_the_setting(world, change, message):
+    (world["path"] / "run").mkdir()
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    write_record(world)
+    assert message_of(world, change, resume=True) == (
+        f"DIR/run/train.json: {message}; resume with the old value, or start a new run in another "
+        "output_dir"
+    )
+
+
+def write_record(world):
+    settings = load_config(TrainConfig, world["path"] / "train.toml", [])
+    record = resume_record(settings, check(settings, 1))
+    (world["path"] / "run" / RUN_CONFIG_NAME).write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ("mixing=interleave", "mixing was 'concatenate' and is 'interleave'"),
         ("datasets.0.weight=2", "datasets.0.weight was 1.0 and is 2.0"),
         ("datasets.0.repeats=2", "datasets.0.repeats was 1 and is 2"),
         ("datasets.0.max_tokens=999", "datasets.0.max_tokens was None and is 999"),
     ],
 )
-def test_resuming_with_another_meaning_names_the_setting(world, change, message):
+def test_resuming_with_other_data_says_how_to_go_on_with_it(world, change, message):
     (world["path"] / "run").mkdir()
     config = world["path"] / "train.toml"
     assert message_of(world, "pipeline_stages=2")  # writes the config
-    settings = load_config(TrainConfig, config, [])
+    write_record(world)
+    assert message_of(world, change, resume=True) == (
+        f"DIR/run/train.json: {message}; resume with the old value, add --data-changed=continue to "
+        "go on with other data, or start a new run in another output_dir"
+    )
+    settings = load_config(TrainConfig, config, [change])
+    check_run_directory(settings, check(settings, 1), resume=True, data_may_change=True)
+
+
+def test_resuming_with_another_global_batch_is_allowed(world):
+    (world["path"] / "run").mkdir()
+    config = world["path"] / "train.toml"
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    write_record(world)
+    settings = load_config(TrainConfig, config, ["gradient_accumulation_steps=3"])
+    check_run_directory(settings, check(settings, 1), resume=True)
+
+
+def test_resuming_on_other_weights_is_refused(world):
+    (world["path"] / "run").mkdir()
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    settings = load_config(TrainConfig, world["path"] / "train.toml", [])
     record = resume_record(settings, check(settings, 1))
     (world["path"] / "run" / RUN_CONFIG_NAME).write_text(json.dumps(record))
-    assert message_of(world, change, resume=True) == (
-        f"DIR/run/train.json: {message}; resume with the old value, or start a new run in another "
-        "output_dir"
+    with (world["model"] / "model.safetensors").open("r+b") as file:
+        file.seek(-2000, 2)
+        file.write(bytes(2000))
+    assert re.fullmatch(
+        "DIR/run/train.json: fingerprint of the model's weights was '[0-9a-f]+' and is "
+        "'[0-9a-f]+'; resume with the old value, or start a new run in another output_dir",
+        message_of(world, resume=True),
+    )
+
+
+def test_a_model_that_is_neither_here_nor_on_the_hub_is_named(world, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    message = message_of(world, "model=nobody/no-such-model")
+    assert message.startswith(
+        "nobody/no-such-model: no such directory, and it cannot be fetched from the hub ("
     )
 
 
@@ -340,7 +431,8 @@ def test_a_run_of_a_release_without_a_setting_goes_on_with_its_default(world):
     inputs = check(settings, 1)
     record = resume_record(settings, inputs)
     old = {key: value for key, value in record.items() if "mixing" not in key}
-    old = {key: value for key, value in old.items() if not key.startswith("datasets")}
+    old = {key: value for key, value in old.items() if not key.startswith(("datasets", "finger"))}
+    old["fingerprint of the data"] = record["fingerprint of the data"]
     old["datasets"] = [{"path": str(world["shards"])}]
     (world["path"] / "run" / RUN_CONFIG_NAME).write_text(json.dumps(old))
     check_run_directory(settings, inputs, resume=True)
@@ -386,7 +478,7 @@ def test_bad_weights_end_the_command_with_one_line(world, damage, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [["no_such_layer"], ["lm_head"]])
+@pytest.mark.parametrize("names", [["no_such_layer"]])
 def test_target_modules_that_cannot_be_adapted_are_named(world, names):
     assert message_of(world, "pipeline_stages=9")  # writes the config
     arguments = ["--gpus", "1", "--set", f"adapter.target_modules={json.dumps(names)}"]

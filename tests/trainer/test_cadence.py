@@ -1,7 +1,6 @@
 """Evaluations and checkpoints come when they are due, and a run ends when it should."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 from test_checkpoint_folder import state
@@ -9,14 +8,14 @@ from test_checkpoint_folder import state
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.cadence import Cadence, Timer
 
-INPUTS = SimpleNamespace(total_steps=20, rows_per_epoch=50)  # steps of 8 rows, see `state`
+STEPS, ROWS_PER_EPOCH = 20, 50  # steps of 8 rows, see `state`
 
 
 def cadence(**tables):
     dataset = {"path": "shards"}
     config = {"model": "m", "output_dir": "o", "datasets": [dataset], "optimizer": {"lr": 1}}
     config |= {"evaluation_datasets": [dataset], "max_steps": 20, **tables}
-    return Cadence(TrainConfig.model_validate(config), INPUTS)
+    return Cadence(TrainConfig.model_validate(config), STEPS, ROWS_PER_EPOCH)
 
 
 def steps(due):

@@ -11,7 +11,7 @@ from headrace.schemas.errors import CheckpointError
 from headrace.schemas.run_state import RunState
 from headrace.trainer import checkpoint
 from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
-from headrace.trainer.model_builder import TrainedParameter
+from headrace.trainer.materializer import TrainedParameter
 from headrace.trainer.saver import Saver
 
 STAGE = "stage-00.safetensors"

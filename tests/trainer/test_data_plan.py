@@ -7,8 +7,10 @@ import pytest
 
 from headrace.schemas.manifest import Manifest, RowGroupRecord, ShardRecord
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data_builder import build_order, build_train_loader
+from headrace.trainer.course import open_course, segment_of
 from headrace.trainer.data_plan import plan_data
+from headrace.trainer.decoded_rows import DecodedRows
+from headrace.trainer.places import train_stream
 from headrace.trainer.row_order import RowOrder
 from headrace.trainer.shard_reader import list_row_groups
 
@@ -44,8 +46,13 @@ def make_plan(*datasets, **changes):
 
 def make_order(*datasets, manifests=MANIFESTS, **changes):
     config = make_config(*datasets, **changes)
+    course = make_course(config, manifests)
+    return course, course.pieces[-1].plan
+
+
+def make_course(config, manifests):
     inputs = SimpleNamespace(train=manifests, plan=plan_data(config, manifests))
-    return build_order(config, inputs), inputs.plan
+    return open_course(config, inputs, [segment_of(config, inputs)], 0)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,7 @@ def test_plain_datasets_keep_the_order_that_they_had_before_there_were_mixtures(
     before = RowOrder(list_row_groups(manifests, "train"), 3, window=4, shuffle=shuffle)
     rows = 3 * before.rows_per_epoch
     assert plan.rows_in(3) == rows
-    assert list(order.rows(0, rows)) == list(before.rows(0, rows))
+    assert [order[index] for index in range(rows)] == list(before.rows(0, rows))
 
 
 def test_the_same_shards_twice_are_shuffled_apart():
@@ -144,8 +151,5 @@ def test_the_same_shards_twice_are_shuffled_apart():
 @pytest.mark.parametrize("mixing", ["concatenate", "interleave"])
 def test_row_groups_are_held_for_each_dataset_only_when_interleaved(mixing):
     config = make_config({}, {}, mixing=mixing)
-    plan = plan_data(config, MANIFESTS)
-    inputs = SimpleNamespace(train=MANIFESTS, plan=plan, sequence_len=8, stop_row=plan.rows_in(1))
-    layout = SimpleNamespace(is_first=True, replica=0, replicas=1)
-    reader = build_train_loader(config, inputs, layout).reader
+    reader = train_stream(config, make_course(config, MANIFESTS)).reader(DecodedRows)
     assert (reader.held_row_groups, reader.apart) == (4, mixing == "interleave")

@@ -95,7 +95,7 @@ def test_micro_batches_in_flight_do_not_disturb_each_other(tiny_model):
             weight.data.normal_(0, 0.05, generator=torch.Generator("cuda").manual_seed(1))
     ids = [torch.arange(128, device="cuda").roll(-shift)[None] for shift in range(3)]
     sides = [
-        MicroBatch([lengths], rows.roll(-1, 1), 1 / 128, seed=0)
+        MicroBatch([lengths], [128], rows.roll(-1, 1), 1 / 128, 0.0, seed=0)
         for lengths, rows in zip(([100, 28], [128], [1] * 128), ids, strict=True)
     ]
 
@@ -104,7 +104,7 @@ def test_micro_batches_in_flight_do_not_disturb_each_other(tiny_model):
         stage.before_step()
         waiting = []
         for rows, side in zip(ids, sides, strict=True):
-            waiting.append(stage(rows, side).loss)
+            waiting.append(stage(rows, side).value)
             while len(waiting) >= in_flight:
                 waiting.pop(0).backward()
         for loss in waiting:

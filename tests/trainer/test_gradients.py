@@ -8,7 +8,8 @@ from alone import layout_of_one
 from torch import nn
 
 from headrace.trainer import gradients
-from headrace.trainer.model_builder import BuiltStage, TrainedParameter
+from headrace.trainer.materializer import TrainedParameter
+from headrace.trainer.model_builder import BuiltStage
 
 
 @pytest.fixture
@@ -33,6 +34,9 @@ def built(trained, tied_head=None):
         model_config=None,
         lora_config=None,
         layers=range(0),
+        architecture=None,
+        skeleton=None,
+        initial={},
     )
 
 

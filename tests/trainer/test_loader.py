@@ -1,54 +1,36 @@
 """The group loader gives every replica its rows, whatever the layout and wherever it starts."""
 
-import itertools
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from loaders import GLOBAL_BATCH, global_batches, open_loader, open_stream
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import read_manifest
-from headrace.trainer.loader import GroupLoader
+from headrace.schemas.train_config import LoaderConfig
+from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.mixed_order import MixedOrder, Schedule
+from headrace.trainer.places import RowStream
+from headrace.trainer.position import Position
 from headrace.trainer.row_order import RowOrder
 from headrace.trainer.shard_reader import ShardReader, list_row_groups
-
-GLOBAL_BATCH = 8
 
 
 @pytest.fixture
 def make_loader(tiny_shards):
     manifest = read_manifest(tiny_shards)
 
-    def make(
-        replica=0, replicas=1, rows=None, prefetch=2, micro_batch_size=1, directory=tiny_shards
-    ):
+    def make(replica=0, replicas=1, rows=None, prefetch=2, directory=tiny_shards):
         order = RowOrder(list_row_groups([manifest], "train"), seed=5, window=2)
-        return GroupLoader(
-            ShardReader([directory], [manifest], "train", held_row_groups=2),
-            order,
-            sequence_len=manifest.sequence_len,
-            micro_batch_size=1,
-            micro_batches=GLOBAL_BATCH // replicas,
-            replica=replica,
-            replicas=replicas,
-            stop_row=rows or 2 * order.rows_per_epoch,
-            prefetch=prefetch,
+        stream = open_stream(directory, manifest, order)
+        stop_row = rows or 2 * order.rows_per_epoch
+        return open_loader(
+            stream, stop_row, manifest.sequence_len, replica, replicas, prefetch=prefetch
         )
 
     return make
-
-
-def global_batches(loaders, count):
-    """Row keys of the first global batches, in order, from the loaders of all replicas."""
-    result = []
-    for parts in itertools.islice(zip(*loaders, strict=True), count):
-        micro_batches = itertools.chain.from_iterable(
-            zip(*(part.row_keys for part in parts), strict=True)
-        )
-        result.append([key for keys in micro_batches for key in keys if key is not None])
-    return result
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
@@ -71,8 +53,8 @@ def test_a_loader_resumed_at_any_step_continues_with_the_same_batches(make_loade
     for step, state in enumerate(states):
         resumed = make_loader(rows=90)
         resumed.load_state_dict(state)
-        rest = [batch.row_keys for batch in resumed]
-        assert rest == [batch.row_keys for batch in batches[step:]]
+        rest = [batch.rows for batch in resumed]
+        assert rest == [batch.rows for batch in batches[step:]]
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
@@ -83,9 +65,7 @@ def test_the_last_batch_holds_what_is_left_and_nothing_twice(make_loader, replic
     assert len({key for batch in keys for key in batch}) == 21
     fresh = [make_loader(replica, replicas, rows=21) for replica in range(replicas)]
     last = [list(loader)[-1] for loader in fresh]
-    assert len({len(part.row_keys) for part in last}) == 1, (
-        "all replicas run the same micro-batches"
-    )
+    assert len({len(part.rows) for part in last}) == 1, "all replicas run the same micro-batches"
 
 
 def test_labels_are_the_next_token_of_the_same_document(make_loader):
@@ -99,13 +79,15 @@ def test_labels_are_the_next_token_of_the_same_document(make_loader):
             assert (labels[m, b, ends] == -100).all()
             trained = inside[labels[m, b, inside] != -100]
             assert (labels[m, b, trained] == ids[m, b, trained + 1]).all()
-            if batch.row_keys[m][b] is None:
+            if not batch.rows[m][b]:
                 assert len(trained) == 0
 
 
 def test_a_short_row_is_filled_with_a_document_that_is_not_trained(make_loader, tiny_shards):
     total = read_manifest(tiny_shards).ledger.tokens_out["train"]
-    loader = make_loader(rows=make_loader().order.rows_per_epoch)
+    loader = make_loader(
+        rows=sum(shard.rows for shard in read_manifest(tiny_shards).split("train"))
+    )
     batches = list(loader)
     assert sum(batch.tokens for batch in batches) == total
     assert sum(batch.input_ids.numel() for batch in batches) > total, "no short row was met"
@@ -135,22 +117,12 @@ def test_two_shard_directories_are_shuffled_together_each_row_once(tiny_shards):
     manifest = read_manifest(tiny_shards)
     row_groups = list_row_groups([manifest, manifest], "train")
     order = RowOrder(row_groups, seed=0, window=4)
-    reader = ShardReader([tiny_shards, tiny_shards], [manifest, manifest], "train", 4)
+    reader = ShardReader(DecodedRows, [tiny_shards] * 2, [manifest] * 2, "train", 4)
     rows = [order[index] for index in range(order.rows_per_epoch)]
     assert {address.row_group.dataset for address in rows[:200]} == {0, 1}
     keys = sorted(reader.row(address).row_key for address in rows)
     assert keys[0::2] == keys[1::2]
     assert len(set(keys)) == len(keys) // 2
-
-
-class CountingReader(ShardReader):
-    """Notes the row groups that are read."""
-
-    reads = ()
-
-    def _read(self, row_group):
-        self.reads = (*self.reads, row_group)
-        return super()._read(row_group)
 
 
 @pytest.fixture
@@ -161,20 +133,18 @@ def make_mixed_loader(tiny_shards):
 
     def make(replica=0, replicas=1, prefetch=0, rows=500):
         orders = [
-            RowOrder([group for group in groups if group.dataset == dataset], dataset, window=2)
+            RowOrder(groups.pick(groups.dataset == dataset), dataset, window=2)
             for dataset in range(2)
         ]
-        return GroupLoader(
-            CountingReader([tiny_shards] * 2, manifests, "train", held_row_groups=2, apart=True),
-            MixedOrder(Schedule([9, 1]), orders),
-            sequence_len=manifests[0].sequence_len,
-            micro_batch_size=1,
-            micro_batches=GLOBAL_BATCH // replicas,
-            replica=replica,
-            replicas=replicas,
-            stop_row=rows,
-            prefetch=prefetch,
+        order = MixedOrder(Schedule([9, 1]), orders)
+        stream = RowStream(
+            [tiny_shards] * 2, manifests, "train", order, 2, True, None, LoaderConfig()
         )
+        loader = open_loader(
+            stream, rows, manifests[0].sequence_len, replica, replicas, prefetch=prefetch
+        )
+        loader.order = order
+        return loader
 
     return make
 
@@ -187,17 +157,18 @@ def test_global_batches_of_a_mixture_are_the_same_rows_for_any_replicas(
     loaders = [make_mixed_loader(replica, replicas, prefetch=2) for replica in range(replicas)]
     assert global_batches(loaders, 30) == expected
     resumed = make_mixed_loader()
-    resumed.load_state_dict({"next_row": 13 * GLOBAL_BATCH})
+    resumed.seek(Position(13 * GLOBAL_BATCH))
     assert global_batches([resumed], 17) == expected[13:]
 
 
 def test_a_mixture_reads_no_row_group_twice_in_an_epoch_of_its_dataset(make_mixed_loader):
-    loader = make_mixed_loader()
-    often, seldom = loader.order.orders
-    loader.stop_row = loader.order.schedule.index_of(0, often.rows_per_epoch - 1) + 1
-    assert loader.stop_row // 10 <= seldom.rows_per_epoch
+    often, seldom = make_mixed_loader().order.orders
+    stop_row = make_mixed_loader().order.schedule.index_of(0, often.rows_per_epoch - 1) + 1
+    assert stop_row // 10 <= seldom.rows_per_epoch
+    loader = make_mixed_loader(rows=stop_row)
+    rows = [loader.order[index] for index in range(stop_row)]
     assert sum(1 for _ in loader) > 10
-    reads = loader.reader.reads
     assert len(often.row_groups) > 4, "the window of the first dataset must move on"
-    assert {group.dataset for group in reads} == {0, 1}
-    assert len(set(reads)) == len(reads)
+    groups = {row.row_group for row in rows}
+    assert {group.dataset for group in groups} == {0, 1}
+    assert loader.reader.row_groups_read == len(groups)

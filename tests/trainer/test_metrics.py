@@ -24,6 +24,7 @@ STEP = StepMetrics(
     step=7,
     epoch=0.25,
     loss=2.34567,
+    router_loss=None,
     source_losses={"books": 2.5, "code": 2.25},
     lr=1.5e-4,
     gradient_norm=0.75,
@@ -35,6 +36,10 @@ STEP = StepMetrics(
     memory_gib=1.25,
     first_row=48,
     rows_sha256="ab",
+    fill=0.875,
+    source_tokens={"books": 48, "code": 2000},
+    overlong_rows=2,
+    overlong_tokens=30,
 )
 EVALUATION = EvaluationMetrics(7, "held-out", 2.5, {"books": 2.75}, 999, 3.0)
 
@@ -134,7 +139,7 @@ def test_tensorboard_shows_the_values(tmp_path):
 
 def test_a_step_reads_as_one_line():
     assert console_line(STEP, 1000, 3725.4) == (
-        "step    7/1000    1%  epoch 0.25  loss 2.3457  lr 1.50e-04  grad 0.750"
+        "step    7/1000    1%  epoch 0.25  loss 2.3457  fill  88%  lr 1.50e-04  grad 0.750"
         "  4,096 tok/s  0.50 s/step  left 1:02:05"
     )
 

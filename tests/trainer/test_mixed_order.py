@@ -15,7 +15,7 @@ from headrace.trainer.mixed_order import (
     chairman_pattern,
     whole_parts,
 )
-from headrace.trainer.row_order import RowGroup, RowOrder
+from headrace.trainer.row_order import RowGroup, RowGroups, RowOrder
 
 
 def largest_deviation(parts, rows):
@@ -84,7 +84,7 @@ PARTS = [5, 2, 3]
 def make_order(seed=42):
     orders = [
         RowOrder(
-            [RowGroup(dataset, 0, group, rows) for group, rows in enumerate(sizes)],
+            RowGroups.of(RowGroup(dataset, 0, group, rows) for group, rows in enumerate(sizes)),
             seed=seed + dataset,
             window=2,
         )

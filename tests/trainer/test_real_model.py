@@ -10,6 +10,7 @@ from runs import STDLIB, make_shards
 
 from headrace.jobs.launch import free_port, rank_environment
 from headrace.schemas.manifest import read_manifest
+from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.row_order import RowOrder
 from headrace.trainer.shard_reader import ShardReader, list_row_groups
 
@@ -49,7 +50,7 @@ def shards(real_model, tmp_path_factory):
 def rows(shards):
     manifest = read_manifest(shards)
     order = RowOrder(list_row_groups([manifest], "train"), seed=0, window=1, shuffle=False)
-    reader = ShardReader([shards], [manifest], "train", held_row_groups=1)
+    reader = ShardReader(DecodedRows, [shards], [manifest], "train", held_row_groups=1)
     return [reader.row(order[index]) for index in range(ROWS)]
 
 

@@ -5,11 +5,13 @@ import hashlib
 import numpy as np
 import pytest
 
-from headrace.trainer.row_order import RowGroup, RowOrder, keyed_permutation
+from headrace.trainer.row_order import RowGroup, RowGroups, RowOrder, keyed_permutation
 
 
 def groups(sizes):
-    return [RowGroup(0, index // 3, index % 3, rows) for index, rows in enumerate(sizes)]
+    return RowGroups.of(
+        RowGroup(0, index // 3, index % 3, rows) for index, rows in enumerate(sizes)
+    )
 
 
 SIZES = [7, 1, 12, 0, 5, 9, 3, 11]

@@ -7,11 +7,14 @@ import torch
 
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.course import open_course
 from headrace.trainer.data_builder import build_train_loader
 from headrace.trainer.distributed import connect, process_environment, set_threads
 from headrace.trainer.engine import StageEngine
 from headrace.trainer.feed import Feed
+from headrace.trainer.horizon import find_horizon
 from headrace.trainer.model_builder import build_stage
+from headrace.trainer.position import Position
 from headrace.trainer.preflight import check
 
 
@@ -23,7 +26,9 @@ def main(path: Path, output: Path, settings: list[str]) -> None:
     set_threads(config)
     built = build_stage(config, layout.stage, layout.device)
     engine = StageEngine(built.stage, config, layout)
-    feed = Feed(layout, build_train_loader(config, inputs, layout))
+    course = open_course(config, inputs, history=[], first_row=0)
+    horizon = find_horizon(config, inputs, course, 0, Position())
+    feed = Feed(layout, build_train_loader(config, inputs, layout, course, horizon.stop_row))
     engine.evaluation_step(feed.next())
     if layout.is_last:
         torch.save(torch.cat(engine.token_losses).cpu(), output)

@@ -1,0 +1,197 @@
+"""Rows of chat data in the shapes that are about, to one list of messages."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from headrace.dataprep.chat_template import RESERVED, Message
+from headrace.dataprep.records import json_type
+from headrace.schemas.chat_config import ChatConfig
+from headrace.schemas.fingerprint import canonical_json
+
+FIELDS = ("messages", "conversations", "conversation")
+ROLES = {  # as ShareGPT and its like name them
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+ROLE_FIELDS = ("role", "from")
+CONTENT_FIELDS = ("content", "value")
+FLAGS = ("train", "weight")
+
+
+class ConversationError(Exception):
+    """A row that is no conversation: the reason, and what is wrong with this one."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class Conversation(NamedTuple):
+    """Messages as templates take them, for each whether it says itself that it is trained, and the
+    tools."""
+
+    messages: list[Message]
+    flags: list[bool | None]
+    tools: list[Any] | None
+
+    def content(self) -> str:
+        """One text for equal conversations."""
+        return canonical_json([self.messages, self.flags, self.tools])
+
+
+def read_conversation(fields: Mapping[str, Any], chat: ChatConfig) -> Conversation:
+    """The conversation of one row.
+
+    Raises:
+        ConversationError: there is none.
+    """
+    names = [chat.field] if chat.field else FIELDS
+    name = next((name for name in names if fields.get(name) is not None), None)
+    if name is None:
+        raise ConversationError("missing field", f"no field {' or '.join(map(quoted, names))}")
+    messages, flags = read_messages(fields[name], chat.roles, name)
+    system = fields.get("system")
+    if isinstance(system, str) and system and messages[0]["role"] != "system":
+        messages, flags = [{"role": "system", "content": system}, *messages], [None, *flags]
+    return checked(Conversation(messages, flags, read_tools(fields.get("tools"))))
+
+
+def checked(conversation: Conversation) -> Conversation:
+    """A conversation without the characters that mark places in it."""
+    content = conversation.content()
+    for character in RESERVED:
+        if character in content:
+            raise ConversationError("reserved character", f"U+{ord(character):04X} is no text")
+    return conversation
+
+
+def read_messages(
+    value: object, roles: Mapping[str, str], name: str
+) -> tuple[list[Message], list[bool | None]]:
+    """Messages and their own marks of training.
+
+    Args:
+        roles: further names of roles.
+        name: what error messages call the list.
+
+    Raises:
+        ConversationError: it is no list of messages.
+    """
+    value = parse_json(value)
+    if not isinstance(value, list):
+        raise ConversationError("not a conversation", f'field "{name}" is {json_type(value)}')
+    if not value:
+        raise ConversationError("not a conversation", f'field "{name}" is an empty list')
+    read = [read_message(m, ROLES | dict(roles), f"{name}[{i}]") for i, m in enumerate(value)]
+    return [message for message, _ in read], [flag for _, flag in read]
+
+
+def read_message(
+    value: object, roles: Mapping[str, str], where: str
+) -> tuple[Message, bool | None]:
+    """One message, and whether it says itself that it is trained."""
+    if not isinstance(value, dict):
+        raise ConversationError("not a conversation", f"{where} is {json_type(value)}")
+    message = without_none(value)
+    flag = read_flag({name: message.pop(name) for name in FLAGS if name in message}, where)
+    message = expand_single(message)
+    role = take(message, ROLE_FIELDS)
+    if not isinstance(role, str):
+        raise ConversationError("not a conversation", f'{where} has no "role"')
+    content = take(message, CONTENT_FIELDS)
+    result: Message = {"role": roles.get(role, role)}
+    if content is not None:
+        result["content"] = read_content(content, where)
+    if "tool_calls" in message:
+        message["tool_calls"] = parse_arguments(message["tool_calls"])
+    if result.keys() | message.keys() == {"role"}:
+        raise ConversationError("not a conversation", f'{where} has no "content"')
+    return result | message, flag
+
+
+def expand_single(message: Message) -> Message:
+    """`{"user": text}` as `{"role": "user", "content": text}`."""
+    if len(message) != 1 or message.keys() & {*ROLE_FIELDS, *CONTENT_FIELDS}:
+        return message
+    ((role, content),) = message.items()
+    return {"role": role, "content": content}
+
+
+def take(message: Message, names: tuple[str, ...]) -> Any:
+    """The first of some fields, which goes out of the message."""
+    name = next((name for name in names if name in message), None)
+    return None if name is None else message.pop(name)
+
+
+def read_flag(flags: Mapping[str, object], where: str) -> bool | None:
+    """`train` or `weight` of a message."""
+    for name, value in flags.items():
+        if value not in (0, 1):
+            raise ConversationError("not a conversation", f'{where}: "{name}" is neither 0 nor 1')
+        return bool(value)
+    return None
+
+
+def read_content(content: object, where: str) -> str:
+    """A text, or the texts of a list of parts one after another."""
+    parts = content if isinstance(content, list) else [content]
+    return "".join(read_part(part, where) for part in parts)
+
+
+def read_part(part: object, where: str) -> str:
+    """A text, or the text of a part."""
+    text = part.get("text") if isinstance(part, dict) else part
+    if isinstance(text, str):
+        return text
+    kind = part.get("type") if isinstance(part, dict) else None
+    seen = f"of type {quoted(kind)}" if isinstance(kind, str) else json_type(text)
+    raise ConversationError("content is not text", f"{where}: its content is {seen}")
+
+
+def read_tools(value: object) -> list[Any] | None:
+    """The tools of a row; no tools at all if the list is empty."""
+    tools = parse_json(value)
+    if tools is None or tools in ([], ""):
+        return None
+    if not isinstance(tools, list):
+        raise ConversationError("tools are no list", f'field "tools" is {json_type(tools)}')
+    return [without_none(parse_json(tool)) for tool in tools]
+
+
+def parse_arguments(calls: object) -> object:
+    """Tool calls with arguments as values, where they are written as JSON."""
+    if isinstance(calls, list):
+        return [parse_arguments(call) for call in calls]
+    if isinstance(calls, dict):
+        return {
+            name: parse_json(value) if name == "arguments" else parse_arguments(value)
+            for name, value in calls.items()
+        }
+    return calls
+
+
+def parse_json(value: object) -> object:
+    """The value that a string holds as a JSON list or object; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def without_none(value: Any) -> Any:
+    """A value less its fields of None: Arrow's structs have every field that some row has."""
+    if isinstance(value, dict):
+        return {name: without_none(field) for name, field in value.items() if field is not None}
+    return [without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def quoted(name: object) -> str:
+    """A name as messages show it."""
+    return f'"{name}"'

@@ -1,0 +1,237 @@
+"""What a run will give, from a sample of its input: no output is written."""
+
+import tempfile
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from headrace.dataprep.blocks import process_block, read_blocks
+from headrace.dataprep.formats.registry import build_format
+from headrace.dataprep.inputs import describe_file
+from headrace.dataprep.job import Job
+from headrace.dataprep.local_engine import LocalEngine
+from headrace.dataprep.prepare import build_job, plan
+from headrace.dataprep.streams import compression
+from headrace.dataprep.task_stats import TaskStats, add_stats
+from headrace.dataprep.tasks import Piece, Task
+from headrace.dataprep.tokenizer import encode_texts
+from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.shard_format import parquet_options
+
+SAMPLED_SHARE = 0.01
+LEAST_SAMPLED_BYTES = 8 << 20  # of each source
+LEAST_SAMPLES = 32  # many small ones tell more than few large ones
+LEAST_SAMPLE_BYTES = 1 << 16
+WORK_BYTES = 4.2  # a token on disk while the run lasts; twice that to find duplicates
+SHUFFLE_SECONDS = 40e-9  # a token, one core
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A task over a part of the input, and the input bytes that it stands for."""
+
+    task: Task
+    size: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one sample gave, in how much time of one core, and the bytes of its rows as Parquet."""
+
+    stats: TaskStats
+    seconds: float
+    stored: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will give, to within the sample's chance. Duplicates are not foreseen."""
+
+    sampled_bytes: int
+    input_bytes: int
+    documents: float
+    tokens: float
+    rows: float
+    refused: float
+    seconds: float
+    stored_bytes: float
+    work_bytes: float
+
+
+def estimate(config: PrepareConfig, workers: int | None = None) -> Estimate:
+    """Sample each source, evenly over its input, and scale what was found.
+
+    Raises:
+        ConfigError, DataError: as `prepare` does, before any work.
+    """
+    job = build_job(config)
+    tasks = plan(job)
+    with tempfile.TemporaryDirectory() as folder, closing(LocalEngine(workers)) as engine:
+        parts = []
+        for source in job.config.sources:
+            own = [task for task in tasks if task.source.name == source.name]
+            samples = choose_samples(own, job.config.block_bytes, Path(folder))
+            measured = [result for _, result in engine.run(partial(measure, job), samples)]
+            parts.append(scale(own, samples, measured, job, engine.workers))
+    return sum_estimates(parts)
+
+
+def choose_samples(tasks: list[Task], block: int, folder: Path) -> list[Sample]:
+    """Parts of blocks at equal distances over the input of one source; all of a small one."""
+    total = sum(task.size for task in tasks)
+    wanted = max(int(total * SAMPLED_SHARE), LEAST_SAMPLED_BYTES)
+    if wanted * 2 >= total:
+        return [Sample(task, task.size) for task in tasks]
+    ends = list(accumulate(task.size for task in tasks))
+    size = min(block, max(wanted // LEAST_SAMPLES, LEAST_SAMPLE_BYTES))
+    count = -(-wanted // size)
+    chosen: dict[tuple[Piece, ...], Sample] = {}
+    for number in range(count):
+        position = (2 * number + 1) * total // (2 * count)
+        index = next(index for index, end in enumerate(ends) if end > position)
+        offset = position - (ends[index] - tasks[index].size)
+        sample = cut_sample(tasks[index], offset, size, folder)
+        chosen.setdefault(sample.task.pieces, sample)
+    return list(chosen.values())
+
+
+def cut_sample(task: Task, offset: int, wanted: int, folder: Path) -> Sample:
+    """About `wanted` bytes of a task, from the piece that holds byte `offset` of its input on."""
+    ends = list(accumulate(piece.size for piece in task.pieces))
+    first = next(index for index, end in enumerate(ends) if end > offset)
+    piece = task.pieces[first]
+    if piece.size > 2 * wanted and has_records(task, piece):
+        if compression(piece.file.path):
+            return sample_compressed(task, piece, wanted, folder)
+        start = piece.start + min(offset - (ends[first] - piece.size), piece.size - wanted)
+        part = Piece(piece.file, piece.format, start, start + wanted, wanted)
+        return Sample(with_pieces(task, [part]), wanted)
+    pieces: list[Piece] = []
+    for piece in task.pieces[first:]:
+        pieces.append(piece)
+        if sum(piece.size for piece in pieces) >= wanted:
+            break
+    return Sample(with_pieces(task, pieces), sum(piece.size for piece in pieces))
+
+
+def has_records(task: Task, piece: Piece) -> bool:
+    """Whether records begin anywhere in the piece, so that a part of it can be read."""
+    separated = piece.format == "text" and task.source.document_separator is not None
+    return piece.format == "lines" or separated
+
+
+def sample_compressed(task: Task, piece: Piece, wanted: int, folder: Path) -> Sample:
+    """The first bytes of a compressed file as a file of its own, and what it takes compressed."""
+    path = piece.file.path
+    separator = (task.source.document_separator or "\n").encode()
+    with pa.OSFile(path) as raw:
+        stream = pa.CompressedInputStream(raw, compression(path))
+        data = bytes(stream.read(wanted))
+        size = raw.tell()
+    copy = folder / f"{task.number}{Path(path).stem}"
+    copy.write_bytes(data[: data.rfind(separator) + len(separator)] or data)
+    file = describe_file(task.source.name, str(copy))
+    part = Piece(file, piece.format, 0, None, file.size)
+    return Sample(with_pieces(task, [part]), size * file.size // len(data))
+
+
+def with_pieces(task: Task, pieces: list[Piece]) -> Task:
+    """The task over other input."""
+    return Task(task.number, task.number_in_source, task.source, tuple(pieces))
+
+
+def measure(job: Job, sample: Sample) -> Measured:
+    """Tokenise and pack one sample in memory."""
+    encode_texts(job.tokenizer, ["a"])  # opens the tokenizer
+    started = time.perf_counter()
+    row_format = build_format(job.config, sample.task.source, job.tokenizer)
+    results = [
+        process_block(job.config, row_format, block)
+        for block in read_blocks(job.config, row_format, sample.task)
+    ]
+    seconds = time.perf_counter() - started
+    tables = [rows for result in results for rows in result.rows.values()]
+    stored = stored_bytes(pa.concat_tables(tables), job.config.kind) if tables else 0
+    return Measured(add_stats(result.stats for result in results), seconds, stored)
+
+
+def stored_bytes(rows: pa.Table, kind: str) -> int:
+    """Bytes of the columns of some rows in a shard."""
+    target = pa.BufferOutputStream()
+    with pq.ParquetWriter(target, rows.schema, **parquet_options(kind)) as writer:
+        writer.write_table(rows.combine_chunks())
+    group = pq.read_metadata(pa.BufferReader(target.getvalue())).row_group(0)
+    return sum(group.column(index).total_compressed_size for index in range(group.num_columns))
+
+
+def scale(
+    tasks: list[Task], samples: list[Sample], measured: list[Measured], job: Job, workers: int
+) -> Estimate:
+    """One source's estimate: what the samples gave, times the input for each sampled byte."""
+    total = sum(task.size for task in tasks)
+    sampled = sum(sample.size for sample in samples)
+    factor = total / sampled if sampled else 1.0
+    stats = add_stats(part.stats for part in measured)
+    kept = sum(stats.tokens.values())
+    passes = 2 if job.config.deduplicate.enabled else 1
+    seconds = sum(part.seconds for part in measured) + SHUFFLE_SECONDS * kept
+    return Estimate(
+        sampled_bytes=sampled,
+        input_bytes=total,
+        documents=factor * stats.documents,
+        tokens=factor * kept,
+        rows=factor * sum(stats.rows.values()),
+        refused=factor * stats.rejected,
+        seconds=factor * seconds / min(workers, len(tasks)),
+        stored_bytes=factor * sum(part.stored for part in measured),
+        work_bytes=factor * kept * WORK_BYTES * passes,
+    )
+
+
+def sum_estimates(parts: list[Estimate]) -> Estimate:
+    """The estimate of all sources together."""
+    return Estimate(
+        **{
+            name: sum(getattr(part, name) for part in parts)
+            for name in Estimate.__dataclass_fields__
+        }
+    )
+
+
+def print_estimate(found: Estimate, config: PrepareConfig, console: Console) -> None:
+    """The estimate as a table."""
+    share = found.sampled_bytes / max(1, found.input_bytes)
+    title = f"estimate from {share:.1%} of {found.input_bytes / 1e6:,.1f} MB of input"
+    console.print(title, highlight=False, soft_wrap=True)
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in (
+        ("documents", f"{found.documents:,.0f}"),
+        ("refused", f"{found.refused:,.0f}"),
+        ("rows", f"{found.rows:,.0f}"),
+        ("tokens", f"{found.tokens:,.0f}"),
+        ("time", show_time(found.seconds)),
+        ("shards", f"{found.stored_bytes / 1e6:,.1f} MB"),
+        ("needed meanwhile", f"{found.work_bytes / 1e6:,.1f} MB more"),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+    if config.deduplicate.enabled:
+        console.print("duplicates are counted as if they stayed: a sample does not show them")
+
+
+def show_time(seconds: float) -> str:
+    """Seconds below two minutes, minutes below two hours, else hours."""
+    for size, name in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:,.1f} seconds"

@@ -1,0 +1,194 @@
+"""Pairs of a better and a worse answer, as conversations or as plain texts."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from headrace.dataprep.chat_mask import span_tokens
+from headrace.dataprep.conversation import (
+    FIELDS,
+    Conversation,
+    ConversationError,
+    checked,
+    parse_json,
+    quoted,
+    read_messages,
+    read_tools,
+)
+from headrace.dataprep.formats.chat import UNTRAINED, Chat, ChatFormat, attempt
+from headrace.dataprep.formats.sample import Encoded, Mask, Sample, pair
+from headrace.dataprep.records import Record, Reject, json_type, refuse
+from headrace.dataprep.tokenizer import (
+    Ids,
+    Located,
+    TokenizerSpec,
+    add_ends,
+    encode_located,
+)
+from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
+from headrace.schemas.fingerprint import canonical_json
+from headrace.schemas.prepare_config import SourceConfig
+
+
+class PlainPair(NamedTuple):
+    """A prompt and two answers as text."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class ChatPair(NamedTuple):
+    """Two rendered conversations."""
+
+    chosen: Chat
+    rejected: Chat
+
+
+class PreferenceFormat:
+    """Each record is one pair; the answers are trained, what both follow is not."""
+
+    def __init__(self, source: SourceConfig, tokenizer: TokenizerSpec) -> None:
+        self.fields = source.preference or PreferenceConfig()
+        self.chat = source.chat or ChatConfig()
+        self.tokenizer = tokenizer
+        self.format: ChatFormat | None = None
+        names = (self.fields.prompt, self.fields.chosen, self.fields.rejected)
+        history = [self.chat.field] if self.chat.field else FIELDS
+        self.columns = frozenset([*names, *history, "system", "tools"])
+        if source.chat is not None or self.fields.as_chat:
+            self.chat_format()  # without a template it says so at once
+
+    def chat_format(self) -> ChatFormat:
+        """How conversations are rendered; rows of plain text need no template."""
+        self.format = self.format or ChatFormat(self.chat, self.tokenizer)
+        return self.format
+
+    def encode(self, records: Sequence[Record]) -> Iterator[Encoded | Reject]:
+        """One pair for each record."""
+        pairs = [self.read(record) for record in records]
+        located = iter(
+            self.encode_pairs([found for found in pairs if not isinstance(found, Reject)])
+        )
+        for record, found in zip(records, pairs, strict=True):
+            yield found if isinstance(found, Reject) else self.finish(record, found, *next(located))
+
+    def encode_pairs(self, pairs: list[PlainPair | ChatPair]) -> Iterator[tuple[Located, Located]]:
+        """The tokens of both sides of each pair; all texts of a kind in one call."""
+        plain = [text for p in pairs if isinstance(p, PlainPair) for text in plain_texts(p)]
+        chats = [c.rendered.text for p in pairs if isinstance(p, ChatPair) for c in p]
+        parse = self.tokenizer.parse_special_tokens
+        of_plain = iter(encode_located(self.tokenizer, plain, parse_special_tokens=parse))
+        of_chats = iter(encode_located(self.tokenizer, chats))
+        for found in pairs:
+            source = of_plain if isinstance(found, PlainPair) else of_chats
+            yield next(source), next(source)
+
+    def read(self, record: Record) -> PlainPair | ChatPair | Reject:
+        """The pair of a record."""
+        return attempt(record, lambda: self.read_pair(record.fields))
+
+    def read_pair(self, fields: dict[str, Any]) -> PlainPair | ChatPair:
+        """The pair of a record, as text or rendered.
+
+        Raises:
+            ConversationError: there is none.
+        """
+        answers = [parse_json(fields.get(n)) for n in (self.fields.chosen, self.fields.rejected)]
+        for name, answer in zip((self.fields.chosen, self.fields.rejected), answers, strict=True):
+            if answer is None:
+                raise ConversationError("missing field", f"no field {quoted(name)}")
+        if answers[0] == answers[1]:
+            raise ConversationError("equal answers", "chosen and rejected are the same")
+        prompt = self.read_prompt(fields)
+        texts = [prompt, *answers]
+        if not self.fields.as_chat and all(isinstance(text, str) for text in texts):
+            return PlainPair(*map(str, texts))
+        chosen, rejected = (self.read_side(fields, prompt, answer) for answer in answers)
+        start = common_turns(chosen, rejected)
+        return ChatPair(self.render(chosen, start), self.render(rejected, start))
+
+    def read_prompt(self, fields: dict[str, Any]) -> object:
+        """What both answers follow: a text, messages, or None where the answers hold it."""
+        names = [self.fields.prompt, *([self.chat.field] if self.chat.field else FIELDS)]
+        return next((parse_json(fields[n]) for n in names if fields.get(n) is not None), None)
+
+    def read_side(self, fields: dict[str, Any], prompt: object, answer: object) -> Conversation:
+        """One conversation: the prompt and an answer, or the answer if it holds all."""
+        messages, flags = read_messages(as_messages(answer, "assistant"), self.chat.roles, "answer")
+        if messages[0]["role"] == "assistant":
+            if prompt is None:
+                raise ConversationError("missing field", f"no field {quoted(self.fields.prompt)}")
+            before, marks = read_messages(as_messages(prompt, "user"), self.chat.roles, "prompt")
+            messages, flags = [*before, *messages], [*marks, *flags]
+        system = fields.get("system")
+        if isinstance(system, str) and system and messages[0]["role"] != "system":
+            messages, flags = [{"role": "system", "content": system}, *messages], [None, *flags]
+        return checked(Conversation(messages, flags, read_tools(fields.get("tools"))))
+
+    def render(self, conversation: Conversation, start: int) -> Chat:
+        """A side as text; turns that both sides have are not trained."""
+        chats = self.chat_format()
+        trained = [turn for turn in chats.trained_turns(conversation) if turn >= start]
+        return chats.render(conversation, trained)
+
+    def finish(
+        self, record: Record, found: PlainPair | ChatPair, chosen: Located, rejected: Located
+    ) -> Encoded | Reject:
+        """The sample of a pair."""
+        if isinstance(found, PlainPair):
+            content = canonical_json(found)
+            sides = [self.plain_side(found.prompt, located) for located in (chosen, rejected)]
+        else:
+            content = canonical_json([side.conversation.content() for side in found])
+            masks = [
+                self.chat_format().mask(c, t)
+                for c, t in zip(found, (chosen, rejected), strict=True)
+            ]
+            sides = [Sample(t.ids, m) for t, m in zip((chosen, rejected), masks, strict=True)]
+        if not all(len(side.ids) for side in sides):
+            return refuse(record.place, "empty document", "the tokenizer gives no token")
+        tokens = sum(side.tokens for side in sides)
+        if not all(side.trained_tokens for side in sides):
+            return Encoded(content, [], {UNTRAINED: tokens})
+        return Encoded(content, [pair(*sides)])
+
+    def plain_side(self, prompt: str, located: Located) -> Sample:
+        """The tokens of a prompt and an answer, with BOS and EOS as the config wants them."""
+        trained = np.zeros(len(located.ids), np.bool_)
+        trained[span_tokens(located, (len(prompt), int(located.ends.max(initial=0))))] = True
+        ids = add_ends(self.tokenizer, located.ids.tolist())
+        return Sample(ids, spread(trained, located.ids, ids))
+
+
+def plain_texts(found: PlainPair) -> tuple[str, str]:
+    """The texts of both sides."""
+    return found.prompt + found.chosen, found.prompt + found.rejected
+
+
+def spread(trained: Mask, before: Ids, ids: Ids) -> Mask:
+    """A mask over ids that BOS and EOS were added to; EOS is trained, BOS is not."""
+    first = int(len(ids) > 0 and (not len(before) or ids[0] != before[0]))
+    mask = np.ones(len(ids), np.bool_)
+    mask[:first] = False
+    mask[first : first + len(trained)] = trained
+    return mask
+
+
+def as_messages(value: object, role: str) -> object:
+    """A text as one message of a role, one message as a list; anything else as it is."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if value is not None and not isinstance(value, dict | list):
+        raise ConversationError("not a conversation", f"it is {json_type(value)}")
+    return [value] if isinstance(value, dict) else value
+
+
+def common_turns(chosen: Conversation, rejected: Conversation) -> int:
+    """How many turns both sides begin with."""
+    turns = zip(chosen.messages, rejected.messages, strict=False)
+    return next(
+        (index for index, (left, right) in enumerate(turns) if left != right),
+        min(len(chosen.messages), len(rejected.messages)),
+    )

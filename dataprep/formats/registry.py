@@ -1,0 +1,28 @@
+"""The format of each type of source."""
+
+from headrace.dataprep.formats.sample import Format
+from headrace.dataprep.tokenizer import TokenizerSpec
+from headrace.schemas.chat_config import ChatConfig
+from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
+
+
+def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: TokenizerSpec) -> Format:
+    """The format of a source, built once for each task.
+
+    Raises:
+        ConfigError, DataError: the source's settings do not go together, or a file that they name
+            cannot be used.
+    """
+    match source.type:
+        case "text" | "documents":
+            from headrace.dataprep.formats.text import TextFormat
+
+            return TextFormat(source, tokenizer)
+        case "chat":
+            from headrace.dataprep.formats.chat import ChatFormat
+
+            return ChatFormat(source.chat or ChatConfig(), tokenizer)
+        case "preference":
+            from headrace.dataprep.formats.preference import PreferenceFormat
+
+            return PreferenceFormat(source, tokenizer)

@@ -1,0 +1,44 @@
+"""Plain text: one field of a record is the document."""
+
+from collections.abc import Iterator, Sequence
+
+from headrace.dataprep.formats.sample import Encoded, Sample
+from headrace.dataprep.records import Record, Reject, json_type, refuse
+from headrace.dataprep.tokenizer import TokenizerSpec, encode_documents
+from headrace.schemas.prepare_config import SourceConfig
+
+
+class TextFormat:
+    """Text with BOS and EOS as the config wants them; every token is trained."""
+
+    def __init__(self, source: SourceConfig, tokenizer: TokenizerSpec) -> None:
+        self.field = source.text_field
+        self.tokenizer = tokenizer
+        self.columns = frozenset([source.text_field])
+
+    def encode(self, records: Sequence[Record]) -> Iterator[Encoded | Reject]:
+        """One document for each record that holds text."""
+        texts = [self.take(record) for record in records]
+        encoded = iter(
+            encode_documents(self.tokenizer, [text for text in texts if isinstance(text, str)])
+        )
+        for record, text in zip(records, texts, strict=True):
+            if isinstance(text, Reject):
+                yield text
+                continue
+            ids = next(encoded)
+            yield (
+                Encoded(text, [Sample(ids)])
+                if len(ids)
+                else refuse(record.place, "empty document", "the tokenizer gives no token")
+            )
+
+    def take(self, record: Record) -> str | Reject:
+        """The text of a record."""
+        if self.field not in record.fields:
+            return refuse(record.place, "missing field", f'no field "{self.field}"')
+        text = record.fields[self.field]
+        if not isinstance(text, str):
+            detail = f'field "{self.field}" is {json_type(text)}'
+            return refuse(record.place, "not a string", detail)
+        return text or refuse(record.place, "empty document", "no characters")

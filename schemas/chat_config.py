@@ -1,0 +1,59 @@
+"""Options of conversations and of pairs: `[sources.chat]` and `[sources.preference]`."""
+
+from typing import Any
+
+from pydantic import Field
+
+from headrace.schemas.toml_config import Config, Text
+
+
+class ChatConfig(Config):
+    """How conversations are written as text, and which turns are trained."""
+
+    field: Text | None = Field(
+        None,
+        description="Field with the list of messages. Default: `messages`, `conversations` or "
+        "`conversation`, whichever a row has.",
+    )
+    template: Text | None = Field(
+        None,
+        description="Chat template: Jinja text, a file of it, or the name of one of the "
+        "tokenizer's templates. Default: the tokenizer's own.",
+    )
+    template_arguments: dict[str, Any] = Field(
+        {},
+        description="Further variables of the template, as in `{enable_thinking = false}`.",
+    )
+    date: Text | None = Field(
+        None,
+        description="The day, `YYYY-MM-DD`, on which a template that asks for today's date is "
+        "rendered, so that the same config gives the same tokens.",
+    )
+    roles: dict[str, str] = Field(
+        {}, description='Further names of roles, for example `{prompter = "user"}`.'
+    )
+    train_on: list[Text] = Field(
+        ["assistant"],
+        description="Roles whose turns are trained. A message's own `train` (true, false) or "
+        "`weight` (0, 1) goes before.",
+    )
+    end_of_turn: Text | None = Field(
+        None,
+        description="Text that ends a turn and is trained with it. Default: the special token "
+        "that the template writes after the content.",
+    )
+
+
+class PreferenceConfig(Config):
+    """Where the two answers of a pair are."""
+
+    prompt: Text = Field(
+        "prompt", description="Field with what both answers follow: a text or messages."
+    )
+    chosen: Text = Field("chosen", description="Field with the better answer.")
+    rejected: Text = Field("rejected", description="Field with the worse answer.")
+    as_chat: bool = Field(
+        False,
+        description="Take rows of plain strings for a user's turn and its answer, rendered by the "
+        "chat template. Otherwise prompt and answer are one text.",
+    )

@@ -1,0 +1,182 @@
+"""Whoever runs the work, once or twice, in time or too late: the bytes are the same."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from headrace.dataprep.repartition import Blend, repartition
+from headrace.jobs.engines import EngineName, open_engine
+from headrace.jobs.spark_zip import write_zip
+from headrace.schemas.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[2]
+
+
+class KilledError(Exception):
+    """Stands for a kill at this moment."""
+
+
+class TwiceEngine:
+    """Attempts each item twice at the same time, as Spark does with what is slow."""
+
+    def run(self, function, items):
+        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+            for item in items:
+                first, second = pool.submit(function, item), pool.submit(function, item)
+                assert first.result() == second.result()
+                yield item, first.result()
+
+
+class LateEngine:
+    """Keeps a second attempt of each item for later; may be killed after some results."""
+
+    def __init__(self, survives=None):
+        self.survives = survives
+        self.late = []
+
+    def run(self, function, items):
+        for item in items:
+            if self.survives is not None and len(self.late) == self.survives:
+                raise KilledError
+            self.late.append((function, item))
+            yield item, function(item)
+
+    def run_late(self):
+        """Run all second attempts; none may get to write."""
+        for function, item in self.late:
+            with pytest.raises(FileNotFoundError):
+                function(item)
+
+
+def test_two_attempts_at_the_same_time_leave_what_one_does(mixed_config, run_on):
+    assert run_on(TwiceEngine(), mixed_config("twice")) == run_on(None, mixed_config("once"))
+
+
+def test_an_attempt_that_comes_too_late_changes_nothing(mixed_config, run_on, snapshot):
+    engine = LateEngine()
+    right = run_on(engine, mixed_config("out"))
+    engine.run_late()
+    assert snapshot("out") == right
+
+
+def test_attempts_of_an_earlier_run_are_shut_out(mixed_config, run_on, snapshot):
+    killed = LateEngine(survives=5)
+    with pytest.raises(KilledError):
+        run_on(killed, mixed_config("out", sequence_len=32))
+
+    class NextEngine(LateEngine):
+        def run(self, function, items):
+            killed.run_late()
+            return super().run(function, items)
+
+    right = run_on(None, mixed_config("right"))
+    assert run_on(NextEngine(), mixed_config("out")) == right
+
+
+def test_repartition_withstands_two_attempts_too(mixed_config, run_on, snapshot):
+    run_on(None, mixed_config("out"))
+    for name, engine in {"twice": TwiceEngine(), "late": LateEngine()}.items():
+        blend = Blend((Path("out"),), Path(name), shards=5)
+        repartition(blend, engine, Console(file=io.StringIO()))
+    assert snapshot("twice") == snapshot("late")
+
+
+def test_spark_writes_the_bytes_that_processes_write(mixed_config, run_on, spark):
+    right = run_on(None, mixed_config("local"))
+    for partitions in (None, 1, 3):
+        spark.partitions = partitions
+        assert run_on(spark, mixed_config(f"spark-{partitions}")) == right
+
+
+def test_what_spark_finished_is_kept_by_either_engine(mixed_config, run_on, spark):
+    spark.partitions = None
+
+    class KilledSpark:
+        def run(self, function, items):
+            for number, found in enumerate(spark.run(function, items)):
+                if number == 7:
+                    raise KilledError
+                yield found
+
+    with pytest.raises(KilledError):
+        run_on(KilledSpark(), mixed_config("out"))
+    kept = {path: path.stat().st_mtime_ns for path in Path("out/.work").glob("task-*.done.json")}
+    assert len(kept) >= 7
+    with pytest.raises(KilledError):
+        run_on(LateEngine(survives=2), mixed_config("out"))
+    assert kept.items() <= {p: p.stat().st_mtime_ns for p in Path("out/.work").iterdir()}.items()
+    assert run_on(spark, mixed_config("out")) == run_on(None, mixed_config("right"))
+
+
+def test_an_error_on_an_executor_is_the_users_one_line(mixed_config, run_on, spark, corpus):
+    (corpus / "more.jsonl.gz").write_bytes((corpus / "more.jsonl.gz").read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"^corpus/more\.jsonl\.gz: cannot be read to its end"):
+        run_on(spark, mixed_config("out"))
+
+
+def break_down(item):
+    """Fail in a way that no user can mend."""
+    raise ZeroDivisionError(f"at {item}")
+
+
+def test_a_failure_that_is_nobodys_mistake_names_its_reason(spark):
+    with pytest.raises(DataError, match=r"^Spark gave up \(ZeroDivisionError: at 4\); run again"):
+        list(spark.run(break_down, [4]))
+
+
+def test_without_pyspark_the_error_names_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setattr("headrace.jobs.engines.find_spec", lambda name: None)
+    with (
+        pytest.raises(ConfigError, match=r"^pyspark is not .*: pip install 'headrace\[spark\]'"),
+        open_engine(EngineName.SPARK, 2),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_spark_submit_needs_only_the_zip(mixed_config, run_on, tmp_path, tokenizer_folder):
+    submit = Path(pytest.importorskip("pyspark").__file__).parent / "bin" / "spark-submit"
+    config = mixed_config("out")
+    write_zip(tmp_path / "headrace.zip")
+    source = "\n".join(
+        "[[sources]]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in values)
+        for values in (
+            [("name", s.name), ("type", s.type), ("path", s.path)] for s in config.sources
+        )
+    )
+    keys = config.model_dump(exclude={"sources", "overlong"}) | {"max_reject_fraction": 0.0}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+    Path("prepare.toml").write_text("\n".join([*lines, source]))
+    command = [submit, "--master", "local[2]", "--py-files", "headrace.zip"]
+    command += [ROOT / "jobs" / "spark_prepare.py", "prepare.toml"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+
+    def submit_job(*options):
+        return subprocess.run(
+            [*map(str, command), *options],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    refused = submit_job()
+    assert refused.returncode != 0
+    shown = refused.stdout.splitlines()  # where spark-submit puts what its driver writes to stderr
+    assert shown[-1].startswith("error: 1 of 335 documents refused, more than max_reject_fraction")
+    assert "Traceback" not in refused.stdout + refused.stderr
+    assert "\tat " not in refused.stdout + refused.stderr
+    done = submit_job("--set", "max_reject_fraction=0.1")
+    assert done.returncode == 0, done.stderr
+    assert "tasks are done already" in done.stdout
+    right = run_on(None, mixed_config("right"))
+    assert {p: Path("out", p).read_bytes() for p in right} == right

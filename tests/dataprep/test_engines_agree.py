@@ -1,0 +1,92 @@
+"""The long form of "the same bytes": every engine, and twenty runs killed at random moments."""
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from headrace.dataprep.local_engine import LocalEngine
+
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
+
+KILLS = 20
+SCRIPT = """
+import sys
+from pathlib import Path
+from headrace.dataprep.prepare import prepare
+from headrace.jobs.engines import EngineName, open_engine
+from headrace.schemas.prepare_config import PrepareConfig
+if __name__ == "__main__":
+    config = PrepareConfig.model_validate_json(Path(sys.argv[1]).read_text())
+    with open_engine(EngineName(sys.argv[2]), int(sys.argv[3])) as engine:
+        prepare(config, engine=engine)
+"""
+
+
+@pytest.fixture
+def many_files(monkeypatch):
+    """So many files that they are merged before they become shards."""
+    monkeypatch.setattr("headrace.dataprep.exchange.MOST_FILES", 8)
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_engines_agree(packing, mixed_config, run_on, spark, many_files):
+    mixed_config = functools.partial(mixed_config, packing=packing, block_bytes=1 << 13)
+    right = run_on(LocalEngine(1), mixed_config("one"))
+    for workers in (2, 4):
+        assert run_on(LocalEngine(workers), mixed_config(f"local-{workers}")) == right
+    for partitions in (None, 1, 2, 3, 8, 100):
+        spark.partitions = partitions
+        assert run_on(spark, mixed_config(f"spark-{partitions}")) == right
+
+
+@pytest.mark.parametrize("engine", ["local", "spark"])
+def test_runs_killed_at_random_moments_and_continued(engine, mixed_config, run_on, snapshot):
+    right = run_on(None, mixed_config("right"))
+    Path("script.py").write_text(SCRIPT)
+    Path("config.json").write_text(mixed_config("out").model_dump_json())
+    started = time.monotonic()
+    finish(engine)
+    seconds = time.monotonic() - started
+    assert snapshot("out") == right
+    kills = KILLS if engine == "local" else KILLS // 4
+    for number in range(kills):
+        Path("out").rename(f"finished-{number}")
+        killed = 0
+        while killed < 50:  # until it finishes: what is left to do becomes less with each kill
+            killed += kill_once(engine, seconds * random.uniform(0.1, 1))
+            if Path("out/manifest.json").exists():
+                break
+        finish(engine)
+        assert snapshot("out") == right, f"after {killed} kills"
+
+
+def start(engine):
+    """`prepare` in a session, and so a process group, of its own."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "script.py", "config.json", engine, "2"]
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **output)
+
+
+def finish(engine):
+    """Run to the end."""
+    assert start(engine).wait() == 0
+
+
+def kill_once(engine, seconds):
+    """SIGKILL the whole group after so many seconds; whether it had not finished by then."""
+    process = start(engine)
+    try:
+        assert process.wait(seconds) == 0
+        return False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True

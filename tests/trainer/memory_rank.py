@@ -1,0 +1,84 @@
+"""One of four stages, without a model: loads parts of 100 epochs of two corpora, notes memory."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+from sparse import make_sparse
+
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.course import open_course
+from headrace.trainer.data_builder import build_loader
+from headrace.trainer.data_plan import plan_data
+from headrace.trainer.distributed import connect, gather_objects
+from headrace.trainer.feed import Feed
+from headrace.trainer.places import train_stream
+
+EPOCHS, BATCHES, MICRO_BATCHES, MEASURED_EVERY = 100, 3, 16, 5
+SHARDS = (4, 400)  # 16.8 million tokens, and 100 times as many
+SETTINGS = {
+    "model": "none",
+    "output_dir": "none",
+    "pipeline_stages": 4,
+    "gradient_accumulation_steps": MICRO_BATCHES,
+    "optimizer": {"lr": 1.0},
+}
+
+
+def main(folder: Path, output: Path) -> None:
+    layout = connect(4)
+
+    def pss() -> int:
+        mine = psutil.Process().memory_full_info().pss
+        return sum(gather_objects(mine, layout.world_group))
+
+    manifests = {}
+    if layout.rank == 0:
+        manifests = {shards: make_sparse(folder / str(shards), shards) for shards in SHARDS}
+    gather_objects(None, layout.world_group)
+    before = pss()
+    lines = []
+    for shards in SHARDS:
+        loader = (
+            None if layout.rank else open_loader(layout, folder / str(shards), manifests[shards])
+        )
+        feed = Feed(layout, loader)
+        line = []
+        for epoch in range(EPOCHS):
+            for _ in range(BATCHES):
+                inputs = feed.next()
+            if epoch % MEASURED_EVERY == MEASURED_EVERY - 1:
+                line.append(pss() - before)
+        lines.append(line)
+        del feed, inputs
+    if layout.rank == 0:
+        np.savetxt(output, lines)
+
+
+class Excerpts:
+    """The first rows of some other part of each epoch of an order."""
+
+    def __init__(self, order, epoch_rows):
+        self.order = order
+        self.epoch_rows = epoch_rows
+
+    def __getitem__(self, index):
+        epoch, row = divmod(index, BATCHES * MICRO_BATCHES)
+        return self.order[epoch * self.epoch_rows + epoch * 37 % (self.epoch_rows // 2) + row]
+
+
+def open_loader(layout, directory, manifest):
+    """The leader's."""
+    config = TrainConfig.model_validate(SETTINGS | {"datasets": [{"path": str(directory)}]})
+    plan = plan_data(config, [manifest])
+    inputs = SimpleNamespace(train=[manifest], plan=plan, place_tokens=manifest.sequence_len)
+    stream = train_stream(config, open_course(config, inputs, [], 0))
+    stream = replace(stream, order=Excerpts(stream.order, plan.rows_in(1)))
+    return build_loader(config, inputs, layout, stream, MICRO_BATCHES, stop_row=1 << 40)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,137 @@
+"""What `headrace plan` predicts."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_families import COMMON, CPU, config_of, save_tiny
+from torch.autograd.graph import saved_tensors_hooks
+
+from headrace.schemas.errors import ConfigError
+from headrace.trainer.memory_model import layer_activations
+from headrace.trainer.model_builder import build_stage, plan_model
+from headrace.trainer.plan_report import parse_size, plan_run, report
+
+GIB = 1 << 30
+TOKENS = 48
+LORA = {"kind": "lora", "rank": 4}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("plan") / "llama", num_hidden_layers=8)
+
+
+def planned(model, stages, gpus=None, adapter=None, **settings):
+    config = config_of(model, stages, adapter, gradient_accumulation_steps=8, **settings)
+    return plan_run(config, gpus or stages, TOKENS)
+
+
+@pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "LoRA"])
+def test_activations_are_those_that_autograd_keeps(model, adapter):
+    """Counted on tensors without memory, and on the real ones of a middle stage."""
+    config = config_of(model, 8, adapter, dtype="float32", micro_batch_size=2)
+    predicted = layer_activations(plan_model(config), config, torch.float32, TOKENS)
+
+    stage = build_stage(config, 4, CPU).stage
+    weights = {p.untyped_storage().data_ptr() for p in stage.parameters()}
+    hidden = torch.randn(2, TOKENS, COMMON["hidden_size"], requires_grad=True)
+    positions = torch.arange(TOKENS).repeat(2, 1)
+    mask = torch.ones(2, 1, TOKENS, TOKENS, dtype=torch.bool).tril()
+    table = stage.rotary(hidden, positions)
+    shared = {t.untyped_storage().data_ptr() for t in (mask, *table)}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights | shared:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        stage._layer_runner(0, mask, positions, table, None, 0)(hidden)
+    assert predicted.kept == sum(size for size, _ in kept.values())
+    assert predicted.boundary == hidden.nbytes
+
+
+def test_parameters_of_all_stages_are_those_of_the_model(model):
+    whole = planned(model, 1).stages[0]
+    stages = planned(model, 4).stages
+    head = COMMON["vocab_size"] * COMMON["hidden_size"]
+    assert sum(stage.weights for stage in stages) == whole.weights + head  # tied, held twice
+    assert stages[0].layers.start == 0
+    assert stages[-1].layers.stop == 8
+    assert stages[0].memory.optimizer == 8 * stages[0].trained
+
+
+def test_earlier_stages_hold_more_micro_batches(model):
+    run = planned(model, 4, partition="uniform")
+    held = [stage.memory.activations for stage in run.stages]
+    assert held[0] == pytest.approx(4 * held[3])
+    assert run.bubble == pytest.approx(3 / 11)
+    assert 0 < run.efficiency < run.balance <= 1
+
+
+def test_recomputation_takes_less_memory_and_more_work(model):
+    kept, again = planned(model, 2), planned(model, 2, activation_checkpointing="full")
+    assert again.peak < kept.peak
+    assert sum(s.work for s in again.stages) > 1.2 * sum(s.work for s in kept.stages)
+
+
+def test_what_makes_it_fit_is_said_and_does(model):
+    run = planned(model, 2, gpus=4, adapter=LORA)
+    limit = 0.75 * run.peak
+    text = report(run, 4, limit)
+    assert f"Does not fit: the fullest stage takes {run.peak / GIB:.2f}" in text
+    assert 'activation_checkpointing = "full"' in text
+    again = planned(model, 2, gpus=4, adapter=LORA, activation_checkpointing="full")
+    assert again.peak <= limit
+    assert "Fits" in report(again, 4, limit)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gemma2", "gemma3_text"])
+def test_families_with_experts_or_several_tables_are_planned(family, tmp_path):
+    run = planned(save_tiny(family, tmp_path / family), 2, adapter=LORA)
+    assert all(stage.memory.activations > 0 for stage in run.stages)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GiB", 24 * GIB), ("80 GB", 80e9), ("1.5gib", 1.5 * GIB), ("7", 7)]
+)
+def test_sizes_are_read(text, size):
+    assert parse_size(text) == size
+
+
+def test_a_size_that_is_none_is_named():
+    with pytest.raises(ConfigError, match="--memory lots: not a size"):
+        parse_size("lots")
+
+
+@pytest.mark.slow
+def test_the_command_needs_a_config_alone(tmp_path):
+    """Llama's 8B shape over 4 GPUs, from config.json."""
+    model = tmp_path / "llama-8b"
+    model.mkdir()
+    settings = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336}
+    settings |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+    settings |= {"vocab_size": 128256, "tie_word_embeddings": False}
+    (model / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "train.toml").write_text(
+        f"""
+        model = "{model}"
+        output_dir = "unused"
+        pipeline_stages = 4
+        gradient_accumulation_steps = 16
+        datasets = [{{ path = "unused" }}]
+        optimizer = {{ lr = 1e-4 }}
+        """
+    )
+    command = [sys.executable, "-m", "headrace.jobs.cli", "plan", str(tmp_path / "train.toml")]
+    command += ["--gpus", "8", "--sequence-len", "4096", "--memory", "10GiB"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0-8" in done.stdout
+    assert "2 replica(s)" in done.stdout
+    assert "Does not fit" in done.stdout

@@ -1,0 +1,147 @@
+"""2,000 global batches hold the same rows in the same order, whatever the layout."""
+
+import hashlib
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from loaders import global_batches, open_loader, open_stream
+from runs import as_toml
+
+from headrace.jobs.launch import free_port, rank_environment
+from headrace.schemas.manifest import read_manifest
+from headrace.trainer.row_order import RowOrder
+from headrace.trainer.shard_reader import list_row_groups
+
+BATCHES = 2000
+RESUMED = range(975, 1025)
+PACKING = {"tokens_per_row": 160, "look_ahead": 32}
+LAYOUTS = list(itertools.product([1, 2, 4], [0, 1, 8]))  # replicas, prefetch
+packing = pytest.mark.parametrize("packing", [{}, PACKING], ids=["unpacked", "packed"])
+
+
+@pytest.fixture(scope="module")
+def make(tiny_shards):
+    """Loaders of all replicas."""
+    manifest = read_manifest(tiny_shards)
+
+    def make(replicas, prefetch, packing):
+        loaders = []
+        for replica in range(replicas):
+            order = RowOrder(list_row_groups([manifest], "train"), seed=5, window=2)
+            stream = open_stream(tiny_shards, manifest, order)
+            stop_row = None if packing else BATCHES * 8
+            tokens = packing.get("tokens_per_row", manifest.sequence_len)
+            loader = open_loader(
+                stream, stop_row, tokens, replica, replicas, prefetch=prefetch, **packing
+            )
+            loaders.append(loader)
+        return loaders
+
+    return make
+
+
+def sha256(batches):
+    text = "\n".join(",".join(map(str, keys)) for keys in batches)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def reference(make):
+    """One replica, read in line."""
+    return {
+        bool(packing): global_batches(make(1, 0, packing), BATCHES) for packing in ({}, PACKING)
+    }
+
+
+def check_layout(make, reference, replicas, prefetch, packing):
+    batches = global_batches(make(replicas, prefetch, packing), BATCHES)
+    assert len(batches) == BATCHES
+    assert sha256(batches) == sha256(reference[bool(packing)])
+
+
+@packing
+@pytest.mark.parametrize(("replicas", "prefetch"), [(2, 8), (4, 1)])
+def test_replicas_and_read_ahead_change_no_row(make, reference, replicas, prefetch, packing):
+    check_layout(make, reference, replicas, prefetch, packing)
+
+
+@pytest.mark.exhaustive
+@packing
+@pytest.mark.parametrize(("replicas", "prefetch"), LAYOUTS)
+def test_no_replicas_and_no_read_ahead_change_a_row(make, reference, replicas, prefetch, packing):
+    check_layout(make, reference, replicas, prefetch, packing)
+
+
+def check_resumed(make, reference, replicas, prefetch, packing):
+    """Every step of RESUMED with loaders of their own, that are given the state alone."""
+    loaders = make(replicas, 0, packing)
+    batches = global_batches(loaders, RESUMED.start)
+    for _ in RESUMED:
+        states = [loader.state_dict() for loader in loaders]
+        assert all(state == states[0] for state in states)
+        loaders = make(replicas, prefetch, packing)
+        for loader in loaders:
+            loader.load_state_dict(states[0])
+        batches += global_batches(loaders, 1)
+    batches += global_batches(loaders, BATCHES - len(batches))
+    assert sha256(batches) == sha256(reference[bool(packing)])
+
+
+@packing
+def test_resuming_at_fifty_steps_one_after_the_other_changes_no_row(make, reference, packing):
+    check_resumed(make, reference, 2, 1, packing)
+
+
+@pytest.mark.exhaustive
+@packing
+@pytest.mark.parametrize(("replicas", "prefetch"), LAYOUTS)
+def test_resuming_fifty_times_in_every_layout_changes_no_row(
+    make, reference, replicas, prefetch, packing
+):
+    check_resumed(make, reference, replicas, prefetch, packing)
+
+
+def digests(training, name, stages, replicas, steps, prefetch, packing):
+    """Of each global batch, from real processes without a model."""
+    settings = {
+        "pipeline_stages": stages,
+        "gradient_accumulation_steps": 8 // replicas,
+        "max_steps": steps,
+        "loader__prefetch_batches": prefetch,
+        **{f"loader__{key}": value for key, value in packing.items()},
+    }
+    settings |= {"loader__pack": "best_fit"} if packing else {}
+    sets = [as_toml(key, value) for key, value in settings.items()]
+    script, output = Path(__file__).with_name("feed_rank.py"), training.directory / name
+    processes = stages * replicas
+    environment = rank_environment(processes, free_port()) | {"DS_ACCELERATOR": "cpu"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(training.config), str(output), *sets],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(processes)
+    ]
+    assert [rank.wait(timeout=280) for rank in ranks] == [0] * processes
+    result = output.read_text().splitlines()
+    assert len(result) == len(set(result)) == steps
+    return result
+
+
+@pytest.mark.slow
+def test_stages_change_no_row(training):
+    one = digests(training, "one", 1, 1, 300, 0, PACKING)
+    assert digests(training, "four", 2, 2, 300, 8, PACKING) == one
+
+
+@pytest.mark.exhaustive
+@packing
+def test_no_stages_and_replicas_change_a_row(training, packing):
+    one = digests(training, "one", 1, 1, BATCHES, 0, packing)
+    for stages, replicas in itertools.product([1, 2, 4], [1, 2, 4]):
+        prefetch = (0, 1, 8)[(stages + replicas) % 3]
+        name = f"{stages}-{replicas}"
+        assert digests(training, name, stages, replicas, BATCHES, prefetch, packing) == one, name

@@ -1,0 +1,116 @@
+"""Names and layouts of weights in files, against those of transformers' modules.
+
+transformers keeps a table of renamings and of conversions (experts that are stored one by one and
+held as one tensor, for example). This is the only file that touches it; read against transformers
+5.23, `core_model_loading.py` and `conversion_mapping.py`.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
+
+# where multimodal checkpoints keep their language model -> where it lies on its own
+TEXT_PREFIXES = (
+    (re.compile(r"^model\.language_model\."), "model."),
+    (re.compile(r"^language_model\.model\."), "model."),
+    (re.compile(r"^language_model\."), ""),
+)
+
+
+@dataclass
+class Source:
+    """The stored tensors that a parameter is made of."""
+
+    names: list[str] = field(default_factory=list)
+    patterns: list[str] = field(default_factory=list)  # of each name, in the converter's terms
+    converter: Any = None  # None: the one stored tensor is the parameter
+
+
+class CheckpointNames:
+    """For each parameter of a model, what to read for it.
+
+    Args:
+        model: on the meta device, without adapters.
+        stored: the names in the files.
+    """
+
+    def __init__(self, model: nn.Module, stored: Iterable[str]) -> None:
+        self.model = model
+        self.sources: dict[str, Source] = defaultdict(Source)
+        mapping = get_model_conversion_mapping(model)
+        self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        by_pattern = {
+            pattern: converter
+            for converter in self._converters
+            for pattern in converter.source_patterns
+        }
+        known = model.state_dict()
+        for name in sorted(stored, key=dot_natural_key):
+            target, pattern = self._target(name, known)
+            if target is None:
+                continue
+            source = self.sources[target]
+            source.names.append(name)
+            source.patterns.append(pattern or name)
+            source.converter = by_pattern[pattern] if pattern is not None else None
+
+    def _target(self, name: str, known: dict[str, Tensor]) -> tuple[str | None, str | None]:
+        """The parameter that a stored tensor belongs to, and the converter's pattern for it."""
+        for candidate in (name, *text_names(name)):
+            target, pattern = rename_source_key(
+                candidate, self._renamings, self._converters, self.model.base_model_prefix, known
+            )
+            if target in known:
+                return target, pattern
+            if candidate in known:
+                return candidate, None
+        return None, None
+
+    def __contains__(self, parameter: str) -> bool:
+        return parameter in self.sources
+
+    def stored(self, parameter: str) -> list[str]:
+        """What to read for a parameter, in order."""
+        return self.sources[parameter].names
+
+    def convert(self, parameter: str, tensors: list[Tensor]) -> Tensor:
+        """The parameter's value from the stored tensors, given in the order of `stored`."""
+        source = self.sources[parameter]
+        if source.converter is None:
+            return tensors[0]
+        converter = deepcopy(source.converter)
+        for name, pattern, tensor in zip(source.names, source.patterns, tensors, strict=True):
+            converter.add_tensor(parameter, name, pattern, tensor)
+        tensors.clear()
+        made = converter.convert(parameter, model=self.model, config=self.model.config)
+        value = made[parameter]
+        return value[0] if isinstance(value, list) else value
+
+
+def text_names(name: str) -> list[str]:
+    """Names that a tensor of a multimodal checkpoint may have in the language model alone."""
+    return [new + pattern.sub("", name) for pattern, new in TEXT_PREFIXES if pattern.match(name)]
+
+
+def as_stored(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters under the names and in the layout that checkpoints of this model have.
+
+    Args:
+        tensors: whole layers; a conversion may take several parameters or give several tensors.
+    """
+    converted: dict[str, Tensor] = revert_weight_conversion(model, tensors)
+    return converted

@@ -1,0 +1,90 @@
+"""The head and its loss. Plain heads go through the fused kernel, all others through themselves."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from headrace.kernels.linear_cross_entropy import (
+    CHUNK_LOGITS,
+    IGNORED_LABEL,
+    linear_cross_entropy,
+)
+
+
+@dataclass(frozen=True)
+class LogitShape:
+    """Logits are the head's output * multiplier, then softcap * tanh(logits / softcap)."""
+
+    multiplier: float = 1.0
+    softcap: float | None = None
+
+
+def is_plain(head: nn.Module, shape: LogitShape) -> bool:
+    """Whether the fused kernel computes this head's loss."""
+    plain = type(head) is nn.Linear and getattr(head, "bias", None) is None
+    return plain and shape.softcap is None
+
+
+def head_loss(
+    head: nn.Module,
+    hidden: Tensor,
+    labels: Tensor,
+    scale: float,
+    shape: LogitShape,
+    seed: int | None = None,
+    *,
+    triton: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a head's logits.
+
+    Args:
+        head: [tokens, hidden size] -> [tokens, vocabulary]; a linear layer, adapted or not.
+        hidden: [tokens, hidden size].
+        labels: [tokens] int64; `IGNORED_LABEL` tokens have loss 0 and no gradient.
+        scale: factor of the returned scalar.
+        seed: of the head's own dropout; None if it has none.
+        triton: compute a plain head's loss in Triton.
+
+    Returns:
+        The sum of the losses times `scale`, float32; the losses of all tokens in nats, detached.
+    """
+    if is_plain(head, shape):
+        assert isinstance(head, nn.Linear)
+        if shape.multiplier != 1.0:
+            hidden = hidden * shape.multiplier
+        weight = head.weight.to(hidden.dtype)
+        return linear_cross_entropy(hidden, weight, labels, scale, triton=triton)
+    rows = max(1, CHUNK_LOGITS // vocabulary(head))
+    losses = []
+    for number, start in enumerate(range(0, hidden.shape[0], rows)):
+        chunk = slice(start, start + rows)
+        chunk_seed = None if seed is None else seed + number
+        arguments = (head, hidden[chunk], labels[chunk], shape, chunk_seed)
+        losses.append(
+            checkpoint(_token_losses, *arguments, use_reentrant=False, preserve_rng_state=False)
+        )
+    token_losses = torch.cat(losses)
+    return token_losses.sum() * scale, token_losses.detach()
+
+
+def vocabulary(head: nn.Module) -> int:
+    """Number of logits: of a linear layer, or of one that is wrapped by an adapter."""
+    size = getattr(head, "out_features", None) or getattr(head, "num_embeddings", None)
+    if size is None:
+        size = next(p.shape[0] for name, p in head.named_parameters() if name.endswith("weight"))
+    return int(size)
+
+
+def _token_losses(
+    head: nn.Module, hidden: Tensor, labels: Tensor, shape: LogitShape, seed: int | None
+) -> Tensor:
+    """Losses of one chunk; its logits are computed again in the backward pass, not kept."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    logits = head(hidden).float() * shape.multiplier
+    if shape.softcap is not None:
+        logits = shape.softcap * torch.tanh(logits / shape.softcap)
+    return functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")

@@ -1,0 +1,19 @@
+"""Where a loader stands in the order of rows."""
+
+from typing import NamedTuple
+
+
+class Position(NamedTuple):
+    """All there is to resume from.
+
+    `next_row` is the global index of the next row to look at; `waiting` are those before it that
+    have been looked at and are in no batch yet, in ascending order: the packer's window.
+    """
+
+    next_row: int = 0
+    waiting: tuple[int, ...] = ()
+
+    @property
+    def rows_done(self) -> int:
+        """Rows that were in batches so far, or dropped."""
+        return self.next_row - len(self.waiting)

@@ -1,0 +1,124 @@
+"""What a model directory's safetensors files hold, read from their headers. Imports no torch.
+
+Format: https://huggingface.co/docs/safetensors (8 bytes little-endian length, JSON, data).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.schemas.errors import DataError
+from headrace.schemas.fingerprint import fingerprint
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
+SAMPLES = 64  # places a file is sampled at for its fingerprint
+SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies."""
+
+    path: Path
+    dtype: str  # safetensors' name, such as BF16
+    shape: tuple[int, ...]
+    offset: int  # in the file
+    nbytes: int
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a model's weights.
+
+    Raises:
+        DataError: there are none, or one that the index names is missing.
+    """
+    index = directory / INDEX_NAME
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(weight_map.values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{index}: cannot be read ({error}); fetch the model again") from None
+        for name in names:
+            if not (directory / name).is_file():
+                raise DataError(f"{directory / name}: missing, but {INDEX_NAME} lists it")
+        return [directory / name for name in names]
+    if (directory / SINGLE_NAME).is_file():
+        return [directory / SINGLE_NAME]
+    raise DataError(
+        f"{directory}: no {SINGLE_NAME} and no {INDEX_NAME}; is this a model directory?"
+    )
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether there are any."""
+    return any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME))
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """All tensors of a model directory.
+
+    Raises:
+        DataError: as `weight_files` and `read_header`.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path in weight_files(directory):
+        tensors |= read_header(path)
+    return tensors
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file.
+
+    Raises:
+        DataError: not a whole safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= MAX_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        start, size = 8 + length, path.stat().st_size
+        tensors = {
+            name: StoredTensor(
+                path,
+                entry["dtype"],
+                tuple(entry["shape"]),
+                start + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in header.items()
+        }
+        end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=start)
+        if end > size:
+            raise ValueError(f"{size} bytes, its header calls for {end}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch the model again") from None
+    return tensors
+
+
+def weights_fingerprint(directory: Path) -> str:
+    """Identity of a model's weights: all headers, and samples of each file's bytes.
+
+    Reads at most 256 KiB a file, so a few changed values may pass; another fine-tune does not.
+
+    Raises:
+        DataError: as above.
+    """
+    return fingerprint([_file_identity(path) for path in weight_files(directory)])
+
+
+def _file_identity(path: Path) -> list[object]:
+    tensors = read_header(path)
+    header = {name: [t.dtype, t.shape, t.offset, t.nbytes] for name, t in tensors.items()}
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for number in range(SAMPLES):
+            file.seek(number * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return [path.name, size, header, digest.hexdigest()]
