@@ -7,10 +7,10 @@ MODEL := models/smollm2-135m
 PACKAGES := schemas dataprep trainer kernels jobs
 PYTEST ?=
 
-.PHONY: help demo test exhaustive lint format bench docs families headrace.zip model clean
+.PHONY: help demo test exhaustive lint format bench axolotl-fixtures docs families headrace.zip model clean
 
 help: ## list the targets
-	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: .venv model ## real text to a fine-tuned real model over 2 pipeline stages, start to end
 	$(BIN)/python -m headrace.jobs.demo
@@ -32,6 +32,9 @@ format: .venv ## rewrite the sources as `make lint` wants them
 
 bench: .venv model ## benchmarks, as ratios against a reference in the same run
 	for name in dataprep_rate shard_encodings spark_overhead loader_rate seek_time loader_peers layouts kernel_rates kernel_parity; do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+
+axolotl-fixtures: ## ask Axolotl again what it makes of the test cases, in an environment of its own
+	$(PYTHON) tests/axolotl/make_fixtures.py
 
 docs: .venv ## write docs/configuration.md from the config models
 	$(BIN)/python -m headrace.jobs.config_reference

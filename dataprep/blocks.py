@@ -6,18 +6,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from headrace.dataprep.encoded_spool import Document, EncodedBlock
 from headrace.dataprep.filters import apply_filters
-from headrace.dataprep.formats.sample import Encoded, Format, Sample
-from headrace.dataprep.overlong import fit_samples
-from headrace.dataprep.packing import pack_samples
-from headrace.dataprep.records import Record, Reject, characters, read_records
+from headrace.dataprep.formats.sample import Encoded, Format, Sample, pair
+from headrace.dataprep.overlong import drop_tail, fit_samples
+from headrace.dataprep.packing import full_mask, pack_samples, prefix_rows
+from headrace.dataprep.readers import read_records
+from headrace.dataprep.records import Record, Reject, characters, refuse_large
 from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
+from headrace.dataprep.tokenizer import TokenizerSpec, token_ids
+from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed, derive_seeds
 from headrace.schemas.prepare_config import PrepareConfig
 from headrace.schemas.shard_format import EVALUATION, SIDES, SPLITS, TRAIN, shard_schema
@@ -45,11 +49,14 @@ class BlockRows:
 def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterator[Block]:
     """Cut a task's records into blocks of about `block_bytes` characters in the fields read."""
     items: list[Record | Reject] = []
-    number, size = 0, 0
+    number, size, limit = 0, 0, config.max_record_bytes
     for piece in task.pieces:
-        for item in read_records(task.source, piece, row_format.columns):
+        for item in read_records(task.source, piece, row_format.columns, limit):
+            if isinstance(item, Record):
+                length = characters(item.fields)
+                size += length
+                item = refuse_large(item.place, limit) if length > limit else item
             items.append(item)
-            size += characters(item.fields) if isinstance(item, Record) else 0
             if size >= config.block_bytes:
                 yield Block(task.source.name, task.number_in_source, number, items)
                 items, number, size = [], number + 1, 0
@@ -57,46 +64,65 @@ def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterat
         yield Block(task.source.name, task.number_in_source, number, items)
 
 
-def process_block(config: PrepareConfig, row_format: Format, block: Block) -> BlockRows:
+def process_block(
+    config: PrepareConfig, tokenizer: TokenizerSpec, row_format: Format, block: Block
+) -> BlockRows:
     """Tokenise, filter, split off evaluation documents, pack, and give each row its key."""
-    return pack_block(config, settle(config, block, *encode_block(config, row_format, block)))
+    encoded = settle(config, block, *encode_block(config, row_format, block))
+    return pack_block(config, tokenizer, encoded)
 
 
 def settle(
     config: PrepareConfig, block: Block, encoded: list[Encoded], rejects: list[Reject]
 ) -> EncodedBlock:
     """Choose the split of each document; its text is not needed any more."""
+    fixed = next(source.split for source in config.sources if source.name == block.source)
     documents = [
-        Document(choose_split(config, document.content), document.samples, document.dropped)
+        Document(
+            choose_split(config, document.content) if fixed == "auto" else fixed,
+            document.samples,
+            document.dropped,
+        )
         for document in encoded
     ]
     return EncodedBlock(block.source, block.task, block.number, documents, rejects)
 
 
-def pack_block(config: PrepareConfig, block: EncodedBlock) -> BlockRows:
+def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBlock) -> BlockRows:
     """Pack the documents of each split into rows, and count everything."""
+    options = block_options(config, block.source, tokenizer)
+    row_len = config.sequence_len - len(options.prefix)
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for document in block.documents:
-        samples[document.split] += document.samples
+        samples[document.split] += [
+            mask_sample(sample, options.masked) for sample in document.samples
+        ]
     fitted = {
-        split: fit_samples(found, config.sequence_len, config.overlong)
+        split: drop_tail(found, row_len)
+        if config.drop_tails
+        else fit_samples(found, row_len, config.overlong)
         for split, found in samples.items()
     }
     rows = {
-        split: pack(config, block, split, fit.samples)
+        split: pack(config, block, split, fit.samples, options)
         for split, fit in fitted.items()
         if fit.samples
     }
     lengths = Counter(sample.tokens for found in samples.values() for sample in found)
     dropped = [document.dropped for document in block.documents]
     emptied = [document for document in block.documents if not document.samples]
+    prefixes = sum(table.num_rows for table in rows.values()) * len(options.prefix)
     stats = TaskStats(
         documents=lengths.total() + len(emptied),
         tokens_in=sum(length * count for length, count in lengths.items())
-        + sum(add_counts(dropped).values()),
+        + sum(add_counts(dropped).values())
+        + prefixes,
         rows={split: table.num_rows for split, table in rows.items()},
         tokens={split: count_tokens(table) for split, table in rows.items()},
-        trained_tokens={split: fit.trained_tokens for split, fit in fitted.items() if fit.samples},
+        trained_tokens={
+            split: fitted[split].trained_tokens + table.num_rows * len(options.prefix)
+            for split, table in rows.items()
+        },
         tokens_dropped=add_counts([*dropped, *(fit.tokens_dropped for fit in fitted.values())]),
         documents_dropped=add_counts(
             [
@@ -113,6 +139,38 @@ def pack_block(config: PrepareConfig, block: EncodedBlock) -> BlockRows:
 def last_reason(document: Document) -> str:
     """Why a document has no samples left."""
     return next(reversed(document.dropped))
+
+
+class Options(NamedTuple):
+    """What of the config concerns the rows of one source, as tokens."""
+
+    prefix: list[int]
+    masked: list[int]
+    control_class: int | None
+
+
+def block_options(config: PrepareConfig, name: str, tokenizer: TokenizerSpec) -> Options:
+    """The options of a source.
+
+    Raises:
+        DataError: a token id of the config does not exist, or the prefix fills the row.
+    """
+    source = next(source for source in config.sources if source.name == name)
+    prefix = token_ids(tokenizer, config.sequence_prefix)
+    if len(prefix) >= config.sequence_len:
+        raise DataError(f"sequence_prefix has {len(prefix)} tokens, which leaves no room in a row")
+    masked = [token for value in source.mask_tokens for token in token_ids(tokenizer, value)]
+    return Options(prefix, masked, source.control_class)
+
+
+def mask_sample(sample: Sample, masked: list[int]) -> Sample:
+    """A sample in which some tokens are not trained."""
+    if not masked:
+        return sample
+    sides = [
+        Sample(side.ids, full_mask(side) & ~np.isin(side.ids, masked)) for side in sample.sides()
+    ]
+    return pair(*sides) if len(sides) == 2 else sides[0]
 
 
 def encode_block(
@@ -150,16 +208,23 @@ def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Itera
     return derive_seeds(seed, "row", source, split, task, block)
 
 
-def pack(config: PrepareConfig, block: EncodedBlock, split: str, samples: list[Sample]) -> pa.Table:
+def pack(
+    config: PrepareConfig,
+    block: EncodedBlock,
+    split: str,
+    samples: list[Sample],
+    options: Options,
+) -> pa.Table:
     """The rows of one split of a block, in packing order, with every column of a shard."""
-    packed = pack_samples(samples, config.packing, config.sequence_len)
+    row_len = config.sequence_len - len(options.prefix)
+    packed = prefix_rows(pack_samples(samples, config.packing, row_len), options.prefix)
     order_keys = row_keys(config.seed, block.source, split, block.task, block.number)
     keys = list(islice(order_keys, len(packed.input_ids)))
     schema = shard_schema(config.kind)
     columns = packed._asdict() | {
         "source": source_column(config, block.source, len(keys)),
         "row_key": pa.array(keys, pa.uint64()),
-        "control_class": pa.nulls(len(keys), pa.int8()),
+        "control_class": pa.array([options.control_class] * len(keys), pa.int8()),
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
 

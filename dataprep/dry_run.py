@@ -124,8 +124,11 @@ def cut_sample(task: Task, offset: int, wanted: int, folder: Path) -> Sample:
 
 def has_records(task: Task, piece: Piece) -> bool:
     """Whether records begin anywhere in the piece, so that a part of it can be read."""
+    path = piece.file.path
+    if "://" in path and compression(path):
+        return False
     separated = piece.format == "text" and task.source.document_separator is not None
-    return piece.format == "lines" or separated
+    return piece.format == "jsonl" or separated
 
 
 def sample_compressed(task: Task, piece: Piece, wanted: int, folder: Path) -> Sample:
@@ -154,7 +157,7 @@ def measure(job: Job, sample: Sample) -> Measured:
     started = time.perf_counter()
     row_format = build_format(job.config, sample.task.source, job.tokenizer)
     results = [
-        process_block(job.config, row_format, block)
+        process_block(job.config, job.tokenizer, row_format, block)
         for block in read_blocks(job.config, row_format, sample.task)
     ]
     seconds = time.perf_counter() - started

@@ -24,7 +24,7 @@ from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.manifest import ShardRecord
 from headrace.schemas.publish import rename_durably
 
-MOST_FILES = 512  # that a shard gathers from: pieces of 32 KiB or more
+MOST_FILES = 512  # that a shard gathers from: pieces of 16 KiB or more, one after another
 MERGED_TOKENS = 1 << 28  # in one merged file: about 1 GiB of ids
 
 

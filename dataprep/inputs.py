@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.dataprep.remote import describe_remote, is_remote, list_remote
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
@@ -46,7 +47,23 @@ def is_excluded(path: str, patterns: list[str]) -> bool:
 
 def match(source: str, pattern: str) -> list[str]:
     """The files that one path or glob names."""
-    if Path(pattern).is_dir():
+    if is_remote(pattern):
+        remote = list_remote(source, pattern)
+        if not remote:
+            raise DataError(
+                f'source "{source}": no file matches {pattern}, or nothing answers there; check '
+                "name and network, or download the files and name them"
+            )
+        return remote
+    folder = Path(pattern)
+    if (folder / "state.json").is_file():  # as `datasets` saves a set
+        return [os.path.normpath(path) for path in folder.glob("*.arrow")]
+    if (folder / "dataset_dict.json").is_file():
+        raise DataError(
+            f'source "{source}": {pattern} holds several splits; name one, for example '
+            f'"{pattern.rstrip("/")}/train"'
+        )
+    if folder.is_dir():
         raise DataError(
             f'source "{source}": {pattern} is a directory; '
             f'name files, for example "{pattern.rstrip("/")}/*.txt"'
@@ -62,6 +79,8 @@ def match(source: str, pattern: str) -> list[str]:
 
 def describe_file(source: str, path: str) -> InputFile:
     """Size and modification time of a readable file."""
+    if is_remote(path):
+        return InputFile(path, *describe_remote(path))
     try:
         status = Path(path).stat()
     except OSError as error:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.dataprep.inputs import InputFile
+from headrace.dataprep.remote import describe_remote, is_remote
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.tokenizer import TokenizerSpec
 from headrace.dataprep.workspace import Workspace
@@ -71,6 +72,8 @@ class Job:
 
 def changed(file: InputFile) -> bool:
     """Whether a file is no longer what it was when the work was planned."""
+    if is_remote(file.path):
+        return describe_remote(file.path) != (file.size, file.mtime_ns)
     try:
         status = Path(file.path).stat()
     except OSError:

@@ -6,6 +6,7 @@ from headrace.dataprep.formats.sample import Sample, pair
 from headrace.schemas.prepare_config import Overlong
 
 TRUNCATED = "overlong document truncated"
+TAIL = "tail of a block dropped"
 DROPPED = "overlong document dropped"
 
 
@@ -72,3 +73,18 @@ def cut_sample(sample: Sample, start: int, end: int) -> Sample:
     """The tokens [start, end) of a sample of one side."""
     trained = None if sample.trained is None else sample.trained[start:end]
     return Sample(sample.ids[start:end], trained)
+
+
+def drop_tail(samples: list[Sample], row_len: int) -> Fitted:
+    """Leave out what would be a last row of less than `row_len` tokens."""
+    excess = sum(len(sample.ids) for sample in samples) % row_len
+    kept, left, documents = list(samples), excess, 0
+    while left:
+        last = kept.pop()
+        if len(last.ids) > left:
+            kept.append(cut_sample(last, 0, len(last.ids) - left))
+        else:
+            documents += 1
+        left = max(0, left - len(last.ids))
+    tokens = {TAIL: excess} if excess else {}
+    return Fitted(kept, tokens, {TAIL: documents} if documents else {})

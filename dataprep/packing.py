@@ -115,3 +115,26 @@ def mask_array(samples: list[Sample], offsets: Numbers) -> pa.ListArray:
 def full_mask(sample: Sample) -> Mask:
     """A sample's mask, also where it is None."""
     return np.ones(len(sample.ids), np.bool_) if sample.trained is None else sample.trained
+
+
+def prefix_rows(rows: PackedRows, prefix: list[int]) -> PackedRows:
+    """Rows that begin with some tokens, which belong to the first document and are trained."""
+    if not prefix:
+        return rows
+    head = Sample(np.array(prefix, np.int32))
+    bodies = [
+        Sample(np.array(ids.values), None if not mask.is_valid else np.array(mask.values))
+        for ids, mask in zip(rows.input_ids, rows.loss_mask, strict=True)
+    ]
+    samples = [sample for body in bodies for sample in (head, body)]
+    sizes = [len(head.ids) + len(body.ids) for body in bodies]
+    offsets = np.append(0, np.cumsum(sizes))
+    pieces = [np.array(lengths.values) for lengths in rows.document_lengths]
+    for lengths in pieces:
+        lengths[0] += len(prefix)
+    ends = np.append(0, np.cumsum([len(lengths) for lengths in pieces]))
+    return rows._replace(
+        input_ids=list_array(np.concatenate([sample.ids for sample in samples]), offsets),
+        loss_mask=mask_array(samples, offsets),
+        document_lengths=list_array(np.concatenate(pieces), ends),
+    )

@@ -1,7 +1,9 @@
 """Sources to a finished shard directory: plan, run tasks, write shards, manifest last."""
 
+import errno
 import json
 import logging
+import os
 import shutil
 from contextlib import closing
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from headrace.dataprep.blocks import block_options
 from headrace.dataprep.console_report import print_ledger
 from headrace.dataprep.deduplicate import find_duplicates
 from headrace.dataprep.document_keys import check_library
@@ -58,6 +61,7 @@ from headrace.schemas.publish import rename_durably, write_atomic
 from headrace.schemas.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 
 TOKENS_IN_EVALUATION_FILE = 1 << 26
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHOWN_REJECTS = 3
 
 logger = logging.getLogger(__name__)
@@ -101,6 +105,13 @@ def prepare(
         except KeyboardInterrupt:
             console.print(f"{config.output}: stopped; run the same command to continue")
             raise
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise DataError(
+                f"{config.output}: cannot be written ({os.strerror(error.errno)}); make room, "
+                "then run the same command to go on"
+            ) from None
         remove_work(job.output)
     print_ledger(console, manifest)
     return manifest
@@ -112,7 +123,10 @@ def build_job(config: PrepareConfig) -> Job:
     if config.tokenizer_backend != "tokenizers":
         check_backend(tokenizer)
     check_library(config.deduplicate)
-    return Job(resolve(config, tokenizer), tokenizer, Workspace(Path(config.output)))
+    config = resolve(config, tokenizer)
+    for source in config.sources:
+        block_options(config, source.name, tokenizer)  # says before the work what is wrong in them
+    return Job(config, tokenizer, Workspace(Path(config.output)))
 
 
 def plan(job: Job) -> list[Task]:

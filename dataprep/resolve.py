@@ -19,6 +19,10 @@ def resolve(config: PrepareConfig, tokenizer: TokenizerSpec) -> PrepareConfig:
 
 def resolve_source(source: SourceConfig, tokenizer: TokenizerSpec) -> SourceConfig:
     """One source."""
+    if source.axolotl is not None:
+        from headrace.dataprep.axolotl.selection import resolve_options
+
+        return resolve_options(source)
     template = source.chat.template if source.chat else None
     if template is None or "{" in template or template in dict(tokenizer.chat_templates):
         return source

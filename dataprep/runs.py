@@ -15,10 +15,9 @@ from headrace.dataprep.workspace import Workspace, rows_path, work_folder
 from headrace.schemas.publish import rename_durably
 
 KEYS = 1 << 64
-HELD_TOKENS = (
-    1 << 23
-)  # 32 MiB of ids are sorted and written at once; that takes three times as much
-GATHERED_TOKENS = 1 << 23  # and so many read at once
+HELD_TOKENS = 1 << 23  # 32 MiB of ids are sorted and written at once, and copied twice for that
+GATHERED_TOKENS = 1 << 21  # 8 MiB are gathered and sorted at once
+FILES_AT_ONCE = 32  # are mapped in: Linux maps 64 KiB around each page that is read
 
 KeyRange = tuple[int, int]  # keys [low, high)
 ALL_KEYS = (0, KEYS)
@@ -103,35 +102,51 @@ class Runs:
     ) -> Iterator[pa.Table]:
         """The rows with these keys, in key order, as a table for each of so many parts."""
         ranges = overlapping(cut_keys(ALL_KEYS, self.ranges), keys)
-        files = [RunFile(self.path(output, group, r)) for group in groups for r in ranges]
-        for part in cut_keys(keys, parts):
-            yield gather((batch for file in files for batch in file.batches), part, schema)
-            for file in files:
-                file.forget()
+        cuts = cut_keys(keys, parts)
+        files = [RunFile(self.path(output, group, r), cuts) for group in groups for r in ranges]
+        for part in range(parts):
+            yield sort_rows([schema.empty_table(), *gather(files, part)])
+            pa.default_memory_pool().release_unused()
 
 
 class RunFile:
-    """One file, mapped and not read."""
+    """One file, mapped and not read, and where in its batches adjoining ranges of keys begin."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, parts: list[KeyRange]) -> None:
         with path.open("rb") as file:  # the mapping outlives the descriptor
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         reader = pa.ipc.open_file(pa.py_buffer(self.map))
-        self.batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+        self.batches = [(batch, cut_batch(batch, parts)) for batch in batches]
+        self.forget()
+
+    def rows(self, part: int) -> Iterator[pa.Table]:
+        """The rows in one of the ranges, from each batch that has any."""
+        for batch, cuts in self.batches:
+            start, end = cuts[part], cuts[part + 1]
+            if end > start:
+                yield pa.Table.from_batches([batch.slice(start, end - start)])
 
     def forget(self) -> None:
         """Let go of the pages that were read, which count as this process's memory."""
         self.map.madvise(mmap.MADV_DONTNEED)
 
 
-def gather(batches: Iterable[pa.RecordBatch], keys: KeyRange, schema: pa.Schema) -> pa.Table:
-    """The rows of sorted batches with keys in a range, in key order, copied out of the files."""
-    tables = [schema.empty_table()]
-    low, high = keys
-    for batch in batches:
-        found = batch.column("row_key").to_numpy()
-        start = int(np.searchsorted(found, np.uint64(low)))
-        end = len(found) if high >= KEYS else int(np.searchsorted(found, np.uint64(high)))
-        if end > start:
-            tables.append(pa.Table.from_batches([batch.slice(start, end - start)]))
-    return sort_rows(tables)
+def cut_batch(batch: pa.RecordBatch, parts: list[KeyRange]) -> list[int]:
+    """The rows of a sorted batch at which the ranges begin, and the one at which the last ends."""
+    keys = batch.column("row_key").to_numpy()
+    lows = np.array([low for low, _ in parts], np.uint64)
+    high = parts[-1][1]
+    end = len(keys) if high >= KEYS else int(np.searchsorted(keys, np.uint64(high)))
+    return [*np.searchsorted(keys, lows).tolist(), end]
+
+
+def gather(files: list[RunFile], part: int) -> Iterator[pa.Table]:
+    """The rows in one range of keys, in the order of the files, copied out of some at a time."""
+    for first in range(0, len(files), FILES_AT_ONCE):
+        some = files[first : first + FILES_AT_ONCE]
+        tables = [table for file in some for table in file.rows(part)]
+        if tables:
+            yield pa.concat_tables(tables).combine_chunks()
+        for file in some:
+            file.forget()

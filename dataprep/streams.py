@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from headrace.dataprep.remote import is_remote, open_remote
 from headrace.schemas.errors import DataError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -27,12 +28,21 @@ class Place(NamedTuple):
 
 def compression(path: str) -> str | None:
     """How a file is compressed, by its name."""
-    return COMPRESSIONS.get(Path(path).suffix.lower())
+    return COMPRESSIONS.get(Path(without_query(path)).suffix.lower())
+
+
+def without_query(path: str) -> str:
+    """A path, or a URL without what stands behind its path."""
+    return path.partition("?")[0] if is_remote(path) else path
 
 
 def open_bytes(path: str) -> pa.NativeFile:
     """A readable stream of a file's decompressed bytes."""
-    return pa.input_stream(path, compression=compression(path))
+    if not is_remote(path):
+        return pa.input_stream(path, compression=compression(path))
+    kind = compression(path)
+    stream = open_remote(path)
+    return stream if kind is None else pa.CompressedInputStream(stream, kind)
 
 
 def read_chunk(stream: pa.NativeFile, path: str, size: int) -> bytes:
@@ -47,11 +57,22 @@ def read_chunk(stream: pa.NativeFile, path: str, size: int) -> bytes:
         raise DataError(f"{path}: cannot be read to its end ({error}); replace the file") from None
 
 
-def read_all(path: str) -> bytes:
-    """A whole file, decompressed."""
+def open_random(path: str) -> pa.NativeFile:
+    """A file as it is, readable from any byte."""
+    return open_remote(path) if is_remote(path) else pa.OSFile(path)
+
+
+def read_all(path: str, limit: int) -> bytes | None:
+    """A whole file, decompressed; None if it has more than `limit` bytes."""
+    chunks: list[bytes] = []
+    size = 0
     with open_bytes(path) as stream:
-        chunks = iter(lambda: read_chunk(stream, path, CHUNK_BYTES), b"")
-        return b"".join(chunks)
+        while chunk := read_chunk(stream, path, CHUNK_BYTES):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                return None
+    return b"".join(chunks)
 
 
 @functools.lru_cache(maxsize=4)
@@ -68,12 +89,12 @@ def lines_before(path: str, offset: int) -> int:
 
 
 def split_range(
-    path: str, separator: bytes, start: int, end: int | None
-) -> Iterator[tuple[Place, bytes]]:
+    path: str, separator: bytes, start: int, end: int | None, limit: int
+) -> Iterator[tuple[Place, bytes | None]]:
     """The records of a file whose first byte lies in [start, end), without their separators.
 
     Ranges that tile a file give the records of the whole file, each once. What follows the last
-    separator is a record unless it is empty.
+    separator is a record unless it is empty. None stands for a record of more than `limit` bytes.
 
     Args:
         start, end: bytes; only uncompressed files may start elsewhere than at 0 or have an end.
@@ -83,14 +104,15 @@ def split_range(
     with open_bytes(path) as stream:
         if start:
             stream.seek(start)
-        yield from split_stream(stream, path, separator, start, end)
+        yield from split_stream(stream, path, separator, start, end, limit)
 
 
 def split_stream(
-    stream: pa.NativeFile, path: str, separator: bytes, start: int, end: int | None
-) -> Iterator[tuple[Place, bytes]]:
+    stream: pa.NativeFile, path: str, separator: bytes, start: int, end: int | None, limit: int
+) -> Iterator[tuple[Place, bytes | None]]:
     """Records from the stream's position `start` on, up to the last that begins before `end`."""
     position, line, rest = start, 0, b""
+    dropped, dropped_lines = 0, 0  # of the record that `rest` ends, and that is too large
     while end is None or position < end:
         # a record longer than a chunk doubles the next read, so that joining stays linear
         chunk = read_chunk(stream, path, max(CHUNK_BYTES, len(rest)))
@@ -99,18 +121,24 @@ def split_stream(
         for record in records:
             if end is not None and position >= end:
                 return
-            yield Place(path, start, line), record
-            position += len(record) + len(separator)
-            line += record.count(b"\n") + separator.count(b"\n")
+            large = dropped > 0 or len(record) > limit
+            yield Place(path, start, line), None if large else record
+            position += dropped + len(record) + len(separator)
+            line += dropped_lines + record.count(b"\n") + separator.count(b"\n")
+            dropped, dropped_lines = 0, 0
         if not chunk:
             break
-    if rest and (end is None or position < end):
-        yield Place(path, start, line), rest
+        cut = len(rest) - len(separator) + 1  # what follows may be a part of a separator
+        if dropped + cut > limit:
+            dropped, dropped_lines = dropped + cut, dropped_lines + rest.count(b"\n", 0, cut)
+            rest = rest[cut:]
+    if (rest or dropped) and (end is None or position < end):
+        yield Place(path, start, line), None if dropped + len(rest) > limit else rest
 
 
 def first_record(path: str, separator: bytes, offset: int) -> int:
     """The first byte at or after `offset` at which a record begins; the size if none does."""
-    with Path(path).open("rb") as file:
+    with open_random(path) as file:
         position = unambiguous_start(path, separator, max(0, offset - len(separator)))
         file.seek(position)
         data = b""
@@ -121,7 +149,9 @@ def first_record(path: str, separator: bytes, offset: int) -> int:
                 position += len(record) + len(separator)
                 if position >= offset:
                     return position
-            data = rest
+            cut = max(0, len(rest) - len(separator) + 1)  # no separator begins before
+            position += cut
+            data = rest[cut:]
         return position + len(data)
 
 
@@ -132,7 +162,7 @@ def unambiguous_start(path: str, separator: bytes, position: int) -> int:
     right, so the search must begin before the whole run of overlapping separators.
     """
     width = len(separator) - 1
-    with Path(path).open("rb") as file:
+    with open_random(path) as file:
         while width and position:
             begin = max(0, position - width)
             file.seek(begin)

@@ -63,11 +63,13 @@ def run_task(job: Job, task: Task) -> TaskStats:
 def process_blocks(job: Job, task: Task) -> Iterator[BlockRows]:
     """The rows of each block of a task, from its input, or tokenised already to find duplicates."""
     if job.corpus is not None:
-        yield from (pack_block(job.config, block) for block in unique_blocks(job, task))
+        yield from (
+            pack_block(job.config, job.tokenizer, block) for block in unique_blocks(job, task)
+        )
         return
     row_format = build_format(job.config, task.source, job.tokenizer)
     for block in read_blocks(job.config, row_format, task):
-        yield process_block(job.config, row_format, block)
+        yield process_block(job.config, job.tokenizer, row_format, block)
 
 
 def task_name(task: Task) -> str:

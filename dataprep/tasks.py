@@ -3,25 +3,39 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.dataprep.inputs import InputFile
-from headrace.dataprep.streams import compression, open_bytes, read_chunk
+from headrace.dataprep.streams import (
+    compression,
+    open_bytes,
+    open_random,
+    read_chunk,
+    without_query,
+)
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
+from headrace.schemas.prepare_config import FileFormat, PrepareConfig, SourceConfig
 
-FileFormat = Literal["text", "lines", "json", "parquet"]
 Columns = frozenset[str] | None  # fields of a record; None: all
+SUFFIXES: dict[str, FileFormat] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".ipc": "arrow",
+    ".feather": "arrow",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+ARROW_MAGIC = b"ARROW1"
 TASKS_WANTED = 256  # tasks grow with the corpus once there are this many
 MOST_BLOCKS_IN_TASK = 64
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of one file: bytes [start, end), or row groups of Parquet; None is the end."""
+    """A part of one file: bytes [start, end), or row groups or batches; None is the end."""
 
     file: InputFile
     format: FileFormat
@@ -91,11 +105,11 @@ def cut_file(
 ) -> Iterator[Piece]:
     """The pieces of one file: equal byte ranges where records can be found from any byte."""
     kind = file_format(source, file)
-    if kind == "parquet":
-        yield from cut_parquet(source, file, columns, target)
+    if kind in ("parquet", "arrow"):
+        yield from cut_table(source, file, kind, columns, target)
         return
-    whole = kind == "json" or (kind == "text" and source.document_separator is None)
-    count = 1 if whole or compression(file.path) else max(1, -(-file.size // target))
+    lines = kind == "jsonl" or (kind == "text" and source.document_separator is not None)
+    count = 1 if not lines or compression(file.path) else max(1, -(-file.size // target))
     for index in range(count):
         start, end = file.size * index // count, file.size * (index + 1) // count
         yield Piece(file, kind, start, end if index + 1 < count else None, end - start)
@@ -105,11 +119,13 @@ def file_format(source: SourceConfig, file: InputFile) -> FileFormat:
     """What is in a file, by the source's type, its name and, for `.json`, its first character."""
     if source.type == "text":
         return "text"
-    path = Path(file.path)
+    if source.format is not None:
+        return source.format
+    path = Path(without_query(file.path))
     suffix = Path(path.stem).suffix if compression(file.path) else path.suffix
-    if suffix.lower() in (".parquet", ".pq"):
-        return "parquet"
-    return "json" if suffix.lower() == ".json" and begins_with_list(file.path) else "lines"
+    if suffix.lower() == ".json":
+        return "json" if begins_with_list(file.path) else "jsonl"
+    return SUFFIXES.get(suffix.lower(), "jsonl")
 
 
 def begins_with_list(path: str) -> bool:
@@ -121,23 +137,24 @@ def begins_with_list(path: str) -> bool:
     return False
 
 
-def cut_parquet(
-    source: SourceConfig, file: InputFile, columns: Columns, target: int
+def cut_table(
+    source: SourceConfig, file: InputFile, kind: FileFormat, columns: Columns, target: int
 ) -> Iterator[Piece]:
-    """Consecutive row groups of about `target` bytes in the columns that are read."""
-    sizes = row_group_sizes(source, file.path, columns)
+    """Consecutive row groups or batches of about `target` bytes in the columns that are read."""
+    read = row_group_sizes if kind == "parquet" else batch_sizes
+    sizes = read(source, file.path, columns)
     start = 0
     for end in range(1, len(sizes) + 1):
         size = sum(sizes[start:end])
         if end == len(sizes) or size + sizes[end] > target:
-            yield Piece(file, "parquet", start, end, size)
+            yield Piece(file, kind, start, end, size)
             start = end
 
 
 def row_group_sizes(source: SourceConfig, path: str, columns: Columns) -> list[int]:
     """Uncompressed bytes of the columns that are read, in each row group."""
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(open_random(path))
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{path}: not readable as Parquet ({reason}); replace the file") from None
@@ -145,22 +162,49 @@ def row_group_sizes(source: SourceConfig, path: str, columns: Columns) -> list[i
         check_columns(source, path, file.schema_arrow, columns)
         metadata = file.metadata
         paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-        read = [
-            i for i, path in enumerate(paths) if columns is None or path.split(".")[0] in columns
-        ]
+        tops = [path.split(".")[0] for path in paths]
+        read = [index for index, top in enumerate(tops) if columns is None or top in columns]
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         return [sum(group.column(i).total_uncompressed_size for i in read) for group in groups]
+
+
+def batch_sizes(source: SourceConfig, path: str, columns: Columns) -> list[int]:
+    """Bytes in memory of the columns that are read, in each batch of an Arrow file or stream."""
+    sizes: list[int] = []
+    try:
+        for batch in arrow_batches(path):
+            if not sizes:
+                check_columns(source, path, batch.schema, columns)
+            names = [n for n in batch.schema.names if columns is None or n in columns]
+            sizes.append(batch.select(names).nbytes)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{path}: not readable as Arrow ({reason}); replace the file") from None
+    return sizes
+
+
+def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
+    """The batches of an IPC file or stream in order, mapped where the file is local."""
+    with open_random(path) as stream:
+        is_file = stream.read(len(ARROW_MAGIC)) == ARROW_MAGIC
+        stream.seek(0)
+        if not is_file:
+            yield from pa.ipc.open_stream(stream)
+            return
+        file = pa.ipc.open_file(stream)
+        for index in range(file.num_record_batches):
+            yield file.get_batch(index)
 
 
 def check_columns(source: SourceConfig, path: str, schema: pa.Schema, columns: Columns) -> None:
     """Refuse a file without any of the columns that are read, or with a text that is none."""
     names = ", ".join(schema.names)
     if source.type == "documents":
-        if source.text_field not in schema.names:
+        kind = find_type(pa.struct(schema), source.text_field)
+        if kind is None:
             raise DataError(
                 f'{path}: no column "{source.text_field}"; set text_field to one of: {names}'
             )
-        kind = schema.field(source.text_field).type
         if not is_text(kind):
             raise DataError(
                 f'{path}: column "{source.text_field}" is {kind}, not string; '
@@ -171,6 +215,19 @@ def check_columns(source: SourceConfig, path: str, schema: pa.Schema, columns: C
             f"{path}: none of the columns {', '.join(sorted(columns))} is there, only: {names}; "
             f'set the fields of source "{source.name}", or its type'
         )
+
+
+def find_type(kind: pa.DataType, path: str) -> pa.DataType | None:
+    """The type of what a dotted path names in a struct, as `find_field` finds it in a record."""
+    if pa.types.is_struct(kind) and kind.get_field_index(path) >= 0:
+        return kind.field(path).type
+    head, _, rest = path.partition(".")
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = kind.value_type if head.isdecimal() else None
+    else:
+        found = pa.types.is_struct(kind) and kind.get_field_index(head) >= 0
+        inner = kind.field(head).type if found else None
+    return find_type(inner, rest) if inner is not None and rest else inner
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from headrace.dataprep.chat_template import read_templates
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import PrepareConfig, TokenizerBackend
+from headrace.schemas.prepare_config import PrepareConfig, SourceConfig, TokenizerBackend, Tokens
 
 Ids = npt.NDArray[np.int32]
 TOKENIZER_NAME = "tokenizer.json"
@@ -29,7 +29,8 @@ class TokenizerSpec:
     """What a worker needs to tokenise: small, picklable, and all that decides the ids."""
 
     file: str
-    sha256: str
+    file_sha256: str
+    sha256: str  # of the content as it is used: with the tokens that the config adds
     vocabulary_size: int
     special_tokens: tuple[tuple[str, int], ...]
     bos: int | None
@@ -38,6 +39,7 @@ class TokenizerSpec:
     backend: TokenizerBackend = "tokenizers"
     token_texts: tuple[tuple[str, str], ...] = ()
     chat_templates: tuple[tuple[str, str], ...] = ()
+    added_tokens: tuple[tuple[str, bool], ...] = ()  # text, and whether it is special
 
     @property
     def folder(self) -> str:
@@ -67,14 +69,23 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
     path = folder / TOKENIZER_NAME
     if not path.is_file():
         raise DataError(f"{path}: not found; set tokenizer to a directory with {TOKENIZER_NAME}")
-    content = path.read_bytes()
+    raw = path.read_bytes()
+    added = added_tokens(config)
     try:
+        content = add_tokens(raw, added)
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # noqa: BLE001  the bindings raise plain Exception
         raise DataError(f"{path}: not a tokenizer ({error}); replace the file") from None
     special = special_tokens(folder, tokenizer)
+    for role, text in config.special_tokens.items():
+        number = tokenizer.token_to_id(text)
+        assert number is not None, "it has been added"
+        special[role.removesuffix("_token")] = number
+    named = token_texts(folder)
+    named.update((role, text) for role, text in config.special_tokens.items())
     return TokenizerSpec(
         file=str(path),
+        file_sha256=hashlib.sha256(raw).hexdigest(),
         sha256=hashlib.sha256(content).hexdigest(),
         vocabulary_size=max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1,
         special_tokens=tuple(sorted(special.items())),
@@ -82,9 +93,27 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         eos=choose_eos(config, special.get("eos")),
         parse_special_tokens=config.parse_special_tokens,
         backend=config.tokenizer_backend,
-        token_texts=tuple(token_texts(folder).items()),
+        token_texts=tuple(named.items()),
         chat_templates=tuple(read_templates(folder, read_json(folder / CONFIG_NAMES[0])).items()),
+        added_tokens=added,
     )
+
+
+def added_tokens(config: PrepareConfig) -> tuple[tuple[str, bool], ...]:
+    """The tokens that a config wants to be there, and which of them are special."""
+    special = [(text, True) for text in config.special_tokens.values()]
+    return (*special, *((text, False) for text in config.added_tokens))
+
+
+def add_tokens(content: bytes, added: tuple[tuple[str, bool], ...]) -> bytes:
+    """A `tokenizer.json` with further tokens; those that are there already keep their ids."""
+    if not added:
+        return content
+    tokenizer = Tokenizer.from_str(content.decode())
+    for text, special in added:
+        token = AddedToken(text, normalized=False, special=special)
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
+    return tokenizer.to_str(pretty=True).encode()
 
 
 def choose_bos(config: PrepareConfig, tokenizer: Tokenizer, bos: int | None) -> int | None:
@@ -187,9 +216,12 @@ def control_ids(spec: TokenizerSpec) -> frozenset[int]:
 def read_content(spec: TokenizerSpec) -> bytes:
     """The bytes of `tokenizer.json`, if they are still those that the run began with."""
     content = Path(spec.file).read_bytes()
-    if hashlib.sha256(content).hexdigest() != spec.sha256:
+    found = hashlib.sha256(content).hexdigest()
+    if found == spec.sha256:  # the copy beside the shards has the added tokens
+        return content
+    if found != spec.file_sha256:
         raise DataError(f"{spec.file}: changed while it was in use; run again")
-    return content
+    return add_tokens(content, spec.added_tokens)
 
 
 class Located(NamedTuple):
@@ -200,13 +232,55 @@ class Located(NamedTuple):
     ends: Ids
 
 
-def encode_documents(spec: TokenizerSpec, texts: Sequence[str]) -> list[Ids]:
-    """Token ids of each text, shape [tokens], with BOS and EOS where the config wants them.
+class Ends(NamedTuple):
+    """What stands around a document, and how its text is read. Of BOS or EOS, which are single
+    tokens, none is added where there is one already; a prefix or suffix of the config always is.
+    """
+
+    bos: int | None
+    eos: int | None
+    prefix: list[int]
+    suffix: list[int]
+    parse_special_tokens: bool
+
+
+def document_ends(source: SourceConfig, spec: TokenizerSpec) -> Ends:
+    """The ends of a source's documents."""
+    parse = source.parse_special_tokens
+    return Ends(
+        bos=spec.bos if source.document_prefix is None else None,
+        eos=spec.eos if source.document_suffix is None else None,
+        prefix=token_ids(spec, source.document_prefix or ""),
+        suffix=token_ids(spec, source.document_suffix or ""),
+        parse_special_tokens=spec.parse_special_tokens if parse is None else parse,
+    )
+
+
+def token_ids(spec: TokenizerSpec, value: Tokens) -> list[int]:
+    """The tokens that a config means: of a text, one id, or a list of ids.
+
+    Raises:
+        DataError: an id outside the vocabulary.
+    """
+    if isinstance(value, str):
+        return [int(token) for ids in encode_texts(spec, [value]) for token in ids]
+    ids = [value] if isinstance(value, int) else value
+    for token in ids:
+        if not 0 <= token < spec.vocabulary_size:
+            raise DataError(
+                f"token id {token} of the config: {spec.folder} has ids 0 to "
+                f"{spec.vocabulary_size - 1}; correct it"
+            )
+    return ids
+
+
+def encode_documents(spec: TokenizerSpec, texts: Sequence[str], ends: Ends) -> list[Ids]:
+    """Token ids of each text between its ends, shape [tokens].
 
     Empty where the tokenizer gives no token at all.
     """
-    encoded = encode_ids(spec, texts, False, spec.parse_special_tokens)
-    return [add_ends(spec, ids) for ids in encoded]
+    encoded = encode_ids(spec, texts, False, ends.parse_special_tokens)
+    return [surround(ends, ids) for ids in encoded]
 
 
 def encode_texts(
@@ -275,10 +349,16 @@ def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:]
 
 
-def add_ends(spec: TokenizerSpec, ids: Ids) -> Ids:
-    """One document's ids with BOS and EOS; an empty document stays empty."""
+def surround(ends: Ends, ids: Ids | list[int]) -> Ids:
+    """One document's ids between its ends, in int32; an empty document stays empty."""
     if not len(ids):
-        return ids
-    before = [] if spec.bos is None or ids[0] == spec.bos else [spec.bos]
-    after = [] if spec.eos is None or ids[-1] == spec.eos else [spec.eos]
-    return np.concatenate((before, ids, after), dtype=np.int32, casting="unsafe")
+        return np.empty(0, np.int32)
+    before = [] if ends.bos is None or ids[0] == ends.bos else [ends.bos]
+    after = [] if ends.eos is None or ids[-1] == ends.eos else [ends.eos]
+    parts = (ends.prefix, before, ids, after, ends.suffix)
+    return np.concatenate(parts, dtype=np.int32, casting="unsafe")
+
+
+def add_ends(spec: TokenizerSpec, ids: Ids | list[int]) -> Ids:
+    """One document's ids with BOS and EOS as the config wants them."""
+    return surround(Ends(spec.bos, spec.eos, [], [], spec.parse_special_tokens), ids)

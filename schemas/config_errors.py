@@ -97,11 +97,14 @@ def describe(model: type[BaseModel], location: Location, detail: ErrorDetails) -
 
 
 def key_location(model: type[BaseModel], parts: Sequence[str | int]) -> Location:
-    """The part of a pydantic location that stands in the file: union members are left out."""
+    """The part of a pydantic location that stands in the file: union members are left out.
+
+    Beside tables a union's members carry tags in angle brackets.
+    """
     location: Location = ()
     table: type[BaseModel] | None = model
     for part in parts:
-        if isinstance(part, str) and table is None:
+        if isinstance(part, str) and (table is None or part.startswith("<")):
             continue
         location += (part,)
         if isinstance(part, str) and table is not None:

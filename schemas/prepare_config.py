@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from headrace.schemas.axolotl_config import AxolotlConfig, type_gives_pairs
+from headrace.schemas.axolotl_yaml import expand_axolotl
 from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
 from headrace.schemas.hygiene_config import DeduplicateConfig, FiltersConfig
 from headrace.schemas.toml_config import Config, Text
@@ -11,7 +13,12 @@ from headrace.schemas.toml_config import Config, Text
 Packing = Literal["concatenate", "best_fit", "none"]
 Overlong = Literal["split", "truncate", "drop"]
 TokenizerBackend = Literal["tokenizers", "fastokens"]
+SpecialToken = Literal[
+    "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"
+]
 Kind = Literal["causal", "preference"]
+Tokens = str | int | list[int]
+FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 TABLES = {"chat": ("chat", "preference"), "preference": ("preference",)}  # who reads them
 
 
@@ -21,10 +28,12 @@ class SourceConfig(Config):
     name: Text = Field(
         description="Name of the source: appears in rows, ledger and per-source loss. Unique."
     )
-    type: Literal["text", "documents", "chat", "preference"] = Field(
+    type: Literal["text", "documents", "chat", "preference", "pretokenized", "axolotl"] = Field(
         description='`"text"`: a file is a document, unless `document_separator` cuts it. '
         '`"documents"`: one document a record. `"chat"`: one conversation a record. '
-        '`"preference"`: a better and a worse answer in each record.'
+        '`"preference"`: a better and a worse answer in each record. '
+        '`"pretokenized"`: `input_ids` in each record. '
+        '`"axolotl"`: rows as Axolotl reads them; `path` may be its YAML file.'
     )
     path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
         description="File or glob (`**` crosses folders), or a list of them, relative to the "
@@ -33,9 +42,47 @@ class SourceConfig(Config):
     exclude: list[Text] = Field(
         [], description='Leave out files whose path fits, for example `["*/tests/*"]`.'
     )
-    text_field: Text = Field("text", description="Field that holds the text (`documents` only).")
+    text_field: Text = Field(
+        "text",
+        description="Field that holds the text (`documents` only); `meta.text` is a field in one, "
+        "`parts.0` an entry of a list.",
+    )
+    format: FileFormat | None = Field(
+        None,
+        description="What is in the files. Default: by their names, as in `.jsonl.gz`; `.json` by "
+        "its first character; others are JSONL.",
+    )
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
+    )
+    split: Literal["auto", "train", "evaluation"] = Field(
+        "auto", description="Put all documents into one split; `auto`: by `evaluation_fraction`."
+    )
+    axolotl: AxolotlConfig | None = Field(None, description='For `type = "axolotl"`.')
+    engine: Literal["headrace", "axolotl"] = Field(
+        "headrace",
+        description='Who tokenises `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
+        "types that Headrace does not know.",
+    )
+    document_prefix: Tokens | None = Field(
+        None,
+        description="What a text begins with instead of BOS: a string, a token id, a list of ids; "
+        '`""` for nothing.',
+    )
+    document_suffix: Tokens | None = Field(
+        None, description="What a text ends with instead of EOS, in the same forms."
+    )
+    add_prefix_space: bool = Field(
+        False, description="Put a space before each text that does not begin with one."
+    )
+    parse_special_tokens: bool | None = Field(
+        None, description="For the texts of this source. Default: the key of that name above."
+    )
+    mask_tokens: list[int | str] = Field(
+        [], description='Ids or texts of tokens that are never trained, as in `["<|im_start|>"]`.'
+    )
+    control_class: Literal[-1, 0, 1] | None = Field(
+        None, description="Class of all its rows for control adapters."
     )
     chat: ChatConfig | None = Field(
         None, description='For `type = "chat"` and `type = "preference"`.'
@@ -45,7 +92,8 @@ class SourceConfig(Config):
     @property
     def kind(self) -> Kind:
         """What its rows are; a shard directory holds one kind."""
-        return "preference" if self.type == "preference" else "causal"
+        pairs = self.type == "preference" or (self.axolotl is not None and self.axolotl.gives_pairs)
+        return "preference" if pairs else "causal"
 
 
 class PrepareConfig(Config):
@@ -75,6 +123,15 @@ class PrepareConfig(Config):
         'off what is too much. `"drop"`: leave them out. Default: `"split"`, which loses nothing; '
         'for pairs, which cannot be split, `"truncate"`.',
     )
+    sequence_prefix: Tokens = Field(
+        "",
+        description="What each row begins with, before its first document: a string, a token id, "
+        "a list of ids.",
+    )
+    drop_tails: bool = Field(
+        False,
+        description='Drop the last row of a block where it is not full (`"concatenate"` only).',
+    )
     shards: int = Field(8, ge=1, le=99_999, description="Number of train shards.")
     seed: int = Field(0, ge=0, description="Decides shuffle and evaluation split.")
     evaluation_fraction: float = Field(
@@ -89,12 +146,25 @@ class PrepareConfig(Config):
     eos: Literal["auto", "never"] = Field(
         "auto", description='EOS at document end: `"auto"` appends it where it is not there yet.'
     )
+    special_tokens: dict[SpecialToken, str] = Field(
+        {}, description='Other special tokens than the tokenizer names, as `{eos_token = "</s>"}`.'
+    )
+    added_tokens: list[str] = Field(
+        [],
+        description="Tokens that the tokenizer gets where it has none of that text. The model must "
+        "get the same: its `tokenizer.json` is the one in the shard directory.",
+    )
     parse_special_tokens: bool = Field(
         False,
         description="Whether `<|...|>` in a document becomes the special token, or stays text.",
     )
     max_reject_fraction: float = Field(
         0.001, ge=0, le=1, description="Stop when more than this share of the documents is refused."
+    )
+    max_record_bytes: int = Field(
+        1 << 26,
+        ge=1 << 10,
+        description="Refuse larger records. Tokenising one takes about 100 bytes a token.",
     )
     block_bytes: int = Field(
         4 << 20,
@@ -124,6 +194,7 @@ class PrepareConfig(Config):
     def resolve_packing(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        values = expand_axolotl(values)
         pairs = holds_pairs(values.get("sources"))
         packing = values.get("packing", "none" if pairs else "concatenate")
         policy = None if packing == "concatenate" else "truncate" if pairs else "split"
@@ -152,6 +223,12 @@ class PrepareConfig(Config):
             raise ValueError(
                 f'packing = "{self.packing}": a pair is a row of its own; remove it, or set "none"'
             )
+        if self.kind == "preference" and self.sequence_prefix != "":
+            raise ValueError("sequence_prefix: pairs are not packed; remove it")
+        if self.drop_tails and self.packing != "concatenate":
+            raise ValueError(
+                'drop_tails: only packing = "concatenate" cuts rows at their length; remove it'
+            )
         if self.kind == "preference" and self.overlong == "split":
             raise ValueError('overlong = "split": pairs cannot be split; set "truncate" or "drop"')
         return self
@@ -167,7 +244,17 @@ class PrepareConfig(Config):
                 raise ValueError(
                     f'source "{source.name}": document_separator is for type = "text"; remove it'
                 )
+            if (source.type == "axolotl") != (source.axolotl is not None):
+                raise ValueError(
+                    f'source "{source.name}": type = "axolotl" and [sources.axolotl] need each '
+                    "other, unless path is an Axolotl YAML file"
+                )
             check_tables(source)
+            if (source.type == "text") != (source.format == "text") and source.format is not None:
+                raise ValueError(
+                    f'source "{source.name}": type = "{source.type}" does not read '
+                    f'format = "{source.format}"; remove the format, or correct the type'
+                )
             if source.document_separator == "":
                 raise ValueError(
                     f'source "{source.name}": document_separator is empty; leave it out'
@@ -178,7 +265,12 @@ class PrepareConfig(Config):
 def holds_pairs(sources: Any) -> bool:
     """Whether the first of some unchecked sources gives pairs."""
     first = sources[0] if isinstance(sources, list) and sources else None
-    return (first.get("type") if isinstance(first, dict) else None) == "preference"
+    if not isinstance(first, dict):
+        return False
+    options = first.get("axolotl")
+    return first.get("type") == "preference" or (
+        isinstance(options, dict) and type_gives_pairs(options.get("rl"), options.get("type"))
+    )
 
 
 def check_tables(source: SourceConfig) -> None:

@@ -32,6 +32,13 @@ class EvaluationDatasetConfig(Config):
     max_rows: int | None = Field(None, ge=1, description="Use only the first rows. Default: all.")
 
 
+# adapter kind -> settings that would be passed over
+NOT_WITH = {
+    "none": ("modules_to_save", "target_parameters"),
+    "blocks": ("modules_to_save", "target_parameters", "layers"),
+}
+
+
 class AdapterConfig(Config):
     """`[adapter]`."""
 
@@ -94,6 +101,9 @@ class AdapterConfig(Config):
             )
         if self.target_parameters and taken:
             raise ValueError(f'init = "{self.init}" does not go with target_parameters')
+        for key in NOT_WITH.get(self.kind, ()):
+            if getattr(self, key):
+                raise ValueError(f'{key} has no meaning with kind = "{self.kind}"; drop it')
         return self
 
 

@@ -1,13 +1,15 @@
 """A config is read once, and each mistake in one is a line that names file, line and remedy."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
 from headrace.schemas.toml_config import Config, load_config
-from headrace.schemas.train_config import TrainConfig
+from headrace.schemas.train_config import AdapterConfig, TrainConfig
 
 PREPARE = """\
 output = "shards/a"
@@ -115,7 +117,7 @@ WRONG_PREPARE = [
     ]),
     ("a word that is no choice", 'type = "documents"', 'type = "chatt"', [
         'config.toml:11: sources.1.type = "chatt": expected '
-        '"text" or "documents" or "chat" or "preference"',
+        '"text" or "documents" or "chat" or "preference" or "pretokenized" or "axolotl"',
     ]),
     ("a number for a path", 'path = "a/*.txt"', "path = 3", [
         "config.toml:7: sources.0.path = 3: expected string or list of strings",
@@ -309,3 +311,32 @@ def test_the_fingerprint_depends_on_values_and_not_on_how_they_are_written(tmp_p
     assert plain.fingerprint() == default_written_out.fingerprint()
     assert plain.fingerprint() != other.fingerprint()
     assert plain.fingerprint(exclude={"seed"}) == other.fingerprint(exclude={"seed"})
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("3", [3]), ("0:2", [0, 1, 2]), ("0:2, 7,5:6", [0, 1, 2, 5, 6, 7]), ("1,1:2", [1, 2])],
+)
+def test_layer_lists_hold_single_layers_and_ranges_whose_ends_count(text, layers):
+    assert parse_layers(text) == layers
+
+
+@pytest.mark.parametrize("text", ["", "a", "3:", ":3", "5:2", "1-3", "-1", "1:2:3"])
+def test_what_is_no_layer_list_is_named(text):
+    with pytest.raises(ValueError, match=re.escape(f'"{text}"')):
+        parse_layers(text)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"init": "pissa", "kind": "dora"}, 'init = "pissa" does not go with kind = "dora"'),
+        ({"target_parameters": "experts", "dropout": 0.1}, "dropout = 0.1 does not go with"),
+        ({"kind": "none", "modules_to_save": ["norm"]}, "modules_to_save has no meaning"),
+        ({"kind": "blocks", "layers": "0:3"}, "layers has no meaning"),
+        ({"layers": "3:1"}, '"3:1": the range 3:1 ends before it starts'),
+    ],
+)
+def test_adapter_settings_that_exclude_each_other_are_named(adapter, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        AdapterConfig.model_validate(adapter)

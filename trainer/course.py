@@ -16,6 +16,8 @@ from headrace.trainer.preflight import Inputs, manifest_of
 from headrace.trainer.row_order import RowAddress, RowOrder
 from headrace.trainer.shard_reader import list_row_groups
 
+DATASET_SETTINGS = {"path", "weight", "repeats", "max_tokens"}
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -131,8 +133,7 @@ def open_course(
 
 def reopen(config: TrainConfig, segment: DataSegment, stop_row: int) -> Piece:
     """An earlier segment's piece."""
-    keys = ("path", "weight", "repeats", "max_tokens")
-    tables = [{key: getattr(dataset, key) for key in keys} for dataset in segment.datasets]
+    tables = [dataset.model_dump(include=DATASET_SETTINGS) for dataset in segment.datasets]
     mixing = segment.model_dump(include={"mixing", "mixing_unit", "mixing_stop"})
     earlier = TrainConfig.model_validate(
         config.model_dump(exclude={"datasets", *mixing}, exclude_unset=True)
@@ -159,7 +160,9 @@ def segment_of(config: TrainConfig, inputs: Inputs) -> DataSegment:
         mixing_stop=config.mixing_stop,
         datasets=[
             DatasetRecord(
-                fingerprint=manifest_fingerprint(manifest), number=number, **table.model_dump()
+                fingerprint=manifest_fingerprint(manifest),
+                number=number,
+                **table.model_dump(include=DATASET_SETTINGS),
             )
             for number, (table, manifest) in enumerate(
                 zip(config.datasets, inputs.train, strict=True)

@@ -157,7 +157,7 @@ def describe(built: BuiltStage, inputs: Inputs, layout: Layout, total_steps: int
         f"{trained:,}",
     )
     logger.info(
-        "%d steps of %d rows of %d tokens; %s rows an epoch",
+        "%d steps of %d places of %d tokens; %s rows an epoch",
         total_steps,
         inputs.global_batch_rows,
         inputs.place_tokens,

@@ -18,10 +18,18 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
             from headrace.dataprep.formats.text import TextFormat
 
             return TextFormat(source, tokenizer)
+        case "axolotl":
+            from headrace.dataprep.axolotl.build import build_axolotl_format
+
+            return build_axolotl_format(config, source, tokenizer)
         case "chat":
             from headrace.dataprep.formats.chat import ChatFormat
 
             return ChatFormat(source.chat or ChatConfig(), tokenizer)
+        case "pretokenized":
+            from headrace.dataprep.formats.pretokenized import PretokenizedFormat
+
+            return PretokenizedFormat(tokenizer)
         case "preference":
             from headrace.dataprep.formats.preference import PreferenceFormat
 

@@ -3,8 +3,15 @@
 from collections.abc import Iterator, Sequence
 
 from headrace.dataprep.formats.sample import Encoded, Sample
-from headrace.dataprep.records import Record, Reject, json_type, refuse
-from headrace.dataprep.tokenizer import TokenizerSpec, encode_documents
+from headrace.dataprep.records import (
+    Record,
+    Reject,
+    find_field,
+    json_type,
+    refuse,
+    top_fields,
+)
+from headrace.dataprep.tokenizer import TokenizerSpec, document_ends, encode_documents
 from headrace.schemas.prepare_config import SourceConfig
 
 
@@ -13,14 +20,18 @@ class TextFormat:
 
     def __init__(self, source: SourceConfig, tokenizer: TokenizerSpec) -> None:
         self.field = source.text_field
+        self.space = source.add_prefix_space
+        self.ends = document_ends(source, tokenizer)
         self.tokenizer = tokenizer
-        self.columns = frozenset([source.text_field])
+        self.columns = top_fields(source.text_field)
 
     def encode(self, records: Sequence[Record]) -> Iterator[Encoded | Reject]:
         """One document for each record that holds text."""
         texts = [self.take(record) for record in records]
         encoded = iter(
-            encode_documents(self.tokenizer, [text for text in texts if isinstance(text, str)])
+            encode_documents(
+                self.tokenizer, [text for text in texts if isinstance(text, str)], self.ends
+            )
         )
         for record, text in zip(records, texts, strict=True):
             if isinstance(text, Reject):
@@ -35,10 +46,13 @@ class TextFormat:
 
     def take(self, record: Record) -> str | Reject:
         """The text of a record."""
-        if self.field not in record.fields:
+        try:
+            text = find_field(record.fields, self.field)
+        except LookupError:
             return refuse(record.place, "missing field", f'no field "{self.field}"')
-        text = record.fields[self.field]
         if not isinstance(text, str):
             detail = f'field "{self.field}" is {json_type(text)}'
             return refuse(record.place, "not a string", detail)
-        return text or refuse(record.place, "empty document", "no characters")
+        if not text:
+            return refuse(record.place, "empty document", "no characters")
+        return f" {text}" if self.space and not text.startswith(" ") else text

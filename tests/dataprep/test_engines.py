@@ -152,7 +152,8 @@ def test_spark_submit_needs_only_the_zip(mixed_config, run_on, tmp_path, tokeniz
             [("name", s.name), ("type", s.type), ("path", s.path)] for s in config.sources
         )
     )
-    keys = config.model_dump(exclude={"sources", "overlong"}) | {"max_reject_fraction": 0.0}
+    keys = config.model_dump(exclude={"sources"}, exclude_defaults=True)
+    keys |= {"max_reject_fraction": 0.0}
     lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
     Path("prepare.toml").write_text("\n".join([*lines, source]))
     command = [submit, "--master", "local[2]", "--py-files", "headrace.zip"]

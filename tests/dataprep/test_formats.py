@@ -87,5 +87,5 @@ def test_byte_ranges_give_the_records_of_the_whole_file(content, separator, tmp_
     expected = whole if whole[-1] else whole[:-1]
     for cut in range(1, len(content)):
         ranges = [(0, cut), (cut, None)]
-        parts = [split_range(str(path), separator, start, end) for start, end in ranges]
+        parts = [split_range(str(path), separator, start, end, 100) for start, end in ranges]
         assert [record for part in parts for _, record in part] == expected

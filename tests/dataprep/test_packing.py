@@ -16,7 +16,7 @@ from rich.console import Console
 from headrace.dataprep.best_fit import RoomSet, best_fit_rows
 from headrace.dataprep.formats.sample import Sample
 from headrace.dataprep.inspection import inspect
-from headrace.dataprep.overlong import fit_samples
+from headrace.dataprep.overlong import drop_tail, fit_samples
 from headrace.dataprep.packing import pack_samples
 from headrace.dataprep.prepare import prepare
 from headrace.dataprep.verify import verify
@@ -160,6 +160,22 @@ def test_an_overlong_document_is_split_truncated_or_dropped_and_counted(overlong
     short = [len(ids) for ids in kept_documents if len(ids) < sequence_len]
     assert overlong != "split" or len(short) == sum(length % sequence_len > 0 for length in lengths)
     assert (fitted[1], fitted[2]) == (dropped[overlong] if long else ({}, {}))
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=lengths_and_row(longest=2.0))
+def test_dropping_the_tail_keeps_all_before_it_in_order(case):
+    lengths, row_len = case
+    documents = numbered(lengths)
+    fitted = drop_tail([Sample(ids, ids % 3 == 0) for ids in documents], row_len)
+    ids = np.concatenate(documents)
+    kept = len(ids) - len(ids) % row_len
+    found = np.concatenate([*(sample.ids for sample in fitted.samples), []])
+    assert np.array_equal(found, ids[:kept])
+    assert all(np.array_equal(s.trained, s.ids % 3 == 0) for s in fitted.samples)
+    assert sum(fitted.tokens_dropped.values()) == len(ids) - kept
+    whole = sum(fitted.documents_dropped.values())
+    assert len(fitted.samples) + whole == len(documents)
 
 
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit", "none"])

@@ -63,7 +63,9 @@ def test_the_same_seed_gives_the_directory_that_prepare_writes_with_those_shards
     for shards in (1, 7):
         run(make_config(f"prepared-{shards}", seed=5, shards=shards))
         blend("three", output=f"cut-{shards}", shards=shards, seed=5)
-        assert snapshot(f"cut-{shards}") == snapshot(f"prepared-{shards}")
+        prepared = snapshot(f"prepared-{shards}")
+        assert prepared.pop("report.html")  # which counts what only `prepare` sees
+        assert snapshot(f"cut-{shards}") == prepared
 
 
 def test_another_seed_gives_the_same_rows_in_another_order(

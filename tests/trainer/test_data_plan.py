@@ -8,6 +8,7 @@ import pytest
 from headrace.schemas.manifest import Manifest, RowGroupRecord, ShardRecord
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.course import open_course, segment_of
+from headrace.trainer.data_builder import prefetch_depth
 from headrace.trainer.data_plan import plan_data
 from headrace.trainer.decoded_rows import DecodedRows
 from headrace.trainer.places import train_stream
@@ -153,3 +154,18 @@ def test_row_groups_are_held_for_each_dataset_only_when_interleaved(mixing):
     config = make_config({}, {}, mixing=mixing)
     reader = train_stream(config, make_course(config, MANIFESTS)).reader(DecodedRows)
     assert (reader.held_row_groups, reader.apart) == (4, mixing == "interleave")
+
+
+@pytest.mark.parametrize(
+    ("settings", "depth"),
+    [
+        ({}, 2),
+        ({"prefetch_batches": 5}, 5),
+        ({"prefetch_batches": 5, "prefetch_bytes": 3 * 16 * 8 * 100}, 3),
+        ({"prefetch_batches": 5, "prefetch_bytes": 0}, 1),
+        ({"prefetch_batches": 0}, 0),
+    ],
+)
+def test_as_many_batches_are_read_ahead_as_fit(settings, depth):
+    config = make_config({}, micro_batch_size=2, loader=settings)
+    assert prefetch_depth(config, micro_batches=4, place_tokens=100) == depth

@@ -1,6 +1,7 @@
 """Damaged shards are found, named, and replaced in one way when the config allows it."""
 
 import errno
+import json
 import random
 import re
 import shutil
@@ -11,10 +12,11 @@ from loaders import open_loader, open_stream
 
 from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.manifest import read_manifest
+from headrace.schemas.run_state import RunState, read_run_state, write_run_state
 from headrace.schemas.train_config import LoaderConfig, TrainConfig
 from headrace.trainer.integrity import verify_shards
 from headrace.trainer.position import Position
-from headrace.trainer.quarantine import merge
+from headrace.trainer.quarantine import describe, merge, write_quarantine
 from headrace.trainer.row_group_source import CorruptRowGroupError, RowGroupSource
 from headrace.trainer.row_order import RowGroup, RowOrder
 from headrace.trainer.shard_reader import list_row_groups
@@ -260,6 +262,32 @@ def test_a_substitute_that_is_damaged_too_is_passed_over(shards):
     assert {record.row_group for record in records} == {1, first.substitute_row_group}
     assert records != [first, first]
     assert read_rows(shards, 4) == (ids, records)
+
+
+def test_a_checkpoint_and_the_run_directory_keep_what_was_replaced(shards, tmp_path):
+    damage_row_group(shards)
+    _, records = read_rows(shards)
+    state = RunState(
+        step=1,
+        next_row=8,
+        seed=0,
+        tokens=1,
+        seconds=1.0,
+        global_batch_rows=8,
+        stages=1,
+        replicas=1,
+        config_fingerprint="",
+        data_fingerprint="",
+        files={},
+        quarantined=records,
+    )
+    write_run_state(tmp_path, state)
+    assert read_run_state(tmp_path).quarantined == records
+    write_quarantine(tmp_path, records)
+    (line,) = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+    told = json.loads(line)
+    assert (told["row_group"], told["first_row"], told["rows"]) == (1, 16, 16)
+    assert describe(records[0]).startswith(f"{shards}/shard-00000.parquet: row group 1, rows 16 to")
 
 
 def test_a_dataset_that_is_gone_stops_the_run(shards):

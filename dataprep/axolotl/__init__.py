@@ -1,0 +1,1 @@
+"""Axolotl's dataset formats: the same ids and masks, without Axolotl."""

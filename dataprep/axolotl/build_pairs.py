@@ -1,0 +1,91 @@
+"""The options of preference rows: where prompt and answers lie, and how they are written."""
+
+from collections.abc import Callable
+
+from headrace.dataprep.axolotl.build_chat import property_names, turn_reader
+from headrace.dataprep.axolotl.naming import check_format, unknown
+from headrace.dataprep.axolotl.preference import (
+    CUSTOM_PAIR,
+    LAYOUTS,
+    CustomPairs,
+    Pair,
+    TextPairs,
+    nectar,
+    passthrough,
+)
+from headrace.dataprep.axolotl.preference_chat import (
+    ArgillaPairs,
+    BradleyTerryStages,
+    OrpoStages,
+    StagedPairs,
+    TemplatePairs,
+)
+from headrace.dataprep.axolotl.strategy import Row, TokenRules
+from headrace.dataprep.axolotl.templates import choose_template
+from headrace.dataprep.chat_template import ChatTemplate
+from headrace.schemas.axolotl_config import AxolotlConfig, CustomType
+
+TEMPLATED = ("chat_template.default", "chat_template.argilla_chat")
+NAMES = (*LAYOUTS, *TEMPLATED, "zephyr.nectar", "passthrough")
+
+
+def text_pairs(config: AxolotlConfig, rules: TokenRules) -> TextPairs:
+    """Rows of `rl: dpo` and its like."""
+    rules.need_eos()
+    eos = dict(rules.spec.token_texts)["eos_token"]
+    return TextPairs(rules, pair_reader(config, rules), eos)
+
+
+def orpo(config: AxolotlConfig, rules: TokenRules, style: str | None) -> StagedPairs:
+    """`orpo.chat_template`."""
+    return StagedPairs(OrpoStages(*both_templates(config, rules)))
+
+
+def bradley_terry(config: AxolotlConfig, rules: TokenRules, style: str | None) -> StagedPairs:
+    """`bradley_terry.chat_template`."""
+    reader = turn_reader(config, frozenset())
+    return StagedPairs(BradleyTerryStages(reader, *both_templates(config, rules)))
+
+
+def pair_reader(config: AxolotlConfig, rules: TokenRules) -> Callable[[Row], Pair]:
+    """What reads the chosen and the rejected answer of a row."""
+    if isinstance(config.type, CustomType):
+        options = CUSTOM_PAIR | config.type.model_dump(include=set(CUSTOM_PAIR), exclude_none=True)
+        check_format("prompt_format", options["prompt_format"], {"system", "prompt"})
+        check_format("chosen_format", options["chosen_format"], {"chosen"})
+        check_format("rejected_format", options["rejected_format"], {"rejected"})
+        return CustomPairs(options)
+    name = config.type if "." in config.type else f"{config.type}.default"
+    if name in LAYOUTS:
+        return LAYOUTS[name].read
+    match name:
+        case "zephyr.nectar":
+            return nectar
+        case "passthrough.default":
+            return passthrough
+        case "chat_template.argilla" if config.rl == "orpo":
+            return ArgillaPairs(*both_templates(config, rules))
+        case name if name in TEMPLATED:
+            return template_pairs(config, rules, whole=name.endswith("argilla_chat"))
+    raise unknown(f"type for {config.rl}", name, NAMES)
+
+
+def template_pairs(config: AxolotlConfig, rules: TokenRules, whole: bool) -> TemplatePairs:
+    """Messages and answers through a chat template."""
+    roles = config.roles or {name: [name] for name in ("user", "assistant", "system", "tool")}
+    return TemplatePairs(
+        *both_templates(config, rules),
+        names={"role": "role", "content": "content"} | property_names(config),
+        roles={alias: role for role, aliases in roles.items() for alias in aliases},
+        field_messages=config.field_messages or "messages",
+        field_chosen=config.field_chosen or "chosen",
+        field_rejected=config.field_rejected or "rejected",
+        whole=whole,
+    )
+
+
+def both_templates(config: AxolotlConfig, rules: TokenRules) -> tuple[ChatTemplate, ChatTemplate]:
+    """The template of a source, and the same ending in the header of an answer."""
+    asking = (config.chat_template_kwargs or {}) | {"add_generation_prompt": True}
+    changed = config.model_copy(update={"chat_template_kwargs": asking})
+    return choose_template(config, rules.spec), choose_template(changed, rules.spec)

@@ -1,0 +1,209 @@
+"""Inputs behind URLs: listed, described, and read by byte range.
+
+`s3://` and `gs://` are pyarrow's own, `http://` and `https://` the standard library's; what else
+fsspec opens (`hf://`, `abfs://`, ...) needs its package.
+"""
+
+import email.utils
+import fnmatch
+import functools
+import io
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from headrace.schemas.errors import DataError
+
+ResultT = TypeVar("ResultT")
+PACKAGES = {"abfs": "adlfs", "az": "adlfs"}
+HTTP_SECONDS = 60
+HTTP_TRIES = 4
+HTTP_BUFFER = 1 << 20
+HF_EXPORT = "hf://datasets/{name}@refs/convert/parquet/{config}/{split}/*.parquet"
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL, or the name of a data set on Hugging Face's hub."""
+    return "://" in path or path.startswith("hf:")
+
+
+def list_remote(source: str, pattern: str) -> list[str]:
+    """The files that a URL or a glob of one names.
+
+    Raises:
+        DataError: there is none, or nothing answers.
+    """
+    url, query = split_query(expand_name(pattern))
+    marks = [url.index(mark) for mark in "*?[" if mark in url]
+    if not marks:
+        return [url + query]
+    if is_http(url):
+        raise DataError(f'source "{source}": {url}: HTTP lists no files; name each file')
+    base, _, _ = url[: min(marks)].rpartition("/")
+    filesystem, inner = filesystem_of(base + query)
+    selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
+    entries = ask(url, lambda: filesystem.get_file_info(selector))
+    names = [entry.path[len(inner) :].lstrip("/") for entry in entries if entry.is_file]
+    return [f"{base}/{name}{query}" for name in names if fits(name, url[len(base) + 1 :])]
+
+
+def split_query(pattern: str) -> tuple[str, str]:
+    """A URL, and its options from the `?` on; a `?` without `=` after it belongs to a glob."""
+    url, mark, query = pattern.rpartition("?")
+    return (url, mark + query) if "=" in query and mark else (pattern, "")
+
+
+def fits(path: str, pattern: str) -> bool:
+    """Whether a path fits a glob in which `**` crosses folders and `*` does not."""
+    parts, wanted = path.split("/"), pattern.split("/")
+
+    @functools.cache
+    def match(part: int, want: int) -> bool:
+        if want == len(wanted):
+            return part == len(parts)
+        if wanted[want] == "**":
+            return match(part, want + 1) or (part < len(parts) and match(part + 1, want))
+        return (
+            part < len(parts)
+            and fnmatch.fnmatchcase(parts[part], wanted[want])
+            and match(part + 1, want + 1)
+        )
+
+    return match(0, 0)
+
+
+def describe_remote(path: str) -> tuple[int, int]:
+    """Size in bytes, and time of the last change in nanoseconds (0 where it is not told)."""
+    if is_http(path):
+        return http_size(path)
+    filesystem, inner = filesystem_of(path)
+    entry = ask(path, lambda: filesystem.get_file_info(inner))
+    if not entry.is_file:
+        raise DataError(f"{path}: not found; correct the path")
+    return entry.size, entry.mtime_ns or 0
+
+
+def open_remote(path: str) -> pa.NativeFile:
+    """A file readable from any byte."""
+    if is_http(path):
+        return pa.PythonFile(io.BufferedReader(HttpFile(path), HTTP_BUFFER), mode="r")
+    filesystem, inner = filesystem_of(path)
+    return ask(path, lambda: filesystem.open_input_file(inner))
+
+
+def expand_name(pattern: str) -> str:
+    """`hf:NAME:CONFIG:SPLIT` as the glob of the hub's Parquet export of that data set."""
+    if not pattern.startswith("hf:") or "://" in pattern:
+        return pattern
+    name, config, split, *_ = [*pattern.split(":")[1:], "", ""]
+    return HF_EXPORT.format(name=name, config=config or "default", split=split or "train")
+
+
+@functools.lru_cache(maxsize=16)
+def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
+    """Who reads a URL, and what the file is called there."""
+    scheme = path.partition("://")[0]
+    if scheme in ("s3", "gs", "gcs", "file"):
+        return ask(path, lambda: pafs.FileSystem.from_uri(path))
+    try:
+        from fsspec.core import url_to_fs
+
+        filesystem, inner = ask(path, lambda: url_to_fs(path))
+    except ImportError:
+        package = PACKAGES.get(scheme)
+        line = f"pip install fsspec {package}" if package else 'pip install "headrace[remote]"'
+        raise DataError(f"{path}: needs another package; run: {line}") from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+
+
+def ask(path: str, question: Callable[[], ResultT]) -> ResultT:
+    """An answer of a storage, whose problems end in one line."""
+    try:
+        return question()
+    except ImportError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; correct the path") from None
+    except Exception as error:  # noqa: BLE001  each storage raises its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(
+            f"{path}: cannot be reached ({reason}); check name, access and network, or download "
+            "the files and name them"
+        ) from None
+
+
+def is_http(path: str) -> bool:
+    """Whether a URL is one of the web."""
+    return path.startswith(("http://", "https://"))
+
+
+def http_size(url: str) -> tuple[int, int]:
+    """Size and time of the last change of a file on a web server."""
+    with ask(url, lambda: request_range(url, 0, 0)) as reply:
+        size = reply.headers.get("Content-Range", "").rpartition("/")[2]
+        date = email.utils.parsedate_to_datetime(reply.headers.get("Last-Modified") or EPOCH)
+    if not size.isdecimal():
+        raise DataError(f"{url}: the server gives no byte ranges; download the file and name it")
+    return int(size), int(date.timestamp()) * 10**9
+
+
+EPOCH = "Thu, 01 Jan 1970 00:00:00 GMT"
+
+
+def request_range(url: str, first: int, last: int) -> Any:
+    """The reply to a request for bytes first to last; tried again where the server fails."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={first}-{last}"})
+    for attempt in range(HTTP_TRIES):
+        try:
+            return urllib.request.urlopen(request, timeout=HTTP_SECONDS)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 404:
+                raise FileNotFoundError(url) from None
+            if error.code < 500 or attempt + 1 == HTTP_TRIES:
+                raise
+        except (urllib.error.URLError, TimeoutError):
+            if attempt + 1 == HTTP_TRIES:
+                raise
+        time.sleep(0.25 * 2**attempt)
+    raise AssertionError("every attempt returns or raises")
+
+
+class HttpFile(io.RawIOBase):
+    """A file on a web server, read by ranges."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.size = http_size(url)[0]
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = base + offset
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        last = min(self.position + len(buffer), self.size) - 1
+        if last < self.position:
+            return 0
+        with request_range(self.url, self.position, last) as reply:
+            data = reply.read()
+        if len(data) != last - self.position + 1:
+            raise OSError(f"{len(data)} bytes of {last - self.position + 1} came")
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)

@@ -1,0 +1,374 @@
+"""Tables, nested fields, token ids, and records too large to hold: all kinds of files."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.dataprep import json_records, streams
+from headrace.dataprep.csv_records import read_csv
+from headrace.dataprep.inputs import InputFile
+from headrace.dataprep.json_records import list_values
+from headrace.dataprep.records import Record, find_field
+from headrace.dataprep.streams import split_range
+from headrace.dataprep.tasks import Piece
+from headrace.schemas.errors import DataError
+
+TEXTS = [f'stone {n}, "mill"\nwheel\té {"turns " * (n % 9)}' for n in range(120)]
+WIDE = {"sequence_len": 1 << 15, "evaluation_fraction": 0.0}
+
+
+def documents(path, **more):
+    return [{"name": "a", "type": "documents", "path": path, **more}]
+
+
+def write_arrow(path, table, new=pa.ipc.new_stream, rows=7):
+    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+
+
+def write_csv(path, delimiter=",", ending="\n"):
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, delimiter=delimiter, lineterminator=ending)
+        rows.writerow(["n", "text"])
+        rows.writerows(enumerate(TEXTS))
+
+
+TABLE = pa.table({"n": range(len(TEXTS)), "text": TEXTS})
+KINDS = {
+    "stream.arrow": lambda path: write_arrow(path, TABLE),
+    "file.arrow": lambda path: write_arrow(path, TABLE, pa.ipc.new_file),
+    "a.csv": write_csv,
+    "dos.csv": lambda path: write_csv(path, ending="\r\n"),
+    "a.tsv": lambda path: write_csv(path, delimiter="\t"),
+    "b.tsv.gz": lambda path: (
+        write_csv("plain.tsv", delimiter="\t"),
+        pa.output_stream(path, compression="gzip").write(Path("plain.tsv").read_bytes()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_same_documents_come_out_of_every_kind_of_table(
+    name, corpus, make_config, run, documents_of, snapshot
+):
+    KINDS[name](name)
+    manifest = run(make_config(sources=documents(name), **WIDE))
+    assert documents_of("out") == sorted(TEXTS)
+    assert manifest.sources[0].documents == len(TEXTS)
+    run(make_config("two", sources=documents(name), **WIDE), workers=2)
+    assert snapshot("two") == snapshot("out")
+
+
+def test_the_config_may_say_what_is_in_a_file(corpus, make_config, run, documents_of):
+    write_csv("table.data")
+    run(make_config(sources=documents("table.data", format="csv"), **WIDE))
+    assert documents_of("out") == sorted(TEXTS)
+
+
+def test_a_folder_of_saved_datasets_is_read_in_the_order_of_its_files(
+    corpus, make_config, run, documents_of
+):
+    Path("saved").mkdir()
+    for number in range(3):
+        part = TABLE.slice(40 * number, 40)
+        write_arrow(f"saved/data-{number:05d}-of-00003.arrow", part)
+    Path("saved/state.json").write_text("{}")
+    run(make_config(sources=documents("saved"), **WIDE))
+    assert documents_of("out") == sorted(TEXTS)
+
+
+def piece(path):
+    return Piece(InputFile(str(path), 0, 0), "csv", 0, None, 0)
+
+
+def csv_records(path, text, limit=1000):
+    path.write_bytes(text)
+    return list(read_csv(piece(path), None, ",", limit))
+
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.lists(st.lists(CELLS | st.sampled_from(["a\n\nb", '"', ","]), min_size=2, max_size=2)),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
+def test_csv_gives_back_every_cell_and_the_line_of_each_row(rows, quoting, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "cells.csv"
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n", quoting=quoting)
+    lines = []
+    for row in [["first", "second"], *rows]:
+        lines.append(sink.getvalue().count("\n") + 1)
+        writer.writerow(row)
+    found = csv_records(path, sink.getvalue().encode())
+    assert [record.fields for record in found] == [
+        {"first": first, "second": second} for first, second in rows
+    ]
+    assert [record.place.number() for record in found] == lines[1:]
+
+
+def test_a_bad_row_of_a_csv_is_refused_by_its_line(tmp_path):
+    text = b'a,b\n1,2\n\n"x\ny",3\n1,2,3\n4\xff,5\n"6"7,8\n9,10\n'
+    found = csv_records(tmp_path / "a.csv", text)
+    assert [r.fields for r in found if isinstance(r, Record)] == [
+        {"a": "1", "b": "2"},
+        {"a": "x\ny", "b": "3"},
+        {"a": "9", "b": "10"},
+    ]
+    rejects = [(r.line, r.reason) for r in found if not isinstance(r, Record)]
+    assert rejects == [
+        (6, "wrong number of fields"),
+        (7, "invalid UTF-8"),
+        (8, "broken CSV"),
+    ]
+
+
+@pytest.mark.parametrize("rest", [b"4,5\n", b"4,5\n" * 1000], ids=["short", "long"])
+def test_a_quote_that_is_never_closed_stops_the_run(rest, tmp_path):
+    with pytest.raises(DataError, match=r"a\.csv:3: .*a quote that is opened here may never be "):
+        csv_records(tmp_path / "a.csv", b'a,b\n1,2\n"3,4\n' + rest)
+
+
+NESTED = [{"meta": {"parts": [{"body": text}, {"body": "x"}]}, "n": 1} for text in TEXTS]
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.parquet", "in.arrow"])
+def test_a_text_may_lie_in_nested_fields(name, corpus, make_config, run, documents_of):
+    table = pa.Table.from_pylist(NESTED)
+    if name == "in.jsonl":
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in NESTED))
+    elif name == "in.parquet":
+        pq.write_table(table, name, row_group_size=11)
+    else:
+        write_arrow(name, table)
+    run(make_config(sources=documents(name, text_field="meta.parts.0.body"), **WIDE))
+    assert documents_of("out") == sorted(TEXTS)
+
+
+def test_a_field_of_a_dotted_name_goes_before_a_nested_one():
+    assert find_field({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
+    for path in ("a.c", "a.0", "b", "a.b.c"):
+        with pytest.raises(LookupError):
+            find_field({"a": {"b": 2}}, path)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    values=st.lists(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+            max_leaves=8,
+        )
+    ),
+    chunk=st.integers(1, 9),
+    indent=st.sampled_from([None, 1]),
+    ascii_only=st.booleans(),
+)
+def test_a_json_list_is_read_value_by_value(values, chunk, indent, ascii_only, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "list.json"
+    text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
+    path.write_bytes(b"\xef\xbb\xbf " + text.encode(errors="surrogatepass"))
+    before = json_records.CHUNK_BYTES
+    json_records.CHUNK_BYTES = chunk
+    try:
+        assert list(list_values(str(path), 1 << 20)) == values
+    finally:
+        json_records.CHUNK_BYTES = before
+
+
+BROKEN_LISTS = {
+    "a missing comma": ("[1\n 2]", r":2: column 2: Expecting ',' or '\]'"),
+    "no end": ("[1,\n", r":2: column 1: Expecting value"),
+    "an unfinished string": ('[1, "a', r":1: column 5: Unterminated string"),
+    "more after the end": ("[1] 2", r":1: column 5: Extra data '2'"),
+    "a bad word": ("[1,\n\n true, troo]", r":3: column 8: Expecting value"),
+    "deep nesting": ("[" * 100_000, "recursion|nest|Expecting"),
+}
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 20])
+@pytest.mark.parametrize("name", BROKEN_LISTS)
+def test_a_broken_json_list_is_named_by_line_and_column(name, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(json_records, "CHUNK_BYTES", chunk)
+    text, message = BROKEN_LISTS[name]
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        list(list_values(str(tmp_path / "a.json"), 1 << 20))
+
+
+def test_an_endless_value_in_a_json_list_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_records, "CHUNK_BYTES", 64)
+    (tmp_path / "a.json").write_text(json.dumps(["a", "b" * 50_000]))
+    with pytest.raises(DataError, match=r"a\.json:1: column 7: a value of more than max_record_by"):
+        list(list_values(str(tmp_path / "a.json"), 4000))
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    records=st.lists(st.text("abx\n", max_size=30).map(str.encode), max_size=12),
+    separator=st.sampled_from([b"|", b"||", b"|x|"]),
+    limit=st.integers(1, 20),
+    chunk=st.integers(1, 7),
+    cut=st.integers(0, 100),
+)
+def test_a_record_that_is_too_large_leaves_its_neighbours_alone(
+    records, separator, limit, chunk, cut, tmp_path_factory
+):
+    path = tmp_path_factory.getbasetemp() / "large.txt"
+    content = separator.join(records)
+    path.write_bytes(content)
+    whole = content.split(separator)
+    lines = [
+        content.count(b"\n", 0, len(separator.join(whole[:n]) + separator) if n else 0)
+        for n in range(len(whole))
+    ]
+    expected = [
+        (line + 1, None if len(r) > limit else r) for line, r in zip(lines, whole, strict=True)
+    ]
+    expected = expected if whole[-1] else expected[:-1]
+    cut = min(cut, len(content))
+    before = streams.CHUNK_BYTES
+    streams.CHUNK_BYTES = chunk
+    try:
+        ranges = [(0, cut), (cut, None)] if cut else [(0, None)]
+        found = [
+            (place.number(), data)
+            for start, end in ranges
+            for place, data in split_range(str(path), separator, start, end, limit)
+        ]
+    finally:
+        streams.CHUNK_BYTES = before
+        streams.lines_before.cache_clear()
+    assert found == expected
+
+
+LARGE = {"max_record_bytes": 1 << 16, "max_reject_fraction": 1.0, **WIDE}
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.parquet", "in.csv"])
+def test_a_large_record_is_refused_in_every_kind_of_file(
+    name, corpus, make_config, run, documents_of
+):
+    texts = [*TEXTS[:20], "x" * (1 << 17), *TEXTS[20:]]
+    if name == "in.parquet":
+        pq.write_table(pa.table({"text": texts}), name)
+    elif name == "in.jsonl":
+        Path(name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        with Path(name).open("w", newline="") as file:
+            csv.writer(file).writerows([["text"], *([text.replace("\n", " ")] for text in texts)])
+    if name == "in.csv":  # a field that is too large looks like a quote that is never closed
+        with pytest.raises(DataError, match=r"in\.csv:22: field larger than field limit"):
+            run(make_config(sources=documents(name), **LARGE))
+        return
+    run(make_config(sources=documents(name), **LARGE))
+    assert documents_of("out") == sorted(TEXTS)
+    (reject,) = map(json.loads, Path("out/rejects/rejects.jsonl").read_text().splitlines())
+    assert (reject["line"], reject["reason"]) == (21, "too large")
+    assert reject["detail"] == "more than max_record_bytes = 65536"
+
+
+def test_a_text_file_that_is_too_large_is_refused(corpus, make_config, run):
+    (corpus / "big.txt").write_text("x" * (1 << 17))
+    manifest = run(make_config(**LARGE))
+    assert manifest.sources[0].rejected_documents == 1
+    assert manifest.sources[0].documents == 200
+
+
+IDS = [[5, 6, 7, 8], [9, 10, 11], [12]]
+ROWS = [
+    {"input_ids": IDS[0], "labels": [-100, -100, 7, 8], "attention_mask": [1, 1, 1, 1]},
+    {"input_ids": [*IDS[1], 1], "labels": [*IDS[1], -100], "attention_mask": [1, 1, 1, 0]},
+    {"input_ids": IDS[2], "labels": None, "attention_mask": None},
+]
+
+
+def pretokenized(path):
+    return [{"name": "ids", "type": "pretokenized", "path": path}]
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.parquet", "in.arrow"])
+def test_token_ids_are_taken_as_they_are(name, corpus, make_config, run, rows_of):
+    table = pa.Table.from_pylist(ROWS)
+    if name == "in.jsonl":
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    elif name == "in.parquet":
+        pq.write_table(table, name)
+    else:
+        write_arrow(name, table, rows=2)
+    changes = {"packing": "none", "evaluation_fraction": 0.0, "sources": pretokenized(name)}
+    manifest = run(make_config(**changes))
+    found = sorted((row["input_ids"], row["loss_mask"]) for row in rows_of("out"))
+    assert found == [(IDS[0], [False, False, True, True]), (IDS[1], None), (IDS[2], None)]
+    assert manifest.ledger.tokens_dropped == {"padding": 1}
+    assert manifest.sources[0].trained_tokens == 6
+
+
+BAD_IDS = {
+    "an id that is none": (
+        {"input_ids": [5, 320]},
+        "id outside the vocabulary: 320 at token 1, the tokenizer has 311",
+    ),
+    "a negative id": (
+        {"input_ids": [-1]},
+        "id outside the vocabulary: -1 at token 0, the tokenizer has 311",
+    ),
+    "another label": (
+        {"input_ids": [5, 6], "labels": [5, 7]},
+        "labels differ from ids: label 7 at token 1, whose id is 6",
+    ),
+    "too few labels": ({"input_ids": [5, 6], "labels": [5]}, "lengths differ: 2 ids, 1 in labels"),
+    "texts": (
+        {"input_ids": ["a"]},
+        'not a list of integers: field "input_ids" is a list, not a list of integers',
+    ),
+    "lists of lists": (
+        {"input_ids": [[1], [2, 3]]},
+        'not a list of integers: field "input_ids" is a list, not a list of integers',
+    ),
+    "no ids": ({"input_ids": []}, "empty document: no ids"),
+    "nothing": ({"labels": [1]}, 'missing field: no field "input_ids"'),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IDS)
+def test_rows_of_ids_that_cannot_be_are_refused(name, corpus, make_config, run):
+    row, problem = BAD_IDS[name]
+    Path("in.jsonl").write_text(f"{json.dumps(ROWS[2])}\n{json.dumps(row)}\n")
+    run(make_config(sources=pretokenized("in.jsonl"), max_reject_fraction=1.0))
+    (reject,) = map(json.loads, Path("out/rejects/rejects.jsonl").read_text().splitlines())
+    assert (reject["line"], f"{reject['reason']}: {reject['detail']}") == (2, problem)
+
+
+def test_rows_of_which_nothing_is_trained_are_dropped_by_name(corpus, make_config, run):
+    row = {"input_ids": [5, 6], "labels": [-100, -100], "attention_mask": [1, 0]}
+    Path("in.jsonl").write_text(f"{json.dumps(ROWS[2])}\n{json.dumps(row)}\n")
+    manifest = run(make_config(sources=pretokenized("in.jsonl"), evaluation_fraction=0.0))
+    assert manifest.ledger.tokens_dropped == {"nothing in it is trained": 1, "padding": 1}
+    assert manifest.sources[0].dropped_documents == {"nothing in it is trained": 1}
+
+
+def test_what_was_prepared_can_be_prepared_again(corpus, make_config, run, rows_of):
+    """Ids of a finished directory, as another source of the same rows."""
+    run(make_config(evaluation_fraction=0.0, packing="none", overlong="split"))
+    changes = {"evaluation_fraction": 0.0, "packing": "none", "overlong": "split"}
+    run(make_config("again", sources=pretokenized("out/shard-*.parquet"), **changes))
+    first, again = (sorted(row["input_ids"] for row in rows_of(name)) for name in ("out", "again"))
+    assert first == again
+
+
+def test_half_a_file_of_arrow_is_named(corpus, make_config, run):
+    write_arrow("in.arrow", TABLE)
+    Path("in.arrow").write_bytes(Path("in.arrow").read_bytes()[:-300])
+    with pytest.raises(DataError, match=r"^in\.arrow: (not readable as|damaged) Arrow \("):
+        run(make_config(sources=documents("in.arrow"), **WIDE))

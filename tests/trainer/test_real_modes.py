@@ -1,0 +1,52 @@
+"""On the real model, over two stages: held-out loss falls, and what is saved has the same loss."""
+
+import pytest
+import torch
+from runs import STDLIB, make_shards, read_metrics, source
+from test_adapter import evaluation_loss
+
+pytestmark = pytest.mark.exhaustive
+
+CONFIG = """
+model = "{model}"
+output_dir = "unused"
+max_steps = 6
+gradient_accumulation_steps = 4
+pipeline_stages = 2
+threads = 1
+datasets = [{{ path = "{shards}" }}]
+evaluation_datasets = [{{ path = "{shards}", max_rows = 9 }}]
+optimizer = {{ lr = 1e-3 }}
+"""
+MODES = {
+    "lora": {},
+    "dora": {"adapter__kind": "dora"},
+    "pissa": {"adapter__init": "pissa", "optimizer__lr": 3e-4},
+    "blocks": {"adapter__kind": "blocks", "adapter__blocks": 3},
+    "full": {"adapter__kind": "none", "optimizer__lr": 3e-5},
+}
+
+
+@pytest.fixture(scope="module")
+def shards(real_model, tmp_path_factory):
+    output = tmp_path_factory.mktemp("real-modes") / "shards"
+    texts = [source("json", STDLIB / "json" / "*.py"), source("small", STDLIB / "[a-c]*t.py")]
+    return make_shards(real_model, output, sequence_len=128, sources=texts)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_held_out_loss_falls_and_the_result_reloads(training, real_model, shards, name):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    training.config.write_text(CONFIG.format(model=real_model, shards=shards))
+    run = training.run("run", 2, **MODES[name])
+    losses = [line["loss"] for line in read_metrics(run) if line["kind"] == "evaluation"]
+    assert losses[-1] < losses[0] - 0.01
+    if (run / "adapter").is_dir():
+        base = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32)
+        model, tolerance = PeftModel.from_pretrained(base, run / "adapter").eval(), 1e-3
+    else:
+        model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+        tolerance = 2e-2  # stored in bfloat16
+    assert evaluation_loss(model, shards) == pytest.approx(losses[-1], abs=tolerance)
