@@ -110,7 +110,11 @@ class AdapterConfig(Config):
 class OptimizerConfig(Config):
     """`[optimizer]`."""
 
-    type: Literal["adamw"] = Field("adamw", description="AdamW, fused, states in float32.")
+    type: Literal["adamw", "adamw_kahan"] = Field(
+        "adamw",
+        description='`"adamw"`: trained weights, gradients and states in float32. `"adamw_kahan"`: '
+        "all in `dtype`, with Kahan summation; 10 bytes a weight in bfloat16 instead of 16.",
+    )
     lr: float = Field(gt=0, description="Peak learning rate.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
@@ -193,6 +197,10 @@ class CheckpointConfig(Config):
     every_minutes: float | None = Field(60, gt=0, description="Checkpoint every so many minutes.")
     keep_last: int = Field(
         3, ge=1, description="Older ones are removed, after a newer one is durable."
+    )
+    at_end: bool = Field(
+        True,
+        description="`false`: a trial run that leaves neither checkpoint nor result at its end.",
     )
     keep_best: bool = Field(
         False,
@@ -287,6 +295,17 @@ class LoaderConfig(Config):
     read_timeout: float = Field(60.0, gt=0, description="Longest wait for one of them, in seconds.")
 
 
+class ProfileConfig(Config):
+    """`[profile]`: written into `profile/` of the run directory, a file for each process."""
+
+    timeline: bool = Field(
+        False, description="When each pipeline instruction of each step began and ended."
+    )
+    trace_step: int | None = Field(
+        None, ge=1, description="Trace this step of the process with torch's profiler."
+    )
+
+
 class TrainConfig(Config):
     """Top-level keys."""
 
@@ -334,11 +353,19 @@ class TrainConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, '
-        "float32 on CPU. Trained weights are always held in float32.",
+        "float32 on CPU. Trained weights are held in float32, unless `optimizer.type` differs.",
     )
     activation_checkpointing: Literal["none", "full"] = Field(
         "none",
         description='`"full"`: keep only the input of each layer and compute the rest again.',
+    )
+    kernels: Literal["auto", "torch"] = Field(
+        "auto",
+        description='`"auto"`: on GPUs, our Triton kernels and attention without masks. `"torch"`: '
+        "their plain twins, transformers' and PEFT's own modules.",
+    )
+    compile: bool = Field(
+        True, description='On GPUs with `kernels = "auto"`: compile decoder layers when first used.'
     )
     threads: int | None = Field(
         None,
@@ -377,6 +404,7 @@ class TrainConfig(Config):
         AnomalyConfig(), description="What to do with steps that go wrong."
     )
     loader: LoaderConfig = Field(LoaderConfig(), description="How shards are read.")
+    profile: ProfileConfig = Field(ProfileConfig(), description="Where a step's time goes.")
 
     @model_validator(mode="after")
     def check(self) -> "TrainConfig":

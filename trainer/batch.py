@@ -130,6 +130,13 @@ def position_ids(document_lengths: Sequence[Sequence[int]]) -> Tensor:
     )
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def document_mask(document_lengths: Sequence[Sequence[int]], device: torch.device) -> Tensor | None:
     """[b, 1, s, s] bool, true where a token may attend: earlier or same, in its own document.
 

@@ -35,7 +35,7 @@ class Cadence:
     def saves(self, before: RunState, after: RunState) -> bool:
         """Whether a checkpoint follows; `after` knows of an evaluation after that step."""
         improved = self.checkpoint.keep_best and after.best_step == after.step
-        if improved or self.has_ended(after):
+        if improved or (self.checkpoint.at_end and self.has_ended(after)):
             return True
         return self._passed(
             before, after, self.checkpoint.every_steps, self.checkpoint.every_epochs

@@ -19,8 +19,7 @@ from headrace.schemas.run_state import (
     write_run_state,
 )
 from headrace.trainer.materializer import TrainedParameter
-
-STATES = ("exp_avg", "exp_avg_sq", "step")
+from headrace.trainer.optimizer import state_names
 
 
 class CheckpointFolder:
@@ -84,7 +83,7 @@ def collect_tensors(
     for item in trained:
         if item.owned:
             tensors[f"parameter/{item.name}"] = on_host(item.parameter)
-            for state in STATES:
+            for state in state_names(optimizer):
                 tensors[f"{state}/{item.name}"] = on_host(optimizer.state[item.parameter][state])
     return tensors
 
@@ -120,7 +119,7 @@ def load_tensors(
             name: read(
                 f"{name}/{item.name}", torch.Size() if name == "step" else parameter.shape
             ).to(parameter.device)
-            for name in STATES
+            for name in state_names(optimizer)
         }
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable
 from itertools import compress
-from typing import Any, ClassVar
+from typing import Any
 
 import deepspeed
 import torch
@@ -26,11 +26,13 @@ from torch import Tensor, nn
 
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.anomalies import Outcome
+from headrace.trainer.batch import to_device
 from headrace.trainer.distributed import Layout
 from headrace.trainer.feed import StepInputs
 from headrace.trainer.metrics import RowLoss
 from headrace.trainer.row_losses import row_losses
 from headrace.trainer.stage import MicroBatch, Stage, StageOutput
+from headrace.trainer.timeline import Timeline
 
 
 class StageEngine(PipelineEngine):
@@ -38,6 +40,7 @@ class StageEngine(PipelineEngine):
 
     Attributes:
         token_losses: of the last run, on the last stage: [micro-batches] of [b, s] float32.
+        timeline: of the instructions, if `profile.timeline` is set.
         router_losses: of the last run, on stages with routers: [micro-batches] scalars.
     """
 
@@ -67,6 +70,12 @@ class StageEngine(PipelineEngine):
         self._next_micro_batch = 0
         self._step_seed = 0
         self.token_losses: list[Tensor] = []
+        self.timeline = Timeline(layout.device, wanted=config.profile.timeline)
+        if config.profile.timeline:
+            self._INSTRUCTION_MAP = {
+                kind: self.timeline.timed(kind.__name__, function)
+                for kind, function in self._INSTRUCTION_MAP.items()
+            }
         self.router_losses: list[Tensor] = []
         self._waiting: dict[int, Tensor] = {}  # buffer -> router loss that has no gradient yet
         self._finish_step: Callable[[], Outcome] | None = None
@@ -117,6 +126,8 @@ class StageEngine(PipelineEngine):
             return self._run(forward, inputs, step_seed=0)
 
     def _run(self, plan: Any, inputs: StepInputs, step_seed: int) -> list[RowLoss]:
+        if self.stage.before_step is not None:
+            self.stage.before_step()
         self._inputs = inputs
         self._step_seed = step_seed
         self._next_micro_batch = 0
@@ -147,7 +158,7 @@ class StageEngine(PipelineEngine):
         if self.is_first_stage():
             assert self._inputs is not None and self._inputs.input_ids is not None
             ids = self._inputs.input_ids[self._next_micro_batch]
-            self.pipe_buffers["inputs"][buffer_id] = ids.to(self.device, non_blocking=True)
+            self.pipe_buffers["inputs"][buffer_id] = to_device(ids, self.device)
 
     def _forward_pass(self, buffer_id: int) -> None:
         inputs = self._inputs
@@ -158,7 +169,7 @@ class StageEngine(PipelineEngine):
         side = MicroBatch(
             document_lengths=inputs.document_lengths[index],
             row_lengths=inputs.row_lengths[index],
-            labels=None if labels is None else labels.to(self.device, non_blocking=True),
+            labels=None if labels is None else to_device(labels, self.device),
             loss_scale=1.0 / max(1, inputs.trained_tokens),
             router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
             seed=self._step_seed + self._global_micro_batch(index),
@@ -197,7 +208,7 @@ class StageEngine(PipelineEngine):
     def _broadcast_model(self) -> None:
         """Every replica loads or initialises the same weights by itself."""
 
-    _INSTRUCTION_MAP: ClassVar[dict[type, Callable[..., None]]] = {
+    _INSTRUCTION_MAP: dict[type, Callable[..., None]] = {  # noqa: RUF012 (DeepSpeed's)
         **PipelineEngine._INSTRUCTION_MAP,
         schedule.LoadMicroBatch: _load_micro_batch,
         schedule.ForwardPass: _forward_pass,

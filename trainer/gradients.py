@@ -44,7 +44,9 @@ def global_norm(built: BuiltStage, layout: Layout) -> float:
     owned = [p.parameter.grad for p in built.trained if p.owned]
     norms: list[float] = []
     if owned:
-        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in owned]).tolist()
+        norms = torch.stack(
+            [torch.linalg.vector_norm(g, dtype=torch.float32) for g in owned]
+        ).tolist()
     everyone = gather_objects(norms, layout.pipeline_group)
     return math.sqrt(math.fsum(norm * norm for stage in everyone for norm in stage))
 

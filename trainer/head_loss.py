@@ -35,6 +35,8 @@ def head_loss(
     scale: float,
     shape: LogitShape,
     seed: int | None = None,
+    *,
+    triton: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a head's logits.
 
@@ -44,6 +46,7 @@ def head_loss(
         labels: [tokens] int64; `IGNORED_LABEL` tokens have loss 0 and no gradient.
         scale: factor of the returned scalar.
         seed: of the head's own dropout; None if it has none.
+        triton: compute a plain head's loss in Triton.
 
     Returns:
         The sum of the losses times `scale`, float32; the losses of all tokens in nats, detached.
@@ -52,7 +55,8 @@ def head_loss(
         assert isinstance(head, nn.Linear)
         if shape.multiplier != 1.0:
             hidden = hidden * shape.multiplier
-        return linear_cross_entropy(hidden, head.weight.to(hidden.dtype), labels, scale)
+        weight = head.weight.to(hidden.dtype)
+        return linear_cross_entropy(hidden, weight, labels, scale, triton=triton)
     rows = max(1, CHUNK_LOGITS // vocabulary(head))
     losses = []
     for number, start in enumerate(range(0, hidden.shape[0], rows)):

@@ -24,6 +24,7 @@ from headrace.trainer.requests import Requests
 from headrace.trainer.saver import Saver
 from headrace.trainer.session import Session, open_session
 from headrace.trainer.step_report import Report, StepFacts, make_report, step_metrics
+from headrace.trainer.timeline import TimelineLog, traced
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +44,23 @@ def train(
     saver = Saver(session.folder, layout, background=config.checkpoint.background)
     if session.is_new and config.evaluation.before_first_step:
         state = run_evaluation(session, layout, state)
+    timelines = None
+    if config.profile.timeline:
+        timelines = TimelineLog(session.run_directory, layout.rank)
     timer = Timer(config.checkpoint.every_minutes)
     stopping = False
     while not (stopping or cadence.has_ended(state)):
         started = time.perf_counter()
-        step_inputs = session.feed.next()
+        engine.timeline.begin()
+        with engine.timeline.span("data"):
+            step_inputs = session.feed.next()
         lr = learning_rate(config.optimizer, config.scheduler, state.step, session.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
         finish = partial(finish_step, config, session, layout, state)
-        losses, outcome = engine.train_step(step_inputs, dropout_seed, finish)
+        is_traced = state.step + 1 == config.profile.trace_step
+        with traced(session.run_directory, layout.rank, is_traced):
+            losses, outcome = engine.train_step(step_inputs, dropout_seed, finish)
 
         wishes = requests.poll()
         save = wishes.save or timer.is_due()
@@ -82,6 +90,8 @@ def train(
             overlong_tokens=step_inputs.overlong.tokens,
         )
         state = note_quarantined(state, reports, session)
+        if timelines is not None:
+            timelines.write(state.step, seconds, engine.timeline.take())
         if outcome.anomaly is not None:
             deal_with(outcome, state, step_inputs, session.run_directory, layout)
         if log is not None:
@@ -112,9 +122,11 @@ def train(
 
     saver.finish()
     if cadence.has_ended(state):
-        path = export(session.built, layout, session.model, session.run_directory)
+        written = "nothing"
+        if config.checkpoint.at_end:
+            written = str(export(session.built, layout, session.model, session.run_directory))
         logger.info(
-            "done%s: %s tokens; %s written", ending(cadence, state), f"{state.tokens:,}", path
+            "done%s: %s tokens; %s written", ending(cadence, state), f"{state.tokens:,}", written
         )
     else:
         logger.info("stopped on request after step %d; continue with --resume", state.step)

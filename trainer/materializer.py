@@ -52,8 +52,8 @@ class Filled:
 class Materializer:
     """Fills a stage that was laid out on the meta device.
 
-    Frozen weights get `dtype`, trained ones float32. Backends that hold frozen weights in another
-    form override `place`.
+    Frozen weights get `dtype`, trained ones `trained_dtype`. Backends that hold frozen weights in
+    another form override `place`.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Materializer:
         self.architecture = architecture
         self.source = source
         self.dtype = dtype
+        self.trained_dtype = trained_dtype(config, dtype)
         self.device = device
         self.expansion = expansion
         self.embedding_name = f"{architecture.family.embedding}.weight"
@@ -92,7 +93,7 @@ class Materializer:
     def place(self, slot: Slot, value: Tensor) -> None:
         """Put a weight of the base model where it belongs, in its type, on its device."""
         trained = slot.empty.requires_grad
-        value = value.to(self.device, torch.float32 if trained else self.dtype)
+        value = value.to(self.device, self.trained_dtype if trained else self.dtype)
         slot.fill(nn.Parameter(value, requires_grad=trained))
 
     def _fill_base(self, slots: list[Slot]) -> nn.Parameter | None:
@@ -131,7 +132,7 @@ class Materializer:
             for part, value in initial_values(name, layer, init, seed).items():
                 path, _, attribute = part.rpartition(".")
                 owner = layer.get_submodule(path)
-                value = value.to(self.device, torch.float32)
+                value = value.to(self.device, self.trained_dtype)
                 owner._parameters[attribute] = nn.Parameter(value)
                 if takes_over(self.config.adapter) and "lora_embedding" not in part:
                     kept[f"{name}.{part}"] = value.cpu().clone()
@@ -163,6 +164,11 @@ class Materializer:
         if tied and not is_adapter(slot.name):
             return TrainedParameter(self.embedding_name, parameter, owned=False)
         return TrainedParameter(slot.name, parameter, owned=True)
+
+
+def trained_dtype(config: TrainConfig, dtype: torch.dtype) -> torch.dtype:
+    """The type of trained weights, given that of the computation."""
+    return dtype if config.optimizer.type == "adamw_kahan" else torch.float32
 
 
 def find_slots(modules: Mapping[str, nn.Module]) -> Iterator[Slot]:

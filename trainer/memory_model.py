@@ -108,12 +108,12 @@ def layer_activations(
         if stage.rotary is not None:
             table = stage.rotary(hidden, positions, *([kind] if kind else []))
         shared = [mask, *(table or ())]
-        run = stage._layer_runner(0, mask, positions, table, None, 0)
+        arguments = stage.arguments_of_layer(mask, positions, table)
         with (
             saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype, enabled=stage.autocast),
         ):
-            output, _ = run(hidden)
+            output = stage.layer_functions.once(stage.layers[0], hidden, arguments)
         for tensor in shared:
             seen.pop(tensor.untyped_storage()._cdata, None)
         del output

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.acceleration import accelerate
 from headrace.trainer.adapters import (
     PEFT_PREFIX,
     add_adapter,
@@ -25,7 +26,7 @@ from headrace.trainer.architecture import (
 )
 from headrace.trainer.block_expansion import Expansion, expand
 from headrace.trainer.families import FAMILIES
-from headrace.trainer.materializer import Materializer, TrainedParameter
+from headrace.trainer.materializer import Materializer, TrainedParameter, trained_dtype
 from headrace.trainer.model_directory import model_directory
 from headrace.trainer.model_size import measure, partition
 from headrace.trainer.router_loss import RouterLossSettings, count_routers
@@ -95,6 +96,7 @@ def build_stage(
             config, plan.architecture, source, dtype, device, plan.expansion
         )
         filled = materializer.fill(built)
+    accelerate(built, config, plan.architecture, device)
     tied_name = materializer.embedding_name if plan.architecture.tied else None
     return BuiltStage(
         stage=built,
@@ -172,7 +174,7 @@ def assemble(
         architecture=architecture,
         router_loss=router_loss_settings(plan, config),
         compute_dtype=dtype,
-        autocast=plan.lora is None and dtype != torch.float32,
+        autocast=plan.lora is None and trained_dtype(config, dtype) != dtype,
         recompute=config.activation_checkpointing == "full",
         seeded=config.adapter.dropout > 0 or architecture.uses_chance,
     )

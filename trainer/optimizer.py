@@ -6,17 +6,21 @@ from typing import Any
 import torch
 
 from headrace.schemas.train_config import OptimizerConfig
+from headrace.trainer.adamw_kahan import AdamWKahan
 from headrace.trainer.materializer import TrainedParameter
 
 LORA_UP = (".lora_B.", ".lora_embedding_B.")
 
 
 def build_optimizer(
-    config: OptimizerConfig, trained: Sequence[TrainedParameter]
+    config: OptimizerConfig, trained: Sequence[TrainedParameter], *, triton: bool = False
 ) -> torch.optim.Optimizer:
     """AdamW; norms and biases (one-dimensional parameters) are not decayed.
 
     With LoRA+ (https://arxiv.org/abs/2402.12354) the adapters' B has a higher rate than all else.
+
+    Args:
+        triton: AdamW-Kahan as one kernel a tensor, instead of its plain twin.
     """
 
     def group(decayed: bool, up: bool) -> dict[str, Any]:
@@ -33,9 +37,17 @@ def build_optimizer(
 
     groups = [group(decayed, up) for decayed in (True, False) for up in (False, True)]
     groups = [group for group in groups if group["params"]] or groups[:1]  # a stage may train none
+    if config.type == "adamw_kahan":
+        return AdamWKahan(groups, config, triton=triton)
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
+
+
+def state_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimiser keeps for each weight, and checkpoints hold."""
+    compensation = ("compensation",) if isinstance(optimizer, AdamWKahan) else ()
+    return ("exp_avg", "exp_avg_sq", *compensation, "step")
 
 
 def is_up(name: str) -> bool:

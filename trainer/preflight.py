@@ -25,11 +25,14 @@ FREE_ON_RESUME = {
     "micro_batch_size",
     "gradient_accumulation_steps",
     "activation_checkpointing",
+    "kernels",
+    "compile",
     "threads",
     "evaluation_datasets",
     "evaluation",
     "checkpoint",
     "anomalies",
+    "profile",
 }
 LOADER_SETTINGS_KEPT = {
     "shuffle",

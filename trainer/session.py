@@ -9,6 +9,7 @@ import torch
 
 from headrace.schemas.run_state import RunState
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.acceleration import uses_kernels
 from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
 from headrace.trainer.course import Course, describe_change, open_course, take_up
 from headrace.trainer.data_builder import build_evaluation_sets, build_train_loader
@@ -68,7 +69,9 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         run_directory, config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
     )
     built = build_stage(config, layout.stage, layout.device)
-    optimizer = build_optimizer(config.optimizer, built.trained)
+    optimizer = build_optimizer(
+        config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
+    )
     state = fresh_state(config, inputs, layout)
     found = newest(folder, check_files=layout.rank == 0) if resume else None
     if found is not None:

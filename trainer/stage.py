@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.architecture import Architecture
 from headrace.trainer.attention_mask import attention_masks
-from headrace.trainer.batch import position_ids
+from headrace.trainer.batch import position_ids, to_device
+from headrace.trainer.document_attention import KEYWORD, document_bounds
 from headrace.trainer.head_loss import LogitShape, head_loss, is_plain
+from headrace.trainer.layer_functions import LayerFunctions, run_layer, run_layer_again
 from headrace.trainer.router_loss import RouterLossSettings, RouterTap, balance_loss
 
 
@@ -68,6 +70,12 @@ class Stage(nn.Module):
         autocast: run in `compute_dtype` though the weights are float32 (full fine-tuning).
         recompute: keep only each layer's input for the backward pass.
         seeded: set the random state before each layer, for dropout that is the same in any layout.
+
+    Attributes:
+        layer_functions: how a layer is run.
+        before_step: to be called before the micro-batches of a step, with none in flight.
+        by_bounds: attention without a window takes the documents' bounds instead of a mask.
+        triton: the loss is computed in Triton.
     """
 
     def __init__(
@@ -112,6 +120,10 @@ class Stage(nn.Module):
         self.autocast = autocast
         self.recompute = recompute
         self.seeded = seeded
+        self.layer_functions = LayerFunctions(run_layer, run_layer_again)
+        self.before_step: Callable[[], None] | None = None
+        self.by_bounds = False
+        self.triton = False
 
     def canonical_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters by their name in the whole model, in model order."""
@@ -126,8 +138,10 @@ class Stage(nn.Module):
         device = inputs.device
         additive = self.compute_dtype if self.additive_mask else None
         lengths = micro_batch.document_lengths
-        masks = attention_masks(lengths, self.windows, device, additive)
-        positions = position_ids(lengths).to(device)
+        bounds = document_bounds(lengths, device) if self.by_bounds else None
+        masked = self.windows if not self.by_bounds else [w for w in self.windows if w is not None]
+        masks = attention_masks(lengths, masked, device, additive) if masked else {}
+        positions = to_device(position_ids(lengths), device)
         real = self._real_tokens(micro_batch, inputs)
         hidden, router_losses = inputs, []
         with self._precision():
@@ -135,9 +149,13 @@ class Stage(nn.Module):
                 hidden = self._embed(inputs, micro_batch.seed)
             tables = self._rotary_tables(hidden, positions, lengths)
             for index in range(len(self.layers)):
-                mask, table = masks[self.windows[index]], tables.get(self.rotary_types[index])
-                run = self._layer_runner(index, mask, positions, table, real, micro_batch.seed)
-                if self.recompute and self.training:
+                window = self.windows[index]
+                table = tables.get(self.rotary_types[index])
+                arguments = self.arguments_of_layer(masks.get(window), positions, table)
+                if bounds is not None and window is None:
+                    arguments[KEYWORD] = bounds
+                run, again = self._layer_runner(index, arguments, real, micro_batch.seed)
+                if again:
                     hidden, router_loss = checkpoint(
                         run, hidden, use_reentrant=False, preserve_rng_state=False
                     )
@@ -199,31 +217,36 @@ class Stage(nn.Module):
             for kind in dict.fromkeys(self.rotary_types)
         }
 
-    def _layer_runner(
-        self,
-        index: int,
-        mask: Tensor | None,
-        positions: Tensor,
-        rotary: Any,
-        real: Tensor | None,
-        seed: int,
-    ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-        layer, name, tap = self.layers[index], self.layer_names[index], self.taps[index]
+    def arguments_of_layer(
+        self, mask: Tensor | None, positions: Tensor, rotary: Any
+    ) -> dict[str, Any]:
+        """What a layer is given beside the hidden states."""
         arguments: dict[str, Any] = dict.fromkeys(self.layer_arguments)
         arguments |= {"attention_mask": mask, "position_ids": positions}
         if rotary is not None:
             arguments["position_embeddings"] = rotary
+        return arguments
+
+    def _layer_runner(
+        self, index: int, arguments: dict[str, Any], real: Tensor | None, seed: int
+    ) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor | None]], bool]:
+        """A function for one layer, and whether it is to be checkpointed from outside."""
+        layer, name, tap = self.layers[index], self.layer_names[index], self.taps[index]
+        seeded, recompute = self.seeded and self.training, self.recompute and self.training
+        routes = tap is not None and real is not None and self.router_loss is not None
+        outside = recompute and (seeded or routes)
+        within = recompute and not outside
+        function = self.layer_functions.again if within else self.layer_functions.once
 
         def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-            if self.seeded and self.training:
+            if seeded:
                 torch.manual_seed(derive_seed(seed, name))
-            output = layer(hidden, **arguments)
-            states: Tensor = output[0] if isinstance(output, tuple) else output
+            states = function(layer, hidden, arguments)
             if tap is None or real is None or self.router_loss is None:
                 return states, None
             return states, balance_loss(tap.take(), self.router_loss.top_k, real)
 
-        return run
+        return run, outside
 
     def _tap(self, layer: nn.Module) -> RouterTap | None:
         """A tap on the layer's router, if it has one whose loss is wanted."""
@@ -255,7 +278,7 @@ class Stage(nn.Module):
         states = hidden.reshape(-1, hidden.shape[-1]).to(self.compute_dtype)
         arguments = (head, states, labels.reshape(-1), micro_batch.loss_scale, self.logit_shape)
         if is_plain(head, self.logit_shape):
-            loss, token_losses = head_loss(*arguments)
+            loss, token_losses = head_loss(*arguments, triton=self.triton)
         else:
             seed = derive_seed(micro_batch.seed, "head") if self.seeded and self.training else None
             with self._precision():

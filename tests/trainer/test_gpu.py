@@ -4,6 +4,10 @@ import pytest
 import torch
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model_builder import build_stage
+from headrace.trainer.stage import MicroBatch
+
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="no CUDA device")]
 two_gpus = pytest.mark.skipif(GPUS < 2, reason="one CUDA device")
@@ -39,8 +43,9 @@ def test_bfloat16_on_one_gpu_equals_the_cpu_to_its_noise(training, kind, monkeyp
 @two_gpus
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_two_stages_over_nccl_equal_one_gpu(training, kind, dtype):
-    one = training.run("one", 1, adapter__kind=kind, dtype=dtype)
-    two = training.run("two", 2, adapter__kind=kind, dtype=dtype, pipeline_stages=2)
+    settings = {"adapter__kind": kind, "adapter__dropout": 0.0, "dtype": dtype}
+    one = training.run("one", 1, **settings)
+    two = training.run("two", 2, pipeline_stages=2, **settings)
     assert losses(two) == pytest.approx(losses(one), rel=1e-6 if dtype == "float32" else 1e-3)
     rows = [line["rows_sha256"] for line in exact_metrics(one)]
     assert [line["rows_sha256"] for line in exact_metrics(two)] == rows
@@ -54,8 +59,13 @@ def test_two_replicas_equal_one_gpu_to_rounding(training):
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
 
 
-def test_a_resumed_run_equals_one_that_was_left_alone(training):
-    settings = {"checkpoint__every_steps": 5, "checkpoint__keep_last": 9}
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"adapter__kind": "none", "optimizer__type": "adamw_kahan"}],
+    ids=["LoRA", "full, AdamW-Kahan"],
+)
+def test_a_resumed_run_equals_one_that_was_left_alone(training, changes):
+    settings = {"checkpoint__every_steps": 5, "checkpoint__keep_last": 9, **changes}
     left_alone = training.run("left-alone", 1, **settings)
     resumed = training.run("resumed", 1, **settings)
     for path in (resumed / "checkpoints").glob("step-000010"):
@@ -66,3 +76,41 @@ def test_a_resumed_run_equals_one_that_was_left_alone(training):
     assert exact_metrics(resumed) == exact_metrics(left_alone)
     ours, expected = checkpoint_tensors(resumed), checkpoint_tensors(left_alone)
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def test_micro_batches_in_flight_do_not_disturb_each_other(tiny_model):
+    config = TrainConfig.model_validate(
+        {
+            "model": str(tiny_model),
+            "output_dir": "unused",
+            "datasets": [{"path": "unused"}],
+            "adapter": {"rank": 4},
+            "optimizer": {"lr": 1e-3},
+        }
+    )
+    stage = build_stage(config, 0, torch.device("cuda")).stage.train()
+    assert any(getattr(part, "joined", None) is not None for part in stage.modules())
+    for name, weight in stage.named_parameters():
+        if ".lora_B." in name:
+            weight.data.normal_(0, 0.05, generator=torch.Generator("cuda").manual_seed(1))
+    ids = [torch.arange(128, device="cuda").roll(-shift)[None] for shift in range(3)]
+    sides = [
+        MicroBatch([lengths], [128], rows.roll(-1, 1), 1 / 128, 0.0, seed=0)
+        for lengths, rows in zip(([100, 28], [128], [1] * 128), ids, strict=True)
+    ]
+
+    def gradients(in_flight):
+        stage.zero_grad()
+        stage.before_step()
+        waiting = []
+        for rows, side in zip(ids, sides, strict=True):
+            waiting.append(stage(rows, side).value)
+            while len(waiting) >= in_flight:
+                waiting.pop(0).backward()
+        for loss in waiting:
+            loss.backward()
+        return [weight.grad for weight in stage.parameters() if weight.requires_grad]
+
+    for ours, expected in zip(gradients(3), gradients(1), strict=True):
+        assert expected.any()
+        torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-4)

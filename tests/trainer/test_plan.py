@@ -50,7 +50,8 @@ def test_activations_are_those_that_autograd_keeps(model, adapter):
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        stage._layer_runner(0, mask, positions, table, None, 0)(hidden)
+        arguments = stage.arguments_of_layer(mask, positions, table)
+        stage.layer_functions.once(stage.layers[0], hidden, arguments)
     assert predicted.kept == sum(size for size, _ in kept.values())
     assert predicted.boundary == hidden.nbytes
 
