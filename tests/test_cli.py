@@ -67,7 +67,7 @@ def test_each_of_several_mistakes_is_a_line(tmp_path):
 def test_training_is_checked_before_any_process_starts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.toml").write_text(TRAIN)
-    assert failure("train", "train.toml").startswith("error: models/none: no such directory; ")
+    assert failure("train", "train.toml").startswith("error: models/none: no such directory, and ")
     assert failure("train", "train.toml", "--gpus", "3") == (
         "error: pipeline_stages = 2 does not divide the 3 processes; "
         "use --gpus 2 or another pipeline_stages"

@@ -44,5 +44,6 @@ def model_directory(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{name}: no such directory, and it cannot be fetched from the hub ({reason})"
+            f"{name}: no such directory, and it cannot be fetched from the hub ({reason}); "
+            "set `model` to a Hugging Face model directory, or look at the name and the network"
         ) from None

@@ -118,7 +118,7 @@ def test_a_step_can_be_read_while_the_run_goes_on(tmp_path):
 def test_tensorboard_has_exactly_the_tags_that_the_page_lists(tmp_path):
     documented = re.findall(r"^\| `((?:train|evaluation)/[^`]+)`", PAGE.read_text(), re.MULTILINE)
     log = MetricsLog(tmp_path, -1)
-    log.write(replace(STEP, source_losses={"SOURCE": 2.5}))
+    log.write(replace(STEP, source_losses={"SOURCE": 2.5}, router_loss=1.25))
     log.write(replace(EVALUATION, name="NAME", source_losses={"SOURCE": 2.75}))
     log.close()
     assert sorted(documented) == sorted(scalars(tmp_path))
