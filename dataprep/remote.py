@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headrace.schemas.errors import DataError
+from headrace.schemas.seekable_file import SeekableFile
 
 ResultT = TypeVar("ResultT")
 PACKAGES = {"abfs": "adlfs", "az": "adlfs"}
@@ -174,27 +175,12 @@ def request_range(url: str, first: int, last: int) -> Any:
     raise AssertionError("every attempt returns or raises")
 
 
-class HttpFile(io.RawIOBase):
+class HttpFile(SeekableFile):
     """A file on a web server, read by ranges."""
 
     def __init__(self, url: str) -> None:
+        super().__init__(http_size(url)[0])
         self.url = url
-        self.size = http_size(url)[0]
-        self.position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        self.position = base + offset
-        return self.position
 
     def readinto(self, buffer: Any) -> int:
         last = min(self.position + len(buffer), self.size) - 1

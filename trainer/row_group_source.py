@@ -1,7 +1,6 @@
 """Row groups as Arrow tables, fetched by byte range and checked before a value is used."""
 
 import errno
-import io
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.manifest import Manifest, ShardRecord
 from headrace.schemas.row_checks import problems_in_rows
+from headrace.schemas.seekable_file import SeekableFile
 from headrace.schemas.shard_rows import read_row_group
 from headrace.schemas.train_config import LoaderConfig
 from headrace.trainer.decoded_rows import DecodedRows
@@ -144,28 +144,13 @@ class RowGroupSource:
         return self.cache.get(record.sha256, offset, size, fetch)
 
 
-class Segment(io.RawIOBase):
+class Segment(SeekableFile):
     """A read-only file of which only one range of bytes is there."""
 
     def __init__(self, content: bytes, offset: int, size: int) -> None:
+        super().__init__(size)
         self.content = memoryview(content)
         self.offset = offset
-        self.size = size
-        self.position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        self.position = base + offset
-        return self.position
 
     def read(self, size: int | None = -1) -> bytes:
         start = self.position - self.offset
