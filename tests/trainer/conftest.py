@@ -94,3 +94,34 @@ def training(tiny_model, tiny_shards, tmp_path):
         """
     )
     return Training(tmp_path, config)
+
+
+@pytest.fixture(scope="module")
+def layout():
+    """One process."""
+    from alone import layout_of_one
+
+    with layout_of_one() as alone:
+        yield alone
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty folder of checkpoints, of which the last two are kept."""
+    from headrace.trainer.checkpoint import CheckpointFolder
+
+    return CheckpointFolder(tmp_path, keep_last=2)
+
+
+@pytest.fixture
+def save(folder, layout):
+    """Saves the state after a step; returns the path of the checkpoint."""
+    from checkpoints import state, trained
+
+    from headrace.trainer.saver import Saver
+
+    def save(step):
+        Saver(folder, layout, background=False).begin(state(step), *trained())
+        return folder.path / f"step-{step:06d}"
+
+    return save

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from test_checkpoint_folder import state
+from checkpoints import state
 
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.cadence import Cadence, Timer

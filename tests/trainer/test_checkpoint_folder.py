@@ -4,68 +4,14 @@ import json
 
 import pytest
 import torch
-from alone import layout_of_one
-from torch import nn
+from checkpoints import names, trained
 
 from headrace.schemas.errors import CheckpointError
-from headrace.schemas.run_state import RunState
 from headrace.trainer import checkpoint
-from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
+from headrace.trainer.checkpoint import load_tensors, newest
 from headrace.trainer.materializer import TrainedParameter
-from headrace.trainer.saver import Saver
 
 STAGE = "stage-00.safetensors"
-
-
-@pytest.fixture(scope="module")
-def layout():
-    with layout_of_one() as alone:
-        yield alone
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return CheckpointFolder(tmp_path, keep_last=2)
-
-
-@pytest.fixture
-def save(folder, layout):
-    """Saves the state after a step; returns the path of the checkpoint."""
-
-    def save(step):
-        Saver(folder, layout, background=False).begin(state(step), *trained())
-        return folder.path / f"step-{step:06d}"
-
-    return save
-
-
-def state(step):
-    return RunState(
-        step=step,
-        next_row=8 * step,
-        seed=0,
-        tokens=512 * step,
-        seconds=1.5 * step,
-        global_batch_rows=8,
-        stages=1,
-        replicas=1,
-        config_fingerprint="config",
-        data_fingerprint="data",
-        files={},
-    )
-
-
-def trained(size=4):
-    """One parameter that was stepped once, and its optimiser."""
-    parameter = nn.Parameter(torch.arange(float(size)))
-    optimizer = torch.optim.AdamW([parameter], fused=True)
-    parameter.grad = torch.ones(size)
-    optimizer.step()
-    return [TrainedParameter("model.norm.weight", parameter, owned=True)], optimizer
-
-
-def names(folder):
-    return [path.name for path in folder.finished()]
 
 
 def message(folder):

@@ -1,8 +1,8 @@
 """`headrace checkpoints` shows where each checkpoint stands and finds the damaged one."""
 
 import pytest
+from checkpoints import state, trained
 from rich.console import Console
-from test_checkpoint_folder import folder, layout, save, state, trained  # noqa: F401  fixtures
 
 from headrace.jobs.list_checkpoints import list_checkpoints
 from headrace.schemas.errors import CheckpointError
@@ -18,7 +18,7 @@ def lines(console):
     return [" ".join(line.split()) for line in console.export_text().splitlines()]
 
 
-def test_each_checkpoint_is_a_line_with_its_losses(folder, layout, shown):  # noqa: F811
+def test_each_checkpoint_is_a_line_with_its_losses(folder, layout, shown):
     saver = Saver(folder, layout, background=False)
     for step, loss in ((1, 2.5), (2, 2.75)):
         now = state(step).model_copy(update={"loss": 3.0, "best_loss": 2.6})
@@ -30,7 +30,7 @@ def test_each_checkpoint_is_a_line_with_its_losses(folder, layout, shown):  # no
     assert second.endswith(" sound")
 
 
-def test_a_damaged_one_is_named(folder, save, shown):  # noqa: F811
+def test_a_damaged_one_is_named(folder, save, shown):
     save(1)
     file = save(2) / "stage-00.safetensors"
     content = bytearray(file.read_bytes())

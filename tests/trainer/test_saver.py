@@ -2,23 +2,11 @@
 
 import pytest
 import torch
-from alone import layout_of_one
-from test_checkpoint_folder import names, state, trained
+from checkpoints import names, state, trained
 
 from headrace.schemas.errors import CheckpointError
 from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
 from headrace.trainer.saver import Saver, Written
-
-
-@pytest.fixture(scope="module")
-def layout():
-    with layout_of_one() as alone:
-        yield alone
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return CheckpointFolder(tmp_path, keep_last=2)
 
 
 @pytest.fixture
