@@ -189,7 +189,8 @@ def train(
     from headrace.jobs.launch import launch
     from headrace.schemas.toml_config import load_config
     from headrace.schemas.train_config import TrainConfig
-    from headrace.trainer.preflight import check, check_run_directory
+    from headrace.trainer.preflight import check
+    from headrace.trainer.run.resume_record import check_run_directory
 
     for name in ("torch", "deepspeed", "transformers", "peft"):
         if find_spec(name) is None:
@@ -227,7 +228,7 @@ def plan(
 
     settings = load_config(TrainConfig, config, overrides or [])
     quiet_libraries()
-    from headrace.trainer.plan_report import parse_size, plan_run, report
+    from headrace.trainer.model.plan_report import parse_size, plan_run, report
 
     limit = parse_size(memory) if memory else None
     count = gpus or settings.pipeline_stages
@@ -281,7 +282,7 @@ def merge(
     output: Annotated[Path, typer.Option(help="Model directory to write.")],
 ) -> None:
     """Merge an adapter into its base model."""
-    from headrace.trainer.merge import merge
+    from headrace.trainer.export.merge import merge
 
     merge(model, adapter, output)
     print(f"{output}: written")
@@ -305,7 +306,7 @@ def export_gguf(
     ] = None,
 ) -> None:
     """Write a model, or an adapter, as a GGUF file for llama.cpp."""
-    from headrace.trainer.gguf_export import export_gguf
+    from headrace.trainer.export.gguf_export import export_gguf
 
     count = export_gguf(model, output, type, adapter, pre)
     print(f"{output}: {count} tensors")
@@ -321,7 +322,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="For a temperature above 0.")] = 0,
 ) -> None:
     """Continue a prompt with a model."""
-    from headrace.trainer.sample import sample
+    from headrace.trainer.export.sample import sample
 
     print(sample(model, adapter, prompt, max_new_tokens, temperature, seed))
 

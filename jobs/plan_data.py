@@ -12,8 +12,9 @@ from rich.table import Table
 
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.preflight import Inputs, check
-from headrace.trainer.simulation import SimulatedStep, loader_memory, simulate
+from headrace.trainer.data.inputs import Inputs
+from headrace.trainer.data.simulation import SimulatedStep, loader_memory, simulate
+from headrace.trainer.preflight import check
 
 BARS = "▁▂▃▄▅▆▇█"
 PLOT_POINTS = 40

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
 from headrace.schemas.toml_config import Config, load_config
-from headrace.schemas.train_config import AdapterConfig, TrainConfig
+from headrace.schemas.train_config import TrainConfig
 
 PREPARE = """\
 output = "shards/a"

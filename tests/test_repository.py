@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "trainer": {"schemas", "kernels"},
     "jobs": {"schemas", "kernels", "dataprep", "trainer"},
 }
+TRAINER_ORDER = ("data", "model", "export", "run")  # each may import what stands before it
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
 FORBIDDEN = {"schemas": LEARNING, "dataprep": LEARNING}
 KERNELS_THIRD_PARTY = {"torch", "triton"}
@@ -70,6 +71,14 @@ def test_imports_point_in_one_direction(path):
         if package == "kernels":
             known = {"headrace", *KERNELS_THIRD_PARTY, *sys.stdlib_module_names}
             assert parts[0] in known, module
+
+
+@pytest.mark.parametrize("package", TRAINER_ORDER)
+def test_the_trainers_packages_build_on_each_other_in_order(package):
+    later = TRAINER_ORDER[TRAINER_ORDER.index(package) + 1 :]
+    for path in (ROOT / "trainer" / package).glob("*.py"):
+        for module in imported_modules(path):
+            assert not module.startswith(tuple(f"headrace.trainer.{name}" for name in later)), path
 
 
 def test_dataprep_and_the_command_line_leave_torch_unloaded():

@@ -14,16 +14,12 @@ from headrace.schemas.errors import HeadraceError
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.integrity import verify_shards
 from headrace.trainer.failure import run_rank
-from headrace.trainer.integrity import verify_shards
-from headrace.trainer.preflight import (
-    RUN_CONFIG_NAME,
-    check,
-    check_run_directory,
-    resume_record,
-)
+from headrace.trainer.preflight import check
 from headrace.trainer.quiet import quiet_libraries
-from headrace.trainer.requests import Requests
+from headrace.trainer.run.requests import Requests
+from headrace.trainer.run.resume_record import RUN_CONFIG_NAME, check_run_directory, resume_record
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -87,7 +83,7 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     import torch.distributed as dist
 
     from headrace.trainer.distributed import connect, set_threads
-    from headrace.trainer.loop import train
+    from headrace.trainer.run.loop import train
 
     layout = connect(config.pipeline_stages)
     set_threads(config)

@@ -2,66 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from headrace.schemas.errors import CheckpointError, ConfigError, DataError
+from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import EVALUATION
-from headrace.schemas.train_config import LoaderConfig, TrainConfig
-from headrace.trainer.data_plan import DataPlan, plan_data
-from headrace.trainer.families import check_family, text_settings
-from headrace.trainer.model_directory import model_directory
-from headrace.trainer.row_group_source import patience_of
-from headrace.trainer.storage import open_storage
-from headrace.trainer.weight_index import weights_fingerprint
-
-# settings that a resumed run may change; the rows of each step stay the same with all of them
-FREE_ON_RESUME = {
-    "output_dir",
-    "pipeline_stages",
-    "partition",
-    "micro_batch_size",
-    "gradient_accumulation_steps",
-    "activation_checkpointing",
-    "kernels",
-    "compile",
-    "threads",
-    "evaluation_datasets",
-    "evaluation",
-    "checkpoint",
-    "anomalies",
-    "profile",
-}
-LOADER_SETTINGS_KEPT = {
-    "shuffle",
-    "shuffle_window",
-    "pack",
-    "tokens_per_row",
-    "look_ahead",
-    "overlong",
-}
-LOADER_SETTINGS_FREE = LoaderConfig.model_fields.keys() - LOADER_SETTINGS_KEPT
-NOT_COMPARED = {"config", "global batch (rows)"}
-DATA_SETTINGS = ("datasets.", "mixing", "epochs", "max_steps", "fingerprint of the data")
-RUN_CONFIG_NAME = "train.json"
-WEIGHTS_KEY = "fingerprint of the model's weights"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The manifests that a run reads, and what follows from them and the number of processes."""
-
-    train: list[Manifest]
-    evaluation: list[Manifest]
-    place_tokens: int  # tokens of each place in a micro-batch: of a row, or of several if packed
-    plan: DataPlan
-    rows_per_epoch: int
-    replicas: int
-    global_batch_rows: int
-    data_fingerprint: str
-    weights_fingerprint: str
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.data_plan import plan_data
+from headrace.trainer.data.inputs import Inputs, manifest_of
+from headrace.trainer.model.families import check_family, text_settings
+from headrace.trainer.model.model_directory import model_directory
+from headrace.trainer.model.weight_index import weights_fingerprint
 
 
 def check(config: TrainConfig, processes: int) -> Inputs:
@@ -130,11 +82,6 @@ def find_place_tokens(config: TrainConfig, manifests: list[Manifest]) -> int:
     return tokens
 
 
-def manifest_of(path: str, config: TrainConfig) -> Manifest:
-    """The manifest of a local or remote shard directory."""
-    return open_storage(path, patience_of(config.loader)).manifest()
-
-
 def read_model_config(model: Path) -> dict[str, object]:
     """config.json of a model directory."""
     path = model / "config.json"
@@ -191,81 +138,3 @@ def check_shards(
             f"{path}: sequence_len {manifest.sequence_len} is above the model's {positions} "
             "positions; prepare shorter rows"
         )
-
-
-def check_run_directory(
-    config: TrainConfig, inputs: Inputs, resume: bool, data_may_change: bool = False
-) -> None:
-    """A new run starts in a fresh directory; a resumed one computes what it computed before.
-
-    Args:
-        data_may_change: go on with other datasets, weights or length of the run.
-
-    Raises:
-        ConfigError, CheckpointError: naming the setting that differs.
-    """
-    path = Path(config.output_dir) / RUN_CONFIG_NAME
-    if not resume:
-        if path.exists():
-            raise ConfigError(
-                f"{config.output_dir}: holds a run already; add --resume to continue it, "
-                "or choose another output_dir"
-            )
-        return
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: not found, so there is no run to resume; leave --resume out to start one"
-        )
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    saved = flatten({key: value for key, value in saved.items() if key not in NOT_COMPARED})
-    now = resume_record(config, inputs)
-    defaults = now.keys() - resume_record(config, inputs, exclude_defaults=True).keys()
-    free = free_with_schedule(config)
-    for key in now | saved:
-        if key not in saved and (key in defaults or key == WEIGHTS_KEY):
-            continue  # a setting that came with a later release
-        if key in free:
-            continue
-        of_data = key.startswith(DATA_SETTINGS)
-        if saved.get(key) == now.get(key) or (of_data and data_may_change):
-            continue
-        otherwise = "add --data-changed=continue to go on with other data, " if of_data else ""
-        raise CheckpointError(
-            f"{path}: {key} was {saved.get(key)!r} and is {now.get(key)!r}; "
-            f"resume with the old value, {otherwise}or start a new run in another output_dir"
-        )
-
-
-def free_with_schedule(config: TrainConfig) -> set[str]:
-    """What a resumed run may change because no learning rate up to there depends on it."""
-    free = {"scheduler.force_constant_lr"}
-    return free if config.scheduler.has_horizon else free | {"epochs", "max_steps"}
-
-
-def resume_record(
-    config: TrainConfig, inputs: Inputs, exclude_defaults: bool = False
-) -> dict[str, object]:
-    """What must stay the same over all resumptions of a run."""
-    values = config.model_dump(
-        mode="json", exclude=FREE_ON_RESUME, exclude_defaults=exclude_defaults
-    )
-    record = flatten(values)
-    for name in LOADER_SETTINGS_FREE:
-        record.pop(f"loader.{name}", None)
-    return record | {
-        "fingerprint of the data": inputs.data_fingerprint,
-        WEIGHTS_KEY: inputs.weights_fingerprint,
-    }
-
-
-def flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested tables, and lists of them, as dotted keys."""
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            value = {str(number): table for number, table in enumerate(value)}
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.batch import Batch, position_ids
-from headrace.trainer.model_builder import compute_dtype, lora_config
-from headrace.trainer.optimizer import learning_rate, set_learning_rate
-from headrace.trainer.step_report import memory_gib
+from headrace.trainer.data.batch import Batch, position_ids
+from headrace.trainer.model.model_builder import compute_dtype, lora_config
+from headrace.trainer.run.optimizer import learning_rate, set_learning_rate
+from headrace.trainer.run.step_report import memory_gib
 
 GPUS = torch.cuda.device_count()
 ROW, MICRO_BATCHES, STEPS = (2048, 16, 20) if GPUS else (256, 8, 4)

@@ -32,11 +32,11 @@ from torch.utils.data import DataLoader
 from headrace.dataprep.prepare import prepare
 from headrace.jobs.launch import free_port, rank_environment
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.batch import Batch
-from headrace.trainer.course import open_course
-from headrace.trainer.data_builder import build_train_loader
+from headrace.trainer.data.batch import Batch
+from headrace.trainer.data.course import open_course
+from headrace.trainer.data.data_builder import build_train_loader
+from headrace.trainer.data.feed import Feed
 from headrace.trainer.distributed import Layout, connect, gather_objects
-from headrace.trainer.feed import Feed
 from headrace.trainer.preflight import check
 
 ROWS_A_BATCH, RANKS, ROUNDS = 8, 4, 3

@@ -16,13 +16,13 @@ from headrace.dataprep.prepare import prepare
 from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import TRAIN
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.course import open_course
-from headrace.trainer.data_builder import build_train_loader
-from headrace.trainer.decoded_rows import DecodedRows
+from headrace.trainer.data.course import open_course
+from headrace.trainer.data.data_builder import build_train_loader
+from headrace.trainer.data.decoded_rows import DecodedRows
+from headrace.trainer.data.horizon import find_horizon
+from headrace.trainer.data.loader import GroupLoader
+from headrace.trainer.data.position import Position
 from headrace.trainer.distributed import Layout
-from headrace.trainer.horizon import find_horizon
-from headrace.trainer.loader import GroupLoader
-from headrace.trainer.position import Position
 from headrace.trainer.preflight import check
 
 ROUNDS = 3

@@ -23,14 +23,15 @@ sys.path.append(str(Path(__file__).parents[1] / "trainer"))
 
 from sparse import make_sparse
 
+from headrace.schemas.data_config import LoaderConfig
 from headrace.schemas.manifest import read_manifest, write_manifest
-from headrace.schemas.train_config import LoaderConfig, TrainConfig
-from headrace.trainer.course import open_course
-from headrace.trainer.data_plan import plan_data
-from headrace.trainer.decoded_rows import DecodedRows
-from headrace.trainer.loader import GroupLoader
-from headrace.trainer.places import open_places, train_stream
-from headrace.trainer.position import Position
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.course import open_course
+from headrace.trainer.data.data_plan import plan_data
+from headrace.trainer.data.decoded_rows import DecodedRows
+from headrace.trainer.data.loader import GroupLoader
+from headrace.trainer.data.places import open_places, train_stream
+from headrace.trainer.data.position import Position
 
 SHARDS, ROUNDS, ROWS_A_BATCH = 240, 20, 8
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from headrace.schemas.run_state import RunState
-from headrace.trainer.materializer import TrainedParameter
+from headrace.trainer.model.materializer import TrainedParameter
 
 
 def state(step):

@@ -8,13 +8,13 @@ import torch.distributed as dist
 
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.course import open_course
-from headrace.trainer.data_builder import build_train_loader
+from headrace.trainer.data.course import open_course
+from headrace.trainer.data.data_builder import build_train_loader
+from headrace.trainer.data.feed import Feed
+from headrace.trainer.data.horizon import find_horizon
+from headrace.trainer.data.placed_rows import places_in_order, rows_digest
+from headrace.trainer.data.position import Position
 from headrace.trainer.distributed import connect, gather_objects, process_environment
-from headrace.trainer.feed import Feed
-from headrace.trainer.horizon import find_horizon
-from headrace.trainer.placed_rows import places_in_order, rows_digest
-from headrace.trainer.position import Position
 from headrace.trainer.preflight import check
 
 

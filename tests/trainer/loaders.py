@@ -4,11 +4,11 @@ import itertools
 from dataclasses import replace
 from functools import partial
 
-from headrace.schemas.train_config import LoaderConfig
-from headrace.trainer.decoded_rows import DecodedRows
-from headrace.trainer.loader import GroupLoader
-from headrace.trainer.placed_rows import places_in_order
-from headrace.trainer.places import RowStream, open_places
+from headrace.schemas.data_config import LoaderConfig
+from headrace.trainer.data.decoded_rows import DecodedRows
+from headrace.trainer.data.loader import GroupLoader
+from headrace.trainer.data.placed_rows import places_in_order
+from headrace.trainer.data.places import RowStream, open_places
 
 GLOBAL_BATCH = 8  # places
 

@@ -9,7 +9,7 @@ import torch
 from tiny_families import CPU, config_of, save_tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from headrace.trainer.model_builder import build_stage
+from headrace.trainer.model.model_builder import build_stage
 
 CLEAR_PEAK = "5"  # proc(5), clear_refs
 

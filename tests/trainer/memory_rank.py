@@ -7,15 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import psutil
+import torch.distributed as dist
 from sparse import make_sparse
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.course import open_course
-from headrace.trainer.data_builder import build_loader
-from headrace.trainer.data_plan import plan_data
+from headrace.trainer.data.course import open_course
+from headrace.trainer.data.data_builder import build_loader
+from headrace.trainer.data.data_plan import plan_data
+from headrace.trainer.data.feed import Feed
+from headrace.trainer.data.places import train_stream
 from headrace.trainer.distributed import connect, gather_objects
-from headrace.trainer.feed import Feed
-from headrace.trainer.places import train_stream
 
 EPOCHS, BATCHES, MICRO_BATCHES, MEASURED_EVERY = 100, 3, 16, 5
 SHARDS = (4, 400)  # 16.8 million tokens, and 100 times as many
@@ -32,8 +33,7 @@ def main(folder: Path, output: Path) -> None:
     layout = connect(4)
 
     def pss() -> int:
-        mine = psutil.Process().memory_full_info().pss
-        return sum(gather_objects(mine, layout.world_group))
+        return sum(gather_objects(own_pss(), layout.world_group))
 
     manifests = {}
     if layout.rank == 0:
@@ -56,6 +56,14 @@ def main(folder: Path, output: Path) -> None:
         del feed, inputs
     if layout.rank == 0:
         np.savetxt(output, lines)
+    dist.barrier(layout.world_group)
+    dist.destroy_process_group()
+
+
+def own_pss() -> int:
+    """Bytes of this process's PSS outside libraries, whose share falls to it as others end."""
+    maps = psutil.Process().memory_maps()
+    return sum(area.pss for area in maps if ".so" not in Path(area.path).name)
 
 
 class Excerpts:

@@ -8,10 +8,15 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.acceleration import LoraLinear, swap_adapters
-from headrace.trainer.layer_functions import LayerFunctions, compiled, run_layer, run_layer_again
-from headrace.trainer.model_builder import build_stage
-from headrace.trainer.stage import MicroBatch
+from headrace.trainer.model.acceleration import LoraLinear, swap_adapters
+from headrace.trainer.model.layer_functions import (
+    LayerFunctions,
+    compiled,
+    run_layer,
+    run_layer_again,
+)
+from headrace.trainer.model.model_builder import build_stage
+from headrace.trainer.model.stage import MicroBatch
 
 CPU = torch.device("cpu")
 TOKENS = 48

@@ -8,12 +8,12 @@ import torch
 from runs import read_metrics
 
 from headrace.schemas.manifest import read_manifest
-from headrace.trainer.batch import document_mask, make_batch, position_ids
-from headrace.trainer.decoded_rows import DecodedRows
-from headrace.trainer.position import Position
-from headrace.trainer.row_order import RowOrder
-from headrace.trainer.row_packer import OverlongCount
-from headrace.trainer.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.data.batch import document_mask, make_batch, position_ids
+from headrace.trainer.data.decoded_rows import DecodedRows
+from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_order import RowOrder
+from headrace.trainer.data.row_packer import OverlongCount
+from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,8 @@ from tiny_families import (
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train_config import OptimizerConfig
-from headrace.trainer.export import (
+from headrace.schemas.optimizer_config import OptimizerConfig
+from headrace.trainer.export.export import (
     file_count,
     finish_adapter,
     finish_model,
@@ -27,10 +27,10 @@ from headrace.trainer.export import (
     save_adapter_part,
     save_model_part,
 )
-from headrace.trainer.materializer import TrainedParameter
-from headrace.trainer.merge import merge
-from headrace.trainer.model_builder import plan_model
-from headrace.trainer.optimizer import build_optimizer, set_learning_rate
+from headrace.trainer.export.merge import merge
+from headrace.trainer.model.materializer import TrainedParameter
+from headrace.trainer.model.model_builder import plan_model
+from headrace.trainer.run.optimizer import build_optimizer, set_learning_rate
 
 MODES = {
     "lora": {},

@@ -9,8 +9,8 @@ import pytest
 from runs import as_toml, checkpoint_tensors, read_metrics
 from test_resume import assert_same_tensors
 
-from headrace.schemas.train_config import AnomalyConfig
-from headrace.trainer.anomalies import judge
+from headrace.schemas.run_config import AnomalyConfig
+from headrace.trainer.run.anomalies import judge
 
 SPIKES = AnomalyConfig(spike_factor=2.0, spike_window=3, on_spike="skip")
 

@@ -6,7 +6,7 @@ import pytest
 from checkpoints import state
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.cadence import Cadence, Timer
+from headrace.trainer.run.cadence import Cadence, Timer
 
 STEPS, ROWS_PER_EPOCH = 20, 50  # steps of 8 rows, see `state`
 

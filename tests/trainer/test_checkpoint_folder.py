@@ -7,9 +7,9 @@ import torch
 from checkpoints import names, trained
 
 from headrace.schemas.errors import CheckpointError
-from headrace.trainer import checkpoint
-from headrace.trainer.checkpoint import load_tensors, newest
-from headrace.trainer.materializer import TrainedParameter
+from headrace.trainer.model.materializer import TrainedParameter
+from headrace.trainer.run import checkpoint
+from headrace.trainer.run.checkpoint import load_tensors, newest
 
 STAGE = "stage-00.safetensors"
 

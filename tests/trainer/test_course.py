@@ -7,9 +7,9 @@ import pytest
 from test_data_plan import make_config, make_manifest
 
 from headrace.schemas.errors import CheckpointError, ConfigError
-from headrace.trainer import course as course_module
-from headrace.trainer.course import open_course, segment_of, take_up
-from headrace.trainer.data_plan import plan_data
+from headrace.trainer.data import course as course_module
+from headrace.trainer.data.course import open_course, segment_of, take_up
+from headrace.trainer.data.data_plan import plan_data
 
 SHARDS = {"a": make_manifest([4, 2], 100), "b": make_manifest([3, 1], 10)}
 SHARDS |= {"c": make_manifest([5, 5], 20), "d": make_manifest([7], 30)}

@@ -7,13 +7,13 @@ import pytest
 
 from headrace.schemas.manifest import Manifest, RowGroupRecord, ShardRecord
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.course import open_course, segment_of
-from headrace.trainer.data_builder import prefetch_depth
-from headrace.trainer.data_plan import plan_data
-from headrace.trainer.decoded_rows import DecodedRows
-from headrace.trainer.places import train_stream
-from headrace.trainer.row_order import RowOrder
-from headrace.trainer.shard_reader import list_row_groups
+from headrace.trainer.data.course import open_course, segment_of
+from headrace.trainer.data.data_builder import prefetch_depth
+from headrace.trainer.data.data_plan import plan_data
+from headrace.trainer.data.decoded_rows import DecodedRows
+from headrace.trainer.data.places import train_stream
+from headrace.trainer.data.row_order import RowOrder
+from headrace.trainer.data.shard_reader import list_row_groups
 
 
 def make_manifest(groups, tokens_a_row):

@@ -17,8 +17,8 @@ from tiny_families import (
 )
 from transformers import AutoModelForCausalLM
 
-from headrace.trainer.adapters import file_name
-from headrace.trainer.families import FAMILIES as KNOWN
+from headrace.trainer.model.adapters import file_name
+from headrace.trainer.model.families import FAMILIES as KNOWN
 
 TOLERANCE = 1e-5
 MIXTURES = {"mixtral", "qwen2_moe", "qwen3_moe"}

@@ -11,8 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.gguf_export import export_gguf
-from headrace.trainer.gguf_tokenizer import pre_tokenizer_name
+from headrace.trainer.export.gguf_export import export_gguf
+from headrace.trainer.export.gguf_tokenizer import pre_tokenizer_name
 
 pytestmark = pytest.mark.slow
 

@@ -5,8 +5,8 @@ import torch
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.model_builder import build_stage
-from headrace.trainer.stage import MicroBatch
+from headrace.trainer.model.model_builder import build_stage
+from headrace.trainer.model.stage import MicroBatch
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="no CUDA device")]

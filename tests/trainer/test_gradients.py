@@ -7,9 +7,9 @@ import torch
 from alone import layout_of_one
 from torch import nn
 
-from headrace.trainer import gradients
-from headrace.trainer.materializer import TrainedParameter
-from headrace.trainer.model_builder import BuiltStage
+from headrace.trainer.model.materializer import TrainedParameter
+from headrace.trainer.model.model_builder import BuiltStage
+from headrace.trainer.run import gradients
 
 
 @pytest.fixture

@@ -10,17 +10,18 @@ from types import SimpleNamespace
 import pytest
 from loaders import open_loader, open_stream
 
+from headrace.schemas.data_config import LoaderConfig
 from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.run_state import RunState, read_run_state, write_run_state
-from headrace.schemas.train_config import LoaderConfig, TrainConfig
-from headrace.trainer.integrity import verify_shards
-from headrace.trainer.position import Position
-from headrace.trainer.quarantine import describe, merge, write_quarantine
-from headrace.trainer.row_group_source import CorruptRowGroupError, RowGroupSource
-from headrace.trainer.row_order import RowGroup, RowOrder
-from headrace.trainer.shard_reader import list_row_groups
-from headrace.trainer.storage import LocalStorage
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.integrity import verify_shards
+from headrace.trainer.data.position import Position
+from headrace.trainer.data.quarantine import describe, merge, write_quarantine
+from headrace.trainer.data.row_group_source import CorruptRowGroupError, RowGroupSource
+from headrace.trainer.data.row_order import RowGroup, RowOrder
+from headrace.trainer.data.shard_reader import list_row_groups
+from headrace.trainer.data.storage import LocalStorage
 
 QUARANTINE = LoaderConfig(on_corrupt="quarantine")
 

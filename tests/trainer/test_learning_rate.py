@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from headrace.schemas.train_config import OptimizerConfig, SchedulerConfig
-from headrace.trainer.learning_rate import learning_rate
+from headrace.schemas.optimizer_config import OptimizerConfig, SchedulerConfig
+from headrace.trainer.run.learning_rate import learning_rate
 
 
 def rates(scheduler, steps, lr=1.0):

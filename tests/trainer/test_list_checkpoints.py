@@ -6,7 +6,7 @@ from rich.console import Console
 
 from headrace.jobs.list_checkpoints import list_checkpoints
 from headrace.schemas.errors import CheckpointError
-from headrace.trainer.saver import Saver
+from headrace.trainer.run.saver import Saver
 
 
 @pytest.fixture

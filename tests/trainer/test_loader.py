@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from loaders import GLOBAL_BATCH, global_batches, open_loader, open_stream
 
+from headrace.schemas.data_config import LoaderConfig
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import read_manifest
-from headrace.schemas.train_config import LoaderConfig
-from headrace.trainer.decoded_rows import DecodedRows
-from headrace.trainer.mixed_order import MixedOrder, Schedule
-from headrace.trainer.places import RowStream
-from headrace.trainer.position import Position
-from headrace.trainer.row_order import RowOrder
-from headrace.trainer.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.data.decoded_rows import DecodedRows
+from headrace.trainer.data.mixed_order import MixedOrder, Schedule
+from headrace.trainer.data.places import RowStream
+from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_order import RowOrder
+from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
 
 
 @pytest.fixture

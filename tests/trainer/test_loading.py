@@ -22,10 +22,10 @@ from tiny_families import (
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.trainer import architecture, model_builder
-from headrace.trainer.families import FAMILIES
-from headrace.trainer.model_builder import plan_model
-from headrace.trainer.weights import WeightFiles
+from headrace.trainer.model import architecture, model_builder
+from headrace.trainer.model.families import FAMILIES
+from headrace.trainer.model.model_builder import plan_model
+from headrace.trainer.model.weights import WeightFiles
 
 STAGES = 4
 GIB = 1 << 30

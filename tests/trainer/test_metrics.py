@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from headrace.trainer.metrics import (
+from headrace.trainer.run.metrics import (
     EvaluationMetrics,
     MetricsLog,
     RowLoss,

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from headrace.trainer.mixed_order import (
+from headrace.trainer.data.mixed_order import (
     LARGEST_PERIOD,
     MixedOrder,
     Schedule,
     chairman_pattern,
     whole_parts,
 )
-from headrace.trainer.row_order import RowGroup, RowGroups, RowOrder
+from headrace.trainer.data.row_order import RowGroup, RowGroups, RowOrder
 
 
 def largest_deviation(parts, rows):

@@ -7,7 +7,7 @@ import torch
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 from tiny_families import save_tiny
 
-from headrace.trainer.router_loss import balance_loss
+from headrace.trainer.model.router_loss import balance_loss
 
 SETTINGS = {
     "max_steps": 3,

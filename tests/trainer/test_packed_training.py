@@ -14,12 +14,12 @@ from headrace.jobs.plan_data import plan_data
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.batch import make_batch
-from headrace.trainer.decoded_rows import Row
-from headrace.trainer.placed_rows import PlacedRow
-from headrace.trainer.position import Position
-from headrace.trainer.row_losses import row_losses
-from headrace.trainer.row_packer import OverlongCount
+from headrace.trainer.data.batch import make_batch
+from headrace.trainer.data.decoded_rows import Row
+from headrace.trainer.data.placed_rows import PlacedRow
+from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_packer import OverlongCount
+from headrace.trainer.run.row_losses import row_losses
 
 PACKING = {"pack": "best_fit", "tokens_per_row": 160, "look_ahead": 16, "overlong": "truncate"}
 PLANNED = ("epoch", "tokens", "fill", "source_tokens", "overlong_rows", "overlong_tokens")

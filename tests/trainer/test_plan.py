@@ -9,9 +9,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.memory_model import layer_activations
-from headrace.trainer.model_builder import build_stage, plan_model
-from headrace.trainer.plan_report import parse_size, plan_run, report
+from headrace.trainer.model.memory_model import layer_activations
+from headrace.trainer.model.model_builder import build_stage, plan_model
+from headrace.trainer.model.plan_report import parse_size, plan_run, report
 
 GIB = 1 << 30
 TOKENS = 48

@@ -12,12 +12,12 @@ from rich.console import Console
 from headrace.jobs.plan_data import plan_data, plan_sources, sparkline
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.course import open_course
-from headrace.trainer.data_builder import build_train_loader
+from headrace.trainer.data.course import open_course
+from headrace.trainer.data.data_builder import build_train_loader
+from headrace.trainer.data.horizon import find_horizon
+from headrace.trainer.data.placed_rows import places_in_order, rows_digest, tokens_by_source
+from headrace.trainer.data.position import Position
 from headrace.trainer.distributed import Layout
-from headrace.trainer.horizon import find_horizon
-from headrace.trainer.placed_rows import places_in_order, rows_digest, tokens_by_source
-from headrace.trainer.position import Position
 from headrace.trainer.preflight import check
 
 MIXED = ["mixing=interleave", "max_steps=40", "loader.pack=best_fit", "loader.tokens_per_row=200"]

@@ -10,9 +10,9 @@ from runs import STDLIB, make_shards
 
 from headrace.jobs.launch import free_port, rank_environment
 from headrace.schemas.manifest import read_manifest
-from headrace.trainer.decoded_rows import DecodedRows
-from headrace.trainer.row_order import RowOrder
-from headrace.trainer.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.data.decoded_rows import DecodedRows
+from headrace.trainer.data.row_order import RowOrder
+from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.trainer.row_group_cache import RowGroupCache
+from headrace.trainer.data.row_group_cache import RowGroupCache
 
 SIZE = 10_000
 PIECE = SIZE + 4  # with its checksum
@@ -128,7 +128,7 @@ def test_a_fetch_that_fails_leaves_no_lock_and_nothing_else(tmp_path):
 
 HOLDER = """
 import sys, time
-from headrace.trainer.row_group_cache import RowGroupCache
+from headrace.trainer.data.row_group_cache import RowGroupCache
 from pathlib import Path
 
 def fetch():

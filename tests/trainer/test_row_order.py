@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from headrace.trainer.row_order import RowGroup, RowGroups, RowOrder, keyed_permutation
+from headrace.trainer.data.row_order import RowGroup, RowGroups, RowOrder, keyed_permutation
 
 
 def groups(sizes):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from loaders import end_of_epoch
 
 from headrace.schemas.errors import DataError
-from headrace.trainer.position import Position
-from headrace.trainer.row_packer import Looked, OverlongCount, RowPacker
+from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_packer import Looked, OverlongCount, RowPacker
 
 ROOM = 50
 
@@ -118,6 +118,6 @@ def test_an_epoch_whose_last_rows_are_dropped_does_not_end_the_run(epochs):
 
 
 def test_data_of_nothing_but_overlong_rows_is_an_error_and_not_an_endless_search(monkeypatch):
-    monkeypatch.setattr("headrace.trainer.row_packer.MOST_DROPPED", 100)
+    monkeypatch.setattr("headrace.trainer.data.row_packer.MOST_DROPPED", 100)
     with pytest.raises(DataError, match="more than 100 rows in a row have more than the 50 tokens"):
         pack([60], overlong="drop", stop_row=None)

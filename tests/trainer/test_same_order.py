@@ -12,8 +12,8 @@ from runs import as_toml
 
 from headrace.jobs.launch import free_port, rank_environment
 from headrace.schemas.manifest import read_manifest
-from headrace.trainer.row_order import RowOrder
-from headrace.trainer.shard_reader import list_row_groups
+from headrace.trainer.data.row_order import RowOrder
+from headrace.trainer.data.shard_reader import list_row_groups
 
 BATCHES = 2000
 RESUMED = range(975, 1025)

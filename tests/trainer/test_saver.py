@@ -5,8 +5,8 @@ import torch
 from checkpoints import names, state, trained
 
 from headrace.schemas.errors import CheckpointError
-from headrace.trainer.checkpoint import CheckpointFolder, load_tensors, newest
-from headrace.trainer.saver import Saver, Written
+from headrace.trainer.run.checkpoint import CheckpointFolder, load_tensors, newest
+from headrace.trainer.run.saver import Saver, Written
 
 
 @pytest.fixture

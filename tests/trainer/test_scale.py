@@ -14,11 +14,11 @@ from sparse import make_sparse
 from test_data_plan import make_config
 
 from headrace.jobs.launch import free_port, rank_environment
-from headrace.trainer.course import open_course
-from headrace.trainer.data_plan import plan_data
-from headrace.trainer.places import train_stream
-from headrace.trainer.position import Position
-from headrace.trainer.row_order import RowGroup, RowGroups, RowOrder
+from headrace.trainer.data.course import open_course
+from headrace.trainer.data.data_plan import plan_data
+from headrace.trainer.data.places import train_stream
+from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_order import RowGroup, RowGroups, RowOrder
 
 BILLION = 240  # shards of 4 row groups of 256 rows of 4,096 tokens
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from headrace.trainer.row_order import RowGroup, RowGroups, RowOrder
+from headrace.trainer.data.row_order import RowGroup, RowGroups, RowOrder
 
 ROWS, GROUP_ROWS, EPOCHS = 1_000_000, 1000, 3
 BINS = 100

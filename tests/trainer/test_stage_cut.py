@@ -7,9 +7,9 @@ from tiny_families import config_of
 from transformers import LlamaConfig, MixtralConfig
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.architecture import architecture_of, lay_out
-from headrace.trainer.model_size import measure, partition
-from headrace.trainer.partition import cut
+from headrace.trainer.model.architecture import architecture_of, lay_out
+from headrace.trainer.model.model_size import measure, partition
+from headrace.trainer.model.partition import cut
 
 LLAMA_8B = LlamaConfig(
     hidden_size=4096,

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import S3Server
 
+from headrace.schemas.data_config import LoaderConfig
 from headrace.schemas.errors import ConfigError, DataError, StorageError
 from headrace.schemas.manifest import read_manifest
-from headrace.schemas.train_config import LoaderConfig
-from headrace.trainer import retries
-from headrace.trainer.retries import Patience
-from headrace.trainer.row_group_source import RowGroupSource
-from headrace.trainer.row_order import RowGroup
-from headrace.trainer.storage import open_storage
+from headrace.trainer.data import retries
+from headrace.trainer.data.retries import Patience
+from headrace.trainer.data.row_group_source import RowGroupSource
+from headrace.trainer.data.row_order import RowGroup
+from headrace.trainer.data.storage import open_storage
 
 BRIEF = Patience(4, 1.0)
 

@@ -7,8 +7,8 @@ from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.model_builder import build_stage, plan_model
-from headrace.trainer.stage import MicroBatch
+from headrace.trainer.model.model_builder import build_stage, plan_model
+from headrace.trainer.model.stage import MicroBatch
 
 CPU = torch.device("cpu")
 VOCABULARY = 97

@@ -7,15 +7,15 @@ import torch
 
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.course import open_course
-from headrace.trainer.data_builder import build_train_loader
+from headrace.trainer.data.course import open_course
+from headrace.trainer.data.data_builder import build_train_loader
+from headrace.trainer.data.feed import Feed
+from headrace.trainer.data.horizon import find_horizon
+from headrace.trainer.data.position import Position
 from headrace.trainer.distributed import connect, process_environment, set_threads
-from headrace.trainer.engine import StageEngine
-from headrace.trainer.feed import Feed
-from headrace.trainer.horizon import find_horizon
-from headrace.trainer.model_builder import build_stage
-from headrace.trainer.position import Position
+from headrace.trainer.model.model_builder import build_stage
 from headrace.trainer.preflight import check
+from headrace.trainer.run.engine import StageEngine
 
 
 def main(path: Path, output: Path, settings: list[str]) -> None:

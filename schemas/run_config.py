@@ -1,0 +1,87 @@
+"""When `headrace train` evaluates, saves, stops and records: tables named after these nouns."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from headrace.schemas.toml_config import Config
+
+
+class EvaluationConfig(Config):
+    """`[evaluation]`."""
+
+    before_first_step: bool = Field(True, description="Evaluate before training starts.")
+    every_steps: int | None = Field(
+        None, ge=1, description="Evaluate every so many steps. Default: never in between."
+    )
+    every_epochs: float | None = Field(
+        None, gt=0, description="Evaluate every so many epochs; 0.1 is ten times an epoch."
+    )
+    after_last_step: bool = Field(True, description="Evaluate when training is done.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop early after so many evaluations in a row that find no new lowest loss "
+        "(over all sets, weighted by tokens). Default: never.",
+    )
+
+
+class CheckpointConfig(Config):
+    """`[checkpoint]`."""
+
+    every_steps: int | None = Field(None, ge=1, description="Checkpoint every so many steps.")
+    every_epochs: float | None = Field(None, gt=0, description="Checkpoint every so many epochs.")
+    every_minutes: float | None = Field(60, gt=0, description="Checkpoint every so many minutes.")
+    keep_last: int = Field(
+        3, ge=1, description="Older ones are removed, after a newer one is durable."
+    )
+    at_end: bool = Field(
+        True,
+        description="`false`: a trial run that leaves neither checkpoint nor result at its end.",
+    )
+    keep_best: bool = Field(
+        False,
+        description="Also save after each evaluation that finds a new lowest loss, "
+        "and keep that checkpoint whatever its age.",
+    )
+    background: bool = Field(
+        True,
+        description="Write while the next steps run, from a copy in host memory of the trained "
+        "weights and optimiser states. `false`: training waits, without the copy.",
+    )
+
+
+class AnomalyConfig(Config):
+    """`[anomalies]`."""
+
+    on_not_finite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="When the gradient of a step is NaN or infinite: stop before anything is "
+        "updated, or skip the update and go on.",
+    )
+    spike_factor: float | None = Field(
+        None,
+        gt=1,
+        description="A loss above so many times the mean of the last `spike_window` steps is a "
+        "spike. Default: none is.",
+    )
+    spike_window: int = Field(20, ge=2, description="Steps that a spike is compared with.")
+    on_spike: Literal["continue", "skip", "stop"] = Field(
+        "skip", description="After a spike: only note it, skip the update, or stop before it."
+    )
+
+    @property
+    def losses_kept(self) -> int:
+        """How many losses a run must remember."""
+        return self.spike_window if self.spike_factor is not None else 0
+
+
+class ProfileConfig(Config):
+    """`[profile]`: written into `profile/` of the run directory, a file for each process."""
+
+    timeline: bool = Field(
+        False, description="When each pipeline instruction of each step began and ended."
+    )
+    trace_step: int | None = Field(
+        None, ge=1, description="Trace this step of the process with torch's profiler."
+    )

@@ -1,0 +1,1 @@
+"""Which rows come when, and how they reach the ranks."""

@@ -1,0 +1,57 @@
+"""Builds loaders from a checked config."""
+
+from functools import partial
+
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.course import Course
+from headrace.trainer.data.decoded_rows import DecodedRows
+from headrace.trainer.data.inputs import Inputs
+from headrace.trainer.data.loader import GroupLoader
+from headrace.trainer.data.places import (
+    RowStream,
+    open_places,
+    train_stream,
+)
+from headrace.trainer.distributed import Layout
+
+TOKEN_BYTES = 16  # of a batch: id and label, both int64
+
+
+def build_train_loader(
+    config: TrainConfig, inputs: Inputs, layout: Layout, course: Course, stop_row: int | None
+) -> GroupLoader | None:
+    """The loader of this pipeline group, on its first stage only."""
+    if not layout.is_first:
+        return None
+    micro_batches = config.gradient_accumulation_steps
+    stream = train_stream(config, course)
+    return build_loader(config, inputs, layout, stream, micro_batches, stop_row)
+
+
+def build_loader(
+    config: TrainConfig,
+    inputs: Inputs,
+    layout: Layout,
+    stream: RowStream,
+    micro_batches: int,
+    stop_row: int | None,
+) -> GroupLoader:
+    """A loader over a stream, with a reader of its own."""
+    reader = stream.reader(DecodedRows)
+    return GroupLoader(
+        reader,
+        partial(open_places, inputs.place_tokens, stream, reader, stop_row),
+        place_tokens=inputs.place_tokens,
+        micro_batch_size=config.micro_batch_size,
+        micro_batches=micro_batches,
+        replica=layout.replica,
+        replicas=layout.replicas,
+        prefetch=prefetch_depth(config, micro_batches, inputs.place_tokens),
+    )
+
+
+def prefetch_depth(config: TrainConfig, micro_batches: int, place_tokens: int) -> int:
+    """Batches to read ahead: as many as asked for, and as fit into `prefetch_bytes`, but one."""
+    tokens = config.micro_batch_size * micro_batches * place_tokens
+    fitting = config.loader.prefetch_bytes // (TOKEN_BYTES * tokens)
+    return min(config.loader.prefetch_batches, max(1, fitting))

@@ -1,0 +1,125 @@
+"""The rows of one decoded row group, as views of its Arrow memory."""
+
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.trainer.data.placed_rows import PlacedRow
+
+
+class Row(NamedTuple):
+    """One training row.
+
+    `input_ids` [tokens] int32; `loss_mask` [tokens] bool, None when every token is trained;
+    `document_lengths` sum to tokens; `source` is the dataset's name; `row_key` its stable identity.
+    """
+
+    input_ids: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_] | None
+    document_lengths: NDArray[np.int32]
+    source: str
+    row_key: int
+
+
+RowT = TypeVar("RowT", covariant=True)
+
+
+class Decoded(Protocol[RowT]):
+    """What is kept of a row group: its rows by number, and the tokens of each."""
+
+    COLUMNS: ClassVar[list[str]]
+    lengths: list[int]
+
+    def __init__(self, table: pa.Table) -> None: ...
+
+    def row(self, index: int) -> RowT:
+        """One row."""
+
+
+class ListColumn:
+    """A column of lists as one flat array and where each list begins in it; copies nothing."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        self.values = array.values
+        self.offsets: NDArray[np.int32] = array.offsets.to_numpy()
+        self.all_null = array.null_count == len(array)
+        self.valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
+
+    def flat(self) -> NDArray[Any]:
+        """All values of a column of numbers."""
+        numbers: NDArray[Any] = self.values.to_numpy()
+        return numbers
+
+    def bits(self, index: int) -> NDArray[np.bool_] | None:
+        """One list of booleans, unpacked; None for null."""
+        if self.all_null or (self.valid is not None and not self.valid[index]):
+            return None
+        start, stop = self.offsets[index : index + 2].tolist()
+        unpacked: NDArray[np.bool_] = self.values.slice(start, stop - start).to_numpy(
+            zero_copy_only=False
+        )
+        return unpacked
+
+
+def names_of(column: pa.ChunkedArray) -> list[str]:
+    """A column of a few different strings; each is made once."""
+    array = pa.concat_arrays(column.chunks).dictionary_encode()
+    names = array.dictionary.to_pylist()
+    return [names[index] for index in array.indices.to_numpy().tolist()]
+
+
+class DecodedRows:
+    """Rows by their place in the group; about 4 bytes a token are held.
+
+    Args:
+        table: the columns that make a `Row`, at least one row.
+    """
+
+    COLUMNS: ClassVar[list[str]] = [
+        "input_ids",
+        "loss_mask",
+        "document_lengths",
+        "source",
+        "row_key",
+    ]
+
+    def __init__(self, table: pa.Table) -> None:
+        ids, documents = ListColumn(table["input_ids"]), ListColumn(table["document_lengths"])
+        self._ids, self._ends = ids.flat(), ids.offsets
+        self._documents, self._document_ends = documents.flat(), documents.offsets
+        self._mask = ListColumn(table["loss_mask"])
+        self._sources: list[str] = names_of(table["source"])
+        self._keys: NDArray[np.uint64] = table["row_key"].to_numpy()
+        self.lengths: list[int] = np.diff(self._ends).tolist()  # tokens of each row
+
+    def row(self, index: int) -> Row:
+        """One row; its arrays keep the whole group in memory."""
+        start, stop = self._ends[index : index + 2].tolist()
+        first, last = self._document_ends[index : index + 2].tolist()
+        return Row(
+            self._ids[start:stop],
+            self._mask.bits(index),
+            self._documents[first:last],
+            self._sources[index],
+            int(self._keys[index]),
+        )
+
+
+class RowFacts:
+    """`DecodedRows` without the tokens, for a look at lengths and names alone."""
+
+    COLUMNS: ClassVar[list[str]] = ["document_lengths", "source", "row_key"]
+
+    def __init__(self, table: pa.Table) -> None:
+        documents = ListColumn(table["document_lengths"])
+        ends = np.append(0, np.cumsum(documents.flat()))[documents.offsets]
+        self.lengths: list[int] = np.diff(ends).tolist()
+        self._sources: list[str] = names_of(table["source"])
+        self._keys: list[int] = table["row_key"].to_numpy().tolist()
+
+    def row(self, index: int) -> PlacedRow:
+        """One row."""
+        return PlacedRow(self._sources[index], self._keys[index], self.lengths[index])

@@ -1,0 +1,94 @@
+"""Gives every rank its inputs of a step: the leader reads, the others get their part from it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from headrace.schemas.run_state import QuarantineRecord
+from headrace.trainer.data.batch import Batch
+from headrace.trainer.data.loader import GroupLoader
+from headrace.trainer.data.placed_rows import PlacedRow
+from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_packer import OverlongCount
+from headrace.trainer.distributed import Layout, gather_objects
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What one rank needs for one step. Shapes as in `Batch`."""
+
+    micro_batches: int
+    document_lengths: list[list[list[int]]]
+    row_lengths: list[list[int]]
+    trained_tokens: int  # of the whole global batch, over all replicas
+    tokens: int  # likewise
+    position: Position  # of the loader, after this step
+    overlong: OverlongCount  # of the whole global batch
+    input_ids: Tensor | None = None  # first stage only
+    labels: Tensor | None = None  # last stage only
+    rows: list[list[list[PlacedRow]]] | None = None  # first and last stage only
+
+    @property
+    def leader_rows(self) -> list[list[list[PlacedRow]]] | None:
+        """The rows, at the first stage only."""
+        return None if self.input_ids is None else self.rows
+
+
+class Feed:
+    """An endless supply of `StepInputs`; only the first stage has a loader.
+
+    One object goes from the leader to each other stage of its pipeline group per step: document
+    boundaries to all, labels and rows' names to the last.
+    """
+
+    def __init__(self, layout: Layout, loader: GroupLoader | None) -> None:
+        assert (loader is not None) == layout.is_first, "one loader per pipeline group"
+        self.layout = layout
+        self.loader = loader
+
+    def take_quarantined(self) -> list[QuarantineRecord]:
+        """Row groups that this rank's loader has given up since the last call."""
+        return [] if self.loader is None else self.loader.reader.quarantine.take_new()
+
+    def next(self) -> StepInputs:
+        if self.loader is None:
+            received: list[StepInputs] = [None]  # type: ignore[list-item]
+            source = self.layout.rank_of(0)
+            dist.recv_object_list(received, src=source, group=self.layout.pipeline_group)
+            return replace(received[0], labels=pinned(received[0].labels))
+        batch = next(self.loader)
+        counts = gather_objects((batch.trained_tokens, batch.tokens), self.layout.leaders_group)
+        trained_tokens, tokens = (sum(column) for column in zip(*counts, strict=True))
+        for stage in range(1, self.layout.stages):
+            inputs = _inputs_of(batch, stage, self.layout.stages, trained_tokens, tokens)
+            target = self.layout.rank_of(stage)
+            dist.send_object_list([inputs], dst=target, group=self.layout.pipeline_group)
+        inputs = _inputs_of(batch, 0, self.layout.stages, trained_tokens, tokens)
+        return replace(inputs, input_ids=pinned(inputs.input_ids), labels=pinned(inputs.labels))
+
+
+def pinned(tensor: Tensor | None) -> Tensor | None:
+    """In memory that a GPU can copy from while the process goes on."""
+    if tensor is None or not torch.cuda.is_available():
+        return tensor
+    return tensor.pin_memory()
+
+
+def _inputs_of(
+    batch: Batch, stage: int, stages: int, trained_tokens: int, tokens: int
+) -> StepInputs:
+    first, last = stage == 0, stage == stages - 1
+    return StepInputs(
+        micro_batches=len(batch.document_lengths),
+        document_lengths=batch.document_lengths,
+        row_lengths=batch.row_lengths,
+        trained_tokens=trained_tokens,
+        tokens=tokens,
+        position=batch.position,
+        overlong=batch.overlong,
+        input_ids=batch.input_ids if first else None,
+        labels=batch.labels if last else None,
+        rows=batch.rows if first or last else None,
+    )

@@ -1,0 +1,46 @@
+"""Where a run ends, seen from where it stands."""
+
+from typing import NamedTuple
+
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.course import Course
+from headrace.trainer.data.inputs import Inputs
+from headrace.trainer.data.places import count_places, train_stream
+from headrace.trainer.data.position import Position
+
+
+class Horizon(NamedTuple):
+    """Steps in all, those already done included, and the row at which the data ends."""
+
+    total_steps: int
+    stop_row: int | None  # global row index; None: packed rows go on until the last step
+
+
+def find_horizon(
+    config: TrainConfig,
+    inputs: Inputs,
+    course: Course,
+    step: int,
+    position: Position,
+) -> Horizon:
+    """The end of a run that has done `step` steps and stands at `position`.
+
+    How many places packed rows need shows only in packing them; their lengths are read for it.
+    """
+    stop_row = find_stop_row(config, inputs.global_batch_rows, course, step, position)
+    if config.max_steps:
+        return Horizon(config.max_steps, stop_row)
+    assert stop_row is not None
+    places = count_places(inputs.place_tokens, train_stream(config, course), stop_row, position)
+    return Horizon(step - (-places // inputs.global_batch_rows), stop_row)
+
+
+def find_stop_row(
+    config: TrainConfig, global_batch_rows: int, course: Course, step: int, position: Position
+) -> int | None:
+    """Where the data ends: with `epochs` fixed, with `max_steps` after the steps that are left."""
+    if not config.max_steps:
+        return max(course.pieces[-1].end(config.epochs or 1), position.next_row)
+    if config.loader.pack != "none":
+        return None
+    return position.next_row + (config.max_steps - step) * global_batch_rows

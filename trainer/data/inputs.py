@@ -1,0 +1,29 @@
+"""What a run reads: its manifests, and what follows from them."""
+
+from dataclasses import dataclass
+
+from headrace.schemas.manifest import Manifest
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.data_plan import DataPlan
+from headrace.trainer.data.row_group_source import patience_of
+from headrace.trainer.data.storage import open_storage
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The manifests that a run reads, and what follows from them and the number of processes."""
+
+    train: list[Manifest]
+    evaluation: list[Manifest]
+    place_tokens: int  # tokens of each place in a micro-batch: of a row, or of several if packed
+    plan: DataPlan
+    rows_per_epoch: int
+    replicas: int
+    global_batch_rows: int
+    data_fingerprint: str
+    weights_fingerprint: str
+
+
+def manifest_of(path: str, config: TrainConfig) -> Manifest:
+    """The manifest of a local or remote shard directory."""
+    return open_storage(path, patience_of(config.loader)).manifest()

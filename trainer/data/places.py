@@ -1,0 +1,118 @@
+"""Which rows go into which places, from config and manifests. Imports no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from headrace.schemas.data_config import LoaderConfig
+from headrace.schemas.manifest import Manifest
+from headrace.schemas.shard_format import EVALUATION, TRAIN
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.course import Course
+from headrace.trainer.data.decoded_rows import Decoded, RowFacts
+from headrace.trainer.data.mixed_order import MixedOrder
+from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_order import RowOrder
+from headrace.trainer.data.row_packer import Looked, Places, RowPacker, SingleRows
+from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
+
+T = TypeVar("T")
+
+COUNTED_AT_ONCE = 1024  # places
+
+
+@dataclass(frozen=True)
+class RowStream:
+    """One split of some shard directories, in an order.
+
+    `epoch_end` gives, for a global row index, where its epoch ends; None: it has no border.
+    """
+
+    directories: list[str]
+    manifests: list[Manifest]
+    split: str
+    order: RowOrder | MixedOrder | Course
+    held_row_groups: int
+    apart: bool
+    epoch_end: Callable[[int], int | None]
+    loader: LoaderConfig
+
+    def reader(self, decode: type[Decoded[T]]) -> ShardReader[T]:
+        """Reads what the order names."""
+        return ShardReader(
+            decode,
+            self.directories,
+            self.manifests,
+            self.split,
+            self.held_row_groups,
+            self.apart,
+            self.loader,
+        )
+
+
+def train_stream(config: TrainConfig, course: Course) -> RowStream:
+    """The train splits of all datasets of a course."""
+    pieces = course.pieces
+    return RowStream(
+        directories=[dataset.path for piece in pieces for dataset in piece.segment.datasets],
+        manifests=[manifest for piece in pieces for manifest in piece.manifests],
+        split=TRAIN,
+        order=course,
+        held_row_groups=config.loader.shuffle_window,
+        apart=any(piece.plan.schedule is not None for piece in pieces),
+        epoch_end=course.epoch_end,
+        loader=config.loader,
+    )
+
+
+def evaluation_stream(config: TrainConfig, path: str, manifest: Manifest) -> RowStream:
+    """One evaluation split in file order, and no other row in place of a damaged one."""
+    groups = list_row_groups([manifest], EVALUATION)
+    return RowStream(
+        directories=[path],
+        manifests=[manifest],
+        split=EVALUATION,
+        order=RowOrder(groups, config.seed, window=1, shuffle=False),
+        held_row_groups=1,
+        apart=False,
+        epoch_end=lambda index: None,
+        loader=config.loader.model_copy(update={"on_corrupt": "stop"}),
+    )
+
+
+def open_places(
+    place_tokens: int,
+    stream: RowStream,
+    reader: ShardReader[T],
+    stop_row: int | None,
+    position: Position,
+) -> Places[Callable[[], T]]:
+    """The places of a stream from a position on; each row is decoded when it is called."""
+    order, loader = stream.order, stream.loader
+
+    def look_inside(index: int) -> Looked[Callable[[], T]]:
+        rows, number = reader.locate(order[index])
+        return Looked(rows.lengths[number], partial(rows.row, number))
+
+    if loader.pack == "none":
+        assert stop_row is not None
+        return SingleRows(lambda index: partial(reader.row, order[index]), stop_row, position)
+    return RowPacker(
+        look_inside,
+        tokens=place_tokens,
+        look_ahead=loader.look_ahead,
+        overlong=loader.overlong,
+        epoch_end=stream.epoch_end,
+        stop_row=stop_row,
+        position=position,
+    )
+
+
+def count_places(place_tokens: int, stream: RowStream, stop_row: int, position: Position) -> int:
+    """How many places there are from a position to the end."""
+    if stream.loader.pack == "none":
+        return stop_row - position.next_row
+    reader = stream.reader(RowFacts)
+    places = open_places(place_tokens, stream, reader, stop_row, position)
+    return sum(map(len, iter(lambda: places.take(COUNTED_AT_ONCE), [])))

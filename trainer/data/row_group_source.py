@@ -1,0 +1,183 @@
+"""Row groups as Arrow tables, fetched by byte range and checked before a value is used."""
+
+import errno
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.schemas.data_config import LoaderConfig
+from headrace.schemas.errors import DataError, StorageError
+from headrace.schemas.manifest import Manifest, ShardRecord
+from headrace.schemas.row_checks import problems_in_rows
+from headrace.schemas.seekable_file import SeekableFile
+from headrace.schemas.shard_rows import read_row_group
+from headrace.trainer.data.decoded_rows import DecodedRows
+from headrace.trainer.data.retries import Patience
+from headrace.trainer.data.row_group_cache import RowGroupCache
+from headrace.trainer.data.row_order import RowGroup
+from headrace.trainer.data.storage import Storage, open_storage
+
+HELD_FOOTER_BYTES = 16 << 20
+# errors of a file itself (None: found here or by Arrow); others, such as EACCES or EMFILE, may pass
+DAMAGE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+
+
+class CorruptRowGroupError(DataError):
+    """A row group is not what was written: missing, cut off, or with other bytes or rows.
+
+    Attributes:
+        problem: what is wrong with it, without its name and a remedy.
+    """
+
+    def __init__(self, message: str, problem: str) -> None:
+        super().__init__(message)
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One file of one dataset: where it lies, and what the manifest says of it."""
+
+    storage: Storage
+    manifest: Manifest
+    record: ShardRecord
+
+    @property
+    def name(self) -> str:
+        return self.storage.name(self.record.file)
+
+
+class RowGroupSource:
+    """Reads row groups of one split of several shard directories.
+
+    Args:
+        columns: those that are wanted; of foreign files all are read.
+    """
+
+    def __init__(
+        self,
+        directories: Sequence[Path | str],
+        manifests: Sequence[Manifest],
+        split: str,
+        config: LoaderConfig,
+        columns: Sequence[str] = DecodedRows.COLUMNS,
+    ) -> None:
+        self.columns = list(columns)
+        patience = patience_of(config)
+        storages = [open_storage(str(directory), patience) for directory in directories]
+        self.files = [
+            [ShardFile(storage, manifest, record) for record in manifest.split(split)]
+            for storage, manifest in zip(storages, manifests, strict=True)
+        ]
+        self.cache = open_cache(config, patience)
+        self._footers: OrderedDict[tuple[int, int], pq.FileMetaData] = OrderedDict()
+
+    def read(self, row_group: RowGroup) -> pa.Table:
+        """The rows of one row group, in the shard format's columns.
+
+        Raises:
+            CorruptRowGroupError: naming shard, row group and rows.
+            StorageError: the storage does not answer.
+        """
+        file = self.files[row_group.dataset][row_group.shard]
+        try:
+            table = self._decode(file, row_group)
+            whole = "input_ids" in table.column_names
+            problem = next(problems_in_rows(table, file.manifest), None) if whole else None
+        except OSError as error:
+            if error.errno not in DAMAGE:
+                raise StorageError(f"{file.name}: {error}; correct that and continue") from None
+            problem = " ".join(str(error).split())
+        except (ValueError, pa.ArrowException) as error:
+            problem = " ".join(str(error).split())
+        if problem is None and table.num_rows != row_group.rows:
+            problem = f"{table.num_rows} rows, the manifest says {row_group.rows}"
+        if problem is not None:
+            raise corrupt(file, row_group, problem)
+        return table
+
+    def _decode(self, file: ShardFile, row_group: RowGroup) -> pa.Table:
+        record = file.record.row_groups[row_group.group]
+        footer = self._footer(file, (row_group.dataset, row_group.shard))
+        content = self._fetch(file, record.byte_offset, record.bytes, record.crc32)
+        parquet = pq.ParquetFile(
+            Segment(content, record.byte_offset, file.record.bytes),
+            metadata=footer,
+            pre_buffer=False,
+            page_checksum_verification=True,
+        )
+        return read_row_group(parquet, row_group.group, file.manifest, file.record, self.columns)
+
+    def _footer(self, file: ShardFile, key: tuple[int, int]) -> pq.FileMetaData:
+        """The file's Parquet metadata; the last ones are held."""
+        record = file.record
+        if key in self._footers:
+            self._footers.move_to_end(key)
+            return self._footers[key]
+        offset = record.footer_offset
+        content = self._fetch(file, offset, record.bytes - offset, record.footer_crc32)
+        footer = pq.read_metadata(pa.BufferReader(content))
+        self._footers[key] = footer
+        while sum(held.serialized_size for held in self._footers.values()) > HELD_FOOTER_BYTES:
+            self._footers.popitem(last=False)
+        return footer
+
+    def _fetch(self, file: ShardFile, offset: int, size: int, crc32: int | None) -> bytes:
+        """Bytes of a file, whole and as they were written."""
+        record = file.record
+
+        def fetch() -> bytes:
+            content = file.storage.read(record.file, offset, size)
+            if len(content) != size:
+                raise OSError(f"the file ends {size - len(content)} bytes too early")
+            if crc32 is not None and zlib.crc32(content) != crc32:
+                raise OSError("its bytes are not those that were written")
+            return content
+
+        if self.cache is None or not file.storage.remote:
+            return fetch()
+        return self.cache.get(record.sha256, offset, size, fetch)
+
+
+class Segment(SeekableFile):
+    """A read-only file of which only one range of bytes is there."""
+
+    def __init__(self, content: bytes, offset: int, size: int) -> None:
+        super().__init__(size)
+        self.content = memoryview(content)
+        self.offset = offset
+
+    def read(self, size: int | None = -1) -> bytes:
+        start = self.position - self.offset
+        if size is None or size < 0 or start < 0 or start + size > len(self.content):
+            raise OSError(f"its footer points outside of the row group, to {self.position}")
+        self.position += size
+        return bytes(self.content[start : start + size])
+
+
+def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGroupError:
+    """What to say of a row group that is not what was written."""
+    first = file.record.rows_before(row_group.group)
+    return CorruptRowGroupError(
+        f"{file.name}: row group {row_group.group} cannot be read, rows {first} to "
+        f"{first + row_group.rows - 1} ({problem}); restore the file, or set "
+        'loader.on_corrupt = "quarantine" to train on other rows in their place',
+        problem,
+    )
+
+
+def patience_of(config: LoaderConfig) -> Patience:
+    """How long the config waits for a storage."""
+    return Patience(config.read_attempts, config.read_timeout)
+
+
+def open_cache(config: LoaderConfig, patience: Patience) -> RowGroupCache | None:
+    """The node's cache, if the config names one."""
+    if config.cache_dir is None:
+        return None
+    return RowGroupCache(Path(config.cache_dir), config.cache_bytes, patience.timeout)

@@ -1,0 +1,1 @@
+"""What training made, in the forms that others read."""

@@ -1,0 +1,129 @@
+"""A model with an adapter's change in its weights, made layer by layer."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from headrace.schemas.errors import DataError
+from headrace.trainer.model.adapters import (
+    PEFT_PREFIX,
+    add_adapter,
+    base_name,
+    file_name,
+    is_adapter,
+)
+from headrace.trainer.model.architecture import Architecture, lay_out, read_architecture
+from headrace.trainer.model.materializer import Slot, find_slots
+from headrace.trainer.model.model_files import (
+    ModelWriter,
+    copy_model_files,
+    file_count,
+    write_index,
+)
+from headrace.trainer.model.weight_source import StoredWeights, WeightSource
+
+
+def write_merged(model: Path, adapter: Path, output: Path) -> None:
+    """Write base model plus adapter into an empty directory.
+
+    A tied embedding stays tied unless the adapter changes embedding or head.
+
+    Raises:
+        DataError: the adapter does not belong to the model.
+    """
+    architecture = read_architecture(model)
+    family = architecture.family
+    skeleton: Any = lay_out(architecture)
+    wrapped = add_adapter(lay_out(architecture), LoraConfig.from_pretrained(str(adapter)))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    unused = set(tensors)
+    layers = range(architecture.config.num_hidden_layers)
+    paths = [family.embedding, *(f"{family.layers}.{index}" for index in layers)]
+    paths += [path for path in (family.norm, family.head) if path]
+    if architecture.tied:
+        ends = (f".{family.embedding}.", f".{family.head}.")
+        if any(end in name for end in ends for name in tensors):
+            skeleton.config = copy.deepcopy(architecture.config)
+            skeleton.config.tie_word_embeddings = False
+        else:
+            paths.remove(family.head)
+    dtype = getattr(architecture.config, "dtype", None) or torch.float32
+    sizes = [stored_size(skeleton.get_submodule(path), dtype) for path in paths]
+    writer = ModelWriter(output, skeleton, 0, file_count(sizes))
+    with StoredWeights(model, lay_out(architecture)) as source:
+        for path, size in zip(paths, sizes, strict=True):
+            name, module = PEFT_PREFIX + path, wrapped.get_submodule(PEFT_PREFIX + path)
+            slots = list(find_slots({name: module}))
+            unused -= fill_adapter(slots, tensors, adapter)
+            fill_base(slots, source, architecture)
+            values = merged_values(name, module)
+            writer.add({key: value.to(dtype) for key, value in values.items()}, size)
+            module.to("meta")
+    if unused:
+        raise DataError(f"{adapter}: {model} has no place for its tensor {sorted(unused)[0]}")
+    write_index(output, writer.finish())
+    copy_model_files(model, output, skeleton)
+
+
+def stored_size(module: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of a module's parameters in a file."""
+    return sum(parameter.numel() for parameter in module.parameters()) * dtype.itemsize
+
+
+def belongs_to_adapter(slot: Slot) -> bool:
+    """Whether the adapter's file holds this parameter."""
+    return is_adapter(slot.name) or ".modules_to_save." in slot.name
+
+
+def fill_adapter(slots: Sequence[Slot], tensors: Mapping[str, Tensor], adapter: Path) -> set[str]:
+    """Give adapters the values of their file; returns the names that were used.
+
+    Raises:
+        DataError: the file lacks one.
+    """
+    used = set()
+    for slot in filter(belongs_to_adapter, slots):
+        name = file_name(slot.name)
+        if name not in tensors:
+            raise DataError(f"{adapter}: no tensor {name}, which its config calls for")
+        if tensors[name].shape != slot.empty.shape:
+            raise DataError(
+                f"{adapter}: {name} has shape {list(tensors[name].shape)}, "
+                f"the model calls for {list(slot.empty.shape)}"
+            )
+        used.add(name)
+        slot.fill(nn.Parameter(tensors[name].float()))
+    return used
+
+
+def fill_base(slots: Sequence[Slot], source: WeightSource, architecture: Architecture) -> None:
+    """Give all other parameters their stored values, in float32."""
+    family = architecture.family
+    rest = [slot for slot in slots if not belongs_to_adapter(slot)]
+    wanted = []
+    for slot in rest:
+        name = base_name(slot.name)
+        if architecture.tied and name == f"{family.head}.weight":
+            name = f"{family.embedding}.weight"
+        wanted.append((name, slot.empty.shape))
+    for slot, value in zip(rest, source.read(wanted), strict=True):
+        slot.fill(nn.Parameter(value.float(), requires_grad=False))
+
+
+def merged_values(name: str, module: Any) -> dict[str, Tensor]:
+    """A module's parameters under the names of the model without adapters, all changes added."""
+    for part in list(module.modules()):
+        if isinstance(part, LoraLayer):
+            part.merge(safe_merge=True)
+    return {
+        base_name(key): parameter.detach()
+        for key, parameter in module.named_parameters(prefix=name)
+        if not is_adapter(key) and ".original_module." not in key
+    }

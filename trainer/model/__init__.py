@@ -1,0 +1,1 @@
+"""A Hugging Face model, laid out and loaded stage by stage."""

@@ -1,0 +1,187 @@
+"""Gives every parameter of a stage its memory and its values, one at a time."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.adapters import (
+    base_name,
+    initial_values,
+    is_adapter,
+    lora_layers,
+    takes_over,
+)
+from headrace.trainer.model.architecture import Architecture
+from headrace.trainer.model.block_expansion import Expansion
+from headrace.trainer.model.stage import Stage
+from headrace.trainer.model.weight_source import WeightSource
+
+
+@dataclass(frozen=True)
+class TrainedParameter:
+    """A parameter that the optimiser steps, under its name in the whole model.
+
+    `owned` is false for the copy of a tied embedding that the last stage keeps as its head: it is
+    stepped there as well, but counted, clipped by and saved from the first stage only.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    owned: bool
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a module where a parameter belongs."""
+
+    name: str  # in the whole (PEFT-wrapped) model
+    owner: nn.Module
+    attribute: str
+    empty: nn.Parameter
+
+    def fill(self, parameter: nn.Parameter) -> None:
+        self.owner._parameters[self.attribute] = parameter
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What `Materializer.fill` made."""
+
+    trained: list[TrainedParameter]
+    tied_head: nn.Parameter | None  # a trained head over the memory of its stage's embedding
+    initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
+
+
+class Materializer:
+    """Fills a stage that was laid out on the meta device.
+
+    Frozen weights get `dtype`, trained ones `trained_dtype`. Backends that hold frozen weights in
+    another form override `place`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        architecture: Architecture,
+        source: WeightSource,
+        dtype: torch.dtype,
+        device: torch.device,
+        expansion: Expansion | None = None,
+    ) -> None:
+        self.config = config
+        self.architecture = architecture
+        self.source = source
+        self.dtype = dtype
+        self.trained_dtype = trained_dtype(config, dtype)
+        self.device = device
+        self.expansion = expansion
+        self.embedding_name = f"{architecture.family.embedding}.weight"
+        self.head_name = f"{architecture.family.head}.weight"
+
+    def fill(self, stage: Stage) -> Filled:
+        """Load or initialise all parameters."""
+        slots = list(find_slots(stage.names))
+        tied_head = self._fill_base([slot for slot in slots if not is_adapter(slot.name)])
+        initial = self._fill_adapters(stage)
+        left = [name for name, tensor in stage.named_parameters() if tensor.is_meta]
+        left += [name for name, tensor in stage.named_buffers() if tensor.is_meta]
+        assert not left, f"not loaded: {left}"
+        trained = [
+            self._trained(slot, slot.owner._parameters[slot.attribute])
+            for slot in slots
+            if slot.empty.requires_grad and slot.owner._parameters[slot.attribute] is not tied_head
+        ]
+        return Filled(trained, tied_head, initial)
+
+    def place(self, slot: Slot, value: Tensor) -> None:
+        """Put a weight of the base model where it belongs, in its type, on its device."""
+        trained = slot.empty.requires_grad
+        value = value.to(self.device, self.trained_dtype if trained else self.dtype)
+        slot.fill(nn.Parameter(value, requires_grad=trained))
+
+    def _fill_base(self, slots: list[Slot]) -> nn.Parameter | None:
+        """Read each weight once, for all its slots; returns a trained head over an embedding."""
+        by_source: dict[str, list[Slot]] = {}
+        for slot in slots:
+            by_source.setdefault(self._source_name(slot.name), []).append(slot)
+        wanted = [(name, group[0].empty.shape) for name, group in by_source.items()]
+        tied_head = None
+        for group, value in zip(by_source.values(), self.source.read(wanted), strict=True):
+            for slot in group:
+                if slot is not group[0] and self._is_head(slot) and not self._is_copy(slot):
+                    tied_head = self._share(group[0], slot)
+                elif self.expansion and self.expansion.starts_at_zero(slot.name, self._layers):
+                    self.place(slot, torch.zeros_like(value))
+                else:
+                    self.place(slot, value if slot is group[-1] else value.clone())
+        return tied_head
+
+    def _share(self, embedding: Slot, head: Slot) -> nn.Parameter | None:
+        """Let the head use the embedding's memory; trained, it keeps a gradient of its own."""
+        weight = embedding.owner._parameters[embedding.attribute]
+        assert weight is not None
+        if not weight.requires_grad:
+            head.fill(weight)
+            return None
+        parameter = nn.Parameter(weight.data)
+        head.fill(parameter)
+        return parameter
+
+    def _fill_adapters(self, stage: Stage) -> dict[str, Tensor]:
+        """Initialise adapters, after the weights that they may start from."""
+        kept: dict[str, Tensor] = {}
+        init, seed = self.config.adapter.init, self.config.seed
+        for name, layer in lora_layers(stage.names):
+            for part, value in initial_values(name, layer, init, seed).items():
+                path, _, attribute = part.rpartition(".")
+                owner = layer.get_submodule(path)
+                value = value.to(self.device, self.trained_dtype)
+                owner._parameters[attribute] = nn.Parameter(value)
+                if takes_over(self.config.adapter) and "lora_embedding" not in part:
+                    kept[f"{name}.{part}"] = value.cpu().clone()
+        return kept
+
+    @property
+    def _layers(self) -> str:
+        return self.architecture.family.layers
+
+    def _source_name(self, name: str) -> str:
+        """The name that the value of a parameter is asked for by."""
+        name = base_name(name)
+        if self.expansion is not None:
+            name = self.expansion.stored_name(name, self._layers)
+        if self.architecture.tied and name == self.head_name:
+            return self.embedding_name
+        return name
+
+    def _is_head(self, slot: Slot) -> bool:
+        return base_name(slot.name) == self.head_name
+
+    def _is_copy(self, slot: Slot) -> bool:
+        """Whether PEFT trains a copy of a whole module there, apart from everything else."""
+        return ".modules_to_save." in slot.name
+
+    def _trained(self, slot: Slot, parameter: nn.Parameter | None) -> TrainedParameter:
+        assert parameter is not None
+        tied = self.architecture.tied and self._is_head(slot) and not self._is_copy(slot)
+        if tied and not is_adapter(slot.name):
+            return TrainedParameter(self.embedding_name, parameter, owned=False)
+        return TrainedParameter(slot.name, parameter, owned=True)
+
+
+def trained_dtype(config: TrainConfig, dtype: torch.dtype) -> torch.dtype:
+    """The type of trained weights, given that of the computation."""
+    return dtype if config.optimizer.type == "adamw_kahan" else torch.float32
+
+
+def find_slots(modules: Mapping[str, nn.Module]) -> Iterator[Slot]:
+    """All places for parameters below named modules, in order."""
+    for prefix, module in modules.items():
+        for owner_name, owner in module.named_modules():
+            for attribute, empty in list(owner._parameters.items()):
+                if empty is not None:
+                    name = ".".join(part for part in (prefix, owner_name, attribute) if part)
+                    yield Slot(name, owner, attribute, empty)

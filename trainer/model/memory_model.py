@@ -1,0 +1,174 @@
+"""What a stage's memory will hold at its peak, from shapes alone.
+
+A decoder layer's activations are not put into a formula but counted: one layer runs on tensors
+without memory, and what autograd keeps for the backward pass is added up.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.model_builder import Plan, assemble
+from headrace.trainer.model.model_size import ModelSize, PartSize
+
+TRAINED_BYTES = 4  # weights that are trained are float32, and so are
+GRADIENT_BYTES = 4
+MOMENT_BYTES = 8  # Adam's two
+LOGIT_BYTES = 4 + 2  # float32 for the softmax and its gradient, and the gradient once in bfloat16
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes of one process at its peak."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float  # of all micro-batches in flight, and of the layer that is recomputed
+    logits: float
+    masks: float
+
+    @property
+    def peak(self) -> float:
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.logits
+            + self.masks
+        )
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """Bytes that one decoder layer keeps for the backward pass of one micro-batch."""
+
+    kept: float  # without recomputation
+    boundary: float  # its input alone, with recomputation
+
+
+class ExpertsAsOne(nn.Module):
+    """As much work as a mixture's chosen experts do, with shapes that do not depend on data."""
+
+    def __init__(self, experts: Any) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        experts: Any = self.experts
+        up, down = experts.gate_up_proj, experts.down_proj
+        states = hidden.repeat(chosen.shape[-1], 1)
+        gate, rest = nn.functional.linear(states, up[0]).chunk(2, dim=-1)
+        states = nn.functional.linear(nn.functional.silu(gate) * rest, down[0])
+        states = states * weights.T.reshape(-1, 1).to(states.dtype)
+        return states.view(chosen.shape[-1], *hidden.shape).sum(0)
+
+
+def layer_activations(
+    plan: Plan, config: TrainConfig, dtype: torch.dtype, sequence_len: int
+) -> LayerActivations:
+    """Count what one layer keeps. All layers are taken to be like the one in the middle.
+
+    Adapters on fused experts are left out: PEFT makes whole adapted weights of them in passing.
+    """
+    rows, width = config.micro_batch_size, plan.architecture.config.hidden_size
+    middle = plan.architecture.config.num_hidden_layers // 2
+    seen: dict[int, int] = {}
+
+    stages = config.model_copy(update={"pipeline_stages": 3})
+    layers, cpu = range(middle, middle + 1), torch.device("cpu")
+    stage = copy.deepcopy(assemble(plan, stages, 1, layers, dtype, cpu))
+    with FakeTensorMode():
+        for module in list(stage.modules()):
+            fill_without_memory(module, dtype)
+        if stage.rotary is not None:
+            stage.rotary = type(stage.rotary)(config=plan.architecture.config)
+        weights = {parameter.untyped_storage()._cdata for parameter in stage.parameters()}
+        hidden = torch.zeros(rows, sequence_len, width, dtype=dtype, requires_grad=True)
+        positions = torch.zeros(rows, sequence_len, dtype=torch.int64)
+        mask = torch.ones(rows, 1, sequence_len, sequence_len, dtype=torch.bool)
+        if plan.architecture.attention == "eager":
+            mask = mask.to(dtype)
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
+                seen[storage._cdata] = storage.nbytes()
+            return tensor
+
+        table, kind = None, stage.rotary_types[0]
+        if stage.rotary is not None:
+            table = stage.rotary(hidden, positions, *([kind] if kind else []))
+        shared = [mask, *(table or ())]
+        arguments = stage.arguments_of_layer(mask, positions, table)
+        with (
+            saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype, enabled=stage.autocast),
+        ):
+            output = stage.layer_functions.once(stage.layers[0], hidden, arguments)
+        for tensor in shared:
+            seen.pop(tensor.untyped_storage()._cdata, None)
+        del output
+    boundary = rows * sequence_len * width * dtype.itemsize
+    return LayerActivations(float(sum(seen.values())), float(boundary))
+
+
+def fill_without_memory(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give a module's parameters their types, and its experts shapes that are known."""
+    for name, empty in module._parameters.items():
+        if empty is not None:
+            kind = torch.float32 if empty.requires_grad else dtype
+            value = torch.empty(empty.shape, dtype=kind)
+            module._parameters[name] = nn.Parameter(value, requires_grad=empty.requires_grad)
+    for name, child in list(module.named_children()):
+        if hasattr(child, "gate_up_proj") and hasattr(child, "num_experts"):
+            setattr(module, name, ExpertsAsOne(child))
+
+
+def stage_memory(
+    config: TrainConfig,
+    size: ModelSize,
+    layers: range,
+    stage: int,
+    activations: LayerActivations,
+    dtype: torch.dtype,
+    sequence_len: int,
+) -> StageMemory:
+    """The peak of one stage.
+
+    Args:
+        layers: of this stage.
+        dtype: of frozen weights and of the computation.
+    """
+    stages, tokens = config.pipeline_stages, config.micro_batch_size * sequence_len
+    parts = size.parts(layers, stage, stages)
+    trained = sum(part.trained for part in parts)
+    frozen = sum(part.weights for part in parts) - trained
+    in_flight = min(config.gradient_accumulation_steps, stages - stage)
+    recompute = config.activation_checkpointing == "full"
+    per_layer = activations.boundary if recompute else activations.kept
+    held = in_flight * (len(layers) * per_layer + 2 * activations.boundary)
+    return StageMemory(
+        weights=frozen * dtype.itemsize + trained * TRAINED_BYTES,
+        gradients=trained * GRADIENT_BYTES,
+        optimizer=trained * MOMENT_BYTES,
+        activations=held + activations.kept * recompute,
+        logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
+        masks=float(in_flight * config.micro_batch_size * sequence_len**2),
+    )
+
+
+def head_bytes(head: PartSize, size: ModelSize, tokens: int, dtype: torch.dtype) -> float:
+    """Logits of a chunk with their gradient, and the gradients of hidden states and head."""
+    chunk = min(tokens, max(1, CHUNK_LOGITS // size.vocabulary))
+    weight_gradient = size.vocabulary * size.hidden_size * dtype.itemsize * bool(head.trained)
+    logits = chunk * size.vocabulary * (LOGIT_BYTES + dtype.itemsize)
+    return float(logits + tokens * size.hidden_size * dtype.itemsize + weight_gradient)

@@ -1,0 +1,220 @@
+"""Builds one stage of a Hugging Face model, adapters included, and loads only its own weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.acceleration import accelerate
+from headrace.trainer.model.adapters import (
+    PEFT_PREFIX,
+    add_adapter,
+    lora_config,
+    select_trained,
+    takes_over,
+)
+from headrace.trainer.model.architecture import (
+    Architecture,
+    architecture_of,
+    lay_out,
+    read_architecture,
+)
+from headrace.trainer.model.block_expansion import Expansion, expand
+from headrace.trainer.model.families import FAMILIES
+from headrace.trainer.model.materializer import Materializer, TrainedParameter, trained_dtype
+from headrace.trainer.model.model_directory import model_directory
+from headrace.trainer.model.model_size import measure, partition
+from headrace.trainer.model.router_loss import RouterLossSettings, count_routers
+from headrace.trainer.model.self_check import check_against_transformers
+from headrace.trainer.model.stage import Stage, StageNames
+from headrace.trainer.model.weight_source import RandomWeights, StoredWeights, WeightSource
+
+
+@dataclass(frozen=True)
+class BuiltStage:
+    """A stage with its weights, and what training it needs to know."""
+
+    stage: Stage
+    trained: list[TrainedParameter]
+    tied_copy: nn.Parameter | None  # a trained tied embedding, or the last stage's copy of it
+    tied_head: nn.Parameter | None  # single stage: the head, over the memory of `tied_copy`
+    model_config: Any
+    lora_config: LoraConfig | None
+    layers: range
+    architecture: Architecture
+    skeleton: Any  # the whole model without adapters, on the meta device
+    initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole model on the meta device, and how it is run and trained."""
+
+    architecture: Architecture
+    plain: nn.Module  # without adapters, to know what names mean
+    model: nn.Module  # with adapters
+    lora: LoraConfig | None
+    expansion: Expansion | None
+
+    @property
+    def prefix(self) -> str:
+        """Of the model's own names in the wrapped one."""
+        return PEFT_PREFIX if self.lora is not None else ""
+
+
+def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The type of frozen weights and of the computation."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def build_stage(
+    config: TrainConfig, stage: int, device: torch.device, plan: Plan | None = None
+) -> BuiltStage:
+    """Lay the whole model out without memory, keep this stage's modules, and load their weights.
+
+    Args:
+        plan: of this config, where several stages are built from one.
+
+    Raises:
+        ConfigError: an architecture that is not supported, adapters that match nothing.
+        DataError: weights missing or of another shape than config.json says.
+    """
+    plan = plan or plan_model(config)
+    dtype = compute_dtype(config, device)
+    size = measure(plan.model, plan.architecture, plan.prefix)
+    layers = partition(config, size)[stage]
+    built = assemble(plan, config, stage, layers, dtype, device)
+    with weight_source(config, plan, device) as source:
+        materializer = Materializer(
+            config, plan.architecture, source, dtype, device, plan.expansion
+        )
+        filled = materializer.fill(built)
+    accelerate(built, config, plan.architecture, device)
+    tied_name = materializer.embedding_name if plan.architecture.tied else None
+    return BuiltStage(
+        stage=built,
+        trained=filled.trained,
+        tied_copy=next((p.parameter for p in filled.trained if p.name == tied_name), None),
+        tied_head=filled.tied_head,
+        model_config=plan.architecture.config,
+        lora_config=plan.lora,
+        layers=layers,
+        architecture=plan.architecture,
+        skeleton=plan.plain,
+        initial=filled.initial,
+    )
+
+
+def plan_model(config: TrainConfig) -> Plan:
+    """The whole model without memory, adapters included.
+
+    Raises:
+        ConfigError: as `build_stage`.
+    """
+    directory = model_directory(config.model)
+    architecture, expansion = read_architecture(directory), None
+    if architecture.config.model_type not in FAMILIES:
+        check_against_transformers(architecture, str(directory))
+    if config.adapter.kind == "blocks":
+        larger, expansion = expand(architecture.config, config.adapter.blocks)
+        architecture = architecture_of(larger, str(directory))
+    plain = lay_out(architecture)
+    layers = architecture.config.num_hidden_layers
+    lora = lora_config(config.adapter, plain, config.model, layers)
+    if lora is not None:
+        wrapped = add_adapter(lay_out(architecture), lora)
+        head = wrapped.get_submodule(PEFT_PREFIX + architecture.family.head)
+        if architecture.tied and isinstance(head, LoraLayer) and takes_over(config.adapter):
+            raise ConfigError(
+                f'adapter.init = "{config.adapter.init}": the head is tied to the embedding, and '
+                "nothing can be taken out of one alone; leave it out of target_modules"
+            )
+        return Plan(architecture, plain, wrapped, lora, None)
+    if expansion is not None:
+        for name, parameter in plain.named_parameters():
+            parameter.requires_grad_(expansion.is_new(name, architecture.family.layers))
+    else:
+        select_trained(plain, config.adapter, architecture.family.layers, layers)
+    return Plan(architecture, plain, plain, None, expansion)
+
+
+def assemble(
+    plan: Plan,
+    config: TrainConfig,
+    stage: int,
+    layers: range,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Stage:
+    """A stage whose parameters have no memory yet; its rotary tables have."""
+    family, architecture = plan.architecture.family, plan.architecture
+    first, last = stage == 0, stage == config.pipeline_stages - 1
+    names = StageNames(
+        embedding=plan.prefix + family.embedding if first else None,
+        layers=[f"{plan.prefix}{family.layers}.{index}" for index in layers],
+        norm=plan.prefix + family.norm if last and family.norm else None,
+        head=plan.prefix + family.head if last else None,
+    )
+    used = [names.embedding, *names.layers, names.norm, names.head]
+    rotary = None
+    if family.rotary is not None:
+        rotary = type(plan.plain.get_submodule(family.rotary))(config=architecture.config)
+    stage_module = Stage(
+        {name: plan.model.get_submodule(name) for name in used if name},
+        names=names,
+        layers=layers,
+        rotary=None if rotary is None else rotary.to(device),
+        architecture=architecture,
+        router_loss=router_loss_settings(plan, config),
+        compute_dtype=dtype,
+        autocast=plan.lora is None and trained_dtype(config, dtype) != dtype,
+        recompute=config.activation_checkpointing == "full",
+        seeded=config.adapter.dropout > 0 or architecture.uses_chance,
+    )
+    materialize_buffers(stage_module, plan.plain, device)
+    return stage_module
+
+
+def materialize_buffers(stage: Stage, model: Any, device: torch.device) -> None:
+    """Buffers are not in checkpoints: each module's own initialisation says what they hold."""
+    for module in stage.modules():
+        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in empty:
+            buffer = module._buffers[name]
+            assert buffer is not None
+            module._buffers[name] = torch.empty_like(buffer, device=device)
+        if empty:
+            model._init_weights(module)
+
+
+def router_loss_settings(plan: Plan, config: TrainConfig) -> RouterLossSettings | None:
+    """The routers' loss as config or model ask for it; None without routers or at 0."""
+    architecture = plan.architecture
+    coefficient = config.router_loss
+    if coefficient is None:
+        coefficient = float(getattr(architecture.config, "router_aux_loss_coef", 0.0) or 0.0)
+    if architecture.router is None:
+        if config.router_loss:
+            raise ConfigError(f"router_loss = {config.router_loss}: the model has no routers")
+        return None
+    layers = count_routers(
+        plan.plain.get_submodule(architecture.family.layers), architecture.router
+    )
+    if not coefficient or not layers:
+        return None
+    top_k = architecture.config.num_experts_per_tok
+    return RouterLossSettings(architecture.router, coefficient, layers, top_k)
+
+
+def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> WeightSource:
+    """Files or chance, as the config says."""
+    if config.weights == "random":
+        return RandomWeights(plan.plain, config.seed, device)
+    return StoredWeights(model_directory(config.model), plan.plain)

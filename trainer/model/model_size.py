@@ -1,0 +1,113 @@
+"""How large the parts of a model are, read from the model laid out without memory."""
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.adapters import is_adapter
+from headrace.trainer.model.architecture import Architecture
+from headrace.trainer.model.partition import cut, cut_as_listed
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """Of a decoder layer, the embedding, or norm and head; in weights."""
+
+    weights: int  # all that are held, adapters included
+    trained: int  # of these
+    active: float  # that multiply a token: of experts only those that it is sent to
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Of a whole model."""
+
+    embedding: PartSize
+    layers: list[PartSize]
+    head: PartSize  # with the last norm; a tied head counts as if it had weights of its own
+    hidden_size: int
+    vocabulary: int
+    tied: bool
+
+    def parts(self, layers: range, stage: int, stages: int) -> list[PartSize]:
+        """What one stage holds. Alone, it holds a tied embedding once."""
+        parts = [self.layers[index] for index in layers]
+        parts += [self.embedding] * (stage == 0)
+        if stage == stages - 1:
+            shared = self.vocabulary * self.hidden_size * (self.tied and stages == 1)
+            trained = max(0, self.head.trained - shared)
+            parts.append(replace(self.head, weights=self.head.weights - shared, trained=trained))
+        return parts
+
+
+def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> ModelSize:
+    """Count a model's weights.
+
+    Args:
+        model: on the meta device, with or without adapters; what is trained requires gradients.
+        prefix: of the model's own names in it.
+    """
+    family, config = architecture.family, architecture.config
+    layers = model.get_submodule(prefix + family.layers)
+    embedding = model.get_submodule(prefix + family.embedding)
+    last = [model.get_submodule(prefix + path) for path in (family.norm, family.head) if path]
+    sent = expert_share(config)
+    return ModelSize(
+        embedding=part_size([embedding], sent, looked_up=True),
+        layers=[part_size([layer], sent) for layer in layers.children()],
+        head=part_size(last, sent),
+        hidden_size=config.hidden_size,
+        vocabulary=config.vocab_size,
+        tied=architecture.tied,
+    )
+
+
+def expert_share(config: object) -> float:
+    """The share of a mixture's experts that one token is sent to."""
+    chosen = getattr(config, "num_experts_per_tok", None)
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    return chosen / experts if chosen and experts else 1.0
+
+
+def part_size(modules: list[nn.Module], sent: float, looked_up: bool = False) -> PartSize:
+    """The size of some modules together.
+
+    Args:
+        looked_up: weights are picked, not multiplied with.
+    """
+    weights = trained = 0
+    active = 0.0
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            weights += parameter.numel()
+            trained += parameter.numel() * parameter.requires_grad
+            if parameter.ndim > 1 and not is_adapter(name) and not looked_up:
+                active += parameter.numel() * (sent if parameter.ndim == 3 else 1.0)
+    return PartSize(weights, trained, active)
+
+
+def partition(config: TrainConfig, size: ModelSize) -> list[range]:
+    """The decoder layers of each stage, as `partition` in the config asks.
+
+    Raises:
+        ConfigError: an explicit list that does not fit.
+    """
+    stages, layers = config.pipeline_stages, len(size.layers)
+    if isinstance(config.partition, list):
+        return cut_as_listed(config.partition, stages, layers)
+    if config.partition == "uniform":
+        return cut([1.0] * layers, stages)
+    if config.partition == "memory":
+        unit = max(held(part) for part in size.layers)
+        first, last = held(size.embedding) / unit, held(size.head) / unit
+        return cut([held(part) / unit for part in size.layers], stages, first, last)
+    unit = max(part.active for part in size.layers)
+    return cut([part.active / unit for part in size.layers], stages, last=size.head.active / unit)
+
+
+def held(part: PartSize) -> float:
+    """What a part's weights take, in frozen weights of two bytes: trained ones have a gradient and
+    two moments, all in float32.
+    """
+    return part.weights + 7.0 * part.trained

@@ -1,0 +1,247 @@
+"""`headrace plan`: what each stage of a run will hold and do, before there is a run."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.manifest import read_manifest
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.memory_model import (
+    LayerActivations,
+    StageMemory,
+    layer_activations,
+    stage_memory,
+)
+from headrace.trainer.model.model_builder import Plan, compute_dtype, plan_model
+from headrace.trainer.model.model_size import ModelSize, measure, partition
+
+GIB = 1 << 30
+UNITS = {"": 1, "B": 1, "MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": GIB}
+SHOWN_REMEDIES = 4
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One process of a replica."""
+
+    layers: range
+    weights: int  # parameters
+    trained: int
+    memory: StageMemory
+    work: float  # floating-point operations a token
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One replica, and how well its stages work together."""
+
+    config: TrainConfig
+    plan: Plan
+    replicas: int
+    sequence_len: int
+    stages: list[StagePlan]
+
+    @property
+    def peak(self) -> float:
+        """Bytes of the fullest process."""
+        return max(stage.memory.peak for stage in self.stages)
+
+    @property
+    def bubble(self) -> float:
+        """Share of the time in which a stage waits for the pipeline to fill and drain."""
+        waiting = self.config.pipeline_stages - 1
+        return waiting / (self.config.gradient_accumulation_steps + waiting)
+
+    @property
+    def balance(self) -> float:
+        """Work of the mean stage over that of the slowest."""
+        work = [stage.work for stage in self.stages]
+        return sum(work) / len(work) / max(work)
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the time in which the mean stage computes; transfers left out."""
+        return self.balance * (1 - self.bubble)
+
+
+def parse_size(text: str) -> float:
+    """Bytes of `24GiB`, `80GB` or a plain number.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS:
+        raise ConfigError(f'--memory {text}: not a size; write for example "24GiB"')
+    return float(match[1]) * UNITS[match[2].upper()]
+
+
+def plan_run(
+    config: TrainConfig, gpus: int, sequence_len: int | None = None, plan: Plan | None = None
+) -> RunPlan:
+    """Lay a run out on GPUs.
+
+    Args:
+        sequence_len: None takes the one of the first dataset.
+        plan: the model, where several runs of it are planned.
+
+    Raises:
+        ConfigError, DataError: model or datasets that do not fit.
+    """
+    if gpus % config.pipeline_stages:
+        raise ConfigError(
+            f"pipeline_stages = {config.pipeline_stages} does not divide the {gpus} GPUs"
+        )
+    length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
+    plan = plan or plan_model(config)
+    dtype = compute_dtype(config, torch.device("cuda"))
+    size = measure(plan.model, plan.architecture, plan.prefix)
+    activations = layer_activations(plan, config, dtype, length)
+    cut = partition(config, size)
+    return RunPlan(
+        config,
+        plan,
+        gpus // config.pipeline_stages,
+        length,
+        [
+            stage_plan(plan, config, size, layers, stage, activations, dtype, length)
+            for stage, layers in enumerate(cut)
+        ],
+    )
+
+
+def stage_plan(
+    plan: Plan,
+    config: TrainConfig,
+    size: ModelSize,
+    layers: range,
+    stage: int,
+    activations: LayerActivations,
+    dtype: torch.dtype,
+    sequence_len: int,
+) -> StagePlan:
+    """One stage."""
+    parts = size.parts(layers, stage, config.pipeline_stages)
+    work = sum(layer_work(plan, config, index, size, sequence_len) for index in layers)
+    if stage == config.pipeline_stages - 1:
+        work += size.head.active * (6 if size.head.trained else 4)
+    return StagePlan(
+        layers=layers,
+        weights=sum(part.weights for part in parts),
+        trained=sum(part.trained for part in parts),
+        memory=stage_memory(config, size, layers, stage, activations, dtype, sequence_len),
+        work=work,
+    )
+
+
+def layer_work(
+    plan: Plan, config: TrainConfig, index: int, size: ModelSize, sequence_len: int
+) -> float:
+    """Floating-point operations of a layer for one token, forward and backward.
+
+    Each weight multiplies once forward and once for the gradient of its input, and a trained one
+    once more; recomputation repeats the first. Attention is causal, over whole rows or its window.
+    """
+    part, settings = size.layers[index], plan.architecture.config
+    recomputed = config.activation_checkpointing == "full"
+    frozen_share = 1 - min(1.0, part.trained / max(1.0, part.active))
+    weight_passes = 2 + (1 - frozen_share) + recomputed
+    heads = getattr(settings, "num_attention_heads", 1)
+    width = heads * (getattr(settings, "head_dim", None) or settings.hidden_size // heads)
+    window = plan.architecture.windows[index] or sequence_len
+    seen = min(window, sequence_len / 2)
+    attention_passes = 3 + recomputed  # forward once, backward two products for each of two
+    return 2 * part.active * weight_passes + 4 * seen * width * attention_passes
+
+
+def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str, Any], RunPlan]]:
+    """Changes of the config with which the run fits, the mildest first."""
+    config = run.config
+    layers = sum(len(stage.layers) for stage in run.stages)
+    single: list[dict[str, Any]] = [{"partition": "memory"}, {"activation_checkpointing": "full"}]
+    if config.micro_batch_size > 1:
+        rows = config.micro_batch_size * config.gradient_accumulation_steps
+        single.append({"micro_batch_size": 1, "gradient_accumulation_steps": rows})
+    single += [
+        {"pipeline_stages": stages}
+        for stages in range(config.pipeline_stages + 1, min(gpus, layers) + 1)
+        if gpus % stages == 0
+    ]
+    new = [c for c in single if any(getattr(config, key) != value for key, value in c.items())]
+    for count in range(1, 4):
+        for changes in combinations(new, count):
+            change = {key: value for part in changes for key, value in part.items()}
+            if len(change) < sum(map(len, changes)):
+                continue  # two numbers of stages
+            tried = plan_run(config.model_copy(update=change), gpus, run.sequence_len, run.plan)
+            if tried.peak <= memory:
+                yield change, tried
+
+
+def report(run: RunPlan, gpus: int, memory: float | None) -> str:
+    """The table, and what to change if it does not fit."""
+    rows = [
+        (
+            "stage layers parameters trained  weights gradients optimizer activations logits+masks"
+            "   peak  work"
+        ).split()
+    ]
+    total = sum(stage.work for stage in run.stages)
+    for number, stage in enumerate(run.stages):
+        held = stage.memory
+        sizes = (
+            held.weights,
+            held.gradients,
+            held.optimizer,
+            held.activations,
+            held.logits + held.masks,
+            held.peak,
+        )
+        rows.append(
+            [
+                str(number),
+                f"{stage.layers.start}-{stage.layers.stop - 1}",
+                f"{stage.weights / 1e6:,.1f}M",
+                f"{stage.trained / 1e6:,.1f}M",
+                *(f"{size / GIB:.2f}" for size in sizes),
+                f"{stage.work / total:.1%}",
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
+    config = run.config
+    lines += [
+        "",
+        f"GiB; micro-batches of {config.micro_batch_size} x {run.sequence_len} tokens, "
+        f"{config.gradient_accumulation_steps} a step, {run.replicas} replica(s).",
+        f"Bubble {run.bubble:.1%}, balance {run.balance:.1%}, "
+        f"expected efficiency {run.efficiency:.1%} of as many GPUs without a pipeline.",
+    ]
+    return "\n".join(lines + (verdict(run, gpus, memory) if memory else []))
+
+
+def verdict(run: RunPlan, gpus: int, memory: float) -> list[str]:
+    """Whether it fits, and with what it would."""
+    limit = f"{memory / GIB:.1f} GiB"
+    if run.peak <= memory:
+        return [f"Fits: the fullest stage takes {run.peak / GIB:.2f} of {limit}."]
+    lines = [f"Does not fit: the fullest stage takes {run.peak / GIB:.2f} of {limit}."]
+    for number, (change, tried) in enumerate(remedies(run, gpus, memory)):
+        if number == SHOWN_REMEDIES:
+            break
+        settings = ", ".join(f"{key} = {toml(value)}" for key, value in change.items())
+        lines.append(f"  {settings}: {tried.peak / GIB:.2f} GiB, efficiency {tried.efficiency:.1%}")
+    if len(lines) == 1:
+        lines.append("  No change of the pipeline makes it fit: use more GPUs, or train less.")
+    return lines
+
+
+def toml(value: object) -> str:
+    """A setting as a config has it."""
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,0 +1,71 @@
+"""The auxiliary loss of mixtures of experts, which keeps routers from favouring a few experts.
+
+Switch Transformers, https://huggingface.co/papers/2101.03961, equations 4 to 6, layer by layer, and
+the mean over layers. transformers multiplies shares that it has pooled over all layers; that needs
+the last stage's counts before the first stage's backward pass, and lets layers balance each other
+out. For one layer the two are the same.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace.trainer.model.architecture import Router
+
+
+@dataclass(frozen=True)
+class RouterLossSettings:
+    """How the loss of each layer enters the whole."""
+
+    router: Router
+    coefficient: float  # of the mean over layers, beside the loss of the tokens
+    layers: int  # with a router, in the whole model
+    top_k: int  # experts that each token is sent to
+
+
+class RouterTap:
+    """Holds the logits of a decoder layer's router from its last forward pass."""
+
+    def __init__(self, layer: nn.Module, router: Router) -> None:
+        self.index = router.output_index
+        self.logits: Tensor | None = None
+        routers = [part for part in layer.modules() if isinstance(part, router.module_type)]
+        assert len(routers) == 1, "one router a layer"
+        routers[0].register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.logits = output[self.index] if isinstance(output, tuple) else output
+
+    def take(self) -> Tensor:
+        """The logits, [tokens, experts]; given once, so that nothing is kept alive."""
+        logits, self.logits = self.logits, None
+        assert logits is not None, "the layer's router did not run"
+        return logits
+
+
+def count_routers(layers: nn.Module, router: Router) -> int:
+    """Layers with a router."""
+    return sum(
+        any(isinstance(part, router.module_type) for part in layer.modules())
+        for layer in layers.children()
+    )
+
+
+def balance_loss(logits: Tensor, top_k: int, real: Tensor) -> Tensor:
+    """experts * sum over experts of (share of the tokens sent to it) * (mean probability of it).
+
+    Args:
+        logits: [tokens, experts].
+        real: [tokens] bool, false for filling.
+
+    Returns:
+        A float32 scalar: `top_k` where all experts are used alike, else more; 0 without tokens.
+    """
+    experts = logits.shape[-1]
+    probabilities = torch.softmax(logits.float(), dim=-1)
+    weight = real.float() / real.sum().clamp(min=1)
+    chosen = torch.topk(probabilities.detach(), top_k, dim=-1).indices
+    sent = torch.zeros_like(probabilities).scatter_(1, chosen, 1.0)
+    return experts * ((weight @ sent) * (weight @ probabilities)).sum()

@@ -1,0 +1,131 @@
+"""Where the values of a model's weights come from: its files, or chance."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from headrace.schemas.errors import DataError
+from headrace.schemas.fingerprint import derive_seed
+from headrace.trainer.model.checkpoint_names import CheckpointNames
+from headrace.trainer.model.weights import WeightFiles
+
+
+class WeightSource(Protocol):
+    """Gives parameters' values in order, by their names in the model without adapters."""
+
+    def __enter__(self) -> "WeightSource": ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor]:
+        """The values of parameters, in this order, each of its shape and of any type."""
+        ...
+
+
+class StoredWeights:
+    """The weights of a model directory.
+
+    Args:
+        model: without adapters, on the meta device; only says what the names mean.
+    """
+
+    def __init__(self, directory: Path, model: nn.Module) -> None:
+        self.files = WeightFiles(directory)
+        self.names = CheckpointNames(model, self.files.tensors)
+
+    def __enter__(self) -> "StoredWeights":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.files.__exit__(kind, error, traceback)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor]:
+        """As promised by `WeightSource`; several workers read ahead.
+
+        Raises:
+            DataError: the checkpoint lacks one, or has it in another shape than config.json says.
+        """
+        for name, _ in wanted:
+            if name not in self.names:
+                raise DataError(
+                    f"{self.files.directory}: the checkpoint has no tensor {name}, "
+                    "which config.json calls for"
+                )
+        groups = self.files.read_groups([self.names.stored(name) for name, _ in wanted])
+        for (name, shape), tensors in zip(wanted, groups, strict=True):
+            value = self.names.convert(name, tensors)
+            if value.shape != shape:
+                stored = self.files.tensors[self.names.stored(name)[0]]
+                raise DataError(
+                    f"{stored.path}: {name} has shape {list(value.shape)}, "
+                    f"config.json says {list(shape)}"
+                )
+            yield value
+
+
+class RandomWeights:
+    """Weights as transformers would initialise them, a function of seed and name alone."""
+
+    def __init__(self, model: Any, seed: int, device: torch.device) -> None:
+        self.model = model
+        self.seed = seed
+        self.device = device
+        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        text = model.config.get_text_config()
+        self.deviation = getattr(text, "initializer_range", None) or 0.02
+
+    def __enter__(self) -> "RandomWeights":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor]:
+        """As promised by `WeightSource`, made on the device."""
+        for name, shape in wanted:
+            if len(shape) > 1:
+                generator = torch.Generator(self.device)
+                generator.manual_seed(derive_seed(self.seed, "weights", name))
+                value = torch.empty(shape, device=self.device)
+                yield value.normal_(std=self.deviation, generator=generator)
+            else:
+                yield self._vector(name, shape)
+
+    def _vector(self, name: str, shape: torch.Size) -> Tensor:
+        """Biases are 0, norms as the model's own initialisation sets them."""
+        owner, _, attribute = name.rpartition(".")
+        if attribute.endswith("bias"):
+            return torch.zeros(shape)
+        module = copy.deepcopy(self.model.get_submodule(owner)).to_empty(device="cpu")
+        vector: nn.Parameter = getattr(module, attribute)
+        nn.init.ones_(vector)
+        self.model._init_weights(module)
+        return vector.detach()

@@ -1,0 +1,1 @@
+"""Steps, reports, checkpoints: a training run from start to end."""

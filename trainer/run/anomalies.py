@@ -1,0 +1,98 @@
+"""Steps that go wrong: gradients that are not finite, losses that jump; what is done about them."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from headrace.schemas.errors import TrainingError
+from headrace.schemas.run_config import AnomalyConfig
+from headrace.schemas.run_state import RunState
+from headrace.trainer.data.feed import StepInputs
+from headrace.trainer.distributed import Layout, gather_objects
+
+logger = logging.getLogger(__name__)
+
+ANOMALIES_NAME = "anomalies.jsonl"
+SHOWN_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Anomaly:
+    """What is wrong with a step, and what follows."""
+
+    what: str
+    policy: Literal["continue", "skip", "stop"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended: the gradient's norm before clipping, and what was wrong, if anything."""
+
+    norm: float
+    anomaly: Anomaly | None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the weights are updated."""
+        return self.anomaly is None or self.anomaly.policy == "continue"
+
+
+def judge(
+    config: AnomalyConfig, norm: float, loss: float | None, recent_losses: Sequence[float]
+) -> Anomaly | None:
+    """Whether a step may be taken as it is; the same answer at every rank.
+
+    Args:
+        norm: of the whole gradient, before clipping.
+        loss: of this global batch; None where no spike is looked for.
+        recent_losses: of the steps before, at most `spike_window`; fewer tell nothing.
+    """
+    if not math.isfinite(norm):
+        return Anomaly(f"the gradient's norm is {norm}", config.on_not_finite)
+    if loss is None or config.spike_factor is None or len(recent_losses) < config.spike_window:
+        return None
+    mean = math.fsum(recent_losses) / len(recent_losses)
+    if loss <= config.spike_factor * mean:
+        return None
+    times = f"{loss / mean:.1f} times the mean of the {len(recent_losses)} steps before"
+    return Anomaly(f"the loss is {loss:.4f}, {times}", config.on_spike)
+
+
+def deal_with(
+    outcome: Outcome, state: RunState, inputs: StepInputs, run_directory: Path, layout: Layout
+) -> None:
+    """Write the anomaly of the step that led to `state` down with the rows of its batch.
+
+    Every rank takes part.
+
+    Raises:
+        TrainingError: the policy is to stop.
+    """
+    assert outcome.anomaly is not None
+    leaders = gather_objects(inputs.leader_rows, layout.world_group)
+    keys = [
+        row.row_key
+        for part in leaders
+        if part
+        for places in part
+        for rows in places
+        for row in rows
+    ]
+    what, policy = outcome.anomaly.what, outcome.anomaly.policy
+    if layout.rank == 0:
+        record = {"step": state.step, "what": what, "policy": policy, "row_keys": keys}
+        with (run_directory / ANOMALIES_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    rows = f"{len(keys)} rows, first {', '.join(map(str, keys[:SHOWN_ROWS]))}; all in "
+    rows += str(run_directory / ANOMALIES_NAME)
+    if policy == "stop":
+        raise TrainingError(
+            f"step {state.step}: {what}; nothing was updated. It had {rows}. Look at them; "
+            "--resume with a lower optimizer.lr or another policy in [anomalies]"
+        )
+    done = "the step was taken" if policy == "continue" else "its update was skipped"
+    logger.warning("step %d: %s; %s. It had %s", state.step, what, done, rows)

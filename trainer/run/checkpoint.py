@@ -1,0 +1,135 @@
+"""Checkpoints: tensors by name, so any layout can read them; published whole or not at all."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from headrace.schemas.errors import CheckpointError
+from headrace.schemas.publish import remove_tree, rename_durably
+from headrace.schemas.run_state import (
+    CHECKPOINTS_FOLDER,
+    RunState,
+    checkpoint_name,
+    published_checkpoints,
+    read_run_state,
+    write_run_state,
+)
+from headrace.trainer.model.materializer import TrainedParameter
+from headrace.trainer.run.optimizer import state_names
+
+
+class CheckpointFolder:
+    """The `checkpoints` folder of a run."""
+
+    def __init__(self, run_directory: Path, keep_last: int, *, keep_best: bool = False) -> None:
+        self.path = run_directory / CHECKPOINTS_FOLDER
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+
+    def finished(self) -> list[Path]:
+        """Published checkpoints, oldest first."""
+        return published_checkpoints(self.path)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process had half written or half removed."""
+        for path in self.path.glob(".step-*"):
+            shutil.rmtree(path)
+
+    def unfinished(self, step: int) -> Path:
+        """Where the files of a checkpoint lie until all of them are written."""
+        return self.path / f".{checkpoint_name(step)}.tmp"
+
+    def publish(self, state: RunState) -> Path:
+        """Put a checkpoint whose stage files are durable in its place; older ones go after that.
+
+        Args:
+            state: with the stage files and their hashes.
+
+        Returns:
+            The path of the checkpoint.
+        """
+        final = self.path / checkpoint_name(state.step)
+        write_run_state(self.unfinished(state.step), state)
+        if final.exists():
+            remove_tree(final)
+        rename_durably(self.unfinished(state.step), final)
+        self._prune(state.best_step if self.keep_best else None)
+        return final
+
+    def _prune(self, best_step: int | None) -> None:
+        kept = None if best_step is None else checkpoint_name(best_step)
+        for path in self.finished()[: -self.keep_last]:
+            if path.name != kept:
+                remove_tree(path)
+
+
+def collect_tensors(
+    trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer, *, copy: bool = False
+) -> dict[str, Tensor]:
+    """Parameters and optimiser states under canonical names, copies of tied weights left out.
+
+    Args:
+        copy: into memory of their own, so that the next step cannot change them.
+    """
+
+    def on_host(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", copy=copy).contiguous()
+
+    tensors = {}
+    for item in trained:
+        if item.owned:
+            tensors[f"parameter/{item.name}"] = on_host(item.parameter)
+            for state in state_names(optimizer):
+                tensors[f"{state}/{item.name}"] = on_host(optimizer.state[item.parameter][state])
+    return tensors
+
+
+def load_tensors(
+    directory: Path, trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Read this stage's parameters and optimiser states from whatever stage files hold them.
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape.
+    """
+    files = [
+        safe_open(path, framework="pt") for path in sorted(directory.glob("stage-*.safetensors"))
+    ]
+    where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+    def read(name: str, shape: torch.Size) -> Tensor:
+        if name not in where:
+            raise CheckpointError(f"{directory}: no tensor {name}; it belongs to another run")
+        tensor: Tensor = where[name].get_tensor(name)
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{directory}: {name} has shape {list(tensor.shape)}, not {list(shape)}"
+            )
+        return tensor
+
+    for item in trained:
+        parameter = item.parameter
+        with torch.no_grad():
+            parameter.copy_(read(f"parameter/{item.name}", parameter.shape))
+        optimizer.state[parameter] = {
+            name: read(
+                f"{name}/{item.name}", torch.Size() if name == "step" else parameter.shape
+            ).to(parameter.device)
+            for name in state_names(optimizer)
+        }
+
+
+def newest(folder: CheckpointFolder, *, check_files: bool) -> tuple[Path, RunState] | None:
+    """The newest checkpoint and its state; None if there is none.
+
+    Raises:
+        CheckpointError: the newest one is damaged. Nothing older is taken in silence.
+    """
+    finished = folder.finished()
+    if not finished:
+        return None
+    return finished[-1], read_run_state(finished[-1], check_files=check_files)

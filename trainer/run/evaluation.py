@@ -1,0 +1,78 @@
+"""Loss over whole evaluation sets: every row once, weighted by tokens."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from headrace.schemas.shard_format import EVALUATION
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.data_builder import build_loader
+from headrace.trainer.data.feed import Feed
+from headrace.trainer.data.inputs import Inputs
+from headrace.trainer.data.loader import GroupLoader
+from headrace.trainer.data.places import count_places, evaluation_stream
+from headrace.trainer.data.position import Position
+from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
+from headrace.trainer.run.engine import StageEngine
+from headrace.trainer.run.metrics import EvaluationMetrics, losses_by_source, mean_loss
+
+EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One named set; only the first stage has a loader."""
+
+    name: str
+    batches: int
+    feed: Feed
+    loader: GroupLoader | None
+
+
+def evaluate(
+    sets: list[EvaluationSet], engine: StageEngine, layout: Layout, step: int
+) -> list[EvaluationMetrics]:
+    """Evaluate all sets after `step` training steps; every rank takes part and gets the results."""
+    results = []
+    for dataset in sets:
+        start = time.perf_counter()
+        if dataset.loader is not None:
+            dataset.loader.seek(Position())
+        mine = [
+            row
+            for _ in range(dataset.batches)
+            for row in engine.evaluation_step(dataset.feed.next())
+        ]
+        rows = [row for part in gather_objects(mine, layout.world_group) for row in part]
+        results.append(
+            EvaluationMetrics(
+                step=step,
+                name=dataset.name,
+                loss=mean_loss(rows),
+                source_losses=losses_by_source(rows),
+                trained_tokens=sum(row.trained_tokens for row in rows),
+                seconds=time.perf_counter() - start,
+            )
+        )
+    return results
+
+
+def build_evaluation_sets(
+    config: TrainConfig, inputs: Inputs, layout: Layout
+) -> list[EvaluationSet]:
+    """One set per `[[evaluation_datasets]]` table: its first rows in file order, each once."""
+    sets = []
+    for dataset, name, manifest in zip(
+        config.evaluation_datasets, config.evaluation_names(), inputs.evaluation, strict=True
+    ):
+        rows = sum(shard.rows for shard in manifest.split(EVALUATION))
+        rows = min(rows, dataset.max_rows or rows)
+        stream = evaluation_stream(config, dataset.path, manifest)
+        count = partial(count_places, inputs.place_tokens, stream, rows, Position())
+        places = from_first_rank(count, layout)
+        loader = None
+        if layout.is_first:
+            loader = build_loader(config, inputs, layout, stream, EVALUATION_MICRO_BATCHES, rows)
+        per_batch = config.micro_batch_size * EVALUATION_MICRO_BATCHES * layout.replicas
+        sets.append(EvaluationSet(name, -(-places // per_batch), Feed(layout, loader), loader))
+    return sets

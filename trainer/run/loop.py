@@ -1,0 +1,196 @@
+"""The training loop: feed, step, report, evaluate, save."""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.run_state import RunState
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.inputs import Inputs
+from headrace.trainer.data.quarantine import describe, merge, write_quarantine
+from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.export.export import export
+from headrace.trainer.run import gradients
+from headrace.trainer.run.anomalies import Outcome, deal_with, judge
+from headrace.trainer.run.cadence import Cadence, Timer
+from headrace.trainer.run.evaluation import evaluate
+from headrace.trainer.run.learning_rate import learning_rate
+from headrace.trainer.run.metrics import console_line, mean_loss
+from headrace.trainer.run.optimizer import set_learning_rate
+from headrace.trainer.run.requests import Requests
+from headrace.trainer.run.saver import Saver
+from headrace.trainer.run.session import Session, open_session
+from headrace.trainer.run.step_report import Report, StepFacts, make_report, step_metrics
+from headrace.trainer.run.timeline import TimelineLog, traced
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config: TrainConfig, inputs: Inputs, layout: Layout, requests: Requests, resume: bool
+) -> None:
+    """Train to the end, or until a stop is asked for; every rank runs this.
+
+    Raises:
+        TrainingError: a step went wrong, and the policy is to stop.
+        CheckpointError: a checkpoint could not be written.
+    """
+    session = open_session(config, inputs, layout, resume)
+    engine, optimizer, state, log = session.engine, session.optimizer, session.state, session.log
+    cadence = Cadence(config, session.total_steps, inputs.rows_per_epoch)
+    saver = Saver(session.folder, layout, background=config.checkpoint.background)
+    if session.is_new and config.evaluation.before_first_step:
+        state = run_evaluation(session, layout, state)
+    timelines = None
+    if config.profile.timeline:
+        timelines = TimelineLog(session.run_directory, layout.rank)
+    timer = Timer(config.checkpoint.every_minutes)
+    stopping = False
+    while not (stopping or cadence.has_ended(state)):
+        started = time.perf_counter()
+        engine.timeline.begin()
+        with engine.timeline.span("data"):
+            step_inputs = session.feed.next()
+        lr = learning_rate(config.optimizer, config.scheduler, state.step, session.total_steps)
+        set_learning_rate(optimizer, lr)
+        dropout_seed = derive_seed(config.seed, "dropout", state.step)
+        finish = partial(finish_step, config, session, layout, state)
+        is_traced = state.step + 1 == config.profile.trace_step
+        with traced(session.run_directory, layout.rank, is_traced):
+            losses, outcome = engine.train_step(step_inputs, dropout_seed, finish)
+
+        wishes = requests.poll()
+        save = wishes.save or timer.is_due()
+        report = make_report(
+            losses,
+            step_inputs,
+            engine.router_loss(),
+            wishes.stop,
+            save,
+            saver.progress(),
+            session.feed.take_quarantined(),
+        )
+        reports = gather_objects(report, layout.world_group)
+        saver.settle([report.written for report in reports])
+        stopping = any(report.stop for report in reports)
+        loss = mean_loss(row for report in reports for row in report.losses)
+        seconds = time.perf_counter() - started
+        before = state
+        state = before.after_step(
+            next_row=step_inputs.position.next_row,
+            waiting=step_inputs.position.waiting,
+            tokens=step_inputs.tokens,
+            seconds=seconds,
+            loss=loss,
+            losses_kept=config.anomalies.losses_kept,
+            overlong_rows=step_inputs.overlong.rows,
+            overlong_tokens=step_inputs.overlong.tokens,
+        )
+        state = note_quarantined(state, reports, session)
+        if timelines is not None:
+            timelines.write(state.step, seconds, engine.timeline.take())
+        if outcome.anomaly is not None:
+            deal_with(outcome, state, step_inputs, session.run_directory, layout)
+        if log is not None:
+            facts = StepFacts(
+                step=state.step,
+                first_row=before.next_row,
+                epoch=session.course.epoch_at(state.rows_done),
+                place_tokens=inputs.place_tokens,
+                lr=lr,
+                gradient_norm=outcome.norm,
+                seconds=seconds,
+            )
+            metrics = step_metrics(reports, step_inputs, facts)
+            log.write(metrics)
+            start = session.state
+            pace = (state.seconds - start.seconds) / (state.step - start.step)
+            left = (session.total_steps - state.step) * pace
+            logger.info("%s", console_line(metrics, session.total_steps, left))
+
+        if cadence.evaluates(before, state):
+            state = run_evaluation(session, layout, state)
+        wished = stopping or any(report.save for report in reports)
+        if wished or cadence.saves(before, state):
+            if log is not None:
+                log.sync()
+            saver.begin(state, session.built.trained, optimizer)
+            timer.restart()
+
+    saver.finish()
+    if cadence.has_ended(state):
+        written = "nothing"
+        if config.checkpoint.at_end:
+            written = str(export(session.built, layout, session.model, session.run_directory))
+        logger.info(
+            "done%s: %s tokens; %s written", ending(cadence, state), f"{state.tokens:,}", written
+        )
+    else:
+        logger.info("stopped on request after step %d; continue with --resume", state.step)
+    if log is not None:
+        log.close()
+
+
+def note_quarantined(state: RunState, reports: Sequence[Report], session: Session) -> RunState:
+    """The state with the row groups that any rank has given up; written down by the first rank."""
+    found = [record for report in reports for record in report.quarantined]
+    records = merge(state.quarantined, found)
+    if len(records) == len(state.quarantined):
+        return state
+    if session.log is not None:
+        write_quarantine(session.run_directory, records)
+        for record in records:
+            if record not in state.quarantined:
+                logger.warning("quarantined: %s", describe(record))
+    return state.model_copy(update={"quarantined": records})
+
+
+def finish_step(config: TrainConfig, session: Session, layout: Layout, state: RunState) -> Outcome:
+    """Reduce, measure and clip the gradients, then step, unless something is wrong."""
+    built, optimizer = session.built, session.optimizer
+    parameters = [item.parameter for item in built.trained]
+    gradients.sum_tied(built, layout)
+    gradients.sum_over_replicas(parameters, layout)
+    norm = gradients.global_norm(built, layout)
+    loss = None
+    if config.anomalies.spike_factor is not None:
+        rows = gather_objects(session.engine.row_losses(), layout.world_group)
+        loss = mean_loss(row for part in rows for row in part)
+    outcome = Outcome(norm, judge(config.anomalies, norm, loss, state.recent_losses))
+    if outcome.is_taken:
+        gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
+        optimizer.step()
+    optimizer.zero_grad()
+    return outcome
+
+
+def run_evaluation(session: Session, layout: Layout, state: RunState) -> RunState:
+    """Evaluate and write the results down; the state then knows the loss over all sets."""
+    results = evaluate(session.evaluation_sets, session.engine, layout, state.step)
+    for result in results:
+        if session.log is not None:
+            session.log.write(result)
+        logger.info(
+            "evaluation %s after step %d: loss %.4f over %s tokens in %.1f s",
+            result.name,
+            state.step,
+            result.loss,
+            f"{result.trained_tokens:,}",
+            result.seconds,
+        )
+    tokens = sum(result.trained_tokens for result in results)
+    if not tokens:
+        return state
+    loss = math.fsum(result.loss * result.trained_tokens for result in results) / tokens
+    return state.after_evaluation(loss)
+
+
+def ending(cadence: Cadence, state: RunState) -> str:
+    """What is worth saying about the end of a run."""
+    early = f" early, after step {state.step}" if cadence.is_out_of_patience(state) else ""
+    if state.best_loss is None:
+        return early
+    return f"{early}; lowest evaluation loss {state.best_loss:.4f} after step {state.best_step}"

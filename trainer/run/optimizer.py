@@ -1,0 +1,61 @@
+"""The optimiser of a stage's trained parameters."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from headrace.schemas.optimizer_config import OptimizerConfig
+from headrace.trainer.model.materializer import TrainedParameter
+from headrace.trainer.run.adamw_kahan import AdamWKahan
+
+LORA_UP = (".lora_B.", ".lora_embedding_B.")
+
+
+def build_optimizer(
+    config: OptimizerConfig, trained: Sequence[TrainedParameter], *, triton: bool = False
+) -> torch.optim.Optimizer:
+    """AdamW; norms and biases (one-dimensional parameters) are not decayed.
+
+    With LoRA+ (https://arxiv.org/abs/2402.12354) the adapters' B has a higher rate than all else.
+
+    Args:
+        triton: AdamW-Kahan as one kernel a tensor, instead of its plain twin.
+    """
+
+    def group(decayed: bool, up: bool) -> dict[str, Any]:
+        parameters = [
+            item.parameter
+            for item in trained
+            if (item.parameter.ndim > 1) == decayed and is_up(item.name) == up
+        ]
+        return {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "rate_factor": config.lora_plus_ratio if up else 1.0,
+        }
+
+    groups = [group(decayed, up) for decayed in (True, False) for up in (False, True)]
+    groups = [group for group in groups if group["params"]] or groups[:1]  # a stage may train none
+    if config.type == "adamw_kahan":
+        return AdamWKahan(groups, config, triton=triton)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
+
+
+def state_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimiser keeps for each weight, and checkpoints hold."""
+    compensation = ("compensation",) if isinstance(optimizer, AdamWKahan) else ()
+    return ("exp_avg", "exp_avg_sq", *compensation, "step")
+
+
+def is_up(name: str) -> bool:
+    """Whether a parameter is the B of an adapter."""
+    return any(part in f"{name}." for part in LORA_UP)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the next step, times the factor of each group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate_factor", 1.0)

@@ -1,0 +1,126 @@
+"""Saves while training goes on: copy, write in a thread, publish once every stage has written."""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from headrace.schemas.errors import CheckpointError
+from headrace.schemas.fingerprint import file_sha256
+from headrace.schemas.publish import fsync_path
+from headrace.schemas.run_state import RunState
+from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.model.materializer import TrainedParameter
+from headrace.trainer.run.checkpoint import CheckpointFolder, collect_tensors
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one rank has put into a checkpoint: file name -> SHA-256; or why it could not."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A checkpoint that is being written; `written` is this rank's part."""
+
+    state: RunState
+    written: Future[Written]
+
+
+class Saver:
+    """Takes checkpoints of a run. Ranks begin each save together and agree on its end.
+
+    A rank's `progress` travels with its report of a step; `settle` reads everybody's. So nothing
+    waits for a disk, and a checkpoint is published by the first rank only when all of it is
+    durable; then, and only then, older ones go.
+
+    Args:
+        background: write while the next steps run, from a copy in host memory.
+    """
+
+    def __init__(self, folder: CheckpointFolder, layout: Layout, *, background: bool) -> None:
+        self.folder = folder
+        self.layout = layout
+        self.background = background
+        self._pending: Pending | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def begin(
+        self,
+        state: RunState,
+        trained: Sequence[TrainedParameter],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Start a save of this moment; an earlier one is finished first.
+
+        Raises:
+            CheckpointError: a rank could not write.
+        """
+        self.finish()
+        if self.layout.replica != 0:
+            written: Future[Written] = Future()
+            written.set_result(Written())
+        else:
+            tensors = collect_tensors(trained, optimizer, copy=self.background)
+            path = self.folder.unfinished(state.step) / f"stage-{self.layout.stage:02d}.safetensors"
+            written = self._thread.submit(write, path, tensors)
+        self._pending = Pending(state, written)
+        if not self.background:
+            self.finish()
+
+    def progress(self) -> Written | None:
+        """This rank's part of the pending save, once it is written; for the report of a step."""
+        if self._pending is None or not self._pending.written.done():
+            return None
+        return self._pending.written.result()
+
+    def settle(self, parts: Sequence[Written | None]) -> None:
+        """Publish the pending save if every rank has written; every rank is given the same parts.
+
+        Raises:
+            CheckpointError: a rank could not write.
+        """
+        written = [part for part in parts if part is not None]
+        if self._pending is None or len(written) < len(parts):
+            return
+        problems = [part.problem for part in written if part.problem]
+        if problems:
+            raise CheckpointError(problems[0])
+        files = {name: digest for part in written for name, digest in part.files.items()}
+        state = self._pending.state.model_copy(update={"files": files})
+        if self.layout.rank == 0:
+            path = self.folder.publish(state)
+            logger.info("saved %s", path)
+        self._pending = None
+
+    def finish(self) -> None:
+        """Wait until the pending save is published; every rank takes part.
+
+        Raises:
+            CheckpointError: a rank could not write.
+        """
+        if self._pending is not None:
+            mine = self._pending.written.result()
+            self.settle(gather_objects(mine, self.layout.world_group))
+
+
+def write(path: Path, tensors: dict[str, Tensor]) -> Written:
+    """Write one stage's file durably; what goes wrong in the thread is for all ranks to know."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path)
+        fsync_path(path)
+        return Written({path.name: file_sha256(path)})
+    except (OSError, SafetensorError) as error:
+        return Written(problem=f"{path}: cannot be written ({error}); make room, then --resume")

@@ -1,0 +1,165 @@
+"""Everything a run is made of, built or resumed."""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from headrace.schemas.run_state import RunState
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.course import Course, describe_change, open_course, take_up
+from headrace.trainer.data.data_builder import build_train_loader
+from headrace.trainer.data.feed import Feed
+from headrace.trainer.data.horizon import find_horizon
+from headrace.trainer.data.inputs import Inputs
+from headrace.trainer.data.position import Position
+from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
+from headrace.trainer.model.acceleration import uses_kernels
+from headrace.trainer.model.model_builder import BuiltStage, build_stage
+from headrace.trainer.model.model_directory import model_directory
+from headrace.trainer.run.checkpoint import CheckpointFolder, load_tensors, newest
+from headrace.trainer.run.engine import StageEngine
+from headrace.trainer.run.evaluation import EvaluationSet, build_evaluation_sets
+from headrace.trainer.run.metrics import MetricsLog
+from headrace.trainer.run.optimizer import build_optimizer
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = {  # what a resumed run takes from its own config and layout, not from the checkpoint
+    "seed",
+    "global_batch_rows",
+    "stages",
+    "replicas",
+    "config_fingerprint",
+    "data_fingerprint",
+    "files",
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """The parts of a run at one rank, standing at `state`."""
+
+    model: Path
+    run_directory: Path
+    built: BuiltStage
+    engine: StageEngine
+    optimizer: torch.optim.Optimizer
+    feed: Feed
+    evaluation_sets: list[EvaluationSet]
+    folder: CheckpointFolder
+    log: MetricsLog | None  # first rank only
+    course: Course
+    total_steps: int
+    state: RunState
+    is_new: bool  # no checkpoint was taken up
+
+
+def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bool) -> Session:
+    """Build the parts and, if asked, take up the newest checkpoint; every rank takes part.
+
+    Raises:
+        CheckpointError: the newest checkpoint is damaged.
+        ConfigError, DataError: adapter or weights do not fit the model.
+    """
+    run_directory = Path(config.output_dir)
+    folder = CheckpointFolder(
+        run_directory, config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
+    )
+    built = build_stage(config, layout.stage, layout.device)
+    optimizer = build_optimizer(
+        config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
+    )
+    state = fresh_state(config, inputs, layout)
+    found = newest(folder, check_files=layout.rank == 0) if resume else None
+    if found is not None:
+        path, saved = found
+        state = saved.model_copy(update={name: getattr(state, name) for name in LAYOUT})
+        load_tensors(path, built.trained, optimizer)
+        if saved.global_batch_rows != inputs.global_batch_rows:
+            logger.warning(
+                "global batches of %d rows up to row %d, and of %d from there on",
+                saved.global_batch_rows,
+                saved.next_row,
+                inputs.global_batch_rows,
+            )
+        logger.info("resuming from %s, after step %d", path, state.step)
+    elif resume:
+        logger.info("no checkpoint was written yet; starting from the first step")
+    if layout.rank == 0:
+        folder.remove_leftovers()
+    position = Position(state.next_row, tuple(state.waiting))
+    data = take_up(state.data, config, inputs, state.next_row)
+    if state.data and data != state.data:
+        logger.warning("%s", describe_change(data[-1]))
+    state = state.model_copy(update={"data": data})
+    course = open_course(config, inputs, state.data, min([position.next_row, *position.waiting]))
+    horizon = from_first_rank(
+        partial(find_horizon, config, inputs, course, state.step, position), layout
+    )
+    loader = build_train_loader(config, inputs, layout, course, horizon.stop_row)
+    if loader is not None:
+        loader.seek(position)
+        loader.reader.quarantine.restore(state.quarantined)
+    describe(built, inputs, layout, horizon.total_steps)
+    return Session(
+        model=model_directory(config.model),
+        run_directory=run_directory,
+        built=built,
+        engine=StageEngine(built.stage, config, layout),
+        optimizer=optimizer,
+        feed=Feed(layout, loader),
+        evaluation_sets=build_evaluation_sets(config, inputs, layout),
+        folder=folder,
+        log=MetricsLog(run_directory, state.step if found else -1) if layout.rank == 0 else None,
+        course=course,
+        total_steps=horizon.total_steps,
+        state=state,
+        is_new=found is None,
+    )
+
+
+def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState:
+    """Before the first step."""
+    return RunState(
+        step=0,
+        next_row=0,
+        seed=config.seed,
+        tokens=0,
+        seconds=0.0,
+        global_batch_rows=inputs.global_batch_rows,
+        stages=layout.stages,
+        replicas=layout.replicas,
+        config_fingerprint=config.fingerprint(),
+        data_fingerprint=inputs.data_fingerprint,
+        files={},
+    )
+
+
+def describe(built: BuiltStage, inputs: Inputs, layout: Layout, total_steps: int) -> None:
+    """Say once what is about to run."""
+    counts = (
+        len(built.layers),
+        sum(item.parameter.numel() for item in built.trained if item.owned),
+    )
+    stages = gather_objects(counts, layout.pipeline_group)
+    layers = " + ".join(str(count) for count, _ in stages)
+    trained = sum(count for _, count in stages)
+    logger.info(
+        "%d stage(s) of %s layers x %d replica(s) on %s, %s; %s trained parameters",
+        layout.stages,
+        layers,
+        layout.replicas,
+        layout.device.type,
+        str(built.stage.compute_dtype).removeprefix("torch."),
+        f"{trained:,}",
+    )
+    logger.info(
+        "%d steps of %d places of %d tokens; %s rows an epoch",
+        total_steps,
+        inputs.global_batch_rows,
+        inputs.place_tokens,
+        f"{inputs.rows_per_epoch:,}",
+    )
