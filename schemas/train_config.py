@@ -1,11 +1,12 @@
 """The config of `headrace train`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
+from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.optimizer_config import OptimizerConfig, SchedulerConfig
 from headrace.schemas.run_config import (
     AnomalyConfig,
@@ -65,9 +66,14 @@ class TrainConfig(Config):
         description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, '
         "float32 on CPU. Trained weights are held in float32, unless `optimizer.type` differs.",
     )
-    activation_checkpointing: Literal["none", "full"] = Field(
+    activation_checkpointing: Literal["none", "full"] | Annotated[int, Field(ge=1)] | Text = Field(
         "none",
-        description='`"full"`: keep only the input of each layer and compute the rest again.',
+        description='`"full"`: keep only the input of each layer and compute the rest again. '
+        'A number n: of every n-th layer. Or a list of layers such as `"0:15,20"`; ends count.',
+    )
+    activation_offload: bool = Field(
+        False,
+        description="Hold these inputs in host memory until the backward pass asks for them.",
     )
     kernels: Literal["auto", "torch"] = Field(
         "auto",
@@ -130,6 +136,7 @@ class TrainConfig(Config):
             )
         self.check_mixing()
         self.check_packing()
+        self.check_checkpointing()
         for key, wished in (
             ("evaluation.patience", self.evaluation.patience),
             ("checkpoint.keep_best", self.checkpoint.keep_best),
@@ -162,6 +169,17 @@ class TrainConfig(Config):
                     f'{key} = "{getattr(self, key)}" has no meaning with mixing = "concatenate"; '
                     'set mixing = "interleave" or drop it'
                 )
+
+    def check_checkpointing(self) -> None:
+        """Only recomputed layers have inputs to offload."""
+        setting = self.activation_checkpointing
+        if isinstance(setting, str) and setting not in ("none", "full"):
+            parse_layers(setting)
+        if self.activation_offload and setting == "none":
+            raise ValueError(
+                "activation_offload moves the inputs of recomputed layers; "
+                'set activation_checkpointing = "full" or drop it'
+            )
 
     def check_packing(self) -> None:
         """What is said about packing needs packing."""

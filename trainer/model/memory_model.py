@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
+from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.model_builder import Plan, assemble
 from headrace.trainer.model.model_size import ModelSize, PartSize
@@ -21,6 +22,7 @@ from headrace.trainer.model.model_size import ModelSize, PartSize
 TRAINED_BYTES = 4  # weights that are trained are float32, and so are
 GRADIENT_BYTES = 4
 MOMENT_BYTES = 8  # Adam's two
+OFFLOADED_IN_TRANSIT = 3  # layer inputs on their way to the host or back
 LOGIT_BYTES = 4 + 2  # float32 for the softmax and its gradient, and the gradient once in bfloat16
 
 
@@ -153,14 +155,18 @@ def stage_memory(
     trained = sum(part.trained for part in parts)
     frozen = sum(part.weights for part in parts) - trained
     in_flight = min(config.gradient_accumulation_steps, stages - stage)
-    recompute = config.activation_checkpointing == "full"
-    per_layer = activations.boundary if recompute else activations.kept
-    held = in_flight * (len(layers) * per_layer + 2 * activations.boundary)
+    chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
+    again = len(chosen.intersection(layers))
+    kept = (len(layers) - again) * activations.kept + 2 * activations.boundary
+    if config.activation_offload:
+        boundaries = OFFLOADED_IN_TRANSIT * activations.boundary
+    else:
+        boundaries = in_flight * again * activations.boundary
     return StageMemory(
         weights=frozen * dtype.itemsize + trained * TRAINED_BYTES,
         gradients=trained * GRADIENT_BYTES,
         optimizer=trained * MOMENT_BYTES,
-        activations=held + activations.kept * recompute,
+        activations=in_flight * kept + boundaries + activations.kept * (again > 0),
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
         masks=float(in_flight * config.micro_batch_size * sequence_len**2),
     )

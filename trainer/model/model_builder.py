@@ -9,8 +9,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.acceleration import accelerate
+from headrace.trainer.model.activation_offload import ActivationOffload
 from headrace.trainer.model.adapters import (
     PEFT_PREFIX,
     add_adapter,
@@ -175,7 +177,10 @@ def assemble(
         router_loss=router_loss_settings(plan, config),
         compute_dtype=dtype,
         autocast=plan.lora is None and trained_dtype(config, dtype) != dtype,
-        recompute=config.activation_checkpointing == "full",
+        recompute=recomputed_layers(
+            config.activation_checkpointing, architecture.config.num_hidden_layers
+        ),
+        offload=ActivationOffload(device) if config.activation_offload else None,
         seeded=config.adapter.dropout > 0 or architecture.uses_chance,
     )
     materialize_buffers(stage_module, plan.plain, device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.memory_model import (
@@ -149,7 +150,7 @@ def layer_work(
     once more; recomputation repeats the first. Attention is causal, over whole rows or its window.
     """
     part, settings = size.layers[index], plan.architecture.config
-    recomputed = config.activation_checkpointing == "full"
+    recomputed = index in recomputed_layers(config.activation_checkpointing, len(size.layers))
     frozen_share = 1 - min(1.0, part.trained / max(1.0, part.active))
     weight_passes = 2 + (1 - frozen_share) + recomputed
     heads = getattr(settings, "num_attention_heads", 1)
@@ -164,7 +165,11 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
     """Changes of the config with which the run fits, the mildest first."""
     config = run.config
     layers = sum(len(stage.layers) for stage in run.stages)
-    single: list[dict[str, Any]] = [{"partition": "memory"}, {"activation_checkpointing": "full"}]
+    single: list[dict[str, Any]] = [
+        {"partition": "memory"},
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "full", "activation_offload": True},
+    ]
     if config.micro_batch_size > 1:
         rows = config.micro_batch_size * config.gradient_accumulation_steps
         single.append({"micro_batch_size": 1, "gradient_accumulation_steps": rows})
@@ -244,4 +249,4 @@ def verdict(run: RunPlan, gpus: int, memory: float) -> list[str]:
 
 def toml(value: object) -> str:
     """A setting as a config has it."""
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return f'"{value}"' if isinstance(value, str) else str(value).lower()

@@ -16,6 +16,7 @@ FREE_ON_RESUME = {
     "micro_batch_size",
     "gradient_accumulation_steps",
     "activation_checkpointing",
+    "activation_offload",
     "kernels",
     "compile",
     "threads",
