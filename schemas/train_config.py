@@ -16,6 +16,8 @@ from headrace.schemas.run_config import (
 )
 from headrace.schemas.toml_config import Config, Text
 
+HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]
+
 
 class TrainConfig(Config):
     """Top-level keys."""
@@ -45,11 +47,16 @@ class TrainConfig(Config):
     pipeline_stages: int = Field(
         1, ge=1, description="Parts the model is cut into; must divide the number of processes."
     )
-    partition: Literal["cost", "memory", "uniform"] | list[int] = Field(
+    partition: Literal["cost", "memory", "uniform"] | list[HalfLayers] = Field(
         "cost",
         description='How layers are given to stages. `"cost"`: the slowest stage is as fast as can '
         'be. `"memory"`: the fullest is as small as can be. `"uniform"`: as many layers each. Or a '
-        "list of the numbers of layers.",
+        "list of the numbers of layers, such as [9.5, 9, 8, 5.5].",
+    )
+    half_layers: bool = Field(
+        False,
+        description="Let stages also begin between a layer's attention and its MLP; "
+        "for families whose layers have one after the other, and without dropout.",
     )
     weights: Literal["stored", "random"] = Field(
         "stored",

@@ -28,9 +28,11 @@ from headrace.trainer.model.architecture import (
 )
 from headrace.trainer.model.block_expansion import Expansion, expand
 from headrace.trainer.model.families import FAMILIES
+from headrace.trainer.model.half_layer import half_of
 from headrace.trainer.model.materializer import Materializer, TrainedParameter, trained_dtype
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.model_size import measure, partition
+from headrace.trainer.model.partition import Span
 from headrace.trainer.model.router_loss import RouterLossSettings, count_routers
 from headrace.trainer.model.self_check import check_against_transformers
 from headrace.trainer.model.stage import Stage, StageNames
@@ -47,7 +49,7 @@ class BuiltStage:
     tied_head: nn.Parameter | None  # single stage: the head, over the memory of `tied_copy`
     model_config: Any
     lora_config: LoraConfig | None
-    layers: range
+    layers: Span
     architecture: Architecture
     skeleton: Any  # the whole model without adapters, on the meta device
     initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
@@ -151,7 +153,7 @@ def assemble(
     plan: Plan,
     config: TrainConfig,
     stage: int,
-    layers: range,
+    layers: Span,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Stage:
@@ -165,13 +167,23 @@ def assemble(
         head=plan.prefix + family.head if last else None,
     )
     used = [names.embedding, *names.layers, names.norm, names.head]
+    modules = {name: plan.model.get_submodule(name) for name in used if name}
+    for name, (_, half) in zip(names.layers, layers.pieces(), strict=True):
+        if half is not None:
+            modules[name] = half_of(modules[name], family.attention, half)
+    seeded = config.adapter.dropout > 0 or architecture.uses_chance
+    if seeded and any(half for _, half in layers.pieces()):
+        raise ConfigError(
+            "half_layers does not go with dropout, whose choices belong to whole layers; "
+            "use whole layers or set adapter.dropout = 0"
+        )
     rotary = None
     if family.rotary is not None:
         rotary = type(plan.plain.get_submodule(family.rotary))(config=architecture.config)
     stage_module = Stage(
-        {name: plan.model.get_submodule(name) for name in used if name},
+        modules,
         names=names,
-        layers=layers,
+        layers=list(layers),
         rotary=None if rotary is None else rotary.to(device),
         architecture=architecture,
         router_loss=router_loss_settings(plan, config),
@@ -181,7 +193,7 @@ def assemble(
             config.activation_checkpointing, architecture.config.num_hidden_layers
         ),
         offload=ActivationOffload(device) if config.activation_offload else None,
-        seeded=config.adapter.dropout > 0 or architecture.uses_chance,
+        seeded=seeded,
     )
     materialize_buffers(stage_module, plan.plain, device)
     return stage_module

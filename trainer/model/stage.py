@@ -1,7 +1,7 @@
 """One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -86,7 +86,7 @@ class Stage(nn.Module):
         modules: dict[str, nn.Module],
         *,
         names: StageNames,
-        layers: range,
+        layers: Sequence[int],
         rotary: nn.Module | None,
         architecture: Architecture,
         router_loss: RouterLossSettings | None,
