@@ -30,6 +30,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 POLL_SECONDS = 0.1
+ATTEMPTS = 4  # of what fails for no reason of the user's, as on a cluster
 SPARK_ERRORS = (PySparkException, Py4JError)
 QUIET: dict[str, bool | float | int | str | None] = {
     "spark.ui.showConsoleProgress": "false",
@@ -56,7 +57,7 @@ class SparkEngine:
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
             builder = builder.config(map=QUIET)
         if workers is not None:
-            builder = builder.master(f"local[{workers}]")
+            builder = builder.master(f"local[{workers},{ATTEMPTS}]")
         try:
             self.session = builder.getOrCreate()
         except SPARK_ERRORS as error:
@@ -167,13 +168,13 @@ class SparkJob:
         while len(done) < self.count:
             ended = self.ended.wait(POLL_SECONDS)
             found = self.finished.value
-            for place in range(read, len(found)):
-                number, result = found[place]
-                found[place] = None  # the list lives as long as the job
+            while read < len(found):  # it grows meanwhile
+                number, result = found[read]
+                found[read] = None  # the list lives as long as the job
+                read += 1
                 if number not in done:
                     done.add(number)
                     yield number, result
-            read = len(found)
             if ended and len(done) < self.count and read == len(self.finished.value):
                 raise DataError(explain(self.error, len(done), self.count)) from self.error
 
