@@ -81,7 +81,7 @@ class SourceRecord(Record):
 
     def fill(self, row_tokens: int) -> float:
         """Share of its rows' `row_tokens` tokens that is used."""
-        return self.tokens / (self.rows * row_tokens)
+        return self.tokens / (self.rows * row_tokens) if self.rows else 0.0
 
 
 class TokenLedger(Record):

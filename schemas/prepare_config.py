@@ -84,6 +84,12 @@ class SourceConfig(Config):
     control_class: Literal[-1, 0, 1] | None = Field(
         None, description="Class of all its rows for control adapters."
     )
+    max_rows: int | None = Field(
+        None, ge=1, description="Keep so many rows, chosen at random; the rest is left out."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="The same by tokens: as many whole rows as have no more."
+    )
     chat: ChatConfig | None = Field(
         None, description='For `type = "chat"` and `type = "preference"`.'
     )
@@ -133,6 +139,15 @@ class PrepareConfig(Config):
         description='Drop the last row of a block where it is not full (`"concatenate"` only).',
     )
     shards: int = Field(8, ge=1, le=99_999, description="Number of train shards.")
+    max_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Keep so many rows of all sources together, chosen at random after the limits "
+        "of each source.",
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="The same by tokens: as many whole rows as have no more."
+    )
     seed: int = Field(0, ge=0, description="Decides shuffle and evaluation split.")
     evaluation_fraction: float = Field(
         0.01,

@@ -90,10 +90,10 @@ def test_repartition_withstands_two_attempts_too(mixed_config, run_on, snapshot)
 
 
 def test_spark_writes_the_bytes_that_processes_write(mixed_config, run_on, spark):
-    right = run_on(None, mixed_config("local"))
-    for partitions in (None, 1, 3):
+    for partitions, changes in ((None, {}), (1, {"max_tokens": 20_000}), (3, {"packing": "none"})):
+        right = run_on(None, mixed_config(f"local-{partitions}", **changes))
         spark.partitions = partitions
-        assert run_on(spark, mixed_config(f"spark-{partitions}")) == right
+        assert run_on(spark, mixed_config(f"spark-{partitions}", **changes)) == right
 
 
 def test_what_spark_finished_is_kept_by_either_engine(mixed_config, run_on, spark):
