@@ -23,6 +23,7 @@ from headrace.dataprep.html_report import write_report
 from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
+from headrace.dataprep.mixing import mix
 from headrace.dataprep.resolve import resolve
 from headrace.dataprep.row_choice import RowCuts
 from headrace.dataprep.row_limits import limit_rows
@@ -161,8 +162,11 @@ def run(job: Job, tasks: list[Task], inputs_key: str, engine: Engine, console: C
     # workers on other machines may see only the output
     copy = str(job.output / TOKENIZER_NAME)
     job = replace(job, tokenizer=replace(job.tokenizer, file=copy))
-    if job.config.deduplicate.enabled:
+    described = job
+    if job.config.deduplicate.enabled or job.config.mix_sources:
         job = find_duplicates(job, tasks, engine, console)
+    if job.config.mix_sources:
+        job, tasks = mix(job, tasks)
     by_source = run_tasks(job, tasks, engine, console)
     collect_rejects(job, len(tasks))
     check_rejects(job, by_source)
@@ -170,7 +174,7 @@ def run(job: Job, tasks: list[Task], inputs_key: str, engine: Engine, console: C
     cuts, by_source = limit_rows(job, tasks, by_source, engine)
     splits = plan_splits(job, tasks, add_stats(by_source.values()), cuts)
     shards = write_shards(shard_target(job), splits, engine, console)
-    manifest = build_manifest(job, inputs_key, by_source, shards)
+    manifest = build_manifest(described, inputs_key, by_source, shards)
     write_report(job.output, manifest, by_source)
     write_manifest(job.output, manifest)
     return manifest

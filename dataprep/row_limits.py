@@ -56,7 +56,8 @@ class Cut(NamedTuple):
 
 def limited(config: PrepareConfig) -> bool:
     """Whether the config has limits of rows or tokens."""
-    return any(limits_of(part) != (None, None) for part in (config, *config.sources))
+    parts: list[PrepareConfig | SourceConfig] = [config, *config.sources]
+    return any(limits_of(part) != (None, None) for part in parts)
 
 
 def limits_of(part: PrepareConfig | SourceConfig) -> tuple[int | None, int | None]:

@@ -19,6 +19,7 @@ SpecialToken = Literal[
 Kind = Literal["causal", "preference"]
 Tokens = str | int | list[int]
 FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
+MIXED = "mixed"  # the source of rows that hold documents of several
 TABLES = {"chat": ("chat", "preference"), "preference": ("preference",)}  # who reads them
 
 
@@ -139,6 +140,11 @@ class PrepareConfig(Config):
         description='Drop the last row of a block where it is not full (`"concatenate"` only).',
     )
     shards: int = Field(8, ge=1, le=99_999, description="Number of train shards.")
+    mix_sources: bool = Field(
+        False,
+        description="Put documents of different sources into one row. All rows then have the "
+        f'source `"{MIXED}"`.',
+    )
     max_rows: int | None = Field(
         None,
         ge=1,
@@ -246,6 +252,27 @@ class PrepareConfig(Config):
             )
         if self.kind == "preference" and self.overlong == "split":
             raise ValueError('overlong = "split": pairs cannot be split; set "truncate" or "drop"')
+        return self
+
+    @model_validator(mode="after")
+    def check_mixing(self) -> "PrepareConfig":
+        if not self.mix_sources:
+            return self
+        if self.packing == "none":
+            raise ValueError(
+                'mix_sources: with packing = "none" each row is one document; remove it, or set '
+                'packing to "concatenate" or "best_fit"'
+            )
+        if len({source.control_class for source in self.sources}) > 1:
+            raise ValueError(
+                "mix_sources: a row has one control_class, and the sources have several; remove it"
+            )
+        for source in self.sources:
+            if source.max_rows is not None or source.max_tokens is not None:
+                raise ValueError(
+                    f'source "{source.name}": limits take whole rows, which mix_sources fills '
+                    "from all sources; set max_rows and max_tokens for all sources together"
+                )
         return self
 
     @model_validator(mode="after")
