@@ -24,6 +24,7 @@ FREE_ON_RESUME = {
     "checkpoint",
     "anomalies",
     "profile",
+    "reporting",
 }
 LOADER_SETTINGS_KEPT = {
     "shuffle",
