@@ -7,12 +7,18 @@ from pydantic import Field, model_validator
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
 from headrace.schemas.layer_ranges import parse_layers
-from headrace.schemas.optimizer_config import OptimizerConfig, SchedulerConfig
+from headrace.schemas.optimizer_config import (
+    OptimizerConfig,
+    RegularizationConfig,
+    ReloraConfig,
+    SchedulerConfig,
+)
 from headrace.schemas.run_config import (
     AnomalyConfig,
     CheckpointConfig,
     EvaluationConfig,
     ProfileConfig,
+    ReportingConfig,
 )
 from headrace.schemas.toml_config import Config, Text
 
@@ -118,6 +124,10 @@ class TrainConfig(Config):
     scheduler: SchedulerConfig = Field(
         SchedulerConfig(), description="The learning rate over time."
     )
+    regularization: RegularizationConfig = Field(
+        RegularizationConfig(), description="What holds the trained weights back."
+    )
+    relora: ReloraConfig = Field(ReloraConfig(), description="Restarts of LoRA adapters.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="When to evaluate.")
     checkpoint: CheckpointConfig = Field(
         CheckpointConfig(),
@@ -127,6 +137,7 @@ class TrainConfig(Config):
         AnomalyConfig(), description="What to do with steps that go wrong."
     )
     loader: LoaderConfig = Field(LoaderConfig(), description="How shards are read.")
+    reporting: ReportingConfig = Field(ReportingConfig(), description="Who else gets the curves.")
     profile: ProfileConfig = Field(ProfileConfig(), description="Where a step's time goes.")
 
     @model_validator(mode="after")
@@ -144,6 +155,7 @@ class TrainConfig(Config):
         self.check_mixing()
         self.check_packing()
         self.check_checkpointing()
+        self.check_adapters_only()
         for key, wished in (
             ("evaluation.patience", self.evaluation.patience),
             ("checkpoint.keep_best", self.checkpoint.keep_best),
@@ -186,6 +198,29 @@ class TrainConfig(Config):
             raise ValueError(
                 "activation_offload moves the inputs of recomputed layers; "
                 'set activation_checkpointing = "full" or drop it'
+            )
+
+    def check_adapters_only(self) -> None:
+        """What is done to the product BA needs one."""
+        asked = {
+            "regularization.product_decay": self.regularization.product_decay,
+            "regularization.max_product_norm": self.regularization.max_product_norm,
+            "relora.every_steps": self.relora.every_steps,
+        }
+        kinds = {"relora.every_steps": ("lora",)}
+        for key, value in asked.items():
+            if value and self.adapter.kind not in kinds.get(key, ("lora", "dora")):
+                raise ValueError(
+                    f'{key} = {value} has no meaning with adapter.kind = "{self.adapter.kind}"; '
+                    "drop it"
+                )
+        if self.relora.every_steps and self.adapter.init != "kaiming":
+            raise ValueError(
+                f'relora.every_steps needs adapter.init = "kaiming", not "{self.adapter.init}"'
+            )
+        if asked["regularization.product_decay"] and self.optimizer.type == "adamw_kahan":
+            raise ValueError(
+                'regularization.product_decay needs float32 adapters; set optimizer.type = "adamw"'
             )
 
     def check_packing(self) -> None:

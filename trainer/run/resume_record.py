@@ -26,6 +26,7 @@ FREE_ON_RESUME = {
     "checkpoint",
     "anomalies",
     "profile",
+    "reporting",
 }
 LOADER_SETTINGS_KEPT = {
     "shuffle",
