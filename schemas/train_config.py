@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
 from headrace.schemas.layer_ranges import parse_layers
+from headrace.schemas.objective_config import ObjectiveConfig
 from headrace.schemas.optimizer_config import (
     OptimizerConfig,
     RegularizationConfig,
@@ -119,6 +120,7 @@ class TrainConfig(Config):
         description="Train splits; `mixing` says how several become one.",
     )
     evaluation_datasets: list[EvaluationDatasetConfig] = Field([], description="Evaluation splits.")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What is minimised.")
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
     optimizer: OptimizerConfig = Field(description="How it is trained.")
     scheduler: SchedulerConfig = Field(
@@ -156,6 +158,7 @@ class TrainConfig(Config):
         self.check_packing()
         self.check_checkpointing()
         self.check_adapters_only()
+        self.check_objective()
         for key, wished in (
             ("evaluation.patience", self.evaluation.patience),
             ("checkpoint.keep_best", self.checkpoint.keep_best),
@@ -236,6 +239,32 @@ class TrainConfig(Config):
             raise ValueError(
                 'with loader.pack = "best_fit" and loader.on_corrupt = "quarantine" the number of '
                 "steps cannot be known ahead; set max_steps in place of epochs"
+            )
+
+    def check_objective(self) -> None:
+        """What is minimised must go with what is trained, and how it is fed."""
+        kind, adapter = self.objective.kind, self.adapter
+        if adapter.kind == "control" and self.optimizer.type == "adamw_kahan":
+            raise ValueError(
+                'adapter.kind = "control" is held in float32, which optimizer.type = '
+                f'"{self.optimizer.type}" is not; choose another optimizer.type'
+            )
+        if not self.objective.of_pairs:
+            return
+        if adapter.kind == "control":
+            raise ValueError(
+                f'objective.kind = "{kind}" does not go with adapter.kind = "control", whose '
+                "classes are for whole documents; use another adapter.kind"
+            )
+        if self.objective.has_reference and adapter.init in ("pissa", "olora"):
+            raise ValueError(
+                f'objective.kind = "{kind}" compares with the frozen weights, of which '
+                f'adapter.init = "{adapter.init}" takes a part away; use another adapter.init'
+            )
+        if self.loader.pack != "none" and self.loader.overlong != "error":
+            raise ValueError(
+                f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
+                'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
             )
 
     def evaluation_names(self) -> list[str]:
