@@ -1,8 +1,7 @@
 """Rows that hold documents of several sources: `mix_sources`.
 
 Tasks are tokenised to disk first. Mixed block b of B then takes part b of B of the documents of
-each source, so that all blocks have the same mixture, puts them into a random order, and packs
-them.
+each source, so that all blocks have the same mixture, puts them in a random order, and packs them.
 """
 
 from bisect import bisect_right

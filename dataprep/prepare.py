@@ -239,7 +239,7 @@ def check_rejects(job: Job, by_source: dict[str, TaskStats]) -> None:
 
 
 def check_sources(job: Job, by_source: dict[str, TaskStats]) -> None:
-    """Each source must have given a document."""
+    """Each source must have given a document, and kept one."""
     for source in job.config.sources:
         stats = by_source[source.name]
         if not stats.documents:
@@ -249,10 +249,16 @@ def check_sources(job: Job, by_source: dict[str, TaskStats]) -> None:
             )
         if not stats.kept:
             raise DataError(
-                f'source "{source.name}": none of {stats.documents} documents fits '
-                f"into sequence_len = {job.config.sequence_len}; raise it, or set "
-                'overlong = "split" or "truncate"'
+                f'source "{source.name}": none of its {stats.documents} documents is left '
+                f"({named_counts(stats.documents_dropped)}); change what drops them, or remove "
+                "the source"
             )
+
+
+def named_counts(counts: dict[str, int]) -> str:
+    """Reasons with their numbers, the largest first."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name}: {count}" for name, count in ordered)
 
 
 def plan_splits(
