@@ -127,14 +127,14 @@ def has_records(task: Task, piece: Piece) -> bool:
     path = piece.file.path
     if "://" in path and compression(path):
         return False
-    separated = piece.format == "text" and task.source.document_separator is not None
+    separated = piece.format == "text" and task.source.separator is not None
     return piece.format == "jsonl" or separated
 
 
 def sample_compressed(task: Task, piece: Piece, wanted: int, folder: Path) -> Sample:
     """The first bytes of a compressed file as a file of its own, and what it takes compressed."""
     path = piece.file.path
-    separator = (task.source.document_separator or "\n").encode()
+    separator = (task.source.separator or "\n").encode()
     with open_random(path) as raw:
         stream = pa.CompressedInputStream(raw, compression(path))
         data = bytes(stream.read(wanted))

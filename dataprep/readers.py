@@ -43,11 +43,15 @@ def read_text(source: SourceConfig, piece: Piece, limit: int) -> Iterator[Record
     """A text file as one record, or cut at the separator."""
     path = piece.file.path
     pieces: Iterator[tuple[Place, bytes | None]]
-    if source.document_separator is None:
+    if source.separator is None:
         pieces = iter([(Place(path, 0, 0), read_all(path, limit))])
     else:
-        separator = source.document_separator.encode()
+        separator = source.separator.encode()
         pieces = split_range(path, separator, piece.start, piece.end, limit)
     for place, data in pieces:
+        if data is not None and source.type == "axolotl":  # lines, of which empty ones are no rows
+            data = data.removesuffix(b"\r")
+            if not data.strip():
+                continue
         text = refuse_large(place, limit) if data is None else decode(place, data)
         yield text if isinstance(text, Reject) else Record({source.text_field: text}, place)

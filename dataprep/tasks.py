@@ -119,7 +119,7 @@ def cut_file(
     if kind in SCANNED and not compression(file.path) and file.size > target:
         yield from cut_scanned(file, kind, target)
         return
-    lines = kind == "jsonl" or (kind == "text" and source.document_separator is not None)
+    lines = kind == "jsonl" or (kind == "text" and source.separator is not None)
     count = 1 if not lines or compression(file.path) else max(1, -(-file.size // target))
     for index in range(count):
         start, end = file.size * index // count, file.size * (index + 1) // count

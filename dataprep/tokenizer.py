@@ -357,8 +357,3 @@ def surround(ends: Ends, ids: Ids | list[int]) -> Ids:
     after = [] if ends.eos is None or ids[-1] == ends.eos else [ends.eos]
     parts = (ends.prefix, before, ids, after, ends.suffix)
     return np.concatenate(parts, dtype=np.int32, casting="unsafe")
-
-
-def add_ends(spec: TokenizerSpec, ids: Ids | list[int]) -> Ids:
-    """One document's ids with BOS and EOS as the config wants them."""
-    return surround(Ends(spec.bos, spec.eos, [], [], spec.parse_special_tokens), ids)

@@ -49,6 +49,10 @@ WITHOUT_EFFECT = {  # on tokens; or on anything, in Axolotl too
     "trust_remote_code",
 }
 PAIRED = ("dpo", "ipo", "simpo", "orpo")
+NOT_PAIRED = {
+    "kto": "has one answer a row, which no objective of the trainer takes",
+    "grpo": "makes its answers while it trains",
+}
 REFUSED = {
     "added_tokens_overrides": "rewrites the tokenizer's files; rename the tokens in tokenizer.json "
     "itself, and remove the key",
@@ -135,7 +139,7 @@ class AxolotlFile:
                 own = {"type": "axolotl", "axolotl": options | ({"rows": rows} if rows else {})}
                 if "type" not in options:
                     own = {"type": "pretokenized"}
-                if (loader := self.loader(location, entry)) in ("csv", "parquet", "arrow"):
+                if (loader := self.loader(location, entry)) in ("csv", "parquet", "arrow", "text"):
                     own["format"] = loader
                 found.append(kept | own | {"path": files, "split": split})
         if not found:
@@ -178,7 +182,8 @@ class AxolotlFile:
                 top.pop(key, None)
         rl = self.values.get("rl")
         if rl is not None and rl not in PAIRED:
-            raise self.error(("rl",), f'rl: "{rl}" is not supported; it may be {", ".join(PAIRED)}')
+            reason = NOT_PAIRED.get(rl, "is not supported")
+            raise self.error(("rl",), f'rl: "{rl}" {reason}; it may be {", ".join(PAIRED)}')
         extra: dict[str, Any] = {}
         if self.values.get("sample_packing") and rl is None:
             extra["drop_untrained"] = True
@@ -217,12 +222,10 @@ class AxolotlFile:
         """The kind of file that an entry names; None: by the files' names."""
         named = entry["path"] if entry["path"] in LOADERS else None
         loader = entry.get("ds_type") or named
-        if loader == "text" or (loader is None and entry["path"].endswith(".txt")):
-            raise self.error(
-                (*location, "path"),
-                'lines of plain text are no rows; use a source of type = "text" with '
-                'document_separator = "\\n"',
-            )
+        if loader is None and entry["path"].endswith(".txt"):
+            loader = "text"
+        if loader == "text" and "type" not in entry and location[0] != "pretraining_dataset":
+            raise self.error(location, "lines of text have no token ids; set type: completion")
         return loader
 
     def files(
@@ -280,8 +283,10 @@ class AxolotlFile:
             "sequence_len": (values.get("sequence_len") or 512, ("sequence_len",)),
             "packing": (packing, ("sample_packing",)),
             "overlong": ("truncate" if long == "truncate" else "drop", ("excess_length_strategy",)),
-            "evaluation_fraction": (self.evaluation_fraction(), ("val_set_size",)),
         }
+        size = self.evaluation_size()
+        key = "evaluation_documents" if size >= 1 else "evaluation_fraction"
+        found[key] = (size, ("val_set_size",))
         if values.get("seed") is not None:
             found["seed"] = (values["seed"], ("seed",))
         special = without_nulls(values.get("special_tokens") or {})
@@ -294,15 +299,15 @@ class AxolotlFile:
             found["deduplicate"] = ({"exact": True}, ("dataset_exact_deduplication",))
         return found
 
-    def evaluation_fraction(self) -> float:
-        """`val_set_size` as a share; a number of rows is not known before they are read."""
+    def evaluation_size(self) -> float | int:
+        """`val_set_size`: a share below 1, or a number of rows."""
         size = self.values.get("val_set_size") or 0
-        if not isinstance(size, int | float) or not 0 <= size < 1:
+        if not isinstance(size, int | float) or size < 0 or (size >= 1 and size != int(size)):
             raise self.error(
                 ("val_set_size",),
-                f"val_set_size: {size} is a number of rows; give a share, such as 0.01",
+                f"val_set_size: {size} is neither a share, such as 0.01, nor a number of rows",
             )
-        return float(size)
+        return int(size) if size >= 1 else float(size)
 
 
 def child_of(node: Any, part: str | int) -> tuple[int, Any] | None:

@@ -20,7 +20,15 @@ Kind = Literal["causal", "preference"]
 Tokens = str | int | list[int]
 FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 MIXED = "mixed"  # the source of rows that hold documents of several
-TABLES = {"chat": ("chat", "preference"), "preference": ("preference",)}  # who reads them
+PLAIN = ("text", "documents", "preference")
+READERS = {  # keys of a source that not every type reads
+    "chat": ("chat", "preference"),
+    "preference": ("preference",),
+    "document_prefix": PLAIN,
+    "document_suffix": PLAIN,
+    "add_prefix_space": PLAIN,
+    "parse_special_tokens": PLAIN,
+}
 
 
 class SourceConfig(Config):
@@ -97,6 +105,11 @@ class SourceConfig(Config):
     preference: PreferenceConfig | None = Field(None, description='For `type = "preference"`.')
 
     @property
+    def separator(self) -> str | None:
+        """What cuts text files into records."""
+        return "\n" if self.type == "axolotl" else self.document_separator
+
+    @property
     def kind(self) -> Kind:
         """What its rows are; a shard directory holds one kind."""
         pairs = self.type == "preference" or (self.axolotl is not None and self.axolotl.gives_pairs)
@@ -160,6 +173,12 @@ class PrepareConfig(Config):
         ge=0,
         lt=1,
         description="Share of documents kept for evaluation, chosen by content before packing.",
+    )
+    evaluation_documents: int | None = Field(
+        None,
+        ge=1,
+        description="About so many documents for evaluation, as near as chance has it, instead of "
+        "a share: the inputs are counted first.",
     )
     bos: Literal["auto", "always", "never"] = Field(
         "auto", description='BOS at document start: `"auto"` does what the tokenizer itself does.'
@@ -255,6 +274,13 @@ class PrepareConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def check_evaluation(self) -> "PrepareConfig":
+        default = PrepareConfig.model_fields["evaluation_fraction"].default
+        if self.evaluation_documents is not None and self.evaluation_fraction != default:
+            raise ValueError("evaluation_documents and evaluation_fraction exclude each other")
+        return self
+
+    @model_validator(mode="after")
     def check_mixing(self) -> "PrepareConfig":
         if not self.mix_sources:
             return self
@@ -291,8 +317,8 @@ class PrepareConfig(Config):
                     f'source "{source.name}": type = "axolotl" and [sources.axolotl] need each '
                     "other, unless path is an Axolotl YAML file"
                 )
-            check_tables(source)
-            if (source.type == "text") != (source.format == "text") and source.format is not None:
+            check_keys(source)
+            if source.format is not None and not reads(source, source.format):
                 raise ValueError(
                     f'source "{source.name}": type = "{source.type}" does not read '
                     f'format = "{source.format}"; remove the format, or correct the type'
@@ -315,10 +341,14 @@ def holds_pairs(sources: Any) -> bool:
     )
 
 
-def check_tables(source: SourceConfig) -> None:
-    """Refuse a table that another type of source reads."""
-    for table, types in TABLES.items():
-        if getattr(source, table) is not None and source.type not in types:
-            raise ValueError(
-                f'source "{source.name}": {table} is for type = "{types[0]}"; remove it'
-            )
+def reads(source: SourceConfig, kind: FileFormat) -> bool:
+    """Whether sources of a type read files of a format; Axolotl's also lines of text."""
+    return source.type == "axolotl" or (source.type == "text") == (kind == "text")
+
+
+def check_keys(source: SourceConfig) -> None:
+    """Refuse keys that only other types of sources read."""
+    for key, types in READERS.items():
+        if getattr(source, key) not in (None, False) and source.type not in types:
+            known = " or ".join(f'"{name}"' for name in types)
+            raise ValueError(f'source "{source.name}": {key} is for type = {known}; remove it')
