@@ -87,8 +87,10 @@ class SourceConfig(Config):
     parse_special_tokens: bool | None = Field(
         None, description="For the texts of this source. Default: the key of that name above."
     )
-    mask_tokens: list[int | str] = Field(
-        [], description='Ids or texts of tokens that are never trained, as in `["<|im_start|>"]`.'
+    mask_tokens: Literal[True] | list[int | str] = Field(
+        [],
+        description='Ids or texts of tokens that are never trained, as in `["<|im_start|>"]`; '
+        "`true`: all that the tokenizer calls special, and EOS.",
     )
     control_class: Literal[-1, 0, 1] | None = Field(
         None, description="Class of all its rows for control adapters."
