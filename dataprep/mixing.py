@@ -20,7 +20,8 @@ from headrace.dataprep.task_stats import TaskStats
 from headrace.dataprep.tasks import Task
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seeds
-from headrace.schemas.prepare_config import MIXED, SourceConfig
+from headrace.schemas.prepare_config import MIXED
+from headrace.schemas.source_config import SourceConfig
 
 
 @dataclass(frozen=True)

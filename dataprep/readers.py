@@ -8,7 +8,7 @@ from headrace.dataprep.records import Record, Reject, decode, refuse_large
 from headrace.dataprep.streams import Place, read_all, split_range
 from headrace.dataprep.table_records import read_arrow, read_parquet
 from headrace.dataprep.tasks import DELIMITERS, Columns, Piece
-from headrace.schemas.prepare_config import SourceConfig
+from headrace.schemas.source_config import SourceConfig
 
 LIST_FIELDS = {"chat": "messages"}  # a row may be the list of messages itself
 

@@ -7,7 +7,8 @@ from headrace.dataprep.readers import read_records
 from headrace.dataprep.tasks import cut_file
 from headrace.dataprep.tokenizer import TokenizerSpec
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
+from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.source_config import SourceConfig
 
 UNLIMITED = 1 << 62  # bytes
 

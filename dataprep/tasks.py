@@ -18,7 +18,8 @@ from headrace.dataprep.streams import (
     without_query,
 )
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import FileFormat, PrepareConfig, SourceConfig
+from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.source_config import FileFormat, SourceConfig
 
 Columns = frozenset[str] | None  # fields of a record; None: all
 SUFFIXES: dict[str, FileFormat] = {

@@ -4,8 +4,6 @@ Nothing in the file is ever imported or run: it is read with PyYAML's safe loade
 names that Headrace knows.
 """
 
-import glob
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from headrace.schemas.axolotl_config import AxolotlConfig
+from headrace.schemas.axolotl_files import LOADERS, find_files
 from headrace.schemas.config_errors import Location, describe, key_location
 from headrace.schemas.errors import ConfigError
 
 SUFFIXES = (".yaml", ".yml")
-LOADERS = ("json", "csv", "parquet", "arrow", "text")
-FOLDER_FILES = ("*.jsonl", "*.json", "*.parquet", "*.arrow", "*.csv", "*.txt")
-FILE_ENDS = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".gz", ".zst")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 BLOCKS = {"datasets": "auto", "pretraining_dataset": "auto", "test_datasets": "evaluation"}
 FOR_EVERY_ENTRY = (
     "train_on_inputs",
@@ -232,28 +222,14 @@ class AxolotlFile:
         self, location: Location, entry: Mapping[str, Any], name: object, split: str
     ) -> list[str]:
         """The paths or globs of an entry."""
-        path = entry["path"]
-        data_files = entry.get("data_files")
-        if isinstance(data_files, dict):
-            data_files = data_files.get(split or "train") or next(iter(data_files.values()), None)
-        if data_files and (path in LOADERS or Path(path).is_dir()):
-            return [data_files] if isinstance(data_files, str) else list(data_files)
-        if Path(path).is_file() or "://" in path or glob.has_magic(path):
-            return [path]
-        if HUB_NAME.fullmatch(path) and not path.endswith(FILE_ENDS) and not Path(path).exists():
-            if data_files:
-                listed = [data_files] if isinstance(data_files, str) else list(data_files)
-                return [f"hf://datasets/{path}/{file}" for file in listed]
-            return [f"hf:{path}:{name or 'default'}:{split or 'train'}"]
-        if Path(path).is_dir():
-            named = Path(path, str(name or ""))
-            folder = named if named.is_dir() else Path(path)
-            return folder_files(folder, split) or [str(folder / "*")]
-        raise self.error(
-            (*location, "path"),
-            f'path: "{path}" is neither a file nor a directory here; download the dataset, and '
-            "give its path",
-        )
+        found = find_files(entry, name, split)
+        if found is None:
+            raise self.error(
+                (*location, "path"),
+                f'path: "{entry["path"]}" is neither a file nor a directory here; download the '
+                "dataset, and give its path",
+            )
+        return found
 
     def fill(self, result: dict[str, Any], given: Mapping[str, Any]) -> None:
         """Put the file's keys for the whole set into config values, where nothing else stands."""
@@ -324,21 +300,3 @@ def child_of(node: Any, part: str | int) -> tuple[int, Any] | None:
 def without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
     """Keys that have a value; Axolotl drops empty ones."""
     return {key: value for key, value in values.items() if value is not None}
-
-
-def folder_files(folder: Path, split: str) -> list[str]:
-    """The data files of a folder that are of a split by their names, or all if no name says."""
-    files = sorted(str(path) for pattern in FOLDER_FILES for path in folder.rglob(pattern))
-    files = [path for path in files if Path(path).name not in ("state.json", "dataset_info.json")]
-    named = {
-        kind: [path for path in files if has_word(str(Path(path).relative_to(folder)), words)]
-        for kind, words in SPLIT_WORDS.items()
-    }
-    wanted = named.get(split or "train", [])
-    others = {path for kind in ("validation", "test") for path in named[kind]}
-    return wanted or ([path for path in files if path not in others] if not split else files)
-
-
-def has_word(text: str, words: tuple[str, ...]) -> bool:
-    """Whether one of some words stands alone in a file's name."""
-    return bool({*re.split(r"[^a-z]+", text.lower())} & {*words})

@@ -16,19 +16,14 @@ from headrace.dataprep.conversation import (
     read_messages,
     read_tools,
 )
+from headrace.dataprep.document_ends import document_ends, surround
 from headrace.dataprep.formats.chat import UNTRAINED, Chat, ChatFormat, attempt
 from headrace.dataprep.formats.sample import Encoded, Sample, pair
 from headrace.dataprep.records import Record, Reject, json_type, refuse
-from headrace.dataprep.tokenizer import (
-    Located,
-    TokenizerSpec,
-    document_ends,
-    encode_located,
-    surround,
-)
+from headrace.dataprep.tokenizer import Located, TokenizerSpec, encode_located
 from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
 from headrace.schemas.fingerprint import canonical_json
-from headrace.schemas.prepare_config import SourceConfig
+from headrace.schemas.source_config import SourceConfig
 
 
 class PlainPair(NamedTuple):

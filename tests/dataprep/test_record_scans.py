@@ -18,7 +18,7 @@ from headrace.dataprep.json_scan import scan_json_list
 from headrace.dataprep.records import Record
 from headrace.dataprep.tasks import Piece, cut_file
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import SourceConfig
+from headrace.schemas.source_config import SourceConfig
 
 
 def piece(path):
