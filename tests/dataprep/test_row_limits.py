@@ -60,8 +60,7 @@ def take(rows, max_rows=None, max_tokens=None):
 
 
 CASES = {
-    "rows of a source": ({"max_rows": 9}, {}, {}),
-    "tokens of a source": ({}, {"max_tokens": 3000}, {}),
+    "rows of one, tokens of the other": ({"max_rows": 9}, {"max_tokens": 3000}, {}),
     "both, of both": ({"max_rows": 50, "max_tokens": 1999}, {"max_rows": 70}, {}),
     "in all": ({}, {}, {"max_rows": 33}),
     "of a source and in all": ({"max_tokens": 900}, {}, {"max_tokens": 5000, "max_rows": 500}),
