@@ -139,6 +139,11 @@ class TrainConfig(Config):
                 f"scheduler.min_lr = {self.scheduler.min_lr} is above "
                 f"optimizer.lr = {self.optimizer.lr}; lower it"
             )
+        if self.optimizer.type == "adamw_schedule_free" and self.scheduler.type != "constant":
+            raise ValueError(
+                f'scheduler.type = "{self.scheduler.type}": optimizer.type = "adamw_schedule_free" '
+                'takes the place of a falling rate; set "constant"'
+            )
         self.check_mixing()
         self.check_packing()
         self.check_adapters_only()

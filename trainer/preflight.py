@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError, DataError
@@ -15,6 +16,13 @@ from headrace.trainer.model.families import check_family, text_settings
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.weight_index import weights_fingerprint
 
+OPTIMIZER_LIBRARIES = {  # optimizer.type -> module, what pip installs
+    "adamw_8bit": ("bitsandbytes", "bitsandbytes>=0.48"),
+    "adamw_8bit_paged": ("bitsandbytes", "bitsandbytes>=0.48"),
+    "adamw_schedule_free": ("schedulefree", "schedulefree>=1.4"),
+    "lion": ("lion_pytorch", "lion-pytorch>=0.2.2"),
+}
+
 
 def check(config: TrainConfig, processes: int) -> Inputs:
     """Check model, shards and layout against each other.
@@ -27,6 +35,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
             f"pipeline_stages = {config.pipeline_stages} does not divide the {processes} "
             f"processes; launch a multiple of {config.pipeline_stages}"
         )
+    check_optimizer(config)
     directory = model_directory(config.model)
     model = read_model_config(directory)
     check_family(config.model, model)
@@ -60,6 +69,16 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         ),
         data_fingerprint=fingerprint([manifest.model_dump(mode="json") for manifest in train]),
     )
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Whether the library that the optimiser comes from is installed."""
+    library, requirement = OPTIMIZER_LIBRARIES.get(config.optimizer.type, ("", ""))
+    if library and find_spec(library) is None:
+        raise ConfigError(
+            f'optimizer.type = "{config.optimizer.type}" needs {library}; '
+            f"run: pip install '{requirement}'"
+        )
 
 
 def find_place_tokens(config: TrainConfig, manifests: list[Manifest]) -> int:

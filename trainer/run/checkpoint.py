@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from headrace.schemas.run_state import (
     write_run_state,
 )
 from headrace.trainer.model.materializer import TrainedParameter
-from headrace.trainer.run.optimizer import state_names
+from headrace.trainer.run.optimizer_states import restore, tensors_of
 
 
 class CheckpointFolder:
@@ -83,8 +84,8 @@ def collect_tensors(
     for item in trained:
         if item.owned:
             tensors[f"parameter/{item.name}"] = on_host(item.parameter)
-            for state in state_names(optimizer):
-                tensors[f"{state}/{item.name}"] = on_host(optimizer.state[item.parameter][state])
+            for state, value in tensors_of(optimizer, item.parameter).items():
+                tensors[f"{state}/{item.name}"] = on_host(value)
     return tensors
 
 
@@ -111,16 +112,14 @@ def load_tensors(
             )
         return tensor
 
+    def read_state(parameter_name: str, state: str, shape: torch.Size) -> Tensor:
+        return read(f"{state}/{parameter_name}", shape)
+
     for item in trained:
         parameter = item.parameter
         with torch.no_grad():
             parameter.copy_(read(f"parameter/{item.name}", parameter.shape))
-        optimizer.state[parameter] = {
-            name: read(
-                f"{name}/{item.name}", torch.Size() if name == "step" else parameter.shape
-            ).to(parameter.device)
-            for name in state_names(optimizer)
-        }
+        restore(optimizer, parameter, partial(read_state, item.name))
 
 
 def newest(folder: CheckpointFolder, *, check_files: bool) -> tuple[Path, RunState] | None:

@@ -20,6 +20,7 @@ from headrace.trainer.run.evaluation import evaluate
 from headrace.trainer.run.learning_rate import learning_rate
 from headrace.trainer.run.metrics import console_line, mean_loss
 from headrace.trainer.run.optimizer import set_learning_rate
+from headrace.trainer.run.optimizer_states import averaged
 from headrace.trainer.run.requests import Requests
 from headrace.trainer.run.saver import Saver
 from headrace.trainer.run.session import Session, open_session
@@ -124,7 +125,8 @@ def train(
     if cadence.has_ended(state):
         written = "nothing"
         if config.checkpoint.at_end:
-            written = str(export(session.built, layout, session.model, session.run_directory))
+            with averaged(optimizer, session.built.trained):
+                written = str(export(session.built, layout, session.model, session.run_directory))
         logger.info(
             "done%s: %s tokens; %s written", ending(cadence, state), f"{state.tokens:,}", written
         )
@@ -169,7 +171,8 @@ def finish_step(config: TrainConfig, session: Session, layout: Layout, state: Ru
 
 def run_evaluation(session: Session, layout: Layout, state: RunState) -> RunState:
     """Evaluate and write the results down; the state then knows the loss over all sets."""
-    results = evaluate(session.evaluation_sets, session.engine, layout, state.step)
+    with averaged(session.optimizer, session.built.trained):
+        results = evaluate(session.evaluation_sets, session.engine, layout, state.step)
     for result in results:
         if session.log is not None:
             session.log.write(result)
