@@ -7,6 +7,7 @@ import torch
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.optimizer_config import OptimizerConfig
+from headrace.trainer.model.control_adapter import is_control
 from headrace.trainer.model.materializer import TrainedParameter
 from headrace.trainer.run.adamw_kahan import AdamWKahan
 
@@ -28,7 +29,7 @@ def build_optimizer(
         parameters = [
             item.parameter
             for item in trained
-            if (item.parameter.ndim > 1) == decayed and is_up(item.name) == up
+            if is_decayed(item) == decayed and is_up(item.name) == up
         ]
         return {
             "params": parameters,
@@ -80,6 +81,11 @@ def make_optimizer(
                 )
             kind = PagedAdamW8bit if paged else AdamW8bit
             return kind(groups, lr=lr, betas=betas, eps=config.eps)
+
+
+def is_decayed(item: TrainedParameter) -> bool:
+    """Not so norms, biases, and what control adapters keep in shape themselves."""
+    return item.parameter.ndim > 1 and not is_control(item.name)
 
 
 def is_up(name: str) -> bool:
