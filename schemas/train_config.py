@@ -222,6 +222,14 @@ class TrainConfig(Config):
                     f'{key} = {value} has no meaning with adapter.kind = "{self.adapter.kind}"; '
                     "drop it"
                 )
+        if self.relora.every_steps and self.objective.has_reference:
+            raise ValueError(
+                f'relora.every_steps does not go with objective.kind = "{self.objective.kind}", '
+                "which compares with the weights as they were"
+            )
+        for key in asked:
+            if asked[key] and self.adapter.target_parameters:
+                raise ValueError(f"{key} does not go with adapter.target_parameters; drop one")
         if self.relora.every_steps and self.adapter.init != "kaiming":
             raise ValueError(
                 f'relora.every_steps needs adapter.init = "kaiming", not "{self.adapter.init}"'

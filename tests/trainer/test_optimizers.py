@@ -161,29 +161,6 @@ def test_a_missing_library_is_named_with_the_line_that_installs_it(monkeypatch):
     )
 
 
-@pytest.mark.slow
-def test_schedule_free_stages_and_resumption_change_no_bit(training):
-    settings = {
-        "optimizer__type": "adamw_schedule_free",
-        "scheduler__type": "constant",
-        "max_steps": 4,
-        "checkpoint__every_steps": 2,
-        "evaluation__every_steps": 1,
-    }
-    one = training.run("one", 1, **settings)
-    metrics, tensors = exact_metrics(one), checkpoint_tensors(one)
-    two = training.run("two", 2, pipeline_stages=2, **settings)
-    assert exact_metrics(two) == metrics
-    for file in (two / "checkpoints" / "step-000004").iterdir():
-        file.unlink()
-    (two / "checkpoints" / "step-000004").rmdir()
-    training.run("two", 1, "--resume", **settings)
-    assert exact_metrics(two) == metrics
-    found = checkpoint_tensors(two)
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-
-
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_optimizer_is_the_same_over_two_stages_and_after_resumption(training, kind):

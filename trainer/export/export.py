@@ -14,7 +14,7 @@ from torch import Tensor
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
 from headrace.trainer.distributed import Layout, gather_objects
-from headrace.trainer.model.adapters import as_plain_lora, exported_tensors
+from headrace.trainer.model.adapters import as_plain_lora, exported_tensors, side_by_side
 from headrace.trainer.model.materializer import find_slots
 from headrace.trainer.model.model_builder import BuiltStage
 from headrace.trainer.model.model_files import (
@@ -49,11 +49,12 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) 
         if layout.replica == 0:
             save_adapter_part(built, temporary, layout.stage, layout.stages)
         dist.barrier(layout.world_group)
+        width = max(gather_objects(built.width, layout.world_group))
         if layout.rank == 0 and built.control is not None:
             finish_control(temporary, layout.stages, built.control, str(model))
         elif layout.rank == 0:
             assert built.lora_config is not None
-            finish_adapter(temporary, layout.stages, built.lora_config, bool(built.initial))
+            finish_adapter(temporary, layout.stages, built.lora_config, width)
     else:
         counts = gather_objects(file_count(model_parts(built)), layout.world_group)
         before, total = sum(counts[: layout.stage]), sum(counts[: layout.stages])
@@ -74,18 +75,18 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) 
 def save_adapter_part(built: BuiltStage, directory: Path, stage: int, stages: int) -> None:
     """One stage's share of an adapter, under PEFT's names, in float32."""
     values = {item.name: item.parameter.detach().cpu() for item in built.trained}
-    tensors = exported_tensors(values, built.initial)
+    tensors = exported_tensors(side_by_side(values, built.merged), built.initial)
     save_file(tensors, directory / part_name(stage, stages), metadata={"format": "pt"})
 
 
-def finish_adapter(directory: Path, stages: int, config: LoraConfig, took_over: bool) -> None:
+def finish_adapter(directory: Path, stages: int, config: LoraConfig, width: int) -> None:
     """One file with its config, as PEFT expects.
 
     Args:
-        took_over: whether the adapters started from a part of the frozen weights.
+        width: how many times as wide as the trained adapters they are written.
     """
     join_parts(directory, stages, "adapter_model.safetensors")
-    config = as_plain_lora(config) if took_over else config
+    config = as_plain_lora(config, width)
     config.inference_mode = True
     config.save_pretrained(str(directory))
 

@@ -1,6 +1,6 @@
 """Builds one stage of a Hugging Face model, adapters included, and loads only its own weights."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,13 @@ class BuiltStage:
     architecture: Architecture
     skeleton: Any  # the whole model without adapters, on the meta device
     initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
+    merged: dict[str, Tensor] = field(default_factory=dict)  # by restarts: [restarts, ...] each
+
+    @property
+    def width(self) -> int:
+        """How many times the rank of the adapters the exported ones have."""
+        restarts = max((len(values) for values in self.merged.values()), default=0)
+        return 2 if self.initial else 1 + restarts
 
 
 @dataclass(frozen=True)
@@ -224,6 +231,7 @@ def assemble(
         seeded=seeded,
     )
     stage_module.objective = config.objective
+    stage_module.noise_alpha = config.regularization.neftune_alpha
     materialize_buffers(stage_module, plan.plain, device)
     return stage_module
 

@@ -1,7 +1,7 @@
 """Checkpoints: tensors by name, so any layout can read them; published whole or not at all."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from headrace.schemas.run_state import (
 )
 from headrace.trainer.model.materializer import TrainedParameter
 from headrace.trainer.run.optimizer_states import restore, tensors_of
+
+MERGED = "merged/"
 
 
 class CheckpointFolder:
@@ -69,11 +71,16 @@ class CheckpointFolder:
 
 
 def collect_tensors(
-    trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer, *, copy: bool = False
+    trained: Sequence[TrainedParameter],
+    optimizer: torch.optim.Optimizer,
+    merged: Mapping[str, Tensor] | None = None,
+    *,
+    copy: bool = False,
 ) -> dict[str, Tensor]:
     """Parameters and optimiser states under canonical names, copies of tied weights left out.
 
     Args:
+        merged: adapters that restarts have added to the frozen weights.
         copy: into memory of their own, so that the next step cannot change them.
     """
 
@@ -86,7 +93,7 @@ def collect_tensors(
             tensors[f"parameter/{item.name}"] = on_host(item.parameter)
             for state, value in tensors_of(optimizer, item.parameter).items():
                 tensors[f"{state}/{item.name}"] = on_host(value)
-    return tensors
+    return tensors | {f"{MERGED}{name}": value for name, value in (merged or {}).items()}
 
 
 def load_tensors(
@@ -120,6 +127,17 @@ def load_tensors(
         with torch.no_grad():
             parameter.copy_(read(f"parameter/{item.name}", parameter.shape))
         restore(optimizer, parameter, partial(read_state, item.name))
+
+
+def load_merged(directory: Path) -> dict[str, Tensor]:
+    """Adapters that restarts have added to the frozen weights, of all stages."""
+    found = {}
+    for path in sorted(directory.glob("stage-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                if name.startswith(MERGED):
+                    found[name.removeprefix(MERGED)] = file.get_tensor(name)
+    return found
 
 
 def newest(folder: CheckpointFolder, *, check_files: bool) -> tuple[Path, RunState] | None:

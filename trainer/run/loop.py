@@ -13,8 +13,10 @@ from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.data.quarantine import describe, merge, write_quarantine
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.export.export import export
-from headrace.trainer.model.control_adapter import control_adapters, regularize
-from headrace.trainer.run import gradients
+from headrace.trainer.model.control_adapter import control_adapters
+from headrace.trainer.model.control_adapter import regularize as regularize_control
+from headrace.trainer.model.model_builder import BuiltStage
+from headrace.trainer.run import gradients, relora
 from headrace.trainer.run.anomalies import Outcome, deal_with, judge
 from headrace.trainer.run.cadence import Cadence, Timer
 from headrace.trainer.run.evaluation import evaluate
@@ -22,6 +24,7 @@ from headrace.trainer.run.learning_rate import learning_rate
 from headrace.trainer.run.metrics import console_line, mean_loss
 from headrace.trainer.run.optimizer import set_learning_rate
 from headrace.trainer.run.optimizer_states import averaged
+from headrace.trainer.run.regularizers import find_pairs, regularize
 from headrace.trainer.run.requests import Requests
 from headrace.trainer.run.saver import Saver
 from headrace.trainer.run.session import Session, open_session
@@ -56,7 +59,7 @@ def train(
         engine.timeline.begin()
         with engine.timeline.span("data"):
             step_inputs = session.feed.next()
-        lr = learning_rate(config.optimizer, config.scheduler, state.step, session.total_steps)
+        lr = step_rate(config, state.step, session.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
         finish = partial(finish_step, config, session, layout, state)
@@ -119,7 +122,7 @@ def train(
         if wished or cadence.saves(before, state):
             if log is not None:
                 log.sync()
-            saver.begin(state, session.built.trained, optimizer)
+            saver.begin(state, session.built.trained, optimizer, session.built.merged)
             timer.restart()
 
     saver.finish()
@@ -166,14 +169,30 @@ def finish_step(config: TrainConfig, session: Session, layout: Layout, state: Ru
     if outcome.is_taken:
         gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
         optimizer.step()
-        for _, adapter in control_adapters(built.stage.names):
-            rate = learning_rate(
-                config.optimizer, config.scheduler, state.step, session.total_steps
-            )
-            shrinkage = rate * config.adapter.control_decay
-            regularize(adapter, config.adapter.gamma, shrinkage)
+        hold_back(config, built, step_rate(config, state.step, session.total_steps))
+    if relora.is_due(config.relora, state.step + 1, session.total_steps):
+        seed = derive_seed(config.seed, "relora", state.step + 1)
+        relora.restart(built, optimizer, config.relora, seed)
     optimizer.zero_grad()
     return outcome
+
+
+def hold_back(config: TrainConfig, built: BuiltStage, rate: float) -> None:
+    """What follows a step: decay and limits of adapters.
+
+    Args:
+        rate: the learning rate of the step.
+    """
+    for _, adapter in control_adapters(built.stage.names):
+        regularize_control(adapter, config.adapter.gamma, rate * config.adapter.control_decay)
+    if config.regularization.limits_products:
+        regularize(config.regularization, find_pairs(built.stage.names), rate)
+
+
+def step_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """The learning rate of a step, from 0."""
+    rate = learning_rate(config.optimizer, config.scheduler, step, total_steps)
+    return rate * relora.rate_factor(config.relora, step)
 
 
 def run_evaluation(session: Session, layout: Layout, state: RunState) -> RunState:

@@ -19,11 +19,17 @@ from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
 from headrace.trainer.model.acceleration import uses_kernels
 from headrace.trainer.model.model_builder import BuiltStage, build_stage
 from headrace.trainer.model.model_directory import model_directory
-from headrace.trainer.run.checkpoint import CheckpointFolder, load_tensors, newest
+from headrace.trainer.run.checkpoint import (
+    CheckpointFolder,
+    load_merged,
+    load_tensors,
+    newest,
+)
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.evaluation import EvaluationSet, build_evaluation_sets
 from headrace.trainer.run.metrics import MetricsLog
 from headrace.trainer.run.optimizer import build_optimizer
+from headrace.trainer.run.relora import check_relora, replay
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +78,14 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     optimizer = build_optimizer(
         config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
     )
+    if config.relora.every_steps is not None:
+        check_relora(built, config.optimizer.type)
     state = fresh_state(config, inputs, layout)
     found = newest(folder, check_files=layout.rank == 0) if resume else None
     if found is not None:
         path, saved = found
         state = saved.model_copy(update={name: getattr(state, name) for name in LAYOUT})
+        replay(built, load_merged(path))
         load_tensors(path, built.trained, optimizer)
         if saved.global_batch_rows != inputs.global_batch_rows:
             logger.warning(
