@@ -16,12 +16,39 @@ def merge(
     model: Annotated[Path, typer.Option(help="Base model directory.")],
     adapter: Annotated[Path, typer.Option(help="Adapter directory, in PEFT's format.")],
     output: Annotated[Path, typer.Option(help="Model directory to write.")],
+    scale: Annotated[
+        float, typer.Option(min=-2, max=2, help="Factor of the change; -1 takes it away again.")
+    ] = 1.0,
+    device: Annotated[
+        str, typer.Option(help="Where the sums are formed, as in cuda. One layer is there at once.")
+    ] = "cpu",
 ) -> None:
-    """Merge an adapter into its base model."""
+    """Merge an adapter into its base model, one layer at a time."""
     from headrace.trainer.export.merge import merge
 
-    merge(model, adapter, output)
-    print(f"{output}: written")
+    count = merge(model, adapter, output, scale, device)
+    print(f"{output}: written, {count} weights changed")
+
+
+@app.command(epilog="Example: headrace convert runs/demo --step 200 --output models/step-200")
+def convert(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: `output_dir`.")],
+    output: Annotated[Path, typer.Option(help="Directory to write.")],
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Of the checkpoint. Default: the newest.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Base model directory, if it is elsewhere now.")
+    ] = None,
+) -> None:
+    """Make an adapter or a model of a checkpoint, without GPUs."""
+    from headrace.trainer.quiet import quiet_libraries
+
+    quiet_libraries()
+    from headrace.trainer.export.convert import convert
+
+    checkpoint = convert(run, output, step, model)
+    print(f"{output}: written from {checkpoint}")
 
 
 @app.command(epilog="Example: headrace export-gguf models/merged --output merged.gguf --type q8_0")

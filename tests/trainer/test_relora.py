@@ -9,6 +9,7 @@ from test_adapter import evaluation_loss
 
 from headrace.schemas.optimizer_config import ReloraConfig
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.export.convert import convert
 from headrace.trainer.model.model_builder import build_stage
 from headrace.trainer.run.optimizer import build_optimizer
 from headrace.trainer.run.relora import is_due, prune, rate_factor, replay, restart
@@ -115,6 +116,12 @@ def test_stages_and_resumption_change_no_bit_and_the_result_is_a_wider_lora(
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
+    convert(run, training.directory / "converted")
+    written = [
+        (path / "adapter_model.safetensors").read_bytes()
+        for path in (run / "adapter", training.directory / "converted")
+    ]
+    assert written[0] == written[1]
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, run / "adapter").eval()
     assert model.peft_config["default"].r == 12

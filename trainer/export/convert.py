@@ -52,9 +52,7 @@ class CheckpointTensors:
 
     def named(self, kind: str) -> list[str]:
         """Names of one kind, such as `parameter`."""
-        return [
-            name.removeprefix(f"{kind}/") for name in self.where if name.startswith(f"{kind}/")
-        ]
+        return [name.removeprefix(f"{kind}/") for name in self.where if name.startswith(f"{kind}/")]
 
     def get(self, kind: str, name: str) -> Tensor:
         tensor: Tensor = self.where[f"{kind}/{name}"].get_tensor(f"{kind}/{name}")

@@ -14,6 +14,7 @@ from torch import Tensor
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
 from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.export.model_card import write_card
 from headrace.trainer.model.adapters import as_plain_lora, exported_tensors, side_by_side
 from headrace.trainer.model.materializer import find_slots
 from headrace.trainer.model.model_builder import BuiltStage
@@ -29,11 +30,12 @@ CONTROL_FILE, CONTROL_RECORD = "control_adapter.safetensors", "control_adapter.j
 CONTROL_SETTINGS = {"kind", "rank", "layers"}
 
 
-def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) -> Path:
+def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path, step: int) -> Path:
     """Write `adapter/` (LoRA) or `model/` (full fine-tuning); every rank takes part.
 
     Args:
         model: directory of the base model.
+        step: how many were trained.
 
     Returns:
         The directory, published whole.
@@ -65,6 +67,7 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) 
         if layout.rank == 0:
             finish_model(temporary, files, model, built)
     if layout.rank == 0:
+        write_card(temporary, run_directory, step)
         if final.exists():
             remove_tree(final)
         rename_durably(temporary, final)

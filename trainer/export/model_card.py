@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 from headrace.schemas.publish import write_atomic
 
-CURVE = "loss.svg"
+CARD, CURVE = "README.md", "loss.svg"
 WIDTH, HEIGHT, MARGIN = 640, 320, 48
 Points = Sequence[tuple[float, float]]
 
@@ -29,7 +29,7 @@ def write_card(directory: Path, run: Path, step: int) -> None:
             evaluations.setdefault(line["name"], []).append((line["step"], line["loss"]))
     if train or evaluations:
         write_atomic(directory / CURVE, curve({"train": train, **evaluations}))
-    write_atomic(directory / "README.md", card(record, step, train, evaluations))
+    write_atomic(directory / CARD, card(record, step, train, evaluations))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -61,6 +61,12 @@ class BuiltStage:
     merged: dict[str, Tensor] = field(default_factory=dict)  # by restarts: [restarts, ...] each
 
     @property
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of adapters beside their values, by names of its own."""
+        merged = {f"merged/{name}": value for name, value in self.merged.items()}
+        return merged | {f"initial/{name}": value for name, value in self.initial.items()}
+
+    @property
     def width(self) -> int:
         """How many times the rank of the adapters the exported ones have."""
         restarts = max((len(values) for values in self.merged.values()), default=0)

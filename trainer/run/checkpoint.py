@@ -73,14 +73,14 @@ class CheckpointFolder:
 def collect_tensors(
     trained: Sequence[TrainedParameter],
     optimizer: torch.optim.Optimizer,
-    merged: Mapping[str, Tensor] | None = None,
+    kept: Mapping[str, Tensor] | None = None,
     *,
     copy: bool = False,
 ) -> dict[str, Tensor]:
     """Parameters and optimiser states under canonical names, copies of tied weights left out.
 
     Args:
-        merged: adapters that restarts have added to the frozen weights.
+        kept: further tensors, under the names that they get.
         copy: into memory of their own, so that the next step cannot change them.
     """
 
@@ -93,7 +93,7 @@ def collect_tensors(
             tensors[f"parameter/{item.name}"] = on_host(item.parameter)
             for state, value in tensors_of(optimizer, item.parameter).items():
                 tensors[f"{state}/{item.name}"] = on_host(value)
-    return tensors | {f"{MERGED}{name}": value for name, value in (merged or {}).items()}
+    return tensors | dict(kept or {})
 
 
 def load_tensors(

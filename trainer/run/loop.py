@@ -122,7 +122,7 @@ def train(
         if wished or cadence.saves(before, state):
             if log is not None:
                 log.sync()
-            saver.begin(state, session.built.trained, optimizer, session.built.merged)
+            saver.begin(state, session.built.trained, optimizer, session.built.kept)
             timer.restart()
 
     saver.finish()
@@ -130,7 +130,10 @@ def train(
         written = "nothing"
         if config.checkpoint.at_end:
             with averaged(optimizer, session.built.trained):
-                written = str(export(session.built, layout, session.model, session.run_directory))
+                result = export(
+                    session.built, layout, session.model, session.run_directory, state.step
+                )
+            written = str(result)
         logger.info(
             "done%s: %s tokens; %s written", ending(cadence, state), f"{state.tokens:,}", written
         )

@@ -72,11 +72,12 @@ def restart(
         add_to_base(layer)
         for part, value in initial_values(name, layer, "kaiming", seed).items():
             adapter_parameters(name, layer)[f"{name}.{part}"].copy_(value)
-    adapted = {p for _, layer in lora_layers(built.stage.names) for p in layer_parameters(layer)}
-    for parameter in adapted:
-        for state in PRUNED:
-            if state in optimizer.state.get(parameter, {}):
-                prune(optimizer.state[parameter][state], config.prune)
+    for _, layer in lora_layers(built.stage.names):
+        for matrix in adapter_parameters("", layer).values():
+            states = optimizer.state.get(matrix, {})
+            for moment in PRUNED:
+                if moment in states:
+                    prune(states[moment], config.prune)
 
 
 @torch.no_grad()
@@ -118,7 +119,3 @@ def adapter_parameters(name: str, layer: LoraLayer) -> dict[str, Tensor]:
         for key, parameter in layer.named_parameters()
         if key.startswith("lora_")
     }
-
-
-def layer_parameters(layer: LoraLayer) -> list[Tensor]:
-    return list(adapter_parameters("", layer).values())

@@ -61,7 +61,7 @@ class Saver:
         state: RunState,
         trained: Sequence[TrainedParameter],
         optimizer: torch.optim.Optimizer,
-        merged: Mapping[str, Tensor] | None = None,
+        kept: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Start a save of this moment; an earlier one is finished first.
 
@@ -73,7 +73,7 @@ class Saver:
             written: Future[Written] = Future()
             written.set_result(Written())
         else:
-            tensors = collect_tensors(trained, optimizer, merged, copy=self.background)
+            tensors = collect_tensors(trained, optimizer, kept, copy=self.background)
             path = self.folder.unfinished(state.step) / f"stage-{self.layout.stage:02d}.safetensors"
             written = self._thread.submit(write, path, tensors)
         self._pending = Pending(state, written)
