@@ -14,7 +14,7 @@ from headrace.trainer.export.merge import merge
 from headrace.trainer.model.model_builder import build_stage
 
 
-def adapter_of(model, directory, **settings):
+def adapter_of(model, directory, std=0.1, **settings):
     """An adapter with random values, as training would save it."""
     config = TrainConfig.model_validate(
         {
@@ -28,7 +28,7 @@ def adapter_of(model, directory, **settings):
     built = build_stage(config, 0, torch.device("cpu"))
     torch.manual_seed(0)
     for item in built.trained:
-        torch.nn.init.normal_(item.parameter, std=0.1)
+        torch.nn.init.normal_(item.parameter, std=std)
     return saved_adapter([built], directory)
 
 
