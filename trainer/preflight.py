@@ -17,6 +17,7 @@ from headrace.trainer.model.families import check_family, text_settings
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.weight_index import weights_fingerprint
 
+REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
 OPTIMIZER_LIBRARIES = {  # optimizer.type -> module, what pip installs
     "adamw_8bit": ("bitsandbytes", "bitsandbytes>=0.48"),
     "adamw_8bit_paged": ("bitsandbytes", "bitsandbytes>=0.48"),
@@ -37,6 +38,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
             f"processes; launch a multiple of {config.pipeline_stages}"
         )
     check_optimizer(config)
+    check_reporting(config)
     directory = model_directory(config.model)
     model = read_model_config(directory)
     check_family(config.model, model)
@@ -82,6 +84,15 @@ def check_optimizer(config: TrainConfig) -> None:
             f'optimizer.type = "{config.optimizer.type}" needs {library}; '
             f"run: pip install '{requirement}'"
         )
+
+
+def check_reporting(config: TrainConfig) -> None:
+    """Whether the services that get the curves can be called."""
+    for name in config.reporting.to:
+        if find_spec(name) is None:
+            raise ConfigError(
+                f"reporting.to names {name}; run: pip install '{REPORTING_LIBRARIES[name]}'"
+            )
 
 
 def find_place_tokens(config: TrainConfig, manifests: list[Manifest]) -> int:

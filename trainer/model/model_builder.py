@@ -34,7 +34,7 @@ from headrace.trainer.model.families import FAMILIES
 from headrace.trainer.model.half_layer import half_of
 from headrace.trainer.model.materializer import Materializer, TrainedParameter, trained_dtype
 from headrace.trainer.model.model_directory import model_directory
-from headrace.trainer.model.model_size import measure, partition
+from headrace.trainer.model.model_size import flops_per_token, measure, partition
 from headrace.trainer.model.partition import Span
 from headrace.trainer.model.reference import copy_weights, share_modules
 from headrace.trainer.model.router_loss import RouterLossSettings, count_routers
@@ -58,6 +58,7 @@ class BuiltStage:
     architecture: Architecture
     skeleton: Any  # the whole model without adapters, on the meta device
     initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
+    flops_per_token: float = 0.0  # of the whole model, forward and backward
     merged: dict[str, Tensor] = field(default_factory=dict)  # by restarts: [restarts, ...] each
 
     @property
@@ -141,6 +142,7 @@ def build_stage(
         architecture=plan.architecture,
         skeleton=plan.plain,
         initial=filled.initial,
+        flops_per_token=flops_per_token(size, config.adapter.kind == "none"),
     )
 
 

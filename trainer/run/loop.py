@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from headrace.schemas.fingerprint import derive_seed
@@ -24,7 +25,7 @@ from headrace.trainer.run.learning_rate import learning_rate
 from headrace.trainer.run.metrics import console_line, mean_loss
 from headrace.trainer.run.optimizer import set_learning_rate
 from headrace.trainer.run.optimizer_states import averaged
-from headrace.trainer.run.regularizers import find_pairs, regularize
+from headrace.trainer.run.regularizers import ProductNorms, find_pairs, regularize
 from headrace.trainer.run.requests import Requests
 from headrace.trainer.run.saver import Saver
 from headrace.trainer.run.session import Session, open_session
@@ -59,6 +60,7 @@ def train(
         engine.timeline.begin()
         with engine.timeline.span("data"):
             step_inputs = session.feed.next()
+        data_seconds = time.perf_counter() - started
         lr = step_rate(config, state.step, session.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
@@ -77,6 +79,8 @@ def train(
             save,
             saver.progress(),
             session.feed.take_quarantined(),
+            data_seconds,
+            outcome.norms if layout.replica == 0 else None,
         )
         reports = gather_objects(report, layout.world_group)
         saver.settle([report.written for report in reports])
@@ -108,6 +112,7 @@ def train(
                 lr=lr,
                 gradient_norm=outcome.norm,
                 seconds=seconds,
+                flops_per_token=session.built.flops_per_token / (layout.stages * layout.replicas),
             )
             metrics = step_metrics(reports, step_inputs, facts)
             log.write(metrics)
@@ -172,7 +177,8 @@ def finish_step(config: TrainConfig, session: Session, layout: Layout, state: Ru
     if outcome.is_taken:
         gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
         optimizer.step()
-        hold_back(config, built, step_rate(config, state.step, session.total_steps))
+        norms = hold_back(config, built, step_rate(config, state.step, session.total_steps))
+        outcome = replace(outcome, norms=norms)
     if relora.is_due(config.relora, state.step + 1, session.total_steps):
         seed = derive_seed(config.seed, "relora", state.step + 1)
         relora.restart(built, optimizer, config.relora, seed)
@@ -180,7 +186,7 @@ def finish_step(config: TrainConfig, session: Session, layout: Layout, state: Ru
     return outcome
 
 
-def hold_back(config: TrainConfig, built: BuiltStage, rate: float) -> None:
+def hold_back(config: TrainConfig, built: BuiltStage, rate: float) -> ProductNorms | None:
     """What follows a step: decay and limits of adapters.
 
     Args:
@@ -188,8 +194,9 @@ def hold_back(config: TrainConfig, built: BuiltStage, rate: float) -> None:
     """
     for _, adapter in control_adapters(built.stage.names):
         regularize_control(adapter, config.adapter.gamma, rate * config.adapter.control_decay)
-    if config.regularization.limits_products:
-        regularize(config.regularization, find_pairs(built.stage.names), rate)
+    if not config.regularization.limits_products:
+        return None
+    return regularize(config.regularization, find_pairs(built.stage.names), rate)
 
 
 def step_rate(config: TrainConfig, step: int, total_steps: int) -> float:

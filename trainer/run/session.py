@@ -30,6 +30,7 @@ from headrace.trainer.run.evaluation import EvaluationSet, build_evaluation_sets
 from headrace.trainer.run.metrics import MetricsLog
 from headrace.trainer.run.optimizer import build_optimizer
 from headrace.trainer.run.relora import check_relora, replay
+from headrace.trainer.run.reporters import open_reporters
 
 logger = logging.getLogger(__name__)
 
@@ -122,12 +123,18 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         feed=Feed(layout, loader),
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
         folder=folder,
-        log=MetricsLog(run_directory, state.step if found else -1) if layout.rank == 0 else None,
+        log=open_log(config, state.step if found else -1) if layout.rank == 0 else None,
         course=course,
         total_steps=horizon.total_steps,
         state=state,
         is_new=found is None,
     )
+
+
+def open_log(config: TrainConfig, step: int) -> MetricsLog:
+    """Where the first rank writes, from a resume point on."""
+    run_directory = Path(config.output_dir)
+    return MetricsLog(run_directory, step, open_reporters(config, run_directory))
 
 
 def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState:
