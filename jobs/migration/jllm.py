@@ -74,7 +74,8 @@ def modules(value: str, values: Values) -> dict[str, Any]:
     return {"train.adapter.target_modules": names} if values.get("--lora_dim") else {}
 
 
-def recompute(value: int, _: Values) -> dict[str, Any]:
+def recompute(value: int, values: Values) -> dict[str, Any]:
+    """Segments of so many layers keep one input each; here a layer is the largest segment."""
     return {"train.activation_checkpointing": "full" if value else "none"}
 
 
@@ -161,7 +162,7 @@ JLLM = OldSystem(
             "--partition_method", "train.partition", partition, "`fast`: `cost`, `mem`: `memory`"
         ),
         none("--multi_layerspec", "how a stage is built inside"),
-        none("--split_dlayer", "a layer stays whole"),
+        same("--split_dlayer", "train.half_layers"),
         none("--num_layers_per_decoder", "a layer stays whole"),
         none("--emb_partitions", "embedding and head stay whole", 1),
         none("--async_tensor_model_parallel_allreduce", TENSOR),
