@@ -14,15 +14,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from headrace.jobs.nodes import Heartbeat, Node
+
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 POLL_SECONDS = 0.1
+NODE_LOST = 75  # EX_TEMPFAIL: worth another try
 
 
 def launch(
-    module: str, arguments: Sequence[str], processes: int, master_port: int | None = None
+    module: str,
+    arguments: Sequence[str],
+    processes: int,
+    master_port: int | None = None,
+    node: Node | None = None,
 ) -> int:
     """Run `python -m module` as `processes` ranks and wait for all of them.
 
@@ -31,21 +38,31 @@ def launch(
 
     Args:
         master_port: where the ranks meet; None takes a free one.
+        node: this machine among several, each with so many ranks.
 
     Returns:
         0 when every rank exited with 0, else the code of the first that did not, 128 + n for
         signal n.
     """
-    environment = rank_environment(processes, master_port or free_port())
+    if node is None:
+        environment = rank_environment(processes, master_port or free_port())
+    else:
+        environment = node_environment(processes, node)
+    heartbeat = None if node is None else Heartbeat(node)
+    first = 0 if node is None else node.number * processes
+    code = 1
     command = [sys.executable, "-u", "-m", module, *arguments]
     ranks: list[subprocess.Popen[bytes]] = []
     with received_signals() as received:
         try:
-            for rank in range(processes):
-                ranks.append(start_rank(command, environment, rank))
-            return wait_for_all(ranks, received)
+            for local_rank in range(processes):
+                ranks.append(start_rank(command, environment, first + local_rank, local_rank))
+            code = wait_for_all(ranks, received, heartbeat)
+            return code
         finally:
             kill_all(ranks)
+            if heartbeat is not None:
+                heartbeat.close(farewell=code == 0)
 
 
 @contextmanager
@@ -83,6 +100,15 @@ def rank_environment(processes: int, port: int) -> dict[str, str]:
     }
 
 
+def node_environment(processes: int, node: Node) -> dict[str, str]:
+    """The same for one of several machines; interfaces are found, or named by the environment."""
+    environment = {**rank_environment(processes, node.port), **node.environment(processes)}
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if name not in os.environ:
+            del environment[name]
+    return environment
+
+
 def free_port() -> int:
     """A TCP port that nothing listens on now."""
     with socket.socket() as probe:
@@ -91,12 +117,12 @@ def free_port() -> int:
 
 
 def start_rank(
-    command: Sequence[str], environment: dict[str, str], rank: int
+    command: Sequence[str], environment: dict[str, str], rank: int, local_rank: int
 ) -> subprocess.Popen[bytes]:
     """Start one rank in its own process group, so that Ctrl-C comes once, through the launcher."""
     return subprocess.Popen(
         command,
-        env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        env={**environment, "RANK": str(rank), "LOCAL_RANK": str(local_rank)},
         stdin=subprocess.DEVNULL,
         process_group=0,
         preexec_fn=die_with(os.getpid()),
@@ -121,7 +147,11 @@ def die_with(launcher: int) -> Callable[[], None]:
     return prepare
 
 
-def wait_for_all(ranks: Sequence[subprocess.Popen[bytes]], received: list[int]) -> int:
+def wait_for_all(
+    ranks: Sequence[subprocess.Popen[bytes]],
+    received: list[int],
+    heartbeat: Heartbeat | None = None,
+) -> int:
     """Block until all have exited with 0 or one has failed, passing signals on."""
     passed_on = 0
     while True:
@@ -137,6 +167,12 @@ def wait_for_all(ranks: Sequence[subprocess.Popen[bytes]], received: list[int]) 
                 return report(rank, code)
         if None not in codes:
             return 0
+        if heartbeat is not None and heartbeat.lost is not None:
+            logger.error(
+                "error: %s; the ranks here were ended; continue on all nodes with --resume",
+                heartbeat.lost,
+            )
+            return NODE_LOST
         time.sleep(POLL_SECONDS)
 
 
