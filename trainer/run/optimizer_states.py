@@ -16,7 +16,6 @@ from headrace.trainer.run.adamw_kahan import AdamWKahan
 
 FIXED = ("qmap1", "qmap2")  # bitsandbytes' code books, the same for all weights and never changed
 GROUP_NUMBERS = ("k", "lr_max", "weight_sum")  # of schedule-free
-MOMENTS = ("exp_avg", "exp_avg_sq", "row_var", "col_var", "variance", "state1", "state2")
 Read = Callable[[str, torch.Size], Tensor]
 
 
