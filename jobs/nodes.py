@@ -99,7 +99,7 @@ class Heartbeat:
         with selectors.DefaultSelector() as selector:
             for peer in self._peers:
                 peer.setblocking(False)
-                selector.register(peer, selectors.EVENT_READ)
+                selector.register(peer, selectors.EVENT_READ, peer)
             beaten = 0.0
             while not self._ended.is_set() and self.lost is None and heard:
                 now = time.monotonic()
@@ -108,8 +108,7 @@ class Heartbeat:
                     for peer in heard:
                         try_send(peer, BEAT)
                 for key, _ in selector.select(timeout=0.2):
-                    peer = key.fileobj
-                    assert isinstance(peer, socket.socket)
+                    peer = key.data
                     said = try_receive(peer)
                     if said.endswith(FAREWELL):
                         selector.unregister(peer)

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.schemas.publish import rename_durably
+from headrace.schemas.recorded_config import without_defaults
 from headrace.schemas.run_state import (
     CHECKPOINTS_FOLDER,
     checkpoint_name,
@@ -119,7 +121,12 @@ def run_config(run: Path, model: Path | None) -> TrainConfig:
         raise ConfigError(f"{path}: cannot be read ({error}); give a run directory") from None
     if model is not None:
         values["model"] = str(model)
-    return TrainConfig.model_validate(values)
+    try:
+        return TrainConfig.model_validate(without_defaults(TrainConfig, values))
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path}: {error.errors()[0]['msg']}; it is of another release, convert with that one"
+        ) from None
 
 
 def write_adapter(

@@ -27,11 +27,10 @@ def open_reporters(config: TrainConfig, run_directory: Path) -> list[Reporter]:
         return []
     path = run_directory / RECORD
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    kinds = {"wandb": WandbReporter, "mlflow": MlflowReporter}
-    reporters: dict[str, Reporter] = {
-        name: kinds[name](config, run_directory, known.get(name))
-        for name in dict.fromkeys(config.reporting.to)
-    }
+    reporters: dict[str, Reporter] = {}
+    for name in config.reporting.to:
+        kind = WandbReporter if name == "wandb" else MlflowReporter
+        reporters[name] = kind(config, run_directory, known.get(name))
     ids = {name: reporter.id for name, reporter in reporters.items()}
     write_atomic(path, json.dumps(known | ids) + "\n")
     return list(reporters.values())
