@@ -350,6 +350,21 @@ def test_objectives_of_qlora_pipe(tmp_path, old, new, objective):
     assert files["train.toml"]["objective"] == objective
 
 
+def test_axolotl_sets_of_qlora_pipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    (tmp_path / "set.yaml").write_text("datasets:\n  - path: rows.jsonl\n    type: alpaca\n")
+    old = 'dataset_type = "textfile"\ndataset_path = "books/*.txt"'
+    text = QLORA_PIPE_TOML.replace(old, 'dataset_type = "axolotl"\ndataset_path = "set.yaml"')
+    old = 'dataset_type = "doclist"\ndataset_path = "held.jsonl"'
+    text = text.replace(old, 'dataset_type = "axolotl"\ndataset_path = "set.yaml"')
+    imported(Path(), "old.toml", text)
+    books = load_config(PrepareConfig, Path("new/prepare-books.toml"))
+    assert (books.sequence_len, books.packing, books.evaluation_fraction) == (2048, "none", 0.01)
+    held_out = load_config(PrepareConfig, Path("new/prepare-held-out.toml"))
+    assert [source.split for source in held_out.sources] == ["evaluation"]
+
+
 def test_control_adapters_of_qlora_pipe_lite(tmp_path):
     text = QLORA_PIPE_LITE_TOML.replace("epochs = 1", "epochs = 1\nuse_control_adapters = true")
     text += "[[datasets]]\ndataset_path = 'other.jsonl'\ncontrol_class = -1\n"
