@@ -16,8 +16,8 @@ from headrace.schemas.publish import rename_durably
 
 KEYS = 1 << 64
 HELD_TOKENS = 1 << 23  # 32 MiB of ids are sorted and written at once, and copied twice for that
-GATHERED_TOKENS = 1 << 21  # 8 MiB are gathered and sorted at once
-FILES_AT_ONCE = 32  # are mapped in: Linux maps 64 KiB around each page that is read
+GATHERED_TOKENS = 1 << 20  # 4 MiB are gathered and sorted at once
+FILES_AT_ONCE = 8  # are mapped in: Linux maps 64 KiB around each page that is read
 
 KeyRange = tuple[int, int]  # keys [low, high)
 ALL_KEYS = (0, KEYS)

@@ -153,6 +153,6 @@ def count_trained(rows: pa.Table) -> int:
 
 def count_marked(ids: pa.ChunkedArray, mask: pa.ChunkedArray) -> int:
     """All tokens of rows without a mask, the marked ones of rows with one."""
-    unmasked = ids.filter(pc.is_null(mask))
+    unmasked = ids if mask.null_count == len(mask) else ids.filter(pc.is_null(mask))
     marked = sum(pc.sum(chunk.flatten()).as_py() or 0 for chunk in mask.chunks)
     return sum(len(chunk.flatten()) for chunk in unmasked.chunks) + marked
