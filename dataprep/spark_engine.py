@@ -156,7 +156,7 @@ class SparkJob:
             numbers.mapInArrow(
                 lambda batches: run_items(work, finished, batches), "id long"
             ).collect()
-        except SPARK_ERRORS as error:
+        except Exception as error:  # noqa: BLE001 (the thread's end: `results` tells it)
             self.error = error
         finally:
             self.ended.set()
@@ -176,7 +176,7 @@ class SparkJob:
                     done.add(number)
                     yield number, result
             if ended and len(done) < self.count and read == len(self.finished.value):
-                raise DataError(explain(self.error))
+                raise DataError(explain(self.error, len(done), self.count)) from self.error
 
     def stop(self) -> None:
         """Cancel what still runs."""
@@ -211,9 +211,10 @@ def attempt(function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT | Head
         )
 
 
-def explain(error: Exception | None) -> str:
+def explain(error: Exception | None, done: int, count: int) -> str:
     """One line for the user: what the worker raised, rather than Spark's trace of it."""
-    lines = str(error).splitlines()
+    lost = f"it ended after {done} of {count} pieces of work without an error"
+    lines = [lost] if error is None else str(error).splitlines() or [repr(error)]
     raised = [line for line in lines if line[:1].isalpha() and "Error: " in line]
     reason = raised[-1] if raised else lines[0]
     return f"Spark gave up ({reason}); run again to continue; the executors' logs tell more"

@@ -131,12 +131,17 @@ def test_repartition_withstands_two_attempts_too(mixed_config, run_on, snapshot)
     assert snapshot("twice") == snapshot("late")
 
 
-@pytest.mark.parametrize(("kind", "partitions"), [("causal", (None, 3)), ("preference", (1,))])
-def test_spark_writes_the_bytes_that_processes_write(kind, partitions, mixed_config, run_on, spark):
-    right = run_on(None, mixed_config("local", kind))
+@pytest.mark.parametrize(
+    ("kind", "partitions", "changes"),
+    [("causal", (None, 3), {}), ("causal", (1,), {"max_tokens": 5_000}), ("preference", (1,), {})],
+)
+def test_spark_writes_the_bytes_that_processes_write(
+    kind, partitions, changes, mixed_config, run_on, spark
+):
+    right = run_on(None, mixed_config("local", kind, **changes))
     for count in partitions:
         spark.partitions = count
-        assert run_on(spark, mixed_config(f"spark-{count}", kind)) == right
+        assert run_on(spark, mixed_config(f"spark-{count}", kind, **changes)) == right
 
 
 def test_results_that_arrive_while_one_is_used_are_not_lost():
