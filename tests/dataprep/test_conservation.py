@@ -180,7 +180,7 @@ def found_pieces(folder, config):
     return pieces
 
 
-@settings(deadline=None, max_examples=25, phases=[Phase.generate])
+@settings(deadline=None, max_examples=15, phases=[Phase.generate])
 @given(case=corpora())
 def test_every_token_is_in_one_row_or_dropped_by_name(case, tokenizer_folder, encode):
     corpus, changes = case
