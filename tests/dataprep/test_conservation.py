@@ -197,7 +197,9 @@ def test_every_token_is_in_one_row_or_dropped_by_name(case, tokenizer_folder, en
             return
         found = found_pieces(folder / "out", config)
         assert verify(folder / "out", Console(file=io.StringIO())) == []
-    ledger = manifest.ledger
+    ledger, sources = manifest.ledger, manifest.sources
+    assert [source.documents for source in sources] == [*map(len, corpus.values())]
+    assert sum(source.tokens for source in sources) == sum(ledger.tokens_out.values())
     tails = ledger.tokens_dropped.pop("tail of a block dropped", 0)
     assert bool(tails) <= config.drop_tails
     assert ledger.tokens_dropped == dropped
