@@ -53,6 +53,11 @@ class ListColumn:
         numbers: NDArray[Any] = self.values.to_numpy()
         return numbers
 
+    def sums(self) -> NDArray[np.int32]:
+        """The sum of all values before each list, and of all."""
+        ends = np.cumsum(self.flat(), dtype=np.int32)
+        return np.append(np.int32(0), ends)[self.offsets]
+
     def bits(self, index: int) -> NDArray[np.bool_] | None:
         """One list of booleans, unpacked; None for null."""
         if self.all_null or (self.valid is not None and not self.valid[index]):
@@ -114,8 +119,7 @@ class RowFacts:
     COLUMNS: ClassVar[list[str]] = ["document_lengths", "source", "row_key"]
 
     def __init__(self, table: pa.Table) -> None:
-        documents = ListColumn(table["document_lengths"])
-        ends = np.append(0, np.cumsum(documents.flat()))[documents.offsets]
+        ends = ListColumn(table["document_lengths"]).sums()
         self.lengths: list[int] = np.diff(ends).tolist()
         self._sources: list[str] = names_of(table["source"])
         self._keys: list[int] = table["row_key"].to_numpy().tolist()
