@@ -17,6 +17,7 @@ from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.manifest import Manifest, ShardRecord
 from headrace.schemas.row_checks import problems_in_rows
 from headrace.schemas.seekable_file import SeekableFile
+from headrace.schemas.shard_format import COLUMNS
 from headrace.schemas.shard_rows import read_row_group
 from headrace.trainer.data.decoded_rows import DecodedRows, ListColumn
 from headrace.trainer.data.retries import Patience
@@ -183,8 +184,9 @@ def with_tokens(table: pa.Table, ids: NDArray[np.int32]) -> pa.Table:
     ends = ListColumn(table["document_lengths"]).sums()
     if ends[-1] != len(ids):
         raise ValueError(f"document_lengths sum to {ends[-1]}, there are {len(ids)} ids")
-    column = pa.ListArray.from_arrays(pa.array(ends), pa.array(ids))
-    return table.append_column(TOKEN_COLUMN, column)
+    field = COLUMNS.field(TOKEN_COLUMN)
+    column = pa.ListArray.from_arrays(pa.array(ends), pa.array(ids), type=field.type)
+    return table.add_column(0, field, column)
 
 
 def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGroupError:
