@@ -104,16 +104,13 @@ def write_peers(folder: Path) -> int:
 
 def rows_of(batch: Batch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The columns of each row, filled up to the place."""
-    return [
-        (ids, labels, np.array(lengths, np.int32))
-        for ids, labels, lengths, _ in zip(
-            batch.input_ids[0].numpy(),
-            batch.labels[0].numpy(),
-            batch.document_lengths[0],
-            keys_of(batch),
-            strict=False,
-        )
-    ]
+    arrays = zip(
+        batch.input_ids[0].numpy(),
+        batch.labels[0].numpy(),
+        (np.array(lengths, np.int32) for lengths in batch.document_lengths[0]),
+        strict=True,
+    )
+    return list(islice(arrays, len(keys_of(batch))))
 
 
 def headrace(folder: Path) -> Batches:

@@ -59,9 +59,7 @@ def make_batch(
         length: tokens of a place. Its rows have at most as many, or it is a single row, which is
             cut.
     """
-    cut_rows = [
-        [[cut(row, length) for row in rows] for rows in places] for places in micro_batches
-    ]
+    cut_rows = [[[cut(row, length) for row in rows] for rows in places] for places in micro_batches]
     ids = np.empty((len(cut_rows), len(cut_rows[0]), length), dtype=np.int32)
     document_lengths = [
         [write_ids(rows, cells) for rows, cells in zip(places, of_places, strict=True)]
