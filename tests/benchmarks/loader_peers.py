@@ -90,7 +90,10 @@ def write_peers(folder: Path) -> int:
             for key in keys_of(batch):
                 places[key].append(written)
                 written += 1
-            columns = [pa.array(column, pa.list_(pa.int32())) for column in zip(*rows_of(batch))]
+            columns = [
+                pa.array(column, pa.list_(pa.int32()))
+                for column in zip(*rows_of(batch), strict=True)
+            ]
             table.write_batch(pa.record_batch(columns, names=COLUMNS))
     order = []
     with MDSWriter(out=str(folder / "mds"), columns=dict.fromkeys(COLUMNS, "ndarray:int32")) as mds:

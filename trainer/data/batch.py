@@ -69,13 +69,15 @@ def make_batch(
     for places, of_places in zip(cut_rows, labels, strict=True):
         for rows, cells in zip(places, of_places, strict=True):
             ignore_masked(rows, cells)
-    rows = [[[place_row(row, length) for row in rows] for rows in places] for places in cut_rows]
+    placed = [
+        [[place_row(row, length) for row in place] for place in places] for places in cut_rows
+    ]
     return Batch(
         input_ids=torch.from_numpy(ids),
         labels=torch.from_numpy(labels),
         document_lengths=document_lengths,
-        rows=rows,
-        row_lengths=[[sum(row.tokens for row in place) for place in places] for places in rows],
+        rows=placed,
+        row_lengths=[[sum(row.tokens for row in place) for place in places] for places in placed],
         trained_tokens=int(np.count_nonzero(labels != IGNORED_LABEL)),
         position=position,
         overlong=overlong,
