@@ -171,7 +171,7 @@ LIBRARIES = {
 
 
 def rate(batches: Batches) -> float:
-    """Tokens a second of processor time, of all threads, after the first batch; checks its sizes."""
+    """Tokens a second of processor time, of all threads, after the first batch; checks sizes."""
     next(batches)
     started = time.process_time()
     tokens = sum(ids.numel() for ids, *_ in islice(batches, BATCHES))
