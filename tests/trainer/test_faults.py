@@ -76,8 +76,10 @@ class Job:
         if not self.running():
             self.start()
         step = max(step, self.first_step + 1)
-        deadline = time.monotonic() + 120
-        while self.step() < step:
+        seen, deadline = -1, 0.0
+        while (now := self.step()) < step:
+            if now > seen:  # on a busy machine it may be slow, but it must go on
+                seen, deadline = now, time.monotonic() + 120
             assert self.running(), f"ended before step {step}: {self.tail()}"
             assert time.monotonic() < deadline, f"hangs before step {step}: {self.tail()}"
             time.sleep(0.005)
