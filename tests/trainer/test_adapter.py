@@ -41,7 +41,7 @@ def evaluation_loss(model, shards):
             ).logits
         labels = batch.labels[0]
         total += torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+            logits.flatten(0, 1), labels.flatten().long(), ignore_index=-100, reduction="sum"
         ).item()
         count += batch.trained_tokens
     return total / count

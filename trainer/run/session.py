@@ -111,7 +111,8 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     state = state.model_copy(update={"data": data})
     course = open_course(config, inputs, state.data, min([position.next_row, *position.waiting]))
     horizon = from_first_rank(
-        partial(find_horizon, config, inputs, course, state.step, position), layout
+        partial(find_horizon, config, inputs, course, state.step, position, state.quarantined),
+        layout,
     )
     loader = build_train_loader(config, inputs, layout, course, horizon.stop_row)
     if loader is not None:
