@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
 from headrace.schemas.optimizer_config import OptimizerConfig, SchedulerConfig
+from headrace.schemas.quantization_config import QuantizationConfig
 from headrace.schemas.run_config import (
     AnomalyConfig,
     CheckpointConfig,
@@ -101,6 +102,9 @@ class TrainConfig(Config):
     )
     evaluation_datasets: list[EvaluationDatasetConfig] = Field([], description="Evaluation splits.")
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
+    quantization: QuantizationConfig | None = Field(
+        None, description="How frozen weights are held. Default: as they are, in `dtype`."
+    )
     optimizer: OptimizerConfig = Field(description="How it is trained.")
     scheduler: SchedulerConfig = Field(
         SchedulerConfig(), description="The learning rate over time."
@@ -128,6 +132,7 @@ class TrainConfig(Config):
                 f"scheduler.min_lr = {self.scheduler.min_lr} is above "
                 f"optimizer.lr = {self.optimizer.lr}; lower it"
             )
+        self.check_quantization()
         self.check_mixing()
         self.check_packing()
         for key, wished in (
@@ -145,6 +150,22 @@ class TrainConfig(Config):
                     f'two evaluation datasets are named "{name}"; give each its own `name`'
                 )
         return self
+
+    def check_quantization(self) -> None:
+        """There must be frozen weights; what adapters took from them is in no cache."""
+        adapter = self.adapter
+        if self.quantization is None:
+            return
+        if (adapter.kind, adapter.target_modules, adapter.layers) == ("none", "all-linear", None):
+            raise ValueError(
+                '[quantization] holds frozen weights, and adapter.kind = "none" trains them all; '
+                'use kind = "lora", or limit target_modules or layers'
+            )
+        if self.quantization.cache is not None and adapter.init in ("pissa", "olora"):
+            raise ValueError(
+                f'quantization.cache does not go with adapter.init = "{adapter.init}", which '
+                "changes the weights before they are quantised; drop one"
+            )
 
     def check_mixing(self) -> None:
         """Concatenation takes every row, so nothing may ask it for other shares."""

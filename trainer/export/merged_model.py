@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from headrace.schemas.errors import DataError
+from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.model.adapters import (
     PEFT_PREFIX,
     add_adapter,
@@ -36,9 +36,14 @@ def write_merged(model: Path, adapter: Path, output: Path) -> None:
     A tied embedding stays tied unless the adapter changes embedding or head.
 
     Raises:
+        ConfigError: the model is quantised.
         DataError: the adapter does not belong to the model.
     """
     architecture = read_architecture(model)
+    if getattr(architecture.config, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"{model}: its weights are quantised; merge into the model that it was made of"
+        )
     family = architecture.family
     skeleton: Any = lay_out(architecture)
     wrapped = add_adapter(lay_out(architecture), LoraConfig.from_pretrained(str(adapter)))
@@ -114,6 +119,7 @@ def fill_base(slots: Sequence[Slot], source: WeightSource, architecture: Archite
             name = f"{family.embedding}.weight"
         wanted.append((name, slot.empty.shape))
     for slot, value in zip(rest, source.read(wanted), strict=True):
+        assert isinstance(value, Tensor)  # `write_merged` refuses quantised models
         slot.fill(nn.Parameter(value.float(), requires_grad=False))
 
 

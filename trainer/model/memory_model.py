@@ -151,16 +151,20 @@ def stage_memory(
     stages, tokens = config.pipeline_stages, config.micro_batch_size * sequence_len
     parts = size.parts(layers, stage, stages)
     trained = sum(part.trained for part in parts)
-    frozen = sum(part.weights for part in parts) - trained
+    quantized = sum(part.quantized for part in parts)
+    frozen = sum(part.weights for part in parts) - trained - quantized
+    dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     in_flight = min(config.gradient_accumulation_steps, stages - stage)
     recompute = config.activation_checkpointing == "full"
     per_layer = activations.boundary if recompute else activations.kept
     held = in_flight * (len(layers) * per_layer + 2 * activations.boundary)
     return StageMemory(
-        weights=frozen * dtype.itemsize + trained * TRAINED_BYTES,
+        weights=frozen * dtype.itemsize
+        + sum(part.quantized_bytes for part in parts)
+        + trained * TRAINED_BYTES,
         gradients=trained * GRADIENT_BYTES,
         optimizer=trained * MOMENT_BYTES,
-        activations=held + activations.kept * recompute,
+        activations=held + activations.kept * recompute + dequantized * dtype.itemsize,
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
         masks=float(in_flight * config.micro_batch_size * sequence_len**2),
     )

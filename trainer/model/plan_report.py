@@ -19,7 +19,7 @@ from headrace.trainer.model.memory_model import (
     stage_memory,
 )
 from headrace.trainer.model.model_builder import Plan, compute_dtype, plan_model
-from headrace.trainer.model.model_size import ModelSize, measure, partition
+from headrace.trainer.model.model_size import ModelSize, partition
 
 GIB = 1 << 30
 UNITS = {"": 1, "B": 1, "MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": GIB}
@@ -101,7 +101,7 @@ def plan_run(
     length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
     plan = plan or plan_model(config)
     dtype = compute_dtype(config, torch.device("cuda"))
-    size = measure(plan.model, plan.architecture, plan.prefix)
+    size = plan.size
     activations = layer_activations(plan, config, dtype, length)
     cut = partition(config, size)
     return RunPlan(
