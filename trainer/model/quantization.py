@@ -71,7 +71,8 @@ class Quantization:
         if config.type == "int8":
             return 8 + FULL_BITS / shape[-1]
         if config.double_quantization:
-            return 4 + 8 / BLOCK + FULL_BITS / (BLOCK * NESTED_BLOCK)
+            table = FULL_BITS * NESTED_BLOCK / shape[-2:].numel()
+            return 4 + 8 / BLOCK + FULL_BITS / (BLOCK * NESTED_BLOCK) + table
         return 4 + FULL_BITS / BLOCK
 
 
