@@ -148,19 +148,19 @@ def stored_loss(directory, batch):
 def saved_adapter(built, directory):
     directory.mkdir()
     for stage, part in enumerate(built):
-        save_adapter_part(part, directory, stage, len(built))
+        save_adapter_part(part, directory, stage, len(built), torch.float32)
     finish_adapter(directory, len(built), built[0].lora_config, bool(built[0].initial))
     return directory
 
 
-def saved_model(built, base, directory):
+def saved_model(built, base, directory, dtype=torch.float32):
     directory.mkdir()
-    counts = [file_count(model_parts(part)) for part in built]
+    counts = [file_count(model_parts(part, dtype)) for part in built]
     files = [
-        save_model_part(part, directory, sum(counts[:stage]), sum(counts))
+        save_model_part(part, base, directory, sum(counts[:stage]), sum(counts), dtype)
         for stage, part in enumerate(built)
     ]
-    finish_model(directory, files, base, built[0])
+    finish_model(directory, files, base, built[0], dtype)
     return directory
 
 

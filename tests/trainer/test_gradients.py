@@ -37,6 +37,7 @@ def built(trained, tied_head=None):
         architecture=None,
         skeleton=None,
         initial={},
+        expansion=None,
     )
 
 

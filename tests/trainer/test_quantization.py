@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from test_families import lora, one_thread, put_dequantized, relative, with_adapters  # noqa: F401
+from test_adapter_modes import saved_model
+from test_families import lora, one_thread, relative, with_adapters  # noqa: F401
 from tiny_families import (
     build,
     config_of,
@@ -198,6 +199,34 @@ def test_the_predicted_size_is_what_is_held(models):
         held = held_in(build(config))
         found = sum(matrix.nbytes for matrices in held.values() for matrix in matrices)
         assert predicted == pytest.approx(found, rel=0.08), settings  # rounded up in tiny matrices
+
+
+SAVED = {
+    "blocks": ("mistral", {"kind": "blocks", "blocks": 2}),
+    "norms of a mixture": ("mixtral", {"kind": "none", "target_modules": ["layernorm"]}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", SAVED)
+def test_a_saved_model_has_the_weights_that_were_not_trained_as_they_were(
+    models, mode, dtype, tmp_path
+):
+    family, adapter = SAVED[mode]
+    built = build(config_of(models[family], 2, adapter, quantization=NF4))
+    trained = {item.name: item.parameter for part in built for item in part.trained}
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.add_(0.25)
+    directory = saved_model(built, models[family], tmp_path / "model", dtype)
+    saved = AutoModelForCausalLM.from_pretrained(directory)
+    assert saved.dtype == dtype, "config.json says so"
+    base = dict(AutoModelForCausalLM.from_pretrained(models[family]).named_parameters())
+    expansion = built[0].expansion
+    for name, value in saved.named_parameters():
+        stored = expansion.stored_name(name, "model.layers") if expansion else name
+        expected = trained[name] if name in trained else base[stored]
+        assert torch.equal(value, expected.to(dtype)), name
 
 
 def cached(models, folder, stages=2, **settings):

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.schemas.publish import remove_tree, rename_durably
 from headrace.trainer.distributed import Layout, gather_objects
@@ -22,13 +22,21 @@ from headrace.trainer.model.model_files import (
     part_name,
     write_index,
 )
+from headrace.trainer.model.quantized_modules import QuantizedExperts, held_weights
+from headrace.trainer.model.weight_index import has_weights
+from headrace.trainer.model.weight_source import StoredWeights
+
+STACKED = QuantizedExperts.weights  # of all experts of a layer
 
 
-def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) -> Path:
+def export(
+    built: BuiltStage, layout: Layout, model: Path, run_directory: Path, save_dtype: str = "auto"
+) -> Path:
     """Write `adapter/` (LoRA) or `model/` (full fine-tuning); every rank takes part.
 
     Args:
         model: directory of the base model.
+        save_dtype: torch's name of a type, or "auto": float32 for adapters, else the base model's.
 
     Returns:
         The directory, published whole.
@@ -41,19 +49,21 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) 
     dist.barrier(layout.world_group)
     if built.lora_config is not None:
         if layout.replica == 0:
-            save_adapter_part(built, temporary, layout.stage, layout.stages)
+            dtype = torch.float32 if save_dtype == "auto" else getattr(torch, save_dtype)
+            save_adapter_part(built, temporary, layout.stage, layout.stages, dtype)
         dist.barrier(layout.world_group)
         if layout.rank == 0:
             finish_adapter(temporary, layout.stages, built.lora_config, bool(built.initial))
     else:
-        counts = gather_objects(file_count(model_parts(built)), layout.world_group)
+        dtype = stored_dtype(built) if save_dtype == "auto" else getattr(torch, save_dtype)
+        counts = gather_objects(file_count(model_parts(built, dtype)), layout.world_group)
         before, total = sum(counts[: layout.stage]), sum(counts[: layout.stages])
         written: dict[str, dict[str, int]] = {}
         if layout.replica == 0:
-            written = save_model_part(built, temporary, before, total)
+            written = save_model_part(built, model, temporary, before, total, dtype)
         files = gather_objects(written, layout.world_group)
         if layout.rank == 0:
-            finish_model(temporary, files, model, built)
+            finish_model(temporary, files, model, built, dtype)
     if layout.rank == 0:
         if final.exists():
             remove_tree(final)
@@ -62,10 +72,14 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) 
     return final
 
 
-def save_adapter_part(built: BuiltStage, directory: Path, stage: int, stages: int) -> None:
-    """One stage's share of an adapter, under PEFT's names, in float32."""
+def save_adapter_part(
+    built: BuiltStage, directory: Path, stage: int, stages: int, dtype: torch.dtype
+) -> None:
+    """One stage's share of an adapter, under PEFT's names."""
     values = {item.name: item.parameter.detach().cpu() for item in built.trained}
-    tensors = exported_tensors(values, built.initial)
+    tensors = {
+        name: tensor.to(dtype) for name, tensor in exported_tensors(values, built.initial).items()
+    }
     save_file(tensors, directory / part_name(stage, stages), metadata={"format": "pt"})
 
 
@@ -86,50 +100,84 @@ def finish_adapter(directory: Path, stages: int, config: LoraConfig, took_over: 
     config.save_pretrained(str(directory))
 
 
-def model_parts(built: BuiltStage) -> list[int]:
+def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:
     """Bytes of each module of a stage, as they will be stored; a tied head is not."""
-    size = stored_dtype(built).itemsize
     return [
-        sum(slot.empty.numel() * size for slot in find_slots({name: module}))
+        dtype.itemsize
+        * (
+            sum(slot.empty.numel() for slot in find_slots({name: module}))
+            + sum(m.shape.numel() for _, held in held_weights({name: module}) for m in held)
+        )
         for name, module in built.stage.names.items()
         if not is_tied_head(built, name)
     ]
 
 
 def save_model_part(
-    built: BuiltStage, directory: Path, before: int, total: int
+    built: BuiltStage, model: Path, directory: Path, before: int, total: int, dtype: torch.dtype
 ) -> dict[str, dict[str, int]]:
-    """One stage's weights, trained or not, in files of limited size; one module at a time.
+    """One stage's weights, trained or not, in files of limited size; one module at a time. Weights
+    that are held quantised are written as the base model has them.
 
     Args:
+        model: directory of the base model.
         before: files of the stages before this one; total: files of all stages.
 
     Returns:
         File name -> tensor name -> bytes.
     """
-    dtype = stored_dtype(built)
     writer = ModelWriter(directory, built.skeleton, before, total)
     for size, (name, module) in zip(
-        model_parts(built),
+        model_parts(built, dtype),
         ((n, m) for n, m in built.stage.names.items() if not is_tied_head(built, n)),
         strict=True,
     ):
+        values = {f"{name}.{key}": value.detach() for key, value in module.named_parameters()}
+        values |= unquantized(built, model, {name: module})
         writer.add(
-            {
-                f"{name}.{key}": parameter.detach().to("cpu", dtype).contiguous()
-                for key, parameter in module.named_parameters()
-            },
-            size,
+            {key: value.to("cpu", dtype).contiguous() for key, value in values.items()}, size
         )
     return writer.finish()
 
 
+def unquantized(
+    built: BuiltStage, model: Path, modules: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """The base model's values of weights that are held quantised; dequantised where it has none."""
+    held = dict(held_weights(modules))
+    if not held or not has_weights(model):
+        return {
+            name: stacked(name, [part.dequantize(torch.float32) for part in parts])
+            for name, parts in held.items()
+        }
+    wanted, layers = [], built.architecture.family.layers
+    for name, parts in held.items():
+        stored = built.expansion.stored_name(name, layers) if built.expansion else name
+        stack = [len(parts)] if name.endswith(STACKED) else []
+        wanted.append((stored, torch.Size([*stack, *parts[0].shape])))
+    values: dict[str, Tensor] = {}
+    with StoredWeights(model, built.skeleton) as source:
+        for name, value in zip(held, source.read(wanted), strict=True):
+            assert isinstance(value, Tensor)  # models that are quantised train adapters alone
+            values[name] = value
+    return values
+
+
+def stacked(name: str, parts: list[Tensor]) -> Tensor:
+    """One matrix, or the experts' one upon another."""
+    return torch.stack(parts) if name.endswith(STACKED) else parts[0]
+
+
 def finish_model(
-    directory: Path, files: Sequence[Mapping[str, dict[str, int]]], model: Path, built: BuiltStage
+    directory: Path,
+    files: Sequence[Mapping[str, dict[str, int]]],
+    model: Path,
+    built: BuiltStage,
+    dtype: torch.dtype,
 ) -> None:
     """The index over the stages' files, config and tokenizer, as transformers expects."""
     write_index(directory, {name: sizes for part in files for name, sizes in part.items()})
-    copy_model_files(model, directory, built.skeleton)
+    copy_model_files(model, directory, built.skeleton, dtype)
 
 
 def stored_dtype(built: BuiltStage) -> torch.dtype:

@@ -57,6 +57,7 @@ class BuiltStage:
     architecture: Architecture
     skeleton: Any  # the whole model without adapters, on the meta device
     initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
+    expansion: Expansion | None
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def build_stage(
         architecture=plan.architecture,
         skeleton=plan.plain,
         initial=filled.initial,
+        expansion=plan.expansion,
     )
 
 

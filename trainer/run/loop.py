@@ -124,7 +124,15 @@ def train(
     if cadence.has_ended(state):
         written = "nothing"
         if config.checkpoint.at_end:
-            written = str(export(session.built, layout, session.model, session.run_directory))
+            written = str(
+                export(
+                    session.built,
+                    layout,
+                    session.model,
+                    session.run_directory,
+                    config.checkpoint.save_dtype,
+                )
+            )
         logger.info(
             "done%s: %s tokens; %s written", ending(cadence, state), f"{state.tokens:,}", written
         )
