@@ -41,7 +41,9 @@ class Holder(nn.Module):
     def held(self, attribute: str) -> list[QuantizedWeight] | None:
         """What replaces a parameter, if something does."""
         found = self._modules.get(f"quantized_{attribute}")
-        return None if found is None else list(found)  # type: ignore[arg-type]
+        if not isinstance(found, nn.ModuleList):
+            return None
+        return [part for part in found if isinstance(part, QuantizedWeight)]
 
     def share(self, other: "Holder") -> None:
         """Use the weight of another module: a tied embedding's."""
