@@ -7,20 +7,23 @@ from pydantic import Field, field_validator, model_validator
 from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.toml_config import Config, Text
 
+GAMMA = 0.5
 # adapter kind -> settings that would be passed over
 NOT_WITH = {
     "none": ("modules_to_save", "target_parameters"),
     "blocks": ("modules_to_save", "target_parameters", "layers"),
+    "control": ("modules_to_save", "target_parameters"),
 }
 
 
 class AdapterConfig(Config):
     """`[adapter]`."""
 
-    kind: Literal["lora", "dora", "blocks", "none"] = Field(
+    kind: Literal["lora", "dora", "control", "blocks", "none"] = Field(
         "lora",
         description='`"lora"`: low-rank adapters over frozen weights. `"dora"`: these with '
-        'magnitudes apart. `"blocks"`: new decoder layers between the frozen ones. `"none"`: train '
+        'magnitudes apart. `"control"`: directions along which layers are stretched, or shrunk for '
+        'rows of class -1. `"blocks"`: new decoder layers between the frozen ones. `"none"`: train '
         "the weights themselves.",
     )
     rank: int = Field(16, ge=1, description="Rank of the LoRA matrices.")
@@ -54,6 +57,19 @@ class AdapterConfig(Config):
     modules_to_save: list[Text] = Field(
         [], description='Modules trained in full beside the adapters, such as `["lm_head"]`.'
     )
+    gamma: float = Field(
+        GAMMA,
+        gt=0,
+        le=0.5,
+        description='With `kind = "control"`: how far directions go back to orthonormal ones after '
+        "each step; 0.5 is a Newton step.",
+    )
+    control_decay: float = Field(
+        0.0,
+        ge=0,
+        description='With `kind = "control"`: share, times the learning rate, by which log '
+        "stretches shrink after each step.",
+    )
     blocks: int = Field(8, ge=1, description='New decoder layers, with `kind = "blocks"`.')
 
     @field_validator("layers")
@@ -76,6 +92,17 @@ class AdapterConfig(Config):
             )
         if self.target_parameters and taken:
             raise ValueError(f'init = "{self.init}" does not go with target_parameters')
+        if self.kind == "control":
+            if self.target_modules != "all-linear":
+                raise ValueError(
+                    f'target_modules = {self.target_modules} has no meaning with kind = "control", '
+                    "which has an adapter a layer; use layers, or drop it"
+                )
+        elif self.gamma != GAMMA or self.control_decay:
+            raise ValueError(
+                'gamma and control_decay need kind = "control"; this has kind = '
+                f'"{self.kind}"; drop them'
+            )
         for key in NOT_WITH.get(self.kind, ()):
             if getattr(self, key):
                 raise ValueError(f'{key} has no meaning with kind = "{self.kind}"; drop it')

@@ -11,6 +11,7 @@ from headrace.schemas.quantization_config import check_installed
 from headrace.schemas.shard_format import EVALUATION
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.data_plan import plan_data
+from headrace.trainer.data.decoded_pairs import SIDES
 from headrace.trainer.data.inputs import Inputs, manifest_of
 from headrace.trainer.model.families import check_family, text_settings
 from headrace.trainer.model.model_directory import model_directory
@@ -39,7 +40,8 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     evaluation = [manifest_of(dataset.path, config) for dataset in config.evaluation_datasets]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
-        check_shards(path, manifest, directory, text, config.weights == "random")
+        of_pairs = config.objective.of_pairs
+        check_shards(path, manifest, directory, text, config.weights == "random", of_pairs)
     place_tokens = find_place_tokens(config, train + evaluation)
     plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
@@ -61,6 +63,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         weights_fingerprint=(
             "random" if config.weights == "random" else weights_fingerprint(directory)
         ),
+        sides=SIDES if config.objective.of_pairs else 1,
         data_fingerprint=fingerprint([manifest.model_dump(mode="json") for manifest in train]),
     )
 
@@ -108,16 +111,23 @@ def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
 
 
 def check_shards(
-    path: str, manifest: Manifest, model: Path, model_config: Mapping[str, object], random: bool
+    path: str,
+    manifest: Manifest,
+    model: Path,
+    model_config: Mapping[str, object],
+    random: bool,
+    of_pairs: bool,
 ) -> None:
     """Shards must come from the model's tokenizer and fit its positions and vocabulary.
 
     Args:
         random: the weights are made up, so that a tokenizer may be missing.
+        of_pairs: the objective compares the sides of pairs. Others train on chosen answers.
     """
-    if manifest.kind != "causal":
+    if of_pairs and manifest.kind != "preference":
         raise DataError(
-            f'{path}: kind "{manifest.kind}" cannot be trained on yet; use causal shards'
+            f"{path}: holds no pairs, which the objective compares; prepare it with "
+            '`type = "preference"`, or use another objective.kind'
         )
     tokenizer = model / "tokenizer.json"
     if not tokenizer.is_file() and not random:

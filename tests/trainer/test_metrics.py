@@ -11,12 +11,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from headrace.trainer.run.metrics import (
     EvaluationMetrics,
     MetricsLog,
+    PairLoss,
+    PairMetrics,
     RowLoss,
     StepMetrics,
     console_line,
     duration,
     losses_by_source,
     mean_loss,
+    pair_metrics,
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
@@ -24,6 +27,8 @@ STEP = StepMetrics(
     step=7,
     epoch=0.25,
     loss=2.34567,
+    cross_entropy=2.34567,
+    pairs=None,
     router_loss=None,
     source_losses={"books": 2.5, "code": 2.25},
     lr=1.5e-4,
@@ -41,7 +46,8 @@ STEP = StepMetrics(
     overlong_rows=2,
     overlong_tokens=30,
 )
-EVALUATION = EvaluationMetrics(7, "held-out", 2.5, {"books": 2.75}, 999, 3.0)
+PAIRS = PairMetrics(8, 0.75, 0.5, 0.25, -0.25)
+EVALUATION = EvaluationMetrics(7, "held-out", 2.5, {"books": 2.75}, 999, 3.0, 2.5, None)
 
 
 def log_steps(directory, resume_point, *steps):
@@ -118,8 +124,8 @@ def test_a_step_can_be_read_while_the_run_goes_on(tmp_path):
 def test_tensorboard_has_exactly_the_tags_that_the_page_lists(tmp_path):
     documented = re.findall(r"^\| `((?:train|evaluation)/[^`]+)`", PAGE.read_text(), re.MULTILINE)
     log = MetricsLog(tmp_path, -1)
-    log.write(replace(STEP, source_losses={"SOURCE": 2.5}, router_loss=1.25))
-    log.write(replace(EVALUATION, name="NAME", source_losses={"SOURCE": 2.75}))
+    log.write(replace(STEP, source_losses={"SOURCE": 2.5}, router_loss=1.25, pairs=PAIRS))
+    log.write(replace(EVALUATION, name="NAME", source_losses={"SOURCE": 2.75}, pairs=PAIRS))
     log.close()
     assert sorted(documented) == sorted(scalars(tmp_path))
 
@@ -135,6 +141,23 @@ def test_tensorboard_shows_the_values(tmp_path):
     assert shown["train/source_loss/code"] == {7: 2.25}
     assert shown["evaluation/held-out/loss"] == {7: 2.5}
     assert shown["evaluation/held-out/source_loss/books"] == {7: 2.75}
+
+
+def test_a_step_on_pairs_shows_what_became_of_them():
+    line = console_line(replace(STEP, cross_entropy=1.5, pairs=PAIRS), 10, 0.0)
+    assert "loss 2.3457  ce 1.5000  accuracy  75%  margin 0.500  fill" in line
+
+
+def test_pairs_weigh_the_same_whatever_their_length_and_tokens_beside_them():
+    """qlora-pipe 1.7: no rewards, margins or accuracy of pairs were logged."""
+    rows = [
+        RowLoss("a", 30.0, 10, pair=PairLoss(0.5, 2.0, 1.0, 0.25)),
+        RowLoss("b", 10.0, 30, pair=PairLoss(1.0, 0.5, 1.0, 0.25)),
+    ]
+    assert mean_loss(rows) == 0.75 + 0.25 * 1.0
+    assert pair_metrics(rows) == PairMetrics(2, 0.5, 0.25, 1.25, 1.0)
+    assert losses_by_source(rows) == {"a": 0.5 + 0.25 * 3.0, "b": 1.0 + 0.25 / 3}
+    assert pair_metrics([RowLoss("a", 1.0, 1)]) is None
 
 
 def test_a_step_reads_as_one_line():

@@ -237,9 +237,8 @@ def cached(models, folder, stages=2, **settings):
 def test_layers_are_quantized_once_and_then_read_from_the_cache(models, tmp_path, monkeypatch):
     first = held_in(cached(models, tmp_path))
     (folder,) = tmp_path.iterdir()
-    assert sorted(file.name for file in folder.iterdir()) == [
-        f"model.layers.{layer}.safetensors" for layer in range(4)
-    ]
+    files = sorted(folder.iterdir())
+    assert [file.name.split(".")[2] for file in files] == ["0", "1", "2", "3"]
     with monkeypatch.context() as context:
         context.setattr(quantization, "quantize", None)
         same_bits(held_in(cached(models, tmp_path, stages=3)), first)
@@ -252,9 +251,11 @@ def test_layers_are_quantized_once_and_then_read_from_the_cache(models, tmp_path
         file.write(b"\x7f")
     build(config_of(copy, 1, LORA, quantization={**NF4, "cache": str(tmp_path / "cache")}))
     assert (tmp_path / "cache" / folder.name).exists() is False, "other weights have one as well"
-    damaged = folder / "model.layers.2.safetensors"
+    damaged = files[2]
     damaged.write_bytes(damaged.read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"model\.layers\.2\.safetensors: cannot be read .*remove"):
+    with pytest.raises(
+        DataError, match=r"model\.layers\.2\.\w+\.safetensors: cannot be read .*remove"
+    ):
         cached(models, tmp_path)
 
 

@@ -31,7 +31,7 @@ def main(path: Path, output: Path, settings: list[str]) -> None:
     feed = Feed(layout, build_train_loader(config, inputs, layout, course, horizon.stop_row))
     engine.evaluation_step(feed.next())
     if layout.is_last:
-        torch.save(torch.cat(engine.token_losses).cpu(), output)
+        torch.save(torch.cat([output.token_losses for output in engine.outputs]).cpu(), output)
     torch.distributed.destroy_process_group()
 
 

@@ -22,6 +22,9 @@ class Batch:
     A place holds one row, or several one after the other. It is filled up with one more document
     that no token of a row can see and that is not trained. A place without a row (the last batch of
     a run) holds such filling only.
+
+    Of preference sets, places [0, b/2) of a micro-batch hold chosen answers and the other half the
+    rejected ones of the same pairs; `rows` then has a place for both.
     """
 
     input_ids: Tensor  # [m, b, s] int64
@@ -31,11 +34,10 @@ class Batch:
     trained_tokens: int
     position: Position  # after the global batch
     overlong: OverlongCount  # met in looking for the rows of the global batch
-
-    @property
-    def row_lengths(self) -> list[list[int]]:
-        """[m][b] real tokens of each place; filling follows them."""
-        return [[sum(row.tokens for row in rows) for rows in places] for places in self.rows]
+    row_lengths: list[list[int]]  # [m][b] real tokens of each place; filling follows them
+    pairs: list[list[list[tuple[int, int]]]] | None = None  # tokens of both sides, as `rows`
+    chosen_tokens: int = 0  # trained tokens of chosen answers
+    control_classes: Tensor | None = None  # [m, b, s] int8: -1, 0, 1
 
     @property
     def tokens(self) -> int:
@@ -62,14 +64,15 @@ def make_batch(
         [lay_out(rows, *cells) for rows, *cells in zip(places, *arrays, strict=True)]
         for places, *arrays in zip(micro_batches, ids, labels, strict=True)
     ]
+    rows = [
+        [[place_row(row, length) for row in rows] for rows in places] for places in micro_batches
+    ]
     return Batch(
         input_ids=torch.from_numpy(ids),
         labels=torch.from_numpy(labels),
         document_lengths=[[lengths for lengths, _ in places] for places in laid_out],
-        rows=[
-            [[place_row(row, length) for row in rows] for rows in places]
-            for places in micro_batches
-        ],
+        rows=rows,
+        row_lengths=[[sum(row.tokens for row in place) for place in places] for places in rows],
         trained_tokens=sum(trained for places in laid_out for _, trained in places),
         position=position,
         overlong=overlong,

@@ -1,17 +1,24 @@
 """Builds loaders from a checked config."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.batch import Batch, make_batch
+from headrace.trainer.data.control_classes import make_controlled_batch
 from headrace.trainer.data.course import Course
+from headrace.trainer.data.decoded_pairs import DecodedPairs
 from headrace.trainer.data.decoded_rows import DecodedRows
 from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.data.loader import GroupLoader
+from headrace.trainer.data.pair_batch import make_pair_batch
 from headrace.trainer.data.places import (
     RowStream,
     open_places,
     train_stream,
 )
+from headrace.trainer.data.shard_reader import ShardReader
 from headrace.trainer.distributed import Layout
 
 TOKEN_BYTES = 16  # of a batch: id and label, both int64
@@ -37,7 +44,7 @@ def build_loader(
     stop_row: int | None,
 ) -> GroupLoader:
     """A loader over a stream, with a reader of its own."""
-    reader = stream.reader(DecodedRows)
+    reader: ShardReader[Any] = stream.reader(DecodedPairs if stream.of_pairs else DecodedRows)
     return GroupLoader(
         reader,
         partial(open_places, inputs.place_tokens, stream, reader, stop_row),
@@ -46,12 +53,22 @@ def build_loader(
         micro_batches=micro_batches,
         replica=layout.replica,
         replicas=layout.replicas,
-        prefetch=prefetch_depth(config, micro_batches, inputs.place_tokens),
+        prefetch=prefetch_depth(config, micro_batches, inputs.room),
+        lay_out=batch_maker(config),
     )
 
 
-def prefetch_depth(config: TrainConfig, micro_batches: int, place_tokens: int) -> int:
+def batch_maker(config: TrainConfig) -> Callable[..., Batch]:
+    """What makes batches of rows, as objective and adapter want them."""
+    if config.objective.of_pairs:
+        return make_pair_batch
+    if config.adapter.kind == "control":
+        return partial(make_controlled_batch, seed=config.seed)
+    return make_batch
+
+
+def prefetch_depth(config: TrainConfig, micro_batches: int, room: int) -> int:
     """Batches to read ahead: as many as asked for, and as fit into `prefetch_bytes`, but one."""
-    tokens = config.micro_batch_size * micro_batches * place_tokens
+    tokens = config.micro_batch_size * micro_batches * room
     fitting = config.loader.prefetch_bytes // (TOKEN_BYTES * tokens)
     return min(config.loader.prefetch_batches, max(1, fitting))

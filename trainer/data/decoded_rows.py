@@ -13,7 +13,8 @@ class Row(NamedTuple):
     """One training row.
 
     `input_ids` [tokens] int32; `loss_mask` [tokens] bool, None when every token is trained;
-    `document_lengths` sum to tokens; `source` is the dataset's name; `row_key` its stable identity.
+    `document_lengths` sum to tokens; `source` is the dataset's name; `row_key` its stable identity;
+    `control_class` -1, 0 or 1, None where its source has none.
     """
 
     input_ids: NDArray[np.int32]
@@ -21,6 +22,7 @@ class Row(NamedTuple):
     document_lengths: NDArray[np.int32]
     source: str
     row_key: int
+    control_class: int | None = None
 
 
 RowT = TypeVar("RowT", covariant=True)
@@ -71,6 +73,14 @@ def names_of(column: pa.ChunkedArray) -> list[str]:
     return [names[index] for index in array.indices.to_numpy().tolist()]
 
 
+def control_classes(table: pa.Table) -> list[int | None] | None:
+    """The control class of each row; None where no row has one, as in foreign files."""
+    if "control_class" not in table.column_names:
+        return None
+    column = table["control_class"]
+    return None if column.null_count == len(column) else column.to_pylist()
+
+
 class DecodedRows:
     """Rows by their place in the group; about 4 bytes a token are held.
 
@@ -84,6 +94,7 @@ class DecodedRows:
         "document_lengths",
         "source",
         "row_key",
+        "control_class",
     ]
 
     def __init__(self, table: pa.Table) -> None:
@@ -93,6 +104,7 @@ class DecodedRows:
         self._mask = ListColumn(table["loss_mask"])
         self._sources: list[str] = names_of(table["source"])
         self._keys: NDArray[np.uint64] = table["row_key"].to_numpy()
+        self._classes = control_classes(table)
         self.lengths: list[int] = np.diff(self._ends).tolist()  # tokens of each row
 
     def row(self, index: int) -> Row:
@@ -105,6 +117,7 @@ class DecodedRows:
             self._documents[first:last],
             self._sources[index],
             int(self._keys[index]),
+            None if self._classes is None else self._classes[index],
         )
 
 

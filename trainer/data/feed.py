@@ -1,6 +1,7 @@
 """Gives every rank its inputs of a step: the leader reads, the others get their part from it."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,14 +27,33 @@ class StepInputs:
     tokens: int  # likewise
     position: Position  # of the loader, after this step
     overlong: OverlongCount  # of the whole global batch
+    pair_count: int = 0  # of the whole global batch
+    chosen_tokens: int = 0  # likewise: trained tokens of chosen answers
+    control_classes: Tensor | None = None
     input_ids: Tensor | None = None  # first stage only
     labels: Tensor | None = None  # last stage only
     rows: list[list[list[PlacedRow]]] | None = None  # first and last stage only
+    pairs: list[list[list[tuple[int, int]]]] | None = None  # last stage only
 
     @property
     def leader_rows(self) -> list[list[list[PlacedRow]]] | None:
         """The rows, at the first stage only."""
         return None if self.input_ids is None else self.rows
+
+
+class Counts(NamedTuple):
+    """What losses are divided by, with the names of `StepInputs`."""
+
+    trained_tokens: int
+    tokens: int
+    pair_count: int
+    chosen_tokens: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Counts":
+        """One replica's share."""
+        pairs = sum(len(place) for places in batch.pairs or () for place in places)
+        return cls(batch.trained_tokens, batch.tokens, pairs, batch.chosen_tokens)
 
 
 class Feed:
@@ -59,13 +79,13 @@ class Feed:
             dist.recv_object_list(received, src=source, group=self.layout.pipeline_group)
             return replace(received[0], labels=pinned(received[0].labels))
         batch = next(self.loader)
-        counts = gather_objects((batch.trained_tokens, batch.tokens), self.layout.leaders_group)
-        trained_tokens, tokens = (sum(column) for column in zip(*counts, strict=True))
+        counts = gather_objects(Counts.of(batch), self.layout.leaders_group)
+        total = Counts(*map(sum, zip(*counts, strict=True)))
         for stage in range(1, self.layout.stages):
-            inputs = _inputs_of(batch, stage, self.layout.stages, trained_tokens, tokens)
+            inputs = _inputs_of(batch, stage, self.layout.stages, total)
             target = self.layout.rank_of(stage)
             dist.send_object_list([inputs], dst=target, group=self.layout.pipeline_group)
-        inputs = _inputs_of(batch, 0, self.layout.stages, trained_tokens, tokens)
+        inputs = _inputs_of(batch, 0, self.layout.stages, total)
         return replace(inputs, input_ids=pinned(inputs.input_ids), labels=pinned(inputs.labels))
 
 
@@ -76,19 +96,18 @@ def pinned(tensor: Tensor | None) -> Tensor | None:
     return tensor.pin_memory()
 
 
-def _inputs_of(
-    batch: Batch, stage: int, stages: int, trained_tokens: int, tokens: int
-) -> StepInputs:
+def _inputs_of(batch: Batch, stage: int, stages: int, total: Counts) -> StepInputs:
     first, last = stage == 0, stage == stages - 1
     return StepInputs(
         micro_batches=len(batch.document_lengths),
         document_lengths=batch.document_lengths,
         row_lengths=batch.row_lengths,
-        trained_tokens=trained_tokens,
-        tokens=tokens,
+        **total._asdict(),
         position=batch.position,
         overlong=batch.overlong,
         input_ids=batch.input_ids if first else None,
         labels=batch.labels if last else None,
         rows=batch.rows if first or last else None,
+        pairs=batch.pairs if last else None,
+        control_classes=batch.control_classes,
     )

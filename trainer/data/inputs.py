@@ -22,6 +22,12 @@ class Inputs:
     global_batch_rows: int
     data_fingerprint: str
     weights_fingerprint: str
+    sides: int = 1  # places of a row: 2 for a pair
+
+    @property
+    def room(self) -> int:
+        """Tokens of all places of a row, or of rows packed together."""
+        return self.place_tokens * self.sides
 
 
 def manifest_of(path: str, config: TrainConfig) -> Manifest:

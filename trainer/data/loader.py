@@ -3,9 +3,9 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from headrace.trainer.data.batch import Batch, make_batch
-from headrace.trainer.data.decoded_rows import Row
 from headrace.trainer.data.position import Position
 from headrace.trainer.data.row_packer import Places
 from headrace.trainer.data.shard_reader import ShardReader
@@ -22,12 +22,13 @@ class GroupLoader:
         places_from: the sequence of places from a position on; rows are decoded when called.
         place_tokens: tokens of a place.
         prefetch: global batches read ahead in a background thread; 0 reads in line.
+        lay_out: makes a batch of rows, or of whatever `reader` decodes.
     """
 
     def __init__(
         self,
-        reader: ShardReader[Row],
-        places_from: Callable[[Position], Places[Callable[[], Row]]],
+        reader: ShardReader[Any],
+        places_from: Callable[[Position], Places[Callable[[], Any]]],
         *,
         place_tokens: int,
         micro_batch_size: int,
@@ -35,6 +36,7 @@ class GroupLoader:
         replica: int,
         replicas: int,
         prefetch: int,
+        lay_out: Callable[..., Batch] = make_batch,
     ) -> None:
         self.reader = reader
         self.places_from = places_from
@@ -44,6 +46,7 @@ class GroupLoader:
         self.replica = replica
         self.replicas = replicas
         self.prefetch = prefetch
+        self.lay_out = lay_out
         self.position = Position()
         self._batches: Iterator[Batch] | None = None
         self._reading = threading.Lock()  # after `seek` an earlier thread may be at a last batch
@@ -81,7 +84,7 @@ class GroupLoader:
                 return
             yield batch
 
-    def _next_batch(self, places: Places[Callable[[], Row]]) -> Batch | None:
+    def _next_batch(self, places: Places[Callable[[], Any]]) -> Batch | None:
         per_round = self.micro_batch_size * self.replicas
         taken = places.take(per_round * self.micro_batches)
         if not taken:
@@ -93,9 +96,9 @@ class GroupLoader:
             self._micro_batch(taken[start : start + self.micro_batch_size]) for start in starts
         ]
         overlong = places.take_overlong()
-        return make_batch(micro_batches, self.place_tokens, places.position, overlong)
+        return self.lay_out(micro_batches, self.place_tokens, places.position, overlong)
 
-    def _micro_batch(self, places: list[list[Callable[[], Row]]]) -> list[list[Row]]:
+    def _micro_batch(self, places: list[list[Callable[[], Any]]]) -> list[list[Any]]:
         filled = [[decode() for decode in place] for place in places]
         return filled + [[] for _ in range(self.micro_batch_size - len(filled))]
 

@@ -10,8 +10,10 @@ from headrace.schemas.manifest import Manifest
 from headrace.schemas.shard_format import EVALUATION, TRAIN
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.course import Course
+from headrace.trainer.data.decoded_pairs import PairFacts
 from headrace.trainer.data.decoded_rows import Decoded, RowFacts
 from headrace.trainer.data.mixed_order import MixedOrder
+from headrace.trainer.data.placed_rows import PlacedRow
 from headrace.trainer.data.position import Position
 from headrace.trainer.data.row_order import RowOrder
 from headrace.trainer.data.row_packer import Looked, Places, RowPacker, SingleRows
@@ -37,6 +39,12 @@ class RowStream:
     apart: bool
     epoch_end: Callable[[int], int | None]
     loader: LoaderConfig
+    of_pairs: bool = False
+
+    @property
+    def facts(self) -> type[Decoded[PlacedRow]]:
+        """Decodes lengths and names alone."""
+        return PairFacts if self.of_pairs else RowFacts
 
     def reader(self, decode: type[Decoded[T]]) -> ShardReader[T]:
         """Reads what the order names."""
@@ -63,6 +71,7 @@ def train_stream(config: TrainConfig, course: Course) -> RowStream:
         apart=any(piece.plan.schedule is not None for piece in pieces),
         epoch_end=course.epoch_end,
         loader=config.loader,
+        of_pairs=config.objective.of_pairs,
     )
 
 
@@ -78,6 +87,7 @@ def evaluation_stream(config: TrainConfig, path: str, manifest: Manifest) -> Row
         apart=False,
         epoch_end=lambda index: None,
         loader=config.loader.model_copy(update={"on_corrupt": "stop"}),
+        of_pairs=config.objective.of_pairs,
     )
 
 
@@ -113,6 +123,6 @@ def count_places(place_tokens: int, stream: RowStream, stop_row: int, position: 
     """How many places there are from a position to the end."""
     if stream.loader.pack == "none":
         return stop_row - position.next_row
-    reader = stream.reader(RowFacts)
+    reader = stream.reader(stream.facts)
     places = open_places(place_tokens, stream, reader, stop_row, position)
     return sum(map(len, iter(lambda: places.take(COUNTED_AT_ONCE), [])))

@@ -7,7 +7,6 @@ from itertools import chain, count, islice
 from headrace.schemas.shard_format import TRAIN
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.course import open_course
-from headrace.trainer.data.decoded_rows import RowFacts
 from headrace.trainer.data.horizon import find_stop_row
 from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.data.placed_rows import PlacedRow, fill, rows_digest, tokens_by_source
@@ -46,8 +45,8 @@ def simulate(config: TrainConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
     """
     course = open_course(config, inputs, history=[], first_row=0)
     stream = train_stream(config, course)
-    reader = stream.reader(RowFacts)
-    length = inputs.place_tokens
+    reader = stream.reader(stream.facts)
+    length, room = inputs.place_tokens, inputs.room
     stop_row = find_stop_row(config, inputs.global_batch_rows, course, 0, Position())
     places = open_places(length, stream, reader, stop_row, Position())
     for step in islice(count(1), config.max_steps):
@@ -55,7 +54,7 @@ def simulate(config: TrainConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
         taken = places.take(inputs.global_batch_rows)
         if not taken:
             return
-        rows = [cut(row(), length) for row in chain.from_iterable(taken)]
+        rows = [cut(row(), room) for row in chain.from_iterable(taken)]
         tokens = sum(row.tokens for row in rows)
         overlong = places.take_overlong()
         yield SimulatedStep(
@@ -63,7 +62,7 @@ def simulate(config: TrainConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
             epoch=course.epoch_at(places.position.rows_done),
             rows=len(rows),
             tokens=tokens,
-            fill=fill(tokens, len(taken), length),
+            fill=fill(tokens, len(taken), room),
             source_tokens=tokens_by_source(rows),
             overlong_rows=overlong.rows,
             overlong_tokens=overlong.tokens,
@@ -75,9 +74,9 @@ def simulate(config: TrainConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
         )
 
 
-def cut(row: PlacedRow, length: int) -> PlacedRow:
-    """What a place of `length` tokens holds of it."""
-    return row._replace(tokens=min(row.tokens, length))
+def cut(row: PlacedRow, room: int) -> PlacedRow:
+    """What a place with so much room holds of it."""
+    return row._replace(tokens=min(row.tokens, room))
 
 
 def loader_memory(config: TrainConfig, inputs: Inputs) -> int:
@@ -94,6 +93,6 @@ def loader_memory(config: TrainConfig, inputs: Inputs) -> int:
         groups = [list(chain.from_iterable(groups))]
     held = sum(sum(sorted(tokens)[-window:]) for tokens in groups)
     read = 2 * max(max(tokens) for tokens in groups if tokens)
-    batch = inputs.global_batch_rows // inputs.replicas * inputs.place_tokens
+    batch = inputs.global_batch_rows // inputs.replicas * inputs.room
     batches = config.loader.prefetch_batches + BATCHES_IN_HAND
     return round((held + read) * HELD_BYTES_A_TOKEN) + batches * batch * BATCH_BYTES_A_TOKEN

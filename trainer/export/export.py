@@ -1,5 +1,6 @@
 """Writes what was trained as others read it: PEFT's adapter, or a Hugging Face model."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from headrace.schemas.publish import remove_tree, rename_durably
+from headrace.schemas.adapter_config import AdapterConfig
+from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.model.adapters import as_plain_lora, exported_tensors
 from headrace.trainer.model.materializer import find_slots
@@ -28,6 +30,9 @@ from headrace.trainer.model.weight_source import StoredWeights
 
 STACKED = QuantizedExperts.weights  # of all experts of a layer
 
+CONTROL_FILE, CONTROL_RECORD = "control_adapter.safetensors", "control_adapter.json"
+CONTROL_SETTINGS = {"kind", "rank", "layers"}
+
 
 def export(
     built: BuiltStage, layout: Layout, model: Path, run_directory: Path, save_dtype: str = "auto"
@@ -41,18 +46,22 @@ def export(
     Returns:
         The directory, published whole.
     """
-    final = run_directory / ("adapter" if built.lora_config is not None else "model")
+    adapters = built.lora_config is not None or built.control is not None
+    final = run_directory / ("adapter" if adapters else "model")
     temporary = run_directory / f".{final.name}.tmp"
     if layout.rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier(layout.world_group)
-    if built.lora_config is not None:
+    if adapters:
         if layout.replica == 0:
             dtype = torch.float32 if save_dtype == "auto" else getattr(torch, save_dtype)
             save_adapter_part(built, temporary, layout.stage, layout.stages, dtype)
         dist.barrier(layout.world_group)
-        if layout.rank == 0:
+        if layout.rank == 0 and built.control is not None:
+            finish_control(temporary, layout.stages, built.control, str(model))
+        elif layout.rank == 0:
+            assert built.lora_config is not None
             finish_adapter(temporary, layout.stages, built.lora_config, bool(built.initial))
     else:
         dtype = stored_dtype(built) if save_dtype == "auto" else getattr(torch, save_dtype)
@@ -89,15 +98,29 @@ def finish_adapter(directory: Path, stages: int, config: LoraConfig, took_over: 
     Args:
         took_over: whether the adapters started from a part of the frozen weights.
     """
+    join_parts(directory, stages, "adapter_model.safetensors")
+    config = as_plain_lora(config) if took_over else config
+    config.inference_mode = True
+    config.save_pretrained(str(directory))
+
+
+def finish_control(directory: Path, stages: int, config: AdapterConfig, model: str) -> None:
+    """One file of control adapters with what they were made by. Not in PEFT's format, which has
+    none for them.
+    """
+    join_parts(directory, stages, CONTROL_FILE)
+    record = {"base_model": model, **config.model_dump(include=CONTROL_SETTINGS)}
+    write_atomic(directory / CONTROL_RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def join_parts(directory: Path, stages: int, name: str) -> None:
+    """One file of the tensors of all stages."""
     tensors: dict[str, Tensor] = {}
     for stage in range(stages):
         part = directory / part_name(stage, stages)
         tensors |= load_file(part)
         part.unlink()
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = as_plain_lora(config) if took_over else config
-    config.inference_mode = True
-    config.save_pretrained(str(directory))
+    save_file(tensors, directory / name, metadata={"format": "pt"})
 
 
 def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:

@@ -16,6 +16,7 @@ from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.layer_ranges import parse_layers
+from headrace.trainer.model.control_adapter import is_control
 
 PEFT_PREFIX = "base_model.model."
 ADAPTER = "default"  # PEFT's name for the only adapter
@@ -149,7 +150,7 @@ def base_name(name: str) -> str:
 
 def is_adapter(name: str) -> bool:
     """Whether a parameter belongs to an adapter, and is in no checkpoint of the base model."""
-    return ".lora_" in name
+    return ".lora_" in name or is_control(name)
 
 
 def file_name(name: str) -> str:

@@ -12,6 +12,7 @@ from headrace.kernels.linear_cross_entropy import (
     IGNORED_LABEL,
     linear_cross_entropy,
 )
+from headrace.kernels.token_cross_entropy import token_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class LogitShape:
 
     multiplier: float = 1.0
     softcap: float | None = None
+
+    def times(self, factor: float) -> "LogitShape":
+        """The shape of so many times the logits."""
+        softcap = None if self.softcap is None else self.softcap * factor
+        return LogitShape(self.multiplier * factor, softcap)
 
 
 def is_plain(head: nn.Module, shape: LogitShape) -> bool:
@@ -57,6 +63,28 @@ def head_loss(
             hidden = hidden * shape.multiplier
         weight = head.weight.to(hidden.dtype)
         return linear_cross_entropy(hidden, weight, labels, scale, triton=triton)
+    token_losses = head_token_losses(head, hidden, labels, shape, seed)
+    return token_losses.sum() * scale, token_losses.detach()
+
+
+def head_token_losses(
+    head: nn.Module,
+    hidden: Tensor,
+    labels: Tensor,
+    shape: LogitShape,
+    seed: int | None = None,
+    *,
+    triton: bool = False,
+) -> Tensor:
+    """Cross-entropy of each token, [tokens] float32, to be differentiated once.
+
+    Args: as `head_loss`.
+    """
+    if is_plain(head, shape):
+        assert isinstance(head, nn.Linear)
+        weight = head.weight.to(hidden.dtype)
+        scale = shape.multiplier
+        return token_cross_entropy(hidden, weight, labels, logit_scale=scale, triton=triton)
     rows = max(1, CHUNK_LOGITS // vocabulary(head))
     losses = []
     for number, start in enumerate(range(0, hidden.shape[0], rows)):
@@ -66,8 +94,7 @@ def head_loss(
         losses.append(
             checkpoint(_token_losses, *arguments, use_reentrant=False, preserve_rng_state=False)
         )
-    token_losses = torch.cat(losses)
-    return token_losses.sum() * scale, token_losses.detach()
+    return torch.cat(losses)
 
 
 def vocabulary(head: nn.Module) -> int:

@@ -19,6 +19,7 @@ from headrace.trainer.model.adapters import (
 )
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.block_expansion import Expansion
+from headrace.trainer.model.control_adapter import control_adapters, initial_control
 from headrace.trainer.model.quantization import Quantization
 from headrace.trainer.model.quantized_cache import QuantizedCache
 from headrace.trainer.model.quantized_modules import (
@@ -236,6 +237,9 @@ class Materializer:
                 owner._parameters[attribute] = nn.Parameter(value)
                 if takes_over(self.config.adapter) and "lora_embedding" not in part:
                     kept[f"{name}.{part}"] = value.cpu().clone()
+        for name, adapter in control_adapters(stage.names):
+            for part, value in initial_control(name, adapter, seed).items():
+                adapter._parameters[part] = nn.Parameter(value.to(self.device, self.trained_dtype))
         return kept
 
     @property

@@ -1,6 +1,6 @@
 """Builds one stage of a Hugging Face model, adapters included, and loads only its own weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,15 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.acceleration import accelerate
+from headrace.trainer.model.activation_offload import ActivationOffload
 from headrace.trainer.model.adapters import (
     PEFT_PREFIX,
+    adapter_layers,
     add_adapter,
     lora_config,
     select_trained,
@@ -26,16 +30,20 @@ from headrace.trainer.model.architecture import (
     read_architecture,
 )
 from headrace.trainer.model.block_expansion import Expansion, expand
+from headrace.trainer.model.control_adapter import add_control_adapters
 from headrace.trainer.model.families import FAMILIES
+from headrace.trainer.model.half_layer import half_of
 from headrace.trainer.model.materializer import Materializer, TrainedParameter, trained_dtype
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.model_size import ModelSize, measure, partition
+from headrace.trainer.model.partition import Span
 from headrace.trainer.model.quantization import (
     Quantization,
     install_holders,
     plan_quantization,
 )
 from headrace.trainer.model.quantized_cache import QuantizedCache
+from headrace.trainer.model.reference import copy_weights, share_modules
 from headrace.trainer.model.router_loss import RouterLossSettings, count_routers
 from headrace.trainer.model.self_check import check_against_transformers
 from headrace.trainer.model.stage import Stage, StageNames
@@ -53,7 +61,8 @@ class BuiltStage:
     tied_head: nn.Parameter | None  # single stage: the head, over the memory of `tied_copy`
     model_config: Any
     lora_config: LoraConfig | None
-    layers: range
+    control: AdapterConfig | None  # of control adapters
+    layers: Span
     architecture: Architecture
     skeleton: Any  # the whole model without adapters, on the meta device
     initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
@@ -71,6 +80,12 @@ class Plan:
     expansion: Expansion | None
     quantization: Quantization | None
     size: ModelSize  # taken before any stage is filled, which leaves quantised weights out
+    control: AdapterConfig | None = None  # of control adapters
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights of the model itself are trained, and no adapters."""
+        return self.lora is None and self.control is None
 
     @property
     def prefix(self) -> str:
@@ -113,6 +128,9 @@ def build_stage(
             open_cache(config, plan, dtype, device),
         )
         filled = materializer.fill(built)
+    if config.objective.has_reference:
+        built.reference = reference_of(built, plan, config, stage, layers, device)
+        accelerate(built.reference, config, plan.architecture, device)
     accelerate(built, config, plan.architecture, device)
     tied_name = materializer.embedding_name if plan.architecture.tied else None
     return BuiltStage(
@@ -122,6 +140,7 @@ def build_stage(
         tied_head=filled.tied_head,
         model_config=plan.architecture.config,
         lora_config=plan.lora,
+        control=plan.control,
         layers=layers,
         architecture=plan.architecture,
         skeleton=plan.plain,
@@ -158,6 +177,15 @@ def plan_model(config: TrainConfig) -> Plan:
             )
         size = measure(wrapped, architecture, PEFT_PREFIX)
         return Plan(architecture, plain, wrapped, lora, None, quantization, size)
+    if config.adapter.kind == "control":
+        wanted = adapter_layers(config.adapter, layers)
+        model.requires_grad_(False)
+        width = architecture.config.hidden_size
+        add_control_adapters(
+            model.get_submodule(architecture.family.layers), wanted, width, config.adapter
+        )
+        size = measure(model, architecture)
+        return Plan(architecture, plain, model, None, None, quantization, size, config.adapter)
     if expansion is not None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(expansion.is_new(name, architecture.family.layers))
@@ -171,7 +199,7 @@ def assemble(
     plan: Plan,
     config: TrainConfig,
     stage: int,
-    layers: range,
+    layers: Span,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Stage:
@@ -185,23 +213,71 @@ def assemble(
         head=plan.prefix + family.head if last else None,
     )
     used = [names.embedding, *names.layers, names.norm, names.head]
+    modules = {name: plan.model.get_submodule(name) for name in used if name}
+    for name, (_, half) in zip(names.layers, layers.pieces(), strict=True):
+        if half is not None:
+            modules[name] = half_of(modules[name], family.attention, half)
+    seeded = config.adapter.dropout > 0 or architecture.uses_chance
+    in_halves = any(half for _, half in layers.pieces())
+    if in_halves and seeded:
+        raise ConfigError(
+            "half_layers does not go with dropout, whose choices belong to whole layers; "
+            "use whole layers or set adapter.dropout = 0"
+        )
+    if in_halves and config.adapter.kind == "control":
+        raise ConfigError(
+            'half_layers does not go with adapter.kind = "control", which follows whole layers'
+        )
     rotary = None
     if family.rotary is not None:
         rotary = type(plan.plain.get_submodule(family.rotary))(config=architecture.config)
     stage_module = Stage(
-        {name: plan.model.get_submodule(name) for name in used if name},
+        modules,
         names=names,
-        layers=layers,
+        layers=list(layers),
         rotary=None if rotary is None else rotary.to(device),
         architecture=architecture,
         router_loss=router_loss_settings(plan, config),
         compute_dtype=dtype,
-        autocast=plan.lora is None and trained_dtype(config, dtype) != dtype,
-        recompute=config.activation_checkpointing == "full",
-        seeded=config.adapter.dropout > 0 or architecture.uses_chance,
+        autocast=plan.trains_weights and trained_dtype(config, dtype) != dtype,
+        recompute=recomputed_layers(
+            config.activation_checkpointing, architecture.config.num_hidden_layers
+        ),
+        offload=ActivationOffload(device) if config.activation_offload else None,
+        seeded=seeded,
     )
+    stage_module.objective = config.objective
     materialize_buffers(stage_module, plan.plain, device)
     return stage_module
+
+
+def reference_of(
+    policy: Stage,
+    plan: Plan,
+    config: TrainConfig,
+    stage: int,
+    layers: Span,
+    device: torch.device,
+) -> Stage:
+    """A stage of the same layers without adapters, to be run without gradients.
+
+    Under adapters it is made of the very modules that they wrap and takes no memory. Where the
+    weights themselves are trained it holds a frozen copy of them, in their own type, so that it
+    gives the same to the last bit until the first step.
+
+    Args:
+        policy: the stage that will be trained, with its initial weights.
+    """
+    model: Any = lay_out(plan.architecture)
+    if plan.lora is not None:
+        share_modules(policy, model)
+    plain = replace(plan, model=model, lora=None)
+    config = config.model_copy(update={"router_loss": 0.0})
+    reference = assemble(plain, config, stage, layers, policy.compute_dtype, device)
+    if plan.lora is None:
+        copy_weights(policy, reference)
+    reference.autocast, reference.seeded = policy.autocast, False
+    return reference.eval()
 
 
 def materialize_buffers(stage: Stage, model: Any, device: torch.device) -> None:

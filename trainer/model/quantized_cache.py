@@ -51,19 +51,17 @@ class QuantizedCache:
         self.folder = folder / fingerprint(key)[:32]
 
     def load(self, layer: str, wanted: Sequence[str]) -> dict[str, list[QuantizedWeight]] | None:
-        """The quantised weights of a layer by name; None unless all wanted ones are there.
+        """The quantised weights of a layer by name; None if they are not there.
 
         Raises:
             DataError: a file that is not whole.
         """
-        path = self._path(layer)
+        path = self._path(layer, wanted)
         if not path.is_file():
             return None
         try:
             with safe_open(path, framework="pt") as file:
                 described = json.loads(file.metadata()[META])
-                if set(wanted) - set(described):
-                    return None
                 return {
                     name: [
                         QuantizedWeight(
@@ -92,10 +90,11 @@ class QuantizedCache:
                 for part, tensor in enumerate(matrix.parts):
                     tensors[f"{name}/{number}/{part}"] = tensor.cpu().contiguous()
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(layer)
+        path = self._path(layer, list(weights))
         temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
         save_file(tensors, temporary, metadata={META: json.dumps(described)})
         rename_durably(temporary, path)
 
-    def _path(self, layer: str) -> Path:
-        return self.folder / f"{layer}.safetensors"
+    def _path(self, layer: str, names: Sequence[str]) -> Path:
+        """A stage may have half a layer, or train some of its weights."""
+        return self.folder / f"{layer}.{fingerprint(sorted(names))[:8]}.safetensors"

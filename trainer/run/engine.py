@@ -10,6 +10,7 @@ import io
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import compress
 from typing import Any
 
@@ -31,7 +32,7 @@ from headrace.trainer.distributed import Layout
 from headrace.trainer.model.stage import MicroBatch, Stage, StageOutput
 from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.metrics import RowLoss
-from headrace.trainer.run.row_losses import row_losses
+from headrace.trainer.run.row_losses import losses_of
 from headrace.trainer.run.timeline import Timeline
 
 
@@ -39,7 +40,7 @@ class StageEngine(PipelineEngine):
     """Runs steps of one stage in concert with the other stages.
 
     Attributes:
-        token_losses: of the last run, on the last stage: [micro-batches] of [b, s] float32.
+        outputs: of the last run, on the last stage, one of each micro-batch.
         timeline: of the instructions, if `profile.timeline` is set.
         router_losses: of the last run, on stages with routers: [micro-batches] scalars.
     """
@@ -69,7 +70,7 @@ class StageEngine(PipelineEngine):
         self._inputs: StepInputs | None = None
         self._next_micro_batch = 0
         self._step_seed = 0
-        self.token_losses: list[Tensor] = []
+        self.outputs: list[StageOutput] = []
         self.timeline = Timeline(layout.device, wanted=config.profile.timeline)
         if config.profile.timeline:
             self._INSTRUCTION_MAP = {
@@ -131,22 +132,17 @@ class StageEngine(PipelineEngine):
         self._inputs = inputs
         self._step_seed = step_seed
         self._next_micro_batch = 0
-        self.token_losses, self.router_losses = [], []
+        self.outputs, self.router_losses = [], []
         self._waiting.clear()
         self._exec_schedule(plan)
         return self.row_losses()
 
     def row_losses(self) -> list[RowLoss]:
-        """Losses of this replica's rows in the last run, filling left out; on the last stage.
-
-        One transfer from the device.
-        """
-        inputs = self._inputs
+        """Losses of this replica's rows in the last run, filling left out; on the last stage."""
         if not self.is_last_stage():
             return []
-        assert inputs is not None and inputs.rows is not None and inputs.labels is not None
-        losses = torch.stack(self.token_losses).cpu().numpy()
-        return row_losses(losses, inputs.labels.numpy(), inputs.rows)
+        assert self._inputs is not None
+        return losses_of(self.outputs, self._inputs, self.stage.objective)
 
     def _global_micro_batch(self, micro_batch: int) -> int:
         return micro_batch * self.layout.replicas + self.layout.replica
@@ -166,17 +162,21 @@ class StageEngine(PipelineEngine):
         index = self._next_micro_batch
         self._next_micro_batch += 1
         labels = None if inputs.labels is None else inputs.labels[index]
+        classes = inputs.control_classes
         side = MicroBatch(
             document_lengths=inputs.document_lengths[index],
             row_lengths=inputs.row_lengths[index],
             labels=None if labels is None else to_device(labels, self.device),
-            loss_scale=1.0 / max(1, inputs.trained_tokens),
+            loss_scale=1.0 / max(1, inputs.pair_count or inputs.trained_tokens),
             router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
             seed=self._step_seed + self._global_micro_batch(index),
+            pairs=None if inputs.pairs is None else inputs.pairs[index],
+            chosen_scale=1.0 / max(1, inputs.chosen_tokens),
+            control_classes=None if classes is None else to_device(classes[index], self.device),
         )
         output: StageOutput = self.stage(self.pipe_buffers["inputs"][buffer_id], side)
         if output.token_losses is not None:
-            self.token_losses.append(output.token_losses)
+            self.outputs.append(replace(output, value=output.value.detach(), router_loss=None))
         if output.router_loss is not None:
             self.router_losses.append(output.router_loss.detach())
             if not self.is_last_stage():

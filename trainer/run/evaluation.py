@@ -14,7 +14,13 @@ from headrace.trainer.data.places import count_places, evaluation_stream
 from headrace.trainer.data.position import Position
 from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
 from headrace.trainer.run.engine import StageEngine
-from headrace.trainer.run.metrics import EvaluationMetrics, losses_by_source, mean_loss
+from headrace.trainer.run.metrics import (
+    EvaluationMetrics,
+    losses_by_source,
+    mean_cross_entropy,
+    mean_loss,
+    pair_metrics,
+)
 
 EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
 
@@ -52,6 +58,8 @@ def evaluate(
                 source_losses=losses_by_source(rows),
                 trained_tokens=sum(row.trained_tokens for row in rows),
                 seconds=time.perf_counter() - start,
+                cross_entropy=mean_cross_entropy(rows),
+                pairs=pair_metrics(rows),
             )
         )
     return results

@@ -13,6 +13,7 @@ from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.data.quarantine import describe, merge, write_quarantine
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.export.export import export
+from headrace.trainer.model.control_adapter import control_adapters, regularize
 from headrace.trainer.run import gradients
 from headrace.trainer.run.anomalies import Outcome, deal_with, judge
 from headrace.trainer.run.cadence import Cadence, Timer
@@ -99,7 +100,7 @@ def train(
                 step=state.step,
                 first_row=before.next_row,
                 epoch=session.course.epoch_at(state.rows_done),
-                place_tokens=inputs.place_tokens,
+                room=inputs.room,
                 lr=lr,
                 gradient_norm=outcome.norm,
                 seconds=seconds,
@@ -171,6 +172,12 @@ def finish_step(config: TrainConfig, session: Session, layout: Layout, state: Ru
     if outcome.is_taken:
         gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
         optimizer.step()
+        for _, adapter in control_adapters(built.stage.names):
+            rate = learning_rate(
+                config.optimizer, config.scheduler, state.step, session.total_steps
+            )
+            shrinkage = rate * config.adapter.control_decay
+            regularize(adapter, config.adapter.gamma, shrinkage)
     optimizer.zero_grad()
     return outcome
 
@@ -182,17 +189,18 @@ def run_evaluation(session: Session, layout: Layout, state: RunState) -> RunStat
         if session.log is not None:
             session.log.write(result)
         logger.info(
-            "evaluation %s after step %d: loss %.4f over %s tokens in %.1f s",
+            "evaluation %s after step %d: loss %.4f%s over %s tokens in %.1f s",
             result.name,
             state.step,
             result.loss,
+            "" if result.pairs is None else f", accuracy {result.pairs.accuracy:.0%}",
             f"{result.trained_tokens:,}",
             result.seconds,
         )
-    tokens = sum(result.trained_tokens for result in results)
-    if not tokens:
+    weight = sum(result.weight for result in results)
+    if not weight:
         return state
-    loss = math.fsum(result.loss * result.trained_tokens for result in results) / tokens
+    loss = math.fsum(result.loss * result.weight for result in results) / weight
     return state.after_evaluation(loss)
 
 

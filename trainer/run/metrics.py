@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 TRAIN_CURVES = (
     "loss",
+    "cross_entropy",
     "router_loss",
     "lr",
     "gradient_norm",
@@ -26,24 +27,59 @@ TRAIN_CURVES = (
     "fill",
     "epoch",
 )
+PAIR_CURVES = ("accuracy", "margin", "chosen_reward", "rejected_reward")
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A pair's loss, and how much more likely than to the reference its answers are, times beta."""
+
+    loss: float
+    chosen_reward: float
+    rejected_reward: float
+    chosen_weight: float  # of the chosen answers' cross-entropy beside the loss of pairs
 
 
 @dataclass(frozen=True)
 class RowLoss:
-    """Summed loss of one row, in nats, over its trained tokens."""
+    """Summed loss of one row, in nats, over its trained tokens.
+
+    `unadjusted` is its cross-entropy where something else is minimised. Of a pair, `loss` is the
+    cross-entropy of the chosen answer, and what is minimised stands in `pair`.
+    """
 
     source: str
     loss: float
     trained_tokens: int
+    unadjusted: float | None = None
+    pair: PairLoss | None = None
+
+    @property
+    def cross_entropy(self) -> float:
+        """In nats, over the trained tokens."""
+        return self.loss if self.unadjusted is None else self.unadjusted
+
+
+@dataclass(frozen=True)
+class PairMetrics:
+    """Means over the pairs of a step or evaluation."""
+
+    pairs: int
+    accuracy: float  # share of pairs whose chosen answer has the higher reward
+    margin: float  # chosen reward - rejected reward
+    chosen_reward: float
+    rejected_reward: float
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One training step. Losses in nats per trained token, times in seconds."""
+    """One training step. Losses in nats per trained token or pair, times in seconds."""
 
     step: int
     epoch: float
     loss: float
+    cross_entropy: float  # unadjusted, whatever is minimised; of pairs: of the chosen answers
+    pairs: PairMetrics | None
     source_losses: dict[str, float]
     router_loss: float | None  # mixtures of experts: mean over layers, before its coefficient
     lr: float
@@ -72,12 +108,52 @@ class EvaluationMetrics:
     source_losses: dict[str, float]
     trained_tokens: int
     seconds: float
+    cross_entropy: float
+    pairs: PairMetrics | None
+
+    @property
+    def weight(self) -> int:
+        """What `loss` is a mean over: pairs, or trained tokens."""
+        return self.trained_tokens if self.pairs is None else self.pairs.pairs
 
 
 def mean_loss(rows: Iterable[RowLoss]) -> float:
-    """Loss per trained token; added with one rounding, so the order of rows does not matter."""
+    """What is minimised, per trained token or pair; added with one rounding, so the order of rows
+    does not matter.
+    """
     rows = list(rows)
+    pairs = [row.pair for row in rows if row.pair is not None]
+    if pairs:
+        beside = pairs[0].chosen_weight * mean_cross_entropy(rows)
+        return mean(pair.loss for pair in pairs) + beside
     return math.fsum(row.loss for row in rows) / max(1, sum(row.trained_tokens for row in rows))
+
+
+def mean_cross_entropy(rows: Iterable[RowLoss]) -> float:
+    """Unadjusted cross-entropy per trained token."""
+    rows = list(rows)
+    tokens = sum(row.trained_tokens for row in rows)
+    return math.fsum(row.cross_entropy for row in rows) / max(1, tokens)
+
+
+def pair_metrics(rows: Iterable[RowLoss]) -> PairMetrics | None:
+    """Rewards of pairs; None where rows are not pairs."""
+    pairs = [row.pair for row in rows if row.pair is not None]
+    if not pairs:
+        return None
+    return PairMetrics(
+        pairs=len(pairs),
+        accuracy=mean(pair.chosen_reward > pair.rejected_reward for pair in pairs),
+        margin=mean(pair.chosen_reward - pair.rejected_reward for pair in pairs),
+        chosen_reward=mean(pair.chosen_reward for pair in pairs),
+        rejected_reward=mean(pair.rejected_reward for pair in pairs),
+    )
+
+
+def mean(values: Iterable[float]) -> float:
+    """Added with one rounding."""
+    values = list(values)
+    return math.fsum(values) / len(values)
 
 
 def losses_by_source(rows: Iterable[RowLoss]) -> dict[str, float]:
@@ -113,13 +189,21 @@ class MetricsLog:
         self.file.write(json.dumps({"kind": kind, **asdict(metrics)}) + "\n")
         self.file.flush()
         if isinstance(metrics, EvaluationMetrics):
-            self._board(f"evaluation/{metrics.name}", {"loss": metrics.loss}, metrics.step)
+            losses = {"loss": metrics.loss, "cross_entropy": metrics.cross_entropy}
+            self._board(f"evaluation/{metrics.name}", losses, metrics.step)
+            self._pairs(f"evaluation/{metrics.name}", metrics)
             sources = metrics.source_losses
             self._board(f"evaluation/{metrics.name}/source_loss", sources, metrics.step)
             return
         curves = {name: getattr(metrics, name) for name in TRAIN_CURVES}
         self._board("train", curves, metrics.step)
+        self._pairs("train", metrics)
         self._board("train/source_loss", metrics.source_losses, metrics.step)
+
+    def _pairs(self, prefix: str, metrics: StepMetrics | EvaluationMetrics) -> None:
+        if metrics.pairs is not None:
+            values = asdict(metrics.pairs)
+            self._board(f"{prefix}/pairs", {k: values[k] for k in PAIR_CURVES}, metrics.step)
 
     def _board(self, prefix: str, values: Mapping[str, float | None], step: int) -> None:
         for name, value in values.items():
@@ -148,12 +232,15 @@ def is_kept(line: str, step: int) -> bool:
 
 def console_line(metrics: StepMetrics, total_steps: int, seconds_left: float) -> str:
     """One readable line for one step."""
+    plain = "" if metrics.cross_entropy == metrics.loss else f"  ce {metrics.cross_entropy:.4f}"
+    if metrics.pairs is not None:
+        plain += f"  accuracy {metrics.pairs.accuracy:4.0%}  margin {metrics.pairs.margin:.3f}"
     router = "" if metrics.router_loss is None else f"  router {metrics.router_loss:.4f}"
     return (
         f"step {metrics.step:>{len(str(total_steps))}}/{total_steps}"
         f"  {metrics.step / total_steps:4.0%}"
         f"  epoch {metrics.epoch:.2f}"
-        f"  loss {metrics.loss:.4f}"
+        f"  loss {metrics.loss:.4f}{plain}"
         f"  fill {metrics.fill:4.0%}"
         f"{router}"
         f"  lr {metrics.lr:.2e}"

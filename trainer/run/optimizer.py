@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from headrace.schemas.optimizer_config import OptimizerConfig
+from headrace.trainer.model.control_adapter import is_control
 from headrace.trainer.model.materializer import TrainedParameter
 from headrace.trainer.run.adamw_kahan import AdamWKahan
 
@@ -27,7 +28,7 @@ def build_optimizer(
         parameters = [
             item.parameter
             for item in trained
-            if (item.parameter.ndim > 1) == decayed and is_up(item.name) == up
+            if is_decayed(item) == decayed and is_up(item.name) == up
         ]
         return {
             "params": parameters,
@@ -48,6 +49,11 @@ def state_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     """What an optimiser keeps for each weight, and checkpoints hold."""
     compensation = ("compensation",) if isinstance(optimizer, AdamWKahan) else ()
     return ("exp_avg", "exp_avg_sq", *compensation, "step")
+
+
+def is_decayed(item: TrainedParameter) -> bool:
+    """Not so norms, biases, and what control adapters keep in shape themselves."""
+    return item.parameter.ndim > 1 and not is_control(item.name)
 
 
 def is_up(name: str) -> bool:

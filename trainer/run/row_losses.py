@@ -1,13 +1,50 @@
 """The loss of each row, from the losses of the tokens of its place."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
+from headrace.schemas.objective_config import ObjectiveConfig
+from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.placed_rows import PlacedRow
-from headrace.trainer.run.metrics import RowLoss
+from headrace.trainer.model.stage import StageOutput
+from headrace.trainer.run.metrics import PairLoss, RowLoss
+
+
+def losses_of(
+    outputs: Sequence[StageOutput], inputs: StepInputs, objective: ObjectiveConfig
+) -> list[RowLoss]:
+    """Losses of a replica's rows or pairs, from what its last stage gave for each micro-batch."""
+    assert inputs.rows is not None and inputs.labels is not None
+    labels = inputs.labels.numpy()
+    losses = _on_host([output.token_losses for output in outputs])
+    if inputs.pairs is not None:
+        pairs = [output.pairs for output in outputs if output.pairs is not None]
+        values = [torch.stack([p.loss, p.chosen_reward, p.rejected_reward], dim=1) for p in pairs]
+        of_pairs = torch.cat(values).cpu().tolist()
+        chosen = chosen_losses(losses, labels, inputs.rows, inputs.pairs)
+        weight = objective.chosen_weight
+        return [
+            replace(row, pair=PairLoss(loss, better, worse, weight))
+            for row, (loss, better, worse) in zip(chosen, of_pairs, strict=True)
+        ]
+    if outputs[0].adjusted_losses is None:
+        return row_losses(losses, labels, inputs.rows)
+    adjusted = row_losses(_on_host([o.adjusted_losses for o in outputs]), labels, inputs.rows)
+    return [
+        replace(row, unadjusted=plain.loss)
+        for row, plain in zip(adjusted, row_losses(losses, labels, inputs.rows), strict=True)
+    ]
+
+
+def _on_host(losses: Sequence[torch.Tensor | None]) -> NDArray[np.float32]:
+    """One transfer from the device."""
+    values: NDArray[np.float32] = torch.stack([x for x in losses if x is not None]).cpu().numpy()
+    return values
 
 
 def row_losses(
@@ -37,3 +74,21 @@ def row_losses(
         RowLoss(row.source, loss, count)
         for row, loss, count in zip(placed, losses.tolist(), counts.tolist(), strict=True)
     ]
+
+
+def chosen_losses(
+    token_losses: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    rows: Sequence[Sequence[Sequence[PlacedRow]]],
+    pairs: Sequence[Sequence[Sequence[tuple[int, int]]]],
+) -> list[RowLoss]:
+    """`row_losses` of the chosen answers, which have the first half of the places."""
+    half = labels.shape[1] // 2
+    chosen = [
+        [
+            [row._replace(tokens=tokens) for row, (tokens, _) in zip(*place, strict=True)]
+            for place in zip(*micro_batch, strict=True)
+        ]
+        for micro_batch in zip(rows, pairs, strict=True)
+    ]
+    return row_losses(token_losses[:, :half], labels[:, :half], chosen)

@@ -17,7 +17,14 @@ from headrace.trainer.data.placed_rows import (
     rows_digest,
     tokens_by_source,
 )
-from headrace.trainer.run.metrics import RowLoss, StepMetrics, losses_by_source, mean_loss
+from headrace.trainer.run.metrics import (
+    RowLoss,
+    StepMetrics,
+    losses_by_source,
+    mean_cross_entropy,
+    mean_loss,
+    pair_metrics,
+)
 from headrace.trainer.run.saver import Written
 
 GIB = 1 << 30
@@ -48,7 +55,7 @@ class StepFacts:
     step: int
     first_row: int
     epoch: float
-    place_tokens: int
+    room: int  # tokens of all places of a row
     lr: float
     gradient_norm: float
     seconds: float
@@ -93,6 +100,8 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         step=facts.step,
         epoch=facts.epoch,
         loss=mean_loss(losses),
+        cross_entropy=mean_cross_entropy(losses),
+        pairs=pair_metrics(losses),
         source_losses=losses_by_source(losses),
         router_loss=math.fsum(router_losses) if router_losses else None,
         lr=facts.lr,
@@ -105,7 +114,7 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         memory_gib=max(report.memory_gib for report in reports),
         first_row=facts.first_row,
         rows_sha256=rows_digest(rows),
-        fill=fill(inputs.tokens, len(places), facts.place_tokens),
+        fill=fill(inputs.tokens, len(places), facts.room),
         source_tokens=tokens_by_source(rows),
         overlong_rows=inputs.overlong.rows,
         overlong_tokens=inputs.overlong.tokens,
