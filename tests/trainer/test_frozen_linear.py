@@ -11,6 +11,7 @@ from headrace.kernels import frozen_linear as kernel
 from headrace.kernels.dequantize import dequantize_hqq_reference
 from headrace.kernels.lora_linear import lora_linear
 from headrace.schemas.quantization_config import QuantizationConfig
+from headrace.trainer.model import quantizers
 from headrace.trainer.model.quantizers import bitsandbytes_functions, quantize
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -134,6 +135,17 @@ def test_int8_activations_are_bitsandbytes_own(threshold):
     torch.testing.assert_close(ours.view(-1, OUTPUTS), rounded @ weight.T, rtol=1e-4, atol=1e-3)
     whole = held.linear(x, None)
     assert (ours - whole).abs().max() > 1e-3, "activations were not quantised"
+
+
+def test_pieces_are_quantized_as_the_whole_is_by_bitsandbytes(monkeypatch):
+    functions = bitsandbytes_functions()
+    codes, state = functions.quantize_4bit(matrix(), quant_type="nf4", compress_statistics=True)
+    monkeypatch.setattr(quantizers, "PIECE", 7 * 64)
+    held = quantized(SETTINGS["nf4, twice"])
+    nested = state.state2
+    whole = [codes, state.absmax, nested.code, nested.absmax, state.offset]
+    for part, expected in zip(held.parts, whole, strict=True):
+        assert torch.equal(part, expected)
 
 
 @each

@@ -18,6 +18,8 @@ from headrace.schemas.quantization_config import QuantizationConfig, check_insta
 from headrace.trainer.model.quantized_weight import QuantizedWeight
 
 BLOCK = 64  # values that share a scale, as transformers has bitsandbytes do it
+NESTED_BLOCK = 256  # scales that share one
+PIECE = 1 << 20  # weights that are quantised at a time, as whole blocks: it takes 25 bytes for each
 INT8_RANGE = 127  # the largest code
 
 
@@ -68,14 +70,20 @@ def quantize(
             f'quantization.storage_type = "{config.storage_type}": {name} has {value.numel()} '
             'weights, which do not fill it; use "uint8", or skip_modules'
         )
-    codes, state = functions.quantize_4bit(
-        value.float(),
-        blocksize=BLOCK,
-        compress_statistics=config.double_quantization,
-        quant_type=config.type,
-        quant_storage=storage,
+    pieces = [
+        functions.quantize_4bit(piece.float(), blocksize=BLOCK, quant_type=config.type)
+        for piece in value.reshape(-1).split(PIECE)
+    ]
+    codes = torch.cat([codes for codes, _ in pieces]).view(-1).view(storage).unsqueeze(1)
+    magnitudes = torch.cat([state.absmax for _, state in pieces])
+    if not config.double_quantization:
+        return QuantizedWeight([codes, magnitudes], config.type, value.shape, [BLOCK])
+    mean = magnitudes.mean()
+    magnitude_codes, nested = functions.quantize_blockwise(
+        magnitudes - mean, blocksize=NESTED_BLOCK
     )
-    return _four_bit(codes, state)
+    parts = [codes, magnitude_codes, nested.code, nested.absmax, mean]
+    return QuantizedWeight(parts, config.type, value.shape, [BLOCK, NESTED_BLOCK])
 
 
 def restore(tensors: dict[str, Tensor]) -> QuantizedWeight:
@@ -89,10 +97,7 @@ def restore(tensors: dict[str, Tensor]) -> QuantizedWeight:
     codes = tensors.pop("")
     if "SCB" in tensors:
         return QuantizedWeight([codes, tensors["SCB"]], "int8", codes.shape, [INT8_RANGE])
-    return _four_bit(codes, functions.QuantState.from_dict(tensors, codes.device))
-
-
-def _four_bit(codes: Tensor, state: Any) -> QuantizedWeight:
+    state = functions.QuantState.from_dict(tensors, codes.device)
     if not state.nested:
         return QuantizedWeight(
             [codes, state.absmax], state.quant_type, state.shape, [state.blocksize]
