@@ -76,9 +76,9 @@ def test_each_stage_reads_its_share_of_the_bytes_and_holds_little_more(backends,
             share = cost["share_bytes"]
             assert share > 50 << 20, "too little to be measured"
             assert cost["read"] <= 1.15 * share
-            assert cost["peak"] <= cost["stage_bytes"] + cost["largest_layer"] + GIB // 16
-            if backend != "none":
-                assert cost["stage_bytes"] < 0.6 * share
+            spare = GIB // 32  # too little for the whole stage as it is stored beside the quantised
+            assert cost["peak"] <= cost["stage_bytes"] + cost["largest_layer"] + spare
+            assert cost["stage_bytes"] < (1.1 if backend == "none" else 0.6) * share
         assert sum(cost["read"] for cost in stages) <= 1.15 * stages[0]["file_bytes"]
 
 

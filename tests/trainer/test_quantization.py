@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from runs import checkpoint_tensors, exact_metrics, read_metrics
 from test_adapter_modes import saved_model
 from test_families import lora, one_thread, relative, with_adapters  # noqa: F401
 from tiny_families import (
@@ -19,7 +20,8 @@ from tiny_families import (
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.trainer.model import quantization, quantizers
+from headrace.trainer.model import quantization as by_config
+from headrace.trainer.model import quantizers
 from headrace.trainer.model.adapters import base_name
 from headrace.trainer.model.model_builder import plan_model
 from headrace.trainer.model.quantized_modules import held_weights
@@ -109,7 +111,7 @@ def test_a_checkpoint_that_bitsandbytes_quantized_loads_as_it_is(
 ):
     by_transformers(models["mistral"], kind).save_pretrained(tmp_path)
     expected = held_in(build(config_of(models["mistral"], 1, LORA, quantization=OURS[kind])))
-    monkeypatch.setattr(quantization, "quantize", None)  # nothing is quantised again
+    monkeypatch.setattr(by_config, "quantize", None)  # nothing is quantised again
     same_bits(held_in(build(config_of(tmp_path, 2, LORA))), expected)
     with pytest.raises(ConfigError, match=r"quantised already; drop \[quantization\]"):
         plan_model(config_of(tmp_path, 1, LORA, quantization=NF4))
@@ -240,8 +242,11 @@ def test_layers_are_quantized_once_and_then_read_from_the_cache(models, tmp_path
     files = sorted(folder.iterdir())
     assert [file.name.split(".")[2] for file in files] == ["0", "1", "2", "3"]
     with monkeypatch.context() as context:
-        context.setattr(quantization, "quantize", None)
+        context.setattr(by_config, "quantize", None)
         same_bits(held_in(cached(models, tmp_path, stages=3)), first)
+        adapter = {**LORA, "target_modules": ["v_proj"], "modules_to_save": ["q_proj"]}
+        quantization = {**NF4, "cache": str(tmp_path)}
+        build(config_of(models["mixtral"], 1, adapter, quantization=quantization))
     cached(models, tmp_path, double_quantization=False)
     assert len(list(tmp_path.iterdir())) == 2, "another setting has a folder of its own"
     copy = tmp_path / "other"
@@ -305,3 +310,24 @@ def test_other_quantized_checkpoints_are_refused(models, tmp_path):
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="quantised already, by gptq"):
         plan_model(config_of(directory, 1, LORA))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("backend", ["bnb", "hqq"])
+def test_a_resumed_run_equals_one_that_was_left_alone(training, backend):
+    settings = {
+        "pipeline_stages": 2,
+        "quantization__backend": backend,
+        "checkpoint__every_steps": 5,
+        "checkpoint__keep_last": 9,
+    }
+    left_alone = training.run("left-alone", 2, **settings)
+    resumed = training.run("resumed", 2, **settings)
+    shutil.rmtree(resumed / "checkpoints" / "step-000010")
+    training.run("resumed", 2, "--resume", **settings)
+    assert exact_metrics(resumed) == exact_metrics(left_alone)
+    ours, expected = checkpoint_tensors(resumed), checkpoint_tensors(left_alone)
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    losses = [line["loss"] for line in read_metrics(resumed) if line["kind"] == "evaluation"]
+    assert losses[-1] < losses[0]

@@ -169,7 +169,7 @@ class Materializer:
                 owner = wanted[name].owner
                 assert isinstance(owner, Holder)
                 owner.hold(wanted[name].attribute, held, dtype)
-            left += [s for s in group_slots if not (found and self._source_name(s.name) in found)]
+            left += [slot for slot in group_slots if not (found and holds_quantized(slot))]
         return left
 
     def _fill_cache(self, stage: Stage) -> None:
