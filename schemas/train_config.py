@@ -192,7 +192,7 @@ class TrainConfig(Config):
             )
         if self.objective.has_reference and adapter.kind in ("none", "blocks"):
             raise ValueError(
-                f'[quantization] goes with objective.type = "{self.objective.type}" only under '
+                f'[quantization] goes with objective.kind = "{self.objective.kind}" only under '
                 f'adapters, and adapter.kind = "{adapter.kind}"; use kind = "lora"'
             )
         if self.quantization.cache is not None and adapter.init in ("pissa", "olora"):
