@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.optimizer_config import OptimizerConfig
 from headrace.trainer.export.export import (
+    adapter_tensors,
     file_count,
     finish_adapter,
     finish_model,
     model_parts,
-    save_adapter_part,
     save_model_part,
 )
 from headrace.trainer.export.merge import merge
@@ -147,9 +147,10 @@ def stored_loss(directory, batch):
 
 def saved_adapter(built, directory):
     directory.mkdir()
-    for stage, part in enumerate(built):
-        save_adapter_part(part, directory, stage, len(built), torch.float32)
-    finish_adapter(directory, len(built), built[0].lora_config, bool(built[0].initial))
+    tensors = {}
+    for part in built:
+        tensors |= adapter_tensors(part, torch.float32)
+    finish_adapter(directory, tensors, built[0].lora_config, bool(built[0].initial))
     return directory
 
 

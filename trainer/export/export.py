@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
-from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.distributed import Layout, gather_at_first, gather_objects
 from headrace.trainer.model.adapters import as_plain_lora, exported_tensors
 from headrace.trainer.model.materializer import find_slots
 from headrace.trainer.model.model_builder import BuiltStage
@@ -21,7 +21,6 @@ from headrace.trainer.model.model_files import (
     ModelWriter,
     copy_model_files,
     file_count,
-    part_name,
     write_index,
 )
 from headrace.trainer.model.quantized_modules import QuantizedExperts, held_weights
@@ -35,12 +34,20 @@ CONTROL_SETTINGS = {"kind", "rank", "layers"}
 
 
 def export(
-    built: BuiltStage, layout: Layout, model: Path, run_directory: Path, save_dtype: str = "auto"
+    built: BuiltStage,
+    layout: Layout,
+    model: Path,
+    run_directory: Path,
+    *,
+    node_local: bool = False,
+    save_dtype: str = "auto",
 ) -> Path:
     """Write `adapter/` (LoRA) or `model/` (full fine-tuning); every rank takes part.
 
     Args:
         model: directory of the base model.
+        node_local: the run directory is another one on each machine. The first one's gets the whole
+            adapter; of a model, each machine keeps the files of its stages, the first the index.
         save_dtype: torch's name of a type, or "auto": float32 for adapters, else the base model's.
 
     Returns:
@@ -49,31 +56,35 @@ def export(
     adapters = built.lora_config is not None or built.control is not None
     final = run_directory / ("adapter" if adapters else "model")
     temporary = run_directory / f".{final.name}.tmp"
-    if layout.rank == 0:
+    publishes = layout.publishes(node_local=node_local and not adapters)
+    if publishes:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier(layout.world_group)
     if adapters:
-        if layout.replica == 0:
-            dtype = torch.float32 if save_dtype == "auto" else getattr(torch, save_dtype)
-            save_adapter_part(built, temporary, layout.stage, layout.stages, dtype)
-        dist.barrier(layout.world_group)
+        dtype = torch.float32 if save_dtype == "auto" else getattr(torch, save_dtype)
+        parts = gather_at_first(
+            adapter_tensors(built, dtype) if layout.replica == 0 else {}, layout
+        )
+        tensors = {name: value for part in parts for name, value in part.items()}
         if layout.rank == 0 and built.control is not None:
-            finish_control(temporary, layout.stages, built.control, str(model))
+            finish_control(temporary, tensors, built.control, str(model))
         elif layout.rank == 0:
             assert built.lora_config is not None
-            finish_adapter(temporary, layout.stages, built.lora_config, bool(built.initial))
+            finish_adapter(temporary, tensors, built.lora_config, bool(built.initial))
     else:
         dtype = stored_dtype(built) if save_dtype == "auto" else getattr(torch, save_dtype)
-        counts = gather_objects(file_count(model_parts(built, dtype)), layout.world_group)
-        before, total = sum(counts[: layout.stage]), sum(counts[: layout.stages])
+        by_rank = gather_objects(file_count(model_parts(built, dtype)), layout.world_group)
+        counts = [by_rank[layout.rank_of(stage)] for stage in range(layout.stages)]
         written: dict[str, dict[str, int]] = {}
-        if layout.replica == 0:
-            written = save_model_part(built, model, temporary, before, total, dtype)
+        if layout.keeps_files(node_local=node_local):
+            before = sum(counts[: layout.stage])
+            written = save_model_part(built, model, temporary, before, sum(counts), dtype)
         files = gather_objects(written, layout.world_group)
         if layout.rank == 0:
             finish_model(temporary, files, model, built, dtype)
-    if layout.rank == 0:
+    dist.barrier(layout.world_group)
+    if publishes:
         if final.exists():
             remove_tree(final)
         rename_durably(temporary, final)
@@ -81,46 +92,41 @@ def export(
     return final
 
 
-def save_adapter_part(
-    built: BuiltStage, directory: Path, stage: int, stages: int, dtype: torch.dtype
-) -> None:
+def adapter_tensors(built: BuiltStage, dtype: torch.dtype) -> dict[str, Tensor]:
     """One stage's share of an adapter, under PEFT's names."""
     values = {item.name: item.parameter.detach().cpu() for item in built.trained}
-    tensors = {
-        name: tensor.to(dtype) for name, tensor in exported_tensors(values, built.initial).items()
-    }
-    save_file(tensors, directory / part_name(stage, stages), metadata={"format": "pt"})
+    tensors = exported_tensors(values, built.initial)
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
-def finish_adapter(directory: Path, stages: int, config: LoraConfig, took_over: bool) -> None:
+def finish_adapter(
+    directory: Path, tensors: dict[str, Tensor], config: LoraConfig, took_over: bool
+) -> None:
     """One file with its config, as PEFT expects.
 
     Args:
         took_over: whether the adapters started from a part of the frozen weights.
     """
-    join_parts(directory, stages, "adapter_model.safetensors")
+    save_tensors(directory / "adapter_model.safetensors", tensors)
     config = as_plain_lora(config) if took_over else config
     config.inference_mode = True
     config.save_pretrained(str(directory))
 
 
-def finish_control(directory: Path, stages: int, config: AdapterConfig, model: str) -> None:
+def finish_control(
+    directory: Path, tensors: dict[str, Tensor], config: AdapterConfig, model: str
+) -> None:
     """One file of control adapters with what they were made by. Not in PEFT's format, which has
     none for them.
     """
-    join_parts(directory, stages, CONTROL_FILE)
+    save_tensors(directory / CONTROL_FILE, tensors)
     record = {"base_model": model, **config.model_dump(include=CONTROL_SETTINGS)}
     write_atomic(directory / CONTROL_RECORD, json.dumps(record, indent=1) + "\n")
 
 
-def join_parts(directory: Path, stages: int, name: str) -> None:
-    """One file of the tensors of all stages."""
-    tensors: dict[str, Tensor] = {}
-    for stage in range(stages):
-        part = directory / part_name(stage, stages)
-        tensors |= load_file(part)
-        part.unlink()
-    save_file(tensors, directory / name, metadata={"format": "pt"})
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """As PEFT writes them."""
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:

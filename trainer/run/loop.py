@@ -42,7 +42,12 @@ def train(
     session = open_session(config, inputs, layout, resume)
     engine, optimizer, state, log = session.engine, session.optimizer, session.state, session.log
     cadence = Cadence(config, session.total_steps, inputs.rows_per_epoch)
-    saver = Saver(session.folder, layout, background=config.checkpoint.background)
+    saver = Saver(
+        session.folder,
+        layout,
+        background=config.checkpoint.background,
+        node_local=config.checkpoint.node_local,
+    )
     if session.is_new and config.evaluation.before_first_step:
         state = run_evaluation(session, layout, state)
     timelines = None
@@ -131,7 +136,8 @@ def train(
                     layout,
                     session.model,
                     session.run_directory,
-                    config.checkpoint.save_dtype,
+                    node_local=config.checkpoint.node_local,
+                    save_dtype=config.checkpoint.save_dtype,
                 )
             )
         logger.info(
