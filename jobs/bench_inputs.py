@@ -60,6 +60,23 @@ PRESETS: dict[str, dict[str, object]] = {
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False,
     },
+    "mixtral-8x7b": {
+        "model_type": "mixtral",
+        "architectures": ["MixtralForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "router_aux_loss_coef": 0.02,
+        "vocab_size": 32000,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    },
     "tiny": LLAMA
     | {
         "hidden_size": 64,
@@ -163,11 +180,14 @@ def _table(ids: NDArray[np.int32], lengths: list[list[int]], first: int) -> pa.T
 
 
 def matmul_weights(shape: dict[str, int]) -> int:
-    """Weights that a token is multiplied with: all but embedding and norms."""
+    """Weights that a token is multiplied with: all but embedding and norms, and of experts those
+    that it is sent to, with their router.
+    """
     hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
     head_size = shape.get("head_dim", hidden // heads)
     attention = 2 * hidden * head_size * (heads + shape["num_key_value_heads"])
-    layer = attention + 3 * hidden * shape["intermediate_size"]
+    experts, chosen = shape.get("num_local_experts", 0), shape.get("num_experts_per_tok", 1)
+    layer = attention + 3 * hidden * shape["intermediate_size"] * chosen + hidden * experts
     return shape["num_hidden_layers"] * layer + shape["vocab_size"] * hidden
 
 

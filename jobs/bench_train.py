@@ -21,6 +21,12 @@ from headrace.jobs.launch import launch
 from headrace.jobs.plot_timeline import plot_timeline, read_timelines
 
 MATMUL_SIZE, MATMUL_REPEATS = 8192, 20
+MODES = {  # name -> what the config has for it
+    "lora": "",
+    "full": "",
+    "qlora": 'quantization = { backend = "bnb", double_quantization = true }',
+    "hqq": 'quantization = { backend = "hqq" }',
+}
 PEERS = ("RecvActivation", "RecvGrad", "SendActivation", "SendGrad")
 CONFIG = """\
 model = "{folder}/model"
@@ -34,7 +40,8 @@ activation_checkpointing = "{options.checkpointing}"
 kernels = "{options.kernels}"
 compile = {compile}
 datasets = [{{ path = "{folder}/shards" }}]
-adapter = {{ kind = "{adapter}", rank = {options.rank} }}
+adapter = {{ kind = "{adapter}", rank = {options.rank}{experts} }}
+{quantization}
 optimizer = {{ type = "{options.optimizer}", lr = 1e-5 }}
 checkpoint = {{ at_end = false }}
 
@@ -51,8 +58,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--preset", choices=PRESETS, default="llama-8b")
     parser.add_argument("--layers", type=int, help="instead of the preset's number")
-    parser.add_argument("--mode", choices=["lora", "full"], default="lora")
+    parser.add_argument("--mode", choices=MODES, default="lora")
     parser.add_argument("--rank", type=int, default=16, help="of LoRA, on all linear layers")
+    parser.add_argument("--experts", action="store_true", help="adapters on a mixture's experts")
     parser.add_argument("--optimizer", choices=["adamw", "adamw_kahan"], default="adamw")
     parser.add_argument("--stages", type=int, default=1)
     parser.add_argument("--sequence", type=int, default=4096, help="tokens of a row")
@@ -112,13 +120,15 @@ def measure(options: argparse.Namespace, documents: str, folder: Path) -> dict[s
             options=options,
             compile=str(not options.no_compile).lower(),
             adapter="none" if options.mode == "full" else "lora",
+            experts=', target_parameters = "experts"' if options.experts else "",
+            quantization=MODES[options.mode],
             trace=f"trace_step = {steps}" if options.trace else "",
         )
     )
     given = {
         key: getattr(options, key)
         for key in (
-            *("preset", "layers", "mode", "rank", "optimizer", "stages", "sequence"),
+            *("preset", "layers", "mode", "rank", "experts", "optimizer", "stages", "sequence"),
             *("micro_batch_size", "micro_batches", "checkpointing", "kernels", "no_compile"),
         )
     } | {"documents": documents}

@@ -39,6 +39,11 @@ class CheckpointConfig(Config):
         True,
         description="`false`: a trial run that leaves neither checkpoint nor result at its end.",
     )
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Type in which the adapter or model is written at the end. `auto`: float32 for "
+        "adapters, else the base model's. Checkpoints keep every bit whatever it is.",
+    )
     keep_best: bool = Field(
         False,
         description="Also save after each evaluation that finds a new lowest loss, "

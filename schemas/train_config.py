@@ -14,6 +14,7 @@ from headrace.schemas.optimizer_config import (
     ReloraConfig,
     SchedulerConfig,
 )
+from headrace.schemas.quantization_config import QuantizationConfig
 from headrace.schemas.run_config import (
     AnomalyConfig,
     CheckpointConfig,
@@ -127,6 +128,9 @@ class TrainConfig(Config):
     evaluation_datasets: list[EvaluationDatasetConfig] = Field([], description="Evaluation splits.")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What is minimised.")
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
+    quantization: QuantizationConfig | None = Field(
+        None, description="How frozen weights are held. Default: as they are, in `dtype`."
+    )
     optimizer: OptimizerConfig = Field(description="How it is trained.")
     scheduler: SchedulerConfig = Field(
         SchedulerConfig(), description="The learning rate over time."
@@ -164,6 +168,7 @@ class TrainConfig(Config):
                 f'scheduler.type = "{self.scheduler.type}": optimizer.type = "adamw_schedule_free" '
                 'takes the place of a falling rate; set "constant"'
             )
+        self.check_quantization()
         self.check_mixing()
         self.check_packing()
         self.check_checkpointing()
@@ -184,6 +189,27 @@ class TrainConfig(Config):
                     f'two evaluation datasets are named "{name}"; give each its own `name`'
                 )
         return self
+
+    def check_quantization(self) -> None:
+        """There must be frozen weights; what adapters took from them is in no cache."""
+        adapter = self.adapter
+        if self.quantization is None:
+            return
+        if (adapter.kind, adapter.target_modules, adapter.layers) == ("none", "all-linear", None):
+            raise ValueError(
+                '[quantization] holds frozen weights, and adapter.kind = "none" trains them all; '
+                'use kind = "lora", or limit target_modules or layers'
+            )
+        if self.objective.has_reference and adapter.kind in ("none", "blocks"):
+            raise ValueError(
+                f'[quantization] goes with objective.kind = "{self.objective.kind}" only under '
+                f'adapters, and adapter.kind = "{adapter.kind}"; use kind = "lora"'
+            )
+        if self.quantization.cache is not None and adapter.init in ("pissa", "olora"):
+            raise ValueError(
+                f'quantization.cache does not go with adapter.init = "{adapter.init}", which '
+                "changes the weights before they are quantised; drop one"
+            )
 
     def check_mixing(self) -> None:
         """Concatenation takes every row, so nothing may ask it for other shares."""

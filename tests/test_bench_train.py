@@ -19,6 +19,11 @@ def test_the_operations_of_an_8b_llama_are_the_known_ones():
     assert full - lora == 2 * 7_504_658_432
 
 
+def test_a_token_of_a_mixture_is_multiplied_with_two_experts():
+    shape = {k: v for k, v in bench_inputs.PRESETS["mixtral-8x7b"].items() if type(v) is int}
+    assert bench_inputs.matmul_weights(shape) == 12_748_587_008  # 12.9 billion with the embedding
+
+
 def test_drawn_documents_fill_the_row_and_have_the_mean_asked_for():
     generator = np.random.default_rng(0)
     rows = [bench_inputs.draw_lengths(generator, 4096, 512) for _ in range(500)]
@@ -28,7 +33,18 @@ def test_drawn_documents_fill_the_row_and_have_the_mean_asked_for():
 
 @pytest.mark.slow
 def test_a_line_of_figures_and_a_picture_come_out(tmp_path, capsys):
-    options = ["--preset", "tiny", "--sequence", "64", "--stages", "2", "--micro-batch-size", "1"]
+    options = [
+        "--preset",
+        "tiny",
+        "--mode",
+        "qlora",
+        "--sequence",
+        "64",
+        "--stages",
+        "2",
+        "--micro-batch-size",
+        "1",
+    ]
     options += ["--windows", "2", "--warmup", "1", "--documents", "20", "--keep", str(tmp_path)]
     assert bench_train.main(options) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])

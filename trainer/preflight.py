@@ -8,6 +8,7 @@ from pathlib import Path
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.manifest import Manifest
+from headrace.schemas.quantization_config import check_installed
 from headrace.schemas.shard_format import EVALUATION
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.data_plan import plan_data
@@ -44,6 +45,8 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     check_family(config.model, model)
     text = text_settings(model)
     check_model(config, text)
+    if config.quantization is not None:
+        check_installed(config.quantization.backend)
     train = [manifest_of(dataset.path, config) for dataset in config.datasets]
     evaluation = [manifest_of(dataset.path, config) for dataset in config.evaluation_datasets]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]

@@ -90,7 +90,7 @@ FSDP_QLORA = OldSystem(
             "train.adapter.kind",
             train_type,
             "`…_dora`: `dora`, `…_llama_pro`: `blocks`, others with `lora`: `lora`; "
-            "the weights below are not quantised yet",
+            "quantised weights below need a [quantization] written by hand",
             default="qlora",
         ),
         none("--llama_pro_path", "new blocks are made at start: `adapter.blocks`"),

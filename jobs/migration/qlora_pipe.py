@@ -93,7 +93,7 @@ LAYERS: tuple[Equivalent, ...] = (
     none("load_in_4bit", "never read by qlora-pipe itself"),
 )
 
-QUANTIZATION = "frozen weights are not quantised yet; they are loaded in `dtype`"
+QUANTIZATION = "not carried over yet; write [quantization], which has the same settings, by hand"
 
 DATASETS = tuple(
     row

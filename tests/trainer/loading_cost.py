@@ -1,4 +1,6 @@
-"""Builds each stage of a model in turn, and prints bytes read and the peak of memory."""
+"""Builds each stage of a model in turn, and prints bytes read and the peak of memory: of weights
+as they are stored, and of quantised ones.
+"""
 
 import gc
 import json
@@ -9,9 +11,12 @@ import torch
 from tiny_families import CPU, config_of, save_tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from headrace.trainer.model.model_builder import build_stage
+from headrace.trainer.model import weights
+from headrace.trainer.model.model_builder import build_stage, plan_model
+from headrace.trainer.model.model_size import partition
 
 CLEAR_PEAK = "5"  # proc(5), clear_refs
+AHEAD_BYTES = 8 << 20  # as small a share of this model as the usual number is of a large one
 
 
 def status(name):
@@ -44,28 +49,41 @@ def save_model(directory):
     return largest
 
 
-def main(directory, stages):
-    build_stage(config_of(save_tiny("llama", directory / "warm-up")), 0, CPU)  # imports and caches
+def main(directory, stages, backends):
     largest = save_model(directory)
-    config = config_of(directory, stages, {"kind": "lora", "rank": 2}, dtype="bfloat16")
-    costs = []
-    for stage in range(stages):
+    tiny, adapter = save_tiny("llama", directory / "warm-up"), {"kind": "lora", "rank": 2}
+    weights.AHEAD_BYTES = AHEAD_BYTES
+    costs = {}
+    for backend in ["none", *backends]:
+        settings = {"quantization": None if backend == "none" else {"backend": backend}}
+        build_stage(config_of(tiny, 1, adapter, **settings), 0, CPU)  # imports and caches
+        config = config_of(directory, stages, adapter, dtype="bfloat16", **settings)
+        costs[backend] = list(measure(config, directory, largest))
+    sys.stdout.write(json.dumps(costs))
+
+
+def measure(config, directory, largest):
+    for stage in range(config.pipeline_stages):
         gc.collect()
         Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
         before, read = status("VmRSS"), bytes_read()
         built = build_stage(config, stage, CPU)
-        costs.append(
-            {
-                "read": bytes_read() - read,
-                "peak": status("VmHWM") - before,
-                "stage_bytes": sum(p.nbytes for p in built.stage.parameters()),
-                "largest_layer": largest,
-                "file_bytes": (directory / "model.safetensors").stat().st_size,
-            }
-        )
-        del built
-    sys.stdout.write(json.dumps(costs))
+        held = [*built.stage.parameters(), *built.stage.buffers()]
+        yield {
+            "read": bytes_read() - read,
+            "peak": status("VmHWM") - before,
+            "stage_bytes": sum(tensor.nbytes for tensor in held),
+            "share_bytes": 2 * sum(part.weights - part.trained for part in parts(config, stage)),
+            "largest_layer": largest,
+            "file_bytes": (directory / "model.safetensors").stat().st_size,
+        }
+        del built, held
+
+
+def parts(config, stage):
+    size = plan_model(config).size
+    return size.parts(partition(config, size)[stage], stage, config.pipeline_stages)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.optimizer_config import OptimizerConfig
 from headrace.trainer.export.export import (
+    adapter_tensors,
     file_count,
     finish_adapter,
     finish_model,
     model_parts,
-    save_adapter_part,
     save_model_part,
 )
 from headrace.trainer.export.merge import merge
@@ -147,20 +147,21 @@ def stored_loss(directory, batch):
 
 def saved_adapter(built, directory):
     directory.mkdir()
-    for stage, part in enumerate(built):
-        save_adapter_part(part, directory, stage, len(built))
-    finish_adapter(directory, len(built), built[0].lora_config, built[0].width)
+    tensors = {}
+    for part in built:
+        tensors |= adapter_tensors(part, torch.float32)
+    finish_adapter(directory, tensors, built[0].lora_config, built[0].width)
     return directory
 
 
-def saved_model(built, base, directory):
+def saved_model(built, base, directory, dtype=torch.float32):
     directory.mkdir()
-    counts = [file_count(model_parts(part)) for part in built]
+    counts = [file_count(model_parts(part, dtype)) for part in built]
     files = [
-        save_model_part(part, directory, sum(counts[:stage]), sum(counts))
+        save_model_part(part, base, directory, sum(counts[:stage]), sum(counts), dtype)
         for stage, part in enumerate(built)
     ]
-    finish_model(directory, files, base, built[0])
+    finish_model(directory, files, base, built[0], dtype)
     return directory
 
 

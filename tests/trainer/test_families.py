@@ -1,6 +1,7 @@
 """Every family in stages gives transformers' losses and gradients, each document read alone."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from tiny_families import (
 )
 from transformers import AutoModelForCausalLM
 
-from headrace.trainer.model.adapters import file_name
+from headrace.trainer.model.adapters import base_name, file_name
 from headrace.trainer.model.families import FAMILIES as KNOWN
+from headrace.trainer.model.quantized_modules import held_weights
 
 TOLERANCE = 1e-5
 MIXTURES = {"mixtral", "qwen2_moe", "qwen3_moe"}
@@ -81,19 +83,27 @@ def full(directory, stages):
     return abs(loss - expected.item()) / abs(expected.item()), gradient
 
 
-def lora(directory, stages, **adapter):
-    """The same with adapters, against PEFT."""
-    from peft import get_peft_model
-
-    batch = make_batch()
-    built = build(config_of(directory, stages, {"kind": "lora", "rank": 4, **adapter}))
+def with_adapters(directory, stages, quantization=None, **adapter):
+    """The stages of a model, with adapters that do something."""
+    config = config_of(directory, stages, {"rank": 4, **adapter}, quantization=quantization)
+    built = build(config)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for part in built:
             for item in part.trained:
                 item.parameter.add_(0.05 * torch.randn(item.parameter.shape, generator=generator))
+    return built
+
+
+def lora(directory, stages, **settings):
+    """The same with adapters, against PEFT, over the same numbers if the weights are quantised."""
+    from peft import get_peft_model
+
+    batch = make_batch()
+    built = with_adapters(directory, stages, **settings)
     model = loaded(directory)
     config = model.config
+    put_dequantized(built, model)
     reference = get_peft_model(model, built[0].lora_config)
     theirs = {name: p for name, p in reference.named_parameters() if p.requires_grad}
     values = {item.name: item.parameter for part in built for item in part.trained}
@@ -110,24 +120,60 @@ def lora(directory, stages, **adapter):
     return abs(loss - expected.item()) / abs(expected.item()), gradient
 
 
-MODES = {"full": full, "LoRA": lora}
-SHORT = {("full", 2), ("LoRA", 3)}  # the rest is `make exhaustive`, which also covers one stage
-CELLS = [
-    pytest.param(mode, stages, marks=[] if (mode, stages) in SHORT else [pytest.mark.exhaustive])
-    for mode in MODES
-    for stages in (1, 2, 3)
-]
+def put_dequantized(built, model):
+    """Give transformers' model the numbers that our quantised weights stand for."""
+    for part in built:
+        for name, matrices in held_weights(part.stage.names):
+            parameter = model.get_parameter(base_name(name))
+            whole = torch.stack([matrix.dequantize(torch.float32) for matrix in matrices])
+            parameter.data = whole if parameter.ndim == 3 else whole[0]
 
 
-@pytest.mark.parametrize(("mode", "stages"), CELLS)
-@pytest.mark.parametrize("family", FAMILIES)
+def quantized(directory, stages, **quantization):
+    """With adapters over quantised weights: against PEFT, and bit by bit against one stage."""
+    batch, settings = make_batch(), {"quantization": quantization}
+    one, several = (with_adapters(directory, count, **settings) for count in (1, stages))
+    assert sum(len(list(held_weights(part.stage.names))) for part in several) >= 16
+    tokens, gradients = [], []
+    for built in (one, several):
+        tokens.append(run_stages(built, batch)[1])
+        gradients.append(gradients_of(built))
+    assert torch.equal(*tokens)
+    assert all(torch.equal(gradients[1][name], value) for name, value in gradients[0].items())
+    return lora(directory, stages, **settings)
+
+
+MODES = {
+    "full": full,
+    "LoRA": lora,
+    "NF4": partial(quantized, backend="bnb", double_quantization=True),
+    "HQQ": partial(quantized, backend="hqq"),
+}
+# the rest is `make exhaustive`, which also covers one stage
+SHORT = {("full", 2), ("LoRA", 3), ("NF4", 2), ("HQQ", 3)}
+SHORT_FAMILIES = {
+    "NF4": {"falcon", "gemma3_text", "gpt_neox", "llama", "phi3", "qwen2_moe"},
+    "HQQ": {"gemma2", "mixtral", "qwen2"},
+}
+
+
+def cells():
+    for family in FAMILIES:
+        for mode in MODES:
+            for stages in (1, 2, 3):
+                short = (mode, stages) in SHORT and family in SHORT_FAMILIES.get(mode, FAMILIES)
+                marks = [] if short else [pytest.mark.exhaustive]
+                yield pytest.param(family, mode, stages, marks=marks)
+
+
+@pytest.mark.parametrize(("family", "mode", "stages"), list(cells()))
 def test_losses_and_gradients_are_transformers_own(models, family, mode, stages):
     loss, gradient = MODES[mode](models(family), stages)
     assert loss <= TOLERANCE
     assert gradient <= TOLERANCE
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["full", "LoRA"])
 def test_one_stage_is_transformers_own_as_well(models, mode):
     loss, gradient = MODES[mode](models("gemma2"), 1)
     assert loss <= TOLERANCE

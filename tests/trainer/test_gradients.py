@@ -38,6 +38,7 @@ def built(trained, tied_head=None):
         architecture=None,
         skeleton=None,
         initial={},
+        expansion=None,
     )
 
 

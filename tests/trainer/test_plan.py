@@ -16,6 +16,7 @@ from headrace.trainer.model.plan_report import parse_size, plan_run, report
 GIB = 1 << 30
 TOKENS = 48
 LORA = {"kind": "lora", "rank": 4}
+NF4 = {"backend": "bnb", "double_quantization": True}
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +29,20 @@ def planned(model, stages, gpus=None, adapter=None, **settings):
     return plan_run(config, gpus or stages, TOKENS)
 
 
-@pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "LoRA"])
-def test_activations_are_those_that_autograd_keeps(model, adapter):
+@pytest.mark.parametrize(
+    ("adapter", "quantization"),
+    [(None, None), (LORA, None), (LORA, NF4)],
+    ids=["full", "LoRA", "QLoRA"],
+)
+def test_activations_are_those_that_autograd_keeps(model, adapter, quantization):
     """Counted on tensors without memory, and on the real ones of a middle stage."""
-    config = config_of(model, 8, adapter, dtype="float32", micro_batch_size=2)
+    settings = {"dtype": "float32", "micro_batch_size": 2, "quantization": quantization}
+    config = config_of(model, 8, adapter, **settings)
     predicted = layer_activations(plan_model(config), config, torch.float32, TOKENS)
 
     stage = build_stage(config, 4, CPU).stage
-    weights = {p.untyped_storage().data_ptr() for p in stage.parameters()}
+    held = [*stage.parameters(), *stage.buffers()]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in held}
     hidden = torch.randn(2, TOKENS, COMMON["hidden_size"], requires_grad=True)
     positions = torch.arange(TOKENS).repeat(2, 1)
     mask = torch.ones(2, 1, TOKENS, TOKENS, dtype=torch.bool).tril()
@@ -89,6 +96,19 @@ def test_what_makes_it_fit_is_said_and_does(model):
     again = planned(model, 2, gpus=4, adapter=LORA, activation_checkpointing="full")
     assert again.peak <= limit
     assert "Fits" in report(again, 4, limit)
+
+
+def test_quantized_weights_take_what_they_will(model):
+    plain, smaller = (planned(model, 2, adapter=LORA, quantization=q) for q in (None, NF4))
+    stage = build_stage(smaller.config, 0, CPU).stage
+    held = sum(tensor.nbytes for name, tensor in stage.named_buffers() if ".part_" in name)
+    size = smaller.plan.size.parts(smaller.stages[0].layers, 0, 2)
+    assert sum(part.quantized_bytes for part in size) == pytest.approx(held, rel=0.03)
+    saved = 2 * sum(part.quantized for part in size) - sum(part.quantized_bytes for part in size)
+    memory, without = smaller.stages[0].memory, plain.stages[0].memory
+    assert without.weights - memory.weights == pytest.approx(saved)
+    text = report(plain, 2, (plain.peak + smaller.peak) / 2)
+    assert 'quantization = { backend = "bnb", double_quantization = true }' in text
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gemma2", "gemma3_text"])

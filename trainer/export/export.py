@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
@@ -24,6 +24,11 @@ from headrace.trainer.model.model_files import (
     file_count,
     write_index,
 )
+from headrace.trainer.model.quantized_modules import QuantizedExperts, held_weights
+from headrace.trainer.model.weight_index import has_weights
+from headrace.trainer.model.weight_source import StoredWeights
+
+STACKED = QuantizedExperts.weights  # of all experts of a layer
 
 CONTROL_FILE, CONTROL_RECORD = "control_adapter.safetensors", "control_adapter.json"
 CONTROL_SETTINGS = {"kind", "rank", "layers"}
@@ -37,6 +42,7 @@ def export(
     step: int,
     *,
     node_local: bool = False,
+    save_dtype: str = "auto",
 ) -> Path:
     """Write `adapter/` (LoRA) or `model/` (full fine-tuning); every rank takes part.
 
@@ -45,6 +51,7 @@ def export(
         step: how many were trained.
         node_local: the run directory is another one on each machine. The first one's gets the whole
             adapter; of a model, each machine keeps the files of its stages, the first the index.
+        save_dtype: torch's name of a type, or "auto": float32 for adapters, else the base model's.
 
     Returns:
         The directory, published whole.
@@ -58,7 +65,10 @@ def export(
         temporary.mkdir(parents=True)
     dist.barrier(layout.world_group)
     if adapters:
-        parts = gather_at_first(adapter_tensors(built) if layout.replica == 0 else {}, layout)
+        dtype = torch.float32 if save_dtype == "auto" else getattr(torch, save_dtype)
+        parts = gather_at_first(
+            adapter_tensors(built, dtype) if layout.replica == 0 else {}, layout
+        )
         tensors = {name: value for part in parts for name, value in part.items()}
         width = max(gather_objects(built.width, layout.world_group))
         if layout.rank == 0 and built.control is not None:
@@ -67,15 +77,16 @@ def export(
             assert built.lora_config is not None
             finish_adapter(temporary, tensors, built.lora_config, width)
     else:
-        by_rank = gather_objects(file_count(model_parts(built)), layout.world_group)
+        dtype = stored_dtype(built) if save_dtype == "auto" else getattr(torch, save_dtype)
+        by_rank = gather_objects(file_count(model_parts(built, dtype)), layout.world_group)
         counts = [by_rank[layout.rank_of(stage)] for stage in range(layout.stages)]
         written: dict[str, dict[str, int]] = {}
         if layout.keeps_files(node_local=node_local):
             before = sum(counts[: layout.stage])
-            written = save_model_part(built, temporary, before, sum(counts))
+            written = save_model_part(built, model, temporary, before, sum(counts), dtype)
         files = gather_objects(written, layout.world_group)
         if layout.rank == 0:
-            finish_model(temporary, files, model, built)
+            finish_model(temporary, files, model, built, dtype)
     if layout.rank == 0:
         write_card(temporary, run_directory, step)
     dist.barrier(layout.world_group)
@@ -87,10 +98,11 @@ def export(
     return final
 
 
-def adapter_tensors(built: BuiltStage) -> dict[str, Tensor]:
-    """One stage's share of an adapter, under PEFT's names, in float32."""
+def adapter_tensors(built: BuiltStage, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One stage's share of an adapter, under PEFT's names."""
     values = {item.name: item.parameter.detach().cpu() for item in built.trained}
-    return exported_tensors(side_by_side(values, built.merged), built.initial)
+    tensors = exported_tensors(side_by_side(values, built.merged), built.initial)
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
 def finish_adapter(
@@ -104,6 +116,8 @@ def finish_adapter(
     save_tensors(directory / "adapter_model.safetensors", tensors)
     config = as_plain_lora(config, width)
     config.inference_mode = True
+    if isinstance(config.target_modules, set):  # whose order is another one in each process
+        config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(directory))
 
 
@@ -123,50 +137,84 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def model_parts(built: BuiltStage) -> list[int]:
+def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:
     """Bytes of each module of a stage, as they will be stored; a tied head is not."""
-    size = stored_dtype(built).itemsize
     return [
-        sum(slot.empty.numel() * size for slot in find_slots({name: module}))
+        dtype.itemsize
+        * (
+            sum(slot.empty.numel() for slot in find_slots({name: module}))
+            + sum(m.shape.numel() for _, held in held_weights({name: module}) for m in held)
+        )
         for name, module in built.stage.names.items()
         if not is_tied_head(built, name)
     ]
 
 
 def save_model_part(
-    built: BuiltStage, directory: Path, before: int, total: int
+    built: BuiltStage, model: Path, directory: Path, before: int, total: int, dtype: torch.dtype
 ) -> dict[str, dict[str, int]]:
-    """One stage's weights, trained or not, in files of limited size; one module at a time.
+    """One stage's weights, trained or not, in files of limited size; one module at a time. Weights
+    that are held quantised are written as the base model has them.
 
     Args:
+        model: directory of the base model.
         before: files of the stages before this one; total: files of all stages.
 
     Returns:
         File name -> tensor name -> bytes.
     """
-    dtype = stored_dtype(built)
     writer = ModelWriter(directory, built.skeleton, before, total)
     for size, (name, module) in zip(
-        model_parts(built),
+        model_parts(built, dtype),
         ((n, m) for n, m in built.stage.names.items() if not is_tied_head(built, n)),
         strict=True,
     ):
+        values = {f"{name}.{key}": value.detach() for key, value in module.named_parameters()}
+        values |= unquantized(built, model, {name: module})
         writer.add(
-            {
-                f"{name}.{key}": parameter.detach().to("cpu", dtype).contiguous()
-                for key, parameter in module.named_parameters()
-            },
-            size,
+            {key: value.to("cpu", dtype).contiguous() for key, value in values.items()}, size
         )
     return writer.finish()
 
 
+def unquantized(
+    built: BuiltStage, model: Path, modules: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """The base model's values of weights that are held quantised; dequantised where it has none."""
+    held = dict(held_weights(modules))
+    if not held or not has_weights(model):
+        return {
+            name: stacked(name, [part.dequantize(torch.float32) for part in parts])
+            for name, parts in held.items()
+        }
+    wanted, layers = [], built.architecture.family.layers
+    for name, parts in held.items():
+        stored = built.expansion.stored_name(name, layers) if built.expansion else name
+        stack = [len(parts)] if name.endswith(STACKED) else []
+        wanted.append((stored, torch.Size([*stack, *parts[0].shape])))
+    values: dict[str, Tensor] = {}
+    with StoredWeights(model, built.skeleton) as source:
+        for name, value in zip(held, source.read(wanted), strict=True):
+            assert isinstance(value, Tensor)  # models that are quantised train adapters alone
+            values[name] = value
+    return values
+
+
+def stacked(name: str, parts: list[Tensor]) -> Tensor:
+    """One matrix, or the experts' one upon another."""
+    return torch.stack(parts) if name.endswith(STACKED) else parts[0]
+
+
 def finish_model(
-    directory: Path, files: Sequence[Mapping[str, dict[str, int]]], model: Path, built: BuiltStage
+    directory: Path,
+    files: Sequence[Mapping[str, dict[str, int]]],
+    model: Path,
+    built: BuiltStage,
+    dtype: torch.dtype,
 ) -> None:
     """The index over the stages' files, config and tokenizer, as transformers expects."""
     write_index(directory, {name: sizes for part in files for name, sizes in part.items()})
-    copy_model_files(model, directory, built.skeleton)
+    copy_model_files(model, directory, built.skeleton, dtype)
 
 
 def stored_dtype(built: BuiltStage) -> torch.dtype:

@@ -41,10 +41,14 @@ def write_merged(
         How many weights were changed.
 
     Raises:
-        ConfigError: a scale for what cannot be scaled.
+        ConfigError: the model is quantised, or a scale for what cannot be scaled.
         DataError: the adapter does not belong to the model.
     """
     architecture = read_architecture(model)
+    if getattr(architecture.config, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"{model}: its weights are quantised; merge into the model that it was made of"
+        )
     family = architecture.family
     skeleton: Any = lay_out(architecture)
     settings = LoraConfig.from_pretrained(str(adapter))
@@ -142,6 +146,7 @@ def fill_base(slots: Sequence[Slot], source: WeightSource, architecture: Archite
             name = f"{family.embedding}.weight"
         wanted.append((name, slot.empty.shape))
     for slot, value in zip(rest, source.read(wanted), strict=True):
+        assert isinstance(value, Tensor)  # `write_merged` refuses quantised models
         slot.fill(nn.Parameter(value.float(), requires_grad=False))
 
 

@@ -1,9 +1,12 @@
 """Gives every parameter of a stage its memory and its values, one at a time."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from headrace.schemas.train_config import TrainConfig
@@ -17,6 +20,14 @@ from headrace.trainer.model.adapters import (
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.block_expansion import Expansion
 from headrace.trainer.model.control_adapter import control_adapters, initial_control
+from headrace.trainer.model.quantization import Quantization
+from headrace.trainer.model.quantized_cache import QuantizedCache
+from headrace.trainer.model.quantized_modules import (
+    Holder,
+    held_weights,
+    swap_expert_adapters,
+)
+from headrace.trainer.model.quantized_weight import QuantizedWeight
 from headrace.trainer.model.stage import Stage
 from headrace.trainer.model.weight_source import WeightSource
 
@@ -59,8 +70,8 @@ class Filled:
 class Materializer:
     """Fills a stage that was laid out on the meta device.
 
-    Frozen weights get `dtype`, trained ones `trained_dtype`. Backends that hold frozen weights in
-    another form override `place`.
+    Frozen weights get `dtype`, trained ones `trained_dtype`; frozen ones in modules that can hold
+    them quantised are quantised one by one, before the next is read.
     """
 
     def __init__(
@@ -71,6 +82,8 @@ class Materializer:
         dtype: torch.dtype,
         device: torch.device,
         expansion: Expansion | None = None,
+        quantization: Quantization | None = None,
+        cache: QuantizedCache | None = None,
     ) -> None:
         self.config = config
         self.architecture = architecture
@@ -79,14 +92,25 @@ class Materializer:
         self.trained_dtype = trained_dtype(config, dtype)
         self.device = device
         self.expansion = expansion
+        self.quantization = quantization
+        self.cache = cache
+        self._adapted: dict[int, tuple[str, LoraLayer]] = {}  # frozen module -> its adapter
+        self._from_cache: set[str] = set()
+        self._taken: dict[str, dict[str, Tensor]] = {}  # adapters begun while weights were whole
         self.embedding_name = f"{architecture.family.embedding}.weight"
         self.head_name = f"{architecture.family.head}.weight"
 
     def fill(self, stage: Stage) -> Filled:
         """Load or initialise all parameters."""
         slots = list(find_slots(stage.names))
-        tied_head = self._fill_base([slot for slot in slots if not is_adapter(slot.name)])
+        self._adapted = {
+            id(layer.get_base_layer()): (name, layer) for name, layer in lora_layers(stage.names)
+        }
+        base = [slot for slot in slots if not is_adapter(slot.name)]
+        tied_head = self._fill_base(self._fill_from_cache(base))
+        self._fill_cache(stage)
         initial = self._fill_adapters(stage)
+        swap_expert_adapters(stage)
         left = [name for name, tensor in stage.named_parameters() if tensor.is_meta]
         left += [name for name, tensor in stage.named_buffers() if tensor.is_meta]
         assert not left, f"not loaded: {left}"
@@ -97,11 +121,75 @@ class Materializer:
         ]
         return Filled(trained, tied_head, initial)
 
-    def place(self, slot: Slot, value: Tensor) -> None:
+    def place(self, slot: Slot, value: Tensor | QuantizedWeight) -> None:
         """Put a weight of the base model where it belongs, in its type, on its device."""
         trained = slot.empty.requires_grad
+        if holds_quantized(slot):
+            self._hold(slot, value)
+            return
+        if isinstance(value, QuantizedWeight):
+            value = value.to(self.device).dequantize(self.dtype)
         value = value.to(self.device, self.trained_dtype if trained else self.dtype)
         slot.fill(nn.Parameter(value, requires_grad=trained))
+
+    def _hold(self, slot: Slot, value: Tensor | QuantizedWeight) -> None:
+        """Quantise a weight, unless its file has it so; what adapters take over is taken first."""
+        assert isinstance(slot.owner, Holder) and self.quantization is not None
+        dtype = self.quantization.compute_dtype(self.dtype)
+        if isinstance(value, QuantizedWeight):
+            slot.owner.hold(slot.attribute, [value.to(self.device)], dtype)
+            return
+        value = value.to(self.device)
+        adapted = self._adapted.get(id(slot.owner))
+        if adapted is not None and takes_over(self.config.adapter):
+            name, layer = adapted
+            whole = nn.Parameter(value.float(), requires_grad=False)
+            slot.fill(whole)
+            init, seed = self.config.adapter.init, self.config.seed
+            self._taken[name] = initial_values(name, layer, init, seed)
+            value = whole.data
+        name = self._source_name(slot.name)
+        slot.owner.hold(slot.attribute, self.quantization.make(value, name, dtype), dtype)
+
+    def _fill_from_cache(self, slots: list[Slot]) -> list[Slot]:
+        """Take quantised weights of decoder layers from the cache; returns the slots left."""
+        if self.cache is None or self.quantization is None:
+            return slots
+        dtype, left = self.quantization.compute_dtype(self.dtype), []
+        for layer, group in groupby(slots, key=lambda slot: self._layer_of(slot.name)):
+            group_slots = list(group)
+            wanted = {
+                self._source_name(slot.name): slot for slot in group_slots if holds_quantized(slot)
+            }
+            found = self.cache.load(layer, list(wanted)) if layer and wanted else None
+            if layer and found:
+                self._from_cache.add(layer)
+            for name, values in (found or {}).items():
+                held = [value.to(self.device) for value in values]
+                owner = wanted[name].owner
+                assert isinstance(owner, Holder)
+                owner.hold(wanted[name].attribute, held, dtype)
+            left += [slot for slot in group_slots if not (found and holds_quantized(slot))]
+        return left
+
+    def _fill_cache(self, stage: Stage) -> None:
+        """Keep what was quantised, a file for each decoder layer."""
+        if self.cache is None:
+            return
+        for name in stage.layer_names:
+            held = dict(held_weights({name: stage.names[name]}))
+            layer = self._layer_of(f"{name}.")
+            if held and layer and layer not in self._from_cache:
+                self.cache.store(
+                    layer, {self._source_name(key): values for key, values in held.items()}
+                )
+
+    def _layer_of(self, name: str) -> str | None:
+        """The decoder layer, as the base model names it, that a parameter belongs to."""
+        source = self._source_name(name)
+        if not source.startswith(f"{self._layers}."):
+            return None
+        return ".".join(source.split(".")[: self._layers.count(".") + 2])
 
     def _fill_base(self, slots: list[Slot]) -> nn.Parameter | None:
         """Read each weight once, for all its slots; returns a trained head over an embedding."""
@@ -115,13 +203,18 @@ class Materializer:
                 if slot is not group[0] and self._is_head(slot) and not self._is_copy(slot):
                     tied_head = self._share(group[0], slot)
                 elif self.expansion and self.expansion.starts_at_zero(slot.name, self._layers):
+                    assert isinstance(value, Tensor)  # refused where weights are stored quantised
                     self.place(slot, torch.zeros_like(value))
                 else:
-                    self.place(slot, value if slot is group[-1] else value.clone())
+                    self.place(slot, value if slot is group[-1] else copy.deepcopy(value))
         return tied_head
 
     def _share(self, embedding: Slot, head: Slot) -> nn.Parameter | None:
         """Let the head use the embedding's memory; trained, it keeps a gradient of its own."""
+        if isinstance(embedding.owner, Holder) and embedding.owner.held("weight"):
+            assert isinstance(head.owner, Holder)
+            head.owner.share(embedding.owner)
+            return None
         weight = embedding.owner._parameters[embedding.attribute]
         assert weight is not None
         if not weight.requires_grad:
@@ -136,7 +229,8 @@ class Materializer:
         kept: dict[str, Tensor] = {}
         init, seed = self.config.adapter.init, self.config.seed
         for name, layer in lora_layers(stage.names):
-            for part, value in initial_values(name, layer, init, seed).items():
+            values = self._taken.pop(name, None) or initial_values(name, layer, init, seed)
+            for part, value in values.items():
                 path, _, attribute = part.rpartition(".")
                 owner = layer.get_submodule(path)
                 value = value.to(self.device, self.trained_dtype)
@@ -174,6 +268,16 @@ class Materializer:
         if tied and not is_adapter(slot.name):
             return TrainedParameter(self.embedding_name, parameter, owned=False)
         return TrainedParameter(slot.name, parameter, owned=True)
+
+
+def holds_quantized(slot: Slot) -> bool:
+    """Whether the value that goes there is to be quantised."""
+    owner = slot.owner
+    return (
+        isinstance(owner, Holder)
+        and slot.attribute in owner.weights
+        and not slot.empty.requires_grad
+    )
 
 
 def trained_dtype(config: TrainConfig, dtype: torch.dtype) -> torch.dtype:

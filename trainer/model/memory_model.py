@@ -169,7 +169,9 @@ def stage_memory(
     stages, tokens = config.pipeline_stages, config.micro_batch_size * sequence_len
     parts = size.parts(layers, stage, stages)
     trained = sum(part.trained for part in parts)
-    frozen = sum(part.weights for part in parts) - trained
+    quantized = sum(part.quantized for part in parts)
+    frozen = sum(part.weights for part in parts) - trained - quantized
+    dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     in_flight = min(config.gradient_accumulation_steps, stages - stage)
     chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
     again = [half for layer, half in layers.pieces() if layer in chosen]
@@ -181,10 +183,12 @@ def stage_memory(
     else:
         boundaries = in_flight * len(again) * activations.boundary
     return StageMemory(
-        weights=frozen * dtype.itemsize + trained * TRAINED_BYTES,
+        weights=frozen * dtype.itemsize
+        + sum(part.quantized_bytes for part in parts)
+        + trained * TRAINED_BYTES,
         gradients=trained * GRADIENT_BYTES,
         optimizer=trained * MOMENT_BYTES_OF.get(config.optimizer.type, MOMENT_BYTES),
-        activations=in_flight * kept + boundaries + recomputed,
+        activations=in_flight * kept + boundaries + recomputed + dequantized * dtype.itemsize,
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
         masks=float(in_flight * config.micro_batch_size * sequence_len**2),
     )

@@ -1,6 +1,7 @@
 """Builds one stage of a Hugging Face model, adapters included, and loads only its own weights."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,12 +35,19 @@ from headrace.trainer.model.families import FAMILIES
 from headrace.trainer.model.half_layer import half_of
 from headrace.trainer.model.materializer import Materializer, TrainedParameter, trained_dtype
 from headrace.trainer.model.model_directory import model_directory
-from headrace.trainer.model.model_size import flops_per_token, measure, partition
+from headrace.trainer.model.model_size import ModelSize, flops_per_token, measure, partition
 from headrace.trainer.model.partition import Span
+from headrace.trainer.model.quantization import (
+    Quantization,
+    install_holders,
+    plan_quantization,
+)
+from headrace.trainer.model.quantized_cache import QuantizedCache
 from headrace.trainer.model.reference import copy_weights, share_modules
 from headrace.trainer.model.router_loss import RouterLossSettings, count_routers
 from headrace.trainer.model.self_check import check_against_transformers
 from headrace.trainer.model.stage import Stage, StageNames
+from headrace.trainer.model.weight_index import weights_fingerprint
 from headrace.trainer.model.weight_source import RandomWeights, StoredWeights, WeightSource
 
 
@@ -58,6 +66,7 @@ class BuiltStage:
     architecture: Architecture
     skeleton: Any  # the whole model without adapters, on the meta device
     initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
+    expansion: Expansion | None
     flops_per_token: float = 0.0  # of the whole model, forward and backward
     merged: dict[str, Tensor] = field(default_factory=dict)  # by restarts: [restarts, ...] each
 
@@ -83,6 +92,8 @@ class Plan:
     model: nn.Module  # with adapters
     lora: LoraConfig | None
     expansion: Expansion | None
+    quantization: Quantization | None
+    size: ModelSize  # taken before any stage is filled, which leaves quantised weights out
     control: AdapterConfig | None = None  # of control adapters
 
     @property
@@ -117,12 +128,18 @@ def build_stage(
     """
     plan = plan or plan_model(config)
     dtype = compute_dtype(config, device)
-    size = measure(plan.model, plan.architecture, plan.prefix)
-    layers = partition(config, size)[stage]
+    layers = partition(config, plan.size)[stage]
     built = assemble(plan, config, stage, layers, dtype, device)
     with weight_source(config, plan, device) as source:
         materializer = Materializer(
-            config, plan.architecture, source, dtype, device, plan.expansion
+            config,
+            plan.architecture,
+            source,
+            dtype,
+            device,
+            plan.expansion,
+            plan.quantization,
+            open_cache(config, plan, dtype, device),
         )
         filled = materializer.fill(built)
     if config.objective.has_reference:
@@ -142,7 +159,8 @@ def build_stage(
         architecture=plan.architecture,
         skeleton=plan.plain,
         initial=filled.initial,
-        flops_per_token=flops_per_token(size, config.adapter.kind == "none"),
+        flops_per_token=flops_per_token(plan.size, config.adapter.kind == "none"),
+        expansion=plan.expansion,
     )
 
 
@@ -160,31 +178,36 @@ def plan_model(config: TrainConfig) -> Plan:
         larger, expansion = expand(architecture.config, config.adapter.blocks)
         architecture = architecture_of(larger, str(directory))
     plain = lay_out(architecture)
+    quantization = plan_quantization(config, architecture, directory, plain)
     layers = architecture.config.num_hidden_layers
     lora = lora_config(config.adapter, plain, config.model, layers)
+    model = install_holders(lay_out(architecture), quantization, architecture)
     if lora is not None:
-        wrapped = add_adapter(lay_out(architecture), lora)
+        wrapped = add_adapter(model, lora)
         head = wrapped.get_submodule(PEFT_PREFIX + architecture.family.head)
         if architecture.tied and isinstance(head, LoraLayer) and takes_over(config.adapter):
             raise ConfigError(
                 f'adapter.init = "{config.adapter.init}": the head is tied to the embedding, and '
                 "nothing can be taken out of one alone; leave it out of target_modules"
             )
-        return Plan(architecture, plain, wrapped, lora, None)
+        size = measure(wrapped, architecture, PEFT_PREFIX)
+        return Plan(architecture, plain, wrapped, lora, None, quantization, size)
     if config.adapter.kind == "control":
         wanted = adapter_layers(config.adapter, layers)
-        plain.requires_grad_(False)
-        size = architecture.config.hidden_size
+        model.requires_grad_(False)
+        width = architecture.config.hidden_size
         add_control_adapters(
-            plain.get_submodule(architecture.family.layers), wanted, size, config.adapter
+            model.get_submodule(architecture.family.layers), wanted, width, config.adapter
         )
-        return Plan(architecture, lay_out(architecture), plain, None, None, config.adapter)
+        size = measure(model, architecture)
+        return Plan(architecture, plain, model, None, None, quantization, size, config.adapter)
     if expansion is not None:
-        for name, parameter in plain.named_parameters():
+        for name, parameter in model.named_parameters():
             parameter.requires_grad_(expansion.is_new(name, architecture.family.layers))
     else:
-        select_trained(plain, config.adapter, architecture.family.layers, layers)
-    return Plan(architecture, plain, plain, None, expansion)
+        select_trained(model, config.adapter, architecture.family.layers, layers)
+    size = measure(model, architecture)
+    return Plan(architecture, plain, model, None, expansion, quantization, size)
 
 
 def assemble(
@@ -309,3 +332,17 @@ def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> Weig
     if config.weights == "random":
         return RandomWeights(plan.plain, config.seed, device)
     return StoredWeights(model_directory(config.model), plan.plain)
+
+
+def open_cache(
+    config: TrainConfig, plan: Plan, dtype: torch.dtype, device: torch.device
+) -> QuantizedCache | None:
+    """Where quantised layers are kept, if anywhere; a folder for all that decides on their bits."""
+    settings, quantization = config.quantization, plan.quantization
+    if settings is None or settings.cache is None or quantization is None:
+        return None
+    weights = f"random {config.seed}"
+    if config.weights == "stored":
+        weights = weights_fingerprint(model_directory(config.model))
+    computed = str(quantization.compute_dtype(dtype))
+    return QuantizedCache(Path(settings.cache), weights, settings, computed, device.type)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -94,11 +95,16 @@ def write_index(directory: Path, files: Mapping[str, Mapping[str, int]]) -> None
     write_atomic(directory / INDEX_NAME, json.dumps(index, indent=1) + "\n")
 
 
-def copy_model_files(model: Path, directory: Path, skeleton: Any) -> None:
+def copy_model_files(
+    model: Path, directory: Path, skeleton: Any, dtype: torch.dtype | None = None
+) -> None:
     """Config, generation config and tokenizer.
 
     The base model's config.json is kept as it is, unless the model was changed or is the text part
     of a larger one.
+
+    Args:
+        dtype: of the weights, where it may differ from the base model's.
     """
     for name in COPIED:
         if (model / name).is_file():
@@ -116,3 +122,9 @@ def copy_model_files(model: Path, directory: Path, skeleton: Any) -> None:
     else:
         config.architectures = [type(skeleton).__name__]
         config.save_pretrained(directory)
+    if dtype is not None and dtype != getattr(config, "dtype", None):
+        path = directory / "config.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.pop("torch_dtype", None)
+        values["dtype"] = str(dtype).removeprefix("torch.")
+        write_atomic(path, json.dumps(values, indent=2) + "\n")

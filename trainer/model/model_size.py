@@ -1,7 +1,9 @@
 """How large the parts of a model are, read from the model laid out without memory."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from headrace.schemas.errors import ConfigError
@@ -10,6 +12,7 @@ from headrace.trainer.model.adapters import is_adapter
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.half_layer import Half, half_of
 from headrace.trainer.model.partition import Span, cut, cut_as_listed
+from headrace.trainer.model.quantized_modules import Holder
 
 HALVES: tuple[Half, Half] = ("attention", "mlp")
 
@@ -21,6 +24,9 @@ class PartSize:
     weights: int  # all that are held, adapters included
     trained: int  # of these
     active: float  # that multiply a token: of experts only those that it is sent to
+    quantized: int = 0  # of all, held quantised
+    quantized_bytes: float = 0.0  # what these take
+    largest_quantized: int = 0  # weights of the largest matrix that is dequantised for use
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,10 @@ class ModelSize:
         if stage == stages - 1:
             shared = self.vocabulary * self.hidden_size * (self.tied and stages == 1)
             trained = max(0, self.head.trained - shared)
-            parts.append(replace(self.head, weights=self.head.weights - shared, trained=trained))
+            head = replace(self.head, weights=self.head.weights - shared, trained=trained)
+            if shared and self.head.quantized:
+                head = replace(head, quantized=0, quantized_bytes=0.0)
+            parts.append(head)
         return parts
 
 
@@ -109,7 +118,25 @@ def part_size(modules: list[nn.Module], sent: float, looked_up: bool = False) ->
             trained += parameter.numel() * parameter.requires_grad
             if parameter.ndim > 1 and not is_adapter(name) and not looked_up:
                 active += parameter.numel() * (sent if parameter.ndim == 3 else 1.0)
-    return PartSize(weights, trained, active)
+    held = [weight for module in modules for weight in quantized_weights(module)]
+    return PartSize(
+        weights,
+        trained,
+        active,
+        quantized=sum(shape.numel() for shape, _ in held),
+        quantized_bytes=sum(shape.numel() * bits / 8 for shape, bits in held),
+        largest_quantized=max((shape[-2:].numel() for shape, _ in held), default=0),
+    )
+
+
+def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Size, float]]:
+    """Shape, and bits a weight, of what a module laid out without memory will hold quantised."""
+    for part in module.modules():
+        if isinstance(part, Holder):
+            for attribute in part.weights:
+                parameter = part._parameters[attribute]
+                if parameter is not None and not parameter.requires_grad:
+                    yield parameter.shape, part.bits[attribute]
 
 
 def partition(config: TrainConfig, size: ModelSize) -> list[Span]:
@@ -151,4 +178,4 @@ def held(part: PartSize) -> float:
     """What a part's weights take, in frozen weights of two bytes: trained ones have a gradient and
     two moments, all in float32.
     """
-    return part.weights + 7.0 * part.trained
+    return part.weights - part.quantized + part.quantized_bytes / 2 + 7.0 * part.trained

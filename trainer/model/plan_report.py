@@ -12,7 +12,9 @@ import torch
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.manifest import read_manifest
+from headrace.schemas.quantization_config import QuantizationConfig
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.adapters import LORA_KINDS
 from headrace.trainer.model.half_layer import Half
 from headrace.trainer.model.memory_model import (
     LayerActivations,
@@ -21,12 +23,13 @@ from headrace.trainer.model.memory_model import (
     stage_memory,
 )
 from headrace.trainer.model.model_builder import Plan, compute_dtype, plan_model
-from headrace.trainer.model.model_size import ModelSize, measure, partition
+from headrace.trainer.model.model_size import ModelSize, partition
 from headrace.trainer.model.partition import Span
 
 GIB = 1 << 30
 UNITS = {"": 1, "B": 1, "MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": GIB}
 SHOWN_REMEDIES = 4
+SMALLEST = QuantizationConfig(backend="bnb", double_quantization=True)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def plan_run(
     length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
     plan = plan or plan_model(config)
     dtype = compute_dtype(config, torch.device("cuda"))
-    size = measure(plan.model, plan.architecture, plan.prefix)
+    size = plan.size
     activations = layer_activations(plan, config, dtype, length)
     cut = partition(config, size)
     return RunPlan(
@@ -187,13 +190,19 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
         for stages in range(config.pipeline_stages + 1, min(gpus, layers) + 1)
         if gpus % stages == 0
     ]
+    if config.quantization is None and config.adapter.kind in LORA_KINDS:
+        single.insert(2, {"quantization": SMALLEST})
     new = [c for c in single if any(getattr(config, key) != value for key, value in c.items())]
+    quantized_plan = None
+    if {"quantization": SMALLEST} in new:
+        quantized_plan = plan_model(config.model_copy(update={"quantization": SMALLEST}))
     for count in range(1, 4):
         for changes in combinations(new, count):
             change = {key: value for part in changes for key, value in part.items()}
             if len(change) < sum(map(len, changes)):
                 continue  # two numbers of stages
-            tried = plan_run(config.model_copy(update=change), gpus, run.sequence_len, run.plan)
+            plan = quantized_plan if "quantization" in change else run.plan
+            tried = plan_run(config.model_copy(update=change), gpus, run.sequence_len, plan)
             if tried.peak <= memory:
                 yield change, tried
 
@@ -258,4 +267,6 @@ def verdict(run: RunPlan, gpus: int, memory: float) -> list[str]:
 
 def toml(value: object) -> str:
     """A setting as a config has it."""
+    if isinstance(value, QuantizationConfig):
+        return '{ backend = "bnb", double_quantization = true }'
     return f'"{value}"' if isinstance(value, str) else str(value).lower()

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from headrace.trainer.model.adapters import base_name, is_adapter
 from headrace.trainer.model.materializer import find_slots
+from headrace.trainer.model.quantized_modules import Holder
 from headrace.trainer.model.stage import Stage
 
 
@@ -15,7 +16,10 @@ def share_modules(policy: Stage, model: Any) -> None:
         for name, part in module.named_modules():
             path = f"{prefix}.{name}." if name else f"{prefix}."
             frozen = not is_adapter(path) and ".modules_to_save." not in path
-            if frozen and any(weight is not None for weight in part._parameters.values()):
+            holds = isinstance(part, Holder) or any(
+                weight is not None for weight in part._parameters.values()
+            )
+            if frozen and holds:
                 model.set_submodule(base_name(path).removesuffix("."), part)
 
 

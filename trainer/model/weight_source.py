@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.model.checkpoint_names import CheckpointNames
+from headrace.trainer.model.quantized_weight import QuantizedWeight
+from headrace.trainer.model.quantizers import restore
+from headrace.trainer.model.stored_quantization import companions
 from headrace.trainer.model.weights import WeightFiles
 
 
@@ -29,7 +32,7 @@ class WeightSource(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
-    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor]:
+    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | QuantizedWeight]:
         """The values of parameters, in this order, each of its shape and of any type."""
         ...
 
@@ -59,8 +62,9 @@ class StoredWeights:
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
-    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor]:
-        """As promised by `WeightSource`; several workers read ahead.
+    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | QuantizedWeight]:
+        """As promised by `WeightSource`; several workers read ahead. What bitsandbytes has
+        quantised is given as it is.
 
         Raises:
             DataError: the checkpoint lacks one, or has it in another shape than config.json says.
@@ -71,16 +75,35 @@ class StoredWeights:
                     f"{self.files.directory}: the checkpoint has no tensor {name}, "
                     "which config.json calls for"
                 )
-        groups = self.files.read_groups([self.names.stored(name) for name, _ in wanted])
-        for (name, shape), tensors in zip(wanted, groups, strict=True):
-            value = self.names.convert(name, tensors)
+        stored = [self._stored(name) for name, _ in wanted]
+        groups = self.files.read_groups([list(files.values()) for files in stored])
+        for (name, shape), files, tensors in zip(wanted, stored, groups, strict=True):
+            value: Tensor | QuantizedWeight
+            if "" in files:
+                value = restore(dict(zip(files, tensors, strict=True)))
+            else:
+                value = self.names.convert(name, tensors)
+            del tensors
             if value.shape != shape:
-                stored = self.files.tensors[self.names.stored(name)[0]]
+                path = self.files.tensors[self.names.stored(name)[0]].path
                 raise DataError(
-                    f"{stored.path}: {name} has shape {list(value.shape)}, "
-                    f"config.json says {list(shape)}"
+                    f"{path}: {name} has shape {list(value.shape)}, config.json says {list(shape)}"
                 )
             yield value
+
+    def _stored(self, name: str) -> dict[str, str]:
+        """What to read for a parameter. Of one that is quantised, the codes are under ""."""
+        names = self.names.stored(name)
+        if len(names) == 1:
+            parts = companions(names[0], self.files.tensors)
+            return {"": names[0], **parts} if parts else {names[0]: names[0]}
+        for part in names:
+            if companions(part, self.files.tensors):
+                raise DataError(
+                    f"{self.files.directory}: {part} is quantised apart from the others that make "
+                    f"up {name}; use the model that it was made of"
+                )
+        return {part: part for part in names}
 
 
 class RandomWeights:

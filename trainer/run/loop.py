@@ -147,6 +147,7 @@ def train(
                     session.run_directory,
                     state.step,
                     node_local=config.checkpoint.node_local,
+                    save_dtype=config.checkpoint.save_dtype,
                 )
             written = str(result)
         logger.info(

@@ -103,6 +103,7 @@ def resume_record(
     record = flatten(values)
     for name in LOADER_SETTINGS_FREE:
         record.pop(f"loader.{name}", None)
+    record.pop("quantization.cache", None)
     return record | {
         "fingerprint of the data": inputs.data_fingerprint,
         WEIGHTS_KEY: inputs.weights_fingerprint,

@@ -1,0 +1,90 @@
+"""Quantised weights back to numbers.
+
+4-bit and 8-bit weights of bitsandbytes go through its own operators, which its import registers and
+which are fast. For HQQ, whose PyTorch code takes several passes, there is a kernel of ours.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+HQQ_WORDS = {8: 1, 4: 2, 3: 10, 2: 4, 1: 8}  # bits -> values in a word of the packed tensor
+
+
+def dequantize(
+    parts: Sequence[Tensor],
+    kind: str,
+    shape: Sequence[int],
+    settings: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """A weight from its quantised form, rounded to `dtype` once.
+
+    Args:
+        parts, settings: by kind.
+            "nf4", "fp4": packed codes and the largest magnitude of each block of settings[0]
+            values; or, with magnitudes quantised themselves, packed codes, codes of the
+            magnitudes, their table, the scales of blocks of settings[1] magnitudes, the mean.
+            "int8": [outputs, inputs] int8 and the largest magnitude of each row, whose code is
+            settings[0], 127.
+            "hqq": packed codes, scales and zeros; settings are bits and axis.
+        shape: of the weight.
+    """
+    if kind == "hqq":
+        return dequantize_hqq(parts[0], parts[1], parts[2], settings[0], settings[1], shape, dtype)
+    if kind == "int8":
+        codes, magnitudes = parts
+        return (codes * (magnitudes / settings[0]).unsqueeze(1)).to(dtype)
+    magnitudes = parts[1]
+    if len(parts) > 2:
+        _, codes, table, scales, mean = parts
+        operator = torch.ops.bitsandbytes.dequantize_blockwise.default
+        magnitudes = operator(codes, scales, table, settings[1], torch.float32) + mean
+    weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
+        parts[0], magnitudes, settings[0], kind, shape, dtype
+    )
+    return weight
+
+
+def dequantize_hqq(
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    bits: int,
+    axis: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """(code - zero) * scale, computed in float32; on GPUs in one pass.
+
+    Args:
+        packed: [rows of words, columns]; words hold rows that lie a number of words apart.
+        scale, zero: [1, columns] with axis 0, [rows, 1] with axis 1, of any type.
+        axis: along which groups lie in the packed matrix.
+
+    Source: https://github.com/dropbox/hqq, for the layout.
+    """
+    if packed.is_cuda:
+        from headrace.kernels.dequantize_hqq_pass import dequantize_hqq_pass
+
+        return dequantize_hqq_pass(packed, scale, zero, bits, axis, shape, dtype)
+    return dequantize_hqq_reference(packed, scale, zero, bits, axis, shape, dtype)
+
+
+def dequantize_hqq_reference(
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    bits: int,
+    axis: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """The same in plain torch."""
+    columns = packed.shape[1]
+    rows = torch.Size(shape).numel() // columns
+    steps = HQQ_WORDS[bits]
+    shifts = [(steps - 1 - step) * bits for step in range(steps)]
+    codes = torch.cat([(packed >> shift) & (2**bits - 1) for shift in shifts])[:rows]
+    return ((codes.float() - zero.float()) * scale.float()).view(tuple(shape)).to(dtype)

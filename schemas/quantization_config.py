@@ -1,0 +1,115 @@
+"""How frozen weights are held: `[quantization]`."""
+
+from importlib.util import find_spec
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.toml_config import Config, Text
+
+BNB_ONLY = ("type", "double_quantization", "storage_type", "int8_threshold")
+HQQ_ONLY = ("bits", "group_size", "axis", "dynamic_config")
+FOUR_BIT_ONLY = ("double_quantization", "storage_type")
+PACKAGES = {"bnb": "bitsandbytes", "hqq": "hqq"}
+PIP_LINES = {"bnb": 'pip install "bitsandbytes>=0.49"', "hqq": 'pip install "hqq>=0.2.8"'}
+
+
+class HqqOverride(Config):
+    """Settings of some weights that differ from those of the others."""
+
+    bits: Literal[8, 4, 3, 2, 1] | None = Field(None, description="As `quantization.bits`.")
+    group_size: int | None = Field(None, ge=8, description="As `quantization.group_size`.")
+    axis: Literal[0, 1] | None = Field(None, description="As `quantization.axis`.")
+
+
+class QuantizationConfig(Config):
+    """`[quantization]`."""
+
+    backend: Literal["bnb", "hqq"] = Field(
+        description='`"bnb"`: bitsandbytes. `"hqq"`: half-quadratic quantisation.'
+    )
+    type: Literal["nf4", "fp4", "int8"] = Field(
+        "nf4", description='bnb: 4-bit normal floats or floats in blocks of 64, or `"int8"` by row.'
+    )
+    double_quantization: bool = Field(
+        False, description="bnb, 4 bits: quantise the scales too, for 0.37 bits less a weight."
+    )
+    storage_type: Literal["uint8", "bfloat16", "float16", "float32"] = Field(
+        "uint8", description="bnb, 4 bits: the type as which packed weights lie in memory."
+    )
+    int8_threshold: float | None = Field(
+        None,
+        ge=0,
+        description="bnb, `int8`: quantise activations too (LLM.int8()), except for columns with a "
+        "magnitude above this; 0 is none, bitsandbytes' default 6. Default: weights alone.",
+    )
+    bits: Literal[8, 4, 3, 2, 1] = Field(4, description="hqq: bits of a weight.")
+    group_size: int = Field(
+        64, ge=8, description="hqq: weights that share a scale; must divide those of each matrix."
+    )
+    axis: Literal[0, 1] = Field(
+        0, description="hqq: 0 groups weights that lie apart, 1 neighbours in a row."
+    )
+    dynamic_config: dict[str, HqqOverride] = Field(
+        {},
+        description="hqq: other bits, group sizes and axes for weights with a text in their name; "
+        "of several, the first counts. `[quantization.dynamic_config.down_proj]`, then `bits = 8`.",
+    )
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type that weights are multiplied in. `auto`: the run's `dtype`."
+    )
+    skip_modules: list[Text] = Field(
+        ["lm_head"], description="Modules with one of these in their name are left as they are."
+    )
+    experts: bool = Field(True, description="Quantise the fused weights of experts.")
+    embedding: bool = Field(
+        False, description="Quantise the embedding, and with it a head that is tied to it."
+    )
+    cache: Text | None = Field(
+        None,
+        description="Folder for quantised layers, which later runs read instead of quantising "
+        "again. Default: none is kept.",
+    )
+
+    @field_validator("dynamic_config")
+    @classmethod
+    def check_overrides(cls, value: dict[str, HqqOverride]) -> dict[str, HqqOverride]:
+        for name, override in value.items():
+            if not override.model_fields_set:
+                raise ValueError(f"dynamic_config.{name} sets nothing; give it bits, for example")
+        return value
+
+    @model_validator(mode="after")
+    def check(self) -> "QuantizationConfig":
+        for key in HQQ_ONLY if self.backend == "bnb" else BNB_ONLY:
+            if key in self.model_fields_set:
+                raise ValueError(f'{key} has no meaning with backend = "{self.backend}"; drop it')
+        if self.type == "int8":
+            for key in FOUR_BIT_ONLY:
+                if key in self.model_fields_set:
+                    raise ValueError(f'{key} has no meaning with type = "int8"; drop it')
+        elif self.int8_threshold is not None:
+            raise ValueError(f'int8_threshold has no meaning with type = "{self.type}"; drop it')
+        return self
+
+    def hqq_settings(self, name: str) -> tuple[int, int, int]:
+        """Bits, group size and axis of the weight of this name."""
+        found = next((o for part, o in self.dynamic_config.items() if part in name), HqqOverride())
+        return (
+            found.bits if found.bits is not None else self.bits,
+            found.group_size if found.group_size is not None else self.group_size,
+            found.axis if found.axis is not None else self.axis,
+        )
+
+
+def check_installed(backend: str) -> None:
+    """The library of a backend must be there.
+
+    Raises:
+        ConfigError: with the line that installs it.
+    """
+    if find_spec(PACKAGES[backend]) is None:
+        raise ConfigError(
+            f'quantization.backend = "{backend}" needs {PACKAGES[backend]}: {PIP_LINES[backend]}'
+        )

@@ -1,0 +1,22 @@
+"""Weights that bitsandbytes has quantised, in the files as transformers saves them."""
+
+from collections.abc import Container
+
+FOUR_BIT = (
+    "absmax",
+    "quant_map",
+    "nested_absmax",
+    "nested_quant_map",
+    "quant_state.bitsandbytes__nf4",
+    "quant_state.bitsandbytes__fp4",
+)
+
+
+def companions(name: str, files: Container[str]) -> dict[str, str]:
+    """What belongs to a stored weight: name in bitsandbytes' terms -> name in the files.
+
+    Empty for weights that are not quantised.
+    """
+    found = {key: f"{name}.{key}" for key in FOUR_BIT if f"{name}.{key}" in files}
+    scales = f"{name.removesuffix('weight')}SCB"
+    return found | ({"SCB": scales} if scales in files else {})
