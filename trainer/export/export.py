@@ -92,6 +92,11 @@ def finish_adapter(directory: Path, stages: int, config: LoraConfig, width: int)
     config = as_plain_lora(config, width)
     config.inference_mode = True
     config.save_pretrained(str(directory))
+    path = directory / "adapter_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(values["target_modules"], list):  # PEFT writes a set, in an order of its own
+        values["target_modules"].sort()
+    write_atomic(path, json.dumps(values, indent=2, sort_keys=True))
 
 
 def finish_control(directory: Path, stages: int, config: AdapterConfig, model: str) -> None:
