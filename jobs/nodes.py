@@ -1,153 +1,171 @@
-"""Several machines as one run: which ranks are here, and whether the others are still there.
+"""Several machines in one run: where this one stands, and a watch over the others.
 
-A machine that dies says nothing: its connections stay open, and the ranks of the others would wait
-for half an hour. So launchers beat: node 0 listens, the others connect, each sends a byte a second,
-and whoever hears nothing for `SILENCE_SECONDS`, or of an end without farewell, gives its ranks up.
+Each machine runs a launcher of its own. They keep a connection to the first one's, on which each
+says every second that it lives, and tells why when it does not.
 """
 
-import contextlib
-import selectors
 import socket
-import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headrace.schemas.errors import ConfigError
 
+JOIN_SECONDS = 600.0  # for all launchers to be started
 BEAT_SECONDS = 1.0
-SILENCE_SECONDS = 30.0
-JOIN_SECONDS = 300.0
-BEAT, FAREWELL = b".", b"d"
+ALIVE, DONE, FAILED, HELLO = "alive", "done", "failed", "hello"
+RESTART = "start all nodes again with --resume"
 
 
 @dataclass(frozen=True)
-class Node:
-    """One machine of a run."""
+class Nodes:
+    """The machines of a run, and which of them this is."""
 
-    number: int  # from 0
     count: int
-    address: str  # of node 0
-    port: int  # where ranks meet; launchers meet at the next one
+    rank: int
+    master: str  # host name or address of node 0
+    port: int  # where the ranks meet; the launchers meet on the next one
+    timeout: float  # seconds of silence after which a node is given up
 
-    def environment(self, processes: int) -> dict[str, str]:
-        """What the ranks of this machine are told, less their own numbers.
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.count:
+            raise ConfigError(
+                f"--node-rank {self.rank}: with --nodes {self.count} it is 0 to {self.count - 1}"
+            )
 
-        Args:
-            processes: on each machine.
-        """
-        return {
-            "WORLD_SIZE": str(processes * self.count),
-            "MASTER_ADDR": self.address,
-            "MASTER_PORT": str(self.port),
-        }
-
-
-class Heartbeat:
-    """Knows when another machine is gone.
-
-    Attributes:
-        lost: what happened to which one; None while all is well.
-    """
-
-    def __init__(self, node: Node, silence_seconds: float = SILENCE_SECONDS) -> None:
-        self.node = node
-        self.silence_seconds = silence_seconds
-        self.lost: str | None = None
-        self._ended = threading.Event()
-        self._peers: dict[socket.socket, str] = {}
-        self._connect()
-        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
-        self._thread.start()
-
-    def close(self, *, farewell: bool) -> None:
-        """Stop.
-
-        Args:
-            farewell: all went well here; without it the others end too.
-        """
-        self._ended.set()
-        self._thread.join()
-        for peer in self._peers:
-            if farewell:
-                try_send(peer, FAREWELL)
-            peer.close()
-
-    def _connect(self) -> None:
-        """Meet the others.
+    def interface(self) -> str:
+        """The network interface over which this machine reaches node 0.
 
         Raises:
-            ConfigError: they did not come.
+            ConfigError: it does not.
         """
-        node, end = self.node, time.monotonic() + JOIN_SECONDS
-        if node.number:
-            self._peers[reach(node, end)] = f"node 0 ({node.address})"
-            return
-        with socket.create_server(("", node.port + 1)) as server:
-            while len(self._peers) < node.count - 1:
-                server.settimeout(max(0.1, end - time.monotonic()))
-                try:
-                    peer, (address, *_) = server.accept()
-                except TimeoutError:
-                    raise ConfigError(
-                        f"{node.count - 1 - len(self._peers)} of {node.count} nodes did not come "
-                        f"to {node.address}:{node.port + 1} within {JOIN_SECONDS:.0f} s"
-                    ) from None
-                self._peers[peer] = f"a node ({address})"
+        import psutil
 
-    def _watch(self) -> None:
-        heard = dict.fromkeys(self._peers, time.monotonic())
-        with selectors.DefaultSelector() as selector:
-            for peer in self._peers:
-                peer.setblocking(False)
-                selector.register(peer, selectors.EVENT_READ, peer)
-            beaten = 0.0
-            while not self._ended.is_set() and self.lost is None and heard:
-                now = time.monotonic()
-                if now - beaten >= BEAT_SECONDS:
-                    beaten = now
-                    for peer in heard:
-                        try_send(peer, BEAT)
-                for key, _ in selector.select(timeout=0.2):
-                    peer = key.data
-                    said = try_receive(peer)
-                    if said.endswith(FAREWELL):
-                        selector.unregister(peer)
-                        heard.pop(peer)
-                    elif said:
-                        heard[peer] = time.monotonic()
-                    else:
-                        self.lost = f"{self._peers[peer]} has ended"
-                for peer, moment in heard.items():
-                    if time.monotonic() - moment > self.silence_seconds:
-                        seconds = f"{self.silence_seconds:.0f} s"
-                        self.lost = f"{self._peers[peer]} has not answered for {seconds}"
-
-
-def reach(node: Node, end: float) -> socket.socket:
-    """A connection to node 0, which may start later than this one."""
-    while True:
         try:
-            return socket.create_connection((node.address, node.port + 1), timeout=5)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((self.master, self.port))
+                mine = probe.getsockname()[0]
         except OSError as error:
-            if time.monotonic() > end:
-                raise ConfigError(
-                    f"node 0 does not answer at {node.address}:{node.port + 1} ({error}); is it "
-                    "started, with this --master-addr and --master-port?"
-                ) from None
-            time.sleep(0.5)
+            raise ConfigError(f"--master {self.master}: cannot be reached ({error})") from None
+        for name, addresses in psutil.net_if_addrs().items():
+            if any(address.address == mine for address in addresses):
+                return name
+        raise ConfigError(f"--master {self.master}: no network interface has the address {mine}")
 
 
-def try_send(peer: socket.socket, message: bytes) -> None:
-    """Send, or let silence tell that it did not arrive."""
-    with contextlib.suppress(OSError):
-        peer.send(message)
+@dataclass
+class Peer:
+    """The launcher of another node."""
+
+    connection: socket.socket
+    address: str
+    heard: float
+    node: int | None = None  # until it says which
+    done: bool = False
+    unread: bytearray = field(default_factory=bytearray)
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"node {self.node} ({self.address})"
 
 
-def try_receive(peer: socket.socket) -> bytes:
-    """What came; nothing at the end of the connection."""
-    try:
-        return peer.recv(4096)
-    except BlockingIOError:
-        return BEAT
-    except OSError:
-        return b""
+class NodeWatch:
+    """Notices the end of other nodes; `poll` it several times a second."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes = nodes
+        self.peers: list[Peer] = []
+        self.started = self.last_beat = time.monotonic()
+        self.server: socket.socket | None = None
+        if nodes.rank == 0:
+            self.server = socket.create_server(("", nodes.port + 1))
+            self.server.setblocking(False)
+
+    def poll(self) -> str | None:
+        """Listen and speak; what is wrong with another node, if anything is."""
+        now = time.monotonic()
+        self._meet(now)
+        problem = self._missing(now)
+        for peer in self.peers:
+            problem = problem or self._listen(peer, now)
+        if now - self.last_beat > BEAT_SECONDS:
+            self.last_beat = now
+            self._tell(ALIVE)
+        if problem and self.nodes.rank == 0:
+            self._tell(f"{FAILED} {problem}")
+        return problem
+
+    def fail(self, reason: str) -> None:
+        """Tell the others why this node ends; node 0 passes it on."""
+        self._tell(f"{FAILED} {reason} on node {self.nodes.rank}; {RESTART}")
+
+    def finish(self) -> None:
+        """Tell the others that this node's ranks have done their work."""
+        self._tell(DONE)
+
+    def close(self) -> None:
+        """End all connections."""
+        for peer in self.peers:
+            peer.connection.close()
+        if self.server is not None:
+            self.server.close()
+
+    def _meet(self, now: float) -> None:
+        if len(self.peers) == (self.nodes.count - 1 if self.server else 1):
+            return
+        try:
+            if self.server is not None:
+                connection, (address, *_) = self.server.accept()
+            else:
+                address = self.nodes.master
+                connection = socket.create_connection((address, self.nodes.port + 1), timeout=1)
+        except OSError:
+            return  # nobody there yet
+        connection.setblocking(False)
+        self.peers.append(Peer(connection, address, now, node=None if self.server else 0))
+        self._tell(f"{HELLO} {self.nodes.rank}")
+
+    def _missing(self, now: float) -> str | None:
+        """After the time for joining: who is not there."""
+        if now - self.started < JOIN_SECONDS:
+            return None
+        wanted = set(range(1, self.nodes.count)) if self.server else {0}
+        absent = sorted(wanted - {peer.node for peer in self.peers if peer.node is not None})
+        if not absent:
+            return None
+        names = ", ".join(map(str, absent))
+        return f"node {names} did not join within {JOIN_SECONDS:.0f} s; {RESTART}"
+
+    def _listen(self, peer: Peer, now: float) -> str | None:
+        try:
+            while received := peer.connection.recv(1 << 12):
+                peer.unread += received
+            ended = True
+        except BlockingIOError:
+            ended = False
+        except OSError:
+            ended = True
+        *lines, rest = bytes(peer.unread).split(b"\n")
+        peer.unread = bytearray(rest)
+        for line in lines:
+            peer.heard = now
+            word, _, text = line.decode(errors="replace").partition(" ")
+            if word == FAILED:
+                return text
+            if word == HELLO and text.isdecimal():
+                peer.node = int(text)
+            peer.done |= word == DONE
+        if peer.done:
+            return None
+        if ended:
+            return f"{peer.name} is gone: its launcher has ended; {RESTART}"
+        if now - peer.heard > self.nodes.timeout:
+            return f"{peer.name} is gone: nothing heard for {self.nodes.timeout:.0f} s; {RESTART}"
+        return None
+
+    def _tell(self, line: str) -> None:
+        for peer in self.peers:
+            try:
+                peer.connection.send(line.encode() + b"\n")
+            except OSError:
+                continue  # listening will tell

@@ -1,9 +1,9 @@
 #!/bin/bash
-# The same run started by torchrun; call it on each machine with its number:
-#   NODES=2 NODE=0 HEAD=10.0.0.1 GPUS=8 jobs/torchrun_train.sh train.toml [--resume]
+# Trains under torchrun; on each machine: MASTER=node1 NODES=2 NODE=0 jobs/torchrun_train.sh train.toml
 set -euo pipefail
+
 config=$1
 shift
-exec torchrun --nnodes "$NODES" --node-rank "$NODE" --nproc-per-node "$GPUS" \
-    --master-addr "$HEAD" --master-port 29500 \
-    --module headrace.trainer.main --config "$config" "$@"
+exec torchrun --nnodes "${NODES:-1}" --node-rank "${NODE:-0}" --nproc-per-node "${GPUS:-gpu}" \
+    --master-addr "${MASTER:-127.0.0.1}" --master-port "${PORT:-29500}" \
+    -m headrace.trainer.main --config "$config" "$@"

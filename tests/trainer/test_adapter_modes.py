@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.optimizer_config import OptimizerConfig
 from headrace.trainer.export.export import (
+    adapter_tensors,
     file_count,
     finish_adapter,
     finish_model,
     model_parts,
-    save_adapter_part,
     save_model_part,
 )
 from headrace.trainer.export.merge import merge
@@ -147,9 +147,8 @@ def stored_loss(directory, batch):
 
 def saved_adapter(built, directory):
     directory.mkdir()
-    for stage, part in enumerate(built):
-        save_adapter_part(part, directory, stage, len(built))
-    finish_adapter(directory, len(built), built[0].lora_config, built[0].width)
+    tensors = {name: value for part in built for name, value in adapter_tensors(part).items()}
+    finish_adapter(directory, tensors, built[0].lora_config, built[0].width)
     return directory
 
 

@@ -1,182 +1,225 @@
-"""Several machines: each knows when another is gone, and a run goes on where it was."""
+"""One run on two machines, here network namespaces; a machine that goes ends it, with its name."""
 
-import json
 import os
 import shutil
-import socket
+import signal
 import subprocess
-import sys
-import threading
 import time
-from contextlib import contextmanager
+import uuid
 
+import psutil
 import pytest
-from runs import as_toml, checkpoint_tensors, exact_metrics
+from runs import as_toml, exact_metrics
 
-from headrace.jobs.launch import NODE_LOST, free_port
-from headrace.jobs.nodes import Heartbeat, Node
-from headrace.jobs.train_commands import count_processes, find_node
+from headrace.jobs import nodes as nodes_module
+from headrace.jobs.nodes import Nodes, NodeWatch
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.run_state import checkpoint_name, read_run_state
+
+LONGEST_END = 30  # seconds until every process of a run is gone
+STEPS = 8
 
 
-def port_pair():
-    """A free port whose next one is free as well."""
-    while True:
-        port = free_port()
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
+@pytest.fixture
+def hosts():
+    """Two hosts with a cable between them: names of namespaces, 10.77.0.1 and 10.77.0.2."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    tag = uuid.uuid4().hex[:6]
+    names = [f"hr{tag}{end}" for end in "ab"]
+    made = subprocess.run(["ip", "netns", "add", names[0]], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("network namespaces are not allowed here")
 
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True)
 
-@contextmanager
-def two_nodes(silence_seconds=60.0):
-    port, made = port_pair(), {}
-
-    def start(number):
-        made[number] = Heartbeat(Node(number, 2, "127.0.0.1", port), silence_seconds)
-
-    threads = [threading.Thread(target=start, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
     try:
-        yield made[0], made[1]
+        ip("netns", "add", names[1])
+        ip("link", "add", names[0], "type", "veth", "peer", "name", names[1])
+        for number, name in enumerate(names, 1):
+            ip("link", "set", name, "netns", name)
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", name)
+            ip("-n", name, "link", "set", name, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
     finally:
-        for node in made.values():
-            node.close(farewell=True)
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-def wait_until(condition):
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not come to that within a minute")
+class Cluster:
+    """A run of a stage on each of two hosts."""
+
+    def __init__(self, training, hosts):
+        self.training = training
+        self.hosts = hosts
+        self.disks = [training.directory / "disk-a", training.directory / "disk-b"]
+        self.directory = self.disks[0]
+        self.launchers = []
+
+    def start(self, *options, **settings):
+        sets = {
+            "pipeline_stages": 2,
+            "max_steps": STEPS,
+            "checkpoint__every_steps": 1,
+            **settings,
+        }
+        options = [*options]
+        for key, value in sets.items():
+            options += ["--set", as_toml(key, value)]
+        self.launchers = []
+        for number, (host, disk) in enumerate(zip(self.hosts, self.disks, strict=True)):
+            place = ["--nodes", "2", "--node-rank", str(number), "--master", "10.77.0.1"]
+            place += ["--node-timeout", "5", "--set", as_toml("output_dir", str(disk))]
+            command = self.training.command(1, *place, *options)
+            command = ["ip", "netns", "exec", host, *command]
+            with (self.training.directory / f"{host}.log").open("ab") as log:
+                self.launchers.append(subprocess.Popen(command, stdout=log, stderr=log))
+
+    def step(self):
+        path = self.directory / "metrics.jsonl"
+        return path.read_text().count('"kind": "train"') if path.exists() else 0
+
+    def reach(self, step):
+        deadline = time.monotonic() + 120
+        while self.step() < step:
+            assert all(launcher.poll() is None for launcher in self.launchers), self.tail(0)
+            assert time.monotonic() < deadline, self.tail(0)
+            time.sleep(0.02)
+
+    def ends(self, number, longest=LONGEST_END):
+        """The exit code of a host's launcher; none of its ranks is left."""
+        launcher = self.launchers[number]
+        ranks = psutil.Process(launcher.pid).children(recursive=True)
+        code = launcher.wait(timeout=longest)
+        assert psutil.wait_procs(ranks, timeout=5)[1] == []
+        return code
+
+    def tail(self, number):
+        return (self.training.directory / f"{self.hosts[number]}.log").read_text()[-1500:]
+
+    def kill(self, number):
+        """The host dies: all its processes are gone without a word."""
+        launcher = psutil.Process(self.launchers[number].pid)
+        for process in (launcher, *launcher.children(recursive=True)):
+            process.kill()
+        self.launchers[number].wait()
 
 
-@pytest.mark.parametrize("leaving", [0, 1])
-def test_a_node_that_ends_without_farewell_is_lost_to_the_other(leaving):
-    with two_nodes() as nodes:
-        nodes[leaving].close(farewell=False)
-        other = nodes[1 - leaving]
-        wait_until(lambda: other.lost)
-        assert other.lost.endswith("has ended")
+@pytest.fixture
+def cluster(training, hosts):
+    cluster = Cluster(training, hosts)
+    yield cluster
+    for launcher in cluster.launchers:
+        if launcher.poll() is None:
+            launcher.kill()
+            launcher.wait()
 
 
-def test_a_farewell_is_no_loss():
-    with two_nodes() as (one, other):
-        one.close(farewell=True)
-        wait_until(lambda: not other._thread.is_alive())
-        assert other.lost is None
-
-
-def test_silence_is_a_loss(monkeypatch):
-    with two_nodes(silence_seconds=1.5) as (one, other):
-        monkeypatch.setattr("headrace.jobs.nodes.try_send", lambda peer, message: None)
-        wait_until(lambda: one.lost and other.lost)
-        assert other.lost == "node 0 (127.0.0.1) has not answered for 2 s"
-
-
-def test_ranks_are_counted_over_all_nodes():
-    node = Node(1, 2, "10.0.0.1", 29500)
-    assert node.environment(4)["WORLD_SIZE"] == "8"
-    assert count_processes(2, 4, nodes=2) == 2
-    with pytest.raises(ConfigError, match="does not divide the 6 processes of 2 nodes"):
-        count_processes(3, 4, nodes=2)
-    assert find_node(1, 0, None, None) is None
-    with pytest.raises(ConfigError, match="needs --master-addr and --master-port"):
-        find_node(2, 0, None, None)
-    with pytest.raises(ConfigError, match="2 nodes have numbers up to 1"):
-        find_node(2, 2, "10.0.0.1", 29500)
-
-
-class Hosts:
-    """Two network namespaces with one cable between them."""
-
-    def __init__(self):
-        self.names = [f"hr{os.getpid()}{side}" for side in "ab"]
-        self.addresses = ["10.77.0.1", "10.77.0.2"]
-
-    def __enter__(self):
-        one, other = self.names
-        for name in self.names:
-            ip("netns", "add", name)
-        ip("link", "add", one, "netns", one, "type", "veth", "peer", "name", other, "netns", other)
-        for name, address in zip(self.names, self.addresses, strict=True):
-            inside(name, "ip", "addr", "add", f"{address}/24", "dev", name)
-            inside(name, "ip", "link", "set", "lo", "up")
-            inside(name, "ip", "link", "set", name, "up")
-        return self
-
-    def __exit__(self, *_):
-        for name in self.names:
-            ip("netns", "del", name)
-
-    def start(self, number, port, config, *arguments):
-        name = self.names[number]
-        return subprocess.Popen(
-            [
-                *("ip", "netns", "exec", name, sys.executable, "-m", "headrace.jobs.cli"),
-                *("train", str(config), "--gpus", "1", "--nodes", "2"),
-                *("--node-rank", str(number), "--master-addr", self.addresses[0]),
-                *("--master-port", str(port), *arguments),
-            ],
-            env={**os.environ, "GLOO_SOCKET_IFNAME": name},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-
-def ip(*arguments):
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-def inside(name, *command):
-    subprocess.run(["ip", "netns", "exec", name, *command], check=True, capture_output=True)
-
-
-def may_make_namespaces():
-    if shutil.which("ip") is None:
-        return False
-    name = f"hr{os.getpid()}t"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
-    if made.returncode == 0:
-        ip("netns", "del", name)
-    return made.returncode == 0
+@pytest.mark.slow
+def test_a_run_goes_on_after_one_of_two_hosts_with_disks_of_their_own_died(cluster, training):
+    alone = training.run("alone", 2, pipeline_stages=2, max_steps=STEPS)
+    cluster.start(checkpoint__node_local=True)
+    cluster.reach(3)
+    cluster.kill(1)
+    assert cluster.ends(0) == 1
+    assert cluster.tail(0).splitlines()[-1] == (
+        "error: node 1 (10.77.0.2) is gone: its launcher has ended; "
+        "start all nodes again with --resume"
+    )
+    cluster.start("--resume", checkpoint__node_local=True)
+    assert [cluster.ends(number, 150) for number in (0, 1)] == [0, 0], cluster.tail(0)
+    assert exact_metrics(cluster.directory) == exact_metrics(alone)
+    adapter = "adapter/adapter_model.safetensors"
+    assert (cluster.disks[0] / adapter).read_bytes() == (alone / adapter).read_bytes()
+    assert not (cluster.disks[1] / "adapter").exists()
+    for number, disk in enumerate(cluster.disks):
+        last = disk / "checkpoints" / checkpoint_name(STEPS)
+        assert [path.name for path in last.glob("stage-*")] == [f"stage-{number:02d}.safetensors"]
+        assert read_run_state(last).step == STEPS
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
-def test_two_hosts_train_one_dies_and_the_run_goes_on_to_the_bit(training):
-    if not may_make_namespaces():
-        pytest.skip("network namespaces need root")
-    settings = {"pipeline_stages": 2, "max_steps": 200, "checkpoint__every_steps": 5}
-    settings |= {"evaluation__before_first_step": False, "evaluation__after_last_step": False}
-    expected = training.run("one-host", 2, **settings)
-    run = training.directory / "two-hosts"
-    sets = {"output_dir": str(run), **settings}
-    options = [part for key, value in sets.items() for part in ("--set", as_toml(key, value))]
-    with Hosts() as hosts:
-        nodes = [hosts.start(n, 29511, training.config, *options) for n in range(2)]
-        wait_until(lambda: list((run / "checkpoints").glob("step-*")))
-        inside(hosts.names[1], "ip", "link", "set", hosts.names[1], "down")
-        said = [node.communicate(timeout=180)[0] for node in nodes]
-        assert [node.returncode for node in nodes] == [NODE_LOST, NODE_LOST], said
-        assert "a node (10.77.0.2) has not answered for 30 s" in said[0]
-        assert "continue on all nodes with --resume" in said[1]
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-        assert json.loads(lines[-1])["step"] < 200
+def test_a_cut_cable_ends_both_hosts(cluster, hosts):
+    cluster.start(max_steps=500)
+    cluster.reach(3)
+    subprocess.run(["ip", "-n", hosts[1], "link", "set", hosts[1], "down"], check=True)
+    assert [cluster.ends(number) for number in (0, 1)] == [1, 1]
+    for number, other in ((0, "node 1 (10.77.0.2)"), (1, "node 0 (10.77.0.1)")):
+        assert f"{other} is gone: nothing heard for 5 s" in cluster.tail(number).splitlines()[-1]
 
-        inside(hosts.names[1], "ip", "link", "set", hosts.names[1], "up")
-        nodes = [hosts.start(n, 29521, training.config, *options, "--resume") for n in range(2)]
-        said = [node.communicate(timeout=300)[0] for node in nodes]
-        assert [node.returncode for node in nodes] == [0, 0], said
-    assert exact_metrics(run) == exact_metrics(expected)
-    tensors, found = checkpoint_tensors(expected), checkpoint_tensors(run)
-    assert found.keys() == tensors.keys()
-    assert all(found[name].equal(tensors[name]) for name in tensors)
+
+@pytest.mark.exhaustive
+def test_a_stop_on_one_host_saves_on_a_disk_that_both_share(cluster):
+    cluster.disks = [cluster.directory] * 2
+    cluster.start(max_steps=500, checkpoint__every_steps=400)
+    cluster.reach(3)
+    psutil.Process(cluster.launchers[1].pid).send_signal(signal.SIGTERM)
+    assert [cluster.ends(number) for number in (0, 1)] == [0, 0], cluster.tail(1)
+    (saved,) = (cluster.directory / "checkpoints").glob("step-*")
+    assert len(list(saved.glob("stage-*"))) == 2
+
+
+# --- the watch by itself, on the loopback interface ---
+
+
+@pytest.fixture
+def watches(monkeypatch):
+    """Those of three nodes; each is polled by hand."""
+    monkeypatch.setattr(nodes_module, "BEAT_SECONDS", 0.01)
+    from headrace.jobs.launch import free_port
+
+    port = free_port()
+    made = [NodeWatch(Nodes(3, rank, "127.0.0.1", port, timeout=0.5)) for rank in range(3)]
+    deadline = time.monotonic() + 20
+    while {peer.node for peer in made[0].peers} != {1, 2}:
+        assert [watch.poll() for watch in made] == [None] * 3
+        assert time.monotonic() < deadline
+    yield made
+    for watch in made:
+        watch.close()
+
+
+def problems(watches, *numbers):
+    """What these nodes notice, each polled until it notices something."""
+    found, deadline = {}, time.monotonic() + 20
+    while len(found) < len(numbers):
+        for number in numbers:
+            problem = watches[number].poll()
+            if problem and number not in found:
+                found[number] = problem
+        assert time.monotonic() < deadline, found
+    return [found[number] for number in numbers]
+
+
+def test_a_failure_is_told_to_all_nodes(watches):
+    watches[1].fail("rank 5 ended with code 7")
+    told = "rank 5 ended with code 7 on node 1; start all nodes again with --resume"
+    assert problems(watches, 0, 2) == [told] * 2
+
+
+def test_silence_is_noticed_by_all_nodes(watches):
+    told = "node 1 (127.0.0.1) is gone: nothing heard for 0 s; start all nodes again with --resume"
+    assert problems(watches, 0, 2) == [told] * 2
+
+
+def test_nodes_that_are_done_may_go(watches):
+    watches[1].finish()
+    watches[1].close()
+    watches[0].finish()
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        assert [watches[number].poll() for number in (0, 2)] == [None] * 2
+
+
+def test_nodes_that_never_come_are_named(watches, monkeypatch):
+    monkeypatch.setattr(nodes_module, "JOIN_SECONDS", 0.0)
+    late = NodeWatch(Nodes(3, 0, "127.0.0.1", watches[0].nodes.port + 10, timeout=5))
+    assert late.poll() == ("node 1, 2 did not join within 0 s; start all nodes again with --resume")
+    late.close()
+
+
+def test_a_place_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="--node-rank 2: with --nodes 2 it is 0 to 1"):
+        Nodes(2, 2, "host", 29500, 60)

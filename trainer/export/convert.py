@@ -10,7 +10,6 @@ import torch
 from peft import LoraConfig
 from pydantic import ValidationError
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError, ConfigError
@@ -33,7 +32,6 @@ from headrace.trainer.model.model_files import (
     ModelWriter,
     copy_model_files,
     file_count,
-    part_name,
     write_index,
 )
 from headrace.trainer.model.weight_source import StoredWeights, WeightSource
@@ -146,12 +144,11 @@ def write_adapter(
             "from; resume the run and let it end instead"
         )
     exported = exported_tensors(side_by_side(values, merged), initial)
-    save_file(exported, output / part_name(0, 1), metadata={"format": "pt"})
     if lora is None:
-        finish_control(output, 1, config.adapter, config.model)
+        finish_control(output, exported, config.adapter, config.model)
         return
     restarts = max((len(value) for value in merged.values()), default=0)
-    finish_adapter(output, 1, lora, 2 if initial else 1 + restarts)
+    finish_adapter(output, exported, lora, 2 if initial else 1 + restarts)
 
 
 def write_model(plan: Plan, tensors: CheckpointTensors, base: Path, output: Path) -> None:

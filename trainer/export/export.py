@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
-from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.distributed import Layout, gather_at_first, gather_objects
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.model.adapters import as_plain_lora, exported_tensors, side_by_side
 from headrace.trainer.model.materializer import find_slots
@@ -22,7 +22,6 @@ from headrace.trainer.model.model_files import (
     ModelWriter,
     copy_model_files,
     file_count,
-    part_name,
     write_index,
 )
 
@@ -30,12 +29,22 @@ CONTROL_FILE, CONTROL_RECORD = "control_adapter.safetensors", "control_adapter.j
 CONTROL_SETTINGS = {"kind", "rank", "layers"}
 
 
-def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path, step: int) -> Path:
+def export(
+    built: BuiltStage,
+    layout: Layout,
+    model: Path,
+    run_directory: Path,
+    step: int,
+    *,
+    node_local: bool = False,
+) -> Path:
     """Write `adapter/` (LoRA) or `model/` (full fine-tuning); every rank takes part.
 
     Args:
         model: directory of the base model.
         step: how many were trained.
+        node_local: the run directory is another one on each machine. The first one's gets the whole
+            adapter; of a model, each machine keeps the files of its stages, the first the index.
 
     Returns:
         The directory, published whole.
@@ -43,31 +52,34 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path, 
     adapters = built.lora_config is not None or built.control is not None
     final = run_directory / ("adapter" if adapters else "model")
     temporary = run_directory / f".{final.name}.tmp"
-    if layout.rank == 0:
+    publishes = layout.publishes(node_local=node_local and not adapters)
+    if publishes:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier(layout.world_group)
     if adapters:
-        if layout.replica == 0:
-            save_adapter_part(built, temporary, layout.stage, layout.stages)
-        dist.barrier(layout.world_group)
+        parts = gather_at_first(adapter_tensors(built) if layout.replica == 0 else {}, layout)
+        tensors = {name: value for part in parts for name, value in part.items()}
         width = max(gather_objects(built.width, layout.world_group))
         if layout.rank == 0 and built.control is not None:
-            finish_control(temporary, layout.stages, built.control, str(model))
+            finish_control(temporary, tensors, built.control, str(model))
         elif layout.rank == 0:
             assert built.lora_config is not None
-            finish_adapter(temporary, layout.stages, built.lora_config, width)
+            finish_adapter(temporary, tensors, built.lora_config, width)
     else:
-        counts = gather_objects(file_count(model_parts(built)), layout.world_group)
-        before, total = sum(counts[: layout.stage]), sum(counts[: layout.stages])
+        by_rank = gather_objects(file_count(model_parts(built)), layout.world_group)
+        counts = [by_rank[layout.rank_of(stage)] for stage in range(layout.stages)]
         written: dict[str, dict[str, int]] = {}
-        if layout.replica == 0:
-            written = save_model_part(built, temporary, before, total)
+        if layout.keeps_files(node_local=node_local):
+            before = sum(counts[: layout.stage])
+            written = save_model_part(built, temporary, before, sum(counts))
         files = gather_objects(written, layout.world_group)
         if layout.rank == 0:
             finish_model(temporary, files, model, built)
     if layout.rank == 0:
         write_card(temporary, run_directory, step)
+    dist.barrier(layout.world_group)
+    if publishes:
         if final.exists():
             remove_tree(final)
         rename_durably(temporary, final)
@@ -75,20 +87,21 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path, 
     return final
 
 
-def save_adapter_part(built: BuiltStage, directory: Path, stage: int, stages: int) -> None:
+def adapter_tensors(built: BuiltStage) -> dict[str, Tensor]:
     """One stage's share of an adapter, under PEFT's names, in float32."""
     values = {item.name: item.parameter.detach().cpu() for item in built.trained}
-    tensors = exported_tensors(side_by_side(values, built.merged), built.initial)
-    save_file(tensors, directory / part_name(stage, stages), metadata={"format": "pt"})
+    return exported_tensors(side_by_side(values, built.merged), built.initial)
 
 
-def finish_adapter(directory: Path, stages: int, config: LoraConfig, width: int) -> None:
+def finish_adapter(
+    directory: Path, tensors: dict[str, Tensor], config: LoraConfig, width: int
+) -> None:
     """One file with its config, as PEFT expects.
 
     Args:
         width: how many times as wide as the trained adapters they are written.
     """
-    join_parts(directory, stages, "adapter_model.safetensors")
+    save_tensors(directory / "adapter_model.safetensors", tensors)
     config = as_plain_lora(config, width)
     config.inference_mode = True
     config.save_pretrained(str(directory))
@@ -99,23 +112,20 @@ def finish_adapter(directory: Path, stages: int, config: LoraConfig, width: int)
     write_atomic(path, json.dumps(values, indent=2, sort_keys=True))
 
 
-def finish_control(directory: Path, stages: int, config: AdapterConfig, model: str) -> None:
+def finish_control(
+    directory: Path, tensors: dict[str, Tensor], config: AdapterConfig, model: str
+) -> None:
     """One file of control adapters with what they were made by. Not in PEFT's format, which has
     none for them.
     """
-    join_parts(directory, stages, CONTROL_FILE)
+    save_tensors(directory / CONTROL_FILE, tensors)
     record = {"base_model": model, **config.model_dump(include=CONTROL_SETTINGS)}
     write_atomic(directory / CONTROL_RECORD, json.dumps(record, indent=1) + "\n")
 
 
-def join_parts(directory: Path, stages: int, name: str) -> None:
-    """One file of the tensors of all stages."""
-    tensors: dict[str, Tensor] = {}
-    for stage in range(stages):
-        part = directory / part_name(stage, stages)
-        tensors |= load_file(part)
-        part.unlink()
-    save_file(tensors, directory / name, metadata={"format": "pt"})
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """As PEFT writes them."""
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def model_parts(built: BuiltStage) -> list[int]:

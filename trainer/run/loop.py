@@ -47,7 +47,12 @@ def train(
     session = open_session(config, inputs, layout, resume)
     engine, optimizer, state, log = session.engine, session.optimizer, session.state, session.log
     cadence = Cadence(config, session.total_steps, inputs.rows_per_epoch)
-    saver = Saver(session.folder, layout, background=config.checkpoint.background)
+    saver = Saver(
+        session.folder,
+        layout,
+        background=config.checkpoint.background,
+        node_local=config.checkpoint.node_local,
+    )
     if session.is_new and config.evaluation.before_first_step:
         state = run_evaluation(session, layout, state)
     timelines = None
@@ -136,7 +141,12 @@ def train(
         if config.checkpoint.at_end:
             with averaged(optimizer, session.built.trained):
                 result = export(
-                    session.built, layout, session.model, session.run_directory, state.step
+                    session.built,
+                    layout,
+                    session.model,
+                    session.run_directory,
+                    state.step,
+                    node_local=config.checkpoint.node_local,
                 )
             written = str(result)
         logger.info(
