@@ -200,6 +200,11 @@ class TrainConfig(Config):
                 '[quantization] holds frozen weights, and adapter.kind = "none" trains them all; '
                 'use kind = "lora", or limit target_modules or layers'
             )
+        if self.relora.every_steps:
+            raise ValueError(
+                "relora.every_steps adds to the frozen weights, which [quantization] holds "
+                "quantised; drop one"
+            )
         if self.objective.has_reference and adapter.kind in ("none", "blocks"):
             raise ValueError(
                 f'[quantization] goes with objective.kind = "{self.objective.kind}" only under '

@@ -123,6 +123,8 @@ def lite_datasets(
     names = Names()
     entries = []
     many = len(values["datasets"]) > 1
+    if values.get("use_control_adapters") and prepare.pop("mix_sources", False):
+        imported.leave("mix_datasets", True, "a row has one class, so classes are not mixed in it")
     for old in values["datasets"]:
         path = str(old.get("dataset_path", ""))
         kind = "text" if path.endswith(".txt") else "documents"

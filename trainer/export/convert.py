@@ -22,7 +22,12 @@ from headrace.schemas.run_state import (
     read_run_state,
 )
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.export.export import finish_adapter, finish_control
+from headrace.trainer.export.export import (
+    finish_adapter,
+    finish_control,
+    saved_dtype,
+    stored_dtype,
+)
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.model.adapters import exported_tensors, side_by_side, takes_over
 from headrace.trainer.model.materializer import Slot, find_slots
@@ -93,7 +98,8 @@ def convert(run: Path, output: Path, step: int | None = None, model: Path | None
     if plan.lora is not None or config.adapter.kind == "control":
         write_adapter(config, plan.lora, tensors, temporary)
     else:
-        write_model(plan, tensors, model_directory(config.model), temporary)
+        dtype = saved_dtype(config.checkpoint.save_dtype, stored_dtype(plan.architecture.config))
+        write_model(plan, tensors, model_directory(config.model), temporary, dtype)
     write_card(temporary, run, int(checkpoint.name.rpartition("-")[2]))
     rename_durably(temporary, output)
     return checkpoint
@@ -144,6 +150,8 @@ def write_adapter(
             "from; resume the run and let it end instead"
         )
     exported = exported_tensors(side_by_side(values, merged), initial)
+    dtype = saved_dtype(config.checkpoint.save_dtype, torch.float32)
+    exported = {name: value.to(dtype) for name, value in exported.items()}
     if lora is None:
         finish_control(output, exported, config.adapter, config.model)
         return
@@ -151,7 +159,9 @@ def write_adapter(
     finish_adapter(output, exported, lora, 2 if initial else 1 + restarts)
 
 
-def write_model(plan: Plan, tensors: CheckpointTensors, base: Path, output: Path) -> None:
+def write_model(
+    plan: Plan, tensors: CheckpointTensors, base: Path, output: Path, dtype: torch.dtype
+) -> None:
     """A Hugging Face model, module by module: trained weights of the checkpoint, the others of the
     base model.
     """
@@ -162,7 +172,6 @@ def write_model(plan: Plan, tensors: CheckpointTensors, base: Path, output: Path
     paths += [path for path in (family.norm, family.head) if path]
     if architecture.tied:
         paths.remove(family.head)
-    dtype = getattr(architecture.config, "dtype", None) or torch.float32
     slots = {path: list(find_slots({path: skeleton.get_submodule(path)})) for path in paths}
     sizes = {p: sum(s.empty.numel() for s in slots[p]) * dtype.itemsize for p in paths}
     writer = ModelWriter(output, skeleton, 0, file_count(list(sizes.values())))
@@ -171,7 +180,7 @@ def write_model(plan: Plan, tensors: CheckpointTensors, base: Path, output: Path
             values = module_values(slots[path], plan, tensors, source)
             writer.add({name: value.to(dtype) for name, value in values.items()}, sizes[path])
     write_index(output, writer.finish())
-    copy_model_files(base, output, skeleton)
+    copy_model_files(base, output, skeleton, dtype)
 
 
 def module_values(

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,7 +66,7 @@ def export(
         temporary.mkdir(parents=True)
     dist.barrier(layout.world_group)
     if adapters:
-        dtype = torch.float32 if save_dtype == "auto" else getattr(torch, save_dtype)
+        dtype = saved_dtype(save_dtype, torch.float32)
         parts = gather_at_first(
             adapter_tensors(built, dtype) if layout.replica == 0 else {}, layout
         )
@@ -77,7 +78,7 @@ def export(
             assert built.lora_config is not None
             finish_adapter(temporary, tensors, built.lora_config, width)
     else:
-        dtype = stored_dtype(built) if save_dtype == "auto" else getattr(torch, save_dtype)
+        dtype = saved_dtype(save_dtype, stored_dtype(built.model_config))
         by_rank = gather_objects(file_count(model_parts(built, dtype)), layout.world_group)
         counts = [by_rank[layout.rank_of(stage)] for stage in range(layout.stages)]
         written: dict[str, dict[str, int]] = {}
@@ -217,9 +218,15 @@ def finish_model(
     copy_model_files(model, directory, built.skeleton, dtype)
 
 
-def stored_dtype(built: BuiltStage) -> torch.dtype:
+def stored_dtype(config: Any) -> torch.dtype:
     """The base model's type."""
-    return getattr(built.model_config, "dtype", None) or torch.float32
+    return getattr(config, "dtype", None) or torch.float32
+
+
+def saved_dtype(setting: str, auto: torch.dtype) -> torch.dtype:
+    """What `checkpoint.save_dtype` says, or `auto`."""
+    chosen: torch.dtype = auto if setting == "auto" else getattr(torch, setting)
+    return chosen
 
 
 def is_tied_head(built: BuiltStage, name: str) -> bool:
