@@ -1,6 +1,5 @@
 """Writes what was trained as others read it: PEFT's adapter, or a Hugging Face model."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headrace.schemas.adapter_config import AdapterConfig
-from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
+from headrace.schemas.publish import remove_tree, rename_durably
 from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.export.control_file import TENSORS_NAME, write_record
 from headrace.trainer.model.adapters import as_plain_lora, exported_tensors
 from headrace.trainer.model.materializer import find_slots
 from headrace.trainer.model.model_builder import BuiltStage
@@ -24,9 +24,6 @@ from headrace.trainer.model.model_files import (
     part_name,
     write_index,
 )
-
-CONTROL_FILE, CONTROL_RECORD = "control_adapter.safetensors", "control_adapter.json"
-CONTROL_SETTINGS = {"kind", "rank", "layers"}
 
 
 def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) -> Path:
@@ -50,7 +47,7 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) 
             save_adapter_part(built, temporary, layout.stage, layout.stages)
         dist.barrier(layout.world_group)
         if layout.rank == 0 and built.control is not None:
-            finish_control(temporary, layout.stages, built.control, str(model))
+            finish_control(temporary, layout.stages, built.control, model)
         elif layout.rank == 0:
             assert built.lora_config is not None
             finish_adapter(temporary, layout.stages, built.lora_config, bool(built.initial))
@@ -90,13 +87,10 @@ def finish_adapter(directory: Path, stages: int, config: LoraConfig, took_over: 
     config.save_pretrained(str(directory))
 
 
-def finish_control(directory: Path, stages: int, config: AdapterConfig, model: str) -> None:
-    """One file of control adapters with what they were made by. Not in PEFT's format, which has
-    none for them.
-    """
-    join_parts(directory, stages, CONTROL_FILE)
-    record = {"base_model": model, **config.model_dump(include=CONTROL_SETTINGS)}
-    write_atomic(directory / CONTROL_RECORD, json.dumps(record, indent=1) + "\n")
+def finish_control(directory: Path, stages: int, config: AdapterConfig, model: Path) -> None:
+    """One file of control adapters, and what they were made by."""
+    join_parts(directory, stages, TENSORS_NAME)
+    write_record(directory, config, str(model))
 
 
 def join_parts(directory: Path, stages: int, name: str) -> None:
