@@ -36,8 +36,9 @@ bench: .venv model ## benchmarks, as ratios against a reference in the same run
 axolotl-fixtures: ## ask Axolotl again what it makes of the test cases, in an environment of its own
 	$(PYTHON) tests/axolotl/make_fixtures.py
 
-docs: .venv ## write docs/configuration.md from the config models
+docs: .venv ## write docs/configuration.md and docs/migration.md from config models and tables
 	$(BIN)/python -m headrace.jobs.config_reference
+	$(BIN)/python -m headrace.jobs.migration.migration_page
 
 families: .venv ## write the parity table of docs/families.md
 	$(BIN)/python tests/trainer/families_table.py

@@ -41,6 +41,7 @@ class Block:
 class BlockRows:
     """What a block became: rows of each split in packing order, the refused, and the counts."""
 
+    source: str
     rows: dict[str, pa.Table]
     rejects: list[Reject]
     stats: TaskStats
@@ -133,7 +134,7 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
         rejects=dict(Counter(reject.reason for reject in block.rejects)),
         document_lengths=dict(lengths),
     )
-    return BlockRows(rows, block.rejects, stats)
+    return BlockRows(block.source, rows, block.rejects, stats)
 
 
 def last_reason(document: Document) -> str:

@@ -49,6 +49,8 @@ def print_ledger(console: Console, manifest: Manifest) -> None:
         counts = (source.documents, source.rejected_documents, source.rows, source.tokens, median)
         fill = f"{source.fill(manifest.row_tokens):.1%}"
         table.add_row(source.name, *(f"{count:,}" for count in counts), fill)
+        for name, tokens in source.mixed_tokens.items():
+            table.add_row(f"  {name}", "", "", "", f"{tokens:,}", "", "")
     console.print(table)
     console.print(ledger_table(manifest))
 

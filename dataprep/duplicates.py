@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from headrace.dataprep.blocks import encode_block, read_blocks, settle
-from headrace.dataprep.document_keys import EXACT, NEAR, Keys, algorithm, document_keys
+from headrace.dataprep.document_keys import EXACT, KEY, NEAR, Keys, algorithm, document_keys
 from headrace.dataprep.encoded_spool import EncodedBlock, read_encoded, write_encoded
 from headrace.dataprep.filters import without_samples
 from headrace.dataprep.formats.registry import build_format
@@ -30,6 +30,7 @@ from headrace.schemas.publish import rename_durably
 REASONS = {EXACT: "exact duplicate", NEAR: "near duplicate"}
 KEYS_IN_PART = 1 << 22  # about 90 MB, searched at once
 ALL_KEYS = 1 << 64
+NO_KEYS = np.empty(0, KEY)  # of a task without a document
 DUPLICATE = np.dtype([("task", "<u4"), ("document", "<u4"), ("kind", "u1")])
 
 
@@ -93,7 +94,7 @@ def encode_task(job: Job, task: Task) -> EncodedTask:
     write_encoded(unfinished, encode_blocks())
     check_unchanged(task)
     rename_durably(unfinished, path)
-    result = EncodedTask(keys=save_keys(job, task, np.concatenate(keys)), **counts)
+    result = EncodedTask(keys=save_keys(job, task, np.concatenate([NO_KEYS, *keys])), **counts)
     write_marker(job.space, encoded_name(task), job.task_key(task), result)
     return result
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from headrace.dataprep.console_report import progress_bar
 from headrace.dataprep.local_engine import Engine
+from headrace.dataprep.row_choice import RowCuts
 from headrace.dataprep.runs import ALL_KEYS, KeyRange, Runs, cut_keys, parts_of
 from headrace.dataprep.shard_writer import ShardPlan, Target, finished_shard, write_shard
 from headrace.dataprep.workspace import read_marker, remove_stale_shards, write_marker
@@ -144,7 +145,9 @@ def next_level(runs: Runs) -> Runs | None:
         return None
     groups = math.isqrt(runs.groups)
     ranges = max(1, runs.tokens // groups // MERGED_TOKENS)
-    return replace(runs, level=runs.level + 1, groups=groups, ranges=ranges)
+    return replace(
+        runs, level=runs.level + 1, groups=groups, ranges=ranges, cuts=RowCuts(runs.cuts.seed)
+    )
 
 
 def finished_merge(target: Target, plan: MergePlan) -> Merged | None:

@@ -44,7 +44,7 @@ def write_report(directory: Path, manifest: Manifest, stats: Mapping[str, TaskSt
         "<h1>Headrace shards</h1>",
         f"<p>{escape(summary(manifest))}</p>",
         section("Sources", sources_table(manifest)),
-        section("Tokens by source", bars((s.name, s.tokens, "") for s in manifest.sources)),
+        section("Tokens by source", bars(source_tokens(manifest))),
         section("Fill of rows by source", bars(fill_bars(manifest))),
         section("Documents by length in tokens", bars(length_bars(stats.values()))),
         section("Tokens by fate", table(("", "tokens"), ledger_rows(manifest))),
@@ -85,6 +85,12 @@ def sources_table(manifest: Manifest) -> str:
         for source in manifest.sources
     ]
     return table(("source", *names), rows)
+
+
+def source_tokens(manifest: Manifest) -> list[tuple[str, float, str]]:
+    """The tokens of each source, also in a mixture."""
+    parts = [source.mixed_tokens or {source.name: source.tokens} for source in manifest.sources]
+    return [(name, tokens, "") for part in parts for name, tokens in part.items()]
 
 
 def fill_bars(manifest: Manifest) -> list[tuple[str, float, str]]:

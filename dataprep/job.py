@@ -14,7 +14,14 @@ from headrace.schemas.prepare_config import PrepareConfig
 
 ROWS_VERSION = 1  # raise it when the same config would give other rows
 WITHOUT_EFFECT = {"output", "tokenizer", "tokenizer_backend"}  # on any row
-DECIDED_LATER = {"sources", "shards", "row_group_tokens", "max_reject_fraction"}
+DECIDED_LATER = {
+    "sources",
+    "shards",
+    "row_group_tokens",
+    "max_reject_fraction",
+    "max_rows",
+    "max_tokens",
+}
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,21 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from headrace.dataprep.blocks import count_tokens
+from headrace.dataprep.row_choice import permute_keys
+from headrace.dataprep.row_limits import row_tokens
 from headrace.dataprep.runs import Spool
 from headrace.dataprep.shard_writer import Target, count_trained
 from headrace.dataprep.workspace import read_marker, rows_path, write_marker
 from headrace.schemas.errors import DataError
-from headrace.schemas.fingerprint import derive_seed, fingerprint
+from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.manifest import Manifest, ShardRecord
-from headrace.schemas.shard_format import SPLITS, TRAIN
+from headrace.schemas.shard_format import SPLITS, TOKEN_COLUMNS, TRAIN
 
 PORTION_TOKENS = 1 << 26  # a task of its own, with a marker
 
@@ -64,7 +65,7 @@ class Rekeying:
         rows = set_column(rows, "source", recode(rows["source"], self.sources))
         if self.seed is None:
             return rows
-        keys = permute_keys(rows["row_key"].to_numpy(), self.seed, directory)
+        keys = permute_keys(rows["row_key"].to_numpy(), self.seed, "repartition", directory)
         return set_column(rows, "row_key", pa.array(keys))
 
 
@@ -171,19 +172,12 @@ def take_groups(
                 left = None if left is None else left - group.tokens
                 continue
             with open_shard(directory / shard.file, shard.bytes) as file:
-                ends = np.cumsum(row_tokens(file, index))
+                names = [name for name in file.schema_arrow.names if name in TOKEN_COLUMNS]
+                ends = np.cumsum(row_tokens(file.read_row_group(index, columns=names)))
             rows = int(np.searchsorted(ends, left, side="right"))
             if rows:
                 yield TakenGroup(shard, index, rows, int(ends[rows - 1]))
             return
-
-
-def row_tokens(file: pq.ParquetFile, index: int) -> npt.NDArray[np.int64]:
-    """Tokens of each row of a row group; of both sides where a row is a pair."""
-    names = [name for name in file.schema_arrow.names if name.endswith("input_ids")]
-    sides = file.read_row_group(index, columns=names).columns
-    lengths = [pc.list_value_length(side).fill_null(0).to_numpy() for side in sides]
-    return np.sum(lengths, axis=0, dtype=np.int64)
 
 
 def together(groups: Iterable[TakenGroup]) -> Iterator[list[TakenGroup]]:
@@ -277,20 +271,3 @@ def set_column(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
     """A table with other values in one column."""
     place = rows.schema.get_field_index(name)
     return rows.set_column(place, rows.schema.field(name), values)
-
-
-def permute_keys(keys: npt.NDArray[np.uint64], seed: int, directory: int) -> npt.NDArray[np.uint64]:
-    """New keys, a permutation of all 64-bit numbers: different rows never get equal ones.
-
-    Two rounds of the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) in the variant
-    "Mix13", each after an exclusive or with a number derived from the seed.
-    """
-    mixed = keys.astype(np.uint64)  # a copy
-    for number in range(2):
-        mixed ^= np.uint64(derive_seed(seed, "repartition", directory, number))
-        mixed ^= mixed >> np.uint64(30)
-        mixed *= np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(27)
-        mixed *= np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return mixed

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,10 @@ from headrace.dataprep.html_report import write_report
 from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
+from headrace.dataprep.mixing import mix
 from headrace.dataprep.resolve import resolve
+from headrace.dataprep.row_choice import RowCuts
+from headrace.dataprep.row_limits import limit_rows
 from headrace.dataprep.runs import Runs
 from headrace.dataprep.shard_writer import Target
 from headrace.dataprep.task_progress import TaskBar
@@ -159,15 +162,19 @@ def run(job: Job, tasks: list[Task], inputs_key: str, engine: Engine, console: C
     # workers on other machines may see only the output
     copy = str(job.output / TOKENIZER_NAME)
     job = replace(job, tokenizer=replace(job.tokenizer, file=copy))
-    if job.config.deduplicate.enabled:
+    described = job
+    if job.config.deduplicate.enabled or job.config.mix_sources:
         job = find_duplicates(job, tasks, engine, console)
+    if job.config.mix_sources:
+        job, tasks = mix(job, tasks)
     by_source = run_tasks(job, tasks, engine, console)
     collect_rejects(job, len(tasks))
     check_rejects(job, by_source)
     check_sources(job, by_source)
-    splits = plan_splits(job, tasks, add_stats(by_source.values()))
+    cuts, by_source = limit_rows(job, tasks, by_source, engine)
+    splits = plan_splits(job, tasks, add_stats(by_source.values()), cuts)
     shards = write_shards(shard_target(job), splits, engine, console)
-    manifest = build_manifest(job, inputs_key, by_source, shards)
+    manifest = build_manifest(described, inputs_key, by_source, shards)
     write_report(job.output, manifest, by_source)
     write_manifest(job.output, manifest)
     return manifest
@@ -232,7 +239,7 @@ def check_rejects(job: Job, by_source: dict[str, TaskStats]) -> None:
 
 
 def check_sources(job: Job, by_source: dict[str, TaskStats]) -> None:
-    """Each source must have given a document."""
+    """Each source must have given a document, and kept one."""
     for source in job.config.sources:
         stats = by_source[source.name]
         if not stats.documents:
@@ -242,15 +249,25 @@ def check_sources(job: Job, by_source: dict[str, TaskStats]) -> None:
             )
         if not stats.kept:
             raise DataError(
-                f'source "{source.name}": none of {stats.documents} documents fits '
-                f"into sequence_len = {job.config.sequence_len}; raise it, or set "
-                'overlong = "split" or "truncate"'
+                f'source "{source.name}": none of its {stats.documents} documents is left '
+                f"({named_counts(stats.documents_dropped)}); change what drops them, or remove "
+                "the source"
             )
 
 
-def plan_splits(job: Job, tasks: list[Task], total: TaskStats) -> list[tuple[Runs, int]]:
+def named_counts(counts: dict[str, int]) -> str:
+    """Reasons with their numbers, the largest first."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name}: {count}" for name, count in ordered)
+
+
+def plan_splits(
+    job: Job, tasks: list[Task], total: TaskStats, cuts: RowCuts
+) -> list[tuple[Runs, int]]:
     """Where the rows of each split lie, and its shards: in evaluation as many as its size needs."""
     if not total.rows.get(TRAIN):
+        if cuts.tops:
+            raise DataError("max_rows and max_tokens leave no train row; raise them")
         raise DataError(
             f"the evaluation split took every document ({total.kept}); lower evaluation_fraction"
         )
@@ -259,9 +276,9 @@ def plan_splits(job: Job, tasks: list[Task], total: TaskStats) -> list[tuple[Run
         TRAIN: job.config.shards,
         EVALUATION: -(-evaluation_tokens // TOKENS_IN_EVALUATION_FILE),
     }
-    rows_key = fingerprint([job.task_key(task) for task in tasks])
+    rows_key = fingerprint([*map(job.task_key, tasks), *([asdict(cuts)] if cuts.tops else [])])
     return [
-        (Runs(split, len(tasks), total.tokens.get(split, 0), rows_key), counts[split])
+        (Runs(split, len(tasks), total.tokens.get(split, 0), rows_key, cuts=cuts), counts[split])
         for split in SPLITS
     ]
 

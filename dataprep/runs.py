@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.dataprep.blocks import sort_rows
+from headrace.dataprep.row_choice import RowCuts, ranks
 from headrace.dataprep.workspace import Workspace, rows_path, work_folder
 from headrace.schemas.publish import rename_durably
 
@@ -82,6 +83,7 @@ class Runs:
     Args:
         tokens: in all files; decides only how many rows are gathered at once.
         work_key: identifies the rows.
+        cuts: rows of level 0 that are left out; higher levels do not have them any more.
     """
 
     split: str
@@ -90,6 +92,7 @@ class Runs:
     work_key: str
     level: int = 0
     ranges: int = 1
+    cuts: RowCuts = RowCuts(0)  # noqa: RUF009  frozen
 
     def path(self, output: Path, group: int, key_range: int) -> Path:
         """One file."""
@@ -103,16 +106,27 @@ class Runs:
         """The rows with these keys, in key order, as a table for each of so many parts."""
         ranges = overlapping(cut_keys(ALL_KEYS, self.ranges), keys)
         cuts = cut_keys(keys, parts)
-        files = [RunFile(self.path(output, group, r), cuts) for group in groups for r in ranges]
+        files = [
+            RunFile(self.path(output, group, r), cuts, self.cuts.seed, self.cuts.top(group))
+            for group in groups
+            for r in ranges
+        ]
         for part in range(parts):
             yield sort_rows([schema.empty_table(), *gather(files, part)])
             pa.default_memory_pool().release_unused()
 
 
 class RunFile:
-    """One file, mapped and not read, and where in its batches adjoining ranges of keys begin."""
+    """One file, mapped and not read, and where in its batches adjoining ranges of keys begin.
 
-    def __init__(self, path: Path, parts: list[KeyRange]) -> None:
+    Args:
+        seed, top: rows of a rank from `top` on are left out; None: no row is.
+    """
+
+    def __init__(
+        self, path: Path, parts: list[KeyRange], seed: int = 0, top: int | None = None
+    ) -> None:
+        self.seed, self.top = seed, top
         with path.open("rb") as file:  # the mapping outlives the descriptor
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         reader = pa.ipc.open_file(pa.py_buffer(self.map))
@@ -125,7 +139,14 @@ class RunFile:
         for batch, cuts in self.batches:
             start, end = cuts[part], cuts[part + 1]
             if end > start:
-                yield pa.Table.from_batches([batch.slice(start, end - start)])
+                yield pa.Table.from_batches([self.choose(batch.slice(start, end - start))])
+
+    def choose(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows that are not left out."""
+        if self.top is None:
+            return rows
+        stays = ranks(rows.column("row_key").to_numpy(), self.seed) < np.uint64(self.top)
+        return rows.filter(pa.array(stays))
 
     def forget(self) -> None:
         """Let go of the pages that were read, which count as this process's memory."""

@@ -30,6 +30,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 POLL_SECONDS = 0.1
+ATTEMPTS = 4  # of what fails for no reason of the user's, as on a cluster
 SPARK_ERRORS = (PySparkException, Py4JError)
 QUIET: dict[str, bool | float | int | str | None] = {
     "spark.ui.showConsoleProgress": "false",
@@ -56,7 +57,7 @@ class SparkEngine:
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
             builder = builder.config(map=QUIET)
         if workers is not None:
-            builder = builder.master(f"local[{workers}]")
+            builder = builder.master(f"local[{workers},{ATTEMPTS}]")
         try:
             self.session = builder.getOrCreate()
         except SPARK_ERRORS as error:
@@ -155,7 +156,7 @@ class SparkJob:
             numbers.mapInArrow(
                 lambda batches: run_items(work, finished, batches), "id long"
             ).collect()
-        except SPARK_ERRORS as error:
+        except Exception as error:  # noqa: BLE001 (the thread's end: `results` tells it)
             self.error = error
         finally:
             self.ended.set()
@@ -167,15 +168,15 @@ class SparkJob:
         while len(done) < self.count:
             ended = self.ended.wait(POLL_SECONDS)
             found = self.finished.value
-            for place in range(read, len(found)):
-                number, result = found[place]
-                found[place] = None  # the list lives as long as the job
+            while read < len(found):  # it grows meanwhile
+                number, result = found[read]
+                found[read] = None  # the list lives as long as the job
+                read += 1
                 if number not in done:
                     done.add(number)
                     yield number, result
-            read = len(found)
             if ended and len(done) < self.count and read == len(self.finished.value):
-                raise DataError(explain(self.error))
+                raise DataError(explain(self.error, len(done), self.count)) from self.error
 
     def stop(self) -> None:
         """Cancel what still runs."""
@@ -210,9 +211,10 @@ def attempt(function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT | Head
         )
 
 
-def explain(error: Exception | None) -> str:
+def explain(error: Exception | None, done: int, count: int) -> str:
     """One line for the user: what the worker raised, rather than Spark's trace of it."""
-    lines = str(error).splitlines()
+    lost = f"it ended after {done} of {count} pieces of work without an error"
+    lines = [lost] if error is None else str(error).splitlines() or [repr(error)]
     raised = [line for line in lines if line[:1].isalpha() and "Error: " in line]
     reason = raised[-1] if raised else lines[0]
     return f"Spark gave up ({reason}); run again to continue; the executors' logs tell more"

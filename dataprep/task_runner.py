@@ -7,6 +7,7 @@ from headrace.dataprep.blocks import BlockRows, pack_block, process_block, read_
 from headrace.dataprep.duplicates import unique_blocks
 from headrace.dataprep.formats.registry import build_format
 from headrace.dataprep.job import Job, check_unchanged
+from headrace.dataprep.mixing import MixedTask, mixed_blocks
 from headrace.dataprep.records import Reject
 from headrace.dataprep.runs import Spool
 from headrace.dataprep.task_progress import write_note
@@ -45,7 +46,7 @@ def run_task(job: Job, task: Task) -> TaskStats:
         for result in process_blocks(job, task):
             for split, rows in result.rows.items():
                 spools[split].add(rows, result.stats.tokens[split])
-            lines.writelines(reject_line(task.source.name, reject) for reject in result.rejects)
+            lines.writelines(reject_line(result.source, reject) for reject in result.rejects)
             total.add(result.stats)
             numbers = total.numbers
             write_note(job.space, task.number, numbers["documents"], numbers["tokens_in"])
@@ -62,6 +63,9 @@ def run_task(job: Job, task: Task) -> TaskStats:
 
 def process_blocks(job: Job, task: Task) -> Iterator[BlockRows]:
     """The rows of each block of a task, from its input, or tokenised already to find duplicates."""
+    if isinstance(task, MixedTask):
+        yield from mixed_blocks(job, task)
+        return
     if job.corpus is not None:
         yield from (
             pack_block(job.config, job.tokenizer, block) for block in unique_blocks(job, task)

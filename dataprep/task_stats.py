@@ -15,7 +15,8 @@ QUANTILES = (0, 1, 10, 25, 50, 75, 90, 99, 100)
 class TaskStats(BaseModel):
     """Counts of one task, or of several added up.
 
-    `documents` leaves out the refused ones, and holds the dropped ones.
+    `documents` leaves out the refused ones, and holds the dropped ones. `mixed_tokens` are those of
+    a mixture's documents by their source, before packing.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -29,6 +30,7 @@ class TaskStats(BaseModel):
     documents_dropped: dict[str, int] = {}
     rejects: dict[str, int] = {}
     document_lengths: dict[int, int] = {}
+    mixed_tokens: dict[str, int] = {}
 
     @property
     def rejected(self) -> int:
@@ -89,6 +91,7 @@ def source_record(name: str, stats: TaskStats) -> SourceRecord:
         tokens=sum(stats.tokens.values()),
         trained_tokens=sum(stats.trained_tokens.values()),
         document_length_quantiles=quantiles(stats.document_lengths),
+        mixed_tokens=stats.mixed_tokens,
     )
 
 

@@ -62,7 +62,7 @@ class Task:
         """Equal identities read equal records."""
         return {
             "number_in_source": self.number_in_source,
-            "source": self.source.model_dump(mode="json"),
+            "source": self.source.model_dump(mode="json", exclude={"max_rows", "max_tokens"}),
             "pieces": [asdict(piece) for piece in self.pieces],
         }
 

@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from headrace.jobs.cli import count_gpus
 from headrace.jobs.plot_run import plot_run, read_metrics
+from headrace.jobs.train_commands import count_gpus
 from headrace.schemas.errors import HeadraceError
 
 FOLDER = Path("demo")

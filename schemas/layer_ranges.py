@@ -1,5 +1,7 @@
 """Layer lists as people write them: `0:15,20`."""
 
+from headrace.schemas.errors import ConfigError
+
 
 def parse_layers(text: str) -> list[int]:
     """`"0:2,5"` -> [0, 1, 2, 5]: single layers and ranges whose ends both count, in order.
@@ -16,3 +18,23 @@ def parse_layers(text: str) -> list[int]:
             raise ValueError(f'"{text}": the range {part.strip()} ends before it starts')
         layers |= set(range(int(first), int(last or first) + 1))
     return sorted(layers)
+
+
+def recomputed_layers(setting: str | int, layers: int) -> frozenset[int]:
+    """Which of a model's layers `activation_checkpointing` names.
+
+    Raises:
+        ConfigError: layers that the model does not have.
+    """
+    if setting == "none":
+        return frozenset()
+    if setting == "full":
+        return frozenset(range(layers))
+    if isinstance(setting, int):
+        return frozenset(range(setting - 1, layers, setting))
+    chosen = parse_layers(setting)
+    if chosen[-1] >= layers:
+        raise ConfigError(
+            f'activation_checkpointing = "{setting}": the model has layers 0 to {layers - 1}'
+        )
+    return frozenset(chosen)

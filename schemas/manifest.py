@@ -67,7 +67,8 @@ class SourceRecord(Record):
     A pair is one document; its tokens are those of both sides.
 
     `documents` were not refused; those of them that are in no row are also in `dropped_documents`,
-    by reason.
+    by reason. In a mixture of several sources, `mixed_tokens` are the tokens that the documents of
+    each brought, before packing.
     """
 
     name: str
@@ -78,10 +79,11 @@ class SourceRecord(Record):
     tokens: int
     trained_tokens: int
     document_length_quantiles: dict[str, int]
+    mixed_tokens: dict[str, int] = {}
 
     def fill(self, row_tokens: int) -> float:
         """Share of its rows' `row_tokens` tokens that is used."""
-        return self.tokens / (self.rows * row_tokens)
+        return self.tokens / (self.rows * row_tokens) if self.rows else 0.0
 
 
 class TokenLedger(Record):

@@ -1,4 +1,4 @@
-"""How `headrace train` trains it: `[optimizer]` and `[scheduler]`."""
+"""How `headrace train` trains it: `[optimizer]`, `[scheduler]`, `[regularization]`, `[relora]`."""
 
 from typing import Literal
 
@@ -6,14 +6,30 @@ from pydantic import Field, model_validator
 
 from headrace.schemas.toml_config import Config
 
+OptimizerType = Literal[
+    "adamw",
+    "adamw_kahan",
+    "adamw_8bit",
+    "adamw_8bit_paged",
+    "adam",
+    "lion",
+    "adafactor",
+    "adamw_schedule_free",
+]
+
 
 class OptimizerConfig(Config):
     """`[optimizer]`."""
 
-    type: Literal["adamw", "adamw_kahan"] = Field(
+    type: OptimizerType = Field(
         "adamw",
         description='`"adamw"`: trained weights, gradients and states in float32. `"adamw_kahan"`: '
-        "all in `dtype`, with Kahan summation; 10 bytes a weight in bfloat16 instead of 16.",
+        "all in `dtype`, with Kahan summation; 10 bytes a weight in bfloat16 instead of 16. "
+        '`"adamw_8bit"`, `"adamw_8bit_paged"`: bitsandbytes, states in 8 bits, the second in '
+        'memory that may be paged out to the host. `"adam"`: no decay. `"lion"`: one state; '
+        'wants a rate some ten times lower. `"adafactor"`: states of rows and columns; `beta1`, '
+        '`beta2` and `eps` have no effect. `"adamw_schedule_free"`: averages weights in place of '
+        "a falling rate; evaluated, saved and exported are the averages.",
     )
     lr: float = Field(gt=0, description="Peak learning rate.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
@@ -28,6 +44,16 @@ class OptimizerConfig(Config):
     gradient_clipping: float = Field(
         1.0, ge=0, description="Largest norm of the whole gradient; 0 turns clipping off."
     )
+
+    @model_validator(mode="after")
+    def check_decay(self) -> "OptimizerConfig":
+        given = "weight_decay" in self.model_fields_set
+        if self.type == "adam" and given and self.weight_decay:
+            raise ValueError(
+                f'weight_decay = {self.weight_decay}: type = "adam" has no decay; '
+                'set type = "adamw", or drop it'
+            )
+        return self
 
 
 class SchedulerConfig(Config):
@@ -66,5 +92,57 @@ class SchedulerConfig(Config):
             raise ValueError(
                 f"warmup_steps = {self.warmup_steps} and warmup_fraction = {self.warmup_fraction} "
                 "exclude each other; keep one"
+            )
+        return self
+
+
+class RegularizationConfig(Config):
+    """`[regularization]`."""
+
+    product_decay: float = Field(
+        0.0,
+        ge=0,
+        description="Decay of the product BA of each adapter, not of A and B by themselves: after "
+        "each step A falls by lr * decay * B^T BA and B by lr * decay * BA A^T.",
+    )
+    max_product_norm: float | None = Field(
+        None,
+        gt=0,
+        description="Largest Frobenius norm of what an adapter adds to its weight, (alpha / rank) "
+        "BA; beyond it A and B are scaled down after each step.",
+    )
+    neftune_alpha: float | None = Field(
+        None,
+        gt=0,
+        description="Uniform noise on the embeddings of training rows, of at most "
+        "alpha / sqrt(tokens of the row x hidden size) (NEFTune).",
+    )
+
+
+class ReloraConfig(Config):
+    """`[relora]`."""
+
+    every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="After so many steps the adapters are added to the frozen weights and start "
+        "anew (ReLoRA). Default: never.",
+    )
+    warmup_steps: int = Field(
+        10, ge=0, description="Steps after each restart over which the rate rises again from 0."
+    )
+    prune: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Share of the optimiser's moments that a restart sets to 0, the smallest "
+        "first; 1 forgets all.",
+    )
+
+    @model_validator(mode="after")
+    def check_warmup(self) -> "ReloraConfig":
+        if self.every_steps is not None and self.warmup_steps >= self.every_steps:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} must be below every_steps = {self.every_steps}"
             )
         return self

@@ -19,6 +19,7 @@ SpecialToken = Literal[
 Kind = Literal["causal", "preference"]
 Tokens = str | int | list[int]
 FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
+MIXED = "mixed"  # the source of rows that hold documents of several
 TABLES = {"chat": ("chat", "preference"), "preference": ("preference",)}  # who reads them
 
 
@@ -84,6 +85,12 @@ class SourceConfig(Config):
     control_class: Literal[-1, 0, 1] | None = Field(
         None, description="Class of all its rows for control adapters."
     )
+    max_rows: int | None = Field(
+        None, ge=1, description="Keep so many rows, chosen at random; the rest is left out."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="The same by tokens: as many whole rows as have no more."
+    )
     chat: ChatConfig | None = Field(
         None, description='For `type = "chat"` and `type = "preference"`.'
     )
@@ -133,6 +140,20 @@ class PrepareConfig(Config):
         description='Drop the last row of a block where it is not full (`"concatenate"` only).',
     )
     shards: int = Field(8, ge=1, le=99_999, description="Number of train shards.")
+    mix_sources: bool = Field(
+        False,
+        description="Put documents of different sources into one row. All rows then have the "
+        f'source `"{MIXED}"`.',
+    )
+    max_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Keep so many rows of all sources together, chosen at random after the limits "
+        "of each source.",
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="The same by tokens: as many whole rows as have no more."
+    )
     seed: int = Field(0, ge=0, description="Decides shuffle and evaluation split.")
     evaluation_fraction: float = Field(
         0.01,
@@ -231,6 +252,27 @@ class PrepareConfig(Config):
             )
         if self.kind == "preference" and self.overlong == "split":
             raise ValueError('overlong = "split": pairs cannot be split; set "truncate" or "drop"')
+        return self
+
+    @model_validator(mode="after")
+    def check_mixing(self) -> "PrepareConfig":
+        if not self.mix_sources:
+            return self
+        if self.packing == "none":
+            raise ValueError(
+                'mix_sources: with packing = "none" each row is one document; remove it, or set '
+                'packing to "concatenate" or "best_fit"'
+            )
+        if len({source.control_class for source in self.sources}) > 1:
+            raise ValueError(
+                "mix_sources: a row has one control_class, and the sources have several; remove it"
+            )
+        for source in self.sources:
+            if source.max_rows is not None or source.max_tokens is not None:
+                raise ValueError(
+                    f'source "{source.name}": limits take whole rows, which mix_sources fills '
+                    "from all sources; set max_rows and max_tokens for all sources together"
+                )
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from headrace.schemas.toml_config import Config
+from headrace.schemas.toml_config import Config, Text
 
 
 class EvaluationConfig(Config):
@@ -74,6 +74,18 @@ class AnomalyConfig(Config):
     def losses_kept(self) -> int:
         """How many losses a run must remember."""
         return self.spike_window if self.spike_factor is not None else 0
+
+
+class ReportingConfig(Config):
+    """`[reporting]`: who gets the curves beside metrics.jsonl and TensorBoard."""
+
+    to: list[Literal["wandb", "mlflow"]] = Field(
+        [], description="Services, set up by their own environment variables or logins."
+    )
+    project: Text = Field("headrace", description="Project of wandb, experiment of mlflow.")
+    name: Text | None = Field(
+        None, description="Name of the run there. Default: the last part of `output_dir`."
+    )
 
 
 class ProfileConfig(Config):

@@ -1,20 +1,29 @@
 """The config of `headrace train`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
+from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.objective_config import ObjectiveConfig
-from headrace.schemas.optimizer_config import OptimizerConfig, SchedulerConfig
+from headrace.schemas.optimizer_config import (
+    OptimizerConfig,
+    RegularizationConfig,
+    ReloraConfig,
+    SchedulerConfig,
+)
 from headrace.schemas.run_config import (
     AnomalyConfig,
     CheckpointConfig,
     EvaluationConfig,
     ProfileConfig,
+    ReportingConfig,
 )
 from headrace.schemas.toml_config import Config, Text
+
+HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]
 
 
 class TrainConfig(Config):
@@ -45,11 +54,16 @@ class TrainConfig(Config):
     pipeline_stages: int = Field(
         1, ge=1, description="Parts the model is cut into; must divide the number of processes."
     )
-    partition: Literal["cost", "memory", "uniform"] | list[int] = Field(
+    partition: Literal["cost", "memory", "uniform"] | list[HalfLayers] = Field(
         "cost",
         description='How layers are given to stages. `"cost"`: the slowest stage is as fast as can '
         'be. `"memory"`: the fullest is as small as can be. `"uniform"`: as many layers each. Or a '
-        "list of the numbers of layers.",
+        "list of the numbers of layers, such as [9.5, 9, 8, 5.5].",
+    )
+    half_layers: bool = Field(
+        False,
+        description="Let stages also begin between a layer's attention and its MLP; "
+        "for families whose layers have one after the other, and without dropout.",
     )
     weights: Literal["stored", "random"] = Field(
         "stored",
@@ -66,9 +80,14 @@ class TrainConfig(Config):
         description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, '
         "float32 on CPU. Trained weights are held in float32, unless `optimizer.type` differs.",
     )
-    activation_checkpointing: Literal["none", "full"] = Field(
+    activation_checkpointing: Literal["none", "full"] | Annotated[int, Field(ge=1)] | Text = Field(
         "none",
-        description='`"full"`: keep only the input of each layer and compute the rest again.',
+        description='`"full"`: keep only the input of each layer and compute the rest again. '
+        'A number n: of every n-th layer. Or a list of layers such as `"0:15,20"`; ends count.',
+    )
+    activation_offload: bool = Field(
+        False,
+        description="Hold these inputs in host memory until the backward pass asks for them.",
     )
     kernels: Literal["auto", "torch"] = Field(
         "auto",
@@ -107,6 +126,10 @@ class TrainConfig(Config):
     scheduler: SchedulerConfig = Field(
         SchedulerConfig(), description="The learning rate over time."
     )
+    regularization: RegularizationConfig = Field(
+        RegularizationConfig(), description="What holds the trained weights back."
+    )
+    relora: ReloraConfig = Field(ReloraConfig(), description="Restarts of LoRA adapters.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="When to evaluate.")
     checkpoint: CheckpointConfig = Field(
         CheckpointConfig(),
@@ -116,6 +139,7 @@ class TrainConfig(Config):
         AnomalyConfig(), description="What to do with steps that go wrong."
     )
     loader: LoaderConfig = Field(LoaderConfig(), description="How shards are read.")
+    reporting: ReportingConfig = Field(ReportingConfig(), description="Who else gets the curves.")
     profile: ProfileConfig = Field(ProfileConfig(), description="Where a step's time goes.")
 
     @model_validator(mode="after")
@@ -132,6 +156,8 @@ class TrainConfig(Config):
             )
         self.check_mixing()
         self.check_packing()
+        self.check_checkpointing()
+        self.check_adapters_only()
         self.check_objective()
         for key, wished in (
             ("evaluation.patience", self.evaluation.patience),
@@ -165,6 +191,40 @@ class TrainConfig(Config):
                     f'{key} = "{getattr(self, key)}" has no meaning with mixing = "concatenate"; '
                     'set mixing = "interleave" or drop it'
                 )
+
+    def check_checkpointing(self) -> None:
+        """Only recomputed layers have inputs to offload."""
+        setting = self.activation_checkpointing
+        if isinstance(setting, str) and setting not in ("none", "full"):
+            parse_layers(setting)
+        if self.activation_offload and setting == "none":
+            raise ValueError(
+                "activation_offload moves the inputs of recomputed layers; "
+                'set activation_checkpointing = "full" or drop it'
+            )
+
+    def check_adapters_only(self) -> None:
+        """What is done to the product BA needs one."""
+        asked = {
+            "regularization.product_decay": self.regularization.product_decay,
+            "regularization.max_product_norm": self.regularization.max_product_norm,
+            "relora.every_steps": self.relora.every_steps,
+        }
+        kinds = {"relora.every_steps": ("lora",)}
+        for key, value in asked.items():
+            if value and self.adapter.kind not in kinds.get(key, ("lora", "dora")):
+                raise ValueError(
+                    f'{key} = {value} has no meaning with adapter.kind = "{self.adapter.kind}"; '
+                    "drop it"
+                )
+        if self.relora.every_steps and self.adapter.init != "kaiming":
+            raise ValueError(
+                f'relora.every_steps needs adapter.init = "kaiming", not "{self.adapter.init}"'
+            )
+        if asked["regularization.product_decay"] and self.optimizer.type == "adamw_kahan":
+            raise ValueError(
+                'regularization.product_decay needs float32 adapters; set optimizer.type = "adamw"'
+            )
 
     def check_packing(self) -> None:
         """What is said about packing needs packing."""
@@ -200,6 +260,11 @@ class TrainConfig(Config):
             raise ValueError(
                 f'objective.kind = "{kind}" compares with the frozen weights, of which '
                 f'adapter.init = "{adapter.init}" takes a part away; use another adapter.init'
+            )
+        if self.objective.has_reference and self.relora.every_steps:
+            raise ValueError(
+                f'objective.kind = "{kind}" compares with the frozen weights, into which '
+                "relora.every_steps adds adapters; drop one of the two"
             )
         if self.loader.pack != "none" and self.loader.overlong != "error":
             raise ValueError(

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from headrace.jobs import cli
+from headrace.jobs import cli, train_commands
 from headrace.schemas.errors import ConfigError
 
 COMMANDS = [
     command.name or command.callback.__name__.replace("_", "-")
-    for command in cli.app.registered_commands
+    for group in cli.app.registered_groups
+    for command in group.typer_instance.registered_commands
 ]
 TRAIN = """\
 model = "models/none"
@@ -75,25 +76,25 @@ def test_training_is_checked_before_any_process_starts(tmp_path, monkeypatch):
 
 
 def test_all_gpus_are_used_unless_told_otherwise(monkeypatch):
-    monkeypatch.setattr(cli, "count_gpus", lambda: 4)
-    assert cli.count_processes(None, 2) == 4
-    assert cli.count_processes(2, 2) == 2
+    monkeypatch.setattr(train_commands, "count_gpus", lambda: 4)
+    assert train_commands.count_processes(None, 2) == 4
+    assert train_commands.count_processes(2, 2) == 2
     with pytest.raises(ConfigError, match="--gpus 8: this machine has 4; ask for fewer"):
-        cli.count_processes(8, 2)
+        train_commands.count_processes(8, 2)
     with pytest.raises(ConfigError, match="pipeline_stages = 3 does not divide the 4 processes"):
-        cli.count_processes(None, 3)
+        train_commands.count_processes(None, 3)
 
 
 def test_without_gpus_there_is_a_process_for_each_stage(monkeypatch):
-    monkeypatch.setattr(cli, "count_gpus", lambda: 0)
-    assert cli.count_processes(None, 3) == 3
-    assert cli.count_processes(6, 3) == 6
+    monkeypatch.setattr(train_commands, "count_gpus", lambda: 0)
+    assert train_commands.count_processes(None, 3) == 3
+    assert train_commands.count_processes(6, 3) == 6
 
 
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     monkeypatch.setattr(
-        cli, "find_spec", lambda name: SimpleNamespace() if name == "torch" else None
+        train_commands, "find_spec", lambda name: SimpleNamespace() if name == "torch" else None
     )
     (tmp_path / "train.toml").write_text(TRAIN)
     assert failure("train", str(tmp_path / "train.toml")) == (

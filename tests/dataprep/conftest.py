@@ -3,10 +3,12 @@
 import gzip
 import io
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -137,21 +139,115 @@ def documents_of(
     return documents_of
 
 
-@pytest.fixture
-def mixed_config(corpus, make_config):
-    """Text and documents, plain, compressed and partly refused, in many small tasks."""
-    records = [json.dumps({"text": path.read_text() * 2}) for path in sorted(corpus.glob("1*"))]
-    (corpus / "records.jsonl").write_text("\n".join([*records[:50], "{broken", *records[50:]]))
-    with gzip.open(corpus / "more.jsonl.gz", "wt") as file:
-        file.write("\n".join(records[::3]))
+TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + '</s>' }}{% endfor %}"
+
+
+def write_lines(path: Path, rows: list[Any]) -> None:
+    """JSONL, compressed where the name says so."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt") as file:
+        file.write("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Parquet of small row groups."""
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=20)
+
+
+def causal_sources(corpus: Path, texts: list[str]) -> list[dict[str, Any]]:
+    """Every type of source: plain, compressed and tables; some rows refused, repeated or long."""
+    questions = [" ".join(text.split()[:9]) for text in texts]
+    records: list[Any] = [{"text": " ".join(text.split()[::-1])} for text in texts[50:]]
+    write_lines(corpus / "records.jsonl", [*records[:50], "{broken", *records[50:]])
+    write_lines(corpus / "more.jsonl.gz", records[::3])
+    chats = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": text[::2]}]
+        for question, text in zip(questions, texts, strict=True)
+    ]
+    write_lines(
+        corpus / "chats.jsonl", [{"messages": chat} for chat in [*chats[:60], [], *chats[40:]]]
+    )
+    (corpus / "template.jinja").write_text(TEMPLATE)
+    alpaca = [
+        {"instruction": question, "input": text[:20] * (number % 2), "output": text[5:400]}
+        for number, (question, text) in enumerate(zip(questions, texts, strict=True))
+    ]
+    write_lines(corpus / "alpaca.jsonl", alpaca)
+    write_table(corpus / "completion.parquet", [{"text": text[300::-1]} for text in texts[:90]])
+    numbered = [[2 + (number * step) % 250 for step in range(5 + number)] for number in range(80)]
+    write_table(
+        corpus / "ids.parquet",
+        [
+            {"input_ids": ids, "labels": [-100, -100, *ids[2:]]}
+            for ids in [*numbered, *numbered[:9]]
+        ],
+    )
     documents = ["corpus/records.jsonl", "corpus/more.jsonl.gz"]
-    sources = [
+    return [
         {"name": "mill", "type": "text", "path": "corpus/*.txt"},
         {"name": "records", "type": "documents", "path": documents},
+        {
+            "name": "chats",
+            "type": "chat",
+            "path": "corpus/chats.jsonl",
+            "chat": {"template": "corpus/template.jinja"},
+        },
+        {
+            "name": "alpaca",
+            "type": "axolotl",
+            "path": "corpus/alpaca.jsonl",
+            "axolotl": {"type": "alpaca"},
+        },
+        {
+            "name": "completion",
+            "type": "axolotl",
+            "path": "corpus/completion.parquet",
+            "axolotl": {"type": "completion"},
+        },
+        {"name": "ids", "type": "pretokenized", "path": "corpus/ids.parquet"},
     ]
 
-    def mixed_config(output, **changes):
-        values = {"block_bytes": 1 << 14, "max_reject_fraction": 0.1, "sources": sources}
+
+def preference_sources(corpus: Path, texts: list[str]) -> list[dict[str, Any]]:
+    """Pairs as texts, some of them refused or repeated, and pairs as Axolotl reads them."""
+    pairs: list[Any] = [
+        {"prompt": text[:30], "chosen": text[30:300], "rejected": text[60:200]} for text in texts
+    ]
+    write_lines(corpus / "pairs.jsonl", [*pairs[:50], "{broken", *pairs[20:]])
+    intel = [
+        {"question": text[:40], "chosen": text[40:240], "rejected": text[90:150]} for text in texts
+    ]
+    write_table(corpus / "dpo.parquet", intel)
+    return [
+        {"name": "pairs", "type": "preference", "path": "corpus/pairs.jsonl"},
+        {
+            "name": "dpo",
+            "type": "axolotl",
+            "path": "corpus/dpo.parquet",
+            "axolotl": {"type": "chatml.intel", "rl": "dpo"},
+        },
+    ]
+
+
+@pytest.fixture
+def mixed_config(corpus, make_config):
+    """All sources of a kind in many small tasks, with a filter and both searches for duplicates."""
+    numbers = random.Random(0)
+    texts = [" ".join(numbers.choices(WORDS, k=20 + place)) for place in range(150)]
+    for place, text in enumerate(texts):
+        (corpus / f"{place:03d}.txt").write_text(text)
+    sources = {
+        "causal": causal_sources(corpus, texts),
+        "preference": preference_sources(corpus, texts),
+    }
+
+    def mixed_config(output, kind="causal", **changes):
+        values = {
+            "sources": sources[kind],
+            "block_bytes": 1 << 14,
+            "max_reject_fraction": 0.1,
+            "filters": {"min_tokens": 12},
+            "deduplicate": {"exact": True, "near": True},
+        }
         return make_config(output, **(values | changes))
 
     return mixed_config

@@ -3,21 +3,26 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from headrace.dataprep.local_engine import LocalEngine
 from headrace.dataprep.repartition import Blend, repartition
 from headrace.jobs.engines import EngineName, open_engine
 from headrace.jobs.spark_zip import write_zip
 from headrace.schemas.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
+KINDS = ("causal", "preference")
 
 
 class KilledError(Exception):
@@ -56,8 +61,45 @@ class LateEngine:
                 function(item)
 
 
-def test_two_attempts_at_the_same_time_leave_what_one_does(mixed_config, run_on):
-    assert run_on(TwiceEngine(), mixed_config("twice")) == run_on(None, mixed_config("once"))
+class HalfEngine:
+    """Lets a first attempt of each item publish a few files and die, and then makes another."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
+        self.died = 0
+
+    def run(self, function, items):
+        for number, item in enumerate(items):
+            with self.monkeypatch.context() as patch:
+                patch.setattr(Path, "replace", self.replace_some(number % 5))
+                try:
+                    function(item)
+                except KilledError:
+                    self.died += 1
+            yield item, function(item)
+
+    def replace_some(self, count):
+        """`Path.replace` that works so many times; notes for the bar do not count."""
+        replace, left = Path.replace, iter(range(count))
+
+        def replace_some(path, target):
+            if Path(target).suffix != ".progress" and next(left, None) is None:
+                raise KilledError
+            return replace(path, target)
+
+        return replace_some
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_attempts_at_the_same_time_leave_what_one_does(kind, mixed_config, run_on):
+    twice = run_on(TwiceEngine(), mixed_config("twice", kind))
+    assert twice == run_on(None, mixed_config("once", kind))
+
+
+def test_attempts_that_die_halfway_leave_nothing_that_counts(mixed_config, run_on, monkeypatch):
+    engine = HalfEngine(monkeypatch)
+    assert run_on(engine, mixed_config("half")) == run_on(None, mixed_config("once"))
+    assert engine.died > 40
 
 
 def test_an_attempt_that_comes_too_late_changes_nothing(mixed_config, run_on, snapshot):
@@ -89,11 +131,53 @@ def test_repartition_withstands_two_attempts_too(mixed_config, run_on, snapshot)
     assert snapshot("twice") == snapshot("late")
 
 
-def test_spark_writes_the_bytes_that_processes_write(mixed_config, run_on, spark):
-    right = run_on(None, mixed_config("local"))
-    for partitions in (None, 1, 3):
-        spark.partitions = partitions
-        assert run_on(spark, mixed_config(f"spark-{partitions}")) == right
+@pytest.mark.parametrize(
+    ("kind", "partitions", "changes"),
+    [("causal", (None, 3), {}), ("causal", (1,), {"max_tokens": 5_000}), ("preference", (1,), {})],
+)
+def test_spark_writes_the_bytes_that_processes_write(
+    kind, partitions, changes, mixed_config, run_on, spark
+):
+    right = run_on(None, mixed_config("local", kind, **changes))
+    for count in partitions:
+        spark.partitions = count
+        assert run_on(spark, mixed_config(f"spark-{count}", kind, **changes)) == right
+
+
+def test_results_that_arrive_while_one_is_used_are_not_lost():
+    from headrace.dataprep.spark_engine import SparkJob
+
+    found = [(0, "a")]
+    job = SparkJob(None, None, SimpleNamespace(value=found), 3, None)
+    results = job.results()
+    assert next(results) == (0, "a")
+    found += [(1, "b"), (0, "again"), (2, "c")]
+    job.ended.set()
+    assert list(results) == [(1, "b"), (2, "c")]
+
+
+def die_once(flag):
+    """Be killed, as when memory is short, unless that has happened before."""
+    if not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return flag.name
+
+
+def test_spark_runs_again_what_was_lost_with_a_worker(spark, tmp_path):
+    spark.partitions = None
+    flags = [tmp_path / name for name in "ab"]
+    assert sorted(spark.run(die_once, flags)) == [(flag, flag.name) for flag in flags]
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_one_line(tmp_path):
+    with (
+        closing(LocalEngine(2)) as engine,
+        pytest.raises(
+            DataError, match=r"^a worker process died \(killed, or out of memory\); run a"
+        ),
+    ):
+        list(engine.run(die_once, [tmp_path / name for name in "ab"]))
 
 
 def test_what_spark_finished_is_kept_by_either_engine(mixed_config, run_on, spark):
@@ -108,7 +192,7 @@ def test_what_spark_finished_is_kept_by_either_engine(mixed_config, run_on, spar
 
     with pytest.raises(KilledError):
         run_on(KilledSpark(), mixed_config("out"))
-    kept = {path: path.stat().st_mtime_ns for path in Path("out/.work").glob("task-*.done.json")}
+    kept = {path: path.stat().st_mtime_ns for path in Path("out/.work").glob("*.done.json")}
     assert len(kept) >= 7
     with pytest.raises(KilledError):
         run_on(LateEngine(survives=2), mixed_config("out"))
@@ -141,21 +225,29 @@ def test_without_pyspark_the_error_names_the_line_that_installs_it(monkeypatch):
         pass
 
 
+def as_toml(keys):
+    """A config as TOML, each table in one line."""
+    return "\n".join(f"{key} = {as_value(value)}" for key, value in keys.items())
+
+
+def as_value(value):
+    """A value as TOML writes it in one line."""
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(key)} = {as_value(inner)}" for key, inner in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_value, value)) + "]"
+    return json.dumps(value)
+
+
 @pytest.mark.slow
 def test_spark_submit_needs_only_the_zip(mixed_config, run_on, tmp_path, tokenizer_folder):
     submit = Path(pytest.importorskip("pyspark").__file__).parent / "bin" / "spark-submit"
-    config = mixed_config("out")
+    simple = {"block_bytes": 1 << 17, "deduplicate": {}}  # Spark takes a second for a few tasks
+    config = mixed_config("out", **simple)
     write_zip(tmp_path / "headrace.zip")
-    source = "\n".join(
-        "[[sources]]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in values)
-        for values in (
-            [("name", s.name), ("type", s.type), ("path", s.path)] for s in config.sources
-        )
-    )
-    keys = config.model_dump(exclude={"sources"}, exclude_defaults=True)
-    keys |= {"max_reject_fraction": 0.0}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
-    Path("prepare.toml").write_text("\n".join([*lines, source]))
+    keys = config.model_dump(exclude_defaults=True) | {"max_reject_fraction": 0.0}
+    Path("prepare.toml").write_text(as_toml(keys))
     command = [submit, "--master", "local[2]", "--py-files", "headrace.zip"]
     command += [ROOT / "jobs" / "spark_prepare.py", "prepare.toml"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -173,11 +265,11 @@ def test_spark_submit_needs_only_the_zip(mixed_config, run_on, tmp_path, tokeniz
     refused = submit_job()
     assert refused.returncode != 0
     shown = refused.stdout.splitlines()  # where spark-submit puts what its driver writes to stderr
-    assert shown[-1].startswith("error: 1 of 335 documents refused, more than max_reject_fraction")
+    assert shown[-1].startswith("error: 2 of 1145 documents refused, more than max_reject_fraction")
     assert "Traceback" not in refused.stdout + refused.stderr
     assert "\tat " not in refused.stdout + refused.stderr
     done = submit_job("--set", "max_reject_fraction=0.1")
     assert done.returncode == 0, done.stderr
     assert "tasks are done already" in done.stdout
-    right = run_on(None, mixed_config("right"))
+    right = run_on(None, mixed_config("right", **simple))
     assert {p: Path("out", p).read_bytes() for p in right} == right

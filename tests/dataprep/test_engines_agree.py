@@ -1,12 +1,14 @@
-"""The long form of "the same bytes": every engine, and twenty runs killed at random moments."""
+"""The long form of "the same bytes": every engine, and 26 runs killed at random moments."""
 
 import functools
+import logging
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from headrace.dataprep.local_engine import LocalEngine
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
 
-KILLS = 20
+KILLS = {"local": 10, "spark": 3}  # of each kind
+SIGNALS = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -35,36 +38,42 @@ def many_files(monkeypatch):
     monkeypatch.setattr("headrace.dataprep.exchange.MOST_FILES", 8)
 
 
-@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
-def test_engines_agree(packing, mixed_config, run_on, spark, many_files):
-    mixed_config = functools.partial(mixed_config, packing=packing, block_bytes=1 << 13)
+CASES = [("causal", "concatenate"), ("causal", "best_fit"), ("preference", "none")]
+
+
+@pytest.mark.parametrize(("kind", "packing"), CASES)
+def test_engines_agree(kind, packing, mixed_config, run_on, spark, many_files):
+    mixed_config = functools.partial(mixed_config, kind=kind, packing=packing, block_bytes=1 << 13)
     right = run_on(LocalEngine(1), mixed_config("one"))
     for workers in (2, 4):
-        assert run_on(LocalEngine(workers), mixed_config(f"local-{workers}")) == right
+        with closing(LocalEngine(workers)) as engine:
+            assert run_on(engine, mixed_config(f"local-{workers}")) == right
     for partitions in (None, 1, 2, 3, 8, 100):
         spark.partitions = partitions
         assert run_on(spark, mixed_config(f"spark-{partitions}")) == right
 
 
+@pytest.mark.parametrize("kind", ["causal", "preference"])
 @pytest.mark.parametrize("engine", ["local", "spark"])
-def test_runs_killed_at_random_moments_and_continued(engine, mixed_config, run_on, snapshot):
-    right = run_on(None, mixed_config("right"))
+def test_runs_killed_at_random_moments_and_continued(engine, kind, mixed_config, run_on, snapshot):
+    """Half of the kills with causal rows, half with pairs."""
+    right = run_on(None, mixed_config("right", kind))
     Path("script.py").write_text(SCRIPT)
-    Path("config.json").write_text(mixed_config("out").model_dump_json())
+    Path("config.json").write_text(mixed_config("out", kind).model_dump_json())
     started = time.monotonic()
     finish(engine)
     seconds = time.monotonic() - started
     assert snapshot("out") == right
-    kills = KILLS if engine == "local" else KILLS // 4
-    for number in range(kills):
+    killed, number = 0, 0
+    while killed < KILLS[engine]:
+        number += 1
         Path("out").rename(f"finished-{number}")
-        killed = 0
-        while killed < 50:  # until it finishes: what is left to do becomes less with each kill
-            killed += kill_once(engine, seconds * random.uniform(0.1, 1))
-            if Path("out/manifest.json").exists():
-                break
+        # until it finishes: what is left to do becomes less with each kill
+        while kill_once(engine, seconds * random.uniform(0.1, 1)):
+            killed += 1
         finish(engine)
         assert snapshot("out") == right, f"after {killed} kills"
+    logging.info("%s, %s: %d kills, finished %d times", engine, kind, killed, number)
 
 
 def start(engine):
@@ -81,12 +90,12 @@ def finish(engine):
 
 
 def kill_once(engine, seconds):
-    """SIGKILL the whole group after so many seconds; whether it had not finished by then."""
+    """Kill the whole group after so many seconds; whether it had not finished by then."""
     process = start(engine)
     try:
         assert process.wait(seconds) == 0
         return False
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        os.killpg(process.pid, random.choice(SIGNALS))
+        assert process.wait() != 0
         return True

@@ -225,7 +225,10 @@ def test_every_token_is_in_a_row_or_counted_as_dropped(
 
 
 def test_a_source_of_which_every_document_is_dropped_stops_the_run(corpus, make_config, run):
-    with pytest.raises(DataError, match=r'^source "mill": none of 200 documents fits into seq.*8;'):
+    said = (
+        r"^source \"mill\": none of its 200 documents is left \(overlong document dropped: 200\);"
+    )
+    with pytest.raises(DataError, match=said):
         run(make_config(packing="best_fit", overlong="drop", sequence_len=8))
     assert not Path("out/manifest.json").exists()
 

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from headrace.dataprep import portions, runs
 from headrace.dataprep.local_engine import LocalEngine
-from headrace.dataprep.portions import permute_keys
 from headrace.dataprep.repartition import LEFT_OUT, Blend, parse_weights, repartition
+from headrace.dataprep.row_choice import permute_keys
 from headrace.dataprep.verify import verify
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError, DataError
@@ -247,9 +247,9 @@ def test_keys_are_permuted():
     keys = np.concatenate(
         [np.arange(1 << 16, dtype=np.uint64), np.array([1 << 63, (1 << 64) - 1], np.uint64)]
     )
-    new = permute_keys(keys, 3, 0)
+    new = permute_keys(keys, 3, "repartition", 0)
     assert len(np.unique(new)) == len(keys)
-    assert len(np.intersect1d(new, permute_keys(keys, 3, 1))) == 0
+    assert len(np.intersect1d(new, permute_keys(keys, 3, "repartition", 1))) == 0
     bits = np.unpackbits(new.view(np.uint8)).reshape(-1, 64).mean(axis=0)
     assert np.all(np.abs(bits - 0.5) < 0.02)
 

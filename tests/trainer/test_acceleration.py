@@ -67,8 +67,11 @@ def run(stage, lengths):
 
 def swap(stage):
     """As `accelerate` does on a GPU."""
-    may_join = not stage.recompute
-    adapters = [part for layer in stage.layers for part in swap_adapters(layer, may_join=may_join)]
+    adapters = [
+        part
+        for layer, again in zip(stage.layers, stage.recomputed, strict=True)
+        for part in swap_adapters(layer, may_join=not again)
+    ]
     stage.before_step = partial(LoraLinear.refresh, adapters)
 
 
@@ -78,7 +81,7 @@ def test_swapped_adapters_keep_their_names_and_results(stage):
     layers = [module for module in swapped.modules() if isinstance(module, LoraLinear)]
     assert len(layers) == 5 * 7
     joined = sum(layer.joined is not None for layer in layers)
-    assert joined == (0 if stage.recompute else 5 * 2)  # gate and up
+    assert joined == (0 if any(stage.recomputed) else 5 * 2)  # gate and up
     for model in (swapped, stage):  # as an optimiser does, after the layers were swapped
         for name, weight in model.named_parameters():
             if ".lora_B." in name:
@@ -95,7 +98,7 @@ def test_swapped_adapters_keep_their_names_and_results(stage):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's
 def test_compiled_layers_compute_the_same_and_are_compiled_once(stage):
-    counter = CompileCounterWithBackend("aot_eager" if stage.recompute else "eager")
+    counter = CompileCounterWithBackend("aot_eager" if any(stage.recomputed) else "eager")
     faster = copy.deepcopy(stage)
     swap(faster)
     faster.layer_functions = LayerFunctions(

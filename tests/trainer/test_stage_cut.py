@@ -52,6 +52,26 @@ def test_uniform_stages_have_as_many_layers_each(llama):
 
 def test_a_list_is_taken_as_it_is(llama):
     assert layers_of(llama, 3, partition=[20, 2, 10]) == [20, 2, 10]
+    spans = partition(config_of("model", 3, partition=[19.5, 2, 10.5]), llama)
+    assert [str(span) for span in spans] == [
+        "0-19 (attention)",
+        "19 (mlp)-21 (attention)",
+        "21 (mlp)-31",
+    ]
+
+
+def test_halves_balance_stages_better(llama):
+    def balance(stages, **settings):
+        spans = partition(config_of("model", stages, **settings), llama)
+        work = [
+            sum(part.active for part in llama.parts(span, stage, stages))
+            for stage, span in enumerate(spans)
+        ]
+        return sum(work) / stages / max(work)
+
+    gains = {n: balance(n, half_layers=True) - balance(n) for n in range(2, 17)}
+    assert min(gains.values()) >= 0
+    assert gains[8] > 0.03
 
 
 @pytest.mark.parametrize(

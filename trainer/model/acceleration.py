@@ -96,8 +96,11 @@ def accelerate(
     if not uses_kernels(config, device):
         return
     # A compiled recomputation keeps what a custom backward pass saves, here 13 GiB of an 8B Llama's
-    may_join = not stage.recompute
-    adapters = [part for layer in stage.layers for part in swap_adapters(layer, may_join=may_join)]
+    adapters = [
+        part
+        for layer, again in zip(stage.layers, stage.recomputed, strict=True)
+        for part in swap_adapters(layer, may_join=not again)
+    ]
     stage.before_step = partial(LoraLinear.refresh, adapters)
     stage.triton = True
     model_config = architecture.config

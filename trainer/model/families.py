@@ -25,7 +25,13 @@ class Family:
     logit_multiplier: str | None = None  # logits = head(hidden) * value
     logit_divisor: str | None = None  # logits = head(hidden) / value
     logit_softcap: str | None = None  # logits = value * tanh(logits / value)
+    attention: tuple[str, ...] = ()  # modules of a layer before its MLP; none if side by side
     refused: tuple[str, ...] = ()  # config keys that must not be set
+
+
+NORM_FIRST = ("input_layernorm", "self_attn")
+NORM_LAST = ("self_attn", "post_attention_layernorm")
+NORM_TWICE = ("input_layernorm", "self_attn", "post_attention_layernorm")
 
 
 # model_type in config.json -> record
@@ -39,9 +45,11 @@ FAMILIES: Mapping[str, Family] = {
         rotary="transformer.rotary_emb",
         refused=("alibi",),
     ),
-    "gemma2": Family(logit_softcap="final_logit_softcapping"),
+    "gemma2": Family(logit_softcap="final_logit_softcapping", attention=NORM_TWICE),
     "gemma3_text": Family(
-        logit_softcap="final_logit_softcapping", refused=("use_bidirectional_attention",)
+        logit_softcap="final_logit_softcapping",
+        attention=NORM_TWICE,
+        refused=("use_bidirectional_attention",),
     ),
     "gpt_neox": Family(
         embedding="gpt_neox.embed_in",
@@ -50,19 +58,23 @@ FAMILIES: Mapping[str, Family] = {
         rotary="gpt_neox.rotary_emb",
         embedding_dropout="hidden_dropout",
     ),
-    "granite": Family(embedding_multiplier="embedding_multiplier", logit_divisor="logits_scaling"),
-    "llama": Family(),
-    "mistral": Family(),
-    "mixtral": Family(),
-    "olmo2": Family(),
+    "granite": Family(
+        embedding_multiplier="embedding_multiplier",
+        logit_divisor="logits_scaling",
+        attention=NORM_FIRST,
+    ),
+    "llama": Family(attention=NORM_FIRST),
+    "mistral": Family(attention=NORM_FIRST),
+    "mixtral": Family(attention=NORM_FIRST),
+    "olmo2": Family(attention=NORM_LAST),
     "phi": Family(norm="model.final_layernorm", embedding_dropout="embd_pdrop"),
-    "phi3": Family(),
-    "qwen2": Family(),
-    "qwen2_moe": Family(),
-    "qwen3": Family(),
-    "qwen3_moe": Family(),
-    "smollm3": Family(),
-    "starcoder2": Family(embedding_dropout="embedding_dropout"),
+    "phi3": Family(attention=(*NORM_FIRST, "resid_attn_dropout")),
+    "qwen2": Family(attention=NORM_FIRST),
+    "qwen2_moe": Family(attention=NORM_FIRST),
+    "qwen3": Family(attention=NORM_FIRST),
+    "qwen3_moe": Family(attention=NORM_FIRST),
+    "smollm3": Family(attention=NORM_FIRST),
+    "starcoder2": Family(embedding_dropout="embedding_dropout", attention=NORM_FIRST),
 }
 # multimodal model_type -> its text model is trained, the rest of the checkpoint is left alone
 TEXT_PART_OF = ("gemma3", "mistral3")

@@ -5,6 +5,7 @@ without memory, and what autograd keeps for the backward pass is added up.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
+from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.half_layer import Half
 from headrace.trainer.model.model_builder import Plan, assemble
 from headrace.trainer.model.model_size import ModelSize, PartSize
+from headrace.trainer.model.partition import Span
 
 TRAINED_BYTES = 4  # weights that are trained are float32, and so are
 GRADIENT_BYTES = 4
 MOMENT_BYTES = 8  # Adam's two
+OFFLOADED_IN_TRANSIT = 3  # layer inputs on their way to the host or back
 LOGIT_BYTES = 4 + 2  # float32 for the softmax and its gradient, and the gradient once in bfloat16
 
 
@@ -51,7 +56,7 @@ class StageMemory:
 class LayerActivations:
     """Bytes that one decoder layer keeps for the backward pass of one micro-batch."""
 
-    kept: float  # without recomputation
+    kept: Mapping[Half | None, float]  # without recomputation; of a whole layer, of its halves
     boundary: float  # its input alone, with recomputation
 
 
@@ -79,13 +84,26 @@ def layer_activations(
 
     Adapters on fused experts are left out: PEFT makes whole adapted weights of them in passing.
     """
-    rows, width = config.micro_batch_size, plan.architecture.config.hidden_size
-    middle = plan.architecture.config.num_hidden_layers // 2
-    seen: dict[int, int] = {}
+    middle = 2 * (plan.architecture.config.num_hidden_layers // 2)
+    spans: dict[Half | None, Span] = {None: Span(middle, middle + 2)}
+    if config.half_layers or isinstance(config.partition, list):
+        spans |= {"attention": Span(middle, middle + 1), "mlp": Span(middle + 1, middle + 2)}
+    if not plan.architecture.family.attention:
+        spans = {None: spans[None]}
+    width = plan.architecture.config.hidden_size
+    boundary = config.micro_batch_size * sequence_len * width * dtype.itemsize
+    kept = {half: kept_by(plan, config, span, dtype, sequence_len) for half, span in spans.items()}
+    return LayerActivations(kept, float(boundary))
 
+
+def kept_by(
+    plan: Plan, config: TrainConfig, layer: Span, dtype: torch.dtype, sequence_len: int
+) -> float:
+    """Bytes that autograd keeps of one layer, or half of it."""
+    rows, width = config.micro_batch_size, plan.architecture.config.hidden_size
+    seen: dict[int, int] = {}
     stages = config.model_copy(update={"pipeline_stages": 3})
-    layers, cpu = range(middle, middle + 1), torch.device("cpu")
-    stage = copy.deepcopy(assemble(plan, stages, 1, layers, dtype, cpu))
+    stage = copy.deepcopy(assemble(plan, stages, 1, layer, dtype, torch.device("cpu")))
     with FakeTensorMode():
         for module in list(stage.modules()):
             fill_without_memory(module, dtype)
@@ -117,8 +135,7 @@ def layer_activations(
         for tensor in shared:
             seen.pop(tensor.untyped_storage()._cdata, None)
         del output
-    boundary = rows * sequence_len * width * dtype.itemsize
-    return LayerActivations(float(sum(seen.values())), float(boundary))
+    return float(sum(seen.values()))
 
 
 def fill_without_memory(module: nn.Module, dtype: torch.dtype) -> None:
@@ -136,7 +153,7 @@ def fill_without_memory(module: nn.Module, dtype: torch.dtype) -> None:
 def stage_memory(
     config: TrainConfig,
     size: ModelSize,
-    layers: range,
+    layers: Span,
     stage: int,
     activations: LayerActivations,
     dtype: torch.dtype,
@@ -153,14 +170,20 @@ def stage_memory(
     trained = sum(part.trained for part in parts)
     frozen = sum(part.weights for part in parts) - trained
     in_flight = min(config.gradient_accumulation_steps, stages - stage)
-    recompute = config.activation_checkpointing == "full"
-    per_layer = activations.boundary if recompute else activations.kept
-    held = in_flight * (len(layers) * per_layer + 2 * activations.boundary)
+    chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
+    again = [half for layer, half in layers.pieces() if layer in chosen]
+    once = [half for layer, half in layers.pieces() if layer not in chosen]
+    kept = sum(activations.kept[half] for half in once) + 2 * activations.boundary
+    recomputed = max((activations.kept[half] for half in again), default=0.0)
+    if config.activation_offload:
+        boundaries = OFFLOADED_IN_TRANSIT * activations.boundary
+    else:
+        boundaries = in_flight * len(again) * activations.boundary
     return StageMemory(
         weights=frozen * dtype.itemsize + trained * TRAINED_BYTES,
         gradients=trained * GRADIENT_BYTES,
         optimizer=trained * MOMENT_BYTES,
-        activations=held + activations.kept * recompute,
+        activations=in_flight * kept + boundaries + recomputed,
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
         masks=float(in_flight * config.micro_batch_size * sequence_len**2),
     )

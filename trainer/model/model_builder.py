@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.acceleration import accelerate
+from headrace.trainer.model.activation_offload import ActivationOffload
 from headrace.trainer.model.adapters import (
     PEFT_PREFIX,
     adapter_layers,
@@ -29,9 +31,11 @@ from headrace.trainer.model.architecture import (
 from headrace.trainer.model.block_expansion import Expansion, expand
 from headrace.trainer.model.control_adapter import add_control_adapters
 from headrace.trainer.model.families import FAMILIES
+from headrace.trainer.model.half_layer import half_of
 from headrace.trainer.model.materializer import Materializer, TrainedParameter, trained_dtype
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.model_size import measure, partition
+from headrace.trainer.model.partition import Span
 from headrace.trainer.model.reference import copy_weights, share_modules
 from headrace.trainer.model.router_loss import RouterLossSettings, count_routers
 from headrace.trainer.model.self_check import check_against_transformers
@@ -50,7 +54,7 @@ class BuiltStage:
     model_config: Any
     lora_config: LoraConfig | None
     control: AdapterConfig | None  # of control adapters
-    layers: range
+    layers: Span
     architecture: Architecture
     skeleton: Any  # the whole model without adapters, on the meta device
     initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
@@ -172,7 +176,7 @@ def assemble(
     plan: Plan,
     config: TrainConfig,
     stage: int,
-    layers: range,
+    layers: Span,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Stage:
@@ -186,20 +190,38 @@ def assemble(
         head=plan.prefix + family.head if last else None,
     )
     used = [names.embedding, *names.layers, names.norm, names.head]
+    modules = {name: plan.model.get_submodule(name) for name in used if name}
+    for name, (_, half) in zip(names.layers, layers.pieces(), strict=True):
+        if half is not None:
+            modules[name] = half_of(modules[name], family.attention, half)
+    seeded = config.adapter.dropout > 0 or architecture.uses_chance
+    in_halves = any(half for _, half in layers.pieces())
+    if in_halves and seeded:
+        raise ConfigError(
+            "half_layers does not go with dropout, whose choices belong to whole layers; "
+            "use whole layers or set adapter.dropout = 0"
+        )
+    if in_halves and config.adapter.kind == "control":
+        raise ConfigError(
+            'half_layers does not go with adapter.kind = "control", which follows whole layers'
+        )
     rotary = None
     if family.rotary is not None:
         rotary = type(plan.plain.get_submodule(family.rotary))(config=architecture.config)
     stage_module = Stage(
-        {name: plan.model.get_submodule(name) for name in used if name},
+        modules,
         names=names,
-        layers=layers,
+        layers=list(layers),
         rotary=None if rotary is None else rotary.to(device),
         architecture=architecture,
         router_loss=router_loss_settings(plan, config),
         compute_dtype=dtype,
         autocast=plan.trains_weights and trained_dtype(config, dtype) != dtype,
-        recompute=config.activation_checkpointing == "full",
-        seeded=config.adapter.dropout > 0 or architecture.uses_chance,
+        recompute=recomputed_layers(
+            config.activation_checkpointing, architecture.config.num_hidden_layers
+        ),
+        offload=ActivationOffload(device) if config.activation_offload else None,
+        seeded=seeded,
     )
     stage_module.objective = config.objective
     materialize_buffers(stage_module, plan.plain, device)
@@ -211,7 +233,7 @@ def reference_of(
     plan: Plan,
     config: TrainConfig,
     stage: int,
-    layers: range,
+    layers: Span,
     device: torch.device,
 ) -> Stage:
     """A stage of the same layers without adapters, to be run without gradients.
@@ -227,7 +249,8 @@ def reference_of(
     if plan.lora is not None:
         share_modules(policy, model)
     plain = replace(plan, model=model, lora=None)
-    config = config.model_copy(update={"router_loss": 0.0})
+    nothing_kept = {"activation_checkpointing": "none", "activation_offload": False}
+    config = config.model_copy(update={"router_loss": 0.0, **nothing_kept})
     reference = assemble(plain, config, stage, layers, policy.compute_dtype, device)
     if plan.lora is None:
         copy_weights(policy, reference)

@@ -4,10 +4,14 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.adapters import is_adapter
 from headrace.trainer.model.architecture import Architecture
-from headrace.trainer.model.partition import cut, cut_as_listed
+from headrace.trainer.model.half_layer import Half, half_of
+from headrace.trainer.model.partition import Span, cut, cut_as_listed
+
+HALVES: tuple[Half, Half] = ("attention", "mlp")
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,19 @@ class ModelSize:
 
     embedding: PartSize
     layers: list[PartSize]
+    halves: list[PartSize]  # attention and MLP of each layer; none where they are side by side
     head: PartSize  # with the last norm; a tied head counts as if it had weights of its own
     hidden_size: int
     vocabulary: int
     tied: bool
 
-    def parts(self, layers: range, stage: int, stages: int) -> list[PartSize]:
+    def piece(self, layer: int, half: Half | None) -> PartSize:
+        """A decoder layer or half of it."""
+        return self.layers[layer] if half is None else self.halves[2 * layer + (half == "mlp")]
+
+    def parts(self, layers: Span, stage: int, stages: int) -> list[PartSize]:
         """What one stage holds. Alone, it holds a tied embedding once."""
-        parts = [self.layers[index] for index in layers]
+        parts = [self.piece(layer, half) for layer, half in layers.pieces()]
         parts += [self.embedding] * (stage == 0)
         if stage == stages - 1:
             shared = self.vocabulary * self.hidden_size * (self.tied and stages == 1)
@@ -56,6 +65,12 @@ def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> M
     return ModelSize(
         embedding=part_size([embedding], sent, looked_up=True),
         layers=[part_size([layer], sent) for layer in layers.children()],
+        halves=[
+            part_size([half_of(layer, family.attention, half)], sent)
+            for layer in layers.children()
+            for half in HALVES
+            if family.attention
+        ],
         head=part_size(last, sent),
         hidden_size=config.hidden_size,
         vocabulary=config.vocab_size,
@@ -87,23 +102,39 @@ def part_size(modules: list[nn.Module], sent: float, looked_up: bool = False) ->
     return PartSize(weights, trained, active)
 
 
-def partition(config: TrainConfig, size: ModelSize) -> list[range]:
+def partition(config: TrainConfig, size: ModelSize) -> list[Span]:
     """The decoder layers of each stage, as `partition` in the config asks.
 
     Raises:
-        ConfigError: an explicit list that does not fit.
+        ConfigError: an explicit list that does not fit, or layers that have no halves.
     """
-    stages, layers = config.pipeline_stages, len(size.layers)
+    stages = config.pipeline_stages
     if isinstance(config.partition, list):
-        return cut_as_listed(config.partition, stages, layers)
-    if config.partition == "uniform":
-        return cut([1.0] * layers, stages)
-    if config.partition == "memory":
-        unit = max(held(part) for part in size.layers)
-        first, last = held(size.embedding) / unit, held(size.head) / unit
-        return cut([held(part) / unit for part in size.layers], stages, first, last)
-    unit = max(part.active for part in size.layers)
-    return cut([part.active / unit for part in size.layers], stages, last=size.head.active / unit)
+        spans = cut_as_listed(config.partition, stages, len(size.layers))
+        if any(half for span in spans for _, half in span.pieces()):
+            check_halves(size, f"partition = {config.partition}")
+        return spans
+    if config.half_layers:
+        check_halves(size, "half_layers = true")
+    pieces = size.halves if config.half_layers else size.layers
+    cost = {"uniform": lambda part: 1.0, "memory": held, "cost": lambda part: part.active}
+    price = cost[config.partition]
+    unit = max(price(part) for part in size.layers)
+    first = held(size.embedding) / unit if config.partition == "memory" else 0.0
+    last = price(size.head) / unit if config.partition != "uniform" else 0.0
+    ranges = cut([price(part) / unit for part in pieces], stages, first, last)
+    if config.half_layers:
+        return [Span(part.start, part.stop) for part in ranges]
+    return [Span.whole(part) for part in ranges]
+
+
+def check_halves(size: ModelSize, wish: str) -> None:
+    """Some families compute attention and MLP side by side."""
+    if not size.halves:
+        raise ConfigError(
+            f"{wish}: the layers of this model are not known to compute attention and MLP one "
+            "after the other; use whole layers"
+        )
 
 
 def held(part: PartSize) -> float:

@@ -1,19 +1,61 @@
 """Cuts a model's layers into pipeline stages: the dearest stage is as cheap as it can be."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from headrace.schemas.errors import ConfigError
+from headrace.trainer.model.half_layer import Half
+
+
+@dataclass(frozen=True)
+class Span:
+    """The decoder layers of a stage, counted in halves: layer i's attention is 2i, its MLP 2i + 1.
+
+    Iterating gives the numbers of the layers that are there at least in half.
+    """
+
+    start: int
+    stop: int
+
+    @classmethod
+    def whole(cls, layers: range) -> "Span":
+        """Layers that are not cut."""
+        return cls(2 * layers.start, 2 * layers.stop)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start // 2, (self.stop + 1) // 2))
+
+    def __len__(self) -> int:
+        return len(range(self.start // 2, (self.stop + 1) // 2))
+
+    def half(self, layer: int) -> Half | None:
+        """Which half of a layer is all that is there; None if it is whole."""
+        if 2 * layer < self.start:
+            return "mlp"
+        return "attention" if 2 * layer + 1 >= self.stop else None
+
+    def pieces(self) -> list[tuple[int, Half | None]]:
+        """The layers, and what of them is there."""
+        return [(layer, self.half(layer)) for layer in self]
+
+    def __str__(self) -> str:
+        def name(piece: tuple[int, Half | None]) -> str:
+            layer, half = piece
+            return str(layer) if half is None else f"{layer} ({half})"
+
+        first, *others = map(name, self.pieces())
+        return f"{first}-{others[-1]}" if others else first
 
 
 def cut(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0.0) -> list[range]:
-    """The decoder layers of each stage; each has at least one.
+    """The layers, or halves of them, of each stage; each has at least one.
 
     Of all cuts whose dearest stage is cheapest, the one with the least sum of squares, and among
     these the one whose first stages have more layers.
 
     Args:
-        costs: of each layer.
+        costs: of each layer, or half.
         first: cost of the embedding, in the first stage.
         last: cost of the head, in the last.
     """
@@ -44,8 +86,8 @@ def cut(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0
     return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
-def cut_as_listed(sizes: Sequence[int], stages: int, layers: int) -> list[range]:
-    """The cut that a config spells out.
+def cut_as_listed(sizes: Sequence[float], stages: int, layers: int) -> list[Span]:
+    """The cut that a config spells out, in layers and halves of them.
 
     Raises:
         ConfigError: it does not fit the model or the stages.
@@ -58,4 +100,5 @@ def cut_as_listed(sizes: Sequence[int], stages: int, layers: int) -> list[range]
         raise ConfigError(
             f"partition = {list(sizes)} adds up to {sum(sizes)}, but the model has {layers} layers"
         )
-    return [range(start, stop) for start, stop in pairwise([0, *accumulate(sizes)])]
+    bounds = pairwise([0, *accumulate(round(2 * size) for size in sizes)])
+    return [Span(start, stop) for start, stop in bounds]

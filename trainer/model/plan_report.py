@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.half_layer import Half
 from headrace.trainer.model.memory_model import (
     LayerActivations,
     StageMemory,
@@ -20,6 +22,7 @@ from headrace.trainer.model.memory_model import (
 )
 from headrace.trainer.model.model_builder import Plan, compute_dtype, plan_model
 from headrace.trainer.model.model_size import ModelSize, measure, partition
+from headrace.trainer.model.partition import Span
 
 GIB = 1 << 30
 UNITS = {"": 1, "B": 1, "MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": GIB}
@@ -30,7 +33,7 @@ SHOWN_REMEDIES = 4
 class StagePlan:
     """One process of a replica."""
 
-    layers: range
+    layers: Span
     weights: int  # parameters
     trained: int
     memory: StageMemory
@@ -120,7 +123,7 @@ def stage_plan(
     plan: Plan,
     config: TrainConfig,
     size: ModelSize,
-    layers: range,
+    layers: Span,
     stage: int,
     activations: LayerActivations,
     dtype: torch.dtype,
@@ -128,7 +131,9 @@ def stage_plan(
 ) -> StagePlan:
     """One stage."""
     parts = size.parts(layers, stage, config.pipeline_stages)
-    work = sum(layer_work(plan, config, index, size, sequence_len) for index in layers)
+    work = sum(
+        layer_work(plan, config, index, half, size, sequence_len) for index, half in layers.pieces()
+    )
     if stage == config.pipeline_stages - 1:
         work += size.head.active * (6 if size.head.trained else 4)
     return StagePlan(
@@ -141,21 +146,26 @@ def stage_plan(
 
 
 def layer_work(
-    plan: Plan, config: TrainConfig, index: int, size: ModelSize, sequence_len: int
+    plan: Plan,
+    config: TrainConfig,
+    index: int,
+    half: Half | None,
+    size: ModelSize,
+    sequence_len: int,
 ) -> float:
-    """Floating-point operations of a layer for one token, forward and backward.
+    """Floating-point operations of a layer, or half of it, for one token, forward and backward.
 
     Each weight multiplies once forward and once for the gradient of its input, and a trained one
     once more; recomputation repeats the first. Attention is causal, over whole rows or its window.
     """
-    part, settings = size.layers[index], plan.architecture.config
-    recomputed = config.activation_checkpointing == "full"
+    part, settings = size.piece(index, half), plan.architecture.config
+    recomputed = index in recomputed_layers(config.activation_checkpointing, len(size.layers))
     frozen_share = 1 - min(1.0, part.trained / max(1.0, part.active))
     weight_passes = 2 + (1 - frozen_share) + recomputed
     heads = getattr(settings, "num_attention_heads", 1)
     width = heads * (getattr(settings, "head_dim", None) or settings.hidden_size // heads)
     window = plan.architecture.windows[index] or sequence_len
-    seen = min(window, sequence_len / 2)
+    seen = min(window, sequence_len / 2) if half != "mlp" else 0.0
     attention_passes = 3 + recomputed  # forward once, backward two products for each of two
     return 2 * part.active * weight_passes + 4 * seen * width * attention_passes
 
@@ -163,8 +173,12 @@ def layer_work(
 def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str, Any], RunPlan]]:
     """Changes of the config with which the run fits, the mildest first."""
     config = run.config
-    layers = sum(len(stage.layers) for stage in run.stages)
-    single: list[dict[str, Any]] = [{"partition": "memory"}, {"activation_checkpointing": "full"}]
+    layers = run.plan.architecture.config.num_hidden_layers
+    single: list[dict[str, Any]] = [
+        {"partition": "memory"},
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "full", "activation_offload": True},
+    ]
     if config.micro_batch_size > 1:
         rows = config.micro_batch_size * config.gradient_accumulation_steps
         single.append({"micro_batch_size": 1, "gradient_accumulation_steps": rows})
@@ -206,7 +220,7 @@ def report(run: RunPlan, gpus: int, memory: float | None) -> str:
         rows.append(
             [
                 str(number),
-                f"{stage.layers.start}-{stage.layers.stop - 1}",
+                str(stage.layers),
                 f"{stage.weights / 1e6:,.1f}M",
                 f"{stage.trained / 1e6:,.1f}M",
                 *(f"{size / GIB:.2f}" for size in sizes),
@@ -244,4 +258,4 @@ def verdict(run: RunPlan, gpus: int, memory: float) -> list[str]:
 
 def toml(value: object) -> str:
     """A setting as a config has it."""
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return f'"{value}"' if isinstance(value, str) else str(value).lower()

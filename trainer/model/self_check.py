@@ -137,6 +137,7 @@ def _stage(model: Any, architecture: Architecture, layers: range, first: bool, l
         router_loss=None,
         compute_dtype=torch.float32,
         autocast=False,
-        recompute=False,
+        recompute=frozenset(),
+        offload=None,
         seeded=False,
     ).eval()

@@ -2,9 +2,10 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.objective_config import ObjectiveConfig
 from headrace.trainer.data.batch import position_ids, to_device
+from headrace.trainer.model.activation_offload import ActivationOffload
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.attention_mask import attention_masks
 from headrace.trainer.model.control_adapter import CONTROL
@@ -84,7 +86,8 @@ class Stage(nn.Module):
         layers: their numbers in the whole model.
         rotary: positions -> cosine and sine, real buffers, no parameters; None for models without.
         autocast: run in `compute_dtype` though the weights are float32 (full fine-tuning).
-        recompute: keep only each layer's input for the backward pass.
+        recompute: numbers of the layers that keep only their input for the backward pass.
+        offload: where these inputs are held in between, if not on the device.
         seeded: set the random state before each layer, for dropout that is the same in any layout.
 
     Attributes:
@@ -104,13 +107,14 @@ class Stage(nn.Module):
         modules: dict[str, nn.Module],
         *,
         names: StageNames,
-        layers: range,
+        layers: Sequence[int],
         rotary: nn.Module | None,
         architecture: Architecture,
         router_loss: RouterLossSettings | None,
         compute_dtype: torch.dtype,
         autocast: bool,
-        recompute: bool,
+        recompute: frozenset[int],
+        offload: ActivationOffload | None,
         seeded: bool,
     ) -> None:
         super().__init__()
@@ -139,7 +143,8 @@ class Stage(nn.Module):
         self.layer_arguments = required_arguments(self.layers[0])
         self.compute_dtype = compute_dtype
         self.autocast = autocast
-        self.recompute = recompute
+        self.recomputed = [index in recompute for index in layers]
+        self.offload = offload
         self.seeded = seeded
         self.layer_functions = LayerFunctions(run_layer, run_layer_again)
         self.before_step: Callable[[], None] | None = None
@@ -195,17 +200,18 @@ class Stage(nn.Module):
             if self.embedding is not None:
                 hidden = self._embed(inputs, micro_batch.seed)
             tables = self._rotary_tables(hidden, positions, lengths)
+            if self.offload is not None:
+                self.offload.begin()
             for index in range(len(self.layers)):
                 window = self.windows[index]
                 table = tables.get(self.rotary_types[index])
                 arguments = self.arguments_of_layer(masks.get(window), positions, table)
                 if bounds is not None and window is None:
                     arguments[KEYWORD] = bounds
-                run, again = self._layer_runner(index, arguments, real, micro_batch)
-                if again:
-                    hidden, router_loss = checkpoint(
-                        run, hidden, use_reentrant=False, preserve_rng_state=False
-                    )
+                run = self._layer_runner(index, arguments, real, micro_batch)
+                if self.offload is not None and self.recomputed[index]:
+                    with self.offload.of(hidden):
+                        hidden, router_loss = run(hidden)
                 else:
                     hidden, router_loss = run(hidden)
                 router_losses += [] if router_loss is None else [router_loss]
@@ -272,13 +278,13 @@ class Stage(nn.Module):
 
     def _layer_runner(
         self, index: int, arguments: dict[str, Any], real: Tensor | None, micro_batch: MicroBatch
-    ) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor | None]], bool]:
-        """A function for one layer, and whether it is to be checkpointed from outside."""
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+        """A function for one layer: hidden states in, hidden states and router loss out."""
         layer, name, tap = self.layers[index], self.layer_names[index], self.taps[index]
         control, classes = self.controls[index], micro_batch.control_classes
         assert control is None or classes is not None
         seed = micro_batch.seed
-        seeded, recompute = self.seeded and self.training, self.recompute and self.training
+        seeded, recompute = self.seeded and self.training, self.recomputed[index] and self.training
         routes = tap is not None and real is not None and self.router_loss is not None
         outside = recompute and (seeded or routes or control is not None)
         within = recompute and not outside
@@ -294,7 +300,9 @@ class Stage(nn.Module):
                 return states, None
             return states, balance_loss(tap.take(), self.router_loss.top_k, real)
 
-        return run, outside
+        if outside:
+            return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        return run
 
     def _tap(self, layer: nn.Module) -> RouterTap | None:
         """A tap on the layer's router, if it has one whose loss is wanted."""

@@ -13,9 +13,11 @@ FREE_ON_RESUME = {
     "output_dir",
     "pipeline_stages",
     "partition",
+    "half_layers",
     "micro_batch_size",
     "gradient_accumulation_steps",
     "activation_checkpointing",
+    "activation_offload",
     "kernels",
     "compile",
     "threads",
@@ -24,6 +26,7 @@ FREE_ON_RESUME = {
     "checkpoint",
     "anomalies",
     "profile",
+    "reporting",
 }
 LOADER_SETTINGS_KEPT = {
     "shuffle",

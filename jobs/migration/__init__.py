@@ -1,0 +1,1 @@
+"""What the configs of other systems become here."""

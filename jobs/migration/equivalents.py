@@ -1,0 +1,95 @@
+"""One old key or flag and what stands for it here: the table behind importer and docs page."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Values = Mapping[str, Any]
+
+
+class NoEquivalentError(Exception):
+    """A value that has no equivalent, though others of its key have; the text says why."""
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """One old key.
+
+    Attributes:
+        old: the key as the old system writes it; tables with dots, lists of tables with `[]`.
+        new: our keys, as `train.optimizer.lr` or `prepare.sources.path`, or `headrace` commands.
+        note: how they differ; where `new` is empty, why there is none.
+        convert: the old value, beside all old values, to values of `new`. None: nothing is written,
+            because the key is read elsewhere or is about a command.
+        default: the old system's, where it differs from ours; None: as ours, or the same effect.
+        neutral: values that ask for nothing, so that nothing is said about them.
+    """
+
+    old: str
+    new: tuple[str, ...] = ()
+    note: str = ""
+    convert: Callable[[Any, Values], dict[str, Any]] | None = None
+    default: Any = None
+    neutral: tuple[Any, ...] = (False, None, "")
+
+
+@dataclass(frozen=True)
+class OldSystem:
+    """One system.
+
+    Attributes:
+        title: heading of its table.
+        fixed: what the old system does always, as values of our keys.
+        rows: every key.
+    """
+
+    title: str
+    rows: tuple[Equivalent, ...]
+    fixed: Mapping[str, Any]
+    fixed_note: str = ""
+
+
+def same(old: str, new: str, note: str = "", default: Any = None) -> Equivalent:
+    """The same value under our name."""
+    return Equivalent(old, (new,), note, lambda value, _: {new: value}, default)
+
+
+def number(old: str, new: str, note: str = "", default: Any = None) -> Equivalent:
+    """The same number under our name, where ours has a fraction."""
+    return Equivalent(old, (new,), note, lambda value, _: {new: float(value)}, default)
+
+
+def choice(
+    old: str, new: str, words: Mapping[Any, Any], note: str = "", default: Any = None
+) -> Equivalent:
+    """A word under our name; None leaves our key alone."""
+
+    def convert(value: Any, _: Values) -> dict[str, Any]:
+        if value not in words:
+            raise NoEquivalentError(f"only {', '.join(map(str, words))} have an equivalent")
+        return {} if words[value] is None else {new: words[value]}
+
+    shown = ", ".join(f"`{o}`: `{n}`" for o, n in words.items() if n is not None and n != o)
+    text = ". ".join(part for part in (shown, note) if part)
+    return Equivalent(old, (new,), text, convert, default)
+
+
+def computed(
+    old: str,
+    new: str | Iterable[str],
+    convert: Callable[[Any, Values], dict[str, Any]],
+    note: str = "",
+    default: Any = None,
+) -> Equivalent:
+    """Values of our keys worked out from the old one."""
+    return Equivalent(old, (new,) if isinstance(new, str) else tuple(new), note, convert, default)
+
+
+def elsewhere(old: str, new: str | Iterable[str], note: str = "") -> Equivalent:
+    """A key that the sources are built from, or something that is given on the command line."""
+    return Equivalent(old, (new,) if isinstance(new, str) else tuple(new), note)
+
+
+def none(old: str, reason: str, *neutral: Any) -> Equivalent:
+    """No equivalent, and why."""
+    return Equivalent(old, note=reason, neutral=(False, None, "", *neutral))

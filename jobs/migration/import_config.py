@@ -1,0 +1,268 @@
+"""`headrace import-config`: an old config into prepare.toml and train.toml."""
+
+import shlex
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from headrace.jobs.migration.axolotl import AXOLOTL
+from headrace.jobs.migration.equivalents import OldSystem
+from headrace.jobs.migration.fsdp_qlora import FSDP_QLORA
+from headrace.jobs.migration.imported import Imported, apply, entry_rows, flatten, nest, translate
+from headrace.jobs.migration.jllm import JLLM
+from headrace.jobs.migration.old_datasets import OldDatasets, lite_datasets, qlora_datasets
+from headrace.jobs.migration.qlora_pipe import QLORA_PIPE
+from headrace.jobs.migration.qlora_pipe_lite import QLORA_PIPE_LITE
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.publish import write_atomic
+
+SYSTEMS = (QLORA_PIPE, QLORA_PIPE_LITE, AXOLOTL, JLLM, FSDP_QLORA)
+YAML_SUFFIXES = (".yaml", ".yml")
+JLLM_PROGRAMS = ("raw2ids", "shuffle_datasets", "repartition", "train_pipe")
+JLLM_SHARDS = "their Parquet needs a manifest: run `headrace index` on it first"
+
+
+def import_config(old: Path, directory: Path) -> list[str]:
+    """Write the configs that an old one becomes.
+
+    Returns:
+        What to tell: files written, then a line for each setting that was left out.
+
+    Raises:
+        ConfigError: not an old config that is known, or one that our configs would refuse.
+    """
+    imported = read_old(old)
+    imported.check()
+    texts = imported.files()
+    for name in texts:
+        if (directory / name).exists():
+            raise ConfigError(f"{directory / name}: exists already; choose another --output")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_atomic(directory / name, text)
+    return [*(f"{directory / name}: written" for name in texts), *imported.report()]
+
+
+def read_old(path: Path) -> Imported:
+    """What an old config becomes, by the kind of file it is.
+
+    Raises:
+        ConfigError: not a config of a system that is known.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    suffix = path.suffix.lower()
+    if suffix == ".toml":
+        return from_toml(parse_toml(text, path), path)
+    if suffix in YAML_SUFFIXES:
+        return from_axolotl(parse_yaml(text, path), path)
+    return from_commands(text, path)
+
+
+def parse_toml(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict) or "base_model" not in values:
+        raise ConfigError(f"{path}: no base_model, so not a config of Axolotl")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def from_toml(values: Mapping[str, Any], path: Path) -> Imported:
+    """qlora-pipe, which says `model`, or qlora-pipe-lite, which says `model_dir`."""
+    if "model_dir" in values:
+        return assemble(QLORA_PIPE_LITE, values, lite_datasets)
+    if "model" in values and "datasets" in values:
+        return assemble(QLORA_PIPE, values, qlora_datasets)
+    raise ConfigError(
+        f"{path}: neither `model` (qlora-pipe) nor `model_dir` (qlora-pipe-lite) beside `datasets`"
+    )
+
+
+def assemble(system: OldSystem, values: Mapping[str, Any], build: Any) -> Imported:
+    """A config with `[[datasets]]`."""
+    imported = Imported()
+    plain = flatten({key: v for key, v in values.items() if not key.endswith("datasets")})
+    new = apply(system, plain, imported)
+    for table in ("datasets", "eval_datasets"):
+        rows = entry_rows(system, table)
+        for number, entry in enumerate(values.get(table, [])):
+            for key, value in entry.items():
+                if key in rows:
+                    translate(rows[key], value, entry, imported, f"{number}: ")
+                else:
+                    imported.leave(f"{table}[{number}].{key}", value, "not a key that is known")
+    imported.train = nest(new, "train")
+    datasets: OldDatasets = build(values, nest(new, "prepare"), imported)
+    imported.prepare = datasets.prepare_files(imported.train["model"])
+    imported.train |= datasets.train_tables(imported.train)
+    return imported
+
+
+def from_axolotl(values: Mapping[str, Any], path: Path) -> Imported:
+    """The YAML file stays the source of the data; `prepare` reads it."""
+    imported = Imported()
+    new = apply(AXOLOTL, values, imported)
+    imported.train = nest(new, "train")
+    shards = str(values.get("dataset_prepared_path") or f"shards/{path.stem}")
+    seen = bool(values.get("val_set_size") or values.get("test_datasets"))
+    imported.prepare["prepare.toml"] = {
+        "output": shards,
+        "tokenizer": str(values.get("tokenizer_config") or values["base_model"]),
+        "sources": [{"name": path.stem, "type": "axolotl", "path": str(path)}],
+    }
+    add_shards(imported, shards, seen)
+    return imported
+
+
+def add_shards(imported: Imported, shards: str, evaluated: bool) -> None:
+    """Train on a shard directory, and evaluate on it where it has an evaluation split."""
+    imported.train["datasets"] = [{"path": shards}]
+    if evaluated:
+        imported.train["evaluation_datasets"] = [{"path": shards}]
+    else:
+        drop_evaluation(imported)
+
+
+def drop_evaluation(imported: Imported) -> None:
+    """Without evaluation sets nothing may ask for their loss."""
+    imported.train.get("evaluation", {}).pop("patience", None)
+    imported.train.get("checkpoint", {}).pop("keep_best", None)
+
+
+def from_commands(text: str, path: Path) -> Imported:
+    """A shell script, or a file with nothing but a command, of jllm or fsdp_qlora.
+
+    Raises:
+        ConfigError: no command of theirs is in it.
+    """
+    programs = find_programs(text, path)
+    if not programs:
+        raise ConfigError(
+            f"{path}: give a .toml of qlora-pipe, a .yaml of Axolotl, or a file with the command "
+            "lines of jllm or fsdp_qlora"
+        )
+    if "train.py" in programs:
+        return from_fsdp_qlora(programs["train.py"])
+    return from_jllm(programs)
+
+
+def find_programs(text: str, path: Path) -> dict[str, dict[str, Any]]:
+    """Program -> flags, of all command lines in a shell script."""
+    programs: dict[str, dict[str, Any]] = {}
+    try:
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            for place, word in enumerate(words):
+                name = word.rsplit("/", 1)[-1].removeprefix("jllm.").removesuffix(".py")
+                name = name.rsplit(".", 1)[-1]
+                if name in JLLM_PROGRAMS and ("jllm" in line or name == "train_pipe"):
+                    programs[name] = parse_flags(words[place + 1 :])
+                    break
+                if word.endswith("train.py") and "--train_type" in line:
+                    programs["train.py"] = parse_flags(words[place + 1 :])
+                    break
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a shell script: {error}") from None
+    return programs
+
+
+def parse_flags(words: list[str]) -> dict[str, Any]:
+    """`--flag value`, `--flag=value` and bare flags; numbers as numbers."""
+    flags: dict[str, Any] = {}
+    waiting: str | None = None
+    for word in words:
+        if word in ("&&", ";", "|", "&", ">", "2>&1"):
+            break
+        if is_flag(word):
+            name, equals, value = word.partition("=")
+            flags[name] = plain(value) if equals else True
+            waiting = None if equals else name
+        elif waiting is not None:
+            flags[waiting] = plain(word)
+            waiting = None
+        else:
+            flags.setdefault("(argument)", word)
+    return flags
+
+
+def is_flag(word: str) -> bool:
+    """Whether a word is a flag and not a negative number."""
+    return word.startswith("-") and len(word) > 1 and isinstance(plain(word), str)
+
+
+def plain(word: str) -> Any:
+    """A word as the number or truth value that it spells."""
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
+
+
+def from_jllm(programs: Mapping[str, Mapping[str, Any]]) -> Imported:
+    """raw2ids becomes prepare.toml, train_pipe train.toml."""
+    imported = Imported()
+    old: dict[str, Any] = dict(programs.get("train_pipe", {}))
+    for name in JLLM_PROGRAMS[:-1]:
+        old |= {f"{name} {flag}": value for flag, value in programs.get(name, {}).items()}
+    new = apply(JLLM, old, imported)
+    raw = programs.get("raw2ids")
+    shards = f"shards/{Path(str(old.get('raw2ids -i', 'data'))).stem}"
+    if raw is not None:
+        prepare = nest(new, "prepare")
+        shards = str(raw.get("-o") or shards)
+        prepare = {"output": shards, "tokenizer": "open_llama_13b"} | prepare
+        prepare.setdefault("packing", "none")
+        prepare["sources"] = [jllm_source(raw)]
+        imported.prepare["prepare.toml"] = prepare
+    if "train_pipe" not in programs:
+        raise ConfigError("no train_pipe in the command lines, so there is no model to train")
+    imported.train = nest(new, "train")
+    imported.train.setdefault("model", "baichuan-inc/Baichuan-13B-Chat")
+    imported.train.setdefault("output_dir", str(old.get("--checkpoint") or "runs/imported"))
+    path = str(old.get("--train_data") or shards)
+    if raw is None:
+        imported.leave("--train_data", path, JLLM_SHARDS)
+    else:
+        path = shards
+    add_shards(imported, path, evaluated=False)
+    if old.get("--eval_data"):
+        imported.train["evaluation_datasets"] = [{"path": str(old["--eval_data"])}]
+        imported.leave("--eval_data", old["--eval_data"], JLLM_SHARDS)
+    return imported
+
+
+def jllm_source(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Chat, or documents as its own pretraining mode tells them apart."""
+    path = str(raw.get("-i", "data.txt"))
+    source: dict[str, Any] = {"name": Path(path).stem or "data", "path": path}
+    if raw.get("-t", "ft") == "ft":
+        return source | {"type": "chat"}
+    if Path(path).suffix in (".json", ".jsonl"):
+        return source | {"type": "documents"}
+    return source | {"type": "text", "document_separator": "\n\n"}
+
+
+def from_fsdp_qlora(flags: Mapping[str, Any]) -> Imported:
+    """Its data sets are built in, so there is only a train.toml."""
+    imported = Imported()
+    imported.train = nest(apply(FSDP_QLORA, flags, imported), "train")
+    add_shards(imported, f"shards/{flags.get('--dataset', 'alpaca_sample')}", evaluated=False)
+    return imported

@@ -1,0 +1,274 @@
+"""qlora-pipe's keys (tdrussell/qlora-pipe at 90b8e7d)."""
+
+from typing import Any
+
+from headrace.jobs.migration.equivalents import (
+    Equivalent,
+    NoEquivalentError,
+    OldSystem,
+    Values,
+    choice,
+    computed,
+    elsewhere,
+    none,
+    number,
+    same,
+)
+
+KEEP_ALL = 1_000_000
+
+
+def adapter_kind(full: bool, values: Values) -> dict[str, Any]:
+    dora = values.get("use_dora")
+    return {"train.adapter.kind": "none" if full else "dora" if dora else "lora"}
+
+
+def warmup(value: float, values: Values) -> dict[str, Any]:
+    """Steps, or below 1 a share of one epoch, which ours counts of all steps."""
+    if value >= 1 or not value:
+        return {"train.scheduler.warmup_steps": int(value)}
+    return {"train.scheduler.warmup_fraction": value / max(1, values.get("epochs", 1))}
+
+
+def keep(value: int, _: Values) -> dict[str, Any]:
+    return {"train.checkpoint.keep_last": value if value > 0 else KEEP_ALL}
+
+
+def tokens_per_batch(value: int, _: Values) -> dict[str, Any]:
+    return {
+        "train.loader.pack": "best_fit",
+        "train.loader.tokens_per_row": value,
+        "train.micro_batch_size": 1,
+    }
+
+
+def loraplus(value: bool, values: Values) -> dict[str, Any]:
+    ratio = values.get("optimizer.loraplus_lr_ratio", 16)
+    return {"train.optimizer.lora_plus_ratio": float(ratio)} if value else {}
+
+
+def bf16_or_fp32(value: str, _: Values) -> dict[str, Any]:
+    if value not in ("bfloat16", "float32"):
+        raise NoEquivalentError("only bfloat16 and float32 are computed in")
+    return {"train.dtype": value}
+
+
+def activation_checkpointing(value: Any, _: Values) -> dict[str, Any]:
+    return {"train.activation_checkpointing": "full" if value else "none"}
+
+
+def adapter_dtype(value: str, values: Values) -> dict[str, Any]:
+    if value == "float32":
+        return {}
+    if values.get("optimizer.type") == "adamw_kahan":
+        return {"train.dtype": value}
+    raise NoEquivalentError('adapters are float32, unless optimizer.type = "adamw_kahan"')
+
+
+COMMAND_LINE = (
+    elsewhere("--config", "headrace train"),
+    elsewhere("--resume_from_checkpoint", "headrace train --resume"),
+    elsewhere("--local_rank", "headrace train", "set by the launcher"),
+    elsewhere("--debug_dataset", "headrace inspect --rows"),
+    none("--no_quantiles", "quantiles are not logged"),
+    none("--deepspeed", "not needed"),
+    none("--deepspeed_config", "the batch is set by the keys of train.toml alone"),
+)
+
+LAYERS: tuple[Equivalent, ...] = (
+    none(
+        "attn_implementation",
+        "attention is chosen by `kernels`: ours on GPUs, PyTorch's elsewhere",
+        "flash_attention_2",
+        "sdpa",
+    ),
+    none("offload_mlp_to_cpu", "weights stay on the device; more `pipeline_stages` make them fit"),
+    none("load_in_4bit", "never read by qlora-pipe itself"),
+)
+
+QUANTIZATION = "frozen weights are not quantised yet; they are loaded in `dtype`"
+
+DATASETS = tuple(
+    row
+    for table in ("datasets", "eval_datasets")
+    for row in (
+        elsewhere(f"{table}[].name", "prepare.sources.name"),
+        elsewhere(
+            f"{table}[].dataset_type",
+            ("prepare.sources.type", "prepare.packing"),
+            "`textfile`: `text`, `doclist`: `documents`, concatenated; "
+            "`axolotl`, `pretokenized`: rows that are not packed",
+        ),
+        elsewhere(f"{table}[].dataset_path", "prepare.sources.path"),
+        elsewhere(f"{table}[].sequence_len", "prepare.sequence_len"),
+        elsewhere(f"{table}[].num_repeats", "train.datasets.repeats"),
+        elsewhere(
+            f"{table}[].sample_weight", "train.datasets.weight", "with interleaving, as there"
+        ),
+        elsewhere(
+            f"{table}[].eval_size",
+            "prepare.evaluation_fraction",
+            "a share; a number of rows has no equivalent",
+        ),
+        none(
+            f"{table}[].subsample",
+            "no share of a source is taken; `datasets.max_tokens` takes a number of tokens",
+        ),
+    )
+)
+
+QLORA_PIPE = OldSystem(
+    "qlora-pipe",
+    (
+        *COMMAND_LINE,
+        same("model", "train.model"),
+        same("output_dir", "train.output_dir", "the run directory itself, without a time stamp"),
+        computed(
+            "full_fine_tune",
+            "train.adapter.kind",
+            adapter_kind,
+            '`true`: `"none"`; tied embeddings may be trained',
+            default=False,
+        ),
+        elsewhere("use_dora", "train.adapter.kind", '`true`: `"dora"`'),
+        same("lora_rank", "train.adapter.rank"),
+        number("lora_alpha", "train.adapter.alpha"),
+        number("lora_dropout", "train.adapter.dropout"),
+        same("target_modules", "train.adapter.target_modules"),
+        same("modules_to_save", "train.adapter.modules_to_save", "embedding and head are trained"),
+        same("layers_to_transform", "train.adapter.layers"),
+        computed(
+            "model_weight_dtype", "train.dtype", bf16_or_fp32, "the type of the computation too"
+        ),
+        computed(
+            "lora_weight_dtype",
+            "train.dtype",
+            adapter_dtype,
+            "adapters are float32; with `adamw_kahan` they are of `dtype`",
+        ),
+        none("save_dtype", "adapters are saved in float32, models in the base model's type"),
+        same("epochs", "train.epochs"),
+        choice(
+            "lr_scheduler",
+            "train.scheduler.type",
+            {"constant": "constant", "none": "constant", "cosine": "cosine"},
+        ),
+        computed(
+            "warmup_steps",
+            ("train.scheduler.warmup_steps", "train.scheduler.warmup_fraction"),
+            warmup,
+            "below 1 it is a share of an epoch there, of all steps here",
+        ),
+        number("force_constant_lr", "train.scheduler.force_constant_lr"),
+        none("load_optimizer_states", "always loaded; they take no more memory than before", True),
+        same("micro_batch_size_per_gpu", "train.micro_batch_size"),
+        computed(
+            "batch_size_tokens",
+            ("train.loader.pack", "train.loader.tokens_per_row", "train.micro_batch_size"),
+            tokens_per_batch,
+            "places of so many tokens, filled with whole rows instead of padding",
+        ),
+        same("gradient_accumulation_steps", "train.gradient_accumulation_steps"),
+        none(
+            "eval_gradient_accumulation_steps",
+            "evaluation fills the pipeline by itself; results do not depend on it",
+            1,
+        ),
+        number("gradient_clipping", "train.optimizer.gradient_clipping"),
+        none("steps_per_print", "each step is printed", 1),
+        same("pipeline_stages", "train.pipeline_stages"),
+        none(
+            "use_column_major_topology",
+            "stages of a replica are always neighbours, as with `true` there",
+            True,
+        ),
+        none("group_by_length", 'rows are packed in place of padded: `loader.pack = "best_fit"`'),
+        computed(
+            "activation_checkpointing",
+            "train.activation_checkpointing",
+            activation_checkpointing,
+            '`true`, `"cpu"`, `"unsloth"`: `"full"`, kept on the device',
+        ),
+        *LAYERS,
+        number("scale_weight_norms", "train.regularization.max_product_norm"),
+        number("load_balancing_loss_coef", "train.router_loss"),
+        none("loss_type", "only cross-entropy is trained yet", "cross_entropy_loss"),
+        none("focal_loss_gamma", "only cross-entropy is trained yet", 0, 0.0),
+        same("eval_steps", "train.evaluation.every_steps"),
+        none("logging_steps", "each step is logged", 1),
+        same("eval_before_first_step", "train.evaluation.before_first_step", default=False),
+        same("eval_after_last_step", "train.evaluation.after_last_step", default=False),
+        same(
+            "save_steps",
+            "train.checkpoint.every_steps",
+            "a checkpoint; `headrace convert` makes an adapter or a model of any",
+        ),
+        number(
+            "save_every_n_epochs", "train.checkpoint.every_epochs", "a checkpoint too", default=1
+        ),
+        none("save_checkpoint_on_epoch_end", "checkpoints go by `save_every_n_epochs` here", True),
+        number("checkpoint_every_n_minutes", "train.checkpoint.every_minutes"),
+        none("checkpoint_on_save", "each save is a checkpoint", True),
+        computed(
+            "keep_states",
+            "train.checkpoint.keep_last",
+            keep,
+            "of earlier sessions too; -1 keeps all",
+        ),
+        elsewhere("resume_from_checkpoint", "headrace train --resume"),
+        none("rejected_sampling", "pairs are prepared, not sampled while training"),
+        none(
+            "rejected_sampling_max_new_tokens",
+            "pairs are prepared, not sampled while training",
+            1_000_000_000,
+        ),
+        same("dataset_combination_mode", "train.mixing"),
+        computed(
+            "dataset_interleave_stopping_strategy",
+            "train.mixing_stop",
+            lambda value, values: (
+                {"train.mixing_stop": value}
+                if values.get("dataset_combination_mode") == "interleave"
+                else {}
+            ),
+        ),
+        none("quantization.bnb.load_in_4bit", QUANTIZATION),
+        none("quantization.bnb.load_in_8bit", QUANTIZATION),
+        none("quantization.bnb.bnb_4bit_compute_dtype", QUANTIZATION),
+        none("quantization.bnb.bnb_4bit_quant_type", QUANTIZATION),
+        none("quantization.bnb.bnb_4bit_use_double_quant", QUANTIZATION),
+        none("quantization.bnb.bnb_4bit_quant_storage", QUANTIZATION),
+        none("quantization.bnb.llm_int8_threshold", QUANTIZATION),
+        none("quantization.bnb.llm_int8_skip_modules", QUANTIZATION),
+        none("quantization.hqq.nbits", QUANTIZATION),
+        none("quantization.hqq.group_size", QUANTIZATION),
+        none("quantization.hqq.view_as_float", QUANTIZATION),
+        none("quantization.hqq.axis", QUANTIZATION),
+        none("quantization.hqq.skip_modules", QUANTIZATION),
+        none("quantization.hqq.compute_dtype", QUANTIZATION),
+        none("quantization.hqq.quant_zero", QUANTIZATION),
+        none("quantization.hqq.quant_scale", QUANTIZATION),
+        none("quantization.hqq.dynamic_config", QUANTIZATION),
+        choice(
+            "optimizer.type",
+            "train.optimizer.type",
+            {"adamw": "adamw", "adamw8bit": "adamw_8bit", "adamw_kahan": "adamw_kahan"},
+        ),
+        number("optimizer.lr", "train.optimizer.lr"),
+        number("optimizer.beta1", "train.optimizer.beta1"),
+        number("optimizer.beta2", "train.optimizer.beta2"),
+        number("optimizer.weight_decay", "train.optimizer.weight_decay", "not of norms and biases"),
+        number("optimizer.eps", "train.optimizer.eps"),
+        number("optimizer.lr_min", "train.scheduler.min_lr"),
+        none("optimizer.kahan_sum", "`adamw_kahan` always sums so", True),
+        computed("optimizer.use_loraplus", "train.optimizer.lora_plus_ratio", loraplus),
+        elsewhere("optimizer.loraplus_lr_ratio", "train.optimizer.lora_plus_ratio"),
+        none("rl.method", "pairs are prepared, but not trained on yet"),
+        none("rl.dpo_beta", "pairs are prepared, but not trained on yet"),
+        none("sampling.temperature", "nothing is sampled while training", 1.0, 1),
+        none("sampling.min_p", "nothing is sampled while training", 0, 0.0),
+        none("sampling.temperature_last", "nothing is sampled while training"),
+        *DATASETS,
+    ),
+    {},
+)

@@ -1,0 +1,148 @@
+"""qlora-pipe-lite's keys (jukofyork/qlora-pipe-lite at e8e5092)."""
+
+from typing import Any
+
+from headrace.jobs.migration.equivalents import (
+    NoEquivalentError,
+    OldSystem,
+    Values,
+    choice,
+    computed,
+    elsewhere,
+    none,
+    number,
+    same,
+)
+from headrace.jobs.migration.qlora_pipe import QUANTIZATION
+
+CONTROL = "control adapters are not trained yet"
+
+
+def adapter_kind(full: bool, _: Values) -> dict[str, Any]:
+    kind = "none" if full else "lora"
+    found = {"train.adapter.kind": kind}
+    return found | ({"train.optimizer.type": "adamw_kahan"} if full else {})
+
+
+def layers(value: int | str, _: Values) -> dict[str, Any]:
+    return {"train.adapter.layers": str(value).replace(" ", "")}
+
+
+def epoch_share(value: float, _: Values) -> dict[str, Any]:
+    return {"train.evaluation.every_epochs": 1 / value}
+
+
+def minutes(value: float, _: Values) -> dict[str, Any]:
+    return {"train.checkpoint.every_minutes": 60.0 * value}
+
+
+def mask(value: Any, _: Values) -> dict[str, Any]:
+    if value is True:
+        raise NoEquivalentError("name the tokens; no word stands for all special ones")
+    return {"prepare.sources.mask_tokens": value if isinstance(value, list) else [value]}
+
+
+def decay(value: float, _: Values) -> dict[str, Any]:
+    return {"train.regularization.product_decay": float(value)} if value else {}
+
+
+QLORA_PIPE_LITE = OldSystem(
+    "qlora-pipe-lite",
+    (
+        elsewhere("--config", "headrace train"),
+        elsewhere("--resume_from_checkpoint", "headrace train --resume"),
+        elsewhere("--local_rank", "headrace train", "set by the launcher"),
+        elsewhere("--add-prefix-space", "prepare.sources.add_prefix_space"),
+        none("--trust-remote-code", "no code of a model directory is run"),
+        same("model_dir", "train.model"),
+        same("output_dir", "train.output_dir"),
+        number("lr", "train.optimizer.lr"),
+        same("sequence_len", "prepare.sequence_len", "need not be a multiple of 64"),
+        computed(
+            "full_fine_tune",
+            ("train.adapter.kind", "train.optimizer.type"),
+            adapter_kind,
+            '`true`: `"none"`, with `adamw_kahan`',
+            default=False,
+        ),
+        none("use_control_adapters", CONTROL),
+        none("control_adapter_gamma", CONTROL, 0.5),
+        none("load_in_4bit", QUANTIZATION),
+        same("lora_rank", "train.adapter.rank"),
+        number("lora_dropout", "train.adapter.dropout"),
+        none("lora_weight_dtype", "adapters are float32, unless `adamw_kahan` is used", "float32"),
+        computed("lora_weight_decay", "train.regularization.product_decay", decay, "decay of BA"),
+        same("target_modules", "train.adapter.target_modules"),
+        computed("layers_to_transform", "train.adapter.layers", layers),
+        number("beta1", "train.optimizer.beta1"),
+        number("beta2", "train.optimizer.beta2"),
+        number("eps", "train.optimizer.eps"),
+        same("epochs", "train.epochs"),
+        same("gradient_accumulation_steps", "train.gradient_accumulation_steps"),
+        none(
+            "eval_gradient_accumulation_steps",
+            "evaluation fills the pipeline by itself; results do not depend on it",
+        ),
+        same("pipeline_stages", "train.pipeline_stages"),
+        choice(
+            "partition_method",
+            "train.partition",
+            {"uniform": "uniform", "parameters": "memory"},
+            "classes cannot be named; list the layers of each stage",
+            default="uniform",
+        ),
+        none(
+            "use_column_major_topology",
+            "stages of a replica are always neighbours, as with `true` there",
+            True,
+        ),
+        number(
+            "eval_fraction",
+            "prepare.evaluation_fraction",
+            "of documents, before they are cut",
+            default=0.01,
+        ),
+        computed(
+            "evals_per_epoch",
+            "train.evaluation.every_epochs",
+            epoch_share,
+            "1 over it",
+            default=10,
+        ),
+        computed(
+            "checkpoint_interval_hours",
+            "train.checkpoint.every_minutes",
+            minutes,
+            "60 times it",
+        ),
+        same("max_checkpoints", "train.checkpoint.keep_last"),
+        none("max_sequences", "`datasets.max_tokens` takes a number of tokens instead"),
+        same("drop_tails", "prepare.drop_tails"),
+        none("mix_datasets", "rows of all sources are always shuffled together, to the row", True),
+        same(
+            "sequence_prefix",
+            "prepare.sequence_prefix",
+            "there BOS if left out, here nothing: give the text of BOS",
+        ),
+        same("document_prefix", "prepare.sources.document_prefix", default=""),
+        same("document_suffix", "prepare.sources.document_suffix"),
+        computed("mask_tokens", "prepare.sources.mask_tokens", mask, "ids or texts, not `true`"),
+        elsewhere("datasets[].dataset_path", ("prepare.sources.path", "prepare.sources.type")),
+        elsewhere(
+            "datasets[].control_class",
+            "prepare.sources.control_class",
+        ),
+        elsewhere(
+            "datasets[].max_tokens",
+            "train.datasets.max_tokens",
+            "with one dataset; several share a directory here",
+        ),
+    ),
+    {
+        "train.optimizer.weight_decay": 0.0,
+        "train.scheduler.type": "rms_ratio",
+        "train.activation_checkpointing": "full",
+        "train.checkpoint.every_epochs": 1.0,
+    },
+    "no weight decay, the RMS-ratio schedule, activation checkpointing, a checkpoint each epoch",
+)

@@ -1,0 +1,124 @@
+"""The commands on models, adapters and old configs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: headrace merge --model models/smollm2-135m --adapter runs/demo/adapter "
+    "--output models/merged"
+)
+def merge(
+    model: Annotated[Path, typer.Option(help="Base model directory.")],
+    adapter: Annotated[Path, typer.Option(help="Adapter directory, in PEFT's format.")],
+    output: Annotated[Path, typer.Option(help="Model directory to write.")],
+) -> None:
+    """Merge an adapter into its base model."""
+    from headrace.trainer.export.merge import merge
+
+    merge(model, adapter, output)
+    print(f"{output}: written")
+
+
+@app.command(epilog="Example: headrace control-report runs/demo/adapter --plot control.png")
+def control_report(
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="Directory of control adapters.")
+    ],
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw norms and effective rank.")
+    ] = None,
+) -> None:
+    """Show norms, orthogonality, effective rank and condition of control adapters by layer."""
+    from rich.console import Console
+
+    from headrace.jobs.control_report import control_report
+
+    control_report(adapter, Console(), plot)
+
+
+@app.command(
+    epilog="Example: headrace control-to-lora --model models/command-r --adapter runs/demo/adapter "
+    "--output adapters/demo"
+)
+def control_to_lora(
+    model: Annotated[Path, typer.Option(help="Base model directory.")],
+    adapter: Annotated[Path, typer.Option(help="Directory of control adapters.")],
+    output: Annotated[Path, typer.Option(help="Adapter directory to write, in PEFT's format.")],
+    inverse: Annotated[bool, typer.Option("--inverse", help="That of class -1.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write it even where it is not the same.")
+    ] = False,
+) -> None:
+    """Turn control adapters into a LoRA, where that is exact: models of parallel blocks."""
+    from headrace.trainer.export.control_lora import control_to_lora
+    from headrace.trainer.quiet import quiet_libraries
+
+    quiet_libraries()
+    error = control_to_lora(model, adapter, output, inverse=inverse, force=force)
+    print(f"{output}: written; it misses {error:.2g} of what the control adapters change")
+
+
+@app.command(epilog="Example: headrace export-gguf models/merged --output merged.gguf --type q8_0")
+def export_gguf(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model directory; an adapter's base model.")
+    ],
+    output: Annotated[Path, typer.Option(help="File to write.")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="Write only this adapter, to be used over the base model.")
+    ] = None,
+    type: Annotated[  # noqa: A002
+        Literal["f32", "f16", "bf16", "q8_0"], typer.Option(help="Type of the matrices.")
+    ] = "bf16",
+    pre: Annotated[
+        str | None,
+        typer.Option(help="llama.cpp's name of the pre-tokenizer, where it is not recognised."),
+    ] = None,
+) -> None:
+    """Write a model, or an adapter, as a GGUF file for llama.cpp."""
+    from headrace.trainer.export.gguf_export import export_gguf
+
+    count = export_gguf(model, output, type, adapter, pre)
+    print(f"{output}: {count} tensors")
+
+
+@app.command(epilog='Example: headrace sample models/merged "def parse(" --max-new-tokens 60')
+def sample(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
+    adapter: Annotated[Path | None, typer.Option(help="Adapter to apply.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="For a temperature above 0.")] = 0,
+) -> None:
+    """Continue a prompt with a model."""
+    from headrace.trainer.export.sample import sample
+
+    print(sample(model, adapter, prompt, max_new_tokens, temperature, seed))
+
+
+@app.command(
+    name="import-config",
+    epilog="Example: headrace import-config examples/config_7b.toml --output .",
+)
+def import_config(
+    old: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OLD",
+            help="TOML of qlora-pipe or qlora-pipe-lite, YAML of Axolotl, or a script with the "
+            "commands of jllm or fsdp_qlora.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Where the configs are written.")] = Path(),
+) -> None:
+    """Turn the config of another system into prepare.toml and train.toml."""
+    from headrace.jobs.migration.import_config import import_config
+
+    for line in import_config(old, output):
+        print(line)

@@ -1,0 +1,147 @@
+"""The commands on training runs."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from headrace.jobs.command_options import ConfigFile, Overrides
+from headrace.schemas.errors import ConfigError
+
+GPU_DRIVER_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: headrace train train.toml --gpus 2 --set optimizer.lr=1e-4")
+def train(
+    context: typer.Context,
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes. Default: all GPUs; without any, pipeline_stages."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
+    data_changed: Annotated[
+        Literal["refuse", "continue"],
+        typer.Option(help="On --resume with other datasets, weights, epochs or max_steps."),
+    ] = "refuse",
+    overrides: Overrides = None,
+    master_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Default: a free port.")
+    ] = None,
+) -> None:
+    """Fine-tune on shards, over the GPUs of this machine or as processes on its CPU.
+
+    SIGTERM or Ctrl-C saves after the current step and exits with 0.
+    """
+    from headrace.jobs.launch import launch
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train_config import TrainConfig
+    from headrace.trainer.preflight import check
+    from headrace.trainer.run.resume_record import check_run_directory
+
+    for name in ("torch", "deepspeed", "transformers", "peft"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
+    settings = load_config(TrainConfig, config, overrides or [])
+    processes = count_processes(gpus, settings.pipeline_stages)
+    inputs = check(settings, processes)
+    check_run_directory(settings, inputs, resume, data_changed == "continue")
+    arguments = ["--config", str(config), "--data-changed", data_changed]
+    arguments += ["--resume"] if resume else []
+    arguments += ["--debug"] if context.obj else []
+    for override in overrides or []:
+        arguments += ["--set", override]
+    raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port))
+
+
+@app.command(epilog="Example: headrace plan train.toml --gpus 4 --memory 24GiB")
+def plan(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs to plan for. Default: pipeline_stages.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each, such as 24GiB: says what makes it fit.")
+    ] = None,
+    sequence_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row. Default: the first dataset's.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Predict memory, work and efficiency of each stage, without GPUs or weights."""
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train_config import TrainConfig
+    from headrace.trainer.quiet import quiet_libraries
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    quiet_libraries()
+    from headrace.trainer.model.plan_report import parse_size, plan_run, report
+
+    limit = parse_size(memory) if memory else None
+    count = gpus or settings.pipeline_stages
+    print(report(plan_run(settings, count, sequence_len), count, limit))
+
+
+@app.command(epilog="Example: headrace checkpoints runs/demo")
+def checkpoints(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: `output_dir`.")],
+) -> None:
+    """List a run's checkpoints and check their hashes; non-zero exit if one is damaged."""
+    from headrace.jobs.list_checkpoints import list_checkpoints
+
+    raise typer.Exit(0 if list_checkpoints(run) else 1)
+
+
+@app.command(
+    name="plan-data", epilog="Example: headrace plan-data train.toml --gpus 8 --plot mixture.png"
+)
+def plan_data(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Processes to plan for. Default: pipeline_stages.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the mixture over the steps.")
+    ] = None,
+    steps: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help="Write a line for each step.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show what each step of a training run will see: sources, fill, epochs, memory."""
+    from rich.console import Console
+
+    from headrace.jobs.plan_data import plan_data
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train_config import TrainConfig
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    plan_data(settings, gpus or settings.pipeline_stages, Console(), plot, steps)
+
+
+def count_processes(gpus: int | None, pipeline_stages: int) -> int:
+    """How many ranks to start; checked against the stages and the GPUs there are."""
+    available = count_gpus()
+    processes = gpus or available or pipeline_stages
+    if available and processes > available:
+        raise ConfigError(f"--gpus {processes}: this machine has {available}; ask for fewer")
+    if processes % pipeline_stages:
+        fitting = max(processes // pipeline_stages, 1) * pipeline_stages
+        raise ConfigError(
+            f"pipeline_stages = {pipeline_stages} does not divide the {processes} processes; "
+            f"use --gpus {fitting} or another pipeline_stages"
+        )
+    return processes
+
+
+def count_gpus() -> int:
+    """GPUs that torch can use. Without a driver torch, which takes seconds, is not loaded."""
+    if not any(os.path.exists(path) for path in GPU_DRIVER_FILES):  # noqa: PTH110
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,114 @@
+"""`mix_sources`: documents of several sources in one row, the same by any engine."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+
+from headrace.dataprep import exchange
+from headrace.dataprep.local_engine import LocalEngine
+from headrace.dataprep.verify import verify
+from headrace.schemas.errors import DataError
+
+
+@pytest.fixture
+def mixed_rows(mixed_config):
+    """The mixed config, with its sources in common rows."""
+    return functools.partial(mixed_config, mix_sources=True, sequence_len=512)
+
+
+def texts(documents):
+    """Documents in an order that says nothing."""
+    return sorted(map(tuple, documents))
+
+
+def documents_in(rows):
+    """The ids of all pieces of documents in rows."""
+    for row in rows:
+        start = 0
+        for length in row["document_lengths"]:
+            yield row["input_ids"][start : start + length]
+            start += length
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_rows_hold_the_documents_of_all_sources(packing, mixed_rows, mixed_config, run, rows_of):
+    whole = {"sequence_len": 4096, "packing": packing}  # so that no document is cut
+    manifest = run(mixed_rows("mixed", **whole))
+    apart = run(mixed_config("apart", **whole))
+    of_source = {}
+    for split in ("train", "evaluation"):
+        mixed, right = rows_of("mixed", split), rows_of("apart", split)
+        assert {row["source"] for row in mixed} == {"mixed"}
+        for row in right:
+            for document in documents_in([row]):
+                of_source.setdefault(tuple(document), row["source"])
+        if packing == "best_fit":
+            assert texts(documents_in(mixed)) == texts(documents_in(right))
+        else:
+            assert sum(len(row["input_ids"]) for row in mixed) == sum(
+                len(row["input_ids"]) for row in right
+            )
+    if packing == "best_fit":
+        both = [
+            {of_source[tuple(document)] for document in documents_in([row])}
+            for row in rows_of("mixed")
+        ]
+        assert sum(len(sources) == 2 for sources in both) > len(both) // 2
+    (source,) = manifest.sources
+    assert source.mixed_tokens == {s.name: s.tokens for s in apart.sources}
+    assert source.documents == sum(s.documents for s in apart.sources)
+    assert manifest.ledger.tokens_in == apart.ledger.tokens_in
+    assert verify(Path("mixed")) == []
+    refused = Path("mixed/rejects/rejects.jsonl").read_text()
+    assert refused == Path("apart/rejects/rejects.jsonl").read_text()
+    assert json.loads(refused)["source"] == "records"
+
+
+def test_workers_and_kills_change_nothing(mixed_rows, run_on, monkeypatch):
+    monkeypatch.setattr(exchange, "MOST_FILES", 4)
+    changes = {"deduplicate": {"exact": True}, "max_rows": 40}
+    right = run_on(None, mixed_rows("right", **changes))
+    assert run_on(LocalEngine(2), mixed_rows("two", **changes)) == right
+
+    class Mortal:
+        def run(self, function, items):
+            for item in items:
+                self.left -= 1
+                if self.left < 0:
+                    raise InterruptedError
+                yield item, function(item)
+
+    engine = Mortal()
+    for engine.left in range(12, 600, 35):
+        try:
+            assert run_on(engine, mixed_rows("out", **changes)) == right
+            break
+        except InterruptedError:
+            assert not Path("out/manifest.json").exists()
+    assert engine.left > 0
+
+
+WRONG = {
+    "a row a document": ({"packing": "none"}, {}, 'with packing = "none" each row is one document'),
+    "classes": ({}, {"control_class": 1}, "a row has one control_class, and the sources have sev"),
+    "limits": ({}, {"max_rows": 5}, 'source "mill": limits take whole rows'),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_share_rows_is_refused(name, mixed_rows, mixed_config):
+    changes, source, message = WRONG[name]
+    sources = mixed_config("x").model_dump(mode="json", exclude_unset=True)["sources"]
+    with pytest.raises(ValueError, match=message):
+        mixed_rows("out", sources=[sources[0] | source, sources[1]], **changes)
+
+
+def test_each_source_must_have_documents(mixed_rows, run, corpus):
+    (corpus / "records.jsonl").write_text("\n")
+    (corpus / "more.jsonl.gz").unlink()
+    sources = mixed_rows("x").model_dump(mode="json", exclude_unset=True)["sources"]
+    sources[1]["path"] = ["corpus/records.jsonl"]
+    with pytest.raises(DataError, match=r'^source "records": no documents in'):
+        run(mixed_rows("out", sources=sources))
