@@ -47,6 +47,11 @@ def loraplus(value: bool, values: Values) -> dict[str, Any]:
     return {"train.optimizer.lora_plus_ratio": float(ratio)} if value else {}
 
 
+def gamma(value: float, values: Values) -> dict[str, Any]:
+    plain = values.get("loss_type", "cross_entropy_loss") == "cross_entropy_loss"
+    return {} if plain or not value else {"train.objective.gamma": float(value)}
+
+
 def bf16_or_fp32(value: str, _: Values) -> dict[str, Any]:
     if value not in ("bfloat16", "float32"):
         raise NoEquivalentError("only bfloat16 and float32 are computed in")
@@ -116,6 +121,14 @@ DATASETS = tuple(
         ),
     )
 )
+
+LOSSES = {
+    "cross_entropy_loss": None,
+    "focal_loss": "focal",
+    "focal_loss_star": "focal_star",
+    "inverse_focal_loss": "inverse_focal",
+    "exponentiated_cross_entropy_loss": "exponentiated",
+}
 
 QLORA_PIPE = OldSystem(
     "qlora-pipe",
@@ -192,8 +205,8 @@ QLORA_PIPE = OldSystem(
         *LAYERS,
         number("scale_weight_norms", "train.regularization.max_product_norm"),
         number("load_balancing_loss_coef", "train.router_loss"),
-        none("loss_type", "only cross-entropy is trained yet", "cross_entropy_loss"),
-        none("focal_loss_gamma", "only cross-entropy is trained yet", 0, 0.0),
+        choice("loss_type", "train.objective.kind", LOSSES),
+        computed("focal_loss_gamma", "train.objective.gamma", gamma, "no default"),
         same("eval_steps", "train.evaluation.every_steps"),
         none("logging_steps", "each step is logged", 1),
         same("eval_before_first_step", "train.evaluation.before_first_step", default=False),
@@ -263,8 +276,8 @@ QLORA_PIPE = OldSystem(
         none("optimizer.kahan_sum", "`adamw_kahan` always sums so", True),
         computed("optimizer.use_loraplus", "train.optimizer.lora_plus_ratio", loraplus),
         elsewhere("optimizer.loraplus_lr_ratio", "train.optimizer.lora_plus_ratio"),
-        none("rl.method", "pairs are prepared, but not trained on yet"),
-        none("rl.dpo_beta", "pairs are prepared, but not trained on yet"),
+        choice("rl.method", "train.objective.kind", {"dpo": "dpo"}),
+        number("rl.dpo_beta", "train.objective.beta"),
         none("sampling.temperature", "nothing is sampled while training", 1.0, 1),
         none("sampling.min_p", "nothing is sampled while training", 0, 0.0),
         none("sampling.temperature_last", "nothing is sampled while training"),

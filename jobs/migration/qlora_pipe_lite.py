@@ -15,11 +15,9 @@ from headrace.jobs.migration.equivalents import (
 )
 from headrace.jobs.migration.qlora_pipe import QUANTIZATION
 
-CONTROL = "control adapters are not trained yet"
 
-
-def adapter_kind(full: bool, _: Values) -> dict[str, Any]:
-    kind = "none" if full else "lora"
+def adapter_kind(full: bool, values: Values) -> dict[str, Any]:
+    kind = "none" if full else "control" if values.get("use_control_adapters") else "lora"
     found = {"train.adapter.kind": kind}
     return found | ({"train.optimizer.type": "adamw_kahan"} if full else {})
 
@@ -42,8 +40,10 @@ def mask(value: Any, _: Values) -> dict[str, Any]:
     return {"prepare.sources.mask_tokens": value if isinstance(value, list) else [value]}
 
 
-def decay(value: float, _: Values) -> dict[str, Any]:
-    return {"train.regularization.product_decay": float(value)} if value else {}
+def decay(value: float, values: Values) -> dict[str, Any]:
+    control = values.get("use_control_adapters")
+    key = "train.adapter.control_decay" if control else "train.regularization.product_decay"
+    return {key: float(value)} if value else {}
 
 
 QLORA_PIPE_LITE = OldSystem(
@@ -65,13 +65,18 @@ QLORA_PIPE_LITE = OldSystem(
             '`true`: `"none"`, with `adamw_kahan`',
             default=False,
         ),
-        none("use_control_adapters", CONTROL),
-        none("control_adapter_gamma", CONTROL, 0.5),
+        elsewhere("use_control_adapters", "train.adapter.kind", '`true`: `"control"`'),
+        number("control_adapter_gamma", "train.adapter.gamma"),
         none("load_in_4bit", QUANTIZATION),
         same("lora_rank", "train.adapter.rank"),
         number("lora_dropout", "train.adapter.dropout"),
         none("lora_weight_dtype", "adapters are float32, unless `adamw_kahan` is used", "float32"),
-        computed("lora_weight_decay", "train.regularization.product_decay", decay, "decay of BA"),
+        computed(
+            "lora_weight_decay",
+            ("train.regularization.product_decay", "train.adapter.control_decay"),
+            decay,
+            "decay of BA, or of S of control adapters",
+        ),
         same("target_modules", "train.adapter.target_modules"),
         computed("layers_to_transform", "train.adapter.layers", layers),
         number("beta1", "train.optimizer.beta1"),

