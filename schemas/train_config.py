@@ -272,6 +272,11 @@ class TrainConfig(Config):
                 'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
             )
 
+    @property
+    def places(self) -> int:
+        """Of a micro-batch: one for each row, two for a pair."""
+        return self.micro_batch_size * (2 if self.objective.of_pairs else 1)
+
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""
         return [

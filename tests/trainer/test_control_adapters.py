@@ -245,7 +245,7 @@ def test_directions_are_not_decayed_by_the_optimiser(models):
 # --- what is made of them ---
 
 
-def saved(model, run_directory, monkeypatch_scale=None, **adapter):
+def saved(model, run_directory, **adapter):
     """A run's adapter directory, with stretches."""
     built = build(config_of(model, 1, {**CONTROL, **adapter}))
     stretch(built)
@@ -337,6 +337,16 @@ def test_where_it_would_not_be_the_same_it_is_refused_unless_forced(models, fami
     error = control_to_lora(models[family], adapter, tmp_path / "lora", force=True)
     assert error > 0.1
     assert (tmp_path / "lora" / "adapter_config.json").is_file()
+
+
+def test_a_model_without_the_layer_to_fold_into_is_named(tmp_path):
+    """qlora-pipe-lite 3.2.6: missing layers were skipped without a word."""
+    directory = save_tiny("starcoder2", tmp_path / "model")
+    _, adapter = saved(directory, tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"Starcoder2DecoderLayer.* no linear layer mlp.down_proj"
+    ):
+        control_to_lora(directory, adapter, tmp_path / "lora", force=True)
 
 
 # --- whole runs ---

@@ -164,12 +164,9 @@ def finish_step(config: TrainConfig, session: Session, layout: Layout, state: Ru
     if outcome.is_taken:
         gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
         optimizer.step()
+        rate = learning_rate(config.optimizer, config.scheduler, state.step, session.total_steps)
         for _, adapter in control_adapters(built.stage.names):
-            rate = learning_rate(
-                config.optimizer, config.scheduler, state.step, session.total_steps
-            )
-            shrinkage = rate * config.adapter.control_decay
-            regularize(adapter, config.adapter.gamma, shrinkage)
+            regularize(adapter, config.adapter.gamma, rate * config.adapter.control_decay)
     optimizer.zero_grad()
     return outcome
 
