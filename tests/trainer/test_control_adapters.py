@@ -343,9 +343,7 @@ def test_a_model_without_the_layer_to_fold_into_is_named(tmp_path):
     """qlora-pipe-lite 3.2.6: missing layers were skipped without a word."""
     directory = save_tiny("starcoder2", tmp_path / "model")
     _, adapter = saved(directory, tmp_path)
-    with pytest.raises(
-        ConfigError, match=r"Starcoder2DecoderLayer.* no linear layer mlp.down_proj"
-    ):
+    with pytest.raises(ConfigError, match=r"Starcoder2.* no linear layer mlp.down_proj"):
         control_to_lora(directory, adapter, tmp_path / "lora", force=True)
 
 

@@ -12,14 +12,18 @@ from tiny_families import build, config_of, gradients_of, run_micro_batch, run_o
 
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.errors import DataError
+from headrace.schemas.manifest import read_manifest
 from headrace.schemas.prepare_config import PrepareConfig
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.decoded_pairs import Pair
+from headrace.trainer.data.decoded_pairs import DecodedPairs, Pair, PairFacts
 from headrace.trainer.data.decoded_rows import Row
 from headrace.trainer.data.pair_batch import make_pair_batch
 from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_order import RowOrder
 from headrace.trainer.data.row_packer import OverlongCount
+from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.data.simulation import simulate
 from headrace.trainer.model.stage import MicroBatch
 from headrace.trainer.preflight import check
 
@@ -81,6 +85,22 @@ def model(tmp_path_factory):
 def config_for(model, kind, stages=1, **objective):
     adapter = {"kind": kind, "rank": RANK} if kind == "lora" else {"kind": kind}
     return config_of(model, stages, adapter, objective={"kind": "dpo", **objective})
+
+
+def test_chosen_answers_have_one_half_of_the_places_and_rejected_ones_the_other():
+    batch = make_pair_batch([[PAIRS[:2], []], [PAIRS[2:], []]], 40, Position(), OverlongCount())
+    for side, places in ((0, (0, 1)), (1, (2, 3))):
+        expected = np.concatenate([pair[side].input_ids for pair in PAIRS[:2]])
+        assert batch.input_ids[0, places[0], : len(expected)].tolist() == expected.tolist()
+        assert (batch.labels[0, places[1]] == -100).all()
+    prompt, _, rejected = make_pairs()[0]
+    trained = batch.labels[0, 2, : len(prompt + rejected)]
+    assert trained.tolist() == [-100] * (len(prompt) - 1) + rejected + [-100]
+    assert batch.pairs == [[[(9, 13), (15, 10)], []], [[(3, 8), (18, 16)], []]]
+    assert batch.row_lengths[0] == [24, 0, 23, 0]
+    assert [row.tokens for row in batch.rows[0][0]] == [22, 25]
+    assert batch.chosen_tokens == sum(len(chosen) for _, chosen, _ in make_pairs())
+    assert batch.trained_tokens == sum(len(c) + len(r) for _, c, r in make_pairs())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -226,6 +246,12 @@ def test_a_run_learns_to_prefer_and_resumes_with_the_same_bits(pair_training):
     steps = [line for line in read_metrics(one) if line["kind"] == "train"]
     assert all(line["cross_entropy"] > 1 for line in steps)
 
+    sets = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items()]
+    config = load_config(TrainConfig, pair_training.config, sets)
+    for line, plan in zip(steps, simulate(config, check(config, 1)), strict=True):
+        names = ("rows_sha256", "tokens", "fill", "source_tokens", "epoch")
+        assert [line[name] for name in names] == [getattr(plan, name) for name in names]
+
     (one / "checkpoints" / "step-000006").rename(one / "kept")
     config = ["--resume"]
     two = pair_training.directory / "one"
@@ -237,6 +263,29 @@ def test_a_run_learns_to_prefer_and_resumes_with_the_same_bits(pair_training):
     (two / "kept").rename(two / "checkpoints" / "step-000006")
     expected = checkpoint_tensors(two)
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_what_is_known_of_pairs_without_their_tokens_agrees_with_them(pair_shards):
+    manifest = read_manifest(pair_shards)
+    pairs, facts = (
+        ShardReader(decode, [pair_shards], [manifest], "train", held_row_groups=9)
+        for decode in (DecodedPairs, PairFacts)
+    )
+    order = RowOrder(list_row_groups([manifest], "train"), 0, window=1, shuffle=False)
+    tokens = 0
+    for index in range(manifest.sources[0].rows - manifest_rows(manifest, "evaluation")):
+        (rows, number), (known, _) = pairs.locate(order[index]), facts.locate(order[index])
+        pair = rows.row(number)
+        sides = [len(side.input_ids) for side in pair]
+        assert rows.lengths[number] == known.lengths[number] == max(sides)
+        assert known.row(number) == ("pairs", pair.chosen.row_key, sum(sides))
+        assert not pair.chosen.loss_mask[0] and pair.rejected.loss_mask[-1]
+        tokens += sum(sides)
+    assert tokens == manifest.ledger.tokens_out["train"]
+
+
+def manifest_rows(manifest, split):
+    return sum(shard.rows for shard in manifest.split(split))
 
 
 def test_shards_without_pairs_are_refused_before_anything_starts(training):

@@ -22,13 +22,12 @@ gradient_accumulation_steps = 4
 pipeline_stages = 2
 threads = 1
 datasets = [{{ path = "{shards}" }}]
-evaluation_datasets = [{{ path = "{shards}", max_rows = 24 }}]
+evaluation_datasets = [{{ path = "{shards}", max_rows = 16 }}]
 optimizer = {{ lr = {lr} }}
 """
 OBJECTIVES = {
     "dpo, lora": {"objective__kind": "dpo", "objective__beta": 0.2},
-    "dpo, full": {"objective__kind": "dpo", "adapter__kind": "none", "optimizer__lr": 1e-5},
-    "ipo, lora": {"objective__kind": "dpo", "objective__loss": "ipo"},
+    "dpo, full": {"objective__kind": "dpo", "adapter__kind": "none", "optimizer__lr": 2e-5},
     "orpo, lora": {"objective__kind": "orpo", "objective__beta": 0.5},
 }
 
@@ -57,7 +56,7 @@ def pairs(real_model, tmp_path_factory):
     settings = {
         "output": str(folder / "shards"),
         "tokenizer": str(real_model),
-        "sequence_len": 64,
+        "sequence_len": 48,
         "packing": "none",
         "overlong": "drop",
         "evaluation_fraction": 0.2,
@@ -70,10 +69,9 @@ def pairs(real_model, tmp_path_factory):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_chosen_answers_come_to_be_preferred_on_held_out_pairs(training, real_model, pairs, name):
-    training.config.write_text(CONFIG.format(model=real_model, shards=pairs, steps=12, lr=2e-4))
+    training.config.write_text(CONFIG.format(model=real_model, shards=pairs, steps=9, lr=3e-4))
     run = training.run("run", 2, **OBJECTIVES[name])
     first, last = (line for line in read_metrics(run) if line["kind"] == "evaluation")
-    print(name, first, last)  # noqa: T201
     assert last["loss"] < first["loss"]
     assert last["pairs"]["margin"] > first["pairs"]["margin"]
     assert last["pairs"]["accuracy"] >= max(0.6, first["pairs"]["accuracy"])
@@ -84,12 +82,11 @@ def test_control_adapters_fit_both_classes_and_stay_invertible(training, real_mo
         {**source("json", STDLIB / "json" / "*.py"), "control_class": 1},
         {**source("mail", STDLIB / "email" / "*.py"), "control_class": -1},
     ]
-    shards = make_shards(real_model, tmp_path / "shards", sequence_len=128, sources=texts)
+    shards = make_shards(real_model, tmp_path / "shards", sequence_len=64, sources=texts)
     training.config.write_text(CONFIG.format(model=real_model, shards=shards, steps=12, lr=5e-3))
     run = training.run("run", 2, adapter__kind="control", adapter__control_decay=1.0)
     first, last = (line for line in read_metrics(run) if line["kind"] == "evaluation")
     layers = control_report(run / "adapter", Console(file=io.StringIO()), None)
-    print(first, last, layers)  # noqa: T201
     assert last["loss"] < first["loss"] - 0.01
     assert len(layers) == 30
     assert all(layer.inverse_error < 1e-5 < layer.frobenius_norm for layer in layers)
