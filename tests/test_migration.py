@@ -477,7 +477,9 @@ def test_objectives_and_control_adapters(tmp_path):
     files = imported(tmp_path, "old.toml", old + text + kinds)
     assert files["train.toml"]["objective"] == {"kind": "focal_star", "gamma": 2.0}
     rl = "[rl]\nmethod = 'dpo'\ndpo_beta = 1\n"
-    files = imported(tmp_path, "dpo.toml", old.replace("_star", "") + rl + text + kinds)
+    (tmp_path / "rl").mkdir()
+    files = imported(tmp_path / "rl", "old.toml", old + rl + text + kinds)
+    assert files["train.toml"]["objective"] == {"kind": "dpo", "beta": 1.0}
     lite = 'model_dir = "m"\noutput_dir = "o"\nlr = 1e-4\nsequence_len = 64\nlora_rank = 8\n'
     lite += "use_control_adapters = true\ncontrol_adapter_gamma = 0.25\nlora_weight_decay = 5\n"
     (tmp_path / "lite").mkdir()

@@ -49,7 +49,8 @@ def loraplus(value: bool, values: Values) -> dict[str, Any]:
 
 def gamma(value: float, values: Values) -> dict[str, Any]:
     plain = values.get("loss_type", "cross_entropy_loss") == "cross_entropy_loss"
-    return {} if plain or not value else {"train.objective.gamma": float(value)}
+    unused = plain or not value or values.get("rl.method")
+    return {} if unused else {"train.objective.gamma": float(value)}
 
 
 def bf16_or_fp32(value: str, _: Values) -> dict[str, Any]:
