@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from headrace.dataprep.document_ends import token_ids
 from headrace.dataprep.encoded_spool import Document, EncodedBlock
 from headrace.dataprep.filters import apply_filters
 from headrace.dataprep.formats.sample import Encoded, Format, Sample, pair
@@ -20,11 +21,12 @@ from headrace.dataprep.readers import read_records
 from headrace.dataprep.records import Record, Reject, characters, refuse_large
 from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
-from headrace.dataprep.tokenizer import TokenizerSpec, token_ids
+from headrace.dataprep.tokenizer import TokenizerSpec, control_ids
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed, derive_seeds
 from headrace.schemas.prepare_config import PrepareConfig
 from headrace.schemas.shard_format import EVALUATION, SIDES, SPLITS, TRAIN, shard_schema
+from headrace.schemas.source_config import SourceConfig
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,14 @@ def block_options(config: PrepareConfig, name: str, tokenizer: TokenizerSpec) ->
     prefix = token_ids(tokenizer, config.sequence_prefix)
     if len(prefix) >= config.sequence_len:
         raise DataError(f"sequence_prefix has {len(prefix)} tokens, which leaves no room in a row")
-    masked = [token for value in source.mask_tokens for token in token_ids(tokenizer, value)]
-    return Options(prefix, masked, source.control_class)
+    return Options(prefix, masked_ids(source, tokenizer), source.control_class)
+
+
+def masked_ids(source: SourceConfig, tokenizer: TokenizerSpec) -> list[int]:
+    """The tokens of a source that are never trained."""
+    if source.mask_tokens is True:
+        return sorted(control_ids(tokenizer))
+    return [token for value in source.mask_tokens for token in token_ids(tokenizer, value)]
 
 
 def mask_sample(sample: Sample, masked: list[int]) -> Sample:

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -80,8 +80,21 @@ def estimate(config: PrepareConfig, workers: int | None = None) -> Estimate:
             own = [task for task in tasks if task.source.name == source.name]
             samples = choose_samples(own, job.config.block_bytes, Path(folder))
             measured = [result for _, result in engine.run(partial(measure, job), samples)]
-            parts.append(scale(own, samples, measured, job, engine.workers))
-    return sum_estimates(parts)
+            found = scale(own, samples, measured, job, engine.workers)
+            parts.append(limit(found, source.max_rows, source.max_tokens))
+    return limit(sum_estimates(parts), job.config.max_rows, job.config.max_tokens)
+
+
+def limit(found: Estimate, rows: int | None, tokens: int | None) -> Estimate:
+    """What limits leave of the rows; all of the input is tokenised in any case."""
+    shares = [1.0, (rows or found.rows) / (found.rows or 1)]
+    share = min(*shares, (tokens or found.tokens) / (found.tokens or 1))
+    return replace(
+        found,
+        rows=share * found.rows,
+        tokens=share * found.tokens,
+        stored_bytes=share * found.stored_bytes,
+    )
 
 
 def choose_samples(tasks: list[Task], block: int, folder: Path) -> list[Sample]:
@@ -127,14 +140,14 @@ def has_records(task: Task, piece: Piece) -> bool:
     path = piece.file.path
     if "://" in path and compression(path):
         return False
-    separated = piece.format == "text" and task.source.document_separator is not None
+    separated = piece.format == "text" and task.source.separator is not None
     return piece.format == "jsonl" or separated
 
 
 def sample_compressed(task: Task, piece: Piece, wanted: int, folder: Path) -> Sample:
     """The first bytes of a compressed file as a file of its own, and what it takes compressed."""
     path = piece.file.path
-    separator = (task.source.document_separator or "\n").encode()
+    separator = (task.source.separator or "\n").encode()
     with open_random(path) as raw:
         stream = pa.CompressedInputStream(raw, compression(path))
         data = bytes(stream.read(wanted))
@@ -184,7 +197,7 @@ def scale(
     factor = total / sampled if sampled else 1.0
     stats = add_stats(part.stats for part in measured)
     kept = sum(stats.tokens.values())
-    passes = 2 if job.config.deduplicate.enabled else 1
+    passes = 2 if job.config.deduplicate.enabled or job.config.mix_sources else 1
     seconds = sum(part.seconds for part in measured) + SHUFFLE_SECONDS * kept
     return Estimate(
         sampled_bytes=sampled,

@@ -9,7 +9,8 @@ from pathlib import Path
 from headrace.dataprep.remote import describe_remote, is_remote, list_remote
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
-from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
+from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.source_config import SourceConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from itertools import accumulate, islice
 
 import numpy as np
 
-from headrace.dataprep.blocks import BlockRows, block_options, mask_sample, pack_block
+from headrace.dataprep.blocks import BlockRows, mask_sample, masked_ids, pack_block
 from headrace.dataprep.duplicates import encoded_path, finished_encoding, unique_blocks
 from headrace.dataprep.encoded_spool import Document, EncodedBlock, read_encoded
 from headrace.dataprep.job import Job
@@ -20,7 +20,8 @@ from headrace.dataprep.task_stats import TaskStats
 from headrace.dataprep.tasks import Task
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seeds
-from headrace.schemas.prepare_config import MIXED, SourceConfig
+from headrace.schemas.prepare_config import MIXED
+from headrace.schemas.source_config import SourceConfig
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class SourceTasks:
 
     def __init__(self, job: Job, source: SourceConfig, tasks: list[Task]) -> None:
         self.name = source.name
-        self.masked = tuple(block_options(job.config, source.name, job.tokenizer).masked)
+        self.masked = tuple(masked_ids(source, job.tokenizer))
         self.tasks = [task for task in tasks if task.source.name == source.name]
         encoded = [finished_encoding(replace(job, corpus=None), task) for task in self.tasks]
         self.ends = list(accumulate(done.documents for done in encoded if done))

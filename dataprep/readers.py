@@ -7,11 +7,10 @@ from headrace.dataprep.json_records import Wanted, read_json_list, read_lines
 from headrace.dataprep.records import Record, Reject, decode, refuse_large
 from headrace.dataprep.streams import Place, read_all, split_range
 from headrace.dataprep.table_records import read_arrow, read_parquet
-from headrace.dataprep.tasks import Columns, Piece
-from headrace.schemas.prepare_config import SourceConfig
+from headrace.dataprep.tasks import DELIMITERS, Columns, Piece
+from headrace.schemas.source_config import SourceConfig
 
 LIST_FIELDS = {"chat": "messages"}  # a row may be the list of messages itself
-DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
 def read_records(
@@ -44,11 +43,15 @@ def read_text(source: SourceConfig, piece: Piece, limit: int) -> Iterator[Record
     """A text file as one record, or cut at the separator."""
     path = piece.file.path
     pieces: Iterator[tuple[Place, bytes | None]]
-    if source.document_separator is None:
+    if source.separator is None:
         pieces = iter([(Place(path, 0, 0), read_all(path, limit))])
     else:
-        separator = source.document_separator.encode()
+        separator = source.separator.encode()
         pieces = split_range(path, separator, piece.start, piece.end, limit)
     for place, data in pieces:
+        if data is not None and source.type == "axolotl":  # lines, of which empty ones are no rows
+            data = data.removesuffix(b"\r")
+            if not data.strip():
+                continue
         text = refuse_large(place, limit) if data is None else decode(place, data)
         yield text if isinstance(text, Reject) else Record({source.text_field: text}, place)

@@ -119,7 +119,48 @@ def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
         package = PACKAGES.get(scheme)
         line = f"pip install fsspec {package}" if package else 'pip install "headrace[remote]"'
         raise DataError(f"{path}: needs another package; run: {line}") from None
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+    return pafs.PyFileSystem(CheckedHandler(filesystem)), inner
+
+
+class CheckedHandler(pafs.FSSpecHandler):
+    """What fsspec opens, with files whose errors are all OSError."""
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        """A file readable from any byte."""
+        if not self.fs.isfile(path):
+            raise FileNotFoundError(path)
+        return pa.PythonFile(CheckedFile(self.fs.open(path, mode="rb")), mode="r")
+
+
+class CheckedFile:
+    """A file whose reads fail with OSError, as those of readers that expect one."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes."""
+        try:
+            return bytes(self.file.read(size))
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001  each storage raises its own
+            raise OSError(f"{type(error).__name__}: {error}") from None
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a byte."""
+        return int(self.file.seek(offset, whence))
+
+    def tell(self) -> int:
+        """The byte that is read next."""
+        return int(self.file.tell())
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self.closed = True
+        self.file.close()
 
 
 def ask(path: str, question: Callable[[], ResultT]) -> ResultT:

@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+from headrace.dataprep.inputs import find_source_files
+from headrace.dataprep.readers import read_records
+from headrace.dataprep.tasks import cut_file
 from headrace.dataprep.tokenizer import TokenizerSpec
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
+from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.source_config import SourceConfig
+
+UNLIMITED = 1 << 62  # bytes
 
 
 def resolve(config: PrepareConfig, tokenizer: TokenizerSpec) -> PrepareConfig:
@@ -14,7 +20,33 @@ def resolve(config: PrepareConfig, tokenizer: TokenizerSpec) -> PrepareConfig:
         DataError: a file cannot be read.
     """
     sources = [resolve_source(source, tokenizer) for source in config.sources]
-    return config.model_copy(update={"sources": sources})
+    changes: dict[str, object] = {"sources": sources}
+    if config.evaluation_documents is not None:
+        records = sum(count_records(source) for source in sources if source.split == "auto")
+        changes["evaluation_fraction"] = evaluation_share(config.evaluation_documents, records)
+    return config.model_copy(update=changes)
+
+
+def evaluation_share(wanted: int, records: int) -> float:
+    """The share of the records that is about so many of them."""
+    if wanted >= records:
+        raise DataError(
+            f"evaluation_documents = {wanted}, but there are {records} records to choose from; "
+            "lower it"
+        )
+    return wanted / records
+
+
+def count_records(source: SourceConfig) -> int:
+    """Records in the files of a source, of those that it takes."""
+    ranges = source.axolotl.row_ranges if source.axolotl is not None else None
+    if ranges is not None:
+        return sum(end - start for start, end in ranges.values())
+    return sum(
+        sum(1 for _ in read_records(source, piece, None, UNLIMITED))
+        for file in find_source_files(source)
+        for piece in cut_file(source, file, None, UNLIMITED)
+    )
 
 
 def resolve_source(source: SourceConfig, tokenizer: TokenizerSpec) -> SourceConfig:

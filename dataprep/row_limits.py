@@ -23,8 +23,9 @@ from headrace.dataprep.task_stats import StatsSum, TaskStats, add_counts
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.workspace import rows_path
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
+from headrace.schemas.prepare_config import PrepareConfig
 from headrace.schemas.shard_format import SIDES, SPLITS
+from headrace.schemas.source_config import SourceConfig
 
 BITS = 10  # of ranks, told apart in one pass
 Counts = npt.NDArray[np.int64]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headrace.dataprep.csv_scan import scan_csv
 from headrace.dataprep.inputs import InputFile
+from headrace.dataprep.json_scan import scan_json_list
 from headrace.dataprep.streams import (
     compression,
     open_bytes,
@@ -16,7 +18,8 @@ from headrace.dataprep.streams import (
     without_query,
 )
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import FileFormat, PrepareConfig, SourceConfig
+from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.source_config import FileFormat, SourceConfig
 
 Columns = frozenset[str] | None  # fields of a record; None: all
 SUFFIXES: dict[str, FileFormat] = {
@@ -28,6 +31,8 @@ SUFFIXES: dict[str, FileFormat] = {
     ".csv": "csv",
     ".tsv": "tsv",
 }
+DELIMITERS: dict[FileFormat, str] = {"csv": ",", "tsv": "\t"}
+SCANNED = (*DELIMITERS, "json")
 ARROW_MAGIC = b"ARROW1"
 TASKS_WANTED = 256  # tasks grow with the corpus once there are this many
 MOST_BLOCKS_IN_TASK = 64
@@ -35,13 +40,17 @@ MOST_BLOCKS_IN_TASK = 64
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of one file: bytes [start, end), or row groups or batches; None is the end."""
+    """A part of one file: bytes [start, end), or row groups or batches; None is the end.
+
+    `first` counts the records before it where rejects are numbered by them.
+    """
 
     file: InputFile
     format: FileFormat
     start: int
     end: int | None
     size: int
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,11 +117,33 @@ def cut_file(
     if kind in ("parquet", "arrow"):
         yield from cut_table(source, file, kind, columns, target)
         return
-    lines = kind == "jsonl" or (kind == "text" and source.document_separator is not None)
+    if kind in SCANNED and not compression(file.path) and file.size > target:
+        yield from cut_scanned(file, kind, target)
+        return
+    lines = kind == "jsonl" or (kind == "text" and source.separator is not None)
     count = 1 if not lines or compression(file.path) else max(1, -(-file.size // target))
     for index in range(count):
         start, end = file.size * index // count, file.size * (index + 1) // count
         yield Piece(file, kind, start, end if index + 1 < count else None, end - start)
+
+
+def cut_scanned(file: InputFile, kind: FileFormat, target: int) -> Iterator[Piece]:
+    """About equal pieces of a file whose records can only be told apart from its start."""
+    count = -(-file.size // target)
+    starts, numbers = [0], [0]
+    for number, start in enumerate(record_starts(file.path, kind)):
+        if number and start >= file.size * len(starts) // count:
+            starts.append(start)
+            numbers.append(number)
+    for start, end, first in zip(starts, [*starts[1:], None], numbers, strict=True):
+        yield Piece(file, kind, start, end, (end or file.size) - start, first)
+
+
+def record_starts(path: str, kind: FileFormat) -> Iterator[int]:
+    """The first byte of each record of a CSV file or JSON list."""
+    if kind == "json":
+        return (span.start for span in scan_json_list(path, 0, 0))
+    return (span.start for span in scan_csv(path, DELIMITERS[kind], 0, 0))
 
 
 def file_format(source: SourceConfig, file: InputFile) -> FileFormat:

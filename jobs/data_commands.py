@@ -63,7 +63,8 @@ def repartition(
     """Shuffle shard directories into one with another number of shards."""
     from rich.console import Console
 
-    from headrace.dataprep.repartition import Blend, parse_weights, repartition
+    from headrace.dataprep.blend_inputs import Blend
+    from headrace.dataprep.repartition import parse_weights, repartition
 
     shares = parse_weights(weights, len(directories)) if weights is not None else None
     blend = Blend(tuple(directories), out, shards, seed, shares)

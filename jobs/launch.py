@@ -1,4 +1,4 @@
-"""Starts the ranks of one machine; none outlives the launcher or the failure of another rank.
+"""Starts the ranks of a machine; none outlives the launcher or the failure of another rank.
 
 Why not DeepSpeed's launcher: docs/notes.md, 2026-11-21.
 """
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from headrace.jobs.nodes import Nodes, NodeWatch
+
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
@@ -22,30 +24,41 @@ POLL_SECONDS = 0.1
 
 
 def launch(
-    module: str, arguments: Sequence[str], processes: int, master_port: int | None = None
+    module: str,
+    arguments: Sequence[str],
+    processes: int,
+    master_port: int | None = None,
+    nodes: Nodes | None = None,
 ) -> int:
     """Run `python -m module` as `processes` ranks and wait for all of them.
 
     SIGTERM and SIGINT reach every rank as SIGTERM, so that it can save and exit, SIGUSR1 as it is,
-    so that it can save; a second SIGINT kills. When a rank fails, the others are killed at once.
+    so that it can save; a second SIGINT kills. When a rank fails, the others are killed at once,
+    on other nodes too.
 
     Args:
+        processes: on this machine.
         master_port: where the ranks meet; None takes a free one.
+        nodes: None runs on this machine alone.
 
     Returns:
         0 when every rank exited with 0, else the code of the first that did not, 128 + n for
         signal n.
     """
-    environment = rank_environment(processes, master_port or free_port())
+    environment = rank_environment(processes, master_port or free_port(), nodes)
+    first = nodes.rank * processes if nodes else 0
     command = [sys.executable, "-u", "-m", module, *arguments]
     ranks: list[subprocess.Popen[bytes]] = []
+    watch = NodeWatch(nodes) if nodes else None
     with received_signals() as received:
         try:
-            for rank in range(processes):
-                ranks.append(start_rank(command, environment, rank))
-            return wait_for_all(ranks, received)
+            for local_rank in range(processes):
+                ranks.append(start_rank(command, environment, first + local_rank, local_rank))
+            return wait_for_all(ranks, received, first, watch)
         finally:
             kill_all(ranks)
+            if watch is not None:
+                watch.close()
 
 
 @contextmanager
@@ -63,23 +76,24 @@ def received_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def rank_environment(processes: int, port: int) -> dict[str, str]:
+def rank_environment(processes: int, port: int, nodes: Nodes | None = None) -> dict[str, str]:
     """What torch.distributed and DeepSpeed read, less the rank itself.
 
-    All ranks are on this machine, so they talk over the loopback interface; left alone, gloo takes
-    the one that the host name resolves to, which may lead nowhere. torch's own log tells of each
-    first transfer between two GPUs; its errors stay.
+    Ranks of one machine talk over its loopback interface, those of several over the one that leads
+    to node 0; left alone, gloo takes the one that the host name resolves to, which may lead
+    nowhere. torch's own log tells of each first transfer between two GPUs; its errors stay.
     """
+    interface = nodes.interface() if nodes else LOOPBACK
     return {
-        "GLOO_SOCKET_IFNAME": LOOPBACK,
-        "NCCL_SOCKET_IFNAME": LOOPBACK,
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": interface,
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         **os.environ,
-        "WORLD_SIZE": str(processes),
+        "WORLD_SIZE": str(processes * (nodes.count if nodes else 1)),
         "LOCAL_WORLD_SIZE": str(processes),
         "LOCAL_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": nodes.master if nodes else "127.0.0.1",
+        "MASTER_PORT": str(nodes.port if nodes else port),
     }
 
 
@@ -91,12 +105,12 @@ def free_port() -> int:
 
 
 def start_rank(
-    command: Sequence[str], environment: dict[str, str], rank: int
+    command: Sequence[str], environment: dict[str, str], rank: int, local_rank: int
 ) -> subprocess.Popen[bytes]:
     """Start one rank in its own process group, so that Ctrl-C comes once, through the launcher."""
     return subprocess.Popen(
         command,
-        env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        env={**environment, "RANK": str(rank), "LOCAL_RANK": str(local_rank)},
         stdin=subprocess.DEVNULL,
         process_group=0,
         preexec_fn=die_with(os.getpid()),
@@ -121,8 +135,18 @@ def die_with(launcher: int) -> Callable[[], None]:
     return prepare
 
 
-def wait_for_all(ranks: Sequence[subprocess.Popen[bytes]], received: list[int]) -> int:
-    """Block until all have exited with 0 or one has failed, passing signals on."""
+def wait_for_all(
+    ranks: Sequence[subprocess.Popen[bytes]],
+    received: list[int],
+    first: int = 0,
+    watch: NodeWatch | None = None,
+) -> int:
+    """Block until all have exited with 0 or one has failed, passing signals on.
+
+    Args:
+        first: the number of the first of these ranks among those of all nodes.
+        watch: over the other nodes; a run ends where one of them does.
+    """
     passed_on = 0
     while True:
         if received.count(signal.SIGINT) > 1:
@@ -132,11 +156,18 @@ def wait_for_all(ranks: Sequence[subprocess.Popen[bytes]], received: list[int]) 
             for process in ranks:
                 process.send_signal(number if number == signal.SIGUSR1 else signal.SIGTERM)
         codes = [process.poll() for process in ranks]
-        for rank, code in enumerate(codes):
+        for rank, code in enumerate(codes, first):
             if code is not None and code != 0:
+                if watch is not None:
+                    watch.fail(f"rank {rank} ended with code {code}")
                 return report(rank, code)
         if None not in codes:
+            if watch is not None:
+                watch.finish()
             return 0
+        if watch is not None and (problem := watch.poll()):
+            sys.stderr.write(f"error: {problem}\n")
+            return 1
         time.sleep(POLL_SECONDS)
 
 

@@ -30,14 +30,26 @@ def train(
     ] = "refuse",
     overrides: Overrides = None,
     master_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Default: a free port.")
+        int | None,
+        typer.Option(min=1, max=65534, help="Default: a free port; 29500 with several nodes."),
     ] = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Machines; start this command once on each of them.")
+    ] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Which of them this one is.")] = 0,
+    master: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Name or address of node 0.")
+    ] = None,
+    node_timeout: Annotated[
+        float, typer.Option(min=5, help="Seconds of silence after which a node is given up.")
+    ] = 60.0,
 ) -> None:
-    """Fine-tune on shards, over the GPUs of this machine or as processes on its CPU.
+    """Fine-tune on shards, over the GPUs of one machine or several, or as processes on CPUs.
 
     SIGTERM or Ctrl-C saves after the current step and exits with 0.
     """
     from headrace.jobs.launch import launch
+    from headrace.jobs.nodes import Nodes
     from headrace.schemas.toml_config import load_config
     from headrace.schemas.train_config import TrainConfig
     from headrace.trainer.preflight import check
@@ -47,15 +59,20 @@ def train(
         if find_spec(name) is None:
             raise ModuleNotFoundError(name=name)
     settings = load_config(TrainConfig, config, overrides or [])
-    processes = count_processes(gpus, settings.pipeline_stages)
-    inputs = check(settings, processes)
+    if (master is None) == (nodes > 1):
+        raise ConfigError("--nodes and --master go together; give both or neither")
+    machines = (
+        Nodes(nodes, node_rank, master, master_port or 29500, node_timeout) if master else None
+    )
+    processes = count_processes(gpus, settings.pipeline_stages, nodes)
+    inputs = check(settings, processes * nodes)
     check_run_directory(settings, inputs, resume, data_changed == "continue")
     arguments = ["--config", str(config), "--data-changed", data_changed]
     arguments += ["--resume"] if resume else []
     arguments += ["--debug"] if context.obj else []
     for override in overrides or []:
         arguments += ["--set", override]
-    raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port))
+    raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port, machines))
 
 
 @app.command(epilog="Example: headrace plan train.toml --gpus 4 --memory 24GiB")
@@ -123,13 +140,18 @@ def plan_data(
     plan_data(settings, gpus or settings.pipeline_stages, Console(), plot, steps)
 
 
-def count_processes(gpus: int | None, pipeline_stages: int) -> int:
-    """How many ranks to start; checked against the stages and the GPUs there are."""
+def count_processes(gpus: int | None, pipeline_stages: int, nodes: int = 1) -> int:
+    """How many ranks to start here; checked against the stages and the GPUs there are."""
     available = count_gpus()
-    processes = gpus or available or pipeline_stages
+    processes = gpus or available or -(-pipeline_stages // nodes)
     if available and processes > available:
         raise ConfigError(f"--gpus {processes}: this machine has {available}; ask for fewer")
-    if processes % pipeline_stages:
+    if processes * nodes % pipeline_stages:
+        if nodes > 1:
+            raise ConfigError(
+                f"pipeline_stages = {pipeline_stages} does not divide the {processes * nodes} "
+                f"processes of {nodes} nodes; use another --gpus or pipeline_stages"
+            )
         fitting = max(processes // pipeline_stages, 1) * pipeline_stages
         raise ConfigError(
             f"pipeline_stages = {pipeline_stages} does not divide the {processes} processes; "

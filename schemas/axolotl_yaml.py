@@ -4,8 +4,6 @@ Nothing in the file is ever imported or run: it is read with PyYAML's safe loade
 names that Headrace knows.
 """
 
-import glob
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from headrace.schemas.axolotl_config import AxolotlConfig
+from headrace.schemas.axolotl_files import LOADERS, find_files
 from headrace.schemas.config_errors import Location, describe, key_location
 from headrace.schemas.errors import ConfigError
 
 SUFFIXES = (".yaml", ".yml")
-LOADERS = ("json", "csv", "parquet", "arrow", "text")
-FOLDER_FILES = ("*.jsonl", "*.json", "*.parquet", "*.arrow", "*.csv", "*.txt")
-FILE_ENDS = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".gz", ".zst")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 BLOCKS = {"datasets": "auto", "pretraining_dataset": "auto", "test_datasets": "evaluation"}
 FOR_EVERY_ENTRY = (
     "train_on_inputs",
@@ -49,6 +39,10 @@ WITHOUT_EFFECT = {  # on tokens; or on anything, in Axolotl too
     "trust_remote_code",
 }
 PAIRED = ("dpo", "ipo", "simpo", "orpo")
+NOT_PAIRED = {
+    "kto": "has one answer a row, which no objective of the trainer takes",
+    "grpo": "makes its answers while it trains",
+}
 REFUSED = {
     "added_tokens_overrides": "rewrites the tokenizer's files; rename the tokens in tokenizer.json "
     "itself, and remove the key",
@@ -135,7 +129,7 @@ class AxolotlFile:
                 own = {"type": "axolotl", "axolotl": options | ({"rows": rows} if rows else {})}
                 if "type" not in options:
                     own = {"type": "pretokenized"}
-                if (loader := self.loader(location, entry)) in ("csv", "parquet", "arrow"):
+                if (loader := self.loader(location, entry)) in ("csv", "parquet", "arrow", "text"):
                     own["format"] = loader
                 found.append(kept | own | {"path": files, "split": split})
         if not found:
@@ -178,7 +172,8 @@ class AxolotlFile:
                 top.pop(key, None)
         rl = self.values.get("rl")
         if rl is not None and rl not in PAIRED:
-            raise self.error(("rl",), f'rl: "{rl}" is not supported; it may be {", ".join(PAIRED)}')
+            reason = NOT_PAIRED.get(rl, "is not supported")
+            raise self.error(("rl",), f'rl: "{rl}" {reason}; it may be {", ".join(PAIRED)}')
         extra: dict[str, Any] = {}
         if self.values.get("sample_packing") and rl is None:
             extra["drop_untrained"] = True
@@ -217,40 +212,24 @@ class AxolotlFile:
         """The kind of file that an entry names; None: by the files' names."""
         named = entry["path"] if entry["path"] in LOADERS else None
         loader = entry.get("ds_type") or named
-        if loader == "text" or (loader is None and entry["path"].endswith(".txt")):
-            raise self.error(
-                (*location, "path"),
-                'lines of plain text are no rows; use a source of type = "text" with '
-                'document_separator = "\\n"',
-            )
+        if loader is None and entry["path"].endswith(".txt"):
+            loader = "text"
+        if loader == "text" and "type" not in entry and location[0] != "pretraining_dataset":
+            raise self.error(location, "lines of text have no token ids; set type: completion")
         return loader
 
     def files(
         self, location: Location, entry: Mapping[str, Any], name: object, split: str
     ) -> list[str]:
         """The paths or globs of an entry."""
-        path = entry["path"]
-        data_files = entry.get("data_files")
-        if isinstance(data_files, dict):
-            data_files = data_files.get(split or "train") or next(iter(data_files.values()), None)
-        if data_files and (path in LOADERS or Path(path).is_dir()):
-            return [data_files] if isinstance(data_files, str) else list(data_files)
-        if Path(path).is_file() or "://" in path or glob.has_magic(path):
-            return [path]
-        if HUB_NAME.fullmatch(path) and not path.endswith(FILE_ENDS) and not Path(path).exists():
-            if data_files:
-                listed = [data_files] if isinstance(data_files, str) else list(data_files)
-                return [f"hf://datasets/{path}/{file}" for file in listed]
-            return [f"hf:{path}:{name or 'default'}:{split or 'train'}"]
-        if Path(path).is_dir():
-            named = Path(path, str(name or ""))
-            folder = named if named.is_dir() else Path(path)
-            return folder_files(folder, split) or [str(folder / "*")]
-        raise self.error(
-            (*location, "path"),
-            f'path: "{path}" is neither a file nor a directory here; download the dataset, and '
-            "give its path",
-        )
+        found = find_files(entry, name, split)
+        if found is None:
+            raise self.error(
+                (*location, "path"),
+                f'path: "{entry["path"]}" is neither a file nor a directory here; download the '
+                "dataset, and give its path",
+            )
+        return found
 
     def fill(self, result: dict[str, Any], given: Mapping[str, Any]) -> None:
         """Put the file's keys for the whole set into config values, where nothing else stands."""
@@ -280,8 +259,10 @@ class AxolotlFile:
             "sequence_len": (values.get("sequence_len") or 512, ("sequence_len",)),
             "packing": (packing, ("sample_packing",)),
             "overlong": ("truncate" if long == "truncate" else "drop", ("excess_length_strategy",)),
-            "evaluation_fraction": (self.evaluation_fraction(), ("val_set_size",)),
         }
+        size = self.evaluation_size()
+        key = "evaluation_documents" if size >= 1 else "evaluation_fraction"
+        found[key] = (size, ("val_set_size",))
         if values.get("seed") is not None:
             found["seed"] = (values["seed"], ("seed",))
         special = without_nulls(values.get("special_tokens") or {})
@@ -294,15 +275,15 @@ class AxolotlFile:
             found["deduplicate"] = ({"exact": True}, ("dataset_exact_deduplication",))
         return found
 
-    def evaluation_fraction(self) -> float:
-        """`val_set_size` as a share; a number of rows is not known before they are read."""
+    def evaluation_size(self) -> float | int:
+        """`val_set_size`: a share below 1, or a number of rows."""
         size = self.values.get("val_set_size") or 0
-        if not isinstance(size, int | float) or not 0 <= size < 1:
+        if not isinstance(size, int | float) or size < 0 or (size >= 1 and size != int(size)):
             raise self.error(
                 ("val_set_size",),
-                f"val_set_size: {size} is a number of rows; give a share, such as 0.01",
+                f"val_set_size: {size} is neither a share, such as 0.01, nor a number of rows",
             )
-        return float(size)
+        return int(size) if size >= 1 else float(size)
 
 
 def child_of(node: Any, part: str | int) -> tuple[int, Any] | None:
@@ -319,21 +300,3 @@ def child_of(node: Any, part: str | int) -> tuple[int, Any] | None:
 def without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
     """Keys that have a value; Axolotl drops empty ones."""
     return {key: value for key, value in values.items() if value is not None}
-
-
-def folder_files(folder: Path, split: str) -> list[str]:
-    """The data files of a folder that are of a split by their names, or all if no name says."""
-    files = sorted(str(path) for pattern in FOLDER_FILES for path in folder.rglob(pattern))
-    files = [path for path in files if Path(path).name not in ("state.json", "dataset_info.json")]
-    named = {
-        kind: [path for path in files if has_word(str(Path(path).relative_to(folder)), words)]
-        for kind, words in SPLIT_WORDS.items()
-    }
-    wanted = named.get(split or "train", [])
-    others = {path for kind in ("validation", "test") for path in named[kind]}
-    return wanted or ([path for path in files if path not in others] if not split else files)
-
-
-def has_word(text: str, words: tuple[str, ...]) -> bool:
-    """Whether one of some words stands alone in a file's name."""
-    return bool({*re.split(r"[^a-z]+", text.lower())} & {*words})

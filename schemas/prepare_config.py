@@ -1,13 +1,13 @@
 """The config of `headrace prepare`."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.axolotl_config import AxolotlConfig, type_gives_pairs
+from headrace.schemas.axolotl_config import type_gives_pairs
 from headrace.schemas.axolotl_yaml import expand_axolotl
-from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
 from headrace.schemas.hygiene_config import DeduplicateConfig, FiltersConfig
+from headrace.schemas.source_config import Kind, SourceConfig, Tokens, check_keys, reads
 from headrace.schemas.toml_config import Config, Text
 
 Packing = Literal["concatenate", "best_fit", "none"]
@@ -16,91 +16,7 @@ TokenizerBackend = Literal["tokenizers", "fastokens"]
 SpecialToken = Literal[
     "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"
 ]
-Kind = Literal["causal", "preference"]
-Tokens = str | int | list[int]
-FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 MIXED = "mixed"  # the source of rows that hold documents of several
-TABLES = {"chat": ("chat", "preference"), "preference": ("preference",)}  # who reads them
-
-
-class SourceConfig(Config):
-    """One `[[sources]]` table: where documents come from."""
-
-    name: Text = Field(
-        description="Name of the source: appears in rows, ledger and per-source loss. Unique."
-    )
-    type: Literal["text", "documents", "chat", "preference", "pretokenized", "axolotl"] = Field(
-        description='`"text"`: a file is a document, unless `document_separator` cuts it. '
-        '`"documents"`: one document a record. `"chat"`: one conversation a record. '
-        '`"preference"`: a better and a worse answer in each record. '
-        '`"pretokenized"`: `input_ids` in each record. '
-        '`"axolotl"`: rows as Axolotl reads them; `path` may be its YAML file.'
-    )
-    path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
-        description="File or glob (`**` crosses folders), or a list of them, relative to the "
-        "working directory. `.gz` and `.zst` are read as they are."
-    )
-    exclude: list[Text] = Field(
-        [], description='Leave out files whose path fits, for example `["*/tests/*"]`.'
-    )
-    text_field: Text = Field(
-        "text",
-        description="Field that holds the text (`documents` only); `meta.text` is a field in one, "
-        "`parts.0` an entry of a list.",
-    )
-    format: FileFormat | None = Field(
-        None,
-        description="What is in the files. Default: by their names, as in `.jsonl.gz`; `.json` by "
-        "its first character; others are JSONL.",
-    )
-    document_separator: str | None = Field(
-        None, description="Cut text files into documents at this string (`text` only)."
-    )
-    split: Literal["auto", "train", "evaluation"] = Field(
-        "auto", description="Put all documents into one split; `auto`: by `evaluation_fraction`."
-    )
-    axolotl: AxolotlConfig | None = Field(None, description='For `type = "axolotl"`.')
-    engine: Literal["headrace", "axolotl"] = Field(
-        "headrace",
-        description='Who tokenises `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
-        "types that Headrace does not know.",
-    )
-    document_prefix: Tokens | None = Field(
-        None,
-        description="What a text begins with instead of BOS: a string, a token id, a list of ids; "
-        '`""` for nothing.',
-    )
-    document_suffix: Tokens | None = Field(
-        None, description="What a text ends with instead of EOS, in the same forms."
-    )
-    add_prefix_space: bool = Field(
-        False, description="Put a space before each text that does not begin with one."
-    )
-    parse_special_tokens: bool | None = Field(
-        None, description="For the texts of this source. Default: the key of that name above."
-    )
-    mask_tokens: list[int | str] = Field(
-        [], description='Ids or texts of tokens that are never trained, as in `["<|im_start|>"]`.'
-    )
-    control_class: Literal[-1, 0, 1] | None = Field(
-        None, description="Class of all its rows for control adapters."
-    )
-    max_rows: int | None = Field(
-        None, ge=1, description="Keep so many rows, chosen at random; the rest is left out."
-    )
-    max_tokens: int | None = Field(
-        None, ge=1, description="The same by tokens: as many whole rows as have no more."
-    )
-    chat: ChatConfig | None = Field(
-        None, description='For `type = "chat"` and `type = "preference"`.'
-    )
-    preference: PreferenceConfig | None = Field(None, description='For `type = "preference"`.')
-
-    @property
-    def kind(self) -> Kind:
-        """What its rows are; a shard directory holds one kind."""
-        pairs = self.type == "preference" or (self.axolotl is not None and self.axolotl.gives_pairs)
-        return "preference" if pairs else "causal"
 
 
 class PrepareConfig(Config):
@@ -160,6 +76,12 @@ class PrepareConfig(Config):
         ge=0,
         lt=1,
         description="Share of documents kept for evaluation, chosen by content before packing.",
+    )
+    evaluation_documents: int | None = Field(
+        None,
+        ge=1,
+        description="About so many documents for evaluation, as near as chance has it, instead of "
+        "a share: the inputs are counted first.",
     )
     bos: Literal["auto", "always", "never"] = Field(
         "auto", description='BOS at document start: `"auto"` does what the tokenizer itself does.'
@@ -255,6 +177,13 @@ class PrepareConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def check_evaluation(self) -> "PrepareConfig":
+        default = PrepareConfig.model_fields["evaluation_fraction"].default
+        if self.evaluation_documents is not None and self.evaluation_fraction != default:
+            raise ValueError("evaluation_documents and evaluation_fraction exclude each other")
+        return self
+
+    @model_validator(mode="after")
     def check_mixing(self) -> "PrepareConfig":
         if not self.mix_sources:
             return self
@@ -291,8 +220,8 @@ class PrepareConfig(Config):
                     f'source "{source.name}": type = "axolotl" and [sources.axolotl] need each '
                     "other, unless path is an Axolotl YAML file"
                 )
-            check_tables(source)
-            if (source.type == "text") != (source.format == "text") and source.format is not None:
+            check_keys(source)
+            if source.format is not None and not reads(source, source.format):
                 raise ValueError(
                     f'source "{source.name}": type = "{source.type}" does not read '
                     f'format = "{source.format}"; remove the format, or correct the type'
@@ -313,12 +242,3 @@ def holds_pairs(sources: Any) -> bool:
     return first.get("type") == "preference" or (
         isinstance(options, dict) and type_gives_pairs(options.get("rl"), options.get("type"))
     )
-
-
-def check_tables(source: SourceConfig) -> None:
-    """Refuse a table that another type of source reads."""
-    for table, types in TABLES.items():
-        if getattr(source, table) is not None and source.type not in types:
-            raise ValueError(
-                f'source "{source.name}": {table} is for type = "{types[0]}"; remove it'
-            )

@@ -44,6 +44,11 @@ class CheckpointConfig(Config):
         description="Also save after each evaluation that finds a new lowest loss, "
         "and keep that checkpoint whatever its age.",
     )
+    node_local: bool = Field(
+        False,
+        description="`output_dir` lies on each machine's own disk, where its ranks keep the "
+        "checkpoint files of their stages.",
+    )
     background: bool = Field(
         True,
         description="Write while the next steps run, from a copy in host memory of the trained "

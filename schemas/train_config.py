@@ -54,6 +54,11 @@ class TrainConfig(Config):
     pipeline_stages: int = Field(
         1, ge=1, description="Parts the model is cut into; must divide the number of processes."
     )
+    neighbours: Literal["stages", "replicas"] = Field(
+        "stages",
+        description="Which ranks are next to each other, and so on one machine as far as possible: "
+        'the stages of a replica, or the replicas of a stage (`"replicas"`).',
+    )
     partition: Literal["cost", "memory", "uniform"] | list[HalfLayers] = Field(
         "cost",
         description='How layers are given to stages. `"cost"`: the slowest stage is as fast as can '

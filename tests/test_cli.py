@@ -89,6 +89,10 @@ def test_without_gpus_there_is_a_process_for_each_stage(monkeypatch):
     monkeypatch.setattr(train_commands, "count_gpus", lambda: 0)
     assert train_commands.count_processes(None, 3) == 3
     assert train_commands.count_processes(6, 3) == 6
+    assert train_commands.count_processes(None, 4, nodes=2) == 2
+    assert train_commands.count_processes(2, 4, nodes=2) == 2
+    with pytest.raises(ConfigError, match="does not divide the 4 processes of 2 nodes"):
+        train_commands.count_processes(2, 3, nodes=2)
 
 
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(tmp_path, monkeypatch):

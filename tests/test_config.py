@@ -8,7 +8,8 @@ import pytest
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import parse_layers
-from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
+from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.source_config import SourceConfig
 from headrace.schemas.toml_config import Config, load_config
 from headrace.schemas.train_config import TrainConfig
 

@@ -350,6 +350,7 @@ def test_qlora_pipe_lite(tmp_path):
         "sequence_len": 4096,
         "packing": "concatenate",
         "evaluation_fraction": 0.01,
+        "mix_sources": True,
         "sources": [
             {
                 "name": "data",

@@ -18,7 +18,11 @@ TIMEOUT = datetime.timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Layout:
-    """Place of this process. A replica's stages are neighbours: rank = replica * stages + stage."""
+    """Place of this process.
+
+    A replica's stages are neighbours, rank = replica * stages + stage, or with `columns` the
+    replicas of a stage are, rank = stage * replicas + replica.
+    """
 
     rank: int
     stage: int
@@ -31,6 +35,8 @@ class Layout:
     leaders_group: Any  # gloo, the first stages of all replicas
     replicas_group: Any  # device backend, the same stage of all replicas
     tied_group: Any  # device backend, first and last stage of this replica
+    node: int = 0
+    columns: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -42,7 +48,27 @@ class Layout:
 
     def rank_of(self, stage: int) -> int:
         """The global rank of a stage of this replica."""
-        return self.replica * self.stages + stage
+        return place_of(stage, self.replica, self.stages, self.replicas, columns=self.columns)
+
+    def keeps_files(self, *, node_local: bool) -> bool:
+        """Whether this rank writes down its stage: of its replicas, the first, or on each node."""
+        if not node_local:
+            return self.replica == 0
+        return all(
+            place_of(self.stage, replica, self.stages, self.replicas, columns=self.columns)
+            // local_ranks()
+            != self.node
+            for replica in range(self.replica)
+        )
+
+    def publishes(self, *, node_local: bool) -> bool:
+        """Whether this rank puts what all have written into its place."""
+        return self.rank % local_ranks() == 0 if node_local else self.rank == 0
+
+
+def place_of(stage: int, replica: int, stages: int, replicas: int, *, columns: bool) -> int:
+    """The global rank of a stage of a replica."""
+    return stage * replicas + replica if columns else replica * stages + stage
 
 
 def process_environment() -> tuple[int, int, int]:
@@ -59,17 +85,22 @@ def process_environment() -> tuple[int, int, int]:
     return int(environment["RANK"]), int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"])
 
 
-def set_threads(config: TrainConfig) -> None:
-    """CPU threads of this process: the machine's cores are shared by its processes."""
-    local = int(
+def local_ranks() -> int:
+    """Processes of this run on this machine."""
+    return int(
         os.environ.get("LOCAL_WORLD_SIZE")
         or os.environ.get("LOCAL_SIZE")
         or os.environ["WORLD_SIZE"]
     )
-    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // local))
 
 
-def connect(stages: int) -> Layout:
+def set_threads(config: TrainConfig) -> None:
+    """CPU threads of this process: the machine's cores are shared by its processes."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(config.threads or max(1, cores // local_ranks()))
+
+
+def connect(stages: int, *, columns: bool = False) -> Layout:
     """Join the process group (NCCL on GPUs, gloo on CPU); all ranks build all groups."""
     rank, local_rank, world_size = process_environment()
     device = torch.device("cpu")
@@ -81,14 +112,20 @@ def connect(stages: int) -> Layout:
     # NCCL communicator, the members do not, and a later group hangs (torch 2.11 to 2.13).
     dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
     replicas = world_size // stages
-    replica, stage = divmod(rank, stages)
+    if columns:
+        stage, replica = divmod(rank, replicas)
+    else:
+        replica, stage = divmod(rank, stages)
+
+    def place(stage: int, replica: int) -> int:
+        return place_of(stage, replica, stages, replicas, columns=columns)
 
     def group(lists: list[list[int]], kind: str) -> Any:
         made = [(ranks, dist.new_group(ranks, backend=kind, timeout=TIMEOUT)) for ranks in lists]
         return next((handle for ranks, handle in made if rank in ranks), None)
 
-    pipelines = [[r * stages + s for s in range(stages)] for r in range(replicas)]
-    same_stage = [[r * stages + s for r in range(replicas)] for s in range(stages)]
+    pipelines = [[place(s, r) for s in range(stages)] for r in range(replicas)]
+    same_stage = [[place(s, r) for r in range(replicas)] for s in range(stages)]
     ends = [[ranks[0], ranks[-1]] for ranks in pipelines] if stages > 1 else []
     return Layout(
         rank=rank,
@@ -102,6 +139,8 @@ def connect(stages: int) -> Layout:
         leaders_group=group(same_stage[:1], "gloo"),
         replicas_group=group(same_stage, backend),
         tied_group=group(ends, backend),
+        node=rank // local_ranks(),
+        columns=columns,
     )
 
 
@@ -110,6 +149,13 @@ def gather_objects(value: Any, group: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, value, group=group)
     return gathered
+
+
+def gather_at_first(value: T, layout: Layout) -> list[T]:
+    """Each rank's value, in rank order, at the first rank; nothing at the others."""
+    gathered: list[Any] | None = [None] * dist.get_world_size() if layout.rank == 0 else None
+    dist.gather_object(value, gathered, dst=0, group=layout.world_group)
+    return gathered or []
 
 
 def from_first_rank(compute: Callable[[], T], layout: Layout) -> T:

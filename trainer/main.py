@@ -9,17 +9,22 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from headrace.schemas.errors import HeadraceError
+from headrace.schemas.errors import DataError, HeadraceError
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.data.integrity import verify_shards
 from headrace.trainer.failure import run_rank
 from headrace.trainer.preflight import check
 from headrace.trainer.quiet import quiet_libraries
 from headrace.trainer.run.requests import Requests
 from headrace.trainer.run.resume_record import RUN_CONFIG_NAME, check_run_directory, resume_record
+
+if TYPE_CHECKING:
+    from headrace.trainer.distributed import Layout
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -73,7 +78,7 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     config = load_config(TrainConfig, options.config, options.set)
     inputs = check(config, processes)
     check_run_directory(config, inputs, options.resume, options.data_changed == "continue")
-    if rank == 0:
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # each machine may have shards of its own
         verify_shards(config, inputs)
 
     requests = Requests(Path(config.output_dir) if rank == 0 else None)
@@ -85,15 +90,34 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     from headrace.trainer.distributed import connect, set_threads
     from headrace.trainer.run.loop import train
 
-    layout = connect(config.pipeline_stages)
+    layout = connect(config.pipeline_stages, columns=config.neighbours == "replicas")
     set_threads(config)
-    if rank == 0:
+    check_agreement(inputs, layout)
+    if layout.publishes(node_local=config.checkpoint.node_local):
         record = {"config": config.model_dump(mode="json"), **resume_record(config, inputs)}
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         write_atomic(Path(config.output_dir) / RUN_CONFIG_NAME, json.dumps(record, indent=1) + "\n")
     train(config, inputs, layout, requests, options.resume)
     dist.barrier(layout.world_group)
     dist.destroy_process_group()
+
+
+def check_agreement(inputs: Inputs, layout: "Layout") -> None:
+    """Machines with disks of their own must hold the same shards and the same model.
+
+    Raises:
+        DataError: they do not.
+    """
+    from headrace.trainer.distributed import gather_objects
+
+    mine = (inputs.data_fingerprint, inputs.weights_fingerprint)
+    for rank, theirs in enumerate(gather_objects(mine, layout.world_group)):
+        for what, first, other in zip(("shards", "model"), mine, theirs, strict=True):
+            if first != other:
+                raise DataError(
+                    f"the {what} that rank {rank} reads are not those of rank {layout.rank}; "
+                    "copy the same ones to every machine"
+                )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from headrace.dataprep.formats.sample import Format
 from headrace.dataprep.tokenizer import TokenizerSpec
 from headrace.schemas.axolotl_config import AxolotlConfig, CustomType
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
+from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.source_config import SourceConfig
 
 NAMED_STYLES = ("instruct", "chat", "chatml", "phi")
 ONE_STYLE = ("concisechoice", "summarizetldr")  # whatever style is named

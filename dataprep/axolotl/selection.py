@@ -10,7 +10,7 @@ from headrace.dataprep.records import Record
 from headrace.dataprep.tasks import cut_file
 from headrace.schemas.axolotl_config import AxolotlConfig
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.prepare_config import SourceConfig
+from headrace.schemas.source_config import SourceConfig
 
 UNLIMITED = 1 << 62  # bytes
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]")

@@ -9,12 +9,7 @@ import numpy.typing as npt
 
 from headrace.dataprep.formats.sample import Mask, Sample
 from headrace.dataprep.records import json_type
-from headrace.dataprep.tokenizer import (
-    Ids,
-    Located,
-    TokenizerSpec,
-    open_tokenizer,
-)
+from headrace.dataprep.tokenizer import Ids, Located, TokenizerSpec, open_tokenizer
 from headrace.schemas.errors import DataError
 
 Row = Mapping[str, Any]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from headrace.dataprep.axolotl.prompts import prompt_texts
-from headrace.dataprep.axolotl.strategy import Row, RowError
+from headrace.dataprep.axolotl.strategy import Row, RowError, as_text
 from headrace.dataprep.chat_template import Message
 from headrace.dataprep.records import json_type
 
@@ -95,8 +95,11 @@ class TurnReader:
         missing = next((name for name in ("text", "explanation") if not row.get(name)), None)
         if missing:
             raise RowError("missing field", f'no field "{missing}"')
-        title = f"{row['title']} " if row.get("title") else ""
-        said = [texts["ask"], title + row["text"], texts["explain"], row["explanation"]]
+        title, text, explanation = (
+            as_text(row.get(name), name) for name in ("title", "text", "explanation")
+        )
+        told = f"{title} {text}" if title else text
+        said = [texts["ask"], told, texts["explain"], explanation]
         return [
             {self.names["role"]: role, self.names["content"]: text}
             for role, text in zip(("human", "gpt", "human", "gpt"), said, strict=True)

@@ -16,19 +16,14 @@ from headrace.dataprep.conversation import (
     read_messages,
     read_tools,
 )
+from headrace.dataprep.document_ends import document_ends, surround
 from headrace.dataprep.formats.chat import UNTRAINED, Chat, ChatFormat, attempt
-from headrace.dataprep.formats.sample import Encoded, Mask, Sample, pair
+from headrace.dataprep.formats.sample import Encoded, Sample, pair
 from headrace.dataprep.records import Record, Reject, json_type, refuse
-from headrace.dataprep.tokenizer import (
-    Ids,
-    Located,
-    TokenizerSpec,
-    add_ends,
-    encode_located,
-)
+from headrace.dataprep.tokenizer import Located, TokenizerSpec, encode_located
 from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
 from headrace.schemas.fingerprint import canonical_json
-from headrace.schemas.prepare_config import SourceConfig
+from headrace.schemas.source_config import SourceConfig
 
 
 class PlainPair(NamedTuple):
@@ -37,6 +32,10 @@ class PlainPair(NamedTuple):
     prompt: str
     chosen: str
     rejected: str
+
+    def sides(self) -> tuple[str, str]:
+        """The texts of both sides."""
+        return self.prompt + self.chosen, self.prompt + self.rejected
 
 
 class ChatPair(NamedTuple):
@@ -53,6 +52,8 @@ class PreferenceFormat:
         self.fields = source.preference or PreferenceConfig()
         self.chat = source.chat or ChatConfig()
         self.tokenizer = tokenizer
+        self.ends = document_ends(source, tokenizer)
+        self.space = source.add_prefix_space
         self.format: ChatFormat | None = None
         names = (self.fields.prompt, self.fields.chosen, self.fields.rejected)
         history = [self.chat.field] if self.chat.field else FIELDS
@@ -76,9 +77,9 @@ class PreferenceFormat:
 
     def encode_pairs(self, pairs: list[PlainPair | ChatPair]) -> Iterator[tuple[Located, Located]]:
         """The tokens of both sides of each pair; all texts of a kind in one call."""
-        plain = [text for p in pairs if isinstance(p, PlainPair) for text in plain_texts(p)]
+        plain = [text for p in pairs if isinstance(p, PlainPair) for text in p.sides()]
         chats = [c.rendered.text for p in pairs if isinstance(p, ChatPair) for c in p]
-        parse = self.tokenizer.parse_special_tokens
+        parse = self.ends.parse_special_tokens
         of_plain = iter(encode_located(self.tokenizer, plain, parse_special_tokens=parse))
         of_chats = iter(encode_located(self.tokenizer, chats))
         for found in pairs:
@@ -104,7 +105,8 @@ class PreferenceFormat:
         prompt = self.read_prompt(fields)
         texts = [prompt, *answers]
         if not self.fields.as_chat and all(isinstance(text, str) for text in texts):
-            return PlainPair(*map(str, texts))
+            space = " " if self.space and not f"{prompt}{answers[0]}".startswith(" ") else ""
+            return PlainPair(f"{space}{prompt}", *map(str, answers))
         chosen, rejected = (self.read_side(fields, prompt, answer) for answer in answers)
         start = common_turns(chosen, rejected)
         return ChatPair(self.render(chosen, start), self.render(rejected, start))
@@ -155,25 +157,15 @@ class PreferenceFormat:
         return Encoded(content, [pair(*sides)])
 
     def plain_side(self, prompt: str, located: Located) -> Sample:
-        """The tokens of a prompt and an answer, with BOS and EOS as the config wants them."""
-        trained = np.zeros(len(located.ids), np.bool_)
-        trained[span_tokens(located, (len(prompt), int(located.ends.max(initial=0))))] = True
-        ids = add_ends(self.tokenizer, located.ids.tolist())
-        return Sample(ids, spread(trained, located.ids, ids))
-
-
-def plain_texts(found: PlainPair) -> tuple[str, str]:
-    """The texts of both sides."""
-    return found.prompt + found.chosen, found.prompt + found.rejected
-
-
-def spread(trained: Mask, before: Ids, ids: Ids) -> Mask:
-    """A mask over ids that BOS and EOS were added to; EOS is trained, BOS is not."""
-    first = int(len(ids) > 0 and (not len(before) or ids[0] != before[0]))
-    mask = np.ones(len(ids), np.bool_)
-    mask[:first] = False
-    mask[first : first + len(trained)] = trained
-    return mask
+        """The tokens of a prompt and an answer between their ends; before the answer, none is
+        trained."""
+        ids = surround(self.ends, located.ids)
+        trained = np.ones(len(ids), np.bool_)
+        if len(ids):
+            bos = self.ends.bos is not None and located.ids[0] != self.ends.bos
+            first = span_tokens(located, (len(prompt), len(prompt))).start
+            trained[: len(self.ends.prefix) + bos + first] = False
+        return Sample(ids, trained)
 
 
 def as_messages(value: object, role: str) -> object:

@@ -3,7 +3,8 @@
 from headrace.dataprep.formats.sample import Format
 from headrace.dataprep.tokenizer import TokenizerSpec
 from headrace.schemas.chat_config import ChatConfig
-from headrace.schemas.prepare_config import PrepareConfig, SourceConfig
+from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.source_config import SourceConfig
 
 
 def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: TokenizerSpec) -> Format:

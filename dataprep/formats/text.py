@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from headrace.dataprep.document_ends import document_ends, encode_documents
 from headrace.dataprep.formats.sample import Encoded, Sample
 from headrace.dataprep.records import (
     Record,
@@ -11,8 +12,8 @@ from headrace.dataprep.records import (
     refuse,
     top_fields,
 )
-from headrace.dataprep.tokenizer import TokenizerSpec, document_ends, encode_documents
-from headrace.schemas.prepare_config import SourceConfig
+from headrace.dataprep.tokenizer import TokenizerSpec
+from headrace.schemas.source_config import SourceConfig
 
 
 class TextFormat:

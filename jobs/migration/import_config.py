@@ -95,9 +95,10 @@ def from_toml(values: Mapping[str, Any], path: Path) -> Imported:
 def assemble(system: OldSystem, values: Mapping[str, Any], build: Any) -> Imported:
     """A config with `[[datasets]]`."""
     imported = Imported()
-    plain = flatten({key: v for key, v in values.items() if not key.endswith("datasets")})
+    tables = ("datasets", "eval_datasets")
+    plain = flatten({key: value for key, value in values.items() if key not in tables})
     new = apply(system, plain, imported)
-    for table in ("datasets", "eval_datasets"):
+    for table in tables:
         rows = entry_rows(system, table)
         for number, entry in enumerate(values.get(table, [])):
             for key, value in entry.items():

@@ -3,7 +3,6 @@
 from typing import Any
 
 from headrace.jobs.migration.equivalents import (
-    NoEquivalentError,
     OldSystem,
     Values,
     choice,
@@ -35,9 +34,8 @@ def minutes(value: float, _: Values) -> dict[str, Any]:
 
 
 def mask(value: Any, _: Values) -> dict[str, Any]:
-    if value is True:
-        raise NoEquivalentError("name the tokens; no word stands for all special ones")
-    return {"prepare.sources.mask_tokens": value if isinstance(value, list) else [value]}
+    whole = value is True or isinstance(value, list)
+    return {"prepare.sources.mask_tokens": value if whole else [value]}
 
 
 def decay(value: float, values: Values) -> dict[str, Any]:
@@ -121,9 +119,9 @@ QLORA_PIPE_LITE = OldSystem(
             "60 times it",
         ),
         same("max_checkpoints", "train.checkpoint.keep_last"),
-        none("max_sequences", "`datasets.max_tokens` takes a number of tokens instead"),
+        same("max_sequences", "prepare.max_rows", "a random sample of the rows"),
         same("drop_tails", "prepare.drop_tails"),
-        none("mix_datasets", "rows of all sources are always shuffled together, to the row", True),
+        same("mix_datasets", "prepare.mix_sources"),
         same(
             "sequence_prefix",
             "prepare.sequence_prefix",
@@ -131,7 +129,7 @@ QLORA_PIPE_LITE = OldSystem(
         ),
         same("document_prefix", "prepare.sources.document_prefix", default=""),
         same("document_suffix", "prepare.sources.document_suffix"),
-        computed("mask_tokens", "prepare.sources.mask_tokens", mask, "ids or texts, not `true`"),
+        computed("mask_tokens", "prepare.sources.mask_tokens", mask, "ids, or `true`"),
         elsewhere("datasets[].dataset_path", ("prepare.sources.path", "prepare.sources.type")),
         elsewhere(
             "datasets[].control_class",

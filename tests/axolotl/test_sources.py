@@ -192,13 +192,13 @@ MISTAKES = {
         "datasets:\n  - path: nowhere.jsonl\n    type: alpaca\n",
         r'axolotl\.yml:2: path: "nowhere\.jsonl" is neither a file nor a directory here; download',
     ),
-    "a number of validation rows": (
-        f"{ENTRY}val_set_size: 200\n",
-        r"axolotl\.yml:4: val_set_size: 200 is a number of rows; give a share",
+    "a share of validation rows above all": (
+        f"{ENTRY}val_set_size: 1.5\n",
+        r"axolotl\.yml:4: val_set_size: 1\.5 is neither a share, such as 0\.01, nor a number of ro",
     ),
     "training without pairs or labels": (
         f"rl: grpo\n{ENTRY}",
-        r'axolotl\.yml:1: rl: "grpo" is not supported; it may be dpo, ipo, simpo, orpo',
+        r'axolotl\.yml:1: rl: "grpo" makes its answers while it trains; it may be dpo',
     ),
     "another tokenizer library": (
         f"{ENTRY}tokenizer_use_mistral_common: true\n",
@@ -390,6 +390,30 @@ def test_removed_sharegpt_types_work():
     trained = [i for i, on in zip(row["input_ids"], row["loss_mask"], strict=True) if on]
     assert tokenizer.decode(trained, skip_special_tokens=False) == "a<|im_end|>"
     assert "early" not in tokenizer.decode(row["input_ids"])
+
+
+def test_validation_rows_may_be_a_number():
+    write_rows("many.jsonl", [{"text": f"stone {number}"} for number in range(400)])
+    entry = "datasets: [{path: many.jsonl, type: completion, split: 'train[:300]'}]"
+    manifest = run(from_yaml(f"{entry}\nval_set_size: 60"))
+    assert manifest.sources[0].documents == 400
+    assert 45 <= sum(shard.rows for shard in manifest.split("evaluation")) <= 75
+    with pytest.raises(DataError, match="evaluation_documents = 300, but there are 300 records"):
+        run(from_yaml(f"{entry}\nval_set_size: 300", "all"))
+
+
+def test_lines_of_text_are_rows():
+    Path("lines.txt").write_bytes(b"stone mill\r\n\n  \nwater wheel\nlast")
+    entry = "datasets:\n  - path: lines.txt\n    type: completion\nsequence_len: 256\n"
+    run(from_yaml(entry))
+    assert texts() == ["«<s>last</s>»", "«<s>stone mill</s>»", "«<s>water wheel</s>»"]
+    entry = (
+        "datasets:\n  - {path: text, data_files: lines.txt, split: 'train[:1]', type: completion}"
+    )
+    run(from_yaml(entry, "first"))
+    assert texts(output="first") == ["«<s>stone mill</s>»"]
+    with pytest.raises(ConfigError, match=r"axolotl\.yml:2: lines of text have no token ids; set"):
+        from_yaml("datasets:\n  - path: lines.txt\n")
 
 
 def test_jokes_are_told_and_explained():

@@ -183,9 +183,10 @@ MISTAKES = {
         'in.parquet: column "text" is int64, not string; set text_field to a column of strings',
     ),
     "a broken JSON list": (
-        lambda _: write("in.json", b'[{"text": "a"},\n {"text": }]'),
+        lambda _: write("in.json", b'[{"text": "a"},\n {"text": "b"'),
         {"sources": document_source("in.json")},
-        "in.json:2: column 11: Expecting value; repair the JSON list, or write JSONL",
+        "in.json:1: the file ends in the record that begins here; repair the JSON list, or write "
+        "JSONL",
     ),
     "no tokenizer": (
         lambda _: None,

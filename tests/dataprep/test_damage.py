@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.dataprep.json_records import list_values
+from headrace.dataprep.json_scan import scan_json_list
 from headrace.schemas.errors import DataError
 
 SCRIPT = """
@@ -21,7 +21,6 @@ import io, json, resource, sys
 from pathlib import Path
 from rich.console import Console
 from headrace.dataprep.prepare import prepare
-from headrace.dataprep.json_records import list_values
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare_config import PrepareConfig
 if __name__ == "__main__":
@@ -120,7 +119,7 @@ def test_a_json_list_of_300_mb_is_read_in_little_memory(tmp_path):
         file.write("]")
     tracemalloc.start()
     try:
-        assert sum(1 for _ in list_values(str(tmp_path / "in.json"), 1 << 26)) == count
+        assert sum(1 for _ in scan_json_list(str(tmp_path / "in.json"), 0, 1 << 26)) == count
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
         tracemalloc.stop()

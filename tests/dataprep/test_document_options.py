@@ -149,11 +149,12 @@ def test_each_source_says_whether_special_tokens_are_parsed(corpus, make_config,
 
 def test_masked_tokens_may_be_texts_and_are_not_trained(corpus, make_config, run, rows_of):
     (corpus / "000.txt").write_text("0 stone")
-    sources = text_source(mask_tokens=["</s>"])
-    manifest = run(make_config(sources=sources, evaluation_fraction=0.0))
-    (row,) = rows_of("out")
-    assert row["loss_mask"] == [True] * (len(row["input_ids"]) - 1) + [False]
-    assert manifest.sources[0].trained_tokens == len(row["input_ids"]) - 1
+    for tokens in (["</s>"], True):
+        sources = text_source(mask_tokens=tokens)
+        manifest = run(make_config(str(tokens), sources=sources, evaluation_fraction=0.0))
+        (row,) = rows_of(str(tokens))
+        assert row["loss_mask"] == [True] * (len(row["input_ids"]) - 1) + [False]
+        assert manifest.sources[0].trained_tokens == len(row["input_ids"]) - 1
 
 
 def test_rows_carry_the_control_class_of_their_source(corpus, make_config, run, rows_of):

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from headrace.dataprep.blend_inputs import Blend
 from headrace.dataprep.local_engine import LocalEngine
-from headrace.dataprep.repartition import Blend, repartition
+from headrace.dataprep.repartition import repartition
 from headrace.jobs.engines import EngineName, open_engine
 from headrace.jobs.spark_zip import write_zip
 from headrace.schemas.errors import ConfigError, DataError

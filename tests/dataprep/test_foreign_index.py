@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from headrace.dataprep.blend_inputs import Blend
 from headrace.dataprep.foreign_index import find_files, index, parse_columns
 from headrace.dataprep.inspection import inspect
-from headrace.dataprep.repartition import Blend, read_inputs
+from headrace.dataprep.repartition import read_inputs
 from headrace.dataprep.verify import verify
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.foreign_columns import ForeignColumns

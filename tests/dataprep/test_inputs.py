@@ -4,7 +4,7 @@ import pytest
 
 from headrace.dataprep.inputs import find_source_files
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import SourceConfig
+from headrace.schemas.source_config import SourceConfig
 
 
 def source(path, exclude=()):

@@ -14,8 +14,9 @@ from headrace.schemas.errors import DataError
 
 @pytest.fixture
 def mixed_rows(mixed_config):
-    """The mixed config, with its sources in common rows."""
-    return functools.partial(mixed_config, mix_sources=True, sequence_len=512)
+    """Two sources of the mixed config in common rows."""
+    sources = mixed_config("unused").model_dump(mode="json", exclude_unset=True)["sources"][:2]
+    return functools.partial(mixed_config, sources=sources, mix_sources=True, sequence_len=512)
 
 
 def texts(documents):
@@ -33,10 +34,10 @@ def documents_in(rows):
 
 
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
-def test_rows_hold_the_documents_of_all_sources(packing, mixed_rows, mixed_config, run, rows_of):
+def test_rows_hold_the_documents_of_all_sources(packing, mixed_rows, run, rows_of):
     whole = {"sequence_len": 4096, "packing": packing}  # so that no document is cut
     manifest = run(mixed_rows("mixed", **whole))
-    apart = run(mixed_config("apart", **whole))
+    apart = run(mixed_rows("apart", mix_sources=False, **whole))
     of_source = {}
     for split in ("train", "evaluation"):
         mixed, right = rows_of("mixed", split), rows_of("apart", split)
@@ -98,9 +99,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_share_rows_is_refused(name, mixed_rows, mixed_config):
+def test_what_cannot_share_rows_is_refused(name, mixed_rows):
     changes, source, message = WRONG[name]
-    sources = mixed_config("x").model_dump(mode="json", exclude_unset=True)["sources"]
+    sources = mixed_rows.keywords["sources"]
     with pytest.raises(ValueError, match=message):
         mixed_rows("out", sources=[sources[0] | source, sources[1]], **changes)
 
@@ -108,7 +109,7 @@ def test_what_cannot_share_rows_is_refused(name, mixed_rows, mixed_config):
 def test_each_source_must_have_documents(mixed_rows, run, corpus):
     (corpus / "records.jsonl").write_text("\n")
     (corpus / "more.jsonl.gz").unlink()
-    sources = mixed_rows("x").model_dump(mode="json", exclude_unset=True)["sources"]
+    sources = mixed_rows.keywords["sources"]
     sources[1]["path"] = ["corpus/records.jsonl"]
     with pytest.raises(DataError, match=r'^source "records": no documents in'):
         run(mixed_rows("out", sources=sources))

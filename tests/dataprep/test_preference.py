@@ -107,6 +107,31 @@ def test_only_the_answers_are_trained_in_every_shape(shape, corpus, run, rows_of
     assert verify(Path("out"), Console(file=io.StringIO())) == []
 
 
+def test_pairs_of_texts_stand_between_the_ends_of_their_source(
+    corpus, run, rows_of, bos_tokenizer_folder
+):
+    rows = [{"prompt": "a<s>b ", "chosen": "mill", "rejected": "gate</s>"}]
+    config = make_config(bos_tokenizer_folder, rows, template=None, parse_special_tokens=True)
+    cases = {
+        "as they are": ({}, ("<s>a<s>b", " mill</s>"), ("<s>a<s>b", " gate</s>")),
+        "text": (
+            {"parse_special_tokens": False, "document_prefix": "", "add_prefix_space": True},
+            (" a<s>b", " mill</s>"),
+            (" a<s>b", " gate</s></s>"),
+        ),
+        "others": (
+            {"document_prefix": [1, 1], "document_suffix": "<s>"},
+            ("</s></s>a<s>b", " mill<s>"),
+            ("</s></s>a<s>b", " gate</s><s>"),
+        ),
+    }
+    for name, (options, *sides) in cases.items():
+        source = config.sources[0].model_copy(update=options)
+        run(config.model_copy(update={"output": name, "sources": [source]}))
+        (row,) = rows_of(name)
+        assert texts(bos_tokenizer_folder, row) == sides, name
+
+
 def test_turns_that_both_sides_have_are_not_trained(corpus, run, rows_of, tokenizer_folder):
     row = {"chosen": [*FIRST, USER, GOOD], "rejected": [*FIRST, USER, BAD]}
     run(make_config(tokenizer_folder, [row]))

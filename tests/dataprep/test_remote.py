@@ -3,11 +3,17 @@
 import contextlib
 import gzip
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
+import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import fsspec
+import fsspec.implementations.memory
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -173,8 +179,6 @@ def test_files_of_s3_are_listed_and_give_the_rows_of_local_ones(
 
 
 def test_what_fsspec_opens_is_read_through_it(corpus, make_config, run, rows_of):
-    import fsspec
-
     write_files(Path("files"))
     memory = fsspec.filesystem("memory")
     for name in NAMES:
@@ -184,6 +188,120 @@ def test_what_fsspec_opens_is_read_through_it(corpus, make_config, run, rows_of)
     assert sorted(row["input_ids"] for row in rows_of("remote")) == sorted(
         row["input_ids"] for row in rows_of("local")
     )
+
+
+class LostFile(fsspec.implementations.memory.MemoryFile):
+    """A file whose connection breaks."""
+
+    reads = 0
+
+    def read(self, size=-1):
+        self.reads += 1
+        if self.reads == 2:
+            raise RuntimeError("connection lost")
+        return super().read(size)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_connection_that_breaks_is_one_line(name, corpus, make_config, run, monkeypatch):
+    write_files(Path("files"))
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/lost/" + name, Path("files", name).read_bytes())
+
+    def open_lost(path, mode="rb", **more):
+        return LostFile(memory, path, memory.cat(path))
+
+    monkeypatch.setattr(memory, "open", open_lost)
+    with pytest.raises(DataError, match=r"^memory://lost/in\..*connection lost") as error:
+        run(make_config(sources=documents(f"memory://lost/{name}")))
+    assert "\n" not in str(error.value)
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """As much of Hugging Face's hub as it takes to list and read the files of a data set."""
+
+    def do_GET(self):
+        path = urllib.parse.unquote(self.path)
+        files, _, inner = self.server.files, *path.partition("/refs/convert/parquet")[1:]
+        if path.startswith("/api/datasets/me/set/tree/"):
+            folder = inner.partition("?")[0].strip("/")
+            reply = json.dumps(list(entries(files, folder, "recursive=true" in path.lower())))
+            self.reply(200, reply.encode())
+        elif path.startswith("/datasets/me/set/resolve/"):
+            content = files[inner.strip("/")]
+            found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+            part = content[int(found[1]) : int(found[2]) + 1] if found else content
+            self.reply(206 if found else 200, part)
+        else:
+            known = path.startswith("/api/datasets/me/set/")
+            self.reply(200 if known else 404, json.dumps({"id": "me/set"}).encode())
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        paths = json.loads(body)["paths"] if body[:1] == b"{" else []
+        paths = paths or urllib.parse.parse_qs(body.decode()).get("paths", [])
+        found = [entry for entry in entries(self.server.files, "", True) if entry["path"] in paths]
+        self.reply(200, json.dumps(found).encode())
+
+    def reply(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        """Quiet."""
+
+
+def entries(files, folder, recursive):
+    """What lies in a folder of a data set, as the hub lists it."""
+    start = f"{folder}/" if folder else ""
+    inside = [name for name in files if name.startswith(start)]
+    folders = {str(parent) for name in inside for parent in PurePosixPath(name).parents}
+    for name in sorted({*inside, *folders}):
+        rest = name.removeprefix(start)
+        if name.startswith(start) and rest and name != "." and (recursive or "/" not in rest):
+            kind = "file" if name in files else "directory"
+            yield {"type": kind, "path": name, "oid": "1", "size": len(files.get(name, b""))}
+
+
+HUB_SCRIPT = """
+import io
+import sys
+from rich.console import Console
+from headrace.dataprep.prepare import prepare
+from headrace.schemas.prepare_config import PrepareConfig
+prepare(PrepareConfig.model_validate_json(sys.argv[1]), 1, Console(file=io.StringIO()))
+"""
+
+
+def test_a_name_on_the_hub_is_its_export_as_parquet(corpus, make_config, run, rows_of):
+    write_files(Path("files"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
+    name = "default/{}/0000.parquet"
+    content = Path("files/in.parquet").read_bytes()
+    server.files = {name.format("train"): content, name.format("test"): b"other"}
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    config = make_config("remote", sources=documents("hf:me/set"))
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",  # read when the library is loaded
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    environment.pop("HF_HUB_OFFLINE", None)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", HUB_SCRIPT, config.model_dump_json()],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    run(make_config("local", sources=documents("files/in.parquet")))
+    assert rows_of("remote") == rows_of("local")
 
 
 @pytest.mark.parametrize(

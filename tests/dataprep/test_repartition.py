@@ -12,8 +12,10 @@ import pytest
 from rich.console import Console
 
 from headrace.dataprep import portions, runs
+from headrace.dataprep.blend_inputs import Blend
+from headrace.dataprep.blend_manifest import LEFT_OUT
 from headrace.dataprep.local_engine import LocalEngine
-from headrace.dataprep.repartition import LEFT_OUT, Blend, parse_weights, repartition
+from headrace.dataprep.repartition import parse_weights, repartition
 from headrace.dataprep.row_choice import permute_keys
 from headrace.dataprep.verify import verify
 from headrace.jobs import cli

@@ -1,5 +1,6 @@
 """`max_rows` and `max_tokens`: exactly so many rows, chosen at random, the same by any engine."""
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from headrace.dataprep import exchange, row_limits
 from headrace.dataprep.local_engine import LocalEngine
+from headrace.dataprep.prepare import build_job, plan
 from headrace.dataprep.row_choice import ranks
 from headrace.dataprep.verify import verify
 from headrace.schemas.errors import DataError
@@ -58,8 +60,7 @@ def take(rows, max_rows=None, max_tokens=None):
 
 
 CASES = {
-    "rows of a source": ({"max_rows": 9}, {}, {}),
-    "tokens of a source": ({}, {"max_tokens": 3000}, {}),
+    "rows of one, tokens of the other": ({"max_rows": 9}, {"max_tokens": 3000}, {}),
     "both, of both": ({"max_rows": 50, "max_tokens": 1999}, {"max_rows": 70}, {}),
     "in all": ({}, {}, {"max_rows": 33}),
     "of a source and in all": ({"max_tokens": 900}, {}, {"max_tokens": 5000, "max_rows": 500}),
@@ -69,7 +70,7 @@ CASES = {
 
 def test_the_rows_of_the_lowest_ranks_stay(sources, mixed_config, run, rows_of, monkeypatch):
     monkeypatch.setattr(exchange, "MOST_FILES", 4)  # so that files are merged
-    run(mixed_config("all"))
+    run(mixed_config("all", sources=sources()))
     whole = read_manifest(Path("all")).ledger
     everything = {split: rows_of("all", split) for split in SPLITS}
     rows = [row for split in SPLITS for row in everything[split]]
@@ -104,8 +105,8 @@ def check_ledger(name, ledger, whole):
     assert bool(left) == (name != "more than there is")
 
 
-def test_what_stays_is_spread_over_all_shards(mixed_config, run):
-    manifest = run(mixed_config("out", max_rows=90, shards=3))
+def test_what_stays_is_spread_over_all_shards(sources, mixed_config, run):
+    manifest = run(mixed_config("out", sources=sources(), max_rows=90, shards=3))
     assert all(shard.rows > 15 for shard in manifest.split("train"))
 
 
@@ -113,31 +114,25 @@ def test_workers_and_kills_change_nothing(sources, mixed_config, run_on):
     changes = {"sources": sources({"max_rows": 30}, {"max_tokens": 4000}), "max_tokens": 5000}
     right = run_on(None, mixed_config("right", **changes))
     assert run_on(LocalEngine(2), mixed_config("two", **changes)) == right
-    for survives in itertools.count(20, 40):
+    for survives in itertools.count(10, 10):
         try:
             assert run_on(MortalEngine(survives), mixed_config("out", **changes)) == right
             break
         except KilledError:
             assert not Path("out/manifest.json").exists()
-    assert survives > 60, "killed in the passes over the keys as well"
+    assert survives > 30, "killed in the passes over the keys as well"
 
 
 def test_other_limits_keep_the_finished_work(sources, mixed_config, run_on):
-    run_on(None, mixed_config("right", max_rows=20))
+    config = functools.partial(mixed_config, sources=sources())
+    tasks = len(plan(build_job(config("unused"))))
     with pytest.raises(KilledError):  # in the middle of the shards
-        run_on(MortalEngine(tasks_of(mixed_config) * 4), mixed_config("out", max_rows=10))
+        run_on(MortalEngine(tasks * 4), config("out", max_rows=10))
     kept = {p: p.stat().st_mtime_ns for p in Path("out/.work").glob("task-*.done.json")}
-    assert len(kept) == tasks_of(mixed_config)
+    assert len(kept) == tasks
     engine = MortalEngine(-1)
-    run_on(engine, mixed_config("out", max_rows=20))
-    assert -1 - engine.left < 5 * tasks_of(mixed_config), "no task ran again"
-
-
-def tasks_of(mixed_config):
-    """How many tasks the mixed config has."""
-    from headrace.dataprep.prepare import build_job, plan
-
-    return len(plan(build_job(mixed_config("unused"))))
+    assert run_on(engine, config("out", max_rows=20)) == run_on(None, config("right", max_rows=20))
+    assert -1 - engine.left < 5 * tasks, "no task ran again"
 
 
 @pytest.mark.parametrize(

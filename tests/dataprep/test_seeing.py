@@ -95,6 +95,10 @@ def test_an_estimate_of_a_small_corpus_is_exact(sources, make_config, run):
     assert found.tokens == sum(manifest.ledger.tokens_out.values())
     assert found.rows == sum(source.rows for source in manifest.sources)
     assert found.refused == 200
+    limited = estimate(config.model_copy(update={"max_rows": int(found.rows) // 2}), 1)
+    assert limited.rows == int(found.rows) // 2
+    assert limited.stored_bytes == pytest.approx(found.stored_bytes * limited.rows / found.rows)
+    assert limited.documents == found.documents
 
 
 def test_the_command_prints_an_estimate_and_writes_nothing(

@@ -40,6 +40,20 @@ def test_stages_change_no_bit_and_replicas_only_rounding(training, kind):
         assert difference <= 1e-6 * torch.linalg.vector_norm(reference[name]), name
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["lora", "none"])
+def test_it_makes_no_difference_which_ranks_are_neighbours(training, kind):
+    square = {"adapter__kind": kind, "pipeline_stages": 2, "gradient_accumulation_steps": 2}
+    stages = training.run("stages", 4, **square)
+    replicas = training.run("replicas", 4, neighbours="replicas", **square)
+    assert exact_metrics(replicas) == exact_metrics(stages)
+    tensors = checkpoint_tensors(stages)
+    assert all(torch.equal(tensors[k], v) for k, v in checkpoint_tensors(replicas).items())
+    result = "adapter" if kind == "lora" else "model"
+    for path in (stages / result).glob("*.safetensors*"):
+        assert (replicas / result / path.name).read_bytes() == path.read_bytes()
+
+
 def test_larger_micro_batches_without_read_ahead_see_the_same_rows(training):
     plain = {"adapter__dropout": 0.0}
     one = training.run("one", 1, **plain)

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.publish import remove_tree, rename_durably
-from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.distributed import Layout, gather_at_first, gather_objects
 from headrace.trainer.export.control_file import TENSORS_NAME, write_record
 from headrace.trainer.model.adapters import as_plain_lora, exported_tensors
 from headrace.trainer.model.materializer import find_slots
@@ -21,16 +21,24 @@ from headrace.trainer.model.model_files import (
     ModelWriter,
     copy_model_files,
     file_count,
-    part_name,
     write_index,
 )
 
 
-def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) -> Path:
+def export(
+    built: BuiltStage,
+    layout: Layout,
+    model: Path,
+    run_directory: Path,
+    *,
+    node_local: bool = False,
+) -> Path:
     """Write `adapter/` (LoRA) or `model/` (full fine-tuning); every rank takes part.
 
     Args:
         model: directory of the base model.
+        node_local: the run directory is another one on each machine. The first one's gets the whole
+            adapter; of a model, each machine keeps the files of its stages, the first the index.
 
     Returns:
         The directory, published whole.
@@ -38,29 +46,31 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) 
     adapters = built.lora_config is not None or built.control is not None
     final = run_directory / ("adapter" if adapters else "model")
     temporary = run_directory / f".{final.name}.tmp"
-    if layout.rank == 0:
+    publishes = layout.publishes(node_local=node_local and not adapters)
+    if publishes:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier(layout.world_group)
     if adapters:
-        if layout.replica == 0:
-            save_adapter_part(built, temporary, layout.stage, layout.stages)
-        dist.barrier(layout.world_group)
+        parts = gather_at_first(adapter_tensors(built) if layout.replica == 0 else {}, layout)
+        tensors = {name: value for part in parts for name, value in part.items()}
         if layout.rank == 0 and built.control is not None:
-            finish_control(temporary, layout.stages, built.control, model)
+            finish_control(temporary, tensors, built.control, model)
         elif layout.rank == 0:
             assert built.lora_config is not None
-            finish_adapter(temporary, layout.stages, built.lora_config, bool(built.initial))
+            finish_adapter(temporary, tensors, built.lora_config, bool(built.initial))
     else:
-        counts = gather_objects(file_count(model_parts(built)), layout.world_group)
-        before, total = sum(counts[: layout.stage]), sum(counts[: layout.stages])
+        by_rank = gather_objects(file_count(model_parts(built)), layout.world_group)
+        counts = [by_rank[layout.rank_of(stage)] for stage in range(layout.stages)]
         written: dict[str, dict[str, int]] = {}
-        if layout.replica == 0:
-            written = save_model_part(built, temporary, before, total)
+        if layout.keeps_files(node_local=node_local):
+            before = sum(counts[: layout.stage])
+            written = save_model_part(built, temporary, before, sum(counts))
         files = gather_objects(written, layout.world_group)
         if layout.rank == 0:
             finish_model(temporary, files, model, built)
-    if layout.rank == 0:
+    dist.barrier(layout.world_group)
+    if publishes:
         if final.exists():
             remove_tree(final)
         rename_durably(temporary, final)
@@ -68,39 +78,37 @@ def export(built: BuiltStage, layout: Layout, model: Path, run_directory: Path) 
     return final
 
 
-def save_adapter_part(built: BuiltStage, directory: Path, stage: int, stages: int) -> None:
+def adapter_tensors(built: BuiltStage) -> dict[str, Tensor]:
     """One stage's share of an adapter, under PEFT's names, in float32."""
     values = {item.name: item.parameter.detach().cpu() for item in built.trained}
-    tensors = exported_tensors(values, built.initial)
-    save_file(tensors, directory / part_name(stage, stages), metadata={"format": "pt"})
+    return exported_tensors(values, built.initial)
 
 
-def finish_adapter(directory: Path, stages: int, config: LoraConfig, took_over: bool) -> None:
+def finish_adapter(
+    directory: Path, tensors: dict[str, Tensor], config: LoraConfig, took_over: bool
+) -> None:
     """One file with its config, as PEFT expects.
 
     Args:
         took_over: whether the adapters started from a part of the frozen weights.
     """
-    join_parts(directory, stages, "adapter_model.safetensors")
+    save_tensors(directory / "adapter_model.safetensors", tensors)
     config = as_plain_lora(config) if took_over else config
     config.inference_mode = True
     config.save_pretrained(str(directory))
 
 
-def finish_control(directory: Path, stages: int, config: AdapterConfig, model: Path) -> None:
+def finish_control(
+    directory: Path, tensors: dict[str, Tensor], config: AdapterConfig, model: Path
+) -> None:
     """One file of control adapters, and what they were made by."""
-    join_parts(directory, stages, TENSORS_NAME)
+    save_tensors(directory / TENSORS_NAME, tensors)
     write_record(directory, config, str(model))
 
 
-def join_parts(directory: Path, stages: int, name: str) -> None:
-    """One file of the tensors of all stages."""
-    tensors: dict[str, Tensor] = {}
-    for stage in range(stages):
-        part = directory / part_name(stage, stages)
-        tensors |= load_file(part)
-        part.unlink()
-    save_file(tensors, directory / name, metadata={"format": "pt"})
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """As PEFT writes them."""
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def model_parts(built: BuiltStage) -> list[int]:

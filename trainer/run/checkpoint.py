@@ -1,7 +1,7 @@
 """Checkpoints: tensors by name, so any layout can read them; published whole or not at all."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -123,13 +123,18 @@ def load_tensors(
         }
 
 
-def newest(folder: CheckpointFolder, *, check_files: bool) -> tuple[Path, RunState] | None:
+def newest(
+    folder: CheckpointFolder, *, check_files: bool, among: Collection[str] | None = None
+) -> tuple[Path, RunState] | None:
     """The newest checkpoint and its state; None if there is none.
 
+    Args:
+        among: names of checkpoints, of which the newest is taken.
+
     Raises:
-        CheckpointError: the newest one is damaged. Nothing older is taken in silence.
+        CheckpointError: it is damaged. Nothing older is taken in silence.
     """
-    finished = folder.finished()
+    finished = [path for path in folder.finished() if among is None or path.name in among]
     if not finished:
         return None
     return finished[-1], read_run_state(finished[-1], check_files=check_files)

@@ -223,5 +223,7 @@ def _as_pipeline_module(stage: Stage, layout: Layout) -> PipelineModule:
     """Each of our stages is one DeepSpeed layer, so cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
     places[layout.stage] = stage
-    topology = ProcessTopology(axes=["data", "pipe"], dims=[layout.replicas, layout.stages])
+    axes = {"data": layout.replicas, "pipe": layout.stages}
+    order = ["pipe", "data"] if layout.columns else ["data", "pipe"]
+    topology = ProcessTopology(axes=order, dims=[axes[name] for name in order])
     return PipelineModule(layers=places, topology=topology, partition_method="uniform")

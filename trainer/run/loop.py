@@ -42,7 +42,12 @@ def train(
     session = open_session(config, inputs, layout, resume)
     engine, optimizer, state, log = session.engine, session.optimizer, session.state, session.log
     cadence = Cadence(config, session.total_steps, inputs.rows_per_epoch)
-    saver = Saver(session.folder, layout, background=config.checkpoint.background)
+    saver = Saver(
+        session.folder,
+        layout,
+        background=config.checkpoint.background,
+        node_local=config.checkpoint.node_local,
+    )
     if session.is_new and config.evaluation.before_first_step:
         state = run_evaluation(session, layout, state)
     timelines = None
@@ -125,7 +130,15 @@ def train(
     if cadence.has_ended(state):
         written = "nothing"
         if config.checkpoint.at_end:
-            written = str(export(session.built, layout, session.model, session.run_directory))
+            written = str(
+                export(
+                    session.built,
+                    layout,
+                    session.model,
+                    session.run_directory,
+                    node_local=config.checkpoint.node_local,
+                )
+            )
         logger.info(
             "done%s: %s tokens; %s written", ending(cadence, state), f"{state.tokens:,}", written
         )

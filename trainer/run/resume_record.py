@@ -13,6 +13,7 @@ FREE_ON_RESUME = {
     "output_dir",
     "pipeline_stages",
     "partition",
+    "neighbours",
     "half_layers",
     "micro_batch_size",
     "gradient_accumulation_steps",

@@ -15,7 +15,7 @@ from headrace.schemas.errors import CheckpointError
 from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.publish import fsync_path
 from headrace.schemas.run_state import RunState
-from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.distributed import Layout, gather_objects, local_ranks
 from headrace.trainer.model.materializer import TrainedParameter
 from headrace.trainer.run.checkpoint import CheckpointFolder, collect_tensors
 
@@ -47,12 +47,21 @@ class Saver:
 
     Args:
         background: write while the next steps run, from a copy in host memory.
+        node_local: the folder is another one on each machine, and holds the stages run there.
     """
 
-    def __init__(self, folder: CheckpointFolder, layout: Layout, *, background: bool) -> None:
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        layout: Layout,
+        *,
+        background: bool,
+        node_local: bool = False,
+    ) -> None:
         self.folder = folder
         self.layout = layout
         self.background = background
+        self.node_local = node_local
         self._pending: Pending | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
@@ -68,7 +77,7 @@ class Saver:
             CheckpointError: a rank could not write.
         """
         self.finish()
-        if self.layout.replica != 0:
+        if not self.layout.keeps_files(node_local=self.node_local):
             written: Future[Written] = Future()
             written.set_result(Written())
         else:
@@ -97,9 +106,12 @@ class Saver:
         problems = [part.problem for part in written if part.problem]
         if problems:
             raise CheckpointError(problems[0])
+        if self.node_local:
+            here = local_ranks()
+            written = written[self.layout.node * here : (self.layout.node + 1) * here]
         files = {name: digest for part in written for name, digest in part.files.items()}
         state = self._pending.state.model_copy(update={"files": files})
-        if self.layout.rank == 0:
+        if self.layout.publishes(node_local=self.node_local):
             path = self.folder.publish(state)
             logger.info("saved %s", path)
         self._pending = None

@@ -73,7 +73,11 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
     )
     state = fresh_state(config, inputs, layout)
-    found = newest(folder, check_files=layout.rank == 0) if resume else None
+    node_local = config.checkpoint.node_local
+    names = [path.name for path in folder.finished()]
+    everywhere = set.intersection(*map(set, gather_objects(names, layout.world_group)))
+    check_files = layout.publishes(node_local=node_local)
+    found = newest(folder, check_files=check_files, among=everywhere) if resume else None
     if found is not None:
         path, saved = found
         state = saved.model_copy(update={name: getattr(state, name) for name in LAYOUT})
@@ -88,7 +92,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         logger.info("resuming from %s, after step %d", path, state.step)
     elif resume:
         logger.info("no checkpoint was written yet; starting from the first step")
-    if layout.rank == 0:
+    if layout.publishes(node_local=node_local):
         folder.remove_leftovers()
     position = Position(state.next_row, tuple(state.waiting))
     data = take_up(state.data, config, inputs, state.next_row)
