@@ -47,8 +47,8 @@ def read_inputs(blend: Blend) -> Inputs:
     for directory, manifest in zip(blend.directories, manifests, strict=True):
         if manifest.columns is not None:
             raise DataError(
-                f"{directory}: written by something else and only indexed; repartition takes "
-                "shards of `headrace prepare`"
+                f"{directory}: only indexed, so its rows have no order by key that could be "
+                'cut and blended; prepare it as a source with type = "pretokenized"'
             )
     for directory, manifest in zip(blend.directories[1:], manifests[1:], strict=True):
         first, other = describe(manifests[0]), describe(manifest)

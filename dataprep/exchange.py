@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from headrace.dataprep.console_report import progress_bar
+from headrace.dataprep.fast_tokenizer import close_tokenizers
 from headrace.dataprep.local_engine import Engine
 from headrace.dataprep.row_choice import RowCuts
 from headrace.dataprep.runs import ALL_KEYS, KeyRange, Runs, cut_keys, parts_of
@@ -157,6 +158,7 @@ def finished_merge(target: Target, plan: MergePlan) -> Merged | None:
 
 def merge_runs(target: Target, plan: MergePlan) -> Merged:
     """Write one file of the next level, sorted throughout."""
+    close_tokenizers()
     output = target.space.output
     path = plan.merged.path(output, plan.group, plan.key_range)
     unfinished = target.space.temporary(path)

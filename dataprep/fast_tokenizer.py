@@ -7,8 +7,15 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from headrace.dataprep.tokenizer import Ids, TokenizerSpec, open_tokenizer, read_content
+from headrace.dataprep.tokenizer import (
+    Ids,
+    TokenizerSpec,
+    control_ids,
+    open_tokenizer,
+    read_content,
+)
 from headrace.schemas.errors import ConfigError, DataError
 
 CHECKED_CHARACTERS = 512  # of two texts of each batch: 0.2% of the text, 2 ns a token
@@ -77,6 +84,13 @@ def open_fast(spec: TokenizerSpec) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def close_tokenizers() -> None:
+    """Let go of the tokenizers that this process keeps: the shuffle needs the memory instead."""
+    for kept in (open_tokenizer, control_ids, open_fast):
+        kept.cache_clear()
+    pa.system_memory_pool().release_unused()  # what malloc holds; Arrow's arrays lie elsewhere
 
 
 def encode(

@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -78,14 +79,40 @@ def print_histogram(directory: Path, manifest: Manifest, console: Console) -> No
 
 def print_rows(directory: Path, manifest: Manifest, rows: int, console: Console) -> None:
     """The first rows of each split as text."""
-    path = directory / TOKENIZER_NAME
-    if not path.is_file():
-        raise DataError(f"{path}: missing, so rows cannot be decoded; prepare the directory again")
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = open_tokenizer(directory)
     for split in manifest.ledger.tokens_out:
         for name, row in islice(read_rows(directory, manifest, split), rows):
             console.rule(f"{name}, {row['source']}")
             console.print(row_text(tokenizer, row), soft_wrap=True)
+
+
+def print_rows_of_keys(directory: Path, keys: Sequence[int], console: Console) -> None:
+    """The rows with these keys, as `anomalies.jsonl` of a run names them, as text.
+
+    Raises:
+        DataError: no row has one of the keys.
+    """
+    manifest = read_manifest(directory)
+    tokenizer = open_tokenizer(directory)
+    missing = dict.fromkeys(keys)
+    for shard in track(manifest.shards, "rows", console=console, transient=True):
+        with open_shard(directory, shard) as file:
+            for group in range(file.num_row_groups):
+                found = read_row_group(file, group, manifest, shard, ["row_key"])["row_key"]
+                places = np.flatnonzero(np.isin(found.to_numpy(), np.array(keys, np.uint64)))
+                if not len(places):
+                    continue
+                table = read_row_group(file, group, manifest, shard)
+                for index, row in zip(places.tolist(), table.take(places).to_pylist(), strict=True):
+                    missing.pop(row["row_key"], None)
+                    name = f"{shard.file} row {shard.rows_before(group) + index}"
+                    console.rule(f"{name}, {row['source']}, key {row['row_key']}")
+                    console.print(row_text(tokenizer, row), soft_wrap=True)
+    if missing:
+        raise DataError(
+            f"{directory}: no row has the key {', '.join(map(str, missing))}; look in the other "
+            "datasets of the run"
+        )
 
 
 def read_rows(
@@ -134,6 +161,14 @@ def runs(mask: list[bool], start: int, end: int) -> list[tuple[int, int]]:
     """The stretches of equal mask within [start, end)."""
     cuts = [index for index in range(start + 1, end) if mask[index] != mask[index - 1]]
     return list(zip([start, *cuts], [*cuts, end], strict=True))
+
+
+def open_tokenizer(directory: Path) -> Tokenizer:
+    """The copy of the tokenizer that every shard directory has."""
+    path = directory / TOKENIZER_NAME
+    if not path.is_file():
+        raise DataError(f"{path}: missing, so rows cannot be decoded; prepare the directory again")
+    return Tokenizer.from_file(str(path))
 
 
 def open_shard(directory: Path, shard: ShardRecord) -> pq.ParquetFile:

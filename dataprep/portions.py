@@ -20,6 +20,7 @@ from headrace.dataprep.workspace import read_marker, rows_path, write_marker
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.manifest import Manifest, ShardRecord
+from headrace.schemas.publish import rename_durably
 from headrace.schemas.shard_format import SPLITS, TOKEN_COLUMNS, TRAIN
 
 PORTION_TOKENS = 1 << 26  # a task of its own, with a marker
@@ -218,7 +219,7 @@ def run_portion(target: Target, rekeying: Rekeying, portion: Portion) -> Portion
             spool.add(rekeying.apply(rows, portion.directory), counts.tokens(portion.split))
     if left or stats.tokens(portion.split) != portion.tokens:
         raise DataError(f"{portion.path}: not what its manifest says; prepare the directory again")
-    spool.publish()
+    rename_durably(*spool.close())
     write_marker(target.space, portion.name, portion.work_key(rekeying), stats)
     return stats
 

@@ -13,12 +13,11 @@ import pyarrow as pa
 from headrace.dataprep.blocks import sort_rows
 from headrace.dataprep.row_choice import RowCuts, ranks
 from headrace.dataprep.workspace import Workspace, rows_path, work_folder
-from headrace.schemas.publish import rename_durably
 
 KEYS = 1 << 64
 HELD_TOKENS = 1 << 23  # 32 MiB of ids are sorted and written at once, and copied twice for that
-GATHERED_TOKENS = 1 << 21  # 8 MiB are gathered and sorted at once
-FILES_AT_ONCE = 32  # are mapped in: Linux maps 64 KiB around each page that is read
+GATHERED_TOKENS = 1 << 20  # 4 MiB are gathered and sorted at once
+FILES_AT_ONCE = 8  # are mapped in: Linux maps 64 KiB around each page that is read
 
 KeyRange = tuple[int, int]  # keys [low, high)
 ALL_KEYS = (0, KEYS)
@@ -64,12 +63,16 @@ class Spool:
         rows, self.held, self.held_tokens = sort_rows(self.held), [], 0
         self.writer.write_table(rows)
 
-    def publish(self) -> None:
-        """Put the file in its place, also where there are no rows: a file not seen is an error."""
+    def close(self) -> tuple[Path, Path]:
+        """End the file, also where there are no rows: a file not seen is an error.
+
+        Returns:
+            Where it lies, and where it belongs.
+        """
         if self.held:
             self.flush()
         self.writer.close()
-        rename_durably(self.unfinished, self.path)
+        return self.unfinished, self.path
 
 
 @dataclass(frozen=True)

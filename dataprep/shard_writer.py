@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headrace.dataprep.blocks import count_tokens, sides
+from headrace.dataprep.fast_tokenizer import close_tokenizers
 from headrace.dataprep.runs import ALL_KEYS, Runs, cut_keys, parts_of
 from headrace.dataprep.workspace import Workspace, read_marker, write_marker
 from headrace.schemas.fingerprint import file_sha256, fingerprint
@@ -72,6 +73,7 @@ def finished_shard(target: Target, plan: ShardPlan) -> ShardRecord | None:
 
 def write_shard(target: Target, plan: ShardPlan) -> ShardRecord:
     """Gather, sort and publish one shard; its bytes depend on the rows alone."""
+    close_tokenizers()
     output = target.space.output
     unfinished = target.space.temporary(output / plan.file)
     keys = cut_keys(ALL_KEYS, plan.count)[plan.index]
@@ -153,6 +155,6 @@ def count_trained(rows: pa.Table) -> int:
 
 def count_marked(ids: pa.ChunkedArray, mask: pa.ChunkedArray) -> int:
     """All tokens of rows without a mask, the marked ones of rows with one."""
-    unmasked = ids.filter(pc.is_null(mask))
+    unmasked = ids if mask.null_count == len(mask) else ids.filter(pc.is_null(mask))
     marked = sum(pc.sum(chunk.flatten()).as_py() or 0 for chunk in mask.chunks)
     return sum(len(chunk.flatten()) for chunk in unmasked.chunks) + marked

@@ -19,7 +19,7 @@ from headrace.dataprep.workspace import (
     rows_path,
     write_marker,
 )
-from headrace.schemas.publish import rename_durably
+from headrace.schemas.publish import rename_together
 from headrace.schemas.shard_format import SPLITS, shard_schema
 
 
@@ -53,9 +53,7 @@ def run_task(job: Job, task: Task) -> TaskStats:
     check_unchanged(task)
     if (first := finished_task(job, task)) is not None:
         return first  # another attempt's; its files may be in use by now
-    for spool in spools.values():
-        spool.publish()
-    rename_durably(unfinished, rejects)
+    rename_together([*(spool.close() for spool in spools.values()), (unfinished, rejects)])
     stats = total.total()
     write_marker(job.space, task_name(task), job.task_key(task), stats)
     return stats

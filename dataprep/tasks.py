@@ -35,6 +35,7 @@ DELIMITERS: dict[FileFormat, str] = {"csv": ",", "tsv": "\t"}
 SCANNED = (*DELIMITERS, "json")
 ARROW_MAGIC = b"ARROW1"
 TASKS_WANTED = 256  # tasks grow with the corpus once there are this many
+SMALLEST_TASK = 2 << 20  # bytes, unless blocks are smaller: a second or two of one core
 MOST_BLOCKS_IN_TASK = 64
 
 
@@ -81,12 +82,15 @@ def plan_tasks(
 ) -> list[Task]:
     """Cut all inputs into tasks of `block_bytes`, or up to 64 times that in a large corpus.
 
+    In a small one they are smaller, so that no worker waits long for the last of them.
+
     Args:
         columns: for each source the fields that its format reads; None: all.
     """
     total = sum(file.size for files in inputs for file in files)
-    blocks = min(max(1, total // TASKS_WANTED // config.block_bytes), MOST_BLOCKS_IN_TASK)
-    target = blocks * config.block_bytes
+    blocks = min(total // TASKS_WANTED // config.block_bytes, MOST_BLOCKS_IN_TASK)
+    smallest = min(config.block_bytes, max(SMALLEST_TASK, total // TASKS_WANTED))
+    target = max(blocks * config.block_bytes, smallest)
     tasks: list[Task] = []
     for source, files, names in zip(config.sources, inputs, columns, strict=True):
         pieces = (piece for file in files for piece in cut_file(source, file, names, target))

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ BATCH_BYTES = 1 << 19  # an encoding takes about 100 bytes a token until its ids
 class TokenizerSpec:
     """What a worker needs to tokenise: small, picklable, and all that decides the ids."""
 
-    file: str
+    file: str = field(compare=False)  # copies of it are the same tokenizer
     file_sha256: str
     sha256: str  # of the content as it is used: with the tokens that the config adds
     vocabulary_size: int

@@ -76,13 +76,20 @@ def repartition(
 def inspect(
     directory: Directory,
     rows: Annotated[int, typer.Option(min=0, help="Rows to decode.")] = 2,
+    row_key: Annotated[
+        list[int] | None,
+        typer.Option(min=0, max=2**64 - 1, help="Show the row with this key; repeatable."),
+    ] = None,
 ) -> None:
     """Show counts, document lengths and decoded rows of a shard directory."""
     from rich.console import Console
 
-    from headrace.dataprep.inspection import inspect
+    from headrace.dataprep.inspection import inspect, print_rows_of_keys
 
-    inspect(directory, rows, Console())
+    if row_key:
+        print_rows_of_keys(directory, row_key, Console())
+    else:
+        inspect(directory, rows, Console())
 
 
 @app.command(epilog="Example: headrace verify shards/demo")

@@ -131,7 +131,14 @@ class AxolotlFile:
                     own = {"type": "pretokenized"}
                 if (loader := self.loader(location, entry)) in ("csv", "parquet", "arrow", "text"):
                     own["format"] = loader
-                found.append(kept | own | {"path": files, "split": split})
+                found.append(
+                    kept
+                    | own
+                    | {
+                        "path": files,
+                        "split": base.get("split", "auto") if split == "auto" else split,
+                    }
+                )
         if not found:
             raise ConfigError(f"{self.path}: no datasets; name them under datasets:")
         for number, source in enumerate(found, start=1):

@@ -118,6 +118,11 @@ class RegularizationConfig(Config):
         "alpha / sqrt(tokens of the row x hidden size) (NEFTune).",
     )
 
+    @property
+    def limits_products(self) -> bool:
+        """Whether adapters are changed after each step."""
+        return bool(self.product_decay) or self.max_product_norm is not None
+
 
 class ReloraConfig(Config):
     """`[relora]`."""

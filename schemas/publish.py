@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -29,6 +30,15 @@ def rename_durably(temporary: Path, path: Path) -> None:
     fsync_path(temporary)
     temporary.replace(path)
     fsync_path(path.parent)
+
+
+def rename_together(files: Sequence[tuple[Path, Path]]) -> None:
+    """The same for several files of one directory, with fewer waits for the disk."""
+    for temporary, _ in files:
+        fsync_path(temporary)
+    for temporary, path in files:
+        temporary.replace(path)
+    fsync_path(files[0][1].parent)
 
 
 def remove_tree(path: Path) -> None:

@@ -159,6 +159,11 @@ class TrainConfig(Config):
                 f"scheduler.min_lr = {self.scheduler.min_lr} is above "
                 f"optimizer.lr = {self.optimizer.lr}; lower it"
             )
+        if self.optimizer.type == "adamw_schedule_free" and self.scheduler.type != "constant":
+            raise ValueError(
+                f'scheduler.type = "{self.scheduler.type}": optimizer.type = "adamw_schedule_free" '
+                'takes the place of a falling rate; set "constant"'
+            )
         self.check_mixing()
         self.check_packing()
         self.check_checkpointing()
@@ -222,6 +227,14 @@ class TrainConfig(Config):
                     f'{key} = {value} has no meaning with adapter.kind = "{self.adapter.kind}"; '
                     "drop it"
                 )
+        if self.relora.every_steps and self.objective.has_reference:
+            raise ValueError(
+                f'relora.every_steps does not go with objective.kind = "{self.objective.kind}", '
+                "which compares with the weights as they were"
+            )
+        for key in asked:
+            if asked[key] and self.adapter.target_parameters:
+                raise ValueError(f"{key} does not go with adapter.target_parameters; drop one")
         if self.relora.every_steps and self.adapter.init != "kaiming":
             raise ValueError(
                 f'relora.every_steps needs adapter.init = "kaiming", not "{self.adapter.init}"'

@@ -9,6 +9,7 @@ from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.recorded_config import without_defaults
 from headrace.schemas.source_config import SourceConfig
 from headrace.schemas.toml_config import Config, load_config
 from headrace.schemas.train_config import TrainConfig
@@ -342,3 +343,20 @@ def test_what_is_no_layer_list_is_named(text):
 def test_adapter_settings_that_exclude_each_other_are_named(adapter, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         AdapterConfig.model_validate(adapter)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TRAIN,
+        TRAIN.replace("lr = 1e-4", 'lr = 1e-4\ntype = "adam"'),
+        TRAIN + '[objective]\nkind = "focal"\ngamma = 2.0\n',
+        TRAIN + "[regularization]\nneftune_alpha = 5.0\n",
+    ],
+)
+def test_a_recorded_config_reads_as_what_it_was(tmp_path, text):
+    config = read(TrainConfig, tmp_path, text)
+    recorded = config.model_dump(mode="json")
+    again = TrainConfig.model_validate(without_defaults(TrainConfig, recorded))
+    assert again.model_dump(mode="json") == recorded
+    assert without_defaults(TrainConfig, recorded | {"strange": 1})["strange"] == 1

@@ -281,6 +281,7 @@ def test_qlora_pipe(tmp_path):
         "micro_batch_size": 1,
         "pipeline_stages": 2,
         "activation_checkpointing": "full",
+        "activation_offload": True,
         "mixing": "interleave",
         "adapter": {
             "kind": "dora",
@@ -327,6 +328,51 @@ def test_qlora_pipe(tmp_path):
     assert files["prepare-held-out.toml"]["sources"][0]["split"] == "evaluation"
     left = re.findall(r"not taken over: (\S+(?: \S+)?) = ", head(tmp_path))
     assert left == ["logging_steps", "offload_mlp_to_cpu", "epoch", "1: datasets[].subsample"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "objective"),
+    [
+        (
+            "epoch = 3",
+            'loss_type = "focal_loss"\nfocal_loss_gamma = 2',
+            {"kind": "focal", "gamma": 2},
+        ),
+        (
+            "[optimizer]",
+            '[rl]\nmethod = "dpo"\ndpo_beta = 0.2\n[optimizer]',
+            {"kind": "dpo", "beta": 0.2},
+        ),
+    ],
+)
+def test_objectives_of_qlora_pipe(tmp_path, old, new, objective):
+    files = imported(tmp_path, "old.toml", QLORA_PIPE_TOML.replace(old, new))
+    assert files["train.toml"]["objective"] == objective
+
+
+def test_axolotl_sets_of_qlora_pipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    (tmp_path / "set.yaml").write_text("datasets:\n  - path: rows.jsonl\n    type: alpaca\n")
+    old = 'dataset_type = "textfile"\ndataset_path = "books/*.txt"'
+    text = QLORA_PIPE_TOML.replace(old, 'dataset_type = "axolotl"\ndataset_path = "set.yaml"')
+    old = 'dataset_type = "doclist"\ndataset_path = "held.jsonl"'
+    text = text.replace(old, 'dataset_type = "axolotl"\ndataset_path = "set.yaml"')
+    imported(Path(), "old.toml", text)
+    books = load_config(PrepareConfig, Path("new/prepare-books.toml"))
+    assert (books.sequence_len, books.packing, books.evaluation_fraction) == (2048, "none", 0.01)
+    held_out = load_config(PrepareConfig, Path("new/prepare-held-out.toml"))
+    assert [source.split for source in held_out.sources] == ["evaluation"]
+
+
+def test_control_adapters_of_qlora_pipe_lite(tmp_path):
+    text = QLORA_PIPE_LITE_TOML.replace("epochs = 1", "epochs = 1\nuse_control_adapters = true")
+    text += "[[datasets]]\ndataset_path = 'other.jsonl'\ncontrol_class = -1\n"
+    files = imported(tmp_path, "old.toml", text.replace("max_tokens = 1000000", ""))
+    adapter = files["train.toml"]["adapter"]
+    assert adapter == {"kind": "control", "rank": 16, "control_decay": 10.0, "layers": "0:2,5"}
+    classes = [source["control_class"] for source in files["prepare.toml"]["sources"]]
+    assert classes == [1, -1]
 
 
 def head(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError, DataError
@@ -16,6 +17,14 @@ from headrace.trainer.model.families import check_family, text_settings
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.weight_index import weights_fingerprint
 
+REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
+OPTIMIZER_LIBRARIES = {  # optimizer.type -> module, what pip installs
+    "adamw_8bit": ("bitsandbytes", "bitsandbytes>=0.48"),
+    "adamw_8bit_paged": ("bitsandbytes", "bitsandbytes>=0.48"),
+    "adamw_schedule_free": ("schedulefree", "schedulefree>=1.4"),
+    "lion": ("lion_pytorch", "lion-pytorch>=0.2.2"),
+}
+
 
 def check(config: TrainConfig, processes: int) -> Inputs:
     """Check model, shards and layout against each other.
@@ -28,6 +37,8 @@ def check(config: TrainConfig, processes: int) -> Inputs:
             f"pipeline_stages = {config.pipeline_stages} does not divide the {processes} "
             f"processes; launch a multiple of {config.pipeline_stages}"
         )
+    check_optimizer(config)
+    check_reporting(config)
     directory = model_directory(config.model)
     model = read_model_config(directory)
     check_family(config.model, model)
@@ -63,6 +74,25 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         sides=SIDES if config.objective.of_pairs else 1,
         data_fingerprint=fingerprint([manifest.model_dump(mode="json") for manifest in train]),
     )
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Whether the library that the optimiser comes from is installed."""
+    library, requirement = OPTIMIZER_LIBRARIES.get(config.optimizer.type, ("", ""))
+    if library and find_spec(library) is None:
+        raise ConfigError(
+            f'optimizer.type = "{config.optimizer.type}" needs {library}; '
+            f"run: pip install '{requirement}'"
+        )
+
+
+def check_reporting(config: TrainConfig) -> None:
+    """Whether the services that get the curves can be called."""
+    for name in config.reporting.to:
+        if find_spec(name) is None:
+            raise ConfigError(
+                f"reporting.to names {name}; run: pip install '{REPORTING_LIBRARIES[name]}'"
+            )
 
 
 def find_place_tokens(config: TrainConfig, manifests: list[Manifest]) -> int:

@@ -128,6 +128,14 @@ def reporting(value: Any, values: Values) -> dict[str, Any]:
     return {"train.reporting.to": services, "train.reporting.project": value}
 
 
+def preference(value: str, _: Values) -> dict[str, Any]:
+    if value == "ipo":
+        return {"train.objective.kind": "dpo", "train.objective.loss": "ipo"}
+    if value not in ("dpo", "orpo"):
+        raise NoEquivalentError("only dpo, ipo and orpo are trained")
+    return {"train.objective.kind": value}
+
+
 DATA_KEYS = (
     "datasets",
     "test_datasets",
@@ -139,7 +147,6 @@ DATA_KEYS = (
     "chat_template_jinja",
     "chat_template_kwargs",
     "default_system_message",
-    "rl",
 )
 
 AXOLOTL = OldSystem(
@@ -154,6 +161,15 @@ AXOLOTL = OldSystem(
         elsewhere("tokenizer_config", "prepare.tokenizer"),
         same("output_dir", "train.output_dir", default="./model-out"),
         *(elsewhere(key, "prepare.sources.axolotl", READ) for key in DATA_KEYS),
+        computed(
+            "rl",
+            ("train.objective.kind", "train.objective.loss"),
+            preference,
+            f"`dpo`, `orpo`; also {READ}",
+        ),
+        number("rl_beta", "train.objective.beta"),
+        number("dpo_label_smoothing", "train.objective.label_smoothing"),
+        number("rpo_alpha", "train.objective.sft_weight"),
         elsewhere("sequence_len", "prepare.sequence_len", READ),
         elsewhere("sample_packing", "prepare.packing", READ),
         elsewhere("excess_length_strategy", "prepare.overlong", READ),
@@ -199,7 +215,10 @@ AXOLOTL = OldSystem(
         none("float16", "float16 is not computed in; use bfloat16"),
         none("tf32", "PyTorch's own setting", True),
         computed(
-            "gradient_checkpointing", "train.activation_checkpointing", activation_checkpointing
+            "gradient_checkpointing",
+            ("train.activation_checkpointing", "train.activation_offload"),
+            activation_checkpointing,
+            "`offload`: inputs are held in host memory as well",
         ),
         none("gradient_checkpointing_kwargs", "how layers are computed again is not a choice"),
         none("flash_attention", ATTENTION, True),

@@ -74,7 +74,8 @@ def modules(value: str, values: Values) -> dict[str, Any]:
     return {"train.adapter.target_modules": names} if values.get("--lora_dim") else {}
 
 
-def recompute(value: int, _: Values) -> dict[str, Any]:
+def recompute(value: int, values: Values) -> dict[str, Any]:
+    """Segments of so many layers keep one input each; here a layer is the largest segment."""
     return {"train.activation_checkpointing": "full" if value else "none"}
 
 
@@ -135,8 +136,8 @@ JLLM = OldSystem(
         same("--model", "train.model"),
         none("--from_ckpt", "`model` may be any model directory, such as one that was exported"),
         elsewhere("--resume_ckpt", "headrace train --resume"),
-        none("--only_load_model", "`model` may be any model directory"),
-        none("--tag", "`--resume` takes the newest checkpoint"),
+        elsewhere("--only_load_model", "headrace convert", "a model to start from"),
+        elsewhere("--tag", "headrace convert --step"),
         computed("--init", "train.weights", random_weights),
         none("--cache_model", "each process reads its own part of the model; nothing is cached"),
         none("--only_cache_model", "each process reads its own part of the model"),
@@ -161,7 +162,7 @@ JLLM = OldSystem(
             "--partition_method", "train.partition", partition, "`fast`: `cost`, `mem`: `memory`"
         ),
         none("--multi_layerspec", "how a stage is built inside"),
-        none("--split_dlayer", "a layer stays whole"),
+        same("--split_dlayer", "train.half_layers"),
         none("--num_layers_per_decoder", "a layer stays whole"),
         none("--emb_partitions", "embedding and head stay whole", 1),
         none("--async_tensor_model_parallel_allreduce", TENSOR),

@@ -104,10 +104,9 @@ def qlora_entry(
         reason = "a number of rows; give a share as prepare.evaluation_fraction"
         imported.leave("datasets[].eval_size", size, reason)
         size = 0.0
+    prepare["evaluation_fraction"] = float(size)
     if kind == "axolotl":
         prepare.pop("packing")  # the YAML file says
-    else:
-        prepare["evaluation_fraction"] = float(size)
     if held_out:
         source["split"] = "evaluation"
         return OldDataset(source, prepare, evaluation_only=True)

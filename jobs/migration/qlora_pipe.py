@@ -60,6 +60,8 @@ def bf16_or_fp32(value: str, _: Values) -> dict[str, Any]:
 
 
 def activation_checkpointing(value: Any, _: Values) -> dict[str, Any]:
+    if value in ("cpu", "unsloth", "offload"):
+        return {"train.activation_checkpointing": "full", "train.activation_offload": True}
     return {"train.activation_checkpointing": "full" if value else "none"}
 
 
@@ -122,14 +124,6 @@ DATASETS = tuple(
         ),
     )
 )
-
-LOSSES = {
-    "cross_entropy_loss": None,
-    "focal_loss": "focal",
-    "focal_loss_star": "focal_star",
-    "inverse_focal_loss": "inverse_focal",
-    "exponentiated_cross_entropy_loss": "exponentiated",
-}
 
 QLORA_PIPE = OldSystem(
     "qlora-pipe",
@@ -199,15 +193,30 @@ QLORA_PIPE = OldSystem(
         none("group_by_length", 'rows are packed in place of padded: `loader.pack = "best_fit"`'),
         computed(
             "activation_checkpointing",
-            "train.activation_checkpointing",
+            ("train.activation_checkpointing", "train.activation_offload"),
             activation_checkpointing,
-            '`true`, `"cpu"`, `"unsloth"`: `"full"`, kept on the device',
+            '`true`: `"full"`; `"cpu"`, `"unsloth"`: inputs are held in host memory as well',
         ),
         *LAYERS,
         number("scale_weight_norms", "train.regularization.max_product_norm"),
         number("load_balancing_loss_coef", "train.router_loss"),
-        choice("loss_type", "train.objective.kind", LOSSES),
-        computed("focal_loss_gamma", "train.objective.gamma", gamma, "no default"),
+        choice(
+            "loss_type",
+            "train.objective.kind",
+            {
+                "cross_entropy_loss": None,
+                "focal_loss": "focal",
+                "focal_loss_star": "focal_star",
+                "inverse_focal_loss": "inverse_focal",
+                "exponentiated_cross_entropy_loss": "exponentiated",
+            },
+        ),
+        computed(
+            "focal_loss_gamma",
+            "train.objective.gamma",
+            gamma,
+            "0, their default, divides by zero in `focal_loss_star`; it must be given here",
+        ),
         same("eval_steps", "train.evaluation.every_steps"),
         none("logging_steps", "each step is logged", 1),
         same("eval_before_first_step", "train.evaluation.before_first_step", default=False),

@@ -44,6 +44,10 @@ def decay(value: float, values: Values) -> dict[str, Any]:
     return {key: float(value)} if value else {}
 
 
+def gamma(value: float, values: Values) -> dict[str, Any]:
+    return {"train.adapter.gamma": float(value)} if values.get("use_control_adapters") else {}
+
+
 QLORA_PIPE_LITE = OldSystem(
     "qlora-pipe-lite",
     (
@@ -64,7 +68,7 @@ QLORA_PIPE_LITE = OldSystem(
             default=False,
         ),
         elsewhere("use_control_adapters", "train.adapter.kind", '`true`: `"control"`'),
-        number("control_adapter_gamma", "train.adapter.gamma"),
+        computed("control_adapter_gamma", "train.adapter.gamma", gamma),
         none("load_in_4bit", QUANTIZATION),
         same("lora_rank", "train.adapter.rank"),
         number("lora_dropout", "train.adapter.dropout"),
@@ -73,7 +77,7 @@ QLORA_PIPE_LITE = OldSystem(
             "lora_weight_decay",
             ("train.regularization.product_decay", "train.adapter.control_decay"),
             decay,
-            "decay of BA, or of S of control adapters",
+            "decay of BA, or of control adapters' log stretches",
         ),
         same("target_modules", "train.adapter.target_modules"),
         computed("layers_to_transform", "train.adapter.layers", layers),

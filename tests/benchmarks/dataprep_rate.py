@@ -3,13 +3,12 @@
 import argparse
 import io
 import os
-import resource
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
-from report import MODEL, peak_gib, print_table, write_jsonl
+from report import MODEL, print_table, write_jsonl
 from rich.console import Console
 from tokenizers import Tokenizer
 
@@ -51,6 +50,7 @@ def main() -> None:
     parser.add_argument("--fast-copies", type=int, default=16, help="for the faster tokenizer")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         corpus, large = Path(folder) / "corpus.jsonl", Path(folder) / "large.jsonl"
         texts = write_jsonl(corpus, options.copies)
@@ -74,8 +74,8 @@ def main() -> None:
     ledger = manifests[1].ledger
     stored = sum(shard.bytes for shard in manifests[1].shards) / sum(ledger.tokens_out.values())
     print_table(
-        f"{WORKERS} workers, median of {options.rounds} rounds; {stored:.2f} bytes a token; "
-        f"peak {peak_gib():.2f} GiB + {peak_gib(resource.RUSAGE_CHILDREN):.2f} GiB a worker",
+        f"{WORKERS} workers, median of {options.rounds} rounds; {stored:.2f} bytes a token; load "
+        f"{before:.1f} to {os.getloadavg()[0]:.1f}",
         ("", "M tokens", "M tokens/s", "of the tokenizer's rate"),
         [
             (name, f"{count / 1e6:.1f}", f"{rate:.2f}", f"{ratio:.2f}")

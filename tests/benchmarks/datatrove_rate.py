@@ -1,5 +1,7 @@
 """`prepare()` against datatrove 0.10's tokenise, shuffle and merge, on the same JSONL in one run.
 
+The tokenizer alone, on all cores, is the most that any program can reach that uses it.
+
 datatrove has its own environment, because it pins what it needs:
 
     python -m venv build/datatrove
@@ -14,7 +16,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from dataprep_rate import time_prepare
+from dataprep_rate import time_prepare, time_tokenizer
 from report import MODEL, print_table, write_jsonl
 
 WORKERS = len(os.sched_getaffinity(0))
@@ -77,20 +79,28 @@ def main() -> None:
     if not options.python.exists():
         sys.exit(f"{options.python} is missing; install it as the head of this file says")
     with tempfile.TemporaryDirectory() as folder:
+        copies = -(-options.copies // WORKERS)
+        texts: list[str] = []
         for worker in range(WORKERS):  # datatrove gives each worker whole files
-            write_jsonl(Path(folder) / f"{worker}.jsonl", -(-options.copies // WORKERS), worker)
+            texts += write_jsonl(Path(folder) / f"{worker}.jsonl", copies, worker * copies)
         rounds = [
             (
                 time_datatrove(options.python, Path(folder)),
+                (time_tokenizer(texts),),
                 time_prepare(Path(folder) / "*.jsonl", "tokenizers"),
                 time_prepare(Path(folder) / "*.jsonl", "fastokens"),
             )
             for _ in range(options.rounds)
         ]
-    ledger = rounds[0][1][1].ledger
+    ledger = rounds[0][2][1].ledger
     tokens = ledger.tokens_in
     assert tokens == rounds[0][0][1] // 2, "datatrove has other tokens"  # two bytes each
-    names = ("datatrove 0.10.0", "headrace prepare", "headrace prepare, fastokens")
+    names = (
+        "datatrove 0.10.0",
+        "tokenizer alone",
+        "headrace prepare",
+        "headrace prepare, fastokens",
+    )
     rows = []
     for place, name in enumerate(names):
         seconds = median(results[place][0] for results in rounds)

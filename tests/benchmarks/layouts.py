@@ -104,8 +104,10 @@ def accumulate(model: Any, batch: Batch, device: torch.device) -> float:
         batch.input_ids, batch.labels, batch.document_lengths, strict=True
     ):
         positions = position_ids(lengths).to(device)
-        logits = model(input_ids=ids.to(device), position_ids=positions, use_cache=False).logits
-        targets = labels.to(device).flatten()
+        logits = model(
+            input_ids=ids.to(device).long(), position_ids=positions, use_cache=False
+        ).logits
+        targets = labels.to(device).flatten().long()
         loss = functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum")
         loss = loss / batch.trained_tokens
         loss.backward()

@@ -1,6 +1,8 @@
 """The loader against torch's DataLoader over a `datasets` table, and MosaicML's StreamingDataset.
 
-The same rows in the same batches, on one core; and the memory that loading adds to four ranks.
+The same rows in the same batches, with ids, labels and where documents end, on one core; and the
+memory that loading adds to four ranks. The others read ready-made labels, and nothing of theirs is
+compressed: 8 bytes a token, in the page cache.
 Needs `pip install datasets mosaicml-streaming`, which Headrace itself does not; without them it
 says so.
 A rank is this file again as `loader_peers.py WAY FOLDER`.
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -41,9 +44,10 @@ from headrace.trainer.preflight import check
 
 ROWS_A_BATCH, RANKS, ROUNDS = 8, 4, 3
 REPEATS = 36  # of the text: a GiB of ids and labels
-BATCHES, CHECKED = 300, 20  # of a round; of those that are compared first
-COLUMNS = ["input_ids", "labels"]
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # ids and labels, [b, s]
+BATCHES, CHECKED = 2000, 20  # of a round; of those that are compared first
+COLUMNS = ["input_ids", "labels", "document_lengths"]
+# ids and labels, [b, s] int32, and the lengths of each row's documents
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor, list[list[int]]]]
 
 
 def make_config(folder: Path, stages: int = 1, shuffle: bool = True) -> TrainConfig:
@@ -87,43 +91,54 @@ def write_peers(folder: Path) -> int:
             for key in keys_of(batch):
                 places[key].append(written)
                 written += 1
-            rows = len(keys_of(batch))
-            offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * SEQUENCE_LEN)
             columns = [
-                pa.ListArray.from_arrays(offsets, pa.array(part[0, :rows].int().numpy().ravel()))
-                for part in (batch.input_ids, batch.labels)
+                pa.array(column, pa.list_(pa.int32()))
+                for column in zip(*rows_of(batch), strict=True)
             ]
             table.write_batch(pa.record_batch(columns, names=COLUMNS))
     order = []
     with MDSWriter(out=str(folder / "mds"), columns=dict.fromkeys(COLUMNS, "ndarray:int32")) as mds:
         for batch in load(folder):
-            for index, key in enumerate(keys_of(batch)):
-                order.append(places[key].popleft())
-                parts = (batch.input_ids, batch.labels)
-                arrays = [part[0, index].int().numpy() for part in parts]
-                mds.write(dict(zip(COLUMNS, arrays, strict=True)))
+            order += [places[key].popleft() for key in keys_of(batch)]
+            for row in rows_of(batch):
+                mds.write(dict(zip(COLUMNS, row, strict=True)))
     np.save(folder / "order.npy", order)
     return len(order)
 
 
+def rows_of(batch: Batch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The columns of each row, filled up to the place."""
+    arrays = zip(
+        batch.input_ids[0].numpy(),
+        batch.labels[0].numpy(),
+        (np.array(lengths, np.int32) for lengths in batch.document_lengths[0]),
+        strict=True,
+    )
+    return list(islice(arrays, len(keys_of(batch))))
+
+
 def headrace(folder: Path) -> Batches:
     """The loader; labels are made while loading."""
-    return ((batch.input_ids[0], batch.labels[0]) for batch in load(folder))
+    return (
+        (batch.input_ids[0], batch.labels[0], batch.document_lengths[0]) for batch in load(folder)
+    )
 
 
-def collate(rows: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(rows: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
     """As training scripts do."""
     ids, labels = (
-        torch.stack([torch.as_tensor(row[name]) for row in rows]).long() for name in COLUMNS
+        torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in COLUMNS[:2]
     )
-    return ids, labels
+    return ids, labels, [row["document_lengths"].tolist() for row in rows]
 
 
-def torch_datasets(folder: Path, rank: int = 0, ranks: int = 1) -> Batches:
+def torch_datasets(
+    folder: Path, rank: int = 0, ranks: int = 1, form: str = "torch", dtype: Any = torch.int32
+) -> Batches:
     """A memory-mapped table; every rank opens it and takes its batches."""
     from datasets import Dataset
 
-    table = Dataset.from_file(str(folder / "rows.arrow")).with_format("torch")
+    table = Dataset.from_file(str(folder / "rows.arrow")).with_format(form, dtype=dtype)
     order = np.load(folder / "order.npy").tolist()
     batches = [
         order[first : first + ROWS_A_BATCH]
@@ -143,24 +158,25 @@ def mosaic(folder: Path, rank: int = 0, ranks: int = 1) -> Batches:
 WAYS: dict[str, Callable[..., Batches]] = {
     "headrace": headrace,
     "DataLoader over datasets": torch_datasets,
+    "DataLoader, as numpy": partial(torch_datasets, form="numpy", dtype=np.int32),
     "StreamingDataset": mosaic,
 }
-
 
 LIBRARIES = {
     "headrace": ["pyarrow.parquet"],
     "DataLoader over datasets": ["datasets"],
+    "DataLoader, as numpy": ["datasets"],
     "StreamingDataset": ["streaming"],
 }
 
 
 def rate(batches: Batches) -> float:
-    """Tokens a second after the first batch, and that each batch is as large as it should be."""
+    """Tokens a second of processor time, of all threads, after the first batch; checks sizes."""
     next(batches)
-    started = time.perf_counter()
-    tokens = sum(ids.numel() for ids, _ in islice(batches, BATCHES))
+    started = time.process_time()
+    tokens = sum(ids.numel() for ids, *_ in islice(batches, BATCHES))
     assert tokens == BATCHES * ROWS_A_BATCH * SEQUENCE_LEN
-    return tokens / (time.perf_counter() - started)
+    return tokens / (time.process_time() - started)
 
 
 def rank_memory(way: str, folder: Path) -> None:
@@ -235,6 +251,7 @@ def main() -> None:
             for other in others:
                 assert torch.equal(ours[0], other[0]), "other rows"
                 assert torch.equal(ours[1], other[1]), "other labels"
+                assert ours[2] == other[2], "other documents"
         added = {way: memory(way, folder) for way in WAYS}
         use_one_core()
         rounds = [[rate(way(folder)) for way in WAYS.values()] for _ in range(ROUNDS)]

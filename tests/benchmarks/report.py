@@ -40,9 +40,9 @@ def write_jsonl(path: Path, copies: int, first: int = 0) -> list[str]:
     return texts
 
 
-def peak_gib(who: int = resource.RUSAGE_SELF) -> float:
-    """Largest resident memory of this process so far, or of its largest finished child."""
-    return resource.getrusage(who).ru_maxrss / (1 << 20)
+def peak_gib() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

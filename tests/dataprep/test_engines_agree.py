@@ -38,12 +38,17 @@ def many_files(monkeypatch):
     monkeypatch.setattr("headrace.dataprep.exchange.MOST_FILES", 8)
 
 
-CASES = [("causal", "concatenate"), ("causal", "best_fit"), ("preference", "none")]
+CASES = [
+    {"packing": "concatenate"},
+    {"packing": "best_fit", "overlong": "truncate", "max_tokens": 50_000},
+    {"mix_sources": True},
+    {"kind": "preference", "max_rows": 200},
+]
 
 
-@pytest.mark.parametrize(("kind", "packing"), CASES)
-def test_engines_agree(kind, packing, mixed_config, run_on, spark, many_files):
-    mixed_config = functools.partial(mixed_config, kind=kind, packing=packing, block_bytes=1 << 13)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
+def test_engines_agree(case, mixed_config, run_on, spark, many_files):
+    mixed_config = functools.partial(mixed_config, block_bytes=1 << 13, **case)
     right = run_on(LocalEngine(1), mixed_config("one"))
     for workers in (2, 4):
         with closing(LocalEngine(workers)) as engine:

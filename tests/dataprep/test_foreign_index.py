@@ -306,7 +306,7 @@ def test_a_directory_of_prepare_is_left_alone(tmp_path, model):
     folder = write(tmp_path / "mine", input_ids=[[1]])
     manifest = index(folder, model, console=QUIET)
     blend = Blend((folder,), tmp_path / "out", 1)
-    with pytest.raises(DataError, match="only indexed; repartition takes shards of"):
+    with pytest.raises(DataError, match=r"only indexed.*prepare it as a source"):
         read_inputs(blend)
     write_manifest(folder, manifest.model_copy(update={"columns": None}))
     with pytest.raises(DataError, match="has the manifest of `headrace prepare`"):

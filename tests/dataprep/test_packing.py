@@ -1,9 +1,6 @@
 """Which documents share a row, and what becomes of those that fit into none."""
 
 import io
-import json
-import shutil
-import tempfile
 from itertools import combinations
 from pathlib import Path
 
@@ -19,9 +16,7 @@ from headrace.dataprep.inspection import inspect
 from headrace.dataprep.overlong import drop_tail, fit_samples
 from headrace.dataprep.packing import pack_samples
 from headrace.dataprep.prepare import prepare
-from headrace.dataprep.verify import verify
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import PrepareConfig
 
 TRUNCATED = "overlong document truncated"
 DROPPED = "overlong document dropped"
@@ -176,52 +171,6 @@ def test_dropping_the_tail_keeps_all_before_it_in_order(case):
     assert sum(fitted.tokens_dropped.values()) == len(ids) - kept
     whole = sum(fitted.documents_dropped.values())
     assert len(fitted.samples) + whole == len(documents)
-
-
-@pytest.mark.parametrize("packing", ["concatenate", "best_fit", "none"])
-@settings(deadline=None, max_examples=15)
-@given(
-    words=st.lists(st.integers(1, 60), min_size=1, max_size=40),
-    overlong=st.sampled_from(POLICIES),
-    fraction=st.sampled_from([0.0, 0.3]),
-)
-def test_every_token_is_in_a_row_or_counted_as_dropped(
-    packing, words, overlong, fraction, tokenizer_folder
-):
-    folder = Path(tempfile.mkdtemp())
-    texts = [f"{number} " + "water wheel " * count for number, count in enumerate(words)]
-    texts[0] = "a"  # fits into any row
-    lines = [json.dumps({"text": text}) + "\n" for text in texts]
-    (folder / "in.jsonl").write_text("".join(lines))
-    values = {
-        "output": str(folder / "out"),
-        "tokenizer": str(tokenizer_folder),
-        "sequence_len": 40,
-        "packing": packing,
-        "shards": 2,
-        "evaluation_fraction": fraction,
-        "block_bytes": 1024,
-        "sources": [{"name": "a", "type": "documents", "path": f"{folder}/in.jsonl"}],
-    }
-    if packing != "concatenate":
-        values["overlong"] = overlong
-    try:
-        manifest = prepare(PrepareConfig.model_validate(values), 1, Console(file=io.StringIO()))
-        assert verify(folder / "out", Console(file=io.StringIO())) == []
-    except DataError as error:
-        assert "the evaluation split took every document" in str(error)
-        return
-    finally:
-        shutil.rmtree(folder)
-    (source,), ledger = manifest.sources, manifest.ledger
-    assert ledger.difference() == 0
-    assert source.documents == len(texts)
-    assert source.tokens == sum(ledger.tokens_out.values())
-    longest = source.document_length_quantiles["p100"]
-    reasons = {"truncate": {TRUNCATED}, "drop": {DROPPED}}.get(values.get("overlong"), set())
-    assert ledger.tokens_dropped.keys() == (reasons if longest > 40 else set())
-    whole = source.documents - sum(source.dropped_documents.values())
-    assert packing != "none" or overlong == "split" or source.rows == whole
 
 
 def test_a_source_of_which_every_document_is_dropped_stops_the_run(corpus, make_config, run):

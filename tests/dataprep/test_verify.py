@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from headrace.dataprep.inspection import inspect
+from headrace.dataprep.inspection import inspect, print_rows_of_keys
 from headrace.dataprep.verify import verify
+from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.manifest import ShardRecord, read_manifest, write_manifest
 from headrace.schemas.shard_format import parquet_options
@@ -146,6 +147,19 @@ def test_counts_that_disagree_inside_the_manifest_are_found(shards):
     ledger = manifest.ledger.model_copy(update={"tokens_in": manifest.ledger.tokens_in + 5})
     write_manifest(OUT, manifest.model_copy(update={"ledger": ledger}))
     assert verify(OUT, QUIET) == ["out/manifest.json: the token ledger is off by 5"]
+
+
+def test_inspect_finds_rows_by_the_keys_that_an_anomaly_names(shards):
+    file = read_manifest(OUT).shards[-1].file
+    wanted = pq.read_table(OUT / file).slice(1, 1).to_pylist()[0]
+    console = Console(file=io.StringIO(), width=200)
+    print_rows_of_keys(OUT, [wanted["row_key"]], console)
+    shown = console.file.getvalue()
+    assert f"{file} row 1, {wanted['source']}, key {wanted['row_key']} " in shown
+    assert shown.count("key") == 1
+    assert f"┃{wanted['document_lengths'][0]} tokens┃ " in shown
+    with pytest.raises(DataError, match=r"^out: no row has the key 7, 8; look in the other"):
+        print_rows_of_keys(OUT, [7, wanted["row_key"], 8], console)
 
 
 def test_inspect_shows_counts_and_rows_with_their_documents(shards):

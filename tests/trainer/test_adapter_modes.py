@@ -149,7 +149,7 @@ def saved_adapter(built, directory):
     directory.mkdir()
     for stage, part in enumerate(built):
         save_adapter_part(part, directory, stage, len(built))
-    finish_adapter(directory, len(built), built[0].lora_config, bool(built[0].initial))
+    finish_adapter(directory, len(built), built[0].lora_config, built[0].width)
     return directory
 
 

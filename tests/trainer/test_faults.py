@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -26,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 LONGEST_END = 20  # seconds from a fault to the end of the last process
 SHORT_STEPS, LONG_STEPS = 24, 90
+DAMAGED_STEPS = 220  # a run goes on for up to eleven steps before it meets the damage
 ON_S3 = {"datasets__0__path": "s3://bucket/tiny"}
 SETTINGS = {
     "pipeline_stages": 2,
@@ -76,8 +76,10 @@ class Job:
         if not self.running():
             self.start()
         step = max(step, self.first_step + 1)
-        deadline = time.monotonic() + 120
-        while self.step() < step:
+        seen, deadline = -1, 0.0
+        while (now := self.step()) < step:
+            if now > seen:  # on a busy machine it may be slow, but it must go on
+                seen, deadline = now, time.monotonic() + 120
             assert self.running(), f"ended before step {step}: {self.tail()}"
             assert time.monotonic() < deadline, f"hangs before step {step}: {self.tail()}"
             time.sleep(0.005)
@@ -105,6 +107,9 @@ class Job:
 
     def tail(self):
         return self.log.read_text()[-2000:] if self.log.exists() else ""
+
+    def retries(self):
+        return self.log.read_bytes().count(b"trying again")
 
     def last_line(self):
         return self.tail().splitlines()[-1]
@@ -163,10 +168,15 @@ def stop_and_continue(job, choose):
 
 
 def flip_bits(path, record):
-    content = bytearray(path.read_bytes())
-    for group in record.row_groups:
-        content[group.byte_offset + group.bytes // 2] ^= 4
-    path.write_bytes(content)
+    """In place: a file that is written anew is short for a moment."""
+    with path.open("r+b") as file:
+        for group in record.row_groups:
+            middle = group.byte_offset + group.bytes // 2
+            file.seek(middle)
+            (byte,) = file.read(1)
+            file.seek(middle)
+            file.write(bytes([byte ^ 4]))
+            file.flush()
 
 
 def cut_in_place(path, record):
@@ -277,9 +287,9 @@ def test_faults_of_processes_and_files_once(start_job, choose, undisturbed):
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", ALL_FAULTS)
 def test_a_fault_twenty_times(start_job, choose, name, undisturbed):
-    job = start_job(LONG_STEPS)
-    for number in range(20):
-        job.reach(max(job.step(), 4 * number) + choose.randrange(1, 3))
+    job = start_job(LONG_STEPS if "SIG" in name else DAMAGED_STEPS)
+    for _ in range(20):
+        job.reach(job.step() + choose.randrange(1, 3))
         time.sleep(choose.random() * 0.1)
         ALL_FAULTS[name](job, choose)
     job.finish()
@@ -314,7 +324,7 @@ def tiny_disk(tmp_path):
 
 
 def internal_error(server):
-    server.faults = [("bytes=", 500, 2), ("HEAD", 500, 1)]
+    server.faults = [("shard", 500, 2)]
 
 
 def hang(server):
@@ -325,12 +335,20 @@ def cut_off(server):
     server.faults = [("shard", "cut", 2)]
 
 
-def restart(server):
-    server.stop()
-    threading.Timer(1.0, server.start).start()
+STORAGE_FAULTS = {"500": internal_error, "hang": hang, "cut": cut_off, "restart": S3Server.stop}
 
 
-STORAGE_FAULTS = {"500": internal_error, "hang": hang, "cut": cut_off, "restart": restart}
+def disturb(job, server, fault):
+    """Let the storage fail until the run has met it; then it answers again."""
+    met = job.retries()
+    fault(server)
+    deadline = time.monotonic() + 60
+    while job.retries() == met:
+        assert job.running(), f"ended without asking the storage: {job.tail()}"
+        assert time.monotonic() < deadline, f"hangs: {job.tail()}"
+        time.sleep(0.005)
+    if fault is S3Server.stop:
+        server.start()
 
 
 def test_every_fault_of_a_storage_once_while_the_cache_is_full(
@@ -338,13 +356,10 @@ def test_every_fault_of_a_storage_once_while_the_cache_is_full(
 ):
     job = start_job(SHORT_STEPS, **ON_S3, loader__cache_dir=str(tiny_disk))
     for number, fault in enumerate(STORAGE_FAULTS.values()):
-        job.reach(4 * number + 1)
-        fault(s3)
+        job.reach(3 * number + 1)
+        disturb(job, s3, fault)
     job.finish()
-    log = job.log.read_text()
-    assert log.count("cannot be written (No space left on device)") == 1
-    assert "trying again" in log
-    assert s3.faults[0][2] == 0, "the last fault must have been met"
+    assert job.log.read_text().count("cannot be written (No space left on device)") == 1
     compare(job, undisturbed)
 
 
@@ -352,12 +367,11 @@ def test_every_fault_of_a_storage_once_while_the_cache_is_full(
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", STORAGE_FAULTS)
 def test_a_fault_of_a_storage_twenty_times(start_job, s3, choose, name, undisturbed):
-    job = start_job(LONG_STEPS, **ON_S3)
-    for number in range(20):
-        job.reach(4 * number + choose.randrange(1, 4))
-        STORAGE_FAULTS[name](s3)
+    job = start_job(DAMAGED_STEPS, **ON_S3)
+    for _ in range(20):
+        job.reach(job.step() + choose.randrange(1, 3))
+        disturb(job, s3, STORAGE_FAULTS[name])
     job.finish()
-    assert job.log.read_text().count("trying again") >= 20
     compare(job, undisturbed)
 
 

@@ -148,6 +148,7 @@ def test_the_real_model_also_agrees_on_its_tokens(real, real_model):
 
 
 def test_an_adapter_over_the_base_model(real, real_model):
+    """qlora-pipe-lite's bug 3.2.5: rows of Llama's query and key adapters were not permuted."""
     folder, adapted = real
     export_gguf(real_model, folder / "adapter.gguf", "f32", folder / "adapter")
     llama_cpp = LlamaCpp(folder / "base.gguf", folder / "adapter.gguf")

@@ -33,6 +33,7 @@ def built(trained, tied_head=None):
         tied_head=tied_head,
         model_config=None,
         lora_config=None,
+        control=None,
         layers=range(0),
         architecture=None,
         skeleton=None,

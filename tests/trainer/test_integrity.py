@@ -9,13 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 from loaders import open_loader, open_stream
+from runs import make_shards
 
 from headrace.schemas.data_config import LoaderConfig
 from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.run_state import RunState, read_run_state, write_run_state
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.feed import Feed
 from headrace.trainer.data.integrity import verify_shards
+from headrace.trainer.data.places import count_places
 from headrace.trainer.data.position import Position
 from headrace.trainer.data.quarantine import describe, merge, write_quarantine
 from headrace.trainer.data.row_group_source import CorruptRowGroupError, RowGroupSource
@@ -265,6 +268,28 @@ def test_a_substitute_that_is_damaged_too_is_passed_over(shards):
     assert read_rows(shards, 4) == (ids, records)
 
 
+def test_places_are_counted_over_the_rows_that_a_run_has_in_place_of_damaged_ones(
+    tiny_model, tmp_path
+):
+    shards = make_shards(tiny_model, tmp_path / "documents", packing="none", overlong="truncate")
+    manifest = read_manifest(shards)
+    order = RowOrder(list_row_groups([manifest], "train"), seed=5, window=2)
+    config = QUARANTINE.model_copy(update={"pack": "best_fit"})
+    stream = open_stream(shards, manifest, order, config)
+    whole = shutil.copytree(shards, tmp_path / "whole")
+    start = (64, stream, order.rows_per_epoch, Position())
+    before = count_places(*start)
+    for group in range(len(manifest.split("train")[0].row_groups)):
+        damage_row_group(shards, 0, group)
+    loader = open_loader(stream, order.rows_per_epoch, 64, pack="best_fit")
+    places = sum(len(place) > 0 for batch in loader for rows in batch.rows for place in rows)
+    records = loader.reader.quarantine.take_new()
+    assert count_places(*start) == places
+    shutil.copytree(whole, shards, dirs_exist_ok=True)
+    assert count_places(*start, records) == places
+    assert count_places(*start) == before != places
+
+
 def test_a_checkpoint_and_the_run_directory_keep_what_was_replaced(shards, tmp_path):
     damage_row_group(shards)
     _, records = read_rows(shards)
@@ -311,3 +336,9 @@ def test_without_quarantine_damage_stops_the_run(shards):
     damage_row_group(shards)
     with pytest.raises(DataError, match="row group 1 cannot be read, rows 16 to 31"):
         read_rows(shards, config=LoaderConfig())
+
+
+def test_data_that_ends_before_the_last_step_says_what_to_do():
+    feed = Feed(SimpleNamespace(is_first=True), iter(()))
+    with pytest.raises(DataError, match=r"before the last step.*continue with --resume"):
+        feed.next()

@@ -73,6 +73,11 @@ def test_rms_ratio_is_one_over_the_variation_of_adams_second_moment():
         assert learning_rate(optimizer, scheduler, step, steps) == pytest.approx(settled)
 
 
+def test_the_first_step_of_the_rms_ratio_changes_something():
+    """qlora-pipe-lite's factor is 0 at its first step, which then changes nothing."""
+    assert rates(SchedulerConfig(type="rms_ratio"), 3)[0] > 0
+
+
 def test_a_forced_rate_overrides_everything():
     scheduler = SchedulerConfig(type="cosine", warmup_steps=2, force_constant_lr=0.3)
     assert rates(scheduler, 4) == [0.3] * 4

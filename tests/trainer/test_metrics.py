@@ -45,6 +45,12 @@ STEP = StepMetrics(
     source_tokens={"books": 48, "code": 2000},
     overlong_rows=2,
     overlong_tokens=30,
+    data_seconds=0.125,
+    tflops=0.5,
+    mfu=0.25,
+    product_norm_mean=1.5,
+    product_norm_max=2.5,
+    products_scaled=1,
 )
 PAIRS = PairMetrics(8, 0.75, 0.5, 0.25, -0.25)
 EVALUATION = EvaluationMetrics(7, "held-out", 2.5, {"books": 2.75}, 999, 3.0, 2.5, None)

@@ -221,16 +221,20 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_means_no_cache_and_one_warning(tiny_disk, caplog):
+@pytest.mark.parametrize("free", [0, 1, *random.Random(1).sample(range(1 << 16), 18)])
+def test_a_full_disk_means_no_cache_and_one_warning(tiny_disk, caplog, free):
+    """Twenty times, full at another moment."""
+    (tiny_disk / "other").write_bytes(bytes((1 << 16) - free))
     cache = make_cache(tiny_disk)
-    for number in range(20):
+    for number in range(8):
         assert get(cache, number) == content_of(number)
     assert len(caplog.records) == 1
     assert "No space left on device); going on without caching" in caplog.text
     kept = len(pieces(tiny_disk))
-    assert 0 < kept < 20
+    assert kept <= free // SIZE
     assert not (tiny_disk / "incoming").exists()
-    assert cache.get("sha-0", 0, SIZE, no_fetch) == content_of(0)
+    for number in range(kept):
+        assert cache.get(f"sha-{number}", 0, SIZE, no_fetch) == content_of(number)
 
 
 def test_a_folder_that_cannot_be_made_means_no_cache_and_one_warning(tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ class Batch:
     rejected ones of the same pairs; `rows` then has a place for both.
     """
 
-    input_ids: Tensor  # [m, b, s] int64
-    labels: Tensor  # [m, b, s] int64: the next token of the same document, or IGNORED_LABEL
+    input_ids: Tensor  # [m, b, s] int32; 64 bits wide on the device only
+    labels: Tensor  # [m, b, s] int32: the next token of the same document, or IGNORED_LABEL
     document_lengths: list[list[list[int]]]  # [m][b] lengths that sum to s
     rows: list[list[list[PlacedRow]]]  # [m][b] rows in the order of their tokens
     trained_tokens: int
@@ -58,22 +59,26 @@ def make_batch(
         length: tokens of a place. Its rows have at most as many, or it is a single row, which is
             cut.
     """
-    shape = (len(micro_batches), len(micro_batches[0]), length)
-    ids, labels = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
-    laid_out = [
-        [lay_out(rows, *cells) for rows, *cells in zip(places, *arrays, strict=True)]
-        for places, *arrays in zip(micro_batches, ids, labels, strict=True)
+    cut_rows = [[[cut(row, length) for row in rows] for rows in places] for places in micro_batches]
+    ids = np.empty((len(cut_rows), len(cut_rows[0]), length), dtype=np.int32)
+    document_lengths = [
+        [write_ids(rows, cells) for rows, cells in zip(places, of_places, strict=True)]
+        for places, of_places in zip(cut_rows, ids, strict=True)
     ]
-    rows = [
-        [[place_row(row, length) for row in rows] for rows in places] for places in micro_batches
+    labels = labels_of(ids, document_lengths)
+    for places, of_places in zip(cut_rows, labels, strict=True):
+        for rows, cells in zip(places, of_places, strict=True):
+            ignore_masked(rows, cells)
+    placed = [
+        [[place_row(row, length) for row in place] for place in places] for places in cut_rows
     ]
     return Batch(
         input_ids=torch.from_numpy(ids),
         labels=torch.from_numpy(labels),
-        document_lengths=[[lengths for lengths, _ in places] for places in laid_out],
-        rows=rows,
-        row_lengths=[[sum(row.tokens for row in place) for place in places] for places in rows],
-        trained_tokens=sum(trained for places in laid_out for _, trained in places),
+        document_lengths=document_lengths,
+        rows=placed,
+        row_lengths=[[sum(row.tokens for row in place) for place in places] for places in placed],
+        trained_tokens=int(np.count_nonzero(labels != IGNORED_LABEL)),
         position=position,
         overlong=overlong,
     )
@@ -84,39 +89,50 @@ def place_row(row: Row, length: int) -> PlacedRow:
     return PlacedRow(row.source, row.row_key, min(len(row.input_ids), length))
 
 
-def lay_out(
-    rows: Sequence[Row], ids: NDArray[np.int64], labels: NDArray[np.int64]
-) -> tuple[list[int], int]:
-    """Write the rows of one place into its ids and labels, every token of them once.
+def write_ids(rows: Sequence[Row], ids: NDArray[np.int32]) -> list[int]:
+    """Write the rows of one place one after the other, and zeros after them.
 
     Returns:
-        Its document lengths, and how many labels are trained.
+        Its document lengths, which sum to the place.
     """
-    start = trained = 0
+    start = 0
     lengths: list[int] = []
     for row in rows:
-        if len(row.input_ids) > len(ids):
-            row = cut(row, len(ids))
         stop = start + len(row.input_ids)
         ids[start:stop] = row.input_ids
-        labels[start : stop - 1] = row.input_ids[1:]
-        if row.loss_mask is not None:
-            np.putmask(labels[start : stop - 1], ~row.loss_mask[1:], IGNORED_LABEL)
-        # the next token belongs to another document
-        labels[start - 1 + np.cumsum(row.document_lengths)] = IGNORED_LABEL
-        if row.loss_mask is None:
-            trained += stop - start - len(row.document_lengths)
-        else:
-            trained += int(np.count_nonzero(labels[start:stop] != IGNORED_LABEL))
         lengths += row.document_lengths.tolist()
         start = stop
-    ids[start:] = 0
+    if start < len(ids):
+        ids[start:] = 0
+        lengths.append(len(ids) - start)
+    return lengths
+
+
+def labels_of(ids: NDArray[np.int32], lengths: list[list[list[int]]]) -> NDArray[np.int32]:
+    """[m, b, s] the next token of the same document, whether it is a row's or filling."""
+    labels = np.empty_like(ids)
+    flat = labels.reshape(-1)
+    flat[:-1] = ids.reshape(-1)[1:]
+    documents = chain.from_iterable(chain.from_iterable(lengths))
+    flat[np.cumsum(np.fromiter(documents, np.int64)) - 1] = IGNORED_LABEL
+    return labels
+
+
+def ignore_masked(rows: Sequence[Row], labels: NDArray[np.int32]) -> None:
+    """Take the tokens of one place that are not to be trained out of its labels."""
+    start = 0
+    for row in rows:
+        stop = start + len(row.input_ids)
+        if row.loss_mask is not None:
+            np.putmask(labels[start : stop - 1], ~row.loss_mask[1:], IGNORED_LABEL)
+        start = stop
     labels[start:] = IGNORED_LABEL
-    return lengths + [len(ids) - start] * (start < len(ids)), trained
 
 
 def cut(row: Row, tokens: int) -> Row:
-    """The first tokens of a row."""
+    """The first tokens of a row, or all."""
+    if len(row.input_ids) <= tokens:
+        return row
     ends = np.minimum(np.cumsum(row.document_lengths), tokens)
     lengths = np.diff(ends, prepend=0)
     return row._replace(

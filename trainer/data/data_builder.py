@@ -21,7 +21,7 @@ from headrace.trainer.data.places import (
 from headrace.trainer.data.shard_reader import ShardReader
 from headrace.trainer.distributed import Layout
 
-TOKEN_BYTES = 16  # of a batch: id and label, both int64
+TOKEN_BYTES = 8  # of a batch: id and label, both int32
 
 
 def build_train_loader(

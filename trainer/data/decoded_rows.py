@@ -55,6 +55,11 @@ class ListColumn:
         numbers: NDArray[Any] = self.values.to_numpy()
         return numbers
 
+    def sums(self) -> NDArray[np.int32]:
+        """The sum of all values before each list, and of all."""
+        ends = np.cumsum(self.flat(), dtype=np.int32)
+        return np.append(np.int32(0), ends)[self.offsets]
+
     def bits(self, index: int) -> NDArray[np.bool_] | None:
         """One list of booleans, unpacked; None for null."""
         if self.all_null or (self.valid is not None and not self.valid[index]):
@@ -99,24 +104,22 @@ class DecodedRows:
 
     def __init__(self, table: pa.Table) -> None:
         ids, documents = ListColumn(table["input_ids"]), ListColumn(table["document_lengths"])
-        self._ids, self._ends = ids.flat(), ids.offsets
-        self._documents, self._document_ends = documents.flat(), documents.offsets
+        self._ids, self._ends = ids.flat(), ids.offsets.tolist()
+        self._documents, self._document_ends = documents.flat(), documents.offsets.tolist()
         self._mask = ListColumn(table["loss_mask"])
         self._sources: list[str] = names_of(table["source"])
-        self._keys: NDArray[np.uint64] = table["row_key"].to_numpy()
+        self._keys: list[int] = table["row_key"].to_numpy().tolist()
         self._classes = control_classes(table)
-        self.lengths: list[int] = np.diff(self._ends).tolist()  # tokens of each row
+        self.lengths: list[int] = np.diff(ids.offsets).tolist()  # tokens of each row
 
     def row(self, index: int) -> Row:
         """One row; its arrays keep the whole group in memory."""
-        start, stop = self._ends[index : index + 2].tolist()
-        first, last = self._document_ends[index : index + 2].tolist()
         return Row(
-            self._ids[start:stop],
+            self._ids[self._ends[index] : self._ends[index + 1]],
             self._mask.bits(index),
-            self._documents[first:last],
+            self._documents[self._document_ends[index] : self._document_ends[index + 1]],
             self._sources[index],
-            int(self._keys[index]),
+            self._keys[index],
             None if self._classes is None else self._classes[index],
         )
 
@@ -127,8 +130,7 @@ class RowFacts:
     COLUMNS: ClassVar[list[str]] = ["document_lengths", "source", "row_key"]
 
     def __init__(self, table: pa.Table) -> None:
-        documents = ListColumn(table["document_lengths"])
-        ends = np.append(0, np.cumsum(documents.flat()))[documents.offsets]
+        ends = ListColumn(table["document_lengths"]).sums()
         self.lengths: list[int] = np.diff(ends).tolist()
         self._sources: list[str] = names_of(table["source"])
         self._keys: list[int] = table["row_key"].to_numpy().tolist()

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from headrace.schemas.errors import DataError
 from headrace.schemas.run_state import QuarantineRecord
 from headrace.trainer.data.batch import Batch
 from headrace.trainer.data.loader import GroupLoader
@@ -78,7 +79,12 @@ class Feed:
             source = self.layout.rank_of(0)
             dist.recv_object_list(received, src=source, group=self.layout.pipeline_group)
             return replace(received[0], labels=pinned(received[0].labels))
-        batch = next(self.loader)
+        batch = next(self.loader, None)
+        if batch is None:
+            raise DataError(
+                "the data ends before the last step: rows that were packed in place of damaged "
+                "ones are shorter; continue with --resume, which counts the steps anew"
+            )
         counts = gather_objects(Counts.of(batch), self.layout.leaders_group)
         total = Counts(*map(sum, zip(*counts, strict=True)))
         for stage in range(1, self.layout.stages):

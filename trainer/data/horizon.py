@@ -1,7 +1,9 @@
 """Where a run ends, seen from where it stands."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from headrace.schemas.run_state import QuarantineRecord
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.course import Course
 from headrace.trainer.data.inputs import Inputs
@@ -22,6 +24,7 @@ def find_horizon(
     course: Course,
     step: int,
     position: Position,
+    quarantined: Sequence[QuarantineRecord] = (),
 ) -> Horizon:
     """The end of a run that has done `step` steps and stands at `position`.
 
@@ -31,7 +34,8 @@ def find_horizon(
     if config.max_steps:
         return Horizon(config.max_steps, stop_row)
     assert stop_row is not None
-    places = count_places(inputs.place_tokens, train_stream(config, course), stop_row, position)
+    stream = train_stream(config, course)
+    places = count_places(inputs.place_tokens, stream, stop_row, position, quarantined)
     return Horizon(step - (-places // inputs.global_batch_rows), stop_row)
 
 

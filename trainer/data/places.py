@@ -1,12 +1,13 @@
 """Which rows go into which places, from config and manifests. Imports no torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from headrace.schemas.data_config import LoaderConfig
 from headrace.schemas.manifest import Manifest
+from headrace.schemas.run_state import QuarantineRecord
 from headrace.schemas.shard_format import EVALUATION, TRAIN
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.course import Course
@@ -119,10 +120,21 @@ def open_places(
     )
 
 
-def count_places(place_tokens: int, stream: RowStream, stop_row: int, position: Position) -> int:
-    """How many places there are from a position to the end."""
+def count_places(
+    place_tokens: int,
+    stream: RowStream,
+    stop_row: int,
+    position: Position,
+    quarantined: Sequence[QuarantineRecord] = (),
+) -> int:
+    """How many places there are from a position to the end.
+
+    Args:
+        quarantined: row groups that the run has replaced by others, with rows of other lengths.
+    """
     if stream.loader.pack == "none":
         return stop_row - position.next_row
     reader = stream.reader(stream.facts)
+    reader.quarantine.restore(quarantined)
     places = open_places(place_tokens, stream, reader, stop_row, position)
     return sum(map(len, iter(lambda: places.take(COUNTED_AT_ONCE), [])))

@@ -7,22 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from headrace.schemas.data_config import LoaderConfig
 from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.manifest import Manifest, ShardRecord
 from headrace.schemas.row_checks import problems_in_rows
 from headrace.schemas.seekable_file import SeekableFile
+from headrace.schemas.shard_format import COLUMNS
 from headrace.schemas.shard_rows import read_row_group
-from headrace.trainer.data.decoded_rows import DecodedRows
+from headrace.trainer.data.decoded_rows import DecodedRows, ListColumn
 from headrace.trainer.data.retries import Patience
 from headrace.trainer.data.row_group_cache import RowGroupCache
 from headrace.trainer.data.row_order import RowGroup
 from headrace.trainer.data.storage import Storage, open_storage
+from headrace.trainer.data.token_pages import read_tokens
 
 HELD_FOOTER_BYTES = 16 << 20
+TOKEN_COLUMN = "input_ids"
 # errors of a file itself (None: found here or by Arrow); others, such as EACCES or EMFILE, may pass
 DAMAGE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 
@@ -111,7 +116,17 @@ class RowGroupSource:
             pre_buffer=False,
             page_checksum_verification=True,
         )
-        return read_row_group(parquet, row_group.group, file.manifest, file.record, self.columns)
+
+        def read(columns: list[str]) -> pa.Table:
+            return read_row_group(parquet, row_group.group, file.manifest, file.record, columns)
+
+        checked = record.crc32 is not None and file.manifest.columns is None
+        if checked and TOKEN_COLUMN in self.columns:
+            pages = footer.row_group(row_group.group)
+            ids = read_tokens(pages, memoryview(content), record.byte_offset)
+            if ids is not None:
+                return with_tokens(read([c for c in self.columns if c != TOKEN_COLUMN]), ids)
+        return read(self.columns)
 
     def _footer(self, file: ShardFile, key: tuple[int, int]) -> pq.FileMetaData:
         """The file's Parquet metadata; the last ones are held."""
@@ -158,6 +173,20 @@ class Segment(SeekableFile):
             raise OSError(f"its footer points outside of the row group, to {self.position}")
         self.position += size
         return bytes(self.content[start : start + size])
+
+
+def with_tokens(table: pa.Table, ids: NDArray[np.int32]) -> pa.Table:
+    """The table with its `input_ids`, cut where the document lengths say that each row ends.
+
+    Raises:
+        ValueError: they say that there are more or fewer.
+    """
+    ends = ListColumn(table["document_lengths"]).sums()
+    if ends[-1] != len(ids):
+        raise ValueError(f"document_lengths sum to {ends[-1]}, there are {len(ids)} ids")
+    field = COLUMNS.field(TOKEN_COLUMN)
+    column = pa.ListArray.from_arrays(pa.array(ends), pa.array(ids), type=field.type)
+    return table.add_column(0, field, column)
 
 
 def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGroupError:

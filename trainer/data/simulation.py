@@ -14,7 +14,7 @@ from headrace.trainer.data.places import open_places, train_stream
 from headrace.trainer.data.position import Position
 
 HELD_BYTES_A_TOKEN = 4.2  # of a decoded row group: ids, and a bit for each token's mask
-BATCH_BYTES_A_TOKEN = 16  # ids and labels
+BATCH_BYTES_A_TOKEN = 8  # ids and labels
 BATCHES_IN_HAND = 2  # beside those that wait: one being made, one being trained on
 
 

@@ -132,7 +132,7 @@ def fold(
     """
     stage.eval()
     batch = MicroBatch([[SAMPLE_TOKENS]], [SAMPLE_TOKENS], None, 1.0, 1.0, seed=0)
-    before = inputs if stage.embedding is None else stage._embed(inputs, 0)
+    before = inputs if stage.embedding is None else stage._embed(inputs, batch)
     plain, _ = stage.run(inputs, batch)
     if control is None:
         return plain, 0.0, {}

@@ -14,7 +14,8 @@ from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.publish import remove_tree, rename_durably
 from headrace.trainer.distributed import Layout, gather_at_first, gather_objects
 from headrace.trainer.export.control_file import TENSORS_NAME, write_record
-from headrace.trainer.model.adapters import as_plain_lora, exported_tensors
+from headrace.trainer.export.model_card import write_card
+from headrace.trainer.model.adapters import as_plain_lora, exported_tensors, side_by_side
 from headrace.trainer.model.materializer import find_slots
 from headrace.trainer.model.model_builder import BuiltStage
 from headrace.trainer.model.model_files import (
@@ -30,6 +31,7 @@ def export(
     layout: Layout,
     model: Path,
     run_directory: Path,
+    step: int,
     *,
     node_local: bool = False,
 ) -> Path:
@@ -37,6 +39,7 @@ def export(
 
     Args:
         model: directory of the base model.
+        step: how many were trained.
         node_local: the run directory is another one on each machine. The first one's gets the whole
             adapter; of a model, each machine keeps the files of its stages, the first the index.
 
@@ -54,11 +57,12 @@ def export(
     if adapters:
         parts = gather_at_first(adapter_tensors(built) if layout.replica == 0 else {}, layout)
         tensors = {name: value for part in parts for name, value in part.items()}
+        width = max(gather_objects(built.width, layout.world_group))
         if layout.rank == 0 and built.control is not None:
             finish_control(temporary, tensors, built.control, model)
         elif layout.rank == 0:
             assert built.lora_config is not None
-            finish_adapter(temporary, tensors, built.lora_config, bool(built.initial))
+            finish_adapter(temporary, tensors, built.lora_config, width)
     else:
         by_rank = gather_objects(file_count(model_parts(built)), layout.world_group)
         counts = [by_rank[layout.rank_of(stage)] for stage in range(layout.stages)]
@@ -69,6 +73,8 @@ def export(
         files = gather_objects(written, layout.world_group)
         if layout.rank == 0:
             finish_model(temporary, files, model, built)
+    if layout.rank == 0:
+        write_card(temporary, run_directory, step)
     dist.barrier(layout.world_group)
     if publishes:
         if final.exists():
@@ -81,25 +87,25 @@ def export(
 def adapter_tensors(built: BuiltStage) -> dict[str, Tensor]:
     """One stage's share of an adapter, under PEFT's names, in float32."""
     values = {item.name: item.parameter.detach().cpu() for item in built.trained}
-    return exported_tensors(values, built.initial)
+    return exported_tensors(side_by_side(values, built.merged), built.initial)
 
 
 def finish_adapter(
-    directory: Path, tensors: dict[str, Tensor], config: LoraConfig, took_over: bool
+    directory: Path, tensors: dict[str, Tensor], config: LoraConfig, width: int
 ) -> None:
     """One file with its config, as PEFT expects.
 
     Args:
-        took_over: whether the adapters started from a part of the frozen weights.
+        width: how many times as wide as the trained adapters they are written.
     """
     save_tensors(directory / "adapter_model.safetensors", tensors)
-    config = as_plain_lora(config) if took_over else config
+    config = as_plain_lora(config, width)
     config.inference_mode = True
     config.save_pretrained(str(directory))
 
 
 def finish_control(
-    directory: Path, tensors: dict[str, Tensor], config: AdapterConfig, model: Path
+    directory: Path, tensors: dict[str, Tensor], config: AdapterConfig, model: Path | str
 ) -> None:
     """One file of control adapters, and what they were made by."""
     save_tensors(directory / TENSORS_NAME, tensors)

@@ -3,25 +3,31 @@
 import shutil
 from pathlib import Path
 
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.publish import rename_durably
+from headrace.trainer.export.model_card import CARD, CURVE
 from headrace.trainer.quiet import quiet_libraries
 
 
-def merge(model: Path, adapter: Path, output: Path) -> None:
+def merge(model: Path, adapter: Path, output: Path, scale: float = 1.0, device: str = "cpu") -> int:
     """Write a Hugging Face model directory with the adapter's change added to the weights.
 
     The sum is formed in float32 and stored in the base model's type. No more than one layer, and
     what one file of the result holds, is in memory at once.
+
+    Args:
+        scale: factor of the change; -1 takes it away from weights that hold it.
+        device: where the sums are formed.
+
+    Returns:
+        How many weights were changed.
 
     Raises:
         ConfigError: a directory is missing, or the output exists.
         DataError: the adapter does not belong to the model.
     """
     if not (adapter / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"{adapter}: no adapter_config.json; give the `adapter` directory of a run"
-        )
+        raise ConfigError(f"{adapter}: {why_not_an_adapter(adapter)}")
     if not (model / "config.json").is_file():
         raise ConfigError(f"{model}: no config.json; give the base model's directory")
     if output.exists():
@@ -33,5 +39,23 @@ def merge(model: Path, adapter: Path, output: Path) -> None:
     temporary.mkdir(parents=True)
     from headrace.trainer.export.merged_model import write_merged
 
-    write_merged(model, adapter, temporary)
+    count = write_merged(model, adapter, temporary, scale, device)
+    if not count:
+        shutil.rmtree(temporary)
+        raise DataError(f"{adapter}: none of its tensors changes a weight of {model}")
+    for name in (CARD, CURVE):
+        if (adapter / name).is_file():
+            shutil.copy2(adapter / name, temporary / name)
     rename_durably(temporary, output)
+    return count
+
+
+def why_not_an_adapter(directory: Path) -> str:
+    """What a directory without PEFT's config is, and what to do."""
+    from headrace.trainer.export.control_file import RECORD_NAME
+
+    if (directory / RECORD_NAME).is_file():
+        return "control adapters change what layers add to the hidden states; no weight holds that"
+    if (directory / "config.json").is_file():
+        return "holds a whole model already, new blocks included; there is nothing to merge"
+    return "no adapter_config.json; give the `adapter` directory of a run"

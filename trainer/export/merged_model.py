@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from headrace.schemas.errors import DataError
+from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.model.adapters import (
     PEFT_PREFIX,
     add_adapter,
@@ -30,18 +30,30 @@ from headrace.trainer.model.model_files import (
 from headrace.trainer.model.weight_source import StoredWeights, WeightSource
 
 
-def write_merged(model: Path, adapter: Path, output: Path) -> None:
+def write_merged(
+    model: Path, adapter: Path, output: Path, scale: float = 1.0, device: str = "cpu"
+) -> int:
     """Write base model plus adapter into an empty directory.
 
     A tied embedding stays tied unless the adapter changes embedding or head.
 
+    Returns:
+        How many weights were changed.
+
     Raises:
+        ConfigError: a scale for what cannot be scaled.
         DataError: the adapter does not belong to the model.
     """
     architecture = read_architecture(model)
     family = architecture.family
     skeleton: Any = lay_out(architecture)
-    wrapped = add_adapter(lay_out(architecture), LoraConfig.from_pretrained(str(adapter)))
+    settings = LoraConfig.from_pretrained(str(adapter))
+    settings.base_model_name_or_path = None  # the base model may have moved, or be a merged one
+    if scale != 1 and (settings.use_dora or settings.modules_to_save):
+        kind = "DoRA adapters" if settings.use_dora else "whole modules"
+        raise ConfigError(f"--scale {scale}: {kind} cannot be scaled; merge them as they are")
+    wrapped = add_adapter(lay_out(architecture), settings)
+    count = 0
     tensors = load_file(adapter / "adapter_model.safetensors")
     unused = set(tensors)
     layers = range(architecture.config.num_hidden_layers)
@@ -63,13 +75,29 @@ def write_merged(model: Path, adapter: Path, output: Path) -> None:
             slots = list(find_slots({name: module}))
             unused -= fill_adapter(slots, tensors, adapter)
             fill_base(slots, source, architecture)
+            module.to(device)
+            count += scale_and_count(module, scale)
             values = merged_values(name, module)
-            writer.add({key: value.to(dtype) for key, value in values.items()}, size)
+            writer.add({key: value.to("cpu", dtype) for key, value in values.items()}, size)
             module.to("meta")
     if unused:
         raise DataError(f"{adapter}: {model} has no place for its tensor {sorted(unused)[0]}")
     write_index(output, writer.finish())
     copy_model_files(model, output, skeleton)
+    return count
+
+
+def scale_and_count(module: nn.Module, scale: float) -> int:
+    """Scale the adapters below a module; returns how many weights they and saved modules change."""
+    count = 0
+    for part in module.modules():
+        if isinstance(part, LoraLayer):
+            for name in part.scaling:
+                part.scaling[name] *= scale
+            count += 1
+        elif hasattr(part, "modules_to_save"):
+            count += 1
+    return count
 
 
 def stored_size(module: nn.Module, dtype: torch.dtype) -> int:

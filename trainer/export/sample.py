@@ -1,58 +1,134 @@
-"""Text from a model, to look at what training did."""
+"""Text from a model: of a prompt, of a conversation, of every line of a file."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.quiet import quiet_libraries
 
+Messages = list[dict[str, Any]]
 
-def sample(
-    model: Path,
-    adapter: Path | None,
-    prompt: str,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> str:
-    """Continue a prompt.
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0  # 0 takes the likeliest token each time
+    seed: int = 0
+
+
+class Sampler:
+    """A model, and an adapter that can be left out.
 
     Args:
         adapter: PEFT adapter directory to put on the model, or None.
-        temperature: 0 takes the likeliest token each time.
 
-    Returns:
-        The continuation, without the prompt.
+    Raises:
+        ConfigError: no model or adapter there.
     """
-    for directory, name in ((model, "config.json"), (adapter, "adapter_config.json")):
-        if directory is not None and not (directory / name).is_file():
-            raise ConfigError(f"{directory}: no {name}; is the path right?")
 
-    quiet_libraries()
+    def __init__(self, model: Path, adapter: Path | None) -> None:
+        for directory, name in ((model, "config.json"), (adapter, "adapter_config.json")):
+            if directory is not None and not (directory / name).is_file():
+                raise ConfigError(f"{directory}: no {name}; is the path right?")
+        quiet_libraries()
 
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype="auto", local_files_only=True)
-    if adapter is not None:
-        from peft import PeftModel
+        self.directory = model
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        network = AutoModelForCausalLM.from_pretrained(model, dtype="auto", local_files_only=True)
+        if adapter is not None:
+            from peft import PeftModel
 
-        network = PeftModel.from_pretrained(network, str(adapter))
-    network.to(device).eval()
-    torch.manual_seed(seed)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(device)
-    sampling = (
-        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    )
-    with torch.no_grad():
-        output = network.generate(
-            **inputs,
-            **sampling,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            network = PeftModel.from_pretrained(network, str(adapter))
+        self.network: Any = network.to(self.device).eval()
+        self.has_adapter = adapter is not None
+
+    def encode(self, prompt: str | Messages) -> list[int]:
+        """Token ids: of a text as it stands, of messages by the model's chat template.
+
+        Raises:
+            ConfigError: messages, and no chat template.
+        """
+        if isinstance(prompt, str):
+            ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            return ids
+        if not self.tokenizer.chat_template:
+            raise ConfigError(f"{self.directory}: its tokenizer has no chat template")
+        text = self.tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=False
         )
-    text: str = tokenizer.decode(
-        output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    )
-    return text
+        return self.encode(text)
+
+    def answer(
+        self, prompts: Sequence[str | Messages], sampling: Sampling, *, adapter: bool = True
+    ) -> list[str]:
+        """What the model says after each prompt, without the prompt.
+
+        Args:
+            adapter: with the adapter, if there is one.
+        """
+        import torch
+
+        rows = [self.encode(prompt) for prompt in prompts]
+        width = max(map(len, rows))
+        filling = self.tokenizer.pad_token_id
+        filling = self.tokenizer.eos_token_id if filling is None else filling
+        ids = torch.tensor([[filling or 0] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        drawn = {"do_sample": True, "temperature": sampling.temperature}
+        how = drawn if sampling.temperature > 0 else {"do_sample": False}
+        torch.manual_seed(sampling.seed)
+        with torch.no_grad(), self._without_adapter(not adapter):
+            output = self.network.generate(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                max_new_tokens=sampling.max_new_tokens,
+                pad_token_id=filling,
+                **how,
+            )
+        texts: list[str] = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        return texts
+
+    def _without_adapter(self, wanted: bool) -> AbstractContextManager[Any]:
+        if wanted and self.has_adapter:
+            disabled: AbstractContextManager[Any] = self.network.disable_adapter()
+            return disabled
+        return nullcontext()
+
+
+def as_messages(prompt: str, system: str | None) -> Messages:
+    """A user's turn, after a system text if there is one."""
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": prompt}]
+
+
+def batches(
+    sampler: Sampler,
+    prompts: Sequence[str | Messages],
+    start: int,
+    size: int,
+    sampling: Sampling,
+    compare: bool,
+) -> Iterator[list[dict[str, str]]]:
+    """Answers from prompt `start` on, a multiple of `size`; each batch draws by its own number."""
+    for first in range(start, len(prompts), size):
+        part = prompts[first : first + size]
+        seed = derive_seed(sampling.seed, "sample", first)
+        drawn = Sampling(sampling.max_new_tokens, sampling.temperature, seed)
+        answers = [{"response": text} for text in sampler.answer(part, drawn)]
+        if compare:
+            plain = sampler.answer(part, drawn, adapter=False)
+            answers = [
+                both | {"response_without_adapter": text}
+                for both, text in zip(answers, plain, strict=True)
+            ]
+        yield answers

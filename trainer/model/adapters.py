@@ -185,11 +185,26 @@ def exported_tensors(
     return tensors
 
 
-def as_plain_lora(config: LoraConfig) -> LoraConfig:
-    """The config for adapters that `exported_tensors` has made twice as wide, at the same scale."""
-    factor = math.sqrt(2) if config.use_rslora else 2
+def side_by_side(values: Mapping[str, Tensor], merged: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adapters as one of a larger rank: those that were added to the weights, and those there now.
+
+    Args:
+        values: by name in the whole model; A is [r, inputs], B [outputs, r].
+        merged: [times, ...] of the same.
+    """
+    return {
+        name: torch.cat([*merged[name], value], dim=0 if "_A." in name else 1)
+        if name in merged
+        else value
+        for name, value in values.items()
+    }
+
+
+def as_plain_lora(config: LoraConfig, times: int) -> LoraConfig:
+    """The config for adapters that were made several times as wide, at the same scale."""
+    factor = math.sqrt(times) if config.use_rslora else times
     wider = copy.deepcopy(config)
-    wider.r, wider.lora_alpha = 2 * config.r, factor * config.lora_alpha
+    wider.r, wider.lora_alpha = times * config.r, factor * config.lora_alpha
     return wider
 
 

@@ -24,7 +24,8 @@ from headrace.trainer.model.partition import Span
 
 TRAINED_BYTES = 4  # weights that are trained are float32, and so are
 GRADIENT_BYTES = 4
-MOMENT_BYTES = 8  # Adam's two
+MOMENT_BYTES = 8  # Adam's two; of other optimisers:
+MOMENT_BYTES_OF = {"adamw_8bit": 2, "adamw_8bit_paged": 2, "lion": 4, "adafactor": 0}
 OFFLOADED_IN_TRANSIT = 3  # layer inputs on their way to the host or back
 LOGIT_BYTES = 4 + 2  # float32 for the softmax and its gradient, and the gradient once in bfloat16
 
@@ -185,7 +186,7 @@ def stage_memory(
     return StageMemory(
         weights=copies * (frozen * dtype.itemsize + trained * TRAINED_BYTES),
         gradients=trained * GRADIENT_BYTES,
-        optimizer=trained * MOMENT_BYTES,
+        optimizer=trained * MOMENT_BYTES_OF.get(config.optimizer.type, MOMENT_BYTES),
         activations=in_flight * kept + boundaries + recomputed,
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
         masks=float(in_flight * config.places * sequence_len**2),

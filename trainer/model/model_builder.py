@@ -1,6 +1,6 @@
 """Builds one stage of a Hugging Face model, adapters included, and loads only its own weights."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from headrace.trainer.model.families import FAMILIES
 from headrace.trainer.model.half_layer import half_of
 from headrace.trainer.model.materializer import Materializer, TrainedParameter, trained_dtype
 from headrace.trainer.model.model_directory import model_directory
-from headrace.trainer.model.model_size import measure, partition
+from headrace.trainer.model.model_size import flops_per_token, measure, partition
 from headrace.trainer.model.partition import Span
 from headrace.trainer.model.reference import copy_weights, share_modules
 from headrace.trainer.model.router_loss import RouterLossSettings, count_routers
@@ -58,6 +58,20 @@ class BuiltStage:
     architecture: Architecture
     skeleton: Any  # the whole model without adapters, on the meta device
     initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
+    flops_per_token: float = 0.0  # of the whole model, forward and backward
+    merged: dict[str, Tensor] = field(default_factory=dict)  # by restarts: [restarts, ...] each
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of adapters beside their values, by names of its own."""
+        merged = {f"merged/{name}": value for name, value in self.merged.items()}
+        return merged | {f"initial/{name}": value for name, value in self.initial.items()}
+
+    @property
+    def width(self) -> int:
+        """How many times the rank of the adapters the exported ones have."""
+        restarts = max((len(values) for values in self.merged.values()), default=0)
+        return 2 if self.initial else 1 + restarts
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,7 @@ def build_stage(
         architecture=plan.architecture,
         skeleton=plan.plain,
         initial=filled.initial,
+        flops_per_token=flops_per_token(size, config.adapter.kind == "none"),
     )
 
 
@@ -224,6 +239,7 @@ def assemble(
         seeded=seeded,
     )
     stage_module.objective = config.objective
+    stage_module.noise_alpha = config.regularization.neftune_alpha
     materialize_buffers(stage_module, plan.plain, device)
     return stage_module
 

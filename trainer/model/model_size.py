@@ -78,6 +78,16 @@ def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> M
     )
 
 
+def flops_per_token(size: ModelSize, full: bool) -> float:
+    """Of a forward and backward pass: 4 for each weight that multiplies, 6 where it is trained.
+
+    Args:
+        full: whether the weights themselves are trained.
+    """
+    active = sum(layer.active for layer in size.layers) + size.head.active
+    return (6 if full else 4) * active
+
+
 def expert_share(config: object) -> float:
     """The share of a mixture's experts that one token is sent to."""
     chosen = getattr(config, "num_experts_per_tok", None)

@@ -22,6 +22,7 @@ from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.attention_mask import attention_masks
 from headrace.trainer.model.control_adapter import CONTROL
 from headrace.trainer.model.document_attention import KEYWORD, document_bounds
+from headrace.trainer.model.embedding_noise import embedding_noise
 from headrace.trainer.model.head_loss import (
     LogitShape,
     head_loss,
@@ -95,6 +96,7 @@ class Stage(nn.Module):
         before_step: to be called before the micro-batches of a step, with none in flight.
         by_bounds: attention without a window takes the documents' bounds instead of a mask.
         triton: the loss is computed in Triton.
+        noise_alpha: of NEFTune's noise on embeddings, if any.
         objective: what the last stage computes.
         reference: the same layers as they were before training, for objectives that compare with
             them. Hidden states for both travel as one tensor, [2b, s, hidden size].
@@ -150,6 +152,7 @@ class Stage(nn.Module):
         self.before_step: Callable[[], None] | None = None
         self.by_bounds = False
         self.triton = False
+        self.noise_alpha: float | None = None
         self.objective = ObjectiveConfig()
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
         self.reference = None
@@ -198,7 +201,7 @@ class Stage(nn.Module):
         hidden, router_losses = inputs, []
         with self._precision():
             if self.embedding is not None:
-                hidden = self._embed(inputs, micro_batch.seed)
+                hidden = self._embed(inputs, micro_batch)
             tables = self._rotary_tables(hidden, positions, lengths)
             if self.offload is not None:
                 self.offload.begin()
@@ -223,11 +226,15 @@ class Stage(nn.Module):
         device = next(self.parameters()).device
         return torch.autocast(device.type, self.compute_dtype, enabled=self.autocast)
 
-    def _embed(self, ids: Tensor, seed: int) -> Tensor:
+    def _embed(self, ids: Tensor, micro_batch: MicroBatch) -> Tensor:
         assert self.embedding is not None
+        seed = micro_batch.seed
         if self.seeded and self.training:
             torch.manual_seed(derive_seed(seed, "embedding"))
         hidden: Tensor = self.embedding(ids).to(self.compute_dtype)
+        if self.noise_alpha is not None and self.training:
+            lengths, seed = micro_batch.row_lengths, derive_seed(seed, "noise")
+            hidden = hidden + embedding_noise(hidden, lengths, self.noise_alpha, seed)
         if self.embedding_multiplier is not None:
             hidden = hidden * self.embedding_multiplier
         if self.embedding_dropout:

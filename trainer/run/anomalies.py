@@ -13,6 +13,7 @@ from headrace.schemas.run_config import AnomalyConfig
 from headrace.schemas.run_state import RunState
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.run.regularizers import ProductNorms
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Outcome:
 
     norm: float
     anomaly: Anomaly | None
+    norms: ProductNorms | None = None  # of adapters, where they are limited
 
     @property
     def is_taken(self) -> bool:

@@ -1,7 +1,8 @@
 """Checkpoints: tensors by name, so any layout can read them; published whole or not at all."""
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,9 @@ from headrace.schemas.run_state import (
     write_run_state,
 )
 from headrace.trainer.model.materializer import TrainedParameter
-from headrace.trainer.run.optimizer import state_names
+from headrace.trainer.run.optimizer_states import restore, tensors_of
+
+MERGED = "merged/"
 
 
 class CheckpointFolder:
@@ -68,11 +71,16 @@ class CheckpointFolder:
 
 
 def collect_tensors(
-    trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer, *, copy: bool = False
+    trained: Sequence[TrainedParameter],
+    optimizer: torch.optim.Optimizer,
+    kept: Mapping[str, Tensor] | None = None,
+    *,
+    copy: bool = False,
 ) -> dict[str, Tensor]:
     """Parameters and optimiser states under canonical names, copies of tied weights left out.
 
     Args:
+        kept: further tensors, under the names that they get.
         copy: into memory of their own, so that the next step cannot change them.
     """
 
@@ -83,9 +91,9 @@ def collect_tensors(
     for item in trained:
         if item.owned:
             tensors[f"parameter/{item.name}"] = on_host(item.parameter)
-            for state in state_names(optimizer):
-                tensors[f"{state}/{item.name}"] = on_host(optimizer.state[item.parameter][state])
-    return tensors
+            for state, value in tensors_of(optimizer, item.parameter).items():
+                tensors[f"{state}/{item.name}"] = on_host(value)
+    return tensors | dict(kept or {})
 
 
 def load_tensors(
@@ -111,16 +119,25 @@ def load_tensors(
             )
         return tensor
 
+    def read_state(parameter_name: str, state: str, shape: torch.Size) -> Tensor:
+        return read(f"{state}/{parameter_name}", shape)
+
     for item in trained:
         parameter = item.parameter
         with torch.no_grad():
             parameter.copy_(read(f"parameter/{item.name}", parameter.shape))
-        optimizer.state[parameter] = {
-            name: read(
-                f"{name}/{item.name}", torch.Size() if name == "step" else parameter.shape
-            ).to(parameter.device)
-            for name in state_names(optimizer)
-        }
+        restore(optimizer, parameter, partial(read_state, item.name))
+
+
+def load_merged(directory: Path) -> dict[str, Tensor]:
+    """Adapters that restarts have added to the frozen weights, of all stages."""
+    found = {}
+    for path in sorted(directory.glob("stage-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                if name.startswith(MERGED):
+                    found[name.removeprefix(MERGED)] = file.get_tensor(name)
+    return found
 
 
 def newest(

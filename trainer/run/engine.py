@@ -154,7 +154,7 @@ class StageEngine(PipelineEngine):
         if self.is_first_stage():
             assert self._inputs is not None and self._inputs.input_ids is not None
             ids = self._inputs.input_ids[self._next_micro_batch]
-            self.pipe_buffers["inputs"][buffer_id] = to_device(ids, self.device)
+            self.pipe_buffers["inputs"][buffer_id] = to_device(ids, self.device).long()
 
     def _forward_pass(self, buffer_id: int) -> None:
         inputs = self._inputs
@@ -166,7 +166,7 @@ class StageEngine(PipelineEngine):
         side = MicroBatch(
             document_lengths=inputs.document_lengths[index],
             row_lengths=inputs.row_lengths[index],
-            labels=None if labels is None else to_device(labels, self.device),
+            labels=None if labels is None else to_device(labels, self.device).long(),
             loss_scale=1.0 / max(1, inputs.pair_count or inputs.trained_tokens),
             router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
             seed=self._step_seed + self._global_micro_batch(index),

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from headrace.schemas.fingerprint import derive_seed
@@ -13,14 +14,18 @@ from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.data.quarantine import describe, merge, write_quarantine
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.export.export import export
-from headrace.trainer.model.control_adapter import control_adapters, regularize
-from headrace.trainer.run import gradients
+from headrace.trainer.model.control_adapter import control_adapters
+from headrace.trainer.model.control_adapter import regularize as regularize_control
+from headrace.trainer.model.model_builder import BuiltStage
+from headrace.trainer.run import gradients, relora
 from headrace.trainer.run.anomalies import Outcome, deal_with, judge
 from headrace.trainer.run.cadence import Cadence, Timer
 from headrace.trainer.run.evaluation import evaluate
 from headrace.trainer.run.learning_rate import learning_rate
 from headrace.trainer.run.metrics import console_line, mean_loss
 from headrace.trainer.run.optimizer import set_learning_rate
+from headrace.trainer.run.optimizer_states import averaged
+from headrace.trainer.run.regularizers import ProductNorms, find_pairs, regularize
 from headrace.trainer.run.requests import Requests
 from headrace.trainer.run.saver import Saver
 from headrace.trainer.run.session import Session, open_session
@@ -60,7 +65,8 @@ def train(
         engine.timeline.begin()
         with engine.timeline.span("data"):
             step_inputs = session.feed.next()
-        lr = learning_rate(config.optimizer, config.scheduler, state.step, session.total_steps)
+        data_seconds = time.perf_counter() - started
+        lr = step_rate(config, state.step, session.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
         finish = partial(finish_step, config, session, layout, state)
@@ -78,6 +84,8 @@ def train(
             save,
             saver.progress(),
             session.feed.take_quarantined(),
+            data_seconds,
+            outcome.norms if layout.replica == 0 else None,
         )
         reports = gather_objects(report, layout.world_group)
         saver.settle([report.written for report in reports])
@@ -109,6 +117,7 @@ def train(
                 lr=lr,
                 gradient_norm=outcome.norm,
                 seconds=seconds,
+                flops_per_token=session.built.flops_per_token / (layout.stages * layout.replicas),
             )
             metrics = step_metrics(reports, step_inputs, facts)
             log.write(metrics)
@@ -123,22 +132,23 @@ def train(
         if wished or cadence.saves(before, state):
             if log is not None:
                 log.sync()
-            saver.begin(state, session.built.trained, optimizer)
+            saver.begin(state, session.built.trained, optimizer, session.built.kept)
             timer.restart()
 
     saver.finish()
     if cadence.has_ended(state):
         written = "nothing"
         if config.checkpoint.at_end:
-            written = str(
-                export(
+            with averaged(optimizer, session.built.trained):
+                result = export(
                     session.built,
                     layout,
                     session.model,
                     session.run_directory,
+                    state.step,
                     node_local=config.checkpoint.node_local,
                 )
-            )
+            written = str(result)
         logger.info(
             "done%s: %s tokens; %s written", ending(cadence, state), f"{state.tokens:,}", written
         )
@@ -177,16 +187,38 @@ def finish_step(config: TrainConfig, session: Session, layout: Layout, state: Ru
     if outcome.is_taken:
         gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
         optimizer.step()
-        rate = learning_rate(config.optimizer, config.scheduler, state.step, session.total_steps)
-        for _, adapter in control_adapters(built.stage.names):
-            regularize(adapter, config.adapter.gamma, rate * config.adapter.control_decay)
+        norms = hold_back(config, built, step_rate(config, state.step, session.total_steps))
+        outcome = replace(outcome, norms=norms)
+    if relora.is_due(config.relora, state.step + 1, session.total_steps):
+        seed = derive_seed(config.seed, "relora", state.step + 1)
+        relora.restart(built, optimizer, config.relora, seed)
     optimizer.zero_grad()
     return outcome
 
 
+def hold_back(config: TrainConfig, built: BuiltStage, rate: float) -> ProductNorms | None:
+    """What follows a step: decay and limits of adapters.
+
+    Args:
+        rate: the learning rate of the step.
+    """
+    for _, adapter in control_adapters(built.stage.names):
+        regularize_control(adapter, config.adapter.gamma, rate * config.adapter.control_decay)
+    if not config.regularization.limits_products:
+        return None
+    return regularize(config.regularization, find_pairs(built.stage.names), rate)
+
+
+def step_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """The learning rate of a step, from 0."""
+    rate = learning_rate(config.optimizer, config.scheduler, step, total_steps)
+    return rate * relora.rate_factor(config.relora, step)
+
+
 def run_evaluation(session: Session, layout: Layout, state: RunState) -> RunState:
     """Evaluate and write the results down; the state then knows the loss over all sets."""
-    results = evaluate(session.evaluation_sets, session.engine, layout, state.step)
+    with averaged(session.optimizer, session.built.trained):
+        results = evaluate(session.evaluation_sets, session.engine, layout, state.step)
     for result in results:
         if session.log is not None:
             session.log.write(result)

@@ -4,13 +4,14 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from headrace.schemas.publish import write_atomic
+from headrace.trainer.run.reporters import Reporter
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,13 @@ TRAIN_CURVES = (
     "gradient_norm",
     "tokens_per_second",
     "seconds",
+    "data_seconds",
     "memory_gib",
+    "tflops",
+    "mfu",
+    "product_norm_mean",
+    "product_norm_max",
+    "products_scaled",
     "trained_share",
     "fill",
     "epoch",
@@ -96,6 +103,12 @@ class StepMetrics:
     source_tokens: dict[str, int]
     overlong_rows: int
     overlong_tokens: int
+    data_seconds: float  # longest wait of a process for its part of the batch
+    tflops: float  # of each process, in products with weights; attention left out
+    mfu: float | None  # that over what the GPU can do, where that is known
+    product_norm_mean: float | None  # of what adapters add, where that is limited
+    product_norm_max: float | None
+    products_scaled: int | None
 
 
 @dataclass(frozen=True)
@@ -168,9 +181,11 @@ class MetricsLog:
 
     Args:
         step: resume point; what an earlier process logged after it is taken back.
+        reporters: who gets the curves too.
     """
 
-    def __init__(self, directory: Path, step: int) -> None:
+    def __init__(self, directory: Path, step: int, reporters: Sequence[Reporter] = ()) -> None:
+        self.reporters = reporters
         self.path = directory / "metrics.jsonl"
         kept = [line for line in self._lines() if is_kept(line, step)]
         write_atomic(self.path, "".join(kept))
@@ -206,10 +221,11 @@ class MetricsLog:
             self._board(f"{prefix}/pairs", {k: values[k] for k in PAIR_CURVES}, metrics.step)
 
     def _board(self, prefix: str, values: Mapping[str, float | None], step: int) -> None:
-        for name, value in values.items():
-            if value is None:
-                continue
-            self.board.add_scalar(f"{prefix}/{name}", value, step)
+        known = {f"{prefix}/{name}": v for name, v in values.items() if v is not None}
+        for name, value in known.items():
+            self.board.add_scalar(name, value, step)
+        for reporter in self.reporters:
+            reporter.log(known, step)
 
     def sync(self) -> None:
         """Make what was written durable; before a checkpoint, so that it never knows more."""
@@ -219,6 +235,8 @@ class MetricsLog:
         self.sync()
         self.file.close()
         self.board.close()
+        for reporter in self.reporters:
+            reporter.close()
 
 
 def is_kept(line: str, step: int) -> bool:

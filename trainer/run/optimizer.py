@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.optimizer_config import OptimizerConfig
 from headrace.trainer.model.control_adapter import is_control
 from headrace.trainer.model.materializer import TrainedParameter
@@ -16,7 +17,7 @@ LORA_UP = (".lora_B.", ".lora_embedding_B.")
 def build_optimizer(
     config: OptimizerConfig, trained: Sequence[TrainedParameter], *, triton: bool = False
 ) -> torch.optim.Optimizer:
-    """AdamW; norms and biases (one-dimensional parameters) are not decayed.
+    """The optimiser of a config; norms and biases (one-dimensional parameters) are not decayed.
 
     With LoRA+ (https://arxiv.org/abs/2402.12354) the adapters' B has a higher rate than all else.
 
@@ -38,17 +39,48 @@ def build_optimizer(
 
     groups = [group(decayed, up) for decayed in (True, False) for up in (False, True)]
     groups = [group for group in groups if group["params"]] or groups[:1]  # a stage may train none
-    if config.type == "adamw_kahan":
-        return AdamWKahan(groups, config, triton=triton)
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    return make_optimizer(config, groups, triton)
 
 
-def state_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What an optimiser keeps for each weight, and checkpoints hold."""
-    compensation = ("compensation",) if isinstance(optimizer, AdamWKahan) else ()
-    return ("exp_avg", "exp_avg_sq", *compensation, "step")
+def make_optimizer(
+    config: OptimizerConfig, groups: list[dict[str, Any]], triton: bool
+) -> torch.optim.Optimizer:
+    """The optimiser that the config names, of torch or the library it is from.
+
+    Raises:
+        ConfigError: paged states on a CPU.
+    """
+    lr, betas = config.lr, (config.beta1, config.beta2)
+    match config.type:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=config.eps, fused=True)
+        case "adamw_kahan":
+            return AdamWKahan(groups, config, triton=triton)
+        case "adam":
+            undecayed = [group | {"weight_decay": 0.0} for group in groups]
+            return torch.optim.Adam(undecayed, lr=lr, betas=betas, eps=config.eps, fused=True)
+        case "adafactor":
+            return torch.optim.Adafactor(groups, lr=lr)
+        case "lion":
+            from lion_pytorch import Lion
+
+            return Lion(groups, lr=lr, betas=betas)
+        case "adamw_schedule_free":
+            from schedulefree import AdamWScheduleFree
+
+            optimizer = AdamWScheduleFree(groups, lr=lr, betas=betas, eps=config.eps)
+            optimizer.train()
+            return optimizer
+        case "adamw_8bit" | "adamw_8bit_paged":
+            from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+            paged = config.type == "adamw_8bit_paged"
+            if paged and any(p.device.type == "cpu" for group in groups for p in group["params"]):
+                raise ConfigError(
+                    'optimizer.type = "adamw_8bit_paged" needs a GPU; set "adamw_8bit"'
+                )
+            kind = PagedAdamW8bit if paged else AdamW8bit
+            return kind(groups, lr=lr, betas=betas, eps=config.eps)
 
 
 def is_decayed(item: TrainedParameter) -> bool:

@@ -49,7 +49,7 @@ def _on_host(losses: Sequence[torch.Tensor | None]) -> NDArray[np.float32]:
 
 def row_losses(
     token_losses: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    labels: NDArray[np.int32],
     rows: Sequence[Sequence[Sequence[PlacedRow]]],
 ) -> list[RowLoss]:
     """Sums over the tokens of each row, in float64.
@@ -78,7 +78,7 @@ def row_losses(
 
 def chosen_losses(
     token_losses: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    labels: NDArray[np.int32],
     rows: Sequence[Sequence[Sequence[PlacedRow]]],
     pairs: Sequence[Sequence[Sequence[tuple[int, int]]]],
 ) -> list[RowLoss]:

@@ -1,7 +1,7 @@
 """Saves while training goes on: copy, write in a thread, publish once every stage has written."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,7 @@ class Saver:
         state: RunState,
         trained: Sequence[TrainedParameter],
         optimizer: torch.optim.Optimizer,
+        kept: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Start a save of this moment; an earlier one is finished first.
 
@@ -81,7 +82,7 @@ class Saver:
             written: Future[Written] = Future()
             written.set_result(Written())
         else:
-            tensors = collect_tensors(trained, optimizer, copy=self.background)
+            tensors = collect_tensors(trained, optimizer, kept, copy=self.background)
             path = self.folder.unfinished(state.step) / f"stage-{self.layout.stage:02d}.safetensors"
             written = self._thread.submit(write, path, tensors)
         self._pending = Pending(state, written)

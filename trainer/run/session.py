@@ -19,11 +19,18 @@ from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
 from headrace.trainer.model.acceleration import uses_kernels
 from headrace.trainer.model.model_builder import BuiltStage, build_stage
 from headrace.trainer.model.model_directory import model_directory
-from headrace.trainer.run.checkpoint import CheckpointFolder, load_tensors, newest
+from headrace.trainer.run.checkpoint import (
+    CheckpointFolder,
+    load_merged,
+    load_tensors,
+    newest,
+)
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.evaluation import EvaluationSet, build_evaluation_sets
 from headrace.trainer.run.metrics import MetricsLog
 from headrace.trainer.run.optimizer import build_optimizer
+from headrace.trainer.run.relora import check_relora, replay
+from headrace.trainer.run.reporters import open_reporters
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +79,8 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     optimizer = build_optimizer(
         config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
     )
+    if config.relora.every_steps is not None:
+        check_relora(built, config.optimizer.type)
     state = fresh_state(config, inputs, layout)
     node_local = config.checkpoint.node_local
     names = [path.name for path in folder.finished()]
@@ -81,6 +90,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     if found is not None:
         path, saved = found
         state = saved.model_copy(update={name: getattr(state, name) for name in LAYOUT})
+        replay(built, load_merged(path))
         load_tensors(path, built.trained, optimizer)
         if saved.global_batch_rows != inputs.global_batch_rows:
             logger.warning(
@@ -101,7 +111,8 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     state = state.model_copy(update={"data": data})
     course = open_course(config, inputs, state.data, min([position.next_row, *position.waiting]))
     horizon = from_first_rank(
-        partial(find_horizon, config, inputs, course, state.step, position), layout
+        partial(find_horizon, config, inputs, course, state.step, position, state.quarantined),
+        layout,
     )
     loader = build_train_loader(config, inputs, layout, course, horizon.stop_row)
     if loader is not None:
@@ -117,12 +128,18 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         feed=Feed(layout, loader),
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
         folder=folder,
-        log=MetricsLog(run_directory, state.step if found else -1) if layout.rank == 0 else None,
+        log=open_log(config, state.step if found else -1) if layout.rank == 0 else None,
         course=course,
         total_steps=horizon.total_steps,
         state=state,
         is_new=found is None,
     )
+
+
+def open_log(config: TrainConfig, step: int) -> MetricsLog:
+    """Where the first rank writes, from a resume point on."""
+    run_directory = Path(config.output_dir)
+    return MetricsLog(run_directory, step, open_reporters(config, run_directory))
 
 
 def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState:

@@ -25,9 +25,11 @@ from headrace.trainer.run.metrics import (
     mean_loss,
     pair_metrics,
 )
+from headrace.trainer.run.regularizers import ProductNorms
 from headrace.trainer.run.saver import Written
 
 GIB = 1 << 30
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Report:
     save: bool
     written: Written | None
     quarantined: list[QuarantineRecord]
+    data_seconds: float
+    norms: ProductNorms | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class StepFacts:
     lr: float
     gradient_norm: float
     seconds: float
+    flops_per_token: float  # forward and backward, of one process on average
 
 
 def make_report(
@@ -69,6 +74,8 @@ def make_report(
     save: bool,
     written: Written | None,
     quarantined: list[QuarantineRecord],
+    data_seconds: float,
+    norms: ProductNorms | None,
 ) -> Report:
     """This rank's report."""
     return Report(
@@ -80,6 +87,8 @@ def make_report(
         save,
         written,
         quarantined,
+        data_seconds,
+        norms,
     )
 
 
@@ -90,12 +99,24 @@ def memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
+def peak_tflops() -> float | None:
+    """What this process's GPU can do in bfloat16 by its maker's word; None if it is not listed."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((rate for part, rate in PEAK_TFLOPS.items() if part in name), None)
+
+
 def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts) -> StepMetrics:
     """The whole job's metrics of one step."""
     losses = [row for report in reports for row in report.losses]
     places = places_in_order([report.rows for report in reports if report.rows is not None])
     rows = list(chain.from_iterable(places))
     router_losses = [r.router_loss for r in reports if r.router_loss is not None]
+    limited = [r.norms for r in reports if r.norms is not None]
+    norms = [norm for part in limited for norm in part.norms]
+    tflops = facts.flops_per_token * inputs.tokens / facts.seconds / 1e12
+    peak = peak_tflops()
     return StepMetrics(
         step=facts.step,
         epoch=facts.epoch,
@@ -118,4 +139,10 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         source_tokens=tokens_by_source(rows),
         overlong_rows=inputs.overlong.rows,
         overlong_tokens=inputs.overlong.tokens,
+        data_seconds=max(report.data_seconds for report in reports),
+        tflops=tflops,
+        mfu=None if peak is None else tflops / peak,
+        product_norm_mean=math.fsum(norms) / len(norms) if norms else None,
+        product_norm_max=max(norms) if norms else None,
+        products_scaled=sum(part.scaled for part in limited) if limited else None,
     )

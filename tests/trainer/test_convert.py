@@ -1,0 +1,65 @@
+"""A checkpoint becomes what the run itself would have written, whatever was trained."""
+
+import json
+
+import pytest
+import torch
+from alone import layout_of_one
+from checkpoints import state
+from safetensors.torch import load_file
+
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.export.convert import convert
+from headrace.trainer.export.export import export
+from headrace.trainer.model.model_builder import build_stage
+from headrace.trainer.run.checkpoint import CheckpointFolder
+from headrace.trainer.run.optimizer import build_optimizer
+from headrace.trainer.run.optimizer_states import averaged
+from headrace.trainer.run.saver import Saver
+
+KINDS = {
+    "LoRA, averaged": {"optimizer": {"type": "adamw_schedule_free", "lr": 1e-2}},
+    "DoRA": {"adapter": {"kind": "dora", "rank": 4}},
+    "PiSSA": {"adapter": {"init": "pissa", "rank": 4}},
+    "control": {"adapter": {"kind": "control", "rank": 4}},
+    "blocks": {"adapter": {"kind": "blocks", "blocks": 2}},
+    "some weights": {"adapter": {"kind": "none", "target_modules": ["q_proj", "embed_tokens"]}},
+}
+
+
+@pytest.fixture
+def layout():
+    with layout_of_one() as alone:
+        yield alone
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_what_the_run_would_have_written(kind, tiny_model, tmp_path, layout):
+    run = tmp_path / "run"
+    values = {"model": str(tiny_model), "output_dir": str(run), "datasets": [{"path": "unused"}]}
+    config = TrainConfig.model_validate(values | {"optimizer": {"lr": 1e-2}} | KINDS[kind])
+    built = build_stage(config, 0, torch.device("cpu"))
+    optimizer = build_optimizer(config.optimizer, built.trained)
+    torch.manual_seed(0)
+    for _ in range(2):
+        for item in built.trained:
+            item.parameter.grad = torch.randn_like(item.parameter)
+        if built.tied_head is not None:
+            built.tied_head.grad = None
+        optimizer.step()
+    run.mkdir()
+    (run / "train.json").write_text(json.dumps({"config": config.model_dump(mode="json")}))
+    folder = CheckpointFolder(run, keep_last=2)
+    Saver(folder, layout, background=False).begin(state(2), built.trained, optimizer, built.kept)
+    with averaged(optimizer, built.trained):
+        expected = export(built, layout, tiny_model, run, 2)
+
+    convert(run, tmp_path / "converted", 2)
+    names = sorted(path.name for path in expected.iterdir())
+    assert sorted(path.name for path in (tmp_path / "converted").iterdir()) == names
+    for file in expected.glob("*.safetensors"):
+        tensors, found = load_file(file), load_file(tmp_path / "converted" / file.name)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    for file in expected.glob("*.json"):
+        assert (tmp_path / "converted" / file.name).read_bytes() == file.read_bytes(), file.name

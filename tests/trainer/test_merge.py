@@ -1,0 +1,96 @@
+"""Merging: a scale, a count, and a line for what cannot be merged."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_adapter_modes import saved_adapter
+
+from headrace.schemas.errors import CheckpointError, ConfigError, DataError
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.export.convert import find_checkpoint
+from headrace.trainer.export.merge import merge
+from headrace.trainer.model.model_builder import build_stage
+
+
+def adapter_of(model, directory, std=0.1, **settings):
+    """An adapter with random values, as training would save it."""
+    config = TrainConfig.model_validate(
+        {
+            "model": str(model),
+            "output_dir": "unused",
+            "datasets": [{"path": "unused"}],
+            "adapter": {"rank": 4, "target_modules": ["q_proj"], **settings},
+            "optimizer": {"lr": 1e-3},
+        }
+    )
+    built = build_stage(config, 0, torch.device("cpu"))
+    torch.manual_seed(0)
+    for item in built.trained:
+        torch.nn.init.normal_(item.parameter, std=std)
+    return saved_adapter([built], directory)
+
+
+def weights(directory):
+    return {k: t for f in directory.glob("*.safetensors") for k, t in load_file(f).items()}
+
+
+def test_the_change_is_scaled_and_what_is_taken_away_again_is_gone(tiny_model, tmp_path):
+    adapter = adapter_of(tiny_model, tmp_path / "adapter")
+    assert merge(tiny_model, adapter, tmp_path / "whole") == 5
+    merge(tiny_model, adapter, tmp_path / "half", scale=0.5)
+    merge(tmp_path / "whole", adapter, tmp_path / "back", scale=-1)
+    base, whole, half, back = (
+        weights(path)
+        for path in (tiny_model, tmp_path / "whole", tmp_path / "half", tmp_path / "back")
+    )
+    changed = [name for name in base if not torch.equal(base[name], whole[name])]
+    assert changed == [name for name in base if "q_proj" in name] and len(changed) == 5
+    for name in changed:
+        torch.testing.assert_close(half[name] - base[name], 0.5 * (whole[name] - base[name]))
+        torch.testing.assert_close(back[name], base[name], atol=1e-6, rtol=1e-5)
+
+
+def test_an_adapter_of_other_names_is_refused_instead_of_merging_nothing(tiny_model, tmp_path):
+    """qlora-pipe-lite's bug 3.2.2: keys that matched nothing, no count, an unchanged model."""
+    adapter = adapter_of(tiny_model, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    renamed = {
+        n.replace("model.model.layers", "model.layers"): t for n, t in load_file(file).items()
+    }
+    save_file(renamed, file)
+    with pytest.raises(DataError, match=r"no tensor base_model\.model\.model\.layers\.0"):
+        merge(tiny_model, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"kind": "dora"}, "DoRA adapters"), ({"modules_to_save": ["lm_head"]}, "whole modules")],
+)
+def test_what_cannot_be_scaled_is_merged_only_as_it_is(tiny_model, tmp_path, settings, message):
+    """qlora-pipe's bug 3.1.12: DoRA and modules_to_save ended in a bare RuntimeError."""
+    adapter = adapter_of(tiny_model, tmp_path / "adapter", **settings)
+    with pytest.raises(ConfigError, match=f"--scale 2: {message} cannot be scaled"):
+        merge(tiny_model, adapter, tmp_path / "merged", scale=2)
+    assert merge(tiny_model, adapter, tmp_path / "merged") >= 5
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("control_adapter.json", "control adapters change what layers add"),
+        ("config.json", "holds a whole model already"),
+        ("other.json", r"no adapter_config\.json"),
+    ],
+)
+def test_what_is_no_adapter_is_told_from_one(tiny_model, tmp_path, file, message):
+    (tmp_path / file).write_text(json.dumps({}))
+    with pytest.raises(ConfigError, match=message):
+        merge(tiny_model, tmp_path, tmp_path / "merged")
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint after step 7; see `headrace check"):
+        find_checkpoint(tmp_path, 7)

@@ -1,0 +1,119 @@
+"""Token ids straight from the Parquet pages that dataprep writes.
+
+pyarrow spends two thirds of its time with `input_ids` on the levels that say where each list begins
+(docs/notes.md), which the document lengths say as well. Pages of another kind are left to it.
+
+Page layout: https://parquet.apache.org/docs/file-format/data-pages/; its headers are structs of
+Thrift's compact protocol.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+TOKENS = "input_ids.list.element"
+DATA_PAGE, BYTE_STREAM_SPLIT = 0, 9  # parquet.thrift
+BOOLS, INTEGERS, BINARY, STRUCT = (1, 2), (4, 5, 6), 8, 12  # types of the compact protocol
+ID_BYTES = 4
+BLOCK = 1 << 15  # ids joined at once, so that they stay in the processor's cache
+
+
+def read_tokens(
+    row_group: pq.RowGroupMetaData, content: memoryview, offset: int
+) -> NDArray[np.int32] | None:
+    """The ids of all rows of a row group, one after the other.
+
+    Args:
+        content: the bytes of the row group, checked.
+        offset: of `content` in its file.
+
+    Returns:
+        None when the ids are written in another way, or are not all there.
+    """
+    column = token_column(row_group)
+    if column is None:
+        return None
+    ids = np.empty(column.num_values, dtype=np.uint32)
+    at, done = column.data_page_offset - offset, 0
+    while done < len(ids):
+        header, at = read_struct(content, at)
+        page = header.get(5, {})  # DataPageHeader
+        if (header[1], page.get(2)) != (DATA_PAGE, BYTE_STREAM_SPLIT):
+            return None
+        packed = content[at : at + header[3]]
+        values = values_of(pa.decompress(packed, header[2], "zstd"))
+        if len(values) != ID_BYTES * page[1]:  # fewer: some are null, or lists are empty
+            return None
+        join_streams(values.reshape(ID_BYTES, page[1]), ids[done : done + page[1]])
+        at, done = at + header[3], done + page[1]
+    return ids.view(np.int32)
+
+
+def token_column(row_group: pq.RowGroupMetaData) -> pq.ColumnChunkMetaData | None:
+    """The column chunk of `input_ids`, if its pages are of the kind that is read here."""
+    for index in range(row_group.num_columns):
+        column = row_group.column(index)
+        if column.path_in_schema == TOKENS:
+            known = column.physical_type == "INT32" and column.compression == "ZSTD"
+            return column if known and not column.has_dictionary_page else None
+    return None
+
+
+def values_of(page: pa.Buffer) -> NDArray[np.uint8]:
+    """What follows the repetition and definition levels, each with its size before it."""
+    content = np.frombuffer(page, dtype=np.uint8)
+    start = 0
+    for _ in range(2):
+        start += 4 + int.from_bytes(content[start : start + 4].tobytes(), "little")
+    return content[start:]
+
+
+def join_streams(streams: NDArray[np.uint8], ids: NDArray[np.uint32]) -> None:
+    """Undo BYTE_STREAM_SPLIT: stream k holds byte k of each id, the lowest first."""
+    top = max((k for k in range(len(streams)) if streams[k].any()), default=0)
+    for start in range(0, len(ids), BLOCK):
+        part, block = streams[:, start : start + BLOCK], ids[start : start + BLOCK]
+        block[:] = part[top]
+        for k in range(top - 1, -1, -1):
+            block <<= 8
+            block |= part[k]
+
+
+def read_struct(content: memoryview, at: int) -> tuple[dict[int, Any], int]:
+    """A struct of the compact protocol by its fields' numbers, and where the next byte is.
+
+    Raises:
+        ValueError: a field of a type that page headers do not have.
+    """
+    fields: dict[int, Any] = {}
+    number = 0
+    while head := content[at]:
+        number += head >> 4
+        kind, at = head & 15, at + 1
+        if kind in BOOLS:
+            fields[number] = kind == BOOLS[0]
+        elif kind in INTEGERS:
+            folded, at = read_varint(content, at)
+            fields[number] = (folded >> 1) ^ -(folded & 1)
+        elif kind == BINARY:
+            size, at = read_varint(content, at)
+            at += size
+        elif kind == STRUCT:
+            fields[number], at = read_struct(content, at)
+        else:
+            raise ValueError(f"a page header with a field of type {kind}")
+    return fields, at + 1
+
+
+def read_varint(content: memoryview, at: int) -> tuple[int, int]:
+    """An unsigned integer in parts of seven bits, the lowest first, and where the next byte is."""
+    value = shift = 0
+    while True:
+        byte, at = content[at], at + 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, at

@@ -1,0 +1,190 @@
+"""A checkpoint into what others read, without the processes that wrote it and without a GPU."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from pydantic import ValidationError
+from safetensors import safe_open
+from torch import Tensor
+
+from headrace.schemas.errors import CheckpointError, ConfigError
+from headrace.schemas.publish import rename_durably
+from headrace.schemas.recorded_config import without_defaults
+from headrace.schemas.run_state import (
+    CHECKPOINTS_FOLDER,
+    checkpoint_name,
+    published_checkpoints,
+    read_run_state,
+)
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.export.export import finish_adapter, finish_control
+from headrace.trainer.export.model_card import write_card
+from headrace.trainer.model.adapters import exported_tensors, side_by_side, takes_over
+from headrace.trainer.model.materializer import Slot, find_slots
+from headrace.trainer.model.model_builder import Plan, plan_model
+from headrace.trainer.model.model_directory import model_directory
+from headrace.trainer.model.model_files import (
+    ModelWriter,
+    copy_model_files,
+    file_count,
+    write_index,
+)
+from headrace.trainer.model.weight_source import StoredWeights, WeightSource
+
+
+class CheckpointTensors:
+    """The tensors of all stage files of a checkpoint, read one at a time.
+
+    Args:
+        average: beta1 of a schedule-free optimiser, whose weights are averages; None for others.
+    """
+
+    def __init__(self, directory: Path, average: float | None) -> None:
+        self.average = average
+        files = sorted(directory.glob("stage-*.safetensors"))
+        opened = [safe_open(path, framework="pt") for path in files]
+        self.where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+
+    def named(self, kind: str) -> list[str]:
+        """Names of one kind, such as `parameter`."""
+        return [name.removeprefix(f"{kind}/") for name in self.where if name.startswith(f"{kind}/")]
+
+    def get(self, kind: str, name: str) -> Tensor:
+        tensor: Tensor = self.where[f"{kind}/{name}"].get_tensor(f"{kind}/{name}")
+        return tensor
+
+    def parameter(self, name: str) -> Tensor:
+        """A trained weight as it is used."""
+        value = self.get("parameter", name)
+        if self.average is None:
+            return value
+        return torch.lerp(value, self.get("z", name), 1 - 1 / self.average)
+
+
+def convert(run: Path, output: Path, step: int | None = None, model: Path | None = None) -> Path:
+    """Write the adapter or the model that a run had at one of its checkpoints.
+
+    Args:
+        step: of the checkpoint; None takes the newest.
+        model: where the base model is now, if not where the run's config says.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ConfigError, CheckpointError: no run, no such checkpoint, or a damaged one.
+    """
+    if output.exists():
+        raise ConfigError(f"{output}: exists already; remove it or choose another --output")
+    checkpoint = find_checkpoint(run, step)
+    read_run_state(checkpoint)
+    config = run_config(run, model)
+    beta1 = config.optimizer.beta1 if config.optimizer.type == "adamw_schedule_free" else None
+    tensors = CheckpointTensors(checkpoint, beta1)
+    plan = plan_model(config)
+    temporary = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    if plan.lora is not None or config.adapter.kind == "control":
+        write_adapter(config, plan.lora, tensors, temporary)
+    else:
+        write_model(plan, tensors, model_directory(config.model), temporary)
+    write_card(temporary, run, int(checkpoint.name.rpartition("-")[2]))
+    rename_durably(temporary, output)
+    return checkpoint
+
+
+def find_checkpoint(run: Path, step: int | None) -> Path:
+    """The checkpoint after a step, or the newest."""
+    found = published_checkpoints(run / CHECKPOINTS_FOLDER)
+    if step is not None:
+        found = [path for path in found if path.name == checkpoint_name(step)]
+    if not found:
+        wanted = "no checkpoints" if step is None else f"no checkpoint after step {step}"
+        raise CheckpointError(f"{run / CHECKPOINTS_FOLDER}: {wanted}; see `headrace checkpoints`")
+    return found[-1]
+
+
+def run_config(run: Path, model: Path | None) -> TrainConfig:
+    """The config that a run was started with."""
+    path = run / "train.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give a run directory") from None
+    if model is not None:
+        values["model"] = str(model)
+    try:
+        return TrainConfig.model_validate(without_defaults(TrainConfig, values))
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path}: {error.errors()[0]['msg']}; it is of another release, convert with that one"
+        ) from None
+
+
+def write_adapter(
+    config: TrainConfig, lora: LoraConfig | None, tensors: CheckpointTensors, output: Path
+) -> None:
+    """What training itself would have exported, bit by bit.
+
+    Raises:
+        CheckpointError: adapters took over weights, and the checkpoint does not hold how they did.
+    """
+    values = {name: tensors.parameter(name) for name in tensors.named("parameter")}
+    merged = {name: tensors.get("merged", name) for name in tensors.named("merged")}
+    initial = {name: tensors.get("initial", name) for name in tensors.named("initial")}
+    if takes_over(config.adapter) and not initial:
+        raise CheckpointError(
+            "the checkpoint is of an earlier release and does not hold what the adapters started "
+            "from; resume the run and let it end instead"
+        )
+    exported = exported_tensors(side_by_side(values, merged), initial)
+    if lora is None:
+        finish_control(output, exported, config.adapter, config.model)
+        return
+    restarts = max((len(value) for value in merged.values()), default=0)
+    finish_adapter(output, exported, lora, 2 if initial else 1 + restarts)
+
+
+def write_model(plan: Plan, tensors: CheckpointTensors, base: Path, output: Path) -> None:
+    """A Hugging Face model, module by module: trained weights of the checkpoint, the others of the
+    base model.
+    """
+    architecture, skeleton = plan.architecture, plan.plain
+    family = architecture.family
+    layers = range(architecture.config.num_hidden_layers)
+    paths = [family.embedding, *(f"{family.layers}.{index}" for index in layers)]
+    paths += [path for path in (family.norm, family.head) if path]
+    if architecture.tied:
+        paths.remove(family.head)
+    dtype = getattr(architecture.config, "dtype", None) or torch.float32
+    slots = {path: list(find_slots({path: skeleton.get_submodule(path)})) for path in paths}
+    sizes = {p: sum(s.empty.numel() for s in slots[p]) * dtype.itemsize for p in paths}
+    writer = ModelWriter(output, skeleton, 0, file_count(list(sizes.values())))
+    with StoredWeights(base, skeleton) as source:
+        for path in paths:
+            values = module_values(slots[path], plan, tensors, source)
+            writer.add({name: value.to(dtype) for name, value in values.items()}, sizes[path])
+    write_index(output, writer.finish())
+    copy_model_files(base, output, skeleton)
+
+
+def module_values(
+    slots: list[Slot], plan: Plan, tensors: CheckpointTensors, source: WeightSource
+) -> Mapping[str, Tensor]:
+    """A module's parameters by name."""
+    layers = plan.architecture.family.layers
+    trained = set(tensors.named("parameter"))
+
+    def stored(name: str) -> str:
+        return name if plan.expansion is None else plan.expansion.stored_name(name, layers)
+
+    values: dict[str, Any] = {s.name: tensors.parameter(s.name) for s in slots if s.name in trained}
+    rest = [slot for slot in slots if slot.name not in trained]
+    read = source.read([(stored(slot.name), slot.empty.shape) for slot in rest])
+    return values | {slot.name: value for slot, value in zip(rest, read, strict=True)}

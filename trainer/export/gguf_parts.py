@@ -1,0 +1,147 @@
+"""The tensors of a GGUF file: names, shapes, and values in llama.cpp's order."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGUFWriter, get_tensor_name_map
+from safetensors import safe_open
+from torch import Tensor
+
+from headrace.schemas.errors import ConfigError
+from headrace.trainer.export.gguf_family import GgufFamily, rope_factors
+
+LORA_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of the file: its GGUF name, shape, and how to get its float32 values."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], npt.NDArray[np.float32]]
+
+
+class NameMap:
+    """GGUF's name for a weight, and its values as llama.cpp wants them."""
+
+    def __init__(self, family: GgufFamily, config: dict[str, Any]) -> None:
+        self.family = family
+        self.config = config
+        self.map = get_tensor_name_map(family.arch, config["num_hidden_layers"])
+
+    def name(self, name: str, source: Path) -> str:
+        """`model.layers.0.self_attn.q_proj.weight` -> `blk.0.attn_q.weight`.
+
+        Raises:
+            ConfigError: the architecture has no such weight.
+        """
+        found: str | None = self.map.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise ConfigError(f"{source}: {name} has no name in GGUF; it cannot be exported")
+        return found
+
+    def arrange(self, name: str, values: Tensor) -> Tensor:
+        """Rows of query and key weights in llama.cpp's order, norms with their offset."""
+        if name.endswith("norm.weight"):
+            return values + self.family.norm_offset
+        if not self.family.rotates_pairs:
+            return values
+        if ".q_proj." in name:
+            return pair_rows(values, self.config["num_attention_heads"])
+        if ".k_proj." in name:
+            return pair_rows(values, self.config["num_key_value_heads"])
+        return values
+
+
+def pair_rows(values: Tensor, heads: int) -> Tensor:
+    """In each head, row i of the first half and row i of the second become neighbours.
+
+    Args:
+        values: [heads * head size, ...].
+    """
+    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return halves.transpose(1, 2).reshape(values.shape)
+
+
+def model_parts(names: NameMap, model: Path) -> Iterator[Part]:
+    """All weights of a model directory; a head that is the embedding again is left out."""
+    tied = bool(names.config.get("tie_word_embeddings"))
+    files = sorted(model.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(
+            f"{model}: no *.safetensors; merge the adapter first, or correct the path"
+        )
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                if tied and name == "lm_head.weight":
+                    continue
+                shape = tuple(tensors.get_slice(name).get_shape())
+                yield Part(names.name(name, file), shape, reader(names, file, name))
+    factors = rope_factors(names.config)
+    if factors is not None:
+        yield Part("rope_freqs.weight", factors.shape, lambda: factors)
+
+
+def reader(names: NameMap, file: Path, name: str) -> Callable[[], npt.NDArray[np.float32]]:
+    """Reads one weight when its turn comes."""
+
+    def read() -> npt.NDArray[np.float32]:
+        with safe_open(file, framework="pt") as tensors:
+            values = names.arrange(name, tensors.get_tensor(name).float())
+        return np.ascontiguousarray(values.numpy())
+
+    return read
+
+
+def adapter_parts(writer: GGUFWriter, names: NameMap, adapter: Path) -> Iterator[Part]:
+    """The matrices of a LoRA adapter in PEFT's format.
+
+    Raises:
+        ConfigError: another kind of adapter, or nothing in it.
+    """
+    path = adapter / "adapter_config.json"
+    if not path.is_file():
+        raise ConfigError(f"{adapter}: no adapter_config.json; give the `adapter` of a run")
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern"):
+        if settings.get(key):
+            raise ConfigError(f"{path}: {key} has no form in a GGUF adapter; merge it instead")
+    rank, alpha = settings["r"], settings["lora_alpha"]
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    # llama.cpp scales by alpha / rank
+    writer.add_float32(
+        "adapter.lora.alpha", alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
+    )
+    file = adapter / "adapter_model.safetensors"
+    with safe_open(file, framework="pt") as tensors:
+        found = list(tensors.keys())
+        if not found:
+            raise ConfigError(f"{file}: holds no tensor")
+        for name in found:
+            yield adapter_part(names, file, name, tuple(tensors.get_slice(name).get_shape()))
+
+
+def adapter_part(names: NameMap, file: Path, name: str, shape: tuple[int, ...]) -> Part:
+    """`...q_proj.lora_B.weight` -> `blk.0.attn_q.weight.lora_b`, rows arranged as in the base."""
+    base, separator, which = name.removeprefix(LORA_PREFIX).rpartition(".lora_")
+    if not separator or which not in ("A.weight", "B.weight"):
+        raise ConfigError(f"{file}: {name} has no form in a GGUF adapter; merge it instead")
+    base = base + ".weight"
+
+    def read() -> npt.NDArray[np.float32]:
+        with safe_open(file, framework="pt") as tensors:
+            values = tensors.get_tensor(name).float()
+        if which == "B.weight":
+            values = names.arrange(base, values)
+        return np.ascontiguousarray(values.numpy())
+
+    return Part(f"{names.name(base, file)}.lora_{which[0].lower()}", shape, read)
