@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from alone import layout_of_one
 from peft import PeftModel
 from rich.console import Console
 from runs import STDLIB, checkpoint_tensors, exact_metrics, make_shards, source
@@ -32,7 +31,7 @@ from headrace.trainer.data.row_packer import OverlongCount
 from headrace.trainer.export.control_analysis import analyze
 from headrace.trainer.export.control_file import LayerControl, read_control
 from headrace.trainer.export.control_lora import control_to_lora
-from headrace.trainer.export.export import export
+from headrace.trainer.export.export import adapter_tensors, finish_control
 from headrace.trainer.model.control_adapter import ControlAdapter, control_adapters, regularize
 from headrace.trainer.model.stage import MicroBatch
 from headrace.trainer.run.optimizer import build_optimizer
@@ -249,8 +248,10 @@ def saved(model, run_directory, **adapter):
     """A run's adapter directory, with stretches."""
     built = build(config_of(model, 1, {**CONTROL, **adapter}))
     stretch(built)
-    with layout_of_one() as layout:
-        return built, export(built[0], layout, model, run_directory)
+    directory = run_directory / "adapter"
+    directory.mkdir()
+    finish_control(directory, adapter_tensors(built[0]), built[0].control, model)
+    return built, directory
 
 
 def test_numbers_are_those_of_the_whole_matrix():
