@@ -53,6 +53,45 @@ def convert(
     print(f"{output}: written from {checkpoint}")
 
 
+@app.command(epilog="Example: headrace control-report runs/demo/adapter --plot control.png")
+def control_report(
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="Directory of control adapters.")
+    ],
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw norms and effective rank.")
+    ] = None,
+) -> None:
+    """Show norms, orthogonality, effective rank and condition of control adapters by layer."""
+    from rich.console import Console
+
+    from headrace.jobs.control_report import control_report
+
+    control_report(adapter, Console(), plot)
+
+
+@app.command(
+    epilog="Example: headrace control-to-lora --model models/command-r --adapter runs/demo/adapter "
+    "--output adapters/demo"
+)
+def control_to_lora(
+    model: Annotated[Path, typer.Option(help="Base model directory.")],
+    adapter: Annotated[Path, typer.Option(help="Directory of control adapters.")],
+    output: Annotated[Path, typer.Option(help="Adapter directory to write, in PEFT's format.")],
+    inverse: Annotated[bool, typer.Option("--inverse", help="That of class -1.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write it even where it is not the same.")
+    ] = False,
+) -> None:
+    """Turn control adapters into a LoRA, where that is exact: models of parallel blocks."""
+    from headrace.trainer.export.control_lora import control_to_lora
+    from headrace.trainer.quiet import quiet_libraries
+
+    quiet_libraries()
+    error = control_to_lora(model, adapter, output, inverse=inverse, force=force)
+    print(f"{output}: written; it misses {error:.2g} of what the control adapters change")
+
+
 @app.command(epilog="Example: headrace export-gguf models/merged --output merged.gguf --type q8_0")
 def export_gguf(
     model: Annotated[

@@ -61,8 +61,8 @@ class AdapterConfig(Config):
         GAMMA,
         gt=0,
         le=0.5,
-        description='With `kind = "control"`: how far directions go back to orthonormal ones after '
-        "each step; 0.5 is a Newton step.",
+        description='With `kind = "control"`: directions after each step: '
+        "Q - gamma Q (Q^T Q - I); 0.5 makes them orthonormal, in three such steps.",
     )
     control_decay: float = Field(
         0.0,

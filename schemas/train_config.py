@@ -310,11 +310,21 @@ class TrainConfig(Config):
                 f'objective.kind = "{kind}" compares with the frozen weights, of which '
                 f'adapter.init = "{adapter.init}" takes a part away; use another adapter.init'
             )
+        if self.objective.has_reference and self.relora.every_steps:
+            raise ValueError(
+                f'objective.kind = "{kind}" compares with the frozen weights, into which '
+                "relora.every_steps adds adapters; drop one of the two"
+            )
         if self.loader.pack != "none" and self.loader.overlong != "error":
             raise ValueError(
                 f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
                 'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
             )
+
+    @property
+    def places(self) -> int:
+        """Of a micro-batch: one for each row, two for a pair."""
+        return self.micro_batch_size * (2 if self.objective.of_pairs else 1)
 
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""

@@ -514,3 +514,22 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "old.toml").write_text(QLORA_PIPE_LITE_TOML)
     with pytest.raises(ConfigError, match=r"train\.toml: exists already"):
         import_config(tmp_path / "old.toml", tmp_path)
+
+
+def test_objectives_and_control_adapters(tmp_path):
+    lines = 'model = "m"\noutput_dir = "o"\nepochs = 1\nloss_type = "focal_loss_star"\n'
+    old = f"{lines}focal_loss_gamma = 2\n[optimizer]\ntype = 'adamw'\nlr = 1e-4\n"
+    text = '[[datasets]]\ndataset_path = "*.txt"\n'
+    kinds = 'dataset_type = "textfile"\nsequence_len = 64\n'
+    files = imported(tmp_path, "old.toml", old + text + kinds)
+    assert files["train.toml"]["objective"] == {"kind": "focal_star", "gamma": 2.0}
+    rl = "[rl]\nmethod = 'dpo'\ndpo_beta = 1\n"
+    (tmp_path / "rl").mkdir()
+    files = imported(tmp_path / "rl", "old.toml", old + rl + text + kinds)
+    assert files["train.toml"]["objective"] == {"kind": "dpo", "beta": 1.0}
+    lite = 'model_dir = "m"\noutput_dir = "o"\nlr = 1e-4\nsequence_len = 64\nlora_rank = 8\n'
+    lite += "use_control_adapters = true\ncontrol_adapter_gamma = 0.25\nlora_weight_decay = 5\n"
+    (tmp_path / "lite").mkdir()
+    files = imported(tmp_path / "lite", "old.toml", f"{lite}{text}control_class = -1\n")
+    adapter = files["train.toml"]["adapter"]
+    assert (adapter["kind"], adapter["gamma"], adapter["control_decay"]) == ("control", 0.25, 5.0)

@@ -47,6 +47,12 @@ def loraplus(value: bool, values: Values) -> dict[str, Any]:
     return {"train.optimizer.lora_plus_ratio": float(ratio)} if value else {}
 
 
+def gamma(value: float, values: Values) -> dict[str, Any]:
+    plain = values.get("loss_type", "cross_entropy_loss") == "cross_entropy_loss"
+    unused = plain or not value or values.get("rl.method")
+    return {} if unused else {"train.objective.gamma": float(value)}
+
+
 def bf16_or_fp32(value: str, _: Values) -> dict[str, Any]:
     if value not in ("bfloat16", "float32"):
         raise NoEquivalentError("only bfloat16 and float32 are computed in")
@@ -57,11 +63,6 @@ def activation_checkpointing(value: Any, _: Values) -> dict[str, Any]:
     if value in ("cpu", "unsloth", "offload"):
         return {"train.activation_checkpointing": "full", "train.activation_offload": True}
     return {"train.activation_checkpointing": "full" if value else "none"}
-
-
-def gamma(value: float, values: Values) -> dict[str, Any]:
-    plain = values.get("loss_type", "cross_entropy_loss") == "cross_entropy_loss"
-    return {} if plain or not value else {"train.objective.gamma": float(value)}
 
 
 def adapter_dtype(value: str, values: Values) -> dict[str, Any]:

@@ -81,6 +81,17 @@ def test_earlier_stages_hold_more_micro_batches(model):
     assert 0 < run.efficiency < run.balance <= 1
 
 
+@pytest.mark.parametrize(("adapter", "copies"), [(None, 2), (LORA, 1)], ids=["full", "LoRA"])
+def test_pairs_take_two_places_and_the_reference_of_full_fine_tuning_its_weights(
+    model, adapter, copies
+):
+    plain = planned(model, 2, adapter=adapter, micro_batch_size=2).stages[0].memory
+    pairs = planned(model, 2, adapter=adapter, objective={"kind": "dpo"}).stages[0].memory
+    assert pairs.weights == copies * plain.weights
+    assert pairs.masks == plain.masks
+    assert plain.activations < pairs.activations < 1.5 * plain.activations
+
+
 def test_recomputation_takes_less_memory_and_more_work(model):
     kept, again = planned(model, 2), planned(model, 2, activation_checkpointing="full")
     assert again.peak < kept.peak

@@ -181,7 +181,12 @@ def run_forward(built, batch, seed=0, inputs=None):
         router_scale=1.0,
         seed=seed,
     )
-    hidden, outputs = batch.ids, []
+    return run_on(built, batch.ids, micro_batch, inputs)
+
+
+def run_on(built, ids, micro_batch, inputs=None):
+    """`run_forward` of any micro-batch."""
+    hidden, outputs = ids, []
     for part in built:
         if inputs is not None:
             hidden = hidden.detach().requires_grad_() if outputs else hidden
@@ -189,6 +194,26 @@ def run_forward(built, batch, seed=0, inputs=None):
         outputs.append(part.stage(hidden, micro_batch))
         hidden = outputs[-1].value
     return outputs
+
+
+def run_micro_batch(built, ids, micro_batch):
+    """Forward and backward of any micro-batch through all stages; returns their outputs."""
+    inputs = []
+    outputs = run_on(built, ids, micro_batch, inputs)
+    go_back(outputs, inputs)
+    return outputs
+
+
+def go_back(outputs, inputs):
+    """The backward pass of all stages, as the engine does it."""
+    gradient = None
+    for number in reversed(range(len(outputs))):
+        roots, gradients = [outputs[number].value], [gradient]
+        if outputs[number].router_loss is not None and number < len(outputs) - 1:
+            roots, gradients = [*roots, outputs[number].router_loss], [*gradients, None]
+        kept = [index for index, root in enumerate(roots) if root.requires_grad]
+        torch.autograd.backward([roots[i] for i in kept], [gradients[i] for i in kept])
+        gradient = inputs[number].grad
 
 
 def run_stages(built, batch, seed=0):
@@ -201,14 +226,7 @@ def run_stages(built, batch, seed=0):
     """
     inputs = []
     outputs = run_forward(built, batch, seed, inputs)
-    gradient = None
-    for number in reversed(range(len(built))):
-        roots, gradients = [outputs[number].value], [gradient]
-        if outputs[number].router_loss is not None and number < len(built) - 1:
-            roots, gradients = [*roots, outputs[number].router_loss], [*gradients, None]
-        kept = [index for index, root in enumerate(roots) if root.requires_grad]
-        torch.autograd.backward([roots[i] for i in kept], [gradients[i] for i in kept])
-        gradient = inputs[number].grad
+    go_back(outputs, inputs)
     if built[0].tied_copy is not None:
         head = built[0].tied_head if len(built) == 1 else built[-1].tied_copy
         built[0].tied_copy.grad += head.grad

@@ -1,6 +1,5 @@
 """Writes what was trained as others read it: PEFT's adapter, or a Hugging Face model."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headrace.schemas.adapter_config import AdapterConfig
-from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
+from headrace.schemas.publish import remove_tree, rename_durably
 from headrace.trainer.distributed import Layout, gather_at_first, gather_objects
+from headrace.trainer.export.control_file import TENSORS_NAME, write_record
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.model.adapters import as_plain_lora, exported_tensors, side_by_side
 from headrace.trainer.model.materializer import find_slots
@@ -30,9 +30,6 @@ from headrace.trainer.model.weight_index import has_weights
 from headrace.trainer.model.weight_source import StoredWeights
 
 STACKED = QuantizedExperts.weights  # of all experts of a layer
-
-CONTROL_FILE, CONTROL_RECORD = "control_adapter.safetensors", "control_adapter.json"
-CONTROL_SETTINGS = {"kind", "rank", "layers"}
 
 
 def export(
@@ -73,7 +70,7 @@ def export(
         tensors = {name: value for part in parts for name, value in part.items()}
         width = max(gather_objects(built.width, layout.world_group))
         if layout.rank == 0 and built.control is not None:
-            finish_control(temporary, tensors, built.control, str(model))
+            finish_control(temporary, tensors, built.control, model)
         elif layout.rank == 0:
             assert built.lora_config is not None
             finish_adapter(temporary, tensors, built.lora_config, width)
@@ -123,14 +120,11 @@ def finish_adapter(
 
 
 def finish_control(
-    directory: Path, tensors: dict[str, Tensor], config: AdapterConfig, model: str
+    directory: Path, tensors: dict[str, Tensor], config: AdapterConfig, model: Path | str
 ) -> None:
-    """One file of control adapters with what they were made by. Not in PEFT's format, which has
-    none for them.
-    """
-    save_tensors(directory / CONTROL_FILE, tensors)
-    record = {"base_model": model, **config.model_dump(include=CONTROL_SETTINGS)}
-    write_atomic(directory / CONTROL_RECORD, json.dumps(record, indent=1) + "\n")
+    """One file of control adapters, and what they were made by."""
+    save_tensors(directory / TENSORS_NAME, tensors)
+    write_record(directory, config, str(model))
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -52,9 +52,9 @@ def merge(model: Path, adapter: Path, output: Path, scale: float = 1.0, device: 
 
 def why_not_an_adapter(directory: Path) -> str:
     """What a directory without PEFT's config is, and what to do."""
-    from headrace.trainer.export.export import CONTROL_RECORD
+    from headrace.trainer.export.control_file import RECORD_NAME
 
-    if (directory / CONTROL_RECORD).is_file():
+    if (directory / RECORD_NAME).is_file():
         return "control adapters change what layers add to the hidden states; no weight holds that"
     if (directory / "config.json").is_file():
         return "holds a whole model already, new blocks included; there is nothing to merge"

@@ -92,7 +92,7 @@ def layer_activations(
     if not plan.architecture.family.attention:
         spans = {None: spans[None]}
     width = plan.architecture.config.hidden_size
-    boundary = config.micro_batch_size * sequence_len * width * dtype.itemsize
+    boundary = config.places * sequence_len * width * dtype.itemsize
     kept = {half: kept_by(plan, config, span, dtype, sequence_len) for half, span in spans.items()}
     return LayerActivations(kept, float(boundary))
 
@@ -101,7 +101,7 @@ def kept_by(
     plan: Plan, config: TrainConfig, layer: Span, dtype: torch.dtype, sequence_len: int
 ) -> float:
     """Bytes that autograd keeps of one layer, or half of it."""
-    rows, width = config.micro_batch_size, plan.architecture.config.hidden_size
+    rows, width = config.places, plan.architecture.config.hidden_size
     seen: dict[int, int] = {}
     stages = config.model_copy(update={"pipeline_stages": 3})
     stage = copy.deepcopy(assemble(plan, stages, 1, layer, dtype, torch.device("cpu")))
@@ -166,31 +166,33 @@ def stage_memory(
         layers: of this stage.
         dtype: of frozen weights and of the computation.
     """
-    stages, tokens = config.pipeline_stages, config.micro_batch_size * sequence_len
+    stages, tokens = config.pipeline_stages, config.places * sequence_len
     parts = size.parts(layers, stage, stages)
     trained = sum(part.trained for part in parts)
     quantized = sum(part.quantized for part in parts)
     frozen = sum(part.weights for part in parts) - trained - quantized
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
+    has_reference = config.objective.has_reference
+    copies = 2 if has_reference and config.adapter.kind in ("none", "blocks") else 1
     in_flight = min(config.gradient_accumulation_steps, stages - stage)
     chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
     again = [half for layer, half in layers.pieces() if layer in chosen]
     once = [half for layer, half in layers.pieces() if layer not in chosen]
-    kept = sum(activations.kept[half] for half in once) + 2 * activations.boundary
+    sent = activations.boundary * (2 if has_reference else 1)
+    kept = sum(activations.kept[half] for half in once) + 2 * sent
     recomputed = max((activations.kept[half] for half in again), default=0.0)
     if config.activation_offload:
         boundaries = OFFLOADED_IN_TRANSIT * activations.boundary
     else:
         boundaries = in_flight * len(again) * activations.boundary
     return StageMemory(
-        weights=frozen * dtype.itemsize
-        + sum(part.quantized_bytes for part in parts)
-        + trained * TRAINED_BYTES,
+        weights=copies * (frozen * dtype.itemsize + trained * TRAINED_BYTES)
+        + sum(part.quantized_bytes for part in parts),
         gradients=trained * GRADIENT_BYTES,
         optimizer=trained * MOMENT_BYTES_OF.get(config.optimizer.type, MOMENT_BYTES),
         activations=in_flight * kept + boundaries + recomputed + dequantized * dtype.itemsize,
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
-        masks=float(in_flight * config.micro_batch_size * sequence_len**2),
+        masks=float(in_flight * config.places * sequence_len**2),
     )
 
 

@@ -288,7 +288,8 @@ def reference_of(
     if plan.lora is not None:
         share_modules(policy, model)
     plain = replace(plan, model=model, lora=None)
-    config = config.model_copy(update={"router_loss": 0.0})
+    nothing_kept = {"activation_checkpointing": "none", "activation_offload": False}
+    config = config.model_copy(update={"router_loss": 0.0, **nothing_kept})
     reference = assemble(plain, config, stage, layers, policy.compute_dtype, device)
     if plan.lora is None:
         copy_weights(policy, reference)

@@ -83,13 +83,14 @@ def pair_losses(chosen: Answers, rejected: Answers, objective: ObjectiveConfig) 
     """
     if objective.kind == "orpo":
         return _odds_ratio(chosen, rejected, objective.beta)
-    ratios = [_log_ratio(side, by_token=objective.loss == "ipo") for side in (chosen, rejected)]
+    ratios = [_log_ratio(side) for side in (chosen, rejected)]
     rewards = [objective.beta * ratio for ratio in ratios]
     margin = rewards[0] - rewards[1]
     if objective.loss == "hinge":
         loss = torch.relu(1 - margin)
     elif objective.loss == "ipo":
-        loss = (ratios[0] - ratios[1] - 1 / (2 * objective.beta)) ** 2
+        by_token = ratios[0] / chosen.tokens - ratios[1] / rejected.tokens
+        loss = (by_token - 1 / (2 * objective.beta)) ** 2
     elif objective.loss == "apo_zero":
         loss = torch.sigmoid(-rewards[0]) + torch.sigmoid(rewards[1])
     else:
@@ -99,10 +100,9 @@ def pair_losses(chosen: Answers, rejected: Answers, objective: ObjectiveConfig) 
     return PairLosses(loss, rewards[0], rewards[1])
 
 
-def _log_ratio(side: Answers, *, by_token: bool) -> Tensor:
+def _log_ratio(side: Answers) -> Tensor:
     assert side.reference is not None
-    ratio = side.log_probability - side.reference
-    return ratio / side.tokens if by_token else ratio
+    return side.log_probability - side.reference
 
 
 def _odds_ratio(chosen: Answers, rejected: Answers, beta: float) -> PairLosses:
