@@ -158,7 +158,7 @@ max_tokens = 1000000
 AXOLOTL_YAML = """
 base_model: models/big
 adapter: qlora
-load_in_4bit: true
+gptq: true
 lora_r: 8
 lora_alpha: 16
 lora_target_linear: true
@@ -437,7 +437,7 @@ def test_axolotl(tmp_path, monkeypatch):
     assert train["reporting"] == {"to": ["wandb"], "project": "mine"}
     assert train["evaluation"] == {"every_epochs": 0.25}
     assert train["evaluation_datasets"] == [{"path": "shards/old"}]
-    assert head(Path()).count("not taken over") == 1  # load_in_4bit
+    assert head(Path()).count("not taken over") == 1  # gptq
 
 
 def test_jllm(tmp_path):
@@ -533,3 +533,52 @@ def test_objectives_and_control_adapters(tmp_path):
     files = imported(tmp_path / "lite", "old.toml", f"{lite}{text}control_class = -1\n")
     adapter = files["train.toml"]["adapter"]
     assert (adapter["kind"], adapter["gamma"], adapter["control_decay"]) == ("control", 0.25, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "old.toml",
+            "[quantization.bnb]\nload_in_4bit = true\nbnb_4bit_use_double_quant = true\n"
+            'bnb_4bit_compute_dtype = "bfloat16"\n',
+            {
+                "backend": "bnb",
+                "type": "nf4",
+                "double_quantization": True,
+                "compute_dtype": "bfloat16",
+            },
+        ),
+        (
+            "old.toml",
+            "[quantization.bnb]\nload_in_8bit = true\n",
+            {"backend": "bnb", "type": "int8", "int8_threshold": 6.0},
+        ),
+        (
+            "old.toml",
+            "[quantization.hqq]\nnbits = 3\ngroup_size = 128\nskip_modules = ['lm_head', 'v']\n",
+            {"backend": "hqq", "bits": 3, "group_size": 128, "skip_modules": ["lm_head", "v"]},
+        ),
+        (
+            "old.yaml",
+            "load_in_4bit: true\n",
+            {
+                "backend": "bnb",
+                "type": "nf4",
+                "double_quantization": True,
+                "storage_type": "bfloat16",
+            },
+        ),
+    ],
+)
+def test_quantised_weights(tmp_path, monkeypatch, name, text, expected):
+    monkeypatch.chdir(tmp_path)
+    if name == "old.toml":
+        rest = QLORA_PIPE_TOML.replace("full_fine_tune = true", "full_fine_tune = false")
+        files = imported(tmp_path, name, rest + "\n" + text)
+    else:
+        (tmp_path / "rows.jsonl").write_text('{"instruction": "Add", "output": "2"}\n')
+        rest = AXOLOTL_YAML.replace("gptq: true\n", text)
+        rest = "\n".join(line for line in rest.splitlines() if "relora" not in line)
+        files = imported(tmp_path, name, rest + "\n")
+    assert files["train.toml"]["quantization"] == expected

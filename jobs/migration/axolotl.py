@@ -13,7 +13,8 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
-from headrace.jobs.migration.qlora_pipe import QUANTIZATION, activation_checkpointing
+from headrace.jobs.migration.qlora_pipe import activation_checkpointing
+from headrace.jobs.migration.quantized import INT8, NF4_TWICE, int8, nf4_twice
 
 READ = "read from the YAML file itself: `type` axolotl, `path` the file"
 ATTENTION = "attention is chosen by `kernels`, and documents never see each other"
@@ -204,9 +205,9 @@ AXOLOTL = OldSystem(
         ),
         none("lora_model_dir", "training starts from an adapter by merging it first"),
         elsewhere("merge_lora", "headrace merge"),
-        none("load_in_4bit", QUANTIZATION),
-        none("load_in_8bit", QUANTIZATION),
-        none("bnb_config_kwargs", QUANTIZATION),
+        computed("load_in_4bit", NF4_TWICE, nf4_twice, "scales quantised again, as there"),
+        computed("load_in_8bit", INT8, int8),
+        none("bnb_config_kwargs", "write [quantization] by hand"),
         none("lora_on_cpu", "adapters lie beside their weights"),
         none("gptq", "weights of other quantisers are not read"),
         computed("bf16", "train.dtype", computation("bfloat16"), "trained weights are float32"),

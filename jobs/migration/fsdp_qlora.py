@@ -13,7 +13,6 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
-from headrace.jobs.migration.qlora_pipe import QUANTIZATION
 
 SHARDING = "the model is cut into stages instead: `pipeline_stages`"
 PROFILE = "`profile.trace_step` traces a step, `profile.timeline` every step"
@@ -141,7 +140,7 @@ FSDP_QLORA = OldSystem(
         none("--low_memory", "a process never holds more than its own stage", True),
         none("--no_sync", "gradients are summed once a step"),
         none("--loading_workers", "each process loads its own stage", -1),
-        none("--n_bits", QUANTIZATION, 4),
+        none("--n_bits", "write [quantization] by hand", 4),
         computed(
             "--lora_rank",
             "train.adapter.rank",

@@ -14,6 +14,7 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
+from headrace.jobs.migration.quantized import QUANTIZED
 
 KEEP_ALL = 1_000_000
 
@@ -94,8 +95,6 @@ LAYERS: tuple[Equivalent, ...] = (
     none("load_in_4bit", "never read by qlora-pipe itself"),
 )
 
-QUANTIZATION = "not carried over yet; write [quantization], which has the same settings, by hand"
-
 DATASETS = tuple(
     row
     for table in ("datasets", "eval_datasets")
@@ -154,7 +153,12 @@ QLORA_PIPE = OldSystem(
             adapter_dtype,
             "adapters are float32; with `adamw_kahan` they are of `dtype`",
         ),
-        none("save_dtype", "adapters are saved in float32, models in the base model's type"),
+        choice(
+            "save_dtype",
+            "train.checkpoint.save_dtype",
+            {name: name for name in ("float32", "bfloat16", "float16")},
+            "default there: as trained",
+        ),
         same("epochs", "train.epochs"),
         choice(
             "lr_scheduler",
@@ -255,23 +259,7 @@ QLORA_PIPE = OldSystem(
                 else {}
             ),
         ),
-        none("quantization.bnb.load_in_4bit", QUANTIZATION),
-        none("quantization.bnb.load_in_8bit", QUANTIZATION),
-        none("quantization.bnb.bnb_4bit_compute_dtype", QUANTIZATION),
-        none("quantization.bnb.bnb_4bit_quant_type", QUANTIZATION),
-        none("quantization.bnb.bnb_4bit_use_double_quant", QUANTIZATION),
-        none("quantization.bnb.bnb_4bit_quant_storage", QUANTIZATION),
-        none("quantization.bnb.llm_int8_threshold", QUANTIZATION),
-        none("quantization.bnb.llm_int8_skip_modules", QUANTIZATION),
-        none("quantization.hqq.nbits", QUANTIZATION),
-        none("quantization.hqq.group_size", QUANTIZATION),
-        none("quantization.hqq.view_as_float", QUANTIZATION),
-        none("quantization.hqq.axis", QUANTIZATION),
-        none("quantization.hqq.skip_modules", QUANTIZATION),
-        none("quantization.hqq.compute_dtype", QUANTIZATION),
-        none("quantization.hqq.quant_zero", QUANTIZATION),
-        none("quantization.hqq.quant_scale", QUANTIZATION),
-        none("quantization.hqq.dynamic_config", QUANTIZATION),
+        *QUANTIZED,
         choice(
             "optimizer.type",
             "train.optimizer.type",

@@ -12,7 +12,7 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
-from headrace.jobs.migration.qlora_pipe import QUANTIZATION
+from headrace.jobs.migration.quantized import BACKEND, TYPE, nf4
 
 
 def adapter_kind(full: bool, values: Values) -> dict[str, Any]:
@@ -69,7 +69,7 @@ QLORA_PIPE_LITE = OldSystem(
         ),
         elsewhere("use_control_adapters", "train.adapter.kind", '`true`: `"control"`'),
         computed("control_adapter_gamma", "train.adapter.gamma", gamma),
-        none("load_in_4bit", QUANTIZATION),
+        computed("load_in_4bit", (BACKEND, TYPE), nf4),
         same("lora_rank", "train.adapter.rank"),
         number("lora_dropout", "train.adapter.dropout"),
         none("lora_weight_dtype", "adapters are float32, unless `adamw_kahan` is used", "float32"),
