@@ -19,7 +19,7 @@ from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.data.integrity import verify_shards
 from headrace.trainer.failure import run_rank
 from headrace.trainer.preflight import check
-from headrace.trainer.quiet import quiet_libraries
+from headrace.trainer.quiet import import_without, quiet_libraries
 from headrace.trainer.run.requests import Requests
 from headrace.trainer.run.resume_record import RUN_CONFIG_NAME, check_run_directory, resume_record
 
@@ -84,6 +84,7 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     requests = Requests(Path(config.output_dir) if rank == 0 else None)
 
     quiet_libraries()
+    import_without("bitsandbytes", "hqq")
 
     import torch.distributed as dist
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 
 
@@ -21,3 +22,19 @@ def quiet_libraries() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+
+
+def import_without(*packages: str) -> None:
+    """Import transformers and PEFT as if packages were not there; both remember the answer.
+
+    They import bitsandbytes and HQQ for layers of their own, which takes two seconds and serves
+    nothing in training: quantised weights are held by layers of ours.
+    """
+    absent = [name for name in packages if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = None  # type: ignore[assignment]  # which stops its import
+    try:
+        import peft  # noqa: F401 (transformers with it)
+    finally:
+        for name in absent:
+            del sys.modules[name]

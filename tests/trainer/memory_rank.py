@@ -82,7 +82,9 @@ def open_loader(layout, directory, manifest):
     """The leader's."""
     config = TrainConfig.model_validate(SETTINGS | {"datasets": [{"path": str(directory)}]})
     plan = plan_data(config, [manifest])
-    inputs = SimpleNamespace(train=[manifest], plan=plan, place_tokens=manifest.sequence_len)
+    inputs = SimpleNamespace(
+        train=[manifest], plan=plan, place_tokens=manifest.sequence_len, room=manifest.sequence_len
+    )
     stream = train_stream(config, open_course(config, inputs, [], 0))
     stream = replace(stream, order=Excerpts(stream.order, plan.rows_in(1)))
     return build_loader(config, inputs, layout, stream, MICRO_BATCHES, stop_row=1 << 40)

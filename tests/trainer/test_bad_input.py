@@ -83,7 +83,7 @@ def alibi(world):
 
 
 def quantised(world):
-    edit_json(world["model"] / "config.json", quantization_config={"load_in_4bit": True})
+    edit_json(world["model"] / "config.json", quantization_config={"quant_method": "gptq"})
 
 
 def no_weights(world):
@@ -134,10 +134,6 @@ def torn_manifest(world):
     path.write_text("{")
 
 
-def preference_shards(world):
-    edit_manifest(world["shards"], kind="preference")
-
-
 def no_train_rows(world):
     manifest = read_manifest(world["shards"])
     edit_manifest(world["shards"], shards=manifest.split("evaluation"))
@@ -170,7 +166,11 @@ CASES = [
         'DIR/model: model_type "falcon" is not supported: alibi = True in config.json; '
         f"supported: {FAMILIES}",
     ),
-    (quantised, "DIR/model: its weights are quantised already; use the model it was made of"),
+    (
+        quantised,
+        "DIR/model: its weights are quantised already, by gptq, and bitsandbytes alone is read; "
+        "use the model it was made of",
+    ),
     (
         no_weights,
         "DIR/model: no model.safetensors and no model.safetensors.index.json; is this a model "
@@ -218,10 +218,6 @@ CASES = [
         torn_manifest,
         "DIR/shards/manifest.json: not valid JSON (Expecting property name enclosed in double "
         "quotes: line 1 column 2 (char 1)); prepare the directory again",
-    ),
-    (
-        preference_shards,
-        'DIR/shards: kind "preference" cannot be trained on yet; use causal shards',
     ),
     (no_train_rows, "DIR/shards: the train split has no rows; prepare more text"),
     (

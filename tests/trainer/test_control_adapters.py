@@ -250,7 +250,7 @@ def saved(model, run_directory, **adapter):
     stretch(built)
     directory = run_directory / "adapter"
     directory.mkdir()
-    finish_control(directory, adapter_tensors(built[0]), built[0].control, model)
+    finish_control(directory, adapter_tensors(built[0], torch.float32), built[0].control, model)
     return built, directory
 
 

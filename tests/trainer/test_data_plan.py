@@ -161,11 +161,11 @@ def test_row_groups_are_held_for_each_dataset_only_when_interleaved(mixing):
     [
         ({}, 2),
         ({"prefetch_batches": 5}, 5),
-        ({"prefetch_batches": 5, "prefetch_bytes": 3 * 16 * 8 * 100}, 3),
+        ({"prefetch_batches": 5, "prefetch_bytes": 3 * 8 * 8 * 100}, 3),
         ({"prefetch_batches": 5, "prefetch_bytes": 0}, 1),
         ({"prefetch_batches": 0}, 0),
     ],
 )
 def test_as_many_batches_are_read_ahead_as_fit(settings, depth):
     config = make_config({}, micro_batch_size=2, loader=settings)
-    assert prefetch_depth(config, micro_batches=4, place_tokens=100) == depth
+    assert prefetch_depth(config, micro_batches=4, room=100) == depth

@@ -58,7 +58,7 @@ def micro_batch(places, length=LENGTH, seed=0):
     return batch.input_ids[0], MicroBatch(
         document_lengths=batch.document_lengths[0],
         row_lengths=batch.row_lengths[0],
-        labels=batch.labels[0],
+        labels=batch.labels[0].long(),
         loss_scale=1 / pairs,
         router_scale=1.0,
         seed=seed,
@@ -179,7 +179,7 @@ def test_filling_without_a_pair_has_no_gradient(model):
     outputs = run_micro_batch(
         built,
         empty.input_ids[0],
-        MicroBatch([[LENGTH]] * 2, [0, 0], empty.labels[0], 1.0, 1.0, 0, [[]], 1.0),
+        MicroBatch([[LENGTH]] * 2, [0, 0], empty.labels[0].long(), 1.0, 1.0, 0, [[]], 1.0),
     )
     assert outputs[-1].value.item() == 0
     assert all(not gradient.any() for gradient in gradients_of(built).values())

@@ -79,7 +79,8 @@ def write_merged(
             slots = list(find_slots({name: module}))
             unused -= fill_adapter(slots, tensors, adapter)
             fill_base(slots, source, architecture)
-            module.to(device)
+            for parameter in module.parameters():  # buffers are still without memory
+                parameter.data = parameter.data.to(device)
             count += scale_and_count(module, scale)
             values = merged_values(name, module)
             writer.add({key: value.to("cpu", dtype) for key, value in values.items()}, size)
