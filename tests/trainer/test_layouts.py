@@ -20,7 +20,7 @@ def test_stages_change_no_bit_and_replicas_only_rounding(training, kind):
     assert len(losses) == 12
     assert losses[-1]["loss"] < losses[0]["loss"], "nothing was learnt, so nothing is compared"
 
-    for stages in (2, 4):
+    for stages in (2, 4) if kind == "lora" else (2,):
         run = training.run(f"stages-{stages}", stages, adapter__kind=kind, pipeline_stages=stages)
         assert exact_metrics(run) == losses
         tensors = checkpoint_tensors(run)
