@@ -63,28 +63,11 @@ def export(
         temporary.mkdir(parents=True)
     dist.barrier(layout.world_group)
     if adapters:
-        dtype = saved_dtype(save_dtype, torch.float32)
-        parts = gather_at_first(
-            adapter_tensors(built, dtype) if layout.replica == 0 else {}, layout
-        )
-        tensors = {name: value for part in parts for name, value in part.items()}
-        width = max(gather_objects(built.width, layout.world_group))
-        if layout.rank == 0 and built.control is not None:
-            finish_control(temporary, tensors, built.control, model)
-        elif layout.rank == 0:
-            assert built.lora_config is not None
-            finish_adapter(temporary, tensors, built.lora_config, width)
+        export_adapter(built, layout, model, temporary, saved_dtype(save_dtype, torch.float32))
     else:
         dtype = saved_dtype(save_dtype, stored_dtype(built.model_config))
-        by_rank = gather_objects(file_count(model_parts(built, dtype)), layout.world_group)
-        counts = [by_rank[layout.rank_of(stage)] for stage in range(layout.stages)]
-        written: dict[str, dict[str, int]] = {}
-        if layout.keeps_files(node_local=node_local):
-            before = sum(counts[: layout.stage])
-            written = save_model_part(built, model, temporary, before, sum(counts), dtype)
-        files = gather_objects(written, layout.world_group)
-        if layout.rank == 0:
-            finish_model(temporary, files, model, built, dtype)
+        keeps_files = layout.keeps_files(node_local=node_local)
+        export_model(built, layout, model, temporary, dtype, keeps_files=keeps_files)
     if layout.rank == 0:
         write_card(temporary, run_directory, step)
     dist.barrier(layout.world_group)
@@ -94,6 +77,41 @@ def export(
         rename_durably(temporary, final)
     dist.barrier(layout.world_group)
     return final
+
+
+def export_adapter(
+    built: BuiltStage, layout: Layout, model: Path, directory: Path, dtype: torch.dtype
+) -> None:
+    """All stages' adapters in one file of the first rank."""
+    parts = gather_at_first(adapter_tensors(built, dtype) if layout.replica == 0 else {}, layout)
+    tensors = {name: value for part in parts for name, value in part.items()}
+    width = max(gather_objects(built.width, layout.world_group))
+    if layout.rank == 0 and built.control is not None:
+        finish_control(directory, tensors, built.control, model)
+    elif layout.rank == 0:
+        assert built.lora_config is not None
+        finish_adapter(directory, tensors, built.lora_config, width)
+
+
+def export_model(
+    built: BuiltStage,
+    layout: Layout,
+    model: Path,
+    directory: Path,
+    dtype: torch.dtype,
+    *,
+    keeps_files: bool,
+) -> None:
+    """Each stage's weights in files of its own, with one index over them."""
+    by_rank = gather_objects(file_count(model_parts(built, dtype)), layout.world_group)
+    counts = [by_rank[layout.rank_of(stage)] for stage in range(layout.stages)]
+    written: dict[str, dict[str, int]] = {}
+    if keeps_files:
+        before = sum(counts[: layout.stage])
+        written = save_model_part(built, model, directory, before, sum(counts), dtype)
+    files = gather_objects(written, layout.world_group)
+    if layout.rank == 0:
+        finish_model(directory, files, model, built, dtype)
 
 
 def adapter_tensors(built: BuiltStage, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -108,23 +108,22 @@ def train(
             timelines.write(state.step, seconds, engine.timeline.take())
         if outcome.anomaly is not None:
             deal_with(outcome, state, step_inputs, session.run_directory, layout)
+        facts = StepFacts(
+            step=state.step,
+            first_row=before.next_row,
+            epoch=session.course.epoch_at(state.rows_done),
+            room=inputs.room,
+            lr=lr,
+            gradient_norm=outcome.norm,
+            seconds=seconds,
+            flops_per_token=session.built.flops_per_token / (layout.stages * layout.replicas),
+        )
         if log is not None:
-            facts = StepFacts(
-                step=state.step,
-                first_row=before.next_row,
-                epoch=session.course.epoch_at(state.rows_done),
-                room=inputs.room,
-                lr=lr,
-                gradient_norm=outcome.norm,
-                seconds=seconds,
-                flops_per_token=session.built.flops_per_token / (layout.stages * layout.replicas),
-            )
             metrics = step_metrics(reports, step_inputs, facts)
             log.write(metrics)
-            start = session.state
-            pace = (state.seconds - start.seconds) / (state.step - start.step)
-            left = (session.total_steps - state.step) * pace
-            logger.info("%s", console_line(metrics, session.total_steps, left))
+            logger.info(
+                "%s", console_line(metrics, session.total_steps, seconds_left(session, state))
+            )
 
         if cadence.evaluates(before, state):
             state = run_evaluation(session, layout, state)
@@ -137,19 +136,7 @@ def train(
 
     saver.finish()
     if cadence.has_ended(state):
-        written = "nothing"
-        if config.checkpoint.at_end:
-            with averaged(optimizer, session.built.trained):
-                result = export(
-                    session.built,
-                    layout,
-                    session.model,
-                    session.run_directory,
-                    state.step,
-                    node_local=config.checkpoint.node_local,
-                    save_dtype=config.checkpoint.save_dtype,
-                )
-            written = str(result)
+        written = write_result(config, session, layout, state)
         logger.info(
             "done%s: %s tokens; %s written", ending(cadence, state), f"{state.tokens:,}", written
         )
@@ -157,6 +144,30 @@ def train(
         logger.info("stopped on request after step %d; continue with --resume", state.step)
     if log is not None:
         log.close()
+
+
+def seconds_left(session: Session, state: RunState) -> float:
+    """Until the last step, at the mean pace of this process."""
+    start = session.state
+    pace = (state.seconds - start.seconds) / (state.step - start.step)
+    return (session.total_steps - state.step) * pace
+
+
+def write_result(config: TrainConfig, session: Session, layout: Layout, state: RunState) -> str:
+    """Export what was trained, if the config wants it; says where it lies."""
+    if not config.checkpoint.at_end:
+        return "nothing"
+    with averaged(session.optimizer, session.built.trained):
+        result = export(
+            session.built,
+            layout,
+            session.model,
+            session.run_directory,
+            state.step,
+            node_local=config.checkpoint.node_local,
+            save_dtype=config.checkpoint.save_dtype,
+        )
+    return str(result)
 
 
 def note_quarantined(state: RunState, reports: Sequence[Report], session: Session) -> RunState:
