@@ -79,6 +79,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     parser.add_argument("--trace", action="store_true", help="trace the step after the last window")
     parser.add_argument("--keep", type=Path, help="folder for traces, timelines and their picture")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other key of a training config",
+    )
     parser.add_argument("--rank-config", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -87,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, or be one of the measured processes."""
     options = parse_arguments(arguments)
     if options.rank_config is not None:
-        return run_rank(options.rank_config)
+        return run_rank(options.rank_config, options.set)
     for documents in options.documents:
         name = f"{options.preset}-{options.mode}-{options.stages}-{documents}"
         with tempfile.TemporaryDirectory() as scratch:
@@ -129,10 +136,11 @@ def measure(options: argparse.Namespace, documents: str, folder: Path) -> dict[s
         key: getattr(options, key)
         for key in (
             *("preset", "layers", "mode", "rank", "experts", "optimizer", "stages", "sequence"),
-            *("micro_batch_size", "micro_batches", "checkpointing", "kernels", "no_compile"),
+            *("micro_batch_size", "micro_batches", "checkpointing", "kernels", "no_compile", "set"),
         )
     } | {"documents": documents}
-    code = launch("headrace.jobs.bench_train", ["--rank-config", str(config)], options.stages)
+    arguments = ["--rank-config", str(config)] + [f"--set={setting}" for setting in options.set]
+    code = launch("headrace.jobs.bench_train", arguments, options.stages)
     if code:
         return given | {"error": f"exit code {code}"}
     measured = slice(options.warmup, options.warmup + options.windows)
@@ -180,11 +188,12 @@ def seconds_in(step: dict[str, Any], names: Iterable[str]) -> float:
     return sum(span["end"] - span["start"] for span in step["spans"] if span["name"] in names)
 
 
-def run_rank(config: Path) -> int:
+def run_rank(config: Path, settings: list[str]) -> int:
     """One training process; the first also measures the device's rate of matrix products."""
     from headrace.trainer.main import main as train
 
-    code = train(["--config", str(config), "--debug"])
+    overrides = [f"--set={setting}" for setting in settings]
+    code = train(["--config", str(config), "--debug", *overrides])
     if os.environ["RANK"] == "0" and not code:
         (config.parent / "run" / "matmul.json").write_text(json.dumps(matmul_rate()))
     return code
