@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -22,11 +23,11 @@ from headrace.trainer.model.half_layer import Half
 from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.model_size import ModelSize, PartSize
 from headrace.trainer.model.partition import Span
+from headrace.trainer.model.precision import trained_dtype
 
-TRAINED_BYTES = 4  # weights that are trained are float32, and so are
-GRADIENT_BYTES = 4
-MOMENT_BYTES = 8  # Adam's two; of other optimisers:
-MOMENT_BYTES_OF = {"adamw_8bit": 2, "adamw_8bit_paged": 2, "lion": 4, "adafactor": 0}
+MOMENTS = 2  # Adam's two, of the type of the weights; of other optimisers, in float32:
+MOMENTS_OF = {"adamw_8bit": 0.5, "adamw_8bit_paged": 0.5, "lion": 1, "adafactor": 0}
+KAHAN_MOMENTS = 3  # what rounding took is kept beside them
 OFFLOADED_IN_TRANSIT = 3  # layer inputs on their way to the host or back
 LOGIT_BYTES = 4 + 2  # float32 for the softmax and its gradient, and the gradient once in bfloat16
 
@@ -108,7 +109,7 @@ def kept_by(
     stage = copy.deepcopy(assemble(plan, stages, 1, layer, dtype, torch.device("cpu")))
     with FakeTensorMode():
         for module in list(stage.modules()):
-            fill_without_memory(module, dtype)
+            fill_without_memory(module, dtype, trained_dtype(config, dtype))
         if stage.rotary is not None:
             stage.rotary = type(stage.rotary)(config=plan.architecture.config)
         weights = {parameter.untyped_storage()._cdata for parameter in stage.parameters()}
@@ -140,16 +141,17 @@ def kept_by(
     return float(sum(seen.values()))
 
 
-def fill_without_memory(module: nn.Module, dtype: torch.dtype) -> None:
+def fill_without_memory(module: nn.Module, dtype: torch.dtype, trained: torch.dtype) -> None:
     """Give a module's parameters their types, and its experts shapes that are known."""
     for name, empty in module._parameters.items():
         if empty is not None:
-            kind = torch.float32 if empty.requires_grad else dtype
+            kind = trained if empty.requires_grad else dtype
             value = torch.empty(empty.shape, dtype=kind)
             module._parameters[name] = nn.Parameter(value, requires_grad=empty.requires_grad)
     for name, child in list(module.named_children()):
-        if hasattr(child, "gate_up_proj") and hasattr(child, "num_experts"):
-            setattr(module, name, ExpertsAsOne(child))
+        experts = child.get_base_layer() if isinstance(child, ParamWrapper) else child
+        if hasattr(experts, "gate_up_proj") and hasattr(experts, "num_experts"):
+            setattr(module, name, ExpertsAsOne(experts))
 
 
 def stage_memory(
@@ -172,6 +174,7 @@ def stage_memory(
     trained = sum(part.trained for part in parts)
     quantized = sum(part.quantized for part in parts)
     frozen = sum(part.weights for part in parts) - trained - quantized
+    trained_bytes = trained_dtype(config, dtype).itemsize
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
     copies = 2 if has_reference and config.adapter.kind in ("none", "blocks") else 1
@@ -187,14 +190,21 @@ def stage_memory(
     else:
         boundaries = in_flight * len(again) * activations.boundary
     return StageMemory(
-        weights=copies * (frozen * dtype.itemsize + trained * TRAINED_BYTES)
+        weights=copies * (frozen * dtype.itemsize + trained * trained_bytes)
         + sum(part.quantized_bytes for part in parts),
-        gradients=trained * GRADIENT_BYTES,
-        optimizer=trained * MOMENT_BYTES_OF.get(config.optimizer.type, MOMENT_BYTES),
+        gradients=trained * trained_bytes,
+        optimizer=trained * trained_bytes * moments(config.optimizer.type),
         activations=in_flight * kept + boundaries + recomputed + dequantized * dtype.itemsize,
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
         masks=float(in_flight * config.places * sequence_len**2),
     )
+
+
+def moments(optimizer: str) -> float:
+    """Numbers that an optimiser keeps of each weight, in the weight's own type."""
+    if optimizer == "adamw_kahan":
+        return KAHAN_MOMENTS
+    return MOMENTS_OF.get(optimizer, MOMENTS)
 
 
 def head_bytes(head: PartSize, size: ModelSize, tokens: int, dtype: torch.dtype) -> float:
