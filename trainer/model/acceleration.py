@@ -99,7 +99,7 @@ def accelerate(
     adapters = [
         part
         for layer, again in zip(stage.layers, stage.recomputed, strict=True)
-        for part in swap_adapters(layer, may_join=not again)
+        for part in swap_adapters(layer, may_join=not again and stage.weight_offload is None)
     ]
     stage.before_step = partial(LoraLinear.refresh, adapters)
     if stage.loss is not None:

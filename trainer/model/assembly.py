@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import recomputed_layers
@@ -38,6 +39,8 @@ def assemble(
     for name, (_, half) in zip(names.layers, layers.pieces(), strict=True):
         if half is not None:
             modules[name] = half_of(modules[name], family.attention, half)
+    if first and config.embedding_on_cpu:
+        check_embedding_on_cpu(plan, modules, names, alone=last)
     seeded = config.adapter.dropout > 0 or architecture.uses_chance
     in_halves = any(half for _, half in layers.pieces())
     if in_halves and seeded:
@@ -66,6 +69,7 @@ def assemble(
         ),
         offload=ActivationOffload(device) if config.activation_offload else None,
         seeded=seeded,
+        embedding_on_cpu=config.embedding_on_cpu,
     )
     stage_module.objective = config.objective
     if stage_module.embedding is not None:
@@ -74,14 +78,37 @@ def assemble(
     return stage_module
 
 
+def check_embedding_on_cpu(
+    plan: Plan, modules: dict[str, nn.Module], names: StageNames, *, alone: bool
+) -> None:
+    """The embedding must be frozen, and its memory not be the head's.
+
+    Raises:
+        ConfigError: saying what to do.
+    """
+    assert names.embedding is not None
+    if any(parameter.requires_grad for parameter in modules[names.embedding].parameters()):
+        raise ConfigError(
+            "embedding_on_cpu: the embedding is trained; drop it, or leave the embedding out of "
+            "adapter.target_modules and modules_to_save"
+        )
+    if alone and plan.architecture.tied:
+        raise ConfigError(
+            "embedding_on_cpu: the head uses the same weights, which the only stage holds anyway; "
+            "drop it"
+        )
+
+
 def materialize_buffers(stage: Stage, model: Any, device: torch.device) -> None:
     """Buffers are not in checkpoints: each module's own initialisation says what they hold."""
-    for module in stage.modules():
+    moving = set(stage.parts)
+    homes = [(m, part in moving) for part in stage.names.values() for m in part.modules()]
+    for module, moves in homes:
         empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         for name in empty:
             buffer = module._buffers[name]
             assert buffer is not None
-            module._buffers[name] = torch.empty_like(buffer, device=device)
+            module._buffers[name] = torch.empty_like(buffer, device=device if moves else "cpu")
         if empty:
             model._init_weights(module)
 

@@ -25,6 +25,7 @@ from headrace.trainer.model.quantized_modules import (
 from headrace.trainer.model.quantized_weight import QuantizedWeight
 from headrace.trainer.model.slots import Slot, TrainedParameter, find_slots, holds_quantized
 from headrace.trainer.model.stage import Stage
+from headrace.trainer.model.weight_offload import is_offloaded
 from headrace.trainer.model.weight_source import WeightSource
 
 
@@ -99,7 +100,7 @@ class Materializer:
             return
         if isinstance(value, QuantizedWeight):
             value = value.to(self.device).dequantize(self.dtype)
-        value = value.to(self.device, self.trained_dtype if trained else self.dtype)
+        value = value.to(self._home(slot), self.trained_dtype if trained else self.dtype)
         slot.fill(nn.Parameter(value, requires_grad=trained))
 
     def _hold(self, slot: Slot, value: Tensor | QuantizedWeight) -> None:
@@ -107,7 +108,7 @@ class Materializer:
         assert isinstance(slot.owner, Holder) and self.quantization is not None
         dtype = self.quantization.compute_dtype(self.dtype)
         if isinstance(value, QuantizedWeight):
-            slot.owner.hold(slot.attribute, [value.to(self.device)], dtype)
+            slot.owner.hold(slot.attribute, [value.to(self._home(slot))], dtype)
             return
         value = value.to(self.device)
         adapted = self._adapted.get(id(slot.owner))
@@ -119,7 +120,19 @@ class Materializer:
             self._taken[name] = initial_values(name, layer, init, seed)
             value = whole.data
         name = self._source_name(slot.name)
-        slot.owner.hold(slot.attribute, self.quantization.make(value, name, dtype), dtype)
+        made = self.quantization.make(value, name, dtype)
+        slot.owner.hold(slot.attribute, [part.to(self._home(slot)) for part in made], dtype)
+
+    def _home(self, slot: Slot) -> torch.device:
+        """The device, or the host for what is kept there."""
+        name, config = slot.name, self.config
+        if slot.empty.requires_grad:
+            return self.device
+        is_embedding = base_name(name) == self.embedding_name
+        in_layers = base_name(name).startswith(f"{self._layers}.")
+        offloaded = in_layers and is_offloaded(name, config.weight_offload)
+        at_host = offloaded or (is_embedding and config.embedding_on_cpu)
+        return torch.device("cpu") if at_host else self.device
 
     def _fill_from_cache(self, slots: list[Slot]) -> list[Slot]:
         """Take quantised weights of decoder layers from the cache; returns the slots left."""
@@ -135,7 +148,7 @@ class Materializer:
             if layer and found:
                 self._from_cache.add(layer)
             for name, values in (found or {}).items():
-                held = [value.to(self.device) for value in values]
+                held = [value.to(self._home(wanted[name])) for value in values]
                 owner = wanted[name].owner
                 assert isinstance(owner, Holder)
                 owner.hold(wanted[name].attribute, held, dtype)

@@ -24,6 +24,7 @@ from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.model_size import ModelSize, PartSize
 from headrace.trainer.model.partition import Span
 from headrace.trainer.model.precision import trained_dtype
+from headrace.trainer.model.weight_offload import PLACES
 
 MOMENTS = 2  # Adam's two, of the type of the weights; of other optimisers, in float32:
 MOMENTS_OF = {"adamw_8bit": 0.5, "adamw_8bit_paged": 0.5, "lion": 1, "adafactor": 0}
@@ -191,13 +192,31 @@ def stage_memory(
         boundaries = in_flight * len(again) * activations.boundary
     return StageMemory(
         weights=copies * (frozen * dtype.itemsize + trained * trained_bytes)
-        + sum(part.quantized_bytes for part in parts),
+        + sum(part.quantized_bytes for part in parts)
+        - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
         optimizer=trained * trained_bytes * moments(config.optimizer.type),
         activations=in_flight * kept + boundaries + recomputed + dequantized * dtype.itemsize,
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
         masks=float(in_flight * config.places * sequence_len**2),
     )
+
+
+def at_host(
+    config: TrainConfig, size: ModelSize, layers: Span, stage: int, dtype: torch.dtype
+) -> float:
+    """Bytes of frozen weights that are in host memory instead; two layers' come back."""
+    saved = 0.0
+    if config.embedding_on_cpu and stage == 0:
+        saved += size.embedding.weights * dtype.itemsize
+    if config.weight_offload != "none":
+        frozen = [
+            size.piece(layer, half).offloadable[config.weight_offload]
+            for layer, half in layers.pieces()
+        ]
+        held = [part.weights * dtype.itemsize + part.quantized_bytes for part in frozen]
+        saved += max(0.0, sum(held) - PLACES * max(held))
+    return saved
 
 
 def moments(optimizer: str) -> float:

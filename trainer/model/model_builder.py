@@ -9,6 +9,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from headrace.schemas.adapter_config import AdapterConfig
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.acceleration import accelerate
 from headrace.trainer.model.architecture import Architecture
@@ -25,6 +26,7 @@ from headrace.trainer.model.reference import reference_of
 from headrace.trainer.model.slots import TrainedParameter
 from headrace.trainer.model.stage import Stage
 from headrace.trainer.model.weight_index import weights_fingerprint
+from headrace.trainer.model.weight_offload import WeightOffload, find_weights
 from headrace.trainer.model.weight_source import RandomWeights, StoredWeights, WeightSource
 
 
@@ -88,8 +90,10 @@ def build_stage(
             open_cache(config, plan, dtype, device),
         )
         filled = materializer.fill(built)
+    offload_weights(built, config, device)
     if config.objective.has_reference:
         built.reference = reference_of(built, plan, config, stage, layers, device)
+        built.reference.weight_offload = built.weight_offload
         accelerate(built.reference, config, plan.architecture, device)
     accelerate(built, config, plan.architecture, device)
     tied_name = materializer.embedding_name if plan.architecture.tied else None
@@ -108,6 +112,24 @@ def build_stage(
         flops_per_token=flops_per_token(plan.size, config.adapter.kind == "none"),
         expansion=plan.expansion,
     )
+
+
+def offload_weights(stage: Stage, config: TrainConfig, device: torch.device) -> None:
+    """Leave the weights that the config names in host memory.
+
+    Raises:
+        ConfigError: no layer of the model has such weights.
+    """
+    wish = config.weight_offload
+    if wish == "none":
+        return
+    layers = list(zip(stage.layer_names, stage.layers, strict=True))
+    if not any(find_weights(name, layer, wish) for name, layer in layers):
+        raise ConfigError(
+            f'weight_offload = "{wish}": the layers of this model have no frozen part of that '
+            "name; drop it"
+        )
+    stage.weight_offload = WeightOffload(layers, wish, device)
 
 
 def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> WeightSource:

@@ -193,6 +193,10 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
     ]
     if config.quantization is None and config.adapter.kind in LORA_KINDS:
         single.insert(2, {"quantization": SMALLEST})
+    if config.adapter.kind not in ("none", "blocks"):
+        single.append({"embedding_on_cpu": True})
+        if not config.relora.every_steps:
+            single.append({"weight_offload": "mlp"})
     new = [c for c in single if any(getattr(config, key) != value for key, value in c.items())]
     quantized_plan = None
     if {"quantization": SMALLEST} in new:

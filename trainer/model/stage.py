@@ -1,7 +1,9 @@
 """One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,6 +32,7 @@ from headrace.trainer.model.router_loss import (
 )
 from headrace.trainer.model.stage_embedding import StageEmbedding
 from headrace.trainer.model.stage_loss import StageLoss
+from headrace.trainer.model.weight_offload import WeightOffload
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,14 @@ class Stage(nn.Module):
         recompute: numbers of the layers that keep only their input for the backward pass.
         offload: where these inputs are held in between, if not on the device.
         seeded: set the random state before each layer, for dropout that is the same in any layout.
+        embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
 
     Attributes:
         layer_functions: how a layer is run.
         before_step: to be called before the micro-batches of a step, with none in flight.
         by_bounds: attention without a window takes the documents' bounds instead of a mask.
         objective: what the last stage computes.
+        weight_offload: where the layers' weights come from, if they are not on the device.
         reference: the same layers as they were before training, for objectives that compare with
             them. Hidden states for both travel as one tensor, [2b, s, hidden size].
     """
@@ -85,10 +90,12 @@ class Stage(nn.Module):
         recompute: frozenset[int],
         offload: ActivationOffload | None,
         seeded: bool,
+        embedding_on_cpu: bool = False,
     ) -> None:
         super().__init__()
         self.names = dict(modules)
-        self.parts = nn.ModuleList(modules.values())
+        moved = [name for name in modules if not (embedding_on_cpu and name == names.embedding)]
+        self.parts = nn.ModuleList(modules[name] for name in moved)
         self.embedding, self.loss = None, None
         if names.embedding:
             self.embedding = StageEmbedding(
@@ -114,12 +121,18 @@ class Stage(nn.Module):
         self.recomputed = [index in recompute for index in layers]
         self.offload = offload
         self.seeded = seeded
+        self.weight_offload: WeightOffload | None = None
         self.layer_functions = LayerFunctions(run_layer, run_layer_again)
         self.before_step: Callable[[], None] | None = None
         self.by_bounds = False
         self.objective = ObjectiveConfig()
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
         self.reference = None
+
+    @property
+    def device(self) -> torch.device:
+        """Of the layers; the embedding may be elsewhere."""
+        return next(self.layers[0].parameters()).device
 
     def train(self, mode: bool = True) -> "Stage":
         """As of all modules; the reference has no dropout."""
@@ -154,7 +167,7 @@ class Stage(nn.Module):
 
     def run(self, inputs: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
         """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
-        device = inputs.device
+        device = self.device
         additive = self.compute_dtype if self.additive_mask else None
         lengths = micro_batch.document_lengths
         bounds = document_bounds(lengths, device) if self.by_bounds else None
@@ -167,7 +180,7 @@ class Stage(nn.Module):
         hidden, router_losses = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
-                hidden = self.embedding.embed(inputs, micro_batch, training=self.training)
+                hidden = self.embedding.embed(inputs, micro_batch, device, training=self.training)
             documents = lengths if self.rotary_by_document else None
             tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, documents)
             if self.offload is not None:
@@ -179,15 +192,19 @@ class Stage(nn.Module):
                 if bounds is not None and window is None:
                     arguments[KEYWORD] = bounds
                 run = self._layer_runner(index, arguments, real, micro_batch)
-                if self.offload is not None and self.recomputed[index]:
-                    with self.offload.of(hidden):
-                        hidden, router_loss = run(hidden)
-                else:
+                with self._kept(index, hidden):
                     hidden, router_loss = run(hidden)
                 router_losses += [] if router_loss is None else [router_loss]
             if self.norm is not None:
                 hidden = self.norm(hidden)
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
+
+    def _kept(self, index: int, hidden: Tensor) -> AbstractContextManager[None]:
+        """Where a layer puts what it keeps for the backward pass, unless autograd holds it."""
+        if self.recomputed[index]:
+            return contextlib.nullcontext() if self.offload is None else self.offload.of(hidden)
+        weights = self.weight_offload
+        return contextlib.nullcontext() if weights is None else weights.of(index)
 
     def arguments_of_layer(
         self, mask: Tensor | None, positions: Tensor, rotary: Any
@@ -209,13 +226,16 @@ class Stage(nn.Module):
         seed = micro_batch.seed
         seeded, recompute = self.seeded and self.training, self.recomputed[index] and self.training
         routes = tap is not None and real is not None and self.router_loss is not None
-        outside = recompute and (seeded or routes or control is not None)
+        weights = self.weight_offload
+        outside = recompute and (seeded or routes or control is not None or weights is not None)
         within = recompute and not outside
         function = self.layer_functions.again if within else self.layer_functions.once
 
         def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
             if seeded:
                 torch.manual_seed(derive_seed(seed, name))
+            if weights is not None:
+                weights.bring(index)
             states = function(layer, hidden, arguments)
             if control is not None:
                 states = control(hidden, states, classes)

@@ -155,7 +155,9 @@ class StageEngine(PipelineEngine):
         if self.is_first_stage():
             assert self._inputs is not None and self._inputs.input_ids is not None
             ids = self._inputs.input_ids[self._next_micro_batch]
-            self.pipe_buffers["inputs"][buffer_id] = to_device(ids, self.device).long()
+            assert self.stage.embedding is not None
+            on_device = to_device(ids, self.stage.embedding.device)
+            self.pipe_buffers["inputs"][buffer_id] = on_device.long()
 
     def _forward_pass(self, buffer_id: int) -> None:
         inputs = self._inputs
