@@ -37,6 +37,8 @@ micro_batch_size = {options.micro_batch_size}
 gradient_accumulation_steps = {options.micro_batches}
 pipeline_stages = {options.stages}
 activation_checkpointing = "{options.checkpointing}"
+weight_offload = "{options.weight_offload}"
+embedding_on_cpu = {embedding_on_cpu}
 kernels = "{options.kernels}"
 compile = {compile}
 datasets = [{{ path = "{folder}/shards" }}]
@@ -73,6 +75,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help='"one" a row, or a mean length, packed: one run for each',
     )
     parser.add_argument("--checkpointing", choices=["none", "full"], default="none")
+    parser.add_argument("--weight-offload", choices=["none", "mlp", "experts"], default="none")
+    parser.add_argument("--embedding-on-cpu", action="store_true")
     parser.add_argument("--kernels", choices=["auto", "torch"], default="auto")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--windows", type=int, default=5, help="steps that are measured")
@@ -107,6 +111,7 @@ def measure(options: argparse.Namespace, documents: str, folder: Path) -> dict[s
         for key in (
             *("preset", "layers", "mode", "rank", "experts", "optimizer", "stages", "sequence"),
             *("micro_batch_size", "micro_batches", "checkpointing", "kernels", "no_compile"),
+            *("weight_offload", "embedding_on_cpu"),
         )
     } | {"documents": documents}
     result = run_config(options, folder)
@@ -142,6 +147,7 @@ def write_inputs(
             folder=folder,
             steps=steps,
             options=options,
+            embedding_on_cpu=str(options.embedding_on_cpu).lower(),
             compile=str(not options.no_compile).lower(),
             adapter="none" if options.mode == "full" else "lora",
             experts=', target_parameters = "experts"' if options.experts else "",

@@ -39,6 +39,13 @@ CASES = {
         *("--mode", "qlora", "--sequence", "2048", *CHECKPOINTED)
     ],
     "8B HQQ, 2 x 2048, checkpointed": ["--mode", "hqq", "--sequence", "2048", *CHECKPOINTED],
+    "8B LoRA, 2 x 2048, checkpointed, MLPs and embedding in host memory": [
+        *("--sequence", "2048", *CHECKPOINTED),
+        *("--weight-offload", "mlp", "--embedding-on-cpu"),
+    ],
+    "8B LoRA, 1 x 2048, MLPs in host memory": [
+        *("--sequence", "2048", "--micro-batch-size", "1", "--weight-offload", "mlp")
+    ],
     "8B of 16 layers, all weights, AdamW-Kahan, 1 x 4096": [
         *("--layers", "16", "--micro-batch-size", "1", *KAHAN)
     ],
