@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from runs import checkpoint_tensors, exact_metrics
 from tiny_families import (
     build,
     config_of,
@@ -223,3 +224,15 @@ def test_a_single_stage_offloads_as_two_do(models):
     (expected_losses, expected), (losses, gradients) = found
     assert losses == expected_losses
     assert all(torch.equal(gradients[name], gradient) for name, gradient in expected.items())
+
+
+@pytest.mark.slow
+def test_a_run_over_two_processes_is_the_same_with_its_weights_in_host_memory(training):
+    """Through DeepSpeed, which moves a stage's modules to the device."""
+    settings = {"pipeline_stages": 2, "max_steps": 3}
+    plain = training.run("plain", 2, **settings)
+    changes = {"weight_offload": "mlp", "embedding_on_cpu": True}
+    offloaded = training.run("offloaded", 2, **settings, **changes)
+    assert exact_metrics(offloaded) == exact_metrics(plain)
+    ours, expected = checkpoint_tensors(offloaded), checkpoint_tensors(plain)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
