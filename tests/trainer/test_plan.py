@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.model.memory_model import layer_activations
+from headrace.trainer.model.layer_activations import layer_activations
 from headrace.trainer.model.model_builder import build_stage, plan_model
 from headrace.trainer.model.plan_report import parse_size, plan_run, report
 
@@ -37,6 +37,7 @@ def planned(model, stages, gpus=None, adapter=None, **settings):
 def test_activations_are_those_that_autograd_keeps(model, adapter, quantization):
     """Counted on tensors without memory, and on the real ones of a middle stage."""
     settings = {"dtype": "float32", "micro_batch_size": 2, "quantization": quantization}
+    settings |= {"kernels": "torch"}  # as it runs here
     config = config_of(model, 8, adapter, **settings)
     predicted = layer_activations(plan_model(config), config, torch.float32, TOKENS)
 

@@ -16,12 +16,8 @@ from headrace.schemas.manifest import read_manifest
 from headrace.schemas.quantization_config import QuantizationConfig
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.half_layer import Half
-from headrace.trainer.model.memory_model import (
-    LayerActivations,
-    StageMemory,
-    layer_activations,
-    stage_memory,
-)
+from headrace.trainer.model.layer_activations import LayerActivations, layer_activations
+from headrace.trainer.model.memory_model import StageMemory, stage_memory
 from headrace.trainer.model.model_plan import Plan, plan_model
 from headrace.trainer.model.model_size import ModelSize, partition
 from headrace.trainer.model.partition import Span
