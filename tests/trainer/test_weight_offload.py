@@ -28,6 +28,11 @@ HQQ = {"backend": "hqq", "group_size": 8}
 INT8 = {"backend": "bnb", "type": "int8"}
 
 
+def long(*values):
+    """A combination for the exhaustive tests."""
+    return pytest.param(*values, marks=pytest.mark.exhaustive)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("offload")
@@ -65,17 +70,17 @@ def in_flight_together(built):
     ("family", "wish", "settings"),
     [
         ("llama", "mlp", {}),
-        ("llama", "mlp", {"activation_checkpointing": "full"}),
+        long("llama", "mlp", {"activation_checkpointing": "full"}),
         ("llama", "mlp", {"activation_checkpointing": 2, "activation_offload": True}),
-        ("llama", "mlp", {"quantization": NF4}),
+        long("llama", "mlp", {"quantization": NF4}),
         ("llama", "mlp", {"quantization": NF4, "activation_checkpointing": "full"}),
-        ("llama", "mlp", {"quantization": INT8, "adapter": PLAIN_LORA}),
+        long("llama", "mlp", {"quantization": INT8, "adapter": PLAIN_LORA}),
         ("llama", "mlp", {"quantization": HQQ, "adapter": PLAIN_LORA}),
-        ("llama", "mlp", {"adapter": {"kind": "dora", "rank": 2, "dropout": 0.1}}),
+        long("llama", "mlp", {"adapter": {"kind": "dora", "rank": 2, "dropout": 0.1}}),
         ("mixtral", "experts", {"adapter": PLAIN_LORA}),
-        ("mixtral", "mlp", {"adapter": EXPERT_LORA, "activation_checkpointing": "full"}),
-        ("mixtral", "experts", {"adapter": EXPERT_LORA, "quantization": NF4}),
-        ("gemma2", "mlp", {"adapter": {"kind": "control", "rank": 2}}),
+        long("mixtral", "mlp", {"adapter": EXPERT_LORA, "activation_checkpointing": "full"}),
+        long("mixtral", "experts", {"adapter": EXPERT_LORA, "quantization": NF4}),
+        long("gemma2", "mlp", {"adapter": {"kind": "control", "rank": 2}}),
     ],
 )
 @pytest.mark.parametrize("stages", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
@@ -180,7 +185,7 @@ def test_evaluation_brings_weights_as_well(models):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", [long("none"), "full"])
 def test_compiled_layers_get_their_weights_as_well(models, recompute):
     found = []
     for where in ("none", "mlp"):
