@@ -31,6 +31,14 @@ LLAMA = {
     "tie_word_embeddings": False,
 }
 PRESETS: dict[str, dict[str, object]] = {
+    "llama-1b": LLAMA
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": True,
+    },
     "llama-8b": LLAMA
     | {
         "hidden_size": 4096,

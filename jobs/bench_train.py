@@ -37,6 +37,8 @@ micro_batch_size = {options.micro_batch_size}
 gradient_accumulation_steps = {options.micro_batches}
 pipeline_stages = {options.stages}
 activation_checkpointing = "{options.checkpointing}"
+weight_offload = "{options.weight_offload}"
+embedding_on_cpu = {embedding_on_cpu}
 kernels = "{options.kernels}"
 compile = {compile}
 datasets = [{{ path = "{folder}/shards" }}]
@@ -73,6 +75,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help='"one" a row, or a mean length, packed: one run for each',
     )
     parser.add_argument("--checkpointing", choices=["none", "full"], default="none")
+    parser.add_argument("--weight-offload", choices=["none", "mlp", "experts"], default="none")
+    parser.add_argument("--embedding-on-cpu", action="store_true")
     parser.add_argument("--kernels", choices=["auto", "torch"], default="auto")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--windows", type=int, default=5, help="steps that are measured")
@@ -108,23 +112,49 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace, documents: str, folder: Path) -> dict[str, object]:
     """Train one configuration in processes of its own; returns the JSON line."""
+    shape, attended = write_inputs(options, documents, folder)
+    given = {
+        key: getattr(options, key)
+        for key in (
+            *("preset", "layers", "mode", "rank", "experts", "optimizer", "stages", "sequence"),
+            *("micro_batch_size", "micro_batches", "checkpointing", "kernels", "no_compile", "set"),
+            *("weight_offload", "embedding_on_cpu"),
+        )
+    } | {"documents": documents}
+    result = run_config(options, folder)
+    if "error" in result:
+        return given | result
+    rate, matmul = result["tokens_per_second"], result["matmul_tflops"]
+    tflops = flops_per_token(shape, options.mode, attended) * rate / options.stages / 1e12
+    if options.keep:
+        plot_timeline(folder / "run", folder / "timeline.svg", options.warmup + options.windows)
+    return given | result | {"tflops": round(tflops, 1), "matmul_share": round(tflops / matmul, 3)}
+
+
+def write_inputs(
+    options: argparse.Namespace, documents: str, folder: Path
+) -> tuple[dict[str, int], float]:
+    """Model, shards and train.toml of one configuration.
+
+    Returns:
+        The numbers of the model's config, and the mean number of tokens that a token attends to.
+    """
     steps = options.warmup + options.windows + options.trace
-    rows = steps * options.micro_batch_size * options.micro_batches
     shape = write_model(folder / "model", options.preset, options.layers)
     attended = write_shards(
         folder / "shards",
         folder / "model",
-        rows,
+        steps * options.micro_batch_size * options.micro_batches,
         options.sequence,
         shape["vocab_size"],
         None if documents == "one" else int(documents),
     )
-    config = folder / "train.toml"
-    config.write_text(
+    (folder / "train.toml").write_text(
         CONFIG.format(
             folder=folder,
             steps=steps,
             options=options,
+            embedding_on_cpu=str(options.embedding_on_cpu).lower(),
             compile=str(not options.no_compile).lower(),
             adapter="none" if options.mode == "full" else "lora",
             experts=', target_parameters = "experts"' if options.experts else "",
@@ -132,24 +162,19 @@ def measure(options: argparse.Namespace, documents: str, folder: Path) -> dict[s
             trace=f"trace_step = {steps}" if options.trace else "",
         )
     )
-    given = {
-        key: getattr(options, key)
-        for key in (
-            *("preset", "layers", "mode", "rank", "experts", "optimizer", "stages", "sequence"),
-            *("micro_batch_size", "micro_batches", "checkpointing", "kernels", "no_compile", "set"),
-        )
-    } | {"documents": documents}
-    arguments = ["--rank-config", str(config)] + [f"--set={setting}" for setting in options.set]
+    return shape, attended
+
+
+def run_config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train on what `write_inputs` wrote; the run's figures, or its error."""
+    arguments = ["--rank-config", str(folder / "train.toml")]
+    arguments += [f"--set={setting}" for setting in options.set]
     code = launch("headrace.jobs.bench_train", arguments, options.stages)
     if code:
-        return given | {"error": f"exit code {code}"}
+        return {"error": f"exit code {code}"}
     measured = slice(options.warmup, options.warmup + options.windows)
-    result = summarize(folder / "run", measured, rows // steps * options.sequence)
-    rate, matmul = result["tokens_per_second"], result["matmul_tflops"]
-    tflops = flops_per_token(shape, options.mode, attended) * rate / options.stages / 1e12
-    if options.keep:
-        plot_timeline(folder / "run", folder / "timeline.svg", options.warmup + options.windows)
-    return given | result | {"tflops": round(tflops, 1), "matmul_share": round(tflops / matmul, 3)}
+    places = options.micro_batch_size * options.micro_batches * options.sequence
+    return summarize(folder / "run", measured, places)
 
 
 def summarize(run: Path, measured: slice, places: int) -> dict[str, Any]:
@@ -174,7 +199,7 @@ def summarize(run: Path, measured: slice, places: int) -> dict[str, Any]:
         "slowest": round(min(rates)),
         "fastest": round(max(rates)),
         "seconds": round(median(step["seconds"] for step in steps), 4),
-        "peak_gib": round(max(step["memory_gib"] for step in steps), 1),
+        "peak_gib": round(max(step["memory_gib"] for step in steps), 2),
         "fill": round(sum(step["tokens"] for step in steps) / (places * len(steps)), 4),
         "data_share": shares(["data"]),
         "peers_share": shares(PEERS),

@@ -95,6 +95,15 @@ class TrainConfig(Config):
         False,
         description="Hold these inputs in host memory until the backward pass asks for them.",
     )
+    weight_offload: Literal["none", "mlp", "experts"] = Field(
+        "none",
+        description="Frozen weights that are held in host memory, all but two layers' at a time: "
+        "of the MLPs, experts included, or of a mixture's experts alone.",
+    )
+    embedding_on_cpu: bool = Field(
+        False,
+        description="Hold the frozen embedding in host memory and look rows up there.",
+    )
     kernels: Literal["auto", "torch"] = Field(
         "auto",
         description='`"auto"`: on GPUs, our Triton kernels and attention without masks. `"torch"`: '
@@ -172,6 +181,7 @@ class TrainConfig(Config):
         self.check_mixing()
         self.check_packing()
         self.check_checkpointing()
+        self.check_offload()
         self.check_adapters_only()
         self.check_objective()
         for key, wished in (
@@ -242,6 +252,31 @@ class TrainConfig(Config):
             raise ValueError(
                 "activation_offload moves the inputs of recomputed layers; "
                 'set activation_checkpointing = "full" or drop it'
+            )
+
+    def check_offload(self) -> None:
+        """What is in host memory must stay as it is."""
+        kind = self.adapter.kind
+        if self.weight_offload != "none" and kind in ("none", "blocks"):
+            raise ValueError(
+                f'weight_offload = "{self.weight_offload}" holds frozen weights under adapters, '
+                f'and adapter.kind = "{kind}" trains and writes the weights themselves; use '
+                'kind = "lora", or drop it and use more pipeline_stages'
+            )
+        if self.weight_offload != "none" and self.relora.every_steps:
+            raise ValueError(
+                f'weight_offload = "{self.weight_offload}" leaves weights as they are, and '
+                "relora.every_steps adds to them; drop one"
+            )
+        if self.embedding_on_cpu and kind in ("none", "blocks"):
+            raise ValueError(
+                "embedding_on_cpu holds a frozen embedding under adapters, and adapter.kind = "
+                f'"{kind}" writes the weights themselves; use kind = "lora" or drop it'
+            )
+        if self.embedding_on_cpu and self.quantization is not None and self.quantization.embedding:
+            raise ValueError(
+                "embedding_on_cpu and quantization.embedding are two ways to save the same memory; "
+                "drop one"
             )
 
     def check_adapters_only(self) -> None:

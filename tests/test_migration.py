@@ -282,6 +282,7 @@ def test_qlora_pipe(tmp_path):
         "pipeline_stages": 2,
         "activation_checkpointing": "full",
         "activation_offload": True,
+        "weight_offload": "mlp",
         "mixing": "interleave",
         "adapter": {
             "kind": "dora",
@@ -327,7 +328,7 @@ def test_qlora_pipe(tmp_path):
     }
     assert files["prepare-held-out.toml"]["sources"][0]["split"] == "evaluation"
     left = re.findall(r"not taken over: (\S+(?: \S+)?) = ", head(tmp_path))
-    assert left == ["logging_steps", "offload_mlp_to_cpu", "epoch", "1: datasets[].subsample"]
+    assert left == ["logging_steps", "epoch", "1: datasets[].subsample"]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,12 @@ def activation_checkpointing(value: Any, _: Values) -> dict[str, Any]:
     return {"train.activation_checkpointing": "full" if value else "none"}
 
 
+def weight_offload(value: bool | int, _: Values) -> dict[str, Any]:
+    if not value:
+        return {}
+    return {"train.weight_offload": "mlp" if value is True else "experts"}
+
+
 def adapter_dtype(value: str, values: Values) -> dict[str, Any]:
     if value == "float32":
         return {}
@@ -91,7 +97,12 @@ LAYERS: tuple[Equivalent, ...] = (
         "flash_attention_2",
         "sdpa",
     ),
-    none("offload_mlp_to_cpu", "weights stay on the device; more `pipeline_stages` make them fit"),
+    computed(
+        "offload_mlp_to_cpu",
+        "train.weight_offload",
+        weight_offload,
+        '`true`: `"mlp"`; a number of experts: `"experts"`, all of them; without checkpointing too',
+    ),
     none("load_in_4bit", "never read by qlora-pipe itself"),
 )
 

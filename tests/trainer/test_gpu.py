@@ -3,10 +3,12 @@
 import pytest
 import torch
 from runs import checkpoint_tensors, exact_metrics, read_metrics
+from transformers import LlamaConfig
 
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.micro_batch import MicroBatch
 from headrace.trainer.model.model_builder import build_stage
-from headrace.trainer.model.stage import MicroBatch
+from headrace.trainer.model.plan_report import plan_run
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="no CUDA device")]
@@ -114,3 +116,47 @@ def test_micro_batches_in_flight_do_not_disturb_each_other(tiny_model):
     for ours, expected in zip(gradients(3), gradients(1), strict=True):
         assert expected.any()
         torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_offloaded_weights_change_no_loss_and_free_what_is_predicted(checkpointing, tmp_path):
+    """A Llama whose MLPs are most of it, two micro-batches in flight, twice."""
+    settings = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 8}
+    settings |= {"num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 1024}
+    LlamaConfig(**settings, tie_word_embeddings=False).save_pretrained(tmp_path)
+
+    def train(where):
+        config = TrainConfig.model_validate(
+            {
+                "model": str(tmp_path),
+                "weights": "random",
+                "output_dir": "unused",
+                "datasets": [{"path": "unused"}],
+                "adapter": {"rank": 4},
+                "optimizer": {"lr": 1e-3},
+                "activation_checkpointing": checkpointing,
+                "kernels": "torch",
+                "weight_offload": where,
+            }
+        )
+        stage = build_stage(config, 0, torch.device("cuda")).stage.train()
+        torch.cuda.reset_peak_memory_stats()
+        ids = torch.arange(256, device="cuda")[None]
+        losses = []
+        for _ in range(2):
+            side = MicroBatch([[100, 156]], [256], ids.roll(-1, 1), 1 / 256, 0.0, seed=0)
+            waiting = [stage(ids.roll(shift, 1), side).value for shift in (1, 2)]
+            losses += [loss.item() for loss in waiting]
+            for loss in waiting:
+                loss.backward()
+        gradients = [p.grad.clone() for p in stage.parameters() if p.requires_grad]
+        peak = torch.cuda.max_memory_allocated()
+        return losses, gradients, peak, plan_run(config, 1, 256).stages[0].memory.weights
+
+    losses, gradients, peak, weights = train("mlp")
+    torch.cuda.empty_cache()
+    plain_losses, plain_gradients, plain_peak, plain_weights = train("none")
+    assert losses == plain_losses
+    for ours, expected in zip(gradients, plain_gradients, strict=True):
+        assert torch.equal(ours, expected)
+    assert plain_peak - peak == pytest.approx(plain_weights - weights, rel=0.1)

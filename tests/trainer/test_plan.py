@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.model.memory_model import layer_activations
+from headrace.trainer.model.layer_activations import layer_activations
 from headrace.trainer.model.model_builder import build_stage, plan_model
 from headrace.trainer.model.plan_report import parse_size, plan_run, report
 
@@ -37,6 +37,7 @@ def planned(model, stages, gpus=None, adapter=None, **settings):
 def test_activations_are_those_that_autograd_keeps(model, adapter, quantization):
     """Counted on tensors without memory, and on the real ones of a middle stage."""
     settings = {"dtype": "float32", "micro_batch_size": 2, "quantization": quantization}
+    settings |= {"kernels": "torch"}  # as it runs here
     config = config_of(model, 8, adapter, **settings)
     predicted = layer_activations(plan_model(config), config, torch.float32, TOKENS)
 
@@ -120,6 +121,33 @@ def test_quantized_weights_take_what_they_will(model):
     assert without.weights - memory.weights == pytest.approx(saved)
     text = report(plain, 2, (plain.peak + smaller.peak) / 2)
     assert 'quantization = { backend = "bnb", double_quantization = true }' in text
+
+
+@pytest.mark.parametrize("quantization", [None, NF4], ids=["plain", "NF4"])
+def test_weights_in_host_memory_are_left_out(tmp_path, quantization):
+    """By as much as a stage that is built with them has less on its device."""
+    changes = {"hidden_size": 64, "intermediate_size": 1024, "num_hidden_layers": 8}
+    wide = save_tiny("llama", tmp_path / "wide", **changes)
+    settings = {"adapter": LORA, "quantization": quantization, "dtype": "bfloat16"}
+    whole, offloaded = (planned(wide, 2, weight_offload=w, **settings) for w in ("none", "mlp"))
+    stage = build_stage(offloaded.config, 0, CPU).stage
+    offload = stage.weight_offload
+    places = {place.untyped_storage().data_ptr() for place in offload.places}
+    tensors = [*stage.parameters(), *stage.buffers()]
+    others = sum(t.nbytes for t in tensors if t.untyped_storage().data_ptr() not in places)
+    held = others + sum(place.nbytes for place in offload.places)
+    assert offloaded.stages[0].memory.weights == pytest.approx(held, rel=0.03)
+    saved = whole.stages[0].memory.weights - offloaded.stages[0].memory.weights
+    at_host = sum(host.nbytes for host in offload.hosts.values())
+    assert saved == pytest.approx(at_host * (1 - 2 / len(offload.hosts)), rel=0.03)
+
+
+def test_an_embedding_in_host_memory_is_left_out(model):
+    kept, moved = (planned(model, 2, adapter=LORA, embedding_on_cpu=on) for on in (False, True))
+    embedding = COMMON["vocab_size"] * COMMON["hidden_size"] * 2
+    assert kept.stages[0].memory.peak - moved.stages[0].memory.peak == embedding
+    assert kept.stages[1].memory.peak == moved.stages[1].memory.peak
+    assert "embedding_on_cpu = true" in report(kept, 2, (kept.peak + moved.peak) / 2)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gemma2", "gemma3_text"])

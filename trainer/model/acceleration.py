@@ -89,6 +89,12 @@ def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
     return config.kernels == "auto" and device.type == "cuda"
 
 
+def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
+    """Whether the documents' bounds take the place of masks, on a GPU."""
+    fits = architecture.attention == "sdpa" and document_attention.fits(architecture.config)
+    return fits and dtype != torch.float32 and architecture.config.model_type in KNOWN
+
+
 def accelerate(
     stage: Stage, config: TrainConfig, architecture: Architecture, device: torch.device
 ) -> None:
@@ -99,17 +105,14 @@ def accelerate(
     adapters = [
         part
         for layer, again in zip(stage.layers, stage.recomputed, strict=True)
-        for part in swap_adapters(layer, may_join=not again)
+        for part in swap_adapters(layer, may_join=not again and stage.weight_offload is None)
     ]
     stage.before_step = partial(LoraLinear.refresh, adapters)
-    stage.triton = True
-    model_config = architecture.config
-    if model_config.model_type not in KNOWN:
-        return
-    if config.compile:
+    if stage.loss is not None:
+        stage.loss.triton = True
+    if architecture.config.model_type in KNOWN and config.compile:
         stage.layer_functions = LayerFunctions(compiled(run_layer), compiled(run_layer_again))
-    half = stage.compute_dtype != torch.float32
-    if half and architecture.attention == "sdpa" and document_attention.fits(model_config):
+    if runs_without_masks(architecture, stage.compute_dtype):
         for part in stage.modules():  # transformers 5.14 to 5.23 look it up here at each call
             part_config: Any = getattr(part, "config", None)
             if part_config is not None:

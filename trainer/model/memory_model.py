@@ -1,31 +1,21 @@
-"""What a stage's memory will hold at its peak, from shapes alone.
+"""What a stage's memory will hold at its peak, from shapes alone."""
 
-A decoder layer's activations are not put into a formula but counted: one layer runs on tensors
-without memory, and what autograd keeps for the backward pass is added up.
-"""
-
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.model.half_layer import Half
-from headrace.trainer.model.model_builder import Plan, assemble
+from headrace.trainer.model.layer_activations import LayerActivations
 from headrace.trainer.model.model_size import ModelSize, PartSize
 from headrace.trainer.model.partition import Span
+from headrace.trainer.model.precision import trained_dtype
+from headrace.trainer.model.weight_offload import PLACES
 
-TRAINED_BYTES = 4  # weights that are trained are float32, and so are
-GRADIENT_BYTES = 4
-MOMENT_BYTES = 8  # Adam's two; of other optimisers:
-MOMENT_BYTES_OF = {"adamw_8bit": 2, "adamw_8bit_paged": 2, "lion": 4, "adafactor": 0}
+MOMENTS = 2  # Adam's two, of the type of the weights; of other optimisers, in float32:
+MOMENTS_OF = {"adamw_8bit": 0.5, "adamw_8bit_paged": 0.5, "lion": 1, "adafactor": 0}
+KAHAN_MOMENTS = 3  # what rounding took is kept beside them
 OFFLOADED_IN_TRANSIT = 3  # layer inputs on their way to the host or back
 LOGIT_BYTES = 4 + 2  # float32 for the softmax and its gradient, and the gradient once in bfloat16
 
@@ -53,104 +43,6 @@ class StageMemory:
         )
 
 
-@dataclass(frozen=True)
-class LayerActivations:
-    """Bytes that one decoder layer keeps for the backward pass of one micro-batch."""
-
-    kept: Mapping[Half | None, float]  # without recomputation; of a whole layer, of its halves
-    boundary: float  # its input alone, with recomputation
-
-
-class ExpertsAsOne(nn.Module):
-    """As much work as a mixture's chosen experts do, with shapes that do not depend on data."""
-
-    def __init__(self, experts: Any) -> None:
-        super().__init__()
-        self.experts = experts
-
-    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        experts: Any = self.experts
-        up, down = experts.gate_up_proj, experts.down_proj
-        states = hidden.repeat(chosen.shape[-1], 1)
-        gate, rest = nn.functional.linear(states, up[0]).chunk(2, dim=-1)
-        states = nn.functional.linear(nn.functional.silu(gate) * rest, down[0])
-        states = states * weights.T.reshape(-1, 1).to(states.dtype)
-        return states.view(chosen.shape[-1], *hidden.shape).sum(0)
-
-
-def layer_activations(
-    plan: Plan, config: TrainConfig, dtype: torch.dtype, sequence_len: int
-) -> LayerActivations:
-    """Count what one layer keeps. All layers are taken to be like the one in the middle.
-
-    Adapters on fused experts are left out: PEFT makes whole adapted weights of them in passing.
-    """
-    middle = 2 * (plan.architecture.config.num_hidden_layers // 2)
-    spans: dict[Half | None, Span] = {None: Span(middle, middle + 2)}
-    if config.half_layers or isinstance(config.partition, list):
-        spans |= {"attention": Span(middle, middle + 1), "mlp": Span(middle + 1, middle + 2)}
-    if not plan.architecture.family.attention:
-        spans = {None: spans[None]}
-    width = plan.architecture.config.hidden_size
-    boundary = config.places * sequence_len * width * dtype.itemsize
-    kept = {half: kept_by(plan, config, span, dtype, sequence_len) for half, span in spans.items()}
-    return LayerActivations(kept, float(boundary))
-
-
-def kept_by(
-    plan: Plan, config: TrainConfig, layer: Span, dtype: torch.dtype, sequence_len: int
-) -> float:
-    """Bytes that autograd keeps of one layer, or half of it."""
-    rows, width = config.places, plan.architecture.config.hidden_size
-    seen: dict[int, int] = {}
-    stages = config.model_copy(update={"pipeline_stages": 3})
-    stage = copy.deepcopy(assemble(plan, stages, 1, layer, dtype, torch.device("cpu")))
-    with FakeTensorMode():
-        for module in list(stage.modules()):
-            fill_without_memory(module, dtype)
-        if stage.rotary is not None:
-            stage.rotary = type(stage.rotary)(config=plan.architecture.config)
-        weights = {parameter.untyped_storage()._cdata for parameter in stage.parameters()}
-        hidden = torch.zeros(rows, sequence_len, width, dtype=dtype, requires_grad=True)
-        positions = torch.zeros(rows, sequence_len, dtype=torch.int64)
-        mask = torch.ones(rows, 1, sequence_len, sequence_len, dtype=torch.bool)
-        if plan.architecture.attention == "eager":
-            mask = mask.to(dtype)
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                seen[storage._cdata] = storage.nbytes()
-            return tensor
-
-        table, kind = None, stage.rotary_types[0]
-        if stage.rotary is not None:
-            table = stage.rotary(hidden, positions, *([kind] if kind else []))
-        shared = [mask, *(table or ())]
-        arguments = stage.arguments_of_layer(mask, positions, table)
-        with (
-            saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", dtype, enabled=stage.autocast),
-        ):
-            output = stage.layer_functions.once(stage.layers[0], hidden, arguments)
-        for tensor in shared:
-            seen.pop(tensor.untyped_storage()._cdata, None)
-        del output
-    return float(sum(seen.values()))
-
-
-def fill_without_memory(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give a module's parameters their types, and its experts shapes that are known."""
-    for name, empty in module._parameters.items():
-        if empty is not None:
-            kind = torch.float32 if empty.requires_grad else dtype
-            value = torch.empty(empty.shape, dtype=kind)
-            module._parameters[name] = nn.Parameter(value, requires_grad=empty.requires_grad)
-    for name, child in list(module.named_children()):
-        if hasattr(child, "gate_up_proj") and hasattr(child, "num_experts"):
-            setattr(module, name, ExpertsAsOne(child))
-
-
 def stage_memory(
     config: TrainConfig,
     size: ModelSize,
@@ -171,6 +63,7 @@ def stage_memory(
     trained = sum(part.trained for part in parts)
     quantized = sum(part.quantized for part in parts)
     frozen = sum(part.weights for part in parts) - trained - quantized
+    trained_bytes = trained_dtype(config, dtype).itemsize
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
     copies = 2 if has_reference and config.adapter.kind in ("none", "blocks") else 1
@@ -186,14 +79,39 @@ def stage_memory(
     else:
         boundaries = in_flight * len(again) * activations.boundary
     return StageMemory(
-        weights=copies * (frozen * dtype.itemsize + trained * TRAINED_BYTES)
-        + sum(part.quantized_bytes for part in parts),
-        gradients=trained * GRADIENT_BYTES,
-        optimizer=trained * MOMENT_BYTES_OF.get(config.optimizer.type, MOMENT_BYTES),
+        weights=copies * (frozen * dtype.itemsize + trained * trained_bytes)
+        + sum(part.quantized_bytes for part in parts)
+        - at_host(config, size, layers, stage, dtype),
+        gradients=trained * trained_bytes,
+        optimizer=trained * trained_bytes * moments(config.optimizer.type),
         activations=in_flight * kept + boundaries + recomputed + dequantized * dtype.itemsize,
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
         masks=float(in_flight * config.places * sequence_len**2),
     )
+
+
+def at_host(
+    config: TrainConfig, size: ModelSize, layers: Span, stage: int, dtype: torch.dtype
+) -> float:
+    """Bytes of frozen weights that are in host memory instead; two layers' come back."""
+    saved = 0.0
+    if config.embedding_on_cpu and stage == 0:
+        saved += size.embedding.weights * dtype.itemsize
+    if config.weight_offload != "none":
+        frozen = [
+            size.piece(layer, half).offloadable[config.weight_offload]
+            for layer, half in layers.pieces()
+        ]
+        held = [part.weights * dtype.itemsize + part.quantized_bytes for part in frozen]
+        saved += max(0.0, sum(held) - PLACES * max(held))
+    return saved
+
+
+def moments(optimizer: str) -> float:
+    """Numbers that an optimiser keeps of each weight, in the weight's own type."""
+    if optimizer == "adamw_kahan":
+        return KAHAN_MOMENTS
+    return MOMENTS_OF.get(optimizer, MOMENTS)
 
 
 def head_bytes(head: PartSize, size: ModelSize, tokens: int, dtype: torch.dtype) -> float:

@@ -1,7 +1,7 @@
 """How large the parts of a model are, read from the model laid out without memory."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.half_layer import Half, half_of
 from headrace.trainer.model.partition import Span, cut, cut_as_listed
 from headrace.trainer.model.quantized_modules import Holder
+from headrace.trainer.model.weight_offload import OFFLOADED, is_offloaded
 
 HALVES: tuple[Half, Half] = ("attention", "mlp")
 
@@ -27,6 +28,15 @@ class PartSize:
     quantized: int = 0  # of all, held quantised
     quantized_bytes: float = 0.0  # what these take
     largest_quantized: int = 0  # weights of the largest matrix that is dequantised for use
+    offloadable: Mapping[str, "Frozen"] = field(default_factory=dict)  # by `weight_offload`
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Some of a part's frozen weights."""
+
+    weights: int  # that are not quantised
+    quantized_bytes: float
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,22 @@ def part_size(modules: list[nn.Module], sent: float, looked_up: bool = False) ->
         quantized=sum(shape.numel() for shape, _ in held),
         quantized_bytes=sum(shape.numel() * bits / 8 for shape, bits in held),
         largest_quantized=max((shape[-2:].numel() for shape, _ in held), default=0),
+        offloadable={wish: frozen_of(modules, wish) for wish in OFFLOADED},
     )
+
+
+def frozen_of(modules: list[nn.Module], wish: str) -> Frozen:
+    """What would be in host memory."""
+    weights, quantized = 0, 0.0
+    for module in modules:
+        for path, part in module.named_modules():
+            if is_offloaded(f"{path}.", wish):
+                bits = part.bits if isinstance(part, Holder) else {}
+                for attribute, parameter in part._parameters.items():
+                    if parameter is not None and not parameter.requires_grad:
+                        weights += parameter.numel() * (attribute not in bits)
+                        quantized += parameter.numel() * bits.get(attribute, 0.0) / 8
+    return Frozen(weights, quantized)
 
 
 def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Size, float]]:

@@ -29,7 +29,8 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.batch import to_device
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.distributed import Layout
-from headrace.trainer.model.stage import MicroBatch, Stage, StageOutput
+from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
+from headrace.trainer.model.stage import Stage
 from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.metrics import RowLoss
 from headrace.trainer.run.row_losses import losses_of
@@ -154,7 +155,9 @@ class StageEngine(PipelineEngine):
         if self.is_first_stage():
             assert self._inputs is not None and self._inputs.input_ids is not None
             ids = self._inputs.input_ids[self._next_micro_batch]
-            self.pipe_buffers["inputs"][buffer_id] = to_device(ids, self.device).long()
+            assert self.stage.embedding is not None
+            on_device = to_device(ids, self.stage.embedding.device)
+            self.pipe_buffers["inputs"][buffer_id] = on_device.long()
 
     def _forward_pass(self, buffer_id: int) -> None:
         inputs = self._inputs

@@ -19,6 +19,8 @@ FREE_ON_RESUME = {
     "gradient_accumulation_steps",
     "activation_checkpointing",
     "activation_offload",
+    "weight_offload",
+    "embedding_on_cpu",
     "kernels",
     "compile",
     "threads",
