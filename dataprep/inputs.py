@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.dataprep.remote import describe_remote, is_remote, list_remote
+from headrace.dataprep.streams import without_query
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare_config import PrepareConfig
@@ -35,7 +36,8 @@ def find_source_files(source: SourceConfig) -> list[InputFile]:
     """The files of one source, sorted by path, each once."""
     patterns = [source.path] if isinstance(source.path, str) else source.path
     found = {path for pattern in patterns for path in match(source.name, pattern)}
-    paths = sorted(path for path in found if not is_excluded(path, source.exclude))
+    kept = [path for path in found if not is_excluded(path, source.exclude)]
+    paths = sorted(kept, key=lambda path: (without_query(path), path))
     if not paths:
         raise DataError(f'source "{source.name}": exclude leaves none of {len(found)} files')
     return [describe_file(source.name, path) for path in paths]

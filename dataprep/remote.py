@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headrace.schemas.errors import DataError
+from headrace.schemas.google_storage import open_google
 from headrace.schemas.seekable_file import SeekableFile
 
 ResultT = TypeVar("ResultT")
 PACKAGES = {"abfs": "adlfs", "az": "adlfs"}
-HTTP_SECONDS = 60
+ANSWER_SECONDS = 60
 HTTP_TRIES = 4
 HTTP_BUFFER = 1 << 20
 HF_EXPORT = "hf://datasets/{name}@refs/convert/parquet/{config}/{split}/*.parquet"
@@ -109,7 +110,9 @@ def expand_name(pattern: str) -> str:
 def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
     """Who reads a URL, and what the file is called there."""
     scheme = path.partition("://")[0]
-    if scheme in ("s3", "gs", "gcs", "file"):
+    if scheme in ("gs", "gcs"):
+        return ask(path, lambda: open_google(path, ANSWER_SECONDS))
+    if scheme in ("s3", "file"):
         return ask(path, lambda: pafs.FileSystem.from_uri(path))
     try:
         from fsspec.core import url_to_fs
@@ -202,7 +205,7 @@ def request_range(url: str, first: int, last: int) -> Any:
     request = urllib.request.Request(url, headers={"Range": f"bytes={first}-{last}"})
     for attempt in range(HTTP_TRIES):
         try:
-            return urllib.request.urlopen(request, timeout=HTTP_SECONDS)
+            return urllib.request.urlopen(request, timeout=ANSWER_SECONDS)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == 404:

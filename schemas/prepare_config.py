@@ -200,7 +200,9 @@ class PrepareConfig(Config):
             if source.max_rows is not None or source.max_tokens is not None:
                 raise ValueError(
                     f'source "{source.name}": limits take whole rows, which mix_sources fills '
-                    "from all sources; set max_rows and max_tokens for all sources together"
+                    "from all sources; set max_rows and max_tokens for all sources together, or "
+                    'prepare it alone with its limit and packing = "none", and mix those shards '
+                    'as a source of type = "pretokenized"'
                 )
         return self
 

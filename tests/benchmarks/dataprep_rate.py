@@ -46,7 +46,7 @@ def time_tokenizer(texts: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--copies", type=int, default=4, help="of 12.6 MB of text")
+    parser.add_argument("--copies", type=int, default=16, help="of 12.6 MB of text")
     parser.add_argument("--fast-copies", type=int, default=16, help="for the faster tokenizer")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

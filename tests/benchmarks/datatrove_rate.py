@@ -73,7 +73,7 @@ def time_datatrove(python: Path, corpus: Path) -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--python", type=Path, default=Path("build/datatrove/bin/python"))
-    parser.add_argument("--copies", type=int, default=4, help="of 12.6 MB of text")
+    parser.add_argument("--copies", type=int, default=16, help="of 12.6 MB of text")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if not options.python.exists():

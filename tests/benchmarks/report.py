@@ -16,13 +16,16 @@ MODEL = Path("models/smollm2-135m")
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
 
-def text_config(output: Path, copies: int = 1, sequence_len: int = 1024) -> PrepareConfig:
+def text_config(
+    output: Path, copies: int = 1, sequence_len: int = 1024, backend: str = "tokenizers"
+) -> PrepareConfig:
     """The standard library's own sources, tests left out, several times over."""
     exclude = ["*/site-packages/*", "*/test/*", "*/tests/*"]
     text = {"type": "text", "path": str(STDLIB / "**/*.py"), "exclude": exclude}
     settings = {
         "output": str(output),
         "tokenizer": str(MODEL),
+        "tokenizer_backend": backend,
         "sequence_len": sequence_len,
         "max_reject_fraction": 0.01,
         "sources": [{"name": f"copy {number}", **text} for number in range(copies)],

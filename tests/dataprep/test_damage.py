@@ -92,19 +92,33 @@ def test_parquet_damaged_in_its_middle_is_named(corpus, make_config, run):
         run(make_config(sources=documents("in.parquet")))
 
 
+LARGE = {  # what stands before, between and after the three records of a file
+    "in.jsonl": ('{"text": "', '"}\n{"text": "', '"}\n'),
+    "in.json": ('[{"text": "', '"},\n{"text": "', '"}]'),
+    "in.csv": ("text\n", "\n", "\n"),
+    "in.txt": ("", "\n", ""),
+}
+
+
 @pytest.mark.exhaustive
-def test_a_line_of_300_mb_is_refused_and_memory_stays_bounded(corpus, make_config, rows_of):
-    with Path("in.jsonl").open("w") as file:
-        file.write('{"text": "first"}\n{"text": "')
+@pytest.mark.parametrize("name", LARGE)
+def test_a_record_of_300_mb_is_refused_and_memory_stays_bounded(name, corpus, make_config, rows_of):
+    before, between, after = LARGE[name]
+    with Path(name).open("w") as file:
+        file.write(before + "first" + between)
         for _ in range(300):
             file.write("x" * (1 << 20))
-        file.write('"}\n{"text": "last"}\n')
-    config = make_config(sources=documents("in.jsonl"), max_reject_fraction=1.0)
-    done = prepare_apart(config.model_copy(update={"block_bytes": 4 << 20}))
+        file.write(between + "last" + after)
+    sources = documents(name)
+    if name == "in.txt":
+        sources = [{"name": "a", "type": "text", "path": name, "document_separator": "\n"}]
+    config = make_config(sources=sources, max_reject_fraction=1.0, block_bytes=4 << 20)
+    done = prepare_apart(config)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1 << 20, "KiB: less than 1 GiB"
     (reject,) = map(json.loads, Path("out/rejects/rejects.jsonl").read_text().splitlines())
-    assert (reject["line"], reject["reason"]) == (2, "too large")
+    assert reject["reason"] == "too large"
+    assert reject["line"] == (3 if name == "in.csv" else 2)
     assert sum(len(row["document_lengths"]) for row in rows_of("out")) == 2
 
 

@@ -40,7 +40,7 @@ def many_files(monkeypatch):
 
 CASES = [
     {"packing": "concatenate"},
-    {"packing": "best_fit", "overlong": "truncate", "max_tokens": 50_000},
+    {"packing": "best_fit", "sequence_len": 512, "overlong": "truncate", "max_tokens": 50_000},
     {"mix_sources": True},
     {"kind": "preference", "max_rows": 200},
 ]

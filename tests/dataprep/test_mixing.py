@@ -91,6 +91,22 @@ def test_workers_and_kills_change_nothing(mixed_rows, run_on, monkeypatch):
     assert engine.left > 0
 
 
+def test_spark_gives_the_same_bytes(mixed_rows, run_on, spark):
+    changes = {"deduplicate": {"exact": True}, "packing": "best_fit", "block_bytes": 1 << 16}
+    right = run_on(None, mixed_rows("right", **changes))
+    assert run_on(spark, mixed_rows("spark", **changes)) == right
+
+
+def test_a_source_is_limited_before_it_is_mixed(mixed_rows, run, rows_of):
+    mill, records = mixed_rows.keywords["sources"]
+    alone = {"mix_sources": False, "packing": "none", "deduplicate": {}, "evaluation_fraction": 0.0}
+    run(mixed_rows("few", sources=[mill | {"max_rows": 20}], **alone))
+    limited = {"name": "mill", "type": "pretokenized", "path": "few/shard-*.parquet"}
+    manifest = run(mixed_rows("out", sources=[limited, records], deduplicate={}))
+    taken = sum(len(row["input_ids"]) for row in rows_of("few"))
+    assert manifest.sources[0].mixed_tokens["mill"] == taken
+
+
 WRONG = {
     "a row a document": ({"packing": "none"}, {}, 'with packing = "none" each row is one document'),
     "classes": ({}, {"control_class": 1}, "a row has one control_class, and the sources have sev"),

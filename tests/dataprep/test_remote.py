@@ -178,6 +178,37 @@ def test_files_of_s3_are_listed_and_give_the_rows_of_local_ones(
     assert manifest.sources[0].documents == len(TEXTS) + 1
 
 
+def test_files_of_google_storage_are_listed_and_give_the_rows_of_local_ones(
+    corpus, make_config, run, rows_of, monkeypatch
+):
+    gcs_server = pytest.importorskip("gcs_server")
+    write_files(Path("bucket"))
+    (Path("bucket") / "more" / "deep").mkdir(parents=True)
+    (Path("bucket") / "more" / "deep" / "x.jsonl").write_text('{"text": "x"}\n')
+    run(make_config("local", sources=documents("bucket/in.*")))
+    with gcs_server.serving_google(Path("bucket").resolve()) as host:
+        options = f"?anonymous=true&scheme=http&endpoint_override={host}"
+        run(make_config("remote", sources=documents(f"gs://bucket/in.*{options}")))
+        monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://{host}")
+        deep = run(make_config("deep", sources=documents("gs://anonymous@bucket/more/**/*.jsonl")))
+        with pytest.raises(DataError, match=r"^gs://.*/none\.jsonl: not found; correct the path"):
+            run(make_config("none", sources=documents("gs://anonymous@bucket/none.jsonl")))
+    assert sorted(row["input_ids"] for row in rows_of("remote")) == sorted(
+        row["input_ids"] for row in rows_of("local")
+    )
+    assert deep.sources[0].documents == 1
+
+
+def test_a_bucket_without_credentials_is_one_line_and_no_long_wait(
+    corpus, make_config, run, monkeypatch
+):
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setenv("GCE_METADATA_ROOT", "127.0.0.1:1")
+    with pytest.raises(DataError, match=r"^gs://.*cannot be reached .*; check name, acc") as error:
+        run(make_config(sources=documents("gs://bucket/*.jsonl")))
+    assert "\n" not in str(error.value)
+
+
 def test_what_fsspec_opens_is_read_through_it(corpus, make_config, run, rows_of):
     write_files(Path("files"))
     memory = fsspec.filesystem("memory")

@@ -19,7 +19,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, address, owner):
-        super().__init__(address, Handler)
+        super().__init__(address, owner.handler)
         self.owner = owner
         self.connections = []
 
@@ -38,6 +38,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    prefix = f"/{BUCKET}/"  # of the paths of objects
 
     def log_message(self, *arguments):
         """Quiet."""
@@ -46,6 +47,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_object(with_body=False)
 
     def do_GET(self):
+        self.answer_get()
+
+    def answer_get(self):
         if "list-type" in parse_qs(urlsplit(self.path).query):
             self.answer_listing()
         else:
@@ -73,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer_object(self, with_body):
         if self.fault():
             return
-        key = unquote(urlsplit(self.path).path).removeprefix(f"/{BUCKET}/")
+        key = unquote(urlsplit(self.path).path).removeprefix(self.prefix)
         path = self.server.owner.folder / key
         if not path.is_file():
             self.send(404, ERROR.format(code="NoSuchKey").encode() if with_body else b"")
@@ -81,7 +85,8 @@ class Handler(BaseHTTPRequestHandler):
         content = path.read_bytes()
         wished = self.headers.get("Range")
         if wished:
-            first, last = (int(part) for part in wished.removeprefix("bytes=").split("-"))
+            first, last = wished.removeprefix("bytes=").split("-")
+            first, last = int(first), int(last or len(content) - 1)
             part = content[first : last + 1]
             extra = {"Content-Range": f"bytes {first}-{first + len(part) - 1}/{len(content)}"}
             self.send(206, part, extra)
@@ -119,10 +124,13 @@ class S3Server:
     """Serves `folder` as one bucket on a port of its own, kept over restarts.
 
     Attributes:
+        handler: who answers.
         faults: (text in "GET /bucket/key", fault, times) in the order in which they are tried;
             a fault is "hang", "cut" or a status.
         requests: "GET /bucket/key bytes=0-9", in order.
     """
+
+    handler = Handler
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from gcs_server import serving_google
 from s3_server import S3Server
 
 from headrace.schemas.data_config import LoaderConfig
@@ -142,6 +143,16 @@ def test_a_missing_or_shorter_object_is_damage_and_not_asked_again(s3, tiny_shar
         make_source("s3://bucket/tiny", tiny_shards).read(row_groups(tiny_shards)[0])
 
 
+def test_google_storage_gives_the_same_rows(tiny_shards):
+    with serving_google(tiny_shards.parent) as host:
+        url = f"gs://bucket/{tiny_shards.name}?anonymous=true&scheme=http&endpoint_override={host}"
+        storage = open_storage(url, BRIEF)
+        assert storage.manifest() == read_manifest(tiny_shards)
+        file = read_manifest(tiny_shards).split("train")[0].file
+        assert storage.sizes([file, "none"]) == [(tiny_shards / file).stat().st_size, None]
+        assert_same_rows(make_source(url, tiny_shards), tiny_shards)
+
+
 def test_file_urls_and_fsspec_urls_give_the_same_rows(tiny_shards):
     assert_same_rows(make_source(f"file://{tiny_shards}", tiny_shards), tiny_shards)
     memory = fsspec.filesystem("memory")
@@ -156,6 +167,7 @@ def test_file_urls_and_fsspec_urls_give_the_same_rows(tiny_shards):
         ("nothing://a/b", "nothing://a/b: no storage is known as nothing://; use s3, gs or hf"),
         ("abfs://a/b", "abfs://a/b: abfs:// needs: pip install fsspec adlfs"),
         ("s3://a/b?regoin=x", "s3://a/b.regoin=x: unknown option regoin; known: anonymous, "),
+        ("gs://a/b?region=x", "gs://a/b.region=x: unknown option region; known: anonymous, "),
     ],
 )
 def test_a_url_that_cannot_be_opened_says_what_to_do(url, message):

@@ -3,7 +3,6 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -11,6 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pyarrow.fs as pafs
 
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.google_storage import open_google
 from headrace.schemas.manifest import Manifest, missing_manifest, parse_manifest, read_manifest
 from headrace.schemas.shard_format import MANIFEST_NAME
 from headrace.trainer.data.retries import Patience
@@ -135,8 +135,7 @@ def open_filesystem(url: str, timeout: float) -> tuple[Any, str]:
     """The file system and the path in it that a URL names.
 
     S3 takes credentials, region and endpoint from AWS's environment variables and files; `region`,
-    `endpoint_override`, `scheme` and `anonymous` also from the URL's query. Google Cloud Storage
-    takes its application default credentials, and `anonymous`.
+    `endpoint_override`, `scheme` and `anonymous` also from the URL's query.
     """
     parts = urlsplit(url)
     options: dict[str, Any] = dict(parse_qsl(parts.query))
@@ -146,9 +145,7 @@ def open_filesystem(url: str, timeout: float) -> tuple[Any, str]:
     if parts.scheme == "s3":
         return open_s3(url, parts.netloc, options), path
     if parts.scheme in {"gs", "gcs"}:
-        limit = timedelta(seconds=timeout)
-        anonymous = bool(options.get("anonymous"))
-        return pafs.GcsFileSystem(anonymous=anonymous, retry_time_limit=limit), path
+        return open_google(url, timeout)
     if parts.scheme == "file":
         return pafs.LocalFileSystem(), unquote(parts.path).rstrip("/")
     return open_fsspec(url, parts.scheme), path
