@@ -13,6 +13,9 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
+from headrace.jobs.migration.old_tools import FSDP_QLORA_TOOLS
+from headrace.jobs.migration.old_values import if_positive
+from headrace.jobs.migration.quantized import BACKEND, TYPE
 
 SHARDING = "the model is cut into stages instead: `pipeline_stages`"
 PROFILE = "`profile.trace_step` traces a step, `profile.timeline` every step"
@@ -31,9 +34,30 @@ KINDS = {
 
 
 def train_type(value: str, _: Values) -> dict[str, Any]:
+    """What is trained, over weights of which bits: NF4 without a second quantisation, or HQQ."""
     if value not in KINDS:
         raise NoEquivalentError(f"only {', '.join(KINDS)} have an equivalent")
-    return {"train.adapter.kind": KINDS[value]}
+    found: dict[str, Any] = {"train.adapter.kind": KINDS[value]}
+    if value.startswith("hqq"):
+        return found | {BACKEND: "hqq"}
+    if value.startswith("bnb") or value.endswith("qlora"):
+        return found | {BACKEND: "bnb", TYPE: "nf4"}
+    return found
+
+
+def bits(value: int, values: Values) -> dict[str, Any]:
+    """Only HQQ's may differ from 4."""
+    hqq = values.get("--train_type", "qlora").startswith("hqq")
+    return {"train.quantization.bits": value} if hqq else {}
+
+
+def offload(value: bool, values: Values) -> dict[str, Any]:
+    """Of layers that are computed again."""
+    if not value:
+        return {}
+    if not values.get("--use_gradient_checkpointing", True):
+        raise NoEquivalentError("without --use_gradient_checkpointing")
+    return {"train.activation_offload": True}
 
 
 def with_adapter(key: str, cast: type) -> Any:
@@ -84,12 +108,13 @@ FSDP_QLORA = OldSystem(
     "fsdp_qlora",
     (
         none("--world_size", "`headrace train --gpus` says how many processes", -1),
+        *FSDP_QLORA_TOOLS,
         computed(
             "--train_type",
-            "train.adapter.kind",
+            ("train.adapter.kind", BACKEND, TYPE),
             train_type,
-            "`…_dora`: `dora`, `…_llama_pro`: `blocks`, others with `lora`: `lora`; "
-            "quantised weights below need a [quantization] written by hand",
+            "`…_dora`: `dora`, `…_llama_pro`: `blocks`, others with `lora`: `lora`; `bnb_…` and "
+            "`…qlora` over NF4, `hqq_…` over HQQ",
             default="qlora",
         ),
         none("--llama_pro_path", "new blocks are made at start: `adapter.blocks`"),
@@ -112,11 +137,11 @@ FSDP_QLORA = OldSystem(
         computed(
             "--max_steps",
             "train.max_steps",
-            lambda value, _: {"train.max_steps": value} if value > 0 else {},
+            if_positive("train.max_steps"),
             "optimiser steps of the whole run",
         ),
         none("--dataset", "name your rows in prepare.toml; `alpaca` is an Axolotl type here"),
-        none("--dataset_samples", "`datasets.max_tokens` takes a number of tokens", 512),
+        elsewhere("--dataset_samples", "prepare.max_rows", "a random sample of the rows"),
         same("--context_length", "prepare.sequence_len"),
         same("--batch_size", "train.micro_batch_size"),
         same("--gradient_accumulation_steps", "train.gradient_accumulation_steps"),
@@ -136,11 +161,11 @@ FSDP_QLORA = OldSystem(
         ),
         none("--reentrant_checkpointing", "how layers are computed again is not a choice"),
         none("--use_cpu_offload", SHARDING, True),
-        none("--use_activation_cpu_offload", "activations stay on the device"),
+        computed("--use_activation_cpu_offload", "train.activation_offload", offload),
         none("--low_memory", "a process never holds more than its own stage", True),
         none("--no_sync", "gradients are summed once a step"),
         none("--loading_workers", "each process loads its own stage", -1),
-        none("--n_bits", "write [quantization] by hand", 4),
+        computed("--n_bits", "train.quantization.bits", bits, "of HQQ, as there"),
         computed(
             "--lora_rank",
             "train.adapter.rank",

@@ -13,11 +13,12 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
-from headrace.jobs.migration.qlora_pipe import KEEP_ALL
+from headrace.jobs.migration.old_tools import JLLM_TOOLS
+from headrace.jobs.migration.old_values import if_positive, keep, warmup
 
 IMAGES = "text only"
 TENSOR = "a model is cut by layers only; more `pipeline_stages` spread it further"
-ON_GROUP = "a checkpoint is written in one form, by name, and loads in any layout"
+TRAINED = "trained weights only; `headrace convert` makes an adapter or a model of them"
 
 
 def accumulation(value: int, values: Values) -> dict[str, Any]:
@@ -26,26 +27,6 @@ def accumulation(value: int, values: Values) -> dict[str, Any]:
         rows = values.get("--global_batch_size", 1)
         value = max(1, rows // values.get("--per_device_train_batch_size", 1))
     return {"train.gradient_accumulation_steps": value}
-
-
-def warmup(value: float, values: Values) -> dict[str, Any]:
-    if value >= 1 or not value:
-        return {"train.scheduler.warmup_steps": int(value)}
-    share = value / max(1, values.get("--num_train_epochs", 1))
-    return {"train.scheduler.warmup_fraction": share}
-
-
-def interval(key: str) -> Any:
-    """Steps; -1 is never."""
-
-    def convert(value: int, _: Values) -> dict[str, Any]:
-        return {key: value} if value > 0 else {}
-
-    return convert
-
-
-def keep(value: int, _: Values) -> dict[str, Any]:
-    return {"train.checkpoint.keep_last": value if value > 0 else KEEP_ALL}
 
 
 def partition(value: str, _: Values) -> dict[str, Any]:
@@ -119,20 +100,13 @@ RAW2IDS = (
     none("raw2ids --tmp", "no scratch directory is needed; it is beside the output"),
     none("raw2ids -T", "processes; the tokenizer leaves the interpreter's lock by itself"),
     none("raw2ids -C", "remove the output directory"),
-    elsewhere("shuffle_datasets -d", "headrace repartition", "`prepare` shuffles already"),
-    elsewhere("shuffle_datasets -o", "headrace repartition --out"),
-    elsewhere("shuffle_datasets -n", "headrace repartition --shards"),
-    elsewhere("shuffle_datasets --cores", "headrace repartition --workers"),
-    none("shuffle_datasets --mem_rate", "memory is bounded whatever the size"),
-    elsewhere("shuffle_datasets --seed", "headrace repartition --seed"),
-    elsewhere("repartition -d", "headrace repartition"),
-    elsewhere("repartition -n", "headrace repartition --shards"),
 )
 
 JLLM = OldSystem(
     "jllm",
     (
         *RAW2IDS,
+        *JLLM_TOOLS,
         same("--model", "train.model"),
         none("--from_ckpt", "`model` may be any model directory, such as one that was exported"),
         elsewhere("--resume_ckpt", "headrace train --resume"),
@@ -196,7 +170,7 @@ JLLM = OldSystem(
         computed(
             "--num_warmup_steps",
             ("train.scheduler.warmup_steps", "train.scheduler.warmup_fraction"),
-            warmup,
+            warmup("--num_train_epochs"),
             "below 1 it is a share of an epoch there, of all steps here",
         ),
         number("--learning_rate", "train.optimizer.lr", default=3e-4),
@@ -212,7 +186,7 @@ JLLM = OldSystem(
         computed(
             "--steps_per_checkpoint",
             "train.checkpoint.every_steps",
-            interval("train.checkpoint.every_steps"),
+            if_positive("train.checkpoint.every_steps"),
         ),
         computed(
             "--background_executor",
@@ -230,15 +204,15 @@ JLLM = OldSystem(
         none("--ckpt_epoch", "`checkpoint.every_epochs` is an interval"),
         none("--skip_epoch", "`epochs` counts whole passes"),
         computed("--max_num_checkpoints", "train.checkpoint.keep_last", keep),
-        none("--only_ckpt_model", ON_GROUP),
-        none("--only_ckpt_lora", ON_GROUP),
+        same("--only_ckpt_model", "train.checkpoint.weights_only", TRAINED),
+        same("--only_ckpt_lora", "train.checkpoint.weights_only", TRAINED),
         computed(
-            "--early_stop", "train.evaluation.patience", interval("train.evaluation.patience")
+            "--early_stop", "train.evaluation.patience", if_positive("train.evaluation.patience")
         ),
         computed(
             "--steps_per_eval",
             "train.evaluation.every_steps",
-            interval("train.evaluation.every_steps"),
+            if_positive("train.evaluation.every_steps"),
         ),
         none("--steps_per_print", "each step is printed", 1),
         computed(

@@ -14,25 +14,14 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
+from headrace.jobs.migration.old_tools import QLORA_PIPE_TOOLS
+from headrace.jobs.migration.old_values import activation_checkpointing, keep, warmup
 from headrace.jobs.migration.quantized import QUANTIZED
-
-KEEP_ALL = 1_000_000
 
 
 def adapter_kind(full: bool, values: Values) -> dict[str, Any]:
     dora = values.get("use_dora")
     return {"train.adapter.kind": "none" if full else "dora" if dora else "lora"}
-
-
-def warmup(value: float, values: Values) -> dict[str, Any]:
-    """Steps, or below 1 a share of one epoch, which ours counts of all steps."""
-    if value >= 1 or not value:
-        return {"train.scheduler.warmup_steps": int(value)}
-    return {"train.scheduler.warmup_fraction": value / max(1, values.get("epochs", 1))}
-
-
-def keep(value: int, _: Values) -> dict[str, Any]:
-    return {"train.checkpoint.keep_last": value if value > 0 else KEEP_ALL}
 
 
 def tokens_per_batch(value: int, _: Values) -> dict[str, Any]:
@@ -60,12 +49,6 @@ def bf16_or_fp32(value: str, _: Values) -> dict[str, Any]:
     return {"train.dtype": value}
 
 
-def activation_checkpointing(value: Any, _: Values) -> dict[str, Any]:
-    if value in ("cpu", "unsloth", "offload"):
-        return {"train.activation_checkpointing": "full", "train.activation_offload": True}
-    return {"train.activation_checkpointing": "full" if value else "none"}
-
-
 def adapter_dtype(value: str, values: Values) -> dict[str, Any]:
     if value == "float32":
         return {}
@@ -84,6 +67,12 @@ COMMAND_LINE = (
     none("--deepspeed_config", "the batch is set by the keys of train.toml alone"),
 )
 
+NEIGHBOURS = choice(
+    "use_column_major_topology",
+    "train.neighbours",
+    {True: "stages", False: "replicas"},
+    "stages of a replica are neighbours if nothing is said",
+)
 LAYERS: tuple[Equivalent, ...] = (
     none(
         "attn_implementation",
@@ -119,7 +108,7 @@ DATASETS = tuple(
         ),
         none(
             f"{table}[].subsample",
-            "no share of a source is taken; `datasets.max_tokens` takes a number of tokens",
+            "no share of a source is taken; `max_rows` and `max_tokens` of a source take a number",
         ),
     )
 )
@@ -128,6 +117,7 @@ QLORA_PIPE = OldSystem(
     "qlora-pipe",
     (
         *COMMAND_LINE,
+        *QLORA_PIPE_TOOLS,
         same("model", "train.model"),
         same("output_dir", "train.output_dir", "the run directory itself, without a time stamp"),
         computed(
@@ -168,7 +158,7 @@ QLORA_PIPE = OldSystem(
         computed(
             "warmup_steps",
             ("train.scheduler.warmup_steps", "train.scheduler.warmup_fraction"),
-            warmup,
+            warmup("epochs"),
             "below 1 it is a share of an epoch there, of all steps here",
         ),
         number("force_constant_lr", "train.scheduler.force_constant_lr"),
@@ -189,11 +179,7 @@ QLORA_PIPE = OldSystem(
         number("gradient_clipping", "train.optimizer.gradient_clipping"),
         none("steps_per_print", "each step is printed", 1),
         same("pipeline_stages", "train.pipeline_stages"),
-        none(
-            "use_column_major_topology",
-            "stages of a replica are always neighbours, as with `true` there",
-            True,
-        ),
+        NEIGHBOURS,
         none("group_by_length", 'rows are packed in place of padded: `loader.pack = "best_fit"`'),
         computed(
             "activation_checkpointing",
