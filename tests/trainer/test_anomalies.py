@@ -10,16 +10,17 @@ from runs import as_toml, checkpoint_tensors, read_metrics
 from test_resume import assert_same_tensors
 
 from headrace.schemas.run_config import AnomalyConfig
-from headrace.trainer.run.anomalies import judge
+from headrace.trainer.run.anomalies import Outcome, judge
 
 SPIKES = AnomalyConfig(spike_factor=2.0, spike_window=3, on_spike="skip")
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
-@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("policy", ["stop", "skip", "continue"])
 def test_a_gradient_that_is_not_finite(norm, policy):
     anomaly = judge(AnomalyConfig(on_not_finite=policy), norm, None, [])
     assert (anomaly.what, anomaly.policy) == (f"the gradient's norm is {norm}", policy)
+    assert Outcome(norm, anomaly).is_taken == (policy == "continue")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,9 @@ def test_updates_that_would_not_be_finite_are_skipped_and_their_rows_named(train
     lines = (run / "anomalies.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["step"] for record in records] == [2, 3]
-    assert all(len(record["row_keys"]) == 4 for record in records)
+    assert all(len(record["rows"]) == 4 for record in records)
+    sources = {row["source"] for record in records for row in record["rows"]}
+    assert sources <= {"json", "small"} and sources
     ours, expected = checkpoint_tensors(run), checkpoint_tensors(one)
     assert_same_tensors(ours, expected)
 
@@ -69,6 +72,7 @@ def test_a_spike_ends_the_run_in_one_line_with_the_rows(training):
     error = done.stderr.splitlines()[-1]
     record = json.loads((run / "anomalies.jsonl").read_text())
     assert re.match(rf"error: step {record['step']}: the loss is .* times the mean of the 2", error)
-    assert str(record["row_keys"][0]) in error
+    first = record["rows"][0]
+    assert f"It had 4 rows, first {first['source']} {first['row_key']}, " in error
     taken = [line["step"] for line in read_metrics(run) if line["kind"] == "train"]
     assert taken[-1] == record["step"] - 1

@@ -29,6 +29,7 @@ from headrace.trainer.export.export import (
     stored_dtype,
 )
 from headrace.trainer.export.model_card import write_card
+from headrace.trainer.export.progress import tracked
 from headrace.trainer.model.adapters import exported_tensors, side_by_side, takes_over
 from headrace.trainer.model.materializer import Slot, find_slots
 from headrace.trainer.model.model_builder import Plan, plan_model
@@ -176,7 +177,7 @@ def write_model(
     sizes = {p: sum(s.empty.numel() for s in slots[p]) * dtype.itemsize for p in paths}
     writer = ModelWriter(output, skeleton, 0, file_count(list(sizes.values())))
     with StoredWeights(base, skeleton) as source:
-        for path in paths:
+        for path in tracked(paths, list(sizes.values()), "convert"):
             values = module_values(slots[path], plan, tensors, source)
             writer.add({name: value.to(dtype) for name, value in values.items()}, sizes[path])
     write_index(output, writer.finish())

@@ -10,13 +10,13 @@ from typing import Literal
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.quants import quant_shape_to_byte_shape, quantize
-from rich.progress import track
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.publish import rename_durably
 from headrace.trainer.export.gguf_family import FAMILIES, add_hyperparameters, read_model_config
 from headrace.trainer.export.gguf_parts import NameMap, Part, adapter_parts, model_parts
 from headrace.trainer.export.gguf_tokenizer import add_tokenizer
+from headrace.trainer.export.progress import tracked
 
 StoredType = Literal["f32", "f16", "bf16", "q8_0"]
 FILE_TYPES = {
@@ -87,7 +87,8 @@ def write_parts(writer: GGUFWriter, parts: list[Part], stored: StoredType) -> No
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for part in track(parts, "export", transient=True):
+    sizes = [math.prod(part.shape) * 4 for part in parts]
+    for part in tracked(parts, sizes, "export"):
         writer.write_tensor_data(quantize(part.read(), part_type(part, stored)))
     writer.close()
 
