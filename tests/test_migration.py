@@ -255,12 +255,14 @@ deepspeed -H $HOSTFILE --module jllm.train_pipe --model models/big --train_data 
   --pipe_parallel_size 4 --global_batch_size 64 --per_device_train_batch_size 2 \\
   --num_warmup_steps 0.1 --partition_method fast --lora_dim 8 --only_optimize_lora \\
   --checkpoint_grad_interval 1 --steps_per_checkpoint 100 --background_executor process \\
+  --only_ckpt_lora \\
   --steps_per_eval -1 --best_of 2
 """
 FSDP_QLORA_SCRIPT = """
 export CUDA_VISIBLE_DEVICES=0,1
 python train.py --train_type bnb_dora --model_name models/big --batch_size 2 \\
-  --context_length=1024 --use_cpu_offload True --lr_scheduler cosine --lr 1e-4 \\
+  --context_length=1024 --use_cpu_offload True --use_activation_cpu_offload True \\
+  --lr_scheduler cosine --lr 1e-4 \\
   --apply_gradient_clipping True --log_to wandb --dataset alpaca
 """
 
@@ -536,7 +538,7 @@ def test_jllm(tmp_path):
     }
     assert train["optimizer"]["beta2"] == 0.95
     assert train["scheduler"] == {"type": "cosine", "warmup_fraction": 0.1}
-    assert train["checkpoint"] == {"every_steps": 100, "background": True}
+    assert train["checkpoint"] == {"every_steps": 100, "background": True, "weights_only": True}
 
 
 def test_fsdp_qlora(tmp_path):
@@ -547,7 +549,22 @@ def test_fsdp_qlora(tmp_path):
     assert train["optimizer"]["gradient_clipping"] == 0.3
     assert train["scheduler"]["min_lr"] == pytest.approx(1e-5)
     assert train["reporting"] == {"to": ["wandb"]}
+    assert train["quantization"] == {"backend": "bnb", "type": "nf4"}
+    assert train["activation_offload"]
     assert "not taken over: --dataset" in head(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "quantization"),
+    [
+        ("--train_type hqq_lora --n_bits 2", {"backend": "hqq", "bits": 2}),
+        ("--train_type custom_qlora", {"backend": "bnb", "type": "nf4"}),
+        ("--train_type lora", None),
+    ],
+)
+def test_quantised_weights_of_fsdp_qlora(tmp_path, flags, quantization):
+    files = imported(tmp_path, "run.sh", FSDP_QLORA_SCRIPT.replace("--train_type bnb_dora", flags))
+    assert files["train.toml"].get("quantization") == quantization
 
 
 def test_what_is_written_loads_as_our_configs(tmp_path):
@@ -568,6 +585,7 @@ def test_a_mistyped_key_is_named(tmp_path):
     ("name", "text", "message"),
     [
         ("old.toml", "a = 1", "neither `model`"),
+        ("old.toml", "model = 'm'\n[[datasets]]\npath = 'shards'", "with a `dataset_path`"),
         ("old.toml", "a = ", "not valid TOML"),
         ("old.yaml", "a: 1", "no base_model"),
         ("old.sh", "echo hello", "command lines of jllm or fsdp_qlora"),

@@ -1,20 +1,10 @@
 """Axolotl's keys of data: `prepare` reads them of the YAML file itself."""
 
 from headrace.jobs.migration.equivalents import elsewhere, none
+from headrace.schemas.axolotl_yaml import FOR_EVERY_ENTRY
 
 READ = "read from the YAML file itself: `type` axolotl, `path` the file"
-DATA_KEYS = (
-    "datasets",
-    "test_datasets",
-    "pretraining_dataset",
-    "train_on_inputs",
-    "min_sample_len",
-    "eot_tokens",
-    "chat_template",
-    "chat_template_jinja",
-    "chat_template_kwargs",
-    "default_system_message",
-)
+DATA_KEYS = ("datasets", "test_datasets", "pretraining_dataset", *FOR_EVERY_ENTRY)
 
 ENTRY_KEYS = (
     "path",

@@ -85,10 +85,11 @@ def from_toml(values: Mapping[str, Any], path: Path) -> Imported:
     """qlora-pipe, which says `model`, or qlora-pipe-lite, which says `model_dir`."""
     if "model_dir" in values:
         return assemble(QLORA_PIPE_LITE, values, lite_datasets)
-    if "model" in values and "datasets" in values:
+    if "model" in values and any("dataset_path" in entry for entry in values.get("datasets", [])):
         return assemble(QLORA_PIPE, values, qlora_datasets)
     raise ConfigError(
-        f"{path}: neither `model` (qlora-pipe) nor `model_dir` (qlora-pipe-lite) beside `datasets`"
+        f"{path}: neither `model` (qlora-pipe) nor `model_dir` (qlora-pipe-lite) beside "
+        "`[[datasets]]` with a `dataset_path`"
     )
 
 
