@@ -6,11 +6,18 @@ import re
 import subprocess
 
 import pytest
+import torch
+from checkpoints import state
 from runs import as_toml, checkpoint_tensors, read_metrics
 from test_resume import assert_same_tensors
 
+from headrace.schemas.errors import TrainingError
 from headrace.schemas.run_config import AnomalyConfig
-from headrace.trainer.run.anomalies import Outcome, judge
+from headrace.trainer.data.feed import StepInputs
+from headrace.trainer.data.placed_rows import PlacedRow
+from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_packer import OverlongCount
+from headrace.trainer.run.anomalies import Anomaly, Outcome, deal_with, judge
 
 SPIKES = AnomalyConfig(spike_factor=2.0, spike_window=3, on_spike="skip")
 
@@ -40,6 +47,34 @@ def test_a_loss_above_a_multiple_of_the_mean_is_a_spike(loss, recent, is_spike):
 
 def test_without_a_factor_no_loss_is_a_spike():
     assert judge(AnomalyConfig(), 1.0, 1e9, [1.0] * 50) is None
+
+
+PLACES = [
+    [[PlacedRow("books", 11, 5), PlacedRow("code", 12, 3)]],
+    [[]],
+    [[PlacedRow("code", 13, 8)]],
+]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "continue"])
+def test_rows_and_their_sources_are_written_down_whatever_follows(policy, layout, tmp_path, caplog):
+    inputs = StepInputs(
+        3, [], [], 1, 1, Position(), OverlongCount(), input_ids=torch.zeros(1), rows=PLACES
+    )
+    outcome = Outcome(math.nan, Anomaly("the gradient's norm is nan", policy))
+    if policy == "stop":
+        with pytest.raises(
+            TrainingError, match=r"books 11, code 12, code 13; all in .*--row-key KEY"
+        ):
+            deal_with(outcome, state(4), inputs, tmp_path, layout)
+    else:
+        deal_with(outcome, state(4), inputs, tmp_path, layout)
+        done = "the step was taken" if policy == "continue" else "its update was skipped"
+        assert f"{done}. It had 3 rows, first books 11, code 12, code 13" in caplog.text
+    (line,) = (tmp_path / "anomalies.jsonl").read_text().splitlines()
+    rows = [row._asdict() for place in PLACES for rows in place for row in rows]
+    what = {"step": 4, "what": "the gradient's norm is nan", "policy": policy}
+    assert json.loads(line) == what | {"rows": rows}
 
 
 @pytest.mark.slow

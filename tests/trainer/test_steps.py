@@ -1,11 +1,14 @@
 """Steps and evaluations of one process, seen from inside."""
 
 import gc
+import json
 import logging
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from checkpoints import state
 
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
@@ -16,10 +19,12 @@ from headrace.trainer.data.horizon import find_horizon
 from headrace.trainer.data.position import Position
 from headrace.trainer.model.model_builder import build_stage
 from headrace.trainer.preflight import check
-from headrace.trainer.run import evaluation
+from headrace.trainer.run import evaluation, loop
 from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.evaluation import build_evaluation_sets, evaluate
+from headrace.trainer.run.loop import run_evaluation
+from headrace.trainer.run.metrics import EvaluationMetrics, MetricsLog
 
 ROWS_PER_CALL = 4
 
@@ -52,6 +57,27 @@ def test_evaluation_counts_the_last_batch_and_a_single_one(opened, layout, tiny_
     assert result.trained_tokens == trained_tokens(tiny_shards, rows)
     assert result.loss > 0
     assert set(result.source_losses) <= {"json", "small"}
+
+
+def test_sets_weigh_by_their_tokens_and_are_written_down_by_name(monkeypatch, tmp_path):
+    small, large = (
+        EvaluationMetrics(7, name, loss, {}, tokens, 0.1, loss, None)
+        for name, loss, tokens in (("small", 5.0, 10), ("large", 1.0, 30))
+    )
+    monkeypatch.setattr(loop, "evaluate", lambda *_: [small, large])
+    log = MetricsLog(tmp_path, -1)
+    session = SimpleNamespace(
+        optimizer=torch.optim.SGD([torch.zeros(1)]),
+        built=SimpleNamespace(trained=[]),
+        evaluation_sets=[],
+        engine=None,
+        log=log,
+    )
+    after = run_evaluation(session, None, state(7))
+    log.close()
+    assert (after.evaluation_loss, after.best_loss, after.best_step) == (2.0, 2.0, 7)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["name"], line["loss"]) for line in lines] == [("small", 5.0), ("large", 1.0)]
 
 
 def test_a_step_neither_collects_garbage_nor_logs_a_line_for_each_batch(

@@ -107,14 +107,21 @@ def convert(run: Path, output: Path, step: int | None = None, model: Path | None
 
 
 def find_checkpoint(run: Path, step: int | None) -> Path:
-    """The checkpoint after a step, or the newest."""
-    found = published_checkpoints(run / CHECKPOINTS_FOLDER)
-    if step is not None:
-        found = [path for path in found if path.name == checkpoint_name(step)]
+    """The checkpoint after a step, or the newest.
+
+    Raises:
+        CheckpointError: there is none, with the names of the others.
+    """
+    folder = run / CHECKPOINTS_FOLDER
+    found = published_checkpoints(folder)
     if not found:
-        wanted = "no checkpoints" if step is None else f"no checkpoint after step {step}"
-        raise CheckpointError(f"{run / CHECKPOINTS_FOLDER}: {wanted}; see `headrace checkpoints`")
-    return found[-1]
+        raise CheckpointError(f"{folder}: no checkpoints; name a run directory")
+    if step is None:
+        return found[-1]
+    if folder / checkpoint_name(step) not in found:
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError(f"{folder}: no checkpoint after step {step}, but {names}")
+    return folder / checkpoint_name(step)
 
 
 def run_config(run: Path, model: Path | None) -> TrainConfig:

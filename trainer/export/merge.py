@@ -43,11 +43,21 @@ def merge(model: Path, adapter: Path, output: Path, scale: float = 1.0, device: 
     if not count:
         shutil.rmtree(temporary)
         raise DataError(f"{adapter}: none of its tensors changes a weight of {model}")
-    for name in (CARD, CURVE):
-        if (adapter / name).is_file():
-            shutil.copy2(adapter / name, temporary / name)
+    copy_card(adapter, temporary, scale)
     rename_durably(temporary, output)
     return count
+
+
+def copy_card(adapter: Path, output: Path, scale: float) -> None:
+    """The adapter's card, which says so where not all of the change was added."""
+    for name in (CARD, CURVE):
+        if (adapter / name).is_file():
+            shutil.copy2(adapter / name, output / name)
+    if scale != 1 and (output / CARD).is_file():
+        with (output / CARD).open("a", encoding="utf-8") as card:
+            card.write(
+                f"\nMerged with a scale of {scale:g}; the losses above are of a scale of 1.\n"
+            )
 
 
 def why_not_an_adapter(directory: Path) -> str:
