@@ -9,6 +9,7 @@ from test_adapter_modes import saved_adapter
 
 from headrace.schemas.errors import CheckpointError, ConfigError, DataError
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.export import merged_model
 from headrace.trainer.export.convert import find_checkpoint
 from headrace.trainer.export.merge import merge
 from headrace.trainer.model.model_builder import build_stage
@@ -63,6 +64,14 @@ def test_an_adapter_of_other_names_is_refused_instead_of_merging_nothing(tiny_mo
     }
     save_file(renamed, file)
     with pytest.raises(DataError, match=r"no tensor base_model\.model\.model\.layers\.0"):
+        merge(tiny_model, adapter, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"], "nothing is left behind"
+
+
+def test_changing_no_weight_is_an_error(tiny_model, tmp_path, monkeypatch):
+    adapter = adapter_of(tiny_model, tmp_path / "adapter")
+    monkeypatch.setattr(merged_model, "scale_and_count", lambda *_: 0)
+    with pytest.raises(DataError, match="none of its tensors changes a weight of"):
         merge(tiny_model, adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 

@@ -1,7 +1,6 @@
 """A checkpoint into what others read, without the processes that wrote it and without a GPU."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError, ConfigError
-from headrace.schemas.publish import rename_durably
 from headrace.schemas.recorded_config import without_defaults
 from headrace.schemas.run_state import (
     CHECKPOINTS_FOLDER,
@@ -29,6 +27,7 @@ from headrace.trainer.export.export import (
     stored_dtype,
 )
 from headrace.trainer.export.model_card import write_card
+from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.export.progress import tracked
 from headrace.trainer.model.adapters import exported_tensors, side_by_side, takes_over
 from headrace.trainer.model.materializer import Slot, find_slots
@@ -85,24 +84,22 @@ def convert(run: Path, output: Path, step: int | None = None, model: Path | None
     Raises:
         ConfigError, CheckpointError: no run, no such checkpoint, or a damaged one.
     """
-    if output.exists():
-        raise ConfigError(f"{output}: exists already; remove it or choose another --output")
+    check_new(output)
     checkpoint = find_checkpoint(run, step)
     read_run_state(checkpoint)
     config = run_config(run, model)
     beta1 = config.optimizer.beta1 if config.optimizer.type == "adamw_schedule_free" else None
     tensors = CheckpointTensors(checkpoint, beta1)
     plan = plan_model(config)
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    if plan.lora is not None or config.adapter.kind == "control":
-        write_adapter(config, plan.lora, tensors, temporary)
-    else:
-        dtype = saved_dtype(config.checkpoint.save_dtype, stored_dtype(plan.architecture.config))
-        write_model(plan, tensors, model_directory(config.model), temporary, dtype)
-    write_card(temporary, run, int(checkpoint.name.rpartition("-")[2]))
-    rename_durably(temporary, output)
+    with new_output(output) as temporary:
+        temporary.mkdir()
+        if plan.lora is not None or config.adapter.kind == "control":
+            write_adapter(config, plan.lora, tensors, temporary)
+        else:
+            stored = stored_dtype(plan.architecture.config)
+            dtype = saved_dtype(config.checkpoint.save_dtype, stored)
+            write_model(plan, tensors, model_directory(config.model), temporary, dtype)
+        write_card(temporary, run, int(checkpoint.name.rpartition("-")[2]))
     return checkpoint
 
 
