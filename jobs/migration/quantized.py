@@ -74,12 +74,14 @@ def skipped(value: list[str], _: Values) -> dict[str, Any]:
     return {"train.quantization.skip_modules": [*value, "lm_head"]}
 
 
-def by_name(value: dict[str, Any], values: Values) -> dict[str, Any]:
+def by_name(value: Any, _: Values) -> dict[str, Any]:
     """Settings of modules by a part of their names; the first that matches counts, as there.
 
     Raises:
         NoEquivalentError: a setting of theirs that ours do not have.
     """
+    if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+        raise NoEquivalentError("not a table of tables")
     found: dict[str, dict[str, Any]] = {}
     for name, settings in value.items():
         settings = settings.get("weight_quant_params", settings)
