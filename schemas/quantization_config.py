@@ -1,12 +1,12 @@
 """How frozen weights are held: `[quantization]`."""
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.toml_config import Config, Text
+from headrace.schemas.toml_config import Config, IsNumber, Text
 
 BNB_ONLY = ("type", "double_quantization", "storage_type", "int8_threshold")
 HQQ_ONLY = ("bits", "group_size", "axis", "dynamic_config")
@@ -15,12 +15,16 @@ PACKAGES = {"bnb": "bitsandbytes", "hqq": "hqq"}
 PIP_LINES = {"bnb": 'pip install "bitsandbytes>=0.49"', "hqq": 'pip install "hqq>=0.2.8"'}
 
 
+Bits = Annotated[Literal[8, 4, 3, 2, 1], IsNumber]
+Axis = Annotated[Literal[0, 1], IsNumber]
+
+
 class HqqOverride(Config):
     """Settings of some weights that differ from those of the others."""
 
-    bits: Literal[8, 4, 3, 2, 1] | None = Field(None, description="As `quantization.bits`.")
+    bits: Bits | None = Field(None, description="As `quantization.bits`.")
     group_size: int | None = Field(None, ge=8, description="As `quantization.group_size`.")
-    axis: Literal[0, 1] | None = Field(None, description="As `quantization.axis`.")
+    axis: Axis | None = Field(None, description="As `quantization.axis`.")
 
 
 class QuantizationConfig(Config):
@@ -44,11 +48,11 @@ class QuantizationConfig(Config):
         description="bnb, `int8`: quantise activations too (LLM.int8()), except for columns with a "
         "magnitude above this; 0 is none, bitsandbytes' default 6. Default: weights alone.",
     )
-    bits: Literal[8, 4, 3, 2, 1] = Field(4, description="hqq: bits of a weight.")
+    bits: Bits = Field(4, description="hqq: bits of a weight.")
     group_size: int = Field(
         64, ge=8, description="hqq: weights that share a scale; must divide those of each matrix."
     )
-    axis: Literal[0, 1] = Field(
+    axis: Axis = Field(
         0, description="hqq: 0 groups weights that lie apart, 1 neighbours in a row."
     )
     dynamic_config: dict[str, HqqOverride] = Field(

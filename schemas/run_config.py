@@ -49,6 +49,11 @@ class CheckpointConfig(Config):
         description="Also save after each evaluation that finds a new lowest loss, "
         "and keep that checkpoint whatever its age.",
     )
+    weights_only: bool = Field(
+        False,
+        description="Leave the optimiser's states out of checkpoints. They are smaller, and can be "
+        "converted; a run resumed from one begins with fresh states.",
+    )
     node_local: bool = Field(
         False,
         description="`output_dir` lies on each machine's own disk, where its ranks keep the "
@@ -64,10 +69,10 @@ class CheckpointConfig(Config):
 class AnomalyConfig(Config):
     """`[anomalies]`."""
 
-    on_not_finite: Literal["stop", "skip"] = Field(
+    on_not_finite: Literal["stop", "skip", "continue"] = Field(
         "stop",
         description="When the gradient of a step is NaN or infinite: stop before anything is "
-        "updated, or skip the update and go on.",
+        "updated, skip the update and go on, or take it all the same, which spoils the weights.",
     )
     spike_factor: float | None = Field(
         None,

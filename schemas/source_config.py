@@ -6,7 +6,7 @@ from pydantic import Field
 
 from headrace.schemas.axolotl_config import AxolotlConfig
 from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
-from headrace.schemas.toml_config import Config, Text
+from headrace.schemas.toml_config import Config, IsNumber, Text
 
 Kind = Literal["causal", "preference"]
 Tokens = str | int | list[int]
@@ -83,7 +83,7 @@ class SourceConfig(Config):
         description='Ids or texts of tokens that are never trained, as in `["<|im_start|>"]`; '
         "`true`: all that the tokenizer calls special, and EOS.",
     )
-    control_class: Literal[-1, 0, 1] | None = Field(
+    control_class: Annotated[Literal[-1, 0, 1], IsNumber] | None = Field(
         None, description="Class of all its rows for control adapters."
     )
     max_rows: int | None = Field(

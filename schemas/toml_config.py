@@ -5,13 +5,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StringConstraints,
+    ValidationError,
+)
 
 from headrace.schemas.config_errors import Location, describe_errors, dotted
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.fingerprint import fingerprint
 
 Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+def no_truth_value(value: object) -> object:
+    """Literals are told apart by `==`, for which true is 1.
+
+    Raises:
+        ValueError: true or false.
+    """
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+IsNumber = BeforeValidator(no_truth_value)
 
 
 class Config(BaseModel):

@@ -177,6 +177,11 @@ class TrainConfig(Config):
                 f'scheduler.type = "{self.scheduler.type}": optimizer.type = "adamw_schedule_free" '
                 'takes the place of a falling rate; set "constant"'
             )
+        if self.optimizer.type == "adamw_schedule_free" and self.checkpoint.weights_only:
+            raise ValueError(
+                "checkpoint.weights_only = true: the weights of optimizer.type = "
+                '"adamw_schedule_free" are averages, which its states are needed for; drop one'
+            )
         self.check_quantization()
         self.check_mixing()
         self.check_packing()

@@ -1,11 +1,15 @@
 """A config is read once, and each mistake in one is a line that names file, line and remedy."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from headrace.schemas.adapter_config import AdapterConfig
+from headrace.schemas.config_errors import table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.prepare_config import PrepareConfig
@@ -14,6 +18,7 @@ from headrace.schemas.source_config import SourceConfig
 from headrace.schemas.toml_config import Config, load_config
 from headrace.schemas.train_config import TrainConfig
 
+STRICT = Config.model_config
 PREPARE = """\
 output = "shards/a"
 tokenizer = "models/a"
@@ -215,6 +220,26 @@ WRONG_TRAIN = [
 def test_a_wrong_config_is_refused_with(tmp_path, model, valid, old, new, lines):
     assert valid.count(old) == 1
     assert message(model, tmp_path, valid.replace(old, new)).splitlines() == lines
+
+
+def plain_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that holds no table, with dots, and its type."""
+    for name, field in model.model_fields.items():
+        table = table_model(field.annotation)
+        if table is None:
+            yield prefix + name, Annotated[field.annotation, *field.metadata, field]
+        else:
+            yield from plain_fields(table, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("model", [PrepareConfig, TrainConfig])
+def test_true_is_a_number_for_no_key(model):
+    takes_true = re.compile(r"bool|Literal\[True\]")
+    types = {name: k for name, k in plain_fields(model) if not takes_true.search(str(k))}
+    assert len(types) > 40
+    for name, kind in types.items():
+        with pytest.raises(ValidationError, match="validation error"):
+            pytest.fail(f"{name}: {TypeAdapter(kind, config=STRICT).validate_python(True)}")
 
 
 @pytest.mark.parametrize(

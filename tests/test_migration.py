@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from headrace.jobs import cli
+from headrace.jobs.migration.axolotl import AXOLOTL
 from headrace.jobs.migration.equivalents import Equivalent, OldSystem
 from headrace.jobs.migration.fsdp_qlora import FSDP_QLORA
 from headrace.jobs.migration.import_config import SYSTEMS, import_config, read_old
@@ -47,6 +48,11 @@ sampling.temperature_last datasets[].dataset_type datasets[].dataset_path datase
 datasets[].name datasets[].eval_size datasets[].subsample datasets[].num_repeats
 datasets[].sample_weight eval_datasets[].dataset_path --config --local_rank --debug_dataset
 --resume_from_checkpoint --no_quantiles --deepspeed --deepspeed_config
+datasets[].subsample eval_datasets[].name eval_datasets[].dataset_type eval_datasets[].sequence_len
+quantization.bnb.bnb_4bit_quant_type quantization.bnb.bnb_4bit_compute_dtype
+quantization.bnb.bnb_4bit_use_double_quant quantization.bnb.bnb_4bit_quant_storage
+quantization.bnb.llm_int8_threshold quantization.bnb.llm_int8_skip_modules
+quantization.bnb.llm_int8_enable_fp32_cpu_offload quantization.bnb.llm_int8_has_fp16_weight
 """
 QLORA_PIPE_LITE_KEYS = """
 model_dir output_dir lr sequence_len full_fine_tune use_control_adapters load_in_4bit lora_rank
@@ -56,7 +62,7 @@ eval_gradient_accumulation_steps pipeline_stages partition_method use_column_maj
 eval_fraction evals_per_epoch checkpoint_interval_hours max_checkpoints max_sequences drop_tails
 mix_datasets sequence_prefix document_prefix document_suffix mask_tokens datasets[].dataset_path
 datasets[].control_class datasets[].max_tokens --config --local_rank --resume_from_checkpoint
---add-prefix-space --trust-remote-code
+--add-prefix-space --trust-remote-code --deepspeed --deepspeed_config
 """
 JLLM_FLAGS = """
 model from_ckpt resume_ckpt only_load_model tag init cache_model only_cache_model output_dir
@@ -83,6 +89,63 @@ repeat profiling_frequency
 RAW2IDS_FLAGS = """
 -t -i -o -n -c --batch_size --max_len --cores --tokenizer --stack --pad --filter --image_path
 --max_pixels --max_num --tmp -T -C
+"""
+
+QLORA_PIPE_TOOLS = """
+merge_lora.py|merge_lora.py --no-gpu|convert_ds_checkpoint_to_lora.py --input
+convert_ds_checkpoint_to_lora.py --output|convert_dpo_dataset_to_chat_format.py|test_sampling.py
+"""
+QLORA_PIPE_LITE_TOOLS = """
+merge_lora.py --input|merge_lora.py --adapter|merge_lora.py --output|merge_lora.py --scale
+merge_lora.py --no-gpu|convert_ds_checkpoint.py --input|convert_ds_checkpoint.py --config
+convert_ds_checkpoint.py --output|control_adapter_to_lora.py --base
+control_adapter_to_lora.py --adapter|control_adapter_to_lora.py --output
+control_adapter_to_lora.py --inverse|control_adapter_to_lora.py --cohere
+control_adapter_to_lora.py --mixtral|control_adapter_to_lora.py --no-gpu|lora_to_gguf.py --input
+lora_to_gguf.py --output|lora_to_gguf.py --arch|lora_to_gguf.py --outtype
+analyze_control_adapters.py --adapter|analyze_control_adapters.py --no-gpu
+"""
+JLLM_TOOLS = """
+shuffle_datasets -d|shuffle_datasets -o|shuffle_datasets -n|shuffle_datasets --cores
+shuffle_datasets --mem_rate|shuffle_datasets --seed|shuffle_partition|repartition -d|repartition -n
+cat_index|cat2hf|server|batch_infer
+"""
+AXOLOTL_KEYS = """
+base_model model_type tokenizer_type tokenizer_config trust_remote_code output_dir
+datasets test_datasets pretraining_dataset train_on_inputs min_sample_len eot_tokens chat_template
+chat_template_jinja chat_template_kwargs default_system_message rl rl_beta sequence_len
+sample_packing eval_sample_packing pad_to_sequence_len excess_length_strategy val_set_size
+special_tokens tokens dataset_exact_deduplication shuffle_merged_datasets dataset_prepared_path
+dataset_processes dataset_num_proc tokenizer_use_mistral_common added_tokens_overrides
+datasets[].path datasets[].name datasets[].split datasets[].train_on_split datasets[].ds_type
+datasets[].data_files datasets[].revision datasets[].trust_remote_code datasets[].shards
+datasets[].shards_idx datasets[].preprocess_shards datasets[].weight datasets[].type
+datasets[].field datasets[].conversation datasets[].field_messages
+datasets[].message_property_mappings datasets[].message_field_role
+datasets[].message_field_content datasets[].message_field_training
+datasets[].message_field_training_detail datasets[].roles datasets[].roles_to_train
+datasets[].train_on_eos datasets[].train_on_eot datasets[].chat_template
+datasets[].chat_template_jinja datasets[].drop_system_message datasets[].split_thinking
+datasets[].field_thinking datasets[].template_thinking_key datasets[].field_tools
+datasets[].step_separator datasets[].max_completion_length datasets[].train_on_last_step_only
+datasets[].type.system_prompt datasets[].type.system_format datasets[].type.field_system
+datasets[].type.field_instruction datasets[].type.field_input datasets[].type.field_output
+datasets[].type.format datasets[].type.no_input_format datasets[].type.field_prompt
+datasets[].type.field_chosen datasets[].type.field_rejected datasets[].type.prompt_format
+datasets[].type.chosen_format datasets[].type.rejected_format
+datasets[].type.field_completion datasets[].type.field_label
+adapter lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear lora_modules_to_save
+peft_use_dora peft_use_rslora peft_init_lora_weights peft_layers_to_transform lora_model_dir
+load_in_4bit load_in_8bit gptq bf16 fp16 tf32 gradient_checkpointing flash_attention
+xformers_attention sdp_attention num_epochs max_steps micro_batch_size eval_batch_size
+gradient_accumulation_steps seed learning_rate optimizer optim_args weight_decay adam_beta1
+adam_beta2 adam_epsilon max_grad_norm loraplus_lr_ratio lr_scheduler lr_scheduler_kwargs
+warmup_steps warmup_ratio cosine_min_lr_ratio neftune_noise_alpha relora eval_steps evals_per_epoch
+save_steps saves_per_epoch save_strategy eval_strategy save_total_limit save_only_model
+load_best_model_at_end early_stopping_patience logging_steps resume_from_checkpoint
+auto_resume_from_checkpoints loss_watchdog_threshold loss_watchdog_patience wandb_project
+wandb_entity wandb_name mlflow_tracking_uri mlflow_experiment_name use_tensorboard deepspeed fsdp
+fsdp_config context_parallel_size torch_compile plugins group_by_length local_rank strict debug
 """
 
 QLORA_PIPE_TOML = """
@@ -192,12 +255,14 @@ deepspeed -H $HOSTFILE --module jllm.train_pipe --model models/big --train_data 
   --pipe_parallel_size 4 --global_batch_size 64 --per_device_train_batch_size 2 \\
   --num_warmup_steps 0.1 --partition_method fast --lora_dim 8 --only_optimize_lora \\
   --checkpoint_grad_interval 1 --steps_per_checkpoint 100 --background_executor process \\
+  --only_ckpt_lora \\
   --steps_per_eval -1 --best_of 2
 """
 FSDP_QLORA_SCRIPT = """
 export CUDA_VISIBLE_DEVICES=0,1
 python train.py --train_type bnb_dora --model_name models/big --batch_size 2 \\
-  --context_length=1024 --use_cpu_offload True --lr_scheduler cosine --lr 1e-4 \\
+  --context_length=1024 --use_cpu_offload True --use_activation_cpu_offload True \\
+  --lr_scheduler cosine --lr 1e-4 \\
   --apply_gradient_clipping True --log_to wandb --dataset alpaca
 """
 
@@ -215,14 +280,24 @@ def describe(case: tuple[OldSystem, Equivalent]) -> str:
     [
         (QLORA_PIPE, QLORA_PIPE_KEYS, ""),
         (QLORA_PIPE_LITE, QLORA_PIPE_LITE_KEYS, ""),
+        (AXOLOTL, AXOLOTL_KEYS, ""),
         (JLLM, JLLM_FLAGS, "--"),
         (JLLM, RAW2IDS_FLAGS, "raw2ids "),
         (FSDP_QLORA, FSDP_QLORA_FLAGS, "--"),
     ],
-    ids=["qlora-pipe", "qlora-pipe-lite", "train_pipe", "raw2ids", "fsdp_qlora"],
+    ids=["qlora-pipe", "qlora-pipe-lite", "Axolotl", "train_pipe", "raw2ids", "fsdp_qlora"],
 )
 def test_every_key_of_the_old_systems_has_a_row(system, text, prefix):
     assert {prefix + key for key in text.split()} - keys_of(system) == set()
+
+
+@pytest.mark.parametrize(
+    ("system", "text"),
+    [(QLORA_PIPE, QLORA_PIPE_TOOLS), (QLORA_PIPE_LITE, QLORA_PIPE_LITE_TOOLS), (JLLM, JLLM_TOOLS)],
+    ids=["qlora-pipe", "qlora-pipe-lite", "jllm"],
+)
+def test_every_program_beside_the_trainers_has_a_row(system, text):
+    assert set(re.split(r"[|\n]", text.strip())) - keys_of(system) == set()
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.title)
@@ -464,7 +539,7 @@ def test_jllm(tmp_path):
     }
     assert train["optimizer"]["beta2"] == 0.95
     assert train["scheduler"] == {"type": "cosine", "warmup_fraction": 0.1}
-    assert train["checkpoint"] == {"every_steps": 100, "background": True}
+    assert train["checkpoint"] == {"every_steps": 100, "background": True, "weights_only": True}
 
 
 def test_fsdp_qlora(tmp_path):
@@ -475,7 +550,22 @@ def test_fsdp_qlora(tmp_path):
     assert train["optimizer"]["gradient_clipping"] == 0.3
     assert train["scheduler"]["min_lr"] == pytest.approx(1e-5)
     assert train["reporting"] == {"to": ["wandb"]}
+    assert train["quantization"] == {"backend": "bnb", "type": "nf4"}
+    assert train["activation_offload"]
     assert "not taken over: --dataset" in head(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "quantization"),
+    [
+        ("--train_type hqq_lora --n_bits 2", {"backend": "hqq", "bits": 2}),
+        ("--train_type custom_qlora", {"backend": "bnb", "type": "nf4"}),
+        ("--train_type lora", None),
+    ],
+)
+def test_quantised_weights_of_fsdp_qlora(tmp_path, flags, quantization):
+    files = imported(tmp_path, "run.sh", FSDP_QLORA_SCRIPT.replace("--train_type bnb_dora", flags))
+    assert files["train.toml"].get("quantization") == quantization
 
 
 def test_what_is_written_loads_as_our_configs(tmp_path):
@@ -496,6 +586,7 @@ def test_a_mistyped_key_is_named(tmp_path):
     ("name", "text", "message"),
     [
         ("old.toml", "a = 1", "neither `model`"),
+        ("old.toml", "model = 'm'\n[[datasets]]\npath = 'shards'", "with a `dataset_path`"),
         ("old.toml", "a = ", "not valid TOML"),
         ("old.yaml", "a: 1", "no base_model"),
         ("old.sh", "echo hello", "command lines of jllm or fsdp_qlora"),
@@ -559,6 +650,20 @@ def test_objectives_and_control_adapters(tmp_path):
             "old.toml",
             "[quantization.hqq]\nnbits = 3\ngroup_size = 128\nskip_modules = ['lm_head', 'v']\n",
             {"backend": "hqq", "bits": 3, "group_size": 128, "skip_modules": ["lm_head", "v"]},
+        ),
+        (
+            "old.toml",
+            "[quantization.hqq]\nnbits = 4\n[quantization.hqq.dynamic_config]\n"
+            "'self_attn.v_proj' = { nbits = 8, group_size = 128, quant_zero = true }\n"
+            "experts = { nbits = 2 }\n",
+            {
+                "backend": "hqq",
+                "bits": 4,
+                "dynamic_config": {
+                    "self_attn.v_proj": {"bits": 8, "group_size": 128},
+                    "experts": {"bits": 2},
+                },
+            },
         ),
         (
             "old.yaml",

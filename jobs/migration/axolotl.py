@@ -1,11 +1,23 @@
-"""Axolotl's training keys (axolotl-ai-cloud/axolotl 0.19); its data keys are read by `prepare`."""
+"""Axolotl's training keys (axolotl-ai-cloud/axolotl 0.19)."""
 
-from typing import Any
-
+from headrace.jobs.migration.axolotl_data import AXOLOTL_DATA, READ
+from headrace.jobs.migration.axolotl_values import (
+    OPTIMIZERS,
+    SCHEDULERS,
+    adapter,
+    all_linear,
+    computation,
+    in_steps_or_share,
+    layers,
+    min_rate,
+    preference,
+    reporting,
+    restart_warmup,
+    restarts,
+    whole,
+)
 from headrace.jobs.migration.equivalents import (
-    NoEquivalentError,
     OldSystem,
-    Values,
     choice,
     computed,
     elsewhere,
@@ -13,142 +25,12 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
-from headrace.jobs.migration.qlora_pipe import activation_checkpointing
+from headrace.jobs.migration.old_values import activation_checkpointing, share_of_epoch
 from headrace.jobs.migration.quantized import INT8, NF4_TWICE, int8, nf4_twice
 
-READ = "read from the YAML file itself: `type` axolotl, `path` the file"
 ATTENTION = "attention is chosen by `kernels`, and documents never see each other"
 SHARDING = "the model is cut into stages instead: `pipeline_stages`"
 ACCELERATION = "`kernels` and `compile` choose what is faster"
-OPTIMIZERS = {
-    "adamw_torch": "adamw",
-    "adamw_torch_fused": "adamw",
-    "adamw_hf": "adamw",
-    "adamw_bnb_8bit": "adamw_8bit",
-    "adamw_8bit": "adamw_8bit",
-    "paged_adamw_8bit": "adamw_8bit_paged",
-    "lion_32bit": "lion",
-    "adafactor": "adafactor",
-    "schedule_free_adamw": "adamw_schedule_free",
-}
-
-
-def adapter(value: str, values: Values) -> dict[str, Any]:
-    if value not in ("lora", "qlora"):
-        raise NoEquivalentError("only lora and qlora have an equivalent")
-    return {"train.adapter.kind": "dora" if values.get("peft_use_dora") else "lora"}
-
-
-def layers(value: Any, _: Values) -> dict[str, Any]:
-    numbers = value if isinstance(value, list) else [value]
-    return {"train.adapter.layers": ",".join(map(str, numbers))}
-
-
-def all_linear(value: bool, _: Values) -> dict[str, Any]:
-    return {"train.adapter.target_modules": "all-linear"} if value else {}
-
-
-def in_steps_or_share(steps: str, share: str) -> Any:
-    """An integer counts steps, a fraction below 1 is of the run."""
-
-    def convert(value: Any, values: Values) -> dict[str, Any]:
-        if isinstance(value, str):
-            return {}
-        if value >= 1:
-            return {steps: int(value)}
-        return {share: value * (values.get("num_epochs") or 1)}
-
-    return convert
-
-
-def times_per_epoch(new: str) -> Any:
-    def convert(value: float, _: Values) -> dict[str, Any]:
-        return {new: 1 / value}
-
-    return convert
-
-
-def whole(value: float, values: Values) -> dict[str, Any]:
-    if values.get("max_steps"):
-        return {}
-    if value != int(value):
-        raise NoEquivalentError("only whole epochs; give max_steps")
-    return {"train.epochs": int(value)}
-
-
-def computation(dtype: str) -> Any:
-    def convert(value: Any, _: Values) -> dict[str, Any]:
-        return {"train.dtype": dtype} if value is True or value == "full" else {}
-
-    return convert
-
-
-def scheduler(value: str, values: Values) -> dict[str, Any]:
-    words = {
-        "cosine": "cosine",
-        "linear": "linear",
-        "constant": "constant",
-        "constant_with_warmup": "constant",
-        "one_cycle": "one_cycle",
-    }
-    if value not in words:
-        raise NoEquivalentError(f"only {', '.join(words)} have an equivalent")
-    return {"train.scheduler.type": words[value]}
-
-
-def min_rate(value: float, values: Values) -> dict[str, Any]:
-    return {"train.scheduler.min_lr": float(value) * float(values["learning_rate"])}
-
-
-def decayed(value: float, _: Values) -> dict[str, Any]:
-    return {"train.optimizer.weight_decay": float(value)}
-
-
-def betas(key: str) -> Any:
-    def convert(value: float, values: Values) -> dict[str, Any]:
-        return {key: float(value)}
-
-    return convert
-
-
-def restarts(value: bool, values: Values) -> dict[str, Any]:
-    if not value:
-        return {}
-    steps = values.get("jagged_restart_steps", values.get("relora_steps"))
-    if not steps:
-        raise NoEquivalentError("without jagged_restart_steps")
-    return {"train.relora.every_steps": int(steps)}
-
-
-def restart_warmup(value: int, values: Values) -> dict[str, Any]:
-    return {"train.relora.warmup_steps": int(value)} if values.get("relora") else {}
-
-
-def reporting(value: Any, values: Values) -> dict[str, Any]:
-    services = ["wandb", *(["mlflow"] if values.get("mlflow_tracking_uri") else [])]
-    return {"train.reporting.to": services, "train.reporting.project": value}
-
-
-def preference(value: str, _: Values) -> dict[str, Any]:
-    if value == "ipo":
-        return {"train.objective.kind": "dpo", "train.objective.loss": "ipo"}
-    if value not in ("dpo", "orpo"):
-        raise NoEquivalentError("only dpo, ipo and orpo are trained")
-    return {"train.objective.kind": value}
-
-
-DATA_KEYS = (
-    "datasets",
-    "test_datasets",
-    "pretraining_dataset",
-    "train_on_inputs",
-    "min_sample_len",
-    "eot_tokens",
-    "chat_template",
-    "chat_template_jinja",
-    "chat_template_kwargs",
-    "default_system_message",
-)
 
 AXOLOTL = OldSystem(
     "Axolotl",
@@ -161,7 +43,7 @@ AXOLOTL = OldSystem(
         none("trust_remote_code", "no code of a model directory is run"),
         elsewhere("tokenizer_config", "prepare.tokenizer"),
         same("output_dir", "train.output_dir", default="./model-out"),
-        *(elsewhere(key, "prepare.sources.axolotl", READ) for key in DATA_KEYS),
+        *AXOLOTL_DATA,
         computed(
             "rl",
             ("train.objective.kind", "train.objective.loss"),
@@ -171,21 +53,11 @@ AXOLOTL = OldSystem(
         number("rl_beta", "train.objective.beta"),
         number("dpo_label_smoothing", "train.objective.label_smoothing"),
         number("rpo_alpha", "train.objective.sft_weight"),
-        elsewhere("sequence_len", "prepare.sequence_len", READ),
-        elsewhere("sample_packing", "prepare.packing", READ),
-        elsewhere("excess_length_strategy", "prepare.overlong", READ),
-        elsewhere("val_set_size", "prepare.evaluation_fraction", READ),
-        elsewhere("special_tokens", "prepare.special_tokens", READ),
-        elsewhere("tokens", "prepare.added_tokens", READ),
-        elsewhere("dataset_exact_deduplication", "prepare.deduplicate.exact", READ),
         none("eval_sample_packing", "evaluation is packed like training", True),
         none("pad_to_sequence_len", "nothing is padded on disk", True),
         none("sample_packing_eff_est", "rows are counted when they are written"),
         none("group_by_length", 'rows are packed in place of padded: `loader.pack = "best_fit"`'),
         none("shuffle_merged_datasets", "rows are always shuffled globally", True),
-        elsewhere("dataset_prepared_path", "prepare.output"),
-        elsewhere("dataset_processes", "headrace prepare --workers"),
-        elsewhere("dataset_num_proc", "headrace prepare --workers"),
         computed("adapter", "train.adapter.kind", adapter, "`qlora` too; left out: `none`"),
         same("lora_r", "train.adapter.rank"),
         number("lora_alpha", "train.adapter.alpha"),
@@ -245,16 +117,14 @@ AXOLOTL = OldSystem(
         number("learning_rate", "train.optimizer.lr"),
         choice("optimizer", "train.optimizer.type", OPTIMIZERS),
         none("optim_args", "`beta1`, `beta2`, `eps` and `weight_decay` have keys"),
-        computed("weight_decay", "train.optimizer.weight_decay", decayed, default=0.0),
-        computed("adam_beta1", "train.optimizer.beta1", betas("train.optimizer.beta1")),
-        computed(
-            "adam_beta2", "train.optimizer.beta2", betas("train.optimizer.beta2"), default=0.999
-        ),
-        computed("adam_epsilon", "train.optimizer.eps", betas("train.optimizer.eps"), default=1e-8),
+        number("weight_decay", "train.optimizer.weight_decay", default=0.0),
+        number("adam_beta1", "train.optimizer.beta1"),
+        number("adam_beta2", "train.optimizer.beta2", default=0.999),
+        number("adam_epsilon", "train.optimizer.eps", default=1e-8),
         number("max_grad_norm", "train.optimizer.gradient_clipping"),
         number("loraplus_lr_ratio", "train.optimizer.lora_plus_ratio"),
         none("loraplus_lr_embedding", "adapters on embeddings take the same ratio"),
-        computed("lr_scheduler", "train.scheduler.type", scheduler, default="cosine"),
+        choice("lr_scheduler", "train.scheduler.type", SCHEDULERS, default="cosine"),
         none("lr_scheduler_kwargs", "`scheduler` has keys for what it knows"),
         same("warmup_steps", "train.scheduler.warmup_steps"),
         number("warmup_ratio", "train.scheduler.warmup_fraction"),
@@ -277,7 +147,7 @@ AXOLOTL = OldSystem(
         computed(
             "evals_per_epoch",
             "train.evaluation.every_epochs",
-            times_per_epoch("train.evaluation.every_epochs"),
+            share_of_epoch("train.evaluation.every_epochs"),
             "1 over it",
         ),
         none("eval_strategy", "follows from `eval_steps` or `evals_per_epoch`"),
@@ -290,13 +160,13 @@ AXOLOTL = OldSystem(
         computed(
             "saves_per_epoch",
             "train.checkpoint.every_epochs",
-            times_per_epoch("train.checkpoint.every_epochs"),
+            share_of_epoch("train.checkpoint.every_epochs"),
             "1 over it",
         ),
         none("save_strategy", "follows from `save_steps` or `saves_per_epoch`"),
         same("save_total_limit", "train.checkpoint.keep_last", default=4),
         none("save_safetensors", "always safetensors", True),
-        none("save_only_model", "a checkpoint is whole; `headrace convert` makes a model of it"),
+        same("save_only_model", "train.checkpoint.weights_only"),
         same("load_best_model_at_end", "train.checkpoint.keep_best", "kept, not loaded"),
         same("early_stopping_patience", "train.evaluation.patience"),
         none("logging_steps", "each step is logged", 1),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Values = Mapping[str, Any]
+Converter = Callable[[Any, Values], dict[str, Any]]
 
 
 class NoEquivalentError(Exception):
@@ -28,7 +29,7 @@ class Equivalent:
     old: str
     new: tuple[str, ...] = ()
     note: str = ""
-    convert: Callable[[Any, Values], dict[str, Any]] | None = None
+    convert: Converter | None = None
     default: Any = None
     neutral: tuple[Any, ...] = (False, None, "")
 
@@ -77,7 +78,7 @@ def choice(
 def computed(
     old: str,
     new: str | Iterable[str],
-    convert: Callable[[Any, Values], dict[str, Any]],
+    convert: Converter,
     note: str = "",
     default: Any = None,
 ) -> Equivalent:

@@ -1,11 +1,7 @@
 """fsdp_qlora's flags (AnswerDotAI/fsdp_qlora at 05ed9f2)."""
 
-from typing import Any
-
 from headrace.jobs.migration.equivalents import (
-    NoEquivalentError,
     OldSystem,
-    Values,
     choice,
     computed,
     elsewhere,
@@ -13,83 +9,34 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
+from headrace.jobs.migration.fsdp_qlora_values import (
+    bits,
+    checkpointing,
+    clipping,
+    offload,
+    report_to,
+    schedule,
+    targets,
+    train_type,
+    with_adapter,
+)
+from headrace.jobs.migration.old_tools import FSDP_QLORA_TOOLS
+from headrace.jobs.migration.old_values import if_positive
+from headrace.jobs.migration.quantized import BACKEND, TYPE
 
 SHARDING = "the model is cut into stages instead: `pipeline_stages`"
 PROFILE = "`profile.trace_step` traces a step, `profile.timeline` every step"
-KINDS = {
-    "full": "none",
-    "lora": "lora",
-    "custom_lora": "lora",
-    "qlora": "lora",
-    "custom_qlora": "lora",
-    "hqq_lora": "lora",
-    "bnb_dora": "dora",
-    "hqq_dora": "dora",
-    "bnb_llama_pro": "blocks",
-    "hqq_llama_pro": "blocks",
-}
-
-
-def train_type(value: str, _: Values) -> dict[str, Any]:
-    if value not in KINDS:
-        raise NoEquivalentError(f"only {', '.join(KINDS)} have an equivalent")
-    return {"train.adapter.kind": KINDS[value]}
-
-
-def with_adapter(key: str, cast: type) -> Any:
-    """A setting that only adapters have."""
-
-    def convert(value: Any, values: Values) -> dict[str, Any]:
-        kind = KINDS.get(values.get("--train_type", "qlora"))
-        return {key: cast(value)} if kind in ("lora", "dora") else {}
-
-    return convert
-
-
-def targets(value: str, values: Values) -> dict[str, Any]:
-    names = {"all": "all-linear", "default": ["q_proj", "v_proj"]}
-    if value not in names:
-        raise NoEquivalentError("only all and default have an equivalent")
-    kind = KINDS.get(values.get("--train_type", "qlora"))
-    return {"train.adapter.target_modules": names[value]} if kind in ("lora", "dora") else {}
-
-
-def schedule(value: str, values: Values) -> dict[str, Any]:
-    """Its linear and cosine warm up over a tenth of the steps."""
-    if value not in ("constant", "linear", "cosine"):
-        raise NoEquivalentError("only constant, linear and cosine have an equivalent")
-    found: dict[str, Any] = {"train.scheduler.type": value}
-    if value != "constant":
-        found["train.scheduler.warmup_fraction"] = 0.1
-    if value == "cosine":
-        found["train.scheduler.min_lr"] = 0.1 * float(values.get("--lr", 1e-5))
-    return found
-
-
-def clipping(value: Any, values: Values) -> dict[str, Any]:
-    wanted = values.get("--apply_gradient_clipping", False)
-    limit = float(values.get("--grad_norm", 0.3)) if wanted else 0.0
-    return {"train.optimizer.gradient_clipping": limit}
-
-
-def checkpointing(value: bool, _: Values) -> dict[str, Any]:
-    return {"train.activation_checkpointing": "full" if value else "none"}
-
-
-def report_to(value: str, _: Values) -> dict[str, Any]:
-    return {"train.reporting.to": ["wandb"]} if value == "wandb" else {}
-
-
 FSDP_QLORA = OldSystem(
     "fsdp_qlora",
     (
         none("--world_size", "`headrace train --gpus` says how many processes", -1),
+        *FSDP_QLORA_TOOLS,
         computed(
             "--train_type",
-            "train.adapter.kind",
+            ("train.adapter.kind", BACKEND, TYPE),
             train_type,
-            "`…_dora`: `dora`, `…_llama_pro`: `blocks`, others with `lora`: `lora`; "
-            "quantised weights below need a [quantization] written by hand",
+            "`…_dora`: `dora`, `…_llama_pro`: `blocks`, others with `lora`: `lora`; `bnb_…` and "
+            "`…qlora` over NF4, `hqq_…` over HQQ",
             default="qlora",
         ),
         none("--llama_pro_path", "new blocks are made at start: `adapter.blocks`"),
@@ -112,11 +59,11 @@ FSDP_QLORA = OldSystem(
         computed(
             "--max_steps",
             "train.max_steps",
-            lambda value, _: {"train.max_steps": value} if value > 0 else {},
+            if_positive("train.max_steps"),
             "optimiser steps of the whole run",
         ),
         none("--dataset", "name your rows in prepare.toml; `alpaca` is an Axolotl type here"),
-        none("--dataset_samples", "`datasets.max_tokens` takes a number of tokens", 512),
+        elsewhere("--dataset_samples", "prepare.max_rows", "a random sample of the rows"),
         same("--context_length", "prepare.sequence_len"),
         same("--batch_size", "train.micro_batch_size"),
         same("--gradient_accumulation_steps", "train.gradient_accumulation_steps"),
@@ -136,11 +83,11 @@ FSDP_QLORA = OldSystem(
         ),
         none("--reentrant_checkpointing", "how layers are computed again is not a choice"),
         none("--use_cpu_offload", SHARDING, True),
-        none("--use_activation_cpu_offload", "activations stay on the device"),
+        computed("--use_activation_cpu_offload", "train.activation_offload", offload),
         none("--low_memory", "a process never holds more than its own stage", True),
         none("--no_sync", "gradients are summed once a step"),
         none("--loading_workers", "each process loads its own stage", -1),
-        none("--n_bits", "write [quantization] by hand", 4),
+        computed("--n_bits", "train.quantization.bits", bits, "of HQQ, as there"),
         computed(
             "--lora_rank",
             "train.adapter.rank",

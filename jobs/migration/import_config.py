@@ -1,6 +1,5 @@
 """`headrace import-config`: an old config into prepare.toml and train.toml."""
 
-import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from headrace.jobs.migration.axolotl import AXOLOTL
+from headrace.jobs.migration.command_lines import JLLM_PROGRAMS, find_programs
 from headrace.jobs.migration.equivalents import OldSystem
 from headrace.jobs.migration.fsdp_qlora import FSDP_QLORA
 from headrace.jobs.migration.imported import Imported, apply, entry_rows, flatten, nest, translate
@@ -16,12 +16,12 @@ from headrace.jobs.migration.jllm import JLLM
 from headrace.jobs.migration.old_datasets import OldDatasets, lite_datasets, qlora_datasets
 from headrace.jobs.migration.qlora_pipe import QLORA_PIPE
 from headrace.jobs.migration.qlora_pipe_lite import QLORA_PIPE_LITE
+from headrace.jobs.migration.quantized import DYNAMIC
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.publish import write_atomic
 
 SYSTEMS = (QLORA_PIPE, QLORA_PIPE_LITE, AXOLOTL, JLLM, FSDP_QLORA)
 YAML_SUFFIXES = (".yaml", ".yml")
-JLLM_PROGRAMS = ("raw2ids", "shuffle_datasets", "repartition", "train_pipe")
 JLLM_SHARDS = "their Parquet needs a manifest: run `headrace index` on it first"
 
 
@@ -85,10 +85,11 @@ def from_toml(values: Mapping[str, Any], path: Path) -> Imported:
     """qlora-pipe, which says `model`, or qlora-pipe-lite, which says `model_dir`."""
     if "model_dir" in values:
         return assemble(QLORA_PIPE_LITE, values, lite_datasets)
-    if "model" in values and "datasets" in values:
+    if "model" in values and any("dataset_path" in entry for entry in values.get("datasets", [])):
         return assemble(QLORA_PIPE, values, qlora_datasets)
     raise ConfigError(
-        f"{path}: neither `model` (qlora-pipe) nor `model_dir` (qlora-pipe-lite) beside `datasets`"
+        f"{path}: neither `model` (qlora-pipe) nor `model_dir` (qlora-pipe-lite) beside "
+        "`[[datasets]]` with a `dataset_path`"
     )
 
 
@@ -96,7 +97,8 @@ def assemble(system: OldSystem, values: Mapping[str, Any], build: Any) -> Import
     """A config with `[[datasets]]`."""
     imported = Imported()
     tables = ("datasets", "eval_datasets")
-    plain = flatten({key: value for key, value in values.items() if key not in tables})
+    rest = {key: value for key, value in values.items() if key not in tables}
+    plain = flatten(rest, whole={DYNAMIC})
     new = apply(system, plain, imported)
     for table in tables:
         rows = entry_rows(system, table)
@@ -159,62 +161,6 @@ def from_commands(text: str, path: Path) -> Imported:
     if "train.py" in programs:
         return from_fsdp_qlora(programs["train.py"])
     return from_jllm(programs)
-
-
-def find_programs(text: str, path: Path) -> dict[str, dict[str, Any]]:
-    """Program -> flags, of all command lines in a shell script."""
-    programs: dict[str, dict[str, Any]] = {}
-    try:
-        for line in text.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            for place, word in enumerate(words):
-                name = word.rsplit("/", 1)[-1].removeprefix("jllm.").removesuffix(".py")
-                name = name.rsplit(".", 1)[-1]
-                if name in JLLM_PROGRAMS and ("jllm" in line or name == "train_pipe"):
-                    programs[name] = parse_flags(words[place + 1 :])
-                    break
-                if word.endswith("train.py") and "--train_type" in line:
-                    programs["train.py"] = parse_flags(words[place + 1 :])
-                    break
-    except ValueError as error:
-        raise ConfigError(f"{path}: not a shell script: {error}") from None
-    return programs
-
-
-def parse_flags(words: list[str]) -> dict[str, Any]:
-    """`--flag value`, `--flag=value` and bare flags; numbers as numbers."""
-    flags: dict[str, Any] = {}
-    waiting: str | None = None
-    for word in words:
-        if word in ("&&", ";", "|", "&", ">", "2>&1"):
-            break
-        if is_flag(word):
-            name, equals, value = word.partition("=")
-            flags[name] = plain(value) if equals else True
-            waiting = None if equals else name
-        elif waiting is not None:
-            flags[waiting] = plain(word)
-            waiting = None
-        else:
-            flags.setdefault("(argument)", word)
-    return flags
-
-
-def is_flag(word: str) -> bool:
-    """Whether a word is a flag and not a negative number."""
-    return word.startswith("-") and len(word) > 1 and isinstance(plain(word), str)
-
-
-def plain(word: str) -> Any:
-    """A word as the number or truth value that it spells."""
-    if word.lower() in ("true", "false"):
-        return word.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word
 
 
 def from_jllm(programs: Mapping[str, Mapping[str, Any]]) -> Imported:

@@ -1,7 +1,7 @@
 """What an old config becomes: values for our two configs, and a list of what was left out."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,12 +125,14 @@ def entry_rows(system: OldSystem, prefix: str) -> dict[str, Equivalent]:
     return {row.old.removeprefix(start): row for row in system.rows if row.old.startswith(start)}
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys; lists stay."""
+def flatten(
+    values: Mapping[str, Any], prefix: str = "", whole: Collection[str] = ()
+) -> dict[str, Any]:
+    """Nested tables as dotted keys; lists stay, and tables whose dotted key is in `whole`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and prefix + key not in whole:
+            flat |= flatten(value, f"{prefix}{key}.", whole)
         else:
             flat[prefix + key] = value
     return flat

@@ -1,11 +1,7 @@
 """jllm's flags (janelu9/flash-finetuning at 75d90eb): data preparation and `train_pipe`."""
 
-from typing import Any
-
 from headrace.jobs.migration.equivalents import (
-    NoEquivalentError,
     OldSystem,
-    Values,
     choice,
     computed,
     elsewhere,
@@ -13,86 +9,24 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
-from headrace.jobs.migration.qlora_pipe import KEEP_ALL
+from headrace.jobs.migration.jllm_values import (
+    accumulation,
+    background,
+    frozen_or_full,
+    lora,
+    modules,
+    packed,
+    partition,
+    random_weights,
+    recompute,
+    shuffle,
+)
+from headrace.jobs.migration.old_tools import JLLM_TOOLS
+from headrace.jobs.migration.old_values import if_positive, keep, warmup
 
 IMAGES = "text only"
 TENSOR = "a model is cut by layers only; more `pipeline_stages` spread it further"
-ON_GROUP = "a checkpoint is written in one form, by name, and loads in any layout"
-
-
-def accumulation(value: int, values: Values) -> dict[str, Any]:
-    """0 asks to derive it from the global batch; the replicas are not in the command line."""
-    if not value:
-        rows = values.get("--global_batch_size", 1)
-        value = max(1, rows // values.get("--per_device_train_batch_size", 1))
-    return {"train.gradient_accumulation_steps": value}
-
-
-def warmup(value: float, values: Values) -> dict[str, Any]:
-    if value >= 1 or not value:
-        return {"train.scheduler.warmup_steps": int(value)}
-    share = value / max(1, values.get("--num_train_epochs", 1))
-    return {"train.scheduler.warmup_fraction": share}
-
-
-def interval(key: str) -> Any:
-    """Steps; -1 is never."""
-
-    def convert(value: int, _: Values) -> dict[str, Any]:
-        return {key: value} if value > 0 else {}
-
-    return convert
-
-
-def keep(value: int, _: Values) -> dict[str, Any]:
-    return {"train.checkpoint.keep_last": value if value > 0 else KEEP_ALL}
-
-
-def partition(value: str, _: Values) -> dict[str, Any]:
-    words = {"fast": "cost", "mem": "memory", "uniform": "uniform"}
-    if value not in words:
-        raise NoEquivalentError("numbers there count half layers; list whole layers in `partition`")
-    return {"train.partition": words[value]}
-
-
-def lora(value: int, _: Values) -> dict[str, Any]:
-    return {"train.adapter.kind": "lora", "train.adapter.rank": value} if value else {}
-
-
-def frozen_or_full(value: bool, values: Values) -> dict[str, Any]:
-    if values.get("--lora_dim") and not value:
-        raise NoEquivalentError(
-            "embedding, norms and head beside adapters: name them in adapter.modules_to_save"
-        )
-    return {}
-
-
-def modules(value: str, values: Values) -> dict[str, Any]:
-    """Fused names of theirs are the model's own names here."""
-    fused = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
-    names = [name for part in value.split(",") for name in fused.get(part, [part])]
-    return {"train.adapter.target_modules": names} if values.get("--lora_dim") else {}
-
-
-def recompute(value: int, values: Values) -> dict[str, Any]:
-    """Segments of so many layers keep one input each; here a layer is the largest segment."""
-    return {"train.activation_checkpointing": "full" if value else "none"}
-
-
-def background(value: str, _: Values) -> dict[str, Any]:
-    return {"train.checkpoint.background": value in ("process", "thread")}
-
-
-def random_weights(value: bool, _: Values) -> dict[str, Any]:
-    return {"train.weights": "random"} if value else {}
-
-
-def shuffle(value: bool, _: Values) -> dict[str, Any]:
-    return {"train.loader.shuffle": not value}
-
-
-def packed(value: bool, _: Values) -> dict[str, Any]:
-    return {"prepare.packing": "concatenate"} if value else {}
+TRAINED = "trained weights only; `headrace convert` makes an adapter or a model of them"
 
 
 RAW2IDS = (
@@ -119,20 +53,13 @@ RAW2IDS = (
     none("raw2ids --tmp", "no scratch directory is needed; it is beside the output"),
     none("raw2ids -T", "processes; the tokenizer leaves the interpreter's lock by itself"),
     none("raw2ids -C", "remove the output directory"),
-    elsewhere("shuffle_datasets -d", "headrace repartition", "`prepare` shuffles already"),
-    elsewhere("shuffle_datasets -o", "headrace repartition --out"),
-    elsewhere("shuffle_datasets -n", "headrace repartition --shards"),
-    elsewhere("shuffle_datasets --cores", "headrace repartition --workers"),
-    none("shuffle_datasets --mem_rate", "memory is bounded whatever the size"),
-    elsewhere("shuffle_datasets --seed", "headrace repartition --seed"),
-    elsewhere("repartition -d", "headrace repartition"),
-    elsewhere("repartition -n", "headrace repartition --shards"),
 )
 
 JLLM = OldSystem(
     "jllm",
     (
         *RAW2IDS,
+        *JLLM_TOOLS,
         same("--model", "train.model"),
         none("--from_ckpt", "`model` may be any model directory, such as one that was exported"),
         elsewhere("--resume_ckpt", "headrace train --resume"),
@@ -196,7 +123,7 @@ JLLM = OldSystem(
         computed(
             "--num_warmup_steps",
             ("train.scheduler.warmup_steps", "train.scheduler.warmup_fraction"),
-            warmup,
+            warmup("--num_train_epochs"),
             "below 1 it is a share of an epoch there, of all steps here",
         ),
         number("--learning_rate", "train.optimizer.lr", default=3e-4),
@@ -212,7 +139,7 @@ JLLM = OldSystem(
         computed(
             "--steps_per_checkpoint",
             "train.checkpoint.every_steps",
-            interval("train.checkpoint.every_steps"),
+            if_positive("train.checkpoint.every_steps"),
         ),
         computed(
             "--background_executor",
@@ -230,15 +157,15 @@ JLLM = OldSystem(
         none("--ckpt_epoch", "`checkpoint.every_epochs` is an interval"),
         none("--skip_epoch", "`epochs` counts whole passes"),
         computed("--max_num_checkpoints", "train.checkpoint.keep_last", keep),
-        none("--only_ckpt_model", ON_GROUP),
-        none("--only_ckpt_lora", ON_GROUP),
+        same("--only_ckpt_model", "train.checkpoint.weights_only", TRAINED),
+        same("--only_ckpt_lora", "train.checkpoint.weights_only", TRAINED),
         computed(
-            "--early_stop", "train.evaluation.patience", interval("train.evaluation.patience")
+            "--early_stop", "train.evaluation.patience", if_positive("train.evaluation.patience")
         ),
         computed(
             "--steps_per_eval",
             "train.evaluation.every_steps",
-            interval("train.evaluation.every_steps"),
+            if_positive("train.evaluation.every_steps"),
         ),
         none("--steps_per_print", "each step is printed", 1),
         computed(

@@ -1,12 +1,8 @@
 """qlora-pipe's keys (tdrussell/qlora-pipe at 90b8e7d)."""
 
-from typing import Any
-
 from headrace.jobs.migration.equivalents import (
     Equivalent,
-    NoEquivalentError,
     OldSystem,
-    Values,
     choice,
     computed,
     elsewhere,
@@ -14,71 +10,18 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
+from headrace.jobs.migration.old_tools import QLORA_PIPE_TOOLS
+from headrace.jobs.migration.old_values import activation_checkpointing, keep, warmup
+from headrace.jobs.migration.qlora_pipe_values import (
+    adapter_dtype,
+    adapter_kind,
+    bf16_or_fp32,
+    gamma,
+    loraplus,
+    tokens_per_batch,
+    weight_offload,
+)
 from headrace.jobs.migration.quantized import QUANTIZED
-
-KEEP_ALL = 1_000_000
-
-
-def adapter_kind(full: bool, values: Values) -> dict[str, Any]:
-    dora = values.get("use_dora")
-    return {"train.adapter.kind": "none" if full else "dora" if dora else "lora"}
-
-
-def warmup(value: float, values: Values) -> dict[str, Any]:
-    """Steps, or below 1 a share of one epoch, which ours counts of all steps."""
-    if value >= 1 or not value:
-        return {"train.scheduler.warmup_steps": int(value)}
-    return {"train.scheduler.warmup_fraction": value / max(1, values.get("epochs", 1))}
-
-
-def keep(value: int, _: Values) -> dict[str, Any]:
-    return {"train.checkpoint.keep_last": value if value > 0 else KEEP_ALL}
-
-
-def tokens_per_batch(value: int, _: Values) -> dict[str, Any]:
-    return {
-        "train.loader.pack": "best_fit",
-        "train.loader.tokens_per_row": value,
-        "train.micro_batch_size": 1,
-    }
-
-
-def loraplus(value: bool, values: Values) -> dict[str, Any]:
-    ratio = values.get("optimizer.loraplus_lr_ratio", 16)
-    return {"train.optimizer.lora_plus_ratio": float(ratio)} if value else {}
-
-
-def gamma(value: float, values: Values) -> dict[str, Any]:
-    plain = values.get("loss_type", "cross_entropy_loss") == "cross_entropy_loss"
-    unused = plain or not value or values.get("rl.method")
-    return {} if unused else {"train.objective.gamma": float(value)}
-
-
-def bf16_or_fp32(value: str, _: Values) -> dict[str, Any]:
-    if value not in ("bfloat16", "float32"):
-        raise NoEquivalentError("only bfloat16 and float32 are computed in")
-    return {"train.dtype": value}
-
-
-def activation_checkpointing(value: Any, _: Values) -> dict[str, Any]:
-    if value in ("cpu", "unsloth", "offload"):
-        return {"train.activation_checkpointing": "full", "train.activation_offload": True}
-    return {"train.activation_checkpointing": "full" if value else "none"}
-
-
-def weight_offload(value: bool | int, _: Values) -> dict[str, Any]:
-    if not value:
-        return {}
-    return {"train.weight_offload": "mlp" if value is True else "experts"}
-
-
-def adapter_dtype(value: str, values: Values) -> dict[str, Any]:
-    if value == "float32":
-        return {}
-    if values.get("optimizer.type") == "adamw_kahan":
-        return {"train.dtype": value}
-    raise NoEquivalentError('adapters are float32, unless optimizer.type = "adamw_kahan"')
-
 
 COMMAND_LINE = (
     elsewhere("--config", "headrace train"),
@@ -90,6 +33,12 @@ COMMAND_LINE = (
     none("--deepspeed_config", "the batch is set by the keys of train.toml alone"),
 )
 
+NEIGHBOURS = choice(
+    "use_column_major_topology",
+    "train.neighbours",
+    {True: "stages", False: "replicas"},
+    "stages of a replica are neighbours if nothing is said",
+)
 LAYERS: tuple[Equivalent, ...] = (
     none(
         "attn_implementation",
@@ -130,7 +79,7 @@ DATASETS = tuple(
         ),
         none(
             f"{table}[].subsample",
-            "no share of a source is taken; `datasets.max_tokens` takes a number of tokens",
+            "no share of a source is taken; `max_rows` and `max_tokens` of a source take a number",
         ),
     )
 )
@@ -139,6 +88,7 @@ QLORA_PIPE = OldSystem(
     "qlora-pipe",
     (
         *COMMAND_LINE,
+        *QLORA_PIPE_TOOLS,
         same("model", "train.model"),
         same("output_dir", "train.output_dir", "the run directory itself, without a time stamp"),
         computed(
@@ -179,7 +129,7 @@ QLORA_PIPE = OldSystem(
         computed(
             "warmup_steps",
             ("train.scheduler.warmup_steps", "train.scheduler.warmup_fraction"),
-            warmup,
+            warmup("epochs"),
             "below 1 it is a share of an epoch there, of all steps here",
         ),
         number("force_constant_lr", "train.scheduler.force_constant_lr"),
@@ -200,11 +150,7 @@ QLORA_PIPE = OldSystem(
         number("gradient_clipping", "train.optimizer.gradient_clipping"),
         none("steps_per_print", "each step is printed", 1),
         same("pipeline_stages", "train.pipeline_stages"),
-        none(
-            "use_column_major_topology",
-            "stages of a replica are always neighbours, as with `true` there",
-            True,
-        ),
+        NEIGHBOURS,
         none("group_by_length", 'rows are packed in place of padded: `loader.pack = "best_fit"`'),
         computed(
             "activation_checkpointing",

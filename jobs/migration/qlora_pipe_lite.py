@@ -12,6 +12,9 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
+from headrace.jobs.migration.old_tools import QLORA_PIPE_LITE_TOOLS
+from headrace.jobs.migration.old_values import share_of_epoch
+from headrace.jobs.migration.qlora_pipe import NEIGHBOURS
 from headrace.jobs.migration.quantized import BACKEND, TYPE, nf4
 
 
@@ -23,10 +26,6 @@ def adapter_kind(full: bool, values: Values) -> dict[str, Any]:
 
 def layers(value: int | str, _: Values) -> dict[str, Any]:
     return {"train.adapter.layers": str(value).replace(" ", "")}
-
-
-def epoch_share(value: float, _: Values) -> dict[str, Any]:
-    return {"train.evaluation.every_epochs": 1 / value}
 
 
 def minutes(value: float, _: Values) -> dict[str, Any]:
@@ -56,6 +55,9 @@ QLORA_PIPE_LITE = OldSystem(
         elsewhere("--local_rank", "headrace train", "set by the launcher"),
         elsewhere("--add-prefix-space", "prepare.sources.add_prefix_space"),
         none("--trust-remote-code", "no code of a model directory is run"),
+        none("--deepspeed", "not needed"),
+        none("--deepspeed_config", "the batch is set by the keys of train.toml alone"),
+        *QLORA_PIPE_LITE_TOOLS,
         same("model_dir", "train.model"),
         same("output_dir", "train.output_dir"),
         number("lr", "train.optimizer.lr"),
@@ -98,11 +100,7 @@ QLORA_PIPE_LITE = OldSystem(
             "classes cannot be named; list the layers of each stage",
             default="uniform",
         ),
-        none(
-            "use_column_major_topology",
-            "stages of a replica are always neighbours, as with `true` there",
-            True,
-        ),
+        NEIGHBOURS,
         number(
             "eval_fraction",
             "prepare.evaluation_fraction",
@@ -112,7 +110,7 @@ QLORA_PIPE_LITE = OldSystem(
         computed(
             "evals_per_epoch",
             "train.evaluation.every_epochs",
-            epoch_share,
+            share_of_epoch("train.evaluation.every_epochs"),
             "1 over it",
             default=10,
         ),

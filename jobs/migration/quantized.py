@@ -13,6 +13,8 @@ from headrace.jobs.migration.equivalents import (
 
 BACKEND, TYPE = "train.quantization.backend", "train.quantization.type"
 BNB, HQQ = "quantization.bnb", "quantization.hqq"
+DYNAMIC = f"{HQQ}.dynamic_config"
+BY_NAME = {"nbits": "bits", "group_size": "group_size", "axis": "axis"}
 NF4_TWICE = (
     BACKEND,
     TYPE,
@@ -72,6 +74,24 @@ def skipped(value: list[str], _: Values) -> dict[str, Any]:
     return {"train.quantization.skip_modules": [*value, "lm_head"]}
 
 
+def by_name(value: Any, _: Values) -> dict[str, Any]:
+    """Settings of modules by a part of their names; the first that matches counts, as there.
+
+    Raises:
+        NoEquivalentError: a setting of theirs that ours do not have.
+    """
+    if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+        raise NoEquivalentError("not a table of tables")
+    found: dict[str, dict[str, Any]] = {}
+    for name, settings in value.items():
+        settings = settings.get("weight_quant_params", settings)
+        unknown = settings.keys() - BY_NAME.keys()
+        if unknown - {"quant_zero", "quant_scale", "view_as_float"}:
+            raise NoEquivalentError(f"{name}: only {', '.join(BY_NAME)} have an equivalent")
+        found[name] = {BY_NAME[key]: v for key, v in settings.items() if key in BY_NAME}
+    return {BACKEND: "hqq", "train.quantization.dynamic_config": found}
+
+
 QUANTIZED = (
     computed(f"{BNB}.load_in_4bit", (BACKEND, TYPE), four_bits),
     computed(f"{BNB}.load_in_8bit", INT8, int8),
@@ -81,6 +101,8 @@ QUANTIZED = (
     of_bnb("bnb_4bit_quant_storage", "storage_type"),
     elsewhere(f"{BNB}.llm_int8_threshold", "train.quantization.int8_threshold"),
     computed(f"{BNB}.llm_int8_skip_modules", "train.quantization.skip_modules", skipped),
+    none(f"{BNB}.llm_int8_has_fp16_weight", "weights are quantised once"),
+    none(f"{BNB}.llm_int8_enable_fp32_cpu_offload", "a stage lies on one device"),
     of_hqq("nbits", "bits"),
     of_hqq("group_size", "group_size"),
     of_hqq("axis", "axis"),
@@ -89,8 +111,5 @@ QUANTIZED = (
     none(f"{HQQ}.view_as_float", "packed weights lie as integers"),
     none(f"{HQQ}.quant_zero", "zeros are not quantised again"),
     none(f"{HQQ}.quant_scale", "scales are not quantised again"),
-    none(
-        f"{HQQ}.dynamic_config",
-        "not carried over; write `[quantization.dynamic_config.NAME]` by hand: `bits` is `nbits`",
-    ),
+    computed(DYNAMIC, (BACKEND, "train.quantization.dynamic_config"), by_name, "`nbits`: `bits`"),
 )

@@ -75,6 +75,7 @@ def test_the_adapter_loads_in_peft_and_merged_with_the_trainers_loss(
     assert_same_files(tmp_path / "converted", run / "adapter")
     card = (run / "adapter" / "README.md").read_text()
     assert f"| train | {read_metrics(run)[1]['loss']:.4f} | " in card
+    assert f"| evaluation on tiny | {losses[0]:.4f} | {losses[-1]:.4f} |" in card
     assert "<polyline" in (run / "adapter" / "loss.svg").read_text()
 
     merged = tmp_path / "merged"

@@ -6,20 +6,28 @@ import re
 import subprocess
 
 import pytest
+import torch
+from checkpoints import state
 from runs import as_toml, checkpoint_tensors, read_metrics
 from test_resume import assert_same_tensors
 
+from headrace.schemas.errors import TrainingError
 from headrace.schemas.run_config import AnomalyConfig
-from headrace.trainer.run.anomalies import judge
+from headrace.trainer.data.feed import StepInputs
+from headrace.trainer.data.placed_rows import PlacedRow
+from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_packer import OverlongCount
+from headrace.trainer.run.anomalies import Anomaly, Outcome, deal_with, judge
 
 SPIKES = AnomalyConfig(spike_factor=2.0, spike_window=3, on_spike="skip")
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
-@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("policy", ["stop", "skip", "continue"])
 def test_a_gradient_that_is_not_finite(norm, policy):
     anomaly = judge(AnomalyConfig(on_not_finite=policy), norm, None, [])
     assert (anomaly.what, anomaly.policy) == (f"the gradient's norm is {norm}", policy)
+    assert Outcome(norm, anomaly).is_taken == (policy == "continue")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +49,34 @@ def test_without_a_factor_no_loss_is_a_spike():
     assert judge(AnomalyConfig(), 1.0, 1e9, [1.0] * 50) is None
 
 
+PLACES = [
+    [[PlacedRow("books", 11, 5), PlacedRow("code", 12, 3)]],
+    [[]],
+    [[PlacedRow("code", 13, 8)]],
+]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "continue"])
+def test_rows_and_their_sources_are_written_down_whatever_follows(policy, layout, tmp_path, caplog):
+    inputs = StepInputs(
+        3, [], [], 1, 1, Position(), OverlongCount(), input_ids=torch.zeros(1), rows=PLACES
+    )
+    outcome = Outcome(math.nan, Anomaly("the gradient's norm is nan", policy))
+    if policy == "stop":
+        with pytest.raises(
+            TrainingError, match=r"books 11, code 12, code 13; all in .*--row-key KEY"
+        ):
+            deal_with(outcome, state(4), inputs, tmp_path, layout)
+    else:
+        deal_with(outcome, state(4), inputs, tmp_path, layout)
+        done = "the step was taken" if policy == "continue" else "its update was skipped"
+        assert f"{done}. It had 3 rows, first books 11, code 12, code 13" in caplog.text
+    (line,) = (tmp_path / "anomalies.jsonl").read_text().splitlines()
+    rows = [row._asdict() for place in PLACES for rows in place for row in rows]
+    what = {"step": 4, "what": "the gradient's norm is nan", "policy": policy}
+    assert json.loads(line) == what | {"rows": rows}
+
+
 @pytest.mark.slow
 def test_updates_that_would_not_be_finite_are_skipped_and_their_rows_named(training):
     settings = {"max_steps": 3, "pipeline_stages": 2, "optimizer__gradient_clipping": 0}
@@ -50,7 +86,9 @@ def test_updates_that_would_not_be_finite_are_skipped_and_their_rows_named(train
     lines = (run / "anomalies.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["step"] for record in records] == [2, 3]
-    assert all(len(record["row_keys"]) == 4 for record in records)
+    assert all(len(record["rows"]) == 4 for record in records)
+    sources = {row["source"] for record in records for row in record["rows"]}
+    assert sources <= {"json", "small"} and sources
     ours, expected = checkpoint_tensors(run), checkpoint_tensors(one)
     assert_same_tensors(ours, expected)
 
@@ -69,6 +107,7 @@ def test_a_spike_ends_the_run_in_one_line_with_the_rows(training):
     error = done.stderr.splitlines()[-1]
     record = json.loads((run / "anomalies.jsonl").read_text())
     assert re.match(rf"error: step {record['step']}: the loss is .* times the mean of the 2", error)
-    assert str(record["row_keys"][0]) in error
+    first = record["rows"][0]
+    assert f"It had 4 rows, first {first['source']} {first['row_key']}, " in error
     taken = [line["step"] for line in read_metrics(run) if line["kind"] == "train"]
     assert taken[-1] == record["step"] - 1

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from checkpoints import names, trained
+from checkpoints import names, state, trained
+from safetensors.torch import load_file
 
 from headrace.schemas.errors import CheckpointError
 from headrace.trainer.model.materializer import TrainedParameter
 from headrace.trainer.run import checkpoint
-from headrace.trainer.run.checkpoint import load_tensors, newest
+from headrace.trainer.run.checkpoint import CheckpointFolder, load_tensors, newest
+from headrace.trainer.run.saver import Saver
 
 STAGE = "stage-00.safetensors"
 
@@ -40,10 +42,45 @@ def test_what_is_saved_is_read_back_bit_by_bit(folder, save):
     assert all(torch.equal(restored[name], value) for name, value in moments.items())
 
 
+def test_a_checkpoint_of_weights_only_is_smaller_and_leaves_the_optimiser_as_it_is(folder, layout):
+    saver = Saver(folder, layout, background=False, weights_only=True)
+    saver.begin(state(3), *trained())
+    path, read = newest(folder, check_files=True)
+    assert read.weights_only
+    assert load_file(path / STAGE).keys() == {"parameter/model.norm.weight"}
+    items, optimizer = trained()
+    expected = items[0].parameter.detach().clone()
+    optimizer.state.clear()
+    with torch.no_grad():
+        items[0].parameter.zero_()
+    load_tensors(path, items, None)
+    assert torch.equal(items[0].parameter, expected)
+    assert not optimizer.state
+    with pytest.raises(CheckpointError, match="no tensor step/model"):
+        load_tensors(path, items, optimizer)
+
+
 def test_only_the_last_ones_are_kept_by_step_and_not_by_name(folder, save):
     for step in (8, 999_999, 1_000_000, 1_000_001):
         save(step)
     assert names(folder) == ["step-1000000", "step-1000001"]
+
+
+def test_checkpoints_of_earlier_sessions_count_among_the_last_that_are_kept(folder, save, layout):
+    for step in (1, 2):
+        save(step)
+    later = CheckpointFolder(folder.path.parent, keep_last=2)
+    Saver(later, layout, background=False).begin(state(3), *trained())
+    assert names(later) == ["step-000002", "step-000003"]
+
+
+def test_other_files_and_folders_are_never_taken_for_checkpoints(folder, save):
+    save(2)
+    for name in ("zzz", "latest", "step-9x", "epoch3", "step-000007.bak"):
+        (folder.path / name).mkdir()
+    (folder.path.parent / "zzz.txt").touch()
+    assert newest(folder, check_files=True)[1].step == 2
+    assert names(folder) == ["step-000002"]
 
 
 def test_a_half_written_checkpoint_counts_for_nothing(folder, save):

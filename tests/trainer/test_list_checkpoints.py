@@ -20,14 +20,25 @@ def lines(console):
 
 def test_each_checkpoint_is_a_line_with_its_losses(folder, layout, shown):
     saver = Saver(folder, layout, background=False)
-    for step, loss in ((1, 2.5), (2, 2.75)):
-        now = state(step).model_copy(update={"loss": 3.0, "best_loss": 2.6})
-        saver.begin(now.after_evaluation(loss), *trained())
+    now = state(0)
+    for step, loss in ((1, 2.75), (2, 2.5), (3, 2.6)):
+        update = {"step": step, "tokens": 512 * step, "loss": 3.0}
+        now = now.model_copy(update=update).after_evaluation(loss)
+        saver.begin(now, *trained())
     assert list_checkpoints(folder.path.parent, shown)
-    _, first, second = lines(shown)
-    assert first.startswith("step-000001 512 3.0000 2.5000 (lowest) ")
-    assert second.startswith("step-000002 1,024 3.0000 2.7500 ")
-    assert second.endswith(" sound")
+    _, second, third = lines(shown)
+    assert second.startswith("step-000002 1,024 3.0000 2.5000 (lowest) ")
+    assert third.startswith("step-000003 1,536 3.0000 2.6000 ")
+    assert third.endswith(" sound")
+
+
+def test_the_lowest_loss_is_marked_once(folder, layout, shown):
+    saver, now = Saver(folder, layout, background=False), state(0)
+    for step, loss in ((1, 2.75), (2, 2.5)):
+        now = now.model_copy(update={"step": step}).after_evaluation(loss)
+        saver.begin(now, *trained())
+    assert list_checkpoints(folder.path.parent, shown)
+    assert ["(lowest)" in line for line in lines(shown)] == [False, False, True]
 
 
 def test_a_damaged_one_is_named(folder, save, shown):

@@ -93,6 +93,15 @@ def test_a_short_row_is_filled_with_a_document_that_is_not_trained(make_loader, 
     assert sum(batch.input_ids.numel() for batch in batches) > total, "no short row was met"
 
 
+def test_an_epoch_leaves_every_file_of_the_shards_as_it_was(make_loader, tiny_shards):
+    def files():
+        return {p.name: (p.stat().st_mtime_ns, p.stat().st_size) for p in tiny_shards.iterdir()}
+
+    before = files()
+    assert len(list(make_loader())) > 9
+    assert files() == before
+
+
 def test_a_shard_that_is_cut_off_stops_the_consumer_with_its_name(
     make_loader, tiny_shards, tmp_path
 ):

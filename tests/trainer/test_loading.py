@@ -196,6 +196,22 @@ def test_a_family_whose_forward_pass_differs_is_found_out(tmp_path, monkeypatch)
         plan_model(config_of(directory))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "strange"])
+def test_code_in_a_model_directory_is_never_run(tmp_path, monkeypatch, model_type):
+    directory, ran = save_tiny("llama", tmp_path / "model"), tmp_path / "ran"
+    (directory / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass C: pass\nclass M: pass\n")
+    config = json.loads((directory / "config.json").read_text()) | {"model_type": model_type}
+    config["auto_map"] = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    (directory / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run it"))
+    if model_type == "llama":
+        plan_model(config_of(directory, 1))
+    else:
+        with pytest.raises(ConfigError, match=r"transformers cannot read config\.json"):
+            plan_model(config_of(directory, 1))
+    assert not ran.exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
     [

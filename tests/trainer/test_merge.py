@@ -9,6 +9,7 @@ from test_adapter_modes import saved_adapter
 
 from headrace.schemas.errors import CheckpointError, ConfigError, DataError
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.export import merged_model
 from headrace.trainer.export.convert import find_checkpoint
 from headrace.trainer.export.merge import merge
 from headrace.trainer.model.model_builder import build_stage
@@ -39,7 +40,9 @@ def weights(directory):
 def test_the_change_is_scaled_and_what_is_taken_away_again_is_gone(tiny_model, tmp_path):
     adapter = adapter_of(tiny_model, tmp_path / "adapter")
     assert merge(tiny_model, adapter, tmp_path / "whole") == 5
+    (adapter / "README.md").write_text("# mine\n")
     merge(tiny_model, adapter, tmp_path / "half", scale=0.5)
+    assert "scale of 0.5" in (tmp_path / "half" / "README.md").read_text()
     merge(tmp_path / "whole", adapter, tmp_path / "back", scale=-1)
     base, whole, half, back = (
         weights(path)
@@ -61,6 +64,14 @@ def test_an_adapter_of_other_names_is_refused_instead_of_merging_nothing(tiny_mo
     }
     save_file(renamed, file)
     with pytest.raises(DataError, match=r"no tensor base_model\.model\.model\.layers\.0"):
+        merge(tiny_model, adapter, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"], "nothing is left behind"
+
+
+def test_changing_no_weight_is_an_error(tiny_model, tmp_path, monkeypatch):
+    adapter = adapter_of(tiny_model, tmp_path / "adapter")
+    monkeypatch.setattr(merged_model, "scale_and_count", lambda *_: 0)
+    with pytest.raises(DataError, match="none of its tensors changes a weight of"):
         merge(tiny_model, adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
@@ -92,5 +103,10 @@ def test_what_is_no_adapter_is_told_from_one(tiny_model, tmp_path, file, message
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint after step 7; see `headrace check"):
+    with pytest.raises(CheckpointError, match="no checkpoints; name a run directory"):
         find_checkpoint(tmp_path, 7)
+    for name in ("step-000006", "step-000008"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="after step 7, but step-000006, step-000008"):
+        find_checkpoint(tmp_path, 7)
+    assert find_checkpoint(tmp_path, None).name == "step-000008"

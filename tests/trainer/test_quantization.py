@@ -159,6 +159,16 @@ def test_every_mode_is_the_same_bit_by_bit_over_two_stages(models, mode):
     assert any(value.any() for value in runs[0][1].values())
 
 
+@pytest.mark.parametrize("settings", [NF4, HQQ], ids=["bnb", "hqq"])
+def test_routers_are_never_quantized(models, settings):
+    built = build(config_of(models["mixtral"], 1, LORA, quantization=settings))
+    held = held_in(built)
+    assert any(".experts." in name for name in held)
+    assert not any("gate.weight" in name for name in held)
+    routers = [p for name, p in built[0].stage.canonical_parameters().items() if "mlp.gate" in name]
+    assert len(routers) == 4 and {p.dtype for p in routers} == {torch.float32}
+
+
 def test_adapters_on_quantized_experts_equal_peft(models):
     loss, gradient = lora(models["mixtral"], 2, quantization=NF4, target_parameters="experts")
     assert max(loss, gradient) <= 1e-5

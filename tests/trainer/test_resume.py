@@ -161,6 +161,21 @@ def test_a_run_that_ended_goes_on_for_more_steps_as_if_they_had_been_planned(tra
     assert read_metrics(run)[-2]["lr"] == 1e-5
 
 
+@pytest.mark.exhaustive
+def test_from_weights_alone_a_run_goes_on_with_its_rows_and_a_fresh_optimiser(training):
+    """Adam's first step is about as long as the rate, whatever the moments were before."""
+    settings = {"checkpoint__weights_only": True, "checkpoint__every_steps": 3, "max_steps": 6}
+    reference = training.run("reference", 2, pipeline_stages=2, **settings)
+    resumed = shutil.copytree(reference, training.directory / "resumed")
+    shutil.rmtree(resumed / "checkpoints" / "step-000006")
+    training.run("resumed", 2, "--resume", pipeline_stages=2, **settings)
+    ours, expected = exact_metrics(resumed), exact_metrics(reference)
+    assert [line["rows_sha256"] for line in ours] == [line["rows_sha256"] for line in expected]
+    assert [line["lr"] for line in ours] == [line["lr"] for line in expected]
+    assert ours[:5] == expected[:5]
+    assert ours[5]["loss"] != expected[5]["loss"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_finishes_the_step_saves_and_exits_with_0(training, number):
     run = Run(training, training.directory / "stopped")

@@ -6,7 +6,6 @@ blocks), their last layers have no bias, and nothing lies between these and the 
 MLP reads what attention has already changed, and only the MLP's part can be folded.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.publish import rename_durably
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.export.control_file import LayerControl, read_control
+from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.model.adapters import PEFT_PREFIX
 from headrace.trainer.model.micro_batch import MicroBatch
 from headrace.trainer.model.model_builder import build_stage
@@ -57,8 +56,7 @@ def control_to_lora(
     Raises:
         ConfigError: it is not the same, layers cannot be folded, or the output exists.
     """
-    if output.exists():
-        raise ConfigError(f"{output}: exists already; remove it or choose another --output")
+    check_new(output)
     controls = {control.layer: control for control in read_control(adapter)}
     config = measuring_config(model)
     plan = plan_model(config)
@@ -198,17 +196,15 @@ def write_lora(
     model: str,
 ) -> None:
     """A directory as PEFT reads it, published whole."""
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(dict(tensors), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
-    LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        target_modules=[target.rsplit(".", 1)[-1] for target in targets],
-        layers_to_transform=layers,
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=model,
-        inference_mode=True,
-    ).save_pretrained(str(temporary))
-    rename_durably(temporary, output)
+    with new_output(output) as temporary:
+        temporary.mkdir()
+        save_file(dict(tensors), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            target_modules=[target.rsplit(".", 1)[-1] for target in targets],
+            layers_to_transform=layers,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=model,
+            inference_mode=True,
+        ).save_pretrained(str(temporary))

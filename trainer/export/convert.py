@@ -1,7 +1,6 @@
 """A checkpoint into what others read, without the processes that wrote it and without a GPU."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError, ConfigError
-from headrace.schemas.publish import rename_durably
 from headrace.schemas.recorded_config import without_defaults
 from headrace.schemas.run_state import (
     CHECKPOINTS_FOLDER,
@@ -29,6 +27,8 @@ from headrace.trainer.export.export import (
     stored_dtype,
 )
 from headrace.trainer.export.model_card import write_card
+from headrace.trainer.export.output import check_new, new_output
+from headrace.trainer.export.progress import tracked
 from headrace.trainer.model.adapter_start import takes_over
 from headrace.trainer.model.adapters import exported_tensors, side_by_side
 from headrace.trainer.model.model_directory import model_directory
@@ -85,36 +85,41 @@ def convert(run: Path, output: Path, step: int | None = None, model: Path | None
     Raises:
         ConfigError, CheckpointError: no run, no such checkpoint, or a damaged one.
     """
-    if output.exists():
-        raise ConfigError(f"{output}: exists already; remove it or choose another --output")
+    check_new(output)
     checkpoint = find_checkpoint(run, step)
     read_run_state(checkpoint)
     config = run_config(run, model)
     beta1 = config.optimizer.beta1 if config.optimizer.type == "adamw_schedule_free" else None
     tensors = CheckpointTensors(checkpoint, beta1)
     plan = plan_model(config)
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    if plan.lora is not None or config.adapter.kind == "control":
-        write_adapter(config, plan.lora, tensors, temporary)
-    else:
-        dtype = saved_dtype(config.checkpoint.save_dtype, stored_dtype(plan.architecture.config))
-        write_model(plan, tensors, model_directory(config.model), temporary, dtype)
-    write_card(temporary, run, int(checkpoint.name.rpartition("-")[2]))
-    rename_durably(temporary, output)
+    with new_output(output) as temporary:
+        temporary.mkdir()
+        if plan.lora is not None or config.adapter.kind == "control":
+            write_adapter(config, plan.lora, tensors, temporary)
+        else:
+            stored = stored_dtype(plan.architecture.config)
+            dtype = saved_dtype(config.checkpoint.save_dtype, stored)
+            write_model(plan, tensors, model_directory(config.model), temporary, dtype)
+        write_card(temporary, run, int(checkpoint.name.rpartition("-")[2]))
     return checkpoint
 
 
 def find_checkpoint(run: Path, step: int | None) -> Path:
-    """The checkpoint after a step, or the newest."""
-    found = published_checkpoints(run / CHECKPOINTS_FOLDER)
-    if step is not None:
-        found = [path for path in found if path.name == checkpoint_name(step)]
+    """The checkpoint after a step, or the newest.
+
+    Raises:
+        CheckpointError: there is none, with the names of the others.
+    """
+    folder = run / CHECKPOINTS_FOLDER
+    found = published_checkpoints(folder)
     if not found:
-        wanted = "no checkpoints" if step is None else f"no checkpoint after step {step}"
-        raise CheckpointError(f"{run / CHECKPOINTS_FOLDER}: {wanted}; see `headrace checkpoints`")
-    return found[-1]
+        raise CheckpointError(f"{folder}: no checkpoints; name a run directory")
+    if step is None:
+        return found[-1]
+    if folder / checkpoint_name(step) not in found:
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError(f"{folder}: no checkpoint after step {step}, but {names}")
+    return folder / checkpoint_name(step)
 
 
 def run_config(run: Path, model: Path | None) -> TrainConfig:
@@ -177,7 +182,7 @@ def write_model(
     sizes = {p: sum(s.empty.numel() for s in slots[p]) * dtype.itemsize for p in paths}
     writer = ModelWriter(output, skeleton, 0, file_count(list(sizes.values())))
     with StoredWeights(base, skeleton) as source:
-        for path in paths:
+        for path in tracked(paths, list(sizes.values()), "convert"):
             values = module_values(slots[path], plan, tensors, source)
             writer.add({name: value.to(dtype) for name, value in values.items()}, sizes[path])
     write_index(output, writer.finish())

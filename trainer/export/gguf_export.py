@@ -10,13 +10,13 @@ from typing import Literal
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.quants import quant_shape_to_byte_shape, quantize
-from rich.progress import track
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.publish import rename_durably
 from headrace.trainer.export.gguf_family import FAMILIES, add_hyperparameters, read_model_config
 from headrace.trainer.export.gguf_parts import NameMap, Part, adapter_parts, model_parts
 from headrace.trainer.export.gguf_tokenizer import add_tokenizer
+from headrace.trainer.export.output import check_new, new_output
+from headrace.trainer.export.progress import tracked
 
 StoredType = Literal["f32", "f16", "bf16", "q8_0"]
 FILE_TYPES = {
@@ -47,8 +47,7 @@ def export_gguf(
     Raises:
         ConfigError: a family, adapter or tokenizer that has no form in GGUF, or the output exists.
     """
-    if output.exists():
-        raise ConfigError(f"{output}: exists already; remove it or choose another --output")
+    check_new(output)
     config = read_model_config(model)
     family = FAMILIES.get(config["model_type"])
     if family is None:
@@ -56,19 +55,17 @@ def export_gguf(
             f'{model}: model_type "{config["model_type"]}" cannot be exported to GGUF; '
             f"supported: {', '.join(FAMILIES)}"
         )
-    temporary = output.with_name(f".{output.name}.tmp")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(temporary, MODEL_ARCH_NAMES[family.arch])
-    names = NameMap(family, config)
-    if adapter is not None:
-        parts = list(adapter_parts(writer, names, adapter))
-    else:
-        add_hyperparameters(writer, config, family)
-        writer.add_file_type(FILE_TYPES[stored][1])
-        add_tokenizer(writer, model, config["vocab_size"], pre)
-        parts = list(model_parts(names, model))
-    write_parts(writer, parts, stored)
-    rename_durably(temporary, output)
+    with new_output(output) as temporary:
+        writer = GGUFWriter(temporary, MODEL_ARCH_NAMES[family.arch])
+        names = NameMap(family, config)
+        if adapter is not None:
+            parts = list(adapter_parts(writer, names, adapter))
+        else:
+            add_hyperparameters(writer, config, family)
+            writer.add_file_type(FILE_TYPES[stored][1])
+            add_tokenizer(writer, model, config["vocab_size"], pre)
+            parts = list(model_parts(names, model))
+        write_parts(writer, parts, stored)
     return len(parts)
 
 
@@ -87,7 +84,8 @@ def write_parts(writer: GGUFWriter, parts: list[Part], stored: StoredType) -> No
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for part in track(parts, "export", transient=True):
+    sizes = [math.prod(part.shape) * 4 for part in parts]
+    for part in tracked(parts, sizes, "export"):
         writer.write_tensor_data(quantize(part.read(), part_type(part, stored)))
     writer.close()
 

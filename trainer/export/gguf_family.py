@@ -41,7 +41,9 @@ def read_model_config(model: Path) -> dict[str, Any]:
 
     if not (model / "config.json").is_file():
         raise ConfigError(f"{model}: no config.json; give a Hugging Face model directory")
-    values: dict[str, Any] = AutoConfig.from_pretrained(model, local_files_only=True).to_dict()
+    values: dict[str, Any] = AutoConfig.from_pretrained(
+        model, local_files_only=True, trust_remote_code=False
+    ).to_dict()
     if not values.get("head_dim"):
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
     return values

@@ -17,6 +17,9 @@ from headrace.schemas.errors import ConfigError
 from headrace.trainer.export.gguf_family import GgufFamily, rope_factors
 
 LORA_PREFIX = "base_model.model."
+HEAD = "lm_head"
+TIED = ("embed_tokens", HEAD)
+MATRICES = {"A.weight": "a", "B.weight": "b", "embedding_A": "a", "embedding_B": "b"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class NameMap:
         self.family = family
         self.config = config
         self.map = get_tensor_name_map(family.arch, config["num_hidden_layers"])
+        self.is_tied = bool(config.get("tie_word_embeddings"))
 
     def name(self, name: str, source: Path) -> str:
         """`model.layers.0.self_attn.q_proj.weight` -> `blk.0.attn_q.weight`.
@@ -72,7 +76,6 @@ def pair_rows(values: Tensor, heads: int) -> Tensor:
 
 def model_parts(names: NameMap, model: Path) -> Iterator[Part]:
     """All weights of a model directory; a head that is the embedding again is left out."""
-    tied = bool(names.config.get("tie_word_embeddings"))
     files = sorted(model.glob("*.safetensors"))
     if not files:
         raise ConfigError(
@@ -81,7 +84,7 @@ def model_parts(names: NameMap, model: Path) -> Iterator[Part]:
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                if tied and name == "lm_head.weight":
+                if names.is_tied and name == f"{HEAD}.weight":
                     continue
                 shape = tuple(tensors.get_slice(name).get_shape())
                 yield Part(names.name(name, file), shape, reader(names, file, name))
@@ -131,17 +134,24 @@ def adapter_parts(writer: GGUFWriter, names: NameMap, adapter: Path) -> Iterator
 
 
 def adapter_part(names: NameMap, file: Path, name: str, shape: tuple[int, ...]) -> Part:
-    """`...q_proj.lora_B.weight` -> `blk.0.attn_q.weight.lora_b`, rows arranged as in the base."""
-    base, separator, which = name.removeprefix(LORA_PREFIX).rpartition(".lora_")
-    if not separator or which not in ("A.weight", "B.weight"):
+    """`...q_proj.lora_B.weight` -> `blk.0.attn_q.weight.lora_b`, rows arranged as in the base.
+
+    Of an embedding, llama.cpp picks rows of A, one for each token, so A is transposed.
+    """
+    base, _, which = name.removeprefix(LORA_PREFIX).rpartition(".lora_")
+    if which not in MATRICES:
         raise ConfigError(f"{file}: {name} has no form in a GGUF adapter; merge it instead")
-    base = base + ".weight"
+    if names.is_tied and base.rpartition(".")[2] in TIED:
+        raise ConfigError(
+            f"{file}: {name}: embedding and head are one weight in GGUF; merge it instead"
+        )
+    base, letter, turned = base + ".weight", MATRICES[which], which == "embedding_A"
 
     def read() -> npt.NDArray[np.float32]:
         with safe_open(file, framework="pt") as tensors:
             values = tensors.get_tensor(name).float()
-        if which == "B.weight":
+        if letter == "b":
             values = names.arrange(base, values)
-        return np.ascontiguousarray(values.numpy())
+        return np.ascontiguousarray((values.T if turned else values).numpy())
 
-    return Part(f"{names.name(base, file)}.lora_{which[0].lower()}", shape, read)
+    return Part(f"{names.name(base, file)}.lora_{letter}", shape[::-1] if turned else shape, read)

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.schemas.publish import rename_durably
 from headrace.trainer.export.model_card import CARD, CURVE
+from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.quiet import quiet_libraries
 
 
@@ -30,24 +30,30 @@ def merge(model: Path, adapter: Path, output: Path, scale: float = 1.0, device: 
         raise ConfigError(f"{adapter}: {why_not_an_adapter(adapter)}")
     if not (model / "config.json").is_file():
         raise ConfigError(f"{model}: no config.json; give the base model's directory")
-    if output.exists():
-        raise ConfigError(f"{output}: exists already; remove it or choose another --output")
+    check_new(output)
 
     quiet_libraries()
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     from headrace.trainer.export.merged_model import write_merged
 
-    count = write_merged(model, adapter, temporary, scale, device)
-    if not count:
-        shutil.rmtree(temporary)
-        raise DataError(f"{adapter}: none of its tensors changes a weight of {model}")
+    with new_output(output) as temporary:
+        temporary.mkdir()
+        count = write_merged(model, adapter, temporary, scale, device)
+        if not count:
+            raise DataError(f"{adapter}: none of its tensors changes a weight of {model}")
+        copy_card(adapter, temporary, scale)
+    return count
+
+
+def copy_card(adapter: Path, output: Path, scale: float) -> None:
+    """The adapter's card, which says so where not all of the change was added."""
     for name in (CARD, CURVE):
         if (adapter / name).is_file():
-            shutil.copy2(adapter / name, temporary / name)
-    rename_durably(temporary, output)
-    return count
+            shutil.copy2(adapter / name, output / name)
+    if scale != 1 and (output / CARD).is_file():
+        with (output / CARD).open("a", encoding="utf-8") as card:
+            card.write(
+                f"\nMerged with a scale of {scale:g}; the losses above are of a scale of 1.\n"
+            )
 
 
 def why_not_an_adapter(directory: Path) -> str:

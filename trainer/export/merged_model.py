@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError, DataError
+from headrace.trainer.export.progress import tracked
 from headrace.trainer.model.adapter_targets import add_adapter
 from headrace.trainer.model.adapters import PEFT_PREFIX, base_name, file_name, is_adapter
 from headrace.trainer.model.architecture import Architecture, lay_out, read_architecture
@@ -69,7 +70,7 @@ def write_merged(
     sizes = [stored_size(skeleton.get_submodule(path), dtype) for path in paths]
     writer = ModelWriter(output, skeleton, 0, file_count(sizes))
     with StoredWeights(model, lay_out(architecture)) as source:
-        for path, size in zip(paths, sizes, strict=True):
+        for path, size in tracked(list(zip(paths, sizes, strict=True)), sizes, "merge"):
             name, module = PEFT_PREFIX + path, wrapped.get_submodule(PEFT_PREFIX + path)
             slots = list(find_slots({name: module}))
             unused -= fill_adapter(slots, tensors, adapter)

@@ -62,7 +62,8 @@ def card(
         "| | loss before | loss after |",
         "| --- | --- | --- |",
     ]
-    for name, points in {"train": train, **evaluations}.items():
+    named = {f"evaluation on {name}": points for name, points in evaluations.items()}
+    for name, points in {"train": train, **named}.items():
         if points:
             lines.append(f"| {name} | {points[0][1]:.4f} | {points[-1][1]:.4f} |")
     if train or evaluations:

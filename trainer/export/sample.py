@@ -43,8 +43,9 @@ class Sampler:
 
         self.directory = model
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-        network = AutoModelForCausalLM.from_pretrained(model, dtype="auto", local_files_only=True)
+        local = {"local_files_only": True, "trust_remote_code": False}
+        self.tokenizer = AutoTokenizer.from_pretrained(model, **local)
+        network = AutoModelForCausalLM.from_pretrained(model, dtype="auto", **local)
         if adapter is not None:
             from peft import PeftModel
 

@@ -5,9 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from headrace.schemas.errors import ConfigError, DataError
+from headrace.trainer.export.progress import tracked
 from headrace.trainer.export.sample import Messages, Sampler, Sampling, as_messages, batches
 
 
@@ -45,9 +44,9 @@ def sample_file(
         file.truncate(sum(len(line.encode()) for line in done[:start]))
         file.seek(0, os.SEEK_END)
         parts = batches(sampler, prompts, start, batch_size, sampling, compare)
-        total = -(-(len(records) - start) // batch_size)
         at = start
-        for answers in track(parts, "answering", total=total, transient=True):
+        sizes = [min(batch_size, len(records) - n) for n in range(start, len(records), batch_size)]
+        for answers in tracked(parts, sizes, "answering", "answers"):
             for record, answer in zip(records[at : at + len(answers)], answers, strict=True):
                 file.write(json.dumps(record | answer, ensure_ascii=False) + "\n")
             file.flush()

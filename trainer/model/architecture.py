@@ -69,7 +69,9 @@ def read_architecture(directory: Path) -> Architecture:
         ConfigError: the model cannot be run by pipeline stages, with the reason.
     """
     try:
-        whole = AutoConfig.from_pretrained(directory, local_files_only=True)
+        whole = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
     except (ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise refuse(

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from headrace.schemas.errors import TrainingError
 from headrace.schemas.run_config import AnomalyConfig
 from headrace.schemas.run_state import RunState
 from headrace.trainer.data.feed import StepInputs
+from headrace.trainer.data.placed_rows import PlacedRow
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.run.regularizers import ProductNorms
 
@@ -76,25 +78,26 @@ def deal_with(
     """
     assert outcome.anomaly is not None
     leaders = gather_objects(inputs.leader_rows, layout.world_group)
-    keys = [
-        row.row_key
-        for part in leaders
-        if part
-        for places in part
-        for rows in places
-        for row in rows
-    ]
+    places = chain.from_iterable(chain.from_iterable(part for part in leaders if part))
+    rows = list(chain.from_iterable(places))
     what, policy = outcome.anomaly.what, outcome.anomaly.policy
+    path = run_directory / ANOMALIES_NAME
     if layout.rank == 0:
-        record = {"step": state.step, "what": what, "policy": policy, "row_keys": keys}
-        with (run_directory / ANOMALIES_NAME).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    rows = f"{len(keys)} rows, first {', '.join(map(str, keys[:SHOWN_ROWS]))}; all in "
-    rows += str(run_directory / ANOMALIES_NAME)
+        record = {"step": state.step, "what": what, "policy": policy}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record | {"rows": [row._asdict() for row in rows]}) + "\n")
+    batch = f"{name_rows(rows)}; all in {path}"
     if policy == "stop":
         raise TrainingError(
-            f"step {state.step}: {what}; nothing was updated. It had {rows}. Look at them; "
+            f"step {state.step}: {what}; nothing was updated. It had {batch}. "
+            "`headrace inspect SHARDS --row-key KEY` shows a row's documents; "
             "--resume with a lower optimizer.lr or another policy in [anomalies]"
         )
     done = "the step was taken" if policy == "continue" else "its update was skipped"
-    logger.warning("step %d: %s; %s. It had %s", state.step, what, done, rows)
+    logger.warning("step %d: %s; %s. It had %s", state.step, what, done, batch)
+
+
+def name_rows(rows: Sequence[PlacedRow]) -> str:
+    """How many rows, and the first ones by source and key."""
+    first = ", ".join(f"{row.source} {row.row_key}" for row in rows[:SHOWN_ROWS])
+    return f"{len(rows)} rows, first {first}"

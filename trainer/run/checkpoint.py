@@ -72,7 +72,7 @@ class CheckpointFolder:
 
 def collect_tensors(
     trained: Sequence[TrainedParameter],
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     kept: Mapping[str, Tensor] | None = None,
     *,
     copy: bool = False,
@@ -80,6 +80,7 @@ def collect_tensors(
     """Parameters and optimiser states under canonical names, copies of tied weights left out.
 
     Args:
+        optimizer: None leaves the states out.
         kept: further tensors, under the names that they get.
         copy: into memory of their own, so that the next step cannot change them.
     """
@@ -91,15 +92,19 @@ def collect_tensors(
     for item in trained:
         if item.owned:
             tensors[f"parameter/{item.name}"] = on_host(item.parameter)
-            for state, value in tensors_of(optimizer, item.parameter).items():
+            states = {} if optimizer is None else tensors_of(optimizer, item.parameter)
+            for state, value in states.items():
                 tensors[f"{state}/{item.name}"] = on_host(value)
     return tensors | dict(kept or {})
 
 
 def load_tensors(
-    directory: Path, trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer
+    directory: Path, trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer | None
 ) -> None:
     """Read this stage's parameters and optimiser states from whatever stage files hold them.
+
+    Args:
+        optimizer: None for a checkpoint of weights alone.
 
     Raises:
         CheckpointError: a tensor is missing or of another shape.
@@ -126,7 +131,8 @@ def load_tensors(
         parameter = item.parameter
         with torch.no_grad():
             parameter.copy_(read(f"parameter/{item.name}", parameter.shape))
-        restore(optimizer, parameter, partial(read_state, item.name))
+        if optimizer is not None:
+            restore(optimizer, parameter, partial(read_state, item.name))
 
 
 def load_merged(directory: Path) -> dict[str, Tensor]:

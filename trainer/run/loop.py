@@ -51,6 +51,7 @@ def train(
         session.folder,
         layout,
         background=config.checkpoint.background,
+        weights_only=config.checkpoint.weights_only,
         node_local=config.checkpoint.node_local,
     )
     if session.is_new and config.evaluation.before_first_step:

@@ -47,6 +47,7 @@ class Saver:
 
     Args:
         background: write while the next steps run, from a copy in host memory.
+        weights_only: leave the optimiser's states out.
         node_local: the folder is another one on each machine, and holds the stages run there.
     """
 
@@ -56,11 +57,13 @@ class Saver:
         layout: Layout,
         *,
         background: bool,
+        weights_only: bool = False,
         node_local: bool = False,
     ) -> None:
         self.folder = folder
         self.layout = layout
         self.background = background
+        self.weights_only = weights_only
         self.node_local = node_local
         self._pending: Pending | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -82,7 +85,8 @@ class Saver:
             written: Future[Written] = Future()
             written.set_result(Written())
         else:
-            tensors = collect_tensors(trained, optimizer, kept, copy=self.background)
+            states = None if self.weights_only else optimizer
+            tensors = collect_tensors(trained, states, kept, copy=self.background)
             path = self.folder.unfinished(state.step) / f"stage-{self.layout.stage:02d}.safetensors"
             written = self._thread.submit(write, path, tensors)
         self._pending = Pending(state, written)
@@ -111,7 +115,8 @@ class Saver:
             here = local_ranks()
             written = written[self.layout.node * here : (self.layout.node + 1) * here]
         files = {name: digest for part in written for name, digest in part.files.items()}
-        state = self._pending.state.model_copy(update={"files": files})
+        update = {"files": files, "weights_only": self.weights_only}
+        state = self._pending.state.model_copy(update=update)
         if self.layout.publishes(node_local=self.node_local):
             path = self.folder.publish(state)
             logger.info("saved %s", path)

@@ -42,6 +42,7 @@ LAYOUT = {  # what a resumed run takes from its own config and layout, not from 
     "config_fingerprint",
     "data_fingerprint",
     "files",
+    "weights_only",
 }
 
 
@@ -91,7 +92,9 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         path, saved = found
         state = saved.model_copy(update={name: getattr(state, name) for name in LAYOUT})
         replay(built, load_merged(path))
-        load_tensors(path, built.trained, optimizer)
+        load_tensors(path, built.trained, None if saved.weights_only else optimizer)
+        if saved.weights_only:
+            logger.warning("%s holds weights only; the optimiser begins anew", path)
         if saved.global_batch_rows != inputs.global_batch_rows:
             logger.warning(
                 "global batches of %d rows up to row %d, and of %d from there on",
