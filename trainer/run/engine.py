@@ -33,6 +33,7 @@ from headrace.trainer.model.stage import MicroBatch, Stage, StageOutput
 from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.metrics import RowLoss
 from headrace.trainer.run.row_losses import losses_of
+from headrace.trainer.run.step_values import StepValues
 from headrace.trainer.run.timeline import Timeline
 
 
@@ -81,6 +82,7 @@ class StageEngine(PipelineEngine):
         self._waiting: dict[int, Tensor] = {}  # buffer -> router loss that has no gradient yet
         self._finish_step: Callable[[], Outcome] | None = None
         self._outcome = Outcome(0.0, None)
+        self._values: StepValues | None = None  # of the last run, once its micro-batches are done
 
     @staticmethod
     def _join_process_group(layout: Layout) -> None:
@@ -116,8 +118,8 @@ class StageEngine(PipelineEngine):
         settings = self.stage.router_loss
         if settings is None:
             return None
-        losses = torch.stack(self.router_losses).tolist() if self.router_losses else []
-        return math.fsum(losses) / settings.coefficient
+        assert self._values is not None
+        return math.fsum(self._values.router_losses()) / settings.coefficient
 
     def evaluation_step(self, inputs: StepInputs) -> list[RowLoss]:
         """Forward only; the loss of each row of this replica, on the last stage."""
@@ -134,6 +136,7 @@ class StageEngine(PipelineEngine):
         self._next_micro_batch = 0
         self.outputs, self.router_losses = [], []
         self._waiting.clear()
+        self._values = None
         self._exec_schedule(plan)
         return self.row_losses()
 
@@ -142,7 +145,13 @@ class StageEngine(PipelineEngine):
         if not self.is_last_stage():
             return []
         assert self._inputs is not None
-        return losses_of(self.outputs, self._inputs, self.stage.objective)
+        return losses_of(self._fetch_values(), self._inputs, self.stage.objective)
+
+    def _fetch_values(self) -> StepValues:
+        """Begins when first called, so that no later work of the device is waited for."""
+        if self._values is None:
+            self._values = StepValues(self.outputs, self.router_losses)
+        return self._values
 
     def _global_micro_batch(self, micro_batch: int) -> int:
         return micro_batch * self.layout.replicas + self.layout.replica
@@ -203,6 +212,7 @@ class StageEngine(PipelineEngine):
 
     def _optimizer_step(self) -> None:
         assert self._finish_step is not None
+        self._fetch_values()
         self._outcome = self._finish_step()
 
     def _broadcast_model(self) -> None:
