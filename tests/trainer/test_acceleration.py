@@ -24,10 +24,10 @@ from headrace.trainer.model.layer_functions import (
     run_layer,
     run_layer_again,
 )
+from headrace.trainer.model.micro_batch import MicroBatch
 from headrace.trainer.model.model_builder import build_stage
 from headrace.trainer.model.norms import RmsNorm, faster_norm, swap_norms
 from headrace.trainer.model.rotary_attention import RotaryAttention, swap_attention
-from headrace.trainer.model.stage import MicroBatch
 
 CPU = torch.device("cpu")
 TOKENS = 48

@@ -6,8 +6,8 @@ from runs import checkpoint_tensors, exact_metrics, read_metrics
 
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.batch import to_device
+from headrace.trainer.model.micro_batch import MicroBatch
 from headrace.trainer.model.model_builder import build_stage
-from headrace.trainer.model.stage import MicroBatch
 from headrace.trainer.run.step_values import StepValues
 
 GPUS = torch.cuda.device_count()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.architecture import Router
 
 
@@ -51,6 +52,35 @@ def count_routers(layers: nn.Module, router: Router) -> int:
         any(isinstance(part, router.module_type) for part in layer.modules())
         for layer in layers.children()
     )
+
+
+def tap_router(layer: nn.Module, settings: RouterLossSettings | None) -> RouterTap | None:
+    """A tap on the layer's router, if it has one whose loss is wanted."""
+    if settings is None:
+        return None
+    has_one = any(isinstance(part, settings.router.module_type) for part in layer.modules())
+    return RouterTap(layer, settings.router) if has_one else None
+
+
+def real_tokens(row_lengths: list[int], places: int, device: torch.device) -> Tensor:
+    """[b * s] bool: false for filling.
+
+    Args:
+        row_lengths: [b] tokens of each row, filling left out.
+        places: s.
+    """
+    ends = torch.tensor(row_lengths).unsqueeze(1)
+    return to_device((torch.arange(places) < ends).flatten(), device)
+
+
+def total_loss(
+    losses: list[Tensor], settings: RouterLossSettings | None, scale: float
+) -> Tensor | None:
+    """A stage's part of the routers' loss, from its layers' own; None without any."""
+    if not losses:
+        return None
+    assert settings is not None
+    return torch.stack(losses).sum() * (settings.coefficient / settings.layers * scale)
 
 
 def balance_loss(logits: Tensor, top_k: int, real: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.trainer.model.stage import StageOutput
+from headrace.trainer.model.micro_batch import StageOutput
 from headrace.trainer.run.host_copy import HostCopy
 
 Values = NDArray[np.float32]
