@@ -96,6 +96,12 @@ class ReportingConfig(Config):
     name: Text | None = Field(
         None, description="Name of the run there. Default: the last part of `output_dir`."
     )
+    token_statistics_every: int = Field(
+        0,
+        ge=0,
+        description="Steps between two that report entropy, accuracy, quantiles and the like of "
+        "their trained tokens, as evaluations do. 0: no step does.",
+    )
 
 
 class ProfileConfig(Config):

@@ -15,6 +15,7 @@ from headrace.jobs.migration.jllm import JLLM
 from headrace.jobs.migration.migration_page import migration_page
 from headrace.jobs.migration.qlora_pipe import QLORA_PIPE
 from headrace.jobs.migration.qlora_pipe_lite import QLORA_PIPE_LITE
+from headrace.jobs.migration.tags import QLORA_PIPE_TAGS
 from headrace.schemas.config_errors import table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare_config import PrepareConfig
@@ -255,6 +256,13 @@ def test_no_key_stands_twice():
     for system in SYSTEMS:
         old = [row.old for row in system.rows]
         assert sorted({key for key in old if old.count(key) > 1}) == []
+
+
+def test_tags_of_qlora_pipe_have_tags_of_ours_that_exist():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(?:train|evaluation/NAME)/([^`]+)`", page, re.MULTILINE))
+    assert {ours for _, ours, _ in QLORA_PIPE_TAGS if ours} <= listed
+    assert all(ours or note for _, ours, note in QLORA_PIPE_TAGS)
 
 
 def test_the_migration_page_is_generated_from_the_tables():

@@ -79,7 +79,10 @@ COMMAND_LINE = (
     elsewhere("--resume_from_checkpoint", "headrace train --resume"),
     elsewhere("--local_rank", "headrace train", "set by the launcher"),
     elsewhere("--debug_dataset", "headrace inspect --rows"),
-    none("--no_quantiles", "quantiles are not logged"),
+    none(
+        "--no_quantiles",
+        "evaluations have quantiles; training steps do with `reporting.token_statistics_every`",
+    ),
     none("--deepspeed", "not needed"),
     none("--deepspeed_config", "the batch is set by the keys of train.toml alone"),
 )

@@ -51,6 +51,11 @@ class Cadence:
         return bool(rows) and after.rows_done // rows > before.rows_done // rows
 
 
+def is_multiple(step: int, interval: int) -> bool:
+    """Whether a step ends an interval; 0 steps are none."""
+    return interval > 0 and step % interval == 0
+
+
 class Timer:
     """Minutes since the last save, by this rank's clock."""
 

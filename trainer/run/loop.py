@@ -19,7 +19,7 @@ from headrace.trainer.model.control_adapter import regularize as regularize_cont
 from headrace.trainer.model.model_builder import BuiltStage
 from headrace.trainer.run import gradients, relora
 from headrace.trainer.run.anomalies import Outcome, deal_with, judge
-from headrace.trainer.run.cadence import Cadence, Timer
+from headrace.trainer.run.cadence import Cadence, Timer, is_multiple
 from headrace.trainer.run.evaluation import evaluate
 from headrace.trainer.run.learning_rate import learning_rate
 from headrace.trainer.run.metrics import console_line, mean_loss
@@ -71,8 +71,11 @@ def train(
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
         finish = partial(finish_step, config, session, layout, state)
         is_traced = state.step + 1 == config.profile.trace_step
+        statistics = is_multiple(state.step + 1, config.reporting.token_statistics_every)
         with traced(session.run_directory, layout.rank, is_traced):
-            losses, outcome = engine.train_step(step_inputs, dropout_seed, finish)
+            losses, outcome = engine.train_step(
+                step_inputs, dropout_seed, finish, statistics=statistics
+            )
 
         wishes = requests.poll()
         save = wishes.save or timer.is_due()
@@ -86,6 +89,7 @@ def train(
             session.feed.take_quarantined(),
             data_seconds,
             outcome.norms if layout.replica == 0 else None,
+            engine.token_sample(),
         )
         reports = gather_objects(report, layout.world_group)
         saver.settle([report.written for report in reports])
