@@ -308,6 +308,7 @@ def test_qlora_pipe(tmp_path):
         "scheduler": {"type": "cosine", "warmup_fraction": 0.05, "min_lr": 2e-6},
         "loader": {"pack": "best_fit", "tokens_per_row": 4096},
         "regularization": {"max_product_norm": 8.0},
+        "reporting": {"every_steps": 10},
         "evaluation": {"before_first_step": False, "after_last_step": False, "every_steps": 100},
         "checkpoint": {
             "every_steps": 200,
@@ -335,7 +336,7 @@ def test_qlora_pipe(tmp_path):
     }
     assert files["prepare-held-out.toml"]["sources"][0]["split"] == "evaluation"
     left = re.findall(r"not taken over: (\S+(?: \S+)?) = ", head(tmp_path))
-    assert left == ["logging_steps", "offload_mlp_to_cpu", "epoch", "1: datasets[].subsample"]
+    assert left == ["offload_mlp_to_cpu", "epoch", "1: datasets[].subsample"]
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,7 @@ AXOLOTL = OldSystem(
         none("save_only_model", "a checkpoint is whole; `headrace convert` makes a model of it"),
         same("load_best_model_at_end", "train.checkpoint.keep_best", "kept, not loaded"),
         same("early_stopping_patience", "train.evaluation.patience"),
-        none("logging_steps", "each step is logged", 1),
+        same("logging_steps", "train.reporting.every_steps", "every step has its line"),
         elsewhere("resume_from_checkpoint", "headrace train --resume"),
         elsewhere("auto_resume_from_checkpoints", "headrace train --resume"),
         none("loss_watchdog_threshold", "`anomalies.spike_factor` compares with the last steps"),

@@ -225,7 +225,7 @@ QLORA_PIPE = OldSystem(
             "0, their default, divides by zero in `focal_loss_star`; it must be given here",
         ),
         same("eval_steps", "train.evaluation.every_steps"),
-        none("logging_steps", "each step is logged", 1),
+        same("logging_steps", "train.reporting.every_steps", "every step has its line"),
         same("eval_before_first_step", "train.evaluation.before_first_step", default=False),
         same("eval_after_last_step", "train.evaluation.after_last_step", default=False),
         same(

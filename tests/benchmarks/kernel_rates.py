@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from headrace.kernels.adamw_kahan import AdamWStep
 from headrace.kernels.linear_cross_entropy import linear_cross_entropy
 from headrace.kernels.rms_norm import rms_norm, rms_norm_reference
 from headrace.kernels.rotary import rotary, rotary_reference
+from headrace.kernels.token_statistics import TokenStatistics
 
 TOKENS, HIDDEN, INNER, VOCABULARY, HEADS, HEAD_SIZE = 8192, 4096, 14336, 128256, 32, 128
 KEY_HEADS, EPS = 8, 1e-5
@@ -181,10 +183,16 @@ def cross_entropy() -> None:
     """Time and memory of head and loss, forward and backward, the head frozen."""
     hidden, weight = random(TOKENS, HIDDEN).requires_grad_(), random(VOCABULARY, HIDDEN) * 0.02
     labels = torch.randint(0, VOCABULARY, (TOKENS,), device="cuda")
-    for triton in (True, False):
+    statistics = TokenStatistics.empty(TOKENS, hidden.device)
+    ways: dict[str, dict[str, Any]] = {
+        "linear cross-entropy": {"triton": True},
+        "linear cross-entropy, with statistics": {"triton": True, "statistics": statistics},
+        "linear cross-entropy, twin": {"triton": False},
+    }
+    for name, settings in ways.items():
 
-        def run(triton: bool = triton) -> None:
-            loss, _ = linear_cross_entropy(hidden, weight, labels, 1 / TOKENS, triton=triton)
+        def run(settings: dict[str, Any] = settings) -> None:
+            loss, _ = linear_cross_entropy(hidden, weight, labels, 1 / TOKENS, **settings)
             loss.backward()
             hidden.grad = None
 
@@ -193,7 +201,6 @@ def cross_entropy() -> None:
         torch.cuda.reset_peak_memory_stats()
         run()
         peak = (torch.cuda.max_memory_allocated() - before) / (1 << 20)
-        name = "linear cross-entropy" if triton else "linear cross-entropy, twin"
         line = {"kernel": name, "ms": round(milliseconds(run), 2), "mib": round(peak)}
         print(json.dumps(line), flush=True)
 

@@ -22,7 +22,8 @@ def test_stages_change_no_bit_and_replicas_only_rounding(training, kind):
     assert [line["step"] for line in losses if line["token_summary"]] == [0, 4, 8, 10]
 
     for stages in (2, 4) if kind == "lora" else (2,):
-        run = training.run(f"stages-{stages}", stages, adapter__kind=kind, pipeline_stages=stages)
+        settings = {"pipeline_stages": stages, "reporting__every_steps": stages}
+        run = training.run(f"stages-{stages}", stages, adapter__kind=kind, **settings)
         assert exact_metrics(run) == losses
         tensors = checkpoint_tensors(run)
         assert tensors.keys() == reference.keys()
