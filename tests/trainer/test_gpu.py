@@ -98,7 +98,7 @@ def build_on_gpu(model, **settings):
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_micro_batches_never_wait_for_the_device(tiny_model, kernels, checkpointing):
     stage = build_on_gpu(tiny_model, kernels=kernels, activation_checkpointing=checkpointing)
-    stage.noise_alpha = 5.0
+    stage.embedding.noise_alpha = 5.0
     device = torch.device("cuda")
 
     def run_micro_batches():
