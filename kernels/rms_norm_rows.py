@@ -168,5 +168,5 @@ def _differentiate(
                 normed = normed.to(x.dtype.element_ty).to(tl.float32)
             part += tl.sum(g * normed, 0)
     if TRAINED:
-        at = tl.program_id(0).to(tl.int64) * columns + column
-        tl.store(parts + at, part, column < columns)
+        parts += tl.program_id(0).to(tl.int64) * columns
+        tl.store(parts + column, part, column < columns)
