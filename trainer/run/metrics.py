@@ -35,18 +35,6 @@ TRAIN_CURVES = (
     "fill",
     "epoch",
 )
-TOKEN_CURVES = (
-    "entropy",
-    "normalised_entropy",
-    "likelihood",
-    "perplexity",
-    "pseudo_r2",
-    "top1_accuracy",
-    "top5_accuracy",
-    "top20_accuracy",
-    "hidden_norm",
-)
-TOKEN_HISTOGRAMS = ("log_loss_histogram", "hidden_norm_histogram")
 PAIR_CURVES = ("accuracy", "margin", "chosen_reward", "rejected_reward")
 
 
@@ -241,12 +229,10 @@ class MetricsLog:
         summary = metrics.token_summary
         if summary is None:
             return
-        curves = {name: getattr(summary, name) for name in TOKEN_CURVES}
-        self._board(f"{prefix}/tokens", curves, metrics.step)
+        self._board(f"{prefix}/tokens", summary.curves(), metrics.step)
         self._board(f"{prefix}/loss_quantile", summary.loss_quantiles, metrics.step)
         self._board(f"{prefix}/entropy_quantile", summary.entropy_quantiles, metrics.step)
-        for name in TOKEN_HISTOGRAMS:
-            histogram = getattr(summary, name)
+        for name, histogram in summary.histograms().items():
             self.board.add_histogram_raw(
                 f"{prefix}/tokens/{name}", **histogram.as_tensorboard(), global_step=metrics.step
             )

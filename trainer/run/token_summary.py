@@ -76,6 +76,14 @@ class TokenSummary:
     log_loss_histogram: Histogram
     hidden_norm_histogram: Histogram
 
+    def curves(self) -> dict[str, float]:
+        """The means by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, float)}
+
+    def histograms(self) -> dict[str, Histogram]:
+        """By name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Histogram)}
+
 
 def summarize(samples: Sequence[TokenSample]) -> TokenSummary | None:
     """Over all replicas; None without trained tokens. The order of tokens does not matter.
