@@ -170,7 +170,7 @@ def _in_torch(
         functional.cross_entropy(shaped, labels, ignore_index=IGNORED_LABEL, reduction="none")
     )
     if statistics is not None:
-        statistics.fill(shaped, labels)
+        statistics.fill(shaped, labels, losses)
     if not gradient:
         return logits
     bend = None if softcap is None else 1 - (shaped / softcap).square()

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,14 @@ class TokenStatistics:
         return TokenStatistics(self.entropy[tokens], self.rank[tokens])
 
     @torch.no_grad()
-    def fill(self, logits: Tensor, labels: Tensor) -> None:
-        """From logits [tokens, vocabulary], in plain torch: the Triton kernel's twin."""
-        log_shares = functional.log_softmax(logits, dim=-1)
-        self.entropy.copy_(-(log_shares.exp() * log_shares).sum(-1))
+    def fill(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """In plain torch: the Triton kernel's twin.
+
+        Args:
+            logits: [tokens, vocabulary] float32.
+            losses: [tokens] their cross-entropy.
+        """
         at_label = logits.gather(1, labels.clamp(min=0).unsqueeze(1))
-        self.rank.copy_((logits > at_label).sum(-1))
+        mean_logit = torch.linalg.vecdot(torch.softmax(logits, dim=-1), logits)
+        self.entropy.copy_(losses + at_label[:, 0] - mean_logit)
+        self.rank.copy_((logits > at_label).sum(-1, dtype=torch.int32))

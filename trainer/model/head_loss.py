@@ -132,6 +132,7 @@ def _token_losses(
     logits = head(hidden).float() * shape.multiplier
     if shape.softcap is not None:
         logits = shape.softcap * torch.tanh(logits / shape.softcap)
+    losses = functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
     if statistics is not None:
-        statistics.fill(logits, labels)
-    return functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
+        statistics.fill(logits, labels, losses)
+    return losses
