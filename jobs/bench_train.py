@@ -77,7 +77,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpointing", choices=["none", "full"], default="none")
     parser.add_argument("--weight-offload", choices=["none", "mlp", "experts"], default="none")
     parser.add_argument("--embedding-on-cpu", action="store_true")
-    parser.add_argument("--kernels", choices=["auto", "torch"], default="auto")
+    parser.add_argument("--kernels", choices=["auto", "triton", "torch"], default="auto")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--windows", type=int, default=5, help="steps that are measured")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from headrace.kernels.token_statistics import TokenStatistics
+
 BLOCK = 4096  # logits in flight per row; 16384 was 9% slower on an H200, 32768 87%
 WARPS = 16
 
@@ -18,6 +20,7 @@ def cross_entropy_rows(
     gradient: bool,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    statistics: TokenStatistics | None = None,
 ) -> None:
     """Write each row's loss; overwrite the logits with the gradient of `scale` times the sum.
 
@@ -29,13 +32,20 @@ def cross_entropy_rows(
         losses: [rows] float32, written, in nats.
         logit_scale, softcap: see `linear_cross_entropy.shaped_logits`; the gradient is that of the
             logit as given.
+        statistics: to be filled in as well, on the way.
     """
     assert logits.is_contiguous() and labels.is_contiguous() and losses.is_contiguous()
     rows, vocabulary = logits.shape
+    # losses stand in for what is not asked for and not written
+    entropy, rank = (
+        (losses, losses) if statistics is None else (statistics.entropy, statistics.rank)
+    )
     _loss_and_gradient[(rows,)](
         logits,
         labels,
         losses,
+        entropy,
+        rank,
         vocabulary,
         ignored,
         scale,
@@ -43,6 +53,7 @@ def cross_entropy_rows(
         1.0 if softcap is None else softcap,
         CAPPED=softcap is not None,
         GRADIENT=gradient,
+        STATISTICS=statistics is not None,
         BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)),
         num_warps=WARPS,
     )
@@ -53,6 +64,8 @@ def _loss_and_gradient(
     logits,
     labels,
     losses,
+    entropy,
+    rank,
     vocabulary,
     ignored,
     scale,
@@ -60,6 +73,7 @@ def _loss_and_gradient(
     softcap,
     CAPPED: tl.constexpr,
     GRADIENT: tl.constexpr,
+    STATISTICS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -73,16 +87,28 @@ def _loss_and_gradient(
     # every lane keeps its own maximum and sum, so that only the end needs the other lanes
     largest = tl.full([BLOCK], -1e30, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
+    moment = tl.zeros([BLOCK], tl.float32)  # of what the logits have over the label's
+    larger = tl.zeros([BLOCK], tl.int32)
     for start in range(0, vocabulary, BLOCK):
         inside = start + columns < vocabulary
         x = tl.load(logits + start + columns, inside, other=0.0)
         x = tl.where(inside, _shaped(x, logit_scale, softcap, CAPPED), -1e30)
         bigger = tl.maximum(largest, x)
-        total = total * tl.exp(largest - bigger) + tl.where(inside, tl.exp(x - bigger), 0.0)
+        shrink = tl.exp(largest - bigger)
+        share = tl.where(inside, tl.exp(x - bigger), 0.0)
+        total = total * shrink + share
         largest = bigger
+        if STATISTICS:
+            moment = moment * shrink + share * (x - at_label)
+            larger += (inside & (x > at_label)).to(tl.int32)
     maximum = tl.max(largest)
-    log_sum = maximum + tl.log(tl.sum(total * tl.exp(largest - maximum)))
+    shrink = tl.exp(largest - maximum)
+    sum_of_all = tl.sum(total * shrink)
+    log_sum = maximum + tl.log(sum_of_all)
     tl.store(losses + row, tl.where(trained, log_sum - at_label, 0.0))
+    if STATISTICS:
+        tl.store(entropy + row, log_sum - at_label - tl.sum(moment * shrink) / sum_of_all)
+        tl.store(rank + row, tl.sum(larger))
 
     if GRADIENT:
         tl.debug_barrier()  # the label's logit is overwritten below, and all threads have read it

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from headrace.kernels.token_statistics import TokenStatistics
+
 IGNORED_LABEL = -100
 CHUNK_LOGITS = 1 << 26  # alive at once in float32, 256 MiB; twice as many in bfloat16
 ROW_MULTIPLE = 128  # of a chunk, where it has so many: matrix units work on tiles of rows
@@ -20,6 +22,7 @@ def linear_cross_entropy(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     triton: bool = False,
+    statistics: TokenStatistics | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of `hidden @ weight.T` against labels.
 
@@ -34,13 +37,14 @@ def linear_cross_entropy(
         logit_scale, softcap: see `shaped_logits`.
         triton: one kernel for loss and gradient, over logits in the type of `hidden`; else torch
             over float32 logits.
+        statistics: of all tokens, to be filled in.
 
     Returns:
         The sum of the losses times `scale`, a float32 scalar, and the losses of all tokens,
         [tokens] float32 in nats, detached.
     """
     shape = (logit_scale, softcap)
-    return _LinearCrossEntropy.apply(hidden, weight, labels, scale, shape, triton)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, scale, shape, triton, statistics)
 
 
 def linear_cross_entropy_reference(
@@ -77,6 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale: float,
         shape: tuple[float, float | None],
         triton: bool,
+        statistics: TokenStatistics | None,
     ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
@@ -92,6 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 scale,
                 shape,
                 wants_hidden or wants_weight,
+                None if statistics is None else statistics[chunk],
             )
             if hidden_grad is not None:
                 torch.mm(logits_grad, weight, out=hidden_grad[chunk])
@@ -109,7 +115,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if hidden_grad is None else hidden_grad * upstream.to(hidden_grad.dtype),
             None if weight_grad is None else weight_grad * upstream.to(weight_grad.dtype),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 
@@ -128,6 +134,7 @@ def _in_triton(
     scale: float,
     shape: tuple[float, float | None],
     gradient: bool,
+    statistics: TokenStatistics | None = None,
 ) -> Tensor:
     """Fill in `losses`; the gradient of the logits, in their memory."""
     from headrace.kernels.cross_entropy_rows import cross_entropy_rows  # Triton is for GPUs only
@@ -141,6 +148,7 @@ def _in_triton(
         gradient=gradient,
         logit_scale=shape[0],
         softcap=shape[1],
+        statistics=statistics,
     )
     return logits
 
@@ -152,6 +160,7 @@ def _in_torch(
     scale: float,
     shape: tuple[float, float | None],
     gradient: bool,
+    statistics: TokenStatistics | None = None,
 ) -> Tensor:
     """Fill in `losses`; the gradient of the logits, (softmax - one-hot) * scale where trained."""
     dtype = logits.dtype
@@ -160,6 +169,8 @@ def _in_torch(
     losses.copy_(
         functional.cross_entropy(shaped, labels, ignore_index=IGNORED_LABEL, reduction="none")
     )
+    if statistics is not None:
+        statistics.fill(shaped, labels, losses)
     if not gradient:
         return logits
     bend = None if softcap is None else 1 - (shaped / softcap).square()

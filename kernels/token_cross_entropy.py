@@ -13,6 +13,7 @@ from headrace.kernels.linear_cross_entropy import (
     chunks,
     shaped_logits,
 )
+from headrace.kernels.token_statistics import TokenStatistics
 
 
 def token_cross_entropy(
@@ -23,6 +24,7 @@ def token_cross_entropy(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     triton: bool = False,
+    statistics: TokenStatistics | None = None,
 ) -> Tensor:
     """Cross-entropy of each token of `hidden @ weight.T`, for losses that are functions of it.
 
@@ -30,13 +32,13 @@ def token_cross_entropy(
     is computed in the forward pass, while a chunk's logits exist. A trained weight sums over tokens
     and must wait for the factors: then the backward pass computes the logits again.
 
-    Args and `triton`: as `linear_cross_entropy`.
+    Args: as `linear_cross_entropy`.
 
     Returns:
         [tokens] float32 in nats, differentiable once; 0 without gradient at `IGNORED_LABEL`.
     """
     shape = (logit_scale, softcap)
-    losses: Tensor = _TokenCrossEntropy.apply(hidden, weight, labels, shape, triton)
+    losses: Tensor = _TokenCrossEntropy.apply(hidden, weight, labels, shape, triton, statistics)
     return losses
 
 
@@ -64,6 +66,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         shape: tuple[float, float | None],
         triton: bool,
+        statistics: TokenStatistics | None,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         now = wants_hidden and not wants_weight
@@ -72,7 +75,8 @@ class _TokenCrossEntropy(torch.autograd.Function):
         chunk_gradient = _in_triton if triton else _in_torch
         for chunk in _chunks_of(hidden, weight, triton):
             logits = functional.linear(hidden[chunk], weight)
-            gradient = chunk_gradient(logits, labels[chunk], losses[chunk], 1.0, shape, now)
+            part = None if statistics is None else statistics[chunk]
+            gradient = chunk_gradient(logits, labels[chunk], losses[chunk], 1.0, shape, now, part)
             if unit_grad is not None:
                 torch.mm(gradient, weight, out=unit_grad[chunk])
             del logits, gradient  # before the next chunk's logits: one chunk at a time
@@ -88,7 +92,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
         upstream = gradients[0].unsqueeze(1)
         if len(ctx.saved_tensors) == 1:
             (unit_grad,) = ctx.saved_tensors
-            return unit_grad * upstream.to(unit_grad.dtype), *[None] * 4
+            return unit_grad * upstream.to(unit_grad.dtype), *[None] * 5
         hidden, weight, labels = ctx.saved_tensors
         hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight)
@@ -102,7 +106,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
                 torch.mm(gradient, weight, out=hidden_grad[chunk])
             weight_grad.addmm_(gradient.T, hidden[chunk])
             del logits, gradient
-        return hidden_grad, weight_grad, *[None] * 3
+        return hidden_grad, weight_grad, *[None] * 4
 
 
 def _chunks_of(hidden: Tensor, weight: Tensor, triton: bool) -> list[slice]:

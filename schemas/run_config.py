@@ -101,6 +101,19 @@ class ReportingConfig(Config):
     name: Text | None = Field(
         None, description="Name of the run there. Default: the last part of `output_dir`."
     )
+    every_steps: int = Field(
+        1,
+        ge=1,
+        description="Steps between two reports, each of all steps since the last. Processes tell "
+        "each other of losses, stops and damage only then, and wherever an evaluation or a save is "
+        "due. `anomalies.spike_factor` needs every step, and gets it.",
+    )
+    token_statistics_every: int = Field(
+        0,
+        ge=0,
+        description="Steps between two that report entropy, accuracy, quantiles and the like of "
+        "their trained tokens, as evaluations do. 0: no step does.",
+    )
 
 
 class ProfileConfig(Config):

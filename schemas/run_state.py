@@ -116,8 +116,6 @@ class RunState(BaseModel):
         waiting: Sequence[int],
         tokens: int,
         seconds: float,
-        loss: float,
-        losses_kept: int,
         overlong_rows: int,
         overlong_tokens: int,
     ) -> "RunState":
@@ -126,7 +124,6 @@ class RunState(BaseModel):
         Args:
             next_row, waiting: where the next step begins.
             tokens, seconds, overlong_rows, overlong_tokens: of this step.
-            loss: of this step's global batch; with the ones before, `losses_kept` are remembered.
         """
         return self.model_copy(
             update={
@@ -137,10 +134,13 @@ class RunState(BaseModel):
                 "seconds": self.seconds + seconds,
                 "overlong_rows": self.overlong_rows + overlong_rows,
                 "overlong_tokens": self.overlong_tokens + overlong_tokens,
-                "loss": loss,
-                "recent_losses": [*self.recent_losses, loss][-losses_kept:] if losses_kept else [],
             }
         )
+
+    def after_losses(self, losses: Sequence[float], kept: int) -> "RunState":
+        """The same moment, with the losses of the last steps known; so many are remembered."""
+        recent = [*self.recent_losses, *losses][-kept:] if kept else []
+        return self.model_copy(update={"loss": losses[-1], "recent_losses": recent})
 
     def after_evaluation(self, loss: float) -> "RunState":
         """The same moment, with what an evaluation found; a loss that is not a number never wins.

@@ -104,13 +104,15 @@ class TrainConfig(Config):
         False,
         description="Hold the frozen embedding in host memory and look rows up there.",
     )
-    kernels: Literal["auto", "torch"] = Field(
+    kernels: Literal["auto", "triton", "torch"] = Field(
         "auto",
-        description='`"auto"`: on GPUs, our Triton kernels and attention without masks. `"torch"`: '
-        "their plain twins, transformers' and PEFT's own modules.",
+        description='`"auto"`: on GPUs, our Triton kernels and attention without masks. '
+        '`"triton"`: RMSNorm and rotary embedding by our kernels inside compiled layers as well, '
+        "where the compiler's serve otherwise. `\"torch\"`: their plain twins, transformers' and "
+        "PEFT's own modules.",
     )
     compile: bool = Field(
-        True, description='On GPUs with `kernels = "auto"`: compile decoder layers when first used.'
+        True, description='On GPUs, unless `kernels = "torch"`: compile decoder layers.'
     )
     threads: int | None = Field(
         None,

@@ -16,6 +16,7 @@ from headrace.jobs.migration.jllm import JLLM
 from headrace.jobs.migration.migration_page import migration_page
 from headrace.jobs.migration.qlora_pipe import QLORA_PIPE
 from headrace.jobs.migration.qlora_pipe_lite import QLORA_PIPE_LITE
+from headrace.jobs.migration.tags import QLORA_PIPE_TAGS
 from headrace.schemas.config_errors import table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare_config import PrepareConfig
@@ -332,6 +333,13 @@ def test_no_key_stands_twice():
         assert sorted({key for key in old if old.count(key) > 1}) == []
 
 
+def test_tags_of_qlora_pipe_have_tags_of_ours_that_exist():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(?:train|evaluation/NAME)/([^`]+)`", page, re.MULTILINE))
+    assert {ours for _, ours, _ in QLORA_PIPE_TAGS if ours} <= listed
+    assert all(ours or note for _, ours, note in QLORA_PIPE_TAGS)
+
+
 def test_the_migration_page_is_generated_from_the_tables():
     page = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
     assert page == migration_page(), "run `make docs`"
@@ -376,6 +384,7 @@ def test_qlora_pipe(tmp_path):
         "scheduler": {"type": "cosine", "warmup_fraction": 0.05, "min_lr": 2e-6},
         "loader": {"pack": "best_fit", "tokens_per_row": 4096},
         "regularization": {"max_product_norm": 8.0},
+        "reporting": {"every_steps": 10},
         "evaluation": {"before_first_step": False, "after_last_step": False, "every_steps": 100},
         "checkpoint": {
             "every_steps": 200,
@@ -403,7 +412,7 @@ def test_qlora_pipe(tmp_path):
     }
     assert files["prepare-held-out.toml"]["sources"][0]["split"] == "evaluation"
     left = re.findall(r"not taken over: (\S+(?: \S+)?) = ", head(tmp_path))
-    assert left == ["logging_steps", "epoch", "1: datasets[].subsample"]
+    assert left == ["epoch", "1: datasets[].subsample"]
 
 
 @pytest.mark.parametrize(

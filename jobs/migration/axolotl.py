@@ -169,7 +169,7 @@ AXOLOTL = OldSystem(
         same("save_only_model", "train.checkpoint.weights_only"),
         same("load_best_model_at_end", "train.checkpoint.keep_best", "kept, not loaded"),
         same("early_stopping_patience", "train.evaluation.patience"),
-        none("logging_steps", "each step is logged", 1),
+        same("logging_steps", "train.reporting.every_steps", "every step has its line"),
         elsewhere("resume_from_checkpoint", "headrace train --resume"),
         elsewhere("auto_resume_from_checkpoints", "headrace train --resume"),
         none("loss_watchdog_threshold", "`anomalies.spike_factor` compares with the last steps"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from headrace.jobs.migration.equivalents import Equivalent, OldSystem
 from headrace.jobs.migration.import_config import SYSTEMS
+from headrace.jobs.migration.tags import tag_table
 from headrace.schemas.publish import write_atomic
 
 PAGE = Path("docs/migration.md")
@@ -29,7 +30,8 @@ the old one.
 
 def migration_page() -> str:
     """The whole page."""
-    return "\n".join([INTRODUCTION, *(line for system in SYSTEMS for line in section(system))])
+    tables = [line for system in SYSTEMS for line in section(system)]
+    return "\n".join([INTRODUCTION, *tables, *tag_table()])
 
 
 def section(system: OldSystem) -> list[str]:

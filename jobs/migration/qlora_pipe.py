@@ -28,7 +28,10 @@ COMMAND_LINE = (
     elsewhere("--resume_from_checkpoint", "headrace train --resume"),
     elsewhere("--local_rank", "headrace train", "set by the launcher"),
     elsewhere("--debug_dataset", "headrace inspect --rows"),
-    none("--no_quantiles", "quantiles are not logged"),
+    none(
+        "--no_quantiles",
+        "evaluations have quantiles; training steps do with `reporting.token_statistics_every`",
+    ),
     none("--deepspeed", "not needed"),
     none("--deepspeed_config", "the batch is set by the keys of train.toml alone"),
 )
@@ -179,7 +182,7 @@ QLORA_PIPE = OldSystem(
             "0, their default, divides by zero in `focal_loss_star`; it must be given here",
         ),
         same("eval_steps", "train.evaluation.every_steps"),
-        none("logging_steps", "each step is logged", 1),
+        same("logging_steps", "train.reporting.every_steps", "every step has its line"),
         same("eval_before_first_step", "train.evaluation.before_first_step", default=False),
         same("eval_after_last_step", "train.evaluation.after_last_step", default=False),
         same(

@@ -1,12 +1,18 @@
 """Kernels against the rates of the device itself: copying for those that move bytes, else time.
 
-Linear cross-entropy, AdamW-Kahan, and what the compiler makes
-of RMSNorm, SwiGLU and rotary embedding. Prints JSON lines; needs a GPU.
+Linear cross-entropy, AdamW-Kahan; RMSNorm, SwiGLU and rotary embedding by the compiler, by us, and
+by Liger where it is installed. `--sweep` tries shapes of our norm and rotary kernels. Prints JSON
+lines; needs a GPU.
 """
 
+import importlib.util
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +20,12 @@ from torch.nn import functional
 
 from headrace.kernels.adamw_kahan import AdamWStep
 from headrace.kernels.linear_cross_entropy import linear_cross_entropy
+from headrace.kernels.rms_norm import rms_norm, rms_norm_reference
+from headrace.kernels.rotary import rotary, rotary_reference
+from headrace.kernels.token_statistics import TokenStatistics
 
 TOKENS, HIDDEN, INNER, VOCABULARY, HEADS, HEAD_SIZE = 8192, 4096, 14336, 128256, 32, 128
+KEY_HEADS, EPS = 8, 1e-5
 
 
 def milliseconds(function: Callable[[], object], repeats: int = 20) -> float:
@@ -49,47 +59,114 @@ def report(name: str, function: Callable[[], object], moved: int, rate: float) -
     print(json.dumps(line), flush=True)
 
 
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """As transformers writes it."""
-    y = x.float()
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5)
-    return weight * y.to(x.dtype)
+@dataclass(frozen=True)
+class Case:
+    """A way to compute something, and the bytes that it must move forward and backward."""
+
+    name: str
+    function: Callable[..., Tensor | tuple[Tensor, ...]]
+    inputs: tuple[Tensor, ...]
+    forward_bytes: int
+    backward_bytes: int
+
+    def report(self, rate: float) -> None:
+        with torch.no_grad():
+            report(f"{self.name} forward", self._run, self.forward_bytes, rate)
+        outputs = self._run()
+        gradients = [torch.randn_like(output) for output in outputs]
+        wanted = [value for value in self.inputs if value.requires_grad]
+
+        def backward() -> object:
+            return torch.autograd.grad(outputs, wanted, gradients, retain_graph=True)
+
+        report(f"{self.name} backward", backward, self.backward_bytes, rate)
+
+    def _run(self) -> tuple[Tensor, ...]:
+        result = self.function(*self.inputs)
+        return result if isinstance(result, tuple) else (result,)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return functional.silu(gate) * up
 
 
-def rotary(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    return x * cosine + torch.cat([-x[..., half:], x[..., :half]], -1) * sine
+def norm_cases(trained: bool = False) -> Iterator[Case]:
+    x, weight = random(8 * TOKENS, HIDDEN).requires_grad_(), random(HIDDEN).requires_grad_(trained)
+    compiled = torch.compile(rms_norm_reference)
+    ways: dict[str, Callable[..., Tensor]] = {
+        "compiled": lambda x, w: compiled(x, w, EPS),
+        "ours": lambda x, w: rms_norm(x, w, EPS, triton=True),
+    }
+    if importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.ops import rms_norm as liger
+
+        ways["Liger"] = lambda x, w: liger.LigerRMSNormFunction.apply(x, w, EPS)
+    kind = "RMSNorm, weight trained" if trained else "RMSNorm"
+    for way, function in ways.items():
+        yield Case(f"{kind}, {way}", function, (x, weight), 2 * x.nbytes, 3 * x.nbytes)
 
 
-def compiled_rates(rate: float) -> None:
-    """Forward and backward of what torch.compile writes kernels for, at 8 times the tokens."""
-    tokens = 8 * TOKENS
-    x, weight = random(tokens, HIDDEN).requires_grad_(), random(HIDDEN)
-    gate, up = (random(tokens, INNER).requires_grad_() for _ in range(2))
-    q = random(tokens, HEADS, HEAD_SIZE).requires_grad_()
-    cosine, sine = random(tokens, 1, HEAD_SIZE), random(tokens, 1, HEAD_SIZE)
-    cases: list[tuple[str, Callable[..., Tensor], tuple[Tensor, ...], int, int]] = [
-        ("RMSNorm", rms_norm, (x, weight), 2, 3),
-        ("SwiGLU", swiglu, (gate, up), 3, 5),
-        ("rotary", rotary, (q, cosine, sine), 2, 2),
-    ]
-    for name, function, inputs, passes, backward_passes in cases:
-        faster = torch.compile(function)
+def swiglu_cases() -> Iterator[Case]:
+    inputs = tuple(random(8 * TOKENS, INNER).requires_grad_() for _ in range(2))
+    ways: dict[str, Callable[..., Tensor]] = {"compiled": torch.compile(swiglu)}
+    if importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.ops import swiglu as liger
+
+        ways["Liger"] = liger.LigerSiLUMulFunction.apply
+    for way, function in ways.items():
         size = inputs[0].nbytes
-        with torch.no_grad():
-            report(f"{name} forward", lambda f=faster, i=inputs: f(*i), passes * size, rate)
-        output = faster(*inputs)
-        gradient = torch.randn_like(output)
-        wanted = [value for value in inputs if value.requires_grad]
+        yield Case(f"SwiGLU, {way}", function, inputs, 3 * size, 5 * size)
 
-        def backward(o: Tensor = output, g: Tensor = gradient, w: list[Tensor] = wanted) -> object:
-            return torch.autograd.grad(o, w, g, retain_graph=True)
 
-        report(f"{name} backward", backward, backward_passes * size, rate)
+def rotary_cases() -> Iterator[Case]:
+    """Eight rows; the tables of cosines and sines are left out of the bytes."""
+    query, key = (random(8, TOKENS, heads, HEAD_SIZE) for heads in (HEADS, KEY_HEADS))
+    both = random(8, TOKENS, HEAD_SIZE // 2).repeat(1, 1, 2)
+    tables = (both.cos(), both.sin())
+    inputs = (query.requires_grad_(), key.requires_grad_(), *tables)
+    ways: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+        "compiled": torch.compile(rotary_reference),
+        "ours": lambda *values: rotary(*values, triton=True),
+    }
+    if importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.ops import rope as liger
+
+        def by_liger(q: Tensor, k: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+            return liger.LigerRopeFunction.apply(q.transpose(1, 2), k.transpose(1, 2), c, s)
+
+        ways["Liger"] = by_liger
+    moved = 2 * (query.nbytes + key.nbytes)
+    for way, function in ways.items():
+        yield Case(f"rotary, {way}", function, inputs, moved, moved)
+
+
+def elementwise_rates(rate: float) -> None:
+    """At 8 times the tokens."""
+    for cases in (norm_cases(), norm_cases(trained=True), swiglu_cases(), rotary_cases()):
+        for case in cases:
+            case.report(rate)
+
+
+def sweep(rate: float) -> None:
+    """Our norm and rotary kernels in other shapes than their files set."""
+    from headrace.kernels import rms_norm_rows, rotary_tokens
+
+    for tiles, numbers in product((1, 2, 4), (256, 512, 1024)):
+        rms_norm_rows.TILES, rms_norm_rows.WARP_NUMBERS = tiles, numbers
+        print(json.dumps({"tiles": tiles, "numbers a warp": numbers}))
+        _ours(norm_cases()).report(rate)
+    for tiles in (8, 16, 32, 64):
+        rms_norm_rows.TRAINED_TILES = tiles
+        print(json.dumps({"trained tiles": tiles, "numbers a warp": rms_norm_rows.WARP_NUMBERS}))
+        _ours(norm_cases(trained=True)).report(rate)
+    for warps in (1, 2, 4, 8):
+        rotary_tokens.WARPS = warps
+        print(json.dumps({"rotary warps": warps}))
+        _ours(rotary_cases()).report(rate)
+
+
+def _ours(cases: Iterator[Case]) -> Case:
+    return next(case for case in cases if case.name.endswith(", ours"))
 
 
 def optimizer_rate(rate: float) -> None:
@@ -106,10 +183,16 @@ def cross_entropy() -> None:
     """Time and memory of head and loss, forward and backward, the head frozen."""
     hidden, weight = random(TOKENS, HIDDEN).requires_grad_(), random(VOCABULARY, HIDDEN) * 0.02
     labels = torch.randint(0, VOCABULARY, (TOKENS,), device="cuda")
-    for triton in (True, False):
+    statistics = TokenStatistics.empty(TOKENS, hidden.device)
+    ways: dict[str, dict[str, Any]] = {
+        "linear cross-entropy": {"triton": True},
+        "linear cross-entropy, with statistics": {"triton": True, "statistics": statistics},
+        "linear cross-entropy, twin": {"triton": False},
+    }
+    for name, settings in ways.items():
 
-        def run(triton: bool = triton) -> None:
-            loss, _ = linear_cross_entropy(hidden, weight, labels, 1 / TOKENS, triton=triton)
+        def run(settings: dict[str, Any] = settings) -> None:
+            loss, _ = linear_cross_entropy(hidden, weight, labels, 1 / TOKENS, **settings)
             loss.backward()
             hidden.grad = None
 
@@ -118,7 +201,6 @@ def cross_entropy() -> None:
         torch.cuda.reset_peak_memory_stats()
         run()
         peak = (torch.cuda.max_memory_allocated() - before) / (1 << 20)
-        name = "linear cross-entropy" if triton else "linear cross-entropy, twin"
         line = {"kernel": name, "ms": round(milliseconds(run), 2), "mib": round(peak)}
         print(json.dumps(line), flush=True)
 
@@ -129,9 +211,12 @@ def main() -> None:
         return
     rate = copy_rate()
     print(json.dumps({"device": torch.cuda.get_device_name(), "copy_tb_s": round(rate / 1e9, 2)}))
+    if "--sweep" in sys.argv:
+        sweep(rate)
+        return
     cross_entropy()
     optimizer_rate(rate)
-    compiled_rates(rate)
+    elementwise_rates(rate)
 
 
 if __name__ == "__main__":

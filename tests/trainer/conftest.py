@@ -91,6 +91,8 @@ def training(tiny_model, tiny_shards, tmp_path):
         [scheduler]
         type = "cosine"
         warmup_steps = 2
+        [reporting]
+        token_statistics_every = 4
         """
     )
     return Training(tmp_path, config)

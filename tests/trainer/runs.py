@@ -79,6 +79,7 @@ def read_metrics(run):
 def exact_metrics(run):
     """All that must not differ by a bit: losses, norms and rows of every step and evaluation."""
     names = ("kind", "step", "name", "loss", "source_losses", "gradient_norm", "lr", "rows_sha256")
+    names += ("token_summary",)
     return [{name: line.get(name) for name in names} for line in read_metrics(run)]
 
 

@@ -5,18 +5,29 @@ from functools import partial
 
 import pytest
 import torch
+from tiny_families import (
+    FAMILIES,
+    build,
+    config_of,
+    gradients_of,
+    make_batch,
+    run_stages,
+    save_tiny,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.model.acceleration import LoraLinear, swap_adapters
+from headrace.trainer.model.acceleration import KNOWN, LoraLinear, swap_adapters
 from headrace.trainer.model.layer_functions import (
     LayerFunctions,
     compiled,
     run_layer,
     run_layer_again,
 )
+from headrace.trainer.model.micro_batch import MicroBatch
 from headrace.trainer.model.model_builder import build_stage
-from headrace.trainer.model.stage import MicroBatch
+from headrace.trainer.model.norms import RmsNorm, faster_norm, swap_norms
+from headrace.trainer.model.rotary_attention import RotaryAttention, swap_attention
 
 CPU = torch.device("cpu")
 TOKENS = 48
@@ -113,3 +124,36 @@ def test_compiled_layers_compute_the_same_and_are_compiled_once(stage):
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-7)
     # with a mask and without; the first layer, whose input needs no gradient, and the four others
     assert counter.frame_count == 4
+
+
+LAYER_NORM = {
+    "cohere",
+    "cohere2",
+    "falcon",
+    "gpt_neox",
+    "phi",
+    "starcoder2",
+}  # they have no RMSNorm
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - LAYER_NORM))
+def test_norms_and_attention_of_ours_compute_the_same_in_every_family(family, tmp_path):
+    built = build(config_of(save_tiny(family, tmp_path / family)))
+    batch, stage = make_batch(), built[0].stage
+    names, (expected_loss, *_) = list(stage.canonical_parameters()), run_stages(built, batch)
+    expected = {name: gradient.clone() for name, gradient in gradients_of(built).items()}
+    stage.zero_grad()
+    stage.norm = faster_norm(stage.norm)
+    for layer in stage.layers:
+        swap_norms(layer)
+        if family in KNOWN:
+            swap_attention(layer)
+    assert isinstance(stage.norm, RmsNorm)
+    assert not any(type(part).__name__.endswith("RMSNorm") for part in stage.layers[0].modules())
+    swapped = [part for part in stage.modules() if isinstance(part, RotaryAttention)]
+    assert len(swapped) == (len(stage.layers) if family in KNOWN else 0)
+    loss, *_ = run_stages(built, batch)
+    assert list(stage.canonical_parameters()) == names
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for name, gradient in gradients_of(built).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)

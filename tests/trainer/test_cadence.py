@@ -6,7 +6,7 @@ import pytest
 from checkpoints import state
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.run.cadence import Cadence, Timer
+from headrace.trainer.run.cadence import Cadence, Stopwatch, Timer
 
 STEPS, ROWS_PER_EPOCH = 20, 50  # steps of 8 rows, see `state`
 
@@ -26,6 +26,26 @@ def test_every_so_many_steps_and_after_the_last():
     due = cadence(evaluation={"every_steps": 6}, checkpoint={"every_steps": 7})
     assert steps(due.evaluates) == [6, 12, 18, 20]
     assert steps(due.saves) == [7, 14, 20]
+
+
+def test_reports_come_in_intervals_and_wherever_something_else_is_due():
+    plan = {"reporting": {"every_steps": 8}, "checkpoint": {"every_steps": 7}}
+    assert steps(cadence(**plan).reports) == [7, 8, 14, 16, 20]
+    watched = {"spike_factor": 2.0}
+    assert steps(cadence(**plan, anomalies=watched).reports) == list(range(1, 21))
+
+
+def test_losses_of_an_interval_are_remembered_in_order_up_to_a_limit():
+    now = state(3).model_copy(update={"recent_losses": [5.0, 4.0]}).after_losses([3.0, 2.0], 3)
+    assert (now.loss, now.recent_losses) == (2.0, [4.0, 3.0, 2.0])
+    assert now.after_losses([1.0], 0).recent_losses == []
+
+
+def test_laps_of_a_stopwatch_begin_where_the_last_one_ended(monkeypatch):
+    times = iter([1.0, 3.0, 3.5])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    stopwatch = Stopwatch()
+    assert [stopwatch.lap(), stopwatch.lap()] == [2.0, 0.5]
 
 
 @pytest.mark.parametrize(

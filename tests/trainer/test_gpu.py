@@ -6,9 +6,11 @@ from runs import checkpoint_tensors, exact_metrics, read_metrics
 from transformers import LlamaConfig
 
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.micro_batch import MicroBatch
 from headrace.trainer.model.model_builder import build_stage
 from headrace.trainer.model.plan_report import plan_run
+from headrace.trainer.run.step_values import StepValues
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="no CUDA device")]
@@ -80,17 +82,52 @@ def test_a_resumed_run_equals_one_that_was_left_alone(training, changes):
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
-def test_micro_batches_in_flight_do_not_disturb_each_other(tiny_model):
+def build_on_gpu(model, **settings):
     config = TrainConfig.model_validate(
         {
-            "model": str(tiny_model),
+            "model": str(model),
             "output_dir": "unused",
             "datasets": [{"path": "unused"}],
             "adapter": {"rank": 4},
             "optimizer": {"lr": 1e-3},
+            **settings,
         }
     )
-    stage = build_stage(config, 0, torch.device("cuda")).stage.train()
+    return build_stage(config, 0, torch.device("cuda")).stage.train()
+
+
+@pytest.mark.parametrize("kernels", ["auto", "triton", "torch"])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_micro_batches_never_wait_for_the_device(tiny_model, kernels, checkpointing):
+    stage = build_on_gpu(tiny_model, kernels=kernels, activation_checkpointing=checkpointing)
+    stage.embedding.noise_alpha = 5.0
+    device = torch.device("cuda")
+
+    def run_micro_batches():
+        outputs = []
+        if stage.before_step is not None:
+            stage.before_step()
+        for lengths in ([100, 28], [128], [1] * 128):
+            ids = torch.arange(128, dtype=torch.int32)[None]
+            labels = to_device(ids.roll(-1, 1), device).long()
+            side = MicroBatch([lengths], [128], labels, 1 / 128, 0.0, seed=0)
+            outputs.append(stage(to_device(ids, device).long(), side))
+            outputs[-1].value.backward()
+        return StepValues(outputs, [])
+
+    run_micro_batches()  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        values = run_micro_batches()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert values.tokens().losses.shape == (3, 1, 128)
+    assert (values.tokens().losses > 0).mean() > 0.9
+
+
+def test_micro_batches_in_flight_do_not_disturb_each_other(tiny_model):
+    stage = build_on_gpu(tiny_model)
     assert any(getattr(part, "joined", None) is not None for part in stage.modules())
     for name, weight in stage.named_parameters():
         if ".lora_B." in name:

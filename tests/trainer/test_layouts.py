@@ -19,9 +19,11 @@ def test_stages_change_no_bit_and_replicas_only_rounding(training, kind):
     reference, losses = checkpoint_tensors(one), exact_metrics(one)
     assert len(losses) == 12
     assert losses[-1]["loss"] < losses[0]["loss"], "nothing was learnt, so nothing is compared"
+    assert [line["step"] for line in losses if line["token_summary"]] == [0, 4, 8, 10]
 
     for stages in (2, 4) if kind == "lora" else (2,):
-        run = training.run(f"stages-{stages}", stages, adapter__kind=kind, pipeline_stages=stages)
+        settings = {"pipeline_stages": stages, "reporting__every_steps": stages}
+        run = training.run(f"stages-{stages}", stages, adapter__kind=kind, **settings)
         assert exact_metrics(run) == losses
         tensors = checkpoint_tensors(run)
         assert tensors.keys() == reference.keys()
@@ -34,6 +36,9 @@ def test_stages_change_no_bit_and_replicas_only_rounding(training, kind):
     assert rows == [line["rows_sha256"] for line in losses]
     for line, expected in zip(read_metrics(both), read_metrics(one), strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        if expected["token_summary"]:
+            entropy = expected["token_summary"]["entropy"]
+            assert line["token_summary"]["entropy"] == pytest.approx(entropy, rel=1e-6)
     tensors = checkpoint_tensors(both)
     for name in (name for name in reference if name.startswith("parameter/")):
         difference = torch.linalg.vector_norm(tensors[name] - reference[name])

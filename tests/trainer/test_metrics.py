@@ -2,9 +2,10 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,6 +22,7 @@ from headrace.trainer.run.metrics import (
     mean_loss,
     pair_metrics,
 )
+from headrace.trainer.run.token_summary import QUANTILES, TokenSample, summarize
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 STEP = StepMetrics(
@@ -52,6 +54,9 @@ STEP = StepMetrics(
     product_norm_max=2.5,
     products_scaled=1,
 )
+SUMMARY = summarize(
+    [TokenSample(*(np.linspace(1, 2, 9, dtype=np.float32) for _ in range(4)), vocabulary=384)]
+)
 PAIRS = PairMetrics(8, 0.75, 0.5, 0.25, -0.25)
 EVALUATION = EvaluationMetrics(7, "held-out", 2.5, {"books": 2.75}, 999, 3.0, 2.5, None)
 
@@ -80,8 +85,10 @@ def test_lines_hold_every_field_exactly(tmp_path):
     log = MetricsLog(tmp_path, -1)
     log.write(EVALUATION)
     log.write(replace(STEP, loss=0.1 + 0.2))
+    log.write(replace(STEP, token_summary=SUMMARY))
     log.close()
-    evaluation, train = logged(tmp_path)
+    evaluation, train, summarized = logged(tmp_path)
+    assert summarized["token_summary"] == asdict(SUMMARY)
     assert evaluation.pop("kind") == "evaluation"
     assert EvaluationMetrics(**evaluation) == EVALUATION
     assert train.pop("kind") == "train"
@@ -130,10 +137,29 @@ def test_a_step_can_be_read_while_the_run_goes_on(tmp_path):
 def test_tensorboard_has_exactly_the_tags_that_the_page_lists(tmp_path):
     documented = re.findall(r"^\| `((?:train|evaluation)/[^`]+)`", PAGE.read_text(), re.MULTILINE)
     log = MetricsLog(tmp_path, -1)
-    log.write(replace(STEP, source_losses={"SOURCE": 2.5}, router_loss=1.25, pairs=PAIRS))
-    log.write(replace(EVALUATION, name="NAME", source_losses={"SOURCE": 2.75}, pairs=PAIRS))
+    rest = {"pairs": PAIRS, "token_summary": SUMMARY}
+    log.write(replace(STEP, source_losses={"SOURCE": 2.5}, router_loss=1.25, **rest))
+    log.write(replace(EVALUATION, name="NAME", source_losses={"SOURCE": 2.75}, **rest))
     log.close()
-    assert sorted(documented) == sorted(scalars(tmp_path))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = [*events.Tags()["scalars"], *events.Tags()["histograms"]]
+    assert f"train/loss_quantile/{QUANTILES[-1]}" in tags
+    one_for_all = {re.sub(r"_quantile/0\.\d+$", "_quantile/Q", tag) for tag in tags}
+    assert sorted(documented) == sorted(one_for_all)
+
+
+def test_histograms_reach_tensorboard_as_counts_in_even_bins(tmp_path):
+    log = MetricsLog(tmp_path, -1)
+    log.write(replace(STEP, token_summary=SUMMARY))
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (event,) = events.Histograms("train/tokens/hidden_norm_histogram")
+    shown = event.histogram_value
+    assert (event.step, shown.min, shown.max, shown.num) == (7, 1.0, 2.0, 9)
+    assert sum(shown.bucket) == 9 and shown.bucket_limit[-1] == 2.0
+    assert shown.sum == pytest.approx(9 * 1.5, rel=0.01)
 
 
 def test_tensorboard_shows_the_values(tmp_path):

@@ -59,7 +59,7 @@ def test_packed_rows_train_as_planned_on_every_layout_and_after_a_resumption(
     for path in resumed.glob("checkpoints/step-*"):
         if path.name != "step-000003":
             shutil.rmtree(path)
-    training.run("resumed", 1, "--resume", **settings)
+    training.run("resumed", 1, "--resume", reporting__every_steps=2, **settings)
     assert exact_metrics(resumed) == exact_metrics(one)
     ours, expected = checkpoint_tensors(resumed), checkpoint_tensors(one)
     assert all(torch.equal(ours[name], expected[name]) for name in expected)

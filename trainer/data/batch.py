@@ -165,6 +165,7 @@ def document_mask(document_lengths: Sequence[Sequence[int]], device: torch.devic
         return None
     documents = torch.stack(
         [torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in document_lengths]
-    ).to(device)
+    )
+    documents = to_device(documents, device)
     same = documents.unsqueeze(2) == documents.unsqueeze(1)
     return same.tril().unsqueeze(1)

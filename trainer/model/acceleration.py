@@ -23,6 +23,8 @@ from headrace.trainer.model.layer_functions import (
     run_layer,
     run_layer_again,
 )
+from headrace.trainer.model.norms import faster_norm, swap_norms
+from headrace.trainer.model.rotary_attention import swap_attention
 from headrace.trainer.model.stage import Stage
 
 ADAPTER = "default"  # the only one that a run trains
@@ -86,7 +88,7 @@ def is_wide(base: nn.Module) -> bool:
 
 def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
     """Whether the faster parts run here."""
-    return config.kernels == "auto" and device.type == "cuda"
+    return config.kernels != "torch" and device.type == "cuda"
 
 
 def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
@@ -110,14 +112,28 @@ def accelerate(
     stage.before_step = partial(LoraLinear.refresh, adapters)
     if stage.loss is not None:
         stage.loss.triton = True
-    if architecture.config.model_type in KNOWN and config.compile:
+    known = architecture.config.model_type in KNOWN
+    ours_inside = config.kernels == "triton"
+    if stage.norm is not None:
+        stage.norm = faster_norm(stage.norm)
+    if ours_inside or not (known and config.compile):  # else the compiler makes kernels of its own
+        for layer in stage.layers:
+            swap_norms(layer)
+    if known and config.compile:
         stage.layer_functions = LayerFunctions(compiled(run_layer), compiled(run_layer_again))
     if runs_without_masks(architecture, stage.compute_dtype):
-        for part in stage.modules():  # transformers 5.14 to 5.23 look it up here at each call
-            part_config: Any = getattr(part, "config", None)
-            if part_config is not None:
-                part_config._attn_implementation = document_attention.NAME
-        stage.by_bounds = True
+        attend_by_bounds(stage)
+        for layer in stage.layers if ours_inside else ():
+            swap_attention(layer)
+
+
+def attend_by_bounds(stage: Stage) -> None:
+    """Let layers attend within the documents' bounds, without masks."""
+    for part in stage.modules():  # transformers 5.14 to 5.23 look it up here at each call
+        part_config: Any = getattr(part, "config", None)
+        if part_config is not None:
+            part_config._attn_implementation = document_attention.NAME
+    stage.by_bounds = True
 
 
 def swap_adapters(layer: nn.Module, *, may_join: bool) -> list[LoraLinear]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from headrace.trainer.data.batch import to_device
+
 
 def embedding_noise(hidden: Tensor, lengths: Sequence[int], alpha: float, seed: int) -> Tensor:
     """Noise of at most alpha / sqrt(n d) for each entry of a row of n tokens.
@@ -17,6 +19,6 @@ def embedding_noise(hidden: Tensor, lengths: Sequence[int], alpha: float, seed: 
     generator = torch.Generator(hidden.device).manual_seed(seed)
     unit = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
     unit.uniform_(-1, 1, generator=generator)
-    tokens = torch.tensor(lengths, dtype=torch.float32, device=hidden.device).clamp(min=1)
+    tokens = to_device(torch.tensor(lengths, dtype=torch.float32).clamp(min=1), hidden.device)
     largest = alpha * torch.rsqrt(tokens * hidden.shape[-1])
     return (unit * largest[:, None, None]).to(hidden.dtype)

@@ -13,6 +13,7 @@ from headrace.kernels.linear_cross_entropy import (
     linear_cross_entropy,
 )
 from headrace.kernels.token_cross_entropy import token_cross_entropy
+from headrace.kernels.token_statistics import TokenStatistics
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def head_loss(
     seed: int | None = None,
     *,
     triton: bool = False,
+    statistics: TokenStatistics | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a head's logits.
 
@@ -53,6 +55,7 @@ def head_loss(
         scale: factor of the returned scalar.
         seed: of the head's own dropout; None if it has none.
         triton: compute a plain head's loss in Triton.
+        statistics: of all tokens, to be filled in.
 
     Returns:
         The sum of the losses times `scale`, float32; the losses of all tokens in nats, detached.
@@ -62,8 +65,10 @@ def head_loss(
         if shape.multiplier != 1.0:
             hidden = hidden * shape.multiplier
         weight = head.weight.to(hidden.dtype)
-        return linear_cross_entropy(hidden, weight, labels, scale, triton=triton)
-    token_losses = head_token_losses(head, hidden, labels, shape, seed)
+        return linear_cross_entropy(
+            hidden, weight, labels, scale, triton=triton, statistics=statistics
+        )
+    token_losses = head_token_losses(head, hidden, labels, shape, seed, statistics=statistics)
     return token_losses.sum() * scale, token_losses.detach()
 
 
@@ -75,6 +80,7 @@ def head_token_losses(
     seed: int | None = None,
     *,
     triton: bool = False,
+    statistics: TokenStatistics | None = None,
 ) -> Tensor:
     """Cross-entropy of each token, [tokens] float32, to be differentiated once.
 
@@ -83,14 +89,21 @@ def head_token_losses(
     if is_plain(head, shape):
         assert isinstance(head, nn.Linear)
         weight = head.weight.to(hidden.dtype)
-        scale = shape.multiplier
-        return token_cross_entropy(hidden, weight, labels, logit_scale=scale, triton=triton)
+        return token_cross_entropy(
+            hidden,
+            weight,
+            labels,
+            logit_scale=shape.multiplier,
+            triton=triton,
+            statistics=statistics,
+        )
     rows = max(1, CHUNK_LOGITS // vocabulary(head))
     losses = []
     for number, start in enumerate(range(0, hidden.shape[0], rows)):
         chunk = slice(start, start + rows)
         chunk_seed = None if seed is None else seed + number
-        arguments = (head, hidden[chunk], labels[chunk], shape, chunk_seed)
+        part = None if statistics is None else statistics[chunk]
+        arguments = (head, hidden[chunk], labels[chunk], shape, chunk_seed, part)
         losses.append(
             checkpoint(_token_losses, *arguments, use_reentrant=False, preserve_rng_state=False)
         )
@@ -106,7 +119,12 @@ def vocabulary(head: nn.Module) -> int:
 
 
 def _token_losses(
-    head: nn.Module, hidden: Tensor, labels: Tensor, shape: LogitShape, seed: int | None
+    head: nn.Module,
+    hidden: Tensor,
+    labels: Tensor,
+    shape: LogitShape,
+    seed: int | None,
+    statistics: TokenStatistics | None,
 ) -> Tensor:
     """Losses of one chunk; its logits are computed again in the backward pass, not kept."""
     if seed is not None:
@@ -114,4 +132,7 @@ def _token_losses(
     logits = head(hidden).float() * shape.multiplier
     if shape.softcap is not None:
         logits = shape.softcap * torch.tanh(logits / shape.softcap)
-    return functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
+    losses = functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
+    if statistics is not None:
+        statistics.fill(logits, labels, losses)
+    return losses

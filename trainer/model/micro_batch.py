@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.model.pair_objectives import PairLosses
 
 
@@ -20,6 +21,7 @@ class MicroBatch:
     pairs: list[list[tuple[int, int]]] | None = None  # [b/2] tokens of both sides; last stage only
     chosen_scale: float = 0.0  # 1 / trained tokens of all chosen answers
     control_classes: Tensor | None = None  # [b, s] int8: -1, 0, 1; control adapters only
+    wants_statistics: bool = False  # of each token, on the last stage
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,5 @@ class StageOutput:
     adjusted_losses: Tensor | None = None  # what is minimised in its place, likewise
     pairs: PairLosses | None = None  # last stage, objectives of pairs; detached
     router_loss: Tensor | None = None  # stages with routers: scalar, scaled as it enters the loss
+    statistics: TokenStatistics | None = None  # last stage, where wanted; of b * s tokens
+    hidden_norms: Tensor | None = None  # likewise, [b, s] float32: of what the head is given

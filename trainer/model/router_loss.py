@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.architecture import Router
 
 
@@ -69,7 +70,7 @@ def real_tokens(row_lengths: list[int], places: int, device: torch.device) -> Te
         places: s.
     """
     ends = torch.tensor(row_lengths).unsqueeze(1)
-    return (torch.arange(places) < ends).flatten().to(device)
+    return to_device((torch.arange(places) < ends).flatten(), device)
 
 
 def total_loss(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.objective_config import ObjectiveConfig
 from headrace.trainer.data.batch import position_ids, to_device
@@ -161,6 +162,9 @@ class Stage(nn.Module):
             value = hidden if reference is None else torch.cat([hidden, reference])
             return StageOutput(value, router_loss=router_loss)
         output = self._losses(self.loss, hidden, reference, micro_batch)
+        if micro_batch.wants_statistics:
+            norms = torch.linalg.vector_norm(hidden.detach(), dim=-1, dtype=torch.float32)
+            output = replace(output, hidden_norms=norms)
         if router_loss is None:
             return output
         return replace(output, value=output.value + router_loss, router_loss=router_loss)
@@ -253,15 +257,18 @@ class Stage(nn.Module):
         seed = None
         if self.seeded and self.training:
             seed = derive_seed(micro_batch.seed, "head")
+        statistics = None
+        if micro_batch.wants_statistics:
+            statistics = TokenStatistics.empty(hidden[..., 0].numel(), hidden.device)
         if not self.objective.of_pairs:
-            return loss.of_tokens(hidden, micro_batch, self.objective, seed)
+            return loss.of_tokens(hidden, micro_batch, self.objective, seed, statistics)
         before = None
         if reference is not None:
             assert self.reference is not None and self.reference.loss is not None
             assert micro_batch.labels is not None
             with torch.no_grad():
                 before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
-        return loss.of_pairs(hidden, micro_batch, self.objective, seed, before)
+        return loss.of_pairs(hidden, micro_batch, self.objective, seed, before, statistics)
 
 
 def required_arguments(layer: nn.Module) -> list[str]:

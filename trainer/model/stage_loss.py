@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
+from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.objective_config import ObjectiveConfig
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.head_loss import (
@@ -43,31 +44,42 @@ class StageLoss:
         self.triton = False
 
     def of_tokens(
-        self, hidden: Tensor, micro_batch: MicroBatch, objective: ObjectiveConfig, seed: int | None
+        self,
+        hidden: Tensor,
+        micro_batch: MicroBatch,
+        objective: ObjectiveConfig,
+        seed: int | None,
+        statistics: TokenStatistics | None,
     ) -> StageOutput:
         """Objectives that are sums over tokens.
 
         Args:
             hidden: [b, s, hidden size].
             seed: of the head's own dropout; None if it has none.
+            statistics: of all tokens, to be filled in.
         """
         labels, scale = micro_batch.labels, micro_batch.loss_scale
         assert labels is not None
         if objective.kind == "cross_entropy":
             arguments = (self.head, self._rows(hidden), labels.reshape(-1), scale, self.shape)
             if is_plain(self.head, self.shape):
-                loss, token_losses = head_loss(*arguments, triton=self.triton)
+                loss, token_losses = head_loss(
+                    *arguments, triton=self.triton, statistics=statistics
+                )
             else:
                 with self._precision(hidden):
-                    loss, token_losses = head_loss(*arguments, seed)
-            return StageOutput(loss, token_losses.view(labels.shape))
+                    loss, token_losses = head_loss(*arguments, seed, statistics=statistics)
+            return StageOutput(loss, token_losses.view(labels.shape), statistics=statistics)
         factor = logit_factor(objective)
-        losses = self.token_losses(hidden, labels, seed, factor)
+        first = statistics if factor == 1.0 else None  # they are of the logits as they are
+        losses = self.token_losses(hidden, labels, seed, factor, statistics=first)
         adjusted = adjusted_losses(losses, objective)
         if factor != 1.0:
             with torch.no_grad():
-                losses = self.token_losses(hidden, labels, seed)
-        return StageOutput(adjusted.sum() * scale, losses.detach(), adjusted.detach())
+                losses = self.token_losses(hidden, labels, seed, statistics=statistics)
+        return StageOutput(
+            adjusted.sum() * scale, losses.detach(), adjusted.detach(), statistics=statistics
+        )
 
     def of_pairs(
         self,
@@ -76,31 +88,39 @@ class StageLoss:
         objective: ObjectiveConfig,
         seed: int | None,
         before: Tensor | None,
+        statistics: TokenStatistics | None,
     ) -> StageOutput:
         """Objectives of chosen and rejected answers.
 
         Args:
             before: [b, s] losses of the model as it was before training.
+            statistics: as in `of_tokens`.
         """
         labels, pair_lengths = micro_batch.labels, micro_batch.pairs
         assert labels is not None and pair_lengths is not None
-        losses = self.token_losses(hidden, labels, seed)
+        losses = self.token_losses(hidden, labels, seed, statistics=statistics)
         answers = sum_answers(losses, before, labels != IGNORED_LABEL, pair_lengths)
         pairs = pair_losses(*answers, objective)
         chosen = losses[: len(pair_lengths)].sum()  # a sum over no pairs has no gradient
         weight = objective.chosen_weight * micro_batch.chosen_scale
         loss = pairs.loss.sum() * micro_batch.loss_scale + chosen * weight
-        return StageOutput(loss, losses.detach(), pairs=pairs.detach())
+        return StageOutput(loss, losses.detach(), pairs=pairs.detach(), statistics=statistics)
 
     def token_losses(
-        self, hidden: Tensor, labels: Tensor, seed: int | None, factor: float = 1.0
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        seed: int | None,
+        factor: float = 1.0,
+        *,
+        statistics: TokenStatistics | None = None,
     ) -> Tensor:
         """[b, s] cross-entropy of so many times the logits, to be differentiated."""
         shape = self.shape.times(factor)
         arguments = (self.head, self._rows(hidden), labels.reshape(-1), shape)
         plain = is_plain(self.head, self.shape)
         with contextlib.nullcontext() if plain else self._precision(hidden):
-            losses = head_token_losses(*arguments, seed, triton=self.triton)
+            losses = head_token_losses(*arguments, seed, triton=self.triton, statistics=statistics)
         return losses.view(labels.shape)
 
     def _rows(self, hidden: Tensor) -> Tensor:

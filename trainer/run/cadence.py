@@ -10,6 +10,9 @@ class Cadence:
     """What is due between two states of a run; the same answer at every rank."""
 
     def __init__(self, config: TrainConfig, total_steps: int, rows_per_epoch: int) -> None:
+        self.every_steps = 1  # a spike is told from the losses of all steps before
+        if config.anomalies.spike_factor is None:
+            self.every_steps = config.reporting.every_steps
         self.evaluation = config.evaluation
         self.checkpoint = config.checkpoint
         self.total_steps = total_steps
@@ -23,6 +26,11 @@ class Cadence:
         """Whether the run stops early."""
         patience = self.evaluation.patience
         return patience is not None and state.evaluations_since_best >= patience
+
+    def reports(self, before: RunState, after: RunState) -> bool:
+        """Whether ranks tell each other of the steps so far; always where anything else is due."""
+        due = is_multiple(after.step, self.every_steps) or self.has_ended(after)
+        return due or self.evaluates(before, after) or self.saves(before, after)
 
     def evaluates(self, before: RunState, after: RunState) -> bool:
         """Whether the step between these states is followed by an evaluation."""
@@ -49,6 +57,24 @@ class Cadence:
             return True
         rows = (epochs or 0) * self.rows_per_epoch
         return bool(rows) and after.rows_done // rows > before.rows_done // rows
+
+
+def is_multiple(step: int, interval: int) -> bool:
+    """Whether a step ends an interval; 0 steps are none."""
+    return interval > 0 and step % interval == 0
+
+
+class Stopwatch:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last call, or since it was made; then begins anew."""
+        now = time.perf_counter()
+        seconds, self._start = now - self._start, now
+        return seconds
 
 
 class Timer:

@@ -29,12 +29,15 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.batch import to_device
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.distributed import Layout
+from headrace.trainer.model.head_loss import vocabulary
 from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.model.stage import Stage
 from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.metrics import RowLoss
 from headrace.trainer.run.row_losses import losses_of
+from headrace.trainer.run.step_values import StepValues, sample_of
 from headrace.trainer.run.timeline import Timeline
+from headrace.trainer.run.token_summary import TokenSample
 
 
 class StageEngine(PipelineEngine):
@@ -71,6 +74,7 @@ class StageEngine(PipelineEngine):
         self._inputs: StepInputs | None = None
         self._next_micro_batch = 0
         self._step_seed = 0
+        self._wants_statistics = False
         self.outputs: list[StageOutput] = []
         self.timeline = Timeline(layout.device, wanted=config.profile.timeline)
         if config.profile.timeline:
@@ -82,6 +86,7 @@ class StageEngine(PipelineEngine):
         self._waiting: dict[int, Tensor] = {}  # buffer -> router loss that has no gradient yet
         self._finish_step: Callable[[], Outcome] | None = None
         self._outcome = Outcome(0.0, None)
+        self._values: StepValues | None = None  # of the last run, once its micro-batches are done
 
     @staticmethod
     def _join_process_group(layout: Layout) -> None:
@@ -96,12 +101,18 @@ class StageEngine(PipelineEngine):
         assert deepspeed_comm.is_initialized()
 
     def train_step(
-        self, inputs: StepInputs, step_seed: int, finish_step: Callable[[], Outcome]
+        self,
+        inputs: StepInputs,
+        step_seed: int,
+        finish_step: Callable[[], Outcome],
+        *,
+        statistics: bool = False,
     ) -> tuple[list[RowLoss], Outcome]:
         """Forward and backward over all micro-batches, then `finish_step`.
 
         Args:
             finish_step: reduces the gradients, and steps if all is well.
+            statistics: note those of each token, for `token_sample`.
 
         Returns:
             The loss of each row of this replica (on the last stage, else nothing), and what
@@ -110,31 +121,38 @@ class StageEngine(PipelineEngine):
         self.module.train()
         self._finish_step = finish_step
         train = schedule.TrainSchedule(inputs.micro_batches, self.num_stages, self.stage_id)
-        return self._run(train, inputs, step_seed), self._outcome
+        return self._run(train, inputs, step_seed, statistics=statistics), self._outcome
 
     def router_loss(self) -> float | None:
         """Of the last run: this rank's part of the mean over layers, before its coefficient."""
         settings = self.stage.router_loss
         if settings is None:
             return None
-        losses = torch.stack(self.router_losses).tolist() if self.router_losses else []
-        return math.fsum(losses) / settings.coefficient
+        assert self._values is not None
+        return math.fsum(self._values.router_losses()) / settings.coefficient
 
     def evaluation_step(self, inputs: StepInputs) -> list[RowLoss]:
-        """Forward only; the loss of each row of this replica, on the last stage."""
+        """Forward only; the loss of each row of this replica, on the last stage.
+
+        Statistics of each token are noted for `token_sample`.
+        """
         self.module.eval()
         forward = schedule.InferenceSchedule(inputs.micro_batches, self.num_stages, self.stage_id)
         with torch.no_grad():
-            return self._run(forward, inputs, step_seed=0)
+            return self._run(forward, inputs, step_seed=0, statistics=True)
 
-    def _run(self, plan: Any, inputs: StepInputs, step_seed: int) -> list[RowLoss]:
+    def _run(
+        self, plan: Any, inputs: StepInputs, step_seed: int, *, statistics: bool
+    ) -> list[RowLoss]:
         if self.stage.before_step is not None:
             self.stage.before_step()
         self._inputs = inputs
         self._step_seed = step_seed
+        self._wants_statistics = statistics
         self._next_micro_batch = 0
         self.outputs, self.router_losses = [], []
         self._waiting.clear()
+        self._values = None
         self._exec_schedule(plan)
         return self.row_losses()
 
@@ -143,7 +161,21 @@ class StageEngine(PipelineEngine):
         if not self.is_last_stage():
             return []
         assert self._inputs is not None
-        return losses_of(self.outputs, self._inputs, self.stage.objective)
+        return losses_of(self._fetch_values(), self._inputs, self.stage.objective)
+
+    def token_sample(self) -> TokenSample | None:
+        """This replica's trained tokens in the last run, on the last stage, if noted."""
+        if not self.is_last_stage():
+            return None
+        assert self._inputs is not None and self.stage.loss is not None
+        tokens = self._fetch_values().tokens()
+        return sample_of(tokens, self._inputs, vocabulary(self.stage.loss.head))
+
+    def _fetch_values(self) -> StepValues:
+        """Begins when first called, so that no later work of the device is waited for."""
+        if self._values is None:
+            self._values = StepValues(self.outputs, self.router_losses)
+        return self._values
 
     def _global_micro_batch(self, micro_batch: int) -> int:
         return micro_batch * self.layout.replicas + self.layout.replica
@@ -176,6 +208,7 @@ class StageEngine(PipelineEngine):
             pairs=None if inputs.pairs is None else inputs.pairs[index],
             chosen_scale=1.0 / max(1, inputs.chosen_tokens),
             control_classes=None if classes is None else to_device(classes[index], self.device),
+            wants_statistics=self._wants_statistics,
         )
         output: StageOutput = self.stage(self.pipe_buffers["inputs"][buffer_id], side)
         if output.token_losses is not None:
@@ -206,6 +239,7 @@ class StageEngine(PipelineEngine):
 
     def _optimizer_step(self) -> None:
         assert self._finish_step is not None
+        self._fetch_values()
         self._outcome = self._finish_step()
 
     def _broadcast_model(self) -> None:

@@ -12,15 +12,17 @@ from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.data.loader import GroupLoader
 from headrace.trainer.data.places import count_places, evaluation_stream
 from headrace.trainer.data.position import Position
-from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
+from headrace.trainer.distributed import Layout, from_first_rank, gather_at_first, gather_objects
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.metrics import (
     EvaluationMetrics,
+    RowLoss,
     losses_by_source,
     mean_cross_entropy,
     mean_loss,
     pair_metrics,
 )
+from headrace.trainer.run.token_summary import TokenSample, summarize
 
 EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
 
@@ -38,18 +40,22 @@ class EvaluationSet:
 def evaluate(
     sets: list[EvaluationSet], engine: StageEngine, layout: Layout, step: int
 ) -> list[EvaluationMetrics]:
-    """Evaluate all sets after `step` training steps; every rank takes part and gets the results."""
+    """Evaluate all sets after `step` training steps; every rank takes part and gets the results.
+
+    The summary of tokens is the first rank's alone.
+    """
     results = []
     for dataset in sets:
         start = time.perf_counter()
         if dataset.loader is not None:
             dataset.loader.seek(Position())
-        mine = [
-            row
-            for _ in range(dataset.batches)
-            for row in engine.evaluation_step(dataset.feed.next())
-        ]
+        mine: list[RowLoss] = []
+        my_tokens: list[TokenSample | None] = []
+        for _ in range(dataset.batches):
+            mine += engine.evaluation_step(dataset.feed.next())
+            my_tokens.append(engine.token_sample())
         rows = [row for part in gather_objects(mine, layout.world_group) for row in part]
+        samples = gather_at_first([s for s in my_tokens if s is not None], layout)
         results.append(
             EvaluationMetrics(
                 step=step,
@@ -60,6 +66,7 @@ def evaluate(
                 seconds=time.perf_counter() - start,
                 cross_entropy=mean_cross_entropy(rows),
                 pairs=pair_metrics(rows),
+                token_summary=summarize([sample for part in samples for sample in part]),
             )
         )
     return results

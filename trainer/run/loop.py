@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,8 +18,9 @@ from headrace.trainer.model.control_adapter import regularize as regularize_cont
 from headrace.trainer.model.model_builder import BuiltStage
 from headrace.trainer.run import gradients, relora
 from headrace.trainer.run.anomalies import Outcome, deal_with, judge
-from headrace.trainer.run.cadence import Cadence, Timer
+from headrace.trainer.run.cadence import Cadence, Stopwatch, Timer, is_multiple
 from headrace.trainer.run.evaluation import evaluate
+from headrace.trainer.run.interval import DoneStep, Interval
 from headrace.trainer.run.learning_rate import learning_rate
 from headrace.trainer.run.metrics import console_line, mean_loss
 from headrace.trainer.run.optimizer import set_learning_rate
@@ -29,7 +29,7 @@ from headrace.trainer.run.regularizers import ProductNorms, find_pairs, regulari
 from headrace.trainer.run.requests import Requests
 from headrace.trainer.run.saver import Saver
 from headrace.trainer.run.session import Session, open_session
-from headrace.trainer.run.step_report import Report, StepFacts, make_report, step_metrics
+from headrace.trainer.run.step_report import Report, StepFacts, make_report
 from headrace.trainer.run.timeline import TimelineLog, traced
 
 logger = logging.getLogger(__name__)
@@ -59,56 +59,51 @@ def train(
     timelines = None
     if config.profile.timeline:
         timelines = TimelineLog(session.run_directory, layout.rank)
-    timer = Timer(config.checkpoint.every_minutes)
+    timer, stopwatch = Timer(config.checkpoint.every_minutes), Stopwatch()
+    interval = Interval()
     stopping = False
     while not (stopping or cadence.has_ended(state)):
-        started = time.perf_counter()
         engine.timeline.begin()
+        waiting = Stopwatch()
         with engine.timeline.span("data"):
             step_inputs = session.feed.next()
-        data_seconds = time.perf_counter() - started
+        data_seconds = waiting.lap()
         lr = step_rate(config, state.step, session.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
         finish = partial(finish_step, config, session, layout, state)
         is_traced = state.step + 1 == config.profile.trace_step
+        statistics = is_multiple(state.step + 1, config.reporting.token_statistics_every)
         with traced(session.run_directory, layout.rank, is_traced):
-            losses, outcome = engine.train_step(step_inputs, dropout_seed, finish)
+            losses, outcome = engine.train_step(
+                step_inputs, dropout_seed, finish, statistics=statistics
+            )
 
         wishes = requests.poll()
-        save = wishes.save or timer.is_due()
         report = make_report(
             losses,
             step_inputs,
             engine.router_loss(),
             wishes.stop,
-            save,
+            wishes.save or timer.is_due(),
             saver.progress(),
             session.feed.take_quarantined(),
             data_seconds,
             outcome.norms if layout.replica == 0 else None,
+            engine.token_sample(),
         )
-        reports = gather_objects(report, layout.world_group)
-        saver.settle([report.written for report in reports])
-        stopping = any(report.stop for report in reports)
-        loss = mean_loss(row for report in reports for row in report.losses)
-        seconds = time.perf_counter() - started
+        seconds = stopwatch.lap()
         before = state
         state = before.after_step(
             next_row=step_inputs.position.next_row,
             waiting=step_inputs.position.waiting,
             tokens=step_inputs.tokens,
             seconds=seconds,
-            loss=loss,
-            losses_kept=config.anomalies.losses_kept,
             overlong_rows=step_inputs.overlong.rows,
             overlong_tokens=step_inputs.overlong.tokens,
         )
-        state = note_quarantined(state, reports, session)
         if timelines is not None:
             timelines.write(state.step, seconds, engine.timeline.take())
-        if outcome.anomaly is not None:
-            deal_with(outcome, state, step_inputs, session.run_directory, layout)
         facts = StepFacts(
             step=state.step,
             first_row=before.next_row,
@@ -119,21 +114,32 @@ def train(
             seconds=seconds,
             flops_per_token=session.built.flops_per_token / (layout.stages * layout.replicas),
         )
-        if log is not None:
-            metrics = step_metrics(reports, step_inputs, facts)
-            log.write(metrics)
-            logger.info(
-                "%s", console_line(metrics, session.total_steps, seconds_left(session, state))
-            )
+        interval.add(report, step_inputs, facts)
+        if outcome.anomaly is None and not cadence.reports(before, state):
+            continue
+
+        done = interval.close(layout)
+        reports = [report for step in done for report in step.reports]
+        saver.settle([report.written for report in done[-1].reports])
+        stopping = any(report.stop for report in reports)
+        state = state.after_losses([step.loss for step in done], config.anomalies.losses_kept)
+        state = note_quarantined(state, reports, session)
+        *earlier, last = done
+        write_steps(earlier, session, state)
+        if outcome.anomaly is not None:
+            deal_with(outcome, state, step_inputs, session.run_directory, layout)
+        write_steps([last], session, state)
 
         if cadence.evaluates(before, state):
             state = run_evaluation(session, layout, state)
+            stopwatch.lap()
         wished = stopping or any(report.save for report in reports)
         if wished or cadence.saves(before, state):
             if log is not None:
                 log.sync()
             saver.begin(state, session.built.trained, optimizer, session.built.kept)
             timer.restart()
+            stopwatch.lap()
 
     saver.finish()
     if cadence.has_ended(state):
@@ -145,6 +151,17 @@ def train(
         logger.info("stopped on request after step %d; continue with --resume", state.step)
     if log is not None:
         log.close()
+
+
+def write_steps(steps: Sequence[DoneStep], session: Session, state: RunState) -> None:
+    """To the files and the console, at the first rank."""
+    if session.log is None:
+        return
+    for step in steps:
+        metrics = step.metrics()
+        session.log.write(metrics)
+        left = seconds_left(session, state)
+        logger.info("%s", console_line(metrics, session.total_steps, left))
 
 
 def seconds_left(session: Session, state: RunState) -> float:

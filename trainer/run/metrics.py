@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from headrace.schemas.publish import write_atomic
 from headrace.trainer.run.reporters import Reporter
+from headrace.trainer.run.token_summary import TokenSummary
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class StepMetrics:
     product_norm_mean: float | None  # of what adapters add, where that is limited
     product_norm_max: float | None
     products_scaled: int | None
+    token_summary: TokenSummary | None = None  # where it is wanted
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class EvaluationMetrics:
     seconds: float
     cross_entropy: float
     pairs: PairMetrics | None
+    token_summary: TokenSummary | None = None  # at the first rank
 
     @property
     def weight(self) -> int:
@@ -209,16 +212,30 @@ class MetricsLog:
             self._pairs(f"evaluation/{metrics.name}", metrics)
             sources = metrics.source_losses
             self._board(f"evaluation/{metrics.name}/source_loss", sources, metrics.step)
+            self._tokens(f"evaluation/{metrics.name}", metrics)
             return
         curves = {name: getattr(metrics, name) for name in TRAIN_CURVES}
         self._board("train", curves, metrics.step)
         self._pairs("train", metrics)
         self._board("train/source_loss", metrics.source_losses, metrics.step)
+        self._tokens("train", metrics)
 
     def _pairs(self, prefix: str, metrics: StepMetrics | EvaluationMetrics) -> None:
         if metrics.pairs is not None:
             values = asdict(metrics.pairs)
             self._board(f"{prefix}/pairs", {k: values[k] for k in PAIR_CURVES}, metrics.step)
+
+    def _tokens(self, prefix: str, metrics: StepMetrics | EvaluationMetrics) -> None:
+        summary = metrics.token_summary
+        if summary is None:
+            return
+        self._board(f"{prefix}/tokens", summary.curves(), metrics.step)
+        self._board(f"{prefix}/loss_quantile", summary.loss_quantiles, metrics.step)
+        self._board(f"{prefix}/entropy_quantile", summary.entropy_quantiles, metrics.step)
+        for name, histogram in summary.histograms().items():
+            self.board.add_histogram_raw(
+                f"{prefix}/tokens/{name}", **histogram.as_tensorboard(), global_step=metrics.step
+            )
 
     def _board(self, prefix: str, values: Mapping[str, float | None], step: int) -> None:
         known = {f"{prefix}/{name}": v for name, v in values.items() if v is not None}

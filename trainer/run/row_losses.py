@@ -4,47 +4,36 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.schemas.objective_config import ObjectiveConfig
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.placed_rows import PlacedRow
-from headrace.trainer.model.micro_batch import StageOutput
 from headrace.trainer.run.metrics import PairLoss, RowLoss
+from headrace.trainer.run.step_values import StepValues
 
 
-def losses_of(
-    outputs: Sequence[StageOutput], inputs: StepInputs, objective: ObjectiveConfig
-) -> list[RowLoss]:
+def losses_of(values: StepValues, inputs: StepInputs, objective: ObjectiveConfig) -> list[RowLoss]:
     """Losses of a replica's rows or pairs, from what its last stage gave for each micro-batch."""
     assert inputs.rows is not None and inputs.labels is not None
-    labels = inputs.labels.numpy()
-    losses = _on_host([output.token_losses for output in outputs])
+    labels, tokens = inputs.labels.numpy(), values.tokens()
     if inputs.pairs is not None:
-        pairs = [output.pairs for output in outputs if output.pairs is not None]
-        values = [torch.stack([p.loss, p.chosen_reward, p.rejected_reward], dim=1) for p in pairs]
-        of_pairs = torch.cat(values).cpu().tolist()
-        chosen = chosen_losses(losses, labels, inputs.rows, inputs.pairs)
+        chosen = chosen_losses(tokens.losses, labels, inputs.rows, inputs.pairs)
         weight = objective.chosen_weight
         return [
             replace(row, pair=PairLoss(loss, better, worse, weight))
-            for row, (loss, better, worse) in zip(chosen, of_pairs, strict=True)
+            for row, (loss, better, worse) in zip(chosen, values.pairs(), strict=True)
         ]
-    if outputs[0].adjusted_losses is None:
-        return row_losses(losses, labels, inputs.rows)
-    adjusted = row_losses(_on_host([o.adjusted_losses for o in outputs]), labels, inputs.rows)
+    plain = row_losses(tokens.losses, labels, inputs.rows)
+    if tokens.adjusted is None:
+        return plain
     return [
-        replace(row, unadjusted=plain.loss)
-        for row, plain in zip(adjusted, row_losses(losses, labels, inputs.rows), strict=True)
+        replace(row, unadjusted=unadjusted.loss)
+        for row, unadjusted in zip(
+            row_losses(tokens.adjusted, labels, inputs.rows), plain, strict=True
+        )
     ]
-
-
-def _on_host(losses: Sequence[torch.Tensor | None]) -> NDArray[np.float32]:
-    """One transfer from the device."""
-    values: NDArray[np.float32] = torch.stack([x for x in losses if x is not None]).cpu().numpy()
-    return values
 
 
 def row_losses(

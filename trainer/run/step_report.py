@@ -27,6 +27,7 @@ from headrace.trainer.run.metrics import (
 )
 from headrace.trainer.run.regularizers import ProductNorms
 from headrace.trainer.run.saver import Written
+from headrace.trainer.run.token_summary import TokenSample, summarize
 
 GIB = 1 << 30
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
@@ -50,6 +51,7 @@ class Report:
     quarantined: list[QuarantineRecord]
     data_seconds: float
     norms: ProductNorms | None
+    tokens: TokenSample | None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def make_report(
     quarantined: list[QuarantineRecord],
     data_seconds: float,
     norms: ProductNorms | None,
+    tokens: TokenSample | None,
 ) -> Report:
     """This rank's report."""
     return Report(
@@ -89,6 +92,7 @@ def make_report(
         quarantined,
         data_seconds,
         norms,
+        tokens,
     )
 
 
@@ -145,4 +149,5 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         product_norm_mean=math.fsum(norms) / len(norms) if norms else None,
         product_norm_max=max(norms) if norms else None,
         products_scaled=sum(part.scaled for part in limited) if limited else None,
+        token_summary=summarize([r.tokens for r in reports if r.tokens is not None]),
     )
