@@ -123,7 +123,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         model=model_directory(config.model),
         run_directory=run_directory,
         built=built,
-        engine=StageEngine(built.stage, config, layout),
+        engine=StageEngine([built.stage], config, layout),
         optimizer=optimizer,
         feed=Feed(layout, loader),
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
