@@ -29,7 +29,8 @@ from headrace.trainer.data.placed_rows import PlacedRow
 from headrace.trainer.data.position import Position
 from headrace.trainer.data.row_packer import OverlongCount
 from headrace.trainer.distributed import Layout, connect, gather_objects, set_threads
-from headrace.trainer.model.model_builder import BuiltStage, build_stage, plan_model
+from headrace.trainer.model.chunks import build_chunks
+from headrace.trainer.model.model_builder import BuiltStage, build_stage
 from headrace.trainer.model.stage import MicroBatch
 from headrace.trainer.quiet import quiet_libraries
 from headrace.trainer.run.anomalies import Outcome
@@ -131,23 +132,19 @@ def random_inputs(
     )
 
 
-def build(
-    config: TrainConfig, layout: Layout, variant: Variant
-) -> tuple[list[BuiltStage], StageEngine]:
-    """The chunks of this rank, and the engine that runs them."""
-    parts = layout.stages * variant.chunks
-    config = config.model_copy(
-        update={"pipeline_stages": parts, "half_layers": variant.half_layers}
-    )
-    plan = plan_model(config)
-    mine = range(layout.stage, parts, layout.stages)
-    built = [build_stage(config, part, layout.device, plan) for part in mine]
-    chunks = [part.stage for part in built]
+def build(config: TrainConfig, layout: Layout, variant: Variant) -> tuple[BuiltStage, StageEngine]:
+    """What this rank holds, and the engine that runs it."""
+    schedule = {"schedule": "1f1b"}
+    if variant.chunks > 1:
+        schedule = {"schedule": "interleaved", "stage_chunks": variant.chunks}
+    changes = {"pipeline_stages": layout.stages, "half_layers": variant.half_layers} | schedule
+    config = config.model_copy(update=changes)
+    built = build_chunks(config, layout.stage, layout.device)
     if variant.chunks == 1:
-        return built, StageEngine(chunks, config, layout)
-    width = built[0].model_config.hidden_size
+        return built, StageEngine(built.chunks, config, layout)
+    width = built.model_config.hidden_size
     transfers = Transfers(layout, ctas=variant.ctas)
-    return built, InterleavedEngine(chunks, config, layout, width, transfers)
+    return built, InterleavedEngine(built.chunks, config, layout, width, transfers)
 
 
 def micro_batches_of(inputs: StepInputs, device: torch.device) -> Iterator[MicroBatch]:
@@ -200,11 +197,10 @@ def check_gradients(options: argparse.Namespace, layout: Layout) -> dict[str, ob
     differences: dict[str, float] = {}
     for variant in (Variant(1), Variant(options.chunks, LARGEST_CTAS)):
         built, engine = build(config, layout, variant)
-        for part in built:
-            disturb(part)
+        disturb(built)
         engine.train_step(random_inputs(*shape, layout), 1, lambda: Outcome(0.0, None))
         largest = 0.0
-        for item in (item for part in built for item in part.trained):
+        for item in built.trained:
             reference, gradient = expected[item.name], item.parameter.grad
             assert reference is not None and gradient is not None and reference.any()
             largest = max(
@@ -256,8 +252,7 @@ def measure(
 ) -> None:
     """Print a line for each number of micro-batches."""
     built, engine = build(config, layout, variant)
-    trained = [item for part in built for item in part.trained]
-    optimizer = build_optimizer(config.optimizer, trained)
+    optimizer = build_optimizer(config.optimizer, built.trained)
 
     def finish() -> Outcome:
         optimizer.step()
@@ -269,7 +264,7 @@ def measure(
         return random_inputs(micro_batches, size, sequence, vocabulary, layout)
 
     engine.train_step(inputs_of(layout.stages), 1, finish)
-    layers = gather_objects([str(part.layers) for part in built], layout.world_group)
+    layers = gather_objects([str(chunk) for chunk in built.layers], layout.world_group)
     for micro_batches in options.micro_batches:
         inputs = inputs_of(micro_batches)
         if layout.device.type == "cuda":
