@@ -5,7 +5,7 @@ without memory, and what autograd keeps for the backward pass is added up.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from headrace.trainer.model.half_layer import Half
 from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.model_size import ModelSize, PartSize
 from headrace.trainer.model.partition import Span
+from headrace.trainer.run.interleaved_schedule import most_held
 
 TRAINED_BYTES = 4  # weights that are trained are float32, and so are
 GRADIENT_BYTES = 4
@@ -155,7 +156,7 @@ def fill_without_memory(module: nn.Module, dtype: torch.dtype) -> None:
 def stage_memory(
     config: TrainConfig,
     size: ModelSize,
-    layers: Span,
+    layers: Sequence[Span],
     stage: int,
     activations: LayerActivations,
     dtype: torch.dtype,
@@ -164,37 +165,63 @@ def stage_memory(
     """The peak of one stage.
 
     Args:
-        layers: of this stage.
+        layers: of each chunk of this stage.
         dtype: of frozen weights and of the computation.
     """
     stages, tokens = config.pipeline_stages, config.places * sequence_len
-    parts = size.parts(layers, stage, stages)
+    parts = parts_of_stage(config, size, layers, stage)
     trained = sum(part.trained for part in parts)
     quantized = sum(part.quantized for part in parts)
     frozen = sum(part.weights for part in parts) - trained - quantized
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
     copies = 2 if has_reference and config.adapter.kind in ("none", "blocks") else 1
-    in_flight = min(config.gradient_accumulation_steps, stages - stage)
     chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
-    again = [half for layer, half in layers.pieces() if layer in chosen]
-    once = [half for layer, half in layers.pieces() if layer not in chosen]
+    recomputed = max(
+        (activations.kept[half] for span in layers for n, half in span.pieces() if n in chosen),
+        default=0.0,
+    )
     sent = activations.boundary * (2 if has_reference else 1)
-    kept = sum(activations.kept[half] for half in once) + 2 * sent
-    recomputed = max((activations.kept[half] for half in again), default=0.0)
-    if config.activation_offload:
-        boundaries = OFFLOADED_IN_TRANSIT * activations.boundary
-    else:
-        boundaries = in_flight * len(again) * activations.boundary
+    boundary = 0.0 if config.activation_offload else activations.boundary
+    kept = [
+        2 * sent + sum(boundary if n in chosen else activations.kept[half] for n, half in pieces)
+        for pieces in (span.pieces() for span in layers)
+    ]
+    in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload
+    mask = config.places * sequence_len**2
     return StageMemory(
         weights=copies * (frozen * dtype.itemsize + trained * TRAINED_BYTES)
         + sum(part.quantized_bytes for part in parts),
         gradients=trained * GRADIENT_BYTES,
         optimizer=trained * MOMENT_BYTES_OF.get(config.optimizer.type, MOMENT_BYTES),
-        activations=in_flight * kept + boundaries + recomputed + dequantized * dtype.itemsize,
+        activations=in_flight(config, stage, kept)
+        + in_transit
+        + recomputed
+        + dequantized * dtype.itemsize,
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
-        masks=float(in_flight * config.places * sequence_len**2),
+        masks=in_flight(config, stage, [mask] * len(layers)),
     )
+
+
+def parts_of_stage(
+    config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int
+) -> list[PartSize]:
+    """What one stage holds in all its chunks."""
+    numbers = range(stage, config.parts, config.pipeline_stages)
+    return [
+        part
+        for number, chunk in zip(numbers, layers, strict=True)
+        for part in size.parts(chunk, number, config.parts)
+    ]
+
+
+def in_flight(config: TrainConfig, stage: int, sizes: Sequence[float]) -> float:
+    """What a stage holds for backward passes, of which one through each chunk needs `sizes`."""
+    stages, micro_batches = config.pipeline_stages, config.gradient_accumulation_steps
+    if config.schedule == "interleaved":
+        return most_held(stage, stages, micro_batches, sizes)
+    (size,) = sizes
+    return float(min(micro_batches, stages - stage) * size)
 
 
 def head_bytes(head: PartSize, size: ModelSize, tokens: int, dtype: torch.dtype) -> float:

@@ -184,7 +184,7 @@ class StageEngine(PipelineEngine):
 
     def _forward(self, chunk: Stage, hidden: Tensor, index: int) -> Made:
         """Run a micro-batch through a chunk, and keep its losses."""
-        is_last = chunk.head is not None
+        is_last = chunk.loss is not None
         output: StageOutput = chunk(hidden, self._micro_batch(index, labelled=is_last))
         if output.token_losses is not None:
             self.outputs.append(replace(output, value=output.value.detach(), router_loss=None))

@@ -69,13 +69,13 @@ class InterleavedEngine(StageEngine):
             made = self._forward(chunk, hidden, todo.micro_batch)
         if trains:
             self._kept[todo.part, todo.micro_batch] = hidden, made
-        if chunk.head is None:
+        if chunk.loss is None:
             self._results[todo] = made.value.detach()
 
     def _backward_part(self, todo: Pass) -> None:
         hidden, made = self._kept.pop((todo.part, todo.micro_batch))
         chunk, gradient = self._chunk(todo.part), None
-        if chunk.head is None:
+        if chunk.loss is None:
             with self.timeline.span("RecvGrad"):
                 gradient = self.transfers.take(todo.before)
         with self.timeline.span("BackwardPass"):

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2104.04473
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
@@ -105,6 +105,20 @@ def passes(
         yield next(forward)
     yield from chain.from_iterable(zip(forward, backward, strict=False))
     yield from backward
+
+
+def most_held(stage: int, stages: int, micro_batches: int, sizes: Sequence[float]) -> float:
+    """The most that a stage holds at a time for backward passes.
+
+    Args:
+        sizes: what a forward pass through each of its chunks leaves behind.
+    """
+    held = most = 0.0
+    for step in passes(stage, stages, len(sizes), micro_batches, trains=True):
+        size = sizes[step.part // stages]
+        held += size if step.is_forward else -size
+        most = max(most, held)
+    return most
 
 
 def turns(stages: int, chunks: int, micro_batches: int) -> Iterator[tuple[int, int]]:
