@@ -194,14 +194,11 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
         single.append({"micro_batch_size": 1, "gradient_accumulation_steps": rows})
     if config.schedule == "interleaved":
         single.append({"schedule": "1f1b"})
-    chunks, micro_batches = (
-        config.parts // config.pipeline_stages,
-        config.gradient_accumulation_steps,
-    )
+    chunks = config.parts // config.pipeline_stages
     single += [
         {"pipeline_stages": stages}
         for stages in range(config.pipeline_stages + 1, min(gpus, layers // chunks) + 1)
-        if gpus % stages == 0 and (chunks == 1 or micro_batches % stages == 0)
+        if gpus % stages == 0 and (chunks == 1 or config.gradient_accumulation_steps % stages == 0)
     ]
     if config.quantization is None and config.adapter.kind in LORA_KINDS:
         single.insert(2, {"quantization": SMALLEST})
