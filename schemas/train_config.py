@@ -55,6 +55,16 @@ class TrainConfig(Config):
     pipeline_stages: int = Field(
         1, ge=1, description="Parts the model is cut into; must divide the number of processes."
     )
+    schedule: Literal["1f1b", "interleaved"] = Field(
+        "1f1b",
+        description='`"interleaved"`: each stage holds several chunks of layers, and a micro-batch '
+        "goes round the stages as often. They wait less for the first and the last micro-batches, "
+        "hold more activations and send more. Needs `gradient_accumulation_steps` to be a multiple "
+        "of `pipeline_stages`; results are the same.",
+    )
+    stage_chunks: int = Field(
+        2, ge=2, description='Chunks of each stage with `schedule = "interleaved"`.'
+    )
     neighbours: Literal["stages", "replicas"] = Field(
         "stages",
         description="Which ranks are next to each other, and so on one machine as far as possible: "
@@ -64,7 +74,8 @@ class TrainConfig(Config):
         "cost",
         description='How layers are given to stages. `"cost"`: the slowest stage is as fast as can '
         'be. `"memory"`: the fullest is as small as can be. `"uniform"`: as many layers each. Or a '
-        "list of the numbers of layers, such as [9.5, 9, 8, 5.5].",
+        "list of the numbers of layers, such as [9.5, 9, 8, 5.5]. Interleaved, of chunks in the "
+        "order of the model: those of stages 0, 1, ..., then these stages' second ones.",
     )
     half_layers: bool = Field(
         False,
@@ -184,6 +195,7 @@ class TrainConfig(Config):
                 "checkpoint.weights_only = true: the weights of optimizer.type = "
                 '"adamw_schedule_free" are averages, which its states are needed for; drop one'
             )
+        self.check_schedule()
         self.check_quantization()
         self.check_mixing()
         self.check_packing()
@@ -206,6 +218,33 @@ class TrainConfig(Config):
                     f'two evaluation datasets are named "{name}"; give each its own `name`'
                 )
         return self
+
+    def check_schedule(self) -> None:
+        """Chunks must go round more than one stage, in rounds of whole micro-batches."""
+        if self.schedule == "1f1b":
+            if "stage_chunks" in self.model_fields_set:
+                raise ValueError(
+                    f'stage_chunks = {self.stage_chunks} has no meaning with schedule = "1f1b"; '
+                    'set schedule = "interleaved" or drop it'
+                )
+            return
+        stages, micro_batches = self.pipeline_stages, self.gradient_accumulation_steps
+        if stages == 1:
+            raise ValueError(
+                'schedule = "interleaved" needs pipeline_stages = 2 or more; '
+                "a single stage waits for nobody"
+            )
+        missing = -micro_batches % stages
+        if missing:
+            raise ValueError(
+                f'schedule = "interleaved": gradient_accumulation_steps = {micro_batches} is not a '
+                f"multiple of pipeline_stages = {stages}; use {micro_batches + missing}"
+            )
+        if isinstance(self.partition, list) and len(self.partition) != self.parts:
+            raise ValueError(
+                f"partition has {len(self.partition)} entries, but there are {self.parts} chunks, "
+                f"{self.stage_chunks} of each of {stages} stages"
+            )
 
     def check_quantization(self) -> None:
         """There must be frozen weights; what adapters took from them is in no cache."""
@@ -362,6 +401,12 @@ class TrainConfig(Config):
                 f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
                 'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
             )
+
+    @property
+    def parts(self) -> int:
+        """Of the model: one for each stage, or chunk of a stage."""
+        chunks = self.stage_chunks if self.schedule == "interleaved" else 1
+        return self.pipeline_stages * chunks
 
     @property
     def places(self) -> int:

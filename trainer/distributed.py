@@ -46,9 +46,10 @@ class Layout:
     def is_last(self) -> bool:
         return self.stage == self.stages - 1
 
-    def rank_of(self, stage: int) -> int:
-        """The global rank of a stage of this replica."""
-        return place_of(stage, self.replica, self.stages, self.replicas, columns=self.columns)
+    def rank_of(self, stage: int, replica: int | None = None) -> int:
+        """The global rank of a stage, of this replica if not of another."""
+        replica = self.replica if replica is None else replica
+        return place_of(stage, replica, self.stages, self.replicas, columns=self.columns)
 
     def keeps_files(self, *, node_local: bool) -> bool:
         """Whether this rank writes down its stage: of its replicas, the first, or on each node."""
@@ -142,6 +143,28 @@ def connect(stages: int, *, columns: bool = False) -> Layout:
         node=rank // local_ranks(),
         columns=columns,
     )
+
+
+def transfer_group(layout: Layout, ctas: int | None) -> Any:
+    """A further group of this replica's stages, over the device's backend; all ranks build all.
+
+    Args:
+        ctas: on GPUs, how many multiprocessors a transfer may use; None leaves it to NCCL.
+    """
+    on_gpu = layout.device.type == "cuda"
+    mine = None
+    for replica in range(layout.replicas):
+        options: Any = None
+        if on_gpu:
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = TIMEOUT
+            options.config.max_ctas = options.config.max_ctas if ctas is None else ctas
+        ranks = [layout.rank_of(stage, replica) for stage in range(layout.stages)]
+        group = dist.new_group(
+            ranks, backend="nccl" if on_gpu else "gloo", timeout=TIMEOUT, pg_options=options
+        )
+        mine = group if replica == layout.replica else mine
+    return mine
 
 
 def gather_objects(value: Any, group: Any) -> list[Any]:

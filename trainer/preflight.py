@@ -131,12 +131,14 @@ def read_model_config(model: Path) -> dict[str, object]:
 
 
 def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
-    """There must be a layer for each stage."""
+    """There must be a layer for each stage, or chunk of one."""
     layers = model.get("num_hidden_layers")
-    if isinstance(layers, int) and config.pipeline_stages > layers:
+    if isinstance(layers, int) and config.parts > layers:
+        chunks = config.parts // config.pipeline_stages
+        of_chunks = f" of {chunks} chunks" if chunks > 1 else ""
         raise ConfigError(
-            f"pipeline_stages = {config.pipeline_stages}, but {config.model} has {layers} layers; "
-            f"use at most {layers}"
+            f"pipeline_stages = {config.pipeline_stages}{of_chunks}, but {config.model} has "
+            f"{layers} layers; use at most {layers // chunks}"
         )
 
 

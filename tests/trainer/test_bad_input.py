@@ -254,6 +254,38 @@ def test_what_is_wrong_on_disk_is_named_with_its_remedy(world, damage, message):
             "pipeline_stages = 9, but DIR/model has 5 layers; use at most 5",
         ),
         (
+            ["pipeline_stages=3", "schedule=interleaved", "gradient_accumulation_steps=3"],
+            3,
+            "pipeline_stages = 3 of 2 chunks, but DIR/model has 5 layers; use at most 2",
+        ),
+        (
+            ["pipeline_stages=2", "schedule=interleaved", "gradient_accumulation_steps=3"],
+            2,
+            'DIR/train.toml: schedule = "interleaved": gradient_accumulation_steps = 3 is not a '
+            "multiple of pipeline_stages = 2; use 4",
+        ),
+        (
+            ["schedule=interleaved"],
+            1,
+            'DIR/train.toml: schedule = "interleaved" needs pipeline_stages = 2 or more; a single '
+            "stage waits for nobody",
+        ),
+        (
+            ["stage_chunks=3"],
+            1,
+            'DIR/train.toml: stage_chunks = 3 has no meaning with schedule = "1f1b"; set '
+            'schedule = "interleaved" or drop it',
+        ),
+        (
+            [
+                *("pipeline_stages=2", "schedule=interleaved", "gradient_accumulation_steps=2"),
+                "partition=[3, 2]",
+            ],
+            2,
+            "DIR/train.toml: partition has 2 entries, but there are 4 chunks, 2 of each of 2 "
+            "stages",
+        ),
+        (
             ["epochs=1", "max_steps=5"],
             1,
             "DIR/train.toml: epochs = 1 and max_steps = 5 exclude each other; keep one",

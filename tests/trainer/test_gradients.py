@@ -27,14 +27,14 @@ def parameter(*gradient):
 
 def built(trained, tied_head=None):
     return BuiltStage(
-        stage=None,
+        chunks=[],
         trained=trained,
         tied_copy=None if tied_head is None else trained[0].parameter,
         tied_head=tied_head,
         model_config=None,
         lora_config=None,
         control=None,
-        layers=range(0),
+        layers=[],
         architecture=None,
         skeleton=None,
         initial={},

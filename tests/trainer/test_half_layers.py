@@ -25,7 +25,7 @@ def losses_and_gradients(config, batch):
     built = build(config)
     for number, part in enumerate(built):
         part.stage.eval()
-        assert number == 0 or part.layers.start % 2 == (config.pipeline_stages > 1)
+        assert number == 0 or part.layers[0].start % 2 == (config.pipeline_stages > 1)
     loss, token_losses, _ = run_stages(built, batch)
     return loss, token_losses, gradients_of(built)
 

@@ -69,8 +69,8 @@ def test_parameters_of_all_stages_are_those_of_the_model(model):
     stages = planned(model, 4).stages
     head = COMMON["vocab_size"] * COMMON["hidden_size"]
     assert sum(stage.weights for stage in stages) == whole.weights + head  # tied, held twice
-    assert stages[0].layers.start == 0
-    assert list(stages[-1].layers)[-1] == 7
+    assert stages[0].layers[0].start == 0
+    assert list(stages[-1].layers[-1])[-1] == 7
     assert stages[0].memory.optimizer == 8 * stages[0].trained
 
 
@@ -80,6 +80,19 @@ def test_earlier_stages_hold_more_micro_batches(model):
     assert held[0] == pytest.approx(4 * held[3])
     assert run.bubble == pytest.approx(3 / 11)
     assert 0 < run.efficiency < run.balance <= 1
+
+
+def test_chunks_shorten_the_bubble_and_hold_more(model):
+    plain = planned(model, 2, partition="uniform")
+    chunks = planned(model, 2, partition="uniform", schedule="interleaved")
+    assert [str(span) for span in chunks.stages[0].layers] == ["0-1", "4-5"]
+    assert (plain.bubble, chunks.bubble) == pytest.approx((1 / 9, 1 / 17))
+    assert chunks.stages[0].weights == plain.stages[0].weights
+    assert chunks.stages[1].work == pytest.approx(plain.stages[1].work)
+    held = [run.stages[0].memory.activations for run in (plain, chunks)]
+    assert 1.25 * held[0] <= held[1] < 1.35 * held[0]  # 5 passes of 2 layers, not 2 of 4
+    assert "0-1, 4-5" in report(chunks, 2, None)
+    assert 'schedule = "1f1b"' in report(chunks, 2, plain.peak)
 
 
 @pytest.mark.parametrize(("adapter", "copies"), [(None, 2), (LORA, 1)], ids=["full", "LoRA"])
@@ -114,7 +127,7 @@ def test_quantized_weights_take_what_they_will(model):
     plain, smaller = (planned(model, 2, adapter=LORA, quantization=q) for q in (None, NF4))
     stage = build_stage(smaller.config, 0, CPU).stage
     held = sum(tensor.nbytes for name, tensor in stage.named_buffers() if ".part_" in name)
-    size = smaller.plan.size.parts(smaller.stages[0].layers, 0, 2)
+    size = smaller.plan.size.parts(smaller.stages[0].layers[0], 0, 2)
     assert sum(part.quantized_bytes for part in size) == pytest.approx(held, rel=0.03)
     saved = 2 * sum(part.quantized for part in size) - sum(part.quantized_bytes for part in size)
     memory, without = smaller.stages[0].memory, plain.stages[0].memory

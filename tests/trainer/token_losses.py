@@ -25,7 +25,7 @@ def main(path: Path, output: Path, settings: list[str]) -> None:
     layout = connect(config.pipeline_stages)
     set_threads(config)
     built = build_stage(config, layout.stage, layout.device)
-    engine = StageEngine(built.stage, config, layout)
+    engine = StageEngine([built.stage], config, layout)
     course = open_course(config, inputs, history=[], first_row=0)
     horizon = find_horizon(config, inputs, course, 0, Position())
     feed = Feed(layout, build_train_loader(config, inputs, layout, course, horizon.stop_row))

@@ -158,7 +158,7 @@ def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:
             sum(slot.empty.numel() for slot in find_slots({name: module}))
             + sum(m.shape.numel() for _, held in held_weights({name: module}) for m in held)
         )
-        for name, module in built.stage.names.items()
+        for name, module in built.names.items()
         if not is_tied_head(built, name)
     ]
 
@@ -179,7 +179,7 @@ def save_model_part(
     writer = ModelWriter(directory, built.skeleton, before, total)
     for size, (name, module) in zip(
         model_parts(built, dtype),
-        ((n, m) for n, m in built.stage.names.items() if not is_tied_head(built, n)),
+        ((n, m) for n, m in built.names.items() if not is_tied_head(built, n)),
         strict=True,
     ):
         values = {f"{name}.{key}": value.detach() for key, value in module.named_parameters()}

@@ -1,5 +1,6 @@
 """What a stage's memory will hold at its peak, from shapes alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.interleaved_schedule import most_held
 from headrace.trainer.model.layer_activations import LayerActivations
 from headrace.trainer.model.model_size import ModelSize, PartSize
 from headrace.trainer.model.partition import Span
@@ -46,7 +48,7 @@ class StageMemory:
 def stage_memory(
     config: TrainConfig,
     size: ModelSize,
-    layers: Span,
+    layers: Sequence[Span],
     stage: int,
     activations: LayerActivations,
     dtype: torch.dtype,
@@ -55,11 +57,11 @@ def stage_memory(
     """The peak of one stage.
 
     Args:
-        layers: of this stage.
+        layers: of each chunk of this stage.
         dtype: of frozen weights and of the computation.
     """
     stages, tokens = config.pipeline_stages, config.places * sequence_len
-    parts = size.parts(layers, stage, stages)
+    parts = parts_of_stage(config, size, layers, stage)
     trained = sum(part.trained for part in parts)
     quantized = sum(part.quantized for part in parts)
     frozen = sum(part.weights for part in parts) - trained - quantized
@@ -67,43 +69,49 @@ def stage_memory(
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
     copies = 2 if has_reference and config.adapter.kind in ("none", "blocks") else 1
-    in_flight = min(config.gradient_accumulation_steps, stages - stage)
     chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
-    again = [half for layer, half in layers.pieces() if layer in chosen]
-    once = [half for layer, half in layers.pieces() if layer not in chosen]
+    recomputed = max(
+        (activations.kept[half] for span in layers for n, half in span.pieces() if n in chosen),
+        default=0.0,
+    )
     sent = activations.boundary * (2 if has_reference else 1)
-    kept = sum(activations.kept[half] for half in once) + 2 * sent
-    recomputed = max((activations.kept[half] for half in again), default=0.0)
-    if config.activation_offload:
-        boundaries = OFFLOADED_IN_TRANSIT * activations.boundary
-    else:
-        boundaries = in_flight * len(again) * activations.boundary
+    boundary = 0.0 if config.activation_offload else activations.boundary
+    kept = [
+        2 * sent + sum(boundary if n in chosen else activations.kept[half] for n, half in pieces)
+        for pieces in (span.pieces() for span in layers)
+    ]
+    in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload
+    mask = config.places * sequence_len**2
     return StageMemory(
         weights=copies * (frozen * dtype.itemsize + trained * trained_bytes)
         + sum(part.quantized_bytes for part in parts)
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
         optimizer=trained * trained_bytes * moments(config.optimizer.type),
-        activations=in_flight * kept + boundaries + recomputed + dequantized * dtype.itemsize,
+        activations=in_flight(config, stage, kept)
+        + in_transit
+        + recomputed
+        + dequantized * dtype.itemsize,
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
-        masks=float(in_flight * config.places * sequence_len**2),
+        masks=in_flight(config, stage, [mask] * len(layers)),
     )
 
 
 def at_host(
-    config: TrainConfig, size: ModelSize, layers: Span, stage: int, dtype: torch.dtype
+    config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int, dtype: torch.dtype
 ) -> float:
-    """Bytes of frozen weights that are in host memory instead; two layers' come back."""
+    """Bytes of frozen weights that are in host memory instead; two layers' of a chunk come back."""
     saved = 0.0
     if config.embedding_on_cpu and stage == 0:
         saved += size.embedding.weights * dtype.itemsize
     if config.weight_offload != "none":
-        frozen = [
-            size.piece(layer, half).offloadable[config.weight_offload]
-            for layer, half in layers.pieces()
-        ]
-        held = [part.weights * dtype.itemsize + part.quantized_bytes for part in frozen]
-        saved += max(0.0, sum(held) - PLACES * max(held))
+        for chunk in layers:
+            frozen = [
+                size.piece(layer, half).offloadable[config.weight_offload]
+                for layer, half in chunk.pieces()
+            ]
+            held = [part.weights * dtype.itemsize + part.quantized_bytes for part in frozen]
+            saved += max(0.0, sum(held) - PLACES * max(held))
     return saved
 
 
@@ -112,6 +120,27 @@ def moments(optimizer: str) -> float:
     if optimizer == "adamw_kahan":
         return KAHAN_MOMENTS
     return MOMENTS_OF.get(optimizer, MOMENTS)
+
+
+def parts_of_stage(
+    config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int
+) -> list[PartSize]:
+    """What one stage holds in all its chunks."""
+    numbers = range(stage, config.parts, config.pipeline_stages)
+    return [
+        part
+        for number, chunk in zip(numbers, layers, strict=True)
+        for part in size.parts(chunk, number, config.parts)
+    ]
+
+
+def in_flight(config: TrainConfig, stage: int, sizes: Sequence[float]) -> float:
+    """What a stage holds for backward passes, of which one through each chunk needs `sizes`."""
+    stages, micro_batches = config.pipeline_stages, config.gradient_accumulation_steps
+    if config.schedule == "interleaved":
+        return most_held(stage, stages, micro_batches, sizes)
+    (size,) = sizes
+    return float(min(micro_batches, stages - stage) * size)
 
 
 def head_bytes(head: PartSize, size: ModelSize, tokens: int, dtype: torch.dtype) -> float:

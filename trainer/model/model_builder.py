@@ -32,22 +32,33 @@ from headrace.trainer.model.weight_source import RandomWeights, StoredWeights, W
 
 @dataclass(frozen=True)
 class BuiltStage:
-    """A stage with its weights, and what training it needs to know."""
+    """What one process holds, with its weights, and what training it needs to know."""
 
-    stage: Stage
+    chunks: list[Stage]  # in the order of the model; one, unless the schedule is interleaved
     trained: list[TrainedParameter]
     tied_copy: nn.Parameter | None  # a trained tied embedding, or the last stage's copy of it
     tied_head: nn.Parameter | None  # single stage: the head, over the memory of `tied_copy`
     model_config: Any
     lora_config: LoraConfig | None
     control: AdapterConfig | None  # of control adapters
-    layers: Span
+    layers: list[Span]  # of each chunk
     architecture: Architecture
     skeleton: Any  # the whole model without adapters, on the meta device
     initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
     expansion: Expansion | None
     flops_per_token: float = 0.0  # of the whole model, forward and backward
     merged: dict[str, Tensor] = field(default_factory=dict)  # by restarts: [restarts, ...] each
+
+    @property
+    def stage(self) -> Stage:
+        """The only chunk."""
+        (stage,) = self.chunks
+        return stage
+
+    @property
+    def names(self) -> dict[str, nn.Module]:
+        """Modules of all chunks by their names in the whole model, in order of use."""
+        return {name: module for chunk in self.chunks for name, module in chunk.names.items()}
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -98,14 +109,14 @@ def build_stage(
     accelerate(built, config, plan.architecture, device)
     tied_name = materializer.embedding_name if plan.architecture.tied else None
     return BuiltStage(
-        stage=built,
+        chunks=[built],
         trained=filled.trained,
         tied_copy=next((p.parameter for p in filled.trained if p.name == tied_name), None),
         tied_head=filled.tied_head,
         model_config=plan.architecture.config,
         lora_config=plan.lora,
         control=plan.control,
-        layers=layers,
+        layers=[layers],
         architecture=plan.architecture,
         skeleton=plan.plain,
         initial=filled.initial,

@@ -15,9 +15,10 @@ from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.quantization_config import QuantizationConfig
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.chunks import as_parts
 from headrace.trainer.model.half_layer import Half
 from headrace.trainer.model.layer_activations import LayerActivations, layer_activations
-from headrace.trainer.model.memory_model import StageMemory, stage_memory
+from headrace.trainer.model.memory_model import StageMemory, parts_of_stage, stage_memory
 from headrace.trainer.model.model_plan import Plan, plan_model
 from headrace.trainer.model.model_size import ModelSize, partition
 from headrace.trainer.model.partition import Span
@@ -33,7 +34,7 @@ SMALLEST = QuantizationConfig(backend="bnb", double_quantization=True)
 class StagePlan:
     """One process of a replica."""
 
-    layers: Span
+    layers: list[Span]  # of each chunk
     weights: int  # parameters
     trained: int
     memory: StageMemory
@@ -59,7 +60,8 @@ class RunPlan:
     def bubble(self) -> float:
         """Share of the time in which a stage waits for the pipeline to fill and drain."""
         waiting = self.config.pipeline_stages - 1
-        return waiting / (self.config.gradient_accumulation_steps + waiting)
+        chunks = self.config.parts // self.config.pipeline_stages
+        return waiting / (self.config.gradient_accumulation_steps * chunks + waiting)
 
     @property
     def balance(self) -> float:
@@ -106,15 +108,16 @@ def plan_run(
     dtype = compute_dtype(config, torch.device("cuda"))
     size = plan.size
     activations = layer_activations(plan, config, dtype, length)
-    cut = partition(config, size)
+    cut = partition(as_parts(config), size)
+    stages = config.pipeline_stages
     return RunPlan(
         config,
         plan,
-        gpus // config.pipeline_stages,
+        gpus // stages,
         length,
         [
-            stage_plan(plan, config, size, layers, stage, activations, dtype, length)
-            for stage, layers in enumerate(cut)
+            stage_plan(plan, config, size, cut[n::stages], n, activations, dtype, length)
+            for n in range(stages)
         ],
     )
 
@@ -123,16 +126,18 @@ def stage_plan(
     plan: Plan,
     config: TrainConfig,
     size: ModelSize,
-    layers: Span,
+    layers: list[Span],
     stage: int,
     activations: LayerActivations,
     dtype: torch.dtype,
     sequence_len: int,
 ) -> StagePlan:
     """One stage."""
-    parts = size.parts(layers, stage, config.pipeline_stages)
+    parts = parts_of_stage(config, size, layers, stage)
     work = sum(
-        layer_work(plan, config, index, half, size, sequence_len) for index, half in layers.pieces()
+        layer_work(plan, config, index, half, size, sequence_len)
+        for chunk in layers
+        for index, half in chunk.pieces()
     )
     if stage == config.pipeline_stages - 1:
         work += size.head.active * (6 if size.head.trained else 4)
@@ -182,10 +187,13 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
     if config.micro_batch_size > 1:
         rows = config.micro_batch_size * config.gradient_accumulation_steps
         single.append({"micro_batch_size": 1, "gradient_accumulation_steps": rows})
+    if config.schedule == "interleaved":
+        single.append({"schedule": "1f1b"})
+    chunks = config.parts // config.pipeline_stages
     single += [
         {"pipeline_stages": stages}
-        for stages in range(config.pipeline_stages + 1, min(gpus, layers) + 1)
-        if gpus % stages == 0
+        for stages in range(config.pipeline_stages + 1, min(gpus, layers // chunks) + 1)
+        if gpus % stages == 0 and (chunks == 1 or config.gradient_accumulation_steps % stages == 0)
     ]
     if config.quantization is None and config.adapter.kind in LORA_KINDS:
         single.insert(2, {"quantization": SMALLEST})
@@ -230,7 +238,7 @@ def report(run: RunPlan, gpus: int, memory: float | None) -> str:
         rows.append(
             [
                 str(number),
-                str(stage.layers),
+                ", ".join(map(str, stage.layers)),
                 f"{stage.weights / 1e6:,.1f}M",
                 f"{stage.trained / 1e6:,.1f}M",
                 *(f"{size / GIB:.2f}" for size in sizes),

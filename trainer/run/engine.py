@@ -9,10 +9,9 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
-from typing import Any
 
 import deepspeed
 import torch
@@ -40,8 +39,34 @@ from headrace.trainer.run.timeline import Timeline
 from headrace.trainer.run.token_summary import TokenSample
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a forward pass has made, and is to be differentiated."""
+
+    value: Tensor  # hidden states, or on the last stage the loss
+    router_loss: Tensor | None  # that is not in the value yet
+
+    def backward(self, gradient: Tensor | None) -> None:
+        """Add to the gradients of inputs and weights; the first stages may train nothing.
+
+        Args:
+            gradient: of the hidden states.
+        """
+        roots, gradients = [self.value], [gradient]
+        if self.router_loss is not None:
+            roots, gradients = [*roots, self.router_loss], [*gradients, None]
+        trained = [root.requires_grad for root in roots]
+        if any(trained):
+            torch.autograd.backward(
+                list(compress(roots, trained)), list(compress(gradients, trained))
+            )
+
+
 class StageEngine(PipelineEngine):
     """Runs steps of one stage in concert with the other stages.
+
+    Args:
+        chunks: of the model, that this stage holds; DeepSpeed's schedules take a single one.
 
     Attributes:
         outputs: of the last run, on the last stage, one of each micro-batch.
@@ -49,7 +74,7 @@ class StageEngine(PipelineEngine):
         router_losses: of the last run, on stages with routers: [micro-batches] scalars.
     """
 
-    def __init__(self, stage: Stage, config: TrainConfig, layout: Layout) -> None:
+    def __init__(self, chunks: Sequence[Stage], config: TrainConfig, layout: Layout) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self._join_process_group(layout)
         settings = {
@@ -59,7 +84,7 @@ class StageEngine(PipelineEngine):
             "steps_per_print": None,
         }
         with contextlib.redirect_stdout(io.StringIO()):
-            module = _as_pipeline_module(stage, layout)
+            module = _as_pipeline_module(chunks, layout)
             grid = module.mpu()
             super().__init__(
                 args=None,
@@ -69,7 +94,7 @@ class StageEngine(PipelineEngine):
                 config_class=DeepSpeedConfig(settings, grid),
                 dist_init_required=False,
             )
-        self.stage = stage
+        self.chunks = list(chunks)
         self.layout = layout
         self._inputs: StepInputs | None = None
         self._next_micro_batch = 0
@@ -83,7 +108,7 @@ class StageEngine(PipelineEngine):
                 for kind, function in self._INSTRUCTION_MAP.items()
             }
         self.router_losses: list[Tensor] = []
-        self._waiting: dict[int, Tensor] = {}  # buffer -> router loss that has no gradient yet
+        self._made: dict[int, Made] = {}  # buffer -> what its last forward pass has made
         self._finish_step: Callable[[], Outcome] | None = None
         self._outcome = Outcome(0.0, None)
         self._values: StepValues | None = None  # of the last run, once its micro-batches are done
@@ -120,12 +145,11 @@ class StageEngine(PipelineEngine):
         """
         self.module.train()
         self._finish_step = finish_step
-        train = schedule.TrainSchedule(inputs.micro_batches, self.num_stages, self.stage_id)
-        return self._run(train, inputs, step_seed, statistics=statistics), self._outcome
+        return self._run(inputs, step_seed, trains=True, statistics=statistics), self._outcome
 
     def router_loss(self) -> float | None:
         """Of the last run: this rank's part of the mean over layers, before its coefficient."""
-        settings = self.stage.router_loss
+        settings = self.chunks[0].router_loss
         if settings is None:
             return None
         assert self._values is not None
@@ -137,39 +161,44 @@ class StageEngine(PipelineEngine):
         Statistics of each token are noted for `token_sample`.
         """
         self.module.eval()
-        forward = schedule.InferenceSchedule(inputs.micro_batches, self.num_stages, self.stage_id)
         with torch.no_grad():
-            return self._run(forward, inputs, step_seed=0, statistics=True)
+            return self._run(inputs, step_seed=0, trains=False, statistics=True)
 
     def _run(
-        self, plan: Any, inputs: StepInputs, step_seed: int, *, statistics: bool
+        self, inputs: StepInputs, step_seed: int, *, trains: bool, statistics: bool
     ) -> list[RowLoss]:
-        if self.stage.before_step is not None:
-            self.stage.before_step()
+        for chunk in self.chunks:
+            if chunk.before_step is not None:
+                chunk.before_step()
         self._inputs = inputs
         self._step_seed = step_seed
         self._wants_statistics = statistics
-        self._next_micro_batch = 0
         self.outputs, self.router_losses = [], []
-        self._waiting.clear()
         self._values = None
-        self._exec_schedule(plan)
+        self._execute(inputs.micro_batches, trains=trains)
         return self.row_losses()
+
+    def _execute(self, micro_batches: int, *, trains: bool) -> None:
+        """Carry out a schedule, here one of DeepSpeed's, with the optimiser step at its end."""
+        kind = schedule.TrainSchedule if trains else schedule.InferenceSchedule
+        self._next_micro_batch = 0
+        self._made.clear()
+        self._exec_schedule(kind(micro_batches, self.num_stages, self.stage_id))
 
     def row_losses(self) -> list[RowLoss]:
         """Losses of this replica's rows in the last run, filling left out; on the last stage."""
         if not self.is_last_stage():
             return []
         assert self._inputs is not None
-        return losses_of(self._fetch_values(), self._inputs, self.stage.objective)
+        return losses_of(self._fetch_values(), self._inputs, self.chunks[-1].objective)
 
     def token_sample(self) -> TokenSample | None:
         """This replica's trained tokens in the last run, on the last stage, if noted."""
         if not self.is_last_stage():
             return None
-        assert self._inputs is not None and self.stage.loss is not None
-        tokens = self._fetch_values().tokens()
-        return sample_of(tokens, self._inputs, vocabulary(self.stage.loss.head))
+        loss = self.chunks[-1].loss
+        assert self._inputs is not None and loss is not None
+        return sample_of(self._fetch_values().tokens(), self._inputs, vocabulary(loss.head))
 
     def _fetch_values(self) -> StepValues:
         """Begins when first called, so that no later work of the device is waited for."""
@@ -180,25 +209,30 @@ class StageEngine(PipelineEngine):
     def _global_micro_batch(self, micro_batch: int) -> int:
         return micro_batch * self.layout.replicas + self.layout.replica
 
-    # --- instructions of the schedule ---
+    def _token_ids(self, index: int) -> Tensor:
+        """[b, s] of a micro-batch, where the embedding is; first stage only."""
+        embedding = self.chunks[0].embedding
+        assert self._inputs is not None and self._inputs.input_ids is not None
+        assert embedding is not None
+        return to_device(self._inputs.input_ids[index], embedding.device).long()
 
-    def _load_micro_batch(self, buffer_id: int) -> None:
-        """First stage: the token ids of the next micro-batch. The last has its labels already."""
-        if self.is_first_stage():
-            assert self._inputs is not None and self._inputs.input_ids is not None
-            ids = self._inputs.input_ids[self._next_micro_batch]
-            assert self.stage.embedding is not None
-            on_device = to_device(ids, self.stage.embedding.device)
-            self.pipe_buffers["inputs"][buffer_id] = on_device.long()
+    def _forward(self, chunk: Stage, hidden: Tensor, index: int) -> Made:
+        """Run a micro-batch through a chunk, and keep its losses."""
+        is_last = chunk.loss is not None
+        output: StageOutput = chunk(hidden, self._micro_batch(index, labelled=is_last))
+        if output.token_losses is not None:
+            self.outputs.append(replace(output, value=output.value.detach(), router_loss=None))
+        router_loss = output.router_loss
+        if router_loss is not None:
+            self.router_losses.append(router_loss.detach())
+        return Made(output.value, None if is_last else router_loss)
 
-    def _forward_pass(self, buffer_id: int) -> None:
+    def _micro_batch(self, index: int, *, labelled: bool) -> MicroBatch:
         inputs = self._inputs
         assert inputs is not None
-        index = self._next_micro_batch
-        self._next_micro_batch += 1
-        labels = None if inputs.labels is None else inputs.labels[index]
+        labels = inputs.labels[index] if labelled and inputs.labels is not None else None
         classes = inputs.control_classes
-        side = MicroBatch(
+        return MicroBatch(
             document_lengths=inputs.document_lengths[index],
             row_lengths=inputs.row_lengths[index],
             labels=None if labels is None else to_device(labels, self.device).long(),
@@ -210,26 +244,25 @@ class StageEngine(PipelineEngine):
             control_classes=None if classes is None else to_device(classes[index], self.device),
             wants_statistics=self._wants_statistics,
         )
-        output: StageOutput = self.stage(self.pipe_buffers["inputs"][buffer_id], side)
-        if output.token_losses is not None:
-            self.outputs.append(replace(output, value=output.value.detach(), router_loss=None))
-        if output.router_loss is not None:
-            self.router_losses.append(output.router_loss.detach())
-            if not self.is_last_stage():
-                self._waiting[buffer_id] = output.router_loss
-        self.pipe_buffers["outputs"][buffer_id] = output.value
+
+    # --- instructions of DeepSpeed's schedules ---
+
+    def _load_micro_batch(self, buffer_id: int) -> None:
+        """First stage: the token ids of the next micro-batch. The last has its labels already."""
+        if self.is_first_stage():
+            self.pipe_buffers["inputs"][buffer_id] = self._token_ids(self._next_micro_batch)
+
+    def _forward_pass(self, buffer_id: int) -> None:
+        (chunk,) = self.chunks
+        hidden = self.pipe_buffers["inputs"][buffer_id]
+        made = self._forward(chunk, hidden, self._next_micro_batch)
+        self._next_micro_batch += 1
+        self._made[buffer_id] = made
+        self.pipe_buffers["outputs"][buffer_id] = made.value
 
     def _backward_pass(self, buffer_id: int) -> None:
-        output = self.pipe_buffers["outputs"][buffer_id]
-        router_loss = self._waiting.pop(buffer_id, None)
-        roots, gradients = [output], [None if self.is_last_stage() else self.grad_layer]
-        if router_loss is not None:
-            roots, gradients = [*roots, router_loss], [*gradients, None]
-        trained = [root.requires_grad for root in roots]
-        if any(trained):  # the first stages may train nothing
-            torch.autograd.backward(
-                list(compress(roots, trained)), list(compress(gradients, trained))
-            )
+        gradient = None if self.is_last_stage() else self.grad_layer
+        self._made.pop(buffer_id).backward(gradient)
         self.pipe_buffers["outputs"][buffer_id] = None
         if self.is_first_stage():
             self.pipe_buffers["inputs"][buffer_id] = None
@@ -256,10 +289,10 @@ class StageEngine(PipelineEngine):
     }
 
 
-def _as_pipeline_module(stage: Stage, layout: Layout) -> PipelineModule:
-    """Each of our stages is one DeepSpeed layer, so cutting, placing and running stays ours."""
+def _as_pipeline_module(chunks: Sequence[Stage], layout: Layout) -> PipelineModule:
+    """What a stage holds is one DeepSpeed layer, so cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
-    places[layout.stage] = stage
+    places[layout.stage] = nn.ModuleList(chunks)
     axes = {"data": layout.replicas, "pipe": layout.stages}
     order = ["pipe", "data"] if layout.columns else ["data", "pipe"]
     topology = ProcessTopology(axes=order, dims=[axes[name] for name in order])

@@ -232,11 +232,11 @@ def hold_back(config: TrainConfig, built: BuiltStage, rate: float) -> ProductNor
     Args:
         rate: the learning rate of the step.
     """
-    for _, adapter in control_adapters(built.stage.names):
+    for _, adapter in control_adapters(built.names):
         regularize_control(adapter, config.adapter.gamma, rate * config.adapter.control_decay)
     if not config.regularization.limits_products:
         return None
-    return regularize(config.regularization, find_pairs(built.stage.names), rate)
+    return regularize(config.regularization, find_pairs(built.names), rate)
 
 
 def step_rate(config: TrainConfig, step: int, total_steps: int) -> float:

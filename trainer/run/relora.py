@@ -47,7 +47,7 @@ def check_relora(built: BuiltStage, optimizer: OptimizerType) -> None:
             f'relora.every_steps: optimizer.type = "{optimizer}" has states that cannot be '
             f"pruned; choose one of {', '.join(OPTIMIZERS)}"
         )
-    for name, _ in lora_layers(built.stage.names):
+    for name, _ in lora_layers(built.names):
         ends = (built.architecture.family.embedding, built.architecture.family.head)
         if built.architecture.tied and name.endswith(ends):
             raise ConfigError(
@@ -65,7 +65,7 @@ def restart(
     Args:
         seed: of this restart.
     """
-    for name, layer in lora_layers(built.stage.names):
+    for name, layer in lora_layers(built.names):
         for parameter, value in adapter_parameters(name, layer).items():
             kept = value.detach().cpu().float().unsqueeze(0).clone()
             before = built.merged.get(parameter)
@@ -73,7 +73,7 @@ def restart(
         add_to_base(layer)
         for part, value in initial_values(name, layer, "kaiming", seed).items():
             adapter_parameters(name, layer)[f"{name}.{part}"].copy_(value)
-    for _, layer in lora_layers(built.stage.names):
+    for _, layer in lora_layers(built.names):
         for matrix in adapter_parameters("", layer).values():
             states = optimizer.state.get(matrix, {})
             for moment in PRUNED:
@@ -88,7 +88,7 @@ def replay(built: BuiltStage, merged: Mapping[str, Tensor]) -> None:
     Args:
         merged: by parameter, [restarts, ...]; the adapters are left with the last of them.
     """
-    for name, layer in lora_layers(built.stage.names):
+    for name, layer in lora_layers(built.names):
         parameters = adapter_parameters(name, layer)
         restarts = max((len(merged[key]) for key in parameters if key in merged), default=0)
         for number in range(restarts):

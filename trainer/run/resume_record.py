@@ -12,6 +12,8 @@ from headrace.trainer.data.inputs import Inputs
 FREE_ON_RESUME = {
     "output_dir",
     "pipeline_stages",
+    "schedule",
+    "stage_chunks",
     "partition",
     "neighbours",
     "half_layers",

@@ -17,7 +17,8 @@ from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.data.position import Position
 from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
 from headrace.trainer.model.acceleration import uses_kernels
-from headrace.trainer.model.model_builder import BuiltStage, build_stage
+from headrace.trainer.model.chunks import build_chunks
+from headrace.trainer.model.model_builder import BuiltStage
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.run.checkpoint import (
     CheckpointFolder,
@@ -27,10 +28,12 @@ from headrace.trainer.run.checkpoint import (
 )
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.evaluation import EvaluationSet, build_evaluation_sets
+from headrace.trainer.run.interleaved_engine import InterleavedEngine
 from headrace.trainer.run.metrics import MetricsLog
 from headrace.trainer.run.optimizer import build_optimizer
 from headrace.trainer.run.relora import check_relora, replay
 from headrace.trainer.run.reporters import open_reporters
+from headrace.trainer.run.transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     folder = CheckpointFolder(
         run_directory, config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
     )
-    built = build_stage(config, layout.stage, layout.device)
+    built = build_chunks(config, layout.stage, layout.device)
     optimizer = build_optimizer(
         config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
     )
@@ -126,7 +129,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         model=model_directory(config.model),
         run_directory=run_directory,
         built=built,
-        engine=StageEngine(built.stage, config, layout),
+        engine=build_engine(built, config, layout),
         optimizer=optimizer,
         feed=Feed(layout, loader),
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
@@ -137,6 +140,14 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         state=state,
         is_new=found is None,
     )
+
+
+def build_engine(built: BuiltStage, config: TrainConfig, layout: Layout) -> StageEngine:
+    """The engine of the config's schedule; every rank takes part."""
+    if config.schedule == "1f1b":
+        return StageEngine(built.chunks, config, layout)
+    width = built.architecture.config.hidden_size
+    return InterleavedEngine(built.chunks, config, layout, width, Transfers(layout))
 
 
 def open_log(config: TrainConfig, step: int) -> MetricsLog:
@@ -165,7 +176,7 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState
 def describe(built: BuiltStage, inputs: Inputs, layout: Layout, total_steps: int) -> None:
     """Say once what is about to run."""
     counts = (
-        len(built.layers),
+        sum(len(chunk) for chunk in built.layers),
         sum(item.parameter.numel() for item in built.trained if item.owned),
     )
     stages = gather_objects(counts, layout.pipeline_group)
@@ -177,7 +188,7 @@ def describe(built: BuiltStage, inputs: Inputs, layout: Layout, total_steps: int
         layers,
         layout.replicas,
         layout.device.type,
-        str(built.stage.compute_dtype).removeprefix("torch."),
+        str(built.chunks[0].compute_dtype).removeprefix("torch."),
         f"{trained:,}",
     )
     logger.info(
