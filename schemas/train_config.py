@@ -22,6 +22,7 @@ from headrace.schemas.run_config import (
     ProfileConfig,
     ReportingConfig,
 )
+from headrace.schemas.sampling_config import RejectedSamplingConfig
 from headrace.schemas.toml_config import Config, Text
 
 HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]
@@ -127,6 +128,11 @@ class TrainConfig(Config):
     )
     evaluation_datasets: list[EvaluationDatasetConfig] = Field([], description="Evaluation splits.")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What is minimised.")
+    rejected_sampling: RejectedSamplingConfig | None = Field(
+        None,
+        description="Rejected answers come from the model as it is before each step. "
+        "Default: from the shards.",
+    )
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
     quantization: QuantizationConfig | None = Field(
         None, description="How frozen weights are held. Default: as they are, in `dtype`."
@@ -299,6 +305,11 @@ class TrainConfig(Config):
                 f'"{self.optimizer.type}" is not; choose another optimizer.type'
             )
         if not self.objective.of_pairs:
+            if self.rejected_sampling is not None:
+                raise ValueError(
+                    f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
+                    'no pairs; set kind = "dpo" or "orpo", or drop it'
+                )
             return
         if adapter.kind == "control":
             raise ValueError(

@@ -17,6 +17,13 @@ from headrace.jobs.migration.equivalents import (
 from headrace.jobs.migration.quantized import QUANTIZED
 
 KEEP_ALL = 1_000_000
+NO_LIMIT = 1_000_000_000  # their default number of new tokens
+SAMPLING = {  # their key -> ours
+    "rejected_sampling_max_new_tokens": "train.rejected_sampling.max_new_tokens",
+    "sampling.temperature": "train.rejected_sampling.temperature",
+    "sampling.min_p": "train.rejected_sampling.min_p",
+    "sampling.temperature_last": "train.rejected_sampling.temperature_last",
+}
 
 
 def adapter_kind(full: bool, values: Values) -> dict[str, Any]:
@@ -52,6 +59,19 @@ def gamma(value: float, values: Values) -> dict[str, Any]:
     plain = values.get("loss_type", "cross_entropy_loss") == "cross_entropy_loss"
     unused = plain or not value or values.get("rl.method")
     return {} if unused else {"train.objective.gamma": float(value)}
+
+
+def rejected_sampling(value: bool, values: Values) -> dict[str, Any]:
+    """Nothing is said of a limit of so many tokens that it is none."""
+    if not value:
+        return {}
+    if values.get("rl.method") != "dpo":
+        raise NoEquivalentError('pairs are sampled for rl.method = "dpo" only')
+    found = {new: values[old] for old, new in SAMPLING.items() if old in values}
+    limit = found.get(SAMPLING["rejected_sampling_max_new_tokens"], NO_LIMIT)
+    if limit >= NO_LIMIT:
+        found.pop(SAMPLING["rejected_sampling_max_new_tokens"], None)
+    return {SAMPLING["sampling.temperature"]: 1.0} | found
 
 
 def bf16_or_fp32(value: str, _: Values) -> dict[str, Any]:
@@ -243,12 +263,14 @@ QLORA_PIPE = OldSystem(
             "of earlier sessions too; -1 keeps all",
         ),
         elsewhere("resume_from_checkpoint", "headrace train --resume"),
-        none("rejected_sampling", "pairs are prepared, not sampled while training"),
-        none(
-            "rejected_sampling_max_new_tokens",
-            "pairs are prepared, not sampled while training",
-            1_000_000_000,
+        computed(
+            "rejected_sampling",
+            SAMPLING.values(),
+            rejected_sampling,
+            "a table of its own. Answers there end at twice the longest prompt; here each ends "
+            "by itself, or at its own limit",
         ),
+        elsewhere("rejected_sampling_max_new_tokens", "train.rejected_sampling.max_new_tokens"),
         same("dataset_combination_mode", "train.mixing"),
         computed(
             "dataset_interleave_stopping_strategy",
@@ -276,9 +298,11 @@ QLORA_PIPE = OldSystem(
         elsewhere("optimizer.loraplus_lr_ratio", "train.optimizer.lora_plus_ratio"),
         choice("rl.method", "train.objective.kind", {"dpo": "dpo"}),
         number("rl.dpo_beta", "train.objective.beta"),
-        none("sampling.temperature", "nothing is sampled while training", 1.0, 1),
-        none("sampling.min_p", "nothing is sampled while training", 0, 0.0),
-        none("sampling.temperature_last", "nothing is sampled while training"),
+        *(
+            elsewhere(old, new, "of rejected answers, with `rejected_sampling`")
+            for old, new in SAMPLING.items()
+            if old.startswith("sampling.")
+        ),
         *DATASETS,
     ),
     {},

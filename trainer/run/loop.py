@@ -64,8 +64,13 @@ def train(
         started = time.perf_counter()
         engine.timeline.begin()
         with engine.timeline.span("data"):
-            step_inputs = session.feed.next()
+            batch, answers = session.feed.read(), None
         data_seconds = time.perf_counter() - started
+        if session.rejected_sampling is not None:
+            with engine.timeline.span("answers"):
+                batch, answers = session.rejected_sampling.replace(batch, state.step)
+        with engine.timeline.span("data"):
+            step_inputs = session.feed.hand_out(batch)
         lr = step_rate(config, state.step, session.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
@@ -86,6 +91,7 @@ def train(
             session.feed.take_quarantined(),
             data_seconds,
             outcome.norms if layout.replica == 0 else None,
+            answers if layout.is_first else None,
         )
         reports = gather_objects(report, layout.world_group)
         saver.settle([report.written for report in reports])

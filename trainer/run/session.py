@@ -29,6 +29,7 @@ from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.evaluation import EvaluationSet, build_evaluation_sets
 from headrace.trainer.run.metrics import MetricsLog
 from headrace.trainer.run.optimizer import build_optimizer
+from headrace.trainer.run.rejected_sampling import RejectedSampling, open_rejected_sampling
 from headrace.trainer.run.relora import check_relora, replay
 from headrace.trainer.run.reporters import open_reporters
 
@@ -55,6 +56,7 @@ class Session:
     engine: StageEngine
     optimizer: torch.optim.Optimizer
     feed: Feed
+    rejected_sampling: RejectedSampling | None
     evaluation_sets: list[EvaluationSet]
     folder: CheckpointFolder
     log: MetricsLog | None  # first rank only
@@ -126,6 +128,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         engine=StageEngine(built.stage, config, layout),
         optimizer=optimizer,
         feed=Feed(layout, loader),
+        rejected_sampling=open_rejected_sampling(config, inputs, layout, built),
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
         folder=folder,
         log=open_log(config, state.step if found else -1) if layout.rank == 0 else None,

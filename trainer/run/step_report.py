@@ -18,6 +18,7 @@ from headrace.trainer.data.placed_rows import (
     tokens_by_source,
 )
 from headrace.trainer.run.metrics import (
+    AnswerMetrics,
     RowLoss,
     StepMetrics,
     losses_by_source,
@@ -26,6 +27,7 @@ from headrace.trainer.run.metrics import (
     pair_metrics,
 )
 from headrace.trainer.run.regularizers import ProductNorms
+from headrace.trainer.run.rejected_sampling import AnswerFacts
 from headrace.trainer.run.saver import Written
 
 GIB = 1 << 30
@@ -50,6 +52,7 @@ class Report:
     quarantined: list[QuarantineRecord]
     data_seconds: float
     norms: ProductNorms | None
+    answers: AnswerFacts | None  # from the first stages
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def make_report(
     quarantined: list[QuarantineRecord],
     data_seconds: float,
     norms: ProductNorms | None,
+    answers: AnswerFacts | None,
 ) -> Report:
     """This rank's report."""
     return Report(
@@ -89,6 +93,7 @@ def make_report(
         quarantined,
         data_seconds,
         norms,
+        answers,
     )
 
 
@@ -123,6 +128,7 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         loss=mean_loss(losses),
         cross_entropy=mean_cross_entropy(losses),
         pairs=pair_metrics(losses),
+        answers=answer_metrics([r.answers for r in reports if r.answers is not None]),
         source_losses=losses_by_source(losses),
         router_loss=math.fsum(router_losses) if router_losses else None,
         lr=facts.lr,
@@ -145,4 +151,16 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         product_norm_mean=math.fsum(norms) / len(norms) if norms else None,
         product_norm_max=max(norms) if norms else None,
         products_scaled=sum(part.scaled for part in limited) if limited else None,
+    )
+
+
+def answer_metrics(facts: Sequence[AnswerFacts]) -> AnswerMetrics | None:
+    """Of the rejected answers that all replicas generated; None where they come from shards."""
+    if not facts:
+        return None
+    count = max(1, sum(part.answers for part in facts))
+    return AnswerMetrics(
+        tokens=sum(part.tokens for part in facts) / count,
+        ended=sum(part.ended for part in facts) / count,
+        seconds=max(part.seconds for part in facts),
     )
