@@ -8,6 +8,7 @@ from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.toml_config import Config, Text
 
 GAMMA = 0.5
+LORA_KINDS = ("lora", "dora")
 # adapter kind -> settings that would be passed over
 NOT_WITH = {
     "none": ("modules_to_save", "target_parameters"),

@@ -23,8 +23,10 @@ from headrace.schemas.publish import rename_durably
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.export.control_file import LayerControl, read_control
 from headrace.trainer.model.adapters import PEFT_PREFIX
-from headrace.trainer.model.model_builder import Plan, build_stage, plan_model
-from headrace.trainer.model.stage import MicroBatch, Stage
+from headrace.trainer.model.micro_batch import MicroBatch
+from headrace.trainer.model.model_builder import build_stage
+from headrace.trainer.model.model_plan import Plan, plan_model
+from headrace.trainer.model.stage import Stage
 
 # families of parallel blocks, and what must be set for them to be: the layers that write
 PARALLEL = {
@@ -132,7 +134,9 @@ def fold(
     """
     stage.eval()
     batch = MicroBatch([[SAMPLE_TOKENS]], [SAMPLE_TOKENS], None, 1.0, 1.0, seed=0)
-    before = inputs if stage.embedding is None else stage._embed(inputs, batch)
+    before = inputs
+    if stage.embedding is not None:
+        before = stage.embedding.embed(inputs, batch, training=False)
     plain, _ = stage.run(inputs, batch)
     if control is None:
         return plain, 0.0, {}

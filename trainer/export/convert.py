@@ -29,9 +29,8 @@ from headrace.trainer.export.export import (
     stored_dtype,
 )
 from headrace.trainer.export.model_card import write_card
-from headrace.trainer.model.adapters import exported_tensors, side_by_side, takes_over
-from headrace.trainer.model.materializer import Slot, find_slots
-from headrace.trainer.model.model_builder import Plan, plan_model
+from headrace.trainer.model.adapter_start import takes_over
+from headrace.trainer.model.adapters import exported_tensors, side_by_side
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.model_files import (
     ModelWriter,
@@ -39,6 +38,8 @@ from headrace.trainer.model.model_files import (
     file_count,
     write_index,
 )
+from headrace.trainer.model.model_plan import Plan, plan_model
+from headrace.trainer.model.slots import Slot, find_slots
 from headrace.trainer.model.weight_source import StoredWeights, WeightSource
 
 

@@ -17,7 +17,6 @@ from headrace.trainer.distributed import Layout, gather_at_first, gather_objects
 from headrace.trainer.export.control_file import TENSORS_NAME, write_record
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.model.adapters import as_plain_lora, exported_tensors, side_by_side
-from headrace.trainer.model.materializer import find_slots
 from headrace.trainer.model.model_builder import BuiltStage
 from headrace.trainer.model.model_files import (
     ModelWriter,
@@ -26,6 +25,7 @@ from headrace.trainer.model.model_files import (
     write_index,
 )
 from headrace.trainer.model.quantized_modules import QuantizedExperts, held_weights
+from headrace.trainer.model.slots import find_slots
 from headrace.trainer.model.weight_index import has_weights
 from headrace.trainer.model.weight_source import StoredWeights
 

@@ -12,21 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.trainer.model.adapters import (
-    PEFT_PREFIX,
-    add_adapter,
-    base_name,
-    file_name,
-    is_adapter,
-)
+from headrace.trainer.model.adapter_targets import add_adapter
+from headrace.trainer.model.adapters import PEFT_PREFIX, base_name, file_name, is_adapter
 from headrace.trainer.model.architecture import Architecture, lay_out, read_architecture
-from headrace.trainer.model.materializer import Slot, find_slots
 from headrace.trainer.model.model_files import (
     ModelWriter,
     copy_model_files,
     file_count,
     write_index,
 )
+from headrace.trainer.model.slots import Slot, find_slots
 from headrace.trainer.model.weight_source import StoredWeights, WeightSource
 
 

@@ -102,7 +102,8 @@ def accelerate(
         for part in swap_adapters(layer, may_join=not again)
     ]
     stage.before_step = partial(LoraLinear.refresh, adapters)
-    stage.triton = True
+    if stage.loss is not None:
+        stage.loss.triton = True
     model_config = architecture.config
     if model_config.model_type not in KNOWN:
         return

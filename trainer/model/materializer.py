@@ -1,7 +1,6 @@
 """Gives every parameter of a stage its memory and its values, one at a time."""
 
 import copy
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -10,16 +9,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.model.adapters import (
-    base_name,
-    initial_values,
-    is_adapter,
-    lora_layers,
-    takes_over,
-)
+from headrace.trainer.model.adapter_start import initial_values, takes_over
+from headrace.trainer.model.adapters import base_name, is_adapter, lora_layers
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.block_expansion import Expansion
 from headrace.trainer.model.control_adapter import control_adapters, initial_control
+from headrace.trainer.model.precision import trained_dtype
 from headrace.trainer.model.quantization import Quantization
 from headrace.trainer.model.quantized_cache import QuantizedCache
 from headrace.trainer.model.quantized_modules import (
@@ -28,34 +23,9 @@ from headrace.trainer.model.quantized_modules import (
     swap_expert_adapters,
 )
 from headrace.trainer.model.quantized_weight import QuantizedWeight
+from headrace.trainer.model.slots import Slot, TrainedParameter, find_slots, holds_quantized
 from headrace.trainer.model.stage import Stage
 from headrace.trainer.model.weight_source import WeightSource
-
-
-@dataclass(frozen=True)
-class TrainedParameter:
-    """A parameter that the optimiser steps, under its name in the whole model.
-
-    `owned` is false for the copy of a tied embedding that the last stage keeps as its head: it is
-    stepped there as well, but counted, clipped by and saved from the first stage only.
-    """
-
-    name: str
-    parameter: nn.Parameter
-    owned: bool
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place in a module where a parameter belongs."""
-
-    name: str  # in the whole (PEFT-wrapped) model
-    owner: nn.Module
-    attribute: str
-    empty: nn.Parameter
-
-    def fill(self, parameter: nn.Parameter) -> None:
-        self.owner._parameters[self.attribute] = parameter
 
 
 @dataclass(frozen=True)
@@ -268,28 +238,3 @@ class Materializer:
         if tied and not is_adapter(slot.name):
             return TrainedParameter(self.embedding_name, parameter, owned=False)
         return TrainedParameter(slot.name, parameter, owned=True)
-
-
-def holds_quantized(slot: Slot) -> bool:
-    """Whether the value that goes there is to be quantised."""
-    owner = slot.owner
-    return (
-        isinstance(owner, Holder)
-        and slot.attribute in owner.weights
-        and not slot.empty.requires_grad
-    )
-
-
-def trained_dtype(config: TrainConfig, dtype: torch.dtype) -> torch.dtype:
-    """The type of trained weights, given that of the computation."""
-    return dtype if config.optimizer.type == "adamw_kahan" else torch.float32
-
-
-def find_slots(modules: Mapping[str, nn.Module]) -> Iterator[Slot]:
-    """All places for parameters below named modules, in order."""
-    for prefix, module in modules.items():
-        for owner_name, owner in module.named_modules():
-            for attribute, empty in list(owner._parameters.items()):
-                if empty is not None:
-                    name = ".".join(part for part in (prefix, owner_name, attribute) if part)
-                    yield Slot(name, owner, attribute, empty)

@@ -17,8 +17,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.assembly import assemble
 from headrace.trainer.model.half_layer import Half
-from headrace.trainer.model.model_builder import Plan, assemble
+from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.model_size import ModelSize, PartSize
 from headrace.trainer.model.partition import Span
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from headrace.schemas.adapter_config import LORA_KINDS
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.quantization_config import QuantizationConfig
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.model.adapters import LORA_KINDS
 from headrace.trainer.model.half_layer import Half
 from headrace.trainer.model.memory_model import (
     LayerActivations,
@@ -22,9 +22,10 @@ from headrace.trainer.model.memory_model import (
     layer_activations,
     stage_memory,
 )
-from headrace.trainer.model.model_builder import Plan, compute_dtype, plan_model
+from headrace.trainer.model.model_plan import Plan, plan_model
 from headrace.trainer.model.model_size import ModelSize, partition
 from headrace.trainer.model.partition import Span
+from headrace.trainer.model.precision import compute_dtype
 
 GIB = 1 << 30
 UNITS = {"": 1, "B": 1, "MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": GIB}

@@ -1,13 +1,49 @@
 """Weights of the model as it was before training: what DPO compares with."""
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.adapters import base_name, is_adapter
-from headrace.trainer.model.materializer import find_slots
+from headrace.trainer.model.architecture import lay_out
+from headrace.trainer.model.assembly import assemble
+from headrace.trainer.model.model_plan import Plan
+from headrace.trainer.model.partition import Span
 from headrace.trainer.model.quantized_modules import Holder
+from headrace.trainer.model.slots import find_slots
 from headrace.trainer.model.stage import Stage
+
+
+def reference_of(
+    policy: Stage,
+    plan: Plan,
+    config: TrainConfig,
+    stage: int,
+    layers: Span,
+    device: torch.device,
+) -> Stage:
+    """A stage of the same layers without adapters, to be run without gradients.
+
+    Under adapters it is made of the very modules that they wrap and takes no memory. Where the
+    weights themselves are trained it holds a frozen copy of them, in their own type, so that it
+    gives the same to the last bit until the first step.
+
+    Args:
+        policy: the stage that will be trained, with its initial weights.
+    """
+    model: Any = lay_out(plan.architecture)
+    if plan.lora is not None:
+        share_modules(policy, model)
+    plain = replace(plan, model=model, lora=None)
+    nothing_kept = {"activation_checkpointing": "none", "activation_offload": False}
+    config = config.model_copy(update={"router_loss": 0.0, **nothing_kept})
+    reference = assemble(plain, config, stage, layers, policy.compute_dtype, device)
+    if plan.lora is None:
+        copy_weights(policy, reference)
+    return reference.eval()
 
 
 def share_modules(policy: Stage, model: Any) -> None:

@@ -53,6 +53,35 @@ def count_routers(layers: nn.Module, router: Router) -> int:
     )
 
 
+def tap_router(layer: nn.Module, settings: RouterLossSettings | None) -> RouterTap | None:
+    """A tap on the layer's router, if it has one whose loss is wanted."""
+    if settings is None:
+        return None
+    has_one = any(isinstance(part, settings.router.module_type) for part in layer.modules())
+    return RouterTap(layer, settings.router) if has_one else None
+
+
+def real_tokens(row_lengths: list[int], places: int, device: torch.device) -> Tensor:
+    """[b * s] bool: false for filling.
+
+    Args:
+        row_lengths: [b] tokens of each row, filling left out.
+        places: s.
+    """
+    ends = torch.tensor(row_lengths).unsqueeze(1)
+    return (torch.arange(places) < ends).flatten().to(device)
+
+
+def total_loss(
+    losses: list[Tensor], settings: RouterLossSettings | None, scale: float
+) -> Tensor | None:
+    """A stage's part of the routers' loss, from its layers' own; None without any."""
+    if not losses:
+        return None
+    assert settings is not None
+    return torch.stack(losses).sum() * (settings.coefficient / settings.layers * scale)
+
+
 def balance_loss(logits: Tensor, top_k: int, real: Tensor) -> Tensor:
     """experts * sum over experts of (share of the tokens sent to it) * (mean probability of it).
 

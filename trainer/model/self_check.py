@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from headrace.trainer.model.architecture import Architecture, architecture_of
 from headrace.trainer.model.families import refuse
-from headrace.trainer.model.stage import MicroBatch, Stage, StageNames
+from headrace.trainer.model.micro_batch import MicroBatch
+from headrace.trainer.model.stage import Stage, StageNames
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from headrace.schemas.run_state import (
     read_run_state,
     write_run_state,
 )
-from headrace.trainer.model.materializer import TrainedParameter
+from headrace.trainer.model.slots import TrainedParameter
 from headrace.trainer.run.optimizer_states import restore, tensors_of
 
 MERGED = "merged/"

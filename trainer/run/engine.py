@@ -29,7 +29,8 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.batch import to_device
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.distributed import Layout
-from headrace.trainer.model.stage import MicroBatch, Stage, StageOutput
+from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
+from headrace.trainer.model.stage import Stage
 from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.metrics import RowLoss
 from headrace.trainer.run.row_losses import losses_of

@@ -8,7 +8,7 @@ import torch
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.optimizer_config import OptimizerConfig
 from headrace.trainer.model.control_adapter import is_control
-from headrace.trainer.model.materializer import TrainedParameter
+from headrace.trainer.model.slots import TrainedParameter
 from headrace.trainer.run.adamw_kahan import AdamWKahan
 
 LORA_UP = (".lora_B.", ".lora_embedding_B.")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.trainer.model.materializer import TrainedParameter
+from headrace.trainer.model.slots import TrainedParameter
 from headrace.trainer.run.adamw_kahan import AdamWKahan
 
 FIXED = ("qmap1", "qmap2")  # bitsandbytes' code books, the same for all weights and never changed

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.optimizer_config import OptimizerType, ReloraConfig
-from headrace.trainer.model.adapters import initial_values, lora_layers
+from headrace.trainer.model.adapter_start import initial_values
+from headrace.trainer.model.adapters import lora_layers
 from headrace.trainer.model.model_builder import BuiltStage
 
 PRUNED = ("exp_avg", "exp_avg_sq")

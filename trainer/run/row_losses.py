@@ -11,7 +11,7 @@ from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.schemas.objective_config import ObjectiveConfig
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.placed_rows import PlacedRow
-from headrace.trainer.model.stage import StageOutput
+from headrace.trainer.model.micro_batch import StageOutput
 from headrace.trainer.run.metrics import PairLoss, RowLoss
 
 

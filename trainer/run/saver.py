@@ -16,7 +16,7 @@ from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.publish import fsync_path
 from headrace.schemas.run_state import RunState
 from headrace.trainer.distributed import Layout, gather_objects, local_ranks
-from headrace.trainer.model.materializer import TrainedParameter
+from headrace.trainer.model.slots import TrainedParameter
 from headrace.trainer.run.checkpoint import CheckpointFolder, collect_tensors
 
 logger = logging.getLogger(__name__)

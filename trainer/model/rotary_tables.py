@@ -1,0 +1,60 @@
+"""Cosine and sine of the positions, one table for each kind of layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Table = tuple[Tensor, Tensor]
+
+
+def rotary_tables(
+    rotary: nn.Module | None,
+    kinds: Sequence[str | None],
+    hidden: Tensor,
+    positions: Tensor,
+    documents: list[list[int]] | None,
+) -> dict[str | None, Any]:
+    """The tables that layers of these kinds ask for.
+
+    Args:
+        rotary: the model's own module; None for models without.
+        hidden: [b, s, hidden size], whose type and device the tables take.
+        positions: [b, s] int64.
+        documents: their lengths, [b], where frequencies depend on how long the text is; else None.
+    """
+    if rotary is None:
+        return {}
+    return {
+        kind: _table(rotary, kind, hidden, positions)
+        if documents is None
+        else _by_document(rotary, kind, hidden, positions, documents)
+        for kind in dict.fromkeys(kinds)
+    }
+
+
+def _table(rotary: nn.Module, kind: str | None, hidden: Tensor, positions: Tensor) -> Table:
+    table: Table = rotary(hidden, positions, *([] if kind is None else [kind]))
+    return table
+
+
+def _by_document(
+    rotary: nn.Module,
+    kind: str | None,
+    hidden: Tensor,
+    positions: Tensor,
+    documents: list[list[int]],
+) -> Table:
+    """As each document would have it alone."""
+    rows = []
+    for row, lengths in enumerate(documents):
+        parts = zip(
+            hidden[row : row + 1].split(lengths, dim=1),
+            positions[row : row + 1].split(lengths, dim=1),
+            strict=True,
+        )
+        tables = [_table(rotary, kind, states, at) for states, at in parts]
+        rows.append([torch.cat(kinds, dim=1) for kinds in zip(*tables, strict=True)])
+    cosine, sine = (torch.cat(kinds) for kinds in zip(*rows, strict=True))
+    return cosine, sine

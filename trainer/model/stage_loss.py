@@ -1,0 +1,110 @@
+"""The head of the last stage, and what is minimised over it."""
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
+from headrace.schemas.objective_config import ObjectiveConfig
+from headrace.trainer.model.architecture import Architecture
+from headrace.trainer.model.head_loss import (
+    LogitShape,
+    head_loss,
+    head_token_losses,
+    is_plain,
+)
+from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
+from headrace.trainer.model.pair_objectives import pair_losses, sum_answers
+from headrace.trainer.model.token_objectives import adjusted_losses, logit_factor
+
+
+class StageLoss:
+    """Hidden states after the norm in, losses out.
+
+    Args:
+        head: the model's own, adapted or not.
+        autocast: run it in `dtype` though its weights are float32.
+
+    Attributes:
+        triton: the loss is computed in Triton.
+    """
+
+    def __init__(
+        self, head: nn.Module, architecture: Architecture, dtype: torch.dtype, *, autocast: bool
+    ) -> None:
+        self.head = head
+        family = architecture.family
+        divisor = architecture.setting(family.logit_divisor, 1.0) or 1.0
+        multiplier = architecture.setting(family.logit_multiplier, 1.0) or 1.0
+        self.shape = LogitShape(multiplier / divisor, architecture.setting(family.logit_softcap))
+        self.dtype = dtype
+        self.autocast = autocast
+        self.triton = False
+
+    def of_tokens(
+        self, hidden: Tensor, micro_batch: MicroBatch, objective: ObjectiveConfig, seed: int | None
+    ) -> StageOutput:
+        """Objectives that are sums over tokens.
+
+        Args:
+            hidden: [b, s, hidden size].
+            seed: of the head's own dropout; None if it has none.
+        """
+        labels, scale = micro_batch.labels, micro_batch.loss_scale
+        assert labels is not None
+        if objective.kind == "cross_entropy":
+            arguments = (self.head, self._rows(hidden), labels.reshape(-1), scale, self.shape)
+            if is_plain(self.head, self.shape):
+                loss, token_losses = head_loss(*arguments, triton=self.triton)
+            else:
+                with self._precision(hidden):
+                    loss, token_losses = head_loss(*arguments, seed)
+            return StageOutput(loss, token_losses.view(labels.shape))
+        factor = logit_factor(objective)
+        losses = self.token_losses(hidden, labels, seed, factor)
+        adjusted = adjusted_losses(losses, objective)
+        if factor != 1.0:
+            with torch.no_grad():
+                losses = self.token_losses(hidden, labels, seed)
+        return StageOutput(adjusted.sum() * scale, losses.detach(), adjusted.detach())
+
+    def of_pairs(
+        self,
+        hidden: Tensor,
+        micro_batch: MicroBatch,
+        objective: ObjectiveConfig,
+        seed: int | None,
+        before: Tensor | None,
+    ) -> StageOutput:
+        """Objectives of chosen and rejected answers.
+
+        Args:
+            before: [b, s] losses of the model as it was before training.
+        """
+        labels, pair_lengths = micro_batch.labels, micro_batch.pairs
+        assert labels is not None and pair_lengths is not None
+        losses = self.token_losses(hidden, labels, seed)
+        answers = sum_answers(losses, before, labels != IGNORED_LABEL, pair_lengths)
+        pairs = pair_losses(*answers, objective)
+        chosen = losses[: len(pair_lengths)].sum()  # a sum over no pairs has no gradient
+        weight = objective.chosen_weight * micro_batch.chosen_scale
+        loss = pairs.loss.sum() * micro_batch.loss_scale + chosen * weight
+        return StageOutput(loss, losses.detach(), pairs=pairs.detach())
+
+    def token_losses(
+        self, hidden: Tensor, labels: Tensor, seed: int | None, factor: float = 1.0
+    ) -> Tensor:
+        """[b, s] cross-entropy of so many times the logits, to be differentiated."""
+        shape = self.shape.times(factor)
+        arguments = (self.head, self._rows(hidden), labels.reshape(-1), shape)
+        plain = is_plain(self.head, self.shape)
+        with contextlib.nullcontext() if plain else self._precision(hidden):
+            losses = head_token_losses(*arguments, seed, triton=self.triton)
+        return losses.view(labels.shape)
+
+    def _rows(self, hidden: Tensor) -> Tensor:
+        return hidden.reshape(-1, hidden.shape[-1]).to(self.dtype)
+
+    def _precision(self, hidden: Tensor) -> torch.autocast:
+        return torch.autocast(hidden.device.type, self.dtype, enabled=self.autocast)
