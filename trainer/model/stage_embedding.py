@@ -32,17 +32,20 @@ class StageEmbedding:
         self.seeded = seeded
         self.noise_alpha: float | None = None
 
-    def embed(self, ids: Tensor, micro_batch: MicroBatch, *, training: bool) -> Tensor:
-        """[b, s] ids to [b, s, hidden size]."""
-        seed = micro_batch.seed
-        if self.seeded and training:
-            torch.manual_seed(derive_seed(seed, "embedding"))
+    def embed(self, ids: Tensor, micro_batch: MicroBatch | None) -> Tensor:
+        """[b, s] ids to [b, s, hidden size].
+
+        Args:
+            micro_batch: in training, where chance goes by it; None outside of it.
+        """
+        if micro_batch is not None and self.seeded:
+            torch.manual_seed(derive_seed(micro_batch.seed, "embedding"))
         hidden: Tensor = self.module(ids).to(self.dtype)
-        if self.noise_alpha is not None and training:
-            lengths, seed = micro_batch.row_lengths, derive_seed(seed, "noise")
+        if micro_batch is not None and self.noise_alpha is not None:
+            lengths, seed = micro_batch.row_lengths, derive_seed(micro_batch.seed, "noise")
             hidden = hidden + embedding_noise(hidden, lengths, self.noise_alpha, seed)
         if self.multiplier is not None:
             hidden = hidden * self.multiplier
         if self.dropout:
-            hidden = functional.dropout(hidden, self.dropout, training=training)
+            hidden = functional.dropout(hidden, self.dropout, training=micro_batch is not None)
         return hidden
