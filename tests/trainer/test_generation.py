@@ -9,16 +9,16 @@ from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.sampling_config import RejectedSamplingConfig
-from headrace.trainer.model.cached_stage import check_positions
+from headrace.trainer.model.cached_stage import check_generates
 from headrace.trainer.run.generation import Prompt
 
 LENGTHS = (5, 3, 11, 7, 1)
 LIMITS = (12, 4, 9, 1, 15)
 STOPS = list(range(3, VOCABULARY, 9))  # a ninth of all tokens, so that chance ends some answers
 LORA = {"kind": "lora", "rank": 4, "dropout": 0.1}
-# longest text of PROMPTS up to which the model's rotary frequencies stay the same
-STEADY = {"phi3": {"original_max_position_embeddings": 40}}
-DEFAULT = ("llama", "gemma2")
+# the longest text of PROMPTS, up to which the model's rotary frequencies stay the same
+STEADY = {"phi3": {"original_max_position_embeddings": 20}}
+DEFAULT = ("llama", "gemma2", "phi3")
 
 
 def make_prompts():
@@ -130,8 +130,11 @@ def test_what_is_drawn_goes_by_the_seed_and_not_by_who_is_answered_beside(tmp_pa
     assert generate(built, other, settings(), STOPS) != together
 
 
-def test_rows_beyond_which_rotary_frequencies_change_are_refused(tmp_path):
+def test_what_cannot_be_generated_is_refused(tmp_path):
     built = build(config_of(save_tiny("phi3", tmp_path / "model"), 1, LORA))[0]
-    check_positions(built.architecture, 10)
+    check_generates(built.stage, built.architecture, 10)
     with pytest.raises(ConfigError, match=r"rows of up to 11 tokens, but .* change beyond 10"):
-        check_positions(built.architecture, 11)
+        check_generates(built.stage, built.architecture, 11)
+    built.stage.layers[0].forward = lambda hidden: hidden
+    with pytest.raises(ConfigError, match="Phi3DecoderLayer keeps no keys and values"):
+        check_generates(built.stage, built.architecture, 10)

@@ -8,7 +8,7 @@ import torch
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 from test_pairs import PAIRS, as_pair
 
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.sampling_config import RejectedSamplingConfig
 from headrace.schemas.toml_config import load_config
@@ -17,8 +17,10 @@ from headrace.trainer.data.pair_batch import make_pair_batch
 from headrace.trainer.data.position import Position
 from headrace.trainer.data.row_packer import OverlongCount
 from headrace.trainer.model.stop_tokens import stop_tokens
+from headrace.trainer.preflight import check
 from headrace.trainer.run.generation import Answer
 from headrace.trainer.run.rejected_answers import Room, prompts_of, with_answers
+from headrace.trainer.run.resume_record import check_run_directory, resume_record
 
 LENGTH = 48
 ROOM = Room(place_tokens=LENGTH, row_tokens=30)
@@ -172,3 +174,22 @@ def test_settings_without_a_meaning_are_refused(pair_training, changes, message)
     options = [f"{key}={json.dumps(value)}" for key, value in sets.items()]
     with pytest.raises(ConfigError, match=message):
         load_config(TrainConfig, pair_training.config, options)
+
+
+def test_a_resumed_run_keeps_drawing_or_keeps_from_it(pair_training):
+    def config(*sets):
+        return load_config(TrainConfig, pair_training.config, ['objective.kind="dpo"', *sets])
+
+    off, on = config(), config("rejected_sampling.temperature=1.0")
+    inputs = check(off, 1)
+    assert resume_record(on, inputs)["rejected_sampling"] == "on"
+    for before, now in ((off, on), (on, off)):
+        folder = pair_training.directory / ("was-off" if before is off else "was-on")
+        folder.mkdir()
+        now = now.model_copy(update={"output_dir": str(folder)})
+        (folder / "train.json").write_text(json.dumps(resume_record(before, inputs)))
+        with pytest.raises(CheckpointError, match="rejected_sampling was"):
+            check_run_directory(now, inputs, resume=True)
+        check_run_directory(
+            before.model_copy(update={"output_dir": str(folder)}), inputs, resume=True
+        )

@@ -26,14 +26,15 @@ class CachedStage:
 
     Args:
         filling: [b] columns of filling before each row, so that all rows end together.
+        longest: [b] tokens that each row may come to; what it goes on with has its last position.
     """
 
-    def __init__(self, stage: Stage, filling: list[int]) -> None:
+    def __init__(self, stage: Stage, filling: list[int], longest: list[int]) -> None:
         self.stage = stage
         self.cache_name = cache_name(stage.layers[0])
         self.cache = DynamicCache()  # whole, whatever the windows; masks keep them
         self.columns = 0  # gone through
-        self.filling = torch.tensor(filling)
+        self.filling, self.longest = torch.tensor(filling), torch.tensor(longest)
 
     @torch.no_grad()
     def run(self, inputs: Tensor) -> Tensor:
@@ -48,7 +49,9 @@ class CachedStage:
         stage, device = self.stage, inputs.device
         start, self.columns = self.columns, self.columns + inputs.shape[1]
         filling = to_device(self.filling, device).unsqueeze(1)
-        positions = (torch.arange(start, self.columns, device=device) - filling).clamp(min=0)
+        last = to_device(self.longest, device).unsqueeze(1) - 1
+        columns = torch.arange(start, self.columns, device=device)
+        positions = (columns - filling).clamp(min=0).minimum(last)
         masks = {window: self._mask(start, filling, window) for window in set(stage.windows)}
         hidden = inputs
         with torch.autocast(device.type, stage.compute_dtype, enabled=stage.autocast):
@@ -97,15 +100,13 @@ def cache_name(layer: nn.Module) -> str:
     return found[0]
 
 
-def check_positions(architecture: Architecture, tokens: int) -> None:
-    """Rotary frequencies must not change while a text grows, for its keys are kept.
-
-    Args:
-        tokens: of the longest text.
+def check_generates(stage: Stage, architecture: Architecture, tokens: int) -> None:
+    """Whether texts of so many tokens can be generated.
 
     Raises:
-        ConfigError: they would.
+        ConfigError: layers keep no keys, or rotary frequencies change, so that kept keys go wrong.
     """
+    cache_name(stage.layers[0])
     steady = architecture.steady_rotary_tokens
     if steady is not None and tokens > steady:
         raise ConfigError(

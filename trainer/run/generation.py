@@ -46,7 +46,11 @@ class Decoding:
         self.prompts = prompts
         self.stop_tokens = stop_tokens
         self.width = max(len(prompt.ids) for prompt in prompts)
-        self.cached = CachedStage(stage, [self.width - len(prompt.ids) for prompt in prompts])
+        self.cached = CachedStage(
+            stage,
+            filling=[self.width - len(prompt.ids) for prompt in prompts],
+            longest=[len(prompt.ids) + prompt.limit for prompt in prompts],
+        )
         self.answers: list[list[int]] = [[] for _ in prompts]
         self.drawn: Tensor | None = None  # last stage: tokens that are not in the answers yet
 

@@ -13,7 +13,7 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.batch import Batch
 from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.distributed import Layout
-from headrace.trainer.model.cached_stage import check_positions
+from headrace.trainer.model.cached_stage import check_generates
 from headrace.trainer.model.model_builder import BuiltStage
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.stop_tokens import stop_tokens
@@ -90,7 +90,7 @@ def open_rejected_sampling(
     if settings is None:
         return None
     row_tokens = max(manifest.sequence_len for manifest in inputs.train)
-    check_positions(architecture, row_tokens)
+    check_generates(built.stage, architecture, row_tokens)
     generator = Generator(
         built.stage,
         PipelineLinks(layout),
