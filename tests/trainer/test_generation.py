@@ -130,6 +130,15 @@ def test_what_is_drawn_goes_by_the_seed_and_not_by_who_is_answered_beside(tmp_pa
     assert generate(built, other, settings(), STOPS) != together
 
 
+def test_an_answer_that_is_over_does_not_change_the_rotary_frequencies_of_another(tmp_path):
+    changes = rotary_changes("phi3")
+    built = build(config_of(save_tiny("phi3", tmp_path / "model", **changes), 1, LORA))
+    prompts = [Prompt([5] * 18, 2, 1), Prompt([7], 19, 2)]
+    together = generate(built, prompts, settings(), [])
+    assert together == [generate(built, [prompt], settings(), [])[0] for prompt in prompts]
+    assert [len(answer.ids) for answer in together] == [2, 19]
+
+
 def test_what_cannot_be_generated_is_refused(tmp_path):
     built = build(config_of(save_tiny("phi3", tmp_path / "model"), 1, LORA))[0]
     check_generates(built.stage, built.architecture, 10)
