@@ -31,7 +31,7 @@ format: .venv ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
 
 bench: .venv model ## benchmarks, as ratios against a reference in the same run
-	for name in dataprep_rate shard_encodings spark_overhead loader_rate seek_time loader_peers layouts interleaved kernel_rates kernel_parity; do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+	for name in dataprep_rate shard_encodings spark_overhead loader_rate seek_time loader_peers layouts interleaved kernel_rates kernel_parity answer_rates; do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
 axolotl-fixtures: ## ask Axolotl again what it makes of the test cases, in an environment of its own
 	$(PYTHON) tests/axolotl/make_fixtures.py

@@ -17,6 +17,7 @@ COLOURS = {
     "OptimizerStep": "#8e63a8",
     "data": "#e0b040",
     "LoadMicroBatch": "#e0b040",
+    "answers": "#c07aa8",
     "RecvActivation": "#d98068",
     "RecvGrad": "#d98068",
     "SendActivation": "#b05038",
@@ -29,6 +30,7 @@ LABELS = {
     "SendActivation": "sends",
     "OptimizerStep": "optimizer",
     "data": "waits for data",
+    "answers": "generates answers",
 }
 
 
@@ -78,7 +80,10 @@ def plot_timeline(run_directory: Path, picture: Path, step: int) -> None:
         )
     axes.set(xlabel="seconds", yticks=range(len(ranks)), ylabel="process")
     axes.invert_yaxis()
-    handles = [Patch(color=COLOURS[name], label=label) for name, label in LABELS.items()]
+    shown = {span["name"] for steps in ranks for line in steps for span in line["spans"]}
+    handles = [
+        Patch(color=COLOURS[name], label=label) for name, label in LABELS.items() if name in shown
+    ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     figure.savefig(picture)
     pyplot.close(figure)

@@ -22,6 +22,7 @@ from headrace.schemas.run_config import (
     ProfileConfig,
     ReportingConfig,
 )
+from headrace.schemas.sampling_config import RejectedSamplingConfig
 from headrace.schemas.toml_config import Config, Text
 
 HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]
@@ -149,6 +150,11 @@ class TrainConfig(Config):
     )
     evaluation_datasets: list[EvaluationDatasetConfig] = Field([], description="Evaluation splits.")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What is minimised.")
+    rejected_sampling: RejectedSamplingConfig | None = Field(
+        None,
+        description="Rejected answers come from the model as it is before each step. "
+        "Default: from the shards.",
+    )
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
     quantization: QuantizationConfig | None = Field(
         None, description="How frozen weights are held. Default: as they are, in `dtype`."
@@ -380,7 +386,13 @@ class TrainConfig(Config):
                 f'"{self.optimizer.type}" is not; choose another optimizer.type'
             )
         if not self.objective.of_pairs:
+            if self.rejected_sampling is not None:
+                raise ValueError(
+                    f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
+                    'no pairs; set kind = "dpo" or "orpo", or drop it'
+                )
             return
+        self.check_rejected_sampling()
         if adapter.kind == "control":
             raise ValueError(
                 f'objective.kind = "{kind}" does not go with adapter.kind = "control", whose '
@@ -400,6 +412,14 @@ class TrainConfig(Config):
             raise ValueError(
                 f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
                 'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
+            )
+
+    def check_rejected_sampling(self) -> None:
+        """Answers go once through each stage."""
+        if self.rejected_sampling is not None and self.schedule != "1f1b":
+            raise ValueError(
+                f'schedule = "{self.schedule}" does not go with [rejected_sampling], whose answers '
+                'go once through each stage; set "1f1b"'
             )
 
     @property

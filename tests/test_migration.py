@@ -435,6 +435,37 @@ def test_objectives_of_qlora_pipe(tmp_path, old, new, objective):
     assert files["train.toml"]["objective"] == objective
 
 
+@pytest.mark.parametrize(
+    ("keys", "tables", "expected"),
+    [
+        ("rejected_sampling = true", "", {"temperature": 1.0}),
+        (
+            "rejected_sampling = true\nrejected_sampling_max_new_tokens = 1000000000",
+            "[sampling]\ntemperature = 0.8\nmin_p = 0.1\ntemperature_last = true",
+            {"temperature": 0.8, "min_p": 0.1, "temperature_last": True},
+        ),
+        (
+            "rejected_sampling = true\nrejected_sampling_max_new_tokens = 300",
+            "",
+            {"temperature": 1.0, "max_new_tokens": 300},
+        ),
+        ("rejected_sampling = false", "[sampling]\ntemperature = 0.8", None),
+    ],
+)
+def test_rejected_sampling_of_qlora_pipe(tmp_path, keys, tables, expected):
+    text = QLORA_PIPE_TOML.replace("epoch = 3", keys)
+    text = text.replace("[optimizer]", f'[rl]\nmethod = "dpo"\n{tables}\n[optimizer]')
+    train = imported(tmp_path, "old.toml", text)["train.toml"]
+    assert train.get("rejected_sampling") == expected
+    assert not re.findall(r"not taken over: \S*sampling", head(tmp_path))
+
+
+def test_rejected_sampling_of_qlora_pipe_without_pairs_is_left_out(tmp_path):
+    text = QLORA_PIPE_TOML.replace("epoch = 3", "rejected_sampling = true")
+    assert "rejected_sampling" not in imported(tmp_path, "old.toml", text)["train.toml"]
+    assert 'rejected_sampling = true: pairs are sampled for rl.method = "dpo"' in head(tmp_path)
+
+
 def test_axolotl_sets_of_qlora_pipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')

@@ -16,6 +16,7 @@ from headrace.trainer.data.decoded_pairs import SIDES
 from headrace.trainer.data.inputs import Inputs, manifest_of
 from headrace.trainer.model.families import check_family, text_settings
 from headrace.trainer.model.model_directory import model_directory
+from headrace.trainer.model.stop_tokens import stop_tokens
 from headrace.trainer.model.weight_index import weights_fingerprint
 
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
@@ -53,6 +54,8 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     for path, manifest in zip(paths, train + evaluation, strict=True):
         of_pairs = config.objective.of_pairs
         check_shards(path, manifest, directory, text, config.weights == "random", of_pairs)
+    if config.rejected_sampling is not None:
+        stop_tokens(config.rejected_sampling, directory, train)
     place_tokens = find_place_tokens(config, train + evaluation)
     plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):

@@ -13,11 +13,13 @@ from headrace.jobs.migration.equivalents import (
 from headrace.jobs.migration.old_tools import QLORA_PIPE_TOOLS
 from headrace.jobs.migration.old_values import activation_checkpointing, keep, warmup
 from headrace.jobs.migration.qlora_pipe_values import (
+    SAMPLING,
     adapter_dtype,
     adapter_kind,
     bf16_or_fp32,
     gamma,
     loraplus,
+    rejected_sampling,
     tokens_per_batch,
     weight_offload,
 )
@@ -203,12 +205,14 @@ QLORA_PIPE = OldSystem(
             "of earlier sessions too; -1 keeps all",
         ),
         elsewhere("resume_from_checkpoint", "headrace train --resume"),
-        none("rejected_sampling", "pairs are prepared, not sampled while training"),
-        none(
-            "rejected_sampling_max_new_tokens",
-            "pairs are prepared, not sampled while training",
-            1_000_000_000,
+        computed(
+            "rejected_sampling",
+            SAMPLING.values(),
+            rejected_sampling,
+            "a table of its own. Answers there end at twice the longest prompt; here each ends "
+            "by itself, or at its own limit",
         ),
+        elsewhere("rejected_sampling_max_new_tokens", "train.rejected_sampling.max_new_tokens"),
         same("dataset_combination_mode", "train.mixing"),
         computed(
             "dataset_interleave_stopping_strategy",
@@ -236,9 +240,11 @@ QLORA_PIPE = OldSystem(
         elsewhere("optimizer.loraplus_lr_ratio", "train.optimizer.lora_plus_ratio"),
         choice("rl.method", "train.objective.kind", {"dpo": "dpo"}),
         number("rl.dpo_beta", "train.objective.beta"),
-        none("sampling.temperature", "nothing is sampled while training", 1.0, 1),
-        none("sampling.min_p", "nothing is sampled while training", 0, 0.0),
-        none("sampling.temperature_last", "nothing is sampled while training"),
+        *(
+            elsewhere(old, new, "of rejected answers, with `rejected_sampling`")
+            for old, new in SAMPLING.items()
+            if old.startswith("sampling.")
+        ),
         *DATASETS,
     ),
     {},

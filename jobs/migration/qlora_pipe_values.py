@@ -4,6 +4,14 @@ from typing import Any
 
 from headrace.jobs.migration.equivalents import NoEquivalentError, Values
 
+NO_LIMIT = 1_000_000_000  # their default number of new tokens
+SAMPLING = {  # their key -> ours
+    "rejected_sampling_max_new_tokens": "train.rejected_sampling.max_new_tokens",
+    "sampling.temperature": "train.rejected_sampling.temperature",
+    "sampling.min_p": "train.rejected_sampling.min_p",
+    "sampling.temperature_last": "train.rejected_sampling.temperature_last",
+}
+
 
 def adapter_kind(full: bool, values: Values) -> dict[str, Any]:
     dora = values.get("use_dora")
@@ -47,3 +55,16 @@ def weight_offload(value: bool | int, _: Values) -> dict[str, Any]:
     if not value:
         return {}
     return {"train.weight_offload": "mlp" if value is True else "experts"}
+
+
+def rejected_sampling(value: bool, values: Values) -> dict[str, Any]:
+    """Nothing is said of a limit of so many tokens that it is none."""
+    if not value:
+        return {}
+    if values.get("rl.method") != "dpo":
+        raise NoEquivalentError('pairs are sampled for rl.method = "dpo" only')
+    found = {new: values[old] for old, new in SAMPLING.items() if old in values}
+    limit = found.get(SAMPLING["rejected_sampling_max_new_tokens"], NO_LIMIT)
+    if limit >= NO_LIMIT:
+        found.pop(SAMPLING["rejected_sampling_max_new_tokens"], None)
+    return {SAMPLING["sampling.temperature"]: 1.0} | found

@@ -10,6 +10,7 @@ from runs import STDLIB, Training, make_shards
 if not Path("/dev/nvidia0").exists():  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+WORDS = "water wheel mill river stone grain flour gate shaft gear pond sluice".split()
 REAL_MODEL = Path(__file__).parents[2] / "models" / "smollm2-135m"
 
 
@@ -96,6 +97,51 @@ def training(tiny_model, tiny_shards, tmp_path):
         """
     )
     return Training(tmp_path, config)
+
+
+@pytest.fixture(scope="session")
+def pair_shards(tiny_model, tmp_path_factory):
+    """Good answers are words of mills, bad ones are refusals."""
+    import numpy as np
+
+    from headrace.dataprep.prepare import prepare
+    from headrace.schemas.prepare_config import PrepareConfig
+
+    folder = tmp_path_factory.mktemp("pair-shards")
+    generator = np.random.default_rng(0)
+
+    def words(choice, most):
+        return " ".join(generator.choice(choice, generator.integers(2, most)))
+
+    rows = [
+        {
+            "prompt": f"{words(WORDS, 5)}? ",
+            "chosen": f"{words(WORDS, 9)}.",
+            "rejected": f"{words(['no', 'maybe', 'never'], 9)}.",
+        }
+        for _ in range(40)
+    ]
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "output": str(folder / "shards"),
+        "tokenizer": str(tiny_model),
+        "sequence_len": 64,
+        "packing": "none",
+        "overlong": "drop",
+        "shards": 2,
+        "evaluation_fraction": 0.2,
+        "sources": [{"name": "pairs", "type": "preference", "path": str(path)}],
+    }
+    prepare(PrepareConfig.model_validate(settings), workers=1)
+    return folder / "shards"
+
+
+@pytest.fixture
+def pair_training(training, tiny_shards, pair_shards):
+    text = training.config.read_text().replace(str(tiny_shards), str(pair_shards))
+    training.config.write_text(text)
+    return training
 
 
 @pytest.fixture(scope="module")

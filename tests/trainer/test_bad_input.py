@@ -265,6 +265,15 @@ def test_what_is_wrong_on_disk_is_named_with_its_remedy(world, damage, message):
             "multiple of pipeline_stages = 2; use 4",
         ),
         (
+            [
+                *("pipeline_stages=2", "schedule=interleaved"),
+                *("objective.kind=dpo", "rejected_sampling={}"),
+            ],
+            2,
+            'DIR/train.toml: schedule = "interleaved" does not go with [rejected_sampling], whose '
+            'answers go once through each stage; set "1f1b"',
+        ),
+        (
             ["schedule=interleaved"],
             1,
             'DIR/train.toml: schedule = "interleaved" needs pipeline_stages = 2 or more; a single '

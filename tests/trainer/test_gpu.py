@@ -82,6 +82,26 @@ def test_a_resumed_run_equals_one_that_was_left_alone(training, changes):
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("stages", [1, pytest.param(2, marks=two_gpus)])
+def test_answers_drawn_on_gpus_are_those_drawn_on_the_cpu(pair_training, monkeypatch, stages):
+    settings = {
+        "objective__kind": "dpo",
+        "optimizer__lr": 1e-2,
+        "loader__pack": "best_fit",
+        "max_steps": 4,
+        "dtype": "float32",
+        "rejected_sampling__batch_size": 2,
+        "rejected_sampling__min_p": 0.01,
+    }
+    cpu = read_metrics(on_cpu(pair_training, monkeypatch, **settings))
+    run = pair_training.run("gpu", stages, pipeline_stages=stages, adapter__dropout=0.0, **settings)
+    for line, expected in zip(read_metrics(run), cpu, strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        if line["kind"] == "train":
+            for name in ("tokens", "ended"):
+                assert line["answers"][name] == expected["answers"][name]
+
+
 def build_on_gpu(model, **settings):
     config = TrainConfig.model_validate(
         {

@@ -10,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from headrace.trainer.run.metrics import (
+    AnswerMetrics,
     EvaluationMetrics,
     MetricsLog,
     PairLoss,
@@ -22,6 +23,8 @@ from headrace.trainer.run.metrics import (
     mean_loss,
     pair_metrics,
 )
+from headrace.trainer.run.rejected_sampling import AnswerFacts
+from headrace.trainer.run.step_report import answer_metrics
 from headrace.trainer.run.token_summary import QUANTILES, TokenSample, summarize
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
@@ -31,6 +34,7 @@ STEP = StepMetrics(
     loss=2.34567,
     cross_entropy=2.34567,
     pairs=None,
+    answers=None,
     router_loss=None,
     source_losses={"books": 2.5, "code": 2.25},
     lr=1.5e-4,
@@ -58,6 +62,7 @@ SUMMARY = summarize(
     [TokenSample(*(np.linspace(1, 2, 9, dtype=np.float32) for _ in range(4)), vocabulary=384)]
 )
 PAIRS = PairMetrics(8, 0.75, 0.5, 0.25, -0.25)
+ANSWERS = AnswerMetrics(tokens=23.4, ended=0.75, seconds=1.24)
 EVALUATION = EvaluationMetrics(7, "held-out", 2.5, {"books": 2.75}, 999, 3.0, 2.5, None)
 
 
@@ -138,7 +143,8 @@ def test_tensorboard_has_exactly_the_tags_that_the_page_lists(tmp_path):
     documented = re.findall(r"^\| `((?:train|evaluation)/[^`]+)`", PAGE.read_text(), re.MULTILINE)
     log = MetricsLog(tmp_path, -1)
     rest = {"pairs": PAIRS, "token_summary": SUMMARY}
-    log.write(replace(STEP, source_losses={"SOURCE": 2.5}, router_loss=1.25, **rest))
+    step = replace(STEP, source_losses={"SOURCE": 2.5}, router_loss=1.25, answers=ANSWERS, **rest)
+    log.write(step)
     log.write(replace(EVALUATION, name="NAME", source_losses={"SOURCE": 2.75}, **rest))
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -178,6 +184,14 @@ def test_tensorboard_shows_the_values(tmp_path):
 def test_a_step_on_pairs_shows_what_became_of_them():
     line = console_line(replace(STEP, cross_entropy=1.5, pairs=PAIRS), 10, 0.0)
     assert "loss 2.3457  ce 1.5000  accuracy  75%  margin 0.500  fill" in line
+    line = console_line(replace(STEP, pairs=PAIRS, answers=ANSWERS), 10, 0.0)
+    assert "margin 0.500  answers 23 tok,  75% ended, 1.2 s  fill" in line
+
+
+def test_answers_of_replicas_count_by_number_and_the_slowest_says_how_long_it_took():
+    facts = [AnswerFacts(4, 40, 4, 1.5), AnswerFacts(1, 60, 0, 2.5)]
+    assert answer_metrics(facts) == AnswerMetrics(tokens=20.0, ended=0.8, seconds=2.5)
+    assert answer_metrics([]) is None
 
 
 def test_pairs_weigh_the_same_whatever_their_length_and_tokens_beside_them():

@@ -10,10 +10,8 @@ from pair_cases import KINDS, LOSSES, RANK, make_pairs, move, probe, save_model
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 from tiny_families import build, config_of, gradients_of, run_micro_batch, run_on, save_tiny
 
-from headrace.dataprep.prepare import prepare
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import read_manifest
-from headrace.schemas.prepare_config import PrepareConfig
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.decoded_pairs import DecodedPairs, Pair, PairFacts
@@ -189,48 +187,7 @@ def test_filling_without_a_pair_has_no_gradient(model):
 
 # --- whole runs ---
 
-WORDS = "water wheel mill river stone grain flour gate shaft gear pond sluice".split()
 OBJECTIVE = {"objective__kind": "dpo", "objective__beta": 0.5}
-
-
-@pytest.fixture(scope="module")
-def pair_shards(tiny_model, tmp_path_factory):
-    """Good answers are words of mills, bad ones are refusals."""
-    folder = tmp_path_factory.mktemp("pair-shards")
-    generator = np.random.default_rng(0)
-
-    def words(choice, most):
-        return " ".join(generator.choice(choice, generator.integers(2, most)))
-
-    rows = [
-        {
-            "prompt": f"{words(WORDS, 5)}? ",
-            "chosen": f"{words(WORDS, 9)}.",
-            "rejected": f"{words(['no', 'maybe', 'never'], 9)}.",
-        }
-        for _ in range(40)
-    ]
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "output": str(folder / "shards"),
-        "tokenizer": str(tiny_model),
-        "sequence_len": 64,
-        "packing": "none",
-        "overlong": "drop",
-        "shards": 2,
-        "evaluation_fraction": 0.2,
-        "sources": [{"name": "pairs", "type": "preference", "path": str(path)}],
-    }
-    prepare(PrepareConfig.model_validate(settings), workers=1)
-    return folder / "shards"
-
-
-@pytest.fixture
-def pair_training(training, tiny_shards, pair_shards):
-    text = training.config.read_text().replace(str(tiny_shards), str(pair_shards))
-    training.config.write_text(text)
-    return training
 
 
 @pytest.mark.slow

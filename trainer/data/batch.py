@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
+from headrace.trainer.data.decoded_pairs import Pair
 from headrace.trainer.data.decoded_rows import Row
 from headrace.trainer.data.placed_rows import PlacedRow
 from headrace.trainer.data.position import Position
@@ -37,6 +38,7 @@ class Batch:
     overlong: OverlongCount  # met in looking for the rows of the global batch
     row_lengths: list[list[int]]  # [m][b] real tokens of each place; filling follows them
     pairs: list[list[list[tuple[int, int]]]] | None = None  # tokens of both sides, as `rows`
+    pair_rows: list[list[list[Pair]]] | None = None  # the pairs themselves, as `rows`
     chosen_tokens: int = 0  # trained tokens of chosen answers
     control_classes: Tensor | None = None  # [m, b, s] int8: -1, 0, 1
 

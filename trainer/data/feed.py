@@ -74,17 +74,27 @@ class Feed:
         return [] if self.loader is None else self.loader.reader.quarantine.take_new()
 
     def next(self) -> StepInputs:
+        return self.hand_out(self.read())
+
+    def read(self) -> Batch | None:
+        """This replica's share of the next global batch, at the first stage; nothing elsewhere."""
         if self.loader is None:
-            received: list[StepInputs] = [None]  # type: ignore[list-item]
-            source = self.layout.rank_of(0)
-            dist.recv_object_list(received, src=source, group=self.layout.pipeline_group)
-            return replace(received[0], labels=pinned(received[0].labels))
+            return None
         batch = next(self.loader, None)
         if batch is None:
             raise DataError(
                 "the data ends before the last step: rows that were packed in place of damaged "
                 "ones are shorter; continue with --resume, which counts the steps anew"
             )
+        return batch
+
+    def hand_out(self, batch: Batch | None) -> StepInputs:
+        """Give every stage of the pipeline its part of what the first one has read."""
+        if batch is None:
+            received: list[StepInputs] = [None]  # type: ignore[list-item]
+            source = self.layout.rank_of(0)
+            dist.recv_object_list(received, src=source, group=self.layout.pipeline_group)
+            return replace(received[0], labels=pinned(received[0].labels))
         counts = gather_objects(Counts.of(batch), self.layout.leaders_group)
         total = Counts(*map(sum, zip(*counts, strict=True)))
         for stage in range(1, self.layout.stages):

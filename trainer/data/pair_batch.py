@@ -36,6 +36,7 @@ def make_pair_batch(
         pairs=[
             [[tokens_of(pair) for pair in place] for place in places] for places in micro_batches
         ],
+        pair_rows=[[list(place) for place in places] for places in micro_batches],
         chosen_tokens=int((chosen_labels >= 0).sum()),
     )
 

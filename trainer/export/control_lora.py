@@ -134,7 +134,7 @@ def fold(
     batch = MicroBatch([[SAMPLE_TOKENS]], [SAMPLE_TOKENS], None, 1.0, 1.0, seed=0)
     before = inputs
     if stage.embedding is not None:
-        before = stage.embedding.embed(inputs, batch, stage.device, training=False)
+        before = stage.embedding.embed(inputs, None, stage.device)
     plain, _ = stage.run(inputs, batch)
     if control is None:
         return plain, 0.0, {}

@@ -43,9 +43,20 @@ class Architecture:
     @property
     def rotary_by_document(self) -> bool:
         """Whether rotary frequencies depend on how long the text is that they are computed for."""
+        return self.steady_rotary_tokens is not None
+
+    @property
+    def steady_rotary_tokens(self) -> int | None:
+        """Tokens of a text up to which they do not; None if they never do."""
         settings = getattr(self.config, "rope_parameters", None) or {}
         tables = [table for table in settings.values() if isinstance(table, dict)] or [settings]
-        return any(table.get("rope_type") in LENGTH_DEPENDENT_ROTARY for table in tables)
+        key = "max_position_embeddings"
+        found = [
+            int(table.get(f"original_{key}") or getattr(self.config, key))
+            for table in tables
+            if table.get("rope_type") in LENGTH_DEPENDENT_ROTARY
+        ]
+        return min(found, default=None)
 
     @property
     def uses_chance(self) -> bool:

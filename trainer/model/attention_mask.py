@@ -35,7 +35,7 @@ def attention_masks(
             mask = _causal(size, device) if mask is None else mask
             mask = mask & ~_causal(size, device).tril(-window)
         if additive is not None:
-            mask = _additive(_causal(size, device) if mask is None else mask, additive)
+            mask = additive_mask(_causal(size, device) if mask is None else mask, additive)
         masks[window] = mask
     return masks
 
@@ -44,6 +44,7 @@ def _causal(size: int, device: torch.device) -> Tensor:
     return torch.ones(1, 1, size, size, dtype=torch.bool, device=device).tril()
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores: 0 where `mask` is true, the type's least value elsewhere."""
     least = torch.finfo(dtype).min
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, least)

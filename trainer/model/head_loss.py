@@ -118,6 +118,14 @@ def vocabulary(head: nn.Module) -> int:
     return int(size)
 
 
+def logits_of(head: nn.Module, hidden: Tensor, shape: LogitShape) -> Tensor:
+    """[tokens, hidden size] to [tokens, vocabulary] in float32."""
+    logits: Tensor = head(hidden).float() * shape.multiplier
+    if shape.softcap is not None:
+        logits = shape.softcap * torch.tanh(logits / shape.softcap)
+    return logits
+
+
 def _token_losses(
     head: nn.Module,
     hidden: Tensor,
@@ -129,9 +137,7 @@ def _token_losses(
     """Losses of one chunk; its logits are computed again in the backward pass, not kept."""
     if seed is not None:
         torch.manual_seed(seed)
-    logits = head(hidden).float() * shape.multiplier
-    if shape.softcap is not None:
-        logits = shape.softcap * torch.tanh(logits / shape.softcap)
+    logits = logits_of(head, hidden, shape)
     losses = functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
     if statistics is not None:
         statistics.fill(logits, labels, losses)

@@ -184,7 +184,8 @@ class Stage(nn.Module):
         hidden, router_losses = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
-                hidden = self.embedding.embed(inputs, micro_batch, device, training=self.training)
+                chance = micro_batch if self.training else None
+                hidden = self.embedding.embed(inputs, chance, device)
             documents = lengths if self.rotary_by_document else None
             tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, documents)
             if self.offload is not None:

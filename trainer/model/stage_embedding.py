@@ -38,21 +38,22 @@ class StageEmbedding:
         """Where rows are looked up, and ids are best kept."""
         return next(self.module.parameters(), torch.empty(0)).device
 
-    def embed(
-        self, ids: Tensor, micro_batch: MicroBatch, device: torch.device, *, training: bool
-    ) -> Tensor:
-        """[b, s] ids to [b, s, hidden size] on a device, whichever the embedding itself is on."""
-        seed = micro_batch.seed
-        if self.seeded and training:
-            torch.manual_seed(derive_seed(seed, "embedding"))
+    def embed(self, ids: Tensor, micro_batch: MicroBatch | None, device: torch.device) -> Tensor:
+        """[b, s] ids to [b, s, hidden size] on a device, whichever the embedding itself is on.
+
+        Args:
+            micro_batch: in training, where chance goes by it; None outside of it.
+        """
+        if micro_batch is not None and self.seeded:
+            torch.manual_seed(derive_seed(micro_batch.seed, "embedding"))
         hidden: Tensor = self.module(ids.to(self.device)).to(self.dtype)
         if hidden.device != device:
             hidden = to_device(hidden, device)
-        if self.noise_alpha is not None and training:
-            lengths, seed = micro_batch.row_lengths, derive_seed(seed, "noise")
+        if micro_batch is not None and self.noise_alpha is not None:
+            lengths, seed = micro_batch.row_lengths, derive_seed(micro_batch.seed, "noise")
             hidden = hidden + embedding_noise(hidden, lengths, self.noise_alpha, seed)
         if self.multiplier is not None:
             hidden = hidden * self.multiplier
         if self.dropout:
-            hidden = functional.dropout(hidden, self.dropout, training=training)
+            hidden = functional.dropout(hidden, self.dropout, training=micro_batch is not None)
         return hidden

@@ -14,6 +14,7 @@ from headrace.trainer.model.head_loss import (
     head_loss,
     head_token_losses,
     is_plain,
+    logits_of,
 )
 from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.model.pair_objectives import pair_losses, sum_answers
@@ -105,6 +106,11 @@ class StageLoss:
         weight = objective.chosen_weight * micro_batch.chosen_scale
         loss = pairs.loss.sum() * micro_batch.loss_scale + chosen * weight
         return StageOutput(loss, losses.detach(), pairs=pairs.detach(), statistics=statistics)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden size] to [rows, vocabulary], float32."""
+        with self._precision(hidden):
+            return logits_of(self.head, self._rows(hidden), self.shape)
 
     def token_losses(
         self,

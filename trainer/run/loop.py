@@ -66,8 +66,13 @@ def train(
         engine.timeline.begin()
         waiting = Stopwatch()
         with engine.timeline.span("data"):
-            step_inputs = session.feed.next()
+            batch, answers = session.feed.read(), None
         data_seconds = waiting.lap()
+        if session.rejected_sampling is not None:
+            with engine.timeline.span("answers"):
+                batch, answers = session.rejected_sampling.replace(batch, state.step)
+        with engine.timeline.span("data"):
+            step_inputs = session.feed.hand_out(batch)
         lr = step_rate(config, state.step, session.total_steps)
         set_learning_rate(optimizer, lr)
         dropout_seed = derive_seed(config.seed, "dropout", state.step)
@@ -91,6 +96,7 @@ def train(
             data_seconds,
             outcome.norms if layout.replica == 0 else None,
             engine.token_sample(),
+            answers if layout.is_first else None,
         )
         seconds = stopwatch.lap()
         before = state

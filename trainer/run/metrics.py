@@ -80,6 +80,15 @@ class PairMetrics:
 
 
 @dataclass(frozen=True)
+class AnswerMetrics:
+    """Rejected answers that were generated before a step."""
+
+    tokens: float  # of an answer on average
+    ended: float  # share that a stop token ended, and not their limit
+    seconds: float  # of the slowest replica
+
+
+@dataclass(frozen=True)
 class StepMetrics:
     """One training step. Losses in nats per trained token or pair, times in seconds."""
 
@@ -88,6 +97,7 @@ class StepMetrics:
     loss: float
     cross_entropy: float  # unadjusted, whatever is minimised; of pairs: of the chosen answers
     pairs: PairMetrics | None
+    answers: AnswerMetrics | None
     source_losses: dict[str, float]
     router_loss: float | None  # mixtures of experts: mean over layers, before its coefficient
     lr: float
@@ -217,6 +227,8 @@ class MetricsLog:
         curves = {name: getattr(metrics, name) for name in TRAIN_CURVES}
         self._board("train", curves, metrics.step)
         self._pairs("train", metrics)
+        if metrics.answers is not None:
+            self._board("train/answers", asdict(metrics.answers), metrics.step)
         self._board("train/source_loss", metrics.source_losses, metrics.step)
         self._tokens("train", metrics)
 
@@ -270,6 +282,10 @@ def console_line(metrics: StepMetrics, total_steps: int, seconds_left: float) ->
     plain = "" if metrics.cross_entropy == metrics.loss else f"  ce {metrics.cross_entropy:.4f}"
     if metrics.pairs is not None:
         plain += f"  accuracy {metrics.pairs.accuracy:4.0%}  margin {metrics.pairs.margin:.3f}"
+    if metrics.answers is not None:
+        answers = metrics.answers
+        plain += f"  answers {answers.tokens:.0f} tok, {answers.ended:4.0%} ended"
+        plain += f", {answers.seconds:.1f} s"
     router = "" if metrics.router_loss is None else f"  router {metrics.router_loss:.4f}"
     return (
         f"step {metrics.step:>{len(str(total_steps))}}/{total_steps}"

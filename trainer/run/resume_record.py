@@ -108,6 +108,8 @@ def resume_record(
     for name in LOADER_SETTINGS_FREE:
         record.pop(f"loader.{name}", None)
     record.pop("quantization.cache", None)
+    if config.rejected_sampling is not None:  # also where all of its values are defaults
+        record["rejected_sampling"] = "on"
     return record | {
         "fingerprint of the data": inputs.data_fingerprint,
         WEIGHTS_KEY: inputs.weights_fingerprint,

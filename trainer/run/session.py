@@ -31,6 +31,7 @@ from headrace.trainer.run.evaluation import EvaluationSet, build_evaluation_sets
 from headrace.trainer.run.interleaved_engine import InterleavedEngine
 from headrace.trainer.run.metrics import MetricsLog
 from headrace.trainer.run.optimizer import build_optimizer
+from headrace.trainer.run.rejected_sampling import RejectedSampling, open_rejected_sampling
 from headrace.trainer.run.relora import check_relora, replay
 from headrace.trainer.run.reporters import open_reporters
 from headrace.trainer.run.transfers import Transfers
@@ -59,6 +60,7 @@ class Session:
     engine: StageEngine
     optimizer: torch.optim.Optimizer
     feed: Feed
+    rejected_sampling: RejectedSampling | None
     evaluation_sets: list[EvaluationSet]
     folder: CheckpointFolder
     log: MetricsLog | None  # first rank only
@@ -132,6 +134,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         engine=build_engine(built, config, layout),
         optimizer=optimizer,
         feed=Feed(layout, loader),
+        rejected_sampling=open_rejected_sampling(config, inputs, layout, built),
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
         folder=folder,
         log=open_log(config, state.step if found else -1) if layout.rank == 0 else None,

@@ -18,6 +18,7 @@ from headrace.trainer.data.placed_rows import (
     tokens_by_source,
 )
 from headrace.trainer.run.metrics import (
+    AnswerMetrics,
     RowLoss,
     StepMetrics,
     losses_by_source,
@@ -26,6 +27,7 @@ from headrace.trainer.run.metrics import (
     pair_metrics,
 )
 from headrace.trainer.run.regularizers import ProductNorms
+from headrace.trainer.run.rejected_sampling import AnswerFacts
 from headrace.trainer.run.saver import Written
 from headrace.trainer.run.token_summary import TokenSample, summarize
 
@@ -52,6 +54,7 @@ class Report:
     data_seconds: float
     norms: ProductNorms | None
     tokens: TokenSample | None
+    answers: AnswerFacts | None  # from the first stages
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def make_report(
     data_seconds: float,
     norms: ProductNorms | None,
     tokens: TokenSample | None,
+    answers: AnswerFacts | None,
 ) -> Report:
     """This rank's report."""
     return Report(
@@ -93,6 +97,7 @@ def make_report(
         data_seconds,
         norms,
         tokens,
+        answers,
     )
 
 
@@ -127,6 +132,7 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         loss=mean_loss(losses),
         cross_entropy=mean_cross_entropy(losses),
         pairs=pair_metrics(losses),
+        answers=answer_metrics([r.answers for r in reports if r.answers is not None]),
         source_losses=losses_by_source(losses),
         router_loss=math.fsum(router_losses) if router_losses else None,
         lr=facts.lr,
@@ -150,4 +156,16 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         product_norm_max=max(norms) if norms else None,
         products_scaled=sum(part.scaled for part in limited) if limited else None,
         token_summary=summarize([r.tokens for r in reports if r.tokens is not None]),
+    )
+
+
+def answer_metrics(facts: Sequence[AnswerFacts]) -> AnswerMetrics | None:
+    """Of the rejected answers that all replicas generated; None where they come from shards."""
+    if not facts:
+        return None
+    count = max(1, sum(part.answers for part in facts))
+    return AnswerMetrics(
+        tokens=sum(part.tokens for part in facts) / count,
+        ended=sum(part.ended for part in facts) / count,
+        seconds=max(part.seconds for part in facts),
     )
