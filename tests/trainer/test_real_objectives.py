@@ -84,14 +84,14 @@ def test_chosen_answers_come_to_be_preferred_on_held_out_pairs(training, real_mo
 
 def test_the_models_own_answers_come_to_be_the_worse_ones(training, real_model, pairs):
     training.config.write_text(CONFIG.format(model=real_model, shards=pairs, steps=12, lr=2e-4))
-    sampling = {"rejected_sampling__max_answer_ratio": 2.0, "rejected_sampling__batch_size": 2}
+    sampling = {"rejected_sampling__max_answer_ratio": 1.5, "max_steps": 6}
     run = training.run("run", 2, **OBJECTIVES["dpo, lora"], **sampling)
     steps = [line for line in read_metrics(run) if line["kind"] == "train"]
     first, last = (line for line in read_metrics(run) if line["kind"] == "evaluation")
     assert steps[0]["pairs"]["margin"] == 0
-    late = [line["pairs"] for line in steps[-4:]]
-    assert sum(pairs["margin"] for pairs in late) / 4 > 0.05
-    assert sum(pairs["accuracy"] for pairs in late) / 4 > 0.5
+    for line in steps[-2:]:
+        assert line["pairs"]["margin"] > 0.1
+        assert line["pairs"]["accuracy"] > 0.5
     assert last["pairs"]["chosen_reward"] > 0  # held-out answers of the kind that was chosen
     assert last["cross_entropy"] < first["cross_entropy"]
     assert all(3 < line["answers"]["tokens"] < 60 for line in steps)
