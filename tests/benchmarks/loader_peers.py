@@ -1,17 +1,17 @@
 """The loader against torch's DataLoader over a `datasets` table, and MosaicML's StreamingDataset.
 
 The same rows in the same batches, with ids, labels and where documents end, on one core; and the
-memory that loading adds to four ranks. The others read ready-made labels, and nothing of theirs is
-compressed: 8 bytes a token, in the page cache.
+memory that loading adds to four ranks, their workers included. The others read ready-made labels,
+and nothing of theirs is compressed: 8 bytes a token, in the page cache. Rates are without workers,
+which would be other cores; memory is measured both without and with two a rank, as most use them.
 Needs `pip install datasets mosaicml-streaming`, which Headrace itself does not; without them it
 says so.
-A rank is this file again as `loader_peers.py WAY FOLDER`.
+A rank is this file again as `loader_peers.py WAY FOLDER WORKERS`.
 """
 
 import importlib
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -43,6 +43,7 @@ from headrace.trainer.distributed import Layout, connect, gather_objects
 from headrace.trainer.preflight import check
 
 ROWS_A_BATCH, RANKS, ROUNDS = 8, 4, 3
+WORKERS = (0, 2)  # of each rank's DataLoader
 REPEATS = 36  # of the text: a GiB of ids and labels
 BATCHES, CHECKED = 2000, 20  # of a round; of those that are compared first
 COLUMNS = ["input_ids", "labels", "document_lengths"]
@@ -133,7 +134,12 @@ def collate(rows: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, lis
 
 
 def torch_datasets(
-    folder: Path, rank: int = 0, ranks: int = 1, form: str = "torch", dtype: Any = torch.int32
+    folder: Path,
+    rank: int = 0,
+    ranks: int = 1,
+    workers: int = 0,
+    form: str = "torch",
+    dtype: Any = torch.int32,
 ) -> Batches:
     """A memory-mapped table; every rank opens it and takes its batches."""
     from datasets import Dataset
@@ -144,15 +150,17 @@ def torch_datasets(
         order[first : first + ROWS_A_BATCH]
         for first in range(rank * ROWS_A_BATCH, len(order), ranks * ROWS_A_BATCH)
     ]
-    return iter(DataLoader(table, batch_sampler=batches, collate_fn=collate))
+    return iter(DataLoader(table, batch_sampler=batches, collate_fn=collate, num_workers=workers))
 
 
-def mosaic(folder: Path, rank: int = 0, ranks: int = 1) -> Batches:
+def mosaic(folder: Path, rank: int = 0, ranks: int = 1, workers: int = 0) -> Batches:
     """MDS shards that lie in the wished order and are not compressed, which suits it best."""
     from streaming import StreamingDataset
 
     dataset = StreamingDataset(local=str(folder / "mds"), batch_size=ROWS_A_BATCH, shuffle=False)
-    return iter(DataLoader(dataset, batch_size=ROWS_A_BATCH, collate_fn=collate))
+    return iter(
+        DataLoader(dataset, batch_size=ROWS_A_BATCH, collate_fn=collate, num_workers=workers)
+    )
 
 
 WAYS: dict[str, Callable[..., Batches]] = {
@@ -179,29 +187,28 @@ def rate(batches: Batches) -> float:
     return tokens / (time.process_time() - started)
 
 
-def rank_memory(way: str, folder: Path) -> None:
-    """Print what loading adds to this rank's PSS over its part of the epoch, in bytes."""
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    layout = connect(ranks)
+def rank_memory(way: str, folder: Path, workers: int) -> None:
+    """Print what loading adds to the PSS of all ranks over an epoch, in bytes."""
+    layout = connect(RANKS)
     for name in LIBRARIES[way]:
         importlib.import_module(name)
     before = memory_of(layout)
     peak = 0
-    for number, _ in enumerate(part_of(way, folder, layout, rank, ranks)):
+    for number, _ in enumerate(part_of(way, folder, layout, workers)):
         if number % 100 == 99:
             peak = max(peak, memory_of(layout))
     peak = max(peak, memory_of(layout))
-    if rank == 0:
+    if layout.rank == 0:
         sys.stdout.write(json.dumps({"added": peak - before}) + "\n")
 
 
-def part_of(way: str, folder: Path, layout: Layout, rank: int, ranks: int) -> Iterator[Any]:
+def part_of(way: str, folder: Path, layout: Layout, workers: int) -> Iterator[Any]:
     """What a rank sees: as a stage of one pipeline group, or as a rank with a loader of its own."""
     if way != "headrace":
-        batches = WAYS[way](folder, rank, ranks)
-        return islice(batches, len_of(folder) // ROWS_A_BATCH // ranks)
-    config = make_config(folder, stages=ranks)
-    inputs = check(config, ranks)
+        batches = WAYS[way](folder, layout.rank, RANKS, workers)
+        return islice(batches, len_of(folder) // ROWS_A_BATCH // RANKS)
+    config = make_config(folder, stages=RANKS)
+    inputs = check(config, RANKS)
     course = open_course(config, inputs, history=[], first_row=0)
     stop_row = course.pieces[-1].end(1)
     feed = Feed(layout, build_train_loader(config, inputs, layout, course, stop_row))
@@ -214,17 +221,18 @@ def len_of(folder: Path) -> int:
 
 
 def memory_of(layout: Layout) -> int:
-    """PSS of all ranks, in bytes."""
-    mine = psutil.Process().memory_full_info().pss
+    """PSS of all ranks and their workers, in bytes."""
+    me = psutil.Process()
+    mine = sum(process.memory_full_info().pss for process in [me, *me.children(recursive=True)])
     return sum(gather_objects(mine, layout.world_group))
 
 
-def memory(way: str, folder: Path) -> float:
+def memory(way: str, folder: Path, workers: int) -> float:
     """MiB that loading adds to four ranks in all."""
     environment = rank_environment(RANKS, free_port()) | {"DS_ACCELERATOR": "cpu"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, __file__, way, str(folder)],
+            [sys.executable, __file__, way, str(folder), str(workers)],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
@@ -252,21 +260,32 @@ def main() -> None:
                 assert torch.equal(ours[0], other[0]), "other rows"
                 assert torch.equal(ours[1], other[1]), "other labels"
                 assert ours[2] == other[2], "other documents"
-        added = {way: memory(way, folder) for way in WAYS}
+        added = {way: [memory(way, folder, workers) for workers in WORKERS] for way in WAYS}
         use_one_core()
         rounds = [[rate(way(folder)) for way in WAYS.values()] for _ in range(ROUNDS)]
     rates = [median(column) for column in zip(*rounds, strict=True)]
     print_table(
-        f"{rows:,} rows of {SEQUENCE_LEN}, batches of {ROWS_A_BATCH}, one core, median of "
-        f"{ROUNDS}; memory added to {RANKS} ranks over an epoch",
-        ("", "M tokens/s", "headrace is times as fast", "MiB", "share that headrace needs"),
+        f"{rows:,} rows of {SEQUENCE_LEN}, batches of {ROWS_A_BATCH}, one core, median of {ROUNDS}",
+        ("", "M tokens/s", "headrace is times as fast"),
         [
-            (way, f"{rate / 1e6:.1f}", f"{rates[0] / rate:.1f}", f"{added[way]:,.0f}",
-             f"{added['headrace'] / added[way]:.2f}")
+            (way, f"{rate / 1e6:.1f}", f"{rates[0] / rate:.1f}")
             for way, rate in zip(WAYS, rates, strict=True)
         ],
-    )  # fmt: skip
+    )
+    ours = max(added["headrace"])
+    print_table(
+        f"MiB (PSS) that loading adds to {RANKS} ranks and their workers over an epoch, and the "
+        "share of it that headrace needs",
+        ("", *(f"{workers} workers a rank" for workers in WORKERS)),
+        [
+            (way, *(f"{mebibytes:,.0f} ({ours / mebibytes:.2f})" for mebibytes in measured))
+            for way, measured in added.items()
+        ],
+    )
 
 
 if __name__ == "__main__":
-    rank_memory(sys.argv[1], Path(sys.argv[2])) if len(sys.argv) > 1 else main()
+    if len(sys.argv) > 1:
+        rank_memory(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main()

@@ -23,7 +23,8 @@ from headrace.schemas.manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 
-LONGEST_END = 20  # seconds from a fault to the end of the last process
+LONGEST_END = 20  # seconds without a step or a line until the last process has ended
+LONGEST_SILENCE = 240  # the same of a run that goes on; a busy machine takes two minutes to start
 SHORT_STEPS, LONG_STEPS = 24, 90
 DAMAGED_STEPS = 220  # a run goes on for up to eleven steps before it meets the damage
 ON_S3 = {"datasets__0__path": "s3://bucket/tiny"}
@@ -76,13 +77,8 @@ class Job:
         if not self.running():
             self.start()
         step = max(step, self.first_step + 1)
-        seen, deadline = -1, 0.0
-        while (now := self.step()) < step:
-            if now > seen:  # on a busy machine it may be slow, but it must go on
-                seen, deadline = now, time.monotonic() + 120
-            assert self.running(), f"ended before step {step}: {self.tail()}"
-            assert time.monotonic() < deadline, f"hangs before step {step}: {self.tail()}"
-            time.sleep(0.005)
+        self.goes_on(lambda: self.step() < step and self.running(), LONGEST_SILENCE)
+        assert self.step() >= step, f"ended before step {step}: {self.tail()}"
         for rank in self.ranks():
             paths = [part.path for part in (*rank.memory_maps(), *rank.open_files())]
             self.shared_memory |= {path for path in paths if path.startswith("/dev/shm/")}
@@ -98,12 +94,23 @@ class Job:
     def ends(self):
         """Wait until every process has ended; returns the exit code."""
         ranks = psutil.Process(self.launcher.pid).children(recursive=True)
-        started = time.monotonic()
-        code = self.launcher.wait(timeout=LONGEST_END)
+        self.goes_on(self.running, LONGEST_END)
         _, alive = psutil.wait_procs(ranks, timeout=5)
         assert alive == []
-        assert time.monotonic() - started < LONGEST_END
-        return code
+        return self.launcher.returncode
+
+    def goes_on(self, condition, longest):
+        """Wait while it holds; at most so many seconds without a step or a line of the log.
+
+        On a busy machine a step may take seconds, and batches that were read before a file was
+        damaged still make steps.
+        """
+        seen, deadline = None, 0.0
+        while condition():
+            if (now := (self.step(), self.log.stat().st_size)) != seen:
+                seen, deadline = now, time.monotonic() + longest
+            assert time.monotonic() < deadline, f"hangs: {self.tail()}"
+            time.sleep(0.005)
 
     def tail(self):
         return self.log.read_text()[-2000:] if self.log.exists() else ""
@@ -123,7 +130,8 @@ class Job:
     def finish(self):
         if not self.running():
             self.start()
-        assert self.launcher.wait(timeout=200) == 0, self.tail()
+        self.goes_on(self.running, LONGEST_SILENCE)
+        assert self.launcher.returncode == 0, self.tail()
 
 
 # --- faults: each takes a running job, and leaves one that runs or can be started again ---

@@ -55,8 +55,13 @@ def assert_same_rows(source, shards):
     for row_group in row_groups(shards):
         file = source.files[0][row_group.shard].record.file
         expected = pq.ParquetFile(shards / file).read_row_group(row_group.group)
-        table = source.read(row_group)
-        assert table.equals(expected.select(table.column_names).combine_chunks())
+        assert_same_values(source.read(row_group), expected)
+
+
+def assert_same_values(table, expected):
+    """Ids may be held in two bytes in place of four."""
+    expected = expected.select(table.column_names).combine_chunks()
+    assert table.cast(expected.schema).equals(expected)
 
 
 def test_a_row_group_is_fetched_by_its_range_and_the_footer_once_a_file(s3, tiny_shards):
@@ -93,8 +98,7 @@ def test_an_attempt_that_fails_is_made_again(s3, tiny_shards, fault):
     s3.faults = [("GET", fault, 2), ("HEAD", fault, 1)]
     source = make_source("s3://bucket/tiny", tiny_shards, read_timeout=0.5)
     expected = pq.ParquetFile(tiny_shards / "shard-00000.parquet").read_row_group(0)
-    table = source.read(row_groups(tiny_shards)[0])
-    assert table.equals(expected.select(table.column_names).combine_chunks())
+    assert_same_values(source.read(row_groups(tiny_shards)[0]), expected)
     assert all(times == 0 for _, _, times in s3.faults), "the faults must have been met"
 
 

@@ -6,18 +6,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from headrace.schemas.arrow_numbers import bools_of, numbers_of, one_chunk
 from headrace.trainer.data.placed_rows import PlacedRow
 
 
 class Row(NamedTuple):
     """One training row.
 
-    `input_ids` [tokens] int32; `loss_mask` [tokens] bool, None when every token is trained;
-    `document_lengths` sum to tokens; `source` is the dataset's name; `row_key` its stable identity;
-    `control_class` -1, 0 or 1, None where its source has none.
+    `input_ids` [tokens] uint16 or int32; `loss_mask` [tokens] bool, None when every token is
+    trained; `document_lengths` sum to tokens; `source` is the dataset's name; `row_key` its stable
+    identity; `control_class` -1, 0 or 1, None where its source has none.
     """
 
-    input_ids: NDArray[np.int32]
+    input_ids: NDArray[np.integer[Any]]
     loss_mask: NDArray[np.bool_] | None
     document_lengths: NDArray[np.int32]
     source: str
@@ -44,16 +45,15 @@ class ListColumn:
     """A column of lists as one flat array and where each list begins in it; copies nothing."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
-        array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        array = one_chunk(column)
         self.values = array.values
-        self.offsets: NDArray[np.int32] = array.offsets.to_numpy()
+        self.offsets: NDArray[np.int32] = numbers_of(array.offsets)
         self.all_null = array.null_count == len(array)
-        self.valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
+        self.valid = bools_of(array.is_valid()) if array.null_count else None
 
     def flat(self) -> NDArray[Any]:
         """All values of a column of numbers."""
-        numbers: NDArray[Any] = self.values.to_numpy()
-        return numbers
+        return numbers_of(self.values)
 
     def sums(self) -> NDArray[np.int32]:
         """The sum of all values before each list, and of all."""
@@ -65,17 +65,14 @@ class ListColumn:
         if self.all_null or (self.valid is not None and not self.valid[index]):
             return None
         start, stop = self.offsets[index : index + 2].tolist()
-        unpacked: NDArray[np.bool_] = self.values.slice(start, stop - start).to_numpy(
-            zero_copy_only=False
-        )
-        return unpacked
+        return bools_of(self.values.slice(start, stop - start))
 
 
 def names_of(column: pa.ChunkedArray) -> list[str]:
     """A column of a few different strings; each is made once."""
     array = pa.concat_arrays(column.chunks).dictionary_encode()
     names = array.dictionary.to_pylist()
-    return [names[index] for index in array.indices.to_numpy().tolist()]
+    return [names[index] for index in numbers_of(array.indices).tolist()]
 
 
 def control_classes(table: pa.Table) -> list[int | None] | None:
@@ -87,7 +84,7 @@ def control_classes(table: pa.Table) -> list[int | None] | None:
 
 
 class DecodedRows:
-    """Rows by their place in the group; about 4 bytes a token are held.
+    """Rows by their place in the group; 2 bytes a token are held, 4 where ids are large or foreign.
 
     Args:
         table: the columns that make a `Row`, at least one row.
@@ -108,7 +105,7 @@ class DecodedRows:
         self._documents, self._document_ends = documents.flat(), documents.offsets.tolist()
         self._mask = ListColumn(table["loss_mask"])
         self._sources: list[str] = names_of(table["source"])
-        self._keys: list[int] = table["row_key"].to_numpy().tolist()
+        self._keys: list[int] = numbers_of(table["row_key"]).tolist()
         self._classes = control_classes(table)
         self.lengths: list[int] = np.diff(ids.offsets).tolist()  # tokens of each row
 
@@ -133,7 +130,7 @@ class RowFacts:
         ends = ListColumn(table["document_lengths"]).sums()
         self.lengths: list[int] = np.diff(ends).tolist()
         self._sources: list[str] = names_of(table["source"])
-        self._keys: list[int] = table["row_key"].to_numpy().tolist()
+        self._keys: list[int] = numbers_of(table["row_key"]).tolist()
 
     def row(self, index: int) -> PlacedRow:
         """One row."""

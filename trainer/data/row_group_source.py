@@ -7,24 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from headrace.schemas.arrow_numbers import as_arrow
 from headrace.schemas.data_config import LoaderConfig
 from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.manifest import Manifest, ShardRecord
 from headrace.schemas.row_checks import problems_in_rows
 from headrace.schemas.seekable_file import SeekableFile
-from headrace.schemas.shard_format import COLUMNS
 from headrace.schemas.shard_rows import read_row_group
 from headrace.trainer.data.decoded_rows import DecodedRows, ListColumn
 from headrace.trainer.data.retries import Patience
 from headrace.trainer.data.row_group_cache import RowGroupCache
 from headrace.trainer.data.row_order import RowGroup
 from headrace.trainer.data.storage import Storage, open_storage
-from headrace.trainer.data.token_pages import read_tokens
+from headrace.trainer.data.token_pages import Ids, read_tokens
 
 HELD_FOOTER_BYTES = 16 << 20
 TOKEN_COLUMN = "input_ids"
@@ -175,7 +173,7 @@ class Segment(SeekableFile):
         return bytes(self.content[start : start + size])
 
 
-def with_tokens(table: pa.Table, ids: NDArray[np.int32]) -> pa.Table:
+def with_tokens(table: pa.Table, ids: Ids) -> pa.Table:
     """The table with its `input_ids`, cut where the document lengths say that each row ends.
 
     Raises:
@@ -184,9 +182,8 @@ def with_tokens(table: pa.Table, ids: NDArray[np.int32]) -> pa.Table:
     ends = ListColumn(table["document_lengths"]).sums()
     if ends[-1] != len(ids):
         raise ValueError(f"document_lengths sum to {ends[-1]}, there are {len(ids)} ids")
-    field = COLUMNS.field(TOKEN_COLUMN)
-    column = pa.ListArray.from_arrays(pa.array(ends), pa.array(ids), type=field.type)
-    return table.add_column(0, field, column)
+    column = pa.ListArray.from_arrays(as_arrow(ends), as_arrow(ids))
+    return table.add_column(0, pa.field(TOKEN_COLUMN, column.type, nullable=False), column)
 
 
 def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGroupError:

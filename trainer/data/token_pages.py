@@ -7,7 +7,7 @@ Page layout: https://parquet.apache.org/docs/file-format/data-pages/; its header
 Thrift's compact protocol.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +20,10 @@ BOOLS, INTEGERS, BINARY, STRUCT = (1, 2), (4, 5, 6), 8, 12  # types of the compa
 ID_BYTES = 4
 BLOCK = 1 << 15  # ids joined at once, so that they stay in the processor's cache
 
+Ids: TypeAlias = NDArray[np.integer[Any]]  # uint16 or int32
 
-def read_tokens(
-    row_group: pq.RowGroupMetaData, content: memoryview, offset: int
-) -> NDArray[np.int32] | None:
+
+def read_tokens(row_group: pq.RowGroupMetaData, content: memoryview, offset: int) -> Ids | None:
     """The ids of all rows of a row group, one after the other.
 
     Args:
@@ -31,14 +31,15 @@ def read_tokens(
         offset: of `content` in its file.
 
     Returns:
-        None when the ids are written in another way, or are not all there.
+        In two bytes each where all are below 65,536, which is half the memory. None when the ids
+        are written in another way, or are not all there.
     """
     column = token_column(row_group)
     if column is None:
         return None
-    ids = np.empty(column.num_values, dtype=np.uint32)
-    at, done = column.data_page_offset - offset, 0
-    while done < len(ids):
+    pages: list[Ids] = []
+    at, left = column.data_page_offset - offset, column.num_values
+    while left > 0:
         header, at = read_struct(content, at)
         page = header.get(5, {})  # DataPageHeader
         if (header[1], page.get(2)) != (DATA_PAGE, BYTE_STREAM_SPLIT):
@@ -47,9 +48,9 @@ def read_tokens(
         values = values_of(pa.decompress(packed, header[2], "zstd"))
         if len(values) != ID_BYTES * page[1]:  # fewer: some are null, or lists are empty
             return None
-        join_streams(values.reshape(ID_BYTES, page[1]), ids[done : done + page[1]])
-        at, done = at + header[3], done + page[1]
-    return ids.view(np.int32)
+        pages.append(join_streams(values.reshape(ID_BYTES, page[1])))
+        at, left = at + header[3], left - page[1]
+    return pages[0] if len(pages) == 1 else np.concatenate(pages)
 
 
 def token_column(row_group: pq.RowGroupMetaData) -> pq.ColumnChunkMetaData | None:
@@ -71,15 +72,18 @@ def values_of(page: pa.Buffer) -> NDArray[np.uint8]:
     return content[start:]
 
 
-def join_streams(streams: NDArray[np.uint8], ids: NDArray[np.uint32]) -> None:
+def join_streams(streams: NDArray[np.uint8]) -> Ids:
     """Undo BYTE_STREAM_SPLIT: stream k holds byte k of each id, the lowest first."""
     top = max((k for k in range(len(streams)) if streams[k].any()), default=0)
+    short = top < np.dtype(np.uint16).itemsize
+    ids: Ids = np.empty(streams.shape[1], dtype=np.uint16 if short else np.int32)
     for start in range(0, len(ids), BLOCK):
         part, block = streams[:, start : start + BLOCK], ids[start : start + BLOCK]
         block[:] = part[top]
         for k in range(top - 1, -1, -1):
             block <<= 8
             block |= part[k]
+    return ids
 
 
 def read_struct(content: memoryview, at: int) -> tuple[dict[int, Any], int]:
