@@ -1,5 +1,8 @@
 """Weights that are held in host memory change no bit, and no more than two layers' are back."""
 
+import mmap
+from types import SimpleNamespace
+
 import pytest
 import torch
 from runs import checkpoint_tensors, exact_metrics
@@ -18,7 +21,7 @@ from tiny_families import (
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.model.layer_functions import LayerFunctions, compiled, run_layer
 from headrace.trainer.model.micro_batch import MicroBatch
-from headrace.trainer.model.weight_offload import PLACES, WeightOffload
+from headrace.trainer.model.weight_offload import PLACES, WeightOffload, pinned
 
 LORA = {"kind": "lora", "rank": 2, "init": "olora"}  # starts with gradients everywhere
 PLAIN_LORA = {"kind": "lora", "rank": 2}
@@ -241,3 +244,20 @@ def test_a_run_over_two_processes_is_the_same_with_its_weights_in_host_memory(tr
     assert exact_metrics(offloaded) == exact_metrics(plain)
     ours, expected = checkpoint_tensors(offloaded), checkpoint_tensors(plain)
     assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
+
+
+def test_pinned_memory_has_pages_of_its_own_and_is_unregistered_when_it_is_gone(monkeypatch):
+    registered = {}
+    cuda = SimpleNamespace(
+        cudaHostRegister=lambda address, size, _: registered.update({address: size}) or 0,
+        cudaHostUnregister=registered.pop,
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "check_error", lambda code: None)
+    first, second = pinned(5000), pinned(5000)
+    assert all(address % mmap.PAGESIZE == 0 for address in registered)
+    assert sorted(registered) == sorted([first.data_ptr(), second.data_ptr()])
+    second.fill_(7)
+    del first
+    assert registered == {second.data_ptr(): 5000}
+    assert second.sum() == 35000

@@ -10,6 +10,8 @@ What autograd keeps of such a weight is the view, which takes no memory; before 
 gets it back, it asks for its layer.
 """
 
+import mmap
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +57,21 @@ class Weight:
         )
 
 
+def pinned(size: int) -> Tensor:
+    """[size] bytes of host memory that a GPU copies from without waiting.
+
+    Pages of its own, given back unregistered: memory of malloc shares pages with others and comes
+    back at the same address, which CUDA refuses to register twice (seen). torch's own pinned
+    memory comes in powers of two.
+    """
+    cudart = torch.cuda.cudart()
+    pages = mmap.mmap(-1, size)
+    host = torch.frombuffer(pages, dtype=torch.uint8)
+    torch.cuda.check_error(cudart.cudaHostRegister(host.data_ptr(), size, 0))
+    weakref.finalize(host, cudart.cudaHostUnregister, host.data_ptr())
+    return host
+
+
 class WeightOffload:
     """The offloaded weights of one stage.
 
@@ -91,15 +108,11 @@ class WeightOffload:
 
     def _take(self, weights: list[Weight], size: int, place: int) -> Tensor:
         """Move a layer's weights to memory of their own, and show the modules their place."""
-        host = torch.empty(size, dtype=torch.uint8)
+        host = torch.empty(size, dtype=torch.uint8) if self.stream is None else pinned(size)
         for weight in weights:
             flat = weight.value.detach().contiguous().view(-1).view(torch.uint8)
             host[weight.start : weight.stop].copy_(flat)
             weight.show(self.places[place])
-        if self.stream is not None:
-            # torch's own pinned memory comes in powers of two
-            cudart = torch.cuda.cudart()
-            torch.cuda.check_error(cudart.cudaHostRegister(host.data_ptr(), size, 0))
         return host
 
     def bring(self, index: int) -> None:
