@@ -28,6 +28,8 @@ def report(norms=None, losses=(), rows=None, **changes):
         "quarantined": [],
         "data_seconds": 0.0,
         "norms": norms,
+        "tokens": None,
+        "answers": None,
     }
     return Report(**values | changes)
 
