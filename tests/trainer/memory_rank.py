@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import torch.distributed as dist
-from sparse import make_sparse
 
+from headrace.schemas.manifest import read_manifest
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.course import open_course
 from headrace.trainer.data.data_builder import build_loader
@@ -19,7 +19,6 @@ from headrace.trainer.data.places import train_stream
 from headrace.trainer.distributed import connect, gather_objects
 
 EPOCHS, BATCHES, MICRO_BATCHES, MEASURED_EVERY = 100, 3, 16, 5
-SHARDS = (4, 400)  # 16.8 million tokens, and 100 times as many
 SETTINGS = {
     "model": "none",
     "output_dir": "none",
@@ -29,23 +28,16 @@ SETTINGS = {
 }
 
 
-def main(folder: Path, output: Path) -> None:
+def main(output: Path, directories: list[Path]) -> None:
     layout = connect(4)
 
     def pss() -> int:
         return sum(gather_objects(own_pss(), layout.world_group))
 
-    manifests = {}
-    if layout.rank == 0:
-        manifests = {shards: make_sparse(folder / str(shards), shards) for shards in SHARDS}
-    gather_objects(None, layout.world_group)
     before = pss()
     lines = []
-    for shards in SHARDS:
-        loader = (
-            None if layout.rank else open_loader(layout, folder / str(shards), manifests[shards])
-        )
-        feed = Feed(layout, loader)
+    for directory in directories:
+        feed = Feed(layout, None if layout.rank else open_loader(layout, directory))
         line = []
         for epoch in range(EPOCHS):
             for _ in range(BATCHES):
@@ -78,8 +70,9 @@ class Excerpts:
         return self.order[epoch * self.epoch_rows + epoch * 37 % (self.epoch_rows // 2) + row]
 
 
-def open_loader(layout, directory, manifest):
+def open_loader(layout, directory):
     """The leader's."""
+    manifest = read_manifest(directory)
     config = TrainConfig.model_validate(SETTINGS | {"datasets": [{"path": str(directory)}]})
     plan = plan_data(config, [manifest])
     inputs = SimpleNamespace(
@@ -91,4 +84,4 @@ def open_loader(layout, directory, manifest):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])

@@ -125,7 +125,7 @@ def digests(training, name, stages, replicas, steps, prefetch, packing):
         )
         for rank in range(processes)
     ]
-    assert [rank.wait(timeout=280) for rank in ranks] == [0] * processes
+    assert [rank.wait(timeout=1200) for rank in ranks] == [0] * processes
     result = output.read_text().splitlines()
     assert len(result) == len(set(result)) == steps
     return result
@@ -138,6 +138,7 @@ def test_stages_change_no_row(training):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(6000)
 @packing
 def test_no_stages_and_replicas_change_a_row(training, packing):
     one = digests(training, "one", 1, 1, BATCHES, 0, packing)
