@@ -234,26 +234,17 @@ def make_rows(count):
 
 
 @pytest.mark.slow
-def test_files_of_spark_are_read(tmp_path, model):
-    pytest.importorskip("pyspark")
-    from pyspark.sql import SparkSession
-
+def test_files_of_spark_are_read(tmp_path, model, spark):
     rows = make_rows(50)
-    spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
-    session = spark.getOrCreate()
-    try:
-        frame = session.createDataFrame(
-            [
-                (ids, [i if m else -100 for i, m in zip(ids, mask, strict=True)], lengths, "spark")
-                for ids, mask, lengths in rows
-            ],
-            "input_ids array<int>, labels array<bigint>, document_lengths array<int>, "
-            "source string",
-        )
-        folder = tmp_path / "spark"
-        frame.repartition(3).write.parquet(str(folder))
-    finally:
-        session.stop()
+    frame = spark.session.createDataFrame(
+        [
+            (ids, [i if m else -100 for i, m in zip(ids, mask, strict=True)], lengths, "spark")
+            for ids, mask, lengths in rows
+        ],
+        "input_ids array<int>, labels array<bigint>, document_lengths array<int>, source string",
+    )
+    folder = tmp_path / "spark"
+    frame.repartition(3).write.parquet(str(folder))
     manifest = index(folder, model, console=QUIET)
     assert len(manifest.shards) == 3
     assert sorted(rows_of(folder)) == sorted((*row, "spark") for row in rows)

@@ -266,7 +266,7 @@ def test_what_is_wrong_on_disk_is_named_with_its_remedy(world, damage, message):
         ),
         (
             [
-                *("pipeline_stages=2", "schedule=interleaved"),
+                *("pipeline_stages=2", "schedule=interleaved", "gradient_accumulation_steps=2"),
                 *("objective.kind=dpo", "rejected_sampling={}"),
             ],
             2,

@@ -38,7 +38,7 @@ def opened(training, layout, monkeypatch):
     def opened(*settings):
         config = load_config(TrainConfig, training.config, settings)
         built = build_stage(config, 0, layout.device)
-        return config, check(config, 1), StageEngine(built.stage, config, layout)
+        return config, check(config, 1), StageEngine([built.stage], config, layout)
 
     return opened
 
