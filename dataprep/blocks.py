@@ -1,7 +1,5 @@
 """One block of documents to rows: a pure function of documents, config and tokenizer."""
 
-import functools
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from headrace.dataprep.content_choice import choose_split, take_sample
 from headrace.dataprep.document_ends import token_ids
 from headrace.dataprep.encoded_spool import Document, EncodedBlock
 from headrace.dataprep.filters import apply_filters
@@ -23,9 +22,9 @@ from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.tokenizer import TokenizerSpec, control_ids
 from headrace.schemas.errors import DataError
-from headrace.schemas.fingerprint import derive_seed, derive_seeds
+from headrace.schemas.fingerprint import derive_seeds
 from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.shard_format import EVALUATION, SIDES, SPLITS, TRAIN, shard_schema
+from headrace.schemas.shard_format import SIDES, SPLITS, shard_schema
 from headrace.schemas.source_config import SourceConfig
 
 
@@ -79,7 +78,7 @@ def settle(
     config: PrepareConfig, block: Block, encoded: list[Encoded], rejects: list[Reject]
 ) -> EncodedBlock:
     """Choose the split of each document; its text is not needed any more."""
-    fixed = next(source.split for source in config.sources if source.name == block.source)
+    fixed = source_named(config, block.source).split
     documents = [
         Document(
             choose_split(config, document.content) if fixed == "auto" else fixed,
@@ -158,11 +157,16 @@ def block_options(config: PrepareConfig, name: str, tokenizer: TokenizerSpec) ->
     Raises:
         DataError: a token id of the config does not exist, or the prefix fills the row.
     """
-    source = next(source for source in config.sources if source.name == name)
+    source = source_named(config, name)
     prefix = token_ids(tokenizer, config.sequence_prefix)
     if len(prefix) >= config.sequence_len:
         raise DataError(f"sequence_prefix has {len(prefix)} tokens, which leaves no room in a row")
     return Options(prefix, masked_ids(source, tokenizer), source.control_class)
+
+
+def source_named(config: PrepareConfig, name: str) -> SourceConfig:
+    """The source of a block; names are unique."""
+    return next(source for source in config.sources if source.name == name)
 
 
 def masked_ids(source: SourceConfig, tokenizer: TokenizerSpec) -> list[int]:
@@ -185,7 +189,7 @@ def mask_sample(sample: Sample, masked: list[int]) -> Sample:
 def encode_block(
     config: PrepareConfig, row_format: Format, block: Block
 ) -> tuple[list[Encoded], list[Reject]]:
-    """What the format and the filters make of a block's records, and all that was refused."""
+    """What format, filters and sample make of a block's records, and all that was refused."""
     results = iter(row_format.encode([item for item in block.items if isinstance(item, Record)]))
     encoded: list[Encoded] = []
     rejects: list[Reject] = []
@@ -195,21 +199,8 @@ def encode_block(
             rejects.append(result)
         else:
             encoded.append(result)
-    return apply_filters(config.filters, encoded), rejects
-
-
-def choose_split(config: PrepareConfig, content: str | bytes) -> str:
-    """The split of a document, by its content alone: duplicates never lie in both."""
-    content = content.encode() if isinstance(content, str) else content
-    digest = hashlib.blake2b(content, digest_size=8, key=split_key(config.seed)).digest()
-    share = int.from_bytes(digest, "little") / 2**64
-    return EVALUATION if share < config.evaluation_fraction else TRAIN
-
-
-@functools.cache
-def split_key(seed: int) -> bytes:
-    """What makes the evaluation split another one with another seed."""
-    return derive_seed(seed, "evaluation").to_bytes(8, "little")
+    filtered = apply_filters(config.filters, encoded)
+    return take_sample(config, source_named(config, block.source), filtered), rejects
 
 
 def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Iterator[int]:

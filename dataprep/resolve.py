@@ -22,8 +22,12 @@ def resolve(config: PrepareConfig, tokenizer: TokenizerSpec) -> PrepareConfig:
     sources = [resolve_source(source, tokenizer) for source in config.sources]
     changes: dict[str, object] = {"sources": sources}
     if config.evaluation_documents is not None:
-        records = sum(count_records(source) for source in sources if source.split == "auto")
-        changes["evaluation_fraction"] = evaluation_share(config.evaluation_documents, records)
+        records = sum(
+            count_records(source) * source.sample_fraction
+            for source in sources
+            if source.split == "auto"
+        )
+        changes["evaluation_fraction"] = evaluation_share(config.evaluation_documents, int(records))
     return config.model_copy(update=changes)
 
 

@@ -86,6 +86,13 @@ class SourceConfig(Config):
     control_class: Annotated[Literal[-1, 0, 1], IsNumber] | None = Field(
         None, description="Class of all its rows for control adapters."
     )
+    sample_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Keep about this share of the documents, chosen by content; the rest is left "
+        "out.",
+    )
     max_rows: int | None = Field(
         None, ge=1, description="Keep so many rows, chosen at random; the rest is left out."
     )

@@ -412,7 +412,8 @@ def test_qlora_pipe(tmp_path):
     }
     assert files["prepare-held-out.toml"]["sources"][0]["split"] == "evaluation"
     left = re.findall(r"not taken over: (\S+(?: \S+)?) = ", head(tmp_path))
-    assert left == ["epoch", "1: datasets[].subsample"]
+    assert left == ["epoch"]
+    assert files["prepare-web.toml"]["sources"][0]["sample_fraction"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """`[[datasets]]` of qlora-pipe and qlora-pipe-lite as sources and shard directories."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,14 @@ class OldDataset:
     train: dict[str, Any] = field(default_factory=dict)  # keys of our [[datasets]]
     evaluation_only: bool = False
 
+    def goes_with(self, other: "OldDataset") -> bool:
+        """Whether both can share a shard directory: equal but for their sources.
+
+        Evaluation sets have names, and a number of evaluation documents is that of one set.
+        """
+        alone = self.evaluation_only or "evaluation_documents" in self.prepare
+        return not alone and replace(self, source=other.source) == other
+
 
 @dataclass(frozen=True)
 class OldDatasets:
@@ -34,16 +42,11 @@ class OldDatasets:
     prepare: dict[str, Any]  # what holds for every shard directory
 
     def groups(self) -> dict[str, list[OldDataset]]:
-        """Shard directory -> entries that can share it: equal but for their sources."""
+        """Shard directory -> entries that can share it."""
         groups: list[list[OldDataset]] = []
         for entry in self.entries:
             for group in groups:
-                first = group[0]
-                if not entry.evaluation_only and (entry.prepare, entry.train, False) == (
-                    first.prepare,
-                    first.train,
-                    first.evaluation_only,
-                ):
+                if entry.goes_with(group[0]):
                     group.append(entry)
                     break
             else:
@@ -70,27 +73,24 @@ class OldDatasets:
             kept = {k: v for k, v in entry.train.items() if k != "weight" or weighted}
             datasets.append({"path": path, **kept})
         tables: dict[str, Any] = {"datasets": datasets}
-        evaluated = [p for p, e in trained.items() if e.prepare.get("evaluation_fraction")]
+        split = ("evaluation_fraction", "evaluation_documents")
+        evaluated = [p for p, e in trained.items() if any(map(e.prepare.get, split))]
         evaluated += [path for path, g in groups.items() if g[0].evaluation_only]
         if evaluated:
             tables["evaluation_datasets"] = [{"path": path} for path in evaluated]
         return tables
 
 
-def qlora_datasets(
-    values: Mapping[str, Any], prepare: dict[str, Any], imported: Imported
-) -> OldDatasets:
+def qlora_datasets(values: Mapping[str, Any], prepare: dict[str, Any], _: Imported) -> OldDatasets:
     """`[[datasets]]` and `[[eval_datasets]]` of qlora-pipe."""
     names = Names()
-    entries = [qlora_entry(entry, False, names, imported) for entry in values["datasets"]]
+    entries = [qlora_entry(entry, False, names) for entry in values["datasets"]]
     held_out = values.get("eval_datasets", [])
-    entries += [qlora_entry(entry, True, names, imported) for entry in held_out]
+    entries += [qlora_entry(entry, True, names) for entry in held_out]
     return OldDatasets(entries, prepare)
 
 
-def qlora_entry(
-    old: Mapping[str, Any], held_out: bool, names: "Names", imported: Imported
-) -> OldDataset:
+def qlora_entry(old: Mapping[str, Any], held_out: bool, names: "Names") -> OldDataset:
     """One of them; types and paths that are not known are left for our config to refuse."""
     kind, packing = TYPES.get(str(old.get("dataset_type")), (str(old.get("dataset_type")), "none"))
     path = str(old.get("dataset_path", ""))
@@ -99,12 +99,13 @@ def qlora_entry(
     prepare: dict[str, Any] = {"sequence_len": old.get("sequence_len"), "packing": packing}
     if packing == "none" and kind == "pretokenized":
         prepare["overlong"] = "drop"
-    size = 0.0 if held_out else old.get("eval_size", 0)
-    if not 0 <= size < 1:
-        reason = "a number of rows; give a share as prepare.evaluation_fraction"
-        imported.leave("datasets[].eval_size", size, reason)
-        size = 0.0
-    prepare["evaluation_fraction"] = float(size)
+    if "subsample" in old:
+        source["sample_fraction"] = old["subsample"]
+    size = 0 if held_out else old.get("eval_size", 0)
+    if size >= 1:
+        prepare["evaluation_documents"] = int(size)
+    else:
+        prepare["evaluation_fraction"] = float(size)
     if kind == "axolotl":
         prepare.pop("packing")  # the YAML file says
     if held_out:

@@ -79,13 +79,10 @@ DATASETS = tuple(
         ),
         elsewhere(
             f"{table}[].eval_size",
-            "prepare.evaluation_fraction",
-            "a share; a number of rows has no equivalent",
+            ("prepare.evaluation_fraction", "prepare.evaluation_documents"),
+            "below 1 a share; documents are split before they become rows",
         ),
-        none(
-            f"{table}[].subsample",
-            "no share of a source is taken; `max_rows` and `max_tokens` of a source take a number",
-        ),
+        elsewhere(f"{table}[].subsample", "prepare.sources.sample_fraction", "chosen by content"),
     )
 )
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from headrace.dataprep.blocks import choose_split, row_keys
+from headrace.dataprep.blocks import row_keys
+from headrace.dataprep.content_choice import choose_split
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.prepare_config import PrepareConfig
@@ -221,3 +222,25 @@ def source(name, path):
 def test_nothing_in_the_output_names_the_machine(name, corpus, make_config, run, tmp_path):
     run(make_config(str(tmp_path / "absolute")))
     assert str(tmp_path) not in (tmp_path / "absolute" / name).read_text()
+
+
+def test_a_sample_of_the_documents_is_chosen_by_content(corpus, make_config, run, documents_of):
+    def documents(output, fraction):
+        source = {"name": "all", "type": "text", "path": "corpus/*.txt"}
+        config = make_config(
+            output,
+            sources=[source | {"sample_fraction": fraction}],
+            evaluation_fraction=0.0,
+            sequence_len=4096,
+        )
+        (record,) = run(config).sources
+        left = record.dropped_documents.get("left out by sample_fraction", 0)
+        assert left + len(documents_of(output)) == record.documents
+        return set(documents_of(output))
+
+    texts = {path.read_text() for path in corpus.glob("*.txt")}
+    half, fifth = documents("half", 0.5), documents("fifth", 0.2)
+    assert fifth < half < texts
+    assert 0.35 * len(texts) < len(half) < 0.65 * len(texts)
+    (corpus / "0.txt").write_text("added before all the others")
+    assert documents("more", 0.5) - {"added before all the others"} == half
