@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from headrace.trainer.run.console_line import console_line, duration
 from headrace.trainer.run.metrics import (
     AnswerMetrics,
     EvaluationMetrics,
-    MetricsLog,
     PairLoss,
     PairMetrics,
     RowLoss,
     StepMetrics,
-    console_line,
-    duration,
     losses_by_source,
     mean_loss,
     pair_metrics,
 )
+from headrace.trainer.run.metrics_log import MetricsLog
 from headrace.trainer.run.rejected_sampling import AnswerFacts
 from headrace.trainer.run.step_report import answer_metrics
 from headrace.trainer.run.token_summary import QUANTILES, TokenSample, summarize

@@ -9,7 +9,7 @@ from test_metrics import STEP
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer import preflight
-from headrace.trainer.run.metrics import MetricsLog
+from headrace.trainer.run.metrics_log import MetricsLog
 from headrace.trainer.run.reporters import open_reporters
 
 

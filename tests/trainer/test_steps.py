@@ -19,12 +19,13 @@ from headrace.trainer.data.horizon import find_horizon
 from headrace.trainer.data.position import Position
 from headrace.trainer.model.model_builder import build_stage
 from headrace.trainer.preflight import check
-from headrace.trainer.run import evaluation, loop
+from headrace.trainer.run import evaluation, records
 from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.evaluation import build_evaluation_sets, evaluate
-from headrace.trainer.run.loop import run_evaluation
-from headrace.trainer.run.metrics import EvaluationMetrics, MetricsLog
+from headrace.trainer.run.metrics import EvaluationMetrics
+from headrace.trainer.run.metrics_log import MetricsLog
+from headrace.trainer.run.records import run_evaluation
 
 ROWS_PER_CALL = 4
 
@@ -64,7 +65,7 @@ def test_sets_weigh_by_their_tokens_and_are_written_down_by_name(monkeypatch, tm
         EvaluationMetrics(7, name, loss, {}, tokens, 0.1, loss, None)
         for name, loss, tokens in (("small", 5.0, 10), ("large", 1.0, 30))
     )
-    monkeypatch.setattr(loop, "evaluate", lambda *_: [small, large])
+    monkeypatch.setattr(records, "evaluate", lambda *_: [small, large])
     log = MetricsLog(tmp_path, -1)
     session = SimpleNamespace(
         optimizer=torch.optim.SGD([torch.zeros(1)]),

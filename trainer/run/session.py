@@ -29,7 +29,7 @@ from headrace.trainer.run.checkpoint import (
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.evaluation import EvaluationSet, build_evaluation_sets
 from headrace.trainer.run.interleaved_engine import InterleavedEngine
-from headrace.trainer.run.metrics import MetricsLog
+from headrace.trainer.run.metrics_log import MetricsLog
 from headrace.trainer.run.optimizer import build_optimizer
 from headrace.trainer.run.rejected_sampling import RejectedSampling, open_rejected_sampling
 from headrace.trainer.run.relora import check_relora, replay

@@ -71,36 +71,6 @@ class StepFacts:
     flops_per_token: float  # forward and backward, of one process on average
 
 
-def make_report(
-    losses: list[RowLoss],
-    inputs: StepInputs,
-    router_loss: float | None,
-    stop: bool,
-    save: bool,
-    written: Written | None,
-    quarantined: list[QuarantineRecord],
-    data_seconds: float,
-    norms: ProductNorms | None,
-    tokens: TokenSample | None,
-    answers: AnswerFacts | None,
-) -> Report:
-    """This rank's report."""
-    return Report(
-        losses,
-        inputs.leader_rows,
-        router_loss,
-        memory_gib(),
-        stop,
-        save,
-        written,
-        quarantined,
-        data_seconds,
-        norms,
-        tokens,
-        answers,
-    )
-
-
 def memory_gib() -> float:
     """Peak memory of this process: of its GPU, or the resident set on CPU."""
     if torch.cuda.is_available():
