@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors.torch import load_file
+from warm_command import run_warm
 
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.prepare_config import PrepareConfig
 
+GPU = Path("/dev/nvidia0")
 STDLIB = Path(json.__file__).parents[1]
 
 
@@ -39,12 +42,32 @@ def source(name, path):
     return {"name": name, "type": "text", "path": str(path), "document_separator": "\n\n"}
 
 
+def complete(command):
+    """A `headrace` command to its end; on GPUs, whose contexts outlive no fork, as it is."""
+    if GPU.exists():
+        return complete_cold(command)
+    return run_warm(command[command.index("headrace.jobs.cli") + 1 :])
+
+
+def complete_cold(command):
+    """A command to its end, as a user starts it."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def run_ranks(script, processes, *arguments, limit=250):
+    """Ranks of a script beside the tests, on CPU, to their end."""
+    path = str(Path(__file__).with_name(script))
+    done = run_warm([*map(str, arguments)], path, processes, limit)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @dataclass(frozen=True)
 class Training:
     """Settings of a run, and the commands for it."""
 
     directory: Path
     config: Path
+    complete: Callable[[list[str]], subprocess.CompletedProcess[str]] = field(default=complete)
 
     def command(self, processes, *arguments):
         return [
@@ -57,13 +80,7 @@ class Training:
         run = self.directory / name
         sets = {"output_dir": str(run), **settings}
         options = [part for key, value in sets.items() for part in ("--set", as_toml(key, value))]
-        done = subprocess.run(
-            self.command(processes, *options, *arguments),
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+        done = self.complete(self.command(processes, *options, *arguments))
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return run
 

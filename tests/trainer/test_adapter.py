@@ -1,11 +1,10 @@
 """What training writes loads elsewhere and gives the same loss."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
-from runs import read_metrics
+from runs import complete, read_metrics
 from safetensors.torch import load_file
 
 from headrace.schemas.manifest import read_manifest
@@ -49,7 +48,7 @@ def evaluation_loss(model, shards):
 
 def headrace(*arguments):
     command = [sys.executable, "-m", "headrace.jobs.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = complete(command)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

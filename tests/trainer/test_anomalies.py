@@ -3,12 +3,11 @@
 import json
 import math
 import re
-import subprocess
 
 import pytest
 import torch
 from checkpoints import state
-from runs import as_toml, checkpoint_tensors, read_metrics
+from runs import as_toml, checkpoint_tensors, complete, read_metrics
 from test_resume import assert_same_tensors
 
 from headrace.schemas.errors import TrainingError
@@ -102,7 +101,7 @@ def test_a_spike_ends_the_run_in_one_line_with_the_rows(training):
     sets |= {"anomalies__spike_factor": 1.1, "anomalies__spike_window": 2}
     options = [part for key, value in sets.items() for part in ("--set", as_toml(key, value))]
     command = training.command(1, *options)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = complete(command)
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
     record = json.loads((run / "anomalies.jsonl").read_text())

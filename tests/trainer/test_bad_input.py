@@ -3,11 +3,10 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
-from runs import make_shards
+from runs import complete, make_shards
 
 from headrace.schemas.errors import HeadraceError
 from headrace.schemas.manifest import read_manifest, write_manifest
@@ -486,7 +485,7 @@ def test_a_run_of_a_release_without_a_setting_goes_on_with_its_default(world):
 
 def run_command(world, *arguments):
     command = [sys.executable, "-m", "headrace.jobs.cli", "train", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return complete(command)
 
 
 @pytest.mark.slow

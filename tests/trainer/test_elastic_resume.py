@@ -1,10 +1,9 @@
 """A run goes on with another global batch, and with other data when that is asked for."""
 
 import shutil
-import subprocess
 
 import pytest
-from runs import STDLIB, as_toml, make_shards, read_metrics, source
+from runs import STDLIB, as_toml, complete, make_shards, read_metrics, source
 
 from headrace.schemas.manifest import read_manifest
 
@@ -54,9 +53,7 @@ def test_another_global_batch_and_added_data_lose_and_repeat_no_row(training, ti
         for key, value in {"output_dir": str(training.directory / "other"), "epochs": 2}.items()
         for part in ("--set", as_toml(key, value))
     ]
-    refused = subprocess.run(
-        training.command(1, "--resume", *sets), capture_output=True, text=True, check=False
-    )
+    refused = complete(training.command(1, "--resume", *sets))
     assert refused.returncode == 1
     assert "add --data-changed=continue to go on with other data" in refused.stderr
     other = training.run("other", 1, "--resume", "--data-changed", "continue", epochs=2)

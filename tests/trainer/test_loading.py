@@ -1,6 +1,7 @@
 """A process reads its own stage's weights, once, whatever they are called in the files."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,6 @@ from headrace.trainer.model.model_plan import plan_model
 from headrace.trainer.model.weights import WeightFiles
 
 STAGES = 4
-GIB = 1 << 30
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +66,7 @@ def test_each_stage_reads_its_share_of_the_bytes_and_holds_little_more(backends,
         text=True,
         timeout=280,
         check=False,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"},  # what is freed does not count
     )
     assert done.returncode == 0, done.stderr
     costs = json.loads(done.stdout.splitlines()[-1])
@@ -76,8 +77,7 @@ def test_each_stage_reads_its_share_of_the_bytes_and_holds_little_more(backends,
             share = cost["share_bytes"]
             assert share > 50 << 20, "too little to be measured"
             assert cost["read"] <= 1.15 * share
-            spare = GIB // 32  # too little for the whole stage as it is stored beside the quantised
-            assert cost["peak"] <= cost["stage_bytes"] + cost["largest_layer"] + spare
+            assert cost["peak"] <= cost["stage_bytes"] + cost["largest_layer"]
             assert cost["stage_bytes"] < (1.1 if backend == "none" else 0.6) * share
         assert sum(cost["read"] for cost in stages) <= 1.15 * stages[0]["file_bytes"]
 

@@ -1,5 +1,6 @@
 """What `headrace plan` predicts."""
 
+import functools
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.layer_activations import layer_activations
 from headrace.trainer.model.model_builder import build_stage, plan_model
 from headrace.trainer.model.plan_report import parse_size, plan_run, report
@@ -26,7 +28,13 @@ def model(tmp_path_factory):
 
 def planned(model, stages, gpus=None, adapter=None, **settings):
     config = config_of(model, stages, adapter, gradient_accumulation_steps=8, **settings)
-    return plan_run(config, gpus or stages, TOKENS)
+    return plan_once(config.model_dump_json(exclude_unset=True), gpus or stages)
+
+
+@functools.cache
+def plan_once(config, gpus):
+    """Counting what a layer keeps takes seconds, and most tests count the same one."""
+    return plan_run(TrainConfig.model_validate_json(config), gpus, TOKENS)
 
 
 @pytest.mark.parametrize(

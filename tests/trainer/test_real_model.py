@@ -1,14 +1,9 @@
 """On the real model in float32, the loss of every token is transformers' own."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from runs import STDLIB, make_shards
+from runs import STDLIB, make_shards, run_ranks
 
-from headrace.jobs.launch import free_port, rank_environment
 from headrace.schemas.manifest import read_manifest
 from headrace.trainer.data.decoded_rows import DecodedRows
 from headrace.trainer.data.row_order import RowOrder
@@ -78,16 +73,7 @@ def expected(real_model, rows):
 def test_token_losses_equal_transformers(stages, real_model, shards, rows, expected, tmp_path):
     config, output = tmp_path / "train.toml", tmp_path / "losses.pt"
     config.write_text(CONFIG.format(model=real_model, shards=shards))
-    script = str(Path(__file__).with_name("token_losses.py"))
-    environment = rank_environment(stages, free_port()) | {"DS_ACCELERATOR": "cpu"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, str(config), str(output), f"pipeline_stages={stages}"],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(stages)
-    ]
-    assert [rank.wait(timeout=250) for rank in ranks] == [0] * stages
+    run_ranks("token_losses.py", stages, config, output, f"pipeline_stages={stages}")
     losses = torch.load(output)
     for row, ours, reference in zip(rows, losses, expected, strict=True):
         length = len(row.input_ids)

@@ -2,15 +2,11 @@
 
 import hashlib
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from loaders import global_batches, open_loader, open_stream
-from runs import as_toml
+from runs import as_toml, run_ranks
 
-from headrace.jobs.launch import free_port, rank_environment
 from headrace.schemas.manifest import read_manifest
 from headrace.trainer.data.row_order import RowOrder
 from headrace.trainer.data.shard_reader import list_row_groups
@@ -115,17 +111,8 @@ def digests(training, name, stages, replicas, steps, prefetch, packing):
     }
     settings |= {"loader__pack": "best_fit"} if packing else {}
     sets = [as_toml(key, value) for key, value in settings.items()]
-    script, output = Path(__file__).with_name("feed_rank.py"), training.directory / name
-    processes = stages * replicas
-    environment = rank_environment(processes, free_port()) | {"DS_ACCELERATOR": "cpu"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(training.config), str(output), *sets],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(processes)
-    ]
-    assert [rank.wait(timeout=1200) for rank in ranks] == [0] * processes
+    output = training.directory / name
+    run_ranks("feed_rank.py", stages * replicas, training.config, output, *sets, limit=1200)
     result = output.read_text().splitlines()
     assert len(result) == len(set(result)) == steps
     return result

@@ -49,6 +49,7 @@ class RunPlan:
     plan: Plan
     replicas: int
     sequence_len: int
+    activations: LayerActivations
     stages: list[StagePlan]
 
     @property
@@ -88,13 +89,18 @@ def parse_size(text: str) -> float:
 
 
 def plan_run(
-    config: TrainConfig, gpus: int, sequence_len: int | None = None, plan: Plan | None = None
+    config: TrainConfig,
+    gpus: int,
+    sequence_len: int | None = None,
+    plan: Plan | None = None,
+    activations: LayerActivations | None = None,
 ) -> RunPlan:
     """Lay a run out on GPUs.
 
     Args:
         sequence_len: None takes the one of the first dataset.
         plan: the model, where several runs of it are planned.
+        activations: of a layer, where they were counted for a run with the same rows and plan.
 
     Raises:
         ConfigError, DataError: model or datasets that do not fit.
@@ -107,7 +113,7 @@ def plan_run(
     plan = plan or plan_model(config)
     dtype = compute_dtype(config, torch.device("cuda"))
     size = plan.size
-    activations = layer_activations(plan, config, dtype, length)
+    activations = activations or layer_activations(plan, config, dtype, length)
     cut = partition(as_parts(config), size)
     stages = config.pipeline_stages
     return RunPlan(
@@ -115,6 +121,7 @@ def plan_run(
         plan,
         gpus // stages,
         length,
+        activations,
         [
             stage_plan(plan, config, size, cut[n::stages], n, activations, dtype, length)
             for n in range(stages)
@@ -205,13 +212,17 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
     quantized_plan = None
     if {"quantization": SMALLEST} in new:
         quantized_plan = plan_model(config.model_copy(update={"quantization": SMALLEST}))
+    counted = {(False, config.places): run.activations}
     for count in range(1, 4):
         for changes in combinations(new, count):
             change = {key: value for part in changes for key, value in part.items()}
             if len(change) < sum(map(len, changes)):
                 continue  # two numbers of stages
-            plan = quantized_plan if "quantization" in change else run.plan
-            tried = plan_run(config.model_copy(update=change), gpus, run.sequence_len, plan)
+            changed, quantized = config.model_copy(update=change), "quantization" in change
+            plan = quantized_plan if quantized else run.plan
+            known = counted.get((quantized, changed.places))
+            tried = plan_run(changed, gpus, run.sequence_len, plan, known)
+            counted[quantized, changed.places] = tried.activations
             if tried.peak <= memory:
                 yield change, tried
 
