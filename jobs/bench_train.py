@@ -36,11 +36,7 @@ max_steps = {steps}
 micro_batch_size = {options.micro_batch_size}
 gradient_accumulation_steps = {options.micro_batches}
 pipeline_stages = {options.stages}
-schedule = "{options.schedule}"
-half_layers = {half_layers}
 activation_checkpointing = "{options.checkpointing}"
-weight_offload = "{options.weight_offload}"
-embedding_on_cpu = {embedding_on_cpu}
 kernels = "{options.kernels}"
 compile = {compile}
 datasets = [{{ path = "{folder}/shards" }}]
@@ -67,8 +63,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--experts", action="store_true", help="adapters on a mixture's experts")
     parser.add_argument("--optimizer", choices=["adamw", "adamw_kahan"], default="adamw")
     parser.add_argument("--stages", type=int, default=1)
-    parser.add_argument("--schedule", choices=["1f1b", "interleaved"], default="1f1b")
-    parser.add_argument("--half-layers", action="store_true", help="stages may end in a layer")
     parser.add_argument("--sequence", type=int, default=4096, help="tokens of a row")
     parser.add_argument("--micro-batch-size", type=int, default=2)
     parser.add_argument("--micro-batches", type=int, default=4, help="of a step")
@@ -79,8 +73,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help='"one" a row, or a mean length, packed: one run for each',
     )
     parser.add_argument("--checkpointing", choices=["none", "full"], default="none")
-    parser.add_argument("--weight-offload", choices=["none", "mlp", "experts"], default="none")
-    parser.add_argument("--embedding-on-cpu", action="store_true")
     parser.add_argument("--kernels", choices=["auto", "triton", "torch"], default="auto")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--windows", type=int, default=5, help="steps that are measured")
@@ -92,7 +84,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any other key of a training config",
+        help="any other key of a training config, as in schedule=interleaved",
     )
     parser.add_argument("--rank-config", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -121,9 +113,7 @@ def measure(options: argparse.Namespace, documents: str, folder: Path) -> dict[s
         key: getattr(options, key)
         for key in (
             *("preset", "layers", "mode", "rank", "experts", "optimizer", "stages", "sequence"),
-            *("schedule", "half_layers"),
             *("micro_batch_size", "micro_batches", "checkpointing", "kernels", "no_compile", "set"),
-            *("weight_offload", "embedding_on_cpu"),
         )
     } | {"documents": documents}
     result = run_config(options, folder)
@@ -159,9 +149,7 @@ def write_inputs(
             folder=folder,
             steps=steps,
             options=options,
-            embedding_on_cpu=str(options.embedding_on_cpu).lower(),
             compile=str(not options.no_compile).lower(),
-            half_layers=str(options.half_layers).lower(),
             adapter="none" if options.mode == "full" else "lora",
             experts=', target_parameters = "experts"' if options.experts else "",
             quantization=MODES[options.mode],

@@ -41,10 +41,10 @@ CASES = {
     "8B HQQ, 2 x 2048, checkpointed": ["--mode", "hqq", "--sequence", "2048", *CHECKPOINTED],
     "8B LoRA, 2 x 2048, checkpointed, MLPs and embedding in host memory": [
         *("--sequence", "2048", *CHECKPOINTED),
-        *("--weight-offload", "mlp", "--embedding-on-cpu"),
+        *("--set", "weight_offload=mlp", "--set", "embedding_on_cpu=true"),
     ],
     "8B LoRA, 1 x 2048, MLPs in host memory": [
-        *("--sequence", "2048", "--micro-batch-size", "1", "--weight-offload", "mlp")
+        *("--sequence", "2048", "--micro-batch-size", "1", "--set", "weight_offload=mlp")
     ],
     "8B of 16 layers, all weights, AdamW-Kahan, 1 x 4096": [
         *("--layers", "16", "--micro-batch-size", "1", *KAHAN)
@@ -112,20 +112,20 @@ def figures(name: str, *, train: bool) -> dict[str, object]:
         folder = Path(scratch)
         options = bench_train.parse_arguments([*STEPS, *CASES[name], "--keep", str(folder)])
         bench_train.write_inputs(options, "one", folder)
-        found = predict(folder / "train.toml")
+        found = predict(folder / "train.toml", options.set)
         if train:
             measured = bench_train.run_config(options, folder)
             found |= {key: measured[key] for key in ("peak_gib", "loss", "seconds", "device")}
         return found
 
 
-def predict(config: Path) -> dict[str, object]:
+def predict(config: Path, settings: list[str]) -> dict[str, object]:
     """What `headrace plan` says of the only stage."""
     from headrace.schemas.toml_config import load_config
     from headrace.schemas.train_config import TrainConfig
     from headrace.trainer.model.plan_report import GIB, plan_run
 
-    (stage,) = plan_run(load_config(TrainConfig, config, []), 1).stages
+    (stage,) = plan_run(load_config(TrainConfig, config, settings), 1).stages
     memory = stage.memory
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "masks")
     return {"predicted_gib": round(memory.peak / GIB, 2)} | {
