@@ -16,7 +16,7 @@ demo: .venv model ## real text to a fine-tuned real model over 2 pipeline stages
 	$(BIN)/python -m headrace.jobs.demo
 
 test: .venv model ## all tests; PYTEST="-k name -x" passes options on
-	$(BIN)/python -m pytest --numprocesses logical $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses logical --dist worksteal $(PYTEST)
 
 exhaustive: .venv model ## the long forms of the proofs: many kills, every layout, whole corpora
 	$(BIN)/python -m pytest -m exhaustive $(PYTEST)
