@@ -17,6 +17,7 @@ from headrace.schemas.manifest import Manifest
 from headrace.schemas.prepare_config import PrepareConfig
 
 WORKERS = len(os.sched_getaffinity(0))
+BATCH = 512  # texts of 15 KB on average
 
 
 def time_prepare(corpus: Path, backend: str) -> tuple[float, Manifest]:
@@ -36,11 +37,12 @@ def time_prepare(corpus: Path, backend: str) -> tuple[float, Manifest]:
 
 
 def time_tokenizer(texts: list[str]) -> float:
-    """Seconds of one call over all texts, on all cores."""
+    """Seconds over all texts, on all cores, in batches: encodings take 100 bytes a token."""
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
     started = time.perf_counter()
-    tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    for start in range(0, len(texts), BATCH):
+        tokenizer.encode_batch_fast(texts[start : start + BATCH], add_special_tokens=False)
     return time.perf_counter() - started
 
 
