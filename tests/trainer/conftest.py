@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from runs import STDLIB, Training, make_shards
+from runs import STDLIB, Training, make_pair_shards, make_shards
 
 if not Path("/dev/nvidia0").exists():  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -104,9 +104,6 @@ def pair_shards(tiny_model, tmp_path_factory):
     """Good answers are words of mills, bad ones are refusals."""
     import numpy as np
 
-    from headrace.dataprep.prepare import prepare
-    from headrace.schemas.prepare_config import PrepareConfig
-
     folder = tmp_path_factory.mktemp("pair-shards")
     generator = np.random.default_rng(0)
 
@@ -121,20 +118,7 @@ def pair_shards(tiny_model, tmp_path_factory):
         }
         for _ in range(40)
     ]
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "output": str(folder / "shards"),
-        "tokenizer": str(tiny_model),
-        "sequence_len": 64,
-        "packing": "none",
-        "overlong": "drop",
-        "shards": 2,
-        "evaluation_fraction": 0.2,
-        "sources": [{"name": "pairs", "type": "preference", "path": str(path)}],
-    }
-    prepare(PrepareConfig.model_validate(settings), workers=1)
-    return folder / "shards"
+    return make_pair_shards(tiny_model, folder, "pairs", rows, shards=2)
 
 
 @pytest.fixture

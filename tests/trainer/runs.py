@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -37,6 +37,23 @@ def make_shards(model, output, **changes):
     return output
 
 
+def make_pair_shards(model, folder, name, rows, **changes):
+    """Prepare a source of pairs, given as objects of its fields; returns the shard directory."""
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "output": str(folder / "shards"),
+        "tokenizer": str(model),
+        "sequence_len": 64,
+        "packing": "none",
+        "overlong": "drop",
+        "evaluation_fraction": 0.2,
+        "sources": [{"name": name, "type": "preference", "path": str(path)}],
+    }
+    prepare(PrepareConfig.model_validate(settings | changes), workers=1)
+    return folder / "shards"
+
+
 def source(name, path):
     """Paragraphs as documents, so that most rows hold several."""
     return {"name": name, "type": "text", "path": str(path), "document_separator": "\n\n"}
@@ -67,7 +84,7 @@ class Training:
 
     directory: Path
     config: Path
-    complete: Callable[[list[str]], subprocess.CompletedProcess[str]] = field(default=complete)
+    complete: Callable[[list[str]], subprocess.CompletedProcess[str]] = complete
 
     def command(self, processes, *arguments):
         return [

@@ -2,15 +2,12 @@
 
 import ast
 import io
-import json
 
 import pytest
 from rich.console import Console
-from runs import STDLIB, make_shards, read_metrics, source
+from runs import STDLIB, make_pair_shards, make_shards, read_metrics, source
 
-from headrace.dataprep.prepare import prepare
 from headrace.jobs.control_report import control_report
-from headrace.schemas.prepare_config import PrepareConfig
 
 pytestmark = pytest.mark.exhaustive
 
@@ -56,20 +53,7 @@ def pairs(real_model, tmp_path_factory):
         for index, (head, own) in enumerate(functions)
         if own != functions[index - 7][1]
     ]
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "output": str(folder / "shards"),
-        "tokenizer": str(real_model),
-        "sequence_len": 64,
-        "packing": "none",
-        "overlong": "drop",
-        "evaluation_fraction": 0.2,
-        "max_reject_fraction": 1.0,
-        "sources": [{"name": "docstrings", "type": "preference", "path": str(path)}],
-    }
-    prepare(PrepareConfig.model_validate(settings), workers=1)
-    return folder / "shards"
+    return make_pair_shards(real_model, folder, "docstrings", rows, max_reject_fraction=1.0)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

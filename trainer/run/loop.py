@@ -98,6 +98,7 @@ class Loop:
         """Evaluate before the first step of a new run, where that is wanted."""
         if self.session.is_new and self.config.evaluation.before_first_step:
             self.state = run_evaluation(self.session, self.layout, self.state)
+            self.timer.restart()
             self.stopwatch.lap()
 
     def step(self) -> None:
