@@ -24,9 +24,9 @@ QLORA_PIPE_TAGS: tuple[tuple[str, str, str], ...] = (
     ("weights_scaled", "products_scaled", ""),
     ("weight_norm_avg", "product_norm_mean", ""),
     ("weight_norm_max", "product_norm_max", ""),
-    ("weight_norm_hist", "", "mean and maximum are shown"),
+    ("weight_norm_hist", "product_norm_histogram", ""),
     ("epoch", "epoch", ""),
-    ("eval_time_sec", "", "`seconds` in `metrics.jsonl`"),
+    ("eval_time_sec", "seconds", "of each set"),
 )
 
 

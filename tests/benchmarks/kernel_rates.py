@@ -26,13 +26,15 @@ from headrace.kernels.token_statistics import TokenStatistics
 
 TOKENS, HIDDEN, INNER, VOCABULARY, HEADS, HEAD_SIZE = 8192, 4096, 14336, 128256, 32, 128
 KEY_HEADS, EPS = 8, 1e-5
+QUEUEING_CYCLES = 2_000_000  # about a millisecond, in which the host queues what is timed
 
 
 def milliseconds(function: Callable[[], object], repeats: int = 20) -> float:
-    """Median time on the device, warmed up."""
+    """Median time on the device, warmed up; kernels are queued while the device is kept busy."""
     times = []
     for _ in range(repeats + 3):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(QUEUEING_CYCLES)
         start.record()
         function()
         end.record()
@@ -45,18 +47,18 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
 
 
-def copy_rate() -> float:
-    """Bytes read and written a millisecond by a large copy."""
-    source = torch.randn(1 << 30, device="cuda")
+def copy_time(moved: int) -> float:
+    """Milliseconds of a copy that reads and writes so many bytes together."""
+    source = torch.ones(moved // 8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.nbytes / milliseconds(lambda: target.copy_(source))
+    return milliseconds(lambda: target.copy_(source))
 
 
-def report(name: str, function: Callable[[], object], moved: int, rate: float) -> None:
-    """One line: time, and the share of the copy rate."""
-    time = milliseconds(function)
-    line = {"kernel": name, "ms": round(time, 4), "copy_share": round(moved / time / rate, 3)}
-    print(json.dumps(line), flush=True)
+def report(name: str, function: Callable[[], object], moved: int) -> None:
+    """One line: time, and the share of the rate of a copy of as many bytes just before it."""
+    copied, time = copy_time(moved), milliseconds(function)
+    line = {"kernel": name, "ms": round(time, 4), "copy_share": round(copied / time, 3)}
+    print(json.dumps(line | {"copy_tb_s": round(moved / copied / 1e9, 2)}), flush=True)
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,9 @@ class Case:
     forward_bytes: int
     backward_bytes: int
 
-    def report(self, rate: float) -> None:
+    def report(self) -> None:
         with torch.no_grad():
-            report(f"{self.name} forward", self._run, self.forward_bytes, rate)
+            report(f"{self.name} forward", self._run, self.forward_bytes)
         outputs = self._run()
         gradients = [torch.randn_like(output) for output in outputs]
         wanted = [value for value in self.inputs if value.requires_grad]
@@ -79,7 +81,7 @@ class Case:
         def backward() -> object:
             return torch.autograd.grad(outputs, wanted, gradients, retain_graph=True)
 
-        report(f"{self.name} backward", backward, self.backward_bytes, rate)
+        report(f"{self.name} backward", backward, self.backward_bytes)
 
     def _run(self) -> tuple[Tensor, ...]:
         result = self.function(*self.inputs)
@@ -140,43 +142,43 @@ def rotary_cases() -> Iterator[Case]:
         yield Case(f"rotary, {way}", function, inputs, moved, moved)
 
 
-def elementwise_rates(rate: float) -> None:
+def elementwise_rates() -> None:
     """At 8 times the tokens."""
     for cases in (norm_cases(), norm_cases(trained=True), swiglu_cases(), rotary_cases()):
         for case in cases:
-            case.report(rate)
+            case.report()
 
 
-def sweep(rate: float) -> None:
+def sweep() -> None:
     """Our norm and rotary kernels in other shapes than their files set."""
     from headrace.kernels import rms_norm_rows, rotary_tokens
 
     for tiles, numbers in product((1, 2, 4), (256, 512, 1024)):
         rms_norm_rows.TILES, rms_norm_rows.WARP_NUMBERS = tiles, numbers
         print(json.dumps({"tiles": tiles, "numbers a warp": numbers}))
-        _ours(norm_cases()).report(rate)
+        _ours(norm_cases()).report()
     for tiles in (8, 16, 32, 64):
         rms_norm_rows.TRAINED_TILES = tiles
         print(json.dumps({"trained tiles": tiles, "numbers a warp": rms_norm_rows.WARP_NUMBERS}))
-        _ours(norm_cases(trained=True)).report(rate)
+        _ours(norm_cases(trained=True)).report()
     for warps in (1, 2, 4, 8):
         rotary_tokens.WARPS = warps
         print(json.dumps({"rotary warps": warps}))
-        _ours(rotary_cases()).report(rate)
+        _ours(rotary_cases()).report()
 
 
 def _ours(cases: Iterator[Case]) -> Case:
     return next(case for case in cases if case.name.endswith(", ours"))
 
 
-def optimizer_rate(rate: float) -> None:
+def optimizer_rate() -> None:
     from headrace.kernels.adamw_kahan_pass import adamw_kahan_pass
 
     tensors = [random(INNER * 4, HIDDEN) for _ in range(5)]
     tensors[3].abs_()
     step = AdamWStep(1e-5, 0.9, 0.99, 1e-6, 0.01, 7)
     moved = 9 * tensors[0].nbytes
-    report("AdamW-Kahan", lambda: adamw_kahan_pass(*tensors, step), moved, rate)
+    report("AdamW-Kahan", lambda: adamw_kahan_pass(*tensors, step), moved)
 
 
 def cross_entropy() -> None:
@@ -209,14 +211,13 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("no GPU, no rates")
         return
-    rate = copy_rate()
-    print(json.dumps({"device": torch.cuda.get_device_name(), "copy_tb_s": round(rate / 1e9, 2)}))
+    print(json.dumps({"device": torch.cuda.get_device_name()}))
     if "--sweep" in sys.argv:
-        sweep(rate)
+        sweep()
         return
     cross_entropy()
-    optimizer_rate(rate)
-    elementwise_rates(rate)
+    optimizer_rate()
+    elementwise_rates()
 
 
 if __name__ == "__main__":

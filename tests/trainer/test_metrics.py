@@ -10,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from headrace.trainer.run.console_line import console_line, duration
+from headrace.trainer.run.histogram import Histogram
 from headrace.trainer.run.metrics import (
     AnswerMetrics,
     EvaluationMetrics,
@@ -56,6 +57,7 @@ STEP = StepMetrics(
     product_norm_mean=1.5,
     product_norm_max=2.5,
     products_scaled=1,
+    product_norm_histogram=None,
 )
 SUMMARY = summarize(
     [TokenSample(*(np.linspace(1, 2, 9, dtype=np.float32) for _ in range(4)), vocabulary=384)]
@@ -142,8 +144,8 @@ def test_tensorboard_has_exactly_the_tags_that_the_page_lists(tmp_path):
     documented = re.findall(r"^\| `((?:train|evaluation)/[^`]+)`", PAGE.read_text(), re.MULTILINE)
     log = MetricsLog(tmp_path, -1)
     rest = {"pairs": PAIRS, "token_summary": SUMMARY}
-    step = replace(STEP, source_losses={"SOURCE": 2.5}, router_loss=1.25, answers=ANSWERS, **rest)
-    log.write(step)
+    steps = rest | {"answers": ANSWERS, "product_norm_histogram": Histogram.of([1.5, 2.5])}
+    log.write(replace(STEP, source_losses={"SOURCE": 2.5}, router_loss=1.25, **steps))
     log.write(replace(EVALUATION, name="NAME", source_losses={"SOURCE": 2.75}, **rest))
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))

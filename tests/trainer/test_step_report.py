@@ -40,6 +40,8 @@ def test_adapters_of_all_stages_are_in_the_norms():
     metrics = step_metrics([first, last], INPUTS, FACTS)
     assert (metrics.product_norm_mean, metrics.product_norm_max) == (4.0, 8.0)
     assert metrics.products_scaled == 2
+    counts = metrics.product_norm_histogram.counts
+    assert (counts[0], counts[-1], sum(counts)) == (1, 1, 3)
 
 
 def test_tokens_of_every_replica_weigh_the_same():

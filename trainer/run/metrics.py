@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from headrace.trainer.run.histogram import Histogram
 from headrace.trainer.run.token_summary import TokenSummary
 
 
@@ -89,6 +90,7 @@ class StepMetrics:
     product_norm_mean: float | None  # of what adapters add, where that is limited
     product_norm_max: float | None
     products_scaled: int | None
+    product_norm_histogram: Histogram | None = None
     token_summary: TokenSummary | None = None  # where it is wanted
 
 

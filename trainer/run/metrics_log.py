@@ -10,6 +10,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from headrace.schemas.publish import write_atomic
+from headrace.trainer.run.histogram import Histogram
 from headrace.trainer.run.metrics import EvaluationMetrics, StepMetrics
 from headrace.trainer.run.reporters import Reporter
 
@@ -34,6 +35,7 @@ TRAIN_CURVES = (
     "fill",
     "epoch",
 )
+EVALUATION_CURVES = ("loss", "cross_entropy", "seconds")
 PAIR_CURVES = ("accuracy", "margin", "chosen_reward", "rejected_reward")
 
 
@@ -65,8 +67,8 @@ class MetricsLog:
         self.file.write(json.dumps({"kind": kind, **asdict(metrics)}) + "\n")
         self.file.flush()
         if isinstance(metrics, EvaluationMetrics):
-            losses = {"loss": metrics.loss, "cross_entropy": metrics.cross_entropy}
-            self._board(f"evaluation/{metrics.name}", losses, metrics.step)
+            curves = {name: getattr(metrics, name) for name in EVALUATION_CURVES}
+            self._board(f"evaluation/{metrics.name}", curves, metrics.step)
             self._pairs(f"evaluation/{metrics.name}", metrics)
             sources = metrics.source_losses
             self._board(f"evaluation/{metrics.name}/source_loss", sources, metrics.step)
@@ -74,6 +76,9 @@ class MetricsLog:
             return
         curves = {name: getattr(metrics, name) for name in TRAIN_CURVES}
         self._board("train", curves, metrics.step)
+        if metrics.product_norm_histogram is not None:
+            norms = metrics.product_norm_histogram
+            self._histogram("train/product_norm_histogram", norms, metrics.step)
         self._pairs("train", metrics)
         if metrics.answers is not None:
             self._board("train/answers", asdict(metrics.answers), metrics.step)
@@ -93,9 +98,7 @@ class MetricsLog:
         self._board(f"{prefix}/loss_quantile", summary.loss_quantiles, metrics.step)
         self._board(f"{prefix}/entropy_quantile", summary.entropy_quantiles, metrics.step)
         for name, histogram in summary.histograms().items():
-            self.board.add_histogram_raw(
-                f"{prefix}/tokens/{name}", **histogram.as_tensorboard(), global_step=metrics.step
-            )
+            self._histogram(f"{prefix}/tokens/{name}", histogram, metrics.step)
 
     def _board(self, prefix: str, values: Mapping[str, float | None], step: int) -> None:
         known = {f"{prefix}/{name}": v for name, v in values.items() if v is not None}
@@ -103,6 +106,9 @@ class MetricsLog:
             self.board.add_scalar(name, value, step)
         for reporter in self.reporters:
             reporter.log(known, step)
+
+    def _histogram(self, tag: str, histogram: Histogram, step: int) -> None:
+        self.board.add_histogram_raw(tag, **histogram.as_tensorboard(), global_step=step)
 
     def sync(self) -> None:
         """Make what was written durable; before a checkpoint, so that it never knows more."""

@@ -17,6 +17,7 @@ from headrace.trainer.data.placed_rows import (
     rows_digest,
     tokens_by_source,
 )
+from headrace.trainer.run.histogram import Histogram
 from headrace.trainer.run.metrics import (
     AnswerMetrics,
     RowLoss,
@@ -125,6 +126,7 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
         product_norm_mean=math.fsum(norms) / len(norms) if norms else None,
         product_norm_max=max(norms) if norms else None,
         products_scaled=sum(part.scaled for part in limited) if limited else None,
+        product_norm_histogram=Histogram.of(norms) if norms else None,
         token_summary=summarize([r.tokens for r in reports if r.tokens is not None]),
     )
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.trainer.run.histogram import Histogram
+
 Values = NDArray[np.float32]
 
 QUANTILES = (
     *("0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9"),
     *("0.95", "0.96", "0.97", "0.98", "0.99", "0.999"),
 )
-BINS = 64
 LARGEST_EXPONENT = 700
 SMALLEST_LOSS = 1e-10  # below it, where certain tokens are, the logarithm shows nothing
 
@@ -28,34 +29,6 @@ class TokenSample:
     ranks: Values  # logits larger than the label's
     hidden_norms: Values  # of the state that the head is given
     vocabulary: int
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Counts in bins of equal width between `low` and `high`."""
-
-    low: float
-    high: float
-    counts: list[int]
-
-    @classmethod
-    def of(cls, values: NDArray[Any]) -> "Histogram":
-        counts, edges = np.histogram(values[np.isfinite(values)], bins=BINS)
-        return cls(float(edges[0]), float(edges[-1]), counts.tolist())
-
-    def as_tensorboard(self) -> dict[str, Any]:
-        """For `SummaryWriter.add_histogram_raw`; its sums are those of the bins' centres."""
-        edges = np.linspace(self.low, self.high, len(self.counts) + 1)
-        centres, counts = (edges[1:] + edges[:-1]) / 2, np.asarray(self.counts)
-        return {
-            "min": self.low,
-            "max": self.high,
-            "num": int(counts.sum()),
-            "sum": float(centres @ counts),
-            "sum_squares": float(centres**2 @ counts),
-            "bucket_limits": edges[1:].tolist(),
-            "bucket_counts": self.counts,
-        }
 
 
 @dataclass(frozen=True)
