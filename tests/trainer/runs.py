@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
-from warm_command import run_warm
+from warm_command import run_warm, start_warm
 
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.prepare_config import PrepareConfig
@@ -69,6 +69,19 @@ def complete(command):
 def complete_cold(command):
     """A command to its end, as a user starts it."""
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def start(command, log):
+    """The same in the background; what it prints is added to a log."""
+    if GPU.exists():
+        return start_cold(command, log)
+    return start_warm(command[command.index("headrace.jobs.cli") + 1 :], log)
+
+
+def start_cold(command, log):
+    """The same, as a user starts it."""
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file)
 
 
 def run_ranks(script, processes, *arguments, limit=250):

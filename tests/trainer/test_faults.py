@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import as_toml, exact_metrics
+from runs import as_toml, exact_metrics, start
 from s3_server import S3Server
 
 from headrace.schemas.manifest import read_manifest
@@ -58,9 +58,7 @@ class Job:
         sets = {"output_dir": str(self.directory), **self.settings}
         options = [part for key, value in sets.items() for part in ("--set", as_toml(key, value))]
         resume = ["--resume"] if (self.directory / "train.json").exists() else []
-        with self.log.open("ab") as log:
-            command = self.training.command(2, *options, *resume)
-            self.launcher = subprocess.Popen(command, stdout=log, stderr=log)
+        self.launcher = start(self.training.command(2, *options, *resume), self.log)
 
     def step(self):
         path = self.directory / "metrics.jsonl"
@@ -84,12 +82,11 @@ class Job:
             self.shared_memory |= {path for path in paths if path.startswith("/dev/shm/")}
 
     def ranks(self):
-        """The processes of leader and follower."""
-        ranks = {
-            int(process.environ()["RANK"]): process
-            for process in psutil.Process(self.launcher.pid).children()
-        }
-        return ranks[0], ranks[1]
+        """The processes of leader and follower, which are started in this order."""
+        leader, follower = sorted(
+            psutil.Process(self.launcher.pid).children(), key=lambda process: process.pid
+        )
+        return leader, follower
 
     def ends(self):
         """Wait until every process has ended; returns the exit code."""

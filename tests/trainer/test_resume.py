@@ -3,7 +3,6 @@
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -18,6 +17,8 @@ from runs import (
     make_shards,
     read_metrics,
     source,
+    start,
+    start_cold,
 )
 from safetensors.torch import load_file
 
@@ -32,7 +33,7 @@ SECOND = source("third", STDLIB / "heapq.py")
 class Run:
     """A two-stage run in the background."""
 
-    def __init__(self, training, directory, **changes):
+    def __init__(self, training, directory, start=start, **changes):
         self.directory = directory
         self.checkpoints = directory / "checkpoints"
         sets = {"output_dir": str(directory), **SETTINGS, **changes}
@@ -44,9 +45,7 @@ class Run:
         ]
         resume = ["--resume"] if (directory / "train.json").exists() else []
         self.log = directory.parent / f"{directory.name}.log"
-        with self.log.open("ab") as log:
-            command = training.command(2, *options, *resume)
-            self.launcher = subprocess.Popen(command, stdout=log, stderr=log)
+        self.launcher = start(training.command(2, *options, *resume), self.log)
 
     def last_step(self):
         if not (self.directory / "metrics.jsonl").exists():
@@ -176,9 +175,13 @@ def test_from_weights_alone_a_run_goes_on_with_its_rows_and_a_fresh_optimiser(tr
     assert ours[5]["loss"] != expected[5]["loss"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_finishes_the_step_saves_and_exits_with_0(training, number):
-    run = Run(training, training.directory / "stopped")
+@pytest.mark.parametrize(
+    ("number", "start"),
+    [(signal.SIGTERM, start), (signal.SIGINT, start_cold)],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_signal_finishes_the_step_saves_and_exits_with_0(training, number, start):
+    run = Run(training, training.directory / "stopped", start)
     run.wait_until(lambda: run.last_step() >= 3)
     run.launcher.send_signal(number)
     run.finish()
@@ -188,7 +191,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_0(training, number):
 
 
 def test_one_killed_rank_ends_the_whole_job_at_once(training):
-    run = Run(training, training.directory / "broken")
+    run = Run(training, training.directory / "broken", start_cold)
     run.wait_until(lambda: run.last_step() >= 2)
     ranks = psutil.Process(run.launcher.pid).children(recursive=True)
     assert len(ranks) == 2

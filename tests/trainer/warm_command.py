@@ -1,8 +1,9 @@
 """The `headrace` command, and ranks of a script, from a process that has imported everything.
 
 A rank spends ten seconds of processor time on its imports, and a small run two on its steps. So
-runs that are only compared with each other are forked here, on CPU. Whatever concerns processes,
-signals or the start itself runs the real command, and tests compare the two bit by bit.
+runs are forked here, on CPU, to their end (`run_warm`) or to be disturbed (`start_warm`). Of
+what concerns the start itself, and of each signal, a test runs the real command, and tests compare
+the two bit by bit.
 """
 
 import atexit
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -43,8 +45,56 @@ def run_warm(
     return subprocess.CompletedProcess(arguments, code, *texts)
 
 
+class WarmLauncher:
+    """As much of `subprocess.Popen` as tests use, for a launcher that goes on by itself."""
+
+    def __init__(self, pid: int, code: Path) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._code = code
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        if self.returncode is None and self._code.exists():
+            self.returncode = int(self._code.read_text())
+        return self.returncode
+
+    def wait(self, timeout: float = LIMIT_SECONDS) -> int:
+        """The same, once it has ended."""
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"launcher {self.pid}", timeout)
+            time.sleep(0.005)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """To the launcher alone, if it runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Its ranks die with it."""
+        self.send_signal(signal.SIGKILL)
+
+
+def start_warm(arguments: list[str], log: Path) -> WarmLauncher:
+    """`headrace ARGUMENTS` in this working directory and environment; all output is added to a
+    log.
+    """
+    log.touch()
+    code = log.with_name(f".{log.name}-{time.monotonic_ns()}")
+    work = {"arguments": arguments, "script": None, "ranks": 1, "code": str(code)}
+    place = {
+        "cwd": str(Path.cwd()),
+        "environment": dict(os.environ),
+        "outputs": [str(log), str(log)],
+    }
+    return WarmLauncher(ask(work | place, LIMIT_SECONDS), code)
+
+
 def ask(request: dict[str, object], limit: float) -> int:
-    """The exit code of one command."""
+    """The exit code of one command, or the process of one that goes on by itself."""
     server = open_server()
     assert server.stdin is not None and server.stdout is not None
     server.stdin.write(json.dumps(request) + "\n")
@@ -79,19 +129,53 @@ def close_server() -> None:
 
 
 def serve() -> None:
-    """Run the commands that come in one after the other; answer each with its exit code."""
+    """Fork the commands that come in; answer each with its exit code, or with its process."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     import_everything()
+    keepers: list[int] = []
     for line in sys.stdin:
         request = json.loads(line)
-        child = os.fork()
-        if not child:
-            answers.close()
-            leave(lambda request=request: run_command(request))
-        _, status = os.waitpid(child, 0)
-        answers.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        keepers = [keeper for keeper in keepers if not os.waitpid(keeper, os.WNOHANG)[0]]
+        if "code" in request:
+            keeper, answer = fork_keeper(request)
+            keepers.append(keeper)
+        else:
+            answer = exit_code(fork(lambda request=request: run_command(request)))
+        answers.write(f"{answer}\n")
         answers.flush()
+
+
+def fork(work) -> int:
+    """The process that does some work."""
+    child = os.fork()
+    if not child:
+        leave(work)
+    return child
+
+
+def exit_code(child: int) -> int:
+    """Of a process of ours, when it ends."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def fork_keeper(request: dict) -> tuple[int, int]:
+    """A process that waits for a command and writes down its exit code; and the command's own."""
+    reads, writes = os.pipe()
+
+    def keep() -> int:
+        launcher = fork(lambda: run_command(request))
+        os.write(writes, f"{launcher}\n".encode())
+        path = Path(request["code"])
+        unfinished = path.with_name(f"{path.name}.tmp")
+        unfinished.write_text(str(exit_code(launcher)))
+        unfinished.rename(path)
+        return 0
+
+    keeper = fork(keep)
+    os.close(writes)
+    with os.fdopen(reads) as pipe:
+        return keeper, int(pipe.readline())
 
 
 def import_everything() -> None:
