@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -23,12 +22,7 @@ class WeightSource(Protocol):
 
     def __enter__(self) -> "WeightSource": ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
     def __contains__(self, name: str) -> bool: ...
 
@@ -51,13 +45,8 @@ class StoredWeights:
     def __enter__(self) -> "StoredWeights":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.files.__exit__(kind, error, traceback)
+    def __exit__(self, *error: object) -> None:
+        self.files.__exit__(*error)
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
@@ -120,12 +109,7 @@ class RandomWeights:
     def __enter__(self) -> "RandomWeights":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
     def __contains__(self, name: str) -> bool:
