@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import os
-import shutil
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,6 +23,7 @@ from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
 from headrace.dataprep.mixing import mix
+from headrace.dataprep.rejects import check_rejects, check_sources, collect_rejects
 from headrace.dataprep.resolve import resolve
 from headrace.dataprep.row_choice import RowCuts
 from headrace.dataprep.row_limits import limit_rows
@@ -42,11 +42,9 @@ from headrace.dataprep.tasks import Task, plan_tasks
 from headrace.dataprep.tokenizer import TOKENIZER_NAME, read_content, read_spec
 from headrace.dataprep.workspace import (
     CONFIG_NAME,
-    REJECTS_NAME,
     Workspace,
     locked,
     open_output,
-    rejects_path,
     remove_work,
 )
 from headrace.schemas.errors import DataError
@@ -60,12 +58,11 @@ from headrace.schemas.manifest import (
     write_manifest,
 )
 from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.publish import rename_durably, write_atomic
+from headrace.schemas.publish import write_atomic
 from headrace.schemas.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 
 TOKENS_IN_EVALUATION_FILE = 1 << 26
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SHOWN_REJECTS = 3
 
 logger = logging.getLogger(__name__)
 
@@ -207,58 +204,6 @@ def run_tasks(
             sums[task.source.name].add(stats)
             bar.finish(task, stats.documents, stats.tokens_in)
     return {name: total.total() for name, total in sums.items()}
-
-
-def collect_rejects(job: Job, tasks: int) -> None:
-    """One file of all refused documents, in input order."""
-    path = job.output / REJECTS_NAME
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as target:
-        for task in range(tasks):
-            with rejects_path(job.output, task).open("rb") as source:
-                shutil.copyfileobj(source, target)
-    rename_durably(temporary, path)
-
-
-def check_rejects(job: Job, by_source: dict[str, TaskStats]) -> None:
-    """Stop when more documents were refused than the config allows, showing the first."""
-    total = add_stats(by_source.values())
-    documents = total.documents + total.rejected
-    allowed = job.config.max_reject_fraction
-    if total.rejected <= allowed * documents:
-        return
-    path = job.output / REJECTS_NAME
-    with path.open(encoding="utf-8") as lines:
-        first = [json.loads(line) for line, _ in zip(lines, range(SHOWN_REJECTS), strict=False)]
-    shown = "; ".join(f"{r['file']}:{r['line']}: {r['reason']}: {r['detail']}" for r in first)
-    raise DataError(
-        f"{total.rejected} of {documents} documents refused, more than max_reject_fraction = "
-        f"{allowed:g} allows: {shown}; all are in {path}; repair them, or raise max_reject_fraction"
-    )
-
-
-def check_sources(job: Job, by_source: dict[str, TaskStats]) -> None:
-    """Each source must have given a document, and kept one."""
-    for source in job.config.sources:
-        stats = by_source[source.name]
-        if not stats.documents:
-            raise DataError(
-                f'source "{source.name}": no documents in {source.path}; '
-                "correct the path, or remove the source"
-            )
-        if not stats.kept:
-            raise DataError(
-                f'source "{source.name}": none of its {stats.documents} documents is left '
-                f"({named_counts(stats.documents_dropped)}); change what drops them, or remove "
-                "the source"
-            )
-
-
-def named_counts(counts: dict[str, int]) -> str:
-    """Reasons with their numbers, the largest first."""
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name}: {count}" for name, count in ordered)
 
 
 def plan_splits(
