@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from safetensors.torch import load_file
 from warm_command import run_warm, start_warm
 
@@ -71,17 +72,27 @@ def complete_cold(command):
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
-def start(command, log):
-    """The same in the background; what it prints is added to a log."""
+def start(command, log, host=None):
+    """The same in the background, maybe in a network namespace; its output is added to a log."""
     if GPU.exists():
-        return start_cold(command, log)
-    return start_warm(command[command.index("headrace.jobs.cli") + 1 :], log)
+        return start_cold(command, log, host)
+    return start_warm(command[command.index("headrace.jobs.cli") + 1 :], log, host)
 
 
-def start_cold(command, log):
+def start_cold(command, log, host=None):
     """The same, as a user starts it."""
+    if host:
+        command = ["ip", "netns", "exec", host, *command]
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file)
+
+
+def children(launcher):
+    """The processes that a launcher has started; none once it has ended."""
+    try:
+        return psutil.Process(launcher.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def run_ranks(script, processes, *arguments, limit=250):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import as_toml, exact_metrics, start
+from runs import as_toml, children, exact_metrics, start
 from s3_server import S3Server
 
 from headrace.schemas.manifest import read_manifest
@@ -90,7 +90,7 @@ class Job:
 
     def ends(self):
         """Wait until every process has ended; returns the exit code."""
-        ranks = psutil.Process(self.launcher.pid).children(recursive=True)
+        ranks = children(self.launcher)
         self.goes_on(self.running, LONGEST_END)
         _, alive = psutil.wait_procs(ranks, timeout=5)
         assert alive == []

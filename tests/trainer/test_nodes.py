@@ -9,7 +9,7 @@ import uuid
 
 import psutil
 import pytest
-from runs import as_toml, exact_metrics
+from runs import as_toml, children, exact_metrics, start
 
 from headrace.jobs import nodes as nodes_module
 from headrace.jobs.nodes import Nodes, NodeWatch
@@ -72,9 +72,7 @@ class Cluster:
             place = ["--nodes", "2", "--node-rank", str(number), "--master", "10.77.0.1"]
             place += ["--node-timeout", "5", "--set", as_toml("output_dir", str(disk))]
             command = self.training.command(1, *place, *options)
-            command = ["ip", "netns", "exec", host, *command]
-            with (self.training.directory / f"{host}.log").open("ab") as log:
-                self.launchers.append(subprocess.Popen(command, stdout=log, stderr=log))
+            self.launchers.append(start(command, self.training.directory / f"{host}.log", host))
 
     def step(self):
         path = self.directory / "metrics.jsonl"
@@ -90,7 +88,7 @@ class Cluster:
     def ends(self, number, longest=LONGEST_END):
         """The exit code of a host's launcher; none of its ranks is left."""
         launcher = self.launchers[number]
-        ranks = psutil.Process(launcher.pid).children(recursive=True)
+        ranks = children(launcher)
         code = launcher.wait(timeout=longest)
         assert psutil.wait_procs(ranks, timeout=5)[1] == []
         return code

@@ -13,6 +13,7 @@ from runs import (
     STDLIB,
     as_toml,
     checkpoint_tensors,
+    children,
     exact_metrics,
     make_shards,
     read_metrics,
@@ -65,7 +66,7 @@ class Run:
 
     def kill_all(self):
         """SIGKILL to launcher and ranks, the ranks first."""
-        processes = psutil.Process(self.launcher.pid).children(recursive=True)
+        processes = children(self.launcher)
         for process in processes:
             process.kill()
         self.launcher.kill()
@@ -193,7 +194,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_0(training, number, sta
 def test_one_killed_rank_ends_the_whole_job_at_once(training):
     run = Run(training, training.directory / "broken", start_cold)
     run.wait_until(lambda: run.last_step() >= 2)
-    ranks = psutil.Process(run.launcher.pid).children(recursive=True)
+    ranks = children(run.launcher)
     assert len(ranks) == 2
     random.choice(ranks).kill()
     assert run.launcher.wait(timeout=20) != 0

@@ -7,6 +7,7 @@ the two bit by bit.
 """
 
 import atexit
+import ctypes
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ import traceback
 from pathlib import Path
 
 LIMIT_SECONDS = 200
+CLONE_NEWNET = 0x40000000
 _server: subprocess.Popen[str] | None = None
 
 
@@ -78,13 +80,15 @@ class WarmLauncher:
         self.send_signal(signal.SIGKILL)
 
 
-def start_warm(arguments: list[str], log: Path) -> WarmLauncher:
-    """`headrace ARGUMENTS` in this working directory and environment; all output is added to a
-    log.
+def start_warm(arguments: list[str], log: Path, host: str | None = None) -> WarmLauncher:
+    """`headrace ARGUMENTS` in this working directory and environment; output is added to a log.
+
+    Args:
+        host: network namespace to be in.
     """
     log.touch()
     code = log.with_name(f".{log.name}-{time.monotonic_ns()}")
-    work = {"arguments": arguments, "script": None, "ranks": 1, "code": str(code)}
+    work = {"arguments": arguments, "script": None, "ranks": 1, "code": str(code), "host": host}
     place = {
         "cwd": str(Path.cwd()),
         "environment": dict(os.environ),
@@ -195,6 +199,8 @@ def run_command(request: dict) -> int:
     """In a process of its own: the launcher, whose ranks are forked as well."""
     for number, path in enumerate(request["outputs"], start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    if request.get("host"):
+        enter_namespace(request["host"])
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -205,6 +211,13 @@ def run_command(request: dict) -> int:
         return launch.launch(request["script"], request["arguments"], request["ranks"])
     cli.main(request["arguments"])
     return 0
+
+
+def enter_namespace(name: str) -> None:
+    """What `ip netns exec NAME` does with the network."""
+    with Path(f"/run/netns/{name}").open() as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns {name}")
 
 
 class ForkedRank:
