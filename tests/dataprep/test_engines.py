@@ -33,12 +33,14 @@ class KilledError(Exception):
 class TwiceEngine:
     """Attempts each item twice at the same time, as Spark does with what is slow."""
 
+    def __init__(self, pool):
+        self.pool = pool
+
     def run(self, function, items):
-        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-            for item in items:
-                first, second = pool.submit(function, item), pool.submit(function, item)
-                assert first.result() == second.result()
-                yield item, first.result()
+        for item in items:
+            first, second = self.pool.submit(function, item), self.pool.submit(function, item)
+            assert first.result() == second.result()
+            yield item, first.result()
 
 
 class LateEngine:
@@ -91,9 +93,17 @@ class HalfEngine:
         return replace_some
 
 
+@pytest.fixture
+def two_processes():
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        yield pool
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_attempts_at_the_same_time_leave_what_one_does(kind, mixed_config, run_on):
-    twice = run_on(TwiceEngine(), mixed_config("twice", kind))
+def test_two_attempts_at_the_same_time_leave_what_one_does(
+    kind, two_processes, mixed_config, run_on
+):
+    twice = run_on(TwiceEngine(two_processes), mixed_config("twice", kind))
     assert twice == run_on(None, mixed_config("once", kind))
 
 
@@ -124,9 +134,9 @@ def test_attempts_of_an_earlier_run_are_shut_out(mixed_config, run_on, snapshot)
     assert run_on(NextEngine(), mixed_config("out")) == right
 
 
-def test_repartition_withstands_two_attempts_too(mixed_config, run_on, snapshot):
+def test_repartition_withstands_two_attempts_too(two_processes, mixed_config, run_on, snapshot):
     run_on(None, mixed_config("out"))
-    for name, engine in {"twice": TwiceEngine(), "late": LateEngine()}.items():
+    for name, engine in {"twice": TwiceEngine(two_processes), "late": LateEngine()}.items():
         blend = Blend((Path("out"),), Path(name), shards=5)
         repartition(blend, engine, Console(file=io.StringIO()))
     assert snapshot("twice") == snapshot("late")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,13 +62,8 @@ def source(name, path):
 def complete(command):
     """A `headrace` command to its end; on GPUs, whose contexts outlive no fork, as it is."""
     if GPU.exists():
-        return complete_cold(command)
+        return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     return run_warm(command[command.index("headrace.jobs.cli") + 1 :])
-
-
-def complete_cold(command):
-    """A command to its end, as a user starts it."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
 def start(command, log, host=None):
@@ -108,7 +102,6 @@ class Training:
 
     directory: Path
     config: Path
-    complete: Callable[[list[str]], subprocess.CompletedProcess[str]] = complete
 
     def command(self, processes, *arguments):
         return [
@@ -121,7 +114,7 @@ class Training:
         run = self.directory / name
         sets = {"output_dir": str(run), **settings}
         options = [part for key, value in sets.items() for part in ("--set", as_toml(key, value))]
-        done = self.complete(self.command(processes, *options, *arguments))
+        done = complete(self.command(processes, *options, *arguments))
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return run
 
