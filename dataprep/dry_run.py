@@ -15,7 +15,7 @@ from rich.table import Table
 
 from headrace.dataprep.blocks import process_block, read_blocks
 from headrace.dataprep.formats.registry import build_format
-from headrace.dataprep.inputs import describe_file
+from headrace.dataprep.inputs import describe_file, find_inputs
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import LocalEngine
 from headrace.dataprep.prepare import build_job, plan
@@ -73,7 +73,7 @@ def estimate(config: PrepareConfig, workers: int | None = None) -> Estimate:
         ConfigError, DataError: as `prepare` does, before any work.
     """
     job = build_job(config)
-    tasks = plan(job)
+    tasks = plan(job, find_inputs(job.config))
     with tempfile.TemporaryDirectory() as folder, closing(LocalEngine(workers)) as engine:
         parts = []
         for source in job.config.sources:

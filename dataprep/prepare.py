@@ -19,7 +19,7 @@ from headrace.dataprep.exchange import write_shards
 from headrace.dataprep.fast_tokenizer import check_backend
 from headrace.dataprep.formats.registry import build_format
 from headrace.dataprep.html_report import write_report
-from headrace.dataprep.inputs import find_inputs, inputs_fingerprint
+from headrace.dataprep.inputs import InputFile, find_inputs, inputs_fingerprint
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
 from headrace.dataprep.mixing import mix
@@ -89,14 +89,15 @@ def prepare(
     """
     console = console or Console()
     job = build_job(config)
-    inputs_key = inputs_fingerprint(job.config, find_inputs(job.config))
+    inputs = find_inputs(job.config)
+    inputs_key = inputs_fingerprint(job.config, inputs)
     finished = finished_manifest(job, inputs_key)
     if finished is not None:
         remove_work(job.output)
         console.print(f"{config.output}: finished before with this config and these inputs; reused")
         print_ledger(console, finished)
         return finished
-    tasks = plan(job)
+    tasks = plan(job, inputs)
     open_output(job.output)
     with locked(job.output), closing(LocalEngine(workers)) as local:
         job.space.open()
@@ -129,11 +130,11 @@ def build_job(config: PrepareConfig) -> Job:
     return Job(config, tokenizer, Workspace(Path(config.output)))
 
 
-def plan(job: Job) -> list[Task]:
-    """The tasks of a job's inputs."""
+def plan(job: Job, inputs: list[list[InputFile]]) -> list[Task]:
+    """The tasks of a job's inputs, which are the files of each source."""
     sources = job.config.sources
     columns = [build_format(job.config, source, job.tokenizer).columns for source in sources]
-    return plan_tasks(job.config, find_inputs(job.config), columns)
+    return plan_tasks(job.config, inputs, columns)
 
 
 def finished_manifest(job: Job, inputs_key: str) -> Manifest | None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 from py4j.protocol import Py4JError
-from pyspark import AccumulatorParam, InheritableThread
+from pyspark import AccumulatorParam, InheritableThread, SparkContext
 from pyspark.accumulators import Accumulator
 from pyspark.core.broadcast import Broadcast
 from pyspark.errors import PySparkException
@@ -29,6 +29,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 POLL_SECONDS = 0.1
+LOCAL_PARTITIONS = 16  # a part costs 50 ms; with fewer of them, cores wait longer for the last
 ATTEMPTS = 4  # of what fails for no reason of the user's, as on a cluster
 SPARK_ERRORS = (PySparkException, Py4JError)
 QUIET: dict[str, bool | float | int | str | None] = {
@@ -43,7 +44,8 @@ class SparkEngine:
     Args:
         workers: cores of this machine that Spark gets. Default: Spark's own configuration decides,
             which without `spark-submit` and `spark-defaults.conf` is all cores of this machine.
-        partitions: how many parts Spark schedules the items in. Default: one for each.
+        partitions: how many parts Spark schedules the items in. Default: one for each on a cluster,
+            `LOCAL_PARTITIONS` for each core on this machine.
     """
 
     def __init__(self, workers: int | None = None, partitions: int | None = None) -> None:
@@ -82,7 +84,8 @@ class SparkEngine:
         context = self.session.sparkContext
         work = context.broadcast(Work(function, tuple(todo), str(Path.cwd())))
         finished: Accumulator[list[Any]] = context.accumulator([], Collected())
-        job = SparkJob(self.session, work, finished, len(todo), self.partitions)
+        partitions = self.partitions or default_partitions(context, len(todo))
+        job = SparkJob(self.session, work, finished, len(todo), min(partitions, len(todo)))
         job.start()
         try:
             for number, result in job.results():
@@ -92,6 +95,13 @@ class SparkEngine:
         finally:
             job.stop()
             work.destroy()
+
+
+def default_partitions(context: SparkContext, items: int) -> int:
+    """Parts for so many items. How many cores a cluster will give is not known in advance."""
+    if context.master.startswith("local"):
+        return LOCAL_PARTITIONS * context.defaultParallelism
+    return items
 
 
 @dataclass(frozen=True)
@@ -125,13 +135,13 @@ class SparkJob:
         work: Broadcast[Work],
         finished: Accumulator[list[Any]],
         count: int,
-        partitions: int | None,
+        partitions: int,
     ) -> None:
         self.session = session
         self.work = work
         self.finished = finished
         self.count = count
-        self.partitions = min(partitions or count, count)
+        self.partitions = partitions
         self.tag = f"headrace-{uuid.uuid4().hex}"
         self.error: Exception | None = None
         self.ended = threading.Event()

@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 from statistics import median
 
-from report import MODEL, print_table, write_jsonl
+from report import MODEL, jsonl_config, print_table, write_jsonl
 from rich.console import Console
 from tokenizers import Tokenizer
 
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.manifest import Manifest
-from headrace.schemas.prepare_config import PrepareConfig
 
 WORKERS = len(os.sched_getaffinity(0))
 BATCH = 512  # texts of 15 KB on average
@@ -23,14 +22,7 @@ BATCH = 512  # texts of 15 KB on average
 def time_prepare(corpus: Path, backend: str) -> tuple[float, Manifest]:
     """Seconds from the start to the published manifest."""
     with tempfile.TemporaryDirectory() as folder:
-        config = PrepareConfig.model_validate(
-            {
-                "output": f"{folder}/shards",
-                "tokenizer": str(MODEL),
-                "tokenizer_backend": backend,
-                "sources": [{"name": "code", "type": "documents", "path": str(corpus)}],
-            }
-        )
+        config = jsonl_config(Path(folder, "shards"), corpus, backend)
         started = time.perf_counter()
         manifest = prepare(config, WORKERS, Console(file=io.StringIO()))
         return time.perf_counter() - started, manifest

@@ -43,6 +43,18 @@ def write_jsonl(path: Path, copies: int, first: int = 0) -> list[str]:
     return texts
 
 
+def jsonl_config(output: Path, corpus: Path, backend: str) -> PrepareConfig:
+    """What `write_jsonl` wrote, with defaults."""
+    return PrepareConfig.model_validate(
+        {
+            "output": str(output),
+            "tokenizer": str(MODEL),
+            "tokenizer_backend": backend,
+            "sources": [{"name": "code", "type": "documents", "path": str(corpus)}],
+        }
+    )
+
+
 def peak_gib() -> float:
     """Largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)

@@ -8,31 +8,31 @@ import tempfile
 import time
 from pathlib import Path
 
-from report import print_table, text_config
+from report import jsonl_config, print_table, write_jsonl
 from rich.console import Console
 
-from headrace.dataprep.inputs import find_inputs
 from headrace.dataprep.local_engine import LocalEngine
 from headrace.dataprep.prepare import prepare
 from headrace.dataprep.spark_engine import SparkEngine
 
 WORKERS = len(os.sched_getaffinity(0))
+CORPUS, COPY_MEGABYTES = "corpus.jsonl", 13.1
 
 
-def time_local(folder: Path, copies: int, backend: str) -> float:
+def time_local(folder: Path, backend: str) -> float:
     """Seconds from the start to the published manifest, by processes."""
     started = time.perf_counter()
-    config = text_config(folder / "local", copies, backend=backend)
+    config = jsonl_config(folder / "local", folder / CORPUS, backend)
     prepare(config, console=Console(file=io.StringIO()), engine=LocalEngine(WORKERS))
     return time.perf_counter() - started
 
 
-def time_spark(folder: Path, copies: int, backend: str) -> tuple[float, float]:
+def time_spark(folder: Path, backend: str) -> tuple[float, float]:
     """The same by Spark, and seconds until it has started."""
     started = time.perf_counter()
     with SparkEngine(WORKERS) as engine:
         ready = time.perf_counter()
-        config = text_config(folder / "spark", copies, backend=backend)
+        config = jsonl_config(folder / "spark", folder / CORPUS, backend)
         prepare(config, console=Console(file=io.StringIO()), engine=engine)
     return time.perf_counter() - started, ready - started
 
@@ -46,20 +46,19 @@ def check_equal(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=50, help="text, of 10^6 bytes")
+    parser.add_argument("--megabytes", type=int, default=50, help="of JSONL, 10^6 bytes each")
     parser.add_argument("--backend", default="tokenizers", help="fastokens for 1 GB in minutes")
     options = parser.parse_args()
-    size, backend = options.megabytes, options.backend
-    (once,) = find_inputs(text_config(Path("unused")))
-    copies = max(1, round(size * 1e6 / sum(file.size for file in once)))
-    text = copies * sum(file.size for file in once) / 1e6
+    backend = options.backend
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        local = time_local(folder, copies, backend)
-        spark, start = time_spark(folder, copies, backend)
+        write_jsonl(folder / CORPUS, max(1, round(options.megabytes / COPY_MEGABYTES)))
+        text = (folder / CORPUS).stat().st_size / 1e6
+        local = time_local(folder, backend)
+        spark, start = time_spark(folder, backend)
         check_equal(folder)
     print_table(
-        f"{text:.0f} MB of text, {backend}, {WORKERS} workers, the same bytes from both",
+        f"{text:.0f} MB of JSONL, {backend}, {WORKERS} workers, the same bytes from both",
         ("", "seconds", "MB/s", "times the local engine"),
         [
             ("processes", f"{local:.1f}", f"{text / local:.2f}", "1.00"),

@@ -24,6 +24,7 @@ from headrace.schemas.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("causal", "preference")
+FEW_TASKS = {"block_bytes": 1 << 17, "deduplicate": {}}  # Spark takes a second for a few
 
 
 class KilledError(Exception):
@@ -251,20 +252,19 @@ def as_value(value):
     return json.dumps(value)
 
 
-@pytest.mark.slow
-def test_spark_submit_needs_only_the_zip(mixed_config, run_on, tmp_path, tokenizer_folder):
-    submit = Path(pytest.importorskip("pyspark").__file__).parent / "bin" / "spark-submit"
-    simple = {"block_bytes": 1 << 17, "deduplicate": {}}  # Spark takes a second for a few tasks
-    config = mixed_config("out", **simple)
+@pytest.fixture
+def submit(mixed_config, tmp_path):
+    """The output of `spark-submit`, given only the zip, over a config and with options."""
+    program = Path(pytest.importorskip("pyspark").__file__).parent / "bin" / "spark-submit"
     write_zip(tmp_path / "headrace.zip")
-    keys = config.model_dump(exclude_defaults=True) | {"max_reject_fraction": 0.0}
-    Path("prepare.toml").write_text(as_toml(keys))
-    command = [submit, "--master", "local[2]", "--py-files", "headrace.zip"]
+    keys = mixed_config("out", **FEW_TASKS).model_dump(exclude_defaults=True)
+    Path("prepare.toml").write_text(as_toml(keys | {"max_reject_fraction": 0.0}))
+    command = [program, "--master", "local[2]", "--py-files", "headrace.zip"]
     command += [ROOT / "jobs" / "spark_prepare.py", "prepare.toml"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
 
-    def submit_job(*options):
+    def submit(*options):
         return subprocess.run(
             [*map(str, command), *options],
             env=environment,
@@ -273,14 +273,27 @@ def test_spark_submit_needs_only_the_zip(mixed_config, run_on, tmp_path, tokeniz
             check=False,
         )
 
-    refused = submit_job()
+    return submit
+
+
+@pytest.mark.slow
+def test_spark_submit_needs_only_the_zip(submit, mixed_config, run_on):
+    done = submit("--set", "max_reject_fraction=0.1")
+    assert done.returncode == 0, done.stderr
+    right = run_on(None, mixed_config("right", **FEW_TASKS))
+    assert {p: Path("out", p).read_bytes() for p in right} == right
+
+
+@pytest.mark.exhaustive
+def test_spark_submit_shows_one_line_of_an_error_and_goes_on_after_it(submit, mixed_config, run_on):
+    refused = submit()
     assert refused.returncode != 0
     shown = refused.stdout.splitlines()  # where spark-submit puts what its driver writes to stderr
     assert shown[-1].startswith("error: 2 of 1145 documents refused, more than max_reject_fraction")
     assert "Traceback" not in refused.stdout + refused.stderr
     assert "\tat " not in refused.stdout + refused.stderr
-    done = submit_job("--set", "max_reject_fraction=0.1")
+    done = submit("--set", "max_reject_fraction=0.1")
     assert done.returncode == 0, done.stderr
     assert "tasks are done already" in done.stdout
-    right = run_on(None, mixed_config("right", **simple))
+    right = run_on(None, mixed_config("right", **FEW_TASKS))
     assert {p: Path("out", p).read_bytes() for p in right} == right
