@@ -99,7 +99,7 @@ class SparkEngine:
 
 def default_partitions(context: SparkContext, items: int) -> int:
     """Parts for so many items. How many cores a cluster will give is not known in advance."""
-    if context.master.startswith("local"):
+    if (context.master or "").startswith("local"):
         return LOCAL_PARTITIONS * context.defaultParallelism
     return items
 
