@@ -90,37 +90,38 @@ def write_source(folder, name, documents):
 
 @pytest.fixture(scope="module")
 def encode(tokenizer_folder):
-    """Ids of a text, with `<...>` as text or as special tokens, straight from `tokenizers`."""
+    """Tokens of a text, with `<...>` as text or as special tokens, straight from `tokenizers`."""
     tokenizers = {}
     for parse in (False, True):
         tokenizers[parse] = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
         tokenizers[parse].encode_special_tokens = not parse
-    return lambda text, parse=False: tokenizers[parse].encode(text, add_special_tokens=False).ids
+    return lambda text, parse=False: tokenizers[parse].encode(text, add_special_tokens=False)
 
 
 def tokens_of(name, document, encode):
     """The ids that a document must have, on each side where it is a pair."""
     match name:
         case "text" | "documents":
-            return ((*encode(document), EOS),)
+            return ((*encode(document).ids, EOS),)
         case "chat":
             text = "".join(
                 f"{role}: {content}</s>"
                 for role, content in zip(("user", "assistant"), document, strict=True)
             )
-            return (tuple(encode(text, parse=True)),)
+            return (tuple(encode(text, parse=True).ids),)
         case "pretokenized":
             return (tuple(document),)
     prompt, *answers = document
-    return tuple((*encode(prompt + answer), EOS) for answer in answers)
+    return tuple((*encode(prompt + answer).ids, EOS) for answer in answers)
 
 
 def first_answer(name, document, encode):
-    """The first token to train on: of a conversation, the answer's."""
+    """The first token to train on: of a conversation, the first that holds some of the answer."""
     if name != "chat":
         return 0
-    before = f"user: {document[0]}</s>assistant:"
-    return len(encode(before, parse=True))
+    before = f"user: {document[0]}</s>assistant: "
+    tokens = encode(f"{before}{document[1]}</s>", parse=True)
+    return sum(end <= len(before) for _, end in tokens.offsets)
 
 
 def expected(corpus, config, encode):

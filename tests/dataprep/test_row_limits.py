@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from headrace.dataprep import exchange, row_limits
+from headrace.dataprep.inputs import find_inputs
 from headrace.dataprep.local_engine import LocalEngine
 from headrace.dataprep.prepare import build_job, plan
 from headrace.dataprep.row_choice import ranks
@@ -125,7 +126,8 @@ def test_workers_and_kills_change_nothing(sources, mixed_config, run_on):
 
 def test_other_limits_keep_the_finished_work(sources, mixed_config, run_on):
     config = functools.partial(mixed_config, sources=sources())
-    tasks = len(plan(build_job(config("unused"))))
+    job = build_job(config("unused"))
+    tasks = len(plan(job, find_inputs(job.config)))
     with pytest.raises(KilledError):  # in the middle of the shards
         run_on(MortalEngine(tasks * 4), config("out", max_rows=10))
     kept = {p: p.stat().st_mtime_ns for p in Path("out/.work").glob("task-*.done.json")}
