@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from runs import checkpoint_tensors, exact_metrics, make_shards, read_metrics
+from runs import STDLIB, checkpoint_tensors, exact_metrics, make_shards, read_metrics, source
 
 from headrace.jobs.plan_data import plan_data
 from headrace.schemas.manifest import read_manifest
@@ -29,7 +29,9 @@ PLANNED = ("epoch", "tokens", "fill", "source_tokens", "overlong_rows", "overlon
 def unpacked_shards(tiny_model, tmp_path_factory):
     """A document a row, of up to 200 tokens."""
     output = tmp_path_factory.mktemp("shards") / "unpacked"
-    return make_shards(tiny_model, output, sequence_len=200, packing="none", overlong="drop")
+    changes = {"sequence_len": 200, "packing": "none", "overlong": "drop"}
+    sources = [source("json", STDLIB / "json" / "*.py"), source("small", STDLIB / "bisect.py")]
+    return make_shards(tiny_model, output, sources=sources, **changes)
 
 
 @pytest.mark.slow
@@ -39,7 +41,7 @@ def test_packed_rows_train_as_planned_on_every_layout_and_after_a_resumption(
     text = training.config.read_text().replace(str(tiny_shards), str(unpacked_shards))
     training.config.write_text(text.replace("max_steps = 10", "epochs = 2"))
     packing = {f"loader__{key}": value for key, value in PACKING.items()}
-    settings = {**packing, "gradient_accumulation_steps": 32, "checkpoint__every_steps": 3}
+    settings = {**packing, "gradient_accumulation_steps": 16, "checkpoint__every_steps": 3}
     one = training.run("one", checkpoint__keep_last=99, **settings)
     steps = [line for line in read_metrics(one) if line["kind"] == "train"]
     assert len(steps) > 6
@@ -64,7 +66,7 @@ def test_packed_rows_train_as_planned_on_every_layout_and_after_a_resumption(
     ours, expected = checkpoint_tensors(resumed), checkpoint_tensors(one)
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
-    other = {"gradient_accumulation_steps": 8, "micro_batch_size": 2}
+    other = {"gradient_accumulation_steps": 4, "micro_batch_size": 2}
     both = training.run(
         "both", 2, **settings | other, adapter__dropout=0.0, loader__prefetch_batches=0
     )
