@@ -1,17 +1,35 @@
 """Only the first stage of a pipeline group ever opens a shard."""
 
+import subprocess
+
 import pytest
-from runs import Training, as_toml, run_ranks
+from runs import Training, as_toml
 
 pytestmark = pytest.mark.slow
 
+WATCH = """
+import os, sys
 
-def test_only_first_stages_open_shards(training: Training, tiny_shards, tmp_path):
+def watch(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".parquet"):
+        with open({log!r}, "a") as file:
+            file.write(f"{{os.environ.get('RANK', 'launcher')}} {{arguments[0]}}\\n")
+
+sys.addaudithook(watch)
+"""
+
+
+def test_only_first_stages_open_shards(training: Training, tiny_shards, tmp_path, monkeypatch):
+    """By the real command: only processes that start anew import `sitecustomize`."""
     log = tmp_path / "opened.txt"
+    (tmp_path / "sitecustomize.py").write_text(WATCH.format(log=str(log)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     settings = {"output_dir": str(tmp_path / "run"), "pipeline_stages": 2, "max_steps": 3}
     settings |= {"gradient_accumulation_steps": 2}
     sets = [part for key, value in settings.items() for part in ("--set", as_toml(key, value))]
-    run_ranks("watched_rank.py", 4, log, "--config", training.config, *sets)
+    command = training.command(4, *sets)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split(" ", 1) for line in log.read_text().splitlines()]
     leaders = {"0", "2"}
     assert {rank for rank, _ in lines} == leaders

@@ -100,7 +100,7 @@ def test_five_kills_at_random_moments_one_of_them_inside_a_save_change_no_bit(tr
         if killed_while_saving:
             break
     assert killed_while_saving, "no kill fell into a save"
-    Run(training, directory).finish()
+    Run(training, directory, start_cold).finish()
 
     assert exact_metrics(directory) == exact_metrics(reference)
     assert_same_tensors(checkpoint_tensors(directory), checkpoint_tensors(reference))

@@ -1,9 +1,9 @@
 """The `headrace` command, and ranks of a script, from a process that has imported everything.
 
 A rank spends ten seconds of processor time on its imports, and a small run two on its steps. So
-runs are forked here, on CPU, to their end (`run_warm`) or to be disturbed (`start_warm`). Of
-what concerns the start itself, and of each signal, a test runs the real command, and tests compare
-the two bit by bit.
+runs are forked here, on CPU, to their end (`run_warm`) or to be disturbed (`start_warm`). The
+real command is run for what processes do as they start, for Ctrl-C, and for the loss of a rank;
+test_resume.py compares the two bit by bit.
 """
 
 import atexit
