@@ -1,4 +1,4 @@
-"""Who runs the work of a command, by the name that the user gives."""
+"""Engines that run a command's work, by the name that the user gives."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
