@@ -40,7 +40,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockRows:
-    """What a block became: rows of each split in packing order, the refused, and the counts."""
+    """Result of a block: rows of each split in packing order, refused records, and counts."""
 
     source: str
     rows: dict[str, pa.Table]
@@ -144,7 +144,7 @@ def last_reason(document: Document) -> str:
 
 
 class Options(NamedTuple):
-    """What of the config concerns the rows of one source, as tokens."""
+    """Options of the config that concern the rows of one source, as tokens."""
 
     prefix: list[int]
     masked: list[int]
@@ -189,7 +189,7 @@ def mask_sample(sample: Sample, masked: list[int]) -> Sample:
 def encode_block(
     config: PrepareConfig, row_format: Format, block: Block
 ) -> tuple[list[Encoded], list[Reject]]:
-    """What format, filters and sample make of a block's records, and all that was refused."""
+    """Encode, filter and sample a block's records, and return them with the refused ones."""
     results = iter(row_format.encode([item for item in block.items if isinstance(item, Record)]))
     encoded: list[Encoded] = []
     rejects: list[Reject] = []
@@ -247,7 +247,7 @@ def sides(table: pa.Table) -> list[tuple[str, str]]:
 
 
 def sort_rows(tables: Iterable[pa.Table]) -> pa.Table:
-    """All rows in the order of their keys; equal keys keep the order in which they came."""
+    """Sort rows by their keys; rows of equal keys keep the order in which they came."""
     table = pa.concat_tables(tables).combine_chunks()
     order = np.argsort(table["row_key"].to_numpy(), kind="stable")
     return table.take(pa.array(order)).combine_chunks()
