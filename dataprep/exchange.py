@@ -75,7 +75,7 @@ class MergePlan:
 
     @property
     def groups(self) -> range:
-        """Return the adjoining groups that it takes rows from, so that equal keys keep their order."""
+        """Return the adjoining groups that it takes rows from; equal keys keep their order."""
         return range(
             self.runs.groups * self.group // self.merged.groups,
             self.runs.groups * (self.group + 1) // self.merged.groups,

@@ -39,7 +39,7 @@ def ranks(keys: Keys, seed: int) -> Keys:
 
 @dataclass(frozen=True)
 class RowCuts:
-    """Limits on ranks: in tasks up to each of `ends`, rows whose rank reaches `tops` are left out."""
+    """Limits on ranks: in tasks up to each of `ends`, rows of ranks from `tops` on are dropped."""
 
     seed: int
     ends: tuple[int, ...] = ()

@@ -37,7 +37,7 @@ def overlapping(parts: list[KeyRange], keys: KeyRange) -> range:
 
 
 def parts_of(tokens: int) -> int:
-    """Return the number of parts to gather rows of so many tokens in, each of which fits in memory."""
+    """Return the number of parts in which to gather so many tokens, so that each fits in memory."""
     return max(1, -(-tokens // GATHERED_TOKENS))
 
 

@@ -24,14 +24,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class PairLosses:
-    """Of n pairs, each [n]."""
+    """Losses and rewards of n pairs, each [n]."""
 
     loss: Tensor
     chosen_reward: Tensor
     rejected_reward: Tensor
 
     def detach(self) -> "PairLosses":
-        """Without gradient."""
+        """Return the values without gradient."""
         values = (self.loss, self.chosen_reward, self.rejected_reward)
         return PairLosses(*(value.detach() for value in values))
 

@@ -36,7 +36,7 @@ def adjusted_losses(losses: Tensor, objective: ObjectiveConfig) -> Tensor:
 
 
 def logit_factor(objective: ObjectiveConfig) -> float:
-    """What the logits are multiplied by for the loss that is adjusted."""
+    """Return the factor that multiplies the logits in the adjusted loss."""
     if objective.kind != "focal_star":
         return 1.0
     assert objective.gamma is not None

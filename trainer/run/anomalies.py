@@ -25,7 +25,7 @@ SHOWN_ROWS = 3
 
 @dataclass(frozen=True)
 class Anomaly:
-    """What is wrong with a step, and what follows."""
+    """Problem of a step, and the policy that decides what follows."""
 
     what: str
     policy: Literal["continue", "skip", "stop"]
@@ -33,7 +33,7 @@ class Anomaly:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step ended: the gradient's norm before clipping, and what was wrong, if anything."""
+    """Outcome of a step: the gradient's norm before clipping, and an anomaly, if any."""
 
     norm: float
     anomaly: Anomaly | None
@@ -41,14 +41,14 @@ class Outcome:
 
     @property
     def is_taken(self) -> bool:
-        """Whether the weights are updated."""
+        """Return whether the weights are updated."""
         return self.anomaly is None or self.anomaly.policy == "continue"
 
 
 def judge(
     config: AnomalyConfig, norm: float, loss: float | None, recent_losses: Sequence[float]
 ) -> Anomaly | None:
-    """Whether a step may be taken as it is; the same answer at every rank.
+    """Return the anomaly of a step, if there is one; the same answer at every rank.
 
     Args:
         norm: of the whole gradient, before clipping.
@@ -98,6 +98,6 @@ def deal_with(
 
 
 def name_rows(rows: Sequence[PlacedRow]) -> str:
-    """How many rows, and the first ones by source and key."""
+    """Return the number of rows, and the first ones by source and key."""
     first = ", ".join(f"{row.source} {row.row_key}" for row in rows[:SHOWN_ROWS])
     return f"{len(rows)} rows, first {first}"

@@ -1,4 +1,4 @@
-"""How a step reads on the console."""
+"""Console line of a step."""
 
 from headrace.trainer.run.metrics import StepMetrics
 

@@ -1,4 +1,4 @@
-"""What a run writes down: steps, evaluations, row groups given up, and at the end the result."""
+"""Records that a run writes: steps, evaluations, row groups given up, and the final result."""
 
 import logging
 import math
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_steps(steps: Sequence[DoneStep], session: Session, state: RunState) -> None:
-    """To the files and the console, at the first rank."""
+    """Write steps to the files and the console, at the first rank."""
     if session.log is None:
         return
     for step in steps:
@@ -93,7 +93,7 @@ def run_evaluation(session: Session, layout: Layout, state: RunState) -> RunStat
 
 
 def ending(cadence: Cadence, state: RunState) -> str:
-    """What is worth saying about the end of a run."""
+    """Describe the end of a run."""
     early = f" early, after step {state.step}" if cadence.is_out_of_patience(state) else ""
     if state.best_loss is None:
         return early
