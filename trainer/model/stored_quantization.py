@@ -1,4 +1,4 @@
-"""Weights that bitsandbytes has quantised, in the files as transformers saves them."""
+"""Weights that bitsandbytes has quantized, in the files as transformers saves them."""
 
 from collections.abc import Container
 
@@ -15,7 +15,7 @@ FOUR_BIT = (
 def companions(name: str, files: Container[str]) -> dict[str, str]:
     """Return the tensors of a stored weight: name in bitsandbytes' terms -> name in the files.
 
-    Empty for weights that are not quantised.
+    Empty for weights that are not quantized.
     """
     found = {key: f"{name}.{key}" for key in FOUR_BIT if f"{name}.{key}" in files}
     scales = f"{name.removesuffix('weight')}SCB"
