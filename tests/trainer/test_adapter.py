@@ -8,13 +8,15 @@ from runs import complete, read_metrics
 from safetensors.torch import load_file
 
 from headrace.schemas.manifest import read_manifest
-from headrace.trainer.data.batch import document_mask, make_batch, position_ids
+from headrace.trainer.data.batch import make_batch
 from headrace.trainer.data.decoded_rows import DecodedRows
 from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
 from headrace.trainer.data.row_packer import OverlongCount
-from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.data.shard_reader import ShardReader
 from headrace.trainer.export.convert import convert
+from headrace.trainer.model.device import document_mask, position_ids
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from headrace.trainer.data.data_builder import prefetch_depth
 from headrace.trainer.data.data_plan import plan_data
 from headrace.trainer.data.decoded_rows import DecodedRows
 from headrace.trainer.data.places import train_stream
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
-from headrace.trainer.data.shard_reader import list_row_groups
 
 
 def make_manifest(groups, tokens_a_row):

@@ -18,9 +18,10 @@ from headrace.trainer.data.decoded_pairs import DecodedPairs, Pair, PairFacts
 from headrace.trainer.data.decoded_rows import Row
 from headrace.trainer.data.pair_batch import make_pair_batch
 from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
 from headrace.trainer.data.row_packer import OverlongCount
-from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.data.shard_reader import ShardReader
 from headrace.trainer.data.simulation import simulate
 from headrace.trainer.model.stage import MicroBatch
 from headrace.trainer.preflight import check

@@ -19,7 +19,8 @@ from headrace.trainer.data.course import open_course
 from headrace.trainer.data.data_plan import plan_data
 from headrace.trainer.data.places import train_stream
 from headrace.trainer.data.position import Position
-from headrace.trainer.data.row_order import RowGroup, RowGroups, RowOrder
+from headrace.trainer.data.row_groups import RowGroup, RowGroups
+from headrace.trainer.data.row_order import RowOrder
 
 CORPORA = (4, 400)  # shards: 16.8 million tokens, and 100 times as many
 BILLION = 240  # shards of 4 row groups of 256 rows of 4,096 tokens

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headrace.trainer.data.batch import to_device
+from headrace.trainer.model.device import to_device
 
 
 def embedding_noise(hidden: Tensor, lengths: Sequence[int], alpha: float, seed: int) -> Tensor:

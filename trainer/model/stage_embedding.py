@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headrace.schemas.fingerprint import derive_seed
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.architecture import Architecture
+from headrace.trainer.model.device import to_device
 from headrace.trainer.model.embedding_noise import embedding_noise
 from headrace.trainer.model.micro_batch import MicroBatch
 
