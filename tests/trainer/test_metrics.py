@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from headrace.trainer.run.console_line import console_line, duration
 from headrace.trainer.run.histogram import Histogram
 from headrace.trainer.run.metrics import (
     AnswerMetrics,
@@ -23,6 +22,7 @@ from headrace.trainer.run.metrics import (
     pair_metrics,
 )
 from headrace.trainer.run.metrics_log import MetricsLog
+from headrace.trainer.run.records import console_line, duration
 from headrace.trainer.run.rejected_sampling import AnswerFacts
 from headrace.trainer.run.step_report import answer_metrics
 from headrace.trainer.run.token_summary import QUANTILES, TokenSample, summarize
