@@ -1,17 +1,18 @@
 """The commands on shard directories: none of them loads torch."""
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headrace.dataprep.local_engine import Engine, LocalEngine
-from headrace.jobs.command_options import ConfigFile, Directory, Overrides, WorkerCount
-from headrace.schemas.errors import ConfigError
+from headrace.jobs.command_options import (
+    ConfigFile,
+    Directory,
+    EngineName,
+    Overrides,
+    WorkerCount,
+    open_engine,
+)
 from headrace.schemas.manifest import Manifest
 
 app = typer.Typer()
@@ -145,26 +146,3 @@ def summary(manifest: Manifest) -> str:
         f"{len(manifest.shards)} files, {rows:,} rows of up to {manifest.sequence_len} tokens, "
         f"{tokens:,} in all, {trained:,} of them trained"
     )
-
-
-class EngineName(StrEnum):
-    """Values of `--engine`."""
-
-    LOCAL = "local"
-    SPARK = "spark"
-
-
-@contextmanager
-def open_engine(name: EngineName, workers: int | None) -> Iterator[Engine]:
-    """Processes of this machine, or Spark, which takes seconds to start and is then stopped."""
-    if name is EngineName.LOCAL:
-        with closing(LocalEngine(workers)) as local:
-            yield local
-        return
-    for module in ("pyspark", "pandas"):
-        if find_spec(module) is None:
-            raise ConfigError(f"{module} is not installed; run: pip install 'headrace[spark]'")
-    from headrace.dataprep.spark_engine import SparkEngine
-
-    with SparkEngine(workers) as engine:
-        yield engine

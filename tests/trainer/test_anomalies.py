@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
+from background_run import assert_same_tensors
 from checkpoints import state
 from runs import as_toml, checkpoint_tensors, complete, read_metrics
-from test_resume import assert_same_tensors
 
 from headrace.schemas.errors import TrainingError
 from headrace.schemas.run_config import AnomalyConfig

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from data_configs import make_config
 from loaders import open_loader
 from sparse import make_sparse
-from test_data_plan import make_config
 
 from headrace.jobs.launch import free_port, rank_environment
 from headrace.schemas.manifest import write_manifest
