@@ -41,7 +41,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockRows:
-    """What a block became: rows of each split in packing order, the refused, and the counts."""
+    """Result of a block: rows of each split in packing order, refused records, and counts."""
 
     source: str
     rows: dict[str, pa.Table]
@@ -145,7 +145,7 @@ def last_reason(document: Document) -> str:
 
 
 class Options(NamedTuple):
-    """What of the config concerns the rows of one source, as tokens."""
+    """Options of the config that concern the rows of one source, as tokens."""
 
     prefix: list[int]
     masked: list[int]
@@ -190,7 +190,7 @@ def mask_sample(sample: Sample, masked: list[int]) -> Sample:
 def encode_block(
     config: PrepareConfig, row_format: Format, block: Block
 ) -> tuple[list[Encoded], list[Reject]]:
-    """What format, filters and sample make of a block's records, and all that was refused."""
+    """Encode, filter and sample a block's records, and return them with the refused ones."""
     results = iter(row_format.encode([item for item in block.items if isinstance(item, Record)]))
     encoded: list[Encoded] = []
     rejects: list[Reject] = []

@@ -19,7 +19,7 @@ def sides(table: pa.Table) -> list[tuple[str, str]]:
 
 
 def sort_rows(tables: Iterable[pa.Table]) -> pa.Table:
-    """All rows in the order of their keys; equal keys keep the order in which they came."""
+    """Sort rows by their keys; rows of equal keys keep the order in which they came."""
     table = pa.concat_tables(tables).combine_chunks()
     order = np.argsort(table["row_key"].to_numpy(), kind="stable")
     return table.take(pa.array(order)).combine_chunks()

@@ -1,4 +1,4 @@
-"""What a step is fed with: micro-batches of fixed shape, labels, document boundaries."""
+"""Batches that a step is fed with: micro-batches of fixed shape, labels, document boundaries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def make_batch(
 
 
 def place_row(row: Row, length: int) -> PlacedRow:
-    """What is noted of a row in a place of `length` tokens."""
+    """Return the record of a row in a sequence of `length` tokens."""
     return PlacedRow(row.source, row.row_key, min(len(row.input_ids), length))
 
 

@@ -34,7 +34,7 @@ def whole_parts(shares: Sequence[Fraction]) -> list[int]:
 
 
 def chairman_pattern(parts: Sequence[int]) -> NDArray[np.int64]:
-    """Which dataset gives which row of one period of sum(parts) rows.
+    """Return the dataset of each row of one period of sum(parts) rows.
 
     Of D datasets each has, after any number of rows, given its share to within
     1 - 1 / (2 (D - 1)) rows (1/2 of two datasets). Tijdeman, "The chairman assignment problem",
@@ -60,7 +60,7 @@ def chairman_pattern(parts: Sequence[int]) -> NDArray[np.int64]:
 
 
 class Schedule:
-    """Which dataset gives the row at a global index, and which of its rows that is.
+    """Map from a global index to the dataset that gives the row, and its number in that dataset.
 
     Args:
         parts: rows of each dataset in one period of the pattern, which repeats.

@@ -1,4 +1,4 @@
-"""Which rows go into which places, from config and manifests. Imports no torch."""
+"""Packed sequences of rows, computed from config and manifests. Imports no torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -128,7 +128,7 @@ def count_places(
     position: Position,
     quarantined: Sequence[QuarantineRecord] = (),
 ) -> int:
-    """How many places there are from a position to the end.
+    """Count the sequences from a position to the end.
 
     Args:
         quarantined: row groups that the run has replaced by others, with rows of other lengths.

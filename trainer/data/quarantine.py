@@ -44,7 +44,7 @@ class Quarantine:
         self._records |= {(record.file, record.row_group): record for record in records}
 
     def take_new(self) -> list[QuarantineRecord]:
-        """What was given up since the last call. The reader may run in another thread."""
+        """Return the row groups given up since the last call; the reader may run in a thread."""
         return [self._new.popleft() for _ in range(len(self._new))]
 
     def read(self, row_group: RowGroup) -> pa.Table:
@@ -118,7 +118,7 @@ def repeat_rows(table: pa.Table, rows: int) -> pa.Table:
 def merge(
     known: list[QuarantineRecord], found: Iterable[QuarantineRecord]
 ) -> list[QuarantineRecord]:
-    """All records, each row group once, in the order of file and row group."""
+    """Merge records, each row group once, in the order of file and row group."""
     every = {(record.file, record.row_group): record for record in [*found, *known]}
     return [every[key] for key in sorted(every)]
 

@@ -186,7 +186,7 @@ def with_tokens(table: pa.Table, ids: Ids) -> pa.Table:
 
 
 def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGroupError:
-    """What to say of a row group that is not what was written."""
+    """Return the error for a row group that is not what was written."""
     first = file.record.rows_before(row_group.group)
     return CorruptRowGroupError(
         f"{file.name}: row group {row_group.group} cannot be read, rows {first} to "
@@ -197,7 +197,7 @@ def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGro
 
 
 def patience_of(config: LoaderConfig) -> Patience:
-    """How long the config waits for a storage."""
+    """Return the retry policy that the config asks for."""
     return Patience(config.read_attempts, config.read_timeout)
 
 

@@ -1,4 +1,4 @@
-"""Which row comes when: a pure function of (row groups, seed, global row index)."""
+"""Order of rows: a pure function of (row groups, seed, global row index)."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -92,7 +92,7 @@ class RowOrder:
         return (self[index] for index in range(first, stop))
 
     def _plan_epoch(self, epoch: int) -> tuple[Pieces, NDArray[np.int64]]:
-        """What an epoch takes of which row group, and the offset at which each window starts."""
+        """Return the rows that an epoch takes of each row group, and the offset of each window."""
         pieces = self._file_order(epoch)
         if self.shuffle:
             seed = derive_seed(self.seed, "row groups", epoch)
@@ -101,7 +101,7 @@ class RowOrder:
         return pieces, starts
 
     def _file_order(self, epoch: int) -> Pieces:
-        """What an epoch takes of each row group, before the shuffle."""
+        """Return the rows that an epoch takes of each row group, before the shuffle."""
         if self.dataset_rows is None:
             return Pieces(np.arange(len(self._sizes)), np.zeros_like(self._sizes), self._sizes)
         datasets = self.row_groups.dataset

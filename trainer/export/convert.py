@@ -142,7 +142,7 @@ def run_config(run: Path, model: Path | None) -> TrainConfig:
 def write_adapter(
     config: TrainConfig, lora: LoraConfig | None, tensors: CheckpointTensors, output: Path
 ) -> None:
-    """What training itself would have exported, bit by bit.
+    """Write the same adapter, bit by bit, that training itself would have exported.
 
     Raises:
         CheckpointError: adapters took over weights, and the checkpoint does not hold how they did.

@@ -1,4 +1,4 @@
-"""Where adapters sit, in PEFT's terms, and what full fine-tuning trains."""
+"""Targets of adapters, in PEFT's terms, and the weights that full fine-tuning trains."""
 
 import re
 import warnings
@@ -49,9 +49,10 @@ def lora_config(
 
 
 def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
-    """What gets adapters. In a mixture "all-linear" leaves the MLPs out, fused experts or not: PEFT
-    cannot tell their names from those of experts as they were stored once. Beside `layers`, PEFT
-    wants names.
+    """Return the modules that get adapters.
+
+    In a mixture "all-linear" leaves the MLPs out, fused experts or not: PEFT cannot tell their
+    names from those of experts as they were stored once. Beside `layers`, PEFT wants names.
     """
     mixture = any(True for _ in fused_experts(model))
     if adapter.target_modules != "all-linear" or not (mixture or adapter.layers):

@@ -1,4 +1,4 @@
-"""What a model takes from a batch: tensors on its device, positions and masks of documents."""
+"""Device tensors that a model makes of a batch: positions and masks of documents."""
 
 from collections.abc import Sequence
 

@@ -28,7 +28,7 @@ GROUPED = {"enable_gqa": True} if "enable_gqa" in _NAMES else {}
 
 
 def fits(model_config: Any) -> bool:
-    """Whether the kernels can do the model's attention; others are given a mask."""
+    """Return whether the kernels support the model's attention; other models are given a mask."""
     head_size = getattr(model_config, "head_dim", None) or (
         model_config.hidden_size // model_config.num_attention_heads
     )

@@ -24,14 +24,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class PairLosses:
-    """Of n pairs, each [n]."""
+    """Losses and rewards of n pairs, each [n]."""
 
     loss: Tensor
     chosen_reward: Tensor
     rejected_reward: Tensor
 
     def detach(self) -> "PairLosses":
-        """Without gradient."""
+        """Return the values without gradient."""
         values = (self.loss, self.chosen_reward, self.rejected_reward)
         return PairLosses(*(value.detach() for value in values))
 
@@ -145,7 +145,7 @@ def adjusted_losses(losses: Tensor, objective: ObjectiveConfig) -> Tensor:
 
 
 def logit_factor(objective: ObjectiveConfig) -> float:
-    """What the logits are multiplied by for the loss that is adjusted."""
+    """Return the factor that multiplies the logits in the adjusted loss."""
     if objective.kind != "focal_star":
         return 1.0
     assert objective.gamma is not None

@@ -156,7 +156,7 @@ FOUR_BIT = (
 
 
 def companions(name: str, files: Container[str]) -> dict[str, str]:
-    """What belongs to a stored weight: name in bitsandbytes' terms -> name in the files.
+    """Return the tensors of a stored weight: name in bitsandbytes' terms -> name in the files.
 
     Empty for weights that are not quantised.
     """

@@ -18,7 +18,7 @@ from headrace.trainer.model.device import to_device
 
 @dataclass(frozen=True)
 class RouterLossSettings:
-    """How the loss of each layer enters the whole."""
+    """Weights with which the loss of each layer enters the whole."""
 
     router: Router
     coefficient: float  # of the mean over layers, beside the loss of the tokens

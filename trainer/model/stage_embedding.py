@@ -36,7 +36,7 @@ class StageEmbedding:
 
     @property
     def device(self) -> torch.device:
-        """Where rows are looked up, and ids are best kept."""
+        """Return the device on which rows are looked up, and ids are best kept."""
         return next(self.module.parameters(), torch.empty(0)).device
 
     def embed(self, ids: Tensor, micro_batch: MicroBatch | None, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ SHOWN_ROWS = 3
 def judge(
     config: AnomalyConfig, norm: float, loss: float | None, recent_losses: Sequence[float]
 ) -> Anomaly | None:
-    """Whether a step may be taken as it is; the same answer at every rank.
+    """Return the anomaly of a step, if there is one; the same answer at every rank.
 
     Args:
         norm: of the whole gradient, before clipping.
@@ -74,6 +74,6 @@ def deal_with(
 
 
 def name_rows(rows: Sequence[PlacedRow]) -> str:
-    """How many rows, and the first ones by source and key."""
+    """Return the number of rows, and the first ones by source and key."""
     first = ", ".join(f"{row.source} {row.row_key}" for row in rows[:SHOWN_ROWS])
     return f"{len(rows)} rows, first {first}"

@@ -53,7 +53,7 @@ def train(
 
 @dataclass(frozen=True)
 class TakenStep:
-    """What this rank knows of a step that it has just taken."""
+    """Record of a step that this rank has just taken."""
 
     inputs: StepInputs
     lr: float
@@ -154,7 +154,7 @@ class Loop:
         return TakenStep(inputs, lr, losses, outcome, answers, data_seconds)
 
     def report_of(self, taken: TakenStep) -> Report:
-        """What this rank will tell the others."""
+        """Return this rank's report to the others."""
         wishes, engine = self.requests.poll(), self.session.engine
         return Report(
             losses=taken.losses,
@@ -172,7 +172,7 @@ class Loop:
         )
 
     def facts_of(self, taken: TakenStep, before: RunState, seconds: float) -> StepFacts:
-        """What every rank knows of the step by itself."""
+        """Return the facts of a step that every rank knows by itself."""
         processes = self.layout.stages * self.layout.replicas
         return StepFacts(
             step=self.state.step,

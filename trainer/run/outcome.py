@@ -8,7 +8,7 @@ from headrace.trainer.run.regularizers import ProductNorms
 
 @dataclass(frozen=True)
 class Anomaly:
-    """What is wrong with a step, and what follows."""
+    """Problem of a step, and the policy that decides what follows."""
 
     what: str
     policy: Literal["continue", "skip", "stop"]
@@ -16,7 +16,7 @@ class Anomaly:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step ended: the gradient's norm before clipping, and what was wrong, if anything."""
+    """Outcome of a step: the gradient's norm before clipping, and an anomaly, if any."""
 
     norm: float
     anomaly: Anomaly | None
@@ -24,5 +24,5 @@ class Outcome:
 
     @property
     def is_taken(self) -> bool:
-        """Whether the weights are updated."""
+        """Return whether the weights are updated."""
         return self.anomaly is None or self.anomaly.policy == "continue"

@@ -1,4 +1,4 @@
-"""What a run writes down, and how a step reads on the console."""
+"""Records that a run writes, and the console line of a step."""
 
 import logging
 import math
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_steps(steps: Sequence[DoneStep], session: Session, state: RunState) -> None:
-    """To the files and the console, at the first rank."""
+    """Write steps to the files and the console, at the first rank."""
     if session.log is None:
         return
     for step in steps:
@@ -93,7 +93,7 @@ def run_evaluation(session: Session, layout: Layout, state: RunState) -> RunStat
 
 
 def ending(cadence: Cadence, state: RunState) -> str:
-    """What is worth saying about the end of a run."""
+    """Describe the end of a run."""
     early = f" early, after step {state.step}" if cadence.is_out_of_patience(state) else ""
     if state.best_loss is None:
         return early

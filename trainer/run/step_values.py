@@ -1,4 +1,4 @@
-"""What a stage's micro-batches gave beside gradients, brought to the host while it goes on."""
+"""Values of a stage's micro-batches beside gradients, copied to the host while it goes on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TokenValues:
-    """Of the last stage's m micro-batches, each [m, b, s]."""
+    """Values of the last stage's m micro-batches, each [m, b, s]."""
 
     losses: Values  # cross-entropy in nats, 0 where a token has no label
     adjusted: Values | None = None  # what is minimised in its place
@@ -47,7 +47,7 @@ class StepValues:
         self._router = HostCopy(torch.stack(list(router_losses))) if router_losses else None
 
     def tokens(self) -> TokenValues:
-        """On the last stage."""
+        """Return the values of tokens, on the last stage."""
         assert self._tokens is not None
         return TokenValues(**dict(zip(self._kinds, self._tokens.get(), strict=True)))
 
@@ -58,12 +58,12 @@ class StepValues:
         return rows
 
     def router_losses(self) -> list[float]:
-        """Of the micro-batches; none on stages without routers."""
+        """Return the losses of the micro-batches; none on stages without routers."""
         return [] if self._router is None else self._router.get().tolist()
 
 
 def token_values(output: StageOutput) -> dict[str, Tensor]:
-    """What there is of a micro-batch, by the names in `TokenValues`; each [b, s] float32."""
+    """Return a micro-batch's values, by the names in `TokenValues`; each [b, s] float32."""
     assert output.token_losses is not None
     values = {"losses": output.token_losses}
     if output.adjusted_losses is not None:

@@ -43,7 +43,7 @@ def finish_step(config: TrainConfig, session: Session, layout: Layout, state: Ru
 
 
 def hold_back(config: TrainConfig, built: BuiltStage, rate: float) -> ProductNorms | None:
-    """What follows a step: decay and limits of adapters.
+    """Apply the decay and limits of adapters that follow a step.
 
     Args:
         rate: the learning rate of the step.
