@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from headrace.dataprep.blocks import count_tokens
 from headrace.dataprep.row_choice import permute_keys
 from headrace.dataprep.row_limits import row_tokens
+from headrace.dataprep.row_tables import count_tokens
 from headrace.dataprep.runs import Spool
 from headrace.dataprep.shard_writer import Target, count_trained
 from headrace.dataprep.workspace import read_marker, rows_path, write_marker

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from headrace.dataprep.blocks import sort_rows
 from headrace.dataprep.row_choice import RowCuts, ranks
+from headrace.dataprep.row_tables import sort_rows
 from headrace.dataprep.workspace import Workspace, rows_path, work_folder
 
 KEYS = 1 << 64

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headrace.dataprep.blocks import count_tokens, sides
 from headrace.dataprep.fast_tokenizer import close_tokenizers
+from headrace.dataprep.row_tables import count_tokens, sides
 from headrace.dataprep.runs import ALL_KEYS, Runs, cut_keys, parts_of
 from headrace.dataprep.workspace import Workspace, read_marker, write_marker
 from headrace.schemas.fingerprint import file_sha256, fingerprint

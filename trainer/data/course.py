@@ -13,8 +13,8 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.data_plan import DataPlan, plan_data
 from headrace.trainer.data.inputs import Inputs, manifest_of
 from headrace.trainer.data.mixed_order import MixedOrder
-from headrace.trainer.data.row_order import RowAddress, RowOrder
-from headrace.trainer.data.shard_reader import list_row_groups
+from headrace.trainer.data.row_groups import RowAddress, list_row_groups
+from headrace.trainer.data.row_order import RowOrder
 
 DATASET_SETTINGS = {"path", "weight", "repeats", "max_tokens"}
 

@@ -7,7 +7,8 @@ from heapq import heappop, heappush
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.trainer.data.row_order import RowAddress, RowOrder
+from headrace.trainer.data.row_groups import RowAddress
+from headrace.trainer.data.row_order import RowOrder
 
 LARGEST_PERIOD = 1 << 16  # rows; the smallest share is one row of it
 EXACT = 1e-9  # relative error below which a share counts as met

@@ -16,9 +16,10 @@ from headrace.trainer.data.decoded_rows import Decoded, RowFacts
 from headrace.trainer.data.mixed_order import MixedOrder
 from headrace.trainer.data.placed_rows import PlacedRow
 from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
 from headrace.trainer.data.row_packer import Looked, Places, RowPacker, SingleRows
-from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.data.shard_reader import ShardReader
 
 T = TypeVar("T")
 

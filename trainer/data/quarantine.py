@@ -13,7 +13,7 @@ from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.run_state import QuarantineRecord
 from headrace.trainer.data.row_group_source import CorruptRowGroupError, RowGroupSource
-from headrace.trainer.data.row_order import RowGroup, keyed_permutation
+from headrace.trainer.data.row_groups import RowGroup, keyed_permutation
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from headrace.schemas.shard_rows import read_row_group
 from headrace.trainer.data.decoded_rows import DecodedRows, ListColumn
 from headrace.trainer.data.retries import Patience
 from headrace.trainer.data.row_group_cache import RowGroupCache
-from headrace.trainer.data.row_order import RowGroup
+from headrace.trainer.data.row_groups import RowGroup
 from headrace.trainer.data.storage import Storage, open_storage
 from headrace.trainer.data.token_pages import Ids, read_tokens
 

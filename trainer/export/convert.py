@@ -12,13 +12,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError, ConfigError
-from headrace.schemas.recorded_config import without_defaults
 from headrace.schemas.run_state import (
     CHECKPOINTS_FOLDER,
     checkpoint_name,
     published_checkpoints,
     read_run_state,
 )
+from headrace.schemas.toml_config import without_defaults
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.export.export import (
     finish_adapter,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from headrace.trainer.data.batch import document_mask
+from headrace.trainer.model.device import document_mask
 
 
 def attention_masks(

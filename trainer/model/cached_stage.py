@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.attention_mask import additive_mask
+from headrace.trainer.model.device import to_device
 from headrace.trainer.model.layer_functions import run_layer
 from headrace.trainer.model.rotary_tables import rotary_tables
 from headrace.trainer.model.stage import Stage

@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from headrace.trainer.data.batch import to_device
+from headrace.trainer.model.device import to_device
 
 NAME = "headrace_documents"
 KEYWORD = "document_bounds"  # of the decoder layers; they hand it on to their attention

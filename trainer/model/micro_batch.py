@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from headrace.kernels.token_statistics import TokenStatistics
-from headrace.trainer.model.pair_objectives import PairLosses
+from headrace.trainer.model.objectives import PairLosses
 
 
 @dataclass(frozen=True)

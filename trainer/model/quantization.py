@@ -19,8 +19,7 @@ from headrace.trainer.model.quantized_modules import (
     QuantizedLinear,
 )
 from headrace.trainer.model.quantized_weight import QuantizedWeight
-from headrace.trainer.model.quantizers import check_hqq_shape, quantize
-from headrace.trainer.model.stored_quantization import companions
+from headrace.trainer.model.quantizers import check_hqq_shape, companions, quantize
 from headrace.trainer.model.weight_index import stored_tensors
 
 FULL_BITS = 32.0  # of a scale

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.architecture import Router
+from headrace.trainer.model.device import to_device
 
 
 @dataclass(frozen=True)

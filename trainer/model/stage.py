@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.objective_config import ObjectiveConfig
-from headrace.trainer.data.batch import position_ids, to_device
 from headrace.trainer.model.activation_offload import ActivationOffload
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.attention_mask import attention_masks
 from headrace.trainer.model.control_adapter import CONTROL
+from headrace.trainer.model.device import position_ids, to_device
 from headrace.trainer.model.document_attention import KEYWORD, document_bounds
 from headrace.trainer.model.layer_functions import LayerFunctions, run_layer, run_layer_again
 from headrace.trainer.model.micro_batch import MicroBatch, StageOutput

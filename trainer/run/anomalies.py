@@ -4,10 +4,8 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 from headrace.schemas.errors import TrainingError
 from headrace.schemas.run_config import AnomalyConfig
@@ -15,34 +13,12 @@ from headrace.schemas.run_state import RunState
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.placed_rows import PlacedRow
 from headrace.trainer.distributed import Layout, gather_objects
-from headrace.trainer.run.regularizers import ProductNorms
+from headrace.trainer.run.outcome import Anomaly, Outcome
 
 logger = logging.getLogger(__name__)
 
 ANOMALIES_NAME = "anomalies.jsonl"
 SHOWN_ROWS = 3
-
-
-@dataclass(frozen=True)
-class Anomaly:
-    """Problem of a step, and the policy that decides what follows."""
-
-    what: str
-    policy: Literal["continue", "skip", "stop"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Outcome of a step: the gradient's norm before clipping, and an anomaly, if any."""
-
-    norm: float
-    anomaly: Anomaly | None
-    norms: ProductNorms | None = None  # of adapters, where they are limited
-
-    @property
-    def is_taken(self) -> bool:
-        """Return whether the weights are updated."""
-        return self.anomaly is None or self.anomaly.policy == "continue"
 
 
 def judge(

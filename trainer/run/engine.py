@@ -25,14 +25,14 @@ from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import Tensor, nn
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.distributed import Layout
+from headrace.trainer.model.device import to_device
 from headrace.trainer.model.head_loss import vocabulary
 from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.model.stage import Stage
-from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.metrics import RowLoss
+from headrace.trainer.run.outcome import Outcome
 from headrace.trainer.run.row_losses import losses_of
 from headrace.trainer.run.step_values import StepValues, sample_of
 from headrace.trainer.run.timeline import Timeline

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.sampling_config import RejectedSamplingConfig
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.cached_stage import CachedStage
+from headrace.trainer.model.device import to_device
 from headrace.trainer.model.stage import Stage
 from headrace.trainer.model.token_sampler import choose, signed
 from headrace.trainer.run.pipeline_links import Links

@@ -10,11 +10,12 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.distributed import Layout
-from headrace.trainer.run.anomalies import Outcome, deal_with
+from headrace.trainer.run.anomalies import deal_with
 from headrace.trainer.run.cadence import Cadence, Stopwatch, Timer, is_multiple
 from headrace.trainer.run.interval import Interval
 from headrace.trainer.run.metrics import RowLoss
 from headrace.trainer.run.optimizer import set_learning_rate
+from headrace.trainer.run.outcome import Outcome
 from headrace.trainer.run.records import (
     ending,
     note_quarantined,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.model.micro_batch import StageOutput
-from headrace.trainer.run.host_copy import HostCopy
 from headrace.trainer.run.token_summary import TokenSample
 
 Values = NDArray[np.float32]
@@ -91,3 +91,21 @@ def sample_of(tokens: TokenValues, inputs: StepInputs, vocabulary: int) -> Token
         tokens.hidden_norms[trained],
         vocabulary,
     )
+
+
+class HostCopy:
+    """Begins to copy a tensor; `get` waits for that copy and nothing that was queued after it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._values = tensor.detach().to("cpu", non_blocking=True)  # to pinned memory
+        self._done = None
+        if tensor.is_cuda:
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def get(self) -> NDArray[Any]:
+        """The values, once they are there."""
+        if self._done is not None:
+            self._done.synchronize()
+        values: NDArray[Any] = self._values.numpy()
+        return values
