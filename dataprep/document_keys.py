@@ -31,7 +31,7 @@ def check_library(config: DeduplicateConfig) -> None:
 
 
 def algorithm(config: DeduplicateConfig) -> int:
-    """What else than the config decides near keys: the version of the library's algorithm."""
+    """Return the version of the library's algorithm, which decides near keys beside the config."""
     if not config.near:
         return 0
     from rensa import RMinHash
@@ -64,7 +64,7 @@ def normalise(content: str | bytes) -> bytes:
 
 
 def near_keys(config: DeduplicateConfig, texts: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """For each text one key for each band of its MinHash.
+    """Yield for each text one key for each band of its MinHash.
 
     Two texts of Jaccard similarity s share a key with probability 1 - (1 - s^rows)^bands
     (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4).

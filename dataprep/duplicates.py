@@ -35,7 +35,7 @@ DUPLICATE = np.dtype([("task", "<u4"), ("document", "<u4"), ("kind", "u1")])
 
 
 class EncodedTask(BaseModel):
-    """What a tokenised task counted."""
+    """Counts of a tokenized task."""
 
     documents: int
     tokens: int
@@ -116,7 +116,7 @@ def find_keys(job: Job, first: int, documents: list[Encoded]) -> Keys:
 
 
 def describe_corpus(job: Job, tasks: list[Task], encoded: list[EncodedTask]) -> Corpus:
-    """All documents together: what decides the duplicates, and in how many parts to search."""
+    """Describe all documents together: the key of the duplicates, and the number of parts."""
     task_keys = [job.task_key(task) for task in tasks]
     parts = max(1, -(-sum(task.keys for task in encoded) // KEYS_IN_PART))
     key = fingerprint([task_keys, algorithm(job.config.deduplicate)])
@@ -124,7 +124,7 @@ def describe_corpus(job: Job, tasks: list[Task], encoded: list[EncodedTask]) -> 
 
 
 def finished_part(job: Job, part: int) -> "Found | None":
-    """What an earlier run found in one part, or None."""
+    """Return the duplicates that an earlier run found in one part, or None."""
     return read_marker(job.output, part_name(part), part_key(job), Found)
 
 
@@ -140,7 +140,7 @@ def part_name(part: int) -> str:
 
 
 def part_key(job: Job) -> str:
-    """What the duplicates depend on."""
+    """Return the key of the work that finds duplicates."""
     assert job.corpus is not None
     return fingerprint([job.corpus.key, job.corpus.parts])
 
@@ -168,7 +168,7 @@ def gather(output: Path, task: int, low: int, high: int) -> Keys:
 
 
 def place(values: npt.NDArray[np.unsignedinteger], value: int) -> int:
-    """Where a value belongs in sorted ones, without reading them all."""
+    """Return the index of a value in sorted ones, without reading them all."""
     return bisect.bisect_left(range(len(values)), value, key=lambda index: int(values[index]))
 
 

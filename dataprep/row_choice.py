@@ -1,4 +1,4 @@
-"""Which rows of finished tasks stay where there are limits: those with the lowest ranks."""
+"""Choice of the rows of finished tasks that stay under limits: those with the lowest ranks."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def ranks(keys: Keys, seed: int) -> Keys:
 
 @dataclass(frozen=True)
 class RowCuts:
-    """For tasks up to each number of `ends`, the rank of `tops` from which on rows are left out."""
+    """Limits on ranks: in tasks up to each of `ends`, rows of ranks from `tops` on are dropped."""
 
     seed: int
     ends: tuple[int, ...] = ()

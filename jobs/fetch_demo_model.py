@@ -56,7 +56,7 @@ def fetch(output: Path = DEFAULT_OUTPUT) -> bool:
 
 
 def is_complete(output: Path) -> bool:
-    """Whether every file that the trainer and the data preparation read is there."""
+    """Return whether every file that the trainer and the data preparation read is there."""
     return all((output / name).is_file() for name in NEEDED_FILES)
 
 

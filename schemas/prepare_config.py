@@ -129,7 +129,7 @@ class PrepareConfig(Config):
 
     @property
     def kind(self) -> Kind:
-        """What all its rows are."""
+        """Return the kind of row that all sources give."""
         return self.sources[0].kind
 
     @model_validator(mode="before")
@@ -236,7 +236,7 @@ class PrepareConfig(Config):
 
 
 def holds_pairs(sources: Any) -> bool:
-    """Whether the first of some unchecked sources gives pairs."""
+    """Return whether the first of some unchecked sources gives pairs."""
     first = sources[0] if isinstance(sources, list) and sources else None
     if not isinstance(first, dict):
         return False

@@ -1,4 +1,4 @@
-"""How frozen weights are held: `[quantization]`."""
+"""The `[quantization]` table: the format in which frozen weights are held."""
 
 from importlib.util import find_spec
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""When `headrace train` evaluates, saves, stops and records: tables named after these nouns."""
+"""The tables that say when `headrace train` evaluates, saves, stops and records."""
 
 from typing import Literal
 
@@ -87,7 +87,7 @@ class AnomalyConfig(Config):
 
     @property
     def losses_kept(self) -> int:
-        """How many losses a run must remember."""
+        """Return the number of past losses that a run must remember."""
         return self.spike_window if self.spike_factor is not None else 0
 
 

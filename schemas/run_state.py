@@ -70,7 +70,7 @@ class DataSegment(BaseModel):
 
 
 class RunState(BaseModel):
-    """All there is to resume from, beside the tensors.
+    """State that a run resumes from, beside the tensors.
 
     Row order, initial adapter and dropout are pure functions of the seed and the position, so
     `seed`, `step`, `next_row` and `waiting` are the whole random state.

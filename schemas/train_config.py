@@ -186,13 +186,13 @@ class TrainConfig(Config):
 
     @property
     def parts(self) -> int:
-        """Of the model: one for each stage, or chunk of a stage."""
+        """Return the number of parts of the model: one for each stage, or each chunk of a stage."""
         chunks = self.stage_chunks if self.schedule == "interleaved" else 1
         return self.pipeline_stages * chunks
 
     @property
     def places(self) -> int:
-        """Of a micro-batch: one for each row, two for a pair."""
+        """Return the number of sequences in a micro-batch: one for each row, two for a pair."""
         return self.micro_batch_size * (2 if self.objective.of_pairs else 1)
 
     def evaluation_names(self) -> list[str]:

@@ -13,9 +13,8 @@ from headrace.schemas.config_errors import table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.recorded_config import without_defaults
 from headrace.schemas.source_config import SourceConfig
-from headrace.schemas.toml_config import Config, load_config
+from headrace.schemas.toml_config import Config, load_config, without_defaults
 from headrace.schemas.train_config import TrainConfig
 
 STRICT = Config.model_config

@@ -142,7 +142,7 @@ class Llama2Chat:
         return one_sample(self.brackets(ids, total), trained, cut)
 
     def brackets(self, ids: list[int], total: int) -> list[int]:
-        """With Llama 2's vocabulary, `[` is written as at the start of a word."""
+        """Write inner `[` as at the start of a word, where the vocabulary is Llama 2's."""
         tokenizer = open_tokenizer(self.rules.spec, True)
         if any(tokenizer.id_to_token(token) != text for token, text in LLAMA2_BRACKETS):
             return ids

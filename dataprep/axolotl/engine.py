@@ -135,7 +135,7 @@ def check_type(kind: str | CustomType, handlers: dict[str, Any]) -> None:
 
 
 def exists(module: str) -> bool:
-    """Whether Axolotl has a strategy module of that name."""
+    """Return whether Axolotl has a strategy module of that name."""
     try:
         return find_spec(f"{STRATEGIES}.{module}") is not None
     except ModuleNotFoundError:

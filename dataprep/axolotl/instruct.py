@@ -45,7 +45,7 @@ class Instruct:
         return plan_answer(self.rules, self.prompt(row), text, self.kind.ends)
 
     def prompt(self, row: Row) -> str:
-        """All that comes before the answer."""
+        """Return the text before the answer."""
         extra = self.extra(row)
         instruction = fill(self.kind.instruction, row)
         if self.kind.system_column:

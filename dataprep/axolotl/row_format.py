@@ -61,7 +61,7 @@ class AxolotlFormat:
             raise DataError(f"{record.place.file}:{record.place.number()}: {error}") from None
 
     def tokenise(self, texts: list[str]) -> list[Located]:
-        """All texts in one call; special tokens that are written out in them count as such."""
+        """Tokenize all texts in one call; special tokens that are written out in them count."""
         if self.strategy.located:
             return encode_located(self.spec, texts)
         nowhere = np.empty(0, np.int32)
@@ -102,7 +102,7 @@ class AxolotlFormat:
 
 
 class RowChoice:
-    """Which rows of a source are taken: a range of them, or a share by their content."""
+    """Choice of the rows of a source: a range of them, or a share by their content."""
 
     def __init__(self, options: AxolotlConfig, seed: int) -> None:
         self.ranges = options.row_ranges
@@ -112,7 +112,7 @@ class RowChoice:
         self.seed = seed
 
     def takes(self, record: Record) -> bool:
-        """Whether a row is taken."""
+        """Return whether a row is taken."""
         if self.ranges is not None:
             start, end = self.ranges.get(record.place.file, (0, 0))
             if not start < record.place.number() <= end:

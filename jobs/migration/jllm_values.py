@@ -1,4 +1,4 @@
-"""What values of jllm become."""
+"""Converters of the values of jllm's flags."""
 
 from typing import Any
 

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
+from family_modes import lora, relative, with_adapters
 from runs import checkpoint_tensors, exact_metrics, read_metrics
-from test_adapter_modes import saved_model
-from test_families import lora, one_thread, relative, with_adapters  # noqa: F401
+from saved_parts import saved_model
 from tiny_families import (
     build,
     config_of,
@@ -25,6 +25,8 @@ from headrace.trainer.model import quantizers
 from headrace.trainer.model.adapters import base_name
 from headrace.trainer.model.model_builder import plan_model
 from headrace.trainer.model.quantized_modules import held_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NF4 = {"backend": "bnb", "double_quantization": True}
 HQQ = {"backend": "hqq"}

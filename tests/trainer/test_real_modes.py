@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from evaluation_losses import evaluation_loss
 from runs import STDLIB, make_shards, read_metrics, source
-from test_adapter import evaluation_loss
 
 from headrace.schemas.quantization_config import QuantizationConfig
 from headrace.trainer.model.quantizers import quantize

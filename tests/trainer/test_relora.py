@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
+from evaluation_losses import evaluation_loss
 from runs import STDLIB, checkpoint_tensors, exact_metrics, make_shards, read_metrics, source
-from test_adapter import evaluation_loss
 
 from headrace.schemas.optimizer_config import ReloraConfig
 from headrace.schemas.train_config import TrainConfig

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from headrace.trainer.data.row_order import RowGroup, RowGroups, RowOrder
+from headrace.trainer.data.row_groups import RowGroup, RowGroups
+from headrace.trainer.data.row_order import RowOrder
 
 ROWS, GROUP_ROWS, EPOCHS = 1_000_000, 1000, 3
 BINS = 100

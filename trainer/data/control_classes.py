@@ -1,4 +1,4 @@
-"""Which way control adapters push each token: by the class of its document."""
+"""Classes of documents, which decide the direction in which control adapters push each token."""
 
 from collections.abc import Sequence
 from dataclasses import replace

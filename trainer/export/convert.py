@@ -12,13 +12,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError, ConfigError
-from headrace.schemas.recorded_config import without_defaults
 from headrace.schemas.run_state import (
     CHECKPOINTS_FOLDER,
     checkpoint_name,
     published_checkpoints,
     read_run_state,
 )
+from headrace.schemas.toml_config import without_defaults
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.export.export import (
     finish_adapter,
@@ -142,7 +142,7 @@ def run_config(run: Path, model: Path | None) -> TrainConfig:
 def write_adapter(
     config: TrainConfig, lora: LoraConfig | None, tensors: CheckpointTensors, output: Path
 ) -> None:
-    """What training itself would have exported, bit by bit.
+    """Write the same adapter, bit by bit, that training itself would have exported.
 
     Raises:
         CheckpointError: adapters took over weights, and the checkpoint does not hold how they did.

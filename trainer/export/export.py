@@ -82,7 +82,7 @@ def export(
 def export_adapter(
     built: BuiltStage, layout: Layout, model: Path, directory: Path, dtype: torch.dtype
 ) -> None:
-    """All stages' adapters in one file of the first rank."""
+    """Write the adapters of all stages to one file, at the first rank."""
     parts = gather_at_first(adapter_tensors(built, dtype) if layout.replica == 0 else {}, layout)
     tensors = {name: value for part in parts for name, value in part.items()}
     width = max(gather_objects(built.width, layout.world_group))
@@ -146,7 +146,7 @@ def finish_control(
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """As PEFT writes them."""
+    """Save tensors with the metadata that PEFT writes."""
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -236,11 +236,11 @@ def stored_dtype(config: Any) -> torch.dtype:
 
 
 def saved_dtype(setting: str, auto: torch.dtype) -> torch.dtype:
-    """What `checkpoint.save_dtype` says, or `auto`."""
+    """Return the dtype that `checkpoint.save_dtype` names, or `auto`."""
     chosen: torch.dtype = auto if setting == "auto" else getattr(torch, setting)
     return chosen
 
 
 def is_tied_head(built: BuiltStage, name: str) -> bool:
-    """Whether a module is a head that the embedding's file entry stands for."""
+    """Return whether a module is a head whose weight is saved as the embedding's."""
     return built.architecture.tied and name == built.architecture.family.head

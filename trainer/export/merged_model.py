@@ -107,7 +107,7 @@ def stored_size(module: nn.Module, dtype: torch.dtype) -> int:
 
 
 def belongs_to_adapter(slot: Slot) -> bool:
-    """Whether the adapter's file holds this parameter."""
+    """Return whether the adapter's file holds this parameter."""
     return is_adapter(slot.name) or ".modules_to_save." in slot.name
 
 

@@ -87,12 +87,12 @@ def is_wide(base: nn.Module) -> bool:
 
 
 def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the faster parts run here."""
+    """Return whether the Triton kernels and compiled layers are used on this device."""
     return config.kernels != "torch" and device.type == "cuda"
 
 
 def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
-    """Whether the documents' bounds take the place of masks, on a GPU."""
+    """Return whether the documents' bounds take the place of masks, on a GPU."""
     fits = architecture.attention == "sdpa" and document_attention.fits(architecture.config)
     return fits and dtype != torch.float32 and architecture.config.model_type in KNOWN
 

@@ -1,4 +1,4 @@
-"""Where adapters sit, in PEFT's terms, and what full fine-tuning trains."""
+"""Targets of adapters, in PEFT's terms, and the weights that full fine-tuning trains."""
 
 import difflib
 import logging

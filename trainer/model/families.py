@@ -81,7 +81,7 @@ TEXT_PART_OF = ("gemma3", "mistral3")
 
 
 def supported_families() -> str:
-    """For messages."""
+    """List the names of the families, separated by commas, for messages."""
     return ", ".join(sorted([*FAMILIES, *(f"{name} (text part)" for name in TEXT_PART_OF)]))
 
 

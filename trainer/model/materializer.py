@@ -31,7 +31,7 @@ from headrace.trainer.model.weight_source import WeightSource
 
 @dataclass(frozen=True)
 class Filled:
-    """What `Materializer.fill` made."""
+    """Result of `Materializer.fill`."""
 
     trained: list[TrainedParameter]
     tied_head: nn.Parameter | None  # a trained head over the memory of its stage's embedding
@@ -242,7 +242,7 @@ class Materializer:
         return base_name(slot.name) == self.head_name
 
     def _is_copy(self, slot: Slot) -> bool:
-        """Whether PEFT trains a copy of a whole module there, apart from everything else."""
+        """Return whether PEFT trains a copy of a whole module there, apart from everything else."""
         return ".modules_to_save." in slot.name
 
     def _trained(self, slot: Slot, parameter: nn.Parameter | None) -> TrainedParameter:

@@ -1,4 +1,4 @@
-"""What a stage's memory will hold at its peak, from shapes alone."""
+"""Model of a stage's peak memory, computed from shapes alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,7 +125,7 @@ def moments(optimizer: str) -> float:
 def parts_of_stage(
     config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int
 ) -> list[PartSize]:
-    """What one stage holds in all its chunks."""
+    """List the parts of the model that one stage holds in all its chunks."""
     numbers = range(stage, config.parts, config.pipeline_stages)
     return [
         part
@@ -135,7 +135,7 @@ def parts_of_stage(
 
 
 def in_flight(config: TrainConfig, stage: int, sizes: Sequence[float]) -> float:
-    """What a stage holds for backward passes, of which one through each chunk needs `sizes`."""
+    """Return the activations that a stage holds for backward passes, each of `sizes` by chunk."""
     stages, micro_batches = config.pipeline_stages, config.gradient_accumulation_steps
     if config.schedule == "interleaved":
         return most_held(stage, stages, micro_batches, sizes)

@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def prefix(self) -> str:
-        """Of the model's own names in the wrapped one."""
+        """Return the prefix that PEFT puts before the model's own names."""
         return PEFT_PREFIX if self.lora is not None else ""
 
 

@@ -1,4 +1,4 @@
-"""Which weights are held quantised, and how."""
+"""Selection of the weights to hold quantized, and their formats."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,7 @@ from headrace.trainer.model.quantized_modules import (
     QuantizedLinear,
 )
 from headrace.trainer.model.quantized_weight import QuantizedWeight
-from headrace.trainer.model.quantizers import check_hqq_shape, quantize
-from headrace.trainer.model.stored_quantization import companions
+from headrace.trainer.model.quantizers import check_hqq_shape, companions, quantize
 from headrace.trainer.model.weight_index import stored_tensors
 
 FULL_BITS = 32.0  # of a scale
@@ -32,7 +31,7 @@ LINEAR_TYPES = ("Linear", "FalconLinear")  # the second is nn.Linear in another 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a model's frozen weights are quantised.
+    """Rules by which a model's frozen weights are quantized.
 
     `stored` names the weights that the model's files hold quantised; None: quantise at loading.
     """
@@ -41,7 +40,7 @@ class Quantization:
     stored: frozenset[str] | None = None
 
     def wants(self, name: str, module: nn.Linear) -> bool:
-        """Whether a linear layer, of this name in the model without adapters, is quantised."""
+        """Return whether a linear layer of this name, without adapters, is quantized."""
         if self.stored is not None:
             return f"{name}.weight" in self.stored
         skipped = any(part in name for part in self.config.skip_modules)
@@ -58,7 +57,7 @@ class Quantization:
         return dtype if wished == "auto" else getattr(torch, wished)
 
     def bits(self, name: str, shape: torch.Size) -> float:
-        """What a weight takes, its share of scales included.
+        """Return the bits that a weight takes, its share of scales included.
 
         Raises:
             ConfigError: settings that do not go with its shape.
@@ -79,7 +78,7 @@ class Quantization:
 def plan_quantization(
     config: TrainConfig, architecture: Architecture, directory: Path, plain: nn.Module
 ) -> Quantization | None:
-    """What the config asks for, or what the model's files hold.
+    """Return the quantization that the config asks for, or that the model's files have.
 
     Raises:
         ConfigError: both, a library that is missing, or training that needs the weights themselves.
@@ -169,7 +168,7 @@ def install_holders(
 
 
 def _holder_of_table(module: nn.Module, name: str) -> Holder:
-    """For an embedding, or the head that is tied to it."""
+    """Return the quantizable module for an embedding, or the head that is tied to it."""
     if isinstance(module, nn.Linear):
         return _holder_of_linear(module, name, None)
     scaled = type(module) is nn.Embedding or hasattr(module, "scalar_embed_scale")

@@ -39,7 +39,7 @@ class Holder(nn.Module):
         self.compute_dtype = dtype
 
     def held(self, attribute: str) -> list[QuantizedWeight] | None:
-        """What replaces a parameter, if something does."""
+        """Return the quantized weights that replace a parameter, or None."""
         found = self._modules.get(f"quantized_{attribute}")
         if not isinstance(found, nn.ModuleList):
             return None
@@ -137,7 +137,7 @@ class QuantizedExperts(Holder):
         weights: Tensor,
         adapters: Mapping[str, ExpertAdapter],
     ) -> Tensor:
-        """As `forward`, with adapters on the matrices that they are named by."""
+        """Run as `forward` does, with adapters on the matrices that they are named by."""
         total = torch.zeros_like(hidden)
         for expert in chosen.unique().tolist():
             if expert == self.num_experts:
@@ -194,7 +194,7 @@ class AdaptedExperts(nn.Module):
         weights: Tensor,
         adapters: Mapping[str, ExpertAdapter],
     ) -> Tensor:
-        """As the experts' own."""
+        """Add this adapter to the others, and run the experts below."""
         mine = {self.parameter_name: self._factors()}
         output: Tensor = self.base_layer.adapted(hidden, chosen, weights, {**adapters, **mine})
         return output
@@ -224,7 +224,7 @@ def swap_expert_adapters(module: nn.Module) -> None:
 
 
 def held_weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, list[QuantizedWeight]]]:
-    """All quantised weights below named modules, by the names that they have as parameters."""
+    """Yield all quantized weights below named modules, by their names as parameters."""
     for prefix, module in modules.items():
         for name, part in module.named_modules():
             if isinstance(part, Holder):

@@ -6,6 +6,7 @@ This is the only file that calls bitsandbytes and HQQ; read against bitsandbytes
 
 import logging
 import sys
+from collections.abc import Container
 from functools import cache
 from typing import Any
 
@@ -142,3 +143,23 @@ def check_hqq_shape(name: str, shape: torch.Size, bits: int, group_size: int, ax
             f"quantization: {name} has {rows} rows of groups, which {bits} bits pack by {words}; "
             "use another group_size or axis for it, or skip_modules"
         )
+
+
+FOUR_BIT = (
+    "absmax",
+    "quant_map",
+    "nested_absmax",
+    "nested_quant_map",
+    "quant_state.bitsandbytes__nf4",
+    "quant_state.bitsandbytes__fp4",
+)
+
+
+def companions(name: str, files: Container[str]) -> dict[str, str]:
+    """Return the tensors of a stored weight: name in bitsandbytes' terms -> name in the files.
+
+    Empty for weights that are not quantised.
+    """
+    found = {key: f"{name}.{key}" for key in FOUR_BIT if f"{name}.{key}" in files}
+    scales = f"{name.removesuffix('weight')}SCB"
+    return found | ({"SCB": scales} if scales in files else {})

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.architecture import Router
+from headrace.trainer.model.device import to_device
 
 # PEFT keeps a module that is trained in full beside its frozen original, which does not run
 REPLACED = re.compile(r"(^|\.)original_module(\.|$)")
@@ -22,7 +22,7 @@ REPLACED = re.compile(r"(^|\.)original_module(\.|$)")
 
 @dataclass(frozen=True)
 class RouterLossSettings:
-    """How the loss of each layer enters the whole."""
+    """Weights with which the loss of each layer enters the whole."""
 
     router: Router
     coefficient: float  # of the mean over layers, beside the loss of the tokens

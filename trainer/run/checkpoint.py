@@ -43,7 +43,7 @@ class CheckpointFolder:
             shutil.rmtree(path)
 
     def unfinished(self, step: int) -> Path:
-        """Where the files of a checkpoint lie until all of them are written."""
+        """Return the folder of a checkpoint's files until all of them are written."""
         return self.path / f".{checkpoint_name(step)}.tmp"
 
     def publish(self, state: RunState) -> Path:

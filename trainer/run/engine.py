@@ -25,14 +25,14 @@ from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import Tensor, nn
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.distributed import Layout
+from headrace.trainer.model.device import to_device
 from headrace.trainer.model.head_loss import vocabulary
 from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.model.stage import Stage
-from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.metrics import RowLoss
+from headrace.trainer.run.outcome import Outcome
 from headrace.trainer.run.row_losses import losses_of
 from headrace.trainer.run.step_values import StepValues, sample_of
 from headrace.trainer.run.timeline import Timeline
@@ -41,7 +41,7 @@ from headrace.trainer.run.token_summary import TokenSample
 
 @dataclass(frozen=True)
 class Made:
-    """What a forward pass has made, and is to be differentiated."""
+    """Tensors of a forward pass whose gradients the backward pass needs."""
 
     value: Tensor  # hidden states, or on the last stage the loss
     router_loss: Tensor | None  # that is not in the value yet
@@ -148,7 +148,7 @@ class StageEngine(PipelineEngine):
         return self._run(inputs, step_seed, trains=True, statistics=statistics), self._outcome
 
     def router_loss(self) -> float | None:
-        """Of the last run: this rank's part of the mean over layers, before its coefficient."""
+        """Return this rank's part of the last run's mean over layers, before its coefficient."""
         settings = self.chunks[0].router_loss
         if settings is None:
             return None
@@ -290,7 +290,7 @@ class StageEngine(PipelineEngine):
 
 
 def _as_pipeline_module(chunks: Sequence[Stage], layout: Layout) -> PipelineModule:
-    """What a stage holds is one DeepSpeed layer, so cutting, placing and running stays ours."""
+    """Wrap the chunks as one DeepSpeed layer, so that cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
     places[layout.stage] = nn.ModuleList(chunks)
     axes = {"data": layout.replicas, "pipe": layout.stages}

@@ -19,13 +19,13 @@ class Histogram:
 
     @classmethod
     def of(cls, values: ArrayLike) -> "Histogram":
-        """Of those that are finite."""
+        """Count the finite values."""
         values = np.asarray(values)
         counts, edges = np.histogram(values[np.isfinite(values)], bins=BINS)
         return cls(float(edges[0]), float(edges[-1]), counts.tolist())
 
     def as_tensorboard(self) -> dict[str, Any]:
-        """For `SummaryWriter.add_histogram_raw`; its sums are those of the bins' centres."""
+        """Return arguments of `add_histogram_raw`; its sums are of the bins' centers."""
         edges = np.linspace(self.low, self.high, len(self.counts) + 1)
         centres, counts = (edges[1:] + edges[:-1]) / 2, np.asarray(self.counts)
         return {

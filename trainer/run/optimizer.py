@@ -84,12 +84,12 @@ def make_optimizer(
 
 
 def is_decayed(item: TrainedParameter) -> bool:
-    """Not so norms, biases, and what control adapters keep in shape themselves."""
+    """Return whether weight decay applies: to matrices only, without those of control adapters."""
     return item.parameter.ndim > 1 and not is_control(item.name)
 
 
 def is_up(name: str) -> bool:
-    """Whether a parameter is the B of an adapter."""
+    """Return whether a parameter is the B of an adapter."""
     return any(part in f"{name}." for part in LORA_UP)
 
 

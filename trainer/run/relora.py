@@ -24,14 +24,14 @@ OPTIMIZERS: tuple[OptimizerType, ...] = ("adamw", "adam", "lion")
 
 
 def rate_factor(config: ReloraConfig, step: int) -> float:
-    """How much of the rate a step has, from 0: it rises in equal parts after each restart."""
+    """Return the factor of a step's learning rate, which rises linearly after each restart."""
     if config.every_steps is None or step < config.every_steps:
         return 1.0
     return min(1.0, (step % config.every_steps + 1) / max(1, config.warmup_steps))
 
 
 def is_due(config: ReloraConfig, steps_done: int, total_steps: int) -> bool:
-    """Whether a restart follows; not after the last step."""
+    """Return whether a restart follows; none does after the last step."""
     every = config.every_steps
     return every is not None and steps_done % every == 0 and steps_done < total_steps
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Written:
-    """What one rank has put into a checkpoint: file name -> SHA-256; or why it could not."""
+    """Files that one rank has put into a checkpoint: name -> SHA-256; or why it could not."""
 
     files: dict[str, str] = field(default_factory=dict)
     problem: str | None = None

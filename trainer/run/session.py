@@ -154,13 +154,13 @@ def build_engine(built: BuiltStage, config: TrainConfig, layout: Layout) -> Stag
 
 
 def open_log(config: TrainConfig, step: int) -> MetricsLog:
-    """Where the first rank writes, from a resume point on."""
+    """Open the metrics log of the first rank, from a resume point on."""
     run_directory = Path(config.output_dir)
     return MetricsLog(run_directory, step, open_reporters(config, run_directory))
 
 
 def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState:
-    """Before the first step."""
+    """Return the state of a new run."""
     return RunState(
         step=0,
         next_row=0,

@@ -54,7 +54,7 @@ class TokenSummary:
         return {name: value for name, value in vars(self).items() if isinstance(value, float)}
 
     def histograms(self) -> dict[str, Histogram]:
-        """By name."""
+        """Return the histograms by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Histogram)}
 
 
