@@ -70,7 +70,7 @@ def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterat
 def process_block(
     config: PrepareConfig, tokenizer: TokenizerSpec, row_format: Format, block: Block
 ) -> BlockRows:
-    """Tokenise, filter, split off evaluation documents, pack, and give each row its key."""
+    """Tokenize, filter, split off evaluation documents, pack, and give each row its key."""
     encoded = settle(config, block, *encode_block(config, row_format, block))
     return pack_block(config, tokenizer, encoded)
 

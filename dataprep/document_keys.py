@@ -43,7 +43,7 @@ def document_keys(
     config: DeduplicateConfig, numbers: Sequence[int], contents: Sequence[str | bytes]
 ) -> Keys:
     """The keys of some documents, each with the document's number."""
-    texts = [normalise(content) for content in contents]
+    texts = [normalize(content) for content in contents]
     found: list[tuple[bytes, int, int]] = []
     if config.exact:
         keys = (hashlib.blake2b(text, digest_size=16).digest() for text in texts)
@@ -56,7 +56,7 @@ def document_keys(
     )
 
 
-def normalise(content: str | bytes) -> bytes:
+def normalize(content: str | bytes) -> bytes:
     """Text without the differences of case, white space and Unicode form; bytes as they are."""
     if isinstance(content, bytes):
         return content
@@ -109,7 +109,7 @@ def hash_windows(text: bytes) -> npt.NDArray[np.uint64]:
 
 
 def as_utf32(text: bytes) -> bytes:
-    """Four bytes for each character; of pretokenised content, for each byte."""
+    """Four bytes for each character; of pretokenized content, for each byte."""
     try:
         return text.decode().encode("utf-32-le")
     except UnicodeDecodeError:

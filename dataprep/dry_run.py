@@ -165,7 +165,7 @@ def with_pieces(task: Task, pieces: list[Piece]) -> Task:
 
 
 def measure(job: Job, sample: Sample) -> Measured:
-    """Tokenise and pack one sample in memory."""
+    """Tokenize and pack one sample in memory."""
     encode_texts(job.tokenizer, ["a"])  # opens the tokenizer
     started = time.perf_counter()
     row_format = build_format(job.config, sample.task.source, job.tokenizer)

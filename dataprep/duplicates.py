@@ -1,6 +1,6 @@
 """Documents that repeat an earlier one, found in bounded memory, the same for any engine.
 
-Before rows can be packed, every document of the corpus must have been seen. So tasks are tokenised
+Before rows can be packed, every document of the corpus must have been seen. So tasks are tokenized
 to disk, with the keys of their documents; parts of the range of keys are searched one by one for
 keys that came before; then tasks are packed from disk, without the documents that were found. A
 document is a duplicate if an earlier one, in the order of the inputs, has one of its keys.
@@ -43,7 +43,7 @@ class EncodedTask(BaseModel):
 
 
 def encoded_path(output: Path, task: int) -> Path:
-    """The tokenised blocks of a task."""
+    """The tokenized blocks of a task."""
     return work_folder(output) / f"task-{task:06d}.encoded.arrow"
 
 
@@ -63,17 +63,17 @@ def duplicates_path(output: Path, part: int) -> Path:
 
 
 def encoded_name(task: Task) -> str:
-    """The name of a tokenised task's marker."""
+    """The name of a tokenized task's marker."""
     return f"encoded-{task.number:06d}"
 
 
 def finished_encoding(job: Job, task: Task) -> EncodedTask | None:
-    """The counts of a task that an earlier run tokenised, or None."""
+    """The counts of a task that an earlier run tokenized, or None."""
     return read_marker(job.output, encoded_name(task), job.task_key(task), EncodedTask)
 
 
 def encode_task(job: Job, task: Task) -> EncodedTask:
-    """Tokenise one task to disk, with the sorted keys of its documents."""
+    """Tokenize one task to disk, with the sorted keys of its documents."""
     keys: list[Keys] = []
     counts = {"documents": 0, "tokens": 0}
 
@@ -191,7 +191,7 @@ def duplicates(owners: npt.NDArray[np.uint32], keys: Keys) -> npt.NDArray[np.voi
 
 
 def unique_blocks(job: Job, task: Task) -> Iterator[EncodedBlock]:
-    """The tokenised blocks of a task; documents that were found lose their samples."""
+    """The tokenized blocks of a task; documents that were found lose their samples."""
     reasons = duplicates_of(job, task)
     first = 0
     for block in read_encoded(encoded_path(job.output, task.number)):

@@ -1,4 +1,4 @@
-"""Tokenised blocks on disk, for what must be known of the whole corpus before rows are packed."""
+"""Tokenized blocks on disk, for what must be known of the whole corpus before rows are packed."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence

@@ -33,7 +33,7 @@ def without_samples(document: DocumentT, reason: str) -> DocumentT:
 
 
 def failed_filters(filters: FiltersConfig, document: Encoded) -> Iterator[str]:
-    """The keys of the filters that a document fails. Those about text pass pretokenised rows."""
+    """The keys of the filters that a document fails. Those about text pass pretokenized rows."""
     tokens = sum(sample.tokens for sample in document.samples)
     if outside(tokens, filters.min_tokens, None):
         yield "min_tokens"

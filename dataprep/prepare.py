@@ -199,7 +199,7 @@ def run_tasks(
     if len(todo) < len(tasks):
         done = len(tasks) - len(todo)
         logger.info("%s: %d of %d tasks are done already", job.output, done, len(tasks))
-    title = "pack    " if job.corpus else "tokenise"
+    title = "pack    " if job.corpus else "tokenize"
     with TaskBar(console, title, job.output, todo) as bar:
         for task, stats in engine.run(partial(run_task, job), todo):
             sums[task.source.name].add(stats)

@@ -35,7 +35,7 @@ def refuse_bytes(place: Place, error: UnicodeDecodeError, further: int = 0) -> R
 
 
 def refuse_large(place: Place, limit: int) -> Reject:
-    """A record that memory might not hold once it is tokenised."""
+    """A record that memory might not hold once it is tokenized."""
     return refuse(place, "too large", f"more than max_record_bytes = {limit}")
 
 

@@ -14,7 +14,7 @@ Keys = npt.NDArray[np.uint64]
 def permute_keys(keys: Keys, seed: int, *purpose: int | str) -> Keys:
     """New keys, a permutation of all 64-bit numbers: different rows never get equal ones.
 
-    Two rounds of the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) in the variant
+    Two rounds of the finalizer of SplitMix64 (Steele, Lea and Flood, 2014) in the variant
     "Mix13", each after an exclusive or with a number derived from the seed.
     """
     mixed = keys.astype(np.uint64)  # a copy

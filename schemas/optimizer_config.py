@@ -142,7 +142,7 @@ class ReloraConfig(Config):
         0.9,
         ge=0,
         le=1,
-        description="Share of the optimiser's moments that a restart sets to 0, the smallest "
+        description="Share of the optimizer's moments that a restart sets to 0, the smallest "
         "first; 1 forgets all.",
     )
 

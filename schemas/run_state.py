@@ -101,7 +101,7 @@ class RunState(BaseModel):
     best_loss: float | None = None  # the lowest evaluation loss
     best_step: int | None = None  # and the step after which it was found
     evaluations_since_best: int = 0
-    weights_only: bool = False  # the optimiser's states are not in the files
+    weights_only: bool = False  # the optimizer's states are not in the files
     quarantined: list[QuarantineRecord] = []
 
     @property

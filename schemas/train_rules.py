@@ -23,7 +23,7 @@ def check_rules(config: "TrainConfig") -> None:
 
 
 def check_steps_and_rate(config: "TrainConfig") -> None:
-    """One length of the run, and a rate that suits the optimiser."""
+    """One length of the run, and a rate that suits the optimizer."""
     if config.epochs is not None and config.max_steps is not None:
         raise ValueError(
             f"epochs = {config.epochs} and max_steps = {config.max_steps} exclude each other; "
@@ -87,7 +87,7 @@ def check_quantization(config: "TrainConfig") -> None:
     if config.relora.every_steps:
         raise ValueError(
             "relora.every_steps adds to the frozen weights, which [quantization] holds "
-            "quantised; drop one"
+            "quantized; drop one"
         )
     if config.objective.has_reference and adapter.kind in ("none", "blocks"):
         raise ValueError(
@@ -97,7 +97,7 @@ def check_quantization(config: "TrainConfig") -> None:
     if config.quantization.cache is not None and adapter.init in ("pissa", "olora"):
         raise ValueError(
             f'quantization.cache does not go with adapter.init = "{adapter.init}", which '
-            "changes the weights before they are quantised; drop one"
+            "changes the weights before they are quantized; drop one"
         )
 
 

@@ -384,3 +384,9 @@ def test_a_recorded_config_reads_as_what_it_was(tmp_path, text):
     again = TrainConfig.model_validate(without_defaults(TrainConfig, recorded))
     assert again.model_dump(mode="json") == recorded
     assert without_defaults(TrainConfig, recorded | {"strange": 1})["strange"] == 1
+
+
+@pytest.mark.parametrize("key", ["neighbors", "neighbors"])
+def test_a_key_is_also_read_in_its_earlier_spelling(tmp_path, key):
+    config = read(TrainConfig, tmp_path, f'{key} = "replicas"\n{TRAIN}')
+    assert config.model_dump()["neighbors"] == "replicas"

@@ -604,7 +604,7 @@ def test_fsdp_qlora(tmp_path):
         ("--train_type lora", None),
     ],
 )
-def test_quantised_weights_of_fsdp_qlora(tmp_path, flags, quantization):
+def test_quantized_weights_of_fsdp_qlora(tmp_path, flags, quantization):
     files = imported(tmp_path, "run.sh", FSDP_QLORA_SCRIPT.replace("--train_type bnb_dora", flags))
     assert files["train.toml"].get("quantization") == quantization
 
@@ -718,7 +718,7 @@ def test_objectives_and_control_adapters(tmp_path):
         ),
     ],
 )
-def test_quantised_weights(tmp_path, monkeypatch, name, text, expected):
+def test_quantized_weights(tmp_path, monkeypatch, name, text, expected):
     monkeypatch.chdir(tmp_path)
     if name == "old.toml":
         rest = QLORA_PIPE_TOML.replace("full_fine_tune = true", "full_fine_tune = false")

@@ -20,7 +20,7 @@ TIMEOUT = datetime.timedelta(minutes=30)
 class Layout:
     """Place of this process.
 
-    A replica's stages are neighbours, rank = replica * stages + stage, or with `columns` the
+    A replica's stages are neighbors, rank = replica * stages + stage, or with `columns` the
     replicas of a stage are, rank = stage * replicas + replica.
     """
 

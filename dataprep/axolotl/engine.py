@@ -1,4 +1,4 @@
-"""`engine = "axolotl"`: an installed Axolotl tokenises, for types that Headrace does not know.
+"""`engine = "axolotl"`: an installed Axolotl tokenizes, for types that Headrace does not know.
 
 Read against axolotl 0.19.0. It brings torch and transformers, so that it is imported when a source
 asks for it, and by name: nothing else in dataprep needs either.

@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 class TextPairs:
     """Prompt and answers as one text each, with EOS where it is missing; the answers are trained.
 
-    Tokenised as TRL's DPO trainer does it, and so what is shared at the start is the prompt.
+    Tokenized as TRL's DPO trainer does it, and so what is shared at the start is the prompt.
     """
 
     rules: TokenRules

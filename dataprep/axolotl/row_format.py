@@ -42,7 +42,7 @@ class AxolotlFormat:
         """Samples of each row."""
         plans = [self.plan(record) for record in records]
         texts = [text for plan in plans if isinstance(plan, Plan) for text in plan.texts]
-        tokens = iter(self.tokenise(texts))
+        tokens = iter(self.tokenize(texts))
         for record, plan in zip(records, plans, strict=True):
             if isinstance(plan, Plan):
                 yield self.build(record, plan, [next(tokens) for _ in plan.texts])
@@ -60,7 +60,7 @@ class AxolotlFormat:
         except DataError as error:
             raise DataError(f"{record.place.file}:{record.place.number()}: {error}") from None
 
-    def tokenise(self, texts: list[str]) -> list[Located]:
+    def tokenize(self, texts: list[str]) -> list[Located]:
         """Tokenize all texts in one call; special tokens that are written out in them count."""
         if self.strategy.located:
             return encode_located(self.spec, texts)

@@ -34,7 +34,7 @@ class Built(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The texts of a row, tokenised without the tokenizer's own special tokens, and their use.
+    """The texts of a row, tokenized without the tokenizer's own special tokens, and their use.
 
     `content` stands for the row where its texts do not.
     """

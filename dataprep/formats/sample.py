@@ -13,7 +13,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Sample(NamedTuple):
-    """One tokenised document of at least one token; a preference pair holds two answers.
+    """One tokenized document of at least one token; a preference pair holds two answers.
 
     `ids` and `trained` are of shape [tokens]; `trained` tells which tokens are labels, None that
     all are. `rejected_ids` is None but in preference sets.

@@ -9,7 +9,7 @@ QLORA_PIPE_TAGS: tuple[tuple[str, str, str], ...] = (
     ("hidden_norm_hist", "tokens/hidden_norm_histogram", ""),
     ("entropy", "tokens/entropy", ""),
     ("entropy_quantile_*", "entropy_quantile/Q", ""),
-    ("normalised_entropy", "tokens/normalised_entropy", ""),
+    ("normalised_entropy", "tokens/normalized_entropy", ""),
     ("normalised_entropy_quantile_*", "entropy_quantile/Q", "divide by log(vocabulary)"),
     ("log_likelihood", "cross_entropy", "its negative"),
     ("likelihood", "tokens/likelihood", ""),

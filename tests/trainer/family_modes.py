@@ -73,7 +73,7 @@ def with_adapters(directory, stages, quantization=None, **adapter):
 
 
 def lora(directory, stages, **settings):
-    """The same with adapters, against PEFT, over the same numbers if the weights are quantised."""
+    """The same with adapters, against PEFT, over the same numbers if the weights are quantized."""
     from peft import get_peft_model
 
     batch = make_batch()
@@ -98,7 +98,7 @@ def lora(directory, stages, **settings):
 
 
 def put_dequantized(built, model):
-    """Give transformers' model the numbers that our quantised weights stand for."""
+    """Give transformers' model the numbers that our quantized weights stand for."""
     for part in built:
         for name, matrices in held_weights(part.stage.names):
             parameter = model.get_parameter(base_name(name))
@@ -107,7 +107,7 @@ def put_dequantized(built, model):
 
 
 def quantized(directory, stages, **quantization):
-    """With adapters over quantised weights: against PEFT, and bit by bit against one stage."""
+    """With adapters over quantized weights: against PEFT, and bit by bit against one stage."""
     batch, settings = make_batch(), {"quantization": quantization}
     one, several = (with_adapters(directory, count, **settings) for count in (1, stages))
     assert sum(len(list(held_weights(part.stage.names))) for part in several) >= 16

@@ -93,7 +93,7 @@ def test_a_last_line_that_was_cut_off_is_dropped(tmp_path, torn):
     assert [line["step"] for line in logged(tmp_path)] == [1, 3]
 
 
-def test_a_damaged_line_is_dropped_with_a_warning_and_its_neighbours_stay(tmp_path, caplog):
+def test_a_damaged_line_is_dropped_with_a_warning_and_its_neighbors_stay(tmp_path, caplog):
     log_steps(tmp_path, -1, 1, 2, 3)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     lines[1] = "\0" * 8 + "\n"

@@ -107,7 +107,7 @@ def test_a_run_that_ended_goes_on_for_more_steps_as_if_they_had_been_planned(tra
 
 
 @pytest.mark.exhaustive
-def test_from_weights_alone_a_run_goes_on_with_its_rows_and_a_fresh_optimiser(training):
+def test_from_weights_alone_a_run_goes_on_with_its_rows_and_a_fresh_optimizer(training):
     """Adam's first step is about as long as the rate, whatever the moments were before."""
     settings = {"checkpoint__weights_only": True, "checkpoint__every_steps": 3, "max_steps": 6}
     reference = training.run("reference", 2, pipeline_stages=2, **settings)

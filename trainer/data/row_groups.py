@@ -61,7 +61,7 @@ class RowGroups:
 def keyed_permutation(size: int, seed: int) -> NDArray[np.int64]:
     """A permutation of range(size), the same for every numpy version.
 
-    Sorts the indices by a 64-bit mix of index and seed (the finaliser of SplitMix64: Steele, Lea,
+    Sorts the indices by a 64-bit mix of index and seed (the finalizer of SplitMix64: Steele, Lea,
     Flood, "Fast splittable pseudorandom number generators", 2014).
     """
     with np.errstate(over="ignore"):

@@ -47,7 +47,7 @@ class CheckpointTensors:
     """The tensors of all stage files of a checkpoint, read one at a time.
 
     Args:
-        average: beta1 of a schedule-free optimiser, whose weights are averages; None for others.
+        average: beta1 of a schedule-free optimizer, whose weights are averages; None for others.
     """
 
     def __init__(self, directory: Path, average: float | None) -> None:

@@ -167,7 +167,7 @@ def save_model_part(
     built: BuiltStage, model: Path, directory: Path, before: int, total: int, dtype: torch.dtype
 ) -> dict[str, dict[str, int]]:
     """One stage's weights, trained or not, in files of limited size; one module at a time. Weights
-    that are held quantised are written as the base model has them.
+    that are held quantized are written as the base model has them.
 
     Args:
         model: directory of the base model.
@@ -193,7 +193,7 @@ def save_model_part(
 def unquantized(
     built: BuiltStage, model: Path, modules: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
-    """The base model's values of weights that are held quantised; dequantised where it has none."""
+    """The base model's values of weights that are held quantized; dequantized where it has none."""
     held = dict(held_weights(modules))
     if not held or not has_weights(model):
         return {
@@ -208,7 +208,7 @@ def unquantized(
     values: dict[str, Tensor] = {}
     with StoredWeights(model, built.skeleton) as source:
         for name, value in zip(held, source.read(wanted), strict=True):
-            assert isinstance(value, Tensor)  # models that are quantised train adapters alone
+            assert isinstance(value, Tensor)  # models that are quantized train adapters alone
             values[name] = value
     return values
 

@@ -16,7 +16,7 @@ from headrace.schemas.errors import ConfigError
 class GgufFamily:
     """Architecture name and weight layout of a family in llama.cpp.
 
-    `rotates_pairs`: it turns neighbouring channels, transformers turns the two halves of a head, so
+    `rotates_pairs`: it turns neighboring channels, transformers turns the two halves of a head, so
     rows of query and key weights change places. `norm_offset` is added to the weights of norms.
     """
 

@@ -80,7 +80,7 @@ class LoraLinear(nn.Module):
 
 
 def is_wide(base: nn.Module) -> bool:
-    """A plain linear layer, not quantised, with far more outputs than inputs."""
+    """A plain linear layer, not quantized, with far more outputs than inputs."""
     if type(base) is not nn.Linear or getattr(base, "bias", None) is not None:
         return False
     return base.out_features >= WIDE * base.in_features

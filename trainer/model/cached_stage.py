@@ -1,6 +1,6 @@
 """A stage that goes through rows of text piece by piece, with the keys and values seen so far.
 
-Layers, adapters and quantised weights are the stage's own; it runs them as they are, without what
+Layers, adapters and quantized weights are the stage's own; it runs them as they are, without what
 is compiled for training. Read against transformers 5.14 to 5.23.
 """
 

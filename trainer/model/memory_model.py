@@ -15,7 +15,7 @@ from headrace.trainer.model.partition import Span
 from headrace.trainer.model.precision import trained_dtype
 from headrace.trainer.model.weight_offload import PLACES
 
-MOMENTS = 2  # Adam's two, of the type of the weights; of other optimisers, in float32:
+MOMENTS = 2  # Adam's two, of the type of the weights; of other optimizers, in float32:
 MOMENTS_OF = {"adamw_8bit": 0.5, "adamw_8bit_paged": 0.5, "lion": 1, "adafactor": 0}
 KAHAN_MOMENTS = 3  # what rounding took is kept beside them
 OFFLOADED_IN_TRANSIT = 3  # layer inputs on their way to the host or back
@@ -116,7 +116,7 @@ def at_host(
 
 
 def moments(optimizer: str) -> float:
-    """Numbers that an optimiser keeps of each weight, in the weight's own type."""
+    """Numbers that an optimizer keeps of each weight, in the weight's own type."""
     if optimizer == "adamw_kahan":
         return KAHAN_MOMENTS
     return MOMENTS_OF.get(optimizer, MOMENTS)

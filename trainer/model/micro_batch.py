@@ -34,7 +34,7 @@ class StageOutput:
 
     value: Tensor  # hidden states for the next stage, or the loss: the scalar to differentiate
     token_losses: Tensor | None = None  # last stage: [b, s] cross-entropy, float32, detached
-    adjusted_losses: Tensor | None = None  # what is minimised in its place, likewise
+    adjusted_losses: Tensor | None = None  # what is minimized in its place, likewise
     pairs: PairLosses | None = None  # last stage, objectives of pairs; detached
     router_loss: Tensor | None = None  # stages with routers: scalar, scaled as it enters the loss
     statistics: TokenStatistics | None = None  # last stage, where wanted; of b * s tokens

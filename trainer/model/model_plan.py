@@ -47,7 +47,7 @@ class Plan:
     lora: LoraConfig | None
     expansion: Expansion | None
     quantization: Quantization | None
-    size: ModelSize  # taken before any stage is filled, which leaves quantised weights out
+    size: ModelSize  # taken before any stage is filled, which leaves quantized weights out
     control: AdapterConfig | None = None  # of control adapters
     trains_weights: bool = False  # of the model itself, and no adapters
 

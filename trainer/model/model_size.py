@@ -25,9 +25,9 @@ class PartSize:
     weights: int  # all that are held, adapters included
     trained: int  # of these
     active: float  # that multiply a token: of experts only those that it is sent to
-    quantized: int = 0  # of all, held quantised
+    quantized: int = 0  # of all, held quantized
     quantized_bytes: float = 0.0  # what these take
-    largest_quantized: int = 0  # weights of the largest matrix that is dequantised for use
+    largest_quantized: int = 0  # weights of the largest matrix that is dequantized for use
     offloadable: Mapping[str, "Frozen"] = field(default_factory=dict)  # by `weight_offload`
 
 
@@ -35,7 +35,7 @@ class PartSize:
 class Frozen:
     """Some of a part's frozen weights."""
 
-    weights: int  # that are not quantised
+    weights: int  # that are not quantized
     quantized_bytes: float
 
 
@@ -155,7 +155,7 @@ def frozen_of(modules: list[nn.Module], wish: str) -> Frozen:
 
 
 def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Size, float]]:
-    """Shape, and bits a weight, of what a module laid out without memory will hold quantised."""
+    """Shape, and bits a weight, of what a module laid out without memory will hold quantized."""
     for part in module.modules():
         if isinstance(part, Holder):
             for attribute in part.weights:

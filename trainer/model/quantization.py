@@ -33,7 +33,7 @@ LINEAR_TYPES = ("Linear", "FalconLinear")  # the second is nn.Linear in another 
 class Quantization:
     """Rules by which a model's frozen weights are quantized.
 
-    `stored` names the weights that the model's files hold quantised; None: quantise at loading.
+    `stored` names the weights that the model's files hold quantized; None: quantize at loading.
     """
 
     config: QuantizationConfig
@@ -47,7 +47,7 @@ class Quantization:
         return not skipped and module.out_features > 1  # gates of a single output are kept
 
     def make(self, value: Tensor, name: str, dtype: torch.dtype) -> list[QuantizedWeight]:
-        """A matrix, or each expert's of a stack, quantised where it lies."""
+        """A matrix, or each expert's of a stack, quantized where it lies."""
         matrices = [value] if value.ndim == 2 else list(value)
         return [quantize(matrix, name, self.config, dtype) for matrix in matrices]
 
@@ -91,12 +91,12 @@ def plan_quantization(
         return None
     if config.quantization is not None:
         raise ConfigError(
-            f"{directory}: its weights are quantised already; drop [quantization], "
+            f"{directory}: its weights are quantized already; drop [quantization], "
             "or use the model that it was made of"
         )
     if config.adapter.kind not in ("lora", "dora"):
         raise ConfigError(
-            f'{directory}: its weights are quantised already, so that adapter.kind = "'
+            f'{directory}: its weights are quantized already, so that adapter.kind = "'
             f'{config.adapter.kind}" cannot write a model; use the model that it was made of'
         )
     check_installed("bnb")
@@ -127,7 +127,7 @@ def stored_config(values: dict[str, Any]) -> QuantizationConfig:
 def install_holders(
     model: nn.Module, quantization: Quantization | None, architecture: Architecture
 ) -> nn.Module:
-    """Put modules that can hold quantised weights in the place of those that are to; in place.
+    """Put modules that can hold quantized weights in the place of those that are to; in place.
 
     Args:
         model: without adapters, on the meta device.
@@ -162,7 +162,7 @@ def install_holders(
     if not count:
         raise ConfigError(
             f"quantization.skip_modules = {quantization.config.skip_modules}: nothing is left "
-            "to quantise"
+            "to quantize"
         )
     return model
 
@@ -175,7 +175,7 @@ def _holder_of_table(module: nn.Module, name: str) -> Holder:
     if not isinstance(module, nn.Embedding) or not scaled:
         raise ConfigError(
             f"quantization.embedding: {name} is a {type(module).__name__}, which cannot be "
-            "quantised; set it to false"
+            "quantized; set it to false"
         )
     return QuantizedEmbedding(module)
 
@@ -183,7 +183,7 @@ def _holder_of_table(module: nn.Module, name: str) -> Holder:
 def _holder_of_linear(module: nn.Linear, name: str, threshold: float | None) -> Holder:
     if type(module).__name__ not in LINEAR_TYPES:
         raise ConfigError(
-            f"quantization: {name} is a {type(module).__name__}, which cannot be quantised; "
+            f"quantization: {name} is a {type(module).__name__}, which cannot be quantized; "
             "add it to skip_modules"
         )
     return QuantizedLinear(module, threshold)

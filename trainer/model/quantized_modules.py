@@ -1,4 +1,4 @@
-"""Modules whose frozen weights are held quantised, in the place of transformers' own."""
+"""Modules whose frozen weights are held quantized, in the place of transformers' own."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from headrace.trainer.model.quantized_weight import QuantizedWeight
 
 
 class Holder(nn.Module):
-    """A module with weights that may be held quantised.
+    """A module with weights that may be held quantized.
 
     Until `hold` is called, and for weights that are trained, they are ordinary parameters.
 
     Attributes:
         weights: which of its parameters.
         bits: of each of them, what one number will take, its share of scales included.
-        compute_dtype: type of the computation with quantised weights.
+        compute_dtype: type of the computation with quantized weights.
     """
 
     weights: tuple[str, ...] = ("weight",)
@@ -53,7 +53,7 @@ class Holder(nn.Module):
 
     @property
     def whole_weight(self) -> Tensor:
-        """The parameter, or what is held for it, dequantised."""
+        """The parameter, or what is held for it, dequantized."""
         parameter, held = self._parameters["weight"], self.held("weight")
         if held is not None:
             return held[0].dequantize(self.compute_dtype)
@@ -83,7 +83,7 @@ class QuantizedLinear(Holder, nn.Linear):
 
 
 class QuantizedEmbedding(Holder, nn.Embedding):
-    """An embedding; rows are dequantised as they are looked up."""
+    """An embedding; rows are dequantized as they are looked up."""
 
     def __init__(self, layer: nn.Embedding) -> None:
         nn.Module.__init__(self)
@@ -169,7 +169,7 @@ class QuantizedExperts(Holder):
 
 
 class AdaptedExperts(nn.Module):
-    """Takes the place of PEFT's wrapper around quantised experts, over the same parameters.
+    """Takes the place of PEFT's wrapper around quantized experts, over the same parameters.
 
     PEFT adds the change of all experts to all their weights, which are not there as a whole.
     """
@@ -213,7 +213,7 @@ class AdaptedExperts(nn.Module):
 
 
 def swap_expert_adapters(module: nn.Module) -> None:
-    """Put `AdaptedExperts` in the place of PEFT's wrappers around experts that are quantised."""
+    """Put `AdaptedExperts` in the place of PEFT's wrappers around experts that are quantized."""
     for name, child in list(module.named_children()):
         if isinstance(child, ParamWrapper):
             experts = child.get_base_layer()

@@ -1,4 +1,4 @@
-"""A quantised weight as a module holds it."""
+"""A quantized weight as a module holds it."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from headrace.kernels.frozen_linear import frozen_linear
 
 
 class QuantizedWeight(nn.Module):
-    """A frozen matrix in quantised form; buffers, so that it moves with its module.
+    """A frozen matrix in quantized form; buffers, so that it moves with its module.
 
     Args:
         parts, kind, shape, settings: see `kernels.dequantize.dequantize`.
@@ -40,7 +40,7 @@ class QuantizedWeight(nn.Module):
         return dequantize(self.packed, self.kind, self.shape, self.settings, dtype)
 
     def linear(self, x: Tensor, bias: Tensor | None, threshold: float | None = None) -> Tensor:
-        """`x @ weight.T + bias`; keeps nothing dequantised for the backward pass."""
+        """`x @ weight.T + bias`; keeps nothing dequantized for the backward pass."""
         return frozen_linear(x, bias, self.packed, self.kind, self.shape, self.settings, threshold)
 
     @property

@@ -1,4 +1,4 @@
-"""Quantises one matrix, by the library that the config names.
+"""Quantizes one matrix, by the library that the config names.
 
 This is the only file that calls bitsandbytes and HQQ; read against bitsandbytes 0.50.2 and HQQ
 0.2.8. Both are imported when first used.
@@ -20,7 +20,7 @@ from headrace.trainer.model.quantized_weight import QuantizedWeight
 
 BLOCK = 64  # values that share a scale, as transformers has bitsandbytes do it
 NESTED_BLOCK = 256  # scales that share one
-PIECE = 1 << 20  # weights that are quantised at a time, as whole blocks: it takes 25 bytes for each
+PIECE = 1 << 20  # weights that are quantized at a time, as whole blocks: it takes 25 bytes for each
 INT8_RANGE = 127  # the largest code
 
 
@@ -49,7 +49,7 @@ def bitsandbytes_functions() -> Any:
 def quantize(
     value: Tensor, name: str, config: QuantizationConfig, dtype: torch.dtype
 ) -> QuantizedWeight:
-    """Quantise a matrix on its device, from float32.
+    """Quantize a matrix on its device, from float32.
 
     Args:
         name: of the weight, which may have settings of its own.
@@ -158,7 +158,7 @@ FOUR_BIT = (
 def companions(name: str, files: Container[str]) -> dict[str, str]:
     """Return the tensors of a stored weight: name in bitsandbytes' terms -> name in the files.
 
-    Empty for weights that are not quantised.
+    Empty for weights that are not quantized.
     """
     found = {key: f"{name}.{key}" for key in FOUR_BIT if f"{name}.{key}" in files}
     scales = f"{name.removesuffix('weight')}SCB"

@@ -1,4 +1,4 @@
-"""The auxiliary loss of mixtures of experts, which keeps routers from favouring a few experts.
+"""The auxiliary loss of mixtures of experts, which keeps routers from favoring a few experts.
 
 Switch Transformers, https://huggingface.co/papers/2101.03961, equations 4 to 6, layer by layer, and
 the mean over layers. transformers multiplies shares that it has pooled over all layers; that needs

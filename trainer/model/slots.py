@@ -10,7 +10,7 @@ from headrace.trainer.model.quantized_modules import Holder
 
 @dataclass(frozen=True)
 class TrainedParameter:
-    """A parameter that the optimiser steps, under its name in the whole model.
+    """A parameter that the optimizer steps, under its name in the whole model.
 
     `owned` is false for the copy of a tied embedding that the last stage keeps as its head: it is
     stepped there as well, but counted, clipped by and saved from the first stage only.

@@ -1,4 +1,4 @@
-"""The head of the last stage, and what is minimised over it."""
+"""The head of the last stage, and what is minimized over it."""
 
 import contextlib
 

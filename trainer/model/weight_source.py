@@ -53,7 +53,7 @@ class StoredWeights:
     def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | QuantizedWeight]:
         """Yield the values that `WeightSource` promises; several workers read ahead.
 
-        What bitsandbytes has quantised is given as it is.
+        What bitsandbytes has quantized is given as it is.
 
         Raises:
             DataError: the checkpoint lacks one, or has it in another shape than config.json says.
@@ -83,7 +83,7 @@ class StoredWeights:
     def _stored(self, name: str) -> dict[str, str]:
         """Return the stored tensors to read for a parameter.
 
-        Of one that is quantised, the codes are under "".
+        Of one that is quantized, the codes are under "".
         """
         names = self.names.stored(name)
         if len(names) == 1:
@@ -92,14 +92,14 @@ class StoredWeights:
         for part in names:
             if companions(part, self.files.tensors):
                 raise DataError(
-                    f"{self.files.directory}: {part} is quantised apart from the others that make "
+                    f"{self.files.directory}: {part} is quantized apart from the others that make "
                     f"up {name}; use the model that it was made of"
                 )
         return {part: part for part in names}
 
 
 class RandomWeights:
-    """Weights as transformers would initialise them, a function of seed and name alone."""
+    """Weights as transformers would initialize them, a function of seed and name alone."""
 
     def __init__(self, model: Any, seed: int, device: torch.device) -> None:
         self.model = model
@@ -130,7 +130,7 @@ class RandomWeights:
                 yield self._vector(name, shape)
 
     def _vector(self, name: str, shape: torch.Size) -> Tensor:
-        """Biases are 0, norms as the model's own initialisation sets them."""
+        """Biases are 0, norms as the model's own initialization sets them."""
         owner, _, attribute = name.rpartition(".")
         if attribute.endswith("bias"):
             return torch.zeros(shape)

@@ -1,4 +1,4 @@
-"""The optimiser around the AdamW-Kahan kernel."""
+"""The optimizer around the AdamW-Kahan kernel."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""DeepSpeed's pipeline engine, with our inputs, loss, gradients and optimiser step.
+"""DeepSpeed's pipeline engine, with our inputs, loss, gradients and optimizer step.
 
 Kept of DeepSpeed: the 1F1B schedule, the process grid, and the transfer of hidden states and their
 gradients between stages. This is the only file that touches its private parts; read against
@@ -179,7 +179,7 @@ class StageEngine(PipelineEngine):
         return self.row_losses()
 
     def _execute(self, micro_batches: int, *, trains: bool) -> None:
-        """Carry out a schedule, here one of DeepSpeed's, with the optimiser step at its end."""
+        """Carry out a schedule, here one of DeepSpeed's, with the optimizer step at its end."""
         kind = schedule.TrainSchedule if trains else schedule.InferenceSchedule
         self._next_micro_batch = 0
         self._made.clear()
@@ -219,7 +219,7 @@ class StageEngine(PipelineEngine):
     def _forward(self, chunk: Stage, hidden: Tensor, index: int) -> Made:
         """Run a micro-batch through a chunk, and keep its losses."""
         is_last = chunk.loss is not None
-        output: StageOutput = chunk(hidden, self._micro_batch(index, labelled=is_last))
+        output: StageOutput = chunk(hidden, self._micro_batch(index, labeled=is_last))
         if output.token_losses is not None:
             self.outputs.append(replace(output, value=output.value.detach(), router_loss=None))
         router_loss = output.router_loss
@@ -227,10 +227,10 @@ class StageEngine(PipelineEngine):
             self.router_losses.append(router_loss.detach())
         return Made(output.value, None if is_last else router_loss)
 
-    def _micro_batch(self, index: int, *, labelled: bool) -> MicroBatch:
+    def _micro_batch(self, index: int, *, labeled: bool) -> MicroBatch:
         inputs = self._inputs
         assert inputs is not None
-        labels = inputs.labels[index] if labelled and inputs.labels is not None else None
+        labels = inputs.labels[index] if labeled and inputs.labels is not None else None
         classes = inputs.control_classes
         return MicroBatch(
             document_lengths=inputs.document_lengths[index],
@@ -276,7 +276,7 @@ class StageEngine(PipelineEngine):
         self._outcome = self._finish_step()
 
     def _broadcast_model(self) -> None:
-        """Every replica loads or initialises the same weights by itself."""
+        """Every replica loads or initializes the same weights by itself."""
 
     _INSTRUCTION_MAP: dict[type, Callable[..., None]] = {  # noqa: RUF012 (DeepSpeed's)
         **PipelineEngine._INSTRUCTION_MAP,

@@ -27,13 +27,13 @@ class Histogram:
     def as_tensorboard(self) -> dict[str, Any]:
         """Return arguments of `add_histogram_raw`; its sums are of the bins' centers."""
         edges = np.linspace(self.low, self.high, len(self.counts) + 1)
-        centres, counts = (edges[1:] + edges[:-1]) / 2, np.asarray(self.counts)
+        centers, counts = (edges[1:] + edges[:-1]) / 2, np.asarray(self.counts)
         return {
             "min": self.low,
             "max": self.high,
             "num": int(counts.sum()),
-            "sum": float(centres @ counts),
-            "sum_squares": float(centres**2 @ counts),
+            "sum": float(centers @ counts),
+            "sum_squares": float(centers**2 @ counts),
             "bucket_limits": edges[1:].tolist(),
             "bucket_counts": self.counts,
         }

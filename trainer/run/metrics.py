@@ -22,8 +22,8 @@ class PairLoss:
 class RowLoss:
     """Summed loss of one row, in nats, over its trained tokens.
 
-    `unadjusted` is its cross-entropy where something else is minimised. Of a pair, `loss` is the
-    cross-entropy of the chosen answer, and what is minimised stands in `pair`.
+    `unadjusted` is its cross-entropy where something else is minimized. Of a pair, `loss` is the
+    cross-entropy of the chosen answer, and what is minimized stands in `pair`.
     """
 
     source: str
@@ -65,7 +65,7 @@ class StepMetrics:
     step: int
     epoch: float
     loss: float
-    cross_entropy: float  # unadjusted, whatever is minimised; of pairs: of the chosen answers
+    cross_entropy: float  # unadjusted, whatever is minimized; of pairs: of the chosen answers
     pairs: PairMetrics | None
     answers: AnswerMetrics | None
     source_losses: dict[str, float]

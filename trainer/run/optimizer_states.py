@@ -1,6 +1,6 @@
 """States that an optimizer keeps for each weight, as named tensors, for checkpoints.
 
-Numbers that an optimiser keeps for a group of weights are saved with each of them, so that any
+Numbers that an optimizer keeps for a group of weights are saved with each of them, so that any
 layout finds them by a weight's name.
 """
 

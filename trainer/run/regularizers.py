@@ -55,7 +55,7 @@ def find_pairs(modules: dict[str, nn.Module]) -> list[Pair]:
 def regularize(
     config: RegularizationConfig, pairs: Sequence[Pair], rate: float
 ) -> ProductNorms | None:
-    """Decay and limit adapters after an optimiser step.
+    """Decay and limit adapters after an optimizer step.
 
     Args:
         rate: the learning rate of that step.

@@ -1,5 +1,5 @@
 """ReLoRA (https://arxiv.org/abs/2307.05695): adapters are added to the frozen weights now and then,
-and start anew, so that what is learnt may have any rank.
+and start anew, so that what is learned may have any rank.
 
 What was added is kept as the small matrices it was: a checkpoint needs no frozen weight, adding
 them again in their order gives the same weights to the bit, and all of them side by side are an

@@ -18,7 +18,7 @@ FREE_ON_RESUME = {
     "schedule",
     "stage_chunks",
     "partition",
-    "neighbours",
+    "neighbors",
     "half_layers",
     "micro_batch_size",
     "gradient_accumulation_steps",

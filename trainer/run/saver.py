@@ -47,7 +47,7 @@ class Saver:
 
     Args:
         background: write while the next steps run, from a copy in host memory.
-        weights_only: leave the optimiser's states out.
+        weights_only: leave the optimizer's states out.
         node_local: the folder is another one on each machine, and holds the stages run there.
     """
 

@@ -99,7 +99,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         replay(built, load_merged(path))
         load_tensors(path, built.trained, None if saved.weights_only else optimizer)
         if saved.weights_only:
-            logger.warning("%s holds weights only; the optimiser begins anew", path)
+            logger.warning("%s holds weights only; the optimizer begins anew", path)
         if saved.global_batch_rows != inputs.global_batch_rows:
             logger.warning(
                 "global batches of %d rows up to row %d, and of %d from there on",

@@ -22,7 +22,7 @@ class TokenValues:
     """Values of the last stage's m micro-batches, each [m, b, s]."""
 
     losses: Values  # cross-entropy in nats, 0 where a token has no label
-    adjusted: Values | None = None  # what is minimised in its place
+    adjusted: Values | None = None  # what is minimized in its place
     entropies: Values | None = None  # where statistics are wanted, and so the next two
     ranks: Values | None = None  # logits larger than the label's
     hidden_norms: Values | None = None

@@ -1,4 +1,4 @@
-"""The end of a step: gradients of all stages and replicas, the optimiser, and what follows it."""
+"""The end of a step: gradients of all stages and replicas, the optimizer, and what follows it."""
 
 from dataclasses import replace
 
