@@ -13,10 +13,9 @@ from headrace.jobs.migration.equivalents import Equivalent, OldSystem
 from headrace.jobs.migration.fsdp_qlora import FSDP_QLORA
 from headrace.jobs.migration.import_config import SYSTEMS, import_config, read_old
 from headrace.jobs.migration.jllm import JLLM
-from headrace.jobs.migration.migration_page import migration_page
+from headrace.jobs.migration.migration_page import QLORA_PIPE_TAGS, migration_page
 from headrace.jobs.migration.qlora_pipe import QLORA_PIPE
 from headrace.jobs.migration.qlora_pipe_lite import QLORA_PIPE_LITE
-from headrace.jobs.migration.tags import QLORA_PIPE_TAGS
 from headrace.schemas.config_errors import table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare_config import PrepareConfig
