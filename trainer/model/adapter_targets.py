@@ -127,7 +127,7 @@ def taken_for_experts(names: Collection[str], model: nn.Module) -> set[str]:
 
 
 def is_named(path: str, target: str) -> bool:
-    """Whether a target means the module at a path, by PEFT's rule."""
+    """Return whether a target means the module at a path, by PEFT's rule."""
     return path == target or path.endswith(f".{target}")
 
 
