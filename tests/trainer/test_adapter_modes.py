@@ -229,7 +229,10 @@ def test_with_lora_plus_the_adapters_up_projection_has_its_own_rate():
         ({"target_parameters": "experts"}, "the model has no fused experts"),
         ({"modules_to_save": ["score"]}, 'no module is called "score"'),
         ({"layers": "2:4"}, 'adapter.layers = "2:4": the model has layers 0 to 3'),
-        ({"kind": "none", "target_modules": ["router"]}, "no weight has such a part in its name"),
+        (
+            {"kind": "none", "target_modules": ["router"]},
+            '"router" matches nothing that is trained',
+        ),
         ({"init": "pissa", "target_modules": ["lm_head"]}, "the head is tied to the embedding"),
         ({"kind": "blocks", "blocks": 5}, "adapter.blocks = 5: the model has 4 layers"),
     ],

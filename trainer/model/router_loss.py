@@ -6,6 +6,7 @@ the last stage's counts before the first stage's backward pass, and lets layers 
 out. For one layer the two are the same.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from headrace.trainer.model.architecture import Router
 from headrace.trainer.model.device import to_device
+
+# PEFT keeps a module that is trained in full beside its frozen original, which does not run
+REPLACED = re.compile(r"(^|\.)original_module(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,11 @@ class RouterTap:
     def __init__(self, layer: nn.Module, router: Router) -> None:
         self.index = router.output_index
         self.logits: Tensor | None = None
-        routers = [part for part in layer.modules() if isinstance(part, router.module_type)]
+        routers = [
+            part
+            for name, part in layer.named_modules()
+            if isinstance(part, router.module_type) and not REPLACED.search(name)
+        ]
         assert len(routers) == 1, "one router a layer"
         routers[0].register_forward_hook(self._keep)
 

@@ -38,6 +38,8 @@ class AdamWKahan(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             for weight in group["params"]:
+                if weight.grad is None:
+                    continue  # as torch's optimizers do
                 state = self.state[weight] or self._fresh_state(weight)
                 state["step"] = state["step"].cpu() + 1  # where it is read without waiting
                 step = AdamWStep(
