@@ -24,7 +24,7 @@ ValueT = TypeVar("ValueT", bound=BaseModel)
 
 
 def work_folder(output: Path) -> Path:
-    """Where unfinished work lies; gone once the directory is finished."""
+    """Return the folder of unfinished work; it is gone once the directory is finished."""
     return output / WORK_FOLDER
 
 
@@ -34,7 +34,7 @@ def rows_path(output: Path, task: int, split: str) -> Path:
 
 
 def rejects_path(output: Path, task: int) -> Path:
-    """What a finished task refused, as JSONL."""
+    """Return the path of the records that a finished task refused, as JSONL."""
     return work_folder(output) / f"task-{task:06d}.rejects.jsonl"
 
 
@@ -67,12 +67,12 @@ class Workspace:
         self.scratch.mkdir()
 
     def temporary(self, path: Path) -> Path:
-        """Where one attempt writes what will be `path`."""
+        """Return the path where one attempt writes what will be `path`."""
         return self.scratch / f"{path.name}.{uuid.uuid4().hex}"
 
 
 class Marker(BaseModel):
-    """What a marker holds: the key of the work it stands for, and its result."""
+    """Content of a marker: the key of the work it stands for, and its result."""
 
     key: str
     result: object

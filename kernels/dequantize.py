@@ -1,4 +1,4 @@
-"""Quantised weights back to numbers.
+"""Quantized weights back to numbers.
 
 4-bit and 8-bit weights of bitsandbytes go through its own operators, which its import registers and
 which are fast. For HQQ, whose PyTorch code takes several passes, there is a kernel of ours.
@@ -19,12 +19,12 @@ def dequantize(
     settings: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """A weight from its quantised form, rounded to `dtype` once.
+    """A weight from its quantized form, rounded to `dtype` once.
 
     Args:
         parts, settings: by kind.
             "nf4", "fp4": packed codes and the largest magnitude of each block of settings[0]
-            values; or, with magnitudes quantised themselves, packed codes, codes of the
+            values; or, with magnitudes quantized themselves, packed codes, codes of the
             magnitudes, their table, the scales of blocks of settings[1] magnitudes, the mean.
             "int8": [outputs, inputs] int8 and the largest magnitude of each row, whose code is
             settings[0], 127.

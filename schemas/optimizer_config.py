@@ -1,4 +1,6 @@
-"""How `headrace train` trains it: `[optimizer]`, `[scheduler]`, `[regularization]`, `[relora]`."""
+"""The tables that say how `headrace train` trains: `[optimizer]`, `[scheduler]`,
+`[regularization]`, `[relora]`.
+"""
 
 from typing import Literal
 
@@ -81,7 +83,7 @@ class SchedulerConfig(Config):
 
     @property
     def has_horizon(self) -> bool:
-        """Whether the rate of a step depends on how many steps there will be."""
+        """Return whether the learning rate of a step depends on the total number of steps."""
         if self.force_constant_lr is not None:
             return False
         return self.type not in ("constant", "rms_ratio") or self.warmup_fraction is not None
@@ -120,7 +122,7 @@ class RegularizationConfig(Config):
 
     @property
     def limits_products(self) -> bool:
-        """Whether adapters are changed after each step."""
+        """Return whether adapters are changed after each step."""
         return bool(self.product_decay) or self.max_product_norm is not None
 
 
@@ -140,7 +142,7 @@ class ReloraConfig(Config):
         0.9,
         ge=0,
         le=1,
-        description="Share of the optimiser's moments that a restart sets to 0, the smallest "
+        description="Share of the optimizer's moments that a restart sets to 0, the smallest "
         "first; 1 forgets all.",
     )
 

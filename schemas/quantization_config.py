@@ -1,4 +1,4 @@
-"""How frozen weights are held: `[quantization]`."""
+"""The `[quantization]` table: the format in which frozen weights are held."""
 
 from importlib.util import find_spec
 from itertools import chain
@@ -41,7 +41,7 @@ class QuantizationConfig(Config):
         "nf4", description='bnb: 4-bit normal floats or floats in blocks of 64, or `"int8"` by row.'
     )
     double_quantization: bool = Field(
-        False, description="bnb, 4 bits: quantise the scales too, for 0.37 bits less a weight."
+        False, description="bnb, 4 bits: quantize the scales too, for 0.37 bits less a weight."
     )
     storage_type: Literal["uint8", "bfloat16", "float16", "float32"] = Field(
         "uint8", description="bnb, 4 bits: the type as which packed weights lie in memory."
@@ -49,16 +49,14 @@ class QuantizationConfig(Config):
     int8_threshold: float | None = Field(
         None,
         ge=0,
-        description="bnb, `int8`: quantise activations too (LLM.int8()), except for columns with a "
+        description="bnb, `int8`: quantize activations too (LLM.int8()), except for columns with a "
         "magnitude above this; 0 is none, bitsandbytes' default 6. Default: weights alone.",
     )
     bits: Bits = Field(4, description="hqq: bits of a weight.")
     group_size: int = Field(
         64, ge=8, description="hqq: weights that share a scale; must divide those of each matrix."
     )
-    axis: Axis = Field(
-        0, description="hqq: 0 groups weights that lie apart, 1 neighbours in a row."
-    )
+    axis: Axis = Field(0, description="hqq: 0 groups weights that lie apart, 1 neighbors in a row.")
     dynamic_config: dict[str, HqqOverride] = Field(
         {},
         description="hqq: other bits, group sizes and axes for weights with a text in their name; "
@@ -70,13 +68,13 @@ class QuantizationConfig(Config):
     skip_modules: list[Text] = Field(
         ["lm_head"], description="Modules with one of these in their name are left as they are."
     )
-    experts: bool = Field(True, description="Quantise the fused weights of experts.")
+    experts: bool = Field(True, description="Quantize the fused weights of experts.")
     embedding: bool = Field(
-        False, description="Quantise the embedding, and with it a head that is tied to it."
+        False, description="Quantize the embedding, and with it a head that is tied to it."
     )
     cache: Text | None = Field(
         None,
-        description="Folder for quantised layers, which later runs read instead of quantising "
+        description="Folder for quantized layers, which later runs read instead of quantizing "
         "again. Default: none is kept.",
     )
 

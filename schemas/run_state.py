@@ -70,7 +70,7 @@ class DataSegment(BaseModel):
 
 
 class RunState(BaseModel):
-    """All there is to resume from, beside the tensors.
+    """State that a run resumes from, beside the tensors.
 
     Row order, initial adapter and dropout are pure functions of the seed and the position, so
     `seed`, `step`, `next_row` and `waiting` are the whole random state.
@@ -101,7 +101,7 @@ class RunState(BaseModel):
     best_loss: float | None = None  # the lowest evaluation loss
     best_step: int | None = None  # and the step after which it was found
     evaluations_since_best: int = 0
-    weights_only: bool = False  # the optimiser's states are not in the files
+    weights_only: bool = False  # the optimizer's states are not in the files
     quarantined: list[QuarantineRecord] = []
 
     @property

@@ -1,4 +1,4 @@
-"""What the keys of a training config must agree on."""
+"""Rules that the keys of a training config must satisfy together."""
 
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ def check_rules(config: "TrainConfig") -> None:
 
 
 def check_steps_and_rate(config: "TrainConfig") -> None:
-    """One length of the run, and a rate that suits the optimiser."""
+    """One length of the run, and a rate that suits the optimizer."""
     if config.epochs is not None and config.max_steps is not None:
         raise ValueError(
             f"epochs = {config.epochs} and max_steps = {config.max_steps} exclude each other; "
@@ -87,7 +87,7 @@ def check_quantization(config: "TrainConfig") -> None:
     if config.relora.every_steps:
         raise ValueError(
             "relora.every_steps adds to the frozen weights, which [quantization] holds "
-            "quantised; drop one"
+            "quantized; drop one"
         )
     if config.objective.has_reference and adapter.kind in ("none", "blocks"):
         raise ValueError(
@@ -97,7 +97,7 @@ def check_quantization(config: "TrainConfig") -> None:
     if config.quantization.cache is not None and adapter.init in ("pissa", "olora"):
         raise ValueError(
             f'quantization.cache does not go with adapter.init = "{adapter.init}", which '
-            "changes the weights before they are quantised; drop one"
+            "changes the weights before they are quantized; drop one"
         )
 
 
@@ -132,7 +132,7 @@ def check_checkpointing(config: "TrainConfig") -> None:
 
 
 def check_offload(config: "TrainConfig") -> None:
-    """What is in host memory must stay as it is."""
+    """Refuse offloading of weights that training changes."""
     kind = config.adapter.kind
     if config.weight_offload != "none" and kind in ("none", "blocks"):
         raise ValueError(
@@ -162,7 +162,7 @@ def check_offload(config: "TrainConfig") -> None:
 
 
 def check_adapters_only(config: "TrainConfig") -> None:
-    """What is done to the product BA needs one."""
+    """Refuse options about the product BA where no adapter has one."""
     asked = {
         "regularization.product_decay": config.regularization.product_decay,
         "regularization.max_product_norm": config.regularization.max_product_norm,
@@ -194,7 +194,7 @@ def check_adapters_only(config: "TrainConfig") -> None:
 
 
 def check_packing(config: "TrainConfig") -> None:
-    """What is said about packing needs packing."""
+    """Refuse options about packing without packing."""
     if config.loader.pack == "none":
         for key in ("tokens_per_row", "look_ahead", "overlong"):
             if key in config.loader.model_fields_set:
@@ -210,7 +210,7 @@ def check_packing(config: "TrainConfig") -> None:
 
 
 def check_objective(config: "TrainConfig") -> None:
-    """What is minimised must go with what is trained, and how it is fed."""
+    """Refuse objectives that do not go with the trained weights or the data."""
     kind, adapter = config.objective.kind, config.adapter
     if adapter.kind == "control" and config.optimizer.type == "adamw_kahan":
         raise ValueError(
@@ -252,7 +252,7 @@ def check_rejected_sampling(config: "TrainConfig") -> None:
 
 
 def check_evaluation(config: "TrainConfig") -> None:
-    """What judges by evaluation losses needs some; each set has a name of its own."""
+    """Refuse options that need an evaluation loss where there is none, and names given twice."""
     for key, wished in (
         ("evaluation.patience", config.evaluation.patience),
         ("checkpoint.keep_best", config.checkpoint.keep_best),

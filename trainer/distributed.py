@@ -1,4 +1,4 @@
-"""Who am I among the processes: stage, replica, device, and the groups to talk over."""
+"""Rank layout: this process's stage, replica and device, and its process groups."""
 
 import datetime
 import os
@@ -20,7 +20,7 @@ TIMEOUT = datetime.timedelta(minutes=30)
 class Layout:
     """Place of this process.
 
-    A replica's stages are neighbours, rank = replica * stages + stage, or with `columns` the
+    A replica's stages are neighbors, rank = replica * stages + stage, or with `columns` the
     replicas of a stage are, rank = stage * replicas + replica.
     """
 
@@ -52,7 +52,7 @@ class Layout:
         return place_of(stage, replica, self.stages, self.replicas, columns=self.columns)
 
     def keeps_files(self, *, node_local: bool) -> bool:
-        """Whether this rank writes down its stage: of its replicas, the first, or on each node."""
+        """Return whether this rank saves its stage: the first of its replicas, or on each node."""
         if not node_local:
             return self.replica == 0
         return all(
@@ -63,7 +63,7 @@ class Layout:
         )
 
     def publishes(self, *, node_local: bool) -> bool:
-        """Whether this rank puts what all have written into its place."""
+        """Return whether this rank moves the files of all ranks to their final place."""
         return self.rank % local_ranks() == 0 if node_local else self.rank == 0
 
 

@@ -1,4 +1,4 @@
-"""How a rank ends when something goes wrong: at once, and only the one to blame speaks."""
+"""Handling of a rank's failure: it ends at once, and only the first failing rank prints."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def run_rank(main: Callable[[], int]) -> NoReturn:
 
 
 def is_echo(error: BaseException) -> bool:
-    """Whether an error only says that another rank is gone, as gloo's and NCCL's do."""
+    """Return whether an error only says that another rank is gone, as gloo's and NCCL's do."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ECHOES)
 
 

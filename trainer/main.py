@@ -91,7 +91,7 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     from headrace.trainer.distributed import connect, set_threads
     from headrace.trainer.run.loop import train
 
-    layout = connect(config.pipeline_stages, columns=config.neighbours == "replicas")
+    layout = connect(config.pipeline_stages, columns=config.neighbors == "replicas")
     set_threads(config)
     check_agreement(inputs, layout)
     if layout.publishes(node_local=config.checkpoint.node_local):

@@ -1,4 +1,4 @@
-"""What can be known wrong before a process group or a GPU is touched. Imports no torch."""
+"""Checks of a run before a process group or a GPU is touched. Imports no torch."""
 
 import json
 from collections.abc import Mapping
@@ -83,7 +83,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Whether the library that the optimiser comes from is installed."""
+    """Check that the optimizer's library is installed."""
     library, requirement = OPTIMIZER_LIBRARIES.get(config.optimizer.type, ("", ""))
     if library and find_spec(library) is None:
         raise ConfigError(
@@ -93,7 +93,7 @@ def check_optimizer(config: TrainConfig) -> None:
 
 
 def check_reporting(config: TrainConfig) -> None:
-    """Whether the services that get the curves can be called."""
+    """Check that the libraries of the services that get the curves are installed."""
     for name in config.reporting.to:
         if find_spec(name) is None:
             raise ConfigError(

@@ -81,7 +81,7 @@ def alibi(world):
     edit_json(world["model"] / "config.json", model_type="falcon", alibi=True)
 
 
-def quantised(world):
+def quantized(world):
     edit_json(world["model"] / "config.json", quantization_config={"quant_method": "gptq"})
 
 
@@ -166,8 +166,8 @@ CASES = [
         f"supported: {FAMILIES}",
     ),
     (
-        quantised,
-        "DIR/model: its weights are quantised already, by gptq, and bitsandbytes alone is read; "
+        quantized,
+        "DIR/model: its weights are quantized already, by gptq, and bitsandbytes alone is read; "
         "use the model it was made of",
     ),
     (

@@ -42,7 +42,7 @@ def test_what_is_saved_is_read_back_bit_by_bit(folder, save):
     assert all(torch.equal(restored[name], value) for name, value in moments.items())
 
 
-def test_a_checkpoint_of_weights_only_is_smaller_and_leaves_the_optimiser_as_it_is(folder, layout):
+def test_a_checkpoint_of_weights_only_is_smaller_and_leaves_the_optimizer_as_it_is(folder, layout):
     saver = Saver(folder, layout, background=False, weights_only=True)
     saver.begin(state(3), *trained())
     path, read = newest(folder, check_files=True)

@@ -1,4 +1,4 @@
-"""Linear layers over quantised weights: exact to rounding, and nothing dequantised is kept.
+"""Linear layers over quantized weights: exact to rounding, and nothing dequantized is kept.
 
 Without a GPU, Triton's interpreter runs the kernel.
 """
@@ -136,7 +136,7 @@ def test_int8_activations_are_bitsandbytes_own(threshold):
         rounded[:, columns] = flat[:, columns]
     torch.testing.assert_close(ours.view(-1, OUTPUTS), rounded @ weight.T, rtol=1e-4, atol=1e-3)
     whole = held.linear(x, None)
-    assert (ours - whole).abs().max() > 1e-3, "activations were not quantised"
+    assert (ours - whole).abs().max() > 1e-3, "activations were not quantized"
 
 
 def test_pieces_are_quantized_as_the_whole_is_by_bitsandbytes():

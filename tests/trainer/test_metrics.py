@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from step_metrics import STEP
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from headrace.trainer.run.console_line import console_line, duration
 from headrace.trainer.run.histogram import Histogram
 from headrace.trainer.run.metrics import (
     AnswerMetrics,
@@ -23,42 +23,12 @@ from headrace.trainer.run.metrics import (
     pair_metrics,
 )
 from headrace.trainer.run.metrics_log import MetricsLog
+from headrace.trainer.run.records import console_line, duration
 from headrace.trainer.run.rejected_sampling import AnswerFacts
 from headrace.trainer.run.step_report import answer_metrics
 from headrace.trainer.run.token_summary import QUANTILES, TokenSample, summarize
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
-STEP = StepMetrics(
-    step=7,
-    epoch=0.25,
-    loss=2.34567,
-    cross_entropy=2.34567,
-    pairs=None,
-    answers=None,
-    router_loss=None,
-    source_losses={"books": 2.5, "code": 2.25},
-    lr=1.5e-4,
-    gradient_norm=0.75,
-    tokens=2048,
-    trained_tokens=1024,
-    seconds=0.5,
-    tokens_per_second=4096.0,
-    trained_share=0.5,
-    memory_gib=1.25,
-    first_row=48,
-    rows_sha256="ab",
-    fill=0.875,
-    source_tokens={"books": 48, "code": 2000},
-    overlong_rows=2,
-    overlong_tokens=30,
-    data_seconds=0.125,
-    tflops=0.5,
-    mfu=0.25,
-    product_norm_mean=1.5,
-    product_norm_max=2.5,
-    products_scaled=1,
-    product_norm_histogram=None,
-)
 SUMMARY = summarize(
     [TokenSample(*(np.linspace(1, 2, 9, dtype=np.float32) for _ in range(4)), vocabulary=384)]
 )
@@ -123,7 +93,7 @@ def test_a_last_line_that_was_cut_off_is_dropped(tmp_path, torn):
     assert [line["step"] for line in logged(tmp_path)] == [1, 3]
 
 
-def test_a_damaged_line_is_dropped_with_a_warning_and_its_neighbours_stay(tmp_path, caplog):
+def test_a_damaged_line_is_dropped_with_a_warning_and_its_neighbors_stay(tmp_path, caplog):
     log_steps(tmp_path, -1, 1, 2, 3)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     lines[1] = "\0" * 8 + "\n"

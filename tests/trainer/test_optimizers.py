@@ -1,4 +1,4 @@
-"""Every optimiser is its library's own, continues to the bit, and knows its states by name."""
+"""Every optimizer is its library's own, continues to the bit, and knows its states by name."""
 
 import pytest
 import torch
@@ -108,7 +108,7 @@ def test_it_goes_on_to_the_bit_from_what_a_checkpoint_holds(kind, layout, folder
 
 @pytest.mark.parametrize("kind", [*TYPES, "adamw_kahan"])
 def test_what_was_never_stepped_can_be_saved_and_taken_up(kind, layout, folder):
-    """A run whose first steps were skipped; its optimiser has made no states yet."""
+    """A run whose first steps were skipped; its optimizer has made no states yet."""
     trained, again = fresh(), fresh()
     optimizer, resumed = (build_optimizer(config(kind), items) for items in (trained, again))
     Saver(folder, layout, background=False).begin(state(1), trained, optimizer)

@@ -1,13 +1,13 @@
-"""Frozen weights held quantised: bitsandbytes' own bits, in any mode, from files and a cache."""
+"""Frozen weights held quantized: bitsandbytes' own bits, in any mode, from files and a cache."""
 
 import json
 import shutil
 
 import pytest
 import torch
+from family_modes import lora, relative, with_adapters
 from runs import checkpoint_tensors, exact_metrics, read_metrics
-from test_adapter_modes import saved_model
-from test_families import lora, one_thread, relative, with_adapters  # noqa: F401
+from saved_parts import saved_model
 from tiny_families import (
     build,
     config_of,
@@ -25,6 +25,8 @@ from headrace.trainer.model.adapters import base_name
 from headrace.trainer.model.model_builder import plan_model
 from headrace.trainer.model.quantized_formats import format_of
 from headrace.trainer.model.quantized_modules import held_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NF4 = {"backend": "bnb", "double_quantization": True}
 HQQ = {"backend": "hqq"}
@@ -112,9 +114,9 @@ def test_a_checkpoint_that_bitsandbytes_quantized_loads_as_it_is(
 ):
     by_transformers(models["mistral"], kind).save_pretrained(tmp_path)
     expected = held_in(build(config_of(models["mistral"], 1, LORA, quantization=OURS[kind])))
-    monkeypatch.setattr(by_config.Quantization, "make", None)  # nothing is quantised again
+    monkeypatch.setattr(by_config.Quantization, "make", None)  # nothing is quantized again
     same_bits(held_in(build(config_of(tmp_path, 2, LORA))), expected)
-    with pytest.raises(ConfigError, match=r"quantised already; drop \[quantization\]"):
+    with pytest.raises(ConfigError, match=r"quantized already; drop \[quantization\]"):
         plan_model(config_of(tmp_path, 1, LORA, quantization=NF4))
     with pytest.raises(ConfigError, match="cannot write a model"):
         plan_model(config_of(tmp_path, 1))
@@ -281,7 +283,7 @@ def test_layers_are_quantized_once_and_then_read_from_the_cache(models, tmp_path
     ("settings", "message"),
     [
         ({**HQQ, "group_size": 56}, "group_size = 56 does not divide the 1024 weights of model"),
-        ({**NF4, "skip_modules": ["proj", "head"]}, "nothing is left to quantise"),
+        ({**NF4, "skip_modules": ["proj", "head"]}, "nothing is left to quantize"),
         ({**HQQ, "bits": 4, "axis": 1, "group_size": 512}, "1 rows of groups, which 4 bits pack"),
     ],
 )
@@ -321,7 +323,7 @@ def test_other_quantized_checkpoints_are_refused(models, tmp_path):
     config = json.loads((directory / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (directory / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="quantised already, by gptq"):
+    with pytest.raises(ConfigError, match="quantized already, by gptq"):
         plan_model(config_of(directory, 1, LORA))
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from evaluation_losses import evaluation_loss
 from runs import STDLIB, make_shards, read_metrics, source
-from test_adapter import evaluation_loss
 
 from headrace.schemas.quantization_config import QuantizationConfig
 from headrace.trainer.model.quantized_formats import format_of
@@ -44,7 +44,7 @@ def shards(real_model, tmp_path_factory):
 
 
 def put_quantized(model, settings):
-    """Give a model the numbers that its quantised weights stand for, one library call each."""
+    """Give a model the numbers that its quantized weights stand for, one library call each."""
     keys = {k.partition("__")[2]: v for k, v in settings.items() if k.startswith("quantization__")}
     if not keys:
         return

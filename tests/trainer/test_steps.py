@@ -20,11 +20,11 @@ from headrace.trainer.data.position import Position
 from headrace.trainer.model.model_builder import build_stage
 from headrace.trainer.preflight import check
 from headrace.trainer.run import evaluation, records
-from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.evaluation import build_evaluation_sets, evaluate
 from headrace.trainer.run.metrics import EvaluationMetrics
 from headrace.trainer.run.metrics_log import MetricsLog
+from headrace.trainer.run.outcome import Outcome
 from headrace.trainer.run.records import run_evaluation
 
 ROWS_PER_CALL = 4

@@ -1,4 +1,4 @@
-"""What a run reads: its manifests, and what follows from them."""
+"""Inputs of a run: its manifests, and the numbers that follow from them."""
 
 from dataclasses import dataclass
 

@@ -12,13 +12,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError, ConfigError
-from headrace.schemas.recorded_config import without_defaults
 from headrace.schemas.run_state import (
     CHECKPOINTS_FOLDER,
     checkpoint_name,
     published_checkpoints,
     read_run_state,
 )
+from headrace.schemas.toml_config import without_defaults
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.export.export import (
     finish_adapter,
@@ -47,7 +47,7 @@ class CheckpointTensors:
     """The tensors of all stage files of a checkpoint, read one at a time.
 
     Args:
-        average: beta1 of a schedule-free optimiser, whose weights are averages; None for others.
+        average: beta1 of a schedule-free optimizer, whose weights are averages; None for others.
     """
 
     def __init__(self, directory: Path, average: float | None) -> None:
@@ -142,7 +142,7 @@ def run_config(run: Path, model: Path | None) -> TrainConfig:
 def write_adapter(
     config: TrainConfig, lora: LoraConfig | None, tensors: CheckpointTensors, output: Path
 ) -> None:
-    """What training itself would have exported, bit by bit.
+    """Write the same adapter, bit by bit, that training itself would have exported.
 
     Raises:
         CheckpointError: adapters took over weights, and the checkpoint does not hold how they did.

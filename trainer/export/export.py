@@ -82,7 +82,7 @@ def export(
 def export_adapter(
     built: BuiltStage, layout: Layout, model: Path, directory: Path, dtype: torch.dtype
 ) -> None:
-    """All stages' adapters in one file of the first rank."""
+    """Write the adapters of all stages to one file, at the first rank."""
     parts = gather_at_first(adapter_tensors(built, dtype) if layout.replica == 0 else {}, layout)
     tensors = {name: value for part in parts for name, value in part.items()}
     width = max(gather_objects(built.width, layout.world_group))
@@ -146,7 +146,7 @@ def finish_control(
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """As PEFT writes them."""
+    """Save tensors with the metadata that PEFT writes."""
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -167,7 +167,7 @@ def save_model_part(
     built: BuiltStage, model: Path, directory: Path, before: int, total: int, dtype: torch.dtype
 ) -> dict[str, dict[str, int]]:
     """One stage's weights, trained or not, in files of limited size; one module at a time. Weights
-    that are held quantised are written as the base model has them.
+    that are held quantized are written as the base model has them.
 
     Args:
         model: directory of the base model.
@@ -193,7 +193,7 @@ def save_model_part(
 def unquantized(
     built: BuiltStage, model: Path, modules: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
-    """The base model's values of weights that are held quantised; dequantised where it has none."""
+    """The base model's values of weights that are held quantized; dequantized where it has none."""
     held = dict(held_weights(modules))
     if not held or not has_weights(model):
         return {
@@ -208,7 +208,7 @@ def unquantized(
     values: dict[str, Tensor] = {}
     with StoredWeights(model, built.skeleton) as source:
         for name, value in zip(held, source.read(wanted), strict=True):
-            assert isinstance(value, Tensor)  # models that are quantised train adapters alone
+            assert isinstance(value, Tensor)  # models that are quantized train adapters alone
             values[name] = value
     return values
 
@@ -236,11 +236,11 @@ def stored_dtype(config: Any) -> torch.dtype:
 
 
 def saved_dtype(setting: str, auto: torch.dtype) -> torch.dtype:
-    """What `checkpoint.save_dtype` says, or `auto`."""
+    """Return the dtype that `checkpoint.save_dtype` names, or `auto`."""
     chosen: torch.dtype = auto if setting == "auto" else getattr(torch, setting)
     return chosen
 
 
 def is_tied_head(built: BuiltStage, name: str) -> bool:
-    """Whether a module is a head that the embedding's file entry stands for."""
+    """Return whether a module is a head whose weight is saved as the embedding's."""
     return built.architecture.tied and name == built.architecture.family.head

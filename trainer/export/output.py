@@ -1,4 +1,4 @@
-"""What a command writes: a new file or directory, whole or not at all."""
+"""Output of a command: a new file or directory, written whole or not at all."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Quantised decoder layers on disk, a file for each, so that they are quantised once."""
+"""Quantized decoder layers on disk, a file for each, so that they are quantized once."""
 
 import json
 import os
@@ -22,15 +22,15 @@ META = "weights"  # in a file's metadata: name -> format, shape, settings and bu
 
 
 class QuantizedCache:
-    """Layers of one model, quantised in one way.
+    """Layers of one model, quantized in one way.
 
-    Files are published whole, under names that say what is in them; processes that quantise the
+    Files are published whole, under names that say what is in them; processes that quantize the
     same layer write the same file, and the last one stays.
 
     Args:
         folder: of the caches of all models.
         weights: fingerprint of the model's.
-        compute_dtype, device: type of the computation, and kind of device that quantised.
+        compute_dtype, device: type of the computation, and kind of device that quantized.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class QuantizedCache:
         self.folder = folder / fingerprint(key)[:32]
 
     def load(self, layer: str, wanted: Sequence[str]) -> dict[str, list[QuantizedWeight]] | None:
-        """The quantised weights of a layer by name; None if they are not there.
+        """The quantized weights of a layer by name; None if they are not there.
 
         Raises:
             DataError: a file that is not whole.

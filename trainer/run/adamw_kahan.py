@@ -1,4 +1,4 @@
-"""The optimiser around the AdamW-Kahan kernel."""
+"""The optimizer around the AdamW-Kahan kernel."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +33,8 @@ class AdamWKahan(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             for weight in group["params"]:
+                if weight.grad is None:
+                    continue  # as torch's optimizers do
                 state = self.state[weight] or self._fresh_state(weight)
                 state["step"] = state["step"].cpu() + 1  # where it is read without waiting
                 step = AdamWStep(

@@ -43,7 +43,7 @@ class CheckpointFolder:
             shutil.rmtree(path)
 
     def unfinished(self, step: int) -> Path:
-        """Where the files of a checkpoint lie until all of them are written."""
+        """Return the folder of a checkpoint's files until all of them are written."""
         return self.path / f".{checkpoint_name(step)}.tmp"
 
     def publish(self, state: RunState) -> Path:
@@ -77,7 +77,7 @@ def collect_tensors(
     *,
     copy: bool = False,
 ) -> dict[str, Tensor]:
-    """Parameters and optimiser states under canonical names, copies of tied weights left out.
+    """Parameters and optimizer states under canonical names, copies of tied weights left out.
 
     Args:
         optimizer: None leaves the states out.
@@ -101,7 +101,7 @@ def collect_tensors(
 def load_tensors(
     directory: Path, trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer | None
 ) -> None:
-    """Read this stage's parameters and optimiser states from whatever stage files hold them.
+    """Read this stage's parameters and optimizer states from whatever stage files hold them.
 
     Args:
         optimizer: None for a checkpoint of weights alone.

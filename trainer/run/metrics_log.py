@@ -1,4 +1,4 @@
-"""Where metrics are written: a file of exact values, TensorBoard, and other reporters."""
+"""Destinations of metrics: a file of exact values, TensorBoard, and other reporters."""
 
 import json
 import logging
@@ -123,7 +123,7 @@ class MetricsLog:
 
 
 def is_kept(line: str, step: int) -> bool:
-    """Whether a line belongs to the first steps; one that a power cut has torn does not."""
+    """Return whether a line belongs to the first steps; one that a power cut has torn does not."""
     try:
         return bool(json.loads(line)["step"] <= step)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The optimiser of a stage's trained parameters."""
+"""The optimizer of a stage's trained parameters."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ LORA_UP = (".lora_B.", ".lora_embedding_B.")
 def build_optimizer(
     config: OptimizerConfig, trained: Sequence[TrainedParameter], *, triton: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser of a config; norms and biases (one-dimensional parameters) are not decayed.
+    """The optimizer of a config; norms and biases (one-dimensional parameters) are not decayed.
 
     With LoRA+ (https://arxiv.org/abs/2402.12354) the adapters' B has a higher rate than all else.
 
@@ -45,7 +45,7 @@ def build_optimizer(
 def make_optimizer(
     config: OptimizerConfig, groups: list[dict[str, Any]], triton: bool
 ) -> torch.optim.Optimizer:
-    """The optimiser that the config names, of torch or the library it is from.
+    """The optimizer that the config names, of torch or the library it is from.
 
     Raises:
         ConfigError: paged states on a CPU.
@@ -84,12 +84,12 @@ def make_optimizer(
 
 
 def is_decayed(item: TrainedParameter) -> bool:
-    """Not so norms, biases, and what control adapters keep in shape themselves."""
+    """Return whether weight decay applies: to matrices only, without those of control adapters."""
     return item.parameter.ndim > 1 and not is_control(item.name)
 
 
 def is_up(name: str) -> bool:
-    """Whether a parameter is the B of an adapter."""
+    """Return whether a parameter is the B of an adapter."""
     return any(part in f"{name}." for part in LORA_UP)
 
 

@@ -1,6 +1,6 @@
-"""What an optimiser keeps for each weight, as tensors with names: what checkpoints hold of it.
+"""States that an optimizer keeps for each weight, as named tensors, for checkpoints.
 
-Numbers that an optimiser keeps for a group of weights are saved with each of them, so that any
+Numbers that an optimizer keeps for a group of weights are saved with each of them, so that any
 layout finds them by a weight's name.
 """
 
@@ -48,7 +48,7 @@ def restore(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, read: Rea
 
 
 def fresh_states(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:
-    """What the optimiser keeps of a weight before its first step."""
+    """Return the states of a weight before the optimizer's first step."""
 
     def zeros(*names: str) -> dict[str, Tensor]:
         return {name: torch.zeros_like(parameter) for name in names}
@@ -92,7 +92,7 @@ def group_number(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> i
 
 
 def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether weights are trained at one point and used at another, their average."""
+    """Return whether weights are trained at one point and used at another, their average."""
     return all("train_mode" in group for group in optimizer.param_groups)
 
 

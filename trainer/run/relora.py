@@ -1,5 +1,5 @@
 """ReLoRA (https://arxiv.org/abs/2307.05695): adapters are added to the frozen weights now and then,
-and start anew, so that what is learnt may have any rank.
+and start anew, so that what is learned may have any rank.
 
 What was added is kept as the small matrices it was: a checkpoint needs no frozen weight, adding
 them again in their order gives the same weights to the bit, and all of them side by side are an
@@ -24,14 +24,14 @@ OPTIMIZERS: tuple[OptimizerType, ...] = ("adamw", "adam", "lion")
 
 
 def rate_factor(config: ReloraConfig, step: int) -> float:
-    """How much of the rate a step has, from 0: it rises in equal parts after each restart."""
+    """Return the factor of a step's learning rate, which rises linearly after each restart."""
     if config.every_steps is None or step < config.every_steps:
         return 1.0
     return min(1.0, (step % config.every_steps + 1) / max(1, config.warmup_steps))
 
 
 def is_due(config: ReloraConfig, steps_done: int, total_steps: int) -> bool:
-    """Whether a restart follows; not after the last step."""
+    """Return whether a restart follows; none does after the last step."""
     every = config.every_steps
     return every is not None and steps_done % every == 0 and steps_done < total_steps
 

@@ -1,4 +1,7 @@
-"""What must stay the same when a run is resumed, and what may change. Imports no torch."""
+"""Settings that must stay the same when a run is resumed, and those that may change.
+
+Imports no torch.
+"""
 
 import json
 from pathlib import Path
@@ -15,7 +18,7 @@ FREE_ON_RESUME = {
     "schedule",
     "stage_chunks",
     "partition",
-    "neighbours",
+    "neighbors",
     "half_layers",
     "micro_batch_size",
     "gradient_accumulation_steps",
@@ -92,7 +95,7 @@ def check_run_directory(
 
 
 def free_with_schedule(config: TrainConfig) -> set[str]:
-    """What a resumed run may change because no learning rate up to there depends on it."""
+    """Return the settings free to change since no learning rate so far depends on them."""
     free = {"scheduler.force_constant_lr"}
     return free if config.scheduler.has_horizon else free | {"epochs", "max_steps"}
 
@@ -100,7 +103,7 @@ def free_with_schedule(config: TrainConfig) -> set[str]:
 def resume_record(
     config: TrainConfig, inputs: Inputs, exclude_defaults: bool = False
 ) -> dict[str, object]:
-    """What must stay the same over all resumptions of a run."""
+    """Return the settings that must stay the same over all resumptions of a run."""
     values = config.model_dump(
         mode="json", exclude=FREE_ON_RESUME, exclude_defaults=exclude_defaults
     )

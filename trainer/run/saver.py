@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Written:
-    """What one rank has put into a checkpoint: file name -> SHA-256; or why it could not."""
+    """Files that one rank has put into a checkpoint: name -> SHA-256; or why it could not."""
 
     files: dict[str, str] = field(default_factory=dict)
     problem: str | None = None
@@ -47,7 +47,7 @@ class Saver:
 
     Args:
         background: write while the next steps run, from a copy in host memory.
-        weights_only: leave the optimiser's states out.
+        weights_only: leave the optimizer's states out.
         node_local: the folder is another one on each machine, and holds the stages run there.
     """
 

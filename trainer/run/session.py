@@ -99,7 +99,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         replay(built, load_merged(path))
         load_tensors(path, built.trained, None if saved.weights_only else optimizer)
         if saved.weights_only:
-            logger.warning("%s holds weights only; the optimiser begins anew", path)
+            logger.warning("%s holds weights only; the optimizer begins anew", path)
         if saved.global_batch_rows != inputs.global_batch_rows:
             logger.warning(
                 "global batches of %d rows up to row %d, and of %d from there on",
@@ -154,13 +154,13 @@ def build_engine(built: BuiltStage, config: TrainConfig, layout: Layout) -> Stag
 
 
 def open_log(config: TrainConfig, step: int) -> MetricsLog:
-    """Where the first rank writes, from a resume point on."""
+    """Open the metrics log of the first rank, from a resume point on."""
     run_directory = Path(config.output_dir)
     return MetricsLog(run_directory, step, open_reporters(config, run_directory))
 
 
 def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState:
-    """Before the first step."""
+    """Return the state of a new run."""
     return RunState(
         step=0,
         next_row=0,
