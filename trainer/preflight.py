@@ -20,12 +20,6 @@ from headrace.trainer.model.stop_tokens import stop_tokens
 from headrace.trainer.model.weight_index import weights_fingerprint
 
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
-OPTIMIZER_LIBRARIES = {  # optimizer.type -> module, what pip installs
-    "adamw_8bit": ("bitsandbytes", "bitsandbytes>=0.48"),
-    "adamw_8bit_paged": ("bitsandbytes", "bitsandbytes>=0.48"),
-    "adamw_schedule_free": ("schedulefree", "schedulefree>=1.4"),
-    "lion": ("lion_pytorch", "lion-pytorch>=0.2.2"),
-}
 
 
 def check(config: TrainConfig, processes: int) -> Inputs:
@@ -84,11 +78,11 @@ def check(config: TrainConfig, processes: int) -> Inputs:
 
 def check_optimizer(config: TrainConfig) -> None:
     """Check that the optimizer's library is installed."""
-    library, requirement = OPTIMIZER_LIBRARIES.get(config.optimizer.type, ("", ""))
-    if library and find_spec(library) is None:
+    record = config.optimizer.record
+    if record.requirement and find_spec(record.library) is None:
         raise ConfigError(
-            f'optimizer.type = "{config.optimizer.type}" needs {library}; '
-            f"run: pip install '{requirement}'"
+            f'optimizer.type = "{config.optimizer.type}" needs {record.library}; '
+            f"run: pip install '{record.requirement}'"
         )
 
 

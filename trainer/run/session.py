@@ -86,7 +86,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
     )
     if config.relora.every_steps is not None:
-        check_relora(built, config.optimizer.type)
+        check_relora(built)
     state = fresh_state(config, inputs, layout)
     node_local = config.checkpoint.node_local
     names = [path.name for path in folder.finished()]
