@@ -61,7 +61,7 @@ class QuantizedWeight(nn.Module, ABC):
 
     @property
     def buffers_by_name(self) -> dict[str, Tensor]:
-        """All tensors that hold the matrix."""
+        """Every tensor that holds a part of the matrix."""
         return {name: value for name, value in self._buffers.items() if value is not None}
 
     @property
