@@ -9,6 +9,14 @@ from torch import Tensor, nn
 
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.model.model_builder import BuiltStage
+from headrace.trainer.model.slots import TrainedParameter
+
+
+def reduce(built: BuiltStage, layout: Layout) -> float:
+    """Sum gradients over tied copies and replicas; return the norm of the whole model's."""
+    sum_tied(built, layout)
+    sum_over_replicas([item.parameter for item in built.trained], layout)
+    return global_norm(built, layout)
 
 
 def sum_tied(built: BuiltStage, layout: Layout) -> None:
@@ -62,8 +70,10 @@ def global_norm(built: BuiltStage, layout: Layout) -> float:
     return math.sqrt(math.fsum(norm * norm for stage in everyone for norm in stage))
 
 
-def clip(parameters: Sequence[nn.Parameter], norm: float, largest: float) -> None:
+def clip(trained: Sequence[TrainedParameter], norm: float, largest: float) -> None:
     """Scale all gradients down so that their norm is at most `largest`; 0 leaves them alone."""
-    gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+    gradients: list[Tensor] = [
+        item.parameter.grad for item in trained if item.parameter.grad is not None
+    ]
     if gradients and largest and norm > largest:
         torch._foreach_mul_(gradients, largest / norm)
