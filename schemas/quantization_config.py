@@ -109,7 +109,7 @@ class QuantizationConfig(Config):
         return self
 
     @property
-    def in_fp8(self) -> bool:
+        """Say whether products are of 8-bit floats."""
         """Whether products are of 8-bit floats."""
         return self.matmul == "fp8" or self.backend == "fp8"
 
