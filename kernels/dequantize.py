@@ -29,10 +29,14 @@ def dequantize(
             "int8": [outputs, inputs] int8 and the largest magnitude of each row, whose code is
             settings[0], 127.
             "hqq": packed codes, scales and zeros; settings are bits and axis.
+            "fp8": [outputs, inputs] e4m3 and the scale of each row.
         shape: of the weight.
     """
     if kind == "hqq":
         return dequantize_hqq(parts[0], parts[1], parts[2], settings[0], settings[1], shape, dtype)
+    if kind == "fp8":
+        codes, scales = parts
+        return (codes.float() * scales.unsqueeze(1)).to(dtype)
     if kind == "int8":
         codes, magnitudes = parts
         return (codes * (magnitudes / settings[0]).unsqueeze(1)).to(dtype)

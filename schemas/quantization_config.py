@@ -1,6 +1,7 @@
 """The `[quantization]` table: the format in which frozen weights are held."""
 
 from importlib.util import find_spec
+from itertools import chain
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -8,8 +9,10 @@ from pydantic import Field, field_validator, model_validator
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.toml_config import Config, IsNumber, Text
 
-BNB_ONLY = ("type", "double_quantization", "storage_type", "int8_threshold")
-HQQ_ONLY = ("bits", "group_size", "axis", "dynamic_config")
+KEYS_OF = {
+    "bnb": ("type", "double_quantization", "storage_type", "int8_threshold"),
+    "hqq": ("bits", "group_size", "axis", "dynamic_config"),
+}
 FOUR_BIT_ONLY = ("double_quantization", "storage_type")
 PACKAGES = {"bnb": "bitsandbytes", "hqq": "hqq"}
 PIP_LINES = {"bnb": 'pip install "bitsandbytes>=0.49"', "hqq": 'pip install "hqq>=0.2.8"'}
@@ -30,8 +33,9 @@ class HqqOverride(Config):
 class QuantizationConfig(Config):
     """`[quantization]`."""
 
-    backend: Literal["bnb", "hqq"] = Field(
-        description='`"bnb"`: bitsandbytes. `"hqq"`: half-quadratic quantization.'
+    backend: Literal["bnb", "hqq", "fp8"] = Field(
+        description='`"bnb"`: bitsandbytes. `"hqq"`: half-quadratic quantization. `"fp8"`: 8-bit '
+        "floats with a scale for each output channel, multiplied as such in both directions."
     )
     type: Literal["nf4", "fp4", "int8"] = Field(
         "nf4", description='bnb: 4-bit normal floats or floats in blocks of 64, or `"int8"` by row.'
@@ -84,7 +88,8 @@ class QuantizationConfig(Config):
 
     @model_validator(mode="after")
     def check(self) -> "QuantizationConfig":
-        for key in HQQ_ONLY if self.backend == "bnb" else BNB_ONLY:
+        foreign = {**KEYS_OF, self.backend: ()}
+        for key in chain(*foreign.values()):
             if key in self.model_fields_set:
                 raise ValueError(f'{key} has no meaning with backend = "{self.backend}"; drop it')
         if self.type == "int8":
@@ -111,7 +116,7 @@ def check_installed(backend: str) -> None:
     Raises:
         ConfigError: with the line that installs it.
     """
-    if find_spec(PACKAGES[backend]) is None:
+    if backend in PACKAGES and find_spec(PACKAGES[backend]) is None:
         raise ConfigError(
             f'quantization.backend = "{backend}" needs {PACKAGES[backend]}: {PIP_LINES[backend]}'
         )

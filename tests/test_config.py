@@ -390,3 +390,11 @@ def test_a_recorded_config_reads_as_what_it_was(tmp_path, text):
 def test_a_key_is_also_read_in_its_earlier_spelling(tmp_path, key):
     config = read(TrainConfig, tmp_path, f'{key} = "replicas"\n{TRAIN}')
     assert config.model_dump()["neighbors"] == "replicas"
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "lion"])
+def test_restarts_need_an_optimizer_whose_states_can_be_pruned(tmp_path, kind):
+    text = TRAIN.replace("lr = 1e-4", 'lr = 1e-4\ntype = "TYPE"') + "[relora]\nevery_steps = 20\n"
+    assert read(TrainConfig, tmp_path, text.replace("TYPE", kind))
+    said = message(TrainConfig, tmp_path, text.replace("TYPE", "adafactor"))
+    assert "cannot be pruned; choose one of adamw, adam, lion" in said

@@ -21,12 +21,6 @@ from headrace.trainer.model.weight_index import weights_fingerprint
 
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
 NOT_OF_MODEL = {"_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
-OPTIMIZER_LIBRARIES = {  # optimizer.type -> module, what pip installs
-    "adamw_8bit": ("bitsandbytes", "bitsandbytes>=0.48"),
-    "adamw_8bit_paged": ("bitsandbytes", "bitsandbytes>=0.48"),
-    "adamw_schedule_free": ("schedulefree", "schedulefree>=1.4"),
-    "lion": ("lion_pytorch", "lion-pytorch>=0.2.2"),
-}
 
 
 def check(config: TrainConfig, processes: int) -> Inputs:
@@ -86,11 +80,11 @@ def check(config: TrainConfig, processes: int) -> Inputs:
 
 def check_optimizer(config: TrainConfig) -> None:
     """Check that the optimizer's library is installed."""
-    library, requirement = OPTIMIZER_LIBRARIES.get(config.optimizer.type, ("", ""))
-    if library and find_spec(library) is None:
+    record = config.optimizer.record
+    if record.requirement and find_spec(record.library) is None:
         raise ConfigError(
-            f'optimizer.type = "{config.optimizer.type}" needs {library}; '
-            f"run: pip install '{requirement}'"
+            f'optimizer.type = "{config.optimizer.type}" needs {record.library}; '
+            f"run: pip install '{record.requirement}'"
         )
 
 

@@ -6,7 +6,7 @@ from evaluation_losses import evaluation_loss
 from runs import STDLIB, make_shards, read_metrics, source
 
 from headrace.schemas.quantization_config import QuantizationConfig
-from headrace.trainer.model.quantizers import quantize
+from headrace.trainer.model.quantized_formats import format_of
 
 pytestmark = pytest.mark.exhaustive
 
@@ -51,7 +51,9 @@ def put_quantized(model, settings):
     config = QuantizationConfig(**keys)
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear) and name != "lm_head":
-            held = quantize(layer.weight.data, f"{name}.weight", config, torch.float32)
+            held = format_of(config).make(
+                layer.weight.data, f"{name}.weight", config, torch.float32
+            )
             layer.weight.data = held.dequantize(torch.float32)
 
 

@@ -68,7 +68,7 @@ def test_sets_weigh_by_their_tokens_and_are_written_down_by_name(monkeypatch, tm
     monkeypatch.setattr(records, "evaluate", lambda *_: [small, large])
     log = MetricsLog(tmp_path, -1)
     session = SimpleNamespace(
-        optimizer=torch.optim.SGD([torch.zeros(1)]),
+        optimizer=torch.optim.AdamW([torch.zeros(1)]),
         built=SimpleNamespace(trained=[]),
         evaluation_sets=[],
         engine=None,

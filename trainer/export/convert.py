@@ -87,7 +87,7 @@ def convert(run: Path, output: Path, step: int | None = None, model: Path | None
     checkpoint = find_checkpoint(run, step)
     read_run_state(checkpoint)
     config = run_config(run, model)
-    beta1 = config.optimizer.beta1 if config.optimizer.type == "adamw_schedule_free" else None
+    beta1 = config.optimizer.beta1 if config.optimizer.record.averages else None
     tensors = CheckpointTensors(checkpoint, beta1)
     plan = plan_model(config)
     with new_output(output) as temporary:

@@ -15,9 +15,6 @@ from headrace.trainer.model.partition import Span
 from headrace.trainer.model.precision import trained_dtype
 from headrace.trainer.model.weight_offload import PLACES
 
-MOMENTS = 2  # Adam's two, of the type of the weights; of other optimizers, in float32:
-MOMENTS_OF = {"adamw_8bit": 0.5, "adamw_8bit_paged": 0.5, "lion": 1, "adafactor": 0}
-KAHAN_MOMENTS = 3  # what rounding took is kept beside them
 OFFLOADED_IN_TRANSIT = 3  # layer inputs on their way to the host or back
 LOGIT_BYTES = 4 + 2  # float32 for the softmax and its gradient, and the gradient once in bfloat16
 
@@ -87,7 +84,7 @@ def stage_memory(
         + sum(part.quantized_bytes for part in parts)
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
-        optimizer=trained * trained_bytes * moments(config.optimizer.type),
+        optimizer=trained * trained_bytes * config.optimizer.record.numbers_per_weight,
         activations=in_flight(config, stage, kept)
         + in_transit
         + recomputed
@@ -113,13 +110,6 @@ def at_host(
             held = [part.weights * dtype.itemsize + part.quantized_bytes for part in frozen]
             saved += max(0.0, sum(held) - PLACES * max(held))
     return saved
-
-
-def moments(optimizer: str) -> float:
-    """Numbers that an optimizer keeps of each weight, in the weight's own type."""
-    if optimizer == "adamw_kahan":
-        return KAHAN_MOMENTS
-    return MOMENTS_OF.get(optimizer, MOMENTS)
 
 
 def parts_of_stage(

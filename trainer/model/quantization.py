@@ -12,6 +12,7 @@ from headrace.schemas.quantization_config import QuantizationConfig, check_insta
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.checkpoint_names import CheckpointNames
+from headrace.trainer.model.quantized_formats import companions, format_of
 from headrace.trainer.model.quantized_modules import (
     Holder,
     QuantizedEmbedding,
@@ -19,13 +20,8 @@ from headrace.trainer.model.quantized_modules import (
     QuantizedLinear,
 )
 from headrace.trainer.model.quantized_weight import QuantizedWeight
-from headrace.trainer.model.quantizers import check_hqq_shape, companions, quantize
 from headrace.trainer.model.weight_index import stored_tensors
 
-FULL_BITS = 32.0  # of a scale
-BLOCK, NESTED_BLOCK = 64.0, 256.0
-HQQ_SCALE_BITS = 16.0  # scales and zeros lie in the type of the computation
-HQQ_BITS = {3: 3.2}  # ten in a word of 32
 LINEAR_TYPES = ("Linear", "FalconLinear")  # the second is nn.Linear in another order of rounding
 
 
@@ -49,7 +45,8 @@ class Quantization:
     def make(self, value: Tensor, name: str, dtype: torch.dtype) -> list[QuantizedWeight]:
         """A matrix, or each expert's of a stack, quantized where it lies."""
         matrices = [value] if value.ndim == 2 else list(value)
-        return [quantize(matrix, name, self.config, dtype) for matrix in matrices]
+        make = format_of(self.config).make
+        return [make(matrix, name, self.config, dtype) for matrix in matrices]
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The type of the computation, given that of the run."""
@@ -62,17 +59,7 @@ class Quantization:
         Raises:
             ConfigError: settings that do not go with its shape.
         """
-        config = self.config
-        if config.backend == "hqq":
-            bits, group_size, axis = config.hqq_settings(name)
-            check_hqq_shape(name, shape[-2:], bits, group_size, axis)
-            return HQQ_BITS.get(bits, bits) + 2 * HQQ_SCALE_BITS / group_size
-        if config.type == "int8":
-            return 8 + FULL_BITS / shape[-1]
-        if config.double_quantization:
-            table = FULL_BITS * NESTED_BLOCK / shape[-2:].numel()
-            return 4 + 8 / BLOCK + FULL_BITS / (BLOCK * NESTED_BLOCK) + table
-        return 4 + FULL_BITS / BLOCK
+        return format_of(self.config).bits(name, shape, self.config)
 
 
 def plan_quantization(

@@ -12,12 +12,13 @@ from safetensors import SafetensorError, safe_open
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.publish import rename_durably
-from headrace.schemas.quantization_config import PACKAGES, QuantizationConfig
+from headrace.schemas.quantization_config import QuantizationConfig
 from headrace.trainer.model.model_files import save_tensors
+from headrace.trainer.model.quantized_formats import FORMATS, format_of
 from headrace.trainer.model.quantized_weight import QuantizedWeight
 
-FORMAT = 1
-META = "weights"  # in a file's metadata: name -> kind, shape, settings and parts of each matrix
+FORMAT = 2
+META = "weights"  # in a file's metadata: name -> format, shape, settings and buffers of each matrix
 
 
 class QuantizedCache:
@@ -46,7 +47,7 @@ class QuantizedCache:
             "quantization": config.model_dump(mode="json", exclude={"cache"}),
             "compute_dtype": compute_dtype,
             "device": device,
-            "versions": {name: version(name) for name in (PACKAGES[config.backend], "torch")},
+            "versions": {name: version(name) for name in (*format_of(config).packages, "torch")},
         }
         self.folder = folder / fingerprint(key)[:32]
 
@@ -64,13 +65,12 @@ class QuantizedCache:
                 described = json.loads(file.metadata()[META])
                 return {
                     name: [
-                        QuantizedWeight(
-                            [file.get_tensor(f"{name}/{number}/{part}") for part in range(parts)],
-                            kind,
+                        FORMATS[kind](
                             shape,
+                            {key: file.get_tensor(f"{name}/{number}/{key}") for key in buffers},
                             settings,
                         )
-                        for number, (kind, shape, settings, parts) in enumerate(described[name])
+                        for number, (kind, shape, settings, buffers) in enumerate(described[name])
                     ]
                     for name in wanted
                 }
@@ -84,11 +84,12 @@ class QuantizedCache:
         for name, matrices in weights.items():
             described[name] = []
             for number, matrix in enumerate(matrices):
+                buffers = matrix.buffers_by_name
                 described[name].append(
-                    [matrix.kind, list(matrix.shape), matrix.settings, len(matrix.parts)]
+                    [matrix.kernel, list(matrix.shape), matrix.settings, list(buffers)]
                 )
-                for part, tensor in enumerate(matrix.parts):
-                    tensors[f"{name}/{number}/{part}"] = tensor.cpu().contiguous()
+                for key, tensor in buffers.items():
+                    tensors[f"{name}/{number}/{key}"] = tensor.cpu().contiguous()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(layer, list(weights))
         temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.model.checkpoint_names import CheckpointNames
+from headrace.trainer.model.quantized_formats import companions, restore
 from headrace.trainer.model.quantized_weight import QuantizedWeight
-from headrace.trainer.model.quantizers import companions, restore
 from headrace.trainer.model.weights import WeightFiles
 
 

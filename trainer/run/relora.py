@@ -14,13 +14,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.optimizer_config import OptimizerType, ReloraConfig
+from headrace.schemas.optimizer_config import ReloraConfig
 from headrace.trainer.model.adapter_start import initial_values
 from headrace.trainer.model.adapters import lora_layers
 from headrace.trainer.model.model_builder import BuiltStage
-
-PRUNED = ("exp_avg", "exp_avg_sq")
-OPTIMIZERS: tuple[OptimizerType, ...] = ("adamw", "adam", "lion")
+from headrace.trainer.run.optimizer import record_of
 
 
 def rate_factor(config: ReloraConfig, step: int) -> float:
@@ -36,17 +34,12 @@ def is_due(config: ReloraConfig, steps_done: int, total_steps: int) -> bool:
     return every is not None and steps_done % every == 0 and steps_done < total_steps
 
 
-def check_relora(built: BuiltStage, optimizer: OptimizerType) -> None:
+def check_relora(built: BuiltStage) -> None:
     """Refuse what cannot be restarted.
 
     Raises:
         ConfigError: naming the key to change.
     """
-    if optimizer not in OPTIMIZERS:
-        raise ConfigError(
-            f'relora.every_steps: optimizer.type = "{optimizer}" has states that cannot be '
-            f"pruned; choose one of {', '.join(OPTIMIZERS)}"
-        )
     for name, _ in lora_layers(built.names):
         ends = (built.architecture.family.embedding, built.architecture.family.head)
         if built.architecture.tied and name.endswith(ends):
@@ -76,7 +69,7 @@ def restart(
     for _, layer in lora_layers(built.names):
         for matrix in adapter_parameters("", layer).values():
             states = optimizer.state.get(matrix, {})
-            for moment in PRUNED:
+            for moment in record_of(optimizer).prunable:
                 if moment in states:
                     prune(states[moment], config.prune)
 

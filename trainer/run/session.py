@@ -88,7 +88,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
     )
     if config.relora.every_steps is not None:
-        check_relora(built, config.optimizer.type)
+        check_relora(built)
     state = fresh_state(config, inputs, layout)
     node_local = config.checkpoint.node_local
     publishes = layout.publishes(node_local=node_local)
