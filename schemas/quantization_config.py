@@ -109,8 +109,8 @@ class QuantizationConfig(Config):
         return self
 
     @property
+    def in_fp8(self) -> bool:
         """Say whether products are of 8-bit floats."""
-        """Whether products are of 8-bit floats."""
         return self.matmul == "fp8" or self.backend == "fp8"
 
     def hqq_settings(self, name: str) -> tuple[int, int, int]:
