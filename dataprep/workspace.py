@@ -1,7 +1,5 @@
 """`.work` inside the output: who holds the lock, and what finished tasks and shards left there."""
 
-import fcntl
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from headrace.schemas.errors import DataError
+from headrace.schemas.file_lock import file_lock
 from headrace.schemas.publish import remove_tree, rename_durably
 from headrace.schemas.shard_format import FILE_STEMS, REJECTS_FOLDER
 
@@ -117,22 +116,14 @@ def locked(output: Path) -> Iterator[None]:
     Raises:
         DataError: another process holds it.
     """
-    path = work_folder(output) / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode() or "unknown"
-        os.close(descriptor)
-        raise DataError(
+
+    def refusal(holder: str) -> DataError:
+        return DataError(
             f"{output}: process {holder} is preparing it; wait for it, or set another output"
-        ) from None
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        )
+
+    with file_lock(work_folder(output) / "lock", refusal):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def remove_work(output: Path) -> None:

@@ -59,7 +59,7 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
         ConfigError: one line per mistake, each with file, line, and the nearest known key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a byte order mark
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; give the path of a TOML config") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig
 
 T = TypeVar("T")
@@ -101,6 +102,23 @@ def set_threads(config: TrainConfig) -> None:
     torch.set_num_threads(config.threads or max(1, cores // local_ranks()))
 
 
+def meet(backend: str, rank: int, world_size: int) -> None:
+    """Join the process group of this run.
+
+    Raises:
+        ConfigError: something else listens on its port.
+    """
+    try:
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ConfigError(
+            f"port {os.environ['MASTER_PORT']} is in use on this machine; "
+            "set --master-port to a free one, or leave it out"
+        ) from None
+
+
 def connect(stages: int, *, columns: bool = False) -> Layout:
     """Join the process group (NCCL on GPUs, gloo on CPU); all ranks build all groups."""
     rank, local_rank, world_size = process_environment()
@@ -111,7 +129,7 @@ def connect(stages: int, *, columns: bool = False) -> Layout:
     backend = "nccl" if device.type == "cuda" else "gloo"
     # No device_id: with one, a rank outside a new gloo group still takes part in a split of the
     # NCCL communicator, the members do not, and a later group hangs (torch 2.11 to 2.13).
-    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    meet(backend, rank, world_size)
     replicas = world_size // stages
     if columns:
         stage, replica = divmod(rank, replicas)

@@ -3,10 +3,13 @@
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
+
+from headrace.schemas.publish import NO_ROOM
 
 ECHOES = (
     "closed by peer",
@@ -24,6 +27,7 @@ def run_rank(main: Callable[[], int]) -> NoReturn:
 
     A failed rank does not wait for its threads and process groups, which may never end.
     """
+    threading.excepthook = report_thread
     code = 1
     try:
         code = main()
@@ -36,6 +40,13 @@ def run_rank(main: Callable[[], int]) -> NoReturn:
     if code:
         os._exit(code)
     sys.exit(0)
+
+
+def report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, but for a full disk: TensorBoard's thread tells the main one."""
+    error = failure.exc_value
+    if not (isinstance(error, OSError) and error.errno in NO_ROOM):
+        threading.__excepthook__(failure)
 
 
 def is_echo(error: BaseException) -> bool:

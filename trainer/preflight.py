@@ -13,13 +13,14 @@ from headrace.schemas.shard_format import EVALUATION
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.data_plan import plan_data
 from headrace.trainer.data.decoded_pairs import SIDES
-from headrace.trainer.data.inputs import Inputs, manifest_of
+from headrace.trainer.data.inputs import RANDOM, Inputs, manifest_of
 from headrace.trainer.model.families import check_family, text_settings
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.stop_tokens import stop_tokens
 from headrace.trainer.model.weight_index import weights_fingerprint
 
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
+NOT_OF_MODEL = {"_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
 
 
 def check(config: TrainConfig, processes: int) -> Inputs:
@@ -69,8 +70,9 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         replicas=replicas,
         global_batch_rows=batch,
         weights_fingerprint=(
-            "random" if config.weights == "random" else weights_fingerprint(directory)
+            RANDOM if config.weights == "random" else weights_fingerprint(directory)
         ),
+        model_config_fingerprint=model_config_fingerprint(model),
         sides=SIDES if config.objective.of_pairs else 1,
         data_fingerprint=fingerprint([manifest.model_dump(mode="json") for manifest in train]),
     )
@@ -125,6 +127,11 @@ def read_model_config(model: Path) -> dict[str, object]:
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error})") from None
     return values
+
+
+def model_config_fingerprint(values: Mapping[str, object]) -> str:
+    """Return the identity of a config.json, whatever its layout and whoever wrote it."""
+    return fingerprint({key: value for key, value in values.items() if key not in NOT_OF_MODEL})
 
 
 def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:

@@ -458,6 +458,42 @@ def test_resuming_on_other_weights_is_refused(world):
     )
 
 
+@pytest.mark.parametrize("change", [{"rms_norm_eps": 1.0}, {"num_hidden_layers": 4}])
+def test_resuming_on_another_config_of_the_model_is_refused(world, change):
+    (world["path"] / "run").mkdir()
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    write_record(world)
+    edit_json(world["model"] / "config.json", **change)
+    assert message_of(world, resume=True).startswith(
+        "DIR/run/train.json: fingerprint of the model's config.json was "
+    )
+
+
+def test_a_model_that_has_moved_is_known_by_its_files(world):
+    (world["path"] / "run").mkdir()
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    write_record(world)
+    moved = world["model"].rename(world["path"] / "moved")
+    edit_json(moved / "config.json", transformers_version="4.0", use_cache=False)
+    settings = load_config(TrainConfig, world["path"] / "train.toml", [f"model={moved}"])
+    check_run_directory(settings, check(settings, 1), resume=True)
+    edit_json(moved / "config.json", rms_norm_eps=1.0)
+    assert message_of(world, f"model={moved}", resume=True).startswith(
+        "DIR/run/train.json: model was 'DIR/model' and is 'DIR/moved'; "
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"[]", b"\xff\xfe", b"null"])
+def test_a_damaged_record_of_a_run_is_named_with_its_remedy(world, content):
+    (world["path"] / "run").mkdir()
+    (world["path"] / "run" / RUN_CONFIG_NAME).write_bytes(content)
+    assert re.fullmatch(
+        r"DIR/run/train.json: cannot be read \(.*\); restore it from a copy, or start a new run in "
+        "another output_dir",
+        message_of(world, resume=True),
+    )
+
+
 def test_a_model_that_is_neither_here_nor_on_the_hub_is_named(world, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     message = message_of(world, "model=nobody/no-such-model")

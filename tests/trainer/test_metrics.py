@@ -1,5 +1,6 @@
 """Metrics: what is kept over a resume, what TensorBoard shows, how a step reads."""
 
+import errno
 import json
 import re
 from dataclasses import asdict, replace
@@ -10,6 +11,7 @@ import pytest
 from step_metrics import STEP
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from headrace.schemas.errors import OutputError
 from headrace.trainer.run.histogram import Histogram
 from headrace.trainer.run.metrics import (
     AnswerMetrics,
@@ -101,6 +103,40 @@ def test_a_damaged_line_is_dropped_with_a_warning_and_its_neighbors_stay(tmp_pat
     log_steps(tmp_path, 3, 4)
     assert [line["step"] for line in logged(tmp_path)] == [1, 3, 4]
     assert "dropped a damaged line" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"{}\n",
+        b"[1]\n",
+        b'{"kind": "train", "step": null}\n',
+        b'{"kind": "\xff", "step": 2}\n',
+        b"",
+    ],
+    ids=["no step", "no object", "no number", "no text", "gone"],
+)
+def test_lines_that_are_lost_are_counted_and_the_others_stay(tmp_path, caplog, damage):
+    log_steps(tmp_path, -1, 1, 2, 3)
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[1] = damage
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    log_steps(tmp_path, 3, 4)
+    assert [line["step"] for line in logged(tmp_path)] == [1, 3, 4]
+    assert "the lines of 1 of 3 steps are lost (the first is of step 2)" in caplog.text
+
+
+class Full:
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    log = MetricsLog(tmp_path, -1)
+    log.file.close()
+    log.file = Full()
+    with pytest.raises(OutputError, match=r"metrics.jsonl: cannot be written \(No space left"):
+        log.write(STEP)
 
 
 def test_a_step_can_be_read_while_the_run_goes_on(tmp_path):

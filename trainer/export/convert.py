@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from pydantic import ValidationError
-from safetensors import safe_open
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError, ConfigError
@@ -31,6 +30,7 @@ from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.export.progress import tracked
 from headrace.trainer.model.adapter_start import takes_over
 from headrace.trainer.model.adapters import exported_tensors, side_by_side
+from headrace.trainer.model.checkpoint_files import open_tensors
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.model_files import (
     ModelWriter,
@@ -52,9 +52,7 @@ class CheckpointTensors:
 
     def __init__(self, directory: Path, average: float | None) -> None:
         self.average = average
-        files = sorted(directory.glob("stage-*.safetensors"))
-        opened = [safe_open(path, framework="pt") for path in files]
-        self.where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+        self.where = open_tensors(directory)
 
     def named(self, kind: str) -> list[str]:
         """Names of one kind, such as `parameter`."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import LoraConfig
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headrace.schemas.adapter_config import AdapterConfig
@@ -22,6 +21,7 @@ from headrace.trainer.model.model_files import (
     ModelWriter,
     copy_model_files,
     file_count,
+    save_tensors,
     write_index,
 )
 from headrace.trainer.model.quantized_modules import QuantizedExperts, held_weights
@@ -129,7 +129,7 @@ def finish_adapter(
     Args:
         width: how many times as wide as the trained adapters they are written.
     """
-    save_tensors(directory / "adapter_model.safetensors", tensors)
+    save_tensors(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
     config = as_plain_lora(config, width)
     config.inference_mode = True
     if isinstance(config.target_modules, set):  # whose order is another one in each process
@@ -141,13 +141,8 @@ def finish_control(
     directory: Path, tensors: dict[str, Tensor], config: AdapterConfig, model: Path | str
 ) -> None:
     """One file of control adapters, and what they were made by."""
-    save_tensors(directory / TENSORS_NAME, tensors)
+    save_tensors(tensors, directory / TENSORS_NAME, {"format": "pt"})
     write_record(directory, config, str(model))
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Save tensors with the metadata that PEFT writes."""
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.publish import rename_durably
 from headrace.schemas.quantization_config import QuantizationConfig
+from headrace.trainer.model.model_files import save_tensors
 from headrace.trainer.model.quantized_formats import FORMATS, format_of
 from headrace.trainer.model.quantized_weight import QuantizedWeight
 
@@ -93,7 +93,7 @@ class QuantizedCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(layer, list(weights))
         temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-        save_file(tensors, temporary, metadata={META: json.dumps(described)})
+        save_tensors(tensors, temporary, {META: json.dumps(described)})
         rename_durably(temporary, path)
 
     def _path(self, layer: str, names: Sequence[str]) -> Path:
