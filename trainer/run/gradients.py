@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.model.model_builder import BuiltStage
-from headrace.trainer.model.slots import TrainedParameter
 
 
 def reduce(built: BuiltStage, layout: Layout) -> float:
@@ -70,10 +69,8 @@ def global_norm(built: BuiltStage, layout: Layout) -> float:
     return math.sqrt(math.fsum(norm * norm for stage in everyone for norm in stage))
 
 
-def clip(trained: Sequence[TrainedParameter], norm: float, largest: float) -> None:
+def clip(parameters: Sequence[nn.Parameter], norm: float, largest: float) -> None:
     """Scale all gradients down so that their norm is at most `largest`; 0 leaves them alone."""
-    gradients: list[Tensor] = [
-        item.parameter.grad for item in trained if item.parameter.grad is not None
-    ]
+    gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
     if gradients and largest and norm > largest:
         torch._foreach_mul_(gradients, largest / norm)

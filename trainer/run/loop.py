@@ -109,7 +109,8 @@ class Loop:
                 norm, norms = gradients.reduce(built, self.layout), None
                 anomaly = self.find_anomaly(norm, losses)
                 if anomaly is None or not anomaly.forbids_update:
-                    gradients.clip(built.trained, norm, config.optimizer.gradient_clipping)
+                    parameters = [item.parameter for item in built.trained]
+                    gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
                     optimizer.step()
                     norms = hold_back(config, built, lr)
                 self.restart_adapters_if_due()
