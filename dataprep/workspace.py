@@ -1,5 +1,6 @@
 """`.work` inside the output: who holds the lock, and what finished tasks and shards left there."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from headrace.schemas.errors import DataError
-from headrace.schemas.publish import remove_tree, rename_durably
+from headrace.schemas.publish import create_file, remove_tree, rename_durably
 from headrace.schemas.shard_format import FILE_STEMS, REJECTS_FOLDER
 
 WORK_FOLDER = ".work"
@@ -82,7 +83,9 @@ def write_marker(space: Workspace, name: str, key: str, result: BaseModel) -> No
     """Declare a piece of work finished."""
     path = marker_path(space.output, name)
     unfinished = space.temporary(path)
-    unfinished.write_text(Marker(key=key, result=result.model_dump(mode="json")).model_dump_json())
+    marker = Marker(key=key, result=result.model_dump(mode="json"))
+    with create_file(unfinished) as file:
+        file.write(marker.model_dump_json().encode())
     rename_durably(unfinished, path)
 
 
@@ -118,7 +121,12 @@ def locked(output: Path) -> Iterator[None]:
         DataError: another process holds it.
     """
     path = work_folder(output) / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise DataError(f"{path}: is a symbolic link, which no run leaves; remove it") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
