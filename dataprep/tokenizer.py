@@ -189,18 +189,16 @@ def special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
         for role in ROLES:
             number = values.get(f"{role}_token_id")
             number = number[0] if isinstance(number, list) and number else number
-            if isinstance(number, int) and not isinstance(number, bool):
-                found.setdefault(role, check_id(folder / name, role, number, tokenizer))
+            if has_id(tokenizer, number):
+                found.setdefault(role, number)
     return found
 
 
-def check_id(path: Path, role: str, number: int, tokenizer: Tokenizer) -> int:
-    """Return the id of a special token, if the tokenizer has a token of that id."""
-    if tokenizer.id_to_token(number) is None if 0 <= number < 1 << 32 else True:
-        raise DataError(
-            f"{path}: {role}_token_id = {number} is not in {TOKENIZER_NAME}; correct it"
-        )
-    return number
+def has_id(tokenizer: Tokenizer, number: object) -> bool:
+    """Whether a number of a config is a token's; some write -1 for none, others what they like."""
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 32:
+        return False
+    return tokenizer.id_to_token(number) is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,8 +5,9 @@ import re
 from urllib.parse import parse_qsl, unquote_plus
 
 HIDDEN = "***"
+SHORTEST_SECRET = 8  # characters
 OPTIONS = frozenset({"anonymous", "endpoint_override", "region", "revision", "scheme"})
-URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s\"'<>|\\^`{}]+")
+URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s\"'<>|\\^`{}]*[^\s\"'<>|\\^`{}:;,.]")
 USER = re.compile(  # a secret may hold slashes; a port is none
     r"(?P<scheme>\w+)://(?P<user>[^/?#@:]*:(?!\d+/)[^?#@]*|[^/?#@]*)@"
 )
@@ -45,9 +46,10 @@ def is_secret(found: re.Match[str]) -> bool:
 
 
 def hide_value(found: re.Match[str]) -> str:
-    """Return a parameter without its value, unless it is an option of a storage."""
+    """Return a parameter without its value, unless that is no secret by its name or length."""
     name = unquote_plus(found["name"])
-    return found[0] if name in OPTIONS else f"{found['name']}={HIDDEN}"
+    short = len(found["value"]) < SHORTEST_SECRET and not CREDENTIAL.search(name)
+    return found[0] if name in OPTIONS or short else f"{found['name']}={HIDDEN}"
 
 
 def recorded(url: str) -> str:

@@ -43,7 +43,7 @@ def read_text(path: Path, limit: int = MOST_BYTES, *, streams: bool = False) -> 
 
 
 def read_bytes(path: Path, limit: int = MOST_BYTES, *, streams: bool = False) -> bytes:
-    """Return a file's bytes, if it is a file and has no more than `limit`. Raises as `read_text`."""
+    """Return the bytes of a file that has no more than `limit`. Raises as `read_text`."""
     with open(os.open(path, os.O_RDONLY | (0 if streams else os.O_NONBLOCK)), "rb") as file:  # noqa: PTH123
         mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode) and not (streams and stat.S_ISFIFO(mode)):
@@ -63,9 +63,9 @@ def parse_json(text: str | bytes) -> Any:
     try:
         value = json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except json.JSONDecodeError as error:
-        raise OutsideTextError(f"not valid JSON: {error.msg}", error.lineno) from None
+        raise OutsideTextError(f"not valid JSON ({error})", error.lineno) from None
     except (RecursionError, ValueError) as error:
-        raise OutsideTextError(f"not valid JSON: {error}") from None
+        raise OutsideTextError(f"not valid JSON ({error})") from None
     check_tree(value)
     return value
 
@@ -76,7 +76,7 @@ def parse_toml(text: str) -> dict[str, Any]:
         values = tomllib.loads(text)
     except (RecursionError, ValueError) as error:
         raise OutsideTextError(f"not valid TOML: {error}") from None
-    check_tree(values)
+    check_tree(values, LARGEST)
     return values
 
 
@@ -100,7 +100,7 @@ def parse_yaml(text: str) -> tuple[Any, yaml.Node | None]:
         raise
     except (yaml.YAMLError, RecursionError, *WRONG_VALUES) as error:
         raise OutsideTextError(f"not valid YAML: {error}") from None
-    check_tree(value)
+    check_tree(value, LARGEST)
     return value, tree
 
 
@@ -156,8 +156,11 @@ def children(node: yaml.Node) -> list[yaml.Node]:
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
-def check_tree(value: object) -> None:
+def check_tree(value: object, beyond: int | None = None) -> None:
     """Refuse parsed values that later code cannot take, however they are nested.
+
+    Args:
+        beyond: whole numbers from which on they are refused; JSON of tokenizers has some of 10^30.
 
     Raises:
         OutsideTextError: too deep, a string that is no Unicode text, a number of too many digits.
@@ -167,7 +170,7 @@ def check_tree(value: object) -> None:
         part, depth = waiting.pop()
         if isinstance(part, str) and not part.isascii():
             check_string(part)
-        elif isinstance(part, int) and abs(part) >= LARGEST:
+        elif beyond is not None and isinstance(part, int) and abs(part) >= beyond:
             raise OutsideTextError("a whole number is beyond 64 bits")
         elif isinstance(part, dict | list):
             if part and depth == MOST_NESTED:

@@ -81,13 +81,14 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
     """
     try:
         text = read_text(path, MOST_CONFIG_BYTES, streams=True)
-        values = parse_toml(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; give the path of a TOML config") from None
-    except OutsideTextError as error:
-        raise ConfigError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
+    try:
+        values = parse_toml(text)
+    except OutsideTextError as error:
+        raise ConfigError(f"{path}: {error}") from None
     origins = {apply_override(values, override): override for override in overrides}
     try:
         return model.model_validate(values)
