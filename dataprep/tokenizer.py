@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -194,7 +194,7 @@ def special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     return found
 
 
-def has_id(tokenizer: Tokenizer, number: object) -> bool:
+def has_id(tokenizer: Tokenizer, number: object) -> TypeGuard[int]:
     """Whether a number of a config is a token's; some write -1 for none, others what they like."""
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 32:
         return False

@@ -43,7 +43,7 @@ class SourceConfig(Config):
     )
     path: Address | Annotated[list[Address], Field(min_length=1)] = Field(
         description="File or glob (`**` crosses folders), or a list of them, relative to the "
-        "working directory. `.gz` and `.zst` are read as they are."
+        "working directory. `.gz`, `.zst`, `.bz2` and `.xz` are read as they are."
     )
     exclude: list[Text] = Field(
         [], description='Leave out files whose path fits, for example `["*/tests/*"]`.'
