@@ -118,7 +118,7 @@ def print_rows_of_keys(directory: Path, keys: Sequence[int], console: Console) -
 def read_rows(
     directory: Path, manifest: Manifest, split: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row lies, and the row, in file order."""
+    """Yield the location of each row, and the row, in file order."""
     for shard in manifest.split(split):
         with open_shard(directory, shard) as file:
             for group in range(file.num_row_groups):

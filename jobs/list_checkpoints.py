@@ -52,7 +52,7 @@ def list_checkpoints(run: Path, console: Console | None = None) -> bool:
 
 
 def soundness(state: RunState) -> str:
-    """Of a checkpoint whose files are as they were written."""
+    """Describe a checkpoint whose files are as they were written."""
     return "sound, weights only" if state.weights_only else "sound"
 
 

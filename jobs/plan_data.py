@@ -56,7 +56,7 @@ def plan_data(
 
 
 def follow(config: TrainConfig, inputs: Inputs, console: Console) -> list[SimulatedStep]:
-    """All steps, under a progress bar."""
+    """Simulate all steps under a progress bar."""
     columns = (TextColumn("reading lengths"), BarColumn(), TextColumn("{task.fields[at]}"))
     end = config.max_steps or inputs.plan.rows_in(config.epochs or 1)
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:

@@ -141,7 +141,7 @@ def plan_data(
 
 
 def count_processes(gpus: int | None, pipeline_stages: int, nodes: int = 1) -> int:
-    """How many ranks to start here; checked against the stages and the GPUs there are."""
+    """Return the number of ranks to start here, checked against the stages and the GPUs here."""
     available = count_gpus()
     processes = gpus or available or -(-pipeline_stages // nodes)
     if available and processes > available:

@@ -76,7 +76,7 @@ def expand_axolotl(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_yaml(source: Any) -> bool:
-    """Whether an unchecked source is an Axolotl YAML file."""
+    """Return whether an unchecked source is an Axolotl YAML file."""
     if not isinstance(source, dict) or source.get("type") != "axolotl":
         return False
     path = source.get("path")

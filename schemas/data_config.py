@@ -1,4 +1,6 @@
-"""What `headrace train` reads, and how: `[[datasets]]`, `[[evaluation_datasets]]`, `[loader]`."""
+"""The tables that name what `headrace train` reads, and how: `[[datasets]]`,
+`[[evaluation_datasets]]`, `[loader]`.
+"""
 
 from typing import Literal
 

@@ -81,7 +81,7 @@ def as_shard_table(
 
 
 def flat(table: pa.Table, name: str) -> tuple[NDArray[Any], Offsets]:
-    """All values of a list column one after another, and where each row's begin, and the end."""
+    """Return all values of a list column one after another, and the bounds of the rows in them."""
     column = table.column(name)
     lists = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     if lists.null_count:
@@ -236,5 +236,5 @@ def row_keys(
 
 
 def key_seed_of(sha256: str) -> int:
-    """What the keys of a file's rows are derived from: its content."""
+    """Return the seed of the keys of a file's rows, derived from the file's content."""
     return derive_seed(0, "foreign rows", sha256)

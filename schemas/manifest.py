@@ -18,7 +18,9 @@ class Record(BaseModel):
 
 
 class TokenizerRecord(Record):
-    """Which tokenizer made the ids: SHA-256 of tokenizer.json, size, special tokens by role."""
+    """Identity of the tokenizer that made the ids: SHA-256 of tokenizer.json, size, special tokens
+    by role.
+    """
 
     fingerprint: str
     vocabulary_size: int
@@ -57,12 +59,16 @@ class ShardRecord(Record):
 
     @property
     def footer_offset(self) -> int:
-        """Where the row groups end and the footer begins; 0 in a file without row groups."""
+        """Return the offset at which the row groups end and the footer begins; 0 without row
+        groups.
+        """
         return max((group.byte_offset + group.bytes for group in self.row_groups), default=0)
 
 
 class SourceRecord(Record):
-    """What one source brought. Document lengths are in tokens, quantiles named p0 ... p100.
+    """Counts of what one source contributed.
+
+    Document lengths are in tokens, quantiles named p0 ... p100.
 
     A pair is one document; its tokens are those of both sides.
 
@@ -148,7 +154,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def missing_manifest(path: Path | str) -> DataError:
-    """What to say of a directory without a manifest."""
+    """Return the error for a directory without a manifest."""
     return DataError(f"{path}: not found; run `headrace prepare` to the end, or correct the path")
 
 

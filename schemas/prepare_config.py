@@ -107,7 +107,7 @@ class PrepareConfig(Config):
     max_record_bytes: int = Field(
         1 << 26,
         ge=1 << 10,
-        description="Refuse larger records. Tokenising one takes about 100 bytes a token.",
+        description="Refuse larger records. Tokenizing one takes about 100 bytes a token.",
     )
     block_bytes: int = Field(
         4 << 20,
@@ -129,7 +129,7 @@ class PrepareConfig(Config):
 
     @property
     def kind(self) -> Kind:
-        """What all its rows are."""
+        """Return the kind of row that all sources give."""
         return self.sources[0].kind
 
     @model_validator(mode="before")
@@ -232,7 +232,7 @@ class PrepareConfig(Config):
 
 
 def holds_pairs(sources: Any) -> bool:
-    """Whether the first of some unchecked sources gives pairs."""
+    """Return whether the first of some unchecked sources gives pairs."""
     first = sources[0] if isinstance(sources, list) and sources else None
     if not isinstance(first, dict):
         return False

@@ -67,7 +67,7 @@ class SourceConfig(Config):
     axolotl: AxolotlConfig | None = Field(None, description='For `type = "axolotl"`.')
     engine: Literal["headrace", "axolotl"] = Field(
         "headrace",
-        description='Who tokenises `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
+        description='Who tokenizes `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
         "types that Headrace does not know.",
     )
     document_prefix: Tokens | None = Field(
@@ -112,18 +112,18 @@ class SourceConfig(Config):
 
     @property
     def separator(self) -> str | None:
-        """What cuts text files into records."""
+        """Return the text that separates records in text files, or None."""
         return "\n" if self.type == "axolotl" else self.document_separator
 
     @property
     def kind(self) -> Kind:
-        """What its rows are; a shard directory holds one kind."""
+        """Return the kind of its rows; a shard directory holds one kind."""
         pairs = self.type == "preference" or (self.axolotl is not None and self.axolotl.gives_pairs)
         return "preference" if pairs else "causal"
 
 
 def reads(source: SourceConfig, kind: FileFormat) -> bool:
-    """Whether sources of a type read files of a format; Axolotl's also lines of text."""
+    """Return whether sources of a type read files of a format; Axolotl's also lines of text."""
     return source.type == "axolotl" or (source.type == "text") == (kind == "text")
 
 

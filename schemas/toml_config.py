@@ -1,6 +1,6 @@
 """A TOML file plus `--set` overrides into a frozen pydantic model, once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from headrace.schemas.addresses import check_address
-from headrace.schemas.config_errors import Location, describe_errors, dotted
+from headrace.schemas.config_errors import Location, describe_errors, dotted, table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.outside_text import OutsideTextError, parse_toml, read_text
@@ -134,3 +134,29 @@ def parse_value(raw: str) -> Any:
         return parse_toml(f"value = {raw}")["value"]
     except OutsideTextError:
         return raw.strip()
+
+
+def without_defaults(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded values less those that a config has anyway.
+
+    What a config says and what it leaves to defaults is not the same to it: it refuses settings
+    that mean nothing beside others, and a record holds all of them.
+    """
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        field = model.model_fields.get(name)
+        if field is None:
+            kept[name] = value  # of another release: for the config to refuse
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if isinstance(default, BaseModel):
+            default = default.model_dump(mode="json")
+        if value == default:
+            continue
+        table = table_model(field.annotation)
+        if table is not None and isinstance(value, Mapping):
+            value = without_defaults(table, value)
+        elif table is not None and isinstance(value, list):
+            value = [without_defaults(table, entry) for entry in value]
+        kept[name] = value
+    return kept

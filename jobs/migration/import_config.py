@@ -52,7 +52,7 @@ def import_config(old: Path, directory: Path) -> list[str]:
 
 
 def read_old(path: Path) -> Imported:
-    """What an old config becomes, by the kind of file it is.
+    """Read an old config and convert it, by the kind of file it is.
 
     Raises:
         ConfigError: not a config of a system that is known.
@@ -147,7 +147,7 @@ def add_shards(imported: Imported, shards: str, evaluated: bool) -> None:
 
 
 def drop_evaluation(imported: Imported) -> None:
-    """Without evaluation sets nothing may ask for their loss."""
+    """Drop the settings that need an evaluation loss, where there are no evaluation sets."""
     imported.train.get("evaluation", {}).pop("patience", None)
     imported.train.get("checkpoint", {}).pop("keep_best", None)
 
