@@ -215,7 +215,7 @@ def encode_block(
 
 
 def encode_records(row_format: Format, records: list[Record]) -> list[Encoded | Reject]:
-    """What a format makes of records; one that breaks it, or the tokenizer, alone is refused."""
+    """Return what a format makes of records; one that breaks it is refused alone."""
     try:
         return list(row_format.encode(records))
     except BaseException as error:
@@ -225,7 +225,7 @@ def encode_records(row_format: Format, records: list[Record]) -> list[Encoded | 
 
 
 def encode_alone(row_format: Format, record: Record) -> Encoded | Reject:
-    """What a format makes of one record."""
+    """Return what a format makes of one record."""
     try:
         (result,) = row_format.encode([record])
     except BaseException as error:
@@ -237,7 +237,7 @@ def encode_alone(row_format: Format, record: Record) -> Encoded | Reject:
 
 
 def is_of_one_record(error: BaseException) -> bool:
-    """Whether an error may come from what stands in a record.
+    """Return whether an error may come from what stands in a record.
 
     `tokenizers` raises plain Exception, and PanicException where an expression of its
     `tokenizer.json` exhausts the engine; JSON in a string may be too deep or be no Unicode.

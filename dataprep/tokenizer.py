@@ -102,7 +102,7 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
 
 
 def is_of_tokenizer(error: BaseException) -> bool:
-    """Whether an error is one of the library's or of what it reads.
+    """Return whether an error is one of the library's or of what it reads.
 
     Its bindings raise plain Exception, and what its own language calls a panic, which is none.
     """
@@ -195,7 +195,7 @@ def special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def has_id(tokenizer: Tokenizer, number: object) -> TypeGuard[int]:
-    """Whether a number of a config is a token's; some write -1 for none, others what they like."""
+    """Return whether a number of a config is a token's; some write -1 for none."""
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 32:
         return False
     return tokenizer.id_to_token(number) is not None

@@ -41,7 +41,7 @@ def hide_user(found: re.Match[str]) -> str:
 
 
 def is_secret(found: re.Match[str]) -> bool:
-    """Whether the user of an address is more than a name, such as Azure's containers have."""
+    """Return whether the user of an address is more than a name, as of Azure's containers."""
     return ":" in found["user"] or found["scheme"] in NAMED
 
 

@@ -18,7 +18,7 @@ WRONG_VALUES = (ValueError, ArithmeticError, LookupError, TypeError, AttributeEr
 
 
 class OutsideTextError(ValueError):
-    """What is wrong with a text, without the name of its file; `line` where it is known, from 1."""
+    """The problem of a text, without the name of its file; `line` where it is known, from 1."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(" ".join(problem.split()))
@@ -121,7 +121,7 @@ class BoundedLoader(yaml.SafeLoader):
 
 
 class Expansion:
-    """How many nodes a YAML tree has when each alias is what it stands for."""
+    """The number of nodes that a YAML tree has when each alias is what it stands for."""
 
     def __init__(self) -> None:
         self.sizes: dict[int, int] = {}

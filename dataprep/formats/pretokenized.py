@@ -57,7 +57,7 @@ class PretokenizedFormat:
         return refuse(record.place, *problem) if problem else finish(record, found)
 
     def lost(self, fields: Mapping[str, Any]) -> tuple[str, str] | None:
-        """What of a row would be lost: reason and detail."""
+        """Return what of a row would be lost: reason and detail."""
         if REJECTED in fields:
             return "a pair", f'field "{REJECTED}" is there; pairs are no rows of one answer'
         own = fields.get(CLASS)
@@ -109,7 +109,7 @@ def document_problem(fields: Columns) -> tuple[str, str] | None:
 
 
 def is_rising(bounds: npt.NDArray[np.int64], size: int) -> bool:
-    """Whether starts of documents and the last one's end rise from 0 to a row's end.
+    """Return whether starts of documents and the last one's end rise from 0 to a row's end.
 
     The end may lie one before the row's: some writers leave the last label out.
     """
