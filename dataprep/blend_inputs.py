@@ -16,7 +16,10 @@ REPARTITION_VERSION = 1  # raise it when the same call would give other rows
 
 @dataclass(frozen=True)
 class Blend:
-    """What to do. Without `seed` the order is a new one; without `weights` all rows are taken."""
+    """A request to blend directories.
+
+    Without `seed` the order is a new one; without `weights` all rows are taken.
+    """
 
     directories: tuple[Path, ...]
     output: Path
@@ -65,7 +68,7 @@ def read_inputs(blend: Blend) -> Inputs:
 
 
 def describe(manifest: Manifest) -> dict[str, object]:
-    """What directories must share to be blended."""
+    """Return the properties that directories must share to be blended."""
     return {
         "kind": manifest.kind,
         "sequence_len": manifest.sequence_len,
@@ -100,7 +103,7 @@ def row_group_tokens(inputs: Inputs) -> int:
 
 
 def keeps_order(inputs: Inputs, seed: int) -> bool:
-    """Whether the rows lie in the order of this seed already."""
+    """Return whether the rows lie in this seed's order already."""
     return len(inputs.manifests) == 1 and seed == inputs.first.seed
 
 

@@ -1,7 +1,7 @@
 """One block of documents to rows: a pure function of documents, config and tokenizer."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -18,13 +18,14 @@ from headrace.dataprep.overlong import drop_tail, fit_samples
 from headrace.dataprep.packing import full_mask, pack_samples, prefix_rows
 from headrace.dataprep.readers import read_records
 from headrace.dataprep.records import Record, Reject, characters, refuse_large
+from headrace.dataprep.row_tables import count_tokens
 from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.tokenizer import TokenizerSpec, control_ids
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seeds
 from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.shard_format import SIDES, SPLITS, shard_schema
+from headrace.schemas.shard_format import SPLITS, shard_schema
 from headrace.schemas.source_config import SourceConfig
 
 
@@ -40,7 +41,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockRows:
-    """What a block became: rows of each split in packing order, the refused, and the counts."""
+    """Result of a block: rows of each split in packing order, refused records, and counts."""
 
     source: str
     rows: dict[str, pa.Table]
@@ -69,7 +70,7 @@ def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterat
 def process_block(
     config: PrepareConfig, tokenizer: TokenizerSpec, row_format: Format, block: Block
 ) -> BlockRows:
-    """Tokenise, filter, split off evaluation documents, pack, and give each row its key."""
+    """Tokenize, filter, split off evaluation documents, pack, and give each row its key."""
     encoded = settle(config, block, *encode_block(config, row_format, block))
     return pack_block(config, tokenizer, encoded)
 
@@ -144,7 +145,7 @@ def last_reason(document: Document) -> str:
 
 
 class Options(NamedTuple):
-    """What of the config concerns the rows of one source, as tokens."""
+    """Options of the config that concern the rows of one source, as tokens."""
 
     prefix: list[int]
     masked: list[int]
@@ -189,7 +190,7 @@ def mask_sample(sample: Sample, masked: list[int]) -> Sample:
 def encode_block(
     config: PrepareConfig, row_format: Format, block: Block
 ) -> tuple[list[Encoded], list[Reject]]:
-    """What format, filters and sample make of a block's records, and all that was refused."""
+    """Encode, filter and sample a block's records, and return them with the refused ones."""
     results = iter(row_format.encode([item for item in block.items if isinstance(item, Record)]))
     encoded: list[Encoded] = []
     rejects: list[Reject] = []
@@ -234,20 +235,3 @@ def source_column(config: PrepareConfig, name: str, rows: int) -> pa.DictionaryA
     names = [source.name for source in config.sources]
     indices = np.full(rows, names.index(name), dtype=np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(names))
-
-
-def count_tokens(table: pa.Table) -> int:
-    """Tokens in all rows of a table, on both sides of a pair."""
-    return sum(len(chunk.flatten()) for ids, _ in sides(table) for chunk in table[ids].chunks)
-
-
-def sides(table: pa.Table) -> list[tuple[str, str]]:
-    """The names of the columns of ids and masks: one side, or two in preference sets."""
-    return [(ids, mask) for ids, mask in SIDES if ids in table.column_names]
-
-
-def sort_rows(tables: Iterable[pa.Table]) -> pa.Table:
-    """All rows in the order of their keys; equal keys keep the order in which they came."""
-    table = pa.concat_tables(tables).combine_chunks()
-    order = np.argsort(table["row_key"].to_numpy(), kind="stable")
-    return table.take(pa.array(order)).combine_chunks()

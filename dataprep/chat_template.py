@@ -196,12 +196,12 @@ def time_limit(name: str) -> Iterator[None]:
 
 
 def stop_rendering(number: int, frame: FrameType | None) -> None:
-    """Where the timer ends."""
+    """Stop a rendering at the end of its time (a signal handler)."""
     raise TooSlow
 
 
 def raise_exception(message: str) -> None:
-    """How a template refuses a conversation."""
+    """Let a template refuse a conversation."""
     raise jinja2.TemplateError(message)
 
 

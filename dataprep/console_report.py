@@ -1,4 +1,4 @@
-"""What a person sees: the progress bar while work runs, and the table at its end."""
+"""Terminal output: the progress bar while work runs, and the table at its end."""
 
 from rich.console import Console
 from rich.progress import (

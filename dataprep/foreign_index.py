@@ -45,7 +45,7 @@ ROLES = tuple(name for name in ForeignColumns.model_fields if name != "padding_i
 
 @dataclass
 class SourceCounts:
-    """What the rows of one source add up to."""
+    """Sums over the rows of one source."""
 
     rows: int = 0
     tokens: int = 0

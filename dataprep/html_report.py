@@ -110,7 +110,7 @@ def length_bars(stats: Iterable[TaskStats]) -> list[tuple[str, float, str]]:
 
 
 def ledger_rows(manifest: Manifest) -> list[tuple[str, int]]:
-    """Where every token went."""
+    """Return the lines of the token ledger."""
     ledger = manifest.ledger
     return [
         ("in", ledger.tokens_in),

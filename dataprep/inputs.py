@@ -44,7 +44,7 @@ def find_source_files(source: SourceConfig) -> list[InputFile]:
 
 
 def is_excluded(path: str, patterns: list[str]) -> bool:
-    """Whether a path fits one of the patterns, in which `*` also crosses folders."""
+    """Return whether a path matches one of the patterns, in which `*` also crosses folders."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 

@@ -112,7 +112,7 @@ def print_rows_of_keys(directory: Path, keys: Sequence[int], console: Console) -
 def read_rows(
     directory: Path, manifest: Manifest, split: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row lies, and the row, in file order."""
+    """Yield the location of each row, and the row, in file order."""
     for shard in manifest.split(split):
         for group, table in row_groups(directory, manifest, shard):
             for index in range(table.num_rows):

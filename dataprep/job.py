@@ -1,4 +1,4 @@
-"""What every worker is told, and the keys that decide whether finished work may be reused."""
+"""The job that every worker is told, and the keys that decide if finished work may be reused."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ DECIDED_LATER = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """All documents, once they have been seen: what they are, and where duplicates were found."""
+    """The documents of all sources, once they have been seen: their key and the parts to search."""
 
     key: str
     tasks: int
@@ -60,7 +60,7 @@ class Job:
         return fingerprint(self.settings())
 
     def task_key(self, task: Task) -> str:
-        """What a task's rows depend on: settings that matter only later are left out."""
+        """Return the key of a task's rows: settings that matter only later are left out."""
         config = self.config.model_dump(mode="json", exclude=WITHOUT_EFFECT | DECIDED_LATER)
         names = [source.name for source in self.config.sources]
         corpus = None if self.corpus is None else self.corpus.key
@@ -78,7 +78,7 @@ class Job:
 
 
 def changed(file: InputFile) -> bool:
-    """Whether a file is no longer what it was when the work was planned."""
+    """Return whether a file differs from what it was when the work was planned."""
     if is_remote(file.path):
         return describe_remote(file.path) != (file.size, file.mtime_ns)
     try:

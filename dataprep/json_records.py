@@ -22,7 +22,7 @@ MOST_NESTED = 100  # lists and objects in each other; what follows is recursive
 
 
 class Wanted(NamedTuple):
-    """What is taken of parsed JSON: fields (None: all), and where a row that is a list belongs."""
+    """Selection from parsed JSON: fields (None: all), and the field for a row that is a list."""
 
     columns: Columns
     list_field: str | None = None

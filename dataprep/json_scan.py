@@ -1,4 +1,4 @@
-"""Where the values of a JSON list begin, found from its start in bounded memory.
+"""Scan for the values of a JSON list from its start, in bounded memory.
 
 Only strings and brackets are followed; whether a value is sound is seen when it is parsed. So a
 broken value is one record, and does not end the list.

@@ -35,7 +35,7 @@ def refuse_bytes(place: Place, error: UnicodeDecodeError, further: int = 0) -> R
 
 
 def refuse_large(place: Place, limit: int) -> Reject:
-    """A record that memory might not hold once it is tokenised."""
+    """A record that memory might not hold once it is tokenized."""
     return refuse(place, "too large", f"more than max_record_bytes = {limit}")
 
 
@@ -66,7 +66,8 @@ def top_fields(path: str) -> frozenset[str]:
 
 
 def find_field(fields: Any, path: str) -> Any:
-    """What a dotted path names: a field of that whole name, or one step after the other.
+    """Return the field that a dotted path names: one of that whole name, or one step after the
+    other.
 
     `meta.text` is field `text` of field `meta`, `parts.0` the first entry of list `parts`.
 

@@ -30,7 +30,7 @@ HF_EXPORT = "hf://datasets/{name}@refs/convert/parquet/{config}/{split}/*.parque
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a URL, or the name of a data set on Hugging Face's hub."""
+    """Return whether a path is a URL, or the name of a data set on Hugging Face's hub."""
     return "://" in path or path.startswith("hf:")
 
 
@@ -61,7 +61,7 @@ def split_query(pattern: str) -> tuple[str, str]:
 
 
 def fits(path: str, pattern: str) -> bool:
-    """Whether a path fits a glob in which `**` crosses folders and `*` does not."""
+    """Return whether a path matches a glob in which `**` crosses folders and `*` does not."""
     parts, wanted = path.split("/"), pattern.split("/")
 
     @functools.cache
@@ -108,7 +108,7 @@ def expand_name(pattern: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
-    """Who reads a URL, and what the file is called there."""
+    """Return the file system that reads a URL, and the file's path in it."""
     scheme = path.partition("://")[0]
     if scheme in ("gs", "gcs"):
         return ask(path, lambda: open_google(path, ANSWER_SECONDS))
@@ -126,7 +126,7 @@ def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 class CheckedHandler(pafs.FSSpecHandler):
-    """What fsspec opens, with files whose errors are all OSError."""
+    """Handler of fsspec's file systems whose files raise only OSError."""
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """A file readable from any byte."""
@@ -183,7 +183,7 @@ def ask(path: str, question: Callable[[], ResultT]) -> ResultT:
 
 
 def is_http(path: str) -> bool:
-    """Whether a URL is one of the web."""
+    """Return whether a URL is an HTTP one."""
     return path.startswith(("http://", "https://"))
 
 

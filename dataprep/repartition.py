@@ -168,7 +168,7 @@ def check_outside(blend: Blend) -> None:
 
 
 def join_rejects(inputs: Inputs, output: Path) -> None:
-    """What the directories refused, in one file."""
+    """Join the records that the directories refused into one file."""
     path = output / REJECTS_NAME
     path.parent.mkdir(exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")

@@ -15,7 +15,7 @@ CHUNK_BYTES = 1 << 20
 
 
 class Place(NamedTuple):
-    """Where a record begins: `line` newlines after (decompressed) byte `start` of `file`."""
+    """Position of a record's begin: `line` newlines after (decompressed) byte `start` of `file`."""
 
     file: str
     start: int
@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
 
 def compression(path: str) -> str | None:
-    """How a file is compressed, by its name."""
+    """Return the compression of a file, by its name."""
     return COMPRESSIONS.get(Path(without_query(path)).suffix.lower())
 
 

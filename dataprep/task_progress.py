@@ -1,4 +1,4 @@
-"""How far running tasks are: workers leave a note after each block, and a bar reads the notes."""
+"""Progress of running tasks: workers leave a note after each block, and a bar reads the notes."""
 
 import threading
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ BYTES_IN_TOKEN = 3.5  # until a task is finished
 
 
 def note_path(output: Path, task: int) -> Path:
-    """What a running task has done so far."""
+    """Return the path of a running task's note."""
     return work_folder(output) / f"task-{task:06d}.progress"
 
 

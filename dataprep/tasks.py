@@ -1,4 +1,4 @@
-"""How the inputs are cut: a task is what one worker gets and one marker covers."""
+"""Cutting of the inputs into tasks: a task is the work of one worker, covered by one marker."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -151,7 +151,9 @@ def record_starts(path: str, kind: FileFormat) -> Iterator[int]:
 
 
 def file_format(source: SourceConfig, file: InputFile) -> FileFormat:
-    """What is in a file, by the source's type, its name and, for `.json`, its first character."""
+    """Return the format of a file, by the source's type, its name and, for `.json`, its first
+    character.
+    """
     if source.type == "text":
         return "text"
     if source.format is not None:
@@ -164,7 +166,7 @@ def file_format(source: SourceConfig, file: InputFile) -> FileFormat:
 
 
 def begins_with_list(path: str) -> bool:
-    """Whether the first character that is not white space opens a JSON list."""
+    """Return whether the first character that is not white space opens a JSON list."""
     with open_bytes(path) as stream:
         while chunk := read_chunk(stream, path, 4096):
             if text := chunk.removeprefix(b"\xef\xbb\xbf").lstrip():
@@ -266,7 +268,7 @@ def find_type(kind: pa.DataType, path: str) -> pa.DataType | None:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds strings, in any of Arrow's layouts."""
+    """Return whether a column holds strings, in any of Arrow's layouts."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
     return bool(

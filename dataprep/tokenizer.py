@@ -26,7 +26,7 @@ BATCH_BYTES = 1 << 19  # an encoding takes about 100 bytes a token until its ids
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """What a worker needs to tokenise: small, picklable, and all that decides the ids."""
+    """Everything a worker needs to tokenize: small, picklable, and all that decides the ids."""
 
     file: str = field(compare=False)  # copies of it are the same tokenizer
     file_sha256: str

@@ -1,4 +1,4 @@
-"""Whether a shard directory is what its manifest says: every byte, row and token of it."""
+"""Check that a shard directory is as its manifest says: every byte, row and token of it."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from headrace.schemas.shard_rows import read_row_group
 
 
 def verify(directory: Path, console: Console | None = None) -> list[str]:
-    """All problems of a shard directory, each beginning with a file's path; none if sound."""
+    """List the problems of a shard directory, each beginning with a file's path; none if sound."""
     try:
         manifest = read_manifest(directory)
     except DataError as error:
@@ -73,7 +73,7 @@ def check_other_files(directory: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def parquet_files(directory: Path) -> list[Path]:
-    """All Parquet files in order of their names, hidden and temporary ones left out."""
+    """List the Parquet files in order of their names, hidden and temporary ones left out."""
     return [
         path
         for path in sorted(directory.rglob("*.parquet"))
@@ -93,7 +93,7 @@ def check_settings(path: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def check_rejects(path: Path, manifest: Manifest) -> Iterator[str]:
-    """As many rejects as the sources count."""
+    """Check that there are as many rejects as the sources count."""
     if not path.is_file():
         yield f"{path}: missing"
         return

@@ -5,8 +5,14 @@ from typing import Annotated
 
 import typer
 
-from headrace.jobs.command_options import ConfigFile, Directory, Overrides, WorkerCount
-from headrace.jobs.engines import EngineName, open_engine
+from headrace.jobs.command_options import (
+    ConfigFile,
+    Directory,
+    EngineName,
+    Overrides,
+    WorkerCount,
+    open_engine,
+)
 from headrace.schemas.manifest import Manifest
 
 app = typer.Typer()

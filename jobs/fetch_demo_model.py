@@ -92,7 +92,7 @@ def download(folder: Path) -> Path:
 
 
 def convert(gguf: Path, output: Path) -> None:
-    """Dequantise to bfloat16 and write safetensors, config, tokenizer and chat template."""
+    """Dequantize to bfloat16 and write safetensors, config, tokenizer and chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar

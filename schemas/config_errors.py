@@ -28,6 +28,8 @@ SYNONYMS = {
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
     "lora_r": "rank",
+    "lora_rank": "rank",
+    "lora_target_modules": "target_modules",
     "max_grad_norm": "gradient_clipping",
     "max_seq_length": "sequence_len",
     "micro_batch_size_per_gpu": "micro_batch_size",

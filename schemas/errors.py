@@ -13,6 +13,10 @@ class DataError(HeadraceError):
     """An input, a shard directory or a model directory is missing, damaged or does not match."""
 
 
+class OutputError(HeadraceError):
+    """A file or directory cannot be written."""
+
+
 class StorageError(HeadraceError):
     """A storage does not answer, or refuses, however often it is asked."""
 

@@ -1,9 +1,41 @@
 """Atomic publication: a reader sees all of a file or directory or none, even after a power cut."""
 
+import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from headrace.schemas.errors import OutputError
+
+# what only writing can meet: no room, a quota, a read-only disk, too large a file
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+@contextmanager
+def writing(path: Path | str, remedy: str, *, only: Collection[int] = ()) -> Iterator[None]:
+    """Turn what the system says against writing into one line with the file's name.
+
+    Args:
+        path: the file; or the directory of several, for what the system gives no name.
+        only: error numbers that are turned, of any file; others pass. Empty turns all.
+
+    Raises:
+        OutputError: something cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if only and error.errno not in only:
+            raise
+        place = error.filename or path if only else path
+        raise OutputError(explain_os_error(error, place, remedy)) from None
+
+
+def explain_os_error(error: OSError, path: Path | str, remedy: str) -> str:
+    """Return the file, the system's reason, and what to do."""
+    return f"{path}: cannot be written ({error.strerror or error}); {remedy}"
 
 
 def fsync_path(path: Path) -> None:

@@ -61,7 +61,7 @@ class SourceConfig(Config):
     axolotl: AxolotlConfig | None = Field(None, description='For `type = "axolotl"`.')
     engine: Literal["headrace", "axolotl"] = Field(
         "headrace",
-        description='Who tokenises `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
+        description='Who tokenizes `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
         "types that Headrace does not know.",
     )
     document_prefix: Tokens | None = Field(

@@ -1,7 +1,7 @@
 """A TOML file plus `--set` overrides into a frozen pydantic model, once."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +13,7 @@ from pydantic import (
     ValidationError,
 )
 
-from headrace.schemas.config_errors import Location, describe_errors, dotted
+from headrace.schemas.config_errors import Location, describe_errors, dotted, table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.fingerprint import fingerprint
 
@@ -59,7 +59,7 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
         ConfigError: one line per mistake, each with file, line, and the nearest known key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a byte order mark
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; give the path of a TOML config") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -113,3 +113,29 @@ def parse_value(raw: str) -> Any:
         return tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         return raw.strip()
+
+
+def without_defaults(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded values less those that a config has anyway.
+
+    What a config says and what it leaves to defaults is not the same to it: it refuses settings
+    that mean nothing beside others, and a record holds all of them.
+    """
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        field = model.model_fields.get(name)
+        if field is None:
+            kept[name] = value  # of another release: for the config to refuse
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if isinstance(default, BaseModel):
+            default = default.model_dump(mode="json")
+        if value == default:
+            continue
+        table = table_model(field.annotation)
+        if table is not None and isinstance(value, Mapping):
+            value = without_defaults(table, value)
+        elif table is not None and isinstance(value, list):
+            value = [without_defaults(table, entry) for entry in value]
+        kept[name] = value
+    return kept

@@ -33,10 +33,10 @@ from headrace.trainer.model.chunks import build_chunks
 from headrace.trainer.model.model_builder import BuiltStage, build_stage
 from headrace.trainer.model.stage import MicroBatch
 from headrace.trainer.quiet import quiet_libraries
-from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.interleaved_engine import InterleavedEngine
 from headrace.trainer.run.optimizer import build_optimizer
+from headrace.trainer.run.outcome import Outcome
 from headrace.trainer.run.transfers import LARGEST_CTAS, Transfers
 
 NAME = Path(__file__).stem

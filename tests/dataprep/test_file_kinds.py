@@ -110,7 +110,7 @@ def test_a_field_of_a_dotted_name_goes_before_a_nested_one():
     chunk=st.integers(1, 7),
     cut=st.integers(0, 100),
 )
-def test_a_record_that_is_too_large_leaves_its_neighbours_alone(
+def test_a_record_that_is_too_large_leaves_its_neighbors_alone(
     records, separator, limit, chunk, cut, tmp_path_factory
 ):
     path = tmp_path_factory.getbasetemp() / "large.txt"

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
+from background_run import assert_same_tensors
 from checkpoints import state
 from runs import as_toml, checkpoint_tensors, complete, read_metrics
-from test_resume import assert_same_tensors
 
 from headrace.schemas.errors import TrainingError
 from headrace.schemas.run_config import AnomalyConfig
@@ -16,7 +16,8 @@ from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.placed_rows import PlacedRow
 from headrace.trainer.data.position import Position
 from headrace.trainer.data.row_packer import OverlongCount
-from headrace.trainer.run.anomalies import Anomaly, Outcome, deal_with, judge
+from headrace.trainer.run.anomalies import deal_with, judge
+from headrace.trainer.run.outcome import Anomaly, Outcome
 
 SPIKES = AnomalyConfig(spike_factor=2.0, spike_window=3, on_spike="skip")
 

@@ -20,11 +20,11 @@ from headrace.trainer.data.position import Position
 from headrace.trainer.model.model_builder import build_stage
 from headrace.trainer.preflight import check
 from headrace.trainer.run import evaluation, records
-from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.evaluation import build_evaluation_sets, evaluate
 from headrace.trainer.run.metrics import EvaluationMetrics
 from headrace.trainer.run.metrics_log import MetricsLog
+from headrace.trainer.run.outcome import Outcome
 from headrace.trainer.run.records import run_evaluation
 
 ROWS_PER_CALL = 4
@@ -68,7 +68,7 @@ def test_sets_weigh_by_their_tokens_and_are_written_down_by_name(monkeypatch, tm
     monkeypatch.setattr(records, "evaluate", lambda *_: [small, large])
     log = MetricsLog(tmp_path, -1)
     session = SimpleNamespace(
-        optimizer=torch.optim.SGD([torch.zeros(1)]),
+        optimizer=torch.optim.AdamW([torch.zeros(1)]),
         built=SimpleNamespace(trained=[]),
         evaluation_sets=[],
         engine=None,

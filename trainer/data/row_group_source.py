@@ -22,7 +22,7 @@ from headrace.schemas.shard_rows import columns_of, read_row_group, repeated_tex
 from headrace.trainer.data.decoded_rows import DecodedRows, ListColumn
 from headrace.trainer.data.retries import Patience
 from headrace.trainer.data.row_group_cache import RowGroupCache
-from headrace.trainer.data.row_order import RowGroup
+from headrace.trainer.data.row_groups import RowGroup
 from headrace.trainer.data.storage import Storage, open_storage
 from headrace.trainer.data.token_pages import Ids, read_tokens
 
@@ -225,7 +225,7 @@ def with_tokens(table: pa.Table, ids: Ids) -> pa.Table:
 
 
 def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGroupError:
-    """What to say of a row group that is not what was written."""
+    """Return the error for a row group that is not what was written."""
     first = file.record.rows_before(row_group.group)
     return CorruptRowGroupError(
         f"{file.name}: row group {row_group.group} cannot be read, rows {first} to "
@@ -236,7 +236,7 @@ def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGro
 
 
 def patience_of(config: LoaderConfig) -> Patience:
-    """How long the config waits for a storage."""
+    """Return the retry policy that the config asks for."""
     return Patience(config.read_attempts, config.read_timeout)
 
 

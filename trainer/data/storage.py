@@ -110,7 +110,7 @@ class RemoteStorage:
         return parse_manifest(content, name)
 
     def sizes(self, files: list[str]) -> list[int | None]:
-        """From listings, a thousand files a request, and not file by file."""
+        """Return the sizes of files from listings: a thousand files a request, not one."""
         folder = pafs.FileSelector(self.base, recursive=True)
         listing = self._ask("list", lambda: self.filesystem.get_file_info(folder))
         found = {info.path.strip("/"): info.size for info in listing if info.is_file}

@@ -64,7 +64,7 @@ def token_column(row_group: pq.RowGroupMetaData) -> pq.ColumnChunkMetaData | Non
 
 
 def values_of(page: pa.Buffer) -> NDArray[np.uint8]:
-    """What follows the repetition and definition levels, each with its size before it."""
+    """Return the bytes that follow the repetition and definition levels."""
     content = np.frombuffer(page, dtype=np.uint8)
     start = 0
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""DeepSpeed's pipeline engine, with our inputs, loss, gradients and optimiser step.
+"""DeepSpeed's pipeline engine, with our inputs, loss, gradients and optimizer step.
 
 Kept of DeepSpeed: the 1F1B schedule, the process grid, and the transfer of hidden states and their
 gradients between stages. This is the only file that touches its private parts; read against
@@ -25,14 +25,14 @@ from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import Tensor, nn
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.distributed import Layout
+from headrace.trainer.model.device import to_device
 from headrace.trainer.model.head_loss import vocabulary
 from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.model.stage import Stage
-from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.metrics import RowLoss
+from headrace.trainer.run.outcome import Outcome
 from headrace.trainer.run.row_losses import losses_of
 from headrace.trainer.run.step_values import StepValues, sample_of
 from headrace.trainer.run.timeline import Timeline
@@ -41,7 +41,7 @@ from headrace.trainer.run.token_summary import TokenSample
 
 @dataclass(frozen=True)
 class Made:
-    """What a forward pass has made, and is to be differentiated."""
+    """Tensors of a forward pass whose gradients the backward pass needs."""
 
     value: Tensor  # hidden states, or on the last stage the loss
     router_loss: Tensor | None  # that is not in the value yet
@@ -148,7 +148,7 @@ class StageEngine(PipelineEngine):
         return self._run(inputs, step_seed, trains=True, statistics=statistics), self._outcome
 
     def router_loss(self) -> float | None:
-        """Of the last run: this rank's part of the mean over layers, before its coefficient."""
+        """Return this rank's part of the last run's mean over layers, before its coefficient."""
         settings = self.chunks[0].router_loss
         if settings is None:
             return None
@@ -179,7 +179,7 @@ class StageEngine(PipelineEngine):
         return self.row_losses()
 
     def _execute(self, micro_batches: int, *, trains: bool) -> None:
-        """Carry out a schedule, here one of DeepSpeed's, with the optimiser step at its end."""
+        """Carry out a schedule, here one of DeepSpeed's, with the optimizer step at its end."""
         kind = schedule.TrainSchedule if trains else schedule.InferenceSchedule
         self._next_micro_batch = 0
         self._made.clear()
@@ -219,7 +219,7 @@ class StageEngine(PipelineEngine):
     def _forward(self, chunk: Stage, hidden: Tensor, index: int) -> Made:
         """Run a micro-batch through a chunk, and keep its losses."""
         is_last = chunk.loss is not None
-        output: StageOutput = chunk(hidden, self._micro_batch(index, labelled=is_last))
+        output: StageOutput = chunk(hidden, self._micro_batch(index, labeled=is_last))
         if output.token_losses is not None:
             self.outputs.append(replace(output, value=output.value.detach(), router_loss=None))
         router_loss = output.router_loss
@@ -227,10 +227,10 @@ class StageEngine(PipelineEngine):
             self.router_losses.append(router_loss.detach())
         return Made(output.value, None if is_last else router_loss)
 
-    def _micro_batch(self, index: int, *, labelled: bool) -> MicroBatch:
+    def _micro_batch(self, index: int, *, labeled: bool) -> MicroBatch:
         inputs = self._inputs
         assert inputs is not None
-        labels = inputs.labels[index] if labelled and inputs.labels is not None else None
+        labels = inputs.labels[index] if labeled and inputs.labels is not None else None
         classes = inputs.control_classes
         return MicroBatch(
             document_lengths=inputs.document_lengths[index],
@@ -276,7 +276,7 @@ class StageEngine(PipelineEngine):
         self._outcome = self._finish_step()
 
     def _broadcast_model(self) -> None:
-        """Every replica loads or initialises the same weights by itself."""
+        """Every replica loads or initializes the same weights by itself."""
 
     _INSTRUCTION_MAP: dict[type, Callable[..., None]] = {  # noqa: RUF012 (DeepSpeed's)
         **PipelineEngine._INSTRUCTION_MAP,
@@ -290,7 +290,7 @@ class StageEngine(PipelineEngine):
 
 
 def _as_pipeline_module(chunks: Sequence[Stage], layout: Layout) -> PipelineModule:
-    """What a stage holds is one DeepSpeed layer, so cutting, placing and running stays ours."""
+    """Wrap the chunks as one DeepSpeed layer, so that cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
     places[layout.stage] = nn.ModuleList(chunks)
     axes = {"data": layout.replicas, "pipe": layout.stages}

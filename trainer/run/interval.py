@@ -18,7 +18,7 @@ class DoneStep:
 
     @property
     def loss(self) -> float:
-        """Of the global batch."""
+        """Return the loss of the global batch."""
         return mean_loss(row for report in self.reports for row in report.losses)
 
     def metrics(self) -> StepMetrics:

@@ -10,11 +10,12 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.distributed import Layout
-from headrace.trainer.run.anomalies import Outcome, deal_with
+from headrace.trainer.run.anomalies import deal_with
 from headrace.trainer.run.cadence import Cadence, Stopwatch, Timer, is_multiple
 from headrace.trainer.run.interval import Interval
 from headrace.trainer.run.metrics import RowLoss
 from headrace.trainer.run.optimizer import set_learning_rate
+from headrace.trainer.run.outcome import Outcome
 from headrace.trainer.run.records import (
     ending,
     note_quarantined,
@@ -52,7 +53,7 @@ def train(
 
 @dataclass(frozen=True)
 class TakenStep:
-    """What this rank knows of a step that it has just taken."""
+    """Record of a step that this rank has just taken."""
 
     inputs: StepInputs
     lr: float
@@ -153,7 +154,7 @@ class Loop:
         return TakenStep(inputs, lr, losses, outcome, answers, data_seconds)
 
     def report_of(self, taken: TakenStep) -> Report:
-        """What this rank will tell the others."""
+        """Return this rank's report to the others."""
         wishes, engine = self.requests.poll(), self.session.engine
         return Report(
             losses=taken.losses,
@@ -171,7 +172,7 @@ class Loop:
         )
 
     def facts_of(self, taken: TakenStep, before: RunState, seconds: float) -> StepFacts:
-        """What every rank knows of the step by itself."""
+        """Return the facts of a step that every rank knows by itself."""
         processes = self.layout.stages * self.layout.replicas
         return StepFacts(
             step=self.state.step,

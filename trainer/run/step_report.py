@@ -1,4 +1,4 @@
-"""What the ranks tell each other after a step, and the metrics that follow from it."""
+"""Reports that ranks exchange after a step, and the metrics that follow from them."""
 
 import math
 import resource
@@ -60,7 +60,7 @@ class Report:
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What every rank knows of a step by itself."""
+    """Facts of a step that every rank knows by itself."""
 
     step: int
     first_row: int
@@ -80,7 +80,7 @@ def memory_gib() -> float:
 
 
 def peak_tflops() -> float | None:
-    """What this process's GPU can do in bfloat16 by its maker's word; None if it is not listed."""
+    """Return the bfloat16 peak of this process's GPU by its data sheet; None if not listed."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
@@ -132,7 +132,7 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
 
 
 def answer_metrics(facts: Sequence[AnswerFacts]) -> AnswerMetrics | None:
-    """Of the rejected answers that all replicas generated; None where they come from shards."""
+    """Average over the answers that all replicas generated; None where shards have them."""
     if not facts:
         return None
     count = max(1, sum(part.answers for part in facts))

@@ -1,4 +1,4 @@
-"""The end of a step: gradients of all stages and replicas, the optimiser, and what follows it."""
+"""The end of a step: gradients of all stages and replicas, the optimizer, and what follows it."""
 
 from dataclasses import replace
 
@@ -10,9 +10,10 @@ from headrace.trainer.model.control_adapter import control_adapters
 from headrace.trainer.model.control_adapter import regularize as regularize_control
 from headrace.trainer.model.model_builder import BuiltStage
 from headrace.trainer.run import gradients, relora
-from headrace.trainer.run.anomalies import Outcome, judge
+from headrace.trainer.run.anomalies import judge
 from headrace.trainer.run.learning_rate import learning_rate
 from headrace.trainer.run.metrics import mean_loss
+from headrace.trainer.run.outcome import Outcome
 from headrace.trainer.run.regularizers import ProductNorms, find_pairs, regularize
 from headrace.trainer.run.session import Session
 
@@ -42,7 +43,7 @@ def finish_step(config: TrainConfig, session: Session, layout: Layout, state: Ru
 
 
 def hold_back(config: TrainConfig, built: BuiltStage, rate: float) -> ProductNorms | None:
-    """What follows a step: decay and limits of adapters.
+    """Apply the decay and limits of adapters that follow a step.
 
     Args:
         rate: the learning rate of the step.
