@@ -1,4 +1,4 @@
-"""What must hold for the rows of every row group, whoever wrote and whoever reads them."""
+"""Checks that hold for the rows of every row group, whoever wrote and whoever reads them."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a shard file must be before its rows are decoded: its columns and its size."""
+"""Checks of a shard file before its rows are decoded: its columns and its size."""
 
 from collections.abc import Iterable, Iterator
 
