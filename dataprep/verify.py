@@ -29,7 +29,11 @@ def verify(directory: Path, console: Console | None = None) -> list[str]:
     except DataError as error:
         return [str(error)]
     problems = [*check_counts(directory, manifest), *check_other_files(directory, manifest)]
-    shards = track(manifest.shards, "verify", console=console or Console(stderr=True))
+    shards = track(
+        manifest.shards,
+        "verify",
+        console=console or Console(stderr=True, markup=False, emoji=False),
+    )
     for shard in shards:
         problems += check_shard(directory / shard.file, shard, manifest)
     return problems

@@ -14,6 +14,7 @@ from headrace.schemas.addresses import check_address, redact
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.google_storage import open_google
 from headrace.schemas.manifest import Manifest, missing_manifest, parse_manifest, read_manifest
+from headrace.schemas.named_files import open_regular
 from headrace.schemas.shard_format import MANIFEST_NAME
 from headrace.trainer.data.retries import Patience
 
@@ -76,7 +77,7 @@ class LocalStorage:
         return [path.stat().st_size if path.is_file() else None for path in paths]
 
     def read(self, file: str, offset: int, size: int) -> bytes:
-        with (self.directory / file).open("rb", buffering=0) as source:
+        with os.fdopen(open_regular(self.directory / file), "rb", buffering=0) as source:
             source.seek(offset)
             parts = []
             while size and (part := source.read(size)):
