@@ -107,7 +107,7 @@ class PrepareConfig(Config):
     max_record_bytes: int = Field(
         1 << 26,
         ge=1 << 10,
-        description="Refuse larger records. Tokenizing one takes about 100 bytes a token.",
+        description="Refuse larger records. A text of more than 1 MiB is tokenized in pieces.",
     )
     block_bytes: int = Field(
         4 << 20,
