@@ -204,7 +204,7 @@ def run(
     splits = plan_splits(job, tasks, add_stats(by_source.values()), cuts)
     shards = write_shards(shard_target(job), splits, engine, console)
     record_inputs(job.output, inputs, engine)
-    inputs_key = inputs_fingerprint(job.config, inputs)
+    inputs_key = inputs_fingerprint(described.config, inputs)
     manifest = build_manifest(described, inputs_key, by_source, shards)
     write_report(job.output, manifest, by_source)
     write_manifest(job.output, manifest)
