@@ -189,10 +189,10 @@ def special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     for name in ("generation_config.json", "config.json"):
         values = read_json(folder / name)
         for role in ROLES:
-            number = values.get(f"{role}_token_id")
-            number = number[0] if isinstance(number, list) and number else number
-            if has_id(tokenizer, number):
-                found.setdefault(role, number)
+            value = values.get(f"{role}_token_id")
+            value = value[0] if isinstance(value, list) and value else value
+            if has_id(tokenizer, value):
+                found.setdefault(role, value)
     return found
 
 
