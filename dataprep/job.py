@@ -12,7 +12,7 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare_config import PrepareConfig
 
-ROWS_VERSION = 2  # raise it when the same config would give other rows
+ROWS_VERSION = 3  # raise it when the same config would give other rows
 WITHOUT_EFFECT = {"output", "tokenizer", "tokenizer_backend"}  # on any row
 DECIDED_LATER = {
     "sources",

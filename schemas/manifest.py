@@ -68,7 +68,7 @@ class SourceRecord(Record):
 
     `documents` were not refused; those of them that are in no row are also in `dropped_documents`,
     by reason. In a mixture of several sources, `mixed_tokens` are the tokens that the documents of
-    each brought, before packing.
+    each brought, before packing. `notes` count what was lost of the documents' texts, and the like.
     """
 
     name: str
@@ -80,6 +80,7 @@ class SourceRecord(Record):
     trained_tokens: int
     document_length_quantiles: dict[str, int]
     mixed_tokens: dict[str, int] = {}
+    notes: dict[str, int] = {}
 
     def fill(self, row_tokens: int) -> float:
         """Share of its rows' `row_tokens` tokens that is used."""

@@ -24,10 +24,11 @@ class RowError(Exception):
 
 
 class Built(NamedTuple):
-    """What a row became: its samples, and how many tokens its format cut off."""
+    """What a row became: its samples, how many tokens its format cut off, and what is odd in it."""
 
     samples: list[Sample]
     cut: int = 0
+    notes: Mapping[str, int] = {}
 
 
 class Plan(NamedTuple):
