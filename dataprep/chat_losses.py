@@ -1,4 +1,4 @@
-"""What of a conversation's messages is not in its rendering."""
+"""Counts of what a rendering leaves out of a conversation's messages."""
 
 import json
 from collections import Counter
@@ -38,7 +38,7 @@ def text_losses(messages: Sequence[Message], chat: RenderedChat) -> Counter[str]
 
 
 def writes(text: str, value: Any) -> bool:
-    """Whether a text holds a value, in whole or from its reasoning on, as it is or in JSON."""
+    """Return whether a text holds a value, or what follows its reasoning, as it is or in JSON."""
     if not isinstance(value, str):
         return True
     bare = value.split("</think>")[-1].strip()

@@ -1,4 +1,4 @@
-"""Where in a rendered conversation the model's turns stand, and which tokens that makes.
+"""Spans of the turns in a rendered conversation, and the tokens they cover.
 
 One rendering tells which text was written for which message. Where in it the model begins to write
 is where the generation prompt ends: the conversation before the turn is rendered with it, once
@@ -27,7 +27,7 @@ OTHERS = frozenset(["system", "developer", "user", "tool", "ipython", "function"
 
 
 class Turn(NamedTuple):
-    """What the model writes in one turn, by characters.
+    """The characters that the model writes in one turn.
 
     `parts` go from where it begins to the end of the turn; `body_end` is where the content ends.
     `whole` is false where the end of the turn is not known, but only that of the content.
@@ -39,7 +39,7 @@ class Turn(NamedTuple):
 
     @property
     def start(self) -> int:
-        """Where the model begins to write."""
+        """Return where the model begins to write."""
         return self.parts[0][0]
 
 
@@ -54,7 +54,7 @@ class RenderedChat(NamedTuple):
     generated: list[Span]
 
     def next_begin(self, index: int) -> int:
-        """Where the text of the next message that has one begins."""
+        """Return where the text of the next message that has one begins."""
         following = (begin for begin in self.begins[index + 1 :] if begin is not None)
         return next(following, len(self.text))
 
@@ -120,7 +120,7 @@ class TurnFinder:
         return Turn(parts, self.body_end(index, parts[-1]))
 
     def body_end(self, index: int, part: Span) -> int:
-        """Where the last text of a turn ends, less white space that is not of its content."""
+        """Return where the last text of a turn ends, less white space that no content has."""
         text = self.rendering.text[slice(*part)]
         bare = text.rstrip()
         content = self.messages[index].get("content")
@@ -131,7 +131,7 @@ class TurnFinder:
         return part[0] + len(bare)
 
     def generation_start(self, index: int) -> int | None:
-        """Where the generation prompt of a turn ends, or None where there is none."""
+        """Return where the generation prompt of a turn ends, or None where there is none."""
         if self.messages[index].get("role") in OTHERS or not self.template.asks:
             return None
         begin, end = self.extent(index)
@@ -151,7 +151,7 @@ class TurnFinder:
         return None if own is None else self.shared_start(index, own)
 
     def shared_start(self, index: int, prompt: str) -> int | None:
-        """Where a turn leaves a generation prompt that it does not follow to its end."""
+        """Return where a turn leaves a generation prompt that it does not follow to its end."""
         begin, end = self.extent(index)
         shared = begin + common_prefix(prompt, self.rendering.text[begin:end])
         return min(shared, self.content_start(index)) if shared > begin else None
@@ -185,7 +185,7 @@ class TurnFinder:
         return sorted({found for found in self.prompts.values() if found}, key=len, reverse=True)
 
     def key(self, index: int) -> object:
-        """What decides a generation prompt: the message before."""
+        """Return what decides a generation prompt: the message before."""
         before = self.messages[index - 1] if index else {}
         return before.get("role"), bool(before.get("tool_calls"))
 
@@ -195,7 +195,7 @@ class TurnFinder:
         return spans[0][0], spans[-1][1]
 
     def content_start(self, index: int) -> int:
-        """Where a turn's text begins to depend on its content."""
+        """Return where a turn's text begins to depend on its content."""
         if self.differing is None:
             self.differing = self.find_differing()
         if index in self.differing:
@@ -209,7 +209,7 @@ class TurnFinder:
         return min((place for place in found if place >= 0), default=begin)
 
     def find_differing(self) -> dict[int, Span]:
-        """What of each wanted turn differs when all of them are replaced."""
+        """Return what of each wanted turn differs when all of them are replaced."""
         for replace in REPLACEMENTS:
             found = differences(
                 self.template, self.messages, self.tools, self.rendering, self.wanted, replace
@@ -288,8 +288,8 @@ def differences(
     indices: Collection[int],
     replace: Callable[[Message, int], Message],
 ) -> dict[int, Span]:
-    """What goes away of the text of some messages when all of them are replaced; empty where the
-    template refuses that."""
+    """Return what changes in the text of some messages when all of them are replaced; empty where
+    the template refuses that."""
     chosen = set(indices)
     changed = [replace(m, i) if i in chosen else m for i, m in enumerate(messages)]
     try:
@@ -309,14 +309,14 @@ def differences(
 
 
 def differing_span(text: str, other: str) -> Span:
-    """What of a text is not in another one, less their common beginning and end."""
+    """Return what of a text is not in another one, less their common beginning and end."""
     start = common_prefix(text, other)
     limit = min(len(text), len(other)) - start
     return start, len(text) - min(limit, common_prefix(text[::-1], other[::-1]))
 
 
 def common_prefix(left: str, right: str) -> int:
-    """How many characters two texts begin with in common, by bisection."""
+    """Return how many characters two texts begin with in common, by bisection."""
     low, high = 0, min(len(left), len(right))
     while low < high:
         middle = (low + high + 1) // 2

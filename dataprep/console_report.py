@@ -1,4 +1,4 @@
-"""What a person sees: the progress bar while work runs, and the tables at its end."""
+"""Terminal output: the progress bar while work runs, and the tables at its end."""
 
 import logging
 
@@ -33,9 +33,9 @@ class MegabytesPerSecond(ProgressColumn):
 def progress_bar(console: Console) -> Progress:
     """A bar over bytes, with a text of counts, the rate, and the time left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
-        TextColumn("{task.fields[counts]}"),
+        TextColumn("{task.fields[counts]}", markup=False),
         MegabytesPerSecond(),
         TimeRemainingColumn(),
         console=console,

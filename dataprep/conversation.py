@@ -221,8 +221,8 @@ class Parsed(dict[str, Any]):
 
 
 def prints_tables(messages: list[Message], text: str) -> bool:
-    """Whether a rendering shows the arguments of a tool call as Python writes a table: the template
-    puts them out as if they were text."""
+    """Return whether a rendering shows arguments of a tool call as Python writes a table, because
+    the template takes them for text."""
     return any(
         shown in text and shown != json.dumps(table, ensure_ascii=False)
         for message in messages

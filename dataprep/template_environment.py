@@ -87,7 +87,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
 
 def fits(operator: str, left: Any, right: Any) -> bool:
-    """Whether the result of an operator is of a size to be borne."""
+    """Return whether the result of an operator is of a size to be borne."""
     if isinstance(left, str) and operator == "%":
         return WIDTH.search(left) is None
     if isinstance(left, int) and isinstance(right, int):
@@ -169,7 +169,7 @@ class LoopMarks(NodeTransformer):
 
 
 def as_list(found: Any) -> list[jinja2.nodes.Node]:
-    """What a visit gave, as statements."""
+    """Return what a visit gave, as statements."""
     return found if isinstance(found, list) else [] if found is None else [found]
 
 
@@ -253,7 +253,7 @@ def number_turns(messages: Sequence[object]) -> Any:
 
 
 def holds_marks(value: object) -> bool:
-    """Whether a value has characters of marks in one of its texts."""
+    """Return whether a value has characters of marks in one of its texts."""
     if isinstance(value, str):
         return not value.isascii() and any(character in value for character in RESERVED)
     if isinstance(value, dict):
@@ -262,7 +262,7 @@ def holds_marks(value: object) -> bool:
 
 
 def raise_exception(message: str) -> None:
-    """How a template refuses a conversation."""
+    """Let a template refuse a conversation."""
     raise jinja2.TemplateError(message)
 
 

@@ -63,7 +63,7 @@ def time_limit() -> Iterator[None]:
 
 
 def stop_rendering(number: int, frame: FrameType | None) -> None:
-    """Where the timer ends."""
+    """Stop a rendering at the end of its time (a signal handler)."""
     raise TooSlow
 
 

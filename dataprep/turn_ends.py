@@ -33,7 +33,7 @@ class EndTokens:
         return [*first, slice(min(body.start, end), end)], stop is not None
 
     def content_end(self, text: str, turn: Turn, located: Located) -> int:
-        """Where the content of a turn ends, before white space and tokens that end the turn."""
+        """Return where the content of a turn ends, before the tokens that end the turn."""
         if not turn.whole:
             return turn.body_end
         tokens = span_tokens(located, (turn.parts[-1][0], turn.body_end))
@@ -45,8 +45,8 @@ class EndTokens:
         return end
 
     def closed(self, text: str, part: Span, located: Located) -> int | None:
-        """Where a turn ends that closes with special tokens, several perhaps: after the last at
-        which generation stops, else after the last of all. White space may stand between."""
+        """Return the end of a turn that closes with special tokens, several perhaps: after the last
+        at which generation stops, else after the last of all. White space may stand between."""
         tokens = span_tokens(located, part)
         run = []
         for token in range(tokens.stop - 1, tokens.start - 1, -1):
@@ -61,8 +61,8 @@ class EndTokens:
     def following(
         self, chat: RenderedChat, index: int, turn: Turn, located: Located, start: int
     ) -> int | None:
-        """Where a turn ends whose end the template writes elsewhere: at the first special token
-        before the next content, and those after it if generation stops there."""
+        """Return the end of a turn that the template ends elsewhere: after the first special token
+        before the next content, and those that follow if generation stops there."""
         limit = self.next_content(chat, index)
         last = min(start + MOST_TOKENS_TO_END, len(located.ids))
         for token in range(start, last):
@@ -78,7 +78,7 @@ class EndTokens:
         return next(following, len(chat.text))
 
     def run_end(self, located: Located, token: int, limit: int) -> int:
-        """After a token that ends a turn, and after those that follow up to a stop."""
+        """Return the end of a run of ending tokens that goes on to one at which generation stops."""
         if int(located.ids[token]) in self.stop:
             return token + 1
         for place in range(token + 1, len(located.ids)):

@@ -46,7 +46,7 @@ class Visit(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainRules:
-    """Which turns, and which of the tokens that end them, are trained.
+    """Rules that decide which turns, and which of the tokens that end them, are trained.
 
     Args:
         eot: tokens that end a turn.
@@ -62,7 +62,7 @@ class TrainRules:
     control: Mapping[int, str] = field(default_factory=dict)
 
     def trains(self, turn: Turn) -> bool:
-        """Whether a turn is trained: it may say so itself."""
+        """Return whether a turn is trained: it may say so itself."""
         if turn.training is not None:
             return turn.training
         if turn.detail is not None or turn.reasoning_detail is not None:
@@ -70,7 +70,7 @@ class TrainRules:
         return self.every_role or turn.role in self.roles
 
     def visits(self, turn: Turn) -> bool:
-        """Whether a turn must be found."""
+        """Return whether a turn must be located in the text."""
         return self.trains(turn) or "all" in (self.on_eos, self.on_eot)
 
 
@@ -149,7 +149,7 @@ def check_reserved(text: str) -> None:
 def train_tokens(
     rules: TrainRules, visits: Sequence[Visit], text: Located, details: Iterator[Located]
 ) -> Mask:
-    """Which tokens of a conversation are trained, shape [tokens].
+    """Return the loss mask of a conversation, shape [tokens].
 
     Args:
         details: the tokens of each content that is trained in part, in order.
@@ -202,7 +202,7 @@ def untrained_ends(
 
 
 def is_end(rules: TrainRules, token: int) -> bool:
-    """Whether the options name a token as an end."""
+    """Return whether the options name a token as an end."""
     return token in rules.eos or token in rules.eot
 
 

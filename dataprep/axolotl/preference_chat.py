@@ -69,7 +69,7 @@ class TemplatePairs:
         return {"role": self.roles[role], "content": content} | seen
 
     def render_answer(self, message: Message) -> str:
-        """What the template writes from the answer's content on."""
+        """Render an answer, and return the text from its content on."""
         if message.get("tool_calls"):
             raise RowError("tool calls in an answer", 'use type = "preference", which has them')
         text = self.template.render([DUMMY, message]).text

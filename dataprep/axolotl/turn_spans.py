@@ -69,7 +69,7 @@ def find_difference(
     rendering: Rendering,
     tools: list[Any] | None = None,
 ) -> Span | None:
-    """What of one turn goes away when it is replaced; None for nothing."""
+    """Return what of one turn goes away when it is replaced; None for nothing."""
     found = differences(
         template, messages, tools, rendering, [index], lambda message, number: replacement
     ).get(index)

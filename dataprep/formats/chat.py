@@ -113,8 +113,8 @@ class ChatFormat:
         return Encoded(content, [sample], notes=notes)
 
     def mask(self, chat: Chat, located: Located, notes: Counter[str]) -> Mask:
-        """Which tokens are trained: what the template marks as generated in a turn, else all from
-        where the model begins to write it to the tokens that end it.
+        """Return the loss mask: the generated spans of each turn, else all from where the model
+        begins to write it to the tokens that end it.
 
         Args:
             notes: counts what is not as it should be.
@@ -151,7 +151,7 @@ class ChatFormat:
         return tokens
 
     def named_end(self, chat: RenderedChat, index: int, turn: Turn) -> int | None:
-        """Where the text that ends a turn ends, if it is there."""
+        """Return where the text that ends a turn ends, if it is there."""
         assert self.chat.end_of_turn is not None
         limit = self.ends.next_content(chat, index)
         start, stop = turn.parts[-1]
@@ -162,7 +162,7 @@ class ChatFormat:
 
 
 def attempt(record: Record, read: Callable[[], ResultT]) -> ResultT | Reject:
-    """What `read` makes of a record, or why the record is refused.
+    """Return what `read` makes of a record, or why the record is refused.
 
     Raises:
         DataError: a problem of all records, with the place of this one.
@@ -209,5 +209,5 @@ class ChatTemplates:
 
 
 def label(folder: str, name: str) -> str:
-    """What messages call a template."""
+    """Return what messages call a template."""
     return folder if folder == "chat.template" else f'{folder}: chat template "{name}"'

@@ -100,7 +100,7 @@ def check_embedding_on_cpu(
 
 
 def materialize_buffers(stage: Stage, model: Any, device: torch.device) -> None:
-    """Buffers are not in checkpoints: each module's own initialisation says what they hold."""
+    """Buffers are not in checkpoints: each module's own initialization says what they hold."""
     moving = set(stage.parts)
     homes = [(m, part in moving) for part in stage.names.values() for m in part.modules()]
     for module, moves in homes:
