@@ -78,7 +78,7 @@ class EndTokens:
         return next(following, len(chat.text))
 
     def run_end(self, located: Located, token: int, limit: int) -> int:
-        """Return the end of a run of ending tokens that goes on to one at which generation stops."""
+        """Return the end of a run of ending tokens that goes on to one which stops generation."""
         if int(located.ids[token]) in self.stop:
             return token + 1
         for place in range(token + 1, len(located.ids)):
