@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -9,10 +10,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig
 
 T = TypeVar("T")
 
+REPORT_VARIABLE = "HEADRACE_REPORT_FD"  # set by the launcher of `headrace train`
+STORE_VARIABLE = "HEADRACE_STORE_FD"  # likewise, for the first rank
 TIMEOUT = datetime.timedelta(minutes=30)
 
 
@@ -101,6 +105,48 @@ def set_threads(config: TrainConfig) -> None:
     torch.set_num_threads(config.threads or max(1, cores // local_ranks()))
 
 
+def open_store(rank: int, world_size: int) -> dist.Store | None:
+    """Open the store where the ranks meet; None leaves it to another launcher.
+
+    torch's own listens on all interfaces, for anyone. That of `headrace train` comes as a socket
+    that the launcher has bound; without one, the ranks of a single machine meet on its loopback.
+
+    Raises:
+        ConfigError: the port is in use.
+    """
+    given = os.environ.pop(STORE_VARIABLE, None)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    on_loopback = host == "localhost" or host.startswith("127.")
+    if REPORT_VARIABLE not in os.environ and (
+        not on_loopback or "TORCHELASTIC_USE_AGENT_STORE" in os.environ
+    ):
+        return None
+    listening = int(given) if given else None
+    if rank == 0 and listening is None:
+        listening = listen("127.0.0.1", port)
+    return dist.TCPStore(
+        host,
+        port,
+        world_size,
+        is_master=rank == 0,
+        timeout=TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=listening,
+    )
+
+
+def listen(host: str, port: int) -> int:
+    """Listen on a port of one interface; returns the socket's number.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    try:
+        return socket.create_server((host, port), backlog=4096).detach()
+    except OSError as error:
+        raise ConfigError(f"port {port} of {host}: {error.strerror}; give another one") from None
+
+
 def connect(stages: int, *, columns: bool = False) -> Layout:
     """Join the process group (NCCL on GPUs, gloo on CPU); all ranks build all groups."""
     rank, local_rank, world_size = process_environment()
@@ -111,7 +157,8 @@ def connect(stages: int, *, columns: bool = False) -> Layout:
     backend = "nccl" if device.type == "cuda" else "gloo"
     # No device_id: with one, a rank outside a new gloo group still takes part in a split of the
     # NCCL communicator, the members do not, and a later group hangs (torch 2.11 to 2.13).
-    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    store = open_store(rank, world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     replicas = world_size // stages
     if columns:
         stage, replica = divmod(rank, replicas)
