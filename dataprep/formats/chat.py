@@ -87,7 +87,7 @@ class ChatFormat:
         """The sample of one conversation, or none where no token is trained."""
         trained = self.mask(chat, located)
         content = chat.conversation.content()
-        if not trained.any():
+        if not trained[1:].any():  # nothing predicts the first
             return Encoded(content, [], {UNTRAINED: len(trained)})
         return Encoded(content, [Sample(located.ids, None if trained.all() else trained)])
 

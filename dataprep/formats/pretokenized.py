@@ -76,7 +76,7 @@ def finish(record: Record, fields: dict[str, npt.NDArray[np.int64]]) -> Encoded 
     if not len(ids):
         return refuse(record.place, "empty document", "no ids")
     content = ids.tobytes() + np.packbits(trained).tobytes()
-    if not trained.any():
+    if not trained[1:].any():  # nothing predicts the first
         return Encoded(content, [], {**padding, UNTRAINED: len(ids)})
     return Encoded(content, [Sample(ids, None if trained.all() else trained)], padding)
 

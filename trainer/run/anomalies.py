@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 ANOMALIES_NAME = "anomalies.jsonl"
 SHOWN_ROWS = 3
 
+NOTHING_TRAINED = Anomaly("none of its tokens is trained", "skip")
+
 
 def judge(
     config: AnomalyConfig, norm: float, loss: float | None, recent_losses: Sequence[float]

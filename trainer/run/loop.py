@@ -148,7 +148,9 @@ class Loop:
             losses, outcome = engine.train_step(
                 inputs,
                 derive_seed(config.seed, "dropout", step),
-                partial(finish_step, config, session, self.layout, self.state),
+                partial(
+                    finish_step, config, session, self.layout, self.state, inputs.trained_tokens
+                ),
                 statistics=is_multiple(step + 1, config.reporting.token_statistics_every),
             )
         return TakenStep(inputs, lr, losses, outcome, answers, data_seconds)

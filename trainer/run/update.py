@@ -10,7 +10,7 @@ from headrace.trainer.model.control_adapter import control_adapters
 from headrace.trainer.model.control_adapter import regularize as regularize_control
 from headrace.trainer.model.model_builder import BuiltStage
 from headrace.trainer.run import gradients, relora
-from headrace.trainer.run.anomalies import judge
+from headrace.trainer.run.anomalies import NOTHING_TRAINED, judge
 from headrace.trainer.run.learning_rate import learning_rate
 from headrace.trainer.run.metrics import mean_loss
 from headrace.trainer.run.outcome import Outcome
@@ -18,8 +18,14 @@ from headrace.trainer.run.regularizers import ProductNorms, find_pairs, regulari
 from headrace.trainer.run.session import Session
 
 
-def finish_step(config: TrainConfig, session: Session, layout: Layout, state: RunState) -> Outcome:
-    """Reduce, measure and clip the gradients, then step, unless something is wrong."""
+def finish_step(
+    config: TrainConfig, session: Session, layout: Layout, state: RunState, trained_tokens: int
+) -> Outcome:
+    """Reduce, measure and clip the gradients, then step, unless something is wrong.
+
+    Args:
+        trained_tokens: of the whole global batch.
+    """
     built, optimizer = session.built, session.optimizer
     parameters = [item.parameter for item in built.trained]
     gradients.sum_tied(built, layout)
@@ -29,7 +35,10 @@ def finish_step(config: TrainConfig, session: Session, layout: Layout, state: Ru
     if config.anomalies.spike_factor is not None:
         rows = gather_objects(session.engine.row_losses(), layout.world_group)
         loss = mean_loss(row for part in rows for row in part)
-    outcome = Outcome(norm, judge(config.anomalies, norm, loss, state.recent_losses))
+    anomaly = judge(config.anomalies, norm, loss, state.recent_losses)
+    if not trained_tokens:
+        anomaly = NOTHING_TRAINED
+    outcome = Outcome(norm, anomaly)
     if outcome.is_taken:
         gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
         optimizer.step()
