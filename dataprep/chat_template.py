@@ -248,8 +248,8 @@ def read_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     found = settings.get("chat_template")
     files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     if (folder / "chat_template.jinja").is_file():
-        default = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        return {"default": default} | {f.stem: f.read_text(encoding="utf-8") for f in files}
+        default = (folder / "chat_template.jinja").read_text(encoding="utf-8-sig")
+        return {"default": default} | {f.stem: f.read_text(encoding="utf-8-sig") for f in files}
     if isinstance(found, str):
         return {"default": found}
     entries = found if isinstance(found, list) else []

@@ -28,9 +28,9 @@ class MegabytesPerSecond(ProgressColumn):
 def progress_bar(console: Console) -> Progress:
     """A bar over bytes, with a text of counts, the rate, and the time left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
-        TextColumn("{task.fields[counts]}"),
+        TextColumn("{task.fields[counts]}", markup=False),
         MegabytesPerSecond(),
         TimeRemainingColumn(),
         console=console,

@@ -87,7 +87,7 @@ def prepare(
             documents are refused.
         KeyboardInterrupt: stopped by Ctrl-C, after one line; the same call continues.
     """
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)
     job = build_job(config)
     inputs = find_inputs(job.config)
     inputs_key = inputs_fingerprint(job.config, inputs)

@@ -213,10 +213,6 @@ class PrepareConfig(Config):
             if names.count(name) > 1:
                 raise ValueError(f'two sources are named "{name}"; give each its own name')
         for source in self.sources:
-            if source.type != "text" and source.document_separator is not None:
-                raise ValueError(
-                    f'source "{source.name}": document_separator is for type = "text"; remove it'
-                )
             if (source.type == "axolotl") != (source.axolotl is not None):
                 raise ValueError(
                     f'source "{source.name}": type = "axolotl" and [sources.axolotl] need each '

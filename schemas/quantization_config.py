@@ -65,6 +65,12 @@ class QuantizationConfig(Config):
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type that weights are multiplied in. `auto`: the run's `dtype`."
     )
+    matmul: Literal["auto", "fp8"] = Field(
+        "auto",
+        description='`"fp8"`: turn weights to 8-bit floats instead of `compute_dtype` for each '
+        'product, and multiply in them, both ways. `"auto"`: only with `backend = "fp8"`, which '
+        "needs no turning.",
+    )
     skip_modules: list[Text] = Field(
         ["lm_head"], description="Modules with one of these in their name are left as they are."
     )
@@ -98,7 +104,14 @@ class QuantizationConfig(Config):
                     raise ValueError(f'{key} has no meaning with type = "int8"; drop it')
         elif self.int8_threshold is not None:
             raise ValueError(f'int8_threshold has no meaning with type = "{self.type}"; drop it')
+        if self.in_fp8 and self.int8_threshold is not None:
+            raise ValueError('int8_threshold multiplies in integers, matmul = "fp8" does not')
         return self
+
+    @property
+    def in_fp8(self) -> bool:
+        """Say whether products are of 8-bit floats."""
+        return self.matmul == "fp8" or self.backend == "fp8"
 
     def hqq_settings(self, name: str) -> tuple[int, int, int]:
         """Bits, group size and axis of the weight of this name."""

@@ -5,14 +5,17 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cosine_similarity
 
+from headrace.kernels.dequantize import E4M3
 from headrace.kernels.fp8_linear import (
-    E4M3,
     LARGEST,
     fp8_linear,
     quantize_rows,
     scaled_product,
     scaled_product_reference,
 )
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.quantization_config import QuantizationConfig
+from headrace.trainer.model.quantization import Quantization
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OUTPUTS, INPUTS, TOKENS = 96, 64, 48
@@ -27,6 +30,10 @@ def random(*shape, seed=0, scale=1.0):
 def weight():
     codes, scales = quantize_rows(random(OUTPUTS, INPUTS, scale=0.02))
     return codes, scales.squeeze(1)
+
+
+def linear(x, codes, scales, bias=None):
+    return fp8_linear(x, bias, [codes, scales], "fp8", codes.shape, [], scales)
 
 
 def relative(value, reference):
@@ -57,7 +64,7 @@ def test_forward_and_backward_are_those_of_float64_to_e4m3s_rounding(weight):
     exact = codes.double() * scales.double()[:, None]
     x = random(2, TOKENS, INPUTS, seed=1).requires_grad_()
     bias = random(OUTPUTS, seed=2)
-    output = fp8_linear(x, codes, scales, bias)
+    output = linear(x, codes, scales, bias)
     gradient = random(*output.shape, seed=3)
     output.backward(gradient)
     assert x.grad is not None
@@ -82,7 +89,7 @@ def test_compiled_it_is_the_same_and_keeps_nothing_but_the_weight(weight, recomp
     saved = []
 
     def function(x):
-        return fp8_linear(torch.tanh(fp8_linear(x, codes, scales))[:, :INPUTS], codes, scales)
+        return linear(torch.tanh(linear(x, codes, scales))[:, :INPUTS], codes, scales)
 
     def run(function):
         x = random(TOKENS, INPUTS, seed=1).requires_grad_()
@@ -102,3 +109,56 @@ def test_compiled_it_is_the_same_and_keeps_nothing_but_the_weight(weight, recomp
     assert saved
     copies = [t for t in saved if t.dtype == E4M3 and t.data_ptr() != codes.data_ptr()]
     assert not copies
+
+
+OVER = {
+    "nf4": {"backend": "bnb"},
+    "nf4, twice": {"backend": "bnb", "double_quantization": True},
+    "fp4": {"backend": "bnb", "type": "fp4"},
+    "int8": {"backend": "bnb", "type": "int8"},
+    "hqq": {"backend": "hqq"},
+}
+
+
+@pytest.mark.parametrize("name", OVER)
+def test_over_other_formats_it_is_what_their_numbers_give(name):
+    config = QuantizationConfig(**OVER[name], matmul="fp8")
+    (held,) = Quantization(config).make(random(OUTPUTS, INPUTS), "weight", torch.bfloat16)
+    exact = held.dequantize(torch.float32).double()
+    x = random(TOKENS, INPUTS, seed=1).requires_grad_()
+    output = held.linear(x, None)
+    gradient = random(*output.shape, seed=3)
+    output.backward(gradient)
+    assert 1e-3 < relative(output, x.detach().double() @ exact.T) < 0.04
+    assert relative(x.grad, gradient.double() @ exact) < 0.05
+    held_bits = 8 * held.nbytes / exact.numel()
+    assert Quantization(config).bits("weight", exact.shape) == pytest.approx(held_bits, rel=0.01)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_four_bits_become_e4m3_in_triton_as_in_torch(name, transposed):
+    from headrace.kernels.dequantize import _four_bit_table
+    from headrace.kernels.dequantize_e4m3_triton import four_bit_e4m3, scaled_e4m3
+
+    config = QuantizationConfig(**OVER[name])
+    (held,) = Quantization(config).make(random(OUTPUTS, 192), "weight", torch.float32)
+    exact = held.dequantize(torch.float32)
+    scales = exact.abs().amax(1) / LARGEST
+    parts, settings = held.packed
+    arguments = (parts[1], _four_bit_table(name, DEVICE), settings[0], held.shape, scales)
+    found = four_bit_e4m3(parts[0], *arguments, transposed=transposed).float()
+    same = scaled_e4m3(exact, scales, transposed=transposed).float()
+    expected = (exact / scales[:, None]).to(E4M3).float()
+    expected = expected.T if transposed else expected
+    # the interpreter does not carry a rounding into the exponent; GPUs do
+    right = expected.abs().log2().frac() != 0 if DEVICE.type == "cpu" else expected == expected
+    assert right.float().mean() > 0.5
+    assert torch.equal(found[right], expected[right])
+    assert torch.equal(same[right], expected[right])
+
+
+def test_a_shape_that_the_matrix_units_cannot_multiply_is_refused_by_name():
+    config = QuantizationConfig(backend="fp8")
+    with pytest.raises(ConfigError, match="gate is 40 x 32, which are not multiples of 16"):
+        Quantization(config).bits("gate", torch.Size((40, 32)))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headrace.kernels.fp8_linear import ALIGNMENT
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.quantization_config import QuantizationConfig, check_installed
 from headrace.schemas.train_config import TrainConfig
@@ -22,6 +23,7 @@ from headrace.trainer.model.quantized_modules import (
 from headrace.trainer.model.quantized_weight import QuantizedWeight
 from headrace.trainer.model.weight_index import stored_tensors
 
+SCALE_BITS = 32
 LINEAR_TYPES = ("Linear", "FalconLinear")  # the second is nn.Linear in another order of rounding
 
 
@@ -45,8 +47,10 @@ class Quantization:
     def make(self, value: Tensor, name: str, dtype: torch.dtype) -> list[QuantizedWeight]:
         """A matrix, or each expert's of a stack, quantized where it lies."""
         matrices = [value] if value.ndim == 2 else list(value)
-        make = format_of(self.config).make
-        return [make(matrix, name, self.config, dtype) for matrix in matrices]
+        made = [format_of(self.config).make(m, name, self.config, dtype) for m in matrices]
+        for weight in made if self.config.in_fp8 else ():
+            weight.multiply_in_fp8()
+        return made
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The type of the computation, given that of the run."""
@@ -59,7 +63,24 @@ class Quantization:
         Raises:
             ConfigError: settings that do not go with its shape.
         """
-        return format_of(self.config).bits(name, shape, self.config)
+        bits = format_of(self.config).bits(name, shape, self.config)
+        if self.config.in_fp8:
+            check_fp8_shape(name, shape)
+            bits += 0.0 if self.config.backend == "fp8" else SCALE_BITS / shape[-1]
+        return bits
+
+
+def check_fp8_shape(name: str, shape: torch.Size) -> None:
+    """Check that the matrix units can multiply with a weight of this shape.
+
+    Raises:
+        ConfigError: naming the weight.
+    """
+    if any(size % ALIGNMENT for size in shape[-2:]):
+        raise ConfigError(
+            f"quantization in 8-bit floats: {name} is {' x '.join(map(str, shape[-2:]))}, which "
+            f"are not multiples of {ALIGNMENT}; add it to skip_modules"
+        )
 
 
 def plan_quantization(

@@ -18,6 +18,7 @@ class Hqq(QuantizedWeight):
     """Packed codes of 1 to 8 bits, with a scale and a zero for each group of weights."""
 
     kernel = "hqq"
+    parts = ("codes", "scale", "zero")
     packages = ("hqq",)
 
     @classmethod
@@ -49,11 +50,6 @@ class Hqq(QuantizedWeight):
         bits, group_size, axis = config.hqq_settings(name)
         check_shape(name, shape[-2:], bits, group_size, axis)
         return STORED_BITS.get(bits, bits) + 2 * SCALE_BITS / group_size
-
-    @property
-    def packed(self) -> tuple[list[Tensor], list[int]]:
-        """Codes, scale and zero; bits and axis."""
-        return list(self.buffers_by_name.values()), [self.settings["bits"], self.settings["axis"]]
 
 
 def check_shape(name: str, shape: torch.Size, bits: int, group_size: int, axis: int) -> None:

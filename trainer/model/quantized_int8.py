@@ -18,6 +18,7 @@ class Int8(QuantizedWeight):
     """Codes and the largest magnitude of each row."""
 
     kernel = "int8"
+    parts = ("codes", "magnitudes")
     packages = ("bitsandbytes",)
 
     @classmethod
@@ -38,11 +39,6 @@ class Int8(QuantizedWeight):
     def bits(cls, name: str, shape: torch.Size, config: QuantizationConfig) -> float:
         """Return 8 and the share of the scales."""
         return 8 + SCALE_BITS / shape[-1]
-
-    @property
-    def packed(self) -> tuple[list[Tensor], list[int]]:
-        """Codes and magnitudes."""
-        return list(self.buffers_by_name.values()), [LARGEST_CODE]
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Return some rows, dequantized alone."""

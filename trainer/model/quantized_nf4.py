@@ -25,6 +25,7 @@ class Nf4(QuantizedWeight):
     """
 
     kernel = "nf4"
+    parts = ("codes", "scales", "scale_codes", "scale_table", "nested_scales", "scale_mean")
     packages = ("bitsandbytes",)
 
     @classmethod
@@ -93,7 +94,7 @@ class Nf4(QuantizedWeight):
     @property
     def packed(self) -> tuple[list[Tensor], list[int]]:
         """Codes as bytes, whatever they are stored as, and the scales."""
-        codes, *scales = self.buffers_by_name.values()
+        codes, *scales = self.kernel_tensors()
         return [codes.view(torch.uint8), *scales], list(self.settings.values())
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:

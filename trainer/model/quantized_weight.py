@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headrace.kernels.dequantize import dequantize
+from headrace.kernels.fp8_linear import fp8_linear, quantize_rows
 from headrace.kernels.frozen_linear import frozen_linear
 from headrace.schemas.quantization_config import QuantizationConfig
 
@@ -18,11 +19,13 @@ class QuantizedWeight(nn.Module, ABC):
 
     Attributes:
         kernel: how `kernels.dequantize` calls the format.
+        parts: names of the buffers that it takes, in its order; some may be absent.
         shape: of the matrix, [outputs, inputs].
         settings: whole numbers that the format needs to read its buffers.
     """
 
     kernel: str
+    parts: ClassVar[tuple[str, ...]]
     packages: ClassVar[tuple[str, ...]] = ()  # whose versions decide on the bits, beside torch
 
     def __init__(
@@ -55,9 +58,19 @@ class QuantizedWeight(nn.Module, ABC):
         """
 
     @property
-    @abstractmethod
     def packed(self) -> tuple[list[Tensor], list[int]]:
         """Tensors and settings as `kernels.dequantize` takes them."""
+        return self.kernel_tensors(), list(self.settings.values())
+
+    def kernel_tensors(self) -> list[Tensor]:
+        """Return the buffers that are there, in the order of `parts`."""
+        found = [self._buffers.get(name) for name in self.parts]
+        return [part for part in found if part is not None]
+
+    def multiply_in_fp8(self) -> None:
+        """Let products be of 8-bit floats, by scales of this matrix's rows."""
+        _, scales = quantize_rows(self.dequantize(torch.float32))
+        self.register_buffer("row_scales", scales.squeeze(1), persistent=False)
 
     @property
     def buffers_by_name(self) -> dict[str, Tensor]:
@@ -81,6 +94,9 @@ class QuantizedWeight(nn.Module, ABC):
             threshold: of 8-bit integers, see `frozen_linear`; other formats have none.
         """
         tensors, settings = self.packed
+        scales = self._buffers.get("row_scales")
+        if scales is not None:
+            return fp8_linear(x, bias, tensors, self.kernel, self.shape, settings, scales)
         return frozen_linear(x, bias, tensors, self.kernel, self.shape, settings, threshold)
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
