@@ -148,7 +148,8 @@ def finish(record: Record, fields: Columns) -> Encoded | Reject:
     content = ids.tobytes() + np.packbits(trained).tobytes() + cuts.tobytes()
     pairs = zip(np.split(ids, cuts), np.split(trained, cuts), strict=True)
     parts = [Sample(part, None if mask.all() else mask) for part, mask in pairs]
-    samples = [part for part in parts if part.is_trained]
+    # one token without a mask is text that happens to be short; a mask of the first alone is none
+    samples = [part for part in parts if part.trained is None or part.is_trained]
     untrained = len(ids) - sum(len(sample.ids) for sample in samples)
     return Encoded(content, samples, padding | ({UNTRAINED: untrained} if untrained else {}))
 

@@ -48,7 +48,7 @@ class Sample(NamedTuple):
 
     @property
     def is_trained(self) -> bool:
-        """Whether a token is predicted: one that is a label, after the first of its side."""
+        """True where a token is predicted: one that is a label, after the first of its side."""
         return all(
             count_trained(side.ids[1:], None if side.trained is None else side.trained[1:])
             for side in self.sides()
