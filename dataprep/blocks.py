@@ -97,7 +97,8 @@ def settle(
         )
         for document in encoded
     ]
-    return EncodedBlock(block.source, block.task, block.number, documents, rejects)
+    notes = add_counts(document.notes for document in encoded)
+    return EncodedBlock(block.source, block.task, block.number, documents, rejects, notes)
 
 
 def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBlock) -> BlockRows:
@@ -144,6 +145,7 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
         ),
         rejects=dict(Counter(reject.reason for reject in block.rejects)),
         document_lengths=dict(lengths),
+        notes={name: count for name, count in block.notes.items() if count},
     )
     return BlockRows(block.source, rows, block.rejects, stats)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from headrace.dataprep.blocks import block_options
-from headrace.dataprep.console_report import print_ledger
+from headrace.dataprep.console_report import print_ledger, warn_of_losses
 from headrace.dataprep.deduplicate import find_duplicates
 from headrace.dataprep.document_keys import check_library
 from headrace.dataprep.exchange import write_shards
@@ -96,6 +96,7 @@ def prepare(
         remove_work(job.output)
         console.print(f"{config.output}: finished before with this config and these inputs; reused")
         print_ledger(console, finished)
+        warn_of_losses(finished)
         return finished
     tasks = plan(job, inputs)
     open_output(job.output)
@@ -115,6 +116,7 @@ def prepare(
             ) from None
         remove_work(job.output)
     print_ledger(console, manifest)
+    warn_of_losses(manifest)
     return manifest
 
 

@@ -40,6 +40,7 @@ class TokenizerSpec:
     token_texts: tuple[tuple[str, str], ...] = ()
     chat_templates: tuple[tuple[str, str], ...] = ()
     added_tokens: tuple[tuple[str, bool], ...] = ()  # text, and whether it is special
+    stops: tuple[int, ...] = ()  # all that generation_config.json calls EOS
 
     @property
     def folder(self) -> str:
@@ -56,6 +57,7 @@ class TokenizerSpec:
             "parse_special_tokens": self.parse_special_tokens,
             "token_texts": dict(self.token_texts),
             "chat_templates": dict(self.chat_templates),
+            "stops": list(self.stops),
         }
 
 
@@ -98,7 +100,15 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         token_texts=tuple(named.items()),
         chat_templates=tuple(read_templates(folder, read_json(folder / CONFIG_NAMES[0])).items()),
         added_tokens=added,
+        stops=read_stops(folder),
     )
+
+
+def read_stops(folder: Path) -> tuple[int, ...]:
+    """The tokens at which a model stops, as its generation config lists them."""
+    named = read_json(folder / "generation_config.json").get("eos_token_id")
+    found = named if isinstance(named, list) else [named]
+    return tuple(number for number in found if isinstance(number, int) and 0 <= number < 1 << 31)
 
 
 def is_of_tokenizer(error: BaseException) -> bool:
@@ -189,7 +199,7 @@ def special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
         for role in ROLES:
             number = values.get(f"{role}_token_id")
             number = number[0] if isinstance(number, list) and number else number
-            if has_id(tokenizer, number):
+            if number is not None and has_id(tokenizer, number):
                 found.setdefault(role, number)
     return found
 
@@ -228,6 +238,19 @@ def control_ids(spec: TokenizerSpec) -> frozenset[int]:
     added = open_tokenizer(spec, True).get_added_tokens_decoder()
     eos = {number for role, number in spec.special_tokens if role == "eos"}
     return frozenset(eos | {number for number, token in added.items() if token.special})
+
+
+def control_texts(spec: TokenizerSpec) -> dict[int, str]:
+    """The tokens that are no text, with what stands for them."""
+    tokenizer = open_tokenizer(spec, True)
+    return {number: tokenizer.id_to_token(number) or "" for number in control_ids(spec)}
+
+
+def stop_ids(spec: TokenizerSpec) -> frozenset[int]:
+    """The tokens at which generation stops."""
+    return frozenset(
+        [*spec.stops, *(number for role, number in spec.special_tokens if role == "eos")]
+    )
 
 
 def read_content(spec: TokenizerSpec) -> bytes:

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 ANOMALIES_NAME = "anomalies.jsonl"
 SHOWN_ROWS = 3
 
-NOTHING_TRAINED = Anomaly("none of its tokens is trained", "skip")
+NOTHING_TRAINED = Anomaly("no trained token is in it", "skip")
 
 
 def judge(
