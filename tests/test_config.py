@@ -87,6 +87,29 @@ def test_no_token_is_lost_unless_a_policy_asks_for_it(tmp_path, packing, overlon
     assert PrepareConfig.model_validate_json(prepare.model_dump_json()) == prepare
 
 
+CHAT = {"name": "talk", "type": "chat", "path": "a"}
+TEXT = {"name": "text", "type": "text", "path": "b"}
+
+
+@pytest.mark.parametrize(
+    ("sources", "given", "packing", "policies"),
+    [
+        ([TEXT], {}, "concatenate", [None]),
+        ([CHAT], {}, "best_fit", ["drop"]),
+        ([CHAT], {"overlong": "truncate"}, "best_fit", ["truncate"]),
+        ([CHAT], {"packing": "concatenate"}, "concatenate", [None]),
+        ([CHAT], {"packing": "none"}, "none", ["drop"]),
+        ([CHAT, TEXT], {}, "best_fit", ["drop", "split"]),
+    ],
+)
+def test_chats_are_not_cut_unless_the_config_says_so(sources, given, packing, policies):
+    values = {"output": "a", "tokenizer": "b", "sources": sources, **given}
+    config = PrepareConfig.model_validate(values)
+    assert config.packing == packing
+    assert [config.overlong_of(source) for source in config.sources] == policies
+    assert PrepareConfig.model_validate_json(config.model_dump_json()) == config
+
+
 # what is wrong, the text that is replaced, by what, the line that is shown
 WRONG_PREPARE = [
     ("a misspelt key", "output =", "ouput =", [
