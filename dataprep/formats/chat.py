@@ -107,16 +107,10 @@ class ChatFormat:
         notes.update(absent_role(role) for role in self.chat.train_on if role not in roles)
         trained = self.mask(chat, located, notes)
         content = chat.conversation.content()
-<<<<<<< HEAD
         if not trained[1:].any():  # nothing predicts the first
-            return Encoded(content, [], {UNTRAINED: len(trained)})
-        return Encoded(content, [Sample(located.ids, None if trained.all() else trained)])
-=======
-        if not trained.any():
             return Encoded(content, [], {UNTRAINED: len(trained)}, notes)
         sample = Sample(located.ids, None if trained.all() else trained)
         return Encoded(content, [sample], notes=notes)
->>>>>>> main
 
     def mask(self, chat: Chat, located: Located, notes: Counter[str]) -> Mask:
         """Return the loss mask: the generated spans of each turn, else all from where the model
