@@ -1,4 +1,4 @@
-"""What a Parquet row group takes once it is decoded, told by the footer before a byte is read."""
+"""The memory that a Parquet row group takes decoded, told by the footer before a byte is read."""
 
 from collections.abc import Collection
 
