@@ -11,6 +11,7 @@ from headrace.dataprep.csv_scan import scan_csv
 from headrace.dataprep.inputs import InputFile
 from headrace.dataprep.json_scan import scan_json_list
 from headrace.dataprep.streams import (
+    BOM,
     compression,
     open_bytes,
     open_random,
@@ -169,7 +170,7 @@ def begins_with_list(path: str) -> bool:
     """Return whether the first character that is not white space opens a JSON list."""
     with open_bytes(path) as stream:
         while chunk := read_chunk(stream, path, 4096):
-            if text := chunk.removeprefix(b"\xef\xbb\xbf").lstrip():
+            if text := chunk.removeprefix(BOM).lstrip():
                 return text.startswith(b"[")
     return False
 
