@@ -32,7 +32,7 @@ VARLEN = "torch_attn::_varlen_attn"  # registered when torch's module is importe
 
 
 class Choice:
-    """Which results of one pass over a layer are kept."""
+    """The choice of what one pass over a layer keeps."""
 
     def __init__(self) -> None:
         self.wide = 0  # products so far
