@@ -188,9 +188,9 @@ def start_rank(
 
 
 def die_with(launcher: int) -> Callable[[], None]:
-    """Return what a rank does first: ask Linux to kill it when the launcher is gone, however.
+    """Return a function for a rank to run first: it asks Linux to kill it with the launcher.
 
-    And not to die of a wish to save that comes before it listens.
+    It also ignores requests to save until the rank has installed its handler.
     """
     if sys.platform != "linux":
         return lambda: None

@@ -106,7 +106,7 @@ class Peer:
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """Return the name of the node for messages."""
         return f"node {self.node} ({self.address})"
 
     def tell(self, line: str) -> None:
@@ -231,7 +231,7 @@ class NodeWatch:
             stranger.connection.close()
 
     def _is_node(self, stranger: Peer, rank: str, proof: str) -> bool:
-        """Whether it is a node that is missed here, and knows the secret."""
+        """Return whether it is a node that is missed here, and knows the secret."""
         missed = {str(node) for node in self._wanted() - {peer.node for peer in self.peers}}
         right = self.nodes.proof(stranger.nonce, rank)
         if rank in missed and hmac.compare_digest(right.encode(), proof.encode()):
@@ -247,11 +247,11 @@ class NodeWatch:
         return False
 
     def _wanted(self) -> set[int | None]:
-        """The nodes that this one is to be connected to."""
+        """Return the nodes that this one is to be connected to."""
         return set(range(1, self.nodes.count)) if self.server else {0}
 
     def _missing(self, now: float) -> str | None:
-        """After the time for joining: who is not there."""
+        """Return the message that names absent nodes once the time for joining is over."""
         if now - self.started < JOIN_SECONDS:
             return None
         absent = sorted(map(str, self._wanted() - {peer.node for peer in self.peers}))

@@ -39,7 +39,7 @@ class Rank:
 
     @property
     def pid(self) -> int:
-        """The number of its process, and of its process group."""
+        """Return the number of its process, and of its process group."""
         return self.process.pid
 
     def poll(self) -> int | None:
@@ -59,7 +59,7 @@ class Rank:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it ended with an error, or without one in the middle of its work."""
+        """Return whether it ended with an error, or without one in the middle of its work."""
         left = self.code == 0 and bool(self.told) and not self.told.get("done")
         return bool(self.code) or left
 

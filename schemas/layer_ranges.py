@@ -21,14 +21,14 @@ def parse_layers(text: str) -> list[int]:
 
 
 def recomputed_layers(setting: str | int, layers: int) -> frozenset[int]:
-    """Which of a model's layers `activation_checkpointing` names.
+    """Return the layers that `activation_checkpointing` selects.
 
     Raises:
         ConfigError: layers that the model does not have.
     """
     if setting == "none":
         return frozenset()
-    if setting == "full":
+    if setting in ("full", "selective"):
         return frozenset(range(layers))
     if isinstance(setting, int):
         return frozenset(range(setting - 1, layers, setting))

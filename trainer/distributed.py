@@ -1,4 +1,4 @@
-"""Who am I among the processes: stage, replica, device, and the groups to talk over."""
+"""Rank layout: this process's stage, replica and device, and its process groups."""
 
 import datetime
 import os
@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.failure import REPORT_VARIABLE
 
 T = TypeVar("T")
 
-REPORT_VARIABLE = "HEADRACE_REPORT_FD"  # set by the launcher of `headrace train`
-STORE_VARIABLE = "HEADRACE_STORE_FD"  # likewise, for the first rank
+STORE_VARIABLE = "HEADRACE_STORE_FD"  # set by the launcher, for rank 0
 TIMEOUT = datetime.timedelta(minutes=30)
 
 
@@ -24,7 +24,7 @@ TIMEOUT = datetime.timedelta(minutes=30)
 class Layout:
     """Place of this process.
 
-    A replica's stages are neighbours, rank = replica * stages + stage, or with `columns` the
+    A replica's stages are neighbors, rank = replica * stages + stage, or with `columns` the
     replicas of a stage are, rank = stage * replicas + replica.
     """
 
@@ -56,7 +56,7 @@ class Layout:
         return place_of(stage, replica, self.stages, self.replicas, columns=self.columns)
 
     def keeps_files(self, *, node_local: bool) -> bool:
-        """Whether this rank writes down its stage: of its replicas, the first, or on each node."""
+        """Return whether this rank saves its stage: the first of its replicas, or on each node."""
         if not node_local:
             return self.replica == 0
         return all(
@@ -67,7 +67,7 @@ class Layout:
         )
 
     def publishes(self, *, node_local: bool) -> bool:
-        """Whether this rank puts what all have written into its place."""
+        """Return whether this rank moves the files of all ranks to their final place."""
         return self.rank % local_ranks() == 0 if node_local else self.rank == 0
 
 
@@ -123,7 +123,7 @@ def open_store(rank: int, world_size: int) -> dist.Store | None:
         return None
     listening = int(given) if given else None
     if rank == 0 and listening is None:
-        listening = listen("127.0.0.1", port)
+        listening = listen(port)
     return dist.TCPStore(
         host,
         port,
@@ -135,16 +135,41 @@ def open_store(rank: int, world_size: int) -> dist.Store | None:
     )
 
 
-def listen(host: str, port: int) -> int:
-    """Listen on a port of one interface; returns the socket's number.
+def listen(port: int) -> int:
+    """Listen on a port of the loopback interface; returns the socket's number.
 
     Raises:
-        ConfigError: it cannot be had.
+        ConfigError: something else listens there.
     """
     try:
-        return socket.create_server((host, port), backlog=4096).detach()
+        return socket.create_server(("127.0.0.1", port), backlog=4096).detach()
     except OSError as error:
-        raise ConfigError(f"port {port} of {host}: {error.strerror}; give another one") from None
+        raise port_in_use(error) from None
+
+
+def meet(backend: str, rank: int, world_size: int) -> None:
+    """Join the process group of this run.
+
+    Raises:
+        ConfigError: something else listens on its port.
+    """
+    store = open_store(rank, world_size)
+    try:
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
+        )
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise port_in_use(error) from None
+
+
+def port_in_use(error: Exception) -> ConfigError:
+    """Return the line for the user whose port something else has."""
+    return ConfigError(
+        f"port {os.environ['MASTER_PORT']} is in use on this machine "
+        f"({str(error).splitlines()[0]}); set --master-port to a free one, or leave it out"
+    )
 
 
 def connect(stages: int, *, columns: bool = False) -> Layout:
@@ -157,8 +182,7 @@ def connect(stages: int, *, columns: bool = False) -> Layout:
     backend = "nccl" if device.type == "cuda" else "gloo"
     # No device_id: with one, a rank outside a new gloo group still takes part in a split of the
     # NCCL communicator, the members do not, and a later group hangs (torch 2.11 to 2.13).
-    store = open_store(rank, world_size)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    meet(backend, rank, world_size)
     replicas = world_size // stages
     if columns:
         stage, replica = divmod(rank, replicas)

@@ -1,4 +1,4 @@
-"""How a rank ends when something goes wrong: at once, and only the one to blame speaks.
+"""Handling of a rank's failure: it ends at once, and only the first failing rank speaks.
 
 The launcher of `headrace train` gives each rank a pipe, and hears on it where the rank is and why
 it ends; a JSON object a line.
@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TextIO
+
+from headrace.schemas.publish import NO_ROOM
 
 REPORT_VARIABLE = "HEADRACE_REPORT_FD"
 ECHOES = (
@@ -91,6 +93,7 @@ def run_rank(main: Callable[[Callable[[str], None]], int]) -> NoReturn:
     code = 1
     launcher = LauncherPipe()
     launcher.watch_main_thread()
+    threading.excepthook = report_thread
     try:
         code = main(launcher.complain)
     except Exception as error:  # noqa: BLE001 (the process boundary: it is printed)
@@ -104,6 +107,13 @@ def run_rank(main: Callable[[Callable[[str], None]], int]) -> NoReturn:
         os._exit(code)
     launcher.tell(done=True)
     sys.exit(0)
+
+
+def report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, but for a full disk: TensorBoard's thread tells the main one."""
+    error = failure.exc_value
+    if not (isinstance(error, OSError) and error.errno in NO_ROOM):
+        threading.__excepthook__(failure)
 
 
 def print_mistake(mistake: str) -> None:
@@ -145,13 +155,13 @@ def short(frame: FrameType) -> str:
 
 
 def waits(frame: FrameType) -> bool:
-    """Whether a stack is, by its innermost line, waiting for another rank or for the device."""
+    """Return whether the innermost line of a stack waits for another rank or for the device."""
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
     return "torch/distributed/" in frame.f_code.co_filename or any(text in line for text in WAITS)
 
 
 def is_echo(error: BaseException) -> bool:
-    """Whether an error only says that another rank is gone, as gloo's and NCCL's do."""
+    """Return whether an error only says that another rank is gone, as gloo's and NCCL's do."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ECHOES)
 
 

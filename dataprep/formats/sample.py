@@ -1,6 +1,6 @@
-"""What every format makes of rows: samples, which are tokenised documents with a loss mask."""
+"""Samples, which every format makes of rows: tokenized documents with a loss mask."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Sample(NamedTuple):
-    """One tokenised document of at least one token; a preference pair holds two answers.
+    """One tokenized document of at least one token; a preference pair holds two answers.
 
     `ids` and `trained` are of shape [tokens]; `trained` tells which tokens are labels, None that
     all are. `rejected_ids` is None but in preference sets.
@@ -46,6 +46,14 @@ class Sample(NamedTuple):
         other = 0 if self.rejected_ids is None else self.other_side().trained_tokens
         return count_trained(self.ids, self.trained) + other
 
+    @property
+    def is_trained(self) -> bool:
+        """True where a token is predicted: one that is a label, after the first of its side."""
+        return all(
+            count_trained(side.ids[1:], None if side.trained is None else side.trained[1:])
+            for side in self.sides()
+        )
+
 
 def pair(chosen: Sample, rejected: Sample) -> Sample:
     """Two samples as the sides of one."""
@@ -53,16 +61,18 @@ def pair(chosen: Sample, rejected: Sample) -> Sample:
 
 
 class Encoded(NamedTuple):
-    """What a format made of one record.
+    """Result of a format for one record.
 
     `content` is the record's text in one canonical form: it decides the evaluation split, which all
     `samples` of the record share, and which records are duplicates. `dropped` counts, by reason,
-    tokens that the format itself cut off. A record without samples has dropped ones.
+    tokens that the format itself cut off. A record without samples has dropped ones. `notes` counts
+    by name what a reader of the rows would want to know: text that was lost, and the like.
     """
 
     content: str | bytes
     samples: list[Sample]
     dropped: dict[str, int] = {}  # noqa: RUF012  never written to
+    notes: Mapping[str, int] = {}
 
 
 class Format(Protocol):
@@ -79,5 +89,5 @@ class Format(Protocol):
 
 
 def count_trained(ids: Ids, trained: Mask | None) -> int:
-    """How many of some tokens are labels."""
+    """Return the number of tokens that are labels."""
     return len(ids) if trained is None else int(np.count_nonzero(trained))

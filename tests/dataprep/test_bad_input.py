@@ -54,7 +54,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_bad_record_is_refused_and_leaves_its_neighbours_alone(
+def test_a_bad_record_is_refused_and_leaves_its_neighbors_alone(
     name, corpus, make_config, run, rows_of, documents_of
 ):
     record, problem = REFUSED[name]
@@ -254,11 +254,13 @@ def test_a_mistake_gives_one_line(name, corpus, make_config, run, tokenizer_fold
     [
         (
             {"sequence_len": 32},
-            "out: finished with another config; set another output, or remove the directory",
+            "out: finished with another config (other: sequence_len); set another output, "
+            "or remove the directory",
         ),
         (
             {"sources": text_source("corpus/0*.txt")},
-            "out: finished with another config; set another output, or remove the directory",
+            "out: finished with another config (other: sources.0.path); set another output, "
+            "or remove the directory",
         ),
     ],
 )

@@ -67,6 +67,7 @@ def assemble(
         recompute=recomputed_layers(
             config.activation_checkpointing, architecture.config.num_hidden_layers
         ),
+        selective=config.activation_checkpointing == "selective",
         offload=ActivationOffload(device) if config.activation_offload else None,
         seeded=seeded,
         embedding_on_cpu=config.embedding_on_cpu,
@@ -100,7 +101,7 @@ def check_embedding_on_cpu(
 
 
 def materialize_buffers(stage: Stage, model: Any, device: torch.device) -> None:
-    """Buffers are not in checkpoints: each module's own initialisation says what they hold."""
+    """Buffers are not in checkpoints: each module's own initialization says what they hold."""
     moving = set(stage.parts)
     homes = [(m, part in moving) for part in stage.names.values() for m in part.modules()]
     for module, moves in homes:

@@ -32,7 +32,7 @@ from headrace.trainer.model.weight_source import RandomWeights, StoredWeights, W
 
 @dataclass(frozen=True)
 class BuiltStage:
-    """What one process holds, with its weights, and what training it needs to know."""
+    """The part of the model in one process, with its weights, and the facts training needs."""
 
     chunks: list[Stage]  # in the order of the model; one, unless the schedule is interleaved
     trained: list[TrainedParameter]
@@ -62,13 +62,13 @@ class BuiltStage:
 
     @property
     def kept(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of adapters beside their values, by names of its own."""
+        """Return what checkpoints hold of adapters beside their values, by their own names."""
         merged = {f"merged/{name}": value for name, value in self.merged.items()}
         return merged | {f"initial/{name}": value for name, value in self.initial.items()}
 
     @property
     def width(self) -> int:
-        """How many times the rank of the adapters the exported ones have."""
+        """Return the rank of the exported adapters as a multiple of the trained ones'."""
         restarts = max((len(values) for values in self.merged.values()), default=0)
         return 2 if self.initial else 1 + restarts
 
@@ -153,7 +153,7 @@ def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> Weig
 def open_cache(
     config: TrainConfig, plan: Plan, dtype: torch.dtype, device: torch.device
 ) -> QuantizedCache | None:
-    """Where quantised layers are kept, if anywhere; a folder for all that decides on their bits."""
+    """Open the cache of quantized layers, if any: one folder for all that decides their bits."""
     settings, quantization = config.quantization, plan.quantization
     if settings is None or settings.cache is None or quantization is None:
         return None

@@ -13,6 +13,7 @@ from headrace.trainer.model.adapter_start import takes_over
 from headrace.trainer.model.adapter_targets import (
     adapter_layers,
     add_adapter,
+    check_targets,
     lora_config,
     select_trained,
 )
@@ -46,13 +47,13 @@ class Plan:
     lora: LoraConfig | None
     expansion: Expansion | None
     quantization: Quantization | None
-    size: ModelSize  # taken before any stage is filled, which leaves quantised weights out
+    size: ModelSize  # taken before any stage is filled, which leaves quantized weights out
     control: AdapterConfig | None = None  # of control adapters
     trains_weights: bool = False  # of the model itself, and no adapters
 
     @property
     def prefix(self) -> str:
-        """Of the model's own names in the wrapped one."""
+        """Return the prefix that PEFT puts before the model's own names."""
         return PEFT_PREFIX if self.lora is not None else ""
 
 
@@ -76,6 +77,7 @@ def plan_model(config: TrainConfig) -> Plan:
     model = install_holders(lay_out(architecture), quantization, architecture)
     if lora is not None:
         wrapped = add_adapter(model, lora)
+        check_targets(config.adapter, plain, wrapped)
         head = wrapped.get_submodule(PEFT_PREFIX + architecture.family.head)
         if architecture.tied and isinstance(head, LoraLayer) and takes_over(config.adapter):
             raise ConfigError(
@@ -95,7 +97,8 @@ def plan_model(config: TrainConfig) -> Plan:
         return Plan(architecture, plain, model, None, None, quantization, size, config.adapter)
     if expansion is not None:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(expansion.is_new(name, architecture.family.layers))
+            new = expansion.is_new(name, architecture.family.layers)
+            parameter.requires_grad_(parameter.requires_grad and new)
     else:
         select_trained(model, config.adapter, architecture.family.layers, layers)
     size = measure(model, architecture)
