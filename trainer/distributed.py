@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import Store
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig
@@ -105,7 +107,7 @@ def set_threads(config: TrainConfig) -> None:
     torch.set_num_threads(config.threads or max(1, cores // local_ranks()))
 
 
-def open_store(rank: int, world_size: int) -> dist.Store | None:
+def open_store(rank: int, world_size: int) -> Store | None:
     """Open the store where the ranks meet; None leaves it to another launcher.
 
     torch's own listens on all interfaces, for anyone. That of `headrace train` comes as a socket
@@ -124,7 +126,7 @@ def open_store(rank: int, world_size: int) -> dist.Store | None:
     listening = int(given) if given else None
     if rank == 0 and listening is None:
         listening = listen(port)
-    return dist.TCPStore(
+    return TCPStore(
         host,
         port,
         world_size,

@@ -62,7 +62,7 @@ class LauncherPipe:
         self.tell(error=text[:LONGEST_REASON].splitlines()[0], failed_at=time.monotonic())
 
     def watch_main_thread(self) -> None:
-        """From now on tell every few seconds where the main thread is, and whether it moves."""
+        """Tell every few seconds where the main thread is, and whether it moves."""
         if self.fd is not None:
             main = threading.get_ident()
             threading.Thread(target=self._watch, args=(main,), daemon=True).start()
