@@ -35,7 +35,7 @@ class PrepareConfig(Config):
     sequence_len: int = Field(1024, ge=8, le=1 << 20, description="Tokens in one training row.")
     packing: Packing = Field(
         "concatenate",
-        description='`"concatenate"`: documents follow each other and are cut at `sequence_len`. '
+        description='Default: `"best_fit"` where a source is of type `chat`. `"concatenate"`: documents follow each other and are cut at `sequence_len`. '
         '`"best_fit"`: rows hold whole documents, chosen to fill them. `"none"`: each document is '
         "a row. Attention always stops at document ends.",
     )
@@ -44,7 +44,8 @@ class PrepareConfig(Config):
         description="Documents longer than `sequence_len`, where `packing` keeps documents whole. "
         '`"split"`: cut into pieces that are packed as documents of their own. `"truncate"`: cut '
         'off what is too much. `"drop"`: leave them out. Default: `"split"`, which loses nothing; '
-        'for pairs, which cannot be split, `"truncate"`.',
+        "for pairs, which cannot be split, and where all sources are chats, whose answers would lose "
+        'their questions, `"truncate"`.',
     )
     sequence_prefix: Tokens = Field(
         "",
@@ -139,8 +140,11 @@ class PrepareConfig(Config):
             return values
         values = expand_axolotl(values)
         pairs = holds_pairs(values.get("sources"))
-        packing = values.get("packing", "none" if pairs else "concatenate")
-        policy = None if packing == "concatenate" else "truncate" if pairs else "split"
+        chats = chat_sources(values.get("sources"))
+        usual = "none" if pairs else "best_fit" if any(chats) else "concatenate"
+        packing = values.get("packing", usual)
+        whole = pairs or (any(chats) and all(chats))
+        policy = None if packing == "concatenate" else "truncate" if whole else "split"
         overlong = policy if values.get("overlong") is None else values["overlong"]
         return values | {"packing": packing, "overlong": overlong}
 
@@ -229,6 +233,12 @@ class PrepareConfig(Config):
                     f'source "{source.name}": document_separator is empty; leave it out'
                 )
         return self
+
+
+def chat_sources(sources: Any) -> list[bool]:
+    """Return of each unchecked source whether its documents are conversations."""
+    found = sources if isinstance(sources, list) else []
+    return [isinstance(source, dict) and source.get("type") == "chat" for source in found]
 
 
 def holds_pairs(sources: Any) -> bool:
