@@ -35,7 +35,8 @@ class PrepareConfig(Config):
     sequence_len: int = Field(1024, ge=8, le=1 << 20, description="Tokens in one training row.")
     packing: Packing = Field(
         "concatenate",
-        description='Default: `"best_fit"` where a source is of type `chat`. `"concatenate"`: documents follow each other and are cut at `sequence_len`. '
+        description='Default: `"best_fit"` where a source is of type `chat`. '
+        '`"concatenate"`: documents follow each other and are cut at `sequence_len`. '
         '`"best_fit"`: rows hold whole documents, chosen to fill them. `"none"`: each document is '
         "a row. Attention always stops at document ends.",
     )
@@ -44,8 +45,8 @@ class PrepareConfig(Config):
         description="Documents longer than `sequence_len`, where `packing` keeps documents whole. "
         '`"split"`: cut into pieces that are packed as documents of their own. `"truncate"`: cut '
         'off what is too much. `"drop"`: leave them out. Default: `"split"`, which loses nothing; '
-        "for pairs, which cannot be split, and where all sources are chats, whose answers would lose "
-        'their questions, `"truncate"`.',
+        "for pairs, which cannot be split, and where all sources are chats, whose answers would "
+        'lose their questions, `"truncate"`.',
     )
     sequence_prefix: Tokens = Field(
         "",
