@@ -105,6 +105,7 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
     """Pack the documents of each split into rows, and count everything."""
     options = block_options(config, block.source, tokenizer)
     row_len = config.sequence_len - len(options.prefix)
+    overlong = config.overlong_of(source_named(config, block.source))
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for document in block.documents:
         samples[document.split] += [
@@ -113,7 +114,7 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
     fitted = {
         split: drop_tail(found, row_len)
         if config.drop_tails
-        else fit_samples(found, row_len, config.overlong)
+        else fit_samples(found, row_len, overlong)
         for split, found in samples.items()
     }
     rows = {

@@ -513,14 +513,6 @@ def test_two_columns_are_a_conversation(row, tokenizers):
     assert encode(spec, row, **names).content == encode(spec, expected).content
 
 
-def test_conversations_are_not_cut_by_default(tokenizers):
-    spec, _ = tokenizers("chatml")
-    values = make_config(spec.folder).model_dump(exclude_unset=True)
-    values = {name: value for name, value in values.items() if name not in ("packing", "overlong")}
-    config = PrepareConfig.model_validate(values)
-    assert (config.packing, config.overlong) == ("best_fit", "truncate")
-
-
 LOST = {
     "tool calls": ({"content": "", "tool_calls": [{"function": {"name": "turn"}}]}, "tool_calls"),
     "reasoning": ({"content": "Yes.", "reasoning_content": "It turned."}, "reasoning_content"),
