@@ -193,6 +193,10 @@ WRONG_TRAIN = [
      'model = "models/a"\nlora_r = 8', [
         'config.toml:2: unknown key "lora_r"; did you mean "adapter.rank"?',
     ]),
+    ("a third trainer's name", 'model = "models/a"',
+     'model = "models/a"\nlora_rank = 8', [
+        'config.toml:2: unknown key "lora_rank"; did you mean "adapter.rank"?',
+    ]),
     ("an unknown table", "[adapter]", "[adaptor]", [
         'config.toml:10: unknown key "adaptor"; did you mean "adapter"?',
     ]),
@@ -421,3 +425,9 @@ def test_restarts_need_an_optimizer_whose_states_can_be_pruned(tmp_path, kind):
     assert read(TrainConfig, tmp_path, text.replace("TYPE", kind))
     said = message(TrainConfig, tmp_path, text.replace("TYPE", "adafactor"))
     assert "cannot be pruned; choose one of adamw, adam, lion" in said
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + TRAIN.encode())
+    assert load_config(TrainConfig, path) == read(TrainConfig, tmp_path, TRAIN)

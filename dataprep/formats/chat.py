@@ -48,6 +48,7 @@ class ChatFormat:
         self.templates = ChatTemplates(chat, tokenizer)
         self.ends = end_tokens(tokenizer)
         self.columns = frozenset([*([chat.field] if chat.field else FIELDS), "system", "tools"])
+        self.columns |= {chat.prompt, chat.completion}
 
     def encode(self, records: Sequence[Record]) -> Iterator[Encoded | Reject]:
         """One document for each conversation."""
@@ -107,7 +108,7 @@ class ChatFormat:
         notes.update(absent_role(role) for role in self.chat.train_on if role not in roles)
         trained = self.mask(chat, located, notes)
         content = chat.conversation.content()
-        if not trained.any():
+        if not trained[1:].any():  # nothing predicts the first
             return Encoded(content, [], {UNTRAINED: len(trained)}, notes)
         sample = Sample(located.ids, None if trained.all() else trained)
         return Encoded(content, [sample], notes=notes)

@@ -157,9 +157,10 @@ class PreferenceFormat:
         if not all(len(side.ids) for side in sides):
             return refuse(record.place, "empty document", "the tokenizer gives no token")
         tokens = sum(side.tokens for side in sides)
-        if not all(side.trained_tokens for side in sides):
+        sample = pair(*sides)
+        if not sample.is_trained:
             return Encoded(content, [], {UNTRAINED: tokens}, notes)
-        return Encoded(content, [pair(*sides)], notes=notes)
+        return Encoded(content, [sample], notes=notes)
 
     def plain_side(self, prompt: str, located: Located) -> Sample:
         """The tokens of a prompt and an answer between their ends; before the answer, none is

@@ -46,6 +46,14 @@ class Sample(NamedTuple):
         other = 0 if self.rejected_ids is None else self.other_side().trained_tokens
         return count_trained(self.ids, self.trained) + other
 
+    @property
+    def is_trained(self) -> bool:
+        """True where a token is predicted: one that is a label, after the first of its side."""
+        return all(
+            count_trained(side.ids[1:], None if side.trained is None else side.trained[1:])
+            for side in self.sides()
+        )
+
 
 def pair(chosen: Sample, rejected: Sample) -> Sample:
     """Two samples as the sides of one."""
