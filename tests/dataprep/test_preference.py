@@ -191,10 +191,13 @@ def test_a_pair_with_a_side_that_is_too_long_is_truncated_or_dropped(
 
 
 REFUSED = {
-    "no rejected": ({"prompt": "a", "chosen": "b"}, 'missing field: no field "rejected"'),
+    "no rejected": (
+        {"prompt": "a", "chosen": "b"},
+        'missing field: no field "rejected"; the record has "prompt", "chosen"',
+    ),
     "no prompt": (
         {"chosen": [GOOD], "rejected": [BAD]},
-        'missing field: no field "prompt"',
+        'missing field: no field "prompt"; the record has "chosen", "rejected"',
     ),
     "equal answers": (
         {"prompt": "a", "chosen": "b", "rejected": "b"},
