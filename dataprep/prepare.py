@@ -205,7 +205,7 @@ def run(
     cuts, by_source = limit_rows(job, tasks, by_source, engine)
     splits = plan_splits(job, tasks, add_stats(by_source.values()), cuts)
     shards = write_shards(shard_target(job), splits, engine, console)
-    record_inputs(job.output, inputs, engine)
+    record_inputs(job.output, inputs)
     inputs_key = inputs_fingerprint(described.config, inputs)
     manifest = build_manifest(described, inputs_key, by_source, shards)
     write_report(job.output, manifest, by_source)
