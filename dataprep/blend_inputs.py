@@ -1,6 +1,5 @@
 """The directories of a blend: read, found to fit together, and identified."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from headrace.dataprep.workspace import CONFIG_NAME
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.manifest import Manifest, read_manifest
+from headrace.schemas.outside_text import OutsideTextError, parse_json, read_text
 from headrace.schemas.shard_format import TRAIN
 
 ROW_GROUP_TOKENS = 1 << 20  # where a directory does not say
@@ -83,9 +83,9 @@ def read_settings(directory: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); prepare the directory again") from None
+        settings = parse_json(read_text(path))
+    except OutsideTextError as error:
+        raise DataError(f"{path}: {error}; prepare the directory again") from None
     return settings if isinstance(settings, dict) else {}
 
 

@@ -17,7 +17,14 @@ from headrace.dataprep.formats.sample import Encoded, Format, Sample, pair
 from headrace.dataprep.overlong import drop_tail, fit_samples
 from headrace.dataprep.packing import full_mask, pack_samples, prefix_rows
 from headrace.dataprep.readers import read_records
-from headrace.dataprep.records import Record, Reject, characters, refuse_large
+from headrace.dataprep.records import (
+    Record,
+    Reject,
+    characters,
+    refuse,
+    refuse_large,
+    with_fields,
+)
 from headrace.dataprep.row_tables import count_tokens
 from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
@@ -27,6 +34,8 @@ from headrace.schemas.fingerprint import derive_seeds
 from headrace.schemas.prepare_config import PrepareConfig
 from headrace.schemas.shard_format import SPLITS, shard_schema
 from headrace.schemas.source_config import SourceConfig
+
+SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -88,13 +97,15 @@ def settle(
         )
         for document in encoded
     ]
-    return EncodedBlock(block.source, block.task, block.number, documents, rejects)
+    notes = add_counts(document.notes for document in encoded)
+    return EncodedBlock(block.source, block.task, block.number, documents, rejects, notes)
 
 
 def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBlock) -> BlockRows:
     """Pack the documents of each split into rows, and count everything."""
     options = block_options(config, block.source, tokenizer)
     row_len = config.sequence_len - len(options.prefix)
+    overlong = config.overlong_of(source_named(config, block.source))
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for document in block.documents:
         samples[document.split] += [
@@ -103,7 +114,7 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
     fitted = {
         split: drop_tail(found, row_len)
         if config.drop_tails
-        else fit_samples(found, row_len, config.overlong)
+        else fit_samples(found, row_len, overlong)
         for split, found in samples.items()
     }
     rows = {
@@ -135,6 +146,7 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
         ),
         rejects=dict(Counter(reject.reason for reject in block.rejects)),
         document_lengths=dict(lengths),
+        notes={name: count for name, count in block.notes.items() if count},
     )
     return BlockRows(block.source, rows, block.rejects, stats)
 
@@ -191,17 +203,50 @@ def encode_block(
     config: PrepareConfig, row_format: Format, block: Block
 ) -> tuple[list[Encoded], list[Reject]]:
     """Encode, filter and sample a block's records, and return them with the refused ones."""
-    results = iter(row_format.encode([item for item in block.items if isinstance(item, Record)]))
+    records = [item for item in block.items if isinstance(item, Record)]
+    results = iter(encode_records(row_format, records))
     encoded: list[Encoded] = []
     rejects: list[Reject] = []
     for item in block.items:
         result = item if isinstance(item, Reject) else next(results)
         if isinstance(result, Reject):
-            rejects.append(result)
+            rejects.append(with_fields(result, item) if isinstance(item, Record) else result)
         else:
             encoded.append(result)
     filtered = apply_filters(config.filters, encoded)
     return take_sample(config, source_named(config, block.source), filtered), rejects
+
+
+def encode_records(row_format: Format, records: list[Record]) -> list[Encoded | Reject]:
+    """Return what a format makes of records; one that breaks it is refused alone."""
+    try:
+        return list(row_format.encode(records))
+    except BaseException as error:
+        if not is_of_one_record(error):
+            raise
+    return [encode_alone(row_format, record) for record in records]
+
+
+def encode_alone(row_format: Format, record: Record) -> Encoded | Reject:
+    """Return what a format makes of one record."""
+    try:
+        (result,) = row_format.encode([record])
+    except BaseException as error:
+        if not is_of_one_record(error):
+            raise
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:SHOWN_CHARACTERS]
+        return refuse(record.place, "cannot be tokenized", reason)
+    return result
+
+
+def is_of_one_record(error: BaseException) -> bool:
+    """Return whether an error may come from what stands in a record.
+
+    `tokenizers` raises plain Exception, and PanicException where an expression of its
+    `tokenizer.json` exhausts the engine; JSON in a string may be too deep or be no Unicode.
+    """
+    deep = isinstance(error, RecursionError | UnicodeError)
+    return deep or type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Iterator[int]:

@@ -149,7 +149,7 @@ def read_part(part: object, where: str) -> str:
     if isinstance(text, str):
         return text
     kind = part.get("type") if isinstance(part, dict) else None
-    seen = f"of type {quoted(kind)}" if isinstance(kind, str) else json_type(text)
+    seen = f"of type {quoted(kind)}" if isinstance(kind, str) else json_type(part)
     raise ConversationError("content is not text", f"{where}: its content is {seen}")
 
 
@@ -169,10 +169,76 @@ def parse_arguments(calls: object) -> object:
         return [parse_arguments(call) for call in calls]
     if isinstance(calls, dict):
         return {
-            name: parse_json(value) if name == "arguments" else parse_arguments(value)
+            name: parse_table(value) if name == "arguments" else parse_arguments(value)
             for name, value in calls.items()
         }
     return calls
+
+
+def parse_table(value: object) -> object:
+    """The value of a JSON text; a table keeps the text."""
+    parsed = parse_json(value)
+    if isinstance(value, str) and isinstance(parsed, dict):
+        table = Parsed(parsed)
+        table.text = value
+        return table
+    return parsed
+
+
+def arguments_as_text(messages: list[Message]) -> list[Message]:
+    """Messages whose tool calls have their arguments as JSON text, for templates that want it."""
+    return [
+        message | {"tool_calls": write_arguments(message["tool_calls"])}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+
+
+def write_arguments(calls: object) -> object:
+    """Tool calls with arguments as text: as the row has it, else as JSON."""
+    if isinstance(calls, list):
+        return [write_arguments(call) for call in calls]
+    if isinstance(calls, dict):
+        return {
+            name: write_table(value) if name == "arguments" else write_arguments(value)
+            for name, value in calls.items()
+        }
+    return calls
+
+
+def write_table(value: object) -> object:
+    """A table or list as JSON; anything else as it is."""
+    if isinstance(value, Parsed):
+        return value.text
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
+class Parsed(dict[str, Any]):
+    """A table that a row has as text, with that text."""
+
+    text: str = ""
+
+
+def prints_tables(messages: list[Message], text: str) -> bool:
+    """Return whether a rendering shows arguments of a tool call as Python writes a table, because
+    the template takes them for text."""
+    return any(
+        shown in text and shown != json.dumps(table, ensure_ascii=False)
+        for message in messages
+        for table in tables(message.get("tool_calls"))
+        if (shown := str(dict(table))) != "{}"
+    )
+
+
+def tables(calls: object) -> list[dict[str, Any]]:
+    """The arguments of some tool calls that are tables."""
+    if isinstance(calls, list):
+        return [table for call in calls for table in tables(call)]
+    if not isinstance(calls, dict):
+        return []
+    own = calls.get("arguments")
+    return [own] if isinstance(own, dict) else tables(calls.get("function"))
 
 
 def parse_json(value: object) -> object:

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from typing import NamedTuple
 
-from headrace.dataprep.streams import CHUNK_BYTES, open_bytes, read_chunk
+from headrace.dataprep.streams import BOM, CHUNK_BYTES, open_bytes, read_chunk
 
-BOM = b"\xef\xbb\xbf"
 QUOTE = ord('"')
 IN_QUOTES = re.compile(rb'[^"]*(?:""[^"]*)*')  # up to a quote that may close the field
 

@@ -19,7 +19,7 @@ from headrace.dataprep.inputs import describe_file, find_inputs
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import LocalEngine
 from headrace.dataprep.prepare import build_job, plan
-from headrace.dataprep.streams import compression, open_random
+from headrace.dataprep.streams import compression, decompressed, open_random
 from headrace.dataprep.task_stats import TaskStats, add_stats
 from headrace.dataprep.tasks import Piece, Task
 from headrace.dataprep.tokenizer import encode_texts
@@ -149,7 +149,7 @@ def sample_compressed(task: Task, piece: Piece, wanted: int, folder: Path) -> Sa
     path = piece.file.path
     separator = (task.source.separator or "\n").encode()
     with open_random(path) as raw:
-        stream = pa.CompressedInputStream(raw, compression(path))
+        stream = decompressed(raw, compression(path) or "")
         data = bytes(stream.read(wanted))
         size = raw.tell()
     copy = folder / f"{task.number}{Path(path).stem}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from headrace.dataprep.remote import describe_remote, is_remote, list_remote
 from headrace.dataprep.streams import without_query
+from headrace.schemas.addresses import recorded
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare_config import PrepareConfig
@@ -97,7 +98,7 @@ def inputs_fingerprint(config: PrepareConfig, inputs: list[list[InputFile]]) -> 
     """SHA-256 over source, path and size in bytes of every input file."""
     return fingerprint(
         [
-            [source.name, file.path, file.size]
+            [source.name, recorded(file.path), file.size]
             for source, files in zip(config.sources, inputs, strict=True)
             for file in files
         ]

@@ -8,11 +8,12 @@ from headrace.dataprep.remote import describe_remote, is_remote
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.tokenizer import TokenizerSpec
 from headrace.dataprep.workspace import Workspace
+from headrace.schemas.addresses import recorded
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare_config import PrepareConfig
 
-ROWS_VERSION = 2  # raise it when the same config would give other rows
+ROWS_VERSION = 3  # raise it when the same config would give other rows
 WITHOUT_EFFECT = {"output", "tokenizer", "tokenizer_backend"}  # on any row
 DECIDED_LATER = {
     "sources",
@@ -22,6 +23,16 @@ DECIDED_LATER = {
     "max_rows",
     "max_tokens",
 }
+
+
+def recorded_config(config: PrepareConfig) -> dict[str, object]:
+    """Return what of a config decides rows, with its addresses as they may be saved."""
+    values = config.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    for source in values["sources"]:
+        paths = source["path"]
+        one = isinstance(paths, str)
+        source["path"] = recorded(paths) if one else [recorded(path) for path in paths]
+    return values
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Job:
         """The resolved config without paths and tokenizer; the tokenizer's identity instead."""
         return {
             "version": ROWS_VERSION,
-            "config": self.config.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+            "config": recorded_config(self.config),
             "tokenizer": self.tokenizer.identity(),
         }
 

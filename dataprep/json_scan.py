@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from headrace.dataprep.streams import CHUNK_BYTES, lines_before, open_bytes, read_chunk
+from headrace.dataprep.streams import BOM, CHUNK_BYTES, lines_before, open_bytes, read_chunk
 from headrace.schemas.errors import DataError
 
-BOM = b"\xef\xbb\xbf"
 SPACE = b" \t\n\r"
 STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)  # up to its end, or what is there of it
 IN_LIST = re.compile(rb'["\[\]{},]')

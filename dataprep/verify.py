@@ -1,6 +1,5 @@
 """Check that a shard directory is as its manifest says: every byte, row and token of it."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from headrace.dataprep.workspace import CONFIG_NAME, REJECTS_NAME
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.manifest import Manifest, ShardRecord, read_manifest
+from headrace.schemas.outside_text import parse_json, read_text
 from headrace.schemas.row_checks import problems_in_rows
 from headrace.schemas.shard_format import MANIFEST_NAME, shard_schema
 from headrace.schemas.shard_rows import read_row_group
@@ -29,7 +29,11 @@ def verify(directory: Path, console: Console | None = None) -> list[str]:
     except DataError as error:
         return [str(error)]
     problems = [*check_counts(directory, manifest), *check_other_files(directory, manifest)]
-    shards = track(manifest.shards, "verify", console=console or Console(stderr=True))
+    shards = track(
+        manifest.shards,
+        "verify",
+        console=console or Console(stderr=True, markup=False, emoji=False),
+    )
     for shard in shards:
         problems += check_shard(directory / shard.file, shard, manifest)
     return problems
@@ -80,7 +84,7 @@ def parquet_files(directory: Path) -> list[Path]:
 def check_settings(path: Path, manifest: Manifest) -> Iterator[str]:
     """The saved config against the manifest's fingerprint."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         yield f"{path}: cannot be read ({error})"
         return

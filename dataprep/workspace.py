@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.file_lock import file_lock
-from headrace.schemas.publish import remove_tree, rename_durably
+from headrace.schemas.publish import create_file, remove_tree, rename_durably
 from headrace.schemas.shard_format import FILE_STEMS, REJECTS_FOLDER
 
 WORK_FOLDER = ".work"
@@ -81,7 +81,9 @@ def write_marker(space: Workspace, name: str, key: str, result: BaseModel) -> No
     """Declare a piece of work finished."""
     path = marker_path(space.output, name)
     unfinished = space.temporary(path)
-    unfinished.write_text(Marker(key=key, result=result.model_dump(mode="json")).model_dump_json())
+    marker = Marker(key=key, result=result.model_dump(mode="json"))
+    with create_file(unfinished) as file:
+        file.write(marker.model_dump_json().encode())
     rename_durably(unfinished, path)
 
 

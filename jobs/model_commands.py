@@ -67,7 +67,7 @@ def control_report(
 
     from headrace.jobs.control_report import control_report
 
-    control_report(adapter, Console(), plot)
+    control_report(adapter, Console(markup=False, emoji=False), plot)
 
 
 @app.command(

@@ -137,7 +137,9 @@ def plan_data(
     from headrace.schemas.train_config import TrainConfig
 
     settings = load_config(TrainConfig, config, overrides or [])
-    plan_data(settings, gpus or settings.pipeline_stages, Console(), plot, steps)
+    plan_data(
+        settings, gpus or settings.pipeline_stages, Console(markup=False, emoji=False), plot, steps
+    )
 
 
 def count_processes(gpus: int | None, pipeline_stages: int, nodes: int = 1) -> int:

@@ -141,7 +141,7 @@ def key_lines(text: str) -> dict[Location, int]:
         statement, start = (f"{statement}\n{line}", start) if statement else (line, number)
         try:
             values = tomllib.loads(statement)
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             continue
         if statement.lstrip().startswith("["):
             table = open_table(values, last_index)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.keyed_hash import FACTORS, shift_right, spread
 
 IGNORED_LABEL = -100  # of Hugging Face and jllm: a token without a loss
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 Flags = NDArray[np.bool_]
 Offsets = NDArray[np.int64]
@@ -67,7 +67,7 @@ def as_shard_table(
     lengths, lengths_offsets = lengths_between(starts[kept], new_offsets)
     return pa.table(
         {
-            "input_ids": as_lists(ids[kept], new_offsets, pa.int32()),
+            "input_ids": as_lists(checked_ids(ids[kept], new_offsets), new_offsets, pa.int32()),
             "loss_mask": (
                 pa.nulls(table.num_rows, pa.list_(pa.bool_()))
                 if mask is None
@@ -82,12 +82,16 @@ def as_shard_table(
 
 def flat(table: pa.Table, name: str) -> tuple[NDArray[Any], Offsets]:
     """Return all values of a list column one after another, and the bounds of the rows in them."""
+    if name not in table.column_names:
+        raise ValueError(f"column {name} is missing")
     column = table.column(name)
     lists = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     if lists.null_count:
         raise ValueError(f"row {pc.index(lists.is_null(), True).as_py()}: {name} is null")
     if lists.flatten().null_count:
-        raise ValueError(f"{name} holds a null")
+        place = pc.index(lists.flatten().is_null(), True).as_py()
+        row = pc.list_parent_indices(lists)[place].as_py()
+        raise ValueError(f"row {row}: {name} holds a null")
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     values = lists.flatten().to_numpy(zero_copy_only=False)
     return values, np.concatenate([[0], np.cumsum(lengths)])
@@ -208,6 +212,18 @@ def lengths_between(starts: Flags, offsets: Offsets) -> tuple[Offsets, Offsets]:
     return lengths, np.searchsorted(places, offsets)
 
 
+def checked_ids(ids: NDArray[Any], offsets: Offsets) -> NDArray[Any]:
+    """Return ids that fit into 32 bits.
+
+    Raises:
+        ValueError: one does not, or is negative; with its row.
+    """
+    if len(ids) and not (ids.min() >= 0 and ids.max() < 1 << 31):
+        place = int(np.argmax((ids < 0) | (ids >= 1 << 31)))
+        raise ValueError(f"row {row_of(offsets, place)}: id {ids[place]} cannot be one")
+    return ids
+
+
 def as_lists(values: NDArray[Any], offsets: Offsets, kind: pa.DataType) -> pa.Array:
     """A list column; ids that do not fit are an error."""
     flat_values = pa.array(values).cast(kind)
@@ -218,7 +234,10 @@ def sources(table: pa.Table, columns: ForeignColumns, source: str) -> pa.Array:
     """The source of each row."""
     if columns.source is None:
         return pa.array([source] * table.num_rows, pa.string()).dictionary_encode()
-    return pc.cast(table.column(columns.source), pa.string()).combine_chunks().dictionary_encode()
+    found = table.column(columns.source)
+    if pa.types.is_dictionary(found.type):  # each text once: not unpacked
+        return found.cast(pa.dictionary(pa.int32(), pa.string()))
+    return pc.cast(found, pa.string()).combine_chunks().dictionary_encode()
 
 
 def row_keys(
@@ -228,11 +247,10 @@ def row_keys(
     if columns.row_key is not None:
         return table.column(columns.row_key).cast(pa.uint64())
     places = np.arange(first_row, first_row + table.num_rows, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        mixed = (places + np.uint64(1)) * GOLDEN ^ np.uint64(key_seed)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(31)
-    return pa.array(mixed, pa.uint64())
+    mixed = spread(places, key_seed)
+    with np.errstate(over="ignore"):  # not `mix_numbers`: keys must stay those of earlier indexes
+        mixed = (mixed ^ shift_right(mixed, 30)) * np.uint64(FACTORS[0])
+    return pa.array(mixed ^ shift_right(mixed, 31), pa.uint64())
 
 
 def key_seed_of(sha256: str) -> int:

@@ -163,17 +163,19 @@ def test_each_turn_is_found_where_it_stands(name, messages):
     template = ChatTemplate(name, TEMPLATES[name], {})
     rendered = render_chat(template, messages)
     position = 0
-    for message, span in zip(messages, rendered.turns, strict=True):
-        text = "" if span is None else rendered.text[slice(*span)]
+    for message, turn in zip(messages, rendered.turns, strict=True):
+        assert turn is not None
+        span = (turn.start, turn.body_end)
+        text = rendered.text[slice(*span)]
+        text = text if name == "plain" else text.removesuffix("<|im_end|>")
         if name in ("chatml", "plain"):
             assert text == message["content"]
         elif name == "trimming":
             assert text == message["content"].strip()
         elif "</think>" not in message["content"]:
             assert text.endswith(message["content"])
-        if span is not None:
-            assert position <= span[0] < span[1] <= len(rendered.text)
-            position = span[1]
+        assert position <= span[0] <= max(span[1], span[0]) <= len(rendered.text)
+        position = max(position, span[1])
 
 
 CONVERSATION = [
@@ -408,7 +410,7 @@ def test_a_template_without_end_stops_the_run_within_seconds(
 ):
     spec, _ = tokenizers("chatml")
     if workers == 1:
-        monkeypatch.setattr("headrace.dataprep.chat_template.SECONDS", 0.3)
+        monkeypatch.setattr("headrace.dataprep.template_limits.SECONDS", 0.3)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     for number in range(2):
         line = json.dumps({"messages": CONVERSATION * 3}) + "\n"  # a task of its own

@@ -24,7 +24,6 @@ from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.evaluation import build_evaluation_sets, evaluate
 from headrace.trainer.run.metrics import EvaluationMetrics
 from headrace.trainer.run.metrics_log import MetricsLog
-from headrace.trainer.run.outcome import Outcome
 from headrace.trainer.run.records import run_evaluation
 
 ROWS_PER_CALL = 4
@@ -91,6 +90,6 @@ def test_a_step_neither_collects_garbage_nor_logs_a_line_for_each_batch(
     for module, name in ((gc, "collect"), (torch.cuda, "empty_cache"), (torch.cuda, "synchronize")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("called in a step"))
     with caplog.at_level(logging.DEBUG):
-        losses, _ = engine.train_step(feed.next(), 0, lambda: Outcome(0.0, None))
-    assert len(losses) == 4
+        losses = engine.forward_backward(feed.next(), 0)
+    assert len(losses.rows) == 4
     assert caplog.records == []

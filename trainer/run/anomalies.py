@@ -4,21 +4,20 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 from headrace.schemas.errors import TrainingError
 from headrace.schemas.run_config import AnomalyConfig
 from headrace.schemas.run_state import RunState
-from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.placed_rows import PlacedRow
-from headrace.trainer.distributed import Layout, gather_objects
-from headrace.trainer.run.outcome import Anomaly, Outcome
+from headrace.trainer.run.outcome import Anomaly
 
 logger = logging.getLogger(__name__)
 
 ANOMALIES_NAME = "anomalies.jsonl"
 SHOWN_ROWS = 3
+
+NOTHING_TRAINED = Anomaly("no trained token is in it", "skip")
 
 
 def judge(
@@ -43,22 +42,24 @@ def judge(
 
 
 def deal_with(
-    outcome: Outcome, state: RunState, inputs: StepInputs, run_directory: Path, layout: Layout
+    anomaly: Anomaly,
+    state: RunState,
+    rows: Sequence[PlacedRow],
+    run_directory: Path,
+    *,
+    writes: bool,
 ) -> None:
-    """Write the anomaly of the step that led to `state` down with the rows of its batch.
+    """Log the anomaly of the step that led to `state`, with the rows of its global batch.
 
-    Every rank takes part.
+    Args:
+        writes: also to `anomalies.jsonl`; at the first rank.
 
     Raises:
         TrainingError: the policy is to stop.
     """
-    assert outcome.anomaly is not None
-    leaders = gather_objects(inputs.leader_rows, layout.world_group)
-    places = chain.from_iterable(chain.from_iterable(part for part in leaders if part))
-    rows = list(chain.from_iterable(places))
-    what, policy = outcome.anomaly.what, outcome.anomaly.policy
+    what, policy = anomaly.what, anomaly.policy
     path = run_directory / ANOMALIES_NAME
-    if layout.rank == 0:
+    if writes:
         record = {"step": state.step, "what": what, "policy": policy}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record | {"rows": [row._asdict() for row in rows]}) + "\n")

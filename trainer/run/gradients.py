@@ -11,6 +11,13 @@ from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.model.model_builder import BuiltStage
 
 
+def reduce(built: BuiltStage, layout: Layout) -> float:
+    """Sum gradients over tied copies and replicas; return the norm of the whole model's."""
+    sum_tied(built, layout)
+    sum_over_replicas([item.parameter for item in built.trained], layout)
+    return global_norm(built, layout)
+
+
 def sum_tied(built: BuiltStage, layout: Layout) -> None:
     """Give the tied embedding the sum of its gradients as embedding and as head."""
     if built.tied_copy is None:

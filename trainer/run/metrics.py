@@ -59,34 +59,40 @@ class AnswerMetrics:
 
 
 @dataclass(frozen=True)
-class StepMetrics:
-    """One training step. Losses in nats per trained token or pair, times in seconds."""
+class StepFacts:
+    """Metrics of a step that every rank knows by itself. Times in seconds."""
 
     step: int
     epoch: float
+    first_row: int
+    lr: float
+    gradient_norm: float
+    tokens: int
+    trained_tokens: int
+    trained_share: float
+    overlong_rows: int
+    overlong_tokens: int
+    seconds: float
+    tokens_per_second: float
+    tflops: float  # of each process, in products with weights; attention left out
+    mfu: float | None  # that over what the GPU can do, where that is known
+
+
+@dataclass(frozen=True)
+class StepMetrics(StepFacts):
+    """Metrics of one training step, of all ranks. Losses in nats per trained token or pair."""
+
     loss: float
     cross_entropy: float  # unadjusted, whatever is minimized; of pairs: of the chosen answers
     pairs: PairMetrics | None
     answers: AnswerMetrics | None
     source_losses: dict[str, float]
     router_loss: float | None  # mixtures of experts: mean over layers, before its coefficient
-    lr: float
-    gradient_norm: float
-    tokens: int
-    trained_tokens: int
-    seconds: float
-    tokens_per_second: float
-    trained_share: float
     memory_gib: float
-    first_row: int
     rows_sha256: str
     fill: float
     source_tokens: dict[str, int]
-    overlong_rows: int
-    overlong_tokens: int
     data_seconds: float  # longest wait of a process for its part of the batch
-    tflops: float  # of each process, in products with weights; attention left out
-    mfu: float | None  # that over what the GPU can do, where that is known
     product_norm_mean: float | None  # of what adapters add, where that is limited
     product_norm_max: float | None
     products_scaled: int | None
