@@ -18,11 +18,12 @@ from headrace.trainer.model.adapters import PEFT_PREFIX, base_name, file_name, i
 from headrace.trainer.model.architecture import Architecture, lay_out, read_architecture
 from headrace.trainer.model.model_files import (
     ModelWriter,
+    as_saved,
     copy_model_files,
     file_count,
     write_index,
 )
-from headrace.trainer.model.slots import Slot, find_slots
+from headrace.trainer.model.slots import Slot, find_slots, stored_buffers
 from headrace.trainer.model.weight_source import StoredWeights, WeightSource
 
 
@@ -75,11 +76,12 @@ def write_merged(
             slots = list(find_slots({name: module}))
             unused -= fill_adapter(slots, tensors, adapter)
             fill_base(slots, source, architecture)
-            for parameter in module.parameters():  # buffers are still without memory
+            for parameter in module.parameters():  # buffers are without memory
                 parameter.data = parameter.data.to(device)
             count += scale_and_count(module, scale)
             values = merged_values(name, module)
-            writer.add({key: value.to("cpu", dtype) for key, value in values.items()}, size)
+            values = as_saved(skeleton, values, dtype)
+            writer.add(values | read_buffers(name, module, source), size)
             module.to("meta")
     if unused:
         raise DataError(f"{adapter}: {model} has no place for its tensor {sorted(unused)[0]}")
@@ -145,6 +147,16 @@ def fill_base(slots: Sequence[Slot], source: WeightSource, architecture: Archite
     for slot, value in zip(rest, source.read(wanted), strict=True):
         assert isinstance(value, Tensor)  # `write_merged` refuses quantised models
         slot.fill(nn.Parameter(value.float(), requires_grad=False))
+
+
+def read_buffers(name: str, module: nn.Module, source: WeightSource) -> dict[str, Tensor]:
+    """A module's buffers, those that the base model's files hold."""
+    slots = stored_buffers({name: module})
+    names = list(dict.fromkeys(base_name(slot.name) for slot in slots))
+    shapes = {base_name(slot.name): slot.value.shape for slot in slots}
+    values = source.read_buffers([(name, shapes[name]) for name in names])
+    found = zip(names, values, strict=True)
+    return {name: value for name, value in found if value is not None}
 
 
 def merged_values(name: str, module: Any) -> dict[str, Tensor]:

@@ -50,19 +50,27 @@ def lora_config(
 
 def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
     """What gets adapters. In a mixture "all-linear" leaves the MLPs out, fused experts or not: PEFT
-    cannot tell their names from those of experts as they were stored once. Beside `layers`, PEFT
-    wants names.
+    cannot tell their names from those of experts as they were stored once; and it leaves out
+    linear layers that do more than a product, such as Phi-MoE's routers, which return a tuple.
+    Beside `layers`, PEFT wants names.
     """
     mixture = any(True for _ in fused_experts(model))
-    if adapter.target_modules != "all-linear" or not (mixture or adapter.layers):
+    linear_layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    special = any(not is_plain(module) for _, module in linear_layers)
+    if adapter.target_modules != "all-linear" or not (mixture or special or adapter.layers):
         return adapter.target_modules
     head = model.get_output_embeddings()
     linear = {
         name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        for name, module in linear_layers
+        if is_plain(module) and module is not head
     }
     return sorted(linear - TAKEN_FOR_EXPERTS if mixture else linear)
+
+
+def is_plain(layer: nn.Linear) -> bool:
+    """Return whether a linear layer is called as any other."""
+    return type(layer).forward is nn.Linear.forward
 
 
 def fused_experts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -118,7 +126,9 @@ def add_adapter(model: nn.Module, adapter: LoraConfig) -> nn.Module:
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
             warnings.filterwarnings("ignore", message=".*tied.*")
             warnings.filterwarnings("ignore", message=".*rank_pattern.*", category=RuntimeWarning)
+            name = adapter.base_model_name_or_path
             wrapped: nn.Module = get_peft_model(model, adapter, adapter_name=ADAPTER)
+            adapter.base_model_name_or_path = name  # PEFT puts the config's own in its place
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"adapter.target_modules = {adapter.target_modules}: {str(error).splitlines()[0]}"
@@ -132,7 +142,8 @@ def add_adapter(model: nn.Module, adapter: LoraConfig) -> nn.Module:
 def select_trained(
     model: nn.Module, adapter: AdapterConfig, layer_prefix: str, layers: int
 ) -> None:
-    """Freeze what full fine-tuning is not to train.
+    """Freeze what full fine-tuning is not to train. What transformers freezes, such as the biases
+    by which Ernie's routers choose, stays so.
 
     Args:
         layer_prefix: path of the list of decoder layers.
@@ -142,8 +153,11 @@ def select_trained(
     """
     wanted, parts = adapter_layers(adapter, layers), adapter.target_modules
     prefixes = None if wanted is None else tuple(f"{layer_prefix}.{index}." for index in wanted)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.requires_grad_(False)
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in frozen:
+            continue
         in_parts = parts == "all-linear" or any(part in name for part in parts)
         in_layers = prefixes is None or name.startswith(prefixes)
         named = parts != "all-linear" and not name.startswith(f"{layer_prefix}.")

@@ -15,6 +15,7 @@ from headrace.trainer.model.acceleration import accelerate
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.assembly import assemble
 from headrace.trainer.model.block_expansion import Expansion
+from headrace.trainer.model.held_values import HeldTypes, lay_out_with_buffers
 from headrace.trainer.model.materializer import Materializer
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.model_plan import Plan, plan_model
@@ -88,13 +89,14 @@ def build_stage(
     plan = plan or plan_model(config)
     dtype = compute_dtype(config, device)
     layers = partition(config, plan.size)[stage]
-    built = assemble(plan, config, stage, layers, dtype, device)
+    initial = lay_out_with_buffers(plan.architecture, dtype)
+    built = assemble(plan, config, stage, layers, dtype, device, initial)
     with weight_source(config, plan, device) as source:
         materializer = Materializer(
             config,
             plan.architecture,
             source,
-            dtype,
+            HeldTypes(initial, dtype),
             device,
             plan.expansion,
             plan.quantization,

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from headrace.schemas.publish import write_atomic
-from headrace.trainer.model.checkpoint_names import as_stored
+from headrace.trainer.model.checkpoint_names import as_stored, kept_in_float32
 from headrace.trainer.model.weight_index import INDEX_NAME
 
 FILE_BYTES = 5 * 10**9  # transformers' own limit
@@ -42,6 +42,19 @@ def file_count(sizes: Sequence[int]) -> int:
             count, filled = count + 1, 0
         filled += size
     return count
+
+
+def as_saved(
+    skeleton: Any, values: Mapping[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Return weights in the type that they are saved in, on the CPU; those that transformers keeps
+    in float32 stay so.
+    """
+    in_float32 = kept_in_float32(skeleton, dtype)
+    return {
+        name: value.to("cpu", torch.float32 if in_float32(name) else dtype).contiguous()
+        for name, value in values.items()
+    }
 
 
 class ModelWriter:

@@ -95,7 +95,8 @@ def plan_model(config: TrainConfig) -> Plan:
         return Plan(architecture, plain, model, None, None, quantization, size, config.adapter)
     if expansion is not None:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(expansion.is_new(name, architecture.family.layers))
+            new = expansion.is_new(name, architecture.family.layers)
+            parameter.requires_grad_(new and parameter.requires_grad)
     else:
         select_trained(model, config.adapter, architecture.family.layers, layers)
     size = measure(model, architecture)
