@@ -23,8 +23,8 @@ from headrace.trainer.export.control_file import LayerControl, read_control
 from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.model.adapters import PEFT_PREFIX
 from headrace.trainer.model.micro_batch import MicroBatch
-from headrace.trainer.model.model_builder import build_stage
-from headrace.trainer.model.model_plan import Plan, plan_model
+from headrace.trainer.model.model_builder import build_stage, plan_model
+from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.stage import Stage
 
 # families of parallel blocks, and what must be set for them to be: the layers that write

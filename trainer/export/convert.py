@@ -31,6 +31,7 @@ from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.export.progress import tracked
 from headrace.trainer.model.adapter_start import takes_over
 from headrace.trainer.model.adapters import exported_tensors, side_by_side
+from headrace.trainer.model.model_builder import plan_model
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.model_files import (
     ModelWriter,
@@ -39,7 +40,7 @@ from headrace.trainer.model.model_files import (
     file_count,
     write_index,
 )
-from headrace.trainer.model.model_plan import Plan, plan_model
+from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.slots import Slot, find_slots, stored_buffers
 from headrace.trainer.model.weight_source import StoredWeights, WeightSource
 

@@ -12,6 +12,7 @@ from headrace.schemas.adapter_config import LORA_KINDS, AdapterConfig
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import parse_layers
 from headrace.trainer.model.adapters import ADAPTER
+from headrace.trainer.model.architecture import find_router
 
 # names of linear layers that PEFT takes for the experts of a mixture, and adapts there instead
 TAKEN_FOR_EXPERTS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
@@ -51,26 +52,26 @@ def lora_config(
 def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
     """What gets adapters. In a mixture "all-linear" leaves the MLPs out, fused experts or not: PEFT
     cannot tell their names from those of experts as they were stored once; and it leaves out
-    linear layers that do more than a product, such as Phi-MoE's routers, which return a tuple.
+    routers that are linear layers and return more than a product, as Phi-MoE's.
     Beside `layers`, PEFT wants names.
     """
     mixture = any(True for _ in fused_experts(model))
     linear_layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    special = any(not is_plain(module) for _, module in linear_layers)
-    if adapter.target_modules != "all-linear" or not (mixture or special or adapter.layers):
+    if adapter.target_modules != "all-linear" or not (mixture or adapter.layers):
         return adapter.target_modules
     head = model.get_output_embeddings()
     linear = {
         name.rsplit(".", 1)[-1]
         for name, module in linear_layers
-        if is_plain(module) and module is not head
+        if module is not head and not is_router(model, module)
     }
     return sorted(linear - TAKEN_FOR_EXPERTS if mixture else linear)
 
 
-def is_plain(layer: nn.Linear) -> bool:
-    """Return whether a linear layer is called as any other."""
-    return type(layer).forward is nn.Linear.forward
+def is_router(model: nn.Module, layer: nn.Module) -> bool:
+    """Return whether a layer sends tokens to experts."""
+    router = find_router(model)
+    return router is not None and isinstance(layer, router.module_type)
 
 
 def fused_experts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

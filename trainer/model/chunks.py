@@ -7,8 +7,7 @@ from itertools import chain
 import torch
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.model.model_builder import BuiltStage, build_stage
-from headrace.trainer.model.model_plan import plan_model
+from headrace.trainer.model.model_builder import BuiltStage, build_stage, plan_model
 
 
 def as_parts(config: TrainConfig) -> TrainConfig:

@@ -1,5 +1,6 @@
 """What transformers itself would hold beside the weights: the values of buffers, and all types."""
 
+import copy
 import math
 from typing import Any
 
@@ -22,9 +23,10 @@ def lay_out_with_buffers(architecture: Architecture, dtype: torch.dtype) -> nn.M
     Buffers hold what each module's constructor and the model's own initialization give them;
     all have the types that transformers gives them when it loads in `dtype`.
     """
+    config = copy.deepcopy(architecture.config)  # which is given the type otherwise
     with init_empty_weights(include_buffers=False), _LargeOnMeta():
         model: nn.Module = AutoModelForCausalLM.from_config(
-            architecture.config, attn_implementation=architecture.attention, dtype=dtype
+            config, attn_implementation=architecture.attention, dtype=dtype
         )
     return model
 

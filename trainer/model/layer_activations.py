@@ -26,6 +26,7 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.acceleration import KNOWN, runs_without_masks, swap_adapters
 from headrace.trainer.model.assembly import assemble
 from headrace.trainer.model.half_layer import Half
+from headrace.trainer.model.held_values import lay_out_with_buffers
 from headrace.trainer.model.layer_functions import run_layer
 from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.partition import Span
@@ -81,7 +82,8 @@ def kept_by(
     rows, width = config.places, plan.architecture.config.hidden_size
     seen: dict[int, int] = {}
     stages = config.model_copy(update={"pipeline_stages": 3})
-    stage = copy.deepcopy(assemble(plan, stages, 1, layer, dtype, torch.device("cpu")))
+    initial = lay_out_with_buffers(plan.architecture, dtype)
+    stage = copy.deepcopy(assemble(plan, stages, 1, layer, dtype, torch.device("cpu"), initial))
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
     compiles = fast and config.compile and plan.architecture.config.model_type in KNOWN

@@ -44,9 +44,7 @@ def file_count(sizes: Sequence[int]) -> int:
     return count
 
 
-def as_saved(
-    skeleton: Any, values: Mapping[str, Tensor], dtype: torch.dtype
-) -> dict[str, Tensor]:
+def as_saved(skeleton: Any, values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """Return weights in the type that they are saved in, on the CPU; those that transformers keeps
     in float32 stay so.
     """

@@ -17,15 +17,9 @@ from headrace.trainer.model.adapter_targets import (
     select_trained,
 )
 from headrace.trainer.model.adapters import PEFT_PREFIX
-from headrace.trainer.model.architecture import (
-    Architecture,
-    architecture_of,
-    lay_out,
-    read_architecture,
-)
+from headrace.trainer.model.architecture import Architecture, architecture_of, lay_out
 from headrace.trainer.model.block_expansion import Expansion, expand
 from headrace.trainer.model.control_adapter import add_control_adapters
-from headrace.trainer.model.families import FAMILIES
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.model_size import ModelSize, measure
 from headrace.trainer.model.quantization import (
@@ -33,7 +27,6 @@ from headrace.trainer.model.quantization import (
     install_holders,
     plan_quantization,
 )
-from headrace.trainer.model.self_check import check_against_transformers
 
 
 @dataclass(frozen=True)
@@ -56,16 +49,16 @@ class Plan:
         return PEFT_PREFIX if self.lora is not None else ""
 
 
-def plan_model(config: TrainConfig) -> Plan:
+def make_plan(config: TrainConfig, architecture: Architecture) -> Plan:
     """The whole model without memory, adapters included.
+
+    Args:
+        architecture: of the model that the config names.
 
     Raises:
         ConfigError: as `build_stage`.
     """
-    directory = model_directory(config.model)
-    architecture, expansion = read_architecture(directory), None
-    if architecture.config.model_type not in FAMILIES:
-        check_against_transformers(architecture, str(directory))
+    directory, expansion = model_directory(config.model), None
     if config.adapter.kind == "blocks":
         larger, expansion = expand(architecture.config, config.adapter.blocks)
         architecture = architecture_of(larger, str(directory))

@@ -19,7 +19,8 @@ from headrace.trainer.model.chunks import as_parts
 from headrace.trainer.model.half_layer import Half
 from headrace.trainer.model.layer_activations import LayerActivations, layer_activations
 from headrace.trainer.model.memory_model import StageMemory, parts_of_stage, stage_memory
-from headrace.trainer.model.model_plan import Plan, plan_model
+from headrace.trainer.model.model_builder import plan_model
+from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.model_size import ModelSize, partition
 from headrace.trainer.model.partition import Span
 from headrace.trainer.model.precision import compute_dtype

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.adapters import base_name, is_adapter
 from headrace.trainer.model.architecture import lay_out
-from headrace.trainer.model.held_values import lay_out_with_buffers
 from headrace.trainer.model.assembly import assemble
+from headrace.trainer.model.held_values import lay_out_with_buffers
 from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.partition import Span
 from headrace.trainer.model.quantized_modules import Holder

@@ -30,7 +30,6 @@ class WeightSource(Protocol):
         """The values of parameters, in this order, each of its shape and of any type."""
         ...
 
-
     def read_buffers(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | None]:
         """The values of persistent buffers, likewise; None leaves one as it was constructed."""
         ...

@@ -1,0 +1,64 @@
+"""One stage of a plan with its weights: laid out, then filled from files or at random."""
+
+from pathlib import Path
+
+import torch
+
+from headrace.schemas.train_config import TrainConfig
+from headrace.trainer.model.assembly import assemble
+from headrace.trainer.model.held_values import HeldTypes, lay_out_with_buffers
+from headrace.trainer.model.materializer import Filled, Materializer
+from headrace.trainer.model.model_directory import model_directory
+from headrace.trainer.model.model_plan import Plan
+from headrace.trainer.model.partition import Span
+from headrace.trainer.model.precision import compute_dtype
+from headrace.trainer.model.quantized_cache import QuantizedCache
+from headrace.trainer.model.stage import Stage
+from headrace.trainer.model.weight_index import weights_fingerprint
+from headrace.trainer.model.weight_source import RandomWeights, StoredWeights, WeightSource
+
+
+def fill_stage(
+    config: TrainConfig, plan: Plan, stage: int, layers: Span, device: torch.device
+) -> tuple[Stage, Filled]:
+    """Assemble a stage and give every weight and buffer of it memory and value.
+
+    Raises:
+        DataError: weights missing or of another shape than config.json says.
+    """
+    dtype = compute_dtype(config, device)
+    initial = lay_out_with_buffers(plan.architecture, dtype)
+    assembled = assemble(plan, config, stage, layers, dtype, device, initial)
+    with weight_source(config, plan, device) as source:
+        materializer = Materializer(
+            config,
+            plan.architecture,
+            source,
+            HeldTypes(initial, dtype),
+            device,
+            plan.expansion,
+            plan.quantization,
+            open_cache(config, plan, dtype, device),
+        )
+        return assembled, materializer.fill(assembled)
+
+
+def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> WeightSource:
+    """Files or chance, as the config says."""
+    if config.weights == "random":
+        return RandomWeights(plan.plain, config.seed, device)
+    return StoredWeights(model_directory(config.model), plan.plain)
+
+
+def open_cache(
+    config: TrainConfig, plan: Plan, dtype: torch.dtype, device: torch.device
+) -> QuantizedCache | None:
+    """Where quantised layers are kept, if anywhere; a folder for all that decides on their bits."""
+    settings, quantization = config.quantization, plan.quantization
+    if settings is None or settings.cache is None or quantization is None:
+        return None
+    weights = f"random {config.seed}"
+    if config.weights == "stored":
+        weights = weights_fingerprint(model_directory(config.model))
+    computed = str(quantization.compute_dtype(dtype))
+    return QuantizedCache(Path(settings.cache), weights, settings, computed, device.type)
