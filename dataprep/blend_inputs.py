@@ -1,6 +1,5 @@
 """The directories of a blend: read, found to fit together, and identified."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from headrace.dataprep.workspace import CONFIG_NAME
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.manifest import Manifest, read_manifest
+from headrace.schemas.outside_text import OutsideTextError, parse_json, read_text
 from headrace.schemas.shard_format import TRAIN
 
 ROW_GROUP_TOKENS = 1 << 20  # where a directory does not say
@@ -16,7 +16,10 @@ REPARTITION_VERSION = 1  # raise it when the same call would give other rows
 
 @dataclass(frozen=True)
 class Blend:
-    """What to do. Without `seed` the order is a new one; without `weights` all rows are taken."""
+    """A request to blend directories.
+
+    Without `seed` the order is a new one; without `weights` all rows are taken.
+    """
 
     directories: tuple[Path, ...]
     output: Path
@@ -65,7 +68,7 @@ def read_inputs(blend: Blend) -> Inputs:
 
 
 def describe(manifest: Manifest) -> dict[str, object]:
-    """What directories must share to be blended."""
+    """Return the properties that directories must share to be blended."""
     return {
         "kind": manifest.kind,
         "sequence_len": manifest.sequence_len,
@@ -80,9 +83,9 @@ def read_settings(directory: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); prepare the directory again") from None
+        settings = parse_json(read_text(path))
+    except OutsideTextError as error:
+        raise DataError(f"{path}: {error}; prepare the directory again") from None
     return settings if isinstance(settings, dict) else {}
 
 
@@ -100,7 +103,7 @@ def row_group_tokens(inputs: Inputs) -> int:
 
 
 def keeps_order(inputs: Inputs, seed: int) -> bool:
-    """Whether the rows lie in the order of this seed already."""
+    """Return whether the rows lie in this seed's order already."""
     return len(inputs.manifests) == 1 and seed == inputs.first.seed
 
 

@@ -75,7 +75,7 @@ def merge_records(records: Sequence[SourceRecord], counts: SourceCounts) -> Sour
 def merge_ledgers(
     ledgers: Sequence[TokenLedger], tokens_out: dict[str, int], stats: PortionStats
 ) -> TokenLedger:
-    """All tokens that the directories were made from; those not taken over are counted."""
+    """Add up the ledgers of the directories; tokens of rows not taken over count as dropped."""
     dropped: dict[str, int] = {}
     for ledger in ledgers:
         for reason, tokens in ledger.tokens_dropped.items():

@@ -1,7 +1,7 @@
 """One block of documents to rows: a pure function of documents, config and tokenizer."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -17,15 +17,25 @@ from headrace.dataprep.formats.sample import Encoded, Format, Sample, pair
 from headrace.dataprep.overlong import drop_tail, fit_samples
 from headrace.dataprep.packing import full_mask, pack_samples, prefix_rows
 from headrace.dataprep.readers import read_records
-from headrace.dataprep.records import Record, Reject, characters, refuse_large
+from headrace.dataprep.records import (
+    Record,
+    Reject,
+    characters,
+    refuse,
+    refuse_large,
+    with_fields,
+)
+from headrace.dataprep.row_tables import count_tokens
 from headrace.dataprep.task_stats import TaskStats, add_counts
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.tokenizer import TokenizerSpec, control_ids
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seeds
 from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.shard_format import SIDES, SPLITS, shard_schema
+from headrace.schemas.shard_format import SPLITS, shard_schema
 from headrace.schemas.source_config import SourceConfig
+
+SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockRows:
-    """What a block became: rows of each split in packing order, the refused, and the counts."""
+    """Result of a block: rows of each split in packing order, refused records, and counts."""
 
     source: str
     rows: dict[str, pa.Table]
@@ -69,7 +79,7 @@ def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterat
 def process_block(
     config: PrepareConfig, tokenizer: TokenizerSpec, row_format: Format, block: Block
 ) -> BlockRows:
-    """Tokenise, filter, split off evaluation documents, pack, and give each row its key."""
+    """Tokenize, filter, split off evaluation documents, pack, and give each row its key."""
     encoded = settle(config, block, *encode_block(config, row_format, block))
     return pack_block(config, tokenizer, encoded)
 
@@ -144,7 +154,7 @@ def last_reason(document: Document) -> str:
 
 
 class Options(NamedTuple):
-    """What of the config concerns the rows of one source, as tokens."""
+    """Options of the config that concern the rows of one source, as tokens."""
 
     prefix: list[int]
     masked: list[int]
@@ -189,18 +199,51 @@ def mask_sample(sample: Sample, masked: list[int]) -> Sample:
 def encode_block(
     config: PrepareConfig, row_format: Format, block: Block
 ) -> tuple[list[Encoded], list[Reject]]:
-    """What format, filters and sample make of a block's records, and all that was refused."""
-    results = iter(row_format.encode([item for item in block.items if isinstance(item, Record)]))
+    """Encode, filter and sample a block's records, and return them with the refused ones."""
+    records = [item for item in block.items if isinstance(item, Record)]
+    results = iter(encode_records(row_format, records))
     encoded: list[Encoded] = []
     rejects: list[Reject] = []
     for item in block.items:
         result = item if isinstance(item, Reject) else next(results)
         if isinstance(result, Reject):
-            rejects.append(result)
+            rejects.append(with_fields(result, item) if isinstance(item, Record) else result)
         else:
             encoded.append(result)
     filtered = apply_filters(config.filters, encoded)
     return take_sample(config, source_named(config, block.source), filtered), rejects
+
+
+def encode_records(row_format: Format, records: list[Record]) -> list[Encoded | Reject]:
+    """Return what a format makes of records; one that breaks it is refused alone."""
+    try:
+        return list(row_format.encode(records))
+    except BaseException as error:
+        if not is_of_one_record(error):
+            raise
+    return [encode_alone(row_format, record) for record in records]
+
+
+def encode_alone(row_format: Format, record: Record) -> Encoded | Reject:
+    """Return what a format makes of one record."""
+    try:
+        (result,) = row_format.encode([record])
+    except BaseException as error:
+        if not is_of_one_record(error):
+            raise
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:SHOWN_CHARACTERS]
+        return refuse(record.place, "cannot be tokenized", reason)
+    return result
+
+
+def is_of_one_record(error: BaseException) -> bool:
+    """Return whether an error may come from what stands in a record.
+
+    `tokenizers` raises plain Exception, and PanicException where an expression of its
+    `tokenizer.json` exhausts the engine; JSON in a string may be too deep or be no Unicode.
+    """
+    deep = isinstance(error, RecursionError | UnicodeError)
+    return deep or type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Iterator[int]:
@@ -234,20 +277,3 @@ def source_column(config: PrepareConfig, name: str, rows: int) -> pa.DictionaryA
     names = [source.name for source in config.sources]
     indices = np.full(rows, names.index(name), dtype=np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(names))
-
-
-def count_tokens(table: pa.Table) -> int:
-    """Tokens in all rows of a table, on both sides of a pair."""
-    return sum(len(chunk.flatten()) for ids, _ in sides(table) for chunk in table[ids].chunks)
-
-
-def sides(table: pa.Table) -> list[tuple[str, str]]:
-    """The names of the columns of ids and masks: one side, or two in preference sets."""
-    return [(ids, mask) for ids, mask in SIDES if ids in table.column_names]
-
-
-def sort_rows(tables: Iterable[pa.Table]) -> pa.Table:
-    """All rows in the order of their keys; equal keys keep the order in which they came."""
-    table = pa.concat_tables(tables).combine_chunks()
-    order = np.argsort(table["row_key"].to_numpy(), kind="stable")
-    return table.take(pa.array(order)).combine_chunks()

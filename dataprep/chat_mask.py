@@ -1,4 +1,4 @@
-"""Where in a rendered conversation the turns stand, and which tokens that makes.
+"""Spans of the turns in a rendered conversation, and the tokens they cover.
 
 A conversation is rendered twice: as it is, and with each content replaced by a mark that occurs
 nowhere else. If putting the contents back between the pieces gives the first text, the places are
@@ -99,7 +99,7 @@ def locate_turn(
     text: str,
     tools: list[Any] | None = None,
 ) -> Span | None:
-    """What of a rendering goes away when one message is replaced by another; None for nothing."""
+    """Return the span of a rendering that changes when one message is replaced by another."""
     changed = [*messages[:index], replacement, *messages[index + 1 :]]
     other = template.render(changed, tools).text
     start = common_prefix(text, other)
@@ -114,12 +114,12 @@ def mark_turn(message: Message, index: int) -> Message:
 
 
 def is_plain(message: Message) -> bool:
-    """Whether a message is only a role and a text."""
+    """Return whether a message is only a role and a text."""
     return message.keys() == {"role", "content"} and isinstance(message["content"], str)
 
 
 def common_prefix(left: str, right: str) -> int:
-    """How many characters two texts begin with in common, by bisection."""
+    """Return the length of the longest common prefix of two texts, by bisection."""
     low, high = 0, min(len(left), len(right))
     while low < high:
         middle = (low + high + 1) // 2

@@ -196,12 +196,12 @@ def time_limit(name: str) -> Iterator[None]:
 
 
 def stop_rendering(number: int, frame: FrameType | None) -> None:
-    """Where the timer ends."""
+    """Stop a rendering at the end of its time (a signal handler)."""
     raise TooSlow
 
 
 def raise_exception(message: str) -> None:
-    """How a template refuses a conversation."""
+    """Let a template refuse a conversation."""
     raise jinja2.TemplateError(message)
 
 
@@ -248,8 +248,8 @@ def read_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     found = settings.get("chat_template")
     files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     if (folder / "chat_template.jinja").is_file():
-        default = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        return {"default": default} | {f.stem: f.read_text(encoding="utf-8") for f in files}
+        default = (folder / "chat_template.jinja").read_text(encoding="utf-8-sig")
+        return {"default": default} | {f.stem: f.read_text(encoding="utf-8-sig") for f in files}
     if isinstance(found, str):
         return {"default": found}
     entries = found if isinstance(found, list) else []

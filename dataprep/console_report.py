@@ -1,4 +1,4 @@
-"""What a person sees: the progress bar while work runs, and the table at its end."""
+"""Terminal output: the progress bar while work runs, and the table at its end."""
 
 from rich.console import Console
 from rich.progress import (
@@ -28,9 +28,9 @@ class MegabytesPerSecond(ProgressColumn):
 def progress_bar(console: Console) -> Progress:
     """A bar over bytes, with a text of counts, the rate, and the time left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
-        TextColumn("{task.fields[counts]}"),
+        TextColumn("{task.fields[counts]}", markup=False),
         MegabytesPerSecond(),
         TimeRemainingColumn(),
         console=console,

@@ -1,4 +1,4 @@
-"""What is chosen by a document's content alone, whatever stands before or after it."""
+"""Choices made by a document's content alone, whatever stands before or after it."""
 
 import functools
 import hashlib
@@ -33,7 +33,7 @@ def take_sample(
 
 
 def place(seed: int, purpose: str, content: str | bytes) -> float:
-    """Where a content falls in [0, 1), uniform over contents, another place for each purpose."""
+    """Map a content to [0, 1), uniformly over contents, and independently for each purpose."""
     content = content.encode() if isinstance(content, str) else content
     digest = hashlib.blake2b(content, digest_size=8, key=choice_key(seed, purpose)).digest()
     return int.from_bytes(digest, "little") / 2**64
@@ -41,5 +41,5 @@ def place(seed: int, purpose: str, content: str | bytes) -> float:
 
 @functools.cache
 def choice_key(seed: int, purpose: str) -> bytes:
-    """What makes another choice with another seed."""
+    """Return the hash key of a purpose, another one for each seed."""
     return derive_seed(seed, purpose).to_bytes(8, "little")

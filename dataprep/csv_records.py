@@ -90,4 +90,4 @@ def take_row(
         except UnicodeEncodeError as error:
             detail = f"byte 0x{ord(value[error.start]) - 0xDC00:02x} in field {name!r}"
             return refuse(place, "invalid UTF-8", detail)
-    return Record(fields, place)
+    return Record(fields, place, header)

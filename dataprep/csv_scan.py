@@ -1,4 +1,4 @@
-"""Where the records of a CSV file begin, found from its start in bounded memory.
+"""Scan for the records of a CSV file from its start, in bounded memory.
 
 A line break may stand in quotes, so this cannot be told from the middle of a file. The rules are
 those of Python's `csv` with `strict=True`, byte by byte: a quote opens a field only at its start,
@@ -10,15 +10,14 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from typing import NamedTuple
 
-from headrace.dataprep.streams import CHUNK_BYTES, open_bytes, read_chunk
+from headrace.dataprep.streams import BOM, CHUNK_BYTES, open_bytes, read_chunk
 
-BOM = b"\xef\xbb\xbf"
 QUOTE = ord('"')
 IN_QUOTES = re.compile(rb'[^"]*(?:""[^"]*)*')  # up to a quote that may close the field
 
 
 class State(Enum):
-    """What the next byte of a line belongs to."""
+    """Kind of field that the next byte of a line belongs to."""
 
     START = auto()  # the first byte of a field
     PLAIN = auto()
@@ -128,7 +127,7 @@ class CsvScan:
             self.parts.append(chunk[start:end])
 
     def rest(self) -> Iterator[Span]:
-        """What was kept, as a record; the next one begins behind it."""
+        """Yield the bytes kept so far as a record; the next one begins behind it."""
         if self.size:
             data = b"".join(self.parts) if self.size <= self.limit else None
             yield Span(self.start, self.line, data, self.state is State.QUOTED)

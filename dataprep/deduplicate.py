@@ -20,14 +20,14 @@ from headrace.dataprep.tasks import Task
 
 
 def find_duplicates(job: Job, tasks: list[Task], engine: Engine, console: Console) -> Job:
-    """Tokenise everything and find what repeats; the job then packs without it.
+    """Tokenize everything and find what repeats; the job then packs without it.
 
     Raises:
         DataError: an input is damaged, or changed since the work was planned.
     """
     encoded = {task.number: done for task in tasks if (done := finished_encoding(job, task))}
     todo = [task for task in tasks if task.number not in encoded]
-    with TaskBar(console, "tokenise", job.output, todo) as bar:
+    with TaskBar(console, "tokenize", job.output, todo) as bar:
         for task, result in engine.run(partial(encode_task, job), todo):
             encoded[task.number] = result
             bar.finish(task, result.documents, result.tokens)

@@ -1,4 +1,4 @@
-"""What stands before and after a document, and the tokens that a config names."""
+"""Tokens added before and after a document, and the tokens that a config names."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,8 +11,10 @@ from headrace.schemas.source_config import SourceConfig, Tokens
 
 
 class Ends(NamedTuple):
-    """What stands around a document, and how its text is read. Of BOS or EOS, which are single
-    tokens, none is added where there is one already; a prefix or suffix of the config always is.
+    """Tokens added around a document, and the way its text is tokenized.
+
+    Of BOS or EOS, which are single tokens, none is added where there is one already; a prefix or
+    suffix of the config always is.
     """
 
     bos: int | None

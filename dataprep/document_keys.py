@@ -31,7 +31,7 @@ def check_library(config: DeduplicateConfig) -> None:
 
 
 def algorithm(config: DeduplicateConfig) -> int:
-    """What else than the config decides near keys: the version of the library's algorithm."""
+    """Return the version of the library's algorithm, which decides near keys beside the config."""
     if not config.near:
         return 0
     from rensa import RMinHash
@@ -43,7 +43,7 @@ def document_keys(
     config: DeduplicateConfig, numbers: Sequence[int], contents: Sequence[str | bytes]
 ) -> Keys:
     """The keys of some documents, each with the document's number."""
-    texts = [normalise(content) for content in contents]
+    texts = [normalize(content) for content in contents]
     found: list[tuple[bytes, int, int]] = []
     if config.exact:
         keys = (hashlib.blake2b(text, digest_size=16).digest() for text in texts)
@@ -56,7 +56,7 @@ def document_keys(
     )
 
 
-def normalise(content: str | bytes) -> bytes:
+def normalize(content: str | bytes) -> bytes:
     """Text without the differences of case, white space and Unicode form; bytes as they are."""
     if isinstance(content, bytes):
         return content
@@ -64,7 +64,7 @@ def normalise(content: str | bytes) -> bytes:
 
 
 def near_keys(config: DeduplicateConfig, texts: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """For each text one key for each band of its MinHash.
+    """Yield for each text one key for each band of its MinHash.
 
     Two texts of Jaccard similarity s share a key with probability 1 - (1 - s^rows)^bands
     (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4).
@@ -109,7 +109,7 @@ def hash_windows(text: bytes) -> npt.NDArray[np.uint64]:
 
 
 def as_utf32(text: bytes) -> bytes:
-    """Four bytes for each character; of pretokenised content, for each byte."""
+    """Four bytes for each character; of pretokenized content, for each byte."""
     try:
         return text.decode().encode("utf-32-le")
     except UnicodeDecodeError:

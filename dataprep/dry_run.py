@@ -1,4 +1,4 @@
-"""What a run will give, from a sample of its input: no output is written."""
+"""Estimate of a run's result, from a sample of its input: no output is written."""
 
 import tempfile
 import time
@@ -19,7 +19,7 @@ from headrace.dataprep.inputs import describe_file, find_inputs
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import LocalEngine
 from headrace.dataprep.prepare import build_job, plan
-from headrace.dataprep.streams import compression, open_random
+from headrace.dataprep.streams import compression, decompressed, open_random
 from headrace.dataprep.task_stats import TaskStats, add_stats
 from headrace.dataprep.tasks import Piece, Task
 from headrace.dataprep.tokenizer import encode_texts
@@ -44,7 +44,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one sample gave, in how much time of one core, and the bytes of its rows as Parquet."""
+    """Counts of one sample, the seconds of one core it took, and its rows' bytes as Parquet."""
 
     stats: TaskStats
     seconds: float
@@ -53,7 +53,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will give, to within the sample's chance. Duplicates are not foreseen."""
+    """Expected result of a run, to within the sample's error. Duplicates are not foreseen."""
 
     sampled_bytes: int
     input_bytes: int
@@ -86,7 +86,7 @@ def estimate(config: PrepareConfig, workers: int | None = None) -> Estimate:
 
 
 def limit(found: Estimate, rows: int | None, tokens: int | None) -> Estimate:
-    """What limits leave of the rows; all of the input is tokenised in any case."""
+    """Apply limits of rows and tokens to an estimate; the input is tokenized in any case."""
     shares = [1.0, (rows or found.rows) / (found.rows or 1)]
     share = min(*shares, (tokens or found.tokens) / (found.tokens or 1))
     return replace(
@@ -136,7 +136,7 @@ def cut_sample(task: Task, offset: int, wanted: int, folder: Path) -> Sample:
 
 
 def has_records(task: Task, piece: Piece) -> bool:
-    """Whether records begin anywhere in the piece, so that a part of it can be read."""
+    """Return whether records begin anywhere in the piece, so that a part of it can be read."""
     path = piece.file.path
     if "://" in path and compression(path):
         return False
@@ -149,7 +149,7 @@ def sample_compressed(task: Task, piece: Piece, wanted: int, folder: Path) -> Sa
     path = piece.file.path
     separator = (task.source.separator or "\n").encode()
     with open_random(path) as raw:
-        stream = pa.CompressedInputStream(raw, compression(path))
+        stream = decompressed(raw, compression(path) or "")
         data = bytes(stream.read(wanted))
         size = raw.tell()
     copy = folder / f"{task.number}{Path(path).stem}"
@@ -165,7 +165,7 @@ def with_pieces(task: Task, pieces: list[Piece]) -> Task:
 
 
 def measure(job: Job, sample: Sample) -> Measured:
-    """Tokenise and pack one sample in memory."""
+    """Tokenize and pack one sample in memory."""
     encode_texts(job.tokenizer, ["a"])  # opens the tokenizer
     started = time.perf_counter()
     row_format = build_format(job.config, sample.task.source, job.tokenizer)

@@ -1,6 +1,6 @@
 """Documents that repeat an earlier one, found in bounded memory, the same for any engine.
 
-Before rows can be packed, every document of the corpus must have been seen. So tasks are tokenised
+Before rows can be packed, every document of the corpus must have been seen. So tasks are tokenized
 to disk, with the keys of their documents; parts of the range of keys are searched one by one for
 keys that came before; then tasks are packed from disk, without the documents that were found. A
 document is a duplicate if an earlier one, in the order of the inputs, has one of its keys.
@@ -35,7 +35,7 @@ DUPLICATE = np.dtype([("task", "<u4"), ("document", "<u4"), ("kind", "u1")])
 
 
 class EncodedTask(BaseModel):
-    """What a tokenised task counted."""
+    """Counts of a tokenized task."""
 
     documents: int
     tokens: int
@@ -43,7 +43,7 @@ class EncodedTask(BaseModel):
 
 
 def encoded_path(output: Path, task: int) -> Path:
-    """The tokenised blocks of a task."""
+    """The tokenized blocks of a task."""
     return work_folder(output) / f"task-{task:06d}.encoded.arrow"
 
 
@@ -63,17 +63,17 @@ def duplicates_path(output: Path, part: int) -> Path:
 
 
 def encoded_name(task: Task) -> str:
-    """The name of a tokenised task's marker."""
+    """The name of a tokenized task's marker."""
     return f"encoded-{task.number:06d}"
 
 
 def finished_encoding(job: Job, task: Task) -> EncodedTask | None:
-    """The counts of a task that an earlier run tokenised, or None."""
+    """The counts of a task that an earlier run tokenized, or None."""
     return read_marker(job.output, encoded_name(task), job.task_key(task), EncodedTask)
 
 
 def encode_task(job: Job, task: Task) -> EncodedTask:
-    """Tokenise one task to disk, with the sorted keys of its documents."""
+    """Tokenize one task to disk, with the sorted keys of its documents."""
     keys: list[Keys] = []
     counts = {"documents": 0, "tokens": 0}
 
@@ -116,7 +116,7 @@ def find_keys(job: Job, first: int, documents: list[Encoded]) -> Keys:
 
 
 def describe_corpus(job: Job, tasks: list[Task], encoded: list[EncodedTask]) -> Corpus:
-    """All documents together: what decides the duplicates, and in how many parts to search."""
+    """Describe all documents together: the key of the duplicates, and the number of parts."""
     task_keys = [job.task_key(task) for task in tasks]
     parts = max(1, -(-sum(task.keys for task in encoded) // KEYS_IN_PART))
     key = fingerprint([task_keys, algorithm(job.config.deduplicate)])
@@ -124,7 +124,7 @@ def describe_corpus(job: Job, tasks: list[Task], encoded: list[EncodedTask]) -> 
 
 
 def finished_part(job: Job, part: int) -> "Found | None":
-    """What an earlier run found in one part, or None."""
+    """Return the duplicates that an earlier run found in one part, or None."""
     return read_marker(job.output, part_name(part), part_key(job), Found)
 
 
@@ -140,7 +140,7 @@ def part_name(part: int) -> str:
 
 
 def part_key(job: Job) -> str:
-    """What the duplicates depend on."""
+    """Return the key of the work that finds duplicates."""
     assert job.corpus is not None
     return fingerprint([job.corpus.key, job.corpus.parts])
 
@@ -168,7 +168,7 @@ def gather(output: Path, task: int, low: int, high: int) -> Keys:
 
 
 def place(values: npt.NDArray[np.unsignedinteger], value: int) -> int:
-    """Where a value belongs in sorted ones, without reading them all."""
+    """Return the index of a value in sorted ones, without reading them all."""
     return bisect.bisect_left(range(len(values)), value, key=lambda index: int(values[index]))
 
 
@@ -191,7 +191,7 @@ def duplicates(owners: npt.NDArray[np.uint32], keys: Keys) -> npt.NDArray[np.voi
 
 
 def unique_blocks(job: Job, task: Task) -> Iterator[EncodedBlock]:
-    """The tokenised blocks of a task; documents that were found lose their samples."""
+    """The tokenized blocks of a task; documents that were found lose their samples."""
     reasons = duplicates_of(job, task)
     first = 0
     for block in read_encoded(encoded_path(job.output, task.number)):

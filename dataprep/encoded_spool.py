@@ -1,4 +1,4 @@
-"""Tokenised blocks on disk, for what must be known of the whole corpus before rows are packed."""
+"""Tokenized blocks on disk, for what must be known of the whole corpus before rows are packed."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
 
 
 class Document(NamedTuple):
-    """What a record has become once its text is no longer needed.
+    """A record's samples and counts, once its text is no longer needed.
 
     `dropped` counts by reason the tokens that are in no sample; where there are no samples, its
     last reason is that of the whole document.
@@ -62,7 +62,7 @@ def read_encoded(path: Path) -> Iterator[EncodedBlock]:
 
 
 def describe(block: EncodedBlock) -> dict[str, str]:
-    """All of a block but its samples."""
+    """Return a block as metadata, without its samples."""
     value = {
         "place": (block.source, block.task, block.number),
         "documents": [(document.split, document.dropped) for document in block.documents],
@@ -84,7 +84,7 @@ def restore(batch: pa.RecordBatch, block: dict[str, Any]) -> EncodedBlock:
 
 
 def sample_batch(documents: Sequence[Document]) -> pa.RecordBatch:
-    """All samples of some documents, each with the number of its document."""
+    """Return the samples of some documents as a batch, each with the number of its document."""
     samples = [sample for document in documents for sample in document.samples]
     counts = [len(document.samples) for document in documents]
     owners = np.repeat(np.arange(len(documents), dtype=np.int32), counts)

@@ -1,4 +1,4 @@
-"""From the files of tasks to shards, in a large corpus by way of fewer and larger files.
+"""Merging of the tasks' files into fewer and larger ones, before a large corpus becomes shards.
 
 A shard that gathers its rows from n files reads a piece of each. With the files of all tasks there
 would be tasks x shards pieces, of a few hundred bytes for 10 TB of text. Merged into about the root
@@ -44,7 +44,7 @@ ResultT = TypeVar("ResultT")
 
 
 class Merged(BaseModel):
-    """What the marker of a merged file holds."""
+    """Content of a merged file's marker."""
 
     rows: int
 
@@ -65,7 +65,7 @@ class MergePlan:
 
     @property
     def work_key(self) -> str:
-        """What its rows depend on."""
+        """Return the key of the work that decides its rows."""
         return fingerprint([asdict(self.runs), asdict(self.merged)])
 
     @property
@@ -75,7 +75,7 @@ class MergePlan:
 
     @property
     def groups(self) -> range:
-        """What it takes rows from: neighbours, so that equal keys keep their order."""
+        """Return the adjoining groups that it takes rows from; equal keys keep their order."""
         return range(
             self.runs.groups * self.group // self.merged.groups,
             self.runs.groups * (self.group + 1) // self.merged.groups,
@@ -141,7 +141,7 @@ def run_plans(
 
 
 def next_level(runs: Runs) -> Runs | None:
-    """What the files are to be merged into, or None if they are few enough."""
+    """Return the runs that the files are to be merged into, or None if they are few enough."""
     if runs.groups <= MOST_FILES:
         return None
     groups = math.isqrt(runs.groups)

@@ -1,4 +1,4 @@
-"""Which documents `[filters]` leaves out: measures that hold for any language."""
+"""Filters of `[filters]` that leave out documents, by measures that hold for any language."""
 
 import re
 import zlib
@@ -33,7 +33,7 @@ def without_samples(document: DocumentT, reason: str) -> DocumentT:
 
 
 def failed_filters(filters: FiltersConfig, document: Encoded) -> Iterator[str]:
-    """The keys of the filters that a document fails. Those about text pass pretokenised rows."""
+    """The keys of the filters that a document fails. Those about text pass pretokenized rows."""
     tokens = sum(sample.tokens for sample in document.samples)
     if outside(tokens, filters.min_tokens, None):
         yield "min_tokens"
@@ -57,7 +57,7 @@ def failed_filters(filters: FiltersConfig, document: Encoded) -> Iterator[str]:
 
 
 def outside(value: int, low: int | None, high: int | None) -> bool:
-    """Whether a value is below one limit or above the other."""
+    """Return whether a value is below one limit or above the other."""
     return (low is not None and value < low) or (high is not None and value > high)
 
 
@@ -75,6 +75,6 @@ def repeated_line_share(text: str) -> float:
 
 
 def compressible_share(text: str) -> float:
-    """What zlib's level 1 saves of the text's bytes."""
+    """Return the share of the text's bytes that zlib's level 1 saves."""
     data = text.encode()
     return 1 - len(zlib.compress(data, 1)) / len(data) if data else 0.0

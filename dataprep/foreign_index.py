@@ -45,7 +45,7 @@ ROLES = tuple(name for name in ForeignColumns.model_fields if name != "padding_i
 
 @dataclass
 class SourceCounts:
-    """What the rows of one source add up to."""
+    """Sums over the rows of one source."""
 
     rows: int = 0
     tokens: int = 0
@@ -101,7 +101,7 @@ def index(
     counts: dict[str, SourceCounts] = {}
     padding = longest = 0
     shards = []
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, markup=False, emoji=False)
     for path in track(paths, "index", console=console):
         name = path.relative_to(directory).as_posix()
         held_out = evaluation is not None and fnmatch(name, evaluation)

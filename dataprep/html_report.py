@@ -110,7 +110,7 @@ def length_bars(stats: Iterable[TaskStats]) -> list[tuple[str, float, str]]:
 
 
 def ledger_rows(manifest: Manifest) -> list[tuple[str, int]]:
-    """Where every token went."""
+    """Return the lines of the token ledger."""
     ledger = manifest.ledger
     return [
         ("in", ledger.tokens_in),
@@ -170,7 +170,7 @@ def cut_row(row: dict[str, Any], tokens: int) -> dict[str, Any]:
 def text_html(text: Text) -> str:
     """Styled text as HTML: what is dim is masked, what is bold is a mark."""
     parts = []
-    for segment in text.render(Console(file=io.StringIO())):
+    for segment in text.render(Console(file=io.StringIO(), markup=False)):
         name = "masked" if segment.style and segment.style.dim else None
         name = "mark" if segment.style and segment.style.bold else name
         shown = escape(segment.text)

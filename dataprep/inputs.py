@@ -8,6 +8,7 @@ from pathlib import Path
 
 from headrace.dataprep.remote import describe_remote, is_remote, list_remote
 from headrace.dataprep.streams import without_query
+from headrace.schemas.addresses import recorded
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare_config import PrepareConfig
@@ -44,7 +45,7 @@ def find_source_files(source: SourceConfig) -> list[InputFile]:
 
 
 def is_excluded(path: str, patterns: list[str]) -> bool:
-    """Whether a path fits one of the patterns, in which `*` also crosses folders."""
+    """Return whether a path matches one of the patterns, in which `*` also crosses folders."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
@@ -97,7 +98,7 @@ def inputs_fingerprint(config: PrepareConfig, inputs: list[list[InputFile]]) -> 
     """SHA-256 over source, path and size in bytes of every input file."""
     return fingerprint(
         [
-            [source.name, file.path, file.size]
+            [source.name, recorded(file.path), file.size]
             for source, files in zip(config.sources, inputs, strict=True)
             for file in files
         ]

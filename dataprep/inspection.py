@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 from rich.text import Text
@@ -18,9 +18,11 @@ from tokenizers import Tokenizer
 from headrace.dataprep.console_report import print_ledger
 from headrace.dataprep.tokenizer import TOKENIZER_NAME
 from headrace.dataprep.workspace import REJECTS_NAME
+from headrace.schemas.arrow_numbers import numbers_of
 from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import Manifest, ShardRecord, read_manifest
-from headrace.schemas.shard_rows import read_row_group
+from headrace.schemas.row_checks import problems_in_rows
+from headrace.schemas.shard_rows import open_shard, read_row_group
 
 BAR_WIDTH = 40
 
@@ -62,13 +64,9 @@ def print_histogram(directory: Path, manifest: Manifest, console: Console) -> No
     """Lengths of the pieces of documents in rows, in powers of two."""
     counts: Counter[int] = Counter()
     for shard in track(manifest.shards, "lengths", console=console, transient=True):
-        with open_shard(directory, shard) as file:
-            for index in range(file.num_row_groups):
-                rows = read_row_group(file, index, manifest, shard, ["document_lengths"])
-                lengths = rows["document_lengths"]
-                counts.update(
-                    int(length).bit_length() for length in pc.list_flatten(lengths).to_numpy()
-                )
+        for _, rows in row_groups(directory, manifest, shard, ["document_lengths"]):
+            lengths = numbers_of(pc.list_flatten(rows["document_lengths"]))
+            counts.update(int(length).bit_length() for length in lengths)
     cut = "at row ends" if manifest.packing == "concatenate" else "only where they fit no row"
     console.print(f"tokens in a piece of a document (documents are cut {cut})")
     largest = max(counts.values(), default=1)
@@ -82,7 +80,7 @@ def print_rows(directory: Path, manifest: Manifest, rows: int, console: Console)
     tokenizer = open_tokenizer(directory)
     for split in manifest.ledger.tokens_out:
         for name, row in islice(read_rows(directory, manifest, split), rows):
-            console.rule(f"{name}, {row['source']}")
+            console.rule(Text(f"{name}, {row['source']}"))
             console.print(row_text(tokenizer, row), soft_wrap=True)
 
 
@@ -96,18 +94,14 @@ def print_rows_of_keys(directory: Path, keys: Sequence[int], console: Console) -
     tokenizer = open_tokenizer(directory)
     missing = dict.fromkeys(keys)
     for shard in track(manifest.shards, "rows", console=console, transient=True):
-        with open_shard(directory, shard) as file:
-            for group in range(file.num_row_groups):
-                found = read_row_group(file, group, manifest, shard, ["row_key"])["row_key"]
-                places = np.flatnonzero(np.isin(found.to_numpy(), np.array(keys, np.uint64)))
-                if not len(places):
-                    continue
-                table = read_row_group(file, group, manifest, shard)
-                for index, row in zip(places.tolist(), table.take(places).to_pylist(), strict=True):
-                    missing.pop(row["row_key"], None)
-                    name = f"{shard.file} row {shard.rows_before(group) + index}"
-                    console.rule(f"{name}, {row['source']}, key {row['row_key']}")
-                    console.print(row_text(tokenizer, row), soft_wrap=True)
+        for group, table in row_groups(directory, manifest, shard):
+            found = numbers_of(table["row_key"])
+            places = np.flatnonzero(np.isin(found, np.array(keys, np.uint64)))
+            for index, row in zip(places.tolist(), table.take(places).to_pylist(), strict=True):
+                missing.pop(row["row_key"], None)
+                name = f"{shard.file} row {shard.rows_before(group) + index}"
+                console.rule(Text(f"{name}, {row['source']}, key {row['row_key']}"))
+                console.print(row_text(tokenizer, row), soft_wrap=True)
     if missing:
         raise DataError(
             f"{directory}: no row has the key {', '.join(map(str, missing))}; look in the other "
@@ -118,14 +112,38 @@ def print_rows_of_keys(directory: Path, keys: Sequence[int], console: Console) -
 def read_rows(
     directory: Path, manifest: Manifest, split: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row lies, and the row, in file order."""
+    """Yield the location of each row, and the row, in file order."""
     for shard in manifest.split(split):
-        with open_shard(directory, shard) as file:
-            for group in range(file.num_row_groups):
-                table = read_row_group(file, group, manifest, shard)
-                for index in range(table.num_rows):
-                    row = table.slice(index, 1).to_pylist()[0]
-                    yield f"{shard.file} row {shard.rows_before(group) + index}", row
+        for group, table in row_groups(directory, manifest, shard):
+            for index in range(table.num_rows):
+                row = table.slice(index, 1).to_pylist()[0]
+                yield f"{shard.file} row {shard.rows_before(group) + index}", row
+
+
+def row_groups(
+    directory: Path, manifest: Manifest, shard: ShardRecord, columns: list[str] | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the checked row groups of a shard, with their numbers.
+
+    Raises:
+        DataError: rows that are not what the manifest declares.
+    """
+    path = directory / shard.file
+    if not path.is_file():
+        raise DataError(f"{path}: missing; run `headrace verify {directory}`")
+    group = 0
+    try:
+        with open_shard(path, manifest, shard) as file:
+            for group in range(len(shard.row_groups)):
+                table = read_row_group(file, group, manifest, shard, columns)
+                for problem in problems_in_rows(table, manifest):
+                    raise ValueError(problem)
+                yield group, table
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path}: row group {group}: {' '.join(str(error).split())}; "
+            f"run `headrace verify {directory}`"
+        ) from None
 
 
 def row_text(tokenizer: Tokenizer, row: dict[str, Any]) -> Text:
@@ -169,11 +187,3 @@ def open_tokenizer(directory: Path) -> Tokenizer:
     if not path.is_file():
         raise DataError(f"{path}: missing, so rows cannot be decoded; prepare the directory again")
     return Tokenizer.from_file(str(path))
-
-
-def open_shard(directory: Path, shard: ShardRecord) -> pq.ParquetFile:
-    """One shard of a finished directory."""
-    path = directory / shard.file
-    if not path.is_file():
-        raise DataError(f"{path}: missing; run `headrace verify {directory}`")
-    return pq.ParquetFile(path)

@@ -1,4 +1,4 @@
-"""What every worker is told, and the keys that decide whether finished work may be reused."""
+"""The job that every worker is told, and the keys that decide if finished work may be reused."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +8,12 @@ from headrace.dataprep.remote import describe_remote, is_remote
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.tokenizer import TokenizerSpec
 from headrace.dataprep.workspace import Workspace
+from headrace.schemas.addresses import recorded
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare_config import PrepareConfig
 
-ROWS_VERSION = 2  # raise it when the same config would give other rows
+ROWS_VERSION = 3  # raise it when the same config would give other rows
 WITHOUT_EFFECT = {"output", "tokenizer", "tokenizer_backend"}  # on any row
 DECIDED_LATER = {
     "sources",
@@ -24,9 +25,19 @@ DECIDED_LATER = {
 }
 
 
+def recorded_config(config: PrepareConfig) -> dict[str, object]:
+    """Return what of a config decides rows, with its addresses as they may be saved."""
+    values = config.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    for source in values["sources"]:
+        paths = source["path"]
+        one = isinstance(paths, str)
+        source["path"] = recorded(paths) if one else [recorded(path) for path in paths]
+    return values
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """All documents, once they have been seen: what they are, and where duplicates were found."""
+    """The documents of all sources, once they have been seen: their key and the parts to search."""
 
     key: str
     tasks: int
@@ -51,7 +62,7 @@ class Job:
         """The resolved config without paths and tokenizer; the tokenizer's identity instead."""
         return {
             "version": ROWS_VERSION,
-            "config": self.config.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+            "config": recorded_config(self.config),
             "tokenizer": self.tokenizer.identity(),
         }
 
@@ -60,7 +71,7 @@ class Job:
         return fingerprint(self.settings())
 
     def task_key(self, task: Task) -> str:
-        """What a task's rows depend on: settings that matter only later are left out."""
+        """Return the key of a task's rows: settings that matter only later are left out."""
         config = self.config.model_dump(mode="json", exclude=WITHOUT_EFFECT | DECIDED_LATER)
         names = [source.name for source in self.config.sources]
         corpus = None if self.corpus is None else self.corpus.key
@@ -78,7 +89,7 @@ class Job:
 
 
 def changed(file: InputFile) -> bool:
-    """Whether a file is no longer what it was when the work was planned."""
+    """Return whether a file differs from what it was when the work was planned."""
     if is_remote(file.path):
         return describe_remote(file.path) != (file.size, file.mtime_ns)
     try:

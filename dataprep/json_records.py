@@ -1,6 +1,5 @@
 """Records of JSONL files and JSON lists."""
 
-import codecs
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ MOST_NESTED = 100  # lists and objects in each other; what follows is recursive
 
 
 class Wanted(NamedTuple):
-    """What is taken of parsed JSON: fields (None: all), and where a row that is a list belongs."""
+    """Selection from parsed JSON: fields (None: all), and the field for a row that is a list."""
 
     columns: Columns
     list_field: str | None = None
@@ -30,16 +29,12 @@ class Wanted(NamedTuple):
 
 def read_lines(piece: Piece, wanted: Wanted, limit: int) -> Iterator[Record | Reject]:
     """JSONL: one object a line; lines of white space alone are no records."""
-    first = piece.start == 0
-    for place, data in split_range(piece.file.path, b"\n", piece.start, piece.end, limit):
+    path, start, end = piece.file.path, piece.start, piece.end
+    for place, data in split_range(path, b"\n", start, end, limit, blanks=False):
         if data is None:
-            first = False
             yield refuse_large(place, limit)
-            continue
-        line = data.removeprefix(codecs.BOM_UTF8) if first else data
-        first = False
-        if line.strip():
-            text = decode(place, line)
+        elif data.strip():
+            text = decode(place, data)
             yield text if isinstance(text, Reject) else parse_line(text, place, wanted)
 
 
@@ -84,10 +79,11 @@ def take_fields(value: object, place: Place, wanted: Wanted, suspect: bool) -> R
         value = {wanted.list_field: value}
     if not isinstance(value, dict):
         return refuse(place, "not an object", f"the record is {json_type(value)}")
+    names = tuple(value)
     if wanted.columns is not None:
         value = {name: field for name, field in value.items() if name in wanted.columns}
     problem = find_problem(value) if suspect else None
-    return refuse(place, *problem) if problem else Record(value, place)
+    return refuse(place, *problem) if problem else Record(value, place, names)
 
 
 def find_problem(value: object, depth: int = 0) -> tuple[str, str] | None:

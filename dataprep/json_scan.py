@@ -1,4 +1,4 @@
-"""Where the values of a JSON list begin, found from its start in bounded memory.
+"""Scan for the values of a JSON list from its start, in bounded memory.
 
 Only strings and brackets are followed; whether a value is sound is seen when it is parsed. So a
 broken value is one record, and does not end the list.
@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from headrace.dataprep.streams import CHUNK_BYTES, lines_before, open_bytes, read_chunk
+from headrace.dataprep.streams import BOM, CHUNK_BYTES, lines_before, open_bytes, read_chunk
 from headrace.schemas.errors import DataError
 
-BOM = b"\xef\xbb\xbf"
 SPACE = b" \t\n\r"
 STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)  # up to its end, or what is there of it
 IN_LIST = re.compile(rb'["\[\]{},]')

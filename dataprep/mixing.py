@@ -1,6 +1,6 @@
 """Rows that hold documents of several sources: `mix_sources`.
 
-Tasks are tokenised to disk first. Mixed block b of B then takes part b of B of the documents of
+Tasks are tokenized to disk first. Mixed block b of B then takes part b of B of the documents of
 each source, so that all blocks have the same mixture, puts them in a random order, and packs them.
 """
 
@@ -44,7 +44,7 @@ class MixedTask(Task):
 
     Args:
         share: its part of the input bytes.
-        refused: tokenised tasks whose refused records are listed with this one.
+        refused: tokenized tasks whose refused records are listed with this one.
     """
 
     share: int = 0
@@ -64,7 +64,7 @@ class MixedTask(Task):
 
 
 def mix(job: Job, tasks: list[Task]) -> tuple[Job, list[Task]]:
-    """The job whose one source is the mixture, and its tasks, once all tasks are tokenised.
+    """The job whose one source is the mixture, and its tasks, once all tasks are tokenized.
 
     Raises:
         DataError: a source has no documents.
@@ -97,7 +97,7 @@ def mix(job: Job, tasks: list[Task]) -> tuple[Job, list[Task]]:
 
 
 class SourceTasks:
-    """The tokenised tasks of one source, and where their documents begin."""
+    """The tokenized tasks of one source, and where their documents begin."""
 
     def __init__(self, job: Job, source: SourceConfig, tasks: list[Task]) -> None:
         self.name = source.name
@@ -126,12 +126,12 @@ class SourceTasks:
 
 
 def without_pieces(task: Task) -> Task:
-    """A task that was tokenised and is not read from its input any more."""
+    """A task that was tokenized and is not read from its input any more."""
     return replace(task, pieces=())
 
 
 def mixed_blocks(job: Job, task: MixedTask) -> Iterator[BlockRows]:
-    """The refused records of tokenised tasks, and the rows of each mixed block."""
+    """The refused records of tokenized tasks, and the rows of each mixed block."""
     for other in task.refused:
         for block in read_encoded(encoded_path(job.output, other.number)):
             reasons = Counter(reject.reason for reject in block.rejects)

@@ -1,4 +1,4 @@
-"""What becomes of documents that are longer than a row, where documents are kept whole."""
+"""Treatment of documents that are longer than a row, where documents are kept whole."""
 
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ def fit_samples(samples: list[Sample], sequence_len: int, overlong: Overlong | N
 
 
 def is_long(sample: Sample, sequence_len: int) -> bool:
-    """Whether a side has more tokens than a row."""
+    """Return whether a side has more tokens than a row."""
     rejected = 0 if sample.rejected_ids is None else len(sample.rejected_ids)
     return max(len(sample.ids), rejected) > sequence_len
 

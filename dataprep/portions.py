@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from headrace.dataprep.blocks import count_tokens
 from headrace.dataprep.row_choice import permute_keys
 from headrace.dataprep.row_limits import row_tokens
+from headrace.dataprep.row_tables import count_tokens
 from headrace.dataprep.runs import Spool
 from headrace.dataprep.shard_writer import Target, count_trained
 from headrace.dataprep.workspace import read_marker, rows_path, write_marker
@@ -50,7 +50,7 @@ class Portion:
         return f"portion-{self.number:06d}.{self.split}"
 
     def work_key(self, rekeying: "Rekeying") -> str:
-        """What its rows depend on: the shard's content, but not where it lies."""
+        """Return the key of its rows: it depends on the shard's content, but not on its path."""
         return fingerprint([asdict(self) | {"path": ""}, asdict(rekeying)])
 
 
@@ -71,7 +71,7 @@ class Rekeying:
 
 
 class SourceCounts(BaseModel):
-    """What is taken of one source."""
+    """Counts of the rows taken of one source."""
 
     rows: int = 0
     tokens: int = 0
@@ -112,7 +112,7 @@ class TakenGroup:
 def plan_portions(
     directories: Sequence[Path], manifests: Sequence[Manifest], weights: Sequence[float] | None
 ) -> list[Portion]:
-    """What to read: all rows, or of train those with the lowest keys, to the share of the weight.
+    """Plan the rows to read: all, or the train rows with the lowest keys, to the weight's share.
 
     Keys are hashes, so the lowest of them are a random sample.
     """

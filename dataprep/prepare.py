@@ -87,7 +87,7 @@ def prepare(
             documents are refused.
         KeyboardInterrupt: stopped by Ctrl-C, after one line; the same call continues.
     """
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)
     job = build_job(config)
     inputs = find_inputs(job.config)
     inputs_key = inputs_fingerprint(job.config, inputs)
@@ -199,7 +199,7 @@ def run_tasks(
     if len(todo) < len(tasks):
         done = len(tasks) - len(todo)
         logger.info("%s: %d of %d tasks are done already", job.output, done, len(tasks))
-    title = "pack    " if job.corpus else "tokenise"
+    title = "pack    " if job.corpus else "tokenize"
     with TaskBar(console, title, job.output, todo) as bar:
         for task, stats in engine.run(partial(run_task, job), todo):
             sums[task.source.name].add(stats)
@@ -210,7 +210,7 @@ def run_tasks(
 def plan_splits(
     job: Job, tasks: list[Task], total: TaskStats, cuts: RowCuts
 ) -> list[tuple[Runs, int]]:
-    """Where the rows of each split lie, and its shards: in evaluation as many as its size needs."""
+    """Return the rows of each split and its number of shards, in evaluation by its size."""
     if not total.rows.get(TRAIN):
         if cuts.tops:
             raise DataError("max_rows and max_tokens leave no train row; raise them")
@@ -230,7 +230,7 @@ def plan_splits(
 
 
 def shard_target(job: Job) -> Target:
-    """How the shards are written."""
+    """Return the target that shards are written to."""
     rows_in_group = max(1, job.config.row_group_tokens // job.config.sequence_len)
     return Target(job.space, job.config.kind, rows_in_group)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from headrace.dataprep.csv_records import read_csv
 from headrace.dataprep.json_records import Wanted, read_json_list, read_lines
 from headrace.dataprep.records import Record, Reject, decode, refuse_large
-from headrace.dataprep.streams import Place, read_all, split_range
+from headrace.dataprep.streams import BOM, Place, read_all, split_range
 from headrace.dataprep.table_records import read_arrow, read_parquet
 from headrace.dataprep.tasks import DELIMITERS, Columns, Piece
 from headrace.schemas.source_config import SourceConfig
@@ -44,7 +44,9 @@ def read_text(source: SourceConfig, piece: Piece, limit: int) -> Iterator[Record
     path = piece.file.path
     pieces: Iterator[tuple[Place, bytes | None]]
     if source.separator is None:
-        pieces = iter([(Place(path, 0, 0), read_all(path, limit))])
+        content = read_all(path, limit)
+        whole = None if content is None else content.removeprefix(BOM)
+        pieces = iter([(Place(path, 0, 0), whole)])
     else:
         separator = source.separator.encode()
         pieces = split_range(path, separator, piece.start, piece.end, limit)

@@ -7,7 +7,7 @@ from headrace.dataprep.job import Job
 from headrace.dataprep.task_stats import TaskStats, add_stats
 from headrace.dataprep.workspace import REJECTS_NAME, rejects_path
 from headrace.schemas.errors import DataError
-from headrace.schemas.publish import rename_durably
+from headrace.schemas.publish import open_atomic
 
 SHOWN_REJECTS = 3
 
@@ -16,12 +16,10 @@ def collect_rejects(job: Job, tasks: int) -> None:
     """One file of all refused documents, in input order."""
     path = job.output / REJECTS_NAME
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as target:
+    with open_atomic(path) as target:
         for task in range(tasks):
             with rejects_path(job.output, task).open("rb") as source:
                 shutil.copyfileobj(source, target)
-    rename_durably(temporary, path)
 
 
 def check_rejects(job: Job, by_source: dict[str, TaskStats]) -> None:
@@ -45,6 +43,12 @@ def check_sources(job: Job, by_source: dict[str, TaskStats]) -> None:
     """Each source must have given a document, and kept one."""
     for source in job.config.sources:
         stats = by_source[source.name]
+        if not stats.documents and stats.rejected:
+            raise DataError(
+                f'source "{source.name}": all {stats.rejected} documents of {source.path} are '
+                f"refused ({named_counts(stats.rejects)}); all are in {job.output / REJECTS_NAME}; "
+                "repair them, set the fields of the source, or remove it"
+            )
         if not stats.documents:
             raise DataError(
                 f'source "{source.name}": no documents in {source.path}; '

@@ -26,11 +26,12 @@ PACKAGES = {"abfs": "adlfs", "az": "adlfs"}
 ANSWER_SECONDS = 60
 HTTP_TRIES = 4
 HTTP_BUFFER = 1 << 20
+MOST_DIGITS = 18  # of a file's size
 HF_EXPORT = "hf://datasets/{name}@refs/convert/parquet/{config}/{split}/*.parquet"
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a URL, or the name of a data set on Hugging Face's hub."""
+    """Return whether a path is a URL, or the name of a data set on Hugging Face's hub."""
     return "://" in path or path.startswith("hf:")
 
 
@@ -61,7 +62,7 @@ def split_query(pattern: str) -> tuple[str, str]:
 
 
 def fits(path: str, pattern: str) -> bool:
-    """Whether a path fits a glob in which `**` crosses folders and `*` does not."""
+    """Return whether a path matches a glob in which `**` crosses folders and `*` does not."""
     parts, wanted = path.split("/"), pattern.split("/")
 
     @functools.cache
@@ -108,7 +109,7 @@ def expand_name(pattern: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
-    """Who reads a URL, and what the file is called there."""
+    """Return the file system that reads a URL, and the file's path in it."""
     scheme = path.partition("://")[0]
     if scheme in ("gs", "gcs"):
         return ask(path, lambda: open_google(path, ANSWER_SECONDS))
@@ -126,7 +127,7 @@ def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 class CheckedHandler(pafs.FSSpecHandler):
-    """What fsspec opens, with files whose errors are all OSError."""
+    """Handler of fsspec's file systems whose files raise only OSError."""
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """A file readable from any byte."""
@@ -183,7 +184,7 @@ def ask(path: str, question: Callable[[], ResultT]) -> ResultT:
 
 
 def is_http(path: str) -> bool:
-    """Whether a URL is one of the web."""
+    """Return whether a URL is an HTTP one."""
     return path.startswith(("http://", "https://"))
 
 
@@ -191,13 +192,18 @@ def http_size(url: str) -> tuple[int, int]:
     """Size and time of the last change of a file on a web server."""
     with ask(url, lambda: request_range(url, 0, 0)) as reply:
         size = reply.headers.get("Content-Range", "").rpartition("/")[2]
-        date = email.utils.parsedate_to_datetime(reply.headers.get("Last-Modified") or EPOCH)
-    if not size.isdecimal():
+        changed = modified(reply.headers.get("Last-Modified"))
+    if not size.isdecimal() or len(size) > MOST_DIGITS:
         raise DataError(f"{url}: the server gives no byte ranges; download the file and name it")
-    return int(size), int(date.timestamp()) * 10**9
+    return int(size), changed
 
 
-EPOCH = "Thu, 01 Jan 1970 00:00:00 GMT"
+def modified(date: str | None) -> int:
+    """Return a `Last-Modified` header in nanoseconds; 0 where it is missing or no date."""
+    try:
+        return int(email.utils.parsedate_to_datetime(date or "").timestamp()) * 10**9
+    except (ValueError, OverflowError):
+        return 0
 
 
 def request_range(url: str, first: int, last: int) -> Any:
@@ -231,7 +237,7 @@ class HttpFile(SeekableFile):
         if last < self.position:
             return 0
         with request_range(self.url, self.position, last) as reply:
-            data = reply.read()
+            data = reply.read(last - self.position + 2)  # one more shows that too much came
         if len(data) != last - self.position + 1:
             raise OSError(f"{len(data)} bytes of {last - self.position + 1} came")
         buffer[: len(data)] = data

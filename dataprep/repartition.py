@@ -47,7 +47,7 @@ from headrace.schemas.manifest import (
     read_manifest,
     write_manifest,
 )
-from headrace.schemas.publish import rename_durably, write_atomic
+from headrace.schemas.publish import open_atomic, write_atomic
 from headrace.schemas.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 
 TOKENS_IN_EVALUATION_FILE = 1 << 26
@@ -168,16 +168,14 @@ def check_outside(blend: Blend) -> None:
 
 
 def join_rejects(inputs: Inputs, output: Path) -> None:
-    """What the directories refused, in one file."""
+    """Join the records that the directories refused into one file."""
     path = output / REJECTS_NAME
     path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with unfinished.open("wb") as target:
+    with open_atomic(path) as target:
         for directory in inputs.directories:
             if (directory / REJECTS_NAME).is_file():
                 with (directory / REJECTS_NAME).open("rb") as source:
                     shutil.copyfileobj(source, target)
-    rename_durably(unfinished, path)
 
 
 def count_shards(blend: Blend, stats: PortionStats) -> dict[str, int]:

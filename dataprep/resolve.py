@@ -70,7 +70,7 @@ def resolve_source(source: SourceConfig, tokenizer: TokenizerSpec) -> SourceConf
 def read_template(source: SourceConfig, path: Path) -> str:
     """The template in a file."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f'source "{source.name}": chat.template = "{path}" is neither Jinja text nor a '

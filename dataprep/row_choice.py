@@ -1,4 +1,4 @@
-"""Which rows of finished tasks stay where there are limits: those with the lowest ranks."""
+"""Choice of the rows of finished tasks that stay under limits: those with the lowest ranks."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Keys = npt.NDArray[np.uint64]
 def permute_keys(keys: Keys, seed: int, *purpose: int | str) -> Keys:
     """New keys, a permutation of all 64-bit numbers: different rows never get equal ones.
 
-    Two rounds of the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) in the variant
+    Two rounds of the finalizer of SplitMix64 (Steele, Lea and Flood, 2014) in the variant
     "Mix13", each after an exclusive or with a number derived from the seed.
     """
     mixed = keys.astype(np.uint64)  # a copy
@@ -39,7 +39,7 @@ def ranks(keys: Keys, seed: int) -> Keys:
 
 @dataclass(frozen=True)
 class RowCuts:
-    """For tasks up to each number of `ends`, the rank of `tops` from which on rows are left out."""
+    """Limits on ranks: in tasks up to each of `ends`, rows of ranks from `tops` on are dropped."""
 
     seed: int
     ends: tuple[int, ...] = ()

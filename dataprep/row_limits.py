@@ -56,7 +56,7 @@ class Cut(NamedTuple):
 
 
 def limited(config: PrepareConfig) -> bool:
-    """Whether the config has limits of rows or tokens."""
+    """Return whether the config limits rows or tokens."""
     parts: list[PrepareConfig | SourceConfig] = [config, *config.sources]
     return any(limits_of(part) != (None, None) for part in parts)
 
@@ -69,7 +69,7 @@ def limits_of(part: PrepareConfig | SourceConfig) -> tuple[int | None, int | Non
 def limit_rows(
     job: Job, tasks: list[Task], by_source: dict[str, TaskStats], engine: Engine
 ) -> tuple[RowCuts, dict[str, TaskStats]]:
-    """Which rows stay, and the counts of each source with the others taken out of them.
+    """Return the cuts that limits make, and the counts of each source without the rows cut off.
 
     Raises:
         DataError: a limit leaves no row of a source.
@@ -100,7 +100,7 @@ def limit_rows(
 
 
 def cut_source(job: Job, tasks: list[Task], source: SourceConfig, engine: Engine) -> Cut:
-    """Which rows of one source stay by its own limits."""
+    """Find the cut that one source's own limits make."""
     items = [Item(task.number, ALL) for task in tasks if task.source.name == source.name]
     count = partial(count_ranks, job, items, engine)
     return find_cut(count, source, f"max_{{}} of {source.name}")
@@ -203,7 +203,7 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def below(rank: npt.NDArray[np.uint64], top: int) -> npt.NDArray[np.bool_]:
-    """Which ranks are lower than `top`, which may be above all of them."""
+    """Mark the ranks that are lower than `top`, which may be above all of them."""
     return np.ones(len(rank), np.bool_) if top >= ALL else rank < np.uint64(top)
 
 

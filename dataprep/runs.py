@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from headrace.dataprep.blocks import sort_rows
 from headrace.dataprep.row_choice import RowCuts, ranks
+from headrace.dataprep.row_tables import sort_rows
 from headrace.dataprep.workspace import Workspace, rows_path, work_folder
 
 KEYS = 1 << 64
@@ -31,13 +31,13 @@ def cut_keys(keys: KeyRange, parts: int) -> list[KeyRange]:
 
 
 def overlapping(parts: list[KeyRange], keys: KeyRange) -> range:
-    """Which of some adjoining ranges, in order, have keys in common with `keys`."""
+    """Return those of some adjoining, ordered ranges that have keys in common with `keys`."""
     lows = [low for low, _ in parts]
     return range(max(0, bisect_right(lows, keys[0]) - 1), bisect_left(lows, keys[1]))
 
 
 def parts_of(tokens: int) -> int:
-    """In how many parts to gather rows of so many tokens, so that each fits in memory."""
+    """Return the number of parts in which to gather so many tokens, so that each fits in memory."""
     return max(1, -(-tokens // GATHERED_TOKENS))
 
 
@@ -77,7 +77,7 @@ class Spool:
 
 @dataclass(frozen=True)
 class Runs:
-    """All rows of one split, as the files of one level.
+    """Sorted files of one level that hold all rows of one split.
 
     Level 0 has a file for each task, in which each batch is sorted. A file of a higher level has
     the rows of one of `groups` groups of tasks, in one of `ranges` equal ranges of keys, sorted

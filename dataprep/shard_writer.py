@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headrace.dataprep.blocks import count_tokens, sides
 from headrace.dataprep.fast_tokenizer import close_tokenizers
+from headrace.dataprep.row_tables import count_tokens, sides
 from headrace.dataprep.runs import ALL_KEYS, Runs, cut_keys, parts_of
 from headrace.dataprep.workspace import Workspace, read_marker, write_marker
 from headrace.schemas.fingerprint import file_sha256, fingerprint
@@ -58,7 +58,7 @@ class ShardPlan:
 
 
 def shard_key(target: Target, plan: ShardPlan) -> str:
-    """What the shard's bytes depend on."""
+    """Return the key of the work that decides the shard's bytes."""
     return fingerprint([plan.runs.work_key, plan.count, target.rows_in_group])
 
 
@@ -154,7 +154,7 @@ def count_trained(rows: pa.Table) -> int:
 
 
 def count_marked(ids: pa.ChunkedArray, mask: pa.ChunkedArray) -> int:
-    """All tokens of rows without a mask, the marked ones of rows with one."""
+    """Count all tokens of rows without a mask, and the marked ones of rows with one."""
     unmasked = ids if mask.null_count == len(mask) else ids.filter(pc.is_null(mask))
     marked = sum(pc.sum(chunk.flatten()).as_py() or 0 for chunk in mask.chunks)
     return sum(len(chunk.flatten()) for chunk in unmasked.chunks) + marked

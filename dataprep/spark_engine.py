@@ -106,7 +106,7 @@ def default_partitions(context: SparkContext, items: int) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """What every executor is told: the function, all items, and what relative paths start from."""
+    """Work that every executor is told: the function, all items, the folder of relative paths."""
 
     function: Callable[[Any], Any]
     items: tuple[Any, ...]
@@ -192,7 +192,7 @@ class SparkJob:
 def run_items(
     work: Broadcast[Work], finished: Accumulator[list[Any]], batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    """On an executor: call the function on the items with these numbers. Yields nothing."""
+    """Call the function, on an executor, on the items with these numbers. Yields nothing."""
     use_one_thread()
     if Path(work.value.working_directory).is_dir():
         os.chdir(work.value.working_directory)

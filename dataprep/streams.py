@@ -1,6 +1,7 @@
 """Bytes of input files: decompressed as they are read, cut at separators in passing."""
 
 import functools
+import lzma
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +11,13 @@ import pyarrow as pa
 from headrace.dataprep.remote import is_remote, open_remote
 from headrace.schemas.errors import DataError
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 1 << 20
 
 
 class Place(NamedTuple):
-    """Where a record begins: `line` newlines after (decompressed) byte `start` of `file`."""
+    """Position of a record's begin: `line` newlines after (decompressed) byte `start` of `file`."""
 
     file: str
     start: int
@@ -27,7 +29,7 @@ class Place(NamedTuple):
 
 
 def compression(path: str) -> str | None:
-    """How a file is compressed, by its name."""
+    """Return the compression of a file, by its name."""
     return COMPRESSIONS.get(Path(without_query(path)).suffix.lower())
 
 
@@ -38,11 +40,18 @@ def without_query(path: str) -> str:
 
 def open_bytes(path: str) -> pa.NativeFile:
     """A readable stream of a file's decompressed bytes."""
-    if not is_remote(path):
-        return pa.input_stream(path, compression=compression(path))
     kind = compression(path)
-    stream = open_remote(path)
-    return stream if kind is None else pa.CompressedInputStream(stream, kind)
+    if not is_remote(path) and kind != "xz":
+        return pa.input_stream(path, compression=kind)
+    stream = open_random(path)
+    return stream if kind is None else decompressed(stream, kind)
+
+
+def decompressed(stream: pa.NativeFile, kind: str) -> pa.NativeFile:
+    """The bytes that a compressed stream holds, as a stream."""
+    if kind == "xz":  # Arrow has no such codec
+        return pa.PythonFile(lzma.LZMAFile(stream), mode="r")
+    return pa.CompressedInputStream(stream, kind)
 
 
 def read_chunk(stream: pa.NativeFile, path: str, size: int) -> bytes:
@@ -53,7 +62,7 @@ def read_chunk(stream: pa.NativeFile, path: str, size: int) -> bytes:
     """
     try:
         return bytes(stream.read(size))
-    except OSError as error:
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise DataError(f"{path}: cannot be read to its end ({error}); replace the file") from None
 
 
@@ -89,26 +98,47 @@ def lines_before(path: str, offset: int) -> int:
 
 
 def split_range(
-    path: str, separator: bytes, start: int, end: int | None, limit: int
+    path: str, separator: bytes, start: int, end: int | None, limit: int, blanks: bool = True
 ) -> Iterator[tuple[Place, bytes | None]]:
     """The records of a file whose first byte lies in [start, end), without their separators.
 
     Ranges that tile a file give the records of the whole file, each once. What follows the last
     separator is a record unless it is empty. None stands for a record of more than `limit` bytes.
 
+    A byte order mark at the file's start belongs to no record.
+
     Args:
         start, end: bytes; only uncompressed files may start elsewhere than at 0 or have an end.
+        blanks: give empty records too. Without them a file of line ends alone is read at the
+            speed of the disk.
     """
     if start:
-        start = first_record(path, separator, start)
+        start = first_record(path, separator, start, end)
     with open_bytes(path) as stream:
         if start:
             stream.seek(start)
-        yield from split_stream(stream, path, separator, start, end, limit)
+        records = split_stream(stream, path, separator, start, end, limit, blanks)
+        yield from records if start else without_mark(records)
+
+
+def without_mark(
+    records: Iterator[tuple[Place, bytes | None]],
+) -> Iterator[tuple[Place, bytes | None]]:
+    """The records of a whole file, the first without a byte order mark."""
+    for place, data in records:
+        yield place, data.removeprefix(BOM) if data is not None else None
+        break
+    yield from records
 
 
 def split_stream(
-    stream: pa.NativeFile, path: str, separator: bytes, start: int, end: int | None, limit: int
+    stream: pa.NativeFile,
+    path: str,
+    separator: bytes,
+    start: int,
+    end: int | None,
+    limit: int,
+    blanks: bool,
 ) -> Iterator[tuple[Place, bytes | None]]:
     """Records from the stream's position `start` on, up to the last that begins before `end`."""
     position, line, rest = start, 0, b""
@@ -116,11 +146,21 @@ def split_stream(
     while end is None or position < end:
         # a record longer than a chunk doubles the next read, so that joining stays linear
         chunk = read_chunk(stream, path, max(CHUNK_BYTES, len(rest)))
-        records = (rest + chunk).split(separator)
+        data = rest + chunk
+        if not (blanks or dropped) and data.isspace():
+            cut = data.rfind(separator) + len(separator) if separator in data else 0
+            position += cut
+            line += data.count(b"\n", 0, cut)
+            data = data[cut:]
+        records = data.split(separator)
         rest = records.pop()
         for record in records:
             if end is not None and position >= end:
                 return
+            if not (record or blanks or dropped):
+                position += len(separator)
+                line += separator.count(b"\n")
+                continue
             large = dropped > 0 or len(record) > limit
             yield Place(path, start, line), None if large else record
             position += dropped + len(record) + len(separator)
@@ -136,8 +176,11 @@ def split_stream(
         yield Place(path, start, line), None if dropped + len(rest) > limit else rest
 
 
-def first_record(path: str, separator: bytes, offset: int) -> int:
-    """The first byte at or after `offset` at which a record begins; the size if none does."""
+def first_record(path: str, separator: bytes, offset: int, end: int | None = None) -> int:
+    """The first byte at or after `offset` at which a record begins; the size if none does.
+
+    One at or after `end` is of no interest: the search stops there, at any byte from `end` on.
+    """
     with open_random(path) as file:
         position = unambiguous_start(path, separator, max(0, offset - len(separator)))
         file.seek(position)
@@ -151,6 +194,8 @@ def first_record(path: str, separator: bytes, offset: int) -> int:
                     return position
             cut = max(0, len(rest) - len(separator) + 1)  # no separator begins before
             position += cut
+            if end is not None and position >= end:
+                return position
             data = rest[cut:]
         return position + len(data)
 

@@ -104,7 +104,7 @@ def to_numpy(values: pa.Array) -> Any:
 
 
 def is_numbers(kind: pa.DataType) -> bool:
-    """Whether a column holds lists of integers or booleans."""
+    """Return whether a column holds lists of integers or booleans."""
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if not lists and not pa.types.is_fixed_size_list(kind):
         return False

@@ -1,4 +1,4 @@
-"""How far running tasks are: workers leave a note after each block, and a bar reads the notes."""
+"""Progress of running tasks: workers leave a note after each block, and a bar reads the notes."""
 
 import threading
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ from rich.console import Console
 from headrace.dataprep.console_report import progress_bar
 from headrace.dataprep.tasks import Task
 from headrace.dataprep.workspace import Workspace, work_folder
+from headrace.schemas.publish import create_file
 
 POLL_SECONDS = 0.5
 BYTES_IN_TOKEN = 3.5  # until a task is finished
 
 
 def note_path(output: Path, task: int) -> Path:
-    """What a running task has done so far."""
+    """Return the path of a running task's note."""
     return work_folder(output) / f"task-{task:06d}.progress"
 
 
@@ -23,7 +24,8 @@ def write_note(space: Workspace, task: int, documents: int, tokens: int) -> None
     """Leave a note; it decides nothing but the bar."""
     path = note_path(space.output, task)
     unfinished = space.temporary(path)
-    unfinished.write_text(f"{documents} {tokens}")
+    with create_file(unfinished) as file:
+        file.write(f"{documents} {tokens}".encode())
     unfinished.replace(path)
 
 

@@ -29,7 +29,7 @@ def finished_task(job: Job, task: Task) -> TaskStats | None:
 
 
 def run_task(job: Job, task: Task) -> TaskStats:
-    """Read, tokenise, pack and write one task; what it leaves depends on its arguments alone.
+    """Read, tokenize, pack and write one task; what it leaves depends on its arguments alone.
 
     Raises:
         DataError: an input is damaged, or changed since the work was planned.
@@ -60,7 +60,7 @@ def run_task(job: Job, task: Task) -> TaskStats:
 
 
 def process_blocks(job: Job, task: Task) -> Iterator[BlockRows]:
-    """The rows of each block of a task, from its input, or tokenised already to find duplicates."""
+    """The rows of each block of a task, from its input, or tokenized already to find duplicates."""
     if isinstance(task, MixedTask):
         yield from mixed_blocks(job, task)
         return

@@ -1,4 +1,4 @@
-"""What finished tasks counted, and how it becomes the manifest's sources and token ledger."""
+"""Counts of finished tasks, and the manifest's sources and token ledger made of them."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""How the inputs are cut: a task is what one worker gets and one marker covers."""
+"""Cutting of the inputs into tasks: a task is the work of one worker, covered by one marker."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,6 +11,7 @@ from headrace.dataprep.csv_scan import scan_csv
 from headrace.dataprep.inputs import InputFile
 from headrace.dataprep.json_scan import scan_json_list
 from headrace.dataprep.streams import (
+    BOM,
     compression,
     open_bytes,
     open_random,
@@ -151,7 +152,9 @@ def record_starts(path: str, kind: FileFormat) -> Iterator[int]:
 
 
 def file_format(source: SourceConfig, file: InputFile) -> FileFormat:
-    """What is in a file, by the source's type, its name and, for `.json`, its first character."""
+    """Return the format of a file, by the source's type, its name and, for `.json`, its first
+    character.
+    """
     if source.type == "text":
         return "text"
     if source.format is not None:
@@ -164,10 +167,10 @@ def file_format(source: SourceConfig, file: InputFile) -> FileFormat:
 
 
 def begins_with_list(path: str) -> bool:
-    """Whether the first character that is not white space opens a JSON list."""
+    """Return whether the first character that is not white space opens a JSON list."""
     with open_bytes(path) as stream:
         while chunk := read_chunk(stream, path, 4096):
-            if text := chunk.removeprefix(b"\xef\xbb\xbf").lstrip():
+            if text := chunk.removeprefix(BOM).lstrip():
                 return text.startswith(b"[")
     return False
 
@@ -266,7 +269,7 @@ def find_type(kind: pa.DataType, path: str) -> pa.DataType | None:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds strings, in any of Arrow's layouts."""
+    """Return whether a column holds strings, in any of Arrow's layouts."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
     return bool(

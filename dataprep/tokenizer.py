@@ -2,11 +2,10 @@
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 
 from headrace.dataprep.chat_template import read_templates
 from headrace.schemas.errors import DataError
+from headrace.schemas.outside_text import OutsideTextError, parse_json, read_bytes, read_text
 from headrace.schemas.prepare_config import PrepareConfig, TokenizerBackend
 
 Ids = npt.NDArray[np.int32]
@@ -26,7 +26,7 @@ BATCH_BYTES = 1 << 19  # an encoding takes about 100 bytes a token until its ids
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """What a worker needs to tokenise: small, picklable, and all that decides the ids."""
+    """Everything a worker needs to tokenize: small, picklable, and all that decides the ids."""
 
     file: str = field(compare=False)  # copies of it are the same tokenizer
     file_sha256: str
@@ -69,12 +69,14 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
     path = folder / TOKENIZER_NAME
     if not path.is_file():
         raise DataError(f"{path}: not found; set tokenizer to a directory with {TOKENIZER_NAME}")
-    raw = path.read_bytes()
     added = added_tokens(config)
     try:
+        raw = read_bytes(path)
         content = add_tokens(raw, added)
         tokenizer = Tokenizer.from_str(content.decode())
-    except Exception as error:  # noqa: BLE001  the bindings raise plain Exception
+    except BaseException as error:
+        if not is_of_tokenizer(error):
+            raise
         raise DataError(f"{path}: not a tokenizer ({error}); replace the file") from None
     special = special_tokens(folder, tokenizer)
     for role, text in config.special_tokens.items():
@@ -97,6 +99,14 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         chat_templates=tuple(read_templates(folder, read_json(folder / CONFIG_NAMES[0])).items()),
         added_tokens=added,
     )
+
+
+def is_of_tokenizer(error: BaseException) -> bool:
+    """Return whether an error is one of the library's or of what it reads.
+
+    Its bindings raise plain Exception, and what its own language calls a panic, which is none.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def added_tokens(config: PrepareConfig) -> tuple[tuple[str, bool], ...]:
@@ -179,9 +189,16 @@ def special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
         for role in ROLES:
             number = values.get(f"{role}_token_id")
             number = number[0] if isinstance(number, list) and number else number
-            if isinstance(number, int):
+            if has_id(tokenizer, number):
                 found.setdefault(role, number)
     return found
+
+
+def has_id(tokenizer: Tokenizer, number: object) -> TypeGuard[int]:
+    """Return whether a number of a config is a token's; some write -1 for none."""
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 32:
+        return False
+    return tokenizer.id_to_token(number) is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -189,9 +206,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); replace the file") from None
+        values = parse_json(read_text(path))
+    except OutsideTextError as error:
+        raise DataError(f"{path}: {error}; replace the file") from None
     return values if isinstance(values, dict) else {}
 
 

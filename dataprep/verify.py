@@ -1,6 +1,5 @@
-"""Whether a shard directory is what its manifest says: every byte, row and token of it."""
+"""Check that a shard directory is as its manifest says: every byte, row and token of it."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,19 +16,24 @@ from headrace.dataprep.workspace import CONFIG_NAME, REJECTS_NAME
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.manifest import Manifest, ShardRecord, read_manifest
+from headrace.schemas.outside_text import parse_json, read_text
 from headrace.schemas.row_checks import problems_in_rows
 from headrace.schemas.shard_format import MANIFEST_NAME, shard_schema
 from headrace.schemas.shard_rows import read_row_group
 
 
 def verify(directory: Path, console: Console | None = None) -> list[str]:
-    """All problems of a shard directory, each beginning with a file's path; none if sound."""
+    """List the problems of a shard directory, each beginning with a file's path; none if sound."""
     try:
         manifest = read_manifest(directory)
     except DataError as error:
         return [str(error)]
     problems = [*check_counts(directory, manifest), *check_other_files(directory, manifest)]
-    shards = track(manifest.shards, "verify", console=console or Console(stderr=True))
+    shards = track(
+        manifest.shards,
+        "verify",
+        console=console or Console(stderr=True, markup=False, emoji=False),
+    )
     for shard in shards:
         problems += check_shard(directory / shard.file, shard, manifest)
     return problems
@@ -69,7 +73,7 @@ def check_other_files(directory: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def parquet_files(directory: Path) -> list[Path]:
-    """All Parquet files in order of their names, hidden and temporary ones left out."""
+    """List the Parquet files in order of their names, hidden and temporary ones left out."""
     return [
         path
         for path in sorted(directory.rglob("*.parquet"))
@@ -80,7 +84,7 @@ def parquet_files(directory: Path) -> list[Path]:
 def check_settings(path: Path, manifest: Manifest) -> Iterator[str]:
     """The saved config against the manifest's fingerprint."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         yield f"{path}: cannot be read ({error})"
         return
@@ -89,7 +93,7 @@ def check_settings(path: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def check_rejects(path: Path, manifest: Manifest) -> Iterator[str]:
-    """As many rejects as the sources count."""
+    """Check that there are as many rejects as the sources count."""
     if not path.is_file():
         yield f"{path}: missing"
         return

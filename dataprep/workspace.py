@@ -1,7 +1,5 @@
 """`.work` inside the output: who holds the lock, and what finished tasks and shards left there."""
 
-import fcntl
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,7 +11,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from headrace.schemas.errors import DataError
-from headrace.schemas.publish import remove_tree, rename_durably
+from headrace.schemas.file_lock import file_lock
+from headrace.schemas.publish import create_file, remove_tree, rename_durably
 from headrace.schemas.shard_format import FILE_STEMS, REJECTS_FOLDER
 
 WORK_FOLDER = ".work"
@@ -24,7 +23,7 @@ ValueT = TypeVar("ValueT", bound=BaseModel)
 
 
 def work_folder(output: Path) -> Path:
-    """Where unfinished work lies; gone once the directory is finished."""
+    """Return the folder of unfinished work; it is gone once the directory is finished."""
     return output / WORK_FOLDER
 
 
@@ -34,7 +33,7 @@ def rows_path(output: Path, task: int, split: str) -> Path:
 
 
 def rejects_path(output: Path, task: int) -> Path:
-    """What a finished task refused, as JSONL."""
+    """Return the path of the records that a finished task refused, as JSONL."""
     return work_folder(output) / f"task-{task:06d}.rejects.jsonl"
 
 
@@ -67,12 +66,12 @@ class Workspace:
         self.scratch.mkdir()
 
     def temporary(self, path: Path) -> Path:
-        """Where one attempt writes what will be `path`."""
+        """Return the path where one attempt writes what will be `path`."""
         return self.scratch / f"{path.name}.{uuid.uuid4().hex}"
 
 
 class Marker(BaseModel):
-    """What a marker holds: the key of the work it stands for, and its result."""
+    """Content of a marker: the key of the work it stands for, and its result."""
 
     key: str
     result: object
@@ -82,7 +81,9 @@ def write_marker(space: Workspace, name: str, key: str, result: BaseModel) -> No
     """Declare a piece of work finished."""
     path = marker_path(space.output, name)
     unfinished = space.temporary(path)
-    unfinished.write_text(Marker(key=key, result=result.model_dump(mode="json")).model_dump_json())
+    marker = Marker(key=key, result=result.model_dump(mode="json"))
+    with create_file(unfinished) as file:
+        file.write(marker.model_dump_json().encode())
     rename_durably(unfinished, path)
 
 
@@ -117,22 +118,14 @@ def locked(output: Path) -> Iterator[None]:
     Raises:
         DataError: another process holds it.
     """
-    path = work_folder(output) / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode() or "unknown"
-        os.close(descriptor)
-        raise DataError(
+
+    def refusal(holder: str) -> DataError:
+        return DataError(
             f"{output}: process {holder} is preparing it; wait for it, or set another output"
-        ) from None
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        )
+
+    with file_lock(work_folder(output) / "lock", refusal):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def remove_work(output: Path) -> None:

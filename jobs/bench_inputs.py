@@ -1,4 +1,4 @@
-"""What the training benchmark trains on: a model directory without weights, and real shards."""
+"""Inputs of the training benchmark: a model directory without weights, and real shards."""
 
 import json
 from pathlib import Path

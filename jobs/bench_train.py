@@ -26,6 +26,7 @@ MODES = {  # name -> what the config has for it
     "full": "",
     "qlora": 'quantization = { backend = "bnb", double_quantization = true }',
     "hqq": 'quantization = { backend = "hqq" }',
+    "fp8": 'quantization = { backend = "fp8" }',
 }
 PEERS = ("RecvActivation", "RecvGrad", "SendActivation", "SendGrad")
 CONFIG = """\

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def is_our_bug(error: Exception) -> bool:
-    """Whether a module is missing that no extra brings."""
+    """Return whether a module is missing that no extra brings."""
     return isinstance(error, ModuleNotFoundError) and root_name(error) not in TRAIN_EXTRA
 
 

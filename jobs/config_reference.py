@@ -136,7 +136,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def is_list(field: FieldInfo) -> bool:
-    """Whether a table may stand several times."""
+    """Return whether a table may stand several times."""
     return type_text(field.annotation).startswith("list of")
 
 

@@ -5,8 +5,14 @@ from typing import Annotated
 
 import typer
 
-from headrace.jobs.command_options import ConfigFile, Directory, Overrides, WorkerCount
-from headrace.jobs.engines import EngineName, open_engine
+from headrace.jobs.command_options import (
+    ConfigFile,
+    Directory,
+    EngineName,
+    Overrides,
+    WorkerCount,
+    open_engine,
+)
 from headrace.schemas.manifest import Manifest
 
 app = typer.Typer()
@@ -36,10 +42,10 @@ def prepare(
 
     settings = load_config(PrepareConfig, config, overrides or [])
     if dry_run:
-        print_estimate(estimate(settings, workers), settings, Console())
+        print_estimate(estimate(settings, workers), settings, Console(markup=False, emoji=False))
         return
     with open_engine(engine, workers) as chosen:
-        prepare(settings, console=Console(), engine=chosen)
+        prepare(settings, console=Console(markup=False, emoji=False), engine=chosen)
 
 
 @app.command(
@@ -69,7 +75,7 @@ def repartition(
     shares = parse_weights(weights, len(directories)) if weights is not None else None
     blend = Blend(tuple(directories), out, shards, seed, shares)
     with open_engine(engine, workers) as chosen:
-        repartition(blend, chosen, Console())
+        repartition(blend, chosen, Console(markup=False, emoji=False))
 
 
 @app.command(epilog="Example: headrace inspect shards/demo --rows 3")
@@ -87,9 +93,9 @@ def inspect(
     from headrace.dataprep.inspection import inspect, print_rows_of_keys
 
     if row_key:
-        print_rows_of_keys(directory, row_key, Console())
+        print_rows_of_keys(directory, row_key, Console(markup=False, emoji=False))
     else:
-        inspect(directory, rows, Console())
+        inspect(directory, rows, Console(markup=False, emoji=False))
 
 
 @app.command(epilog="Example: headrace verify shards/demo")

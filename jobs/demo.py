@@ -200,7 +200,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:
-        Demo(options.model, Console()).run()
+        Demo(options.model, Console(markup=False, emoji=False)).run()
     except HeadraceError as error:
         sys.exit(f"error: {error}")
 

@@ -56,7 +56,7 @@ def fetch(output: Path = DEFAULT_OUTPUT) -> bool:
 
 
 def is_complete(output: Path) -> bool:
-    """Whether every file that the trainer and the data preparation read is there."""
+    """Return whether every file that the trainer and the data preparation read is there."""
     return all((output / name).is_file() for name in NEEDED_FILES)
 
 
@@ -92,7 +92,7 @@ def download(folder: Path) -> Path:
 
 
 def convert(gguf: Path, output: Path) -> None:
-    """Dequantise to bfloat16 and write safetensors, config, tokenizer and chat template."""
+    """Dequantize to bfloat16 and write safetensors, config, tokenizer and chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar

@@ -77,7 +77,7 @@ def received_signals() -> Iterator[list[int]]:
 
 
 def rank_environment(processes: int, port: int, nodes: Nodes | None = None) -> dict[str, str]:
-    """What torch.distributed and DeepSpeed read, less the rank itself.
+    """Return the variables that torch.distributed and DeepSpeed read, less the rank itself.
 
     Ranks of one machine talk over its loopback interface, those of several over the one that leads
     to node 0; left alone, gloo takes the one that the host name resolves to, which may lead
@@ -118,7 +118,8 @@ def start_rank(
 
 
 def die_with(launcher: int) -> Callable[[], None]:
-    """What a rank does first: ask Linux to kill it when the launcher is gone, however it went.
+    """Return a function for a rank to run first: it asks Linux to kill it when the launcher is
+    gone. It also ignores SIGUSR1 until the rank has installed its handler.
 
     And not to die of a wish to save that comes before it listens.
     """

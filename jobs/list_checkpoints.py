@@ -44,7 +44,7 @@ def list_checkpoints(run: Path, console: Console | None = None) -> bool:
         except CheckpointError as error:
             problems.append(str(error))
             table.add_row(path.name, "", "", "", size, written, "damaged")
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)
     console.print(table)
     for problem in problems:
         console.print(problem, soft_wrap=True)
@@ -52,7 +52,7 @@ def list_checkpoints(run: Path, console: Console | None = None) -> bool:
 
 
 def soundness(state: RunState) -> str:
-    """Of a checkpoint whose files are as they were written."""
+    """Describe a checkpoint whose files are as they were written."""
     return "sound, weights only" if state.weights_only else "sound"
 
 

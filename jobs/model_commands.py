@@ -67,7 +67,7 @@ def control_report(
 
     from headrace.jobs.control_report import control_report
 
-    control_report(adapter, Console(), plot)
+    control_report(adapter, Console(markup=False, emoji=False), plot)
 
 
 @app.command(
@@ -106,7 +106,7 @@ def export_gguf(
     ] = "bf16",
     pre: Annotated[
         str | None,
-        typer.Option(help="llama.cpp's name of the pre-tokenizer, where it is not recognised."),
+        typer.Option(help="llama.cpp's name of the pre-tokenizer, where it is not recognized."),
     ] = None,
 ) -> None:
     """Write a model, or an adapter, as a GGUF file for llama.cpp."""

@@ -65,7 +65,7 @@ class Peer:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Return the name of the node for messages."""
         return f"node {self.node} ({self.address})"
 
 
@@ -126,7 +126,7 @@ class NodeWatch:
         self._tell(f"{HELLO} {self.nodes.rank}")
 
     def _missing(self, now: float) -> str | None:
-        """After the time for joining: who is not there."""
+        """Return the message that names absent nodes once the time for joining is over."""
         if now - self.started < JOIN_SECONDS:
             return None
         wanted = set(range(1, self.nodes.count)) if self.server else {0}

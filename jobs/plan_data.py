@@ -56,8 +56,12 @@ def plan_data(
 
 
 def follow(config: TrainConfig, inputs: Inputs, console: Console) -> list[SimulatedStep]:
-    """All steps, under a progress bar."""
-    columns = (TextColumn("reading lengths"), BarColumn(), TextColumn("{task.fields[at]}"))
+    """Simulate all steps under a progress bar."""
+    columns = (
+        TextColumn("reading lengths"),
+        BarColumn(),
+        TextColumn("{task.fields[at]}", markup=False),
+    )
     end = config.max_steps or inputs.plan.rows_in(config.epochs or 1)
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task("", total=end, at="")

@@ -11,7 +11,7 @@ from typing import Any
 from headrace.schemas.errors import DataError
 
 PATTERN = "timeline-*.jsonl"
-COLOURS = {
+COLORS = {
     "ForwardPass": "#4878a8",
     "BackwardPass": "#6aa84f",
     "OptimizerStep": "#8e63a8",
@@ -69,12 +69,12 @@ def plot_timeline(run_directory: Path, picture: Path, step: int) -> None:
             for line in steps
             if line["step"] == step
             for span in line["spans"]
-            if span["name"] in COLOURS
+            if span["name"] in COLORS
         ]
         axes.broken_barh(
             [(span["start"], span["end"] - span["start"]) for span in spans],
             (rank - 0.4, 0.8),
-            facecolors=[COLOURS[span["name"]] for span in spans],
+            facecolors=[COLORS[span["name"]] for span in spans],
             edgecolors="white",
             linewidth=0.3,
         )
@@ -82,7 +82,7 @@ def plot_timeline(run_directory: Path, picture: Path, step: int) -> None:
     axes.invert_yaxis()
     shown = {span["name"] for steps in ranks for line in steps for span in line["spans"]}
     handles = [
-        Patch(color=COLOURS[name], label=label) for name, label in LABELS.items() if name in shown
+        Patch(color=COLORS[name], label=label) for name, label in LABELS.items() if name in shown
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     figure.savefig(picture)

@@ -137,11 +137,13 @@ def plan_data(
     from headrace.schemas.train_config import TrainConfig
 
     settings = load_config(TrainConfig, config, overrides or [])
-    plan_data(settings, gpus or settings.pipeline_stages, Console(), plot, steps)
+    plan_data(
+        settings, gpus or settings.pipeline_stages, Console(markup=False, emoji=False), plot, steps
+    )
 
 
 def count_processes(gpus: int | None, pipeline_stages: int, nodes: int = 1) -> int:
-    """How many ranks to start here; checked against the stages and the GPUs there are."""
+    """Return the number of ranks to start here, checked against the stages and the GPUs here."""
     available = count_gpus()
     processes = gpus or available or -(-pipeline_stages // nodes)
     if available and processes > available:

@@ -22,7 +22,7 @@ HASH_ROUNDS = ((0x7FEB352D, 16), (0x846CA68B, 15))
 
 @dataclass(frozen=True)
 class AdamWStep:
-    """What one step is the same for all weights. `step` counts from 1."""
+    """Numbers of one optimizer step that are the same for all weights. `step` counts from 1."""
 
     lr: float
     beta1: float

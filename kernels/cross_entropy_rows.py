@@ -28,7 +28,7 @@ def cross_entropy_rows(
 
     Args:
         logits: [rows, vocabulary] bfloat16 or float32, contiguous; overwritten if `gradient`.
-        labels: [rows] int64; rows labelled `ignored` have loss and gradient 0.
+        labels: [rows] int64; rows labeled `ignored` have loss and gradient 0.
         losses: [rows] float32, written, in nats.
         logit_scale, softcap: see `linear_cross_entropy.shaped_logits`; the gradient is that of the
             logit as given.

@@ -1,14 +1,17 @@
-"""Quantised weights back to numbers.
+"""Quantized weights back to numbers.
 
 4-bit and 8-bit weights of bitsandbytes go through its own operators, which its import registers and
 which are fast. For HQQ, whose PyTorch code takes several passes, there is a kernel of ours.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
+E4M3 = torch.float8_e4m3fn
+FOUR_BIT = ("nf4", "fp4")
 HQQ_WORDS = {8: 1, 4: 2, 3: 10, 2: 4, 1: 8}  # bits -> values in a word of the packed tensor
 
 
@@ -19,32 +22,94 @@ def dequantize(
     settings: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """A weight from its quantised form, rounded to `dtype` once.
+    """A weight from its quantized form, rounded to `dtype` once.
 
     Args:
         parts, settings: by kind.
             "nf4", "fp4": packed codes and the largest magnitude of each block of settings[0]
-            values; or, with magnitudes quantised themselves, packed codes, codes of the
+            values; or, with magnitudes quantized themselves, packed codes, codes of the
             magnitudes, their table, the scales of blocks of settings[1] magnitudes, the mean.
             "int8": [outputs, inputs] int8 and the largest magnitude of each row, whose code is
             settings[0], 127.
             "hqq": packed codes, scales and zeros; settings are bits and axis.
+            "fp8": [outputs, inputs] e4m3 and the scale of each row.
         shape: of the weight.
     """
     if kind == "hqq":
         return dequantize_hqq(parts[0], parts[1], parts[2], settings[0], settings[1], shape, dtype)
+    if kind == "fp8":
+        codes, scales = parts
+        return (codes.float() * scales.unsqueeze(1)).to(dtype)
     if kind == "int8":
         codes, magnitudes = parts
         return (codes * (magnitudes / settings[0]).unsqueeze(1)).to(dtype)
-    magnitudes = parts[1]
-    if len(parts) > 2:
-        _, codes, table, scales, mean = parts
-        operator = torch.ops.bitsandbytes.dequantize_blockwise.default
-        magnitudes = operator(codes, scales, table, settings[1], torch.float32) + mean
     weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
-        parts[0], magnitudes, settings[0], kind, shape, dtype
+        parts[0], _block_scales(parts, settings), settings[0], kind, shape, dtype
     )
     return weight
+
+
+def e4m3(
+    parts: Sequence[Tensor],
+    kind: str,
+    shape: Sequence[int],
+    settings: Sequence[int],
+    scales: Tensor,
+    *,
+    transposed: bool,
+) -> Tensor:
+    """Return a weight over its rows' scales, in e4m3.
+
+    Args:
+        parts, kind, shape, settings: see `dequantize`.
+        scales: [outputs] float32.
+        transposed: return [inputs, outputs].
+    """
+    if kind == "fp8":
+        return transposed_bytes(parts[0]) if transposed else parts[0]
+    if not scales.is_cuda:
+        weight = dequantize(parts, kind, shape, settings, torch.float32)
+        codes = (weight / scales.unsqueeze(1)).to(E4M3)
+        return codes.t().contiguous() if transposed else codes
+    from headrace.kernels.dequantize_e4m3_triton import four_bit_e4m3, scaled_e4m3
+
+    if kind in FOUR_BIT and shape[1] % settings[0] == 0:
+        table = _four_bit_table(kind, scales.device)
+        blocks = _block_scales(parts, settings)
+        return four_bit_e4m3(
+            parts[0], blocks, table, settings[0], shape, scales, transposed=transposed
+        )
+    weight = dequantize(parts, kind, shape, settings, torch.bfloat16)
+    return scaled_e4m3(weight, scales, transposed=transposed)
+
+
+def transposed_bytes(codes: Tensor) -> Tensor:
+    """Return `codes.T`, of one byte each, laid out row by row."""
+    if codes.is_cuda:
+        from headrace.kernels.transpose_triton import transpose_bytes
+
+        return transpose_bytes(codes.view(torch.uint8)).view(codes.dtype)
+    return codes.t().contiguous()
+
+
+def _block_scales(parts: Sequence[Tensor], settings: Sequence[int]) -> Tensor:
+    """Return the largest magnitude of each block of a 4-bit weight, float32."""
+    if len(parts) == 2:
+        return parts[1]
+    _, codes, table, scales, mean = parts
+    operator = torch.ops.bitsandbytes.dequantize_blockwise.default
+    found: Tensor = operator(codes, scales, table, settings[1], torch.float32) + mean
+    return found
+
+
+@cache
+def _four_bit_table(kind: str, device: torch.device) -> Tensor:
+    """Return [16] float32: what each 4-bit code stands for, by bitsandbytes itself."""
+    codes = torch.arange(16, dtype=torch.uint8, device=device) * 16
+    one = torch.ones(1, device=device)
+    operator = torch.ops.bitsandbytes.dequantize_4bit.default
+    values: Tensor = operator(codes.view(-1, 1), one, 64, kind, (32,), torch.float32)
+    return values.flatten()[::2].contiguous()
 
 
 def dequantize_hqq(

@@ -1,8 +1,8 @@
-"""A linear layer over a frozen quantised weight, with the gradient of its input.
+"""A linear layer over a frozen quantized weight, with the gradient of its input.
 
-The weight is dequantised once in the forward pass and once in the backward pass, and is gone when
-either is done: what is kept for the backward pass are the quantised parts alone, which the layer
-holds anyway. Operators that torch cannot look into keep a compiler from holding the dequantised
+The weight is dequantized once in the forward pass and once in the backward pass, and is gone when
+either is done: what is kept for the backward pass are the quantized parts alone, which the layer
+holds anyway. Operators that torch cannot look into keep a compiler from holding the dequantized
 weight of the forward pass for the backward pass, as it would where it sees one expression twice.
 """
 
@@ -30,7 +30,7 @@ def frozen_linear(
     Args:
         x: [..., inputs]; bias: [outputs], frozen as well.
         parts, kind, shape, settings: see `dequantize.dequantize`.
-        threshold: with kind "int8", also quantise x row by row and multiply in integers, except for
+        threshold: with kind "int8", also quantize x row by row and multiply in integers, except for
             columns with a magnitude above it (0: none), as LLM.int8() does. None: as all others.
 
     Source: https://arxiv.org/abs/2208.07339 for the threshold.

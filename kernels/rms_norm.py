@@ -1,4 +1,4 @@
-"""Root mean square normalisation (B. Zhang and R. Sennrich, 2019, arXiv:1910.07467)."""
+"""Root mean square normalization (B. Zhang and R. Sennrich, 2019, arXiv:1910.07467)."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def rms_norm(
     Args:
         x: [..., columns]; weight: [columns].
         offset: added to the weight; Gemma's weights are held less 1.
-        rounds_first: the normalised x is rounded to its type before it meets the weight, and the
+        rounds_first: the normalized x is rounded to its type before it meets the weight, and the
             result has the wider of both types, as Llama has it. Else only the result is rounded, to
             the type of x, as in Gemma and OLMo 2.
         triton: one kernel forward and one backward; a weight that needs no gradient costs none.

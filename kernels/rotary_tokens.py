@@ -23,7 +23,7 @@ def rotary_tokens(
 def _turn(
     query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, back: bool
 ) -> tuple[Tensor, Tensor]:
-    """By the angle of each token, or back by it. Heads may lie anywhere."""
+    """Rotate query and key by the angle of each token, or back by it. Heads may lie anywhere."""
     query = query if query.stride(-1) == 1 else query.contiguous()
     key = key if key.stride(-1) == 1 else key.contiguous()
     turned = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key)]

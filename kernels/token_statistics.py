@@ -1,4 +1,4 @@
-"""What can be said of each token's logits beside its loss, without keeping them."""
+"""Statistics of each token's logits beside its loss, computed without keeping the logits."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class TokenStatistics:
 
     @classmethod
     def empty(cls, tokens: int, device: torch.device) -> "TokenStatistics":
-        """To be filled in."""
+        """Allocate statistics whose values are not set yet."""
         entropy = torch.empty(tokens, dtype=torch.float32, device=device)
         return cls(entropy, torch.empty(tokens, dtype=torch.int32, device=device))
 
@@ -30,7 +30,7 @@ class TokenStatistics:
 
     @torch.no_grad()
     def fill(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """In plain torch: the Triton kernel's twin.
+        """Compute the statistics in plain torch: the twin of the Triton kernel.
 
         Args:
             logits: [tokens, vocabulary] float32.

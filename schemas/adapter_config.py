@@ -1,4 +1,4 @@
-"""What `headrace train` trains: `[adapter]`."""
+"""The `[adapter]` table: the weights that `headrace train` trains."""
 
 from typing import Literal
 

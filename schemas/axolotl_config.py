@@ -32,7 +32,7 @@ class CustomType(Config):
 
 
 def name_or_table(value: object) -> str:
-    """Which of the two a `type` is, so that its mistakes are described as such."""
+    """Return the tag of the union's member that a `type` belongs to, so that errors name it."""
     return "<table>" if isinstance(value, dict | CustomType) else "<name>"
 
 
@@ -140,10 +140,10 @@ class AxolotlConfig(Config):
 
     @property
     def gives_pairs(self) -> bool:
-        """Whether rows have a chosen and a rejected answer."""
+        """Return whether rows have a chosen and a rejected answer."""
         return type_gives_pairs(self.rl, self.type)
 
 
 def type_gives_pairs(rl: object, kind: object) -> bool:
-    """Whether rows of a type have a chosen and a rejected answer."""
+    """Return whether rows of a type have a chosen and a rejected answer."""
     return rl is not None or kind in ("orpo.chat_template", "bradley_terry.chat_template")

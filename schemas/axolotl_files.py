@@ -1,4 +1,4 @@
-"""Where the rows of an entry of Axolotl's `datasets:` lie: files, folders, names on the hub."""
+"""Files, folders and names on the hub that an entry of Axolotl's `datasets:` may refer to."""
 
 import glob
 import re
@@ -52,5 +52,5 @@ def folder_files(folder: Path, split: str) -> list[str]:
 
 
 def has_word(text: str, words: tuple[str, ...]) -> bool:
-    """Whether one of some words stands alone in a file's name."""
+    """Return whether one of some words stands alone in a file's name."""
     return bool({*re.split(r"[^a-z]+", text.lower())} & {*words})

@@ -15,6 +15,7 @@ from headrace.schemas.axolotl_config import AxolotlConfig
 from headrace.schemas.axolotl_files import LOADERS, find_files
 from headrace.schemas.config_errors import Location, describe, key_location
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.outside_text import MOST_YAML_BYTES, OutsideTextError, parse_yaml, read_text
 
 SUFFIXES = (".yaml", ".yml")
 BLOCKS = {"datasets": "auto", "pretraining_dataset": "auto", "test_datasets": "evaluation"}
@@ -75,7 +76,7 @@ def expand_axolotl(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_yaml(source: Any) -> bool:
-    """Whether an unchecked source is an Axolotl YAML file."""
+    """Return whether an unchecked source is an Axolotl YAML file."""
     if not isinstance(source, dict) or source.get("type") != "axolotl":
         return False
     path = source.get("path")
@@ -88,15 +89,12 @@ class AxolotlFile:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            self.values = yaml.safe_load(text)
-            self.tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        except (OSError, UnicodeDecodeError) as error:
+            self.values, self.tree = parse_yaml(read_text(Path(path), MOST_YAML_BYTES))
+        except OutsideTextError as error:
+            line = f":{error.line}" if error.line else ""
+            raise ConfigError(f"{path}{line}: {error}") from None
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: cannot be read ({error})") from None
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            line = f":{mark.line + 1}" if mark else ""
-            raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
         if not isinstance(self.values, dict):
             raise ConfigError(f"{path}: not an Axolotl config; it must hold keys and values")
         for key, reason in REFUSED.items():

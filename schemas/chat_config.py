@@ -8,7 +8,7 @@ from headrace.schemas.toml_config import Config, Text
 
 
 class ChatConfig(Config):
-    """How conversations are written as text, and which turns are trained."""
+    """Options that decide how conversations are rendered as text and which turns are trained."""
 
     field: Text | None = Field(
         None,
@@ -45,7 +45,7 @@ class ChatConfig(Config):
 
 
 class PreferenceConfig(Config):
-    """Where the two answers of a pair are."""
+    """Names of the fields that hold the prompt and the two answers of a pair."""
 
     prompt: Text = Field(
         "prompt", description="Field with what both answers follow: a text or messages."

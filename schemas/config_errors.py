@@ -1,4 +1,4 @@
-"""What pydantic says about a config, as one line each: file, line, what was seen, what to do."""
+"""Pydantic's errors about a config as one line each: file, line, value seen, remedy."""
 
 import difflib
 import json
@@ -28,6 +28,8 @@ SYNONYMS = {
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
     "lora_r": "rank",
+    "lora_rank": "rank",
+    "lora_target_modules": "target_modules",
     "max_grad_norm": "gradient_clipping",
     "max_seq_length": "sequence_len",
     "micro_batch_size_per_gpu": "micro_batch_size",
@@ -74,13 +76,13 @@ def describe_errors(
 
 
 def is_wrong_type(detail: ErrorDetails) -> bool:
-    """Whether the value is of another type than the key, or not one of its choices."""
+    """Return whether the value has another type than the key, or is not one of its choices."""
     kind = detail["type"]
     return kind.endswith("_type") or kind in {"int_from_float", "literal_error"}
 
 
 def describe(model: type[BaseModel], location: Location, detail: ErrorDetails) -> str:
-    """What is wrong at one location."""
+    """Return the message for one error, without its file and line."""
     key = dotted(location)
     kind = detail["type"]
     if kind == "extra_forbidden":
@@ -139,7 +141,7 @@ def key_lines(text: str) -> dict[Location, int]:
         statement, start = (f"{statement}\n{line}", start) if statement else (line, number)
         try:
             values = tomllib.loads(statement)
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             continue
         if statement.lstrip().startswith("["):
             table = open_table(values, last_index)

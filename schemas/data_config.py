@@ -1,16 +1,18 @@
-"""What `headrace train` reads, and how: `[[datasets]]`, `[[evaluation_datasets]]`, `[loader]`."""
+"""The tables that name what `headrace train` reads, and how: `[[datasets]]`,
+`[[evaluation_datasets]]`, `[loader]`.
+"""
 
 from typing import Literal
 
 from pydantic import Field
 
-from headrace.schemas.toml_config import Config, Text
+from headrace.schemas.toml_config import Address, Config, Text
 
 
 class DatasetConfig(Config):
     """One `[[datasets]]` table: a shard directory's train split."""
 
-    path: Text = Field(description="Shard directory, or its URL: s3://, gs://, hf://, file://.")
+    path: Address = Field(description="Shard directory, or its URL: s3://, gs://, hf://, file://.")
     weight: float = Field(
         1.0, gt=0, description='Share in the mixture, relative to the others; `"interleave"` only.'
     )
@@ -26,7 +28,7 @@ class DatasetConfig(Config):
 class EvaluationDatasetConfig(Config):
     """One `[[evaluation_datasets]]` table: a shard directory's evaluation split."""
 
-    path: Text = Field(description="Shard directory, or its URL: s3://, gs://, hf://, file://.")
+    path: Address = Field(description="Shard directory, or its URL: s3://, gs://, hf://, file://.")
     name: Text | None = Field(None, description="Name in logs. Default: the directory's name.")
     max_rows: int | None = Field(None, ge=1, description="Use only the first rows. Default: all.")
 

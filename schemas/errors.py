@@ -1,8 +1,16 @@
 """The error tree. A user's mistake raises one of these, as one line that says what to do."""
 
+from headrace.schemas.addresses import redact
+
 
 class HeadraceError(Exception):
-    """Base of all errors meant for the user: the message names file, line and remedy."""
+    """Base of all errors meant for the user: the message names file, line and remedy.
+
+    Addresses in it are shown without the credentials that they hold.
+    """
+
+    def __str__(self) -> str:
+        return redact(super().__str__())
 
 
 class ConfigError(HeadraceError):
@@ -11,6 +19,10 @@ class ConfigError(HeadraceError):
 
 class DataError(HeadraceError):
     """An input, a shard directory or a model directory is missing, damaged or does not match."""
+
+
+class OutputError(HeadraceError):
+    """A file or directory cannot be written."""
 
 
 class StorageError(HeadraceError):

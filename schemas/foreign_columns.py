@@ -67,7 +67,7 @@ def as_shard_table(
     lengths, lengths_offsets = lengths_between(starts[kept], new_offsets)
     return pa.table(
         {
-            "input_ids": as_lists(ids[kept], new_offsets, pa.int32()),
+            "input_ids": as_lists(checked_ids(ids[kept], new_offsets), new_offsets, pa.int32()),
             "loss_mask": (
                 pa.nulls(table.num_rows, pa.list_(pa.bool_()))
                 if mask is None
@@ -81,13 +81,17 @@ def as_shard_table(
 
 
 def flat(table: pa.Table, name: str) -> tuple[NDArray[Any], Offsets]:
-    """All values of a list column one after another, and where each row's begin, and the end."""
+    """Return all values of a list column one after another, and the bounds of the rows in them."""
+    if name not in table.column_names:
+        raise ValueError(f"column {name} is missing")
     column = table.column(name)
     lists = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     if lists.null_count:
         raise ValueError(f"row {pc.index(lists.is_null(), True).as_py()}: {name} is null")
     if lists.flatten().null_count:
-        raise ValueError(f"{name} holds a null")
+        place = pc.index(lists.flatten().is_null(), True).as_py()
+        row = pc.list_parent_indices(lists)[place].as_py()
+        raise ValueError(f"row {row}: {name} holds a null")
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     values = lists.flatten().to_numpy(zero_copy_only=False)
     return values, np.concatenate([[0], np.cumsum(lengths)])
@@ -208,6 +212,18 @@ def lengths_between(starts: Flags, offsets: Offsets) -> tuple[Offsets, Offsets]:
     return lengths, np.searchsorted(places, offsets)
 
 
+def checked_ids(ids: NDArray[Any], offsets: Offsets) -> NDArray[Any]:
+    """Return ids that fit into 32 bits.
+
+    Raises:
+        ValueError: one does not, or is negative; with its row.
+    """
+    if len(ids) and not (ids.min() >= 0 and ids.max() < 1 << 31):
+        place = int(np.argmax((ids < 0) | (ids >= 1 << 31)))
+        raise ValueError(f"row {row_of(offsets, place)}: id {ids[place]} cannot be one")
+    return ids
+
+
 def as_lists(values: NDArray[Any], offsets: Offsets, kind: pa.DataType) -> pa.Array:
     """A list column; ids that do not fit are an error."""
     flat_values = pa.array(values).cast(kind)
@@ -218,7 +234,10 @@ def sources(table: pa.Table, columns: ForeignColumns, source: str) -> pa.Array:
     """The source of each row."""
     if columns.source is None:
         return pa.array([source] * table.num_rows, pa.string()).dictionary_encode()
-    return pc.cast(table.column(columns.source), pa.string()).combine_chunks().dictionary_encode()
+    found = table.column(columns.source)
+    if pa.types.is_dictionary(found.type):  # each text once: not unpacked
+        return found.cast(pa.dictionary(pa.int32(), pa.string()))
+    return pc.cast(found, pa.string()).combine_chunks().dictionary_encode()
 
 
 def row_keys(
@@ -236,5 +255,5 @@ def row_keys(
 
 
 def key_seed_of(sha256: str) -> int:
-    """What the keys of a file's rows are derived from: its content."""
+    """Return the seed of the keys of a file's rows, derived from the file's content."""
     return derive_seed(0, "foreign rows", sha256)

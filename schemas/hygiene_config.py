@@ -66,5 +66,5 @@ class DeduplicateConfig(Config):
 
     @property
     def enabled(self) -> bool:
-        """Whether any duplicates are looked for."""
+        """Return whether duplicates are searched for."""
         return self.exact or self.near

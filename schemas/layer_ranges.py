@@ -21,7 +21,7 @@ def parse_layers(text: str) -> list[int]:
 
 
 def recomputed_layers(setting: str | int, layers: int) -> frozenset[int]:
-    """Which of a model's layers `activation_checkpointing` names.
+    """Return the layers that `activation_checkpointing` selects.
 
     Raises:
         ConfigError: layers that the model does not have.

@@ -2,15 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.foreign_columns import ForeignColumns
+from headrace.schemas.json_text import parse_json
+from headrace.schemas.named_files import PlainName, PlainText, check_inside, read_regular, shown
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.shard_format import MANIFEST_NAME, SHARD_FORMAT, SHARD_FORMAT_VERSION
+
+MAX_MANIFEST_BYTES = 1 << 30
+MAX_GROUP_ROWS = 1 << 24  # of one row group: it is read, and its rows are mixed, as a whole
+MAX_GROUP_TOKENS = 1 << 27
+MAX_ID = (1 << 31) - 1
+
+Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
+Checksum = Annotated[int, Field(strict=True, ge=0, lt=1 << 32)]
 
 
 class Record(BaseModel):
@@ -18,11 +28,13 @@ class Record(BaseModel):
 
 
 class TokenizerRecord(Record):
-    """Which tokenizer made the ids: SHA-256 of tokenizer.json, size, special tokens by role."""
+    """Identity of the tokenizer that made the ids: SHA-256 of tokenizer.json, size, special tokens
+    by role.
+    """
 
     fingerprint: str
-    vocabulary_size: int
-    special_tokens: dict[str, int]
+    vocabulary_size: int = Field(strict=True, ge=1, le=MAX_ID + 1)
+    special_tokens: dict[str, Annotated[int, Field(strict=True, ge=0, le=MAX_ID)]]
 
 
 class RowGroupRecord(Record):
@@ -31,25 +43,38 @@ class RowGroupRecord(Record):
     None stands in directories written before there were checksums.
     """
 
-    rows: int
-    tokens: int
-    byte_offset: int
-    bytes: int
-    crc32: int | None = None
+    rows: int = Field(strict=True, ge=0, le=MAX_GROUP_ROWS)
+    tokens: int = Field(strict=True, ge=0, le=MAX_GROUP_TOKENS)
+    byte_offset: Count
+    bytes: Count
+    crc32: Checksum | None = None
 
 
 class ShardRecord(Record):
     """One Parquet file of one split. The footer is all that follows the last row group."""
 
-    file: str
+    file: PlainName
     split: Literal["train", "evaluation"]
-    rows: int
-    tokens: int
-    trained_tokens: int
-    bytes: int
+    rows: Count
+    tokens: Count
+    trained_tokens: Count
+    bytes: Count
     sha256: str
     row_groups: list[RowGroupRecord]
-    footer_crc32: int | None = None
+    footer_crc32: Checksum | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ShardRecord":
+        """Row groups add up to the file, and lie in it."""
+        for name in ("rows", "tokens"):
+            total = sum(getattr(group, name) for group in self.row_groups)
+            if total != getattr(self, name):
+                raise ValueError(f"{name} = {getattr(self, name)}, its row groups have {total}")
+        if self.footer_offset > self.bytes:
+            raise ValueError(f"row groups up to byte {self.footer_offset} of {self.bytes}")
+        if any(group.rows > group.tokens for group in self.row_groups):
+            raise ValueError("a row group with more rows than tokens")
+        return self
 
     def rows_before(self, group: int) -> int:
         """Rows of the file that lie before a row group."""
@@ -57,12 +82,16 @@ class ShardRecord(Record):
 
     @property
     def footer_offset(self) -> int:
-        """Where the row groups end and the footer begins; 0 in a file without row groups."""
+        """Return the offset at which the row groups end and the footer begins; 0 without row
+        groups.
+        """
         return max((group.byte_offset + group.bytes for group in self.row_groups), default=0)
 
 
 class SourceRecord(Record):
-    """What one source brought. Document lengths are in tokens, quantiles named p0 ... p100.
+    """Counts of what one source contributed.
+
+    Document lengths are in tokens, quantiles named p0 ... p100.
 
     A pair is one document; its tokens are those of both sides.
 
@@ -71,17 +100,17 @@ class SourceRecord(Record):
     each brought, before packing.
     """
 
-    name: str
-    documents: int
-    rejected_documents: int
-    dropped_documents: dict[str, int] = {}
-    rows: int
-    tokens: int
-    trained_tokens: int
-    document_length_quantiles: dict[str, int]
-    mixed_tokens: dict[str, int] = {}
+    name: PlainText
+    documents: Count
+    rejected_documents: Count
+    dropped_documents: dict[str, Count] = {}
+    rows: Count
+    tokens: Count
+    trained_tokens: Count
+    document_length_quantiles: dict[str, Count]
+    mixed_tokens: dict[str, Count] = {}
 
-    def fill(self, row_tokens: int) -> float:
+    def fill(self, row_tokens: Count) -> float:
         """Share of its rows' `row_tokens` tokens that is used."""
         return self.tokens / (self.rows * row_tokens) if self.rows else 0.0
 
@@ -89,9 +118,9 @@ class SourceRecord(Record):
 class TokenLedger(Record):
     """Every token the tokenizer gave is in a row of a split, or dropped for a named reason."""
 
-    tokens_in: int
-    tokens_out: dict[str, int]
-    tokens_dropped: dict[str, int]
+    tokens_in: Count
+    tokens_out: dict[str, Count]
+    tokens_dropped: dict[str, Count]
 
     def difference(self) -> int:
         """Tokens unaccounted for; 0 in every sound directory."""
@@ -108,8 +137,8 @@ class Manifest(Record):
     format_version: int = SHARD_FORMAT_VERSION
     kind: Literal["causal", "preference"] = "causal"
     tokenizer: TokenizerRecord
-    sequence_len: int
-    packing: str
+    sequence_len: int = Field(strict=True, ge=1, le=MAX_ID)
+    packing: PlainText
     seed: int
     config_fingerprint: str
     inputs_fingerprint: str
@@ -117,6 +146,18 @@ class Manifest(Record):
     sources: list[SourceRecord]
     ledger: TokenLedger
     columns: ForeignColumns | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        """Each file is there once, and rows hold no more tokens than fit into them."""
+        if len({shard.file for shard in self.shards}) < len(self.shards):
+            raise ValueError("shards: a file is named twice")
+        for shard in self.shards:
+            if shard.tokens > shard.rows * self.row_tokens:
+                raise ValueError(
+                    f"{shard.file}: {shard.tokens} tokens in {shard.rows} rows of {self.row_tokens}"
+                )
+        return self
 
     @property
     def row_tokens(self) -> int:
@@ -142,27 +183,27 @@ def read_manifest(directory: Path) -> Manifest:
         DataError: missing, not JSON, edited by hand, of another version, or with unknown fields.
     """
     path = directory / MANIFEST_NAME
-    if not path.is_file():
+    if not path.exists():
         raise missing_manifest(path)
-    return parse_manifest(path.read_bytes(), path)
+    manifest = parse_manifest(read_regular(path, MAX_MANIFEST_BYTES), path)
+    for shard in manifest.shards:
+        check_inside(directory / shard.file, directory)
+    return manifest
 
 
 def missing_manifest(path: Path | str) -> DataError:
-    """What to say of a directory without a manifest."""
+    """Return the error for a directory without a manifest."""
     return DataError(f"{path}: not found; run `headrace prepare` to the end, or correct the path")
 
 
 def parse_manifest(content: bytes, path: Path | str) -> Manifest:
     """The manifest in a file's bytes; `path` is for messages. Raises as `read_manifest`."""
-    try:
-        body = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); prepare the directory again") from None
+    body = parse_json(content, path, "; prepare the directory again")
     if not isinstance(body, dict) or body.get("format") != SHARD_FORMAT:
         raise DataError(f'{path}: not a shard manifest (no "format": "{SHARD_FORMAT}")')
     if body.get("format_version") != SHARD_FORMAT_VERSION:
         raise DataError(
-            f"{path}: format version {body.get('format_version')}, "
+            f"{path}: format version {shown(body.get('format_version'))}, "
             f"this release reads {SHARD_FORMAT_VERSION}"
         )
     checksum = body.pop("manifest_sha256", None)

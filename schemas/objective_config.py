@@ -1,4 +1,4 @@
-"""What a step minimises: `[objective]`."""
+"""The `[objective]` table: the loss that a step minimizes."""
 
 from typing import Literal
 
@@ -60,12 +60,12 @@ class ObjectiveConfig(Config):
 
     @property
     def of_pairs(self) -> bool:
-        """Whether it compares the two sides of a pair."""
+        """Return whether it compares the two sides of a pair."""
         return self.kind in OF_PAIRS
 
     @property
     def has_reference(self) -> bool:
-        """Whether it compares with the model as it was."""
+        """Return whether it compares with the model as it was before training."""
         return self.kind == "dpo"
 
     @property

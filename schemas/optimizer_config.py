@@ -1,36 +1,24 @@
-"""How `headrace train` trains it: `[optimizer]`, `[scheduler]`, `[regularization]`, `[relora]`."""
+"""The tables that say how `headrace train` trains: `[optimizer]`, `[scheduler]`,
+`[regularization]`, `[relora]`.
+"""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from headrace.schemas.optimizers import DESCRIPTION, OPTIMIZERS, OptimizerRecord
 from headrace.schemas.toml_config import Config
 
-OptimizerType = Literal[
-    "adamw",
-    "adamw_kahan",
-    "adamw_8bit",
-    "adamw_8bit_paged",
-    "adam",
-    "lion",
-    "adafactor",
-    "adamw_schedule_free",
-]
+if TYPE_CHECKING:
+    OptimizerType = str
+else:
+    OptimizerType = Literal[tuple(OPTIMIZERS)]
 
 
 class OptimizerConfig(Config):
     """`[optimizer]`."""
 
-    type: OptimizerType = Field(
-        "adamw",
-        description='`"adamw"`: trained weights, gradients and states in float32. `"adamw_kahan"`: '
-        "all in `dtype`, with Kahan summation; 10 bytes a weight in bfloat16 instead of 16. "
-        '`"adamw_8bit"`, `"adamw_8bit_paged"`: bitsandbytes, states in 8 bits, the second in '
-        'memory that may be paged out to the host. `"adam"`: no decay. `"lion"`: one state; '
-        'wants a rate some ten times lower. `"adafactor"`: states of rows and columns; `beta1`, '
-        '`beta2` and `eps` have no effect. `"adamw_schedule_free"`: averages weights in place of '
-        "a falling rate; evaluated, saved and exported are the averages.",
-    )
+    type: OptimizerType = Field("adamw", description=DESCRIPTION)
     lr: float = Field(gt=0, description="Peak learning rate.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
@@ -45,12 +33,17 @@ class OptimizerConfig(Config):
         1.0, ge=0, description="Largest norm of the whole gradient; 0 turns clipping off."
     )
 
+    @property
+    def record(self) -> OptimizerRecord:
+        """Return all that is known of the optimizer."""
+        return OPTIMIZERS[self.type]
+
     @model_validator(mode="after")
     def check_decay(self) -> "OptimizerConfig":
         given = "weight_decay" in self.model_fields_set
-        if self.type == "adam" and given and self.weight_decay:
+        if not self.record.decays and given and self.weight_decay:
             raise ValueError(
-                f'weight_decay = {self.weight_decay}: type = "adam" has no decay; '
+                f'weight_decay = {self.weight_decay}: type = "{self.type}" has no decay; '
                 'set type = "adamw", or drop it'
             )
         return self
@@ -81,7 +74,7 @@ class SchedulerConfig(Config):
 
     @property
     def has_horizon(self) -> bool:
-        """Whether the rate of a step depends on how many steps there will be."""
+        """Return whether the learning rate of a step depends on the total number of steps."""
         if self.force_constant_lr is not None:
             return False
         return self.type not in ("constant", "rms_ratio") or self.warmup_fraction is not None
@@ -120,7 +113,7 @@ class RegularizationConfig(Config):
 
     @property
     def limits_products(self) -> bool:
-        """Whether adapters are changed after each step."""
+        """Return whether adapters are changed after each step."""
         return bool(self.product_decay) or self.max_product_norm is not None
 
 
@@ -140,7 +133,7 @@ class ReloraConfig(Config):
         0.9,
         ge=0,
         le=1,
-        description="Share of the optimiser's moments that a restart sets to 0, the smallest "
+        description="Share of the optimizer's moments that a restart sets to 0, the smallest "
         "first; 1 forgets all.",
     )
 

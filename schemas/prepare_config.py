@@ -107,7 +107,7 @@ class PrepareConfig(Config):
     max_record_bytes: int = Field(
         1 << 26,
         ge=1 << 10,
-        description="Refuse larger records. Tokenising one takes about 100 bytes a token.",
+        description="Refuse larger records. Tokenizing one takes about 100 bytes a token.",
     )
     block_bytes: int = Field(
         4 << 20,
@@ -129,7 +129,7 @@ class PrepareConfig(Config):
 
     @property
     def kind(self) -> Kind:
-        """What all its rows are."""
+        """Return the kind of row that all sources give."""
         return self.sources[0].kind
 
     @model_validator(mode="before")
@@ -213,10 +213,6 @@ class PrepareConfig(Config):
             if names.count(name) > 1:
                 raise ValueError(f'two sources are named "{name}"; give each its own name')
         for source in self.sources:
-            if source.type != "text" and source.document_separator is not None:
-                raise ValueError(
-                    f'source "{source.name}": document_separator is for type = "text"; remove it'
-                )
             if (source.type == "axolotl") != (source.axolotl is not None):
                 raise ValueError(
                     f'source "{source.name}": type = "axolotl" and [sources.axolotl] need each '
@@ -236,7 +232,7 @@ class PrepareConfig(Config):
 
 
 def holds_pairs(sources: Any) -> bool:
-    """Whether the first of some unchecked sources gives pairs."""
+    """Return whether the first of some unchecked sources gives pairs."""
     first = sources[0] if isinstance(sources, list) and sources else None
     if not isinstance(first, dict):
         return False

@@ -1,6 +1,7 @@
-"""How frozen weights are held: `[quantization]`."""
+"""The `[quantization]` table: the format in which frozen weights are held."""
 
 from importlib.util import find_spec
+from itertools import chain
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -8,8 +9,10 @@ from pydantic import Field, field_validator, model_validator
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.toml_config import Config, IsNumber, Text
 
-BNB_ONLY = ("type", "double_quantization", "storage_type", "int8_threshold")
-HQQ_ONLY = ("bits", "group_size", "axis", "dynamic_config")
+KEYS_OF = {
+    "bnb": ("type", "double_quantization", "storage_type", "int8_threshold"),
+    "hqq": ("bits", "group_size", "axis", "dynamic_config"),
+}
 FOUR_BIT_ONLY = ("double_quantization", "storage_type")
 PACKAGES = {"bnb": "bitsandbytes", "hqq": "hqq"}
 PIP_LINES = {"bnb": 'pip install "bitsandbytes>=0.49"', "hqq": 'pip install "hqq>=0.2.8"'}
@@ -30,14 +33,15 @@ class HqqOverride(Config):
 class QuantizationConfig(Config):
     """`[quantization]`."""
 
-    backend: Literal["bnb", "hqq"] = Field(
-        description='`"bnb"`: bitsandbytes. `"hqq"`: half-quadratic quantisation.'
+    backend: Literal["bnb", "hqq", "fp8"] = Field(
+        description='`"bnb"`: bitsandbytes. `"hqq"`: half-quadratic quantization. `"fp8"`: 8-bit '
+        "floats with a scale for each output channel, multiplied as such in both directions."
     )
     type: Literal["nf4", "fp4", "int8"] = Field(
         "nf4", description='bnb: 4-bit normal floats or floats in blocks of 64, or `"int8"` by row.'
     )
     double_quantization: bool = Field(
-        False, description="bnb, 4 bits: quantise the scales too, for 0.37 bits less a weight."
+        False, description="bnb, 4 bits: quantize the scales too, for 0.37 bits less a weight."
     )
     storage_type: Literal["uint8", "bfloat16", "float16", "float32"] = Field(
         "uint8", description="bnb, 4 bits: the type as which packed weights lie in memory."
@@ -45,16 +49,14 @@ class QuantizationConfig(Config):
     int8_threshold: float | None = Field(
         None,
         ge=0,
-        description="bnb, `int8`: quantise activations too (LLM.int8()), except for columns with a "
+        description="bnb, `int8`: quantize activations too (LLM.int8()), except for columns with a "
         "magnitude above this; 0 is none, bitsandbytes' default 6. Default: weights alone.",
     )
     bits: Bits = Field(4, description="hqq: bits of a weight.")
     group_size: int = Field(
         64, ge=8, description="hqq: weights that share a scale; must divide those of each matrix."
     )
-    axis: Axis = Field(
-        0, description="hqq: 0 groups weights that lie apart, 1 neighbours in a row."
-    )
+    axis: Axis = Field(0, description="hqq: 0 groups weights that lie apart, 1 neighbors in a row.")
     dynamic_config: dict[str, HqqOverride] = Field(
         {},
         description="hqq: other bits, group sizes and axes for weights with a text in their name; "
@@ -63,16 +65,22 @@ class QuantizationConfig(Config):
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type that weights are multiplied in. `auto`: the run's `dtype`."
     )
+    matmul: Literal["auto", "fp8"] = Field(
+        "auto",
+        description='`"fp8"`: turn weights to 8-bit floats instead of `compute_dtype` for each '
+        'product, and multiply in them, both ways. `"auto"`: only with `backend = "fp8"`, which '
+        "needs no turning.",
+    )
     skip_modules: list[Text] = Field(
         ["lm_head"], description="Modules with one of these in their name are left as they are."
     )
-    experts: bool = Field(True, description="Quantise the fused weights of experts.")
+    experts: bool = Field(True, description="Quantize the fused weights of experts.")
     embedding: bool = Field(
-        False, description="Quantise the embedding, and with it a head that is tied to it."
+        False, description="Quantize the embedding, and with it a head that is tied to it."
     )
     cache: Text | None = Field(
         None,
-        description="Folder for quantised layers, which later runs read instead of quantising "
+        description="Folder for quantized layers, which later runs read instead of quantizing "
         "again. Default: none is kept.",
     )
 
@@ -86,7 +94,8 @@ class QuantizationConfig(Config):
 
     @model_validator(mode="after")
     def check(self) -> "QuantizationConfig":
-        for key in HQQ_ONLY if self.backend == "bnb" else BNB_ONLY:
+        foreign = {**KEYS_OF, self.backend: ()}
+        for key in chain(*foreign.values()):
             if key in self.model_fields_set:
                 raise ValueError(f'{key} has no meaning with backend = "{self.backend}"; drop it')
         if self.type == "int8":
@@ -95,7 +104,14 @@ class QuantizationConfig(Config):
                     raise ValueError(f'{key} has no meaning with type = "int8"; drop it')
         elif self.int8_threshold is not None:
             raise ValueError(f'int8_threshold has no meaning with type = "{self.type}"; drop it')
+        if self.in_fp8 and self.int8_threshold is not None:
+            raise ValueError('int8_threshold multiplies in integers, matmul = "fp8" does not')
         return self
+
+    @property
+    def in_fp8(self) -> bool:
+        """Say whether products are of 8-bit floats."""
+        return self.matmul == "fp8" or self.backend == "fp8"
 
     def hqq_settings(self, name: str) -> tuple[int, int, int]:
         """Bits, group size and axis of the weight of this name."""
@@ -113,7 +129,7 @@ def check_installed(backend: str) -> None:
     Raises:
         ConfigError: with the line that installs it.
     """
-    if find_spec(PACKAGES[backend]) is None:
+    if backend in PACKAGES and find_spec(PACKAGES[backend]) is None:
         raise ConfigError(
             f'quantization.backend = "{backend}" needs {PACKAGES[backend]}: {PIP_LINES[backend]}'
         )

@@ -1,4 +1,4 @@
-"""When `headrace train` evaluates, saves, stops and records: tables named after these nouns."""
+"""The tables that say when `headrace train` evaluates, saves, stops and records."""
 
 from typing import Literal
 
@@ -51,7 +51,7 @@ class CheckpointConfig(Config):
     )
     weights_only: bool = Field(
         False,
-        description="Leave the optimiser's states out of checkpoints. They are smaller, and can be "
+        description="Leave the optimizer's states out of checkpoints. They are smaller, and can be "
         "converted; a run resumed from one begins with fresh states.",
     )
     node_local: bool = Field(
@@ -62,7 +62,7 @@ class CheckpointConfig(Config):
     background: bool = Field(
         True,
         description="Write while the next steps run, from a copy in host memory of the trained "
-        "weights and optimiser states. `false`: training waits, without the copy.",
+        "weights and optimizer states. `false`: training waits, without the copy.",
     )
 
 
@@ -87,7 +87,7 @@ class AnomalyConfig(Config):
 
     @property
     def losses_kept(self) -> int:
-        """How many losses a run must remember."""
+        """Return the number of past losses that a run must remember."""
         return self.spike_window if self.spike_factor is not None else 0
 
 

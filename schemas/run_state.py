@@ -17,6 +17,7 @@ CHECKPOINTS_FOLDER = "checkpoints"
 CHECKPOINT_NAME = re.compile(r"step-(\d+)")
 RUN_STATE_NAME = "run_state.json"
 RUN_STATE_VERSION = 1
+REMEDY = "remove this checkpoint to resume from an older one"
 
 
 class QuarantineRecord(BaseModel):
@@ -70,7 +71,7 @@ class DataSegment(BaseModel):
 
 
 class RunState(BaseModel):
-    """All there is to resume from, beside the tensors.
+    """State that a run resumes from, beside the tensors.
 
     Row order, initial adapter and dropout are pure functions of the seed and the position, so
     `seed`, `step`, `next_row` and `waiting` are the whole random state.
@@ -101,7 +102,7 @@ class RunState(BaseModel):
     best_loss: float | None = None  # the lowest evaluation loss
     best_step: int | None = None  # and the step after which it was found
     evaluations_since_best: int = 0
-    weights_only: bool = False  # the optimiser's states are not in the files
+    weights_only: bool = False  # the optimizer's states are not in the files
     quarantined: list[QuarantineRecord] = []
 
     @property
@@ -203,14 +204,37 @@ def read_run_state(directory: Path, *, check_files: bool = True) -> RunState:
         raise CheckpointError(
             f"{path}: {error.errors()[0]['msg']}; remove this checkpoint"
         ) from None
-    for name, expected in state.files.items() if check_files else ():
+    for name in state.files:
+        if Path(name).name != name:
+            raise CheckpointError(f"{path}: lists {name}, outside of it; remove this checkpoint")
+    if check_files:
+        check_listed_files(directory, state)
+    return state
+
+
+def check_listed_files(directory: Path, state: RunState) -> None:
+    """Check that a checkpoint holds the files that its state lists, as they were written.
+
+    Raises:
+        CheckpointError: one is missing or damaged, or another one lies beside them.
+    """
+    for name, expected in state.files.items():
         file = directory / name
         if not file.is_file():
-            raise CheckpointError(
-                f"{file}: missing; remove this checkpoint to resume from an older one"
-            )
+            raise CheckpointError(f"{file}: missing; {REMEDY}")
         if file_sha256(file) != expected:
+            raise CheckpointError(f"{file}: damaged; {REMEDY}")
+    for file in sorted(directory.glob("*.safetensors")):
+        if file.name not in state.files:
             raise CheckpointError(
-                f"{file}: damaged; remove this checkpoint to resume from an older one"
+                f"{file}: {RUN_STATE_NAME} does not list it, so it is of another run; remove it"
             )
-    return state
+
+
+def stage_files(directory: Path) -> list[Path]:
+    """Return the files that a checkpoint's state lists; others beside them are never read.
+
+    Raises:
+        CheckpointError: the state cannot be read.
+    """
+    return [directory / name for name in read_run_state(directory, check_files=False).files]

@@ -61,7 +61,7 @@ def shard_file_name(split: str, index: int) -> str:
 
 
 def parquet_options(kind: str = "causal") -> dict[str, Any]:
-    """How a shard is written: arguments of `pyarrow.parquet.ParquetWriter`."""
+    """Return the arguments of `pyarrow.parquet.ParquetWriter` that shards are written with."""
     return {
         "version": PARQUET_VERSION,
         "compression": COMPRESSION,

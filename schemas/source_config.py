@@ -6,19 +6,25 @@ from pydantic import Field
 
 from headrace.schemas.axolotl_config import AxolotlConfig
 from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
-from headrace.schemas.toml_config import Config, IsNumber, Text
+from headrace.schemas.toml_config import Address, Config, IsNumber, Text
 
 Kind = Literal["causal", "preference"]
 Tokens = str | int | list[int]
 FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 PLAIN = ("text", "documents", "preference")
+OF_PLAIN_TEXTS = (
+    "document_prefix",
+    "document_suffix",
+    "add_prefix_space",
+    "parse_special_tokens",
+)
 READERS = {  # keys of a source that not every type reads
+    "text_field": ("documents",),
+    "document_separator": ("text",),
+    "engine": ("axolotl",),
     "chat": ("chat", "preference"),
     "preference": ("preference",),
-    "document_prefix": PLAIN,
-    "document_suffix": PLAIN,
-    "add_prefix_space": PLAIN,
-    "parse_special_tokens": PLAIN,
+    **dict.fromkeys(OF_PLAIN_TEXTS, PLAIN),
 }
 
 
@@ -35,9 +41,9 @@ class SourceConfig(Config):
         '`"pretokenized"`: `input_ids` in each record. '
         '`"axolotl"`: rows as Axolotl reads them; `path` may be its YAML file.'
     )
-    path: Text | Annotated[list[Text], Field(min_length=1)] = Field(
+    path: Address | Annotated[list[Address], Field(min_length=1)] = Field(
         description="File or glob (`**` crosses folders), or a list of them, relative to the "
-        "working directory. `.gz` and `.zst` are read as they are."
+        "working directory. `.gz`, `.zst`, `.bz2` and `.xz` are read as they are."
     )
     exclude: list[Text] = Field(
         [], description='Leave out files whose path fits, for example `["*/tests/*"]`.'
@@ -61,7 +67,7 @@ class SourceConfig(Config):
     axolotl: AxolotlConfig | None = Field(None, description='For `type = "axolotl"`.')
     engine: Literal["headrace", "axolotl"] = Field(
         "headrace",
-        description='Who tokenises `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
+        description='Who tokenizes `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
         "types that Headrace does not know.",
     )
     document_prefix: Tokens | None = Field(
@@ -106,24 +112,36 @@ class SourceConfig(Config):
 
     @property
     def separator(self) -> str | None:
-        """What cuts text files into records."""
+        """Return the text that separates records in text files, or None."""
         return "\n" if self.type == "axolotl" else self.document_separator
 
     @property
     def kind(self) -> Kind:
-        """What its rows are; a shard directory holds one kind."""
+        """Return the kind of its rows; a shard directory holds one kind."""
         pairs = self.type == "preference" or (self.axolotl is not None and self.axolotl.gives_pairs)
         return "preference" if pairs else "causal"
 
 
 def reads(source: SourceConfig, kind: FileFormat) -> bool:
-    """Whether sources of a type read files of a format; Axolotl's also lines of text."""
+    """Return whether sources of a type read files of a format; Axolotl's also lines of text."""
     return source.type == "axolotl" or (source.type == "text") == (kind == "text")
 
 
 def check_keys(source: SourceConfig) -> None:
     """Refuse keys that only other types of sources read."""
+    given = {key for key in READERS if getattr(source, key) != default_of(key)}
     for key, types in READERS.items():
-        if getattr(source, key) not in (None, False) and source.type not in types:
+        if key in given and source.type not in types:
             known = " or ".join(f'"{name}"' for name in types)
             raise ValueError(f'source "{source.name}": {key} is for type = {known}; remove it')
+    if source.preference is not None and source.preference.as_chat:
+        for key in (key for key in OF_PLAIN_TEXTS if key in given):
+            raise ValueError(
+                f'source "{source.name}": {key} is for plain texts, and preference.as_chat makes '
+                "chats of them; remove one of the two"
+            )
+
+
+def default_of(key: str) -> object:
+    """Return what a key of a source has where the config says nothing."""
+    return SourceConfig.model_fields[key].default

@@ -1,11 +1,11 @@
 """A TOML file plus `--set` overrides into a frozen pydantic model, once."""
 
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -13,11 +13,32 @@ from pydantic import (
     ValidationError,
 )
 
-from headrace.schemas.config_errors import Location, describe_errors, dotted
+from headrace.schemas.addresses import check_address
+from headrace.schemas.config_errors import Location, describe_errors, dotted, table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.fingerprint import fingerprint
+from headrace.schemas.outside_text import OutsideTextError, parse_toml, read_text
 
-Text = Annotated[str, StringConstraints(min_length=1)]
+MOST_CONFIG_BYTES = 1 << 24
+
+
+def check_characters(text: str) -> str:
+    """Return a text that can be a name or a path.
+
+    Raises:
+        ValueError: it holds a NUL, or half a surrogate pair, which no file can be called.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is no Unicode text; correct it") from None
+    if "\0" in text:
+        raise ValueError(f"character {text.index(chr(0))} is NUL; remove it")
+    return text
+
+
+Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(check_characters)]
+Address = Annotated[Text, AfterValidator(check_address)]  # a path or a URL
 
 
 def no_truth_value(value: object) -> object:
@@ -59,15 +80,15 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
         ConfigError: one line per mistake, each with file, line, and the nearest known key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MOST_CONFIG_BYTES, streams=True)
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found; give the path of a TOML config") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        values = parse_toml(text)
+    except OutsideTextError as error:
+        raise ConfigError(f"{path}: {error}") from None
     origins = {apply_override(values, override): override for override in overrides}
     try:
         return model.model_validate(values)
@@ -110,6 +131,32 @@ def step_into(target: Any, name: str, location: Location, override: str) -> str 
 def parse_value(raw: str) -> Any:
     """A TOML value; anything else is a string as it stands, so paths need no quotes."""
     try:
-        return tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {raw}")["value"]
+    except OutsideTextError:
         return raw.strip()
+
+
+def without_defaults(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded values less those that a config has anyway.
+
+    What a config says and what it leaves to defaults is not the same to it: it refuses settings
+    that mean nothing beside others, and a record holds all of them.
+    """
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        field = model.model_fields.get(name)
+        if field is None:
+            kept[name] = value  # of another release: for the config to refuse
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if isinstance(default, BaseModel):
+            default = default.model_dump(mode="json")
+        if value == default:
+            continue
+        table = table_model(field.annotation)
+        if table is not None and isinstance(value, Mapping):
+            value = without_defaults(table, value)
+        elif table is not None and isinstance(value, list):
+            value = [without_defaults(table, entry) for entry in value]
+        kept[name] = value
+    return kept

@@ -1,6 +1,6 @@
 """The config of `headrace train`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,7 +44,7 @@ class TrainConfig(Config):
     epochs: int | None = Field(
         None, ge=1, description="Passes over the data. Default 1, unless `max_steps` is given."
     )
-    max_steps: int | None = Field(None, ge=1, description="Optimiser steps, instead of `epochs`.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of `epochs`.")
     micro_batch_size: int = Field(
         1, ge=1, description="Rows that pass through the pipeline together."
     )
@@ -66,7 +66,7 @@ class TrainConfig(Config):
     stage_chunks: int = Field(
         2, ge=2, description='Chunks of each stage with `schedule = "interleaved"`.'
     )
-    neighbours: Literal["stages", "replicas"] = Field(
+    neighbors: Literal["stages", "replicas"] = Field(
         "stages",
         description="Which ranks are next to each other, and so on one machine as far as possible: "
         'the stages of a replica, or the replicas of a stage (`"replicas"`).',
@@ -149,7 +149,7 @@ class TrainConfig(Config):
         description="Train splits; `mixing` says how several become one.",
     )
     evaluation_datasets: list[EvaluationDatasetConfig] = Field([], description="Evaluation splits.")
-    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What is minimised.")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What is minimized.")
     rejected_sampling: RejectedSamplingConfig | None = Field(
         None,
         description="Rejected answers come from the model as it is before each step. "
@@ -179,6 +179,15 @@ class TrainConfig(Config):
     reporting: ReportingConfig = Field(ReportingConfig(), description="Who else gets the curves.")
     profile: ProfileConfig = Field(ProfileConfig(), description="Where a step's time goes.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def read_earlier_spelling(cls, values: Any) -> Any:
+        """Accept `neighbors`, which configs of earlier runs have."""
+        if isinstance(values, dict) and "neighbors" in values and "neighbors" not in values:
+            values = {**values, "neighbors": values["neighbors"]}
+            del values["neighbors"]
+        return values
+
     @model_validator(mode="after")
     def check(self) -> "TrainConfig":
         check_rules(self)
@@ -186,13 +195,13 @@ class TrainConfig(Config):
 
     @property
     def parts(self) -> int:
-        """Of the model: one for each stage, or chunk of a stage."""
+        """Return the number of parts of the model: one for each stage, or each chunk of a stage."""
         chunks = self.stage_chunks if self.schedule == "interleaved" else 1
         return self.pipeline_stages * chunks
 
     @property
     def places(self) -> int:
-        """Of a micro-batch: one for each row, two for a pair."""
+        """Return the number of sequences in a micro-batch: one for each row, two for a pair."""
         return self.micro_batch_size * (2 if self.objective.of_pairs else 1)
 
     def evaluation_names(self) -> list[str]:

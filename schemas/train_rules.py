@@ -1,8 +1,9 @@
-"""What the keys of a training config must agree on."""
+"""Rules that the keys of a training config must satisfy together."""
 
 from typing import TYPE_CHECKING
 
 from headrace.schemas.layer_ranges import parse_layers
+from headrace.schemas.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from headrace.schemas.train_config import TrainConfig
@@ -23,7 +24,7 @@ def check_rules(config: "TrainConfig") -> None:
 
 
 def check_steps_and_rate(config: "TrainConfig") -> None:
-    """One length of the run, and a rate that suits the optimiser."""
+    """One length of the run, and a rate that suits the optimizer."""
     if config.epochs is not None and config.max_steps is not None:
         raise ValueError(
             f"epochs = {config.epochs} and max_steps = {config.max_steps} exclude each other; "
@@ -34,15 +35,16 @@ def check_steps_and_rate(config: "TrainConfig") -> None:
             f"scheduler.min_lr = {config.scheduler.min_lr} is above "
             f"optimizer.lr = {config.optimizer.lr}; lower it"
         )
-    if config.optimizer.type == "adamw_schedule_free" and config.scheduler.type != "constant":
+    optimizer = f'optimizer.type = "{config.optimizer.type}"'
+    if config.optimizer.record.averages and config.scheduler.type != "constant":
         raise ValueError(
-            f'scheduler.type = "{config.scheduler.type}": optimizer.type = "adamw_schedule_free" '
-            'takes the place of a falling rate; set "constant"'
+            f'scheduler.type = "{config.scheduler.type}": {optimizer} takes the place of a falling '
+            'learning rate; set "constant"'
         )
-    if config.optimizer.type == "adamw_schedule_free" and config.checkpoint.weights_only:
+    if not config.optimizer.record.droppable and config.checkpoint.weights_only:
         raise ValueError(
-            "checkpoint.weights_only = true: the weights of optimizer.type = "
-            '"adamw_schedule_free" are averages, which its states are needed for; drop one'
+            f"checkpoint.weights_only = true: the weights of {optimizer} are averages, which its "
+            "states are needed for; drop one"
         )
 
 
@@ -87,7 +89,7 @@ def check_quantization(config: "TrainConfig") -> None:
     if config.relora.every_steps:
         raise ValueError(
             "relora.every_steps adds to the frozen weights, which [quantization] holds "
-            "quantised; drop one"
+            "quantized; drop one"
         )
     if config.objective.has_reference and adapter.kind in ("none", "blocks"):
         raise ValueError(
@@ -97,7 +99,7 @@ def check_quantization(config: "TrainConfig") -> None:
     if config.quantization.cache is not None and adapter.init in ("pissa", "olora"):
         raise ValueError(
             f'quantization.cache does not go with adapter.init = "{adapter.init}", which '
-            "changes the weights before they are quantised; drop one"
+            "changes the weights before they are quantized; drop one"
         )
 
 
@@ -132,7 +134,7 @@ def check_checkpointing(config: "TrainConfig") -> None:
 
 
 def check_offload(config: "TrainConfig") -> None:
-    """What is in host memory must stay as it is."""
+    """Refuse offloading of weights that training changes."""
     kind = config.adapter.kind
     if config.weight_offload != "none" and kind in ("none", "blocks"):
         raise ValueError(
@@ -162,7 +164,7 @@ def check_offload(config: "TrainConfig") -> None:
 
 
 def check_adapters_only(config: "TrainConfig") -> None:
-    """What is done to the product BA needs one."""
+    """Refuse options about the product BA where no adapter has one."""
     asked = {
         "regularization.product_decay": config.regularization.product_decay,
         "regularization.max_product_norm": config.regularization.max_product_norm,
@@ -187,14 +189,20 @@ def check_adapters_only(config: "TrainConfig") -> None:
         raise ValueError(
             f'relora.every_steps needs adapter.init = "kaiming", not "{config.adapter.init}"'
         )
-    if asked["regularization.product_decay"] and config.optimizer.type == "adamw_kahan":
+    if config.relora.every_steps and not config.optimizer.record.prunable:
+        fitting = ", ".join(name for name, record in OPTIMIZERS.items() if record.prunable)
+        raise ValueError(
+            f'relora.every_steps: optimizer.type = "{config.optimizer.type}" has states that '
+            f"cannot be pruned; choose one of {fitting}"
+        )
+    if asked["regularization.product_decay"] and config.optimizer.record.keeps_dtype:
         raise ValueError(
             'regularization.product_decay needs float32 adapters; set optimizer.type = "adamw"'
         )
 
 
 def check_packing(config: "TrainConfig") -> None:
-    """What is said about packing needs packing."""
+    """Refuse options about packing without packing."""
     if config.loader.pack == "none":
         for key in ("tokens_per_row", "look_ahead", "overlong"):
             if key in config.loader.model_fields_set:
@@ -210,9 +218,9 @@ def check_packing(config: "TrainConfig") -> None:
 
 
 def check_objective(config: "TrainConfig") -> None:
-    """What is minimised must go with what is trained, and how it is fed."""
+    """Refuse objectives that do not go with the trained weights or the data."""
     kind, adapter = config.objective.kind, config.adapter
-    if adapter.kind == "control" and config.optimizer.type == "adamw_kahan":
+    if adapter.kind == "control" and config.optimizer.record.keeps_dtype:
         raise ValueError(
             'adapter.kind = "control" is held in float32, which optimizer.type = '
             f'"{config.optimizer.type}" is not; choose another optimizer.type'
@@ -252,7 +260,7 @@ def check_rejected_sampling(config: "TrainConfig") -> None:
 
 
 def check_evaluation(config: "TrainConfig") -> None:
-    """What judges by evaluation losses needs some; each set has a name of its own."""
+    """Refuse options that need an evaluation loss where there is none, and names given twice."""
     for key, wished in (
         ("evaluation.patience", config.evaluation.patience),
         ("checkpoint.keep_best", config.checkpoint.keep_best),

@@ -13,9 +13,8 @@ from headrace.schemas.config_errors import table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import parse_layers
 from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.recorded_config import without_defaults
 from headrace.schemas.source_config import SourceConfig
-from headrace.schemas.toml_config import Config, load_config
+from headrace.schemas.toml_config import Config, load_config, without_defaults
 from headrace.schemas.train_config import TrainConfig
 
 STRICT = Config.model_config
@@ -385,3 +384,17 @@ def test_a_recorded_config_reads_as_what_it_was(tmp_path, text):
     again = TrainConfig.model_validate(without_defaults(TrainConfig, recorded))
     assert again.model_dump(mode="json") == recorded
     assert without_defaults(TrainConfig, recorded | {"strange": 1})["strange"] == 1
+
+
+@pytest.mark.parametrize("key", ["neighbors", "neighbors"])
+def test_a_key_is_also_read_in_its_earlier_spelling(tmp_path, key):
+    config = read(TrainConfig, tmp_path, f'{key} = "replicas"\n{TRAIN}')
+    assert config.model_dump()["neighbors"] == "replicas"
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "lion"])
+def test_restarts_need_an_optimizer_whose_states_can_be_pruned(tmp_path, kind):
+    text = TRAIN.replace("lr = 1e-4", 'lr = 1e-4\ntype = "TYPE"') + "[relora]\nevery_steps = 20\n"
+    assert read(TrainConfig, tmp_path, text.replace("TYPE", kind))
+    said = message(TrainConfig, tmp_path, text.replace("TYPE", "adafactor"))
+    assert "cannot be pruned; choose one of adamw, adam, lion" in said

@@ -13,10 +13,9 @@ from headrace.jobs.migration.equivalents import Equivalent, OldSystem
 from headrace.jobs.migration.fsdp_qlora import FSDP_QLORA
 from headrace.jobs.migration.import_config import SYSTEMS, import_config, read_old
 from headrace.jobs.migration.jllm import JLLM
-from headrace.jobs.migration.migration_page import migration_page
+from headrace.jobs.migration.migration_page import QLORA_PIPE_TAGS, migration_page
 from headrace.jobs.migration.qlora_pipe import QLORA_PIPE
 from headrace.jobs.migration.qlora_pipe_lite import QLORA_PIPE_LITE
-from headrace.jobs.migration.tags import QLORA_PIPE_TAGS
 from headrace.schemas.config_errors import table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare_config import PrepareConfig
@@ -604,7 +603,7 @@ def test_fsdp_qlora(tmp_path):
         ("--train_type lora", None),
     ],
 )
-def test_quantised_weights_of_fsdp_qlora(tmp_path, flags, quantization):
+def test_quantized_weights_of_fsdp_qlora(tmp_path, flags, quantization):
     files = imported(tmp_path, "run.sh", FSDP_QLORA_SCRIPT.replace("--train_type bnb_dora", flags))
     assert files["train.toml"].get("quantization") == quantization
 
@@ -718,7 +717,7 @@ def test_objectives_and_control_adapters(tmp_path):
         ),
     ],
 )
-def test_quantised_weights(tmp_path, monkeypatch, name, text, expected):
+def test_quantized_weights(tmp_path, monkeypatch, name, text, expected):
     monkeypatch.chdir(tmp_path)
     if name == "old.toml":
         rest = QLORA_PIPE_TOML.replace("full_fine_tune = true", "full_fine_tune = false")

@@ -1,11 +1,12 @@
 """What is published is whole, whenever the writer dies."""
 
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
-from headrace.schemas.publish import remove_tree, rename_durably, write_atomic
+from headrace.schemas.publish import create_file, remove_tree, rename_durably, write_atomic
 
 
 class PowerCut(BaseException):
@@ -73,3 +74,38 @@ def test_a_directory_is_gone_under_its_name_before_its_files_are(tmp_path, monke
 
     remove_tree(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_link_under_a_foreseen_name_is_written_through(tmp_path):
+    path, victim = tmp_path / "file", tmp_path / "victim"
+    victim.write_text("mine")
+    for name in (".file.tmp", ".file.0.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    write_atomic(path, "new")
+    assert (path.read_text(), victim.read_text()) == ("new", "mine")
+    with pytest.raises(FileExistsError):
+        create_file(tmp_path / ".file.tmp")
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_stays(tmp_path):
+    path = tmp_path / "file"
+    left, held = tmp_path / ".file.a.tmp", tmp_path / ".file.b.tmp"
+    left.write_text("half")
+    with create_file(held) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write_atomic(path, "new")
+        assert sorted(tmp_path.iterdir()) == [held, path]
+
+
+def test_published_files_have_the_mode_that_the_umask_leaves(tmp_path):
+    temporary = tmp_path / ".out.tmp"
+    temporary.mkdir()
+    (temporary / "weights").touch(mode=0o600)
+    before = os.umask(0o022)
+    try:
+        rename_durably(temporary, tmp_path / "out")
+        write_atomic(tmp_path / "file", "a")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("out/weights", "file")]
+    assert modes == [0o644, 0o644]

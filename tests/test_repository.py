@@ -33,6 +33,10 @@ TOP_LEVEL = {
     ".gitignore",
     ".gitattributes",
 }
+FRAGMENT_OPENINGS = set(
+    "after all and as at before but by for from how if in none not of on or so to what when where "
+    "whether which who whose with without".split()
+)
 SOURCES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
 
@@ -97,6 +101,24 @@ def test_dataprep_and_the_command_line_leave_torch_unloaded():
         "assert not loaded, loaded\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def docstrings(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the line and the text of each docstring."""
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+            yield f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}", text
+
+
+def test_no_docstring_opens_with_a_fragment():
+    opened = [
+        f"{place}: {text.splitlines()[0]}"
+        for path in SOURCES
+        for place, text in docstrings(path)
+        if text.split()[0].strip(".,:;").lower() in FRAGMENT_OPENINGS
+    ]
+    assert opened == []
 
 
 def test_no_file_is_named_like_a_standard_library_module():

@@ -1,4 +1,4 @@
-"""Who am I among the processes: stage, replica, device, and the groups to talk over."""
+"""Rank layout: this process's stage, replica and device, and its process groups."""
 
 import datetime
 import os
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ TIMEOUT = datetime.timedelta(minutes=30)
 class Layout:
     """Place of this process.
 
-    A replica's stages are neighbours, rank = replica * stages + stage, or with `columns` the
+    A replica's stages are neighbors, rank = replica * stages + stage, or with `columns` the
     replicas of a stage are, rank = stage * replicas + replica.
     """
 
@@ -52,7 +53,7 @@ class Layout:
         return place_of(stage, replica, self.stages, self.replicas, columns=self.columns)
 
     def keeps_files(self, *, node_local: bool) -> bool:
-        """Whether this rank writes down its stage: of its replicas, the first, or on each node."""
+        """Return whether this rank saves its stage: the first of its replicas, or on each node."""
         if not node_local:
             return self.replica == 0
         return all(
@@ -63,7 +64,7 @@ class Layout:
         )
 
     def publishes(self, *, node_local: bool) -> bool:
-        """Whether this rank puts what all have written into its place."""
+        """Return whether this rank moves the files of all ranks to their final place."""
         return self.rank % local_ranks() == 0 if node_local else self.rank == 0
 
 
@@ -101,6 +102,23 @@ def set_threads(config: TrainConfig) -> None:
     torch.set_num_threads(config.threads or max(1, cores // local_ranks()))
 
 
+def meet(backend: str, rank: int, world_size: int) -> None:
+    """Join the process group of this run.
+
+    Raises:
+        ConfigError: something else listens on its port.
+    """
+    try:
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ConfigError(
+            f"port {os.environ['MASTER_PORT']} is in use on this machine; "
+            "set --master-port to a free one, or leave it out"
+        ) from None
+
+
 def connect(stages: int, *, columns: bool = False) -> Layout:
     """Join the process group (NCCL on GPUs, gloo on CPU); all ranks build all groups."""
     rank, local_rank, world_size = process_environment()
@@ -111,7 +129,7 @@ def connect(stages: int, *, columns: bool = False) -> Layout:
     backend = "nccl" if device.type == "cuda" else "gloo"
     # No device_id: with one, a rank outside a new gloo group still takes part in a split of the
     # NCCL communicator, the members do not, and a later group hangs (torch 2.11 to 2.13).
-    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    meet(backend, rank, world_size)
     replicas = world_size // stages
     if columns:
         stage, replica = divmod(rank, replicas)

@@ -1,12 +1,15 @@
-"""How a rank ends when something goes wrong: at once, and only the one to blame speaks."""
+"""Handling of a rank's failure: it ends at once, and only the first failing rank prints."""
 
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
+
+from headrace.schemas.publish import NO_ROOM
 
 ECHOES = (
     "closed by peer",
@@ -24,6 +27,7 @@ def run_rank(main: Callable[[], int]) -> NoReturn:
 
     A failed rank does not wait for its threads and process groups, which may never end.
     """
+    threading.excepthook = report_thread
     code = 1
     try:
         code = main()
@@ -38,8 +42,15 @@ def run_rank(main: Callable[[], int]) -> NoReturn:
     sys.exit(0)
 
 
+def report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, but for a full disk: TensorBoard's thread tells the main one."""
+    error = failure.exc_value
+    if not (isinstance(error, OSError) and error.errno in NO_ROOM):
+        threading.__excepthook__(failure)
+
+
 def is_echo(error: BaseException) -> bool:
-    """Whether an error only says that another rank is gone, as gloo's and NCCL's do."""
+    """Return whether an error only says that another rank is gone, as gloo's and NCCL's do."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ECHOES)
 
 

@@ -22,9 +22,12 @@ from headrace.trainer.preflight import check
 from headrace.trainer.quiet import import_without, quiet_libraries
 from headrace.trainer.run.requests import Requests
 from headrace.trainer.run.resume_record import RUN_CONFIG_NAME, check_run_directory, resume_record
+from headrace.trainer.run.run_directory import open_run_directory
 
 if TYPE_CHECKING:
     from headrace.trainer.distributed import Layout
+
+SHARED = ("shards", "model", "config.json")  # what all processes must read alike
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -77,10 +80,17 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     """Check everything that can be checked alone, then connect and train."""
     config = load_config(TrainConfig, options.config, options.set)
     inputs = check(config, processes)
-    check_run_directory(config, inputs, options.resume, options.data_changed == "continue")
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # each machine may have shards of its own
-        verify_shards(config, inputs)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    writes = local_rank == 0 if config.checkpoint.node_local else rank == 0
+    with open_run_directory(Path(config.output_dir), writes=writes):
+        check_run_directory(config, inputs, options.resume, options.data_changed == "continue")
+        if local_rank == 0:  # each machine may have shards of its own
+            verify_shards(config, inputs)
+        connect_and_train(config, inputs, rank, resume=options.resume)
 
+
+def connect_and_train(config: TrainConfig, inputs: Inputs, rank: int, *, resume: bool) -> None:
+    """Join the other processes and train with them."""
     requests = Requests(Path(config.output_dir) if rank == 0 else None)
 
     quiet_libraries()
@@ -91,14 +101,13 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
     from headrace.trainer.distributed import connect, set_threads
     from headrace.trainer.run.loop import train
 
-    layout = connect(config.pipeline_stages, columns=config.neighbours == "replicas")
+    layout = connect(config.pipeline_stages, columns=config.neighbors == "replicas")
     set_threads(config)
     check_agreement(inputs, layout)
     if layout.publishes(node_local=config.checkpoint.node_local):
         record = {"config": config.model_dump(mode="json"), **resume_record(config, inputs)}
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         write_atomic(Path(config.output_dir) / RUN_CONFIG_NAME, json.dumps(record, indent=1) + "\n")
-    train(config, inputs, layout, requests, options.resume)
+    train(config, inputs, layout, requests, resume)
     dist.barrier(layout.world_group)
     dist.destroy_process_group()
 
@@ -111,9 +120,13 @@ def check_agreement(inputs: Inputs, layout: "Layout") -> None:
     """
     from headrace.trainer.distributed import gather_objects
 
-    mine = (inputs.data_fingerprint, inputs.weights_fingerprint)
+    mine = (
+        inputs.data_fingerprint,
+        inputs.weights_fingerprint,
+        inputs.model_config_fingerprint,
+    )
     for rank, theirs in enumerate(gather_objects(mine, layout.world_group)):
-        for what, first, other in zip(("shards", "model"), mine, theirs, strict=True):
+        for what, first, other in zip(SHARED, mine, theirs, strict=True):
             if first != other:
                 raise DataError(
                     f"the {what} that rank {rank} reads are not those of rank {layout.rank}; "

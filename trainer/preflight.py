@@ -1,4 +1,4 @@
-"""What can be known wrong before a process group or a GPU is touched. Imports no torch."""
+"""Checks of a run before a process group or a GPU is touched. Imports no torch."""
 
 import json
 from collections.abc import Mapping
@@ -13,19 +13,14 @@ from headrace.schemas.shard_format import EVALUATION
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.data_plan import plan_data
 from headrace.trainer.data.decoded_pairs import SIDES
-from headrace.trainer.data.inputs import Inputs, manifest_of
+from headrace.trainer.data.inputs import RANDOM, Inputs, manifest_of
 from headrace.trainer.model.families import check_family, text_settings
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.stop_tokens import stop_tokens
 from headrace.trainer.model.weight_index import weights_fingerprint
 
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
-OPTIMIZER_LIBRARIES = {  # optimizer.type -> module, what pip installs
-    "adamw_8bit": ("bitsandbytes", "bitsandbytes>=0.48"),
-    "adamw_8bit_paged": ("bitsandbytes", "bitsandbytes>=0.48"),
-    "adamw_schedule_free": ("schedulefree", "schedulefree>=1.4"),
-    "lion": ("lion_pytorch", "lion-pytorch>=0.2.2"),
-}
+NOT_OF_MODEL = {"_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
 
 
 def check(config: TrainConfig, processes: int) -> Inputs:
@@ -75,25 +70,26 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         replicas=replicas,
         global_batch_rows=batch,
         weights_fingerprint=(
-            "random" if config.weights == "random" else weights_fingerprint(directory)
+            RANDOM if config.weights == "random" else weights_fingerprint(directory)
         ),
+        model_config_fingerprint=model_config_fingerprint(model),
         sides=SIDES if config.objective.of_pairs else 1,
         data_fingerprint=fingerprint([manifest.model_dump(mode="json") for manifest in train]),
     )
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Whether the library that the optimiser comes from is installed."""
-    library, requirement = OPTIMIZER_LIBRARIES.get(config.optimizer.type, ("", ""))
-    if library and find_spec(library) is None:
+    """Check that the optimizer's library is installed."""
+    record = config.optimizer.record
+    if record.requirement and find_spec(record.library) is None:
         raise ConfigError(
-            f'optimizer.type = "{config.optimizer.type}" needs {library}; '
-            f"run: pip install '{requirement}'"
+            f'optimizer.type = "{config.optimizer.type}" needs {record.library}; '
+            f"run: pip install '{record.requirement}'"
         )
 
 
 def check_reporting(config: TrainConfig) -> None:
-    """Whether the services that get the curves can be called."""
+    """Check that the libraries of the services that get the curves are installed."""
     for name in config.reporting.to:
         if find_spec(name) is None:
             raise ConfigError(
@@ -131,6 +127,11 @@ def read_model_config(model: Path) -> dict[str, object]:
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error})") from None
     return values
+
+
+def model_config_fingerprint(values: Mapping[str, object]) -> str:
+    """Return the identity of a config.json, whatever its layout and whoever wrote it."""
+    return fingerprint({key: value for key, value in values.items() if key not in NOT_OF_MODEL})
 
 
 def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:

@@ -28,7 +28,7 @@ def import_without(*packages: str) -> None:
     """Import transformers and PEFT as if packages were not there; both remember the answer.
 
     They import bitsandbytes and HQQ for layers of their own, which takes two seconds and serves
-    nothing in training: quantised weights are held by layers of ours.
+    nothing in training: quantized weights are held by layers of ours.
     """
     absent = [name for name in packages if name not in sys.modules]
     for name in absent:

@@ -1,4 +1,4 @@
-"""From a source's options to the strategy that reads its rows."""
+"""The strategy that reads a source's rows, built from the source's options."""
 
 from collections.abc import Callable
 

@@ -29,7 +29,7 @@ def chat(config: AxolotlConfig, rules: TokenRules, style: str | None) -> ChatStr
 
 
 def turn_reader(config: AxolotlConfig, kept: frozenset[str]) -> TurnReader:
-    """Where the turns of a row lie."""
+    """Return the reader of the turns of a row."""
     thinking_key = config.template_thinking_key or "reasoning_content"
     names = {"role": "role", "content": "content"} | property_names(config)
     if config.field_thinking:
@@ -69,7 +69,7 @@ def property_names(config: AxolotlConfig) -> dict[str, str]:
 def train_rules(
     config: AxolotlConfig, rules: TokenRules, template: str, roles: dict[str, str]
 ) -> TrainRules:
-    """What is trained of a conversation.
+    """Return the rules that decide which tokens of a conversation are trained.
 
     Raises:
         ConfigError: an end-of-turn token is several tokens, or two options differ about EOS.

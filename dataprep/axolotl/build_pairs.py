@@ -48,7 +48,7 @@ def bradley_terry(config: AxolotlConfig, rules: TokenRules, style: str | None) -
 
 
 def pair_reader(config: AxolotlConfig, rules: TokenRules) -> Callable[[Row], Pair]:
-    """What reads the chosen and the rejected answer of a row."""
+    """Return a function that reads the chosen and the rejected answer of a row."""
     if isinstance(config.type, CustomType):
         options = CUSTOM_PAIR | config.type.model_dump(include=set(CUSTOM_PAIR), exclude_none=True)
         check_format("prompt_format", options["prompt_format"], {"system", "prompt"})

@@ -43,7 +43,7 @@ class Visit(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainRules:
-    """Which turns, and which of the tokens that end them, are trained.
+    """Rules that decide which turns, and which of the tokens that end them, are trained.
 
     Args:
         eot: tokens that end a turn.
@@ -57,7 +57,7 @@ class TrainRules:
     eot: frozenset[int]
 
     def trains(self, turn: Turn) -> bool:
-        """Whether a turn is trained: it may say so itself."""
+        """Return whether a turn is trained: it may say so itself."""
         if turn.training is not None:
             return turn.training
         if turn.detail is not None or turn.reasoning_detail is not None:
@@ -65,7 +65,7 @@ class TrainRules:
         return self.every_role or turn.role in self.roles
 
     def visits(self, turn: Turn) -> bool:
-        """Whether a turn must be found."""
+        """Return whether a turn must be located in the text."""
         return self.trains(turn) or "all" in (self.on_eos, self.on_eot)
 
 
@@ -146,7 +146,7 @@ def check_reserved(text: str) -> None:
 def train_tokens(
     rules: TrainRules, visits: Sequence[Visit], text: Located, details: Iterator[Located]
 ) -> Mask:
-    """Which tokens of a conversation are trained, shape [tokens].
+    """Return the loss mask of a conversation, shape [tokens].
 
     Args:
         details: the tokens of each content that is trained in part, in order.

@@ -30,7 +30,7 @@ LLAMA2_BRACKETS = ((29961, "["), (518, "▁["))  # ids of `[` after a letter and
 
 @dataclass(frozen=True)
 class Pygmalion:
-    """Persona, user and model turns, each tokenised apart; what the model says is trained."""
+    """Persona, user and model turns, each tokenized apart; what the model says is trained."""
 
     rules: TokenRules
     located: bool = False
@@ -142,7 +142,7 @@ class Llama2Chat:
         return one_sample(self.brackets(ids, total), trained, cut)
 
     def brackets(self, ids: list[int], total: int) -> list[int]:
-        """With Llama 2's vocabulary, `[` is written as at the start of a word."""
+        """Write inner `[` as at the start of a word, where the vocabulary is Llama 2's."""
         tokenizer = open_tokenizer(self.rules.spec, True)
         if any(tokenizer.id_to_token(token) != text for token, text in LLAMA2_BRACKETS):
             return ids
@@ -178,7 +178,7 @@ MESSAGE_ROLES = {
 
 @dataclass(frozen=True)
 class Messages:
-    """`messages`: ChatML or Llama 3 headers, each message tokenised as its text grows.
+    """`messages`: ChatML or Llama 3 headers, each message tokenized as its text grows.
 
     `fields` lists, for role, content and weight, the names to look for in a first message.
     """
@@ -190,7 +190,7 @@ class Messages:
     located: bool = False
 
     def plan(self, row: Row) -> Plan:
-        """Every message, in the stages in which it is tokenised."""
+        """Every message, in the stages in which it is tokenized."""
         messages = rows_in(row, self.field_messages)
         if not messages:
             raise RowError("no messages", f'field "{self.field_messages}" is an empty list')
@@ -267,7 +267,7 @@ def growing(parts: list[tuple[str, bool]], weight: bool) -> list[tuple[str, bool
 def join_stages(stages: list[tuple[list[int], bool]]) -> tuple[list[int], list[bool]]:
     """Ids and mask of a text whose tokens were counted as it grew, part by part.
 
-    The tokens of a part are taken from the tokenisation that has one part more, since the next part
+    The tokens of a part are taken from the tokenization that has one part more, since the next part
     may have changed the last of them.
     """
     ids: list[int] = []

@@ -1,4 +1,4 @@
-"""`engine = "axolotl"`: an installed Axolotl tokenises, for types that Headrace does not know.
+"""`engine = "axolotl"`: an installed Axolotl tokenizes, for types that Headrace does not know.
 
 Read against axolotl 0.19.0. It brings torch and transformers, so that it is imported when a source
 asks for it, and by name: nothing else in dataprep needs either.
@@ -135,7 +135,7 @@ def check_type(kind: str | CustomType, handlers: dict[str, Any]) -> None:
 
 
 def exists(module: str) -> bool:
-    """Whether Axolotl has a strategy module of that name."""
+    """Return whether Axolotl has a strategy module of that name."""
     try:
         return find_spec(f"{STRATEGIES}.{module}") is not None
     except ModuleNotFoundError:

@@ -25,7 +25,7 @@ from headrace.dataprep.tokenizer import Located
 
 @dataclass(frozen=True)
 class Instruct:
-    """Prompt and answer, tokenised apart: the answer ends with EOS and alone is trained."""
+    """Prompt and answer, tokenized apart: the answer ends with EOS and alone is trained."""
 
     rules: TokenRules
     kind: InstructType
@@ -45,7 +45,7 @@ class Instruct:
         return plan_answer(self.rules, self.prompt(row), text, self.kind.ends)
 
     def prompt(self, row: Row) -> str:
-        """All that comes before the answer."""
+        """Return the text before the answer."""
         extra = self.extra(row)
         instruction = fill(self.kind.instruction, row)
         if self.kind.system_column:
@@ -101,7 +101,7 @@ USER_DEFINED = {
 
 @dataclass(frozen=True)
 class Reflection:
-    """Thought, reflection and corrected answer, tokenised as one text with the prompt."""
+    """Thought, reflection and corrected answer, tokenized as one text with the prompt."""
 
     rules: TokenRules
     texts: Mapping[str, str]  # turn, bare, labels
@@ -136,7 +136,7 @@ def plan_answer(rules: TokenRules, prompt: str, answer: str, ends: int = 1) -> P
     """
 
     def build(found: list[Located]) -> Built:
-        bare = ends > 1  # tokenised even if empty
+        bare = ends > 1  # tokenized even if empty
         before, cut = rules.own(found[0].ids, rules.sequence_len) if prompt or bare else ([], 0)
         after, cut_after = (
             rules.own(found[1].ids, rules.sequence_len) if answer or bare else ([], 0)

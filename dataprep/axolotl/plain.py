@@ -80,7 +80,7 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class InputOutput:
-    """Segments, tokenised apart without any special token, each with a label: trained or not."""
+    """Segments, tokenized apart without any special token, each with a label: trained or not."""
 
     rules: TokenRules
     located: bool = False

@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 class TextPairs:
     """Prompt and answers as one text each, with EOS where it is missing; the answers are trained.
 
-    Tokenised as TRL's DPO trainer does it, and so what is shared at the start is the prompt.
+    Tokenized as TRL's DPO trainer does it, and so what is shared at the start is the prompt.
     """
 
     rules: TokenRules
@@ -64,7 +64,7 @@ class TextPairs:
         return one_pair(chosen, start, rejected, start)
 
     def own(self, ids: Ids) -> list[int]:
-        """With the tokenizer's own special tokens, but never BOS twice."""
+        """Add the tokenizer's own special tokens, but never BOS twice."""
         result = self.rules.own(ids)[0]
         return result[1:] if result[:2] == [self.rules.bos] * 2 else result
 
@@ -81,14 +81,14 @@ def one_pair(chosen: list[int], start: int, rejected: list[int], rejected_start:
 
 
 def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many ids two sequences begin with in common."""
+    """Return the length of the longest common prefix of two sequences of ids."""
     length = min(len(left), len(right))
     return next((n for n in range(length) if left[n] != right[n]), length)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one family of chat models writes a turn, and where a kind of row has its texts.
+    """The way in which a family of chat models writes a turn, and the names of a row's texts.
 
     `first_turn`: chosen and rejected are conversations of a question and an answer.
     """
@@ -202,7 +202,7 @@ def string(row: Row, name: str) -> str:
 
 
 def said(row: Row, name: str, number: int) -> str:
-    """What one message of a conversation says."""
+    """Return the content of one message of a conversation."""
     turns = rows_in(row, name)
     try:
         return string(turns[number], "content")

@@ -62,7 +62,7 @@ class TemplatePairs:
         return {"role": self.roles[role], "content": string(turn, self.names["content"])}
 
     def render_answer(self, message: Message) -> str:
-        """What the template writes from the answer's content on."""
+        """Render an answer, and return the text from its content on."""
         text = self.template.render([DUMMY, message]).text
         start = text.find(message["content"])
         if start < 0 or not message["content"]:

@@ -19,7 +19,7 @@ class Style:
 
 @dataclass(frozen=True)
 class InstructType:
-    """Where the texts of a row lie, and what stands before them.
+    """Columns that hold the texts of a row, and the texts written before them.
 
     `instruction` and `output` are formats over columns; `fallback` stands for `output` where its
     column is missing. `input` and `system_column` are columns, or empty. `derive` names texts that

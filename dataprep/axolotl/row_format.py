@@ -42,7 +42,7 @@ class AxolotlFormat:
         """Samples of each row."""
         plans = [self.plan(record) for record in records]
         texts = [text for plan in plans if isinstance(plan, Plan) for text in plan.texts]
-        tokens = iter(self.tokenise(texts))
+        tokens = iter(self.tokenize(texts))
         for record, plan in zip(records, plans, strict=True):
             if isinstance(plan, Plan):
                 yield self.build(record, plan, [next(tokens) for _ in plan.texts])
@@ -60,8 +60,8 @@ class AxolotlFormat:
         except DataError as error:
             raise DataError(f"{record.place.file}:{record.place.number()}: {error}") from None
 
-    def tokenise(self, texts: list[str]) -> list[Located]:
-        """All texts in one call; special tokens that are written out in them count as such."""
+    def tokenize(self, texts: list[str]) -> list[Located]:
+        """Tokenize all texts in one call; special tokens that are written out in them count."""
         if self.strategy.located:
             return encode_located(self.spec, texts)
         nowhere = np.empty(0, np.int32)
@@ -102,7 +102,7 @@ class AxolotlFormat:
 
 
 class RowChoice:
-    """Which rows of a source are taken: a range of them, or a share by their content."""
+    """Choice of the rows of a source: a range of them, or a share by their content."""
 
     def __init__(self, options: AxolotlConfig, seed: int) -> None:
         self.ranges = options.row_ranges
@@ -112,7 +112,7 @@ class RowChoice:
         self.seed = seed
 
     def takes(self, record: Record) -> bool:
-        """Whether a row is taken."""
+        """Return whether a row is taken."""
         if self.ranges is not None:
             start, end = self.ranges.get(record.place.file, (0, 0))
             if not start < record.place.number() <= end:

@@ -34,7 +34,7 @@ def resolve_options(source: SourceConfig) -> SourceConfig:
 
 
 def row_ranges(source: SourceConfig, options: AxolotlConfig) -> dict[str, list[int]]:
-    """For each file with rows in the slice, the records [start, end) that it takes."""
+    """Return the records [start, end) that the slice takes from each file that has some."""
     match = SLICE.fullmatch(options.rows or "")
     if match is None:
         raise ConfigError(

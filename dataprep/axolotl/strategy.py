@@ -1,4 +1,7 @@
-"""What the strategies share: a row names its texts, all texts of a batch are tokenised together."""
+"""Protocol and helpers that the strategies share.
+
+A row names its texts, and all texts of a batch are tokenized together.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +27,14 @@ class RowError(Exception):
 
 
 class Built(NamedTuple):
-    """What a row became: its samples, and how many tokens its format cut off."""
+    """Samples made of a row, and the number of tokens that its format cut off."""
 
     samples: list[Sample]
     cut: int = 0
 
 
 class Plan(NamedTuple):
-    """The texts of a row, tokenised without the tokenizer's own special tokens, and their use.
+    """The texts of a row, tokenized without the tokenizer's own special tokens, and their use.
 
     `content` stands for the row where its texts do not.
     """
@@ -46,11 +49,11 @@ class Strategy(Protocol):
 
     @property
     def located(self) -> bool:
-        """Whether `build` needs to know where in its text each token lies."""
+        """Return whether `build` needs the position in its text of each token."""
         ...
 
     def plan(self, row: Row) -> Plan:
-        """What is to be done with one row.
+        """Return the texts of one row to tokenize, and what to build of them.
 
         Raises:
             RowError: the row cannot be used.
@@ -60,7 +63,7 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class TokenRules:
-    """What the tokenizer itself adds, and what decides lengths and masks.
+    """Tokens that the tokenizer itself adds, and settings that decide lengths and masks.
 
     `before` and `after` are the ids that its post-processor puts around a text.
     """
@@ -119,7 +122,7 @@ def one_sample(ids: Sequence[int] | Ids, trained: npt.ArrayLike | None, cut: int
 
 
 def as_mask(trained: npt.ArrayLike | None) -> Mask | None:
-    """Which tokens are trained; None where all are."""
+    """Return the loss mask of some tokens; None where all are trained."""
     mask = None if trained is None else np.asarray(trained, dtype=np.bool_)
     return None if mask is None or mask.all() else mask
 

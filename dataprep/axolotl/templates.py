@@ -69,7 +69,7 @@ def read_jinja(text: str) -> str:
     """A template given as text, or in the file of that name."""
     if "{" in text or "\n" in text or not Path(text).is_file():
         return text
-    return Path(text).read_text(encoding="utf-8")
+    return Path(text).read_text(encoding="utf-8-sig")
 
 
 def message_properties(template: ChatTemplate, text: str) -> frozenset[str]:

@@ -39,13 +39,13 @@ class Turn(NamedTuple):
 
     @property
     def role(self) -> object:
-        """Who speaks."""
+        """Return the role of the speaker."""
         return self.message.get("role")
 
 
 @dataclass(frozen=True)
 class TurnReader:
-    """Where in a row its conversation lies, and under which names.
+    """Reader of a row's conversation, whatever the names under which the row holds it.
 
     Args:
         names: the template's names of a message's properties, with the rows' names of them.
@@ -219,7 +219,7 @@ def join_parts(message: Message, key: str, detail: Any) -> tuple[Message, Detail
 
 
 def is_trained(part: dict[str, Any]) -> bool:
-    """What a part of a content says of itself; those that say nothing are trained."""
+    """Return whether a part of a content is trained; those that do not say are."""
     if part.get("train") is not None:
         return bool(part["train"])
     return part.get("weight") is None or part["weight"] != 0

@@ -92,8 +92,9 @@ class ChatFormat:
         return Encoded(content, [Sample(located.ids, None if trained.all() else trained)])
 
     def mask(self, chat: Chat, located: Located) -> Mask:
-        """Which tokens are trained: what the template marks as generated, else each turn's content
-        up to the token that ends it."""
+        """Return the loss mask: the template's generated spans, else each turn's content up to the
+        token that ends it.
+        """
         trained = np.zeros(len(located.ids), np.bool_)
         for index in chat.trained_turns:
             span = chat.rendered.turns[index]
@@ -123,7 +124,7 @@ class ChatFormat:
 
 
 def attempt(record: Record, read: Callable[[], ResultT]) -> ResultT | Reject:
-    """What `read` makes of a record, or why the record is refused.
+    """Return the result of `read` for a record, or the reason why the record is refused.
 
     Raises:
         DataError: a problem of all records, with the place of this one.
@@ -170,5 +171,5 @@ class ChatTemplates:
 
 
 def label(folder: str, name: str) -> str:
-    """What messages call a template."""
+    """Return the name of a template for messages."""
     return folder if folder == "chat.template" else f'{folder}: chat template "{name}"'

@@ -62,7 +62,7 @@ class PreferenceFormat:
             self.chat_format()  # without a template it says so at once
 
     def chat_format(self) -> ChatFormat:
-        """How conversations are rendered; rows of plain text need no template."""
+        """Return the format that renders conversations; rows of plain text need none."""
         self.format = self.format or ChatFormat(self.chat, self.tokenizer)
         return self.format
 
@@ -112,7 +112,7 @@ class PreferenceFormat:
         return ChatPair(self.render(chosen, start), self.render(rejected, start))
 
     def read_prompt(self, fields: dict[str, Any]) -> object:
-        """What both answers follow: a text, messages, or None where the answers hold it."""
+        """Return the prompt of both answers: a text or messages; None where the answers hold it."""
         names = [self.fields.prompt, *([self.chat.field] if self.chat.field else FIELDS)]
         return next((parse_json(fields[n]) for n in names if fields.get(n) is not None), None)
 
@@ -178,7 +178,7 @@ def as_messages(value: object, role: str) -> object:
 
 
 def common_turns(chosen: Conversation, rejected: Conversation) -> int:
-    """How many turns both sides begin with."""
+    """Return the number of turns that both sides begin with."""
     turns = zip(chosen.messages, rejected.messages, strict=False)
     return next(
         (index for index, (left, right) in enumerate(turns) if left != right),

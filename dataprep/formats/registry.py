@@ -30,7 +30,7 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
         case "pretokenized":
             from headrace.dataprep.formats.pretokenized import PretokenizedFormat
 
-            return PretokenizedFormat(tokenizer)
+            return PretokenizedFormat(source, tokenizer)
         case "preference":
             from headrace.dataprep.formats.preference import PreferenceFormat
 

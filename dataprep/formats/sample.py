@@ -1,4 +1,4 @@
-"""What every format makes of rows: samples, which are tokenised documents with a loss mask."""
+"""Samples, which every format makes of rows: tokenized documents with a loss mask."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -13,7 +13,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Sample(NamedTuple):
-    """One tokenised document of at least one token; a preference pair holds two answers.
+    """One tokenized document of at least one token; a preference pair holds two answers.
 
     `ids` and `trained` are of shape [tokens]; `trained` tells which tokens are labels, None that
     all are. `rejected_ids` is None but in preference sets.
@@ -53,7 +53,7 @@ def pair(chosen: Sample, rejected: Sample) -> Sample:
 
 
 class Encoded(NamedTuple):
-    """What a format made of one record.
+    """Result of a format for one record.
 
     `content` is the record's text in one canonical form: it decides the evaluation split, which all
     `samples` of the record share, and which records are duplicates. `dropped` counts, by reason,
@@ -79,5 +79,5 @@ class Format(Protocol):
 
 
 def count_trained(ids: Ids, trained: Mask | None) -> int:
-    """How many of some tokens are labels."""
+    """Return the number of tokens that are labels."""
     return len(ids) if trained is None else int(np.count_nonzero(trained))

@@ -1,1 +1,1 @@
-"""What the configs of other systems become here."""
+"""Converters from the configs of other systems to ours."""

@@ -1,4 +1,4 @@
-"""What values of Axolotl's training keys become."""
+"""Converters of the values of Axolotl's training keys."""
 
 from typing import Any
 

@@ -49,7 +49,7 @@ def parse_flags(words: list[str]) -> dict[str, Any]:
 
 
 def is_flag(word: str) -> bool:
-    """Whether a word is a flag and not a negative number."""
+    """Return whether a word is a flag and not a negative number."""
     return word.startswith("-") and len(word) > 1 and isinstance(plain(word), str)
 
 

@@ -60,7 +60,7 @@ FSDP_QLORA = OldSystem(
             "--max_steps",
             "train.max_steps",
             if_positive("train.max_steps"),
-            "optimiser steps of the whole run",
+            "optimizer steps of the whole run",
         ),
         none("--dataset", "name your rows in prepare.toml; `alpaca` is an Axolotl type here"),
         elsewhere("--dataset_samples", "prepare.max_rows", "a random sample of the rows"),

@@ -1,4 +1,4 @@
-"""What values of fsdp_qlora become."""
+"""Converters of the values of fsdp_qlora's flags."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ KINDS = {
 
 
 def train_type(value: str, _: Values) -> dict[str, Any]:
-    """What is trained, over weights of which bits: NF4 without a second quantisation, or HQQ."""
+    """Convert a training type to the adapter, and to the format of the weights: NF4 or HQQ."""
     if value not in KINDS:
         raise NoEquivalentError(f"only {', '.join(KINDS)} have an equivalent")
     found: dict[str, Any] = {"train.adapter.kind": KINDS[value]}
@@ -38,7 +38,7 @@ def bits(value: int, values: Values) -> dict[str, Any]:
 
 
 def offload(value: bool, values: Values) -> dict[str, Any]:
-    """Of layers that are computed again."""
+    """Convert activation offloading, which exists for recomputed layers only."""
     if not value:
         return {}
     if not values.get("--use_gradient_checkpointing", True):

@@ -1,11 +1,8 @@
 """`headrace import-config`: an old config into prepare.toml and train.toml."""
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from headrace.jobs.migration.axolotl import AXOLOTL
 from headrace.jobs.migration.command_lines import JLLM_PROGRAMS, find_programs
@@ -18,7 +15,15 @@ from headrace.jobs.migration.qlora_pipe import QLORA_PIPE
 from headrace.jobs.migration.qlora_pipe_lite import QLORA_PIPE_LITE
 from headrace.jobs.migration.quantized import DYNAMIC
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.outside_text import (
+    MOST_YAML_BYTES,
+    OutsideTextError,
+    parse_toml,
+    parse_yaml,
+    read_text,
+)
 from headrace.schemas.publish import write_atomic
+from headrace.schemas.toml_config import MOST_CONFIG_BYTES
 
 SYSTEMS = (QLORA_PIPE, QLORA_PIPE_LITE, AXOLOTL, JLLM, FSDP_QLORA)
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -47,35 +52,36 @@ def import_config(old: Path, directory: Path) -> list[str]:
 
 
 def read_old(path: Path) -> Imported:
-    """What an old config becomes, by the kind of file it is.
+    """Read an old config and convert it, by the kind of file it is.
 
     Raises:
         ConfigError: not a config of a system that is known.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
     suffix = path.suffix.lower()
+    try:
+        text = read_text(path, MOST_YAML_BYTES if suffix in YAML_SUFFIXES else MOST_CONFIG_BYTES)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
     if suffix == ".toml":
-        return from_toml(parse_toml(text, path), path)
+        return from_toml(read_toml(text, path), path)
     if suffix in YAML_SUFFIXES:
-        return from_axolotl(parse_yaml(text, path), path)
+        return from_axolotl(read_yaml(text, path), path)
     return from_commands(text, path)
 
 
-def parse_toml(text: str, path: Path) -> dict[str, Any]:
+def read_toml(text: str, path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        return parse_toml(text)
+    except OutsideTextError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
-def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+def read_yaml(text: str, path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        values, _ = parse_yaml(text)
+    except OutsideTextError as error:
+        line = f":{error.line}" if error.line else ""
+        raise ConfigError(f"{path}{line}: {error}") from None
     if not isinstance(values, dict) or "base_model" not in values:
         raise ConfigError(f"{path}: no base_model, so not a config of Axolotl")
     return {key: value for key, value in values.items() if value is not None}
@@ -141,7 +147,7 @@ def add_shards(imported: Imported, shards: str, evaluated: bool) -> None:
 
 
 def drop_evaluation(imported: Imported) -> None:
-    """Without evaluation sets nothing may ask for their loss."""
+    """Drop the settings that need an evaluation loss, where there are no evaluation sets."""
     imported.train.get("evaluation", {}).pop("patience", None)
     imported.train.get("checkpoint", {}).pop("keep_best", None)
 

@@ -1,4 +1,4 @@
-"""What an old config becomes: values for our two configs, and a list of what was left out."""
+"""An imported config: values for our two configs, and a list of what was left out."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -94,7 +94,7 @@ def apply(system: OldSystem, old: Mapping[str, Any], imported: Imported) -> dict
 def translate(
     row: Equivalent, value: Any, old: Mapping[str, Any], imported: Imported, prefix: str = ""
 ) -> dict[str, Any]:
-    """What one old value becomes."""
+    """Return the keys and values that one old value is converted to."""
     if row.convert is not None:
         try:
             return converted(row, value, old)
@@ -115,7 +115,7 @@ def converted(row: Equivalent, value: Any, old: Mapping[str, Any]) -> dict[str, 
 
 
 def is_neutral(value: Any, row: Equivalent) -> bool:
-    """Whether a value asks for nothing; 0 and False differ here."""
+    """Return whether a value asks for nothing; 0 and False differ here."""
     return any(value == other and type(value) is type(other) for other in row.neutral)
 
 

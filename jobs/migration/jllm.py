@@ -1,7 +1,11 @@
 """jllm's flags (janelu9/flash-finetuning at 75d90eb): data preparation and `train_pipe`."""
 
+from typing import Any
+
 from headrace.jobs.migration.equivalents import (
+    NoEquivalentError,
     OldSystem,
+    Values,
     choice,
     computed,
     elsewhere,
@@ -9,23 +13,71 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
-from headrace.jobs.migration.jllm_values import (
-    accumulation,
-    background,
-    frozen_or_full,
-    lora,
-    modules,
-    packed,
-    partition,
-    random_weights,
-    recompute,
-    shuffle,
-)
 from headrace.jobs.migration.old_tools import JLLM_TOOLS
 from headrace.jobs.migration.old_values import if_positive, keep, warmup
 
+
+def accumulation(value: int, values: Values) -> dict[str, Any]:
+    """0 asks to derive it from the global batch; the replicas are not in the command line."""
+    if not value:
+        rows = values.get("--global_batch_size", 1)
+        value = max(1, rows // values.get("--per_device_train_batch_size", 1))
+    return {"train.gradient_accumulation_steps": value}
+
+
+def partition(value: str, _: Values) -> dict[str, Any]:
+    words = {"fast": "cost", "mem": "memory", "uniform": "uniform"}
+    if value not in words:
+        raise NoEquivalentError("numbers there count half layers; list whole layers in `partition`")
+    return {"train.partition": words[value]}
+
+
+def lora(value: int, _: Values) -> dict[str, Any]:
+    return {"train.adapter.kind": "lora", "train.adapter.rank": value} if value else {}
+
+
+def frozen_or_full(value: bool, values: Values) -> dict[str, Any]:
+    if values.get("--lora_dim") and not value:
+        raise NoEquivalentError(
+            "embedding, norms and head beside adapters: name them in adapter.modules_to_save"
+        )
+    return {}
+
+
+def modules(value: str, values: Values) -> dict[str, Any]:
+    """Fused names of theirs are the model's own names here."""
+    fused = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+    names = [name for part in value.split(",") for name in fused.get(part, [part])]
+    return {"train.adapter.target_modules": names} if values.get("--lora_dim") else {}
+
+
+def recompute(value: int, values: Values) -> dict[str, Any]:
+    """Segments of so many layers keep one input each; here a layer is the largest segment."""
+    return {"train.activation_checkpointing": "full" if value else "none"}
+
+
+def background(value: str, _: Values) -> dict[str, Any]:
+    return {"train.checkpoint.background": value in ("process", "thread")}
+
+
+def random_weights(value: bool, _: Values) -> dict[str, Any]:
+    return {"train.weights": "random"} if value else {}
+
+
+def shuffle(value: bool, _: Values) -> dict[str, Any]:
+    return {"train.loader.shuffle": not value}
+
+
+def packed(value: bool, _: Values) -> dict[str, Any]:
+    return {"prepare.packing": "concatenate"} if value else {}
+
+
 IMAGES = "text only"
+
+
 TENSOR = "a model is cut by layers only; more `pipeline_stages` spread it further"
+
+
 TRAINED = "trained weights only; `headrace convert` makes an adapter or a model of them"
 
 
@@ -54,6 +106,7 @@ RAW2IDS = (
     none("raw2ids -T", "processes; the tokenizer leaves the interpreter's lock by itself"),
     none("raw2ids -C", "remove the output directory"),
 )
+
 
 JLLM = OldSystem(
     "jllm",
@@ -93,7 +146,7 @@ JLLM = OldSystem(
         none("--num_layers_per_decoder", "a layer stays whole"),
         none("--emb_partitions", "embedding and head stay whole", 1),
         none("--async_tensor_model_parallel_allreduce", TENSOR),
-        none("--zero_stage", "replicas hold whole optimiser states", 0),
+        none("--zero_stage", "replicas hold whole optimizer states", 0),
         none("--offload", "nothing is moved to the host", False),
         none("--timeout", "30 minutes", 1800),
         none("--ds_config", "the keys of train.toml say all"),

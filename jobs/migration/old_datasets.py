@@ -26,7 +26,7 @@ class OldDataset:
     evaluation_only: bool = False
 
     def goes_with(self, other: "OldDataset") -> bool:
-        """Whether both can share a shard directory: equal but for their sources.
+        """Return whether both can share a shard directory: equal but for their sources.
 
         Evaluation sets have names, and a number of evaluation documents is that of one set.
         """
@@ -36,7 +36,7 @@ class OldDataset:
 
 @dataclass(frozen=True)
 class OldDatasets:
-    """All entries of a config."""
+    """Entries of a config, with the settings they share."""
 
     entries: list[OldDataset]
     prepare: dict[str, Any]  # what holds for every shard directory

@@ -23,7 +23,7 @@ def warmup(epochs: str) -> Converter:
 
 
 def keep(value: int, _: Values) -> dict[str, Any]:
-    """So many checkpoints; -1 is all."""
+    """Convert a number of checkpoints to keep; -1 is all."""
     return {"train.checkpoint.keep_last": value if value > 0 else KEEP_ALL}
 
 
@@ -37,7 +37,7 @@ def if_positive(new: str) -> Converter:
 
 
 def share_of_epoch(new: str) -> Converter:
-    """So many times an epoch."""
+    """Return a converter of "so many times an epoch" to a fraction of an epoch."""
 
     def convert(value: float, _: Values) -> dict[str, Any]:
         return {new: 1 / value}

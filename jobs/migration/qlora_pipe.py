@@ -38,11 +38,11 @@ COMMAND_LINE = (
     none("--deepspeed_config", "the batch is set by the keys of train.toml alone"),
 )
 
-NEIGHBOURS = choice(
+NEIGHBORS = choice(
     "use_column_major_topology",
-    "train.neighbours",
+    "train.neighbors",
     {True: "stages", False: "replicas"},
-    "stages of a replica are neighbours if nothing is said",
+    "stages of a replica are neighbors if nothing is said",
 )
 LAYERS: tuple[Equivalent, ...] = (
     none(
@@ -152,7 +152,7 @@ QLORA_PIPE = OldSystem(
         number("gradient_clipping", "train.optimizer.gradient_clipping"),
         none("steps_per_print", "each step is printed", 1),
         same("pipeline_stages", "train.pipeline_stages"),
-        NEIGHBOURS,
+        NEIGHBORS,
         none("group_by_length", 'rows are packed in place of padded: `loader.pack = "best_fit"`'),
         computed(
             "activation_checkpointing",

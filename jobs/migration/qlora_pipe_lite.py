@@ -14,7 +14,7 @@ from headrace.jobs.migration.equivalents import (
 )
 from headrace.jobs.migration.old_tools import QLORA_PIPE_LITE_TOOLS
 from headrace.jobs.migration.old_values import share_of_epoch
-from headrace.jobs.migration.qlora_pipe import NEIGHBOURS
+from headrace.jobs.migration.qlora_pipe import NEIGHBORS
 from headrace.jobs.migration.quantized import BACKEND, TYPE, nf4
 
 
@@ -100,7 +100,7 @@ QLORA_PIPE_LITE = OldSystem(
             "classes cannot be named; list the layers of each stage",
             default="uniform",
         ),
-        NEIGHBOURS,
+        NEIGHBORS,
         number(
             "eval_fraction",
             "prepare.evaluation_fraction",

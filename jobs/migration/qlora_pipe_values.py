@@ -1,4 +1,4 @@
-"""What values of qlora-pipe become."""
+"""Converters of the values of qlora-pipe's keys."""
 
 from typing import Any
 

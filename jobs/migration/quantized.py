@@ -1,4 +1,4 @@
-"""Old settings of quantised weights in terms of `[quantization]`."""
+"""Old settings of quantized weights in terms of `[quantization]`."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def nf4(value: bool, _: Values) -> dict[str, Any]:
 
 
 def nf4_twice(value: bool, _: Values) -> dict[str, Any]:
-    """The same with quantised scales, packed as bfloat16."""
+    """The same with quantized scales, packed as bfloat16."""
     return dict(zip(NF4_TWICE, ("bnb", "nf4", True, "bfloat16"), strict=True)) if value else {}
 
 
@@ -101,7 +101,7 @@ QUANTIZED = (
     of_bnb("bnb_4bit_quant_storage", "storage_type"),
     elsewhere(f"{BNB}.llm_int8_threshold", "train.quantization.int8_threshold"),
     computed(f"{BNB}.llm_int8_skip_modules", "train.quantization.skip_modules", skipped),
-    none(f"{BNB}.llm_int8_has_fp16_weight", "weights are quantised once"),
+    none(f"{BNB}.llm_int8_has_fp16_weight", "weights are quantized once"),
     none(f"{BNB}.llm_int8_enable_fp32_cpu_offload", "a stage lies on one device"),
     of_hqq("nbits", "bits"),
     of_hqq("group_size", "group_size"),
@@ -109,7 +109,7 @@ QUANTIZED = (
     of_hqq("skip_modules", "skip_modules"),
     of_hqq("compute_dtype", "compute_dtype", "default there `float32`"),
     none(f"{HQQ}.view_as_float", "packed weights lie as integers"),
-    none(f"{HQQ}.quant_zero", "zeros are not quantised again"),
-    none(f"{HQQ}.quant_scale", "scales are not quantised again"),
+    none(f"{HQQ}.quant_zero", "zeros are not quantized again"),
+    none(f"{HQQ}.quant_scale", "scales are not quantized again"),
     computed(DYNAMIC, (BACKEND, "train.quantization.dynamic_config"), by_name, "`nbits`: `bits`"),
 )

@@ -321,7 +321,7 @@ def preference(case: cases.Case, tokenizer: Any) -> Callable[[dict[str, Any]], A
 
 
 def as_trained(tokenizer: Any, texts: list[str]) -> dict[str, Any]:
-    """A pair as Axolotl's DPO trainer tokenises it: TRL's `tokenize_fn`, and never BOS twice."""
+    """A pair as Axolotl's DPO trainer tokenizes it: TRL's `tokenize_fn`, and never BOS twice."""
     from axolotl.utils.data.utils import remove_double_bos_token
     from trl.trainer.dpo_trainer import common_prefix_length
 

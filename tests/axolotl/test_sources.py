@@ -431,7 +431,7 @@ def test_readmes_response_column_is_taken_where_output_is_missing():
     assert texts()[0].endswith("«b</s>»")
 
 
-def test_a_bad_row_leaves_its_neighbours():
+def test_a_bad_row_leaves_its_neighbors():
     rows = [
         {"instruction": "a", "output": "b"},
         {"instruction": "no output"},

@@ -1,4 +1,4 @@
-"""`prepare()` against datatrove 0.10's tokenise, shuffle and merge, on the same JSONL in one run.
+"""`prepare()` against datatrove 0.10's tokenize, shuffle and merge, on the same JSONL in one run.
 
 The tokenizer alone, on all cores, is the most that any program can reach that uses it.
 

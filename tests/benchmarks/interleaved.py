@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -33,7 +34,6 @@ from headrace.trainer.model.chunks import build_chunks
 from headrace.trainer.model.model_builder import BuiltStage, build_stage
 from headrace.trainer.model.stage import MicroBatch
 from headrace.trainer.quiet import quiet_libraries
-from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.interleaved_engine import InterleavedEngine
 from headrace.trainer.run.optimizer import build_optimizer
@@ -198,7 +198,7 @@ def check_gradients(options: argparse.Namespace, layout: Layout) -> dict[str, ob
     for variant in (Variant(1), Variant(options.chunks, LARGEST_CTAS)):
         built, engine = build(config, layout, variant)
         disturb(built)
-        engine.train_step(random_inputs(*shape, layout), 1, lambda: Outcome(0.0, None))
+        engine.forward_backward(random_inputs(*shape, layout), 1)
         largest = 0.0
         for item in built.trained:
             reference, gradient = expected[item.name], item.parameter.grad
@@ -254,24 +254,22 @@ def measure(
     built, engine = build(config, layout, variant)
     optimizer = build_optimizer(config.optimizer, built.trained)
 
-    def finish() -> Outcome:
+    def step(inputs: StepInputs) -> None:
+        engine.forward_backward(inputs, 1)
         optimizer.step()
         optimizer.zero_grad()
-        return Outcome(0.0, None)
 
     def inputs_of(micro_batches: int) -> StepInputs:
         size, sequence = options.micro_batch_size, options.sequence
         return random_inputs(micro_batches, size, sequence, vocabulary, layout)
 
-    engine.train_step(inputs_of(layout.stages), 1, finish)
+    step(inputs_of(layout.stages))
     layers = gather_objects([str(chunk) for chunk in built.layers], layout.world_group)
     for micro_batches in options.micro_batches:
         inputs = inputs_of(micro_batches)
         if layout.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = seconds_of(
-            lambda given=inputs: engine.train_step(given, 1, finish), options.windows, layout
-        )
+        seconds = seconds_of(partial(step, inputs), options.windows, layout)
         peak = torch.cuda.max_memory_allocated() if layout.device.type == "cuda" else 0
         rate, bubble = inputs.tokens / seconds, layout.stages - 1
         line = {

@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.batch import Batch, position_ids
+from headrace.trainer.data.batch import Batch
 from headrace.trainer.model.adapter_targets import lora_config
+from headrace.trainer.model.device import position_ids
 from headrace.trainer.model.precision import compute_dtype
 from headrace.trainer.run.optimizer import learning_rate, set_learning_rate
 from headrace.trainer.run.step_report import memory_gib

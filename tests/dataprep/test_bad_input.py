@@ -54,7 +54,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_bad_record_is_refused_and_leaves_its_neighbours_alone(
+def test_a_bad_record_is_refused_and_leaves_its_neighbors_alone(
     name, corpus, make_config, run, rows_of, documents_of
 ):
     record, problem = REFUSED[name]

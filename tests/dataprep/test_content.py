@@ -128,8 +128,8 @@ def test_rows_come_in_another_order_than_the_input(corpus, make_config, run, row
     rows = [row["row_key"] for row in rows_of("out")]
     packed = [row["row_key"] for row in rows_in_packing_order("out", config, "train")]
     assert sorted(rows) == sorted(packed) == rows
-    neighbours = sum(abs(packed.index(a) - packed.index(b)) == 1 for a, b in pairwise(rows))
-    assert neighbours < len(rows) / 10
+    neighbors = sum(abs(packed.index(a) - packed.index(b)) == 1 for a, b in pairwise(rows))
+    assert neighbors < len(rows) / 10
 
 
 def test_another_seed_gives_another_order_of_the_same_rows(corpus, make_config, run, rows_of):

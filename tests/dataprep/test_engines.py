@@ -18,7 +18,7 @@ from rich.console import Console
 from headrace.dataprep.blend_inputs import Blend
 from headrace.dataprep.local_engine import LocalEngine
 from headrace.dataprep.repartition import repartition
-from headrace.jobs.engines import EngineName, open_engine
+from headrace.jobs.command_options import EngineName, open_engine
 from headrace.jobs.spark_zip import write_zip
 from headrace.schemas.errors import ConfigError, DataError
 
@@ -229,7 +229,7 @@ def test_a_failure_that_is_nobodys_mistake_names_its_reason(spark):
 
 
 def test_without_pyspark_the_error_names_the_line_that_installs_it(monkeypatch):
-    monkeypatch.setattr("headrace.jobs.engines.find_spec", lambda name: None)
+    monkeypatch.setattr("headrace.jobs.command_options.find_spec", lambda name: None)
     with (
         pytest.raises(ConfigError, match=r"^pyspark is not .*: pip install 'headrace\[spark\]'"),
         open_engine(EngineName.SPARK, 2),

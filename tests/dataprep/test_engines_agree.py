@@ -23,7 +23,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from headrace.dataprep.prepare import prepare
-from headrace.jobs.engines import EngineName, open_engine
+from headrace.jobs.data_commands import EngineName, open_engine
 from headrace.schemas.prepare_config import PrepareConfig
 if __name__ == "__main__":
     config = PrepareConfig.model_validate_json(Path(sys.argv[1]).read_text())

@@ -1,7 +1,9 @@
 """Tables, nested fields, token ids, and records too large to hold: all kinds of files."""
 
+import bz2
 import csv
 import json
+import lzma
 from pathlib import Path
 
 import pyarrow as pa
@@ -110,7 +112,7 @@ def test_a_field_of_a_dotted_name_goes_before_a_nested_one():
     chunk=st.integers(1, 7),
     cut=st.integers(0, 100),
 )
-def test_a_record_that_is_too_large_leaves_its_neighbours_alone(
+def test_a_record_that_is_too_large_leaves_its_neighbors_alone(
     records, separator, limit, chunk, cut, tmp_path_factory
 ):
     path = tmp_path_factory.getbasetemp() / "large.txt"
@@ -225,7 +227,31 @@ BAD_IDS = {
         'not a list of integers: field "input_ids" is a list, not a list of integers',
     ),
     "no ids": ({"input_ids": []}, "empty document: no ids"),
-    "nothing": ({"labels": [1]}, 'missing field: no field "input_ids"'),
+    "nothing": (
+        {"labels": [1], "body": "a"},
+        'missing field: no field "input_ids"; the record has "labels", "body"',
+    ),
+    "a pair": (
+        {"input_ids": [5], "rejected_input_ids": [6]},
+        'a pair: field "rejected_input_ids" is there; pairs are no rows of one answer',
+    ),
+    "another class": (
+        {"input_ids": [5], "control_class": 1},
+        "control_class differs: it is 1, control_class of the source None",
+    ),
+    "documents that do not fit": (
+        {"input_ids": [5, 6], "document_lengths": [1, 2]},
+        "documents do not fit: document_lengths do not sum to the 2 ids",
+    ),
+    "documents that do not rise": (
+        {"input_ids": [5, 6, 7], "cu_seqlens": [0, 2, 1]},
+        "documents do not fit: cu_seqlens do not rise from 0 to the 3 ids",
+    ),
+    "numbered documents": (
+        {"input_ids": [5, 6], "attention_mask": [1, 2]},
+        "documents are not told: attention_mask is 2 at token 1, neither 0 nor 1; "
+        "give document_lengths",
+    ),
 }
 
 
@@ -260,3 +286,69 @@ def test_half_a_file_of_arrow_is_named(corpus, make_config, run):
     Path("in.arrow").write_bytes(Path("in.arrow").read_bytes()[:-300])
     with pytest.raises(DataError, match=r"^in\.arrow: (not readable as|damaged) Arrow \("):
         run(make_config(sources=documents("in.arrow"), **WIDE))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"document_lengths": [2, 3]},
+        {"seq_lengths": [2, 3]},
+        {"cu_seqlens": [0, 2, 5]},
+        {"cu_seqlens": [0, 2, 4]},
+        {"position_ids": [0, 1, 0, 1, 2]},
+    ],
+    ids=str,
+)
+def test_a_packed_row_of_ids_becomes_its_documents_again(told, corpus, make_config, run, rows_of):
+    row = {"input_ids": [5, 6, 7, 8, 9], "loss_mask": [0, 1, 0, 1, 1], **told}
+    Path("in.jsonl").write_text(json.dumps(row) + "\n")
+    run(make_config(sources=pretokenized("in.jsonl"), evaluation_fraction=0.0))
+    (row,) = rows_of("out")
+    assert row["document_lengths"] == [2, 3]
+    assert row["input_ids"] == [5, 6, 7, 8, 9]
+    assert row["loss_mask"] == [False, True, False, True, True]
+
+
+def test_the_rows_of_another_run_keep_their_documents(corpus, make_config, run, rows_of):
+    texts = [{"text": f"stone {number} mill"} for number in range(9)]
+    Path("in.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    sources = [{"name": "mill", "type": "documents", "path": "in.jsonl"}]
+    run(make_config(sources=sources, evaluation_fraction=0.0, packing="best_fit"))
+    lengths = sorted(n for row in rows_of("out") for n in row["document_lengths"])
+    run(
+        make_config(
+            output="again",
+            sources=pretokenized("out/shard-*.parquet"),
+            evaluation_fraction=0.0,
+            packing="best_fit",
+        )
+    )
+    assert len(lengths) == 9
+    assert sorted(n for row in rows_of("again") for n in row["document_lengths"]) == lengths
+
+
+def test_a_byte_order_mark_is_in_no_document(corpus, make_config, run, documents_of):
+    mark = b"\xef\xbb\xbf"
+    Path("a.md").write_bytes(mark + b"# Title")
+    Path("b.md").write_bytes(mark + b"one--two")
+    sources = [
+        {"name": "whole", "type": "text", "path": "a.md"},
+        {"name": "cut", "type": "text", "path": "b.md", "document_separator": "--"},
+    ]
+    run(make_config(sources=sources, evaluation_fraction=0.0, packing="best_fit"))
+    assert documents_of("out") == ["# Title", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"), [("in.jsonl.bz2", bz2.compress), ("in.jsonl.xz", lzma.compress)]
+)
+def test_further_compressions_are_read_and_damage_is_named(
+    name, pack, corpus, make_config, run, documents_of
+):
+    Path(name).write_bytes(pack(b'{"text": "stone"}\n{"text": "mill"}\n'))
+    sources = [{"name": "mill", "type": "documents", "path": name}]
+    run(make_config(sources=sources, evaluation_fraction=0.0))
+    assert documents_of("out") == ["mill", "stone"]
+    Path(name).write_bytes(Path(name).read_bytes()[:-20])
+    with pytest.raises(DataError, match=f"^{name}: cannot be read to its end"):
+        run(make_config(output="cut", sources=sources, evaluation_fraction=0.0))

@@ -176,10 +176,19 @@ BAD = {
         "row group 0: row 1: attention_mask has a hole in the middle",
     ),
     "null": ({"input_ids": [[1], None]}, "row group 0: row 1: input_ids is null"),
-    "null id": ({"input_ids": [[1], [None]]}, "row group 0: input_ids holds a null"),
-    "large id": ({"input_ids": [[1], [40]]}, "row group 0: ids from 1 to 40, the tokenizer has 40"),
-    "id of 64 bits": ({"input_ids": [[1], [1 << 40]]}, "row group 0: Integer value 1099511627776"),
-    "empty row": ({"input_ids": [[1], []]}, "row group 0: rows of 0 to 1 tokens, not 1 to "),
+    "null id": ({"input_ids": [[1], [None]]}, "row group 0: row 1: input_ids holds a null"),
+    "large id": (
+        {"input_ids": [[1], [40]]},
+        "row group 0: column input_ids, row 1: id 40; ids from 1 to 40, the tokenizer has 40",
+    ),
+    "id of 64 bits": (
+        {"input_ids": [[1], [1 << 40]]},
+        "row group 0: row 1: id 1099511627776 cannot be one",
+    ),
+    "empty row": (
+        {"input_ids": [[1], []]},
+        "row group 0: column input_ids, row 1: rows of 0 to 1 tokens, not 1 to ",
+    ),
     "outside": (
         {"input_ids": [[1, 2]], "cu_seqlens": [[0, 3, 4]]},
         "row group 0: row 0: cu_seqlens points outside of it",

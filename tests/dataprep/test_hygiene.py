@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.dataprep import document_keys, duplicates
-from headrace.dataprep.document_keys import EXACT, NEAR, band_shape, hash_windows, normalise
+from headrace.dataprep.document_keys import EXACT, NEAR, band_shape, hash_windows, normalize
 from headrace.dataprep.encoded_spool import Document, EncodedBlock, read_encoded, write_encoded
 from headrace.dataprep.formats.sample import Sample
 from headrace.dataprep.records import Reject
@@ -198,7 +198,7 @@ def test_the_share_of_similar_pairs_that_are_found_follows_the_bands(similarity)
             for place in rng.sample(range(len(words)), words_changed):
                 changed[place] = f"weir{rng.randrange(10**6)}"
             pair = [" ".join(words), " ".join(changed)]
-            left, right = (set(hash_windows(normalise(text)).tolist()) for text in pair)
+            left, right = (set(hash_windows(normalize(text)).tolist()) for text in pair)
             jaccard = len(left & right) / len(left | right)
             expected.append(1 - (1 - jaccard**rows) ** bands)
             one, two = (document_keys.document_keys(config, [0], [text]) for text in pair)
@@ -278,7 +278,7 @@ def test_documents_keep_their_split_when_others_are_added(
     assert 40 < held_out < 105  # 70 of 700, within 4 standard deviations
 
 
-def test_a_tokenised_block_comes_back_from_disk_as_it_was(tmp_path):
+def test_a_tokenized_block_comes_back_from_disk_as_it_was(tmp_path):
     ids, mask = np.arange(5, dtype=np.int32), np.array([True, False, True, True, False])
     documents = [
         Document("train", [Sample(ids), Sample(ids[:2], mask[:2])], {}),

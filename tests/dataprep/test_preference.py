@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -190,10 +191,13 @@ def test_a_pair_with_a_side_that_is_too_long_is_truncated_or_dropped(
 
 
 REFUSED = {
-    "no rejected": ({"prompt": "a", "chosen": "b"}, 'missing field: no field "rejected"'),
+    "no rejected": (
+        {"prompt": "a", "chosen": "b"},
+        'missing field: no field "rejected"; the record has "prompt", "chosen"',
+    ),
     "no prompt": (
         {"chosen": [GOOD], "rejected": [BAD]},
-        'missing field: no field "prompt"',
+        'missing field: no field "prompt"; the record has "chosen", "rejected"',
     ),
     "equal answers": (
         {"prompt": "a", "chosen": "b", "rejected": "b"},
@@ -246,7 +250,12 @@ def test_verify_looks_at_the_rejected_side(corpus, run, tokenizer_folder):
     assert list(check_rows(rows, manifest, -1)) == []
     index = rows.column_names.index("rejected_loss_mask")
     broken = rows.set_column(index, rows.field(index), [[[True]]])
-    assert list(check_rows(broken, manifest, -1)) == ["loss_mask is not as long as input_ids"]
+    (problem,) = check_rows(broken, manifest, -1)
+    assert re.fullmatch(
+        "column rejected_loss_mask, row 0: rejected_loss_mask is not as long as "
+        r"rejected_input_ids: 1, not \d+",
+        problem,
+    )
 
 
 CONFIG = """

@@ -88,7 +88,7 @@ def test_another_seed_gives_the_same_rows_in_another_order(
     assert read_manifest(Path("new")).sources == read_manifest(Path("out")).sources
 
 
-def test_neighbours_are_parted(corpus, make_config, run, blend, rows_of):
+def test_neighbors_are_parted(corpus, make_config, run, blend, rows_of):
     run(make_config(evaluation_fraction=0, sequence_len=16, shards=1))
     blend("out", shards=1)
     place = {text: index for index, text in enumerate(texts(rows_of("out")))}

@@ -159,7 +159,7 @@ def test_notes_of_a_killed_run_are_not_counted(tmp_path):
     space.open()
     write_note(space, 0, 5, 50)
     task = Task(0, 0, None, ())
-    with TaskBar(Console(file=io.StringIO()), "tokenise", tmp_path, [task]) as bar:
+    with TaskBar(Console(file=io.StringIO()), "tokenize", tmp_path, [task]) as bar:
         bar.show()
         assert bar.progress.tasks[0].fields["counts"] == "0 documents, 0 tokens"
         write_note(space, 0, 2, 7)

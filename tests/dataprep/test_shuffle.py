@@ -68,7 +68,7 @@ def test_rows_from_anywhere_in_the_input_lie_anywhere_in_the_output(seed, shuffl
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_neighbours_in_the_output_are_strangers_in_the_input(seed, shuffled):
+def test_neighbors_in_the_output_are_strangers_in_the_input(seed, shuffled):
     order, _ = shuffled(seed)
     distances = np.abs(np.diff(order)) / ROWS
     expected = 1 / 3  # of two uniform places, with a standard deviation of sqrt(1/18)

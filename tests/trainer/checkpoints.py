@@ -24,7 +24,7 @@ def state(step):
 
 
 def trained(size=4):
-    """One parameter that was stepped once, and its optimiser."""
+    """One parameter that was stepped once, and its optimizer."""
     parameter = nn.Parameter(torch.arange(float(size)))
     optimizer = torch.optim.AdamW([parameter], fused=True)
     parameter.grad = torch.ones(size)

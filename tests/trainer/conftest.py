@@ -128,6 +128,17 @@ def pair_training(training, tiny_shards, pair_shards):
     return training
 
 
+@pytest.fixture
+def one_thread():
+    """One thread of torch, so that sums have one order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def layout():
     """One process."""

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from test_families import MODES, TOLERANCE
+from family_modes import MODES, TOLERANCE
 from tiny_families import FAMILIES, save_tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"

@@ -1,5 +1,5 @@
 """Builds each stage of a model in turn, and prints bytes read and the peak of memory: of weights
-as they are stored, and of quantised ones.
+as they are stored, and of quantized ones.
 """
 
 import gc

@@ -135,7 +135,7 @@ def exact_metrics(run):
 
 
 def checkpoint_tensors(run):
-    """Parameters and optimiser states of the newest checkpoint, whatever its layout."""
+    """Parameters and optimizer states of the newest checkpoint, whatever its layout."""
     newest = max((run / "checkpoints").glob("step-*"))
     tensors = {}
     for file in newest.glob("stage-*.safetensors"):

@@ -93,7 +93,7 @@ def test_swapped_adapters_keep_their_names_and_results(stage):
     assert len(layers) == 5 * 7
     joined = sum(layer.joined is not None for layer in layers)
     assert joined == (0 if any(stage.recomputed) else 5 * 2)  # gate and up
-    for model in (swapped, stage):  # as an optimiser does, after the layers were swapped
+    for model in (swapped, stage):  # as an optimizer does, after the layers were swapped
         for name, weight in model.named_parameters():
             if ".lora_B." in name:
                 weight.data += 0.01

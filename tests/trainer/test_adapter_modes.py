@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from runs import checkpoint_tensors, exact_metrics
+from saved_parts import saved_adapter, saved_model, step
 from tiny_families import (
     build,
     config_of,
@@ -19,14 +20,6 @@ from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.optimizer_config import OptimizerConfig
-from headrace.trainer.export.export import (
-    adapter_tensors,
-    file_count,
-    finish_adapter,
-    finish_model,
-    model_parts,
-    save_model_part,
-)
 from headrace.trainer.export.merge import merge
 from headrace.trainer.model.materializer import TrainedParameter
 from headrace.trainer.model.model_builder import plan_model
@@ -114,20 +107,6 @@ def same_in_two_stages(directory, adapter, **settings):
     return one, two
 
 
-def step(built):
-    """Move every trained parameter, so that all of them matter."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for part in built:
-            for item in part.trained:
-                if item.owned:
-                    noise = torch.randn(item.parameter.shape, generator=generator)
-                    item.parameter.add_(0.3 * noise)
-    if built[0].tied_copy is not None and len(built) > 1:
-        with torch.no_grad():
-            built[-1].tied_copy.copy_(built[0].tied_copy)
-
-
 def peft_loss(directory, adapter, batch):
     from peft import PeftModel
 
@@ -143,26 +122,6 @@ def stored_loss(directory, batch):
     with torch.no_grad():
         loss, _ = reference_loss(model, batch)
     return float(loss)
-
-
-def saved_adapter(built, directory):
-    directory.mkdir()
-    tensors = {}
-    for part in built:
-        tensors |= adapter_tensors(part, torch.float32)
-    finish_adapter(directory, tensors, built[0].lora_config, built[0].width)
-    return directory
-
-
-def saved_model(built, base, directory, dtype=torch.float32):
-    directory.mkdir()
-    counts = [file_count(model_parts(part, dtype)) for part in built]
-    files = [
-        save_model_part(part, base, directory, sum(counts[:stage]), sum(counts), dtype)
-        for stage, part in enumerate(built)
-    ]
-    finish_model(directory, files, base, built[0], dtype)
-    return directory
 
 
 def check_adapter(directory, adapter, tmp_path):
@@ -270,7 +229,10 @@ def test_with_lora_plus_the_adapters_up_projection_has_its_own_rate():
         ({"target_parameters": "experts"}, "the model has no fused experts"),
         ({"modules_to_save": ["score"]}, 'no module is called "score"'),
         ({"layers": "2:4"}, 'adapter.layers = "2:4": the model has layers 0 to 3'),
-        ({"kind": "none", "target_modules": ["router"]}, "no weight has such a part in its name"),
+        (
+            {"kind": "none", "target_modules": ["router"]},
+            '"router" matches nothing that is trained',
+        ),
         ({"init": "pissa", "target_modules": ["lm_head"]}, "the head is tied to the embedding"),
         ({"kind": "blocks", "blocks": 5}, "adapter.blocks = 5: the model has 4 layers"),
     ],

@@ -5,18 +5,15 @@ import math
 import re
 
 import pytest
-import torch
+from background_run import assert_same_tensors
 from checkpoints import state
 from runs import as_toml, checkpoint_tensors, complete, read_metrics
-from test_resume import assert_same_tensors
 
 from headrace.schemas.errors import TrainingError
 from headrace.schemas.run_config import AnomalyConfig
-from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.placed_rows import PlacedRow
-from headrace.trainer.data.position import Position
-from headrace.trainer.data.row_packer import OverlongCount
-from headrace.trainer.run.anomalies import Anomaly, Outcome, deal_with, judge
+from headrace.trainer.run.anomalies import deal_with, judge
+from headrace.trainer.run.outcome import Anomaly
 
 SPIKES = AnomalyConfig(spike_factor=2.0, spike_window=3, on_spike="skip")
 
@@ -26,7 +23,7 @@ SPIKES = AnomalyConfig(spike_factor=2.0, spike_window=3, on_spike="skip")
 def test_a_gradient_that_is_not_finite(norm, policy):
     anomaly = judge(AnomalyConfig(on_not_finite=policy), norm, None, [])
     assert (anomaly.what, anomaly.policy) == (f"the gradient's norm is {norm}", policy)
-    assert Outcome(norm, anomaly).is_taken == (policy == "continue")
+    assert anomaly.forbids_update == (policy != "continue")
 
 
 @pytest.mark.parametrize(
@@ -56,24 +53,21 @@ PLACES = [
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "continue"])
-def test_rows_and_their_sources_are_written_down_whatever_follows(policy, layout, tmp_path, caplog):
-    inputs = StepInputs(
-        3, [], [], 1, 1, Position(), OverlongCount(), input_ids=torch.zeros(1), rows=PLACES
-    )
-    outcome = Outcome(math.nan, Anomaly("the gradient's norm is nan", policy))
+def test_rows_and_their_sources_are_written_down_whatever_follows(policy, tmp_path, caplog):
+    anomaly = Anomaly("the gradient's norm is nan", policy)
+    rows = [row for place in PLACES for rows in place for row in rows]
     if policy == "stop":
         with pytest.raises(
             TrainingError, match=r"books 11, code 12, code 13; all in .*--row-key KEY"
         ):
-            deal_with(outcome, state(4), inputs, tmp_path, layout)
+            deal_with(anomaly, state(4), rows, tmp_path, writes=True)
     else:
-        deal_with(outcome, state(4), inputs, tmp_path, layout)
+        deal_with(anomaly, state(4), rows, tmp_path, writes=True)
         done = "the step was taken" if policy == "continue" else "its update was skipped"
         assert f"{done}. It had 3 rows, first books 11, code 12, code 13" in caplog.text
     (line,) = (tmp_path / "anomalies.jsonl").read_text().splitlines()
-    rows = [row._asdict() for place in PLACES for rows in place for row in rows]
     what = {"step": 4, "what": "the gradient's norm is nan", "policy": policy}
-    assert json.loads(line) == what | {"rows": rows}
+    assert json.loads(line) == what | {"rows": [row._asdict() for row in rows]}
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def alibi(world):
     edit_json(world["model"] / "config.json", model_type="falcon", alibi=True)
 
 
-def quantised(world):
+def quantized(world):
     edit_json(world["model"] / "config.json", quantization_config={"quant_method": "gptq"})
 
 
@@ -166,8 +166,8 @@ CASES = [
         f"supported: {FAMILIES}",
     ),
     (
-        quantised,
-        "DIR/model: its weights are quantised already, by gptq, and bitsandbytes alone is read; "
+        quantized,
+        "DIR/model: its weights are quantized already, by gptq, and bitsandbytes alone is read; "
         "use the model it was made of",
     ),
     (
@@ -454,6 +454,42 @@ def test_resuming_on_other_weights_is_refused(world):
     assert re.fullmatch(
         "DIR/run/train.json: fingerprint of the model's weights was '[0-9a-f]+' and is "
         "'[0-9a-f]+'; resume with the old value, or start a new run in another output_dir",
+        message_of(world, resume=True),
+    )
+
+
+@pytest.mark.parametrize("change", [{"rms_norm_eps": 1.0}, {"num_hidden_layers": 4}])
+def test_resuming_on_another_config_of_the_model_is_refused(world, change):
+    (world["path"] / "run").mkdir()
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    write_record(world)
+    edit_json(world["model"] / "config.json", **change)
+    assert message_of(world, resume=True).startswith(
+        "DIR/run/train.json: fingerprint of the model's config.json was "
+    )
+
+
+def test_a_model_that_has_moved_is_known_by_its_files(world):
+    (world["path"] / "run").mkdir()
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    write_record(world)
+    moved = world["model"].rename(world["path"] / "moved")
+    edit_json(moved / "config.json", transformers_version="4.0", use_cache=False)
+    settings = load_config(TrainConfig, world["path"] / "train.toml", [f"model={moved}"])
+    check_run_directory(settings, check(settings, 1), resume=True)
+    edit_json(moved / "config.json", rms_norm_eps=1.0)
+    assert message_of(world, f"model={moved}", resume=True).startswith(
+        "DIR/run/train.json: model was 'DIR/model' and is 'DIR/moved'; "
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"[]", b"\xff\xfe", b"null"])
+def test_a_damaged_record_of_a_run_is_named_with_its_remedy(world, content):
+    (world["path"] / "run").mkdir()
+    (world["path"] / "run" / RUN_CONFIG_NAME).write_bytes(content)
+    assert re.fullmatch(
+        r"DIR/run/train.json: cannot be read \(.*\); restore it from a copy, or start a new run in "
+        "another output_dir",
         message_of(world, resume=True),
     )
 

@@ -1,13 +1,15 @@
 """Checkpoints are whole or not there, and one that is damaged is named, not passed over."""
 
 import json
+import os
 
 import pytest
 import torch
 from checkpoints import names, state, trained
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from headrace.schemas.errors import CheckpointError
+from headrace.schemas.run_state import read_run_state, write_run_state
 from headrace.trainer.model.materializer import TrainedParameter
 from headrace.trainer.run import checkpoint
 from headrace.trainer.run.checkpoint import CheckpointFolder, load_tensors, newest
@@ -42,7 +44,7 @@ def test_what_is_saved_is_read_back_bit_by_bit(folder, save):
     assert all(torch.equal(restored[name], value) for name, value in moments.items())
 
 
-def test_a_checkpoint_of_weights_only_is_smaller_and_leaves_the_optimiser_as_it_is(folder, layout):
+def test_a_checkpoint_of_weights_only_is_smaller_and_leaves_the_optimizer_as_it_is(folder, layout):
     saver = Saver(folder, layout, background=False, weights_only=True)
     saver.begin(state(3), *trained())
     path, read = newest(folder, check_files=True)
@@ -185,3 +187,32 @@ def test_tensors_of_another_shape_are_refused_by_name(save):
     with pytest.raises(CheckpointError) as caught:
         load_tensors(path, items, optimizer)
     assert str(caught.value) == f"{path}: parameter/model.norm.weight has shape [4], not [5]"
+
+
+def test_a_file_that_the_state_does_not_list_is_named_and_never_read(folder, save):
+    path = save(2)
+    other = load_file(path / STAGE)
+    name = "parameter/model.norm.weight"
+    save_file({**other, name: other[name] + 1}, path / "stage-99.safetensors")
+    assert message(folder) == (
+        f"{path}/stage-99.safetensors: run_state.json does not list it, so it is of another run; "
+        "remove it"
+    )
+    items, optimizer = trained()
+    load_tensors(path, items, optimizer)
+    assert torch.equal(items[0].parameter, other[name])
+
+
+def test_a_state_that_lists_files_elsewhere_is_refused(folder, save, tmp_path):
+    path = save(2)
+    (path / STAGE).rename(tmp_path / STAGE)
+    state = read_run_state(path, check_files=False)
+    write_run_state(path, state.model_copy(update={"files": {f"../../{STAGE}": "0"}}))
+    assert "lists ../../stage-00.safetensors, outside of it" in message(folder)
+
+
+def test_a_rank_that_does_not_hash_names_a_file_that_it_cannot_read(folder, save):
+    path = save(2)
+    os.truncate(path / STAGE, 100)
+    with pytest.raises(CheckpointError, match=f"{path}/{STAGE}: cannot be read .*remove this"):
+        load_tensors(path, *trained())

@@ -103,7 +103,7 @@ def test_class_minus_one_undoes_class_one_after_a_hundred_steps():
         optimizer.step()
         regularize(adapter, gamma=0.5, shrinkage=0.0)
     there = adapter(zeros, change, ones)
-    assert (there - change).norm() > 0.1 * change.norm(), "nothing was learnt to undo"
+    assert (there - change).norm() > 0.1 * change.norm(), "nothing was learned to undo"
     back = adapter(zeros, there, -ones)
     assert (back - change).norm() < 1e-6 * change.norm()
 
@@ -154,8 +154,8 @@ def test_documents_of_class_zero_go_either_way_by_chance():
     assert set(drawn.flatten().tolist()) == {-1, 1}
     assert abs(drawn[:600].mean()) < 0.1
     assert abs(drawn.mean()) < 0.05
-    neighbours = [(drawn[1:, 0] * drawn[:-1, 0]).mean(), (drawn[:, 0] * drawn[:, 1]).mean()]
-    assert np.abs(neighbours).max() < 0.08
+    neighbors = [(drawn[1:, 0] * drawn[:-1, 0]).mean(), (drawn[:, 0] * drawn[:, 1]).mean()]
+    assert np.abs(neighbors).max() < 0.08
     again = classes_of_row(make_row(0, 11, (1, 1)), 2, seed=0).tolist()
     assert again == drawn[11].tolist()
     other = [classes_of_row(make_row(0, key, (1,)), 1, seed=1)[0] for key in range(200)]
@@ -234,7 +234,7 @@ def test_two_stages_give_the_bits_of_one(models, recompute):
         assert torch.equal(gradient, others[name]), name
 
 
-def test_directions_are_not_decayed_by_the_optimiser(models):
+def test_directions_are_not_decayed_by_the_optimizer(models):
     built = build(config_of(models["llama"], 1, CONTROL))
     config = config_of(models["llama"], 1, CONTROL).optimizer
     optimizer = build_optimizer(config, built[0].trained)

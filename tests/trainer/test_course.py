@@ -4,7 +4,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from test_data_plan import make_config, make_manifest
+from data_configs import make_config, make_manifest
 
 from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.trainer.data import course as course_module

@@ -4,41 +4,17 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from data_configs import make_config, make_manifest
 
-from headrace.schemas.manifest import Manifest, RowGroupRecord, ShardRecord
-from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.course import open_course, segment_of
 from headrace.trainer.data.data_builder import prefetch_depth
 from headrace.trainer.data.data_plan import plan_data
 from headrace.trainer.data.decoded_rows import DecodedRows
 from headrace.trainer.data.places import train_stream
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
-from headrace.trainer.data.shard_reader import list_row_groups
-
-
-def make_manifest(groups, tokens_a_row):
-    """One train shard with row groups of so many rows."""
-    shard = ShardRecord.model_construct(
-        file="shard-00000.parquet",
-        split="train",
-        rows=sum(groups),
-        tokens=sum(groups) * tokens_a_row,
-        row_groups=[RowGroupRecord.model_construct(rows=rows) for rows in groups],
-    )
-    return Manifest.model_construct(shards=[shard])
-
 
 MANIFESTS = [make_manifest([4, 2], 100), make_manifest([3, 1], 10)]
-
-
-def make_config(*datasets, **changes):
-    settings = {
-        "model": "m",
-        "output_dir": "o",
-        "optimizer": {"lr": 1.0},
-        "datasets": [{"path": f"d{number}", **keys} for number, keys in enumerate(datasets)],
-    }
-    return TrainConfig.model_validate(settings | changes)
 
 
 def make_plan(*datasets, **changes):

@@ -10,8 +10,8 @@ from runs import exact_metrics
 
 from headrace.dataprep.foreign_index import index
 from headrace.schemas.manifest import read_manifest
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
-from headrace.trainer.data.shard_reader import list_row_groups
 
 QUIET = Console(quiet=True)
 

@@ -1,4 +1,4 @@
-"""Linear layers over quantised weights: exact to rounding, and nothing dequantised is kept.
+"""Linear layers over quantized weights: exact to rounding, and nothing dequantized is kept.
 
 Without a GPU, Triton's interpreter runs the kernel.
 """
@@ -11,8 +11,9 @@ from headrace.kernels import frozen_linear as kernel
 from headrace.kernels.dequantize import dequantize_hqq_reference
 from headrace.kernels.lora_linear import lora_linear
 from headrace.schemas.quantization_config import QuantizationConfig
-from headrace.trainer.model import quantizers
-from headrace.trainer.model.quantizers import bitsandbytes_functions, quantize
+from headrace.trainer.model.bitsandbytes_library import bitsandbytes_functions
+from headrace.trainer.model.quantized_formats import format_of
+from headrace.trainer.model.quantized_nf4 import Nf4
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OUTPUTS, INPUTS, RANK = 48, 64, 3
@@ -33,7 +34,8 @@ def matrix(seed=0):
 
 
 def quantized(settings, dtype=torch.float32):
-    return quantize(matrix(), "weight", QuantizationConfig(**settings), dtype)
+    config = QuantizationConfig(**settings)
+    return format_of(config).make(matrix(), "weight", config, dtype)
 
 
 @pytest.fixture
@@ -134,17 +136,17 @@ def test_int8_activations_are_bitsandbytes_own(threshold):
         rounded[:, columns] = flat[:, columns]
     torch.testing.assert_close(ours.view(-1, OUTPUTS), rounded @ weight.T, rtol=1e-4, atol=1e-3)
     whole = held.linear(x, None)
-    assert (ours - whole).abs().max() > 1e-3, "activations were not quantised"
+    assert (ours - whole).abs().max() > 1e-3, "activations were not quantized"
 
 
-def test_pieces_are_quantized_as_the_whole_is_by_bitsandbytes(monkeypatch):
+def test_pieces_are_quantized_as_the_whole_is_by_bitsandbytes():
     functions = bitsandbytes_functions()
     codes, state = functions.quantize_4bit(matrix(), quant_type="nf4", compress_statistics=True)
-    monkeypatch.setattr(quantizers, "PIECE", 7 * 64)
-    held = quantized(SETTINGS["nf4, twice"])
+    config = QuantizationConfig(**SETTINGS["nf4, twice"])
+    held = Nf4.make(matrix(), "weight", config, torch.float32, piece=7 * 64)
     nested = state.state2
     whole = [codes, state.absmax, nested.code, nested.absmax, state.offset]
-    for part, expected in zip(held.parts, whole, strict=True):
+    for part, expected in zip(held.buffers_by_name.values(), whole, strict=True):
         assert torch.equal(part, expected)
 
 

@@ -111,7 +111,7 @@ def test_greedy_answers_are_transformers_own_at_any_number_of_stages(tmp_path, f
         (LORA, {"partition": [1.5, 2.5], "adapter": {**LORA, "dropout": 0.0}}),
         (LORA, {"weight_offload": "mlp"}),
     ],
-    ids=["dora", "full in bfloat16", "quantised", "half layers", "offloaded"],
+    ids=["dora", "full in bfloat16", "quantized", "half layers", "offloaded"],
 )
 def test_one_stage_and_two_draw_the_same_tokens(tmp_path, adapter, changes):
     directory = save_tiny("llama", tmp_path / "model", tie_word_embeddings=False)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_adapter_modes import saved_model, step
-from test_merge import adapter_of
+from saved_parts import adapter_of, saved_model, step
 from tiny_families import build, config_of
 from transformers import AutoConfig, AutoModelForCausalLM
 

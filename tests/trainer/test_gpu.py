@@ -6,7 +6,7 @@ from runs import checkpoint_tensors, exact_metrics, read_metrics
 from transformers import LlamaConfig
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.batch import to_device
+from headrace.trainer.model.device import to_device
 from headrace.trainer.model.micro_batch import MicroBatch
 from headrace.trainer.model.model_builder import build_stage
 from headrace.trainer.model.plan_report import plan_run

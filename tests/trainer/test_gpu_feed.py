@@ -6,11 +6,11 @@ import torch.distributed as dist
 from loaders import open_loader, open_stream
 
 from headrace.schemas.manifest import read_manifest
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.data.feed import Feed
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
-from headrace.trainer.data.shard_reader import list_row_groups
 from headrace.trainer.distributed import Layout
+from headrace.trainer.model.device import to_device
 
 pytestmark = [
     pytest.mark.gpu,

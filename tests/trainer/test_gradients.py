@@ -78,6 +78,19 @@ def test_a_stage_without_trained_parameters_has_norm_0(layout):
     assert gradients.global_norm(built([]), layout) == 0
 
 
+def test_a_parameter_that_nothing_used_adds_nothing_to_the_norm(layout):
+    trained = [
+        TrainedParameter(n, p, owned=True)
+        for n, p in (("a", parameter(3.0, 4.0)), ("b", parameter()))
+    ]
+    assert gradients.global_norm(built(trained), layout) == 5.0
+
+
+def test_a_stage_without_gradients_is_clipped_beside_others():
+    gradients.clip([], 5.0, 0.5)
+    gradients.clip([parameter()], 5.0, 0.5)
+
+
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_the_norm_is_bitwise_the_same_wherever_the_model_is_cut(layout, monkeypatch, cut):
     trained = random_parameters(9)
@@ -94,3 +107,11 @@ def test_a_tied_embedding_of_one_stage_gets_the_gradient_of_its_head_as_well(lay
     gradients.sum_tied(built(trained, tied_head=head), layout)
     assert embedding.grad.tolist() == [11.0, 22.0]
     assert head.grad is None
+
+
+def test_half_a_tied_embedding_without_a_gradient_counts_as_zeros(layout):
+    embedding, head = parameter(1.0, 2.0), parameter(10.0, 20.0)
+    head.grad = None
+    trained = [TrainedParameter("model.embed_tokens.weight", embedding, owned=True)]
+    gradients.sum_tied(built(trained, tied_head=head), layout)
+    assert embedding.grad.tolist() == [1.0, 2.0]

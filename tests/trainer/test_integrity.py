@@ -22,8 +22,8 @@ from headrace.trainer.data.places import count_places
 from headrace.trainer.data.position import Position
 from headrace.trainer.data.quarantine import describe, merge, write_quarantine
 from headrace.trainer.data.row_group_source import CorruptRowGroupError, RowGroupSource
-from headrace.trainer.data.row_order import RowGroup, RowOrder
-from headrace.trainer.data.shard_reader import list_row_groups
+from headrace.trainer.data.row_groups import RowGroup, list_row_groups
+from headrace.trainer.data.row_order import RowOrder
 from headrace.trainer.data.storage import LocalStorage
 
 QUARANTINE = LoaderConfig(on_corrupt="quarantine")

@@ -18,7 +18,7 @@ def test_stages_change_no_bit_and_replicas_only_rounding(training, kind):
     one = training.run("one", 1, adapter__kind=kind)
     reference, losses = checkpoint_tensors(one), exact_metrics(one)
     assert len(losses) == 12
-    assert losses[-1]["loss"] < losses[0]["loss"], "nothing was learnt, so nothing is compared"
+    assert losses[-1]["loss"] < losses[0]["loss"], "nothing was learned, so nothing is compared"
     assert [line["step"] for line in losses if line["token_summary"]] == [0, 4, 8, 10]
 
     for stages in (2, 4) if kind == "lora" else (2,):
@@ -47,10 +47,10 @@ def test_stages_change_no_bit_and_replicas_only_rounding(training, kind):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["lora", "none"])
-def test_it_makes_no_difference_which_ranks_are_neighbours(training, kind):
+def test_it_makes_no_difference_which_ranks_are_neighbors(training, kind):
     square = {"adapter__kind": kind, "pipeline_stages": 2, "gradient_accumulation_steps": 2}
     stages = training.run("stages", 4, **square)
-    replicas = training.run("replicas", 4, neighbours="replicas", **square)
+    replicas = training.run("replicas", 4, neighbors="replicas", **square)
     assert exact_metrics(replicas) == exact_metrics(stages)
     tensors = checkpoint_tensors(stages)
     assert all(torch.equal(tensors[k], v) for k, v in checkpoint_tensors(replicas).items())

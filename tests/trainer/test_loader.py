@@ -14,8 +14,9 @@ from headrace.trainer.data.decoded_rows import DecodedRows
 from headrace.trainer.data.mixed_order import MixedOrder, Schedule
 from headrace.trainer.data.places import RowStream
 from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
-from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.data.shard_reader import ShardReader
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def stored_names(directory):
 )
 def test_each_stage_reads_its_share_of_the_bytes_and_holds_little_more(backends, tmp_path):
     """In a process of its own, since peaks of memory are those of processes; as it is stored, and
-    quantised.
+    quantized.
     """
     script = Path(__file__).with_name("loading_cost.py")
     done = subprocess.run(
@@ -147,7 +147,7 @@ def test_random_weights_need_a_config_alone_and_are_the_same_for_any_cut(tmp_pat
     values = {item.name: item.parameter for part in three for item in part.trained}
     matrix = values["model.layers.2.mlp.up_proj.weight"]
     assert matrix.std().item() == pytest.approx(COMMON["initializer_range"], rel=0.1)
-    assert not values["model.norm.weight"].any(), "gemma's norms are centred on 0"
+    assert not values["model.norm.weight"].any(), "gemma's norms are centered on 0"
     other = build(config_of(directory, 1, weights="random", seed=1))
     assert not torch.equal(losses_of(one, batch), losses_of(other, batch))
 

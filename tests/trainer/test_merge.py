@@ -5,32 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_adapter_modes import saved_adapter
+from saved_parts import adapter_of
 
 from headrace.schemas.errors import CheckpointError, ConfigError, DataError
-from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.export import merged_model
 from headrace.trainer.export.convert import find_checkpoint
 from headrace.trainer.export.merge import merge
-from headrace.trainer.model.model_builder import build_stage
-
-
-def adapter_of(model, directory, std=0.1, **settings):
-    """An adapter with random values, as training would save it."""
-    config = TrainConfig.model_validate(
-        {
-            "model": str(model),
-            "output_dir": "unused",
-            "datasets": [{"path": "unused"}],
-            "adapter": {"rank": 4, "target_modules": ["q_proj"], **settings},
-            "optimizer": {"lr": 1e-3},
-        }
-    )
-    built = build_stage(config, 0, torch.device("cpu"))
-    torch.manual_seed(0)
-    for item in built.trained:
-        torch.nn.init.normal_(item.parameter, std=std)
-    return saved_adapter([built], directory)
 
 
 def weights(directory):

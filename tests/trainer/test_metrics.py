@@ -1,5 +1,6 @@
 """Metrics: what is kept over a resume, what TensorBoard shows, how a step reads."""
 
+import errno
 import json
 import re
 from dataclasses import asdict, replace
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from step_metrics import STEP
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from headrace.trainer.run.console_line import console_line, duration
+from headrace.schemas.errors import OutputError
 from headrace.trainer.run.histogram import Histogram
 from headrace.trainer.run.metrics import (
     AnswerMetrics,
@@ -23,42 +25,12 @@ from headrace.trainer.run.metrics import (
     pair_metrics,
 )
 from headrace.trainer.run.metrics_log import MetricsLog
+from headrace.trainer.run.records import console_line, duration
 from headrace.trainer.run.rejected_sampling import AnswerFacts
 from headrace.trainer.run.step_report import answer_metrics
 from headrace.trainer.run.token_summary import QUANTILES, TokenSample, summarize
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
-STEP = StepMetrics(
-    step=7,
-    epoch=0.25,
-    loss=2.34567,
-    cross_entropy=2.34567,
-    pairs=None,
-    answers=None,
-    router_loss=None,
-    source_losses={"books": 2.5, "code": 2.25},
-    lr=1.5e-4,
-    gradient_norm=0.75,
-    tokens=2048,
-    trained_tokens=1024,
-    seconds=0.5,
-    tokens_per_second=4096.0,
-    trained_share=0.5,
-    memory_gib=1.25,
-    first_row=48,
-    rows_sha256="ab",
-    fill=0.875,
-    source_tokens={"books": 48, "code": 2000},
-    overlong_rows=2,
-    overlong_tokens=30,
-    data_seconds=0.125,
-    tflops=0.5,
-    mfu=0.25,
-    product_norm_mean=1.5,
-    product_norm_max=2.5,
-    products_scaled=1,
-    product_norm_histogram=None,
-)
 SUMMARY = summarize(
     [TokenSample(*(np.linspace(1, 2, 9, dtype=np.float32) for _ in range(4)), vocabulary=384)]
 )
@@ -123,7 +95,7 @@ def test_a_last_line_that_was_cut_off_is_dropped(tmp_path, torn):
     assert [line["step"] for line in logged(tmp_path)] == [1, 3]
 
 
-def test_a_damaged_line_is_dropped_with_a_warning_and_its_neighbours_stay(tmp_path, caplog):
+def test_a_damaged_line_is_dropped_with_a_warning_and_its_neighbors_stay(tmp_path, caplog):
     log_steps(tmp_path, -1, 1, 2, 3)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     lines[1] = "\0" * 8 + "\n"
@@ -131,6 +103,40 @@ def test_a_damaged_line_is_dropped_with_a_warning_and_its_neighbours_stay(tmp_pa
     log_steps(tmp_path, 3, 4)
     assert [line["step"] for line in logged(tmp_path)] == [1, 3, 4]
     assert "dropped a damaged line" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"{}\n",
+        b"[1]\n",
+        b'{"kind": "train", "step": null}\n',
+        b'{"kind": "\xff", "step": 2}\n',
+        b"",
+    ],
+    ids=["no step", "no object", "no number", "no text", "gone"],
+)
+def test_lines_that_are_lost_are_counted_and_the_others_stay(tmp_path, caplog, damage):
+    log_steps(tmp_path, -1, 1, 2, 3)
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[1] = damage
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    log_steps(tmp_path, 3, 4)
+    assert [line["step"] for line in logged(tmp_path)] == [1, 3, 4]
+    assert "the lines of 1 of 3 steps are lost (the first is of step 2)" in caplog.text
+
+
+class Full:
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    log = MetricsLog(tmp_path, -1)
+    log.file.close()
+    log.file = Full()
+    with pytest.raises(OutputError, match=r"metrics.jsonl: cannot be written \(No space left"):
+        log.write(STEP)
 
 
 def test_a_step_can_be_read_while_the_run_goes_on(tmp_path):

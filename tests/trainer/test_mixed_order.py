@@ -15,7 +15,8 @@ from headrace.trainer.data.mixed_order import (
     chairman_pattern,
     whole_parts,
 )
-from headrace.trainer.data.row_order import RowGroup, RowGroups, RowOrder
+from headrace.trainer.data.row_groups import RowGroup, RowGroups
+from headrace.trainer.data.row_order import RowOrder
 
 
 def largest_deviation(parts, rows):

@@ -11,8 +11,7 @@ from torch.nn import functional
 from headrace.kernels import linear_cross_entropy as chunked
 from headrace.kernels import token_cross_entropy as kernel
 from headrace.schemas.objective_config import WITH_GAMMA, ObjectiveConfig
-from headrace.trainer.model.pair_objectives import Answers, pair_losses
-from headrace.trainer.model.token_objectives import adjusted_losses, logit_factor
+from headrace.trainer.model.objectives import Answers, adjusted_losses, logit_factor, pair_losses
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOKENS, HIDDEN, VOCABULARY = 37, 24, 101

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pair_cases import KINDS, LOSSES, RANK, make_pairs, move, probe, save_model
+from pair_rows import PAIRS
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 from tiny_families import build, config_of, gradients_of, run_micro_batch, run_on, save_tiny
 
@@ -14,13 +15,13 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.manifest import read_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.decoded_pairs import DecodedPairs, Pair, PairFacts
-from headrace.trainer.data.decoded_rows import Row
+from headrace.trainer.data.decoded_pairs import DecodedPairs, PairFacts
 from headrace.trainer.data.pair_batch import make_pair_batch
 from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
 from headrace.trainer.data.row_packer import OverlongCount
-from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.data.shard_reader import ShardReader
 from headrace.trainer.data.simulation import simulate
 from headrace.trainer.model.stage import MicroBatch
 from headrace.trainer.preflight import check
@@ -35,18 +36,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def as_pair(prompt, chosen, rejected, key):
-    def side(answer):
-        ids = np.array(prompt + answer, np.int32)
-        mask = np.arange(len(ids)) >= len(prompt)
-        return Row(ids, mask, np.array([len(ids)], np.int32), "pairs", key)
-
-    return Pair(side(chosen), side(rejected))
-
-
-PAIRS = [as_pair(*pair, key) for key, pair in enumerate(make_pairs())]
 
 
 def micro_batch(places, length=LENGTH, seed=0):

@@ -1,13 +1,13 @@
-"""Frozen weights held quantised: bitsandbytes' own bits, in any mode, from files and a cache."""
+"""Frozen weights held quantized: bitsandbytes' own bits, in any mode, from files and a cache."""
 
 import json
 import shutil
 
 import pytest
 import torch
+from family_modes import lora, relative, with_adapters
 from runs import checkpoint_tensors, exact_metrics, read_metrics
-from test_adapter_modes import saved_model
-from test_families import lora, one_thread, relative, with_adapters  # noqa: F401
+from saved_parts import saved_model
 from tiny_families import (
     build,
     config_of,
@@ -21,10 +21,12 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.model import quantization as by_config
-from headrace.trainer.model import quantizers
 from headrace.trainer.model.adapters import base_name
 from headrace.trainer.model.model_builder import plan_model
+from headrace.trainer.model.quantized_formats import format_of
 from headrace.trainer.model.quantized_modules import held_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NF4 = {"backend": "bnb", "double_quantization": True}
 HQQ = {"backend": "hqq"}
@@ -65,8 +67,9 @@ def same_bits(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, matrices in ours.items():
         for mine, other in zip(matrices, theirs[name], strict=True):
-            for part, expected in zip(mine.parts, other.parts, strict=True):
-                assert torch.equal(part, expected), name
+            assert mine.buffers_by_name.keys() == other.buffers_by_name.keys()
+            for key, part in mine.buffers_by_name.items():
+                assert torch.equal(part, other.buffers_by_name[key]), (name, key)
 
 
 def by_transformers(directory, kind):
@@ -91,7 +94,7 @@ def test_bitsandbytes_through_transformers_and_peft_computes_the_same(models, ki
         path = name.removesuffix(".weight")
         parameter = model.get_submodule(f"base_model.model.{path}.base_layer").weight
         codes = getattr(parameter, "CB", None) if kind == "int8" else parameter.data
-        assert torch.equal(matrix.parts[0], parameter.data if codes is None else codes), name
+        assert torch.equal(matrix.codes, parameter.data if codes is None else codes), name
     theirs = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for part in built:
@@ -111,15 +114,16 @@ def test_a_checkpoint_that_bitsandbytes_quantized_loads_as_it_is(
 ):
     by_transformers(models["mistral"], kind).save_pretrained(tmp_path)
     expected = held_in(build(config_of(models["mistral"], 1, LORA, quantization=OURS[kind])))
-    monkeypatch.setattr(by_config, "quantize", None)  # nothing is quantised again
+    monkeypatch.setattr(by_config.Quantization, "make", None)  # nothing is quantized again
     same_bits(held_in(build(config_of(tmp_path, 2, LORA))), expected)
-    with pytest.raises(ConfigError, match=r"quantised already; drop \[quantization\]"):
+    with pytest.raises(ConfigError, match=r"quantized already; drop \[quantization\]"):
         plan_model(config_of(tmp_path, 1, LORA, quantization=NF4))
     with pytest.raises(ConfigError, match="cannot write a model"):
         plan_model(config_of(tmp_path, 1))
 
 
 MODES = {
+    "FP8": ("mistral", LORA, {"backend": "fp8", "skip_modules": ["lm_head", "mlp"]}),
     "DoRA": ("mistral", {"kind": "dora", "rank": 4}, NF4),
     "PiSSA": ("mistral", {**LORA, "init": "pissa"}, NF4),
     "blocks": ("mistral", {"kind": "blocks", "blocks": 2}, NF4),
@@ -180,7 +184,7 @@ def test_the_hqq_settings_of_the_first_name_that_matches_count(models):
         "dynamic_config": {"mlp.down": {"bits": 8}, "down_proj": {"bits": 2}, "0.mlp": {"bits": 2}},
     }
     held = held_in(build(config_of(models["mistral"], 1, LORA, quantization=settings)))
-    bits = {name: matrices[0].settings[0] for name, matrices in held.items()}
+    bits = {name: matrices[0].settings["bits"] for name, matrices in held.items()}
     assert bits["model.layers.0.mlp.down_proj.weight"] == 8
     assert bits["model.layers.0.mlp.up_proj.weight"] == 2
     assert bits["model.layers.1.mlp.up_proj.weight"] == 4
@@ -196,12 +200,13 @@ def test_pissa_starts_from_the_weight_as_it_was_before_it_is_quantized(models):
     rest = dict(plain.stage.canonical_parameters())
     settings = config_of(models["mistral"], 1, adapter, quantization=NF4).quantization
     for name, (matrix,) in held_weights(ours.stage.names):
-        again = quantizers.quantize(rest[name], name, settings, torch.float32)
-        assert torch.equal(matrix.parts[0], again.parts[0])
+        again = format_of(settings).make(rest[name], name, settings, torch.float32)
+        assert torch.equal(matrix.codes, again.codes)
 
 
 def test_the_predicted_size_is_what_is_held(models):
-    kinds = [NF4, OURS["nf4"], OURS["int8"], *({**HQQ, "bits": bits} for bits in (8, 4, 3, 2, 1))]
+    kinds = [NF4, OURS["nf4"], OURS["int8"]]
+    kinds += [{**HQQ, "bits": bits} for bits in (8, 4, 3, 2, 1)]
     for settings in kinds:
         config = config_of(
             models["mixtral"], 1, LORA, quantization=settings, weights="random", dtype="bfloat16"
@@ -252,7 +257,7 @@ def test_layers_are_quantized_once_and_then_read_from_the_cache(models, tmp_path
     files = sorted(folder.iterdir())
     assert [file.name.split(".")[2] for file in files] == ["0", "1", "2", "3"]
     with monkeypatch.context() as context:
-        context.setattr(by_config, "quantize", None)
+        context.setattr(by_config.Quantization, "make", None)
         same_bits(held_in(cached(models, tmp_path, stages=3)), first)
         adapter = {**LORA, "target_modules": ["v_proj"], "modules_to_save": ["q_proj"]}
         quantization = {**NF4, "cache": str(tmp_path)}
@@ -278,7 +283,7 @@ def test_layers_are_quantized_once_and_then_read_from_the_cache(models, tmp_path
     ("settings", "message"),
     [
         ({**HQQ, "group_size": 56}, "group_size = 56 does not divide the 1024 weights of model"),
-        ({**NF4, "skip_modules": ["proj", "head"]}, "nothing is left to quantise"),
+        ({**NF4, "skip_modules": ["proj", "head"]}, "nothing is left to quantize"),
         ({**HQQ, "bits": 4, "axis": 1, "group_size": 512}, "1 rows of groups, which 4 bits pack"),
     ],
 )
@@ -318,7 +323,7 @@ def test_other_quantized_checkpoints_are_refused(models, tmp_path):
     config = json.loads((directory / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (directory / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="quantised already, by gptq"):
+    with pytest.raises(ConfigError, match="quantized already, by gptq"):
         plan_model(config_of(directory, 1, LORA))
 
 

@@ -6,8 +6,9 @@ from runs import STDLIB, make_shards, run_ranks
 
 from headrace.schemas.manifest import read_manifest
 from headrace.trainer.data.decoded_rows import DecodedRows
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
-from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.data.shard_reader import ShardReader
 
 pytestmark = pytest.mark.slow
 

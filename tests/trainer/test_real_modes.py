@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from evaluation_losses import evaluation_loss
 from runs import STDLIB, make_shards, read_metrics, source
-from test_adapter import evaluation_loss
 
 from headrace.schemas.quantization_config import QuantizationConfig
-from headrace.trainer.model.quantizers import quantize
+from headrace.trainer.model.quantized_formats import format_of
 
 pytestmark = pytest.mark.exhaustive
 
@@ -44,14 +44,16 @@ def shards(real_model, tmp_path_factory):
 
 
 def put_quantized(model, settings):
-    """Give a model the numbers that its quantised weights stand for, one library call each."""
+    """Give a model the numbers that its quantized weights stand for, one library call each."""
     keys = {k.partition("__")[2]: v for k, v in settings.items() if k.startswith("quantization__")}
     if not keys:
         return
     config = QuantizationConfig(**keys)
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear) and name != "lm_head":
-            held = quantize(layer.weight.data, f"{name}.weight", config, torch.float32)
+            held = format_of(config).make(
+                layer.weight.data, f"{name}.weight", config, torch.float32
+            )
             layer.weight.data = held.dequantize(torch.float32)
 
 

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from headrace.schemas.optimizer_config import RegularizationConfig
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.model.embedding_noise import embedding_noise
+from headrace.trainer.model.stage_embedding import embedding_noise
 from headrace.trainer.run.regularizers import Pair, product_norm, regularize
 
 SETTINGS = {

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
+from pair_rows import PAIRS, as_pair
 from runs import checkpoint_tensors, exact_metrics, read_metrics
-from test_pairs import PAIRS, as_pair
 
 from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.schemas.manifest import read_manifest

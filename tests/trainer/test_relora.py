@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
+from evaluation_losses import evaluation_loss
 from runs import STDLIB, checkpoint_tensors, exact_metrics, make_shards, read_metrics, source
-from test_adapter import evaluation_loss
 
 from headrace.schemas.optimizer_config import ReloraConfig
 from headrace.schemas.train_config import TrainConfig
@@ -89,7 +89,7 @@ def test_a_restart_keeps_what_the_model_computes_and_is_replayed_to_the_bit(tiny
 def test_stages_and_resumption_change_no_bit_and_the_result_is_a_wider_lora(
     training, tiny_model, tiny_shards
 ):
-    """Together with the other regularisers; on one process what two had begun."""
+    """Together with the other regularizers; on one process what two had begun."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

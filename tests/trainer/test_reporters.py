@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_metrics import STEP
+from step_metrics import STEP
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train_config import TrainConfig

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from test_resume import Run
+from background_run import Run
 
 pytestmark = pytest.mark.slow
 

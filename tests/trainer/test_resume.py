@@ -6,12 +6,10 @@ import signal
 import sys
 import time
 
-import psutil
 import pytest
-import torch
+from background_run import SETTINGS, STEPS, Run, assert_same_tensors
 from runs import (
     STDLIB,
-    as_toml,
     checkpoint_tensors,
     children,
     exact_metrics,
@@ -25,56 +23,8 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
-STEPS = 20
-SETTINGS = {"max_steps": STEPS, "pipeline_stages": 2, "checkpoint__every_steps": 2}
 KILLS_BETWEEN = 4
 SECOND = source("third", STDLIB / "heapq.py")
-
-
-class Run:
-    """A two-stage run in the background."""
-
-    def __init__(self, training, directory, start=start, **changes):
-        self.directory = directory
-        self.checkpoints = directory / "checkpoints"
-        sets = {"output_dir": str(directory), **SETTINGS, **changes}
-        options = [
-            part
-            for key, value in sets.items()
-            if value is not None
-            for part in ("--set", as_toml(key, value))
-        ]
-        resume = ["--resume"] if (directory / "train.json").exists() else []
-        self.log = directory.parent / f"{directory.name}.log"
-        self.launcher = start(training.command(2, *options, *resume), self.log)
-
-    def last_step(self):
-        if not (self.directory / "metrics.jsonl").exists():
-            return 0
-        lines = (self.directory / "metrics.jsonl").read_text().splitlines(keepends=True)
-        return sum('"kind": "train"' in line for line in lines if line.endswith("\n"))
-
-    def wait_until(self, condition):
-        deadline = time.monotonic() + 120
-        while not condition():
-            assert self.launcher.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline, "the moment to kill never came"
-            time.sleep(0.0005)
-
-    def is_saving(self):
-        return any(self.checkpoints.glob(".step-*.tmp"))
-
-    def kill_all(self):
-        """SIGKILL to launcher and ranks, the ranks first."""
-        processes = children(self.launcher)
-        for process in processes:
-            process.kill()
-        self.launcher.kill()
-        self.launcher.wait(timeout=20)
-        psutil.wait_procs(processes, timeout=20)
-
-    def finish(self):
-        assert self.launcher.wait(timeout=150) == 0, self.log.read_text()[-3000:]
 
 
 def test_five_kills_at_random_moments_one_of_them_inside_a_save_change_no_bit(training):
@@ -108,11 +58,6 @@ def test_five_kills_at_random_moments_one_of_them_inside_a_save_change_no_bit(tr
     assert_same_tensors(load_file(directory / file), load_file(reference / file))
     leftovers = list(directory.rglob(".*"))
     assert leftovers == []
-
-
-def assert_same_tensors(ours, expected):
-    assert ours.keys() == expected.keys()
-    assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
 def test_a_checkpoint_of_two_stages_resumes_with_one_and_two_replicas(training):
@@ -162,7 +107,7 @@ def test_a_run_that_ended_goes_on_for_more_steps_as_if_they_had_been_planned(tra
 
 
 @pytest.mark.exhaustive
-def test_from_weights_alone_a_run_goes_on_with_its_rows_and_a_fresh_optimiser(training):
+def test_from_weights_alone_a_run_goes_on_with_its_rows_and_a_fresh_optimizer(training):
     """Adam's first step is about as long as the rate, whatever the moments were before."""
     settings = {"checkpoint__weights_only": True, "checkpoint__every_steps": 3, "max_steps": 6}
     reference = training.run("reference", 2, pipeline_stages=2, **settings)

@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from headrace.trainer.data.row_order import RowGroup, RowGroups, RowOrder, keyed_permutation
+from headrace.trainer.data.row_groups import RowGroup, RowGroups, keyed_permutation
+from headrace.trainer.data.row_order import RowOrder
 
 
 def groups(sizes):

@@ -9,8 +9,8 @@ from loaders import global_batches, open_loader, open_stream
 from runs import as_toml, run_ranks
 
 from headrace.schemas.manifest import read_manifest
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
-from headrace.trainer.data.shard_reader import list_row_groups
 
 BATCHES, FEWER = 2000, 600
 RESUMED = 50  # steps in the middle

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_merge import adapter_of
+from saved_parts import adapter_of
 
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError, DataError

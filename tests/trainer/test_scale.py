@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from data_configs import make_config
 from loaders import open_loader
 from sparse import make_sparse
-from test_data_plan import make_config
 
 from headrace.jobs.launch import free_port, rank_environment
 from headrace.schemas.manifest import write_manifest
@@ -19,7 +19,8 @@ from headrace.trainer.data.course import open_course
 from headrace.trainer.data.data_plan import plan_data
 from headrace.trainer.data.places import train_stream
 from headrace.trainer.data.position import Position
-from headrace.trainer.data.row_order import RowGroup, RowGroups, RowOrder
+from headrace.trainer.data.row_groups import RowGroup, RowGroups
+from headrace.trainer.data.row_order import RowOrder
 
 CORPORA = (4, 400)  # shards: 16.8 million tokens, and 100 times as many
 BILLION = 240  # shards of 4 row groups of 256 rows of 4,096 tokens

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from headrace.trainer.data.row_order import RowGroup, RowGroups, RowOrder
+from headrace.trainer.data.row_groups import RowGroup, RowGroups
+from headrace.trainer.data.row_order import RowOrder
 
 ROWS, GROUP_ROWS, EPOCHS = 1_000_000, 1000, 3
 BINS = 100
@@ -54,7 +55,7 @@ def test_positions_do_not_depend_on_where_a_row_came_from(epochs, documents):
         assert abs(chi_square(np.arange(ROWS), ROWS, documents[numbers], ROWS)) < 4.5
 
 
-def test_neighbours_do_not_depend_on_each_other(epochs, documents):
+def test_neighbors_do_not_depend_on_each_other(epochs, documents):
     for numbers in epochs:
         ranks = documents[numbers]
         assert abs(chi_square(ranks, ROWS, np.roll(ranks, 1), ROWS)) < 4.5

@@ -6,13 +6,13 @@ from headrace.trainer.data.position import Position
 from headrace.trainer.data.row_packer import OverlongCount
 from headrace.trainer.run.metrics import RowLoss
 from headrace.trainer.run.regularizers import ProductNorms
-from headrace.trainer.run.step_report import Report, StepFacts, step_metrics
+from headrace.trainer.run.step_report import Report, step_facts, step_metrics
 
-FACTS = StepFacts(
-    step=1, first_row=0, epoch=0.5, room=64, lr=1e-3, gradient_norm=1.0, seconds=2.0,
-    flops_per_token=1e6,
+ROOM = 64
+FACTS = step_facts(
+    StepInputs(1, [], [], 30, 40, Position(), OverlongCount()),
+    step=1, first_row=0, epoch=0.5, lr=1e-3, gradient_norm=1.0, seconds=2.0, flops_per_token=1e6,
 )  # fmt: skip
-INPUTS = StepInputs(1, [], [], 30, 40, Position(), OverlongCount())
 
 
 def report(norms=None, losses=(), rows=None, **changes):
@@ -37,7 +37,7 @@ def report(norms=None, losses=(), rows=None, **changes):
 def test_adapters_of_all_stages_are_in_the_norms():
     first = report(ProductNorms([1.0, 3.0], scaled=1), rows=[[[PlacedRow("a", 1, 40)]]])
     last = report(ProductNorms([8.0], scaled=1), [RowLoss("a", 60.0, 30)])
-    metrics = step_metrics([first, last], INPUTS, FACTS)
+    metrics = step_metrics([first, last], FACTS, ROOM)
     assert (metrics.product_norm_mean, metrics.product_norm_max) == (4.0, 8.0)
     assert metrics.products_scaled == 2
     counts = metrics.product_norm_histogram.counts
@@ -48,7 +48,7 @@ def test_tokens_of_every_replica_weigh_the_same():
     """Two replicas, one of which has few trained tokens with high losses."""
     long = report(losses=[RowLoss("a", 30.0, 30)], rows=[[[PlacedRow("a", 1, 30)]]])
     short = report(losses=[RowLoss("a", 20.0, 2)], rows=[[[PlacedRow("a", 2, 10)]]])
-    metrics = step_metrics([long, short], INPUTS, FACTS)
+    metrics = step_metrics([long, short], FACTS, ROOM)
     assert metrics.loss == 50.0 / 32
     assert metrics.source_losses == {"a": 50.0 / 32}
 
@@ -56,6 +56,6 @@ def test_tokens_of_every_replica_weigh_the_same():
 def test_the_slowest_and_the_fullest_process_count():
     rows = [[[PlacedRow("a", 1, 40)]]]
     one = report(rows=rows, losses=[RowLoss("a", 1.0, 1)], memory_gib=3.0, data_seconds=0.1)
-    metrics = step_metrics([one, report(memory_gib=2.0, data_seconds=0.4)], INPUTS, FACTS)
+    metrics = step_metrics([one, report(memory_gib=2.0, data_seconds=0.4)], FACTS, ROOM)
     assert (metrics.memory_gib, metrics.data_seconds) == (3.0, 0.4)
     assert metrics.tokens_per_second == 20.0

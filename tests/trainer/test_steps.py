@@ -20,7 +20,6 @@ from headrace.trainer.data.position import Position
 from headrace.trainer.model.model_builder import build_stage
 from headrace.trainer.preflight import check
 from headrace.trainer.run import evaluation, records
-from headrace.trainer.run.anomalies import Outcome
 from headrace.trainer.run.engine import StageEngine
 from headrace.trainer.run.evaluation import build_evaluation_sets, evaluate
 from headrace.trainer.run.metrics import EvaluationMetrics
@@ -68,7 +67,7 @@ def test_sets_weigh_by_their_tokens_and_are_written_down_by_name(monkeypatch, tm
     monkeypatch.setattr(records, "evaluate", lambda *_: [small, large])
     log = MetricsLog(tmp_path, -1)
     session = SimpleNamespace(
-        optimizer=torch.optim.SGD([torch.zeros(1)]),
+        optimizer=torch.optim.AdamW([torch.zeros(1)]),
         built=SimpleNamespace(trained=[]),
         evaluation_sets=[],
         engine=None,
@@ -91,6 +90,6 @@ def test_a_step_neither_collects_garbage_nor_logs_a_line_for_each_batch(
     for module, name in ((gc, "collect"), (torch.cuda, "empty_cache"), (torch.cuda, "synchronize")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("called in a step"))
     with caplog.at_level(logging.DEBUG):
-        losses, _ = engine.train_step(feed.next(), 0, lambda: Outcome(0.0, None))
-    assert len(losses) == 4
+        losses = engine.forward_backward(feed.next(), 0)
+    assert len(losses.rows) == 4
     assert caplog.records == []

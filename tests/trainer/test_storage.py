@@ -19,7 +19,7 @@ from headrace.schemas.manifest import read_manifest
 from headrace.trainer.data import retries
 from headrace.trainer.data.retries import Patience
 from headrace.trainer.data.row_group_source import RowGroupSource
-from headrace.trainer.data.row_order import RowGroup
+from headrace.trainer.data.row_groups import RowGroup
 from headrace.trainer.data.storage import open_storage
 
 BRIEF = Patience(4, 1.0)

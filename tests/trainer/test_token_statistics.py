@@ -91,7 +91,7 @@ def test_a_summary_is_over_all_tokens_of_all_replicas():
     assert summarize(parts) == whole
     losses = losses.astype(np.float32).astype(np.float64)
     assert whole.entropy == pytest.approx(entropies.mean(), rel=1e-6)
-    assert whole.normalised_entropy == pytest.approx(entropies.mean() / np.log(100), rel=1e-6)
+    assert whole.normalized_entropy == pytest.approx(entropies.mean() / np.log(100), rel=1e-6)
     assert whole.likelihood == pytest.approx(np.exp(-losses).mean(), rel=1e-9)
     assert whole.perplexity == pytest.approx(np.exp(losses.mean()), rel=1e-9)
     assert whole.pseudo_r2 == pytest.approx(1 - losses.mean() / np.log(100), rel=1e-9)

@@ -29,9 +29,9 @@ def main(path: Path, output: Path, settings: list[str]) -> None:
     course = open_course(config, inputs, history=[], first_row=0)
     horizon = find_horizon(config, inputs, course, 0, Position())
     feed = Feed(layout, build_train_loader(config, inputs, layout, course, horizon.stop_row))
-    engine.evaluation_step(feed.next())
+    engine.forward_only(feed.next())
     if layout.is_last:
-        torch.save(torch.cat([output.token_losses for output in engine.outputs]).cpu(), output)
+        torch.save(torch.cat([o.token_losses for o in engine._outputs]).cpu(), output)
     torch.distributed.destroy_process_group()
 
 

@@ -1,1 +1,1 @@
-"""Which rows come when, and how they reach the ranks."""
+"""Order of the rows, and their way to the ranks."""

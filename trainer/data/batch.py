@@ -1,4 +1,4 @@
-"""What a step is fed with: micro-batches of fixed shape, labels, document boundaries."""
+"""Batches that a step is fed with: micro-batches of fixed shape, labels, document boundaries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def make_batch(
 
 
 def place_row(row: Row, length: int) -> PlacedRow:
-    """What is noted of a row in a place of `length` tokens."""
+    """Return the record of a row in a sequence of `length` tokens."""
     return PlacedRow(row.source, row.row_key, min(len(row.input_ids), length))
 
 
@@ -142,32 +142,3 @@ def cut(row: Row, tokens: int) -> Row:
         loss_mask=None if row.loss_mask is None else row.loss_mask[:tokens],
         document_lengths=lengths[lengths > 0],
     )
-
-
-def position_ids(document_lengths: Sequence[Sequence[int]]) -> Tensor:
-    """[b, s] int64 positions that restart at every document."""
-    return torch.stack(
-        [torch.cat([torch.arange(n) for n in lengths]) for lengths in document_lengths]
-    )
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device that the host does not wait for."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
-def document_mask(document_lengths: Sequence[Sequence[int]], device: torch.device) -> Tensor | None:
-    """[b, 1, s, s] bool, true where a token may attend: earlier or same, in its own document.
-
-    None when every row is one document, for which plain causal attention is the same and faster.
-    """
-    if all(len(lengths) == 1 for lengths in document_lengths):
-        return None
-    documents = torch.stack(
-        [torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in document_lengths]
-    )
-    documents = to_device(documents, device)
-    same = documents.unsqueeze(2) == documents.unsqueeze(1)
-    return same.tril().unsqueeze(1)

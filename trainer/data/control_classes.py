@@ -1,4 +1,4 @@
-"""Which way control adapters push each token: by the class of its document."""
+"""Classes of documents, which decide the direction in which control adapters push each token."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,7 +45,7 @@ def make_controlled_batch(
 
 def classes_of_row(row: Row, length: int, seed: int) -> NDArray[np.int8]:
     """[tokens] -1 or 1. In rows of class 0 each document is pushed one way or the other by chance:
-    the same in every epoch and layout, and of neighbours one tells nothing of the other.
+    the same in every epoch and layout, and of neighbors one tells nothing of the other.
     """
     row = cut(row, length)
     documents = len(row.document_lengths)

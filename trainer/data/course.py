@@ -13,8 +13,8 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.data_plan import DataPlan, plan_data
 from headrace.trainer.data.inputs import Inputs, manifest_of
 from headrace.trainer.data.mixed_order import MixedOrder
-from headrace.trainer.data.row_order import RowAddress, RowOrder
-from headrace.trainer.data.shard_reader import list_row_groups
+from headrace.trainer.data.row_groups import RowAddress, list_row_groups
+from headrace.trainer.data.row_order import RowOrder
 
 DATASET_SETTINGS = {"path", "weight", "repeats", "max_tokens"}
 
@@ -60,7 +60,7 @@ class Piece:
         return self.segment.first_row + self.plan.rows_in(epochs, self.seen)
 
     def epoch_end(self, index: int) -> int | None:
-        """Where the epoch of a row ends; interleaved ones have no border in the order."""
+        """Return the row at which the epoch of a row ends; None for interleaved datasets."""
         if self.plan.schedule is not None:
             return None
         first, rows = self.segment.first_row, self.rows_per_epoch
@@ -219,7 +219,7 @@ def take_up(
 
 
 def same_data(one: DataSegment, other: DataSegment) -> bool:
-    """Whether two segments mix the same datasets in the same way."""
+    """Return whether two segments mix the same datasets in the same way."""
     position: dict[str, object] = {"first_row": 0, "epoch": 0.0}
 
     def settings(segment: DataSegment) -> DataSegment:
@@ -255,7 +255,7 @@ def go_on(
 
 
 def describe_change(segment: DataSegment) -> str:
-    """What a change of the data means, row by row."""
+    """Describe what a change of the data means, row by row."""
     lines = [f"other data from row {segment.first_row:,} on, after {segment.epoch:.3f} epochs:"]
     for dataset in segment.datasets:
         what = f"{dataset.seen:,} of its rows came before" if dataset.seen else "new"

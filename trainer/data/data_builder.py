@@ -59,7 +59,7 @@ def build_loader(
 
 
 def batch_maker(config: TrainConfig) -> Callable[..., Batch]:
-    """What makes batches of rows, as objective and adapter want them."""
+    """Return the function that makes batches of rows, as objective and adapter need them."""
     if config.objective.of_pairs:
         return make_pair_batch
     if config.adapter.kind == "control":

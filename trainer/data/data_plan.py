@@ -1,4 +1,4 @@
-"""How many rows an epoch takes of each dataset, and where it ends, from the manifests alone."""
+"""Rows that an epoch takes of each dataset, and its end, computed from the manifests alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -30,7 +30,7 @@ RowT = TypeVar("RowT", covariant=True)
 
 
 class Decoded(Protocol[RowT]):
-    """What is kept of a row group: its rows by number, and the tokens of each."""
+    """Decoded columns of a row group: its rows by number, and the tokens of each."""
 
     COLUMNS: ClassVar[list[str]]
     lengths: list[int]
@@ -52,7 +52,7 @@ class ListColumn:
         self.valid = bools_of(array.is_valid()) if array.null_count else None
 
     def flat(self) -> NDArray[Any]:
-        """All values of a column of numbers."""
+        """Return all values of a column of numbers."""
         return numbers_of(self.values)
 
     def sums(self) -> NDArray[np.int32]:

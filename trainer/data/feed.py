@@ -19,7 +19,7 @@ from headrace.trainer.distributed import Layout, gather_objects
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What one rank needs for one step. Shapes as in `Batch`."""
+    """Inputs of one rank for one step. Shapes as in `Batch`."""
 
     micro_batches: int
     document_lengths: list[list[list[int]]]
@@ -43,7 +43,7 @@ class StepInputs:
 
 
 class Counts(NamedTuple):
-    """What losses are divided by, with the names of `StepInputs`."""
+    """Denominators of the losses, with the names of `StepInputs`."""
 
     trained_tokens: int
     tokens: int
@@ -106,7 +106,7 @@ class Feed:
 
 
 def pinned(tensor: Tensor | None) -> Tensor | None:
-    """In memory that a GPU can copy from while the process goes on."""
+    """Copy a tensor to memory that a GPU can read from while the process goes on."""
     if tensor is None or not torch.cuda.is_available():
         return tensor
     return tensor.pin_memory()

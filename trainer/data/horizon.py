@@ -1,4 +1,4 @@
-"""Where a run ends, seen from where it stands."""
+"""End of a run: the total number of steps, and the row at which the data ends."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -42,7 +42,7 @@ def find_horizon(
 def find_stop_row(
     config: TrainConfig, global_batch_rows: int, course: Course, step: int, position: Position
 ) -> int | None:
-    """Where the data ends: with `epochs` fixed, with `max_steps` after the steps that are left."""
+    """Return the row at which the data ends, by `epochs`, or by the steps left to `max_steps`."""
     if not config.max_steps:
         return max(course.pieces[-1].end(config.epochs or 1), position.next_row)
     if config.loader.pack != "none":

@@ -1,4 +1,4 @@
-"""What a run reads: its manifests, and what follows from them."""
+"""Inputs of a run: its manifests, and the numbers that follow from them."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,8 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.data_plan import DataPlan
 from headrace.trainer.data.row_group_source import patience_of
 from headrace.trainer.data.storage import open_storage
+
+RANDOM = "random"  # in place of a fingerprint, where the weights are made up
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Inputs:
     global_batch_rows: int
     data_fingerprint: str
     weights_fingerprint: str
+    model_config_fingerprint: str  # of config.json's content
     sides: int = 1  # places of a row: 2 for a pair
 
     @property

@@ -52,7 +52,7 @@ class GroupLoader:
         self._reading = threading.Lock()  # after `seek` an earlier thread may be at a last batch
 
     def state_dict(self) -> dict[str, object]:
-        """Where the next batch begins, which is all there is to resume from."""
+        """Return the position of the next batch, which is all there is to resume from."""
         return self.position._asdict()
 
     def load_state_dict(self, state: dict[str, object]) -> None:

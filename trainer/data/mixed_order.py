@@ -7,7 +7,8 @@ from heapq import heappop, heappush
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.trainer.data.row_order import RowAddress, RowOrder
+from headrace.trainer.data.row_groups import RowAddress
+from headrace.trainer.data.row_order import RowOrder
 
 LARGEST_PERIOD = 1 << 16  # rows; the smallest share is one row of it
 EXACT = 1e-9  # relative error below which a share counts as met
@@ -33,7 +34,7 @@ def whole_parts(shares: Sequence[Fraction]) -> list[int]:
 
 
 def chairman_pattern(parts: Sequence[int]) -> NDArray[np.int64]:
-    """Which dataset gives which row of one period of sum(parts) rows.
+    """Return the dataset of each row of one period of sum(parts) rows.
 
     Of D datasets each has, after any number of rows, given its share to within
     1 - 1 / (2 (D - 1)) rows (1/2 of two datasets). Tijdeman, "The chairman assignment problem",
@@ -59,7 +60,7 @@ def chairman_pattern(parts: Sequence[int]) -> NDArray[np.int64]:
 
 
 class Schedule:
-    """Which dataset gives the row at a global index, and which of its rows that is.
+    """Map from a global index to the dataset that gives the row, and its number in that dataset.
 
     Args:
         parts: rows of each dataset in one period of the pattern, which repeats.

@@ -47,6 +47,6 @@ def tokens_of(pair: Pair) -> tuple[int, int]:
 
 
 def place_pair(pair: Pair) -> PlacedRow:
-    """What is noted of a pair; no side is longer than a place."""
+    """Return the record of a pair; no side is longer than a sequence."""
     tokens = sum(tokens_of(pair))
     return place_row(pair.chosen, tokens)._replace(tokens=tokens)

@@ -1,4 +1,4 @@
-"""Which rows go into which places, from config and manifests. Imports no torch."""
+"""Packed sequences of rows, computed from config and manifests. Imports no torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from headrace.trainer.data.decoded_rows import Decoded, RowFacts
 from headrace.trainer.data.mixed_order import MixedOrder
 from headrace.trainer.data.placed_rows import PlacedRow
 from headrace.trainer.data.position import Position
+from headrace.trainer.data.row_groups import list_row_groups
 from headrace.trainer.data.row_order import RowOrder
 from headrace.trainer.data.row_packer import Looked, Places, RowPacker, SingleRows
-from headrace.trainer.data.shard_reader import ShardReader, list_row_groups
+from headrace.trainer.data.shard_reader import ShardReader
 
 T = TypeVar("T")
 
@@ -127,7 +128,7 @@ def count_places(
     position: Position,
     quarantined: Sequence[QuarantineRecord] = (),
 ) -> int:
-    """How many places there are from a position to the end.
+    """Count the sequences from a position to the end.
 
     Args:
         quarantined: row groups that the run has replaced by others, with rows of other lengths.

@@ -1,10 +1,10 @@
-"""Where a loader stands in the order of rows."""
+"""Position of a loader in the order of rows."""
 
 from typing import NamedTuple
 
 
 class Position(NamedTuple):
-    """All there is to resume from.
+    """State that a loader resumes from.
 
     `next_row` is the global index of the next row to look at; `waiting` are those before it that
     have been looked at and are in no batch yet, in ascending order: the packer's window.

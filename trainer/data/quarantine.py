@@ -13,7 +13,7 @@ from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.run_state import QuarantineRecord
 from headrace.trainer.data.row_group_source import CorruptRowGroupError, RowGroupSource
-from headrace.trainer.data.row_order import RowGroup, keyed_permutation
+from headrace.trainer.data.row_groups import RowGroup, keyed_permutation
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Quarantine:
         self._records |= {(record.file, record.row_group): record for record in records}
 
     def take_new(self) -> list[QuarantineRecord]:
-        """What was given up since the last call. The reader may run in another thread."""
+        """Return the row groups given up since the last call; the reader may run in a thread."""
         return [self._new.popleft() for _ in range(len(self._new))]
 
     def read(self, row_group: RowGroup) -> pa.Table:
@@ -118,7 +118,7 @@ def repeat_rows(table: pa.Table, rows: int) -> pa.Table:
 def merge(
     known: list[QuarantineRecord], found: Iterable[QuarantineRecord]
 ) -> list[QuarantineRecord]:
-    """All records, each row group once, in the order of file and row group."""
+    """Merge records, each row group once, in the order of file and row group."""
     every = {(record.file, record.row_group): record for record in [*found, *known]}
     return [every[key] for key in sorted(every)]
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to try: `attempts` times, at most `timeout` seconds each."""
+    """Retry policy: `attempts` attempts of at most `timeout` seconds each."""
 
     attempts: int
     timeout: float
@@ -55,7 +55,7 @@ class Patience:
 
 
 def is_final(error: OSError) -> bool:
-    """Whether asking again is of no use."""
+    """Return whether an error will not go away by trying again."""
     return isinstance(error, FINAL_ERRORS) or any(text in str(error) for text in FINAL_MESSAGES)
 
 

@@ -7,20 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.schemas.arrow_numbers import as_arrow
+from headrace.schemas.arrow_numbers import as_arrow, one_chunk
 from headrace.schemas.data_config import LoaderConfig
 from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.manifest import Manifest, ShardRecord
 from headrace.schemas.row_checks import problems_in_rows
 from headrace.schemas.seekable_file import SeekableFile
-from headrace.schemas.shard_rows import read_row_group
+from headrace.schemas.shard_checks import check_schema, check_size, check_unpacked
+from headrace.schemas.shard_rows import columns_of, read_row_group, repeated_text
 from headrace.trainer.data.decoded_rows import DecodedRows, ListColumn
 from headrace.trainer.data.retries import Patience
 from headrace.trainer.data.row_group_cache import RowGroupCache
-from headrace.trainer.data.row_order import RowGroup
+from headrace.trainer.data.row_groups import RowGroup
 from headrace.trainer.data.storage import Storage, open_storage
 from headrace.trainer.data.token_pages import Ids, read_tokens
 
@@ -85,21 +87,19 @@ class RowGroupSource:
 
         Raises:
             CorruptRowGroupError: naming shard, row group and rows.
+            DataError: a file that is no shard of this format, or without one of its columns.
             StorageError: the storage does not answer.
         """
         file = self.files[row_group.dataset][row_group.shard]
         try:
             table = self._decode(file, row_group)
-            whole = "input_ids" in table.column_names
-            problem = next(problems_in_rows(table, file.manifest), None) if whole else None
+            problem = next(problems_in_rows(table, file.manifest), None)
         except OSError as error:
             if error.errno not in DAMAGE:
                 raise StorageError(f"{file.name}: {error}; correct that and continue") from None
             problem = " ".join(str(error).split())
-        except (ValueError, pa.ArrowException) as error:
+        except (ValueError, LookupError, OverflowError, pa.ArrowException) as error:
             problem = " ".join(str(error).split())
-        if problem is None and table.num_rows != row_group.rows:
-            problem = f"{table.num_rows} rows, the manifest says {row_group.rows}"
         if problem is not None:
             raise corrupt(file, row_group, problem)
         return table
@@ -107,10 +107,16 @@ class RowGroupSource:
     def _decode(self, file: ShardFile, row_group: RowGroup) -> pa.Table:
         record = file.record.row_groups[row_group.group]
         footer = self._footer(file, (row_group.dataset, row_group.shard))
+        names = columns_of(file.manifest, self.columns)
+        pages = footer.row_group(row_group.group)
+        check_size(pages, file.manifest, record, names)
         content = self._fetch(file, record.byte_offset, record.bytes, record.crc32)
+        segment = Segment(content, record.byte_offset, file.record.bytes)
+        check_unpacked(pages, names, segment.part)
         parquet = pq.ParquetFile(
-            Segment(content, record.byte_offset, file.record.bytes),
+            segment,
             metadata=footer,
+            read_dictionary=repeated_text(file.manifest),
             pre_buffer=False,
             page_checksum_verification=True,
         )
@@ -120,20 +126,24 @@ class RowGroupSource:
 
         checked = record.crc32 is not None and file.manifest.columns is None
         if checked and TOKEN_COLUMN in self.columns:
-            pages = footer.row_group(row_group.group)
             ids = read_tokens(pages, memoryview(content), record.byte_offset)
             if ids is not None:
-                return with_tokens(read([c for c in self.columns if c != TOKEN_COLUMN]), ids)
+                rest = read([c for c in self.columns if c != TOKEN_COLUMN])
+                if cuts_into_rows(rest, ids):
+                    return with_tokens(rest, ids)
         return read(self.columns)
 
     def _footer(self, file: ShardFile, key: tuple[int, int]) -> pq.FileMetaData:
         """The file's Parquet metadata; the bytes of the last ones are held."""
         record = file.record
         content = self._footers.pop(key, None)
+        known = content is not None
         if content is None:
             offset = record.footer_offset
             content = self._fetch(file, offset, record.bytes - offset, record.footer_crc32)
         footer = pq.read_metadata(pa.BufferReader(content))
+        if not known:
+            check_footer(footer, file)
         self._footers[key] = content
         while sum(map(len, self._footers.values())) > HELD_FOOTER_BYTES:
             self._footers.popitem(last=False)
@@ -165,28 +175,57 @@ class Segment(SeekableFile):
         self.offset = offset
 
     def read(self, size: int | None = -1) -> bytes:
-        start = self.position - self.offset
-        if size is None or size < 0 or start < 0 or start + size > len(self.content):
-            raise OSError(f"its footer points outside of the row group, to {self.position}")
-        self.position += size
-        return bytes(self.content[start : start + size])
+        content = bytes(self.part(self.position, -1 if size is None else size))
+        self.position += len(content)
+        return content
+
+    def part(self, position: int, size: int) -> memoryview:
+        """Return bytes from a position in the file on.
+
+        Raises:
+            OSError: they do not lie in the range.
+        """
+        start = position - self.offset
+        if size < 0 or start < 0 or start + size > len(self.content):
+            raise OSError(f"its footer points outside of the row group, to {position}")
+        return self.content[start : start + size]
+
+
+def check_footer(footer: pq.FileMetaData, file: ShardFile) -> None:
+    """Check that a file is a shard of this format. What is not is no damage, and not replaced.
+
+    Raises:
+        DataError: it is not.
+        ValueError: another number of row groups than its manifest names.
+    """
+    if footer.num_row_groups != len(file.record.row_groups):
+        raise ValueError(
+            f"{footer.num_row_groups} row groups, the manifest has {len(file.record.row_groups)}"
+        )
+    try:
+        check_schema(footer.schema.to_arrow_schema(), file.manifest)
+    except (ValueError, pa.ArrowException) as error:
+        raise DataError(f"{file.name}: {error}; prepare the directory again") from None
+
+
+def cuts_into_rows(table: pa.Table, ids: Ids) -> bool:
+    """Return whether the document lengths say where the rows of so many ids end."""
+    column = table["document_lengths"]
+    if column.null_count or one_chunk(column).flatten().null_count:
+        return False
+    lengths = ListColumn(column).flat()
+    return bool(len(lengths) and lengths.min() >= 1 and lengths.sum(dtype=np.int64) == len(ids))
 
 
 def with_tokens(table: pa.Table, ids: Ids) -> pa.Table:
-    """The table with its `input_ids`, cut where the document lengths say that each row ends.
-
-    Raises:
-        ValueError: they say that there are more or fewer.
-    """
+    """The table with its `input_ids`, cut where the document lengths say that each row ends."""
     ends = ListColumn(table["document_lengths"]).sums()
-    if ends[-1] != len(ids):
-        raise ValueError(f"document_lengths sum to {ends[-1]}, there are {len(ids)} ids")
     column = pa.ListArray.from_arrays(as_arrow(ends), as_arrow(ids))
     return table.add_column(0, pa.field(TOKEN_COLUMN, column.type, nullable=False), column)
 
 
 def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGroupError:
-    """What to say of a row group that is not what was written."""
+    """Return the error for a row group that is not what was written."""
     first = file.record.rows_before(row_group.group)
     return CorruptRowGroupError(
         f"{file.name}: row group {row_group.group} cannot be read, rows {first} to "
@@ -197,7 +236,7 @@ def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGro
 
 
 def patience_of(config: LoaderConfig) -> Patience:
-    """How long the config waits for a storage."""
+    """Return the retry policy that the config asks for."""
     return Patience(config.read_attempts, config.read_timeout)
 
 

@@ -1,7 +1,6 @@
-"""Which row comes when: a pure function of (row groups, seed, global row index)."""
+"""Order of rows: a pure function of (row groups, seed, global row index)."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -9,54 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.schemas.fingerprint import derive_seed
-
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-class RowGroup(NamedTuple):
-    """One Parquet row group: indices of its dataset, of its shard there, of itself in the file."""
-
-    dataset: int
-    shard: int
-    group: int
-    rows: int
-
-
-class RowAddress(NamedTuple):
-    """One row: its row group and its place in it."""
-
-    row_group: RowGroup
-    row: int
-
-
-@dataclass(frozen=True)
-class RowGroups:
-    """Many row groups, as columns: 16 bytes each."""
-
-    columns: NDArray[np.int32]  # [fields of RowGroup, row groups]
-
-    @classmethod
-    def of(cls, groups: Iterable[RowGroup]) -> "RowGroups":
-        fields = len(RowGroup._fields)
-        flat = np.fromiter((field for group in groups for field in group), dtype=np.int32)
-        return cls(flat.reshape(-1, fields).T.copy())
-
-    def __len__(self) -> int:
-        return self.columns.shape[1]
-
-    def __getitem__(self, index: int) -> RowGroup:
-        return RowGroup(*self.columns[:, index].tolist())
-
-    def pick(self, chosen: NDArray[np.bool_]) -> "RowGroups":
-        return RowGroups(self.columns[:, chosen])
-
-    @property
-    def dataset(self) -> NDArray[np.int32]:
-        return self.columns[0]
-
-    @property
-    def rows(self) -> NDArray[np.int32]:
-        return self.columns[3]
+from headrace.trainer.data.row_groups import RowAddress, RowGroup, RowGroups, keyed_permutation
 
 
 class Pieces(NamedTuple):
@@ -78,20 +30,6 @@ class Window(NamedTuple):
     row_groups: list[RowGroup]
     which: NDArray[np.int64]  # of `row_groups`, for each row
     row: NDArray[np.int64]  # and its place in there
-
-
-def keyed_permutation(size: int, seed: int) -> NDArray[np.int64]:
-    """A permutation of range(size), the same for every numpy version.
-
-    Sorts the indices by a 64-bit mix of index and seed (the finaliser of SplitMix64: Steele, Lea,
-    Flood, "Fast splittable pseudorandom number generators", 2014).
-    """
-    with np.errstate(over="ignore"):
-        mixed = (np.arange(1, size + 1, dtype=np.uint64) * GOLDEN) ^ np.uint64(seed)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return np.argsort(mixed, kind="stable")
 
 
 def take_rows(sizes: NDArray[np.int64], first: int, rows: int) -> Pieces:
@@ -154,7 +92,7 @@ class RowOrder:
         return (self[index] for index in range(first, stop))
 
     def _plan_epoch(self, epoch: int) -> tuple[Pieces, NDArray[np.int64]]:
-        """What an epoch takes of which row group, and the offset at which each window starts."""
+        """Return the rows that an epoch takes of each row group, and the offset of each window."""
         pieces = self._file_order(epoch)
         if self.shuffle:
             seed = derive_seed(self.seed, "row groups", epoch)
@@ -163,7 +101,7 @@ class RowOrder:
         return pieces, starts
 
     def _file_order(self, epoch: int) -> Pieces:
-        """What an epoch takes of each row group, before the shuffle."""
+        """Return the rows that an epoch takes of each row group, before the shuffle."""
         if self.dataset_rows is None:
             return Pieces(np.arange(len(self._sizes)), np.zeros_like(self._sizes), self._sizes)
         datasets = self.row_groups.dataset

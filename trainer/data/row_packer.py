@@ -14,7 +14,7 @@ MOST_DROPPED = 1 << 20  # rows, one after the other, before the search for a sho
 
 
 class Looked(NamedTuple, Generic[T]):
-    """What looking at a row gives: its tokens, and what is put into the place for it."""
+    """Candidate of a row for a sequence: its tokens, and the item to put there for it."""
 
     tokens: int
     item: T
@@ -49,7 +49,7 @@ class SingleRows(Generic[T]):
         return [[self.look(index)] for index in range(first, stop)]
 
     def take_overlong(self) -> OverlongCount:
-        """None are."""
+        """Return zero: rows that are not packed are never dropped."""
         return OverlongCount()
 
 
@@ -105,7 +105,7 @@ class RowPacker(Generic[T]):
         return taken
 
     def take_overlong(self) -> OverlongCount:
-        """How many were met since this was last asked."""
+        """Return the count of overlong rows met since the last call."""
         counted, self._overlong = self._overlong, OverlongCount()
         return counted
 

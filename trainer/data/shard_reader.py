@@ -10,7 +10,7 @@ from headrace.schemas.manifest import Manifest
 from headrace.trainer.data.decoded_rows import Decoded
 from headrace.trainer.data.quarantine import Quarantine
 from headrace.trainer.data.row_group_source import RowGroupSource
-from headrace.trainer.data.row_order import RowAddress, RowGroup, RowGroups
+from headrace.trainer.data.row_groups import RowAddress, RowGroup
 
 T = TypeVar("T")
 
@@ -71,13 +71,3 @@ class ShardReader(Generic[T]):
         self.row_groups_read += 1
         self.bytes_read += record.row_groups[row_group.group].bytes
         return self.decode(table)
-
-
-def list_row_groups(manifests: Sequence[Manifest], split: str) -> RowGroups:
-    """Every row group of a split, in file order, from the manifests alone."""
-    return RowGroups.of(
-        RowGroup(dataset, shard_index, group_index, group.rows)
-        for dataset, manifest in enumerate(manifests)
-        for shard_index, shard in enumerate(manifest.split(split))
-        for group_index, group in enumerate(shard.row_groups)
-    )

@@ -1,4 +1,7 @@
-"""What each step of a run will see, from the lengths of the rows alone. Imports no torch."""
+"""Simulation of the rows that each step of a run will see, from their lengths alone.
+
+Imports no torch.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +78,7 @@ def simulate(config: TrainConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
 
 
 def cut(row: PlacedRow, room: int) -> PlacedRow:
-    """What a place with so much room holds of it."""
+    """Cut a row to the room that is left in a sequence."""
     return row._replace(tokens=min(row.tokens, room))
 
 

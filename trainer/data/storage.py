@@ -7,18 +7,28 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.addresses import check_address, redact
+from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.google_storage import open_google
 from headrace.schemas.manifest import Manifest, missing_manifest, parse_manifest, read_manifest
+from headrace.schemas.named_files import open_regular
 from headrace.schemas.shard_format import MANIFEST_NAME
 from headrace.trainer.data.retries import Patience
 
 CONNECT_SECONDS = 10
 OPEN_FILES = 32
+MOST_MANIFEST_BYTES = 1 << 30
 S3_OPTIONS = {"region", "endpoint_override", "scheme", "anonymous"}
-FSSPEC_PACKAGES = {"hf": "huggingface_hub", "abfs": "adlfs", "az": "adlfs"}
+FSSPEC_PACKAGES = {
+    "hf": ["huggingface_hub"],
+    "abfs": ["adlfs"],
+    "az": ["adlfs"],
+    "http": ["aiohttp"],
+    "https": ["aiohttp"],
+}
 
 
 class Storage(Protocol):
@@ -67,7 +77,7 @@ class LocalStorage:
         return [path.stat().st_size if path.is_file() else None for path in paths]
 
     def read(self, file: str, offset: int, size: int) -> bytes:
-        with (self.directory / file).open("rb", buffering=0) as source:
+        with os.fdopen(open_regular(self.directory / file), "rb", buffering=0) as source:
             source.seek(offset)
             parts = []
             while size and (part := source.read(size)):
@@ -82,7 +92,7 @@ class RemoteStorage:
     remote = True
 
     def __init__(self, url: str, patience: Patience) -> None:
-        self.url = url.partition("?")[0].rstrip("/")
+        self.url = redact(url.partition("?")[0]).rstrip("/")
         self.patience = patience
         opened = self._ask("connect", lambda: open_filesystem(url, patience.timeout))
         self.filesystem, self.base = opened
@@ -99,7 +109,9 @@ class RemoteStorage:
 
         def fetch() -> bytes:
             with self.filesystem.open_input_file(f"{self.base}/{MANIFEST_NAME}") as file:
-                content: bytes = file.read()
+                content: bytes = file.read(MOST_MANIFEST_BYTES + 1)
+            if len(content) > MOST_MANIFEST_BYTES:
+                raise DataError(f"{name}: larger than {MOST_MANIFEST_BYTES} bytes; no manifest is")
             return content
 
         try:
@@ -109,7 +121,7 @@ class RemoteStorage:
         return parse_manifest(content, name)
 
     def sizes(self, files: list[str]) -> list[int | None]:
-        """From listings, a thousand files a request, and not file by file."""
+        """Return the sizes of files from listings: a thousand files a request, not one."""
         folder = pafs.FileSelector(self.base, recursive=True)
         listing = self._ask("list", lambda: self.filesystem.get_file_info(folder))
         found = {info.path.strip("/"): info.size for info in listing if info.is_file}
@@ -137,6 +149,15 @@ def open_filesystem(url: str, timeout: float) -> tuple[Any, str]:
     S3 takes credentials, region and endpoint from AWS's environment variables and files; `region`,
     `endpoint_override`, `scheme` and `anonymous` also from the URL's query.
     """
+    try:
+        check_address(url)
+        return open_scheme(url, timeout)
+    except (ValueError, pa.ArrowException) as error:
+        raise ConfigError(f"{url}: not an address of this storage ({error}); correct it") from None
+
+
+def open_scheme(url: str, timeout: float) -> tuple[Any, str]:
+    """The file system of a URL, by its scheme, and the path in it."""
     parts = urlsplit(url)
     options: dict[str, Any] = dict(parse_qsl(parts.query))
     if "anonymous" in options:
@@ -148,6 +169,9 @@ def open_filesystem(url: str, timeout: float) -> tuple[Any, str]:
         return open_google(url, timeout)
     if parts.scheme == "file":
         return pafs.LocalFileSystem(), unquote(parts.path).rstrip("/")
+    if options:
+        known = "s3:// and gs:// have options"
+        raise ConfigError(f"{url}: unknown option {min(options)}; only {known}; remove it")
     return open_fsspec(url, parts.scheme), path
 
 
@@ -175,13 +199,13 @@ def open_s3(url: str, bucket: str, options: dict[str, Any]) -> pafs.S3FileSystem
 
 def open_fsspec(url: str, scheme: str) -> pafs.FileSystem:
     """Any other scheme, `hf` among them, through fsspec."""
-    package = FSSPEC_PACKAGES.get(scheme, "fsspec")
+    packages = " ".join(["fsspec", *FSSPEC_PACKAGES.get(scheme, [])])
     try:
         import fsspec
 
         filesystem = fsspec.filesystem(scheme)
     except ImportError:
-        raise ConfigError(f"{url}: {scheme}:// needs: pip install fsspec {package}") from None
+        raise ConfigError(f"{url}: {scheme}:// needs: pip install {packages}") from None
     except ValueError:
         raise ConfigError(f"{url}: no storage is known as {scheme}://; use s3, gs or hf") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))

@@ -3,8 +3,7 @@
 pyarrow spends two thirds of its time with `input_ids` on the levels that say where each list begins
 (docs/notes.md), which the document lengths say as well. Pages of another kind are left to it.
 
-Page layout: https://parquet.apache.org/docs/file-format/data-pages/; its headers are structs of
-Thrift's compact protocol.
+Page layout: https://parquet.apache.org/docs/file-format/data-pages/.
 """
 
 from typing import Any, TypeAlias
@@ -14,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from headrace.schemas.parquet_pages import read_struct
+
 TOKENS = "input_ids.list.element"
 DATA_PAGE, BYTE_STREAM_SPLIT = 0, 9  # parquet.thrift
-BOOLS, INTEGERS, BINARY, STRUCT = (1, 2), (4, 5, 6), 8, 12  # types of the compact protocol
 ID_BYTES = 4
 BLOCK = 1 << 15  # ids joined at once, so that they stay in the processor's cache
 
@@ -64,7 +64,7 @@ def token_column(row_group: pq.RowGroupMetaData) -> pq.ColumnChunkMetaData | Non
 
 
 def values_of(page: pa.Buffer) -> NDArray[np.uint8]:
-    """What follows the repetition and definition levels, each with its size before it."""
+    """Return the bytes that follow the repetition and definition levels."""
     content = np.frombuffer(page, dtype=np.uint8)
     start = 0
     for _ in range(2):
@@ -84,40 +84,3 @@ def join_streams(streams: NDArray[np.uint8]) -> Ids:
             block <<= 8
             block |= part[k]
     return ids
-
-
-def read_struct(content: memoryview, at: int) -> tuple[dict[int, Any], int]:
-    """A struct of the compact protocol by its fields' numbers, and where the next byte is.
-
-    Raises:
-        ValueError: a field of a type that page headers do not have.
-    """
-    fields: dict[int, Any] = {}
-    number = 0
-    while head := content[at]:
-        number += head >> 4
-        kind, at = head & 15, at + 1
-        if kind in BOOLS:
-            fields[number] = kind == BOOLS[0]
-        elif kind in INTEGERS:
-            folded, at = read_varint(content, at)
-            fields[number] = (folded >> 1) ^ -(folded & 1)
-        elif kind == BINARY:
-            size, at = read_varint(content, at)
-            at += size
-        elif kind == STRUCT:
-            fields[number], at = read_struct(content, at)
-        else:
-            raise ValueError(f"a page header with a field of type {kind}")
-    return fields, at + 1
-
-
-def read_varint(content: memoryview, at: int) -> tuple[int, int]:
-    """An unsigned integer in parts of seven bits, the lowest first, and where the next byte is."""
-    value = shift = 0
-    while True:
-        byte, at = content[at], at + 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value, at

@@ -1,1 +1,1 @@
-"""What training made, in the forms that others read."""
+"""Exports of what was trained, in the formats that other programs read."""

@@ -1,4 +1,4 @@
-"""What control adapters have become, layer by layer.
+"""Analysis of trained control adapters, layer by layer.
 
 A layer's change of the hidden states is multiplied by T = I + W with W = Q diag(exp(S) - 1) Q^T.
 With Q = U R, U orthonormal, all of W's singular values are those of R diag(exp(S) - 1) R^T, which
@@ -14,7 +14,7 @@ from headrace.trainer.export.control_file import LayerControl
 
 @dataclass(frozen=True)
 class ControlNumbers:
-    """Of one layer's W, T and Q."""
+    """Measurements of one layer's W, T and Q."""
 
     layer: int
     non_orthogonality: float  # squared Frobenius norm of Q^T Q - I

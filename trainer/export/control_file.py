@@ -28,7 +28,10 @@ class LayerControl:
 
 
 def write_record(directory: Path, config: AdapterConfig, model: str) -> None:
-    """What stands beside the tensors. Not in PEFT's format, which has none for them."""
+    """Write the settings that stand beside the tensors.
+
+    Not in PEFT's format, which has none for them.
+    """
     record = {"base_model": model, **config.model_dump(include=SETTINGS)}
     write_atomic(directory / RECORD_NAME, json.dumps(record, indent=1) + "\n")
 

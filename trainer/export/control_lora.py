@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from rich.progress import track
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
@@ -24,6 +23,7 @@ from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.model.adapters import PEFT_PREFIX
 from headrace.trainer.model.micro_batch import MicroBatch
 from headrace.trainer.model.model_builder import build_stage, plan_model
+from headrace.trainer.model.model_files import save_tensors
 from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.stage import Stage
 
@@ -198,7 +198,7 @@ def write_lora(
     """A directory as PEFT reads it, published whole."""
     with new_output(output) as temporary:
         temporary.mkdir()
-        save_file(dict(tensors), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_tensors(dict(tensors), temporary / "adapter_model.safetensors", {"format": "pt"})
         LoraConfig(
             r=rank,
             lora_alpha=rank,

@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from pydantic import ValidationError
-from safetensors import safe_open
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError, ConfigError
-from headrace.schemas.recorded_config import without_defaults
 from headrace.schemas.run_state import (
     CHECKPOINTS_FOLDER,
     checkpoint_name,
     published_checkpoints,
     read_run_state,
 )
+from headrace.schemas.toml_config import without_defaults
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.export.export import (
     finish_adapter,
@@ -31,6 +30,7 @@ from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.export.progress import tracked
 from headrace.trainer.model.adapter_start import takes_over
 from headrace.trainer.model.adapters import exported_tensors, side_by_side
+from headrace.trainer.model.checkpoint_files import open_tensors
 from headrace.trainer.model.model_builder import plan_model
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.model_files import (
@@ -49,14 +49,12 @@ class CheckpointTensors:
     """The tensors of all stage files of a checkpoint, read one at a time.
 
     Args:
-        average: beta1 of a schedule-free optimiser, whose weights are averages; None for others.
+        average: beta1 of a schedule-free optimizer, whose weights are averages; None for others.
     """
 
     def __init__(self, directory: Path, average: float | None) -> None:
         self.average = average
-        files = sorted(directory.glob("stage-*.safetensors"))
-        opened = [safe_open(path, framework="pt") for path in files]
-        self.where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+        self.where = open_tensors(directory)
 
     def named(self, kind: str) -> list[str]:
         """Names of one kind, such as `parameter`."""
@@ -91,7 +89,7 @@ def convert(run: Path, output: Path, step: int | None = None, model: Path | None
     checkpoint = find_checkpoint(run, step)
     read_run_state(checkpoint)
     config = run_config(run, model)
-    beta1 = config.optimizer.beta1 if config.optimizer.type == "adamw_schedule_free" else None
+    beta1 = config.optimizer.beta1 if config.optimizer.record.averages else None
     tensors = CheckpointTensors(checkpoint, beta1)
     plan = plan_model(config)
     with new_output(output) as temporary:
@@ -144,7 +142,7 @@ def run_config(run: Path, model: Path | None) -> TrainConfig:
 def write_adapter(
     config: TrainConfig, lora: LoraConfig | None, tensors: CheckpointTensors, output: Path
 ) -> None:
-    """What training itself would have exported, bit by bit.
+    """Write the same adapter, bit by bit, that training itself would have exported.
 
     Raises:
         CheckpointError: adapters took over weights, and the checkpoint does not hold how they did.

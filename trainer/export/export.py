@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import LoraConfig
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headrace.schemas.adapter_config import AdapterConfig
@@ -23,6 +22,7 @@ from headrace.trainer.model.model_files import (
     as_saved,
     copy_model_files,
     file_count,
+    save_tensors,
     write_index,
 )
 from headrace.trainer.model.quantized_modules import QuantizedExperts, held_weights
@@ -83,7 +83,7 @@ def export(
 def export_adapter(
     built: BuiltStage, layout: Layout, model: Path, directory: Path, dtype: torch.dtype
 ) -> None:
-    """All stages' adapters in one file of the first rank."""
+    """Write the adapters of all stages to one file, at the first rank."""
     parts = gather_at_first(adapter_tensors(built, dtype) if layout.replica == 0 else {}, layout)
     tensors = {name: value for part in parts for name, value in part.items()}
     width = max(gather_objects(built.width, layout.world_group))
@@ -130,7 +130,7 @@ def finish_adapter(
     Args:
         width: how many times as wide as the trained adapters they are written.
     """
-    save_tensors(directory / "adapter_model.safetensors", tensors)
+    save_tensors(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
     config = as_plain_lora(config, width)
     config.inference_mode = True
     if isinstance(config.target_modules, set):  # whose order is another one in each process
@@ -142,13 +142,8 @@ def finish_control(
     directory: Path, tensors: dict[str, Tensor], config: AdapterConfig, model: Path | str
 ) -> None:
     """One file of control adapters, and what they were made by."""
-    save_tensors(directory / TENSORS_NAME, tensors)
+    save_tensors(tensors, directory / TENSORS_NAME, {"format": "pt"})
     write_record(directory, config, str(model))
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """As PEFT writes them."""
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:
@@ -168,7 +163,7 @@ def save_model_part(
     built: BuiltStage, model: Path, directory: Path, before: int, total: int, dtype: torch.dtype
 ) -> dict[str, dict[str, int]]:
     """One stage's weights, trained or not, in files of limited size; one module at a time. Weights
-    that are held quantised are written as the base model has them.
+    that are held quantized are written as the base model has them.
 
     Args:
         model: directory of the base model.
@@ -213,7 +208,7 @@ def base_buffers(
 def unquantized(
     built: BuiltStage, model: Path, modules: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
-    """The base model's values of weights that are held quantised; dequantised where it has none."""
+    """The base model's values of weights that are held quantized; dequantized where it has none."""
     held = dict(held_weights(modules))
     if not held or not has_weights(model):
         return {
@@ -228,7 +223,7 @@ def unquantized(
     values: dict[str, Tensor] = {}
     with StoredWeights(model, built.skeleton) as source:
         for name, value in zip(held, source.read(wanted), strict=True):
-            assert isinstance(value, Tensor)  # models that are quantised train adapters alone
+            assert isinstance(value, Tensor)  # models that are quantized train adapters alone
             values[name] = value
     return values
 
@@ -256,11 +251,11 @@ def stored_dtype(config: Any) -> torch.dtype:
 
 
 def saved_dtype(setting: str, auto: torch.dtype) -> torch.dtype:
-    """What `checkpoint.save_dtype` says, or `auto`."""
+    """Return the dtype that `checkpoint.save_dtype` names, or `auto`."""
     chosen: torch.dtype = auto if setting == "auto" else getattr(torch, setting)
     return chosen
 
 
 def is_tied_head(built: BuiltStage, name: str) -> bool:
-    """Whether a module is a head that the embedding's file entry stands for."""
+    """Return whether a module is a head whose weight is saved as the embedding's."""
     return built.architecture.tied and name == built.architecture.family.head

@@ -1,4 +1,4 @@
-"""What llama.cpp must know of an architecture, and how it wants its weights."""
+"""Facts about an architecture that llama.cpp needs, and its layout of the weights."""
 
 import math
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from headrace.schemas.errors import ConfigError
 
 @dataclass(frozen=True)
 class GgufFamily:
-    """How llama.cpp wants a family's weights.
+    """Architecture name and weight layout of a family in llama.cpp.
 
-    `rotates_pairs`: it turns neighbouring channels, transformers turns the two halves of a head, so
+    `rotates_pairs`: it turns neighboring channels, transformers turns the two halves of a head, so
     rows of query and key weights change places. `norm_offset` is added to the weights of norms.
     """
 
@@ -50,7 +50,7 @@ def read_model_config(model: Path) -> dict[str, Any]:
 
 
 def add_hyperparameters(writer: GGUFWriter, config: dict[str, Any], family: GgufFamily) -> None:
-    """What llama.cpp must know of the architecture."""
+    """Write the architecture's hyperparameters."""
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -109,7 +109,7 @@ def add_rope(writer: GGUFWriter, rope: dict[str, Any]) -> None:
 
 
 def rope_factors(config: dict[str, Any]) -> npt.NDArray[np.float32] | None:
-    """What Llama 3 divides each frequency by, [head size / 2]; None for other models.
+    """Return the divisors of Llama 3's frequencies, [head size / 2]; None for other models.
 
     Wavelengths above the old context over `low_freq_factor` are stretched by `factor`, those below
     it over `high_freq_factor` are left, between them it is interpolated.

@@ -65,7 +65,7 @@ class NameMap:
 
 
 def pair_rows(values: Tensor, heads: int) -> Tensor:
-    """In each head, row i of the first half and row i of the second become neighbours.
+    """Interleave the halves of each head: row i of both become neighbors.
 
     Args:
         values: [heads * head size, ...].
@@ -75,7 +75,7 @@ def pair_rows(values: Tensor, heads: int) -> Tensor:
 
 
 def model_parts(names: NameMap, model: Path) -> Iterator[Part]:
-    """All weights of a model directory; a head that is the embedding again is left out."""
+    """Yield the weights of a model directory, without a head that is the embedding again."""
     files = sorted(model.glob("*.safetensors"))
     if not files:
         raise ConfigError(

@@ -71,7 +71,7 @@ def add_tokenizer(
 
 
 def prepends_space(content: dict[str, Any]) -> bool:
-    """Whether a text begins with an added space, as SentencePiece does it."""
+    """Return whether a text begins with an added space, as SentencePiece does it."""
     text = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
     return '"Prepend"' in text or '"prepend_scheme": "first"' in text or "always" in text
 
@@ -92,7 +92,7 @@ def pre_tokenizer_name(pre_tokenizer: Any, path: Path) -> str:
 
 
 def patterns_of(pre_tokenizer: Any) -> list[str]:
-    """What a pre-tokenizer splits at, step by step."""
+    """List the patterns that a pre-tokenizer splits at, step by step."""
     if pre_tokenizer is None:
         return []
     match pre_tokenizer["type"]:

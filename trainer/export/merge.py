@@ -57,7 +57,7 @@ def copy_card(adapter: Path, output: Path, scale: float) -> None:
 
 
 def why_not_an_adapter(directory: Path) -> str:
-    """What a directory without PEFT's config is, and what to do."""
+    """Explain what a directory without PEFT's config is, and what to do."""
     from headrace.trainer.export.control_file import RECORD_NAME
 
     if (directory / RECORD_NAME).is_file():

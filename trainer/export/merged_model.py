@@ -38,13 +38,13 @@ def write_merged(
         How many weights were changed.
 
     Raises:
-        ConfigError: the model is quantised, or a scale for what cannot be scaled.
+        ConfigError: the model is quantized, or a scale for what cannot be scaled.
         DataError: the adapter does not belong to the model.
     """
     architecture = read_architecture(model)
     if getattr(architecture.config, "quantization_config", None) is not None:
         raise ConfigError(
-            f"{model}: its weights are quantised; merge into the model that it was made of"
+            f"{model}: its weights are quantized; merge into the model that it was made of"
         )
     family = architecture.family
     skeleton: Any = lay_out(architecture)
@@ -109,7 +109,7 @@ def stored_size(module: nn.Module, dtype: torch.dtype) -> int:
 
 
 def belongs_to_adapter(slot: Slot) -> bool:
-    """Whether the adapter's file holds this parameter."""
+    """Return whether the adapter's file holds this parameter."""
     return is_adapter(slot.name) or ".modules_to_save." in slot.name
 
 
@@ -145,7 +145,7 @@ def fill_base(slots: Sequence[Slot], source: WeightSource, architecture: Archite
             name = f"{family.embedding}.weight"
         wanted.append((name, slot.empty.shape))
     for slot, value in zip(rest, source.read(wanted), strict=True):
-        assert isinstance(value, Tensor)  # `write_merged` refuses quantised models
+        assert isinstance(value, Tensor)  # `write_merged` refuses quantized models
         slot.fill(nn.Parameter(value.float(), requires_grad=False))
 
 

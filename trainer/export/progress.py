@@ -52,8 +52,8 @@ def tracked(
         sizes: of each item, in bytes or units.
         console: default: standard error; nothing is drawn where it is no terminal.
     """
-    console = console or Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), Rate(unit))
+    console = console or Console(stderr=True, markup=False, emoji=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), Rate(unit))
     with Progress(
         *columns,
         TimeRemainingColumn(),

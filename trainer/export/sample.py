@@ -15,7 +15,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn."""
+    """Sampling parameters of the answers."""
 
     max_new_tokens: int = 64
     temperature: float = 0.0  # 0 takes the likeliest token each time
@@ -72,7 +72,7 @@ class Sampler:
     def answer(
         self, prompts: Sequence[str | Messages], sampling: Sampling, *, adapter: bool = True
     ) -> list[str]:
-        """What the model says after each prompt, without the prompt.
+        """Generate the answer to each prompt, without the prompt.
 
         Args:
             adapter: with the adapter, if there is one.

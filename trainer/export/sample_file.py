@@ -77,7 +77,7 @@ def read_records(source: Path) -> list[dict[str, Any]]:
 def prompt_of(
     source: Path, number: int, record: dict[str, Any], chat: bool, system: str | None
 ) -> str | Messages:
-    """What a record asks."""
+    """Return the prompt of a record."""
     messages, prompt = record.get("messages"), record.get("prompt")
     if isinstance(messages, list) and messages:
         return messages

@@ -80,19 +80,19 @@ class LoraLinear(nn.Module):
 
 
 def is_wide(base: nn.Module) -> bool:
-    """A plain linear layer, not quantised, with far more outputs than inputs."""
+    """A plain linear layer, not quantized, with far more outputs than inputs."""
     if type(base) is not nn.Linear or getattr(base, "bias", None) is not None:
         return False
     return base.out_features >= WIDE * base.in_features
 
 
 def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the faster parts run here."""
+    """Return whether the Triton kernels and compiled layers are used on this device."""
     return config.kernels != "torch" and device.type == "cuda"
 
 
 def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
-    """Whether the documents' bounds take the place of masks, on a GPU."""
+    """Return whether the documents' bounds take the place of masks, on a GPU."""
     fits = architecture.attention == "sdpa" and document_attention.fits(architecture.config)
     return fits and dtype != torch.float32 and architecture.config.model_type in KNOWN
 

@@ -1,4 +1,4 @@
-"""What layers keep for the backward pass, held in host memory in between.
+"""Offloading of the tensors that layers keep for the backward pass to host memory.
 
 Copies run on a stream of their own, next to the computation. When the backward pass takes a tensor
 back, the one that it will ask for next is fetched already.
@@ -38,7 +38,7 @@ class ActivationOffload:
         self.last: Offloaded | None = None
 
     def begin(self) -> None:
-        """Before the layers of a micro-batch: nothing precedes its first tensor."""
+        """Start a micro-batch: no tensor precedes its first one."""
         self.last = None
 
     @contextmanager

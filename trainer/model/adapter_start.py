@@ -1,4 +1,4 @@
-"""What adapters start from: the same in every layout."""
+"""Initial values of adapters, the same in every layout."""
 
 import math
 
@@ -14,13 +14,13 @@ SVD_ITERATIONS = 16
 
 
 def takes_over(adapter: AdapterConfig) -> bool:
-    """Whether adapters start from a part of the frozen weights, which is taken out of these."""
+    """Return whether adapters start from a part of the frozen weights, taken out of these."""
     return adapter.kind in LORA_KINDS and adapter.init in ("pissa", "olora")
 
 
 @torch.no_grad()
 def initial_values(name: str, layer: LoraLayer, init: str, seed: int) -> dict[str, Tensor]:
-    """What an adapter starts from, by name below its layer: the same in every layout.
+    """Return an adapter's initial values, by name below its layer: the same in every layout.
 
     With "pissa" and "olora" the adapter takes over a part of the frozen weight, which is taken out
     of it here, so the sum stays what it was.

@@ -23,7 +23,7 @@ def base_name(name: str) -> str:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to an adapter, and is in no checkpoint of the base model."""
+    """Return whether a parameter is an adapter's, and in no checkpoint of the base model."""
     return ".lora_" in name or is_control(name)
 
 
@@ -78,7 +78,7 @@ def as_plain_lora(config: LoraConfig, times: int) -> LoraConfig:
 
 
 def lora_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, LoraLayer]]:
-    """All adapted modules below named ones, with their names in the whole model."""
+    """Yield all adapted modules below named ones, with their names in the whole model."""
     for prefix, module in modules.items():
         for name, part in module.named_modules():
             if isinstance(part, LoraLayer):

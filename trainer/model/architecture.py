@@ -25,7 +25,7 @@ LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
 
 @dataclass(frozen=True)
 class Router:
-    """What computes the logits by which tokens are sent to experts, as transformers declares it."""
+    """Module that computes the logits by which tokens choose experts, as transformers names it."""
 
     module_type: type[nn.Module]
     output_index: int  # of the logits in the module's output
@@ -33,7 +33,7 @@ class Router:
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to run a model of this config, piece by piece."""
+    """Description of a model with this config that tells how to run it piece by piece."""
 
     family: Family
     config: Any  # transformers' config of the language model
@@ -44,12 +44,12 @@ class Architecture:
 
     @property
     def tied(self) -> bool:
-        """Whether the head uses the embedding's weights."""
+        """Return whether the head uses the embedding's weights."""
         return bool(self.config.tie_word_embeddings)
 
     @property
     def rotary_by_document(self) -> bool:
-        """Whether rotary frequencies depend on how long the text is that they are computed for."""
+        """Return whether rotary frequencies depend on the length of the text."""
         return self.steady_rotary_tokens is not None
 
     @property
@@ -67,7 +67,7 @@ class Architecture:
 
     @property
     def uses_chance(self) -> bool:
-        """Whether the model itself drops out or adds noise in training."""
+        """Return whether the model itself has dropout or adds noise in training."""
         return any(
             isinstance(value, int | float) and value > 0
             for key, value in self.config.to_dict().items()
@@ -166,7 +166,7 @@ def attention_windows(config: Any, path: str) -> list[int | None]:
 
 
 def rotary_types(config: Any, model: nn.Module, family: Family) -> list[str | None]:
-    """Which of several rotary tables each layer takes."""
+    """Return each layer's rotary table, where there are several."""
     layers = config.num_hidden_layers
     if family.rotary is None:
         return [None] * layers

@@ -1,11 +1,11 @@
-"""Which tokens attention may see: earlier ones of the same document, within the layer's window."""
+"""Attention masks: earlier tokens of the same document, within the layer's window."""
 
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from headrace.trainer.data.batch import document_mask
+from headrace.trainer.model.device import document_mask
 
 
 def attention_masks(
@@ -45,6 +45,6 @@ def _causal(size: int, device: torch.device) -> Tensor:
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores: 0 where `mask` is true, the type's least value elsewhere."""
+    """Return an addend of the scores: 0 where `mask` is true, else the type's minimum."""
     least = torch.finfo(dtype).min
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, least)

@@ -18,7 +18,7 @@ OUTPUT_PROJECTION = re.compile(
 
 @dataclass(frozen=True)
 class Expansion:
-    """Which layer of the base model each layer of the expanded one comes from."""
+    """Map from each layer of the expanded model to the layer of the base model that it copies."""
 
     origin: list[int]
     new: frozenset[int]  # numbers of the new blocks in the expanded model
@@ -35,11 +35,11 @@ class Expansion:
         return name.replace(f"{layers}.{index}.", f"{layers}.{self.origin[index]}.", 1)
 
     def starts_at_zero(self, name: str, layers: str) -> bool:
-        """Whether a parameter is an output projection of a new block."""
+        """Return whether a parameter is an output projection of a new block."""
         return self.is_new(name, layers) and OUTPUT_PROJECTION.search(name) is not None
 
     def is_new(self, name: str, layers: str) -> bool:
-        """Whether a parameter belongs to a new block."""
+        """Return whether a parameter belongs to a new block."""
         return self._index(name, layers) in self.new
 
     def _index(self, name: str, layers: str) -> int | None:

@@ -1,6 +1,6 @@
 """A stage that goes through rows of text piece by piece, with the keys and values seen so far.
 
-Layers, adapters and quantised weights are the stage's own; it runs them as they are, without what
+Layers, adapters and quantized weights are the stage's own; it runs them as they are, without what
 is compiled for training. Read against transformers 5.14 to 5.23.
 """
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.attention_mask import additive_mask
+from headrace.trainer.model.device import to_device
 from headrace.trainer.model.layer_functions import run_layer
 from headrace.trainer.model.rotary_tables import rotary_tables
 from headrace.trainer.model.stage import Stage
@@ -87,7 +87,7 @@ class CachedStage:
 
 
 def cache_name(layer: nn.Module) -> str:
-    """What a decoder layer calls its cache.
+    """Return the name of a decoder layer's cache argument.
 
     Raises:
         ConfigError: it takes none.
@@ -103,7 +103,7 @@ def cache_name(layer: nn.Module) -> str:
 
 
 def check_generates(stage: Stage, architecture: Architecture, tokens: int) -> None:
-    """Whether texts of so many tokens can be generated.
+    """Check that texts of so many tokens can be generated.
 
     Raises:
         ConfigError: layers keep no keys, or rotary frequencies change, so that kept keys go wrong.

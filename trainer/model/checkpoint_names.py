@@ -42,7 +42,7 @@ class Source:
 
 
 class CheckpointNames:
-    """For each parameter of a model, what to read for it.
+    """Map from each parameter of a model to the stored tensors to read for it.
 
     Args:
         model: on the meta device, without adapters.
@@ -86,7 +86,7 @@ class CheckpointNames:
         return parameter in self.sources
 
     def stored(self, parameter: str) -> list[str]:
-        """What to read for a parameter, in order."""
+        """List the stored tensors to read for a parameter, in order."""
         return self.sources[parameter].names
 
     def convert(self, parameter: str, tensors: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a stage holds under an interleaved schedule: several chunks of layers, built one by one."""
+"""Chunks of layers that a stage holds under an interleaved schedule, built one by one."""
 
 from collections.abc import Sequence
 from dataclasses import replace

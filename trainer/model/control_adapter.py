@@ -32,7 +32,7 @@ class ControlAdapter(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, before: Tensor, after: Tensor, classes: Tensor) -> Tensor:
-        """What the layer gives with its adapter.
+        """Return the layer's output with the adapter applied.
 
         Args:
             before, after: [b, s, hidden size] hidden states that went into the layer and came out.
@@ -58,7 +58,7 @@ def add_control_adapters(
 
 
 def is_control(name: str) -> bool:
-    """Whether a parameter belongs to a control adapter."""
+    """Return whether a parameter belongs to a control adapter."""
     return f".{CONTROL}." in f".{name}"
 
 
@@ -71,7 +71,7 @@ def initial_control(name: str, adapter: ControlAdapter, seed: int) -> dict[str, 
 
 
 def control_adapters(modules: dict[str, nn.Module]) -> Iterator[tuple[str, ControlAdapter]]:
-    """All adapters below named modules, with their names in the whole model."""
+    """Yield all adapters below named modules, with their names in the whole model."""
     for prefix, module in modules.items():
         adapter = getattr(module, CONTROL, None)
         if adapter is not None:
@@ -80,7 +80,7 @@ def control_adapters(modules: dict[str, nn.Module]) -> Iterator[tuple[str, Contr
 
 @torch.no_grad()
 def regularize(adapter: ControlAdapter, gamma: float, shrinkage: float) -> None:
-    """After an optimiser step: directions towards orthonormal ones, stretches towards none.
+    """Move directions towards orthonormal ones and stretches towards none, after an optimizer step.
 
     Q <- Q - gamma Q (Q^T Q - I) and S <- (1 - shrinkage) S. With gamma = 1/2 that is a Newton step,
     and as many follow as make Q orthonormal to rounding; else the inverse would be as far off as Q.

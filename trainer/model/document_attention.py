@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from headrace.trainer.data.batch import to_device
+from headrace.trainer.model.device import to_device
 
 NAME = "headrace_documents"
 KEYWORD = "document_bounds"  # of the decoder layers; they hand it on to their attention
@@ -28,7 +28,7 @@ GROUPED = {"enable_gqa": True} if "enable_gqa" in _NAMES else {}
 
 
 def fits(model_config: Any) -> bool:
-    """Whether the kernels can do the model's attention; others are given a mask."""
+    """Return whether the kernels support the model's attention; other models are given a mask."""
     head_size = getattr(model_config, "head_dim", None) or (
         model_config.hidden_size // model_config.num_attention_heads
     )

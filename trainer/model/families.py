@@ -81,7 +81,7 @@ TEXT_PART_OF = ("gemma3", "mistral3")
 
 
 def supported_families() -> str:
-    """For messages."""
+    """List the names of the families, separated by commas, for messages."""
     return ", ".join(sorted([*FAMILIES, *(f"{name} (text part)" for name in TEXT_PART_OF)]))
 
 
@@ -114,7 +114,7 @@ def check_family(path: str, model: Mapping[str, object]) -> None:
     method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
     if quantized and method != "bitsandbytes":
         raise ConfigError(
-            f"{path}: its weights are quantised already, by {method}, and bitsandbytes alone is "
+            f"{path}: its weights are quantized already, by {method}, and bitsandbytes alone is "
             "read; use the model it was made of"
         )
     family = FAMILIES.get(model_type)

@@ -44,7 +44,7 @@ def fill_stage(
 
 
 def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> WeightSource:
-    """Files or chance, as the config says."""
+    """Return what the config names: the model's files, or random initialization."""
     if config.weights == "random":
         return RandomWeights(plan.plain, config.seed, device)
     return StoredWeights(model_directory(config.model), plan.plain)
@@ -53,7 +53,7 @@ def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> Weig
 def open_cache(
     config: TrainConfig, plan: Plan, dtype: torch.dtype, device: torch.device
 ) -> QuantizedCache | None:
-    """Where quantised layers are kept, if anywhere; a folder for all that decides on their bits."""
+    """Open the cache of quantized layers, if any: one folder for all that decides their bits."""
     settings, quantization = config.quantization, plan.quantization
     if settings is None or settings.cache is None or quantization is None:
         return None

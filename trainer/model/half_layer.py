@@ -14,7 +14,7 @@ ATTENTION = "self_attn"
 
 
 class Absent(nn.Module):
-    """In the place of a module that another stage has. What follows it adds zero.
+    """Placeholder for a module that another stage has. What follows it adds zero.
 
     Args:
         attends: attention returns its weights beside the states, here None.

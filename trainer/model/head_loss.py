@@ -30,7 +30,7 @@ class LogitShape:
 
 
 def is_plain(head: nn.Module, shape: LogitShape) -> bool:
-    """Whether the fused kernel computes this head's loss."""
+    """Return whether the fused kernel computes this head's loss."""
     plain = type(head) is nn.Linear and getattr(head, "bias", None) is None
     return plain and shape.softcap is None
 

@@ -23,13 +23,13 @@ class Pass:
 
     @property
     def before(self) -> "Pass":
-        """Whose result this one needs; of a part that does not exist at the ends of the model."""
+        """Return the pass whose result this one needs; there is none at the ends of the model."""
         part = self.part - 1 if self.is_forward else self.part + 1
         return Pass(self.is_forward, part, self.micro_batch)
 
     @property
     def next_part(self) -> int:
-        """Which part needs its result; none at the ends of the model."""
+        """Return the part that needs its result; it does not exist at the ends of the model."""
         return self.part + 1 if self.is_forward else self.part - 1
 
 
@@ -55,7 +55,7 @@ Instruction: TypeAlias = Pass | Send | Receive
 def schedule(
     stages: int, chunks: int, micro_batches: int, *, trains: bool
 ) -> list[list[Instruction]]:
-    """What each stage does, in order.
+    """Return the instructions of each stage, in order.
 
     Transfers have one order over all stages, so that none waits for another in a circle even where
     each blocks its stage.
@@ -89,7 +89,8 @@ def schedule(
 def passes(
     stage: int, stages: int, chunks: int, micro_batches: int, trains: bool
 ) -> Iterator[Pass]:
-    """Of one stage: forward passes ahead, then one of each kind in turn, then the rest backward.
+    """Yield a stage's passes: forward ones ahead, then one of each kind in turn, then backward
+    ones.
 
     Each part sees its micro-batches in order, so gradients add up as in any other layout.
     """

@@ -1,4 +1,4 @@
-"""What one decoder layer keeps for the backward pass.
+"""Measurement of the tensors that one decoder layer keeps for the backward pass.
 
 It is not put into a formula but counted: a layer runs on tensors without memory, and what autograd
 keeps is added up. Where the run will compile the layer, the compiler's own partition is asked.
@@ -43,7 +43,7 @@ class LayerActivations:
 
 
 class ExpertsAsOne(nn.Module):
-    """As much work as a mixture's chosen experts do, with shapes that do not depend on data."""
+    """Stand-in for a mixture's experts: the work of those chosen, in shapes that are fixed."""
 
     def __init__(self, experts: Any) -> None:
         super().__init__()

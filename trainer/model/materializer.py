@@ -39,7 +39,7 @@ from headrace.trainer.model.weight_source import WeightSource
 
 @dataclass(frozen=True)
 class Filled:
-    """What `Materializer.fill` made."""
+    """Result of `Materializer.fill`."""
 
     trained: list[TrainedParameter]
     tied_head: nn.Parameter | None  # a trained head over the memory of its stage's embedding
@@ -51,7 +51,7 @@ class Materializer:
 
     Frozen weights and buffers get the types that transformers gives them, trained ones
     `trained_dtype` if that is not narrower; frozen ones in modules that can hold
-    them quantised are quantised one by one, before the next is read.
+    them quantized are quantised one by one, before the next is read.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Materializer:
         self.head_name = f"{architecture.family.head}.weight"
 
     def fill(self, stage: Stage) -> Filled:
-        """Load or initialise all parameters."""
+        """Load or initialize all parameters."""
         slots = list(find_slots(stage.names))
         self._adapted = {
             id(layer.get_base_layer()): (name, layer) for name, layer in lora_layers(stage.names)
@@ -118,7 +118,7 @@ class Materializer:
         slot.fill(nn.Parameter(value, requires_grad=trained))
 
     def _hold(self, slot: Slot, value: Tensor | QuantizedWeight) -> None:
-        """Quantise a weight, unless its file has it so; what adapters take over is taken first."""
+        """Quantize a weight, unless its file has it so; what adapters take over is taken first."""
         assert isinstance(slot.owner, Holder) and self.quantization is not None
         dtype = self.quantization.compute_dtype(self.dtype)
         if isinstance(value, QuantizedWeight):
@@ -149,7 +149,7 @@ class Materializer:
         return torch.device("cpu") if at_host else self.device
 
     def _fill_from_cache(self, slots: list[Slot]) -> list[Slot]:
-        """Take quantised weights of decoder layers from the cache; returns the slots left."""
+        """Take quantized weights of decoder layers from the cache; returns the slots left."""
         if self.cache is None or self.quantization is None:
             return slots
         dtype, left = self.quantization.compute_dtype(self.dtype), []
@@ -170,7 +170,7 @@ class Materializer:
         return left
 
     def _fill_cache(self, stage: Stage) -> None:
-        """Keep what was quantised, a file for each decoder layer."""
+        """Keep what was quantized, a file for each decoder layer."""
         if self.cache is None:
             return
         for name in stage.layer_names:
@@ -200,7 +200,7 @@ class Materializer:
                 if slot is not group[0] and self._is_head(slot) and not self._is_copy(slot):
                     tied_head = self._share(group[0], slot)
                 elif self.expansion and self.expansion.starts_at_zero(slot.name, self._layers):
-                    assert isinstance(value, Tensor)  # refused where weights are stored quantised
+                    assert isinstance(value, Tensor)  # refused where weights are stored quantized
                     self.place(slot, torch.zeros_like(value))
                 else:
                     self.place(slot, value if slot is group[-1] else copy.deepcopy(value))
@@ -229,7 +229,7 @@ class Materializer:
         return parameter
 
     def _fill_adapters(self, stage: Stage) -> dict[str, Tensor]:
-        """Initialise adapters, after the weights that they may start from."""
+        """Initialize adapters, after the weights that they may start from."""
         kept: dict[str, Tensor] = {}
         init, seed = self.config.adapter.init, self.config.seed
         for name, layer in lora_layers(stage.names):
@@ -263,7 +263,7 @@ class Materializer:
         return base_name(slot.name) == self.head_name
 
     def _is_copy(self, slot: Slot) -> bool:
-        """Whether PEFT trains a copy of a whole module there, apart from everything else."""
+        """Return whether PEFT trains a copy of a whole module there, apart from everything else."""
         return ".modules_to_save." in slot.name
 
     def _trained(self, slot: Slot, parameter: nn.Parameter | None) -> TrainedParameter:

@@ -1,4 +1,4 @@
-"""What a stage's memory will hold at its peak, from shapes alone."""
+"""Model of a stage's peak memory, computed from shapes alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,6 @@ from headrace.trainer.model.partition import Span
 from headrace.trainer.model.precision import trained_dtype
 from headrace.trainer.model.weight_offload import PLACES
 
-MOMENTS = 2  # Adam's two, of the type of the weights; of other optimisers, in float32:
-MOMENTS_OF = {"adamw_8bit": 0.5, "adamw_8bit_paged": 0.5, "lion": 1, "adafactor": 0}
-KAHAN_MOMENTS = 3  # what rounding took is kept beside them
 OFFLOADED_IN_TRANSIT = 3  # layer inputs on their way to the host or back
 LOGIT_BYTES = 4 + 2  # float32 for the softmax and its gradient, and the gradient once in bfloat16
 
@@ -87,7 +84,7 @@ def stage_memory(
         + sum(part.quantized_bytes for part in parts)
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
-        optimizer=trained * trained_bytes * moments(config.optimizer.type),
+        optimizer=trained * trained_bytes * config.optimizer.record.numbers_per_weight,
         activations=in_flight(config, stage, kept)
         + in_transit
         + recomputed
@@ -115,17 +112,10 @@ def at_host(
     return saved
 
 
-def moments(optimizer: str) -> float:
-    """Numbers that an optimiser keeps of each weight, in the weight's own type."""
-    if optimizer == "adamw_kahan":
-        return KAHAN_MOMENTS
-    return MOMENTS_OF.get(optimizer, MOMENTS)
-
-
 def parts_of_stage(
     config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int
 ) -> list[PartSize]:
-    """What one stage holds in all its chunks."""
+    """List the parts of the model that one stage holds in all its chunks."""
     numbers = range(stage, config.parts, config.pipeline_stages)
     return [
         part
@@ -135,7 +125,7 @@ def parts_of_stage(
 
 
 def in_flight(config: TrainConfig, stage: int, sizes: Sequence[float]) -> float:
-    """What a stage holds for backward passes, of which one through each chunk needs `sizes`."""
+    """Return the activations that a stage holds for backward passes, each of `sizes` by chunk."""
     stages, micro_batches = config.pipeline_stages, config.gradient_accumulation_steps
     if config.schedule == "interleaved":
         return most_held(stage, stages, micro_batches, sizes)

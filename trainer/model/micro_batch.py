@@ -1,16 +1,16 @@
-"""What a stage is given beside the hidden states, and what it returns."""
+"""Inputs of a stage beside the hidden states, and its outputs."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from headrace.kernels.token_statistics import TokenStatistics
-from headrace.trainer.model.pair_objectives import PairLosses
+from headrace.trainer.model.objectives import PairLosses
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What a stage needs beside the hidden states. b rows of s tokens."""
+    """Inputs of a stage beside the hidden states. b rows of s tokens."""
 
     document_lengths: list[list[int]]  # [b]
     row_lengths: list[int]  # [b] tokens of each row, filling left out
@@ -26,7 +26,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StageOutput:
-    """What a stage returns.
+    """Outputs of a stage.
 
     `router_loss` is this stage's part of the routers' loss; on the last stage `value` holds it
     already, on others it is to be differentiated beside the hidden states.
@@ -34,7 +34,7 @@ class StageOutput:
 
     value: Tensor  # hidden states for the next stage, or the loss: the scalar to differentiate
     token_losses: Tensor | None = None  # last stage: [b, s] cross-entropy, float32, detached
-    adjusted_losses: Tensor | None = None  # what is minimised in its place, likewise
+    adjusted_losses: Tensor | None = None  # what is minimized in its place, likewise
     pairs: PairLosses | None = None  # last stage, objectives of pairs; detached
     router_loss: Tensor | None = None  # stages with routers: scalar, scaled as it enters the loss
     statistics: TokenStatistics | None = None  # last stage, where wanted; of b * s tokens

@@ -28,7 +28,7 @@ from headrace.trainer.model.weight_offload import WeightOffload, find_weights
 
 @dataclass(frozen=True)
 class BuiltStage:
-    """What one process holds, with its weights, and what training it needs to know."""
+    """The part of the model in one process, with its weights, and the facts training needs."""
 
     chunks: list[Stage]  # in the order of the model; one, unless the schedule is interleaved
     trained: list[TrainedParameter]
@@ -58,13 +58,13 @@ class BuiltStage:
 
     @property
     def kept(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of adapters beside their values, by names of its own."""
+        """Return what checkpoints hold of adapters beside their values, by their own names."""
         merged = {f"merged/{name}": value for name, value in self.merged.items()}
         return merged | {f"initial/{name}": value for name, value in self.initial.items()}
 
     @property
     def width(self) -> int:
-        """How many times the rank of the adapters the exported ones have."""
+        """Return the rank of the exported adapters as a multiple of the trained ones'."""
         restarts = max((len(values) for values in self.merged.values()), default=0)
         return 2 if self.initial else 1 + restarts
 

@@ -1,4 +1,4 @@
-"""From the name of a model to the directory that holds it."""
+"""Lookup of the directory that holds a model, by the model's name."""
 
 import re
 from functools import partial

@@ -3,12 +3,15 @@ index over them, config and tokenizer.
 """
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,6 +19,7 @@ from headrace.schemas.publish import write_atomic
 from headrace.trainer.model.checkpoint_names import as_stored, kept_in_float32
 from headrace.trainer.model.weight_index import INDEX_NAME
 
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its messages
 FILE_BYTES = 5 * 10**9  # transformers' own limit
 COPIED = (
     "generation_config.json",
@@ -55,6 +59,23 @@ def as_saved(skeleton: Any, values: Mapping[str, Tensor], dtype: torch.dtype) ->
     }
 
 
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: as any file; the library's own error tells the number in its text alone.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        number = OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
 class ModelWriter:
     """Collects whole modules and writes a file whenever the next would not fit.
 
@@ -89,7 +110,7 @@ class ModelWriter:
 
     def _write(self) -> None:
         name = part_name(self.number, self.total)
-        save_file(self._waiting, self.directory / name, metadata={"format": "pt"})
+        save_tensors(self._waiting, self.directory / name, {"format": "pt"})
         self._written[name] = {key: tensor.nbytes for key, tensor in self._waiting.items()}
         self.number, self._waiting, self._filled = self.number + 1, {}, 0
 

@@ -13,6 +13,7 @@ from headrace.trainer.model.adapter_start import takes_over
 from headrace.trainer.model.adapter_targets import (
     adapter_layers,
     add_adapter,
+    check_targets,
     lora_config,
     select_trained,
 )
@@ -39,13 +40,13 @@ class Plan:
     lora: LoraConfig | None
     expansion: Expansion | None
     quantization: Quantization | None
-    size: ModelSize  # taken before any stage is filled, which leaves quantised weights out
+    size: ModelSize  # taken before any stage is filled, which leaves quantized weights out
     control: AdapterConfig | None = None  # of control adapters
     trains_weights: bool = False  # of the model itself, and no adapters
 
     @property
     def prefix(self) -> str:
-        """Of the model's own names in the wrapped one."""
+        """Return the prefix that PEFT puts before the model's own names."""
         return PEFT_PREFIX if self.lora is not None else ""
 
 
@@ -69,6 +70,7 @@ def make_plan(config: TrainConfig, architecture: Architecture) -> Plan:
     model = install_holders(lay_out(architecture), quantization, architecture)
     if lora is not None:
         wrapped = add_adapter(model, lora)
+        check_targets(config.adapter, plain, wrapped)
         head = wrapped.get_submodule(PEFT_PREFIX + architecture.family.head)
         if architecture.tied and isinstance(head, LoraLayer) and takes_over(config.adapter):
             raise ConfigError(
@@ -89,7 +91,7 @@ def make_plan(config: TrainConfig, architecture: Architecture) -> Plan:
     if expansion is not None:
         for name, parameter in model.named_parameters():
             new = expansion.is_new(name, architecture.family.layers)
-            parameter.requires_grad_(new and parameter.requires_grad)
+            parameter.requires_grad_(parameter.requires_grad and new)
     else:
         select_trained(model, config.adapter, architecture.family.layers, layers)
     size = measure(model, architecture)

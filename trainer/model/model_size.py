@@ -1,4 +1,4 @@
-"""How large the parts of a model are, read from the model laid out without memory."""
+"""Sizes of the parts of a model, read from the model laid out on the meta device."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,14 +20,14 @@ HALVES: tuple[Half, Half] = ("attention", "mlp")
 
 @dataclass(frozen=True)
 class PartSize:
-    """Of a decoder layer, the embedding, or norm and head; in weights."""
+    """Weight counts of one part: a decoder layer, the embedding, or norm and head."""
 
     weights: int  # all that are held, adapters included
     trained: int  # of these
     active: float  # that multiply a token: of experts only those that it is sent to
-    quantized: int = 0  # of all, held quantised
+    quantized: int = 0  # of all, held quantized
     quantized_bytes: float = 0.0  # what these take
-    largest_quantized: int = 0  # weights of the largest matrix that is dequantised for use
+    largest_quantized: int = 0  # weights of the largest matrix that is dequantized for use
     offloadable: Mapping[str, "Frozen"] = field(default_factory=dict)  # by `weight_offload`
 
 
@@ -35,13 +35,13 @@ class PartSize:
 class Frozen:
     """Some of a part's frozen weights."""
 
-    weights: int  # that are not quantised
+    weights: int  # that are not quantized
     quantized_bytes: float
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Of a whole model."""
+    """Weight counts of a whole model, part by part."""
 
     embedding: PartSize
     layers: list[PartSize]
@@ -56,7 +56,7 @@ class ModelSize:
         return self.layers[layer] if half is None else self.halves[2 * layer + (half == "mlp")]
 
     def parts(self, layers: Span, stage: int, stages: int) -> list[PartSize]:
-        """What one stage holds. Alone, it holds a tied embedding once."""
+        """List the parts that one stage holds. Alone, it holds a tied embedding once."""
         parts = [self.piece(layer, half) for layer, half in layers.pieces()]
         parts += [self.embedding] * (stage == 0)
         if stage == stages - 1:
@@ -98,7 +98,7 @@ def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> M
 
 
 def flops_per_token(size: ModelSize, full: bool) -> float:
-    """Of a forward and backward pass: 4 for each weight that multiplies, 6 where it is trained.
+    """Return a training step's operations: 4 for each weight that multiplies, 6 if trained.
 
     Args:
         full: whether the weights themselves are trained.
@@ -141,7 +141,7 @@ def part_size(modules: list[nn.Module], sent: float, looked_up: bool = False) ->
 
 
 def frozen_of(modules: list[nn.Module], wish: str) -> Frozen:
-    """What would be in host memory."""
+    """Count the weights that would be held in host memory."""
     weights, quantized = 0, 0.0
     for module in modules:
         for path, part in module.named_modules():
@@ -155,7 +155,7 @@ def frozen_of(modules: list[nn.Module], wish: str) -> Frozen:
 
 
 def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Size, float]]:
-    """Shape, and bits a weight, of what a module laid out without memory will hold quantised."""
+    """Shape, and bits a weight, of what a module laid out without memory will hold quantized."""
     for part in module.modules():
         if isinstance(part, Holder):
             for attribute in part.weights:
@@ -200,7 +200,8 @@ def check_halves(size: ModelSize, wish: str) -> None:
 
 
 def held(part: PartSize) -> float:
-    """What a part's weights take, in frozen weights of two bytes: trained ones have a gradient and
-    two moments, all in float32.
+    """Return the memory of a part's weights, in units of a frozen weight of two bytes.
+
+    Trained weights have a gradient and two moments, all in float32.
     """
     return part.weights - part.quantized + part.quantized_bytes / 2 + 7.0 * part.trained

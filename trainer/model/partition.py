@@ -30,7 +30,7 @@ class Span:
         return len(range(self.start // 2, (self.stop + 1) // 2))
 
     def half(self, layer: int) -> Half | None:
-        """Which half of a layer is all that is there; None if it is whole."""
+        """Return the only half of a layer that is there; None if the layer is whole."""
         if 2 * layer < self.start:
             return "mlp"
         return "attention" if 2 * layer + 1 >= self.stop else None

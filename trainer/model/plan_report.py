@@ -271,7 +271,7 @@ def report(run: RunPlan, gpus: int, memory: float | None) -> str:
 
 
 def verdict(run: RunPlan, gpus: int, memory: float) -> list[str]:
-    """Whether it fits, and with what it would."""
+    """Say whether the run fits, and if not, the settings with which it would."""
     limit = f"{memory / GIB:.1f} GiB"
     if run.peak <= memory:
         return [f"Fits: the fullest stage takes {run.peak / GIB:.2f} of {limit}."]

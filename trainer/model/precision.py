@@ -14,4 +14,4 @@ def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 def trained_dtype(config: TrainConfig, dtype: torch.dtype) -> torch.dtype:
     """The type of trained weights, given that of the computation."""
-    return dtype if config.optimizer.type == "adamw_kahan" else torch.float32
+    return dtype if config.optimizer.record.keeps_dtype else torch.float32

@@ -1,4 +1,4 @@
-"""Which weights are held quantised, and how."""
+"""Selection of the weights to hold quantized, and their formats."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headrace.kernels.fp8_linear import ALIGNMENT
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.quantization_config import QuantizationConfig, check_installed
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.checkpoint_names import CheckpointNames
+from headrace.trainer.model.quantized_formats import companions, format_of
 from headrace.trainer.model.quantized_modules import (
     Holder,
     QuantizedEmbedding,
@@ -19,38 +21,36 @@ from headrace.trainer.model.quantized_modules import (
     QuantizedLinear,
 )
 from headrace.trainer.model.quantized_weight import QuantizedWeight
-from headrace.trainer.model.quantizers import check_hqq_shape, quantize
-from headrace.trainer.model.stored_quantization import companions
 from headrace.trainer.model.weight_index import stored_tensors
 
-FULL_BITS = 32.0  # of a scale
-BLOCK, NESTED_BLOCK = 64.0, 256.0
-HQQ_SCALE_BITS = 16.0  # scales and zeros lie in the type of the computation
-HQQ_BITS = {3: 3.2}  # ten in a word of 32
+SCALE_BITS = 32
 LINEAR_TYPES = ("Linear", "FalconLinear")  # the second is nn.Linear in another order of rounding
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a model's frozen weights are quantised.
+    """Rules by which a model's frozen weights are quantized.
 
-    `stored` names the weights that the model's files hold quantised; None: quantise at loading.
+    `stored` names the weights that the model's files hold quantized; None: quantize at loading.
     """
 
     config: QuantizationConfig
     stored: frozenset[str] | None = None
 
     def wants(self, name: str, module: nn.Linear) -> bool:
-        """Whether a linear layer, of this name in the model without adapters, is quantised."""
+        """Return whether a linear layer of this name, without adapters, is quantized."""
         if self.stored is not None:
             return f"{name}.weight" in self.stored
         skipped = any(part in name for part in self.config.skip_modules)
         return not skipped and module.out_features > 1  # gates of a single output are kept
 
     def make(self, value: Tensor, name: str, dtype: torch.dtype) -> list[QuantizedWeight]:
-        """A matrix, or each expert's of a stack, quantised where it lies."""
+        """A matrix, or each expert's of a stack, quantized where it lies."""
         matrices = [value] if value.ndim == 2 else list(value)
-        return [quantize(matrix, name, self.config, dtype) for matrix in matrices]
+        made = [format_of(self.config).make(m, name, self.config, dtype) for m in matrices]
+        for weight in made if self.config.in_fp8 else ():
+            weight.multiply_in_fp8()
+        return made
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The type of the computation, given that of the run."""
@@ -58,28 +58,35 @@ class Quantization:
         return dtype if wished == "auto" else getattr(torch, wished)
 
     def bits(self, name: str, shape: torch.Size) -> float:
-        """What a weight takes, its share of scales included.
+        """Return the bits that a weight takes, its share of scales included.
 
         Raises:
             ConfigError: settings that do not go with its shape.
         """
-        config = self.config
-        if config.backend == "hqq":
-            bits, group_size, axis = config.hqq_settings(name)
-            check_hqq_shape(name, shape[-2:], bits, group_size, axis)
-            return HQQ_BITS.get(bits, bits) + 2 * HQQ_SCALE_BITS / group_size
-        if config.type == "int8":
-            return 8 + FULL_BITS / shape[-1]
-        if config.double_quantization:
-            table = FULL_BITS * NESTED_BLOCK / shape[-2:].numel()
-            return 4 + 8 / BLOCK + FULL_BITS / (BLOCK * NESTED_BLOCK) + table
-        return 4 + FULL_BITS / BLOCK
+        bits = format_of(self.config).bits(name, shape, self.config)
+        if self.config.in_fp8:
+            check_fp8_shape(name, shape)
+            bits += 0.0 if self.config.backend == "fp8" else SCALE_BITS / shape[-1]
+        return bits
+
+
+def check_fp8_shape(name: str, shape: torch.Size) -> None:
+    """Check that the matrix units can multiply with a weight of this shape.
+
+    Raises:
+        ConfigError: naming the weight.
+    """
+    if any(size % ALIGNMENT for size in shape[-2:]):
+        raise ConfigError(
+            f"quantization in 8-bit floats: {name} is {' x '.join(map(str, shape[-2:]))}, which "
+            f"are not multiples of {ALIGNMENT}; add it to skip_modules"
+        )
 
 
 def plan_quantization(
     config: TrainConfig, architecture: Architecture, directory: Path, plain: nn.Module
 ) -> Quantization | None:
-    """What the config asks for, or what the model's files hold.
+    """Return the quantization that the config asks for, or that the model's files have.
 
     Raises:
         ConfigError: both, a library that is missing, or training that needs the weights themselves.
@@ -92,12 +99,12 @@ def plan_quantization(
         return None
     if config.quantization is not None:
         raise ConfigError(
-            f"{directory}: its weights are quantised already; drop [quantization], "
+            f"{directory}: its weights are quantized already; drop [quantization], "
             "or use the model that it was made of"
         )
     if config.adapter.kind not in ("lora", "dora"):
         raise ConfigError(
-            f'{directory}: its weights are quantised already, so that adapter.kind = "'
+            f'{directory}: its weights are quantized already, so that adapter.kind = "'
             f'{config.adapter.kind}" cannot write a model; use the model that it was made of'
         )
     check_installed("bnb")
@@ -128,7 +135,7 @@ def stored_config(values: dict[str, Any]) -> QuantizationConfig:
 def install_holders(
     model: nn.Module, quantization: Quantization | None, architecture: Architecture
 ) -> nn.Module:
-    """Put modules that can hold quantised weights in the place of those that are to; in place.
+    """Put modules that can hold quantized weights in the place of those that are to; in place.
 
     Args:
         model: without adapters, on the meta device.
@@ -163,20 +170,20 @@ def install_holders(
     if not count:
         raise ConfigError(
             f"quantization.skip_modules = {quantization.config.skip_modules}: nothing is left "
-            "to quantise"
+            "to quantize"
         )
     return model
 
 
 def _holder_of_table(module: nn.Module, name: str) -> Holder:
-    """For an embedding, or the head that is tied to it."""
+    """Return the quantizable module for an embedding, or the head that is tied to it."""
     if isinstance(module, nn.Linear):
         return _holder_of_linear(module, name, None)
     scaled = type(module) is nn.Embedding or hasattr(module, "scalar_embed_scale")
     if not isinstance(module, nn.Embedding) or not scaled:
         raise ConfigError(
             f"quantization.embedding: {name} is a {type(module).__name__}, which cannot be "
-            "quantised; set it to false"
+            "quantized; set it to false"
         )
     return QuantizedEmbedding(module)
 
@@ -184,7 +191,7 @@ def _holder_of_table(module: nn.Module, name: str) -> Holder:
 def _holder_of_linear(module: nn.Linear, name: str, threshold: float | None) -> Holder:
     if type(module).__name__ not in LINEAR_TYPES:
         raise ConfigError(
-            f"quantization: {name} is a {type(module).__name__}, which cannot be quantised; "
+            f"quantization: {name} is a {type(module).__name__}, which cannot be quantized; "
             "add it to skip_modules"
         )
     return QuantizedLinear(module, threshold)

@@ -1,4 +1,4 @@
-"""Quantised decoder layers on disk, a file for each, so that they are quantised once."""
+"""Quantized decoder layers on disk, a file for each, so that they are quantized once."""
 
 import json
 import os
@@ -8,28 +8,29 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.publish import rename_durably
-from headrace.schemas.quantization_config import PACKAGES, QuantizationConfig
+from headrace.schemas.quantization_config import QuantizationConfig
+from headrace.trainer.model.model_files import save_tensors
+from headrace.trainer.model.quantized_formats import FORMATS, format_of
 from headrace.trainer.model.quantized_weight import QuantizedWeight
 
-FORMAT = 1
-META = "weights"  # in a file's metadata: name -> kind, shape, settings and parts of each matrix
+FORMAT = 2
+META = "weights"  # in a file's metadata: name -> format, shape, settings and buffers of each matrix
 
 
 class QuantizedCache:
-    """Layers of one model, quantised in one way.
+    """Layers of one model, quantized in one way.
 
-    Files are published whole, under names that say what is in them; processes that quantise the
+    Files are published whole, under names that say what is in them; processes that quantize the
     same layer write the same file, and the last one stays.
 
     Args:
         folder: of the caches of all models.
         weights: fingerprint of the model's.
-        compute_dtype, device: type of the computation, and kind of device that quantised.
+        compute_dtype, device: type of the computation, and kind of device that quantized.
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class QuantizedCache:
             "quantization": config.model_dump(mode="json", exclude={"cache"}),
             "compute_dtype": compute_dtype,
             "device": device,
-            "versions": {name: version(name) for name in (PACKAGES[config.backend], "torch")},
+            "versions": {name: version(name) for name in (*format_of(config).packages, "torch")},
         }
         self.folder = folder / fingerprint(key)[:32]
 
     def load(self, layer: str, wanted: Sequence[str]) -> dict[str, list[QuantizedWeight]] | None:
-        """The quantised weights of a layer by name; None if they are not there.
+        """The quantized weights of a layer by name; None if they are not there.
 
         Raises:
             DataError: a file that is not whole.
@@ -64,13 +65,12 @@ class QuantizedCache:
                 described = json.loads(file.metadata()[META])
                 return {
                     name: [
-                        QuantizedWeight(
-                            [file.get_tensor(f"{name}/{number}/{part}") for part in range(parts)],
-                            kind,
+                        FORMATS[kind](
                             shape,
+                            {key: file.get_tensor(f"{name}/{number}/{key}") for key in buffers},
                             settings,
                         )
-                        for number, (kind, shape, settings, parts) in enumerate(described[name])
+                        for number, (kind, shape, settings, buffers) in enumerate(described[name])
                     ]
                     for name in wanted
                 }
@@ -84,15 +84,16 @@ class QuantizedCache:
         for name, matrices in weights.items():
             described[name] = []
             for number, matrix in enumerate(matrices):
+                buffers = matrix.buffers_by_name
                 described[name].append(
-                    [matrix.kind, list(matrix.shape), matrix.settings, len(matrix.parts)]
+                    [matrix.kernel, list(matrix.shape), matrix.settings, list(buffers)]
                 )
-                for part, tensor in enumerate(matrix.parts):
-                    tensors[f"{name}/{number}/{part}"] = tensor.cpu().contiguous()
+                for key, tensor in buffers.items():
+                    tensors[f"{name}/{number}/{key}"] = tensor.cpu().contiguous()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(layer, list(weights))
         temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-        save_file(tensors, temporary, metadata={META: json.dumps(described)})
+        save_tensors(tensors, temporary, {META: json.dumps(described)})
         rename_durably(temporary, path)
 
     def _path(self, layer: str, names: Sequence[str]) -> Path:

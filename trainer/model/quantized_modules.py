@@ -1,4 +1,4 @@
-"""Modules whose frozen weights are held quantised, in the place of transformers' own."""
+"""Modules whose frozen weights are held quantized, in the place of transformers' own."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from headrace.trainer.model.quantized_weight import QuantizedWeight
 
 
 class Holder(nn.Module):
-    """A module with weights that may be held quantised.
+    """A module with weights that may be held quantized.
 
     Until `hold` is called, and for weights that are trained, they are ordinary parameters.
 
     Attributes:
         weights: which of its parameters.
         bits: of each of them, what one number will take, its share of scales included.
-        compute_dtype: type of the computation with quantised weights.
+        compute_dtype: type of the computation with quantized weights.
     """
 
     weights: tuple[str, ...] = ("weight",)
@@ -39,7 +39,7 @@ class Holder(nn.Module):
         self.compute_dtype = dtype
 
     def held(self, attribute: str) -> list[QuantizedWeight] | None:
-        """What replaces a parameter, if something does."""
+        """Return the quantized weights that replace a parameter, or None."""
         found = self._modules.get(f"quantized_{attribute}")
         if not isinstance(found, nn.ModuleList):
             return None
@@ -53,7 +53,7 @@ class Holder(nn.Module):
 
     @property
     def whole_weight(self) -> Tensor:
-        """The parameter, or what is held for it, dequantised."""
+        """The parameter, or what is held for it, dequantized."""
         parameter, held = self._parameters["weight"], self.held("weight")
         if held is not None:
             return held[0].dequantize(self.compute_dtype)
@@ -83,7 +83,7 @@ class QuantizedLinear(Holder, nn.Linear):
 
 
 class QuantizedEmbedding(Holder, nn.Embedding):
-    """An embedding; rows are dequantised as they are looked up."""
+    """An embedding; rows are dequantized as they are looked up."""
 
     def __init__(self, layer: nn.Embedding) -> None:
         nn.Module.__init__(self)
@@ -137,7 +137,7 @@ class QuantizedExperts(Holder):
         weights: Tensor,
         adapters: Mapping[str, ExpertAdapter],
     ) -> Tensor:
-        """As `forward`, with adapters on the matrices that they are named by."""
+        """Run as `forward` does, with adapters on the matrices that they are named by."""
         total = torch.zeros_like(hidden)
         for expert in chosen.unique().tolist():
             if expert == self.num_experts:
@@ -169,7 +169,7 @@ class QuantizedExperts(Holder):
 
 
 class AdaptedExperts(nn.Module):
-    """Takes the place of PEFT's wrapper around quantised experts, over the same parameters.
+    """Takes the place of PEFT's wrapper around quantized experts, over the same parameters.
 
     PEFT adds the change of all experts to all their weights, which are not there as a whole.
     """
@@ -194,7 +194,7 @@ class AdaptedExperts(nn.Module):
         weights: Tensor,
         adapters: Mapping[str, ExpertAdapter],
     ) -> Tensor:
-        """As the experts' own."""
+        """Add this adapter to the others, and run the experts below."""
         mine = {self.parameter_name: self._factors()}
         output: Tensor = self.base_layer.adapted(hidden, chosen, weights, {**adapters, **mine})
         return output
@@ -213,7 +213,7 @@ class AdaptedExperts(nn.Module):
 
 
 def swap_expert_adapters(module: nn.Module) -> None:
-    """Put `AdaptedExperts` in the place of PEFT's wrappers around experts that are quantised."""
+    """Put `AdaptedExperts` in the place of PEFT's wrappers around experts that are quantized."""
     for name, child in list(module.named_children()):
         if isinstance(child, ParamWrapper):
             experts = child.get_base_layer()
@@ -224,7 +224,7 @@ def swap_expert_adapters(module: nn.Module) -> None:
 
 
 def held_weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, list[QuantizedWeight]]]:
-    """All quantised weights below named modules, by the names that they have as parameters."""
+    """Yield all quantized weights below named modules, by their names as parameters."""
     for prefix, module in modules.items():
         for name, part in module.named_modules():
             if isinstance(part, Holder):

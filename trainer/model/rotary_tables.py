@@ -46,7 +46,7 @@ def _by_document(
     positions: Tensor,
     documents: list[list[int]],
 ) -> Table:
-    """As each document would have it alone."""
+    """Compute the tables that each document alone would have."""
     rows = []
     for row, lengths in enumerate(documents):
         parts = zip(

@@ -1,4 +1,4 @@
-"""The auxiliary loss of mixtures of experts, which keeps routers from favouring a few experts.
+"""The auxiliary loss of mixtures of experts, which keeps routers from favoring a few experts.
 
 Switch Transformers, https://huggingface.co/papers/2101.03961, equations 4 to 6, layer by layer, and
 the mean over layers. transformers multiplies shares that it has pooled over all layers; that needs
@@ -6,19 +6,23 @@ the last stage's counts before the first stage's backward pass, and lets layers 
 out. For one layer the two are the same.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.architecture import Router
+from headrace.trainer.model.device import to_device
+
+# PEFT keeps a module that is trained in full beside its frozen original, which does not run
+REPLACED = re.compile(r"(^|\.)original_module(\.|$)")
 
 
 @dataclass(frozen=True)
 class RouterLossSettings:
-    """How the loss of each layer enters the whole."""
+    """Weights with which the loss of each layer enters the whole."""
 
     router: Router
     coefficient: float  # of the mean over layers, beside the loss of the tokens
@@ -32,7 +36,11 @@ class RouterTap:
     def __init__(self, layer: nn.Module, router: Router) -> None:
         self.index = router.output_index
         self.logits: Tensor | None = None
-        routers = [part for part in layer.modules() if isinstance(part, router.module_type)]
+        routers = [
+            part
+            for name, part in layer.named_modules()
+            if isinstance(part, router.module_type) and not REPLACED.search(name)
+        ]
         assert len(routers) == 1, "one router a layer"
         routers[0].register_forward_hook(self._keep)
 

@@ -11,7 +11,7 @@ from headrace.trainer.model.quantized_weight import QuantizedWeight
 
 @dataclass(frozen=True)
 class TrainedParameter:
-    """A parameter that the optimiser steps, under its name in the whole model.
+    """A parameter that the optimizer steps, under its name in the whole model.
 
     `owned` is false for the copy of a tied embedding that the last stage keeps as its head: it is
     stepped there as well, but counted, clipped by and saved from the first stage only.
@@ -36,7 +36,7 @@ class Slot:
 
 
 def find_slots(modules: Mapping[str, nn.Module]) -> Iterator[Slot]:
-    """All places for parameters below named modules, in order."""
+    """Yield the slots for parameters below named modules, in order."""
     for prefix, module in modules.items():
         for owner_name, owner in module.named_modules():
             for attribute, empty in list(owner._parameters.items()):
@@ -83,7 +83,7 @@ def stored_buffers(modules: Mapping[str, nn.Module]) -> list[BufferSlot]:
 
 
 def holds_quantized(slot: Slot) -> bool:
-    """Whether the value that goes there is to be quantised."""
+    """Return whether the value for a slot is to be quantized."""
     owner = slot.owner
     return (
         isinstance(owner, Holder)

@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.objective_config import ObjectiveConfig
-from headrace.trainer.data.batch import position_ids, to_device
 from headrace.trainer.model.activation_offload import ActivationOffload
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.attention_mask import attention_masks
 from headrace.trainer.model.control_adapter import CONTROL
+from headrace.trainer.model.device import position_ids, to_device
 from headrace.trainer.model.document_attention import KEYWORD, document_bounds
 from headrace.trainer.model.layer_functions import LayerFunctions, run_layer, run_layer_again
 from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
@@ -132,11 +132,11 @@ class Stage(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the layers; the embedding may be elsewhere."""
+        """Return the device of the layers; the embedding may be elsewhere."""
         return next(self.layers[0].parameters()).device
 
     def train(self, mode: bool = True) -> "Stage":
-        """As of all modules; the reference has no dropout."""
+        """Set the mode of all modules; the reference stays in evaluation mode."""
         super().train(mode)
         if self.reference is not None:
             self.reference.eval()
@@ -205,7 +205,7 @@ class Stage(nn.Module):
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
 
     def _kept(self, index: int, hidden: Tensor) -> AbstractContextManager[None]:
-        """Where a layer puts what it keeps for the backward pass, unless autograd holds it."""
+        """Return the context that stores a layer's saved tensors, unless autograd holds them."""
         if self.recomputed[index]:
             return contextlib.nullcontext() if self.offload is None else self.offload.of(hidden)
         weights = self.weight_offload
@@ -214,7 +214,7 @@ class Stage(nn.Module):
     def arguments_of_layer(
         self, mask: Tensor | None, positions: Tensor, rotary: Any
     ) -> dict[str, Any]:
-        """What a layer is given beside the hidden states."""
+        """Return a layer's arguments beside the hidden states."""
         arguments: dict[str, Any] = dict.fromkeys(self.layer_arguments)
         arguments |= {"attention_mask": mask, "position_ids": positions}
         if rotary is not None:

@@ -1,13 +1,14 @@
 """The embedding of the first stage, and what the model does to its rows."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from headrace.schemas.fingerprint import derive_seed
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.architecture import Architecture
-from headrace.trainer.model.embedding_noise import embedding_noise
+from headrace.trainer.model.device import to_device
 from headrace.trainer.model.micro_batch import MicroBatch
 
 
@@ -35,7 +36,7 @@ class StageEmbedding:
 
     @property
     def device(self) -> torch.device:
-        """Where rows are looked up, and ids are best kept."""
+        """Return the device on which rows are looked up, and ids are best kept."""
         return next(self.module.parameters(), torch.empty(0)).device
 
     def embed(self, ids: Tensor, micro_batch: MicroBatch | None, device: torch.device) -> Tensor:
@@ -57,3 +58,19 @@ class StageEmbedding:
         if self.dropout:
             hidden = functional.dropout(hidden, self.dropout, training=micro_batch is not None)
         return hidden
+
+
+def embedding_noise(hidden: Tensor, lengths: Sequence[int], alpha: float, seed: int) -> Tensor:
+    """Noise of at most alpha / sqrt(n d) for each entry of a row of n tokens.
+
+    Args:
+        hidden: [b, s, d], whose shape, type and device the noise takes.
+        lengths: [b] tokens of each row, filling left out.
+        seed: of this micro-batch, so that every layout draws the same.
+    """
+    generator = torch.Generator(hidden.device).manual_seed(seed)
+    unit = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
+    unit.uniform_(-1, 1, generator=generator)
+    tokens = to_device(torch.tensor(lengths, dtype=torch.float32).clamp(min=1), hidden.device)
+    largest = alpha * torch.rsqrt(tokens * hidden.shape[-1])
+    return (unit * largest[:, None, None]).to(hidden.dtype)

@@ -1,4 +1,4 @@
-"""The head of the last stage, and what is minimised over it."""
+"""The head of the last stage, and what is minimized over it."""
 
 import contextlib
 
@@ -17,8 +17,12 @@ from headrace.trainer.model.head_loss import (
     logits_of,
 )
 from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
-from headrace.trainer.model.pair_objectives import pair_losses, sum_answers
-from headrace.trainer.model.token_objectives import adjusted_losses, logit_factor
+from headrace.trainer.model.objectives import (
+    adjusted_losses,
+    logit_factor,
+    pair_losses,
+    sum_answers,
+)
 
 
 class StageLoss:

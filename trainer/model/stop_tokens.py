@@ -1,4 +1,4 @@
-"""Which tokens end an answer. Imports no torch."""
+"""Tokens that end an answer. Imports no torch."""
 
 import json
 from collections.abc import Sequence

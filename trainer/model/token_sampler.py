@@ -71,5 +71,5 @@ def signed(seed: int) -> int:
 
 
 def _shift(numbers: Tensor, bits: int) -> Tensor:
-    """To the right with zeros from the left, which torch has for unsigned numbers only."""
+    """Shift right, filling with zeros, which torch does for unsigned numbers only."""
     return (numbers >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,6 @@
-"""What a model directory's safetensors files hold, read from their headers. Imports no torch.
+"""Index of the tensors in a model directory's safetensors files, read from their headers.
+
+Imports no torch.
 
 Format: https://huggingface.co/docs/safetensors (8 bytes little-endian length, JSON, data).
 """
@@ -20,7 +22,7 @@ SAMPLE_BYTES = 4096
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies."""
+    """Location of one tensor."""
 
     path: Path
     dtype: str  # safetensors' name, such as BF16
@@ -54,12 +56,12 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether there are any."""
+    """Return whether a directory has weight files."""
     return any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME))
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """All tensors of a model directory.
+    """Return all tensors of a model directory, by name.
 
     Raises:
         DataError: as `weight_files` and `read_header`.

@@ -31,7 +31,7 @@ ALIGNMENT = 256  # bytes; what CUDA's allocator gives
 
 
 def is_offloaded(name: str, wish: str) -> bool:
-    """Whether a frozen weight of a decoder layer, by its name in the whole model, is moved."""
+    """Return whether a frozen weight of a decoder layer, by its whole name, is moved."""
     return wish in base_name(name).split(".") and not is_adapter(name)
 
 

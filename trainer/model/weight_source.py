@@ -1,4 +1,4 @@
-"""Where the values of a model's weights come from: its files, or random initialization."""
+"""Sources of a model's weights: its files, or random initialization."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.model.checkpoint_names import CheckpointNames, may_be_absent
+from headrace.trainer.model.quantized_formats import companions, restore
 from headrace.trainer.model.quantized_weight import QuantizedWeight
-from headrace.trainer.model.quantizers import restore
-from headrace.trainer.model.stored_quantization import companions
 from headrace.trainer.model.weights import WeightFiles
 
 
@@ -56,8 +55,9 @@ class StoredWeights:
         return name in self.names
 
     def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | QuantizedWeight]:
-        """As promised by `WeightSource`; several workers read ahead. What bitsandbytes has
-        quantised is given as it is.
+        """Yield the values that `WeightSource` promises; several workers read ahead.
+
+        What bitsandbytes has quantized is given as it is.
 
         Raises:
             DataError: the checkpoint lacks one, or has it in another shape than config.json says.
@@ -102,7 +102,10 @@ class StoredWeights:
             )
 
     def _stored(self, name: str) -> dict[str, str]:
-        """What to read for a parameter. Of one that is quantised, the codes are under ""."""
+        """Return the stored tensors to read for a parameter.
+
+        Of one that is quantized, the codes are under "".
+        """
         names = self.names.stored(name)
         if len(names) == 1:
             parts = companions(names[0], self.files.tensors)
@@ -110,14 +113,14 @@ class StoredWeights:
         for part in names:
             if companions(part, self.files.tensors):
                 raise DataError(
-                    f"{self.files.directory}: {part} is quantised apart from the others that make "
+                    f"{self.files.directory}: {part} is quantized apart from the others that make "
                     f"up {name}; use the model that it was made of"
                 )
         return {part: part for part in names}
 
 
 class RandomWeights:
-    """Weights as transformers would initialise them, a function of seed and name alone."""
+    """Weights as transformers would initialize them, a function of seed and name alone."""
 
     def __init__(self, model: Any, seed: int, device: torch.device) -> None:
         self.model = model
@@ -137,7 +140,7 @@ class RandomWeights:
         return name in self.shapes
 
     def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor]:
-        """As promised by `WeightSource`, made on the device."""
+        """Yield the values that `WeightSource` promises, made on the device."""
         for name, shape in wanted:
             if len(shape) > 1:
                 generator = torch.Generator(self.device)
@@ -152,7 +155,7 @@ class RandomWeights:
         return iter([None] * len(wanted))
 
     def _vector(self, name: str, shape: torch.Size) -> Tensor:
-        """Biases are 0, norms as the model's own initialisation sets them."""
+        """Biases are 0, norms as the model's own initialization sets them."""
         owner, _, attribute = name.rpartition(".")
         if attribute.endswith("bias"):
             return torch.zeros(shape)

@@ -32,7 +32,7 @@ class WeightFiles:
     """Tensors by the names that they have in the files. Use as a context manager.
 
     Ranges are read into memory of their own, not mapped, so that a process holds what it asked for
-    and no page of its neighbours' weights.
+    and no page of its neighbors' weights.
     """
 
     def __init__(self, directory: Path) -> None:

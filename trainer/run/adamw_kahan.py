@@ -1,4 +1,4 @@
-"""The optimiser around the AdamW-Kahan kernel."""
+"""The optimizer around the AdamW-Kahan kernel."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.adamw_kahan import AdamWStep, adamw_kahan_reference
-from headrace.schemas.optimizer_config import OptimizerConfig
 
 
 class AdamWKahan(torch.optim.Optimizer):
@@ -18,10 +17,16 @@ class AdamWKahan(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, groups: Sequence[dict[str, Any]], config: OptimizerConfig, *, triton: bool
+        self,
+        groups: Sequence[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        *,
+        triton: bool,
     ) -> None:
-        super().__init__(groups, {"lr": config.lr})
-        self.config = config
+        super().__init__(groups, {"lr": lr})
+        self.betas, self.eps = betas, eps
         self.update = adamw_kahan_reference
         if triton:
             from headrace.kernels.adamw_kahan_pass import adamw_kahan_pass
@@ -33,13 +38,14 @@ class AdamWKahan(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             for weight in group["params"]:
+                if weight.grad is None:
+                    continue  # as torch's optimizers do
                 state = self.state[weight] or self._fresh_state(weight)
                 state["step"] = state["step"].cpu() + 1  # where it is read without waiting
                 step = AdamWStep(
                     group["lr"],
-                    self.config.beta1,
-                    self.config.beta2,
-                    self.config.eps,
+                    *self.betas,
+                    self.eps,
                     group["weight_decay"],
                     int(state["step"]),
                 )

@@ -4,18 +4,13 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 from headrace.schemas.errors import TrainingError
 from headrace.schemas.run_config import AnomalyConfig
 from headrace.schemas.run_state import RunState
-from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.placed_rows import PlacedRow
-from headrace.trainer.distributed import Layout, gather_objects
-from headrace.trainer.run.regularizers import ProductNorms
+from headrace.trainer.run.outcome import Anomaly
 
 logger = logging.getLogger(__name__)
 
@@ -23,32 +18,10 @@ ANOMALIES_NAME = "anomalies.jsonl"
 SHOWN_ROWS = 3
 
 
-@dataclass(frozen=True)
-class Anomaly:
-    """What is wrong with a step, and what follows."""
-
-    what: str
-    policy: Literal["continue", "skip", "stop"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a step ended: the gradient's norm before clipping, and what was wrong, if anything."""
-
-    norm: float
-    anomaly: Anomaly | None
-    norms: ProductNorms | None = None  # of adapters, where they are limited
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether the weights are updated."""
-        return self.anomaly is None or self.anomaly.policy == "continue"
-
-
 def judge(
     config: AnomalyConfig, norm: float, loss: float | None, recent_losses: Sequence[float]
 ) -> Anomaly | None:
-    """Whether a step may be taken as it is; the same answer at every rank.
+    """Return the anomaly of a step, if there is one; the same answer at every rank.
 
     Args:
         norm: of the whole gradient, before clipping.
@@ -67,22 +40,24 @@ def judge(
 
 
 def deal_with(
-    outcome: Outcome, state: RunState, inputs: StepInputs, run_directory: Path, layout: Layout
+    anomaly: Anomaly,
+    state: RunState,
+    rows: Sequence[PlacedRow],
+    run_directory: Path,
+    *,
+    writes: bool,
 ) -> None:
-    """Write the anomaly of the step that led to `state` down with the rows of its batch.
+    """Log the anomaly of the step that led to `state`, with the rows of its global batch.
 
-    Every rank takes part.
+    Args:
+        writes: also to `anomalies.jsonl`; at the first rank.
 
     Raises:
         TrainingError: the policy is to stop.
     """
-    assert outcome.anomaly is not None
-    leaders = gather_objects(inputs.leader_rows, layout.world_group)
-    places = chain.from_iterable(chain.from_iterable(part for part in leaders if part))
-    rows = list(chain.from_iterable(places))
-    what, policy = outcome.anomaly.what, outcome.anomaly.policy
+    what, policy = anomaly.what, anomaly.policy
     path = run_directory / ANOMALIES_NAME
-    if layout.rank == 0:
+    if writes:
         record = {"step": state.step, "what": what, "policy": policy}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record | {"rows": [row._asdict() for row in rows]}) + "\n")
@@ -98,6 +73,6 @@ def deal_with(
 
 
 def name_rows(rows: Sequence[PlacedRow]) -> str:
-    """How many rows, and the first ones by source and key."""
+    """Return the number of rows, and the first ones by source and key."""
     first = ", ".join(f"{row.source} {row.row_key}" for row in rows[:SHOWN_ROWS])
     return f"{len(rows)} rows, first {first}"

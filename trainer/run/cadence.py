@@ -1,4 +1,4 @@
-"""When a run evaluates, saves and ends, as functions of where it stands."""
+"""Schedule of a run's evaluations, checkpoints and end, as functions of its state."""
 
 import time
 
@@ -7,7 +7,7 @@ from headrace.schemas.train_config import TrainConfig
 
 
 class Cadence:
-    """What is due between two states of a run; the same answer at every rank."""
+    """Schedule of the events due between two states of a run; the same answer at every rank."""
 
     def __init__(self, config: TrainConfig, total_steps: int, rows_per_epoch: int) -> None:
         self.every_steps = 1  # a spike is told from the losses of all steps before
@@ -19,21 +19,21 @@ class Cadence:
         self.rows_per_epoch = rows_per_epoch
 
     def has_ended(self, state: RunState) -> bool:
-        """Whether all steps are done, or evaluations have found nothing better for too long."""
+        """Return whether all steps are done, or patience with evaluations has run out."""
         return state.step >= self.total_steps or self.is_out_of_patience(state)
 
     def is_out_of_patience(self, state: RunState) -> bool:
-        """Whether the run stops early."""
+        """Return whether the run stops early."""
         patience = self.evaluation.patience
         return patience is not None and state.evaluations_since_best >= patience
 
     def reports(self, before: RunState, after: RunState) -> bool:
-        """Whether ranks tell each other of the steps so far; always where anything else is due."""
+        """Return whether ranks share records of the steps so far; always where more is due."""
         due = is_multiple(after.step, self.every_steps) or self.has_ended(after)
         return due or self.evaluates(before, after) or self.saves(before, after)
 
     def evaluates(self, before: RunState, after: RunState) -> bool:
-        """Whether the step between these states is followed by an evaluation."""
+        """Return whether the step between these states is followed by an evaluation."""
         if after.step == self.total_steps and self.evaluation.after_last_step:
             return True
         return self._passed(
@@ -41,7 +41,7 @@ class Cadence:
         )
 
     def saves(self, before: RunState, after: RunState) -> bool:
-        """Whether a checkpoint follows; `after` knows of an evaluation after that step."""
+        """Return whether a checkpoint follows; `after` knows of an evaluation after that step."""
         improved = self.checkpoint.keep_best and after.best_step == after.step
         if improved or (self.checkpoint.at_end and self.has_ended(after)):
             return True
@@ -52,7 +52,7 @@ class Cadence:
     def _passed(
         self, before: RunState, after: RunState, steps: int | None, epochs: float | None
     ) -> bool:
-        """Whether a multiple of either interval was reached or passed."""
+        """Return whether a multiple of either interval was reached or passed."""
         if steps and after.step // steps > before.step // steps:
             return True
         rows = (epochs or 0) * self.rows_per_epoch
@@ -60,7 +60,7 @@ class Cadence:
 
 
 def is_multiple(step: int, interval: int) -> bool:
-    """Whether a step ends an interval; 0 steps are none."""
+    """Return whether a step ends an interval; 0 steps are none."""
     return interval > 0 and step % interval == 0
 
 
@@ -89,7 +89,7 @@ class Timer:
         self._start = time.monotonic()
 
     def is_due(self) -> bool:
-        """Whether the interval has passed."""
+        """Return whether the interval has passed."""
         if self.every_minutes is None:
             return False
         return time.monotonic() - self._start >= 60 * self.every_minutes

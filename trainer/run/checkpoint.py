@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError
@@ -19,6 +18,7 @@ from headrace.schemas.run_state import (
     read_run_state,
     write_run_state,
 )
+from headrace.trainer.model.checkpoint_files import open_tensors
 from headrace.trainer.model.slots import TrainedParameter
 from headrace.trainer.run.optimizer_states import restore, tensors_of
 
@@ -43,7 +43,7 @@ class CheckpointFolder:
             shutil.rmtree(path)
 
     def unfinished(self, step: int) -> Path:
-        """Where the files of a checkpoint lie until all of them are written."""
+        """Return the folder of a checkpoint's files until all of them are written."""
         return self.path / f".{checkpoint_name(step)}.tmp"
 
     def publish(self, state: RunState) -> Path:
@@ -77,7 +77,7 @@ def collect_tensors(
     *,
     copy: bool = False,
 ) -> dict[str, Tensor]:
-    """Parameters and optimiser states under canonical names, copies of tied weights left out.
+    """Parameters and optimizer states under canonical names, copies of tied weights left out.
 
     Args:
         optimizer: None leaves the states out.
@@ -101,7 +101,7 @@ def collect_tensors(
 def load_tensors(
     directory: Path, trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer | None
 ) -> None:
-    """Read this stage's parameters and optimiser states from whatever stage files hold them.
+    """Read this stage's parameters and optimizer states from whatever stage files hold them.
 
     Args:
         optimizer: None for a checkpoint of weights alone.
@@ -109,10 +109,7 @@ def load_tensors(
     Raises:
         CheckpointError: a tensor is missing or of another shape.
     """
-    files = [
-        safe_open(path, framework="pt") for path in sorted(directory.glob("stage-*.safetensors"))
-    ]
-    where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+    where = open_tensors(directory)
 
     def read(name: str, shape: torch.Size) -> Tensor:
         if name not in where:
@@ -137,13 +134,11 @@ def load_tensors(
 
 def load_merged(directory: Path) -> dict[str, Tensor]:
     """Adapters that restarts have added to the frozen weights, of all stages."""
-    found = {}
-    for path in sorted(directory.glob("stage-*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                if name.startswith(MERGED):
-                    found[name.removeprefix(MERGED)] = file.get_tensor(name)
-    return found
+    return {
+        name.removeprefix(MERGED): file.get_tensor(name)
+        for name, file in open_tensors(directory).items()
+        if name.startswith(MERGED)
+    }
 
 
 def newest(

@@ -1,4 +1,4 @@
-"""DeepSpeed's pipeline engine, with our inputs, loss, gradients and optimiser step.
+"""DeepSpeed's pipeline engine, with our inputs, losses and gradients; the step is the loop's.
 
 Kept of DeepSpeed: the 1F1B schedule, the process grid, and the transfer of hidden states and their
 gradients between stages. This is the only file that touches its private parts; read against
@@ -8,7 +8,6 @@ DeepSpeed 0.19.8.
 import contextlib
 import io
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -25,23 +24,18 @@ from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import Tensor, nn
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.distributed import Layout
-from headrace.trainer.model.head_loss import vocabulary
+from headrace.trainer.model.device import to_device
 from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.model.stage import Stage
-from headrace.trainer.run.anomalies import Outcome
-from headrace.trainer.run.metrics import RowLoss
-from headrace.trainer.run.row_losses import losses_of
-from headrace.trainer.run.step_values import StepValues, sample_of
+from headrace.trainer.run.step_losses import StepLosses
 from headrace.trainer.run.timeline import Timeline
-from headrace.trainer.run.token_summary import TokenSample
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a forward pass has made, and is to be differentiated."""
+    """Tensors of a forward pass whose gradients the backward pass needs."""
 
     value: Tensor  # hidden states, or on the last stage the loss
     router_loss: Tensor | None  # that is not in the value yet
@@ -62,6 +56,10 @@ class Made:
             )
 
 
+def _nothing(engine: PipelineEngine) -> None:
+    """Leave to the loop what follows the backward passes: reducing gradients, and the step."""
+
+
 class StageEngine(PipelineEngine):
     """Runs steps of one stage in concert with the other stages.
 
@@ -69,9 +67,7 @@ class StageEngine(PipelineEngine):
         chunks: of the model, that this stage holds; DeepSpeed's schedules take a single one.
 
     Attributes:
-        outputs: of the last run, on the last stage, one of each micro-batch.
         timeline: of the instructions, if `profile.timeline` is set.
-        router_losses: of the last run, on stages with routers: [micro-batches] scalars.
     """
 
     def __init__(self, chunks: Sequence[Stage], config: TrainConfig, layout: Layout) -> None:
@@ -100,18 +96,15 @@ class StageEngine(PipelineEngine):
         self._next_micro_batch = 0
         self._step_seed = 0
         self._wants_statistics = False
-        self.outputs: list[StageOutput] = []
         self.timeline = Timeline(layout.device, wanted=config.profile.timeline)
         if config.profile.timeline:
             self._INSTRUCTION_MAP = {
-                kind: self.timeline.timed(kind.__name__, function)
-                for kind, function in self._INSTRUCTION_MAP.items()
+                kind: self.timeline.timed(kind.__name__, run) if run is not _nothing else run
+                for kind, run in self._INSTRUCTION_MAP.items()
             }
-        self.router_losses: list[Tensor] = []
+        self._outputs: list[StageOutput] = []  # last stage, one of each micro-batch
+        self._router_losses: list[Tensor] = []  # stages with routers, one of each micro-batch
         self._made: dict[int, Made] = {}  # buffer -> what its last forward pass has made
-        self._finish_step: Callable[[], Outcome] | None = None
-        self._outcome = Outcome(0.0, None)
-        self._values: StepValues | None = None  # of the last run, once its micro-batches are done
 
     @staticmethod
     def _join_process_group(layout: Layout) -> None:
@@ -125,86 +118,39 @@ class StageEngine(PipelineEngine):
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         assert deepspeed_comm.is_initialized()
 
-    def train_step(
-        self,
-        inputs: StepInputs,
-        step_seed: int,
-        finish_step: Callable[[], Outcome],
-        *,
-        statistics: bool = False,
-    ) -> tuple[list[RowLoss], Outcome]:
-        """Forward and backward over all micro-batches, then `finish_step`.
+    def forward_backward(
+        self, inputs: StepInputs, seed: int, *, statistics: bool = False
+    ) -> StepLosses:
+        """Run all micro-batches forward and backward; gradients add to those that are there.
 
         Args:
-            finish_step: reduces the gradients, and steps if all is well.
-            statistics: note those of each token, for `token_sample`.
-
-        Returns:
-            The loss of each row of this replica (on the last stage, else nothing), and what
-            `finish_step` returned.
+            seed: of dropout in this step.
+            statistics: take those of each token too.
         """
         self.module.train()
-        self._finish_step = finish_step
-        return self._run(inputs, step_seed, trains=True, statistics=statistics), self._outcome
+        return self._run(inputs, seed, trains=True, statistics=statistics)
 
-    def router_loss(self) -> float | None:
-        """Of the last run: this rank's part of the mean over layers, before its coefficient."""
-        settings = self.chunks[0].router_loss
-        if settings is None:
-            return None
-        assert self._values is not None
-        return math.fsum(self._values.router_losses()) / settings.coefficient
-
-    def evaluation_step(self, inputs: StepInputs) -> list[RowLoss]:
-        """Forward only; the loss of each row of this replica, on the last stage.
-
-        Statistics of each token are noted for `token_sample`.
-        """
+    def forward_only(self, inputs: StepInputs) -> StepLosses:
+        """Run all micro-batches forward, without dropout and with statistics of each token."""
         self.module.eval()
         with torch.no_grad():
-            return self._run(inputs, step_seed=0, trains=False, statistics=True)
+            return self._run(inputs, 0, trains=False, statistics=True)
 
-    def _run(
-        self, inputs: StepInputs, step_seed: int, *, trains: bool, statistics: bool
-    ) -> list[RowLoss]:
+    def _run(self, inputs: StepInputs, seed: int, *, trains: bool, statistics: bool) -> StepLosses:
         for chunk in self.chunks:
             if chunk.before_step is not None:
                 chunk.before_step()
-        self._inputs = inputs
-        self._step_seed = step_seed
-        self._wants_statistics = statistics
-        self.outputs, self.router_losses = [], []
-        self._values = None
+        self._inputs, self._step_seed, self._wants_statistics = inputs, seed, statistics
+        self._outputs, self._router_losses = [], []
         self._execute(inputs.micro_batches, trains=trains)
-        return self.row_losses()
+        return StepLosses(self.chunks, inputs, self._outputs, self._router_losses)
 
     def _execute(self, micro_batches: int, *, trains: bool) -> None:
-        """Carry out a schedule, here one of DeepSpeed's, with the optimiser step at its end."""
+        """Carry out a schedule, here one of DeepSpeed's."""
         kind = schedule.TrainSchedule if trains else schedule.InferenceSchedule
         self._next_micro_batch = 0
         self._made.clear()
         self._exec_schedule(kind(micro_batches, self.num_stages, self.stage_id))
-
-    def row_losses(self) -> list[RowLoss]:
-        """Losses of this replica's rows in the last run, filling left out; on the last stage."""
-        if not self.is_last_stage():
-            return []
-        assert self._inputs is not None
-        return losses_of(self._fetch_values(), self._inputs, self.chunks[-1].objective)
-
-    def token_sample(self) -> TokenSample | None:
-        """This replica's trained tokens in the last run, on the last stage, if noted."""
-        if not self.is_last_stage():
-            return None
-        loss = self.chunks[-1].loss
-        assert self._inputs is not None and loss is not None
-        return sample_of(self._fetch_values().tokens(), self._inputs, vocabulary(loss.head))
-
-    def _fetch_values(self) -> StepValues:
-        """Begins when first called, so that no later work of the device is waited for."""
-        if self._values is None:
-            self._values = StepValues(self.outputs, self.router_losses)
-        return self._values
 
     def _global_micro_batch(self, micro_batch: int) -> int:
         return micro_batch * self.layout.replicas + self.layout.replica
@@ -219,18 +165,18 @@ class StageEngine(PipelineEngine):
     def _forward(self, chunk: Stage, hidden: Tensor, index: int) -> Made:
         """Run a micro-batch through a chunk, and keep its losses."""
         is_last = chunk.loss is not None
-        output: StageOutput = chunk(hidden, self._micro_batch(index, labelled=is_last))
+        output: StageOutput = chunk(hidden, self._micro_batch(index, labeled=is_last))
         if output.token_losses is not None:
-            self.outputs.append(replace(output, value=output.value.detach(), router_loss=None))
+            self._outputs.append(replace(output, value=output.value.detach(), router_loss=None))
         router_loss = output.router_loss
         if router_loss is not None:
-            self.router_losses.append(router_loss.detach())
+            self._router_losses.append(router_loss.detach())
         return Made(output.value, None if is_last else router_loss)
 
-    def _micro_batch(self, index: int, *, labelled: bool) -> MicroBatch:
+    def _micro_batch(self, index: int, *, labeled: bool) -> MicroBatch:
         inputs = self._inputs
         assert inputs is not None
-        labels = inputs.labels[index] if labelled and inputs.labels is not None else None
+        labels = inputs.labels[index] if labeled and inputs.labels is not None else None
         classes = inputs.control_classes
         return MicroBatch(
             document_lengths=inputs.document_lengths[index],
@@ -267,16 +213,8 @@ class StageEngine(PipelineEngine):
         if self.is_first_stage():
             self.pipe_buffers["inputs"][buffer_id] = None
 
-    def _nothing(self) -> None:
-        """Tied gradients and replicas are reduced in the optimizer step, in one order."""
-
-    def _optimizer_step(self) -> None:
-        assert self._finish_step is not None
-        self._fetch_values()
-        self._outcome = self._finish_step()
-
     def _broadcast_model(self) -> None:
-        """Every replica loads or initialises the same weights by itself."""
+        """Every replica loads or initializes the same weights by itself."""
 
     _INSTRUCTION_MAP: dict[type, Callable[..., None]] = {  # noqa: RUF012 (DeepSpeed's)
         **PipelineEngine._INSTRUCTION_MAP,
@@ -285,12 +223,12 @@ class StageEngine(PipelineEngine):
         schedule.BackwardPass: _backward_pass,
         schedule.ReduceTiedGrads: _nothing,
         schedule.ReduceGrads: _nothing,
-        schedule.OptimizerStep: _optimizer_step,
+        schedule.OptimizerStep: _nothing,
     }
 
 
 def _as_pipeline_module(chunks: Sequence[Stage], layout: Layout) -> PipelineModule:
-    """What a stage holds is one DeepSpeed layer, so cutting, placing and running stays ours."""
+    """Wrap the chunks as one DeepSpeed layer, so that cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
     places[layout.stage] = nn.ModuleList(chunks)
     axes = {"data": layout.replicas, "pipe": layout.stages}

@@ -52,8 +52,9 @@ def evaluate(
         mine: list[RowLoss] = []
         my_tokens: list[TokenSample | None] = []
         for _ in range(dataset.batches):
-            mine += engine.evaluation_step(dataset.feed.next())
-            my_tokens.append(engine.token_sample())
+            losses = engine.forward_only(dataset.feed.next())
+            mine += losses.rows
+            my_tokens.append(losses.token_sample())
         rows = [row for part in gather_objects(mine, layout.world_group) for row in part]
         samples = gather_at_first([s for s in my_tokens if s is not None], layout)
         results.append(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.sampling_config import RejectedSamplingConfig
-from headrace.trainer.data.batch import to_device
 from headrace.trainer.model.cached_stage import CachedStage
+from headrace.trainer.model.device import to_device
 from headrace.trainer.model.stage import Stage
 from headrace.trainer.model.token_sampler import choose, signed
 from headrace.trainer.run.pipeline_links import Links
@@ -22,7 +22,7 @@ from headrace.trainer.run.pipeline_links import Links
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be answered, with `limit` tokens at most; `seed` is of this answer alone."""
+    """Prompt to be answered, with `limit` tokens at most; `seed` is of this answer alone."""
 
     ids: list[int]
     limit: int
@@ -56,7 +56,7 @@ class Decoding:
 
     @property
     def columns(self) -> int:
-        """Of the next pass: the prompts, then one token each."""
+        """Return the columns of the next pass: the prompts, then one token each."""
         return 1 if self.cached.columns else self.width
 
     def next_ids(self) -> Tensor:
@@ -164,7 +164,7 @@ class Generator:
         self.links.publish_tokens(decoding.drawn)
 
     def _tokens(self, decoding: Decoding) -> Tensor:
-        """What came out of its last pass."""
+        """Return the tokens drawn in the last pass."""
         if decoding.drawn is not None:
             return decoding.drawn
         return self.links.await_tokens(len(decoding.prompts))

@@ -19,21 +19,21 @@ class Histogram:
 
     @classmethod
     def of(cls, values: ArrayLike) -> "Histogram":
-        """Of those that are finite."""
+        """Count the finite values."""
         values = np.asarray(values)
         counts, edges = np.histogram(values[np.isfinite(values)], bins=BINS)
         return cls(float(edges[0]), float(edges[-1]), counts.tolist())
 
     def as_tensorboard(self) -> dict[str, Any]:
-        """For `SummaryWriter.add_histogram_raw`; its sums are those of the bins' centres."""
+        """Return arguments of `add_histogram_raw`; its sums are of the bins' centers."""
         edges = np.linspace(self.low, self.high, len(self.counts) + 1)
-        centres, counts = (edges[1:] + edges[:-1]) / 2, np.asarray(self.counts)
+        centers, counts = (edges[1:] + edges[:-1]) / 2, np.asarray(self.counts)
         return {
             "min": self.low,
             "max": self.high,
             "num": int(counts.sum()),
-            "sum": float(centres @ counts),
-            "sum_squares": float(centres**2 @ counts),
+            "sum": float(centers @ counts),
+            "sum_squares": float(centers**2 @ counts),
             "bucket_limits": edges[1:].tolist(),
             "bucket_counts": self.counts,
         }

@@ -53,9 +53,6 @@ class InterleavedEngine(StageEngine):
                     self._backward_part(instruction)
         self.transfers.finish()
         assert not self._kept and not self._results
-        if trains:
-            with self.timeline.span("OptimizerStep"):
-                self._optimizer_step()
 
     def _forward_part(self, todo: Pass, *, trains: bool) -> None:
         chunk = self._chunk(todo.part)

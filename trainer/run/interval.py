@@ -1,11 +1,12 @@
 """Steps that are done and not reported yet."""
 
 from dataclasses import dataclass
+from itertools import chain
 
-from headrace.trainer.data.feed import StepInputs
+from headrace.trainer.data.placed_rows import PlacedRow
 from headrace.trainer.distributed import Layout, gather_objects
-from headrace.trainer.run.metrics import StepMetrics, mean_loss
-from headrace.trainer.run.step_report import Report, StepFacts, step_metrics
+from headrace.trainer.run.metrics import StepFacts, StepMetrics, mean_loss
+from headrace.trainer.run.step_report import Report, batch_places, step_metrics
 
 
 @dataclass(frozen=True)
@@ -13,34 +14,45 @@ class DoneStep:
     """One step, with the reports of all ranks."""
 
     reports: list[Report]
-    inputs: StepInputs
     facts: StepFacts
+    room: int  # tokens of all sequences of a row
 
     @property
     def loss(self) -> float:
-        """Of the global batch."""
+        """Return the loss of the global batch."""
         return mean_loss(row for report in self.reports for row in report.losses)
 
+    @property
+    def rows(self) -> list[PlacedRow]:
+        """Return the rows of the global batch."""
+        return list(chain.from_iterable(batch_places(self.reports)))
+
     def metrics(self) -> StepMetrics:
-        """The whole job's."""
-        return step_metrics(self.reports, self.inputs, self.facts)
+        """Return the whole job's metrics."""
+        return step_metrics(self.reports, self.facts, self.room)
 
 
 class Interval:
-    """Keeps what this rank knows of each step until the ranks tell each other."""
+    """Keeps what this rank knows of each step until the ranks tell each other.
 
-    def __init__(self) -> None:
-        self._steps: list[tuple[Report, StepInputs, StepFacts]] = []
+    Args:
+        room: tokens of all sequences of a row.
+    """
 
-    def add(self, report: Report, inputs: StepInputs, facts: StepFacts) -> None:
-        """A step is done."""
-        self._steps.append((report, inputs, facts))
+    def __init__(self, layout: Layout, room: int) -> None:
+        self.layout = layout
+        self.room = room
+        self._steps: list[tuple[Report, StepFacts]] = []
 
-    def close(self, layout: Layout) -> list[DoneStep]:
-        """The steps since the last call, in order; every rank takes part."""
+    def add(self, report: Report, facts: StepFacts) -> None:
+        """Note a step that is done."""
+        self._steps.append((report, facts))
+
+    def close(self) -> list[DoneStep]:
+        """Return the steps since the last call, in order; every rank takes part."""
         steps, self._steps = self._steps, []
-        everyone = gather_objects([report for report, _, _ in steps], layout.world_group)
+        everyone = gather_objects([report for report, _ in steps], self.layout.world_group)
         return [
-            DoneStep(list(reports), inputs, facts)
-            for reports, (_, inputs, facts) in zip(zip(*everyone, strict=True), steps, strict=True)
+            DoneStep(list(reports), facts, self.room)
+            for reports, (_, facts) in zip(zip(*everyone, strict=True), steps, strict=True)
         ]

@@ -42,7 +42,7 @@ def warmup_steps(scheduler: SchedulerConfig, total_steps: int) -> int:
 
 
 def half_cosine(start: float, end: float, done: float) -> float:
-    """From `start` to `end`, flat at both; `done` from 0 to 1."""
+    """Return a value of the half cosine from `start` to `end`; `done` goes from 0 to 1."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -56,7 +56,7 @@ def one_cycle(peak: float, floor: float, step: int, rise: int, total_steps: int)
 
 
 def rms_ratio(beta2: float, steps: int) -> float:
-    """How far Adam's second moment has settled, from 0 to 1: 1 over its coefficient of variation.
+    """Return the inverse coefficient of variation of Adam's second moment, from 0 to 1.
 
     It rises by itself from sqrt((1 - beta2) / (1 + beta2)) and needs no horizon: training may go on
     for as long as one likes.

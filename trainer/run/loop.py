@@ -1,20 +1,20 @@
 """The training loop: feed, step, report, evaluate, save."""
 
 import logging
-from dataclasses import dataclass
-from functools import partial
 
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.run_state import RunState
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.inputs import Inputs
-from headrace.trainer.distributed import Layout
-from headrace.trainer.run.anomalies import Outcome, deal_with
+from headrace.trainer.distributed import Layout, gather_objects
+from headrace.trainer.run import gradients, relora
+from headrace.trainer.run.anomalies import deal_with, judge
 from headrace.trainer.run.cadence import Cadence, Stopwatch, Timer, is_multiple
 from headrace.trainer.run.interval import Interval
-from headrace.trainer.run.metrics import RowLoss
+from headrace.trainer.run.metrics import mean_loss
 from headrace.trainer.run.optimizer import set_learning_rate
+from headrace.trainer.run.outcome import Anomaly
 from headrace.trainer.run.records import (
     ending,
     note_quarantined,
@@ -22,13 +22,15 @@ from headrace.trainer.run.records import (
     write_result,
     write_steps,
 )
+from headrace.trainer.run.regularizers import ProductNorms
 from headrace.trainer.run.rejected_sampling import AnswerFacts
 from headrace.trainer.run.requests import Requests
 from headrace.trainer.run.saver import Saver
 from headrace.trainer.run.session import Session, open_session
-from headrace.trainer.run.step_report import Report, StepFacts, memory_gib
+from headrace.trainer.run.step_losses import StepLosses
+from headrace.trainer.run.step_report import Report, memory_gib, step_facts
 from headrace.trainer.run.timeline import TimelineLog, traced
-from headrace.trainer.run.update import finish_step, step_rate
+from headrace.trainer.run.update import hold_back, step_rate
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +50,6 @@ def train(
     while not (loop.stopping or loop.cadence.has_ended(loop.state)):
         loop.step()
     loop.end()
-
-
-@dataclass(frozen=True)
-class TakenStep:
-    """What this rank knows of a step that it has just taken."""
-
-    inputs: StepInputs
-    lr: float
-    losses: list[RowLoss]
-    outcome: Outcome
-    answers: AnswerFacts | None  # that replaced the batch's rejected ones
-    data_seconds: float
 
 
 class Loop:
@@ -92,7 +82,7 @@ class Loop:
         if config.profile.timeline:
             self.timelines = TimelineLog(session.run_directory, layout.rank)
         self.timer, self.stopwatch = Timer(config.checkpoint.every_minutes), Stopwatch()
-        self.interval = Interval()
+        self.interval = Interval(layout, inputs.room)
 
     def begin(self) -> None:
         """Evaluate before the first step of a new run, where that is wanted."""
@@ -103,90 +93,133 @@ class Loop:
 
     def step(self) -> None:
         """Take a step; where it is due, report, evaluate and save."""
-        before, taken = self.state, self.take_step()
-        report = self.report_of(taken)
-        seconds = self.stopwatch.lap()
+        config, session, before = self.config, self.session, self.state
+        engine, optimizer, built = session.engine, session.optimizer, session.built
+        inputs, answers, data_seconds = self.next_inputs()
+        lr = step_rate(config, before.step, session.total_steps)
+        set_learning_rate(optimizer, lr)
+        is_traced = before.step + 1 == config.profile.trace_step
+        with traced(session.run_directory, self.layout.rank, is_traced):
+            losses = engine.forward_backward(
+                inputs,
+                derive_seed(config.seed, "dropout", before.step),
+                statistics=is_multiple(before.step + 1, config.reporting.token_statistics_every),
+            )
+            with engine.timeline.span("OptimizerStep"):
+                norm, norms = gradients.reduce(built, self.layout), None
+                anomaly = self.find_anomaly(norm, losses)
+                if anomaly is None or not anomaly.forbids_update:
+                    parameters = [item.parameter for item in built.trained]
+                    gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
+                    optimizer.step()
+                    norms = hold_back(config, built, lr)
+                self.restart_adapters_if_due()
+                optimizer.zero_grad()
+        report = self.report_of(inputs, losses, answers, norms, data_seconds)
+        self.note_step(inputs, report, lr, norm)
+        if anomaly is not None or self.cadence.reports(before, self.state):
+            self.report_evaluate_save(before, anomaly)
+
+    def next_inputs(self) -> tuple[StepInputs, AnswerFacts | None, float]:
+        """Read a global batch and hand it out; also what replaced its rejected answers.
+
+        Returns:
+            This rank's inputs, facts of those answers, and the seconds that reading took.
+        """
+        session, answers = self.session, None
+        timeline, waiting = session.engine.timeline, Stopwatch()
+        timeline.begin()
+        with timeline.span("data"):
+            batch = session.feed.read()
+        data_seconds = waiting.lap()
+        if session.rejected_sampling is not None:
+            with timeline.span("answers"):
+                batch, answers = session.rejected_sampling.replace(batch, self.state.step)
+        with timeline.span("data"):
+            return session.feed.hand_out(batch), answers, data_seconds
+
+    def find_anomaly(self, norm: float, losses: StepLosses) -> Anomaly | None:
+        """Return what is wrong with a step whose gradient has this norm; at every rank the same."""
+        loss = None
+        if self.config.anomalies.spike_factor is not None:
+            rows = gather_objects(losses.rows, self.layout.world_group)
+            loss = mean_loss(row for part in rows for row in part)
+        return judge(self.config.anomalies, norm, loss, self.state.recent_losses)
+
+    def restart_adapters_if_due(self) -> None:
+        """Restart after the step being taken, where ReLoRA asks for it."""
+        config, session, done = self.config, self.session, self.state.step + 1
+        if relora.is_due(config.relora, done, session.total_steps):
+            seed = derive_seed(config.seed, "relora", done)
+            relora.restart(session.built, session.optimizer, config.relora, seed)
+
+    def report_of(
+        self,
+        inputs: StepInputs,
+        losses: StepLosses,
+        answers: AnswerFacts | None,
+        norms: ProductNorms | None,
+        data_seconds: float,
+    ) -> Report:
+        """Return this rank's report to the others; waits for its losses."""
+        wishes = self.requests.poll()
+        return Report(
+            losses=losses.rows,
+            rows=inputs.leader_rows,
+            router_loss=losses.router_loss,
+            memory_gib=memory_gib(),
+            stop=wishes.stop,
+            save=wishes.save or self.timer.is_due(),
+            written=self.saver.progress(),
+            quarantined=self.session.feed.take_quarantined(),
+            data_seconds=data_seconds,
+            norms=norms if self.layout.replica == 0 else None,
+            tokens=losses.token_sample(),
+            answers=answers if self.layout.is_first else None,
+        )
+
+    def note_step(self, inputs: StepInputs, report: Report, lr: float, norm: float) -> None:
+        """Move the state past a step, and keep its report until the ranks exchange theirs."""
+        seconds, before, session = self.stopwatch.lap(), self.state, self.session
         self.state = before.after_step(
-            next_row=taken.inputs.position.next_row,
-            waiting=taken.inputs.position.waiting,
-            tokens=taken.inputs.tokens,
+            next_row=inputs.position.next_row,
+            waiting=inputs.position.waiting,
+            tokens=inputs.tokens,
             seconds=seconds,
-            overlong_rows=taken.inputs.overlong.rows,
-            overlong_tokens=taken.inputs.overlong.tokens,
+            overlong_rows=inputs.overlong.rows,
+            overlong_tokens=inputs.overlong.tokens,
         )
         if self.timelines is not None:
-            self.timelines.write(self.state.step, seconds, self.session.engine.timeline.take())
-        self.interval.add(report, taken.inputs, self.facts_of(taken, before, seconds))
-        if taken.outcome.anomaly is None and not self.cadence.reports(before, self.state):
-            return
-        wished = self.report(taken)
+            self.timelines.write(self.state.step, seconds, session.engine.timeline.take())
+        facts = step_facts(
+            inputs,
+            step=self.state.step,
+            epoch=session.course.epoch_at(self.state.rows_done),
+            first_row=before.next_row,
+            lr=lr,
+            gradient_norm=norm,
+            seconds=seconds,
+            flops_per_token=session.built.flops_per_token
+            / (self.layout.stages * self.layout.replicas),
+        )
+        self.interval.add(report, facts)
+
+    def report_evaluate_save(self, before: RunState, anomaly: Anomaly | None) -> None:
+        """Report the steps so far; evaluate and save where it is due after the last one."""
+        wished = self.report(anomaly)
         if self.cadence.evaluates(before, self.state):
             self.state = run_evaluation(self.session, self.layout, self.state)
             self.stopwatch.lap()
         if wished or self.cadence.saves(before, self.state):
             self.save()
 
-    def take_step(self) -> TakenStep:
-        """Read a global batch, hand it out, and train on it."""
-        config, session, step = self.config, self.session, self.state.step
-        engine = session.engine
-        engine.timeline.begin()
-        waiting = Stopwatch()
-        with engine.timeline.span("data"):
-            batch, answers = session.feed.read(), None
-        data_seconds = waiting.lap()
-        if session.rejected_sampling is not None:
-            with engine.timeline.span("answers"):
-                batch, answers = session.rejected_sampling.replace(batch, step)
-        with engine.timeline.span("data"):
-            inputs = session.feed.hand_out(batch)
-        lr = step_rate(config, step, session.total_steps)
-        set_learning_rate(session.optimizer, lr)
-        is_traced = step + 1 == config.profile.trace_step
-        with traced(session.run_directory, self.layout.rank, is_traced):
-            losses, outcome = engine.train_step(
-                inputs,
-                derive_seed(config.seed, "dropout", step),
-                partial(finish_step, config, session, self.layout, self.state),
-                statistics=is_multiple(step + 1, config.reporting.token_statistics_every),
-            )
-        return TakenStep(inputs, lr, losses, outcome, answers, data_seconds)
+    def report(self, anomaly: Anomaly | None) -> bool:
+        """Exchange and write down all steps not reported yet; whether anyone wishes a save.
 
-    def report_of(self, taken: TakenStep) -> Report:
-        """What this rank will tell the others."""
-        wishes, engine = self.requests.poll(), self.session.engine
-        return Report(
-            losses=taken.losses,
-            rows=taken.inputs.leader_rows,
-            router_loss=engine.router_loss(),
-            memory_gib=memory_gib(),
-            stop=wishes.stop,
-            save=wishes.save or self.timer.is_due(),
-            written=self.saver.progress(),
-            quarantined=self.session.feed.take_quarantined(),
-            data_seconds=taken.data_seconds,
-            norms=taken.outcome.norms if self.layout.replica == 0 else None,
-            tokens=engine.token_sample(),
-            answers=taken.answers if self.layout.is_first else None,
-        )
-
-    def facts_of(self, taken: TakenStep, before: RunState, seconds: float) -> StepFacts:
-        """What every rank knows of the step by itself."""
-        processes = self.layout.stages * self.layout.replicas
-        return StepFacts(
-            step=self.state.step,
-            first_row=before.next_row,
-            epoch=self.session.course.epoch_at(self.state.rows_done),
-            room=self.inputs.room,
-            lr=taken.lr,
-            gradient_norm=taken.outcome.norm,
-            seconds=seconds,
-            flops_per_token=self.session.built.flops_per_token / processes,
-        )
-
-    def report(self, last: TakenStep) -> bool:
-        """Exchange and write down all steps not reported yet; whether anyone wishes a save."""
-        done = self.interval.close(self.layout)
+        Args:
+            anomaly: of the last of them.
+        """
+        done = self.interval.close()
         reports = [report for step in done for report in step.reports]
         self.saver.settle([report.written for report in done[-1].reports])
         self.stopping = any(report.stop for report in reports)
@@ -194,9 +227,9 @@ class Loop:
         self.state = self.state.after_losses([step.loss for step in done], kept)
         self.state = note_quarantined(self.state, reports, self.session)
         write_steps(done[:-1], self.session, self.state)
-        if last.outcome.anomaly is not None:
-            directory = self.session.run_directory
-            deal_with(last.outcome, self.state, last.inputs, directory, self.layout)
+        if anomaly is not None:
+            directory, writes = self.session.run_directory, self.layout.rank == 0
+            deal_with(anomaly, self.state, done[-1].rows, directory, writes=writes)
         write_steps(done[-1:], self.session, self.state)
         return self.stopping or any(report.save for report in reports)
 

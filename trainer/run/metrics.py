@@ -1,4 +1,4 @@
-"""What a step and an evaluation report, and how it follows from the losses of rows."""
+"""Metrics of a step and of an evaluation, computed from the losses of rows."""
 
 import math
 from collections.abc import Iterable
@@ -22,8 +22,8 @@ class PairLoss:
 class RowLoss:
     """Summed loss of one row, in nats, over its trained tokens.
 
-    `unadjusted` is its cross-entropy where something else is minimised. Of a pair, `loss` is the
-    cross-entropy of the chosen answer, and what is minimised stands in `pair`.
+    `unadjusted` is its cross-entropy where something else is minimized. Of a pair, `loss` is the
+    cross-entropy of the chosen answer, and what is minimized stands in `pair`.
     """
 
     source: str
@@ -34,7 +34,7 @@ class RowLoss:
 
     @property
     def cross_entropy(self) -> float:
-        """In nats, over the trained tokens."""
+        """Return the cross-entropy in nats, summed over the trained tokens."""
         return self.loss if self.unadjusted is None else self.unadjusted
 
 
@@ -59,34 +59,40 @@ class AnswerMetrics:
 
 
 @dataclass(frozen=True)
-class StepMetrics:
-    """One training step. Losses in nats per trained token or pair, times in seconds."""
+class StepFacts:
+    """Metrics of a step that every rank knows by itself. Times in seconds."""
 
     step: int
     epoch: float
-    loss: float
-    cross_entropy: float  # unadjusted, whatever is minimised; of pairs: of the chosen answers
-    pairs: PairMetrics | None
-    answers: AnswerMetrics | None
-    source_losses: dict[str, float]
-    router_loss: float | None  # mixtures of experts: mean over layers, before its coefficient
+    first_row: int
     lr: float
     gradient_norm: float
     tokens: int
     trained_tokens: int
+    trained_share: float
+    overlong_rows: int
+    overlong_tokens: int
     seconds: float
     tokens_per_second: float
-    trained_share: float
+    tflops: float  # of each process, in products with weights; attention left out
+    mfu: float | None  # that over what the GPU can do, where that is known
+
+
+@dataclass(frozen=True)
+class StepMetrics(StepFacts):
+    """Metrics of one training step, of all ranks. Losses in nats per trained token or pair."""
+
+    loss: float
+    cross_entropy: float  # unadjusted, whatever is minimized; of pairs: of the chosen answers
+    pairs: PairMetrics | None
+    answers: AnswerMetrics | None
+    source_losses: dict[str, float]
+    router_loss: float | None  # mixtures of experts: mean over layers, before its coefficient
     memory_gib: float
-    first_row: int
     rows_sha256: str
     fill: float
     source_tokens: dict[str, int]
-    overlong_rows: int
-    overlong_tokens: int
     data_seconds: float  # longest wait of a process for its part of the batch
-    tflops: float  # of each process, in products with weights; attention left out
-    mfu: float | None  # that over what the GPU can do, where that is known
     product_norm_mean: float | None  # of what adapters add, where that is limited
     product_norm_max: float | None
     products_scaled: int | None
@@ -110,13 +116,14 @@ class EvaluationMetrics:
 
     @property
     def weight(self) -> int:
-        """What `loss` is a mean over: pairs, or trained tokens."""
+        """Return the count that `loss` is a mean over: pairs, or trained tokens."""
         return self.trained_tokens if self.pairs is None else self.pairs.pairs
 
 
 def mean_loss(rows: Iterable[RowLoss]) -> float:
-    """What is minimised, per trained token or pair; added with one rounding, so the order of rows
-    does not matter.
+    """Return the minimized loss, per trained token or pair.
+
+    It is added with one rounding, so the order of rows does not matter.
     """
     rows = list(rows)
     pairs = [row.pair for row in rows if row.pair is not None]

@@ -1,4 +1,4 @@
-"""Where metrics are written: a file of exact values, TensorBoard, and other reporters."""
+"""Destinations of metrics: a file of exact values, TensorBoard, and other reporters."""
 
 import json
 import logging
@@ -6,15 +6,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from headrace.schemas.publish import write_atomic
+from headrace.schemas.publish import write_atomic, writing
 from headrace.trainer.run.histogram import Histogram
 from headrace.trainer.run.metrics import EvaluationMetrics, StepMetrics
 from headrace.trainer.run.reporters import Reporter
 
 logger = logging.getLogger(__name__)
+
+METRICS_NAME = "metrics.jsonl"
+REMEDY = "make room, or make it writable, then --resume"
 
 TRAIN_CURVES = (
     "loss",
@@ -49,23 +53,23 @@ class MetricsLog:
 
     def __init__(self, directory: Path, step: int, reporters: Sequence[Reporter] = ()) -> None:
         self.reporters = reporters
-        self.path = directory / "metrics.jsonl"
-        kept = [line for line in self._lines() if is_kept(line, step)]
-        write_atomic(self.path, "".join(kept))
-        self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
-
-    def _lines(self) -> list[str]:
-        """Whole lines of an earlier process; a last one that was cut off is dropped."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("\n")]
+        self.path = directory / METRICS_NAME
+        with writing(self.path, REMEDY):
+            write_atomic(self.path, "".join(kept_lines(self.path, step)))
+            self.file = self.path.open("a", encoding="utf-8")
+        self.board_directory = directory / "tensorboard"
+        with writing(self.board_directory, REMEDY):
+            self.board = SummaryWriter(str(self.board_directory), purge_step=step + 1)
 
     def write(self, metrics: StepMetrics | EvaluationMetrics) -> None:
         kind = "train" if isinstance(metrics, StepMetrics) else "evaluation"
-        self.file.write(json.dumps({"kind": kind, **asdict(metrics)}) + "\n")
-        self.file.flush()
+        with writing(self.path, REMEDY):
+            self.file.write(json.dumps({"kind": kind, **asdict(metrics)}) + "\n")
+            self.file.flush()
+        with writing(self.board_directory, REMEDY):
+            self._draw(metrics)
+
+    def _draw(self, metrics: StepMetrics | EvaluationMetrics) -> None:
         if isinstance(metrics, EvaluationMetrics):
             curves = {name: getattr(metrics, name) for name in EVALUATION_CURVES}
             self._board(f"evaluation/{metrics.name}", curves, metrics.step)
@@ -112,20 +116,50 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Make what was written durable; before a checkpoint, so that it never knows more."""
-        os.fsync(self.file.fileno())
+        with writing(self.path, REMEDY):
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
         self.sync()
         self.file.close()
-        self.board.close()
+        with writing(self.board_directory, REMEDY):
+            self.board.close()
         for reporter in self.reporters:
             reporter.close()
 
 
-def is_kept(line: str, step: int) -> bool:
-    """Whether a line belongs to the first steps; one that a power cut has torn does not."""
+def kept_lines(path: Path, step: int) -> list[str]:
+    """Return what an earlier process logged of the first steps; what is lost of them is named.
+
+    A last line that was cut off is dropped, and so are those that are damaged.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    lines = content.splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    logged = [(line, read_line(path, line)) for line in lines]
+    kept = [(line, entry) for line, entry in logged if entry is not None and entry["step"] <= step]
+    found = {entry["step"] for _, entry in kept if entry.get("kind") == "train"}
+    lost = [number for number in range(1, step + 1) if number not in found]
+    if lost:
+        logger.warning(
+            "%s: the lines of %d of %d steps are lost (the first is of step %d); "
+            "what is trained does not depend on them",
+            path,
+            len(lost),
+            step,
+            lost[0],
+        )
+    return [line.decode() for line, _ in kept]
+
+
+def read_line(path: Path, line: bytes) -> dict[str, Any] | None:
+    """Return a line's values; None, said once, of one that a power cut or an edit has damaged."""
     try:
-        return bool(json.loads(line)["step"] <= step)
+        entry = json.loads(line)
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            return entry
     except ValueError:
-        logger.warning("metrics.jsonl: dropped a damaged line: %.40r", line)
-        return False
+        pass
+    logger.warning("%s: dropped a damaged line: %.40r", path, line)
+    return None

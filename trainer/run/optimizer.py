@@ -1,5 +1,7 @@
-"""The optimiser of a stage's trained parameters."""
+"""The optimizer of a stage's trained parameters."""
 
+import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,9 +9,9 @@ import torch
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.optimizer_config import OptimizerConfig
+from headrace.schemas.optimizers import OPTIMIZERS, OptimizerRecord
 from headrace.trainer.model.control_adapter import is_control
 from headrace.trainer.model.slots import TrainedParameter
-from headrace.trainer.run.adamw_kahan import AdamWKahan
 
 LORA_UP = (".lora_B.", ".lora_embedding_B.")
 
@@ -17,7 +19,7 @@ LORA_UP = (".lora_B.", ".lora_embedding_B.")
 def build_optimizer(
     config: OptimizerConfig, trained: Sequence[TrainedParameter], *, triton: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser of a config; norms and biases (one-dimensional parameters) are not decayed.
+    """The optimizer of a config; norms and biases (one-dimensional parameters) are not decayed.
 
     With LoRA+ (https://arxiv.org/abs/2402.12354) the adapters' B has a higher rate than all else.
 
@@ -45,51 +47,54 @@ def build_optimizer(
 def make_optimizer(
     config: OptimizerConfig, groups: list[dict[str, Any]], triton: bool
 ) -> torch.optim.Optimizer:
-    """The optimiser that the config names, of torch or the library it is from.
+    """The optimizer that the config names, of torch or the library it is from.
 
     Raises:
-        ConfigError: paged states on a CPU.
+        ConfigError: it needs a GPU, and weights are on a CPU.
     """
-    lr, betas = config.lr, (config.beta1, config.beta2)
-    match config.type:
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=config.eps, fused=True)
-        case "adamw_kahan":
-            return AdamWKahan(groups, config, triton=triton)
-        case "adam":
-            undecayed = [group | {"weight_decay": 0.0} for group in groups]
-            return torch.optim.Adam(undecayed, lr=lr, betas=betas, eps=config.eps, fused=True)
-        case "adafactor":
-            return torch.optim.Adafactor(groups, lr=lr)
-        case "lion":
-            from lion_pytorch import Lion
+    record = config.record
+    on_cpu = any(p.device.type == "cpu" for group in groups for p in group["params"])
+    if record.cpu_substitute and on_cpu:
+        raise ConfigError(
+            f'optimizer.type = "{config.type}" needs a GPU; set "{record.cpu_substitute}"'
+        )
+    if not record.decays:
+        groups = [group | {"weight_decay": 0.0} for group in groups]
+    given = {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "triton": triton,
+    }
+    arguments = {name: given[name] for name in record.arguments}
+    module, _, name = record.factory.partition(":")
+    factory = getattr(importlib.import_module(module), name)
+    optimizer: torch.optim.Optimizer = factory(groups, **arguments, **record.constants)
+    if record.averages:
+        optimizer.train()  # type: ignore[attr-defined]
+    return optimizer
 
-            return Lion(groups, lr=lr, betas=betas)
-        case "adamw_schedule_free":
-            from schedulefree import AdamWScheduleFree
 
-            optimizer = AdamWScheduleFree(groups, lr=lr, betas=betas, eps=config.eps)
-            optimizer.train()
-            return optimizer
-        case "adamw_8bit" | "adamw_8bit_paged":
-            from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+def record_of(optimizer: torch.optim.Optimizer) -> OptimizerRecord:
+    """Return the record of an optimizer, whose class is loaded already.
 
-            paged = config.type == "adamw_8bit_paged"
-            if paged and any(p.device.type == "cpu" for group in groups for p in group["params"]):
-                raise ConfigError(
-                    'optimizer.type = "adamw_8bit_paged" needs a GPU; set "adamw_8bit"'
-                )
-            kind = PagedAdamW8bit if paged else AdamW8bit
-            return kind(groups, lr=lr, betas=betas, eps=config.eps)
+    Raises:
+        TypeError: there is none, so nobody knows its states.
+    """
+    for record in OPTIMIZERS.values():
+        module, _, name = record.factory.partition(":")
+        if module in sys.modules and type(optimizer) is getattr(sys.modules[module], name):
+            return record
+    raise TypeError(f"{type(optimizer).__qualname__}: no record in headrace.schemas.optimizers")
 
 
 def is_decayed(item: TrainedParameter) -> bool:
-    """Not so norms, biases, and what control adapters keep in shape themselves."""
+    """Return whether weight decay applies: to matrices only, without those of control adapters."""
     return item.parameter.ndim > 1 and not is_control(item.name)
 
 
 def is_up(name: str) -> bool:
-    """Whether a parameter is the B of an adapter."""
+    """Return whether a parameter is the B of an adapter."""
     return any(part in f"{name}." for part in LORA_UP)
 
 

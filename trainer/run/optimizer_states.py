@@ -1,32 +1,36 @@
-"""What an optimiser keeps for each weight, as tensors with names: what checkpoints hold of it.
+"""States that an optimizer keeps for each weight, as named tensors, for checkpoints.
 
-Numbers that an optimiser keeps for a group of weights are saved with each of them, so that any
+Numbers that an optimizer keeps for a group of weights are saved with each of them, so that any
 layout finds them by a weight's name.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from headrace.schemas.errors import CheckpointError
+from headrace.schemas.optimizers import FreshState
 from headrace.trainer.model.slots import TrainedParameter
-from headrace.trainer.run.adamw_kahan import AdamWKahan
+from headrace.trainer.run.optimizer import record_of
 
 FIXED = ("qmap1", "qmap2")  # bitsandbytes' code books, the same for all weights and never changed
-GROUP_NUMBERS = ("k", "lr_max", "weight_sum")  # of schedule-free
 Read = Callable[[str, torch.Size], Tensor]
 
 
 def tensors_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """The states of a weight, as they start if it was never stepped."""
+    """The states of a weight, as they start if it was never stepped.
+
+    Raises:
+        CheckpointError: it has other states than its record says.
+    """
     states = optimizer.state.get(parameter) or fresh_states(optimizer, parameter)
+    check_names(optimizer, parameter, states)
     tensors = {name: torch.as_tensor(v) for name, v in states.items() if name not in FIXED}
-    if is_schedule_free(optimizer):
-        group = optimizer.param_groups[group_number(optimizer, parameter)]
-        for name in GROUP_NUMBERS:
-            tensors[name] = torch.tensor(group[name], dtype=torch.float64)
+    for name, value in group_numbers(optimizer, parameter).items():
+        tensors[name] = torch.tensor(value, dtype=torch.float64)
     return tensors
 
 
@@ -41,45 +45,58 @@ def restore(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, read: Rea
         else:
             states[name] = int(read(name, torch.Size()))
     optimizer.state[parameter] = states
-    if is_schedule_free(optimizer):
-        group = optimizer.param_groups[group_number(optimizer, parameter)]
-        for name in GROUP_NUMBERS:
-            group[name] = type(group[name])(read(name, torch.Size()).item())
+    group = optimizer.param_groups[group_number(optimizer, parameter)]
+    for name, value in group_numbers(optimizer, parameter).items():
+        group[name] = type(value)(read(name, torch.Size()).item())
 
 
 def fresh_states(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:
-    """What the optimiser keeps of a weight before its first step."""
-
-    def zeros(*names: str) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(parameter) for name in names}
-
-    if isinstance(optimizer, AdamWKahan):
-        return {"step": torch.zeros(()), **zeros("exp_avg", "exp_avg_sq", "compensation")}
-    if isinstance(optimizer, torch.optim.Adam):  # AdamW too
-        step = torch.zeros((), device=parameter.device)
-        return {"step": step, **zeros("exp_avg", "exp_avg_sq")}
-    if isinstance(optimizer, torch.optim.Adafactor):
-        return {"step": torch.zeros(())} | factors(parameter)
-    if is_schedule_free(optimizer):
-        return {"z": parameter.detach().clone(), **zeros("exp_avg_sq")}
-    if hasattr(optimizer, "init_state"):  # bitsandbytes
-        number = group_number(optimizer, parameter)
-        group = optimizer.param_groups[number]
-        place = next(i for i, member in enumerate(group["params"]) if member is parameter)
-        optimizer.init_state(group, parameter, number, place)
-        return dict(optimizer.state.pop(parameter))
-    return zeros("exp_avg")  # Lion
+    """Return the states of a weight before the optimizer's first step."""
+    kinds = record_of(optimizer).states
+    if kinds is not None:
+        return {name: FRESH[kinds[name]](parameter) for name in state_names(kinds, parameter)}
+    number = group_number(optimizer, parameter)
+    group = optimizer.param_groups[number]
+    place = next(i for i, member in enumerate(group["params"]) if member is parameter)
+    optimizer.init_state(group, parameter, number, place)
+    return dict(optimizer.state.pop(parameter))
 
 
-def factors(parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Adafactor's second moments: of rows and columns, or of each entry of a vector."""
-    if parameter.ndim < 2:
-        return {"variance": torch.zeros_like(parameter)}
-    *outer, rows, columns = parameter.shape
-    return {
-        "row_var": parameter.new_zeros([*outer, rows, 1]),
-        "col_var": parameter.new_zeros([*outer, 1, columns]),
-    }
+FRESH: dict[FreshState, Callable[[Tensor], Tensor]] = {
+    "zeros": torch.zeros_like,
+    "copy": lambda weight: weight.detach().clone(),
+    "count": lambda weight: torch.zeros(()),
+    "count_on_device": lambda weight: torch.zeros((), device=weight.device),
+    "rows": lambda weight: weight.new_zeros([*weight.shape[:-1], 1]),
+    "columns": lambda weight: weight.new_zeros([*weight.shape[:-2], 1, weight.shape[-1]]),
+    "vector": torch.zeros_like,
+}
+
+
+def state_names(kinds: Mapping[str, FreshState], parameter: Tensor) -> list[str]:
+    """List the states of a weight: Adafactor's differ between matrices and vectors."""
+    absent = ("vector",) if parameter.ndim > 1 else ("rows", "columns")
+    return [name for name, kind in kinds.items() if kind not in absent]
+
+
+def check_names(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, states: Mapping[str, object]
+) -> None:
+    """Refuse states that the record does not have, and that a resumed run would miss."""
+    kinds = record_of(optimizer).states
+    if kinds is not None and (wrong := states.keys() ^ {*state_names(kinds, parameter)}):
+        raise CheckpointError(
+            f"{type(optimizer).__name__}: its states differ from its record in "
+            f"headrace.schemas.optimizers by {', '.join(sorted(wrong))}"
+        )
+
+
+def group_numbers(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter
+) -> dict[str, int | float]:
+    """Return the numbers of a weight's group that its checkpoint holds too."""
+    group = optimizer.param_groups[group_number(optimizer, parameter)]
+    return {name: group[name] for name in record_of(optimizer).group_numbers}
 
 
 def group_number(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> int:
@@ -92,8 +109,8 @@ def group_number(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> i
 
 
 def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether weights are trained at one point and used at another, their average."""
-    return all("train_mode" in group for group in optimizer.param_groups)
+    """Return whether weights are trained at one point and used at another, their average."""
+    return record_of(optimizer).averages
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the stages of a pipeline tell each other while they generate."""
+"""Messages between the stages of a pipeline while they generate."""
 
 from typing import Any, Protocol
 
@@ -16,16 +16,19 @@ class Links(Protocol):
     stages: int
 
     def send_states(self, states: Tensor) -> None:
-        """To the next stage; returns before it has them."""
+        """Send states to the next stage; return before it has them."""
 
     def receive_states(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """From the stage before."""
+        """Receive states from the stage before."""
 
     def publish_tokens(self, tokens: Tensor) -> None:
-        """From the last stage to all others; returns before they have them. [b] int64, on CPU."""
+        """Send tokens from the last stage to all others; return before they have them.
+
+        [b] int64, on CPU.
+        """
 
     def await_tokens(self, count: int) -> Tensor:
-        """At the others: the next tokens that the last stage has not given yet."""
+        """Return, at the other stages, the next tokens that the last stage sent."""
 
     def finish(self) -> None:
         """Wait until all that was sent has arrived."""

@@ -1,4 +1,4 @@
-"""What a run writes down: steps, evaluations, row groups given up, and at the end the result."""
+"""Records that a run writes, and the console line of a step."""
 
 import logging
 import math
@@ -10,9 +10,9 @@ from headrace.trainer.data.quarantine import describe, merge, write_quarantine
 from headrace.trainer.distributed import Layout
 from headrace.trainer.export.export import export
 from headrace.trainer.run.cadence import Cadence
-from headrace.trainer.run.console_line import console_line
 from headrace.trainer.run.evaluation import evaluate
 from headrace.trainer.run.interval import DoneStep
+from headrace.trainer.run.metrics import StepMetrics
 from headrace.trainer.run.optimizer_states import averaged
 from headrace.trainer.run.session import Session
 from headrace.trainer.run.step_report import Report
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_steps(steps: Sequence[DoneStep], session: Session, state: RunState) -> None:
-    """To the files and the console, at the first rank."""
+    """Write steps to the files and the console, at the first rank."""
     if session.log is None:
         return
     for step in steps:
@@ -93,8 +93,40 @@ def run_evaluation(session: Session, layout: Layout, state: RunState) -> RunStat
 
 
 def ending(cadence: Cadence, state: RunState) -> str:
-    """What is worth saying about the end of a run."""
+    """Describe the end of a run."""
     early = f" early, after step {state.step}" if cadence.is_out_of_patience(state) else ""
     if state.best_loss is None:
         return early
     return f"{early}; lowest evaluation loss {state.best_loss:.4f} after step {state.best_step}"
+
+
+def console_line(metrics: StepMetrics, total_steps: int, seconds_left: float) -> str:
+    """One readable line for one step."""
+    plain = "" if metrics.cross_entropy == metrics.loss else f"  ce {metrics.cross_entropy:.4f}"
+    if metrics.pairs is not None:
+        plain += f"  accuracy {metrics.pairs.accuracy:4.0%}  margin {metrics.pairs.margin:.3f}"
+    if metrics.answers is not None:
+        answers = metrics.answers
+        plain += f"  answers {answers.tokens:.0f} tok, {answers.ended:4.0%} ended"
+        plain += f", {answers.seconds:.1f} s"
+    router = "" if metrics.router_loss is None else f"  router {metrics.router_loss:.4f}"
+    return (
+        f"step {metrics.step:>{len(str(total_steps))}}/{total_steps}"
+        f"  {metrics.step / total_steps:4.0%}"
+        f"  epoch {metrics.epoch:.2f}"
+        f"  loss {metrics.loss:.4f}{plain}"
+        f"  fill {metrics.fill:4.0%}"
+        f"{router}"
+        f"  lr {metrics.lr:.2e}"
+        f"  grad {metrics.gradient_norm:.3f}"
+        f"  {metrics.tokens_per_second:,.0f} tok/s"
+        f"  {metrics.seconds:.2f} s/step"
+        f"  left {duration(seconds_left)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or 2:03 under an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,4 +1,4 @@
-"""What holds adapters back after each step, by way of r x r products alone.
+"""Regularizers of adapters after each step, by way of r x r products alone.
 
 For W = BA the two Gram matrices G = B^T B and H = A A^T, both [r, r], say all that is needed: the
 gradient of |W|^2 / 2 is G A for A and B H for B, and |W|^2 = trace(G H). W itself, of the size of
@@ -55,7 +55,7 @@ def find_pairs(modules: dict[str, nn.Module]) -> list[Pair]:
 def regularize(
     config: RegularizationConfig, pairs: Sequence[Pair], rate: float
 ) -> ProductNorms | None:
-    """Decay and limit adapters after an optimiser step.
+    """Decay and limit adapters after an optimizer step.
 
     Args:
         rate: the learning rate of that step.

@@ -81,7 +81,7 @@ class RejectedSampling:
 def open_rejected_sampling(
     config: TrainConfig, inputs: Inputs, layout: Layout, built: BuiltStage
 ) -> RejectedSampling | None:
-    """What the config asks for, if it does.
+    """Return the sampler of rejected answers that the config asks for, if it does.
 
     Raises:
         ConfigError: the model cannot generate in the pipeline, or nothing ends an answer.

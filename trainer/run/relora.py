@@ -1,5 +1,5 @@
 """ReLoRA (https://arxiv.org/abs/2307.05695): adapters are added to the frozen weights now and then,
-and start anew, so that what is learnt may have any rank.
+and start anew, so that what is learned may have any rank.
 
 What was added is kept as the small matrices it was: a checkpoint needs no frozen weight, adding
 them again in their order gives the same weights to the bit, and all of them side by side are an
@@ -14,39 +14,32 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.optimizer_config import OptimizerType, ReloraConfig
+from headrace.schemas.optimizer_config import ReloraConfig
 from headrace.trainer.model.adapter_start import initial_values
 from headrace.trainer.model.adapters import lora_layers
 from headrace.trainer.model.model_builder import BuiltStage
-
-PRUNED = ("exp_avg", "exp_avg_sq")
-OPTIMIZERS: tuple[OptimizerType, ...] = ("adamw", "adam", "lion")
+from headrace.trainer.run.optimizer import record_of
 
 
 def rate_factor(config: ReloraConfig, step: int) -> float:
-    """How much of the rate a step has, from 0: it rises in equal parts after each restart."""
+    """Return the factor of a step's learning rate, which rises linearly after each restart."""
     if config.every_steps is None or step < config.every_steps:
         return 1.0
     return min(1.0, (step % config.every_steps + 1) / max(1, config.warmup_steps))
 
 
 def is_due(config: ReloraConfig, steps_done: int, total_steps: int) -> bool:
-    """Whether a restart follows; not after the last step."""
+    """Return whether a restart follows; none does after the last step."""
     every = config.every_steps
     return every is not None and steps_done % every == 0 and steps_done < total_steps
 
 
-def check_relora(built: BuiltStage, optimizer: OptimizerType) -> None:
+def check_relora(built: BuiltStage) -> None:
     """Refuse what cannot be restarted.
 
     Raises:
         ConfigError: naming the key to change.
     """
-    if optimizer not in OPTIMIZERS:
-        raise ConfigError(
-            f'relora.every_steps: optimizer.type = "{optimizer}" has states that cannot be '
-            f"pruned; choose one of {', '.join(OPTIMIZERS)}"
-        )
     for name, _ in lora_layers(built.names):
         ends = (built.architecture.family.embedding, built.architecture.family.head)
         if built.architecture.tied and name.endswith(ends):
@@ -76,7 +69,7 @@ def restart(
     for _, layer in lora_layers(built.names):
         for matrix in adapter_parameters("", layer).values():
             states = optimizer.state.get(matrix, {})
-            for moment in PRUNED:
+            for moment in record_of(optimizer).prunable:
                 if moment in states:
                     prune(states[moment], config.prune)
 

@@ -1,4 +1,4 @@
-"""What a person asks of a run while it runs: by signals to any rank, by files in its directory."""
+"""Requests to a run while it runs: by signals to any rank, by files in its directory."""
 
 import signal
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ SAVE_AND_QUIT_FILE = "save_quit"
 
 @dataclass(frozen=True)
 class Wishes:
-    """What one rank has heard since it was last asked."""
+    """Requests that one rank has received since it was last asked."""
 
     save: bool
     stop: bool
@@ -37,7 +37,7 @@ class Requests:
         signal.signal(signal.SIGUSR1, self._on_save)
 
     def poll(self) -> Wishes:
-        """What was asked for; a save is asked for once, a stop stays."""
+        """Return the requests so far; a save is returned once, a stop stays."""
         quit_file = self._taken(SAVE_AND_QUIT_FILE)
         self._stop = self._stop or quit_file
         wishes = Wishes(save=self._save or self._taken(SAVE_FILE), stop=self._stop)
@@ -45,7 +45,7 @@ class Requests:
         return wishes
 
     def _taken(self, name: str) -> bool:
-        """Whether a file of this name was there; it is removed."""
+        """Remove a file of this name, and return whether it was there."""
         if self._directory is None:
             return False
         try:

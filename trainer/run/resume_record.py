@@ -1,12 +1,16 @@
-"""What must stay the same when a run is resumed, and what may change. Imports no torch."""
+"""Settings that must stay the same when a run is resumed, and those that may change.
+
+Imports no torch.
+"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from headrace.schemas.data_config import LoaderConfig
 from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.inputs import Inputs
+from headrace.trainer.data.inputs import RANDOM, Inputs
 
 # settings that a resumed run may change; the rows of each step stay the same with all of them
 FREE_ON_RESUME = {
@@ -15,7 +19,7 @@ FREE_ON_RESUME = {
     "schedule",
     "stage_chunks",
     "partition",
-    "neighbours",
+    "neighbors",
     "half_layers",
     "micro_batch_size",
     "gradient_accumulation_steps",
@@ -46,6 +50,8 @@ NOT_COMPARED = {"config", "global batch (rows)"}
 DATA_SETTINGS = ("datasets.", "mixing", "epochs", "max_steps", "fingerprint of the data")
 RUN_CONFIG_NAME = "train.json"
 WEIGHTS_KEY = "fingerprint of the model's weights"
+CONFIG_KEY = "fingerprint of the model's config.json"
+MODEL_KEYS = (WEIGHTS_KEY, CONFIG_KEY)
 
 
 def check_run_directory(
@@ -71,14 +77,15 @@ def check_run_directory(
         raise CheckpointError(
             f"{path}: not found, so there is no run to resume; leave --resume out to start one"
         )
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    saved = flatten({key: value for key, value in saved.items() if key not in NOT_COMPARED})
+    saved = read_record(path)
     now = resume_record(config, inputs)
     defaults = now.keys() - resume_record(config, inputs, exclude_defaults=True).keys()
     free = free_with_schedule(config)
     for key in now | saved:
-        if key not in saved and (key in defaults or key == WEIGHTS_KEY):
+        if key not in saved and (key in defaults or key in MODEL_KEYS):
             continue  # a setting that came with a later release
+        if key == "model" and is_same_model(saved, now):
+            continue  # it has moved, or has another name
         if key in free:
             continue
         of_data = key.startswith(DATA_SETTINGS)
@@ -91,8 +98,30 @@ def check_run_directory(
         )
 
 
+def read_record(path: Path) -> dict[str, object]:
+    """Read what a run has recorded of itself, flat.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return flatten({key: value for key, value in saved.items() if key not in NOT_COMPARED})
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); restore it from a copy, or start a new run in "
+            "another output_dir"
+        ) from None
+
+
+def is_same_model(saved: Mapping[str, object], now: Mapping[str, object]) -> bool:
+    """Return whether two records are of one model, by its files instead of its name."""
+    known = saved.get(WEIGHTS_KEY) not in (None, RANDOM)
+    return known and all(saved.get(key, now[key]) == now[key] for key in MODEL_KEYS)
+
+
 def free_with_schedule(config: TrainConfig) -> set[str]:
-    """What a resumed run may change because no learning rate up to there depends on it."""
+    """Return the settings free to change since no learning rate so far depends on them."""
     free = {"scheduler.force_constant_lr"}
     return free if config.scheduler.has_horizon else free | {"epochs", "max_steps"}
 
@@ -100,7 +129,7 @@ def free_with_schedule(config: TrainConfig) -> set[str]:
 def resume_record(
     config: TrainConfig, inputs: Inputs, exclude_defaults: bool = False
 ) -> dict[str, object]:
-    """What must stay the same over all resumptions of a run."""
+    """Return the settings that must stay the same over all resumptions of a run."""
     values = config.model_dump(
         mode="json", exclude=FREE_ON_RESUME, exclude_defaults=exclude_defaults
     )
@@ -113,6 +142,7 @@ def resume_record(
     return record | {
         "fingerprint of the data": inputs.data_fingerprint,
         WEIGHTS_KEY: inputs.weights_fingerprint,
+        CONFIG_KEY: inputs.model_config_fingerprint,
     }
 
 

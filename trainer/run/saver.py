@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError
 from headrace.schemas.fingerprint import file_sha256
-from headrace.schemas.publish import fsync_path
+from headrace.schemas.publish import explain_os_error, fsync_path
 from headrace.schemas.run_state import RunState
 from headrace.trainer.distributed import Layout, gather_objects, local_ranks
+from headrace.trainer.model.model_files import save_tensors
 from headrace.trainer.model.slots import TrainedParameter
 from headrace.trainer.run.checkpoint import CheckpointFolder, collect_tensors
 
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Written:
-    """What one rank has put into a checkpoint: file name -> SHA-256; or why it could not."""
+    """Files that one rank has put into a checkpoint: name -> SHA-256; or why it could not."""
 
     files: dict[str, str] = field(default_factory=dict)
     problem: str | None = None
@@ -47,7 +46,7 @@ class Saver:
 
     Args:
         background: write while the next steps run, from a copy in host memory.
-        weights_only: leave the optimiser's states out.
+        weights_only: leave the optimizer's states out.
         node_local: the folder is another one on each machine, and holds the stages run there.
     """
 
@@ -137,8 +136,8 @@ def write(path: Path, tensors: dict[str, Tensor]) -> Written:
     """Write one stage's file durably; what goes wrong in the thread is for all ranks to know."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path)
+        save_tensors(tensors, path)
         fsync_path(path)
         return Written({path.name: file_sha256(path)})
-    except (OSError, SafetensorError) as error:
-        return Written(problem=f"{path}: cannot be written ({error}); make room, then --resume")
+    except OSError as error:
+        return Written(problem=explain_os_error(error, path, "make room, then --resume"))

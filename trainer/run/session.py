@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from headrace.schemas.errors import CheckpointError
 from headrace.schemas.run_state import RunState
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.course import Course, describe_change, open_course, take_up
@@ -16,6 +17,7 @@ from headrace.trainer.data.horizon import find_horizon
 from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.data.position import Position
 from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
+from headrace.trainer.failure import wait_to_be_ended
 from headrace.trainer.model.acceleration import uses_kernels
 from headrace.trainer.model.chunks import build_chunks
 from headrace.trainer.model.model_builder import BuiltStage
@@ -86,20 +88,18 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
     )
     if config.relora.every_steps is not None:
-        check_relora(built, config.optimizer.type)
+        check_relora(built)
     state = fresh_state(config, inputs, layout)
     node_local = config.checkpoint.node_local
-    names = [path.name for path in folder.finished()]
-    everywhere = set.intersection(*map(set, gather_objects(names, layout.world_group)))
-    check_files = layout.publishes(node_local=node_local)
-    found = newest(folder, check_files=check_files, among=everywhere) if resume else None
+    publishes = layout.publishes(node_local=node_local)
+    found = agreed_checkpoint(folder, layout, check_files=publishes) if resume else None
     if found is not None:
         path, saved = found
         state = saved.model_copy(update={name: getattr(state, name) for name in LAYOUT})
         replay(built, load_merged(path))
         load_tensors(path, built.trained, None if saved.weights_only else optimizer)
         if saved.weights_only:
-            logger.warning("%s holds weights only; the optimiser begins anew", path)
+            logger.warning("%s holds weights only; the optimizer begins anew", path)
         if saved.global_batch_rows != inputs.global_batch_rows:
             logger.warning(
                 "global batches of %d rows up to row %d, and of %d from there on",
@@ -110,7 +110,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         logger.info("resuming from %s, after step %d", path, state.step)
     elif resume:
         logger.info("no checkpoint was written yet; starting from the first step")
-    if layout.publishes(node_local=node_local):
+    if publishes:
         folder.remove_leftovers()
     position = Position(state.next_row, tuple(state.waiting))
     data = take_up(state.data, config, inputs, state.next_row)
@@ -145,6 +145,36 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     )
 
 
+def agreed_checkpoint(
+    folder: CheckpointFolder, layout: Layout, *, check_files: bool
+) -> tuple[Path, RunState] | None:
+    """Find the newest checkpoint that every rank has; None if there is none.
+
+    No rank opens its files before those that hash them have found them sound, and of a damaged one
+    a single rank tells.
+
+    Args:
+        check_files: whether this rank hashes them.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    names = [path.name for path in folder.finished()]
+    everywhere = set.intersection(*map(set, gather_objects(names, layout.world_group)))
+    found, problem = None, None
+    try:
+        found = newest(folder, check_files=check_files, among=everywhere)
+    except CheckpointError as error:
+        problem = error
+    problems = gather_objects(None if problem is None else str(problem), layout.world_group)
+    blamed = [rank for rank, text in enumerate(problems) if text is not None]
+    if not blamed:
+        return found
+    if layout.rank != blamed[0]:
+        wait_to_be_ended()
+    raise CheckpointError(problems[blamed[0]])
+
+
 def build_engine(built: BuiltStage, config: TrainConfig, layout: Layout) -> StageEngine:
     """The engine of the config's schedule; every rank takes part."""
     if config.schedule == "1f1b":
@@ -154,13 +184,13 @@ def build_engine(built: BuiltStage, config: TrainConfig, layout: Layout) -> Stag
 
 
 def open_log(config: TrainConfig, step: int) -> MetricsLog:
-    """Where the first rank writes, from a resume point on."""
+    """Open the metrics log of the first rank, from a resume point on."""
     run_directory = Path(config.output_dir)
     return MetricsLog(run_directory, step, open_reporters(config, run_directory))
 
 
 def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState:
-    """Before the first step."""
+    """Return the state of a new run."""
     return RunState(
         step=0,
         next_row=0,

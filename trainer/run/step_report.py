@@ -1,4 +1,4 @@
-"""What the ranks tell each other after a step, and the metrics that follow from it."""
+"""Reports that ranks exchange after a step, and the metrics that follow from them."""
 
 import math
 import resource
@@ -21,6 +21,7 @@ from headrace.trainer.run.histogram import Histogram
 from headrace.trainer.run.metrics import (
     AnswerMetrics,
     RowLoss,
+    StepFacts,
     StepMetrics,
     losses_by_source,
     mean_cross_entropy,
@@ -58,20 +59,6 @@ class Report:
     answers: AnswerFacts | None  # from the first stages
 
 
-@dataclass(frozen=True)
-class StepFacts:
-    """What every rank knows of a step by itself."""
-
-    step: int
-    first_row: int
-    epoch: float
-    room: int  # tokens of all places of a row
-    lr: float
-    gradient_norm: float
-    seconds: float
-    flops_per_token: float  # forward and backward, of one process on average
-
-
 def memory_gib() -> float:
     """Peak memory of this process: of its GPU, or the resident set on CPU."""
     if torch.cuda.is_available():
@@ -80,49 +67,73 @@ def memory_gib() -> float:
 
 
 def peak_tflops() -> float | None:
-    """What this process's GPU can do in bfloat16 by its maker's word; None if it is not listed."""
+    """Return the bfloat16 peak of this process's GPU by its data sheet; None if not listed."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
     return next((rate for part, rate in PEAK_TFLOPS.items() if part in name), None)
 
 
-def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts) -> StepMetrics:
-    """The whole job's metrics of one step."""
+def step_facts(
+    inputs: StepInputs,
+    *,
+    step: int,
+    epoch: float,
+    first_row: int,
+    lr: float,
+    gradient_norm: float,
+    seconds: float,
+    flops_per_token: float,
+) -> StepFacts:
+    """Return the metrics of a step that need no other rank.
+
+    Args:
+        flops_per_token: forward and backward, of one process on average.
+    """
+    tflops, peak = flops_per_token * inputs.tokens / seconds / 1e12, peak_tflops()
+    return StepFacts(
+        step=step,
+        epoch=epoch,
+        first_row=first_row,
+        lr=lr,
+        gradient_norm=gradient_norm,
+        tokens=inputs.tokens,
+        trained_tokens=inputs.trained_tokens,
+        trained_share=inputs.trained_tokens / max(1, inputs.tokens),
+        overlong_rows=inputs.overlong.rows,
+        overlong_tokens=inputs.overlong.tokens,
+        seconds=seconds,
+        tokens_per_second=inputs.tokens / seconds,
+        tflops=tflops,
+        mfu=None if peak is None else tflops / peak,
+    )
+
+
+def step_metrics(reports: Sequence[Report], facts: StepFacts, room: int) -> StepMetrics:
+    """Return the whole job's metrics of one step.
+
+    Args:
+        room: tokens of all sequences of a row.
+    """
     losses = [row for report in reports for row in report.losses]
-    places = places_in_order([report.rows for report in reports if report.rows is not None])
+    places = batch_places(reports)
     rows = list(chain.from_iterable(places))
     router_losses = [r.router_loss for r in reports if r.router_loss is not None]
     limited = [r.norms for r in reports if r.norms is not None]
     norms = [norm for part in limited for norm in part.norms]
-    tflops = facts.flops_per_token * inputs.tokens / facts.seconds / 1e12
-    peak = peak_tflops()
     return StepMetrics(
-        step=facts.step,
-        epoch=facts.epoch,
+        **vars(facts),
         loss=mean_loss(losses),
         cross_entropy=mean_cross_entropy(losses),
         pairs=pair_metrics(losses),
         answers=answer_metrics([r.answers for r in reports if r.answers is not None]),
         source_losses=losses_by_source(losses),
         router_loss=math.fsum(router_losses) if router_losses else None,
-        lr=facts.lr,
-        gradient_norm=facts.gradient_norm,
-        tokens=inputs.tokens,
-        trained_tokens=inputs.trained_tokens,
-        seconds=facts.seconds,
-        tokens_per_second=inputs.tokens / facts.seconds,
-        trained_share=inputs.trained_tokens / max(1, inputs.tokens),
         memory_gib=max(report.memory_gib for report in reports),
-        first_row=facts.first_row,
         rows_sha256=rows_digest(rows),
-        fill=fill(inputs.tokens, len(places), facts.room),
+        fill=fill(facts.tokens, len(places), room),
         source_tokens=tokens_by_source(rows),
-        overlong_rows=inputs.overlong.rows,
-        overlong_tokens=inputs.overlong.tokens,
         data_seconds=max(report.data_seconds for report in reports),
-        tflops=tflops,
-        mfu=None if peak is None else tflops / peak,
         product_norm_mean=math.fsum(norms) / len(norms) if norms else None,
         product_norm_max=max(norms) if norms else None,
         products_scaled=sum(part.scaled for part in limited) if limited else None,
@@ -131,8 +142,13 @@ def step_metrics(reports: Sequence[Report], inputs: StepInputs, facts: StepFacts
     )
 
 
+def batch_places(reports: Sequence[Report]) -> list[Sequence[PlacedRow]]:
+    """Return the sequences of the global batch that hold rows, in its order."""
+    return places_in_order([report.rows for report in reports if report.rows is not None])
+
+
 def answer_metrics(facts: Sequence[AnswerFacts]) -> AnswerMetrics | None:
-    """Of the rejected answers that all replicas generated; None where they come from shards."""
+    """Average over the answers that all replicas generated; None where shards have them."""
     if not facts:
         return None
     count = max(1, sum(part.answers for part in facts))

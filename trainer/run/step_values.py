@@ -1,7 +1,8 @@
-"""What a stage's micro-batches gave beside gradients, brought to the host while it goes on."""
+"""Values of a stage's micro-batches beside gradients, copied to the host while it goes on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.model.micro_batch import StageOutput
-from headrace.trainer.run.host_copy import HostCopy
 from headrace.trainer.run.token_summary import TokenSample
 
 Values = NDArray[np.float32]
@@ -19,10 +19,10 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TokenValues:
-    """Of the last stage's m micro-batches, each [m, b, s]."""
+    """Values of the last stage's m micro-batches, each [m, b, s]."""
 
     losses: Values  # cross-entropy in nats, 0 where a token has no label
-    adjusted: Values | None = None  # what is minimised in its place
+    adjusted: Values | None = None  # what is minimized in its place
     entropies: Values | None = None  # where statistics are wanted, and so the next two
     ranks: Values | None = None  # logits larger than the label's
     hidden_norms: Values | None = None
@@ -47,7 +47,7 @@ class StepValues:
         self._router = HostCopy(torch.stack(list(router_losses))) if router_losses else None
 
     def tokens(self) -> TokenValues:
-        """On the last stage."""
+        """Return the values of tokens, on the last stage."""
         assert self._tokens is not None
         return TokenValues(**dict(zip(self._kinds, self._tokens.get(), strict=True)))
 
@@ -58,12 +58,12 @@ class StepValues:
         return rows
 
     def router_losses(self) -> list[float]:
-        """Of the micro-batches; none on stages without routers."""
+        """Return the losses of the micro-batches; none on stages without routers."""
         return [] if self._router is None else self._router.get().tolist()
 
 
 def token_values(output: StageOutput) -> dict[str, Tensor]:
-    """What there is of a micro-batch, by the names in `TokenValues`; each [b, s] float32."""
+    """Return a micro-batch's values, by the names in `TokenValues`; each [b, s] float32."""
     assert output.token_losses is not None
     values = {"losses": output.token_losses}
     if output.adjusted_losses is not None:
@@ -91,3 +91,21 @@ def sample_of(tokens: TokenValues, inputs: StepInputs, vocabulary: int) -> Token
         tokens.hidden_norms[trained],
         vocabulary,
     )
+
+
+class HostCopy:
+    """Begins to copy a tensor; `get` waits for that copy and nothing that was queued after it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._values = tensor.detach().to("cpu", non_blocking=True)  # to pinned memory
+        self._done = None
+        if tensor.is_cuda:
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def get(self) -> NDArray[Any]:
+        """The values, once they are there."""
+        if self._done is not None:
+            self._done.synchronize()
+        values: NDArray[Any] = self._values.numpy()
+        return values

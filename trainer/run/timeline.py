@@ -1,4 +1,4 @@
-"""When each instruction of a pipeline step ran, on the device's own clock."""
+"""Timeline of the instructions of a pipeline step, on the device's own clock."""
 
 import json
 import time

@@ -36,7 +36,7 @@ class TokenSummary:
     """Means are over trained tokens, entropies in nats."""
 
     entropy: float
-    normalised_entropy: float  # over that of an even distribution, log(vocabulary)
+    normalized_entropy: float  # over that of an even distribution, log(vocabulary)
     likelihood: float  # mean probability of the labels
     perplexity: float  # exp of the mean cross-entropy
     pseudo_r2: float  # McFadden's: 1 - mean cross-entropy / log(vocabulary)
@@ -54,7 +54,7 @@ class TokenSummary:
         return {name: value for name, value in vars(self).items() if isinstance(value, float)}
 
     def histograms(self) -> dict[str, Histogram]:
-        """By name."""
+        """Return the histograms by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Histogram)}
 
 
@@ -73,7 +73,7 @@ def summarize(samples: Sequence[TokenSample]) -> TokenSummary | None:
     loss, entropy = mean(losses), mean(entropies)
     return TokenSummary(
         entropy=entropy,
-        normalised_entropy=entropy / even,
+        normalized_entropy=entropy / even,
         likelihood=mean(np.exp(-losses)),
         perplexity=math.inf if loss > LARGEST_EXPONENT else math.exp(loss),
         pseudo_r2=1 - loss / even,
@@ -94,6 +94,6 @@ def mean(values: NDArray[Any]) -> float:
 
 
 def quantiles(values: NDArray[np.float64]) -> dict[str, float]:
-    """Between neighbours, linearly."""
+    """Between neighbors, linearly."""
     found = np.quantile(values, [float(name) for name in QUANTILES])
     return dict(zip(QUANTILES, found.tolist(), strict=True))

@@ -43,7 +43,7 @@ class Transfers:
         self._arriving[made_by] = empty, work
 
     def take(self, made_by: Pass) -> Tensor:
-        """What a pass has made, once it is here; on a GPU only the stream waits."""
+        """Return the result of a pass, once it is here; on a GPU only the stream waits."""
         tensor, work = self._arriving.pop(made_by)
         work.wait()
         return tensor

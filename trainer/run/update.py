@@ -1,48 +1,16 @@
-"""The end of a step: gradients of all stages and replicas, the optimiser, and what follows it."""
+"""Parts of a step: its learning rate, and the decay and limits of adapters that follow it."""
 
-from dataclasses import replace
-
-from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.run_state import RunState
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.model.control_adapter import control_adapters
 from headrace.trainer.model.control_adapter import regularize as regularize_control
 from headrace.trainer.model.model_builder import BuiltStage
-from headrace.trainer.run import gradients, relora
-from headrace.trainer.run.anomalies import Outcome, judge
+from headrace.trainer.run import relora
 from headrace.trainer.run.learning_rate import learning_rate
-from headrace.trainer.run.metrics import mean_loss
 from headrace.trainer.run.regularizers import ProductNorms, find_pairs, regularize
-from headrace.trainer.run.session import Session
-
-
-def finish_step(config: TrainConfig, session: Session, layout: Layout, state: RunState) -> Outcome:
-    """Reduce, measure and clip the gradients, then step, unless something is wrong."""
-    built, optimizer = session.built, session.optimizer
-    parameters = [item.parameter for item in built.trained]
-    gradients.sum_tied(built, layout)
-    gradients.sum_over_replicas(parameters, layout)
-    norm = gradients.global_norm(built, layout)
-    loss = None
-    if config.anomalies.spike_factor is not None:
-        rows = gather_objects(session.engine.row_losses(), layout.world_group)
-        loss = mean_loss(row for part in rows for row in part)
-    outcome = Outcome(norm, judge(config.anomalies, norm, loss, state.recent_losses))
-    if outcome.is_taken:
-        gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
-        optimizer.step()
-        norms = hold_back(config, built, step_rate(config, state.step, session.total_steps))
-        outcome = replace(outcome, norms=norms)
-    if relora.is_due(config.relora, state.step + 1, session.total_steps):
-        seed = derive_seed(config.seed, "relora", state.step + 1)
-        relora.restart(built, optimizer, config.relora, seed)
-    optimizer.zero_grad()
-    return outcome
 
 
 def hold_back(config: TrainConfig, built: BuiltStage, rate: float) -> ProductNorms | None:
-    """What follows a step: decay and limits of adapters.
+    """Apply the decay and limits of adapters that follow a step.
 
     Args:
         rate: the learning rate of the step.

@@ -1,4 +1,4 @@
-"""Losses of pairs, from the log-probabilities of their answers."""
+"""Losses of tokens, from their cross-entropy, and of pairs, from their log-probabilities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class PairLosses:
-    """Of n pairs, each [n]."""
+    """Losses and rewards of n pairs, each [n]."""
 
     loss: Tensor
     chosen_reward: Tensor
     rejected_reward: Tensor
 
     def detach(self) -> "PairLosses":
-        """Without gradient."""
+        """Return the values without gradient."""
         values = (self.loss, self.chosen_reward, self.rejected_reward)
         return PairLosses(*(value.detach() for value in values))
 
@@ -112,3 +112,41 @@ def _odds_ratio(chosen: Answers, rejected: Answers, beta: float) -> PairLosses:
     odds = [mean - torch.log(-torch.expm1(mean)) for mean in means]
     loss = -beta * functional.logsigmoid(odds[0] - odds[1])
     return PairLosses(loss, beta * means[0], beta * means[1])
+
+
+# below it a token counts as certain: at 0 a power under 1 has an infinite slope
+LEAST_LOSS = 1e-7
+
+
+def adjusted_losses(losses: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """The objective's loss of each token.
+
+    Args:
+        losses: cross-entropy in nats, 0 where a token has no label; for `"focal_star"` that of
+            gamma times the logits.
+
+    Returns:
+        The same shape; 0 without gradient where `losses` is 0.
+
+    Sources: focal and focal-star loss https://arxiv.org/abs/1708.02002.
+    """
+    gamma = objective.gamma
+    assert gamma is not None
+    if objective.kind == "focal_star":
+        return losses / gamma
+    certain = losses.clamp(min=LEAST_LOSS)
+    if objective.kind == "focal":
+        adjusted = (-torch.expm1(-certain)) ** gamma * certain
+    elif objective.kind == "inverse_focal":
+        adjusted = (1 + torch.exp(-certain)) ** gamma * certain
+    else:
+        adjusted = certain**gamma / gamma
+    return torch.where(losses > 0, adjusted, torch.zeros_like(losses))
+
+
+def logit_factor(objective: ObjectiveConfig) -> float:
+    """Return the factor that multiplies the logits in the adjusted loss."""
+    if objective.kind != "focal_star":
+        return 1.0
+    assert objective.gamma is not None
+    return objective.gamma

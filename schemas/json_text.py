@@ -1,0 +1,78 @@
+"""JSON of files from elsewhere, read within limits; one line says what is wrong with it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from headrace.schemas.errors import DataError
+from headrace.schemas.named_files import read_regular
+
+MAX_BYTES = 1 << 30
+MAX_DEPTH = 64
+
+
+def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        DataError: no regular file, too large, not JSON, too deep, or text that is no Unicode.
+    """
+    return parse_json(read_regular(path, max_bytes), path)
+
+
+def read_json_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        DataError: as `read_json`, or something else than an object.
+    """
+    values = read_json(path, max_bytes)
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: holds {name_of(values)}, where an object is expected")
+    return values
+
+
+def parse_json(content: bytes, path: Path | str, remedy: str = "") -> Any:
+    """Return the value in a file's bytes; `path` and `remedy` are for messages.
+
+    Raises:
+        DataError: as `read_json`.
+    """
+    try:
+        values = json.loads(content)
+        if b"\\ud" in content or b"\\uD" in content:  # half of a pair alone is no text
+            json.dumps(values, ensure_ascii=False).encode()
+    except RecursionError:
+        raise too_deep(path) from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}){remedy}") from None
+    if depth_of(values) > MAX_DEPTH:
+        raise too_deep(path)
+    return values
+
+
+def depth_of(values: Any) -> int:
+    """Return how deep lists and objects lie in each other, counted to just above the limit."""
+    level, depth = [values] if isinstance(values, dict | list) else [], 0
+    while level and depth <= MAX_DEPTH:
+        level = [part for parent in level for part in parts_of(parent)]
+        depth += 1
+    return depth
+
+
+def parts_of(parent: Any) -> Iterator[Any]:
+    """Yield the lists and objects directly in one of them."""
+    values = parent.values() if isinstance(parent, dict) else parent
+    return (value for value in values if isinstance(value, dict | list))
+
+
+def too_deep(path: Path | str) -> DataError:
+    """Return the error for JSON that is nested too deeply."""
+    return DataError(f"{path}: not valid JSON (nested more than {MAX_DEPTH} deep)")
+
+
+def name_of(value: Any) -> str:
+    """Return what a JSON value is called."""
+    names = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null")

@@ -1,0 +1,35 @@
+"""Device tensors that a model makes of a batch: positions and masks of documents."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def position_ids(document_lengths: Sequence[Sequence[int]]) -> Tensor:
+    """[b, s] int64 positions that restart at every document."""
+    return torch.stack(
+        [torch.cat([torch.arange(n) for n in lengths]) for lengths in document_lengths]
+    )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def document_mask(document_lengths: Sequence[Sequence[int]], device: torch.device) -> Tensor | None:
+    """[b, 1, s, s] bool, true where a token may attend: earlier or same, in its own document.
+
+    None when every row is one document, for which plain causal attention is the same and faster.
+    """
+    if all(len(lengths) == 1 for lengths in document_lengths):
+        return None
+    documents = torch.stack(
+        [torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in document_lengths]
+    )
+    documents = to_device(documents, device)
+    same = documents.unsqueeze(2) == documents.unsqueeze(1)
+    return same.tril().unsqueeze(1)
