@@ -97,13 +97,15 @@ def settle(
         )
         for document in encoded
     ]
-    return EncodedBlock(block.source, block.task, block.number, documents, rejects)
+    notes = add_counts(document.notes for document in encoded)
+    return EncodedBlock(block.source, block.task, block.number, documents, rejects, notes)
 
 
 def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBlock) -> BlockRows:
     """Pack the documents of each split into rows, and count everything."""
     options = block_options(config, block.source, tokenizer)
     row_len = config.sequence_len - len(options.prefix)
+    overlong = config.overlong_of(source_named(config, block.source))
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for document in block.documents:
         samples[document.split] += [
@@ -112,7 +114,7 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
     fitted = {
         split: drop_tail(found, row_len)
         if config.drop_tails
-        else fit_samples(found, row_len, config.overlong)
+        else fit_samples(found, row_len, overlong)
         for split, found in samples.items()
     }
     rows = {
@@ -144,6 +146,7 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
         ),
         rejects=dict(Counter(reject.reason for reject in block.rejects)),
         document_lengths=dict(lengths),
+        notes={name: count for name, count in block.notes.items() if count},
     )
     return BlockRows(block.source, rows, block.rejects, stats)
 

@@ -1,4 +1,6 @@
-"""Terminal output: the progress bar while work runs, and the table at its end."""
+"""Terminal output: the progress bar while work runs, and the tables at its end."""
+
+import logging
 
 from rich.console import Console
 from rich.progress import (
@@ -12,8 +14,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from headrace.dataprep.chat_losses import ABSENT
 from headrace.dataprep.task_stats import add_counts
 from headrace.schemas.manifest import Manifest
+
+logger = logging.getLogger(__name__)
 
 
 class MegabytesPerSecond(ProgressColumn):
@@ -42,17 +47,28 @@ def print_ledger(console: Console, manifest: Manifest) -> None:
     """The sources, and below them where every token went."""
     table = Table(title="sources", title_justify="left")
     table.add_column("source")
-    for name in ("documents", "refused", "rows", "tokens", "median length", "fill"):
+    for name in ("documents", "refused", "rows", "tokens", "trained", "median length", "fill"):
         table.add_column(name, justify="right")
     for source in manifest.sources:
         median = source.document_length_quantiles.get("p50", 0)
-        counts = (source.documents, source.rejected_documents, source.rows, source.tokens, median)
+        counts = (source.documents, source.rejected_documents, source.rows, source.tokens)
+        trained = f"{source.trained_tokens / source.tokens:.1%}" if source.tokens else ""
         fill = f"{source.fill(manifest.row_tokens):.1%}"
-        table.add_row(source.name, *(f"{count:,}" for count in counts), fill)
+        shown = [f"{count:,}" for count in counts]
+        table.add_row(source.name, *shown, trained, f"{median:,}", fill)
         for name, tokens in source.mixed_tokens.items():
-            table.add_row(f"  {name}", "", "", "", f"{tokens:,}", "", "")
+            table.add_row(f"  {name}", "", "", "", f"{tokens:,}", "", "", "")
     console.print(table)
     console.print(ledger_table(manifest))
+
+
+def warn_of_losses(manifest: Manifest) -> None:
+    """Log a line for each kind of text, end or role that documents of a source have lost."""
+    for source in manifest.sources:
+        for name, count in source.notes.items():
+            if name.endswith(ABSENT) and count < source.documents:
+                continue
+            logger.warning('source "%s": %s: %d', source.name, name, count)
 
 
 def ledger_table(manifest: Manifest) -> Table:

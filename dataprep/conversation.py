@@ -52,13 +52,32 @@ def read_conversation(fields: Mapping[str, Any], chat: ChatConfig) -> Conversati
     """
     names = [chat.field] if chat.field else FIELDS
     name = next((name for name in names if fields.get(name) is not None), None)
-    if name is None:
+    value = fields[name] if name is not None else exchange(fields, chat)
+    if value is None:
         raise ConversationError("missing field", f"no field {' or '.join(map(quoted, names))}")
-    messages, flags = read_messages(fields[name], chat.roles, name)
+    messages, flags = read_messages(value, chat.roles, name or chat.prompt)
     system = fields.get("system")
     if isinstance(system, str) and system and messages[0]["role"] != "system":
         messages, flags = [{"role": "system", "content": system}, *messages], [None, *flags]
     return checked(Conversation(messages, flags, read_tools(fields.get("tools"))))
+
+
+def exchange(fields: Mapping[str, Any], chat: ChatConfig) -> list[Any] | None:
+    """Return a question and its answer as messages, or None where a row has not both."""
+    sides = ((chat.prompt, "user"), (chat.completion, "assistant"))
+    if any(fields.get(name) is None for name, _ in sides):
+        return None
+    return [message for name, role in sides for message in side_messages(fields[name], role, name)]
+
+
+def side_messages(value: object, role: str, name: str) -> list[Any]:
+    """Return a text as a message of a role, messages as they are."""
+    parsed = parse_json(value)
+    if isinstance(parsed, list) and all(isinstance(item, dict) for item in parsed):
+        return parsed
+    if not isinstance(value, str):
+        raise ConversationError("not a conversation", f'field "{name}" is {json_type(value)}')
+    return [{"role": role, "content": value}]
 
 
 def checked(conversation: Conversation) -> Conversation:
@@ -149,7 +168,7 @@ def read_part(part: object, where: str) -> str:
     if isinstance(text, str):
         return text
     kind = part.get("type") if isinstance(part, dict) else None
-    seen = f"of type {quoted(kind)}" if isinstance(kind, str) else json_type(text)
+    seen = f"of type {quoted(kind)}" if isinstance(kind, str) else json_type(part)
     raise ConversationError("content is not text", f"{where}: its content is {seen}")
 
 
@@ -169,10 +188,76 @@ def parse_arguments(calls: object) -> object:
         return [parse_arguments(call) for call in calls]
     if isinstance(calls, dict):
         return {
-            name: parse_json(value) if name == "arguments" else parse_arguments(value)
+            name: parse_table(value) if name == "arguments" else parse_arguments(value)
             for name, value in calls.items()
         }
     return calls
+
+
+def parse_table(value: object) -> object:
+    """The value of a JSON text; a table keeps the text."""
+    parsed = parse_json(value)
+    if isinstance(value, str) and isinstance(parsed, dict):
+        table = Parsed(parsed)
+        table.text = value
+        return table
+    return parsed
+
+
+def arguments_as_text(messages: list[Message]) -> list[Message]:
+    """Messages whose tool calls have their arguments as JSON text, for templates that want it."""
+    return [
+        message | {"tool_calls": write_arguments(message["tool_calls"])}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+
+
+def write_arguments(calls: object) -> object:
+    """Tool calls with arguments as text: as the row has it, else as JSON."""
+    if isinstance(calls, list):
+        return [write_arguments(call) for call in calls]
+    if isinstance(calls, dict):
+        return {
+            name: write_table(value) if name == "arguments" else write_arguments(value)
+            for name, value in calls.items()
+        }
+    return calls
+
+
+def write_table(value: object) -> object:
+    """A table or list as JSON; anything else as it is."""
+    if isinstance(value, Parsed):
+        return value.text
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
+class Parsed(dict[str, Any]):
+    """A table that a row has as text, with that text."""
+
+    text: str = ""
+
+
+def prints_tables(messages: list[Message], text: str) -> bool:
+    """Return whether a rendering shows arguments of a tool call as Python writes a table, because
+    the template takes them for text."""
+    return any(
+        shown in text and shown != json.dumps(table, ensure_ascii=False)
+        for message in messages
+        for table in tables(message.get("tool_calls"))
+        if (shown := str(dict(table))) != "{}"
+    )
+
+
+def tables(calls: object) -> list[dict[str, Any]]:
+    """The arguments of some tool calls that are tables."""
+    if isinstance(calls, list):
+        return [table for call in calls for table in tables(call)]
+    if not isinstance(calls, dict):
+        return []
+    own = calls.get("arguments")
+    return [own] if isinstance(own, dict) else tables(calls.get("function"))
 
 
 def parse_json(value: object) -> object:

@@ -36,13 +36,15 @@ class Document(NamedTuple):
 
 
 class EncodedBlock(NamedTuple):
-    """A block's documents and what was refused, each in input order."""
+    """A block's documents and what was refused, each in input order; `notes` are counts of what
+    formats saw in the documents."""
 
     source: str
     task: int  # its number in the source
     number: int  # in the task
     documents: list[Document]
     rejects: list[Reject]
+    notes: dict[str, int] = {}  # noqa: RUF012  never written to
 
 
 def write_encoded(path: Path, blocks: Iterable[EncodedBlock]) -> None:
@@ -67,6 +69,7 @@ def describe(block: EncodedBlock) -> dict[str, str]:
         "place": (block.source, block.task, block.number),
         "documents": [(document.split, document.dropped) for document in block.documents],
         "rejects": block.rejects,
+        "notes": block.notes,
     }
     return {"block": json.dumps(value)}
 
@@ -80,7 +83,7 @@ def restore(batch: pa.RecordBatch, block: dict[str, Any]) -> EncodedBlock:
         documents[owner].samples.append(Sample(*values))
     rejects = [Reject(*reject) for reject in block["rejects"]]
     source, task, number = block["place"]
-    return EncodedBlock(source, task, number, documents, rejects)
+    return EncodedBlock(source, task, number, documents, rejects, block["notes"])
 
 
 def sample_batch(documents: Sequence[Document]) -> pa.RecordBatch:

@@ -135,7 +135,9 @@ def mixed_blocks(job: Job, task: MixedTask) -> Iterator[BlockRows]:
     for other in task.refused:
         for block in read_encoded(encoded_path(job.output, other.number)):
             reasons = Counter(reject.reason for reject in block.rejects)
-            yield BlockRows(block.source, {}, block.rejects, TaskStats(rejects=dict(reasons)))
+            yield BlockRows(
+                block.source, {}, block.rejects, TaskStats(rejects=dict(reasons), notes=block.notes)
+            )
     streams = [read_stream(job, stream) for stream in task.streams]
     for number, takes in enumerate(zip(*(s.takes for s in task.streams), strict=True)):
         parts = [list(islice(found, take)) for found, take in zip(streams, takes, strict=True)]

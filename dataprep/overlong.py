@@ -41,7 +41,7 @@ def fit_samples(samples: list[Sample], sequence_len: int, overlong: Overlong | N
             kept.append(sample)
             continue
         cut = truncate(sample, sequence_len)
-        if overlong == "drop" or not all(side.trained_tokens for side in cut.sides()):
+        if overlong == "drop" or not cut.is_trained:
             dropped.append(sample.tokens)
         else:
             kept.append(cut)

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from headrace.dataprep.blend_inputs import read_settings
 from headrace.dataprep.blocks import block_options
-from headrace.dataprep.console_report import print_ledger
+from headrace.dataprep.console_report import print_ledger, warn_of_losses
 from headrace.dataprep.deduplicate import find_duplicates
 from headrace.dataprep.document_keys import check_library
 from headrace.dataprep.exchange import write_shards
@@ -23,6 +25,7 @@ from headrace.dataprep.inputs import InputFile, find_inputs, inputs_fingerprint
 from headrace.dataprep.job import Job
 from headrace.dataprep.local_engine import Engine, LocalEngine
 from headrace.dataprep.mixing import mix
+from headrace.dataprep.recorded_inputs import changed_input, record_inputs
 from headrace.dataprep.rejects import check_rejects, check_sources, collect_rejects
 from headrace.dataprep.resolve import resolve
 from headrace.dataprep.row_choice import RowCuts
@@ -62,6 +65,7 @@ from headrace.schemas.publish import write_atomic
 from headrace.schemas.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 
 TOKENS_IN_EVALUATION_FILE = 1 << 26
+SHOWN_KEYS = 8
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
@@ -91,18 +95,19 @@ def prepare(
     job = build_job(config)
     inputs = find_inputs(job.config)
     inputs_key = inputs_fingerprint(job.config, inputs)
-    finished = finished_manifest(job, inputs_key)
+    finished = finished_manifest(job, inputs_key, inputs)
     if finished is not None:
         remove_work(job.output)
         console.print(f"{config.output}: finished before with this config and these inputs; reused")
         print_ledger(console, finished)
+        warn_of_losses(finished)
         return finished
     tasks = plan(job, inputs)
     open_output(job.output)
     with locked(job.output), closing(LocalEngine(workers)) as local:
         job.space.open()
         try:
-            manifest = run(job, tasks, inputs_key, engine or local, console)
+            manifest = run(job, tasks, inputs, engine or local, console)
         except KeyboardInterrupt:
             console.print(f"{config.output}: stopped; run the same command to continue")
             raise
@@ -115,6 +120,7 @@ def prepare(
             ) from None
         remove_work(job.output)
     print_ledger(console, manifest)
+    warn_of_losses(manifest)
     return manifest
 
 
@@ -137,7 +143,7 @@ def plan(job: Job, inputs: list[list[InputFile]]) -> list[Task]:
     return plan_tasks(job.config, inputs, columns)
 
 
-def finished_manifest(job: Job, inputs_key: str) -> Manifest | None:
+def finished_manifest(job: Job, inputs_key: str, inputs: list[list[InputFile]]) -> Manifest | None:
     """The manifest of an output that is finished already, or None.
 
     Raises:
@@ -148,13 +154,40 @@ def finished_manifest(job: Job, inputs_key: str) -> Manifest | None:
     manifest = read_manifest(job.output)
     remedy = "set another output, or remove the directory"
     if manifest.config_fingerprint != job.fingerprint():
-        raise DataError(f"{job.output}: finished with another config; {remedy}")
+        raise DataError(f"{job.output}: finished with another config{difference(job)}; {remedy}")
     if manifest.inputs_fingerprint != inputs_key:
         raise DataError(f"{job.output}: finished from other inputs; {remedy}")
+    if file := changed_input(job.output, inputs):
+        raise DataError(f"{job.output}: finished before {file} was changed; {remedy}")
     return manifest
 
 
-def run(job: Job, tasks: list[Task], inputs_key: str, engine: Engine, console: Console) -> Manifest:
+def difference(job: Job) -> str:
+    """Return the keys in which a finished directory's config is another, for a message."""
+    known, own = read_settings(job.output), job.settings()
+    names = sorted(differing(known, own, ""))[:SHOWN_KEYS]
+    return f" (other: {', '.join(names)})" if names else ""
+
+
+def differing(left: object, right: object, name: str) -> Iterator[str]:
+    """Return the dotted names of values that differ."""
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        left, right = dict(enumerate(left)), dict(enumerate(right))
+    if not isinstance(left, dict) or not isinstance(right, dict):
+        if left != right:
+            yield name.removeprefix(".config.").removeprefix(".")
+        return
+    for key in left.keys() | right.keys():
+        yield from differing(left.get(key), right.get(key), f"{name}.{key}")
+
+
+def run(
+    job: Job,
+    tasks: list[Task],
+    inputs: list[list[InputFile]],
+    engine: Engine,
+    console: Console,
+) -> Manifest:
     """Everything from planned tasks to the published manifest."""
     save_settings(job)
     # workers on other machines may see only the output
@@ -172,6 +205,8 @@ def run(job: Job, tasks: list[Task], inputs_key: str, engine: Engine, console: C
     cuts, by_source = limit_rows(job, tasks, by_source, engine)
     splits = plan_splits(job, tasks, add_stats(by_source.values()), cuts)
     shards = write_shards(shard_target(job), splits, engine, console)
+    record_inputs(job.output, inputs, engine)
+    inputs_key = inputs_fingerprint(described.config, inputs)
     manifest = build_manifest(described, inputs_key, by_source, shards)
     write_report(job.output, manifest, by_source)
     write_manifest(job.output, manifest)

@@ -47,7 +47,7 @@ from headrace.schemas.manifest import (
     read_manifest,
     write_manifest,
 )
-from headrace.schemas.publish import open_atomic, write_atomic
+from headrace.schemas.publish import NO_ROOM, open_atomic, write_atomic, writing
 from headrace.schemas.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 
 TOKENS_IN_EVALUATION_FILE = 1 << 26
@@ -77,7 +77,8 @@ def repartition(blend: Blend, engine: Engine, console: Console) -> Manifest:
     check_outside(blend)
     space = Workspace(blend.output)
     open_output(blend.output)
-    with locked(blend.output):
+    remedy = "make room, then run the same command to go on"
+    with locked(blend.output), writing(blend.output, remedy, only=NO_ROOM):
         space.open()
         try:
             manifest = run(space, blend, inputs, seed, settings, inputs_key, engine, console)

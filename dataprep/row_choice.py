@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.keyed_hash import mix_numbers
 
 Keys = npt.NDArray[np.uint64]
 
@@ -14,18 +15,11 @@ Keys = npt.NDArray[np.uint64]
 def permute_keys(keys: Keys, seed: int, *purpose: int | str) -> Keys:
     """New keys, a permutation of all 64-bit numbers: different rows never get equal ones.
 
-    Two rounds of the finalizer of SplitMix64 (Steele, Lea and Flood, 2014) in the variant
-    "Mix13", each after an exclusive or with a number derived from the seed.
+    Two rounds of the keyed hash, each with a key derived from the seed.
     """
-    mixed = keys.astype(np.uint64)  # a copy
     for number in range(2):
-        mixed ^= np.uint64(derive_seed(seed, *purpose, number))
-        mixed ^= mixed >> np.uint64(30)
-        mixed *= np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(27)
-        mixed *= np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return mixed
+        keys = mix_numbers(keys ^ np.uint64(derive_seed(seed, *purpose, number)))
+    return keys
 
 
 def ranks(keys: Keys, seed: int) -> Keys:

@@ -31,6 +31,7 @@ class TaskStats(BaseModel):
     rejects: dict[str, int] = {}
     document_lengths: dict[int, int] = {}
     mixed_tokens: dict[str, int] = {}
+    notes: dict[str, int] = {}
 
     @property
     def rejected(self) -> int:
@@ -92,6 +93,7 @@ def source_record(name: str, stats: TaskStats) -> SourceRecord:
         trained_tokens=sum(stats.trained_tokens.values()),
         document_length_quantiles=quantiles(stats.document_lengths),
         mixed_tokens=stats.mixed_tokens,
+        notes=stats.notes,
     )
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from headrace.dataprep.chat_template import read_templates
+from headrace.dataprep.long_texts import encode_long
 from headrace.schemas.errors import DataError
 from headrace.schemas.outside_text import OutsideTextError, parse_json, read_bytes, read_text
 from headrace.schemas.prepare_config import PrepareConfig, TokenizerBackend
@@ -21,7 +22,8 @@ TOKENIZER_NAME = "tokenizer.json"
 CONFIG_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
 ROLES = ("bos", "eos", "pad", "unk")
 TEMPLATE_ROLES = (*ROLES, "sep", "cls", "mask")
-BATCH_BYTES = 1 << 19  # an encoding takes about 100 bytes a token until its ids are taken out
+BATCH_BYTES = 1 << 19  # an encoding takes about 500 bytes a token until its ids are taken out
+LONG_TEXT = 1 << 20  # characters; longer ones are tokenized in pieces
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class TokenizerSpec:
     token_texts: tuple[tuple[str, str], ...] = ()
     chat_templates: tuple[tuple[str, str], ...] = ()
     added_tokens: tuple[tuple[str, bool], ...] = ()  # text, and whether it is special
+    stops: tuple[int, ...] = ()  # all that generation_config.json calls EOS
 
     @property
     def folder(self) -> str:
@@ -56,6 +59,7 @@ class TokenizerSpec:
             "parse_special_tokens": self.parse_special_tokens,
             "token_texts": dict(self.token_texts),
             "chat_templates": dict(self.chat_templates),
+            "stops": list(self.stops),
         }
 
 
@@ -98,7 +102,15 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         token_texts=tuple(named.items()),
         chat_templates=tuple(read_templates(folder, read_json(folder / CONFIG_NAMES[0])).items()),
         added_tokens=added,
+        stops=read_stops(folder),
     )
+
+
+def read_stops(folder: Path) -> tuple[int, ...]:
+    """The tokens at which a model stops, as its generation config lists them."""
+    named = read_json(folder / "generation_config.json").get("eos_token_id")
+    found = named if isinstance(named, list) else [named]
+    return tuple(number for number in found if isinstance(number, int) and 0 <= number < 1 << 31)
 
 
 def is_of_tokenizer(error: BaseException) -> bool:
@@ -187,10 +199,10 @@ def special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     for name in ("generation_config.json", "config.json"):
         values = read_json(folder / name)
         for role in ROLES:
-            number = values.get(f"{role}_token_id")
-            number = number[0] if isinstance(number, list) and number else number
-            if has_id(tokenizer, number):
-                found.setdefault(role, number)
+            value = values.get(f"{role}_token_id")
+            value = value[0] if isinstance(value, list) and value else value
+            if isinstance(value, int) and has_id(tokenizer, value):
+                found.setdefault(role, value)
     return found
 
 
@@ -228,6 +240,19 @@ def control_ids(spec: TokenizerSpec) -> frozenset[int]:
     added = open_tokenizer(spec, True).get_added_tokens_decoder()
     eos = {number for role, number in spec.special_tokens if role == "eos"}
     return frozenset(eos | {number for number, token in added.items() if token.special})
+
+
+def control_texts(spec: TokenizerSpec) -> dict[int, str]:
+    """The tokens that are no text, with what stands for them."""
+    tokenizer = open_tokenizer(spec, True)
+    return {number: tokenizer.id_to_token(number) or "" for number in control_ids(spec)}
+
+
+def stop_ids(spec: TokenizerSpec) -> frozenset[int]:
+    """The tokens at which generation stops."""
+    return frozenset(
+        [*spec.stops, *(number for role, number in spec.special_tokens if role == "eos")]
+    )
 
 
 def read_content(spec: TokenizerSpec) -> bytes:
@@ -277,8 +302,30 @@ def encode_ids(
         return
     tokenizer = open_tokenizer(spec, parse_special_tokens)
     for batch in batches(texts):
+        if len(batch) == 1 and len(batch[0]) > LONG_TEXT:
+            yield encode_one(tokenizer, batch[0], add_special_tokens).ids
+            continue
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=add_special_tokens):
             yield np.array(encoding.ids, dtype=np.int32)
+
+
+def encode_one(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> Located:
+    """Return the tokens of one long text."""
+    tokens = encode_long(tokenizer, text)
+    located = Located(tokens.ids, tokens.starts, tokens.ends)
+    if not add_special_tokens:
+        return located
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True)
+    before = whole.special_tokens_mask.index(0)
+    place = locate(whole)
+    cuts = (slice(None, before), slice(before + len(plain), None))
+    return Located(
+        *(
+            np.concatenate([ends[cuts[0]], column, ends[cuts[1]]]).astype(np.int32)
+            for ends, column in zip(place, located, strict=True)
+        )
+    )
 
 
 def encode_located(
@@ -290,11 +337,14 @@ def encode_located(
 ) -> list[Located]:
     """The same with each token's place in its text, in characters: a quarter slower."""
     tokenizer = open_tokenizer(spec, parse_special_tokens)
-    return [
-        locate(encoding)
-        for batch in batches(texts)
-        for encoding in tokenizer.encode_batch(batch, add_special_tokens=add_special_tokens)
-    ]
+    found: list[Located] = []
+    for batch in batches(texts):
+        if len(batch) == 1 and len(batch[0]) > LONG_TEXT:
+            found.append(encode_one(tokenizer, batch[0], add_special_tokens))
+            continue
+        encodings = tokenizer.encode_batch(batch, add_special_tokens=add_special_tokens)
+        found += map(locate, encodings)
+    return found
 
 
 def locate(encoding: Encoding) -> Located:
@@ -304,9 +354,12 @@ def locate(encoding: Encoding) -> Located:
 
 
 def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Consecutive texts of about BATCH_BYTES characters."""
+    """Consecutive texts of about BATCH_BYTES characters, each long one by itself."""
     start, size = 0, 0
     for end, text in enumerate(texts, start=1):
+        if len(text) > LONG_TEXT and start < end - 1:
+            yield texts[start : end - 1]
+            start, size = end - 1, 0
         size += len(text)
         if size >= BATCH_BYTES:
             yield texts[start:end]

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.keyed_hash import FACTORS, shift_right, spread
 
 IGNORED_LABEL = -100  # of Hugging Face and jllm: a token without a loss
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 Flags = NDArray[np.bool_]
 Offsets = NDArray[np.int64]
@@ -247,11 +247,10 @@ def row_keys(
     if columns.row_key is not None:
         return table.column(columns.row_key).cast(pa.uint64())
     places = np.arange(first_row, first_row + table.num_rows, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        mixed = (places + np.uint64(1)) * GOLDEN ^ np.uint64(key_seed)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(31)
-    return pa.array(mixed, pa.uint64())
+    mixed = spread(places, key_seed)
+    with np.errstate(over="ignore"):  # not `mix_numbers`: keys must stay those of earlier indexes
+        mixed = (mixed ^ shift_right(mixed, 30)) * np.uint64(FACTORS[0])
+    return pa.array(mixed ^ shift_right(mixed, 31), pa.uint64())
 
 
 def key_seed_of(sha256: str) -> int:

@@ -97,7 +97,7 @@ class SourceRecord(Record):
 
     `documents` were not refused; those of them that are in no row are also in `dropped_documents`,
     by reason. In a mixture of several sources, `mixed_tokens` are the tokens that the documents of
-    each brought, before packing.
+    each brought, before packing. `notes` count what was lost of the documents' texts, and the like.
     """
 
     name: PlainText
@@ -109,6 +109,7 @@ class SourceRecord(Record):
     trained_tokens: Count
     document_length_quantiles: dict[str, Count]
     mixed_tokens: dict[str, Count] = {}
+    notes: dict[PlainText, Count] = {}
 
     def fill(self, row_tokens: Count) -> float:
         """Share of its rows' `row_tokens` tokens that is used."""

@@ -37,14 +37,15 @@ class PrepareConfig(Config):
         "concatenate",
         description='`"concatenate"`: documents follow each other and are cut at `sequence_len`. '
         '`"best_fit"`: rows hold whole documents, chosen to fill them. `"none"`: each document is '
-        "a row. Attention always stops at document ends.",
+        "a row. Attention always stops at document ends. With a source of chats the default is "
+        '`"best_fit"`, which cuts no answer from its question.',
     )
     overlong: Overlong | None = Field(
         None,
         description="Documents longer than `sequence_len`, where `packing` keeps documents whole. "
         '`"split"`: cut into pieces that are packed as documents of their own. `"truncate"`: cut '
         'off what is too much. `"drop"`: leave them out. Default: `"split"`, which loses nothing; '
-        'for pairs, which cannot be split, `"truncate"`.',
+        'for pairs, which cannot be split, `"truncate"`; for chats `"drop"`.',
     )
     sequence_prefix: Tokens = Field(
         "",
@@ -107,7 +108,7 @@ class PrepareConfig(Config):
     max_record_bytes: int = Field(
         1 << 26,
         ge=1 << 10,
-        description="Refuse larger records. Tokenizing one takes about 100 bytes a token.",
+        description="Refuse larger records. A text of more than 1 MiB is tokenized in pieces.",
     )
     block_bytes: int = Field(
         4 << 20,
@@ -139,10 +140,24 @@ class PrepareConfig(Config):
             return values
         values = expand_axolotl(values)
         pairs = holds_pairs(values.get("sources"))
-        packing = values.get("packing", "none" if pairs else "concatenate")
-        policy = None if packing == "concatenate" else "truncate" if pairs else "split"
-        overlong = policy if values.get("overlong") is None else values["overlong"]
+        chats = count_chats(values.get("sources"))
+        packing = values.get("packing")
+        if packing is None:
+            packing = "none" if pairs else "best_fit" if chats else "concatenate"
+        overlong = values.get("overlong")
+        if overlong is None and packing != "concatenate":
+            whole = "drop" if chats == len(values["sources"]) else None
+            overlong = "truncate" if pairs else whole if chats else "split"
         return values | {"packing": packing, "overlong": overlong}
+
+    def overlong_of(self, source: SourceConfig) -> Overlong | None:
+        """Return what becomes of a source's documents that are longer than a row.
+
+        None where packing cuts every document. Chats lose no question unless the config says so.
+        """
+        if self.overlong is not None or self.packing == "concatenate":
+            return self.overlong
+        return "drop" if source.type == "chat" else "split"
 
     @model_validator(mode="after")
     def check_overlong(self) -> "PrepareConfig":
@@ -187,6 +202,11 @@ class PrepareConfig(Config):
     def check_mixing(self) -> "PrepareConfig":
         if not self.mix_sources:
             return self
+        if self.overlong is None and self.packing == "best_fit":
+            raise ValueError(
+                'mix_sources: chats and texts share rows, so overlong is for both; set "drop", '
+                '"truncate" or "split"'
+            )
         if self.packing == "none":
             raise ValueError(
                 'mix_sources: with packing = "none" each row is one document; remove it, or set '
@@ -229,6 +249,12 @@ class PrepareConfig(Config):
                     f'source "{source.name}": document_separator is empty; leave it out'
                 )
         return self
+
+
+def count_chats(sources: Any) -> int:
+    """Return how many of some unchecked sources give conversations."""
+    tables = sources if isinstance(sources, list) else []
+    return sum(1 for table in tables if isinstance(table, dict) and table.get("type") == "chat")
 
 
 def holds_pairs(sources: Any) -> bool:

@@ -40,7 +40,8 @@ def writing(path: Path | str, remedy: str, *, only: Collection[int] = ()) -> Ite
 
 def explain_os_error(error: OSError, path: Path | str, remedy: str) -> str:
     """Return the file, the system's reason, and what to do."""
-    return f"{path}: cannot be written ({error.strerror or error}); {remedy}"
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return f"{path}: cannot be written ({reason}); {remedy}"
 
 
 def fsync_path(path: Path) -> None:

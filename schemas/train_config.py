@@ -98,9 +98,12 @@ class TrainConfig(Config):
         description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, '
         "float32 on CPU. Trained weights are held in float32, unless `optimizer.type` differs.",
     )
-    activation_checkpointing: Literal["none", "full"] | Annotated[int, Field(ge=1)] | Text = Field(
+    activation_checkpointing: (
+        Literal["none", "selective", "full"] | Annotated[int, Field(ge=1)] | Text
+    ) = Field(
         "none",
         description='`"full"`: keep only the input of each layer and compute the rest again. '
+        '`"selective"`: keep attention and most matrix products as well. '
         'A number n: of every n-th layer. Or a list of layers such as `"0:15,20"`; ends count.',
     )
     activation_offload: bool = Field(

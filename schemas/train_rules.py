@@ -124,7 +124,7 @@ def check_mixing(config: "TrainConfig") -> None:
 def check_checkpointing(config: "TrainConfig") -> None:
     """Only recomputed layers have inputs to offload."""
     setting = config.activation_checkpointing
-    if isinstance(setting, str) and setting not in ("none", "full"):
+    if isinstance(setting, str) and setting not in ("none", "full", "selective"):
         parse_layers(setting)
     if config.activation_offload and setting == "none":
         raise ValueError(

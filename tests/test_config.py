@@ -87,6 +87,29 @@ def test_no_token_is_lost_unless_a_policy_asks_for_it(tmp_path, packing, overlon
     assert PrepareConfig.model_validate_json(prepare.model_dump_json()) == prepare
 
 
+CHAT = {"name": "talk", "type": "chat", "path": "a"}
+TEXT = {"name": "text", "type": "text", "path": "b"}
+
+
+@pytest.mark.parametrize(
+    ("sources", "given", "packing", "policies"),
+    [
+        ([TEXT], {}, "concatenate", [None]),
+        ([CHAT], {}, "best_fit", ["drop"]),
+        ([CHAT], {"overlong": "truncate"}, "best_fit", ["truncate"]),
+        ([CHAT], {"packing": "concatenate"}, "concatenate", [None]),
+        ([CHAT], {"packing": "none"}, "none", ["drop"]),
+        ([CHAT, TEXT], {}, "best_fit", ["drop", "split"]),
+    ],
+)
+def test_chats_are_not_cut_unless_the_config_says_so(sources, given, packing, policies):
+    values = {"output": "a", "tokenizer": "b", "sources": sources, **given}
+    config = PrepareConfig.model_validate(values)
+    assert config.packing == packing
+    assert [config.overlong_of(source) for source in config.sources] == policies
+    assert PrepareConfig.model_validate_json(config.model_dump_json()) == config
+
+
 # what is wrong, the text that is replaced, by what, the line that is shown
 WRONG_PREPARE = [
     ("a misspelt key", "output =", "ouput =", [
@@ -169,6 +192,10 @@ WRONG_TRAIN = [
     ("another trainer's name of another table", 'model = "models/a"',
      'model = "models/a"\nlora_r = 8', [
         'config.toml:2: unknown key "lora_r"; did you mean "adapter.rank"?',
+    ]),
+    ("a third trainer's name", 'model = "models/a"',
+     'model = "models/a"\nlora_rank = 8', [
+        'config.toml:2: unknown key "lora_rank"; did you mean "adapter.rank"?',
     ]),
     ("an unknown table", "[adapter]", "[adaptor]", [
         'config.toml:10: unknown key "adaptor"; did you mean "adapter"?',
@@ -398,3 +425,9 @@ def test_restarts_need_an_optimizer_whose_states_can_be_pruned(tmp_path, kind):
     assert read(TrainConfig, tmp_path, text.replace("TYPE", kind))
     said = message(TrainConfig, tmp_path, text.replace("TYPE", "adafactor"))
     assert "cannot be pruned; choose one of adamw, adam, lion" in said
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + TRAIN.encode())
+    assert load_config(TrainConfig, path) == read(TrainConfig, tmp_path, TRAIN)

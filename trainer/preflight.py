@@ -1,6 +1,7 @@
 """Checks of a run before a process group or a GPU is touched. Imports no torch."""
 
 import json
+import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +15,16 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.data_plan import plan_data
 from headrace.trainer.data.decoded_pairs import SIDES
 from headrace.trainer.data.inputs import RANDOM, Inputs, manifest_of
-from headrace.trainer.model.families import check_family, text_settings
+from headrace.trainer.model.families import FAMILIES, check_family, text_settings
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.stop_tokens import stop_tokens
 from headrace.trainer.model.weight_index import weights_fingerprint
 
+logger = logging.getLogger(__name__)
+
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
+# of configs whose positions are rotary and computed, not looked up in a table of some length
+ROTARY_KEYS = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base")
 NOT_OF_MODEL = {"_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
 
 
@@ -181,9 +186,28 @@ def check_shards(
             f"{path}: ids up to {manifest.tokenizer.vocabulary_size - 1}, "
             f"but the model has {vocabulary} embeddings"
         )
+    check_positions(path, manifest.sequence_len, model_config)
+
+
+def check_positions(path: str, length: int, model_config: Mapping[str, object]) -> None:
+    """Check rows against the positions that a model was trained on.
+
+    Rotary positions go on beyond them, if not well; learned ones do not.
+
+    Raises:
+        DataError: there is no position for a row's last tokens.
+    """
     positions = model_config.get("max_position_embeddings")
-    if isinstance(positions, int) and manifest.sequence_len > positions:
-        raise DataError(
-            f"{path}: sequence_len {manifest.sequence_len} is above the model's {positions} "
-            "positions; prepare shorter rows"
-        )
+    if not isinstance(positions, int) or length <= positions:
+        return
+    seen = f"{path}: sequence_len {length} is above the model's max_position_embeddings {positions}"
+    family = FAMILIES.get(str(model_config.get("model_type")))
+    known = family is not None and family.rotary is not None
+    if not known and not any(key in model_config for key in ROTARY_KEYS):
+        raise DataError(f"{seen}; prepare shorter rows")
+    logger.info(
+        "warning: %s; the model has not seen such positions. For long context set its rotary "
+        'scaling in config.json (as "rope_type": "yarn" with its factor) and '
+        "max_position_embeddings beside it, or prepare shorter rows",
+        seen,
+    )

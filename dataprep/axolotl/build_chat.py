@@ -12,7 +12,7 @@ from headrace.dataprep.axolotl.templates import (
     template_text,
 )
 from headrace.dataprep.axolotl.turns import DEFAULT_ROLES, TurnReader
-from headrace.dataprep.tokenizer import encode_texts
+from headrace.dataprep.tokenizer import control_texts, encode_texts
 from headrace.schemas.axolotl_config import AxolotlConfig
 from headrace.schemas.errors import ConfigError
 
@@ -100,6 +100,7 @@ def train_rules(
         on_eot=on_eot,
         eos=frozenset([] if rules.eos is None else [rules.eos]),
         eot=frozenset(int(found[0]) for found in ids),
+        control=control_texts(rules.spec),
     )
 
 

@@ -1,14 +1,17 @@
 """`chat_template`: conversations rendered by a template, with Axolotl's rules for their masks."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from headrace.dataprep.axolotl.strategy import Built, Plan, Row, RowError, one_sample
+from headrace.dataprep.axolotl.turn_spans import SpannedChat, find_difference, find_spans
 from headrace.dataprep.axolotl.turns import Detail, Turn, TurnReader
-from headrace.dataprep.chat_mask import locate_turn, render_chat, span_tokens
+from headrace.dataprep.chat_mask import span_tokens
 from headrace.dataprep.chat_template import (
     RESERVED,
     ChatTemplate,
@@ -22,7 +25,7 @@ from headrace.dataprep.tokenizer import Ids, Located
 from headrace.schemas.axolotl_config import Ends
 
 NEAR = 3  # tokens between a turn and the token that ends it, at most
-MARK = "\ufdd20\ufdd3"
+MARK = "\ue0d20\ue0d3"
 
 
 class Part(NamedTuple):
@@ -47,6 +50,7 @@ class TrainRules:
 
     Args:
         eot: tokens that end a turn.
+        control: the texts of all tokens that are no text.
     """
 
     roles: frozenset[object]
@@ -55,6 +59,7 @@ class TrainRules:
     on_eot: Ends
     eos: frozenset[int]
     eot: frozenset[int]
+    control: Mapping[int, str] = field(default_factory=dict)
 
     def trains(self, turn: Turn) -> bool:
         """Return whether a turn is trained: it may say so itself."""
@@ -84,12 +89,9 @@ class ChatStrategy:
         messages = [turn.message for turn in turns]
         wanted = [index for index, turn in enumerate(turns) if self.train.visits(turn)]
         try:
-            rendered = render_chat(self.template, messages, tools, wanted)
-            check_reserved(rendered.text)
-            visits = [
-                self.visit(turns, index, rendered.text, rendered.turns[index], tools)
-                for index in wanted
-            ]
+            check_reserved(json.dumps([messages, tools], ensure_ascii=False, default=str))
+            rendered = find_spans(self.template, messages, tools, wanted)
+            visits = [self.visit(turns, index, rendered, tools) for index in wanted]
         except TemplateRefusedError as error:
             raise RowError("refused by the chat template", str(error)) from None
         details = [part for visit in visits for part in visit.parts if part.detail is not None]
@@ -98,12 +100,13 @@ class ChatStrategy:
             if not len(found[0].ids):
                 return Built([])
             trained = train_tokens(self.train, visits, found[0], iter(found[1:]))
-            return one_sample(found[0].ids, trained)
+            notes = untrained_ends(self.train, visits, found[0], trained)
+            return one_sample(found[0].ids, trained)._replace(notes=notes)
 
-        return Plan([rendered.text, *(part.text for part in details)], build)
+        return Plan([rendered.rendering.text, *(part.text for part in details)], build)
 
     def visit(
-        self, turns: list[Turn], index: int, text: str, whole: Span | None, tools: list[Any] | None
+        self, turns: list[Turn], index: int, rendered: SpannedChat, tools: list[Any] | None
     ) -> Visit:
         """The characters of one turn: beside reasoning, details are of the content alone."""
         turn = turns[index]
@@ -111,10 +114,10 @@ class ChatStrategy:
         key = self.reader.thinking_key
         reasoning = turn.message.get(key)
         messages = [turn.message for turn in turns]
-        span = whole
+        rendering, span = rendered.rendering, rendered.turns[index]
         if (turn.detail or turn.reasoning_detail) and reasoning is not None:
             changed = bare(turn.message, "content") | {key: reasoning}
-            span = locate_turn(self.template, messages, index, changed, text, tools)
+            span = find_difference(self.template, messages, index, changed, rendering, tools)
         parts = []
         if trained and span:
             content = turn.message.get("content", "")
@@ -126,7 +129,7 @@ class ChatStrategy:
                 parts.append(Part(span))
         if trained and turn.reasoning_detail and reasoning is not None:
             changed = bare(turn.message, key) | {"content": turn.message.get("content", "")}
-            thought = locate_turn(self.template, messages, index, changed, text, tools)
+            thought = find_difference(self.template, messages, index, changed, rendering, tools)
             if thought:
                 parts.append(Part(thought, turn.reasoning_detail, reasoning))
         return Visit(trained, span, parts)
@@ -177,6 +180,30 @@ def train_tokens(
         if option == "last" and last[kind] >= 0:
             trained[last[kind]] = True
     return trained
+
+
+def untrained_ends(
+    rules: TrainRules, visits: Sequence[Visit], text: Located, trained: Mask
+) -> Counter[str]:
+    """Count the trained turns that end in a token which is not trained, as no option names it."""
+    notes: Counter[str] = Counter()
+    for visit in visits:
+        if not visit.trained or visit.span is None or "none" in (rules.on_eos, rules.on_eot):
+            continue
+        stop = span_tokens(text, visit.span).stop
+        near = range(stop, min(stop + NEAR + 1, len(text.ids)))
+        end = next((token for token in near if int(text.ids[token]) in rules.control), None)
+        if end is not None and not trained[end] and not is_end(rules, int(text.ids[end])):
+            shown = rules.control[int(text.ids[end])]
+            notes[
+                f'trained turns before "{shown}", which is not trained; add it to eot_tokens'
+            ] += 1
+    return notes
+
+
+def is_end(rules: TrainRules, token: int) -> bool:
+    """Return whether the options name a token as an end."""
+    return token in rules.eos or token in rules.eot
 
 
 def find_end(ids: Ids, ends: frozenset[int], stop: int) -> int:

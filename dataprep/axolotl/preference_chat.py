@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from headrace.dataprep.axolotl.preference import Pair, one_pair, said, string
 from headrace.dataprep.axolotl.strategy import Built, Plan, Row, RowError, column, rows_in
-from headrace.dataprep.axolotl.turns import TurnReader
+from headrace.dataprep.axolotl.turns import TurnReader, parse_call, read_tools
 from headrace.dataprep.chat_template import ChatTemplate, Message, TemplateRefusedError
 from headrace.dataprep.tokenizer import Located
 
+TOOL_FIELDS = ("tool_calls", "tool_call_id", "name")
 DUMMY = {"role": "user", "content": "[[dummy_message]]"}  # a question for templates that want one
 
 
@@ -40,7 +41,8 @@ class TemplatePairs:
         else:
             asked = [self.message(turn) for turn in rows_in(row, self.field_messages)]
         answers = (self.answer(row, name) for name in (self.field_chosen, self.field_rejected))
-        return Pair(self.asking.render(asked).text, *map(self.render_answer, answers))
+        prompt = self.asking.render(asked, read_tools(row, "tools")).text
+        return Pair(prompt, *map(self.render_answer, answers))
 
     def answer(self, row: Row, name: str) -> Message:
         """An answer: a text, a message, or the last of several messages."""
@@ -59,10 +61,17 @@ class TemplatePairs:
         role = string(turn, self.names["role"])
         if role not in self.roles:
             raise RowError("unknown role", f'role "{role}" is none of: {", ".join(self.roles)}')
-        return {"role": self.roles[role], "content": string(turn, self.names["content"])}
+        seen = {name: turn[name] for name in TOOL_FIELDS if turn.get(name) is not None}
+        if isinstance(seen.get("tool_calls"), list):
+            seen["tool_calls"] = [parse_call(call) for call in seen["tool_calls"]]
+        content = "" if seen and turn.get(self.names["content"]) is None else None
+        content = string(turn, self.names["content"]) if content is None else content
+        return {"role": self.roles[role], "content": content} | seen
 
     def render_answer(self, message: Message) -> str:
         """Render an answer, and return the text from its content on."""
+        if message.get("tool_calls"):
+            raise RowError("tool calls in an answer", 'use type = "preference", which has them')
         text = self.template.render([DUMMY, message]).text
         start = text.find(message["content"])
         if start < 0 or not message["content"]:
@@ -86,6 +95,7 @@ class ArgillaPairs:
         if row.get("system"):
             asked.append({"role": "system", "content": row["system"]})
         for number, turn in enumerate(turns[:-1]):
+            refuse_tools(turn)
             content = string(turn, "content")
             if number % 2 == 0 and "prompt" in row:
                 content = string(row, "prompt")
@@ -96,6 +106,12 @@ class ArgillaPairs:
             for name in ("chosen", "rejected")
         )
         return Pair(prompt, *(answer.text[len(prompt) :] for answer in answers))
+
+
+def refuse_tools(turn: Row) -> None:
+    """Refuse a message with tool calls, where only roles and contents are read."""
+    if turn.get("tool_calls"):
+        raise RowError("tool calls", 'this type leaves them out; use type = "preference"')
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class AxolotlFormat:
                 dropped[reason] += sample.tokens
         counts = {reason: count for reason, count in dropped.items() if count}
         content = "\0".join(plan.texts) if plan.content is None else plan.content
-        return Encoded(content, kept, counts)
+        return Encoded(content, kept, counts, built.notes)
 
     def drop_reason(self, record: Record, sample: Sample) -> str | None:
         """Why a sample is left out, or None."""

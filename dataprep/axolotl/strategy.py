@@ -27,10 +27,11 @@ class RowError(Exception):
 
 
 class Built(NamedTuple):
-    """Samples made of a row, and the number of tokens that its format cut off."""
+    """Samples made of a row, the tokens that its format cut off, and counts of oddities."""
 
     samples: list[Sample]
     cut: int = 0
+    notes: Mapping[str, int] = {}
 
 
 class Plan(NamedTuple):

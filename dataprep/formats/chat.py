@@ -1,28 +1,34 @@
 """Conversations: rendered by a chat template, with the turns of some roles trained."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from headrace.dataprep.chat_mask import RenderedChat, render_chat, span_tokens
-from headrace.dataprep.chat_template import ChatTemplate, Span, TemplateRefusedError
+from headrace.dataprep.chat_losses import absent_role, text_losses
+from headrace.dataprep.chat_mask import RenderedChat, Turn, render_chat, span_tokens
+from headrace.dataprep.chat_template import ChatTemplate, TemplateRefusedError
 from headrace.dataprep.conversation import (
     FIELDS,
     Conversation,
     ConversationError,
+    arguments_as_text,
+    prints_tables,
     read_conversation,
 )
 from headrace.dataprep.formats.sample import Encoded, Mask, Sample
 from headrace.dataprep.records import Record, Reject, refuse
-from headrace.dataprep.tokenizer import Located, TokenizerSpec, control_ids, encode_located
+from headrace.dataprep.tokenizer import Located, TokenizerSpec, encode_located
+from headrace.dataprep.turn_ends import body_tokens, end_tokens
 from headrace.schemas.chat_config import ChatConfig
 from headrace.schemas.errors import DataError
 
 ResultT = TypeVar("ResultT")
 
 UNTRAINED = "nothing in it is trained"
-MOST_TOKENS_TO_END = 3  # between a turn's content and the token that ends it
+NO_END = "trained turns that end without a token that ends them"
+NO_PLACE = "turns that were to be trained, but have no text of their own in the rendering"
 
 
 class Chat(NamedTuple):
@@ -40,8 +46,9 @@ class ChatFormat:
         self.chat = chat
         self.tokenizer = tokenizer
         self.templates = ChatTemplates(chat, tokenizer)
-        self.ends = control_ids(tokenizer)
+        self.ends = end_tokens(tokenizer)
         self.columns = frozenset([*([chat.field] if chat.field else FIELDS), "system", "tools"])
+        self.columns |= {chat.prompt, chat.completion}
 
     def encode(self, records: Sequence[Record]) -> Iterator[Encoded | Reject]:
         """One document for each conversation."""
@@ -68,10 +75,21 @@ class ChatFormat:
         return attempt(record, rendered)
 
     def render(self, conversation: Conversation, trained: list[int]) -> Chat:
-        """A conversation as text, with its turns found."""
+        """A conversation as text, with its turns found.
+
+        Arguments of tool calls are tables, or text where the template takes nothing else.
+        """
         template = self.templates.choose(conversation)
-        rendered = render_chat(template, conversation.messages, conversation.tools, trained)
-        return Chat(conversation, trained, rendered)
+        messages, tools = conversation.messages, conversation.tools
+        try:
+            rendered = render_chat(template, messages, tools, trained)
+            if not prints_tables(messages, rendered.text):
+                return Chat(conversation, trained, rendered)
+        except TemplateRefusedError as error:
+            if not error.mistyped or not any(m.get("tool_calls") for m in messages):
+                raise
+        written = arguments_as_text(messages)
+        return Chat(conversation, trained, render_chat(template, written, tools, trained))
 
     def trained_turns(self, conversation: Conversation) -> list[int]:
         """The turns that are trained, by index."""
@@ -85,46 +103,67 @@ class ChatFormat:
 
     def finish(self, chat: Chat, located: Located) -> Encoded:
         """The sample of one conversation, or none where no token is trained."""
-        trained = self.mask(chat, located)
+        notes = text_losses(chat.conversation.messages, chat.rendered)
+        roles = {message["role"] for message in chat.conversation.messages}
+        notes.update(absent_role(role) for role in self.chat.train_on if role not in roles)
+        trained = self.mask(chat, located, notes)
         content = chat.conversation.content()
-        if not trained.any():
-            return Encoded(content, [], {UNTRAINED: len(trained)})
-        return Encoded(content, [Sample(located.ids, None if trained.all() else trained)])
+        if not trained[1:].any():  # nothing predicts the first
+            return Encoded(content, [], {UNTRAINED: len(trained)}, notes)
+        sample = Sample(located.ids, None if trained.all() else trained)
+        return Encoded(content, [sample], notes=notes)
 
-    def mask(self, chat: Chat, located: Located) -> Mask:
-        """Return the loss mask: the template's generated spans, else each turn's content up to the
-        token that ends it.
+    def mask(self, chat: Chat, located: Located, notes: Counter[str]) -> Mask:
+        """Return the loss mask: the generated spans of each turn, else all from where the model
+        begins to write it to the tokens that end it.
+
+        Args:
+            notes: counts what is not as it should be.
         """
         trained = np.zeros(len(located.ids), np.bool_)
         for index in chat.trained_turns:
-            span = chat.rendered.turns[index]
-            if span is None:
+            turn = chat.rendered.turns[index]
+            if turn is None:
+                notes[NO_PLACE] += 1
                 continue
-            blocks = [s for s in chat.rendered.generated if s[0] < span[1] and span[0] < s[1]]
-            for block in blocks:
-                trained[span_tokens(located, block)] = True
-            if not blocks:
-                trained[self.turn_tokens(chat, index, span, located)] = True
+            for part in self.turn_tokens(chat.rendered, index, turn, located, notes):
+                trained[part] = True
         return trained
 
-    def turn_tokens(self, chat: Chat, index: int, span: Span, located: Located) -> slice:
-        """The tokens of a turn's content, and of what ends the turn."""
-        content = span_tokens(located, span)
-        following = (turn[0] for turn in chat.rendered.turns[index + 1 :] if turn is not None)
-        limit = next(following, len(chat.rendered.text))
-        if self.chat.end_of_turn is not None:
-            found = chat.rendered.text.find(self.chat.end_of_turn, span[1], limit)
-            end = found + len(self.chat.end_of_turn)
-            return content if found < 0 else span_tokens(located, (span[0], end))
-        last = min(content.stop + MOST_TOKENS_TO_END, len(located.ids))
-        for token in range(content.stop, last):
-            if int(located.ids[token]) in self.ends and located.starts[token] < limit:
-                return slice(content.start, token + 1)
-        return content
+    def turn_tokens(
+        self, chat: RenderedChat, index: int, turn: Turn, located: Located, notes: Counter[str]
+    ) -> list[slice]:
+        """The tokens of one turn that are trained."""
+        begin = chat.begins[index]
+        first = turn.start if begin is None else begin
+        limit = chat.next_begin(index) if begin is not None else turn.body_end
+        blocks = [block for block in chat.generated if block[1] > first and block[0] < limit]
+        if blocks:
+            return [span_tokens(located, block) for block in blocks]
+        if self.chat.end_of_turn is None:
+            tokens, ended = self.ends.turn_tokens(chat, index, turn, located)
+        else:
+            end = self.named_end(chat, index, turn)
+            tokens = body_tokens(
+                turn, located, end or self.ends.content_end(chat.text, turn, located)
+            )
+            ended = end is not None
+        notes[NO_END] += not ended
+        return tokens
+
+    def named_end(self, chat: RenderedChat, index: int, turn: Turn) -> int | None:
+        """Return where the text that ends a turn ends, if it is there."""
+        assert self.chat.end_of_turn is not None
+        limit = self.ends.next_content(chat, index)
+        start, stop = turn.parts[-1]
+        found = chat.text.rfind(self.chat.end_of_turn, start, stop) if turn.whole else -1
+        if found < 0:
+            found = chat.text.find(self.chat.end_of_turn, turn.body_end, limit)
+        return None if found < 0 else found + len(self.chat.end_of_turn)
 
 
 def attempt(record: Record, read: Callable[[], ResultT]) -> ResultT | Reject:
-    """Return the result of `read` for a record, or the reason why the record is refused.
+    """Return what `read` makes of a record, or why the record is refused.
 
     Raises:
         DataError: a problem of all records, with the place of this one.
@@ -171,5 +210,5 @@ class ChatTemplates:
 
 
 def label(folder: str, name: str) -> str:
-    """Return the name of a template for messages."""
+    """Return what messages call a template."""
     return folder if folder == "chat.template" else f'{folder}: chat template "{name}"'

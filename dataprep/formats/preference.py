@@ -1,10 +1,12 @@
 """Pairs of a better and a worse answer, as conversations or as plain texts."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from headrace.dataprep.chat_losses import text_losses
 from headrace.dataprep.chat_mask import span_tokens
 from headrace.dataprep.conversation import (
     FIELDS,
@@ -139,22 +141,26 @@ class PreferenceFormat:
         self, record: Record, found: PlainPair | ChatPair, chosen: Located, rejected: Located
     ) -> Encoded | Reject:
         """The sample of a pair."""
+        notes: Counter[str] = Counter()
         if isinstance(found, PlainPair):
             content = canonical_json(found)
             sides = [self.plain_side(found.prompt, located) for located in (chosen, rejected)]
         else:
             content = canonical_json([side.conversation.content() for side in found])
+            for side in found:
+                notes += text_losses(side.conversation.messages, side.rendered)
             masks = [
-                self.chat_format().mask(c, t)
+                self.chat_format().mask(c, t, notes)
                 for c, t in zip(found, (chosen, rejected), strict=True)
             ]
             sides = [Sample(t.ids, m) for t, m in zip((chosen, rejected), masks, strict=True)]
         if not all(len(side.ids) for side in sides):
             return refuse(record.place, "empty document", "the tokenizer gives no token")
         tokens = sum(side.tokens for side in sides)
-        if not all(side.trained_tokens for side in sides):
-            return Encoded(content, [], {UNTRAINED: tokens})
-        return Encoded(content, [pair(*sides)])
+        sample = pair(*sides)
+        if not sample.is_trained:
+            return Encoded(content, [], {UNTRAINED: tokens}, notes)
+        return Encoded(content, [sample], notes=notes)
 
     def plain_side(self, prompt: str, located: Located) -> Sample:
         """The tokens of a prompt and an answer between their ends; before the answer, none is

@@ -146,10 +146,10 @@ def finish(record: Record, fields: Columns) -> Encoded | Reject:
         return refuse(record.place, "empty document", "no ids")
     cuts = np.flatnonzero(np.diff(documents)) + 1
     content = ids.tobytes() + np.packbits(trained).tobytes() + cuts.tobytes()
-    if not trained.any():
-        return Encoded(content, [], {**padding, UNTRAINED: len(ids)})
     pairs = zip(np.split(ids, cuts), np.split(trained, cuts), strict=True)
-    samples = [Sample(part, None if mask.all() else mask) for part, mask in pairs if mask.any()]
+    parts = [Sample(part, None if mask.all() else mask) for part, mask in pairs]
+    # one token without a mask is text that happens to be short; a mask of the first alone is none
+    samples = [part for part in parts if part.trained is None or part.is_trained]
     untrained = len(ids) - sum(len(sample.ids) for sample in samples)
     return Encoded(content, samples, padding | ({UNTRAINED: untrained} if untrained else {}))
 

@@ -1,6 +1,6 @@
 """Samples, which every format makes of rows: tokenized documents with a loss mask."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -46,6 +46,14 @@ class Sample(NamedTuple):
         other = 0 if self.rejected_ids is None else self.other_side().trained_tokens
         return count_trained(self.ids, self.trained) + other
 
+    @property
+    def is_trained(self) -> bool:
+        """True where a token is predicted: one that is a label, after the first of its side."""
+        return all(
+            count_trained(side.ids[1:], None if side.trained is None else side.trained[1:])
+            for side in self.sides()
+        )
+
 
 def pair(chosen: Sample, rejected: Sample) -> Sample:
     """Two samples as the sides of one."""
@@ -57,12 +65,14 @@ class Encoded(NamedTuple):
 
     `content` is the record's text in one canonical form: it decides the evaluation split, which all
     `samples` of the record share, and which records are duplicates. `dropped` counts, by reason,
-    tokens that the format itself cut off. A record without samples has dropped ones.
+    tokens that the format itself cut off. A record without samples has dropped ones. `notes` counts
+    by name what a reader of the rows would want to know: text that was lost, and the like.
     """
 
     content: str | bytes
     samples: list[Sample]
     dropped: dict[str, int] = {}  # noqa: RUF012  never written to
+    notes: Mapping[str, int] = {}
 
 
 class Format(Protocol):

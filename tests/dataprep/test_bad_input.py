@@ -254,11 +254,13 @@ def test_a_mistake_gives_one_line(name, corpus, make_config, run, tokenizer_fold
     [
         (
             {"sequence_len": 32},
-            "out: finished with another config; set another output, or remove the directory",
+            "out: finished with another config (other: sequence_len); set another output, "
+            "or remove the directory",
         ),
         (
             {"sources": text_source("corpus/0*.txt")},
-            "out: finished with another config; set another output, or remove the directory",
+            "out: finished with another config (other: sources.0.path); set another output, "
+            "or remove the directory",
         ),
     ],
 )

@@ -163,17 +163,19 @@ def test_each_turn_is_found_where_it_stands(name, messages):
     template = ChatTemplate(name, TEMPLATES[name], {})
     rendered = render_chat(template, messages)
     position = 0
-    for message, span in zip(messages, rendered.turns, strict=True):
-        text = "" if span is None else rendered.text[slice(*span)]
+    for message, turn in zip(messages, rendered.turns, strict=True):
+        assert turn is not None
+        span = (turn.start, turn.body_end)
+        text = rendered.text[slice(*span)]
+        text = text if name == "plain" else text.removesuffix("<|im_end|>")
         if name in ("chatml", "plain"):
             assert text == message["content"]
         elif name == "trimming":
             assert text == message["content"].strip()
         elif "</think>" not in message["content"]:
             assert text.endswith(message["content"])
-        if span is not None:
-            assert position <= span[0] < span[1] <= len(rendered.text)
-            position = span[1]
+        assert position <= span[0] <= max(span[1], span[0]) <= len(rendered.text)
+        position = max(position, span[1])
 
 
 CONVERSATION = [
@@ -408,7 +410,7 @@ def test_a_template_without_end_stops_the_run_within_seconds(
 ):
     spec, _ = tokenizers("chatml")
     if workers == 1:
-        monkeypatch.setattr("headrace.dataprep.chat_template.SECONDS", 0.3)
+        monkeypatch.setattr("headrace.dataprep.template_limits.SECONDS", 0.3)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     for number in range(2):
         line = json.dumps({"messages": CONVERSATION * 3}) + "\n"  # a task of its own
@@ -493,3 +495,38 @@ def test_another_template_is_other_work(corpus, run, tokenizers, rows_of):
     Path("t.jinja").write_text("!" + CHATML)
     with pytest.raises(DataError, match="out: finished with another config"):
         prepare_chats(run, spec, "t.jinja", [{"messages": CONVERSATION}])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Which wheel?", "answer": "Grind."},
+        {"question": [CONVERSATION[1]], "answer": [CONVERSATION[4]]},
+    ],
+    ids=["texts", "messages"],
+)
+def test_two_columns_are_a_conversation(row, tokenizers):
+    spec, _ = tokenizers("chatml")
+    names = {"prompt": "question", "completion": "answer"}
+    assert trained_text(spec, row, **names) == ["Grind.<|im_end|>"]
+    expected = {"messages": [CONVERSATION[1], CONVERSATION[4]]}
+    assert encode(spec, row, **names).content == encode(spec, expected).content
+
+
+LOST = {
+    "tool calls": ({"content": "", "tool_calls": [{"function": {"name": "turn"}}]}, "tool_calls"),
+    "reasoning": ({"content": "Yes.", "reasoning_content": "It turned."}, "reasoning_content"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_a_template_does_not_write_is_counted(name, tokenizers):
+    message, lost = LOST[name]
+    rows = {"messages": [CONVERSATION[1], {"role": "assistant", **message}]}
+    notes = encode(tokenizers("chatml")[0], rows).notes
+    assert notes[f"{lost} that the chat template does not write"] == 1
+
+
+def test_turns_without_an_end_are_counted(tokenizers):
+    notes = encode(tokenizers("plain")[0], {"messages": CONVERSATION}).notes
+    assert notes["trained turns that end without a token that ends them"] == 2

@@ -194,3 +194,11 @@ def test_the_closing_table_and_inspect_show_fill_and_what_was_dropped(corpus, ma
         assert f"{100 * source.tokens / (128 * source.rows):.1f}%" in shown
         assert f"{DROPPED} ({200 - source.rows} documents)" in shown
         assert f"{dropped:,}" in shown
+
+
+def test_a_label_on_the_first_token_alone_trains_nothing():
+    ids, first = np.arange(3), np.array([True, False, False])
+    assert not Sample(ids, first).is_trained
+    assert not Sample(ids[:1]).is_trained
+    assert Sample(ids, np.array([False, False, True])).is_trained
+    assert not Sample(ids, None, ids, first).is_trained

@@ -8,12 +8,12 @@ import sys
 import pytest
 from runs import complete, make_shards
 
-from headrace.schemas.errors import HeadraceError
+from headrace.schemas.errors import DataError, HeadraceError
 from headrace.schemas.manifest import read_manifest, write_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.families import supported_families
-from headrace.trainer.preflight import check
+from headrace.trainer.preflight import check, check_positions
 from headrace.trainer.run.resume_record import RUN_CONFIG_NAME, check_run_directory, resume_record
 
 FAMILIES = supported_families()
@@ -107,10 +107,6 @@ def small_vocabulary(world):
     edit_json(world["model"] / "config.json", vocab_size=100)
 
 
-def few_positions(world):
-    edit_json(world["model"] / "config.json", max_position_embeddings=32)
-
-
 def no_manifest(world):
     (world["shards"] / "manifest.json").unlink()
 
@@ -191,10 +187,6 @@ CASES = [
         "with this model's",
     ),
     (small_vocabulary, "DIR/shards: ids up to 383, but the model has 100 embeddings"),
-    (
-        few_positions,
-        "DIR/shards: sequence_len 64 is above the model's 32 positions; prepare shorter rows",
-    ),
     (
         no_manifest,
         "DIR/shards/manifest.json: not found; run `headrace prepare` to the end, or correct the "
@@ -467,6 +459,36 @@ def test_resuming_on_another_config_of_the_model_is_refused(world, change):
     assert message_of(world, resume=True).startswith(
         "DIR/run/train.json: fingerprint of the model's config.json was "
     )
+
+
+def test_rows_beyond_the_positions_of_a_rotary_model_are_trained_on_with_a_warning(world, caplog):
+    assert message_of(world, "pipeline_stages=2")  # writes the config
+    edit_json(world["model"] / "config.json", max_position_embeddings=32)
+    settings = load_config(TrainConfig, world["path"] / "train.toml", [])
+    with caplog.at_level("INFO", "headrace"):
+        check(settings, 1)
+    assert "sequence_len 64 is above the model's max_position_embeddings 32" in caplog.text
+    assert '"rope_type": "yarn"' in caplog.text
+
+
+def test_rows_beyond_positions_that_are_looked_up_are_refused():
+    few = {"model_type": "gptj", "rotary_dim": 4, "max_position_embeddings": 32}
+    check_positions("shards", 32, few)
+    with pytest.raises(DataError, match=r"shards: sequence_len 33 is above .* 32; prepare shorter"):
+        check_positions("shards", 33, few)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("pytorch_model.bin", "pytorch_model.bin is a pickle, which may run code and is not read"),
+        ("model-00001-of-00002.safetensors", "fetch model.safetensors.index.json as well"),
+        ("model-q8_0.gguf", "write it with save_pretrained, which makes safetensors files (gguf_"),
+    ],
+)
+def test_weights_in_another_form_are_named_with_the_way_to_convert_them(world, file, message):
+    (world["model"] / "model.safetensors").rename(world["model"] / file)
+    assert message in message_of(world)
 
 
 def test_a_model_that_has_moved_is_known_by_its_files(world):

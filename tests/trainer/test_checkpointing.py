@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import recomputed_layers
@@ -14,6 +15,7 @@ from headrace.trainer.model.layer_functions import (
     run_layer_again,
 )
 from headrace.trainer.model.model_builder import build_stage
+from headrace.trainer.model.selective_checkpoint import ATTENTION, product_sizes
 from headrace.trainer.model.stage import MicroBatch
 
 CPU = torch.device("cpu")
@@ -62,7 +64,14 @@ def gradients(stage):
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(
     ("setting", "offload"),
-    [("full", False), (2, False), ("0,3:4", False), ("full", True), (2, True)],
+    [
+        ("full", False),
+        (2, False),
+        ("0,3:4", False),
+        ("full", True),
+        (2, True),
+        ("selective", False),
+    ],
 )
 def test_recomputed_and_offloaded_layers_give_the_same_bits(
     tiny_model, sent, setting, offload, dropout
@@ -144,3 +153,41 @@ def test_compiled_layers_offload_as_well(tiny_model, sent):
     assert len(sent) == 2 * LAYERS
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's
+@pytest.mark.parametrize("compiles", [False, True])
+def test_selective_layers_repeat_every_second_wide_product_and_no_attention(tiny_model, compiles):
+    def counted(setting):
+        stage = build(tiny_model, activation_checkpointing=setting)
+        if compiles:
+            torch._dynamo.reset()
+            functions = stage.layer_functions
+            again = compiled(functions.again, backend="aot_eager")
+            stage.layer_functions = LayerFunctions(functions.once, again)
+        with Products() as products:
+            _, found = gradients(stage)
+        return products, found
+
+    full, expected = counted("full")
+    selective, found = counted("selective")
+    none, _ = counted("none")
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+    assert full.attention == 4 * LAYERS and selective.attention == none.attention == 2 * LAYERS
+    assert none.wide < selective.wide < full.wide
+
+
+class Products(TorchDispatchMode):
+    """Counts products of a layer's wide weights, and calls of attention, forward ones alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = self.attention = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.attention += func in ATTENTION
+        sizes = product_sizes(func, args)
+        self.wide += sizes is not None and sizes[0] >= 2 * sizes[1] and sizes[1] > 4
+        return func(*args, **(kwargs or {}))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from headrace.kernels import linear_cross_entropy as kernel
+from headrace.trainer.model.head_loss import LogitShape, head_loss, head_token_losses
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOKENS, HIDDEN, VOCABULARY = 37, 24, 101
@@ -106,3 +107,30 @@ def test_without_gradients_only_the_losses_are_computed(triton):
     expected, losses = kernel.linear_cross_entropy_reference(hidden, weight, labels)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(token_losses, losses)
+
+
+@pytest.mark.parametrize(("scale", "softcap"), SHAPES)
+def test_a_models_head_is_fused_with_its_soft_cap_and_scale(monkeypatch, scale, softcap):
+    """Gemma 2's, Cohere's and Granite's heads: losses and gradients are those of whole logits."""
+    hidden, weight, labels = inputs()
+    head = torch.nn.Linear(HIDDEN, VOCABULARY, bias=False, device=DEVICE)
+    head.weight.data.copy_(weight)
+    shape = LogitShape(scale, softcap)
+    monkeypatch.setattr(head, "forward", lambda x: pytest.fail("the head ran by itself"))
+    for whole in (head_loss, summed):
+        run_hidden = hidden.clone().requires_grad_()
+        head.weight.grad = None
+        loss, token_losses = whole(head, run_hidden, labels, 0.5, shape)
+        loss.backward()
+        expected = run(
+            kernel.linear_cross_entropy_reference, hidden.double(), weight.double(), labels, 1 / 6,
+            logit_scale=scale, softcap=softcap,
+        )  # fmt: skip
+        found = (token_losses, run_hidden.grad, head.weight.grad)
+        for ours, theirs in zip(found, expected[1:], strict=True):
+            torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-6)
+
+
+def summed(head, hidden, labels, scale, shape):
+    losses = head_token_losses(head, hidden, labels, shape)
+    return losses.sum() * scale, losses.detach()

@@ -1,11 +1,14 @@
 """Merging: a scale, a count, and a line for what cannot be merged."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from saved_parts import adapter_of
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace.schemas.errors import CheckpointError, ConfigError, DataError
 from headrace.trainer.export import merged_model
@@ -80,6 +83,77 @@ def test_what_is_no_adapter_is_told_from_one(tiny_model, tmp_path, file, message
     (tmp_path / file).write_text(json.dumps({}))
     with pytest.raises(ConfigError, match=message):
         merge(tiny_model, tmp_path, tmp_path / "merged")
+
+
+def peft_adapter(model, directory, **settings):
+    """An adapter that PEFT itself has made and saved, and the logits of the model with it."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    wrapped = get_peft_model(base, LoraConfig(r=4, task_type="CAUSAL_LM", **settings)).eval()
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_(std=0.2)
+        logits = wrapped(IDS).logits
+    wrapped.save_pretrained(directory, save_embedding_layers=True)
+    return directory, logits
+
+
+IDS = torch.tensor([[5, 9, 3, 70, 11]])
+
+
+@pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|tied).*")
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "lm_head"], ["embed_tokens", "v_proj"], ["embed_tokens", "lm_head"]]
+)
+def test_an_adapter_of_peft_on_embedding_or_head_merges(tiny_model, tmp_path, targets, tied):
+    model = tiny_model
+    if not tied:
+        model = tmp_path / "untied"
+        shutil.copytree(tiny_model, model)
+        config = AutoConfig.from_pretrained(model)
+        config.tie_word_embeddings = False
+        AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    adapter, logits = peft_adapter(model, tmp_path / "adapter", target_modules=targets)
+    assert any(".base_layer." in name for name in weights(adapter)), "PEFT saves the weights below"
+    merge(model, adapter, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(IDS).logits, logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|tied).*")
+def test_an_embedding_of_another_size_is_named(tiny_model, tmp_path):
+    adapter, _ = peft_adapter(tiny_model, tmp_path / "adapter", target_modules=["embed_tokens"])
+    file, tensors = adapter / "adapter_model.safetensors", weights(adapter)
+    name = "base_model.model.model.embed_tokens.base_layer.weight"
+    save_file(tensors | {name: torch.zeros(390, 32)}, file)
+    with pytest.raises(DataError, match=r"base_layer\.weight has shape \[390, 32\], the model"):
+        merge(tiny_model, adapter, tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type IA3 is not supported"),
+        ({"peft_type": "VERA"}, "peft_type VERA is not supported"),
+        ({"peft_type": None}, "peft_type None is not supported"),
+        ({"lora_bias": True}, "lora_bias is not supported"),
+        ({"bias": "all"}, "bias = all: trained biases are not supported"),
+        ({"layer_replication": [[0, 9**9]]}, "layer_replication is not supported"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices is not supported"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = pissa_niter_4: the adapter"),
+        ({"of_a_later_release": True}, "of_a_later_release is not supported"),
+        ({"r": "four"}, "adapter_config.json: "),
+    ],
+)
+def test_what_else_peft_trains_is_refused_by_name(tiny_model, tmp_path, change, message):
+    adapter = adapter_of(tiny_model, tmp_path / "adapter")
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises((ConfigError, DataError), match=message):
+        merge(tiny_model, adapter, tmp_path / "merged")
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):

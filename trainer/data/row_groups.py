@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.schemas.keyed_hash import mix_numbers, spread
 from headrace.schemas.manifest import Manifest
-
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class RowGroup(NamedTuple):
@@ -61,14 +60,9 @@ class RowGroups:
 def keyed_permutation(size: int, seed: int) -> NDArray[np.int64]:
     """A permutation of range(size), the same for every numpy version.
 
-    Sorts the indices by a 64-bit mix of index and seed (the finalizer of SplitMix64: Steele, Lea,
-    Flood, "Fast splittable pseudorandom number generators", 2014).
+    Sorts the indices by a keyed hash of them.
     """
-    with np.errstate(over="ignore"):
-        mixed = (np.arange(1, size + 1, dtype=np.uint64) * GOLDEN) ^ np.uint64(seed)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
+    mixed = mix_numbers(spread(np.arange(size, dtype=np.uint64), seed))
     return np.argsort(mixed, kind="stable")
 
 

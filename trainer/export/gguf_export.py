@@ -12,6 +12,7 @@ from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from gguf.quants import quant_shape_to_byte_shape, quantize
 
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.publish import writing
 from headrace.trainer.export.gguf_family import FAMILIES, add_hyperparameters, read_model_config
 from headrace.trainer.export.gguf_parts import NameMap, Part, adapter_parts, model_parts
 from headrace.trainer.export.gguf_tokenizer import add_tokenizer
@@ -65,7 +66,8 @@ def export_gguf(
             writer.add_file_type(FILE_TYPES[stored][1])
             add_tokenizer(writer, model, config["vocab_size"], pre)
             parts = list(model_parts(names, model))
-        write_parts(writer, parts, stored)
+        with writing(output, "make room, and run the command again"):
+            write_parts(writer, parts, stored)
     return len(parts)
 
 

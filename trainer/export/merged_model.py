@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError, DataError
+from headrace.trainer.export.peft_settings import read_peft_settings
 from headrace.trainer.export.progress import tracked
 from headrace.trainer.model.adapter_targets import add_adapter
 from headrace.trainer.model.adapters import PEFT_PREFIX, base_name, file_name, is_adapter
@@ -48,8 +48,7 @@ def write_merged(
         )
     family = architecture.family
     skeleton: Any = lay_out(architecture)
-    settings = LoraConfig.from_pretrained(str(adapter))
-    settings.base_model_name_or_path = None  # the base model may have moved, or be a merged one
+    settings = read_peft_settings(adapter)
     if scale != 1 and (settings.use_dora or settings.modules_to_save):
         kind = "DoRA adapters" if settings.use_dora else "whole modules"
         raise ConfigError(f"--scale {scale}: {kind} cannot be scaled; merge them as they are")
@@ -75,8 +74,8 @@ def write_merged(
             name, module = PEFT_PREFIX + path, wrapped.get_submodule(PEFT_PREFIX + path)
             slots = list(find_slots({name: module}))
             unused -= fill_adapter(slots, tensors, adapter)
-            fill_base(slots, source, architecture)
-            for parameter in module.parameters():  # buffers are without memory
+            unused -= fill_base(slots, source, architecture, tensors, adapter)
+            for parameter in module.parameters():  # buffers are still without memory
                 parameter.data = parameter.data.to(device)
             count += scale_and_count(module, scale)
             values = merged_values(name, module)
@@ -110,7 +109,10 @@ def stored_size(module: nn.Module, dtype: torch.dtype) -> int:
 
 def belongs_to_adapter(slot: Slot) -> bool:
     """Return whether the adapter's file holds this parameter."""
-    return is_adapter(slot.name) or ".modules_to_save." in slot.name
+    if is_adapter(slot.name):
+        return True
+    # what transformers freezes is never trained, and older files do not hold it
+    return ".modules_to_save." in slot.name and slot.empty.requires_grad
 
 
 def fill_adapter(slots: Sequence[Slot], tensors: Mapping[str, Tensor], adapter: Path) -> set[str]:
@@ -124,20 +126,37 @@ def fill_adapter(slots: Sequence[Slot], tensors: Mapping[str, Tensor], adapter: 
         name = file_name(slot.name)
         if name not in tensors:
             raise DataError(f"{adapter}: no tensor {name}, which its config calls for")
-        if tensors[name].shape != slot.empty.shape:
-            raise DataError(
-                f"{adapter}: {name} has shape {list(tensors[name].shape)}, "
-                f"the model calls for {list(slot.empty.shape)}"
-            )
+        check_shape(slot, tensors[name], adapter)
         used.add(name)
         slot.fill(nn.Parameter(tensors[name].float()))
     return used
 
 
-def fill_base(slots: Sequence[Slot], source: WeightSource, architecture: Architecture) -> None:
-    """Give all other parameters their stored values, in float32."""
+def fill_base(
+    slots: Sequence[Slot],
+    source: WeightSource,
+    architecture: Architecture,
+    tensors: Mapping[str, Tensor],
+    adapter: Path,
+) -> set[str]:
+    """Give all other parameters their values, in float32: those of the base model.
+
+    PEFT writes the weights below adapters on embedding and head, which then count.
+
+    Args:
+        tensors: of the adapter's file.
+
+    Returns:
+        The names of its tensors that were used.
+    """
     family = architecture.family
     rest = [slot for slot in slots if not belongs_to_adapter(slot)]
+    used = {file_name(slot.name) for slot in rest} & tensors.keys()
+    for slot in rest:
+        if (name := file_name(slot.name)) in used:
+            check_shape(slot, tensors[name], adapter)
+            slot.fill(nn.Parameter(tensors[name].float(), requires_grad=False))
+    rest = [slot for slot in rest if file_name(slot.name) not in used]
     wanted = []
     for slot in rest:
         name = base_name(slot.name)
@@ -147,6 +166,20 @@ def fill_base(slots: Sequence[Slot], source: WeightSource, architecture: Archite
     for slot, value in zip(rest, source.read(wanted), strict=True):
         assert isinstance(value, Tensor)  # `write_merged` refuses quantized models
         slot.fill(nn.Parameter(value.float(), requires_grad=False))
+    return used
+
+
+def check_shape(slot: Slot, value: Tensor, adapter: Path) -> None:
+    """Compare a tensor of the adapter's file with its slot in the model.
+
+    Raises:
+        DataError: they differ in shape.
+    """
+    if value.shape != slot.empty.shape:
+        raise DataError(
+            f"{adapter}: {file_name(slot.name)} has shape {list(value.shape)}, "
+            f"the model calls for {list(slot.empty.shape)}"
+        )
 
 
 def read_buffers(name: str, module: nn.Module, source: WeightSource) -> dict[str, Tensor]:

@@ -17,12 +17,7 @@ from headrace.kernels.lora_linear import join, joined_lora_linear, lora_linear
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model import document_attention
 from headrace.trainer.model.architecture import Architecture
-from headrace.trainer.model.layer_functions import (
-    LayerFunctions,
-    compiled,
-    run_layer,
-    run_layer_again,
-)
+from headrace.trainer.model.layer_functions import LayerFunctions, compiled
 from headrace.trainer.model.norms import faster_norm, swap_norms
 from headrace.trainer.model.rotary_attention import swap_attention
 from headrace.trainer.model.stage import Stage
@@ -120,7 +115,8 @@ def accelerate(
         for layer in stage.layers:
             swap_norms(layer)
     if known and config.compile:
-        stage.layer_functions = LayerFunctions(compiled(run_layer), compiled(run_layer_again))
+        plain = stage.layer_functions
+        stage.layer_functions = LayerFunctions(compiled(plain.once), compiled(plain.again))
     if runs_without_masks(architecture, stage.compute_dtype):
         attend_by_bounds(stage)
         for layer in stage.layers if ours_inside else ():

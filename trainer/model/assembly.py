@@ -72,6 +72,7 @@ def assemble(
         recompute=recomputed_layers(
             config.activation_checkpointing, architecture.config.num_hidden_layers
         ),
+        selective=config.activation_checkpointing == "selective",
         offload=ActivationOffload(device) if config.activation_offload else None,
         seeded=seeded,
         embedding_on_cpu=config.embedding_on_cpu,

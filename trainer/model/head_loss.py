@@ -24,15 +24,14 @@ class LogitShape:
     softcap: float | None = None
 
     def times(self, factor: float) -> "LogitShape":
-        """The shape of so many times the logits."""
+        """Return the shape of `factor` times these logits."""
         softcap = None if self.softcap is None else self.softcap * factor
         return LogitShape(self.multiplier * factor, softcap)
 
 
-def is_plain(head: nn.Module, shape: LogitShape) -> bool:
+def is_plain(head: nn.Module) -> bool:
     """Return whether the fused kernel computes this head's loss."""
-    plain = type(head) is nn.Linear and getattr(head, "bias", None) is None
-    return plain and shape.softcap is None
+    return type(head) is nn.Linear and getattr(head, "bias", None) is None
 
 
 def head_loss(
@@ -60,13 +59,17 @@ def head_loss(
     Returns:
         The sum of the losses times `scale`, float32; the losses of all tokens in nats, detached.
     """
-    if is_plain(head, shape):
+    if is_plain(head):
         assert isinstance(head, nn.Linear)
-        if shape.multiplier != 1.0:
-            hidden = hidden * shape.multiplier
-        weight = head.weight.to(hidden.dtype)
         return linear_cross_entropy(
-            hidden, weight, labels, scale, triton=triton, statistics=statistics
+            hidden,
+            head.weight.to(hidden.dtype),
+            labels,
+            scale,
+            logit_scale=shape.multiplier,
+            softcap=shape.softcap,
+            triton=triton,
+            statistics=statistics,
         )
     token_losses = head_token_losses(head, hidden, labels, shape, seed, statistics=statistics)
     return token_losses.sum() * scale, token_losses.detach()
@@ -86,14 +89,14 @@ def head_token_losses(
 
     Args: as `head_loss`.
     """
-    if is_plain(head, shape):
+    if is_plain(head):
         assert isinstance(head, nn.Linear)
-        weight = head.weight.to(hidden.dtype)
         return token_cross_entropy(
             hidden,
-            weight,
+            head.weight.to(hidden.dtype),
             labels,
             logit_scale=shape.multiplier,
+            softcap=shape.softcap,
             triton=triton,
             statistics=statistics,
         )

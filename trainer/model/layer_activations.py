@@ -32,6 +32,7 @@ from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.partition import Span
 from headrace.trainer.model.precision import trained_dtype
 from headrace.trainer.model.quantized_modules import Holder
+from headrace.trainer.model.selective_checkpoint import KeptBytes
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class LayerActivations:
     """Bytes that one decoder layer keeps for the backward pass of one micro-batch."""
 
     kept: Mapping[Half | None, float]  # without recomputation; of a whole layer, of its halves
+    selected: Mapping[Half | None, float]  # with selective recomputation, beside its input
     boundary: float  # its input alone, with recomputation
 
 
@@ -72,13 +74,25 @@ def layer_activations(
     width = plan.architecture.config.hidden_size
     boundary = config.places * sequence_len * width * dtype.itemsize
     kept = {half: kept_by(plan, config, span, dtype, sequence_len) for half, span in spans.items()}
-    return LayerActivations(kept, float(boundary))
+    selected = dict.fromkeys(spans, 0.0)
+    if config.activation_checkpointing == "selective":
+        selected = {
+            half: kept_by(plan, config, span, dtype, sequence_len, selective=True)
+            for half, span in spans.items()
+        }
+    return LayerActivations(kept, selected, float(boundary))
 
 
 def kept_by(
-    plan: Plan, config: TrainConfig, layer: Span, dtype: torch.dtype, sequence_len: int
+    plan: Plan,
+    config: TrainConfig,
+    layer: Span,
+    dtype: torch.dtype,
+    sequence_len: int,
+    *,
+    selective: bool = False,
 ) -> float:
-    """Bytes that autograd keeps of one layer, or half of it."""
+    """Bytes that autograd, or selective recomputation, keeps of one layer, or half of it."""
     rows, width = config.places, plan.architecture.config.hidden_size
     seen: dict[int, int] = {}
     stages = config.model_copy(update={"pipeline_stages": 3})
@@ -118,6 +132,10 @@ def kept_by(
             saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype, enabled=stage.autocast),
         ):
+            if selective:
+                with KeptBytes() as results:
+                    run_layer(stage.layers[0], hidden, arguments)
+                return float(results.bytes)
             run = run_as_compiled if compiles else run_layer
             output = run(stage.layers[0], hidden, arguments)
         for tensor in shared:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from headrace.trainer.model.selective_checkpoint import kept_products
+
 # Forms of a layer's code before torch gives up compiling: training and evaluation, packed rows and
 # single documents, for each kind of layer.
 FORMS = 64
@@ -18,7 +20,7 @@ LayerFunction = Callable[[nn.Module, Tensor, Mapping[str, Any]], Tensor]
 
 @dataclass(frozen=True)
 class LayerFunctions:
-    """`once` keeps what the backward pass needs; `again` keeps the input only."""
+    """`once` keeps what the backward pass needs; `again` keeps the input only, or little more."""
 
     once: LayerFunction
     again: LayerFunction
@@ -35,6 +37,15 @@ def run_layer_again(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, An
     """One decoder layer that keeps its input only, and is run again for the backward pass."""
     run = partial(run_layer, layer, arguments=arguments)
     output: Tensor = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
+    return output
+
+
+def run_layer_selectively(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """Run one decoder layer that keeps some results, see `selective_checkpoint`."""
+    run = partial(run_layer, layer, arguments=arguments)
+    output: Tensor = checkpoint(
+        run, hidden, use_reentrant=False, preserve_rng_state=False, context_fn=kept_products
+    )
     return output
 
 

@@ -74,7 +74,11 @@ def stage_memory(
     sent = activations.boundary * (2 if has_reference else 1)
     boundary = 0.0 if config.activation_offload else activations.boundary
     kept = [
-        2 * sent + sum(boundary if n in chosen else activations.kept[half] for n, half in pieces)
+        2 * sent
+        + sum(
+            boundary + activations.selected[half] if n in chosen else activations.kept[half]
+            for n, half in pieces
+        )
         for pieces in (span.pieces() for span in layers)
     ]
     in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload

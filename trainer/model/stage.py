@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.fingerprint import derive_seed
@@ -21,7 +21,12 @@ from headrace.trainer.model.attention_mask import attention_masks
 from headrace.trainer.model.control_adapter import CONTROL
 from headrace.trainer.model.device import position_ids, to_device
 from headrace.trainer.model.document_attention import KEYWORD, document_bounds
-from headrace.trainer.model.layer_functions import LayerFunctions, run_layer, run_layer_again
+from headrace.trainer.model.layer_functions import (
+    LayerFunctions,
+    run_layer,
+    run_layer_again,
+    run_layer_selectively,
+)
 from headrace.trainer.model.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.model.rotary_tables import rotary_tables
 from headrace.trainer.model.router_loss import (
@@ -31,6 +36,7 @@ from headrace.trainer.model.router_loss import (
     tap_router,
     total_loss,
 )
+from headrace.trainer.model.selective_checkpoint import kept_products
 from headrace.trainer.model.stage_embedding import StageEmbedding
 from headrace.trainer.model.stage_loss import StageLoss
 from headrace.trainer.model.weight_offload import WeightOffload
@@ -59,6 +65,7 @@ class Stage(nn.Module):
         rotary: positions -> cosine and sine, real buffers, no parameters; None for models without.
         autocast: run in `compute_dtype` though the weights are float32 (full fine-tuning).
         recompute: numbers of the layers that keep only their input for the backward pass.
+        selective: let these keep some results too, see `selective_checkpoint`.
         offload: where these inputs are held in between, if not on the device.
         seeded: set the random state before each layer, for dropout that is the same in any layout.
         embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
@@ -89,6 +96,7 @@ class Stage(nn.Module):
         compute_dtype: torch.dtype,
         autocast: bool,
         recompute: frozenset[int],
+        selective: bool = False,
         offload: ActivationOffload | None,
         seeded: bool,
         embedding_on_cpu: bool = False,
@@ -123,7 +131,9 @@ class Stage(nn.Module):
         self.offload = offload
         self.seeded = seeded
         self.weight_offload: WeightOffload | None = None
-        self.layer_functions = LayerFunctions(run_layer, run_layer_again)
+        self.selective = selective
+        again = run_layer_selectively if selective else run_layer_again
+        self.layer_functions = LayerFunctions(run_layer, again)
         self.before_step: Callable[[], None] | None = None
         self.by_bounds = False
         self.objective = ObjectiveConfig()
@@ -249,7 +259,14 @@ class Stage(nn.Module):
             return states, balance_loss(tap.take(), self.router_loss.top_k, real)
 
         if outside:
-            return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+            contexts = kept_products if self.selective else noop_context_fn
+            return partial(
+                checkpoint,
+                run,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=contexts,
+            )
         return run
 
     def _losses(

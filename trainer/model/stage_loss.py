@@ -67,7 +67,7 @@ class StageLoss:
         assert labels is not None
         if objective.kind == "cross_entropy":
             arguments = (self.head, self._rows(hidden), labels.reshape(-1), scale, self.shape)
-            if is_plain(self.head, self.shape):
+            if is_plain(self.head):
                 loss, token_losses = head_loss(
                     *arguments, triton=self.triton, statistics=statistics
                 )
@@ -125,10 +125,10 @@ class StageLoss:
         *,
         statistics: TokenStatistics | None = None,
     ) -> Tensor:
-        """[b, s] cross-entropy of so many times the logits, to be differentiated."""
+        """Per-token cross-entropy of `factor` times the logits, [b, s], to be differentiated."""
         shape = self.shape.times(factor)
         arguments = (self.head, self._rows(hidden), labels.reshape(-1), shape)
-        plain = is_plain(self.head, self.shape)
+        plain = is_plain(self.head)
         with contextlib.nullcontext() if plain else self._precision(hidden):
             losses = head_token_losses(*arguments, seed, triton=self.triton, statistics=statistics)
         return losses.view(labels.shape)

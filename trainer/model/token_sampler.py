@@ -3,12 +3,9 @@
 import torch
 from torch import Tensor
 
+from headrace.schemas.keyed_hash import FACTORS, GOLDEN, mix
 from headrace.schemas.sampling_config import RejectedSamplingConfig
 
-# SplitMix64 (https://doi.org/10.1145/2714064.2660195): increment and multipliers, as signed numbers
-INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
-FIRST_FACTOR = 0xBF58476D1CE4E5B9 - (1 << 64)
-SECOND_FACTOR = 0x94D049BB133111EB - (1 << 64)
 BITS = 52  # of a random number: with the half after them, all that a double holds
 
 
@@ -58,16 +55,14 @@ def uniform(seeds: Tensor, count: int) -> Tensor:
         seeds: [rows] int64.
     """
     numbers = torch.arange(1, count + 1, device=seeds.device)
-    mixed = seeds.unsqueeze(1) + numbers * INCREMENT
-    mixed = (mixed ^ _shift(mixed, 30)) * FIRST_FACTOR
-    mixed = (mixed ^ _shift(mixed, 27)) * SECOND_FACTOR
-    mixed = mixed ^ _shift(mixed, 31)
+    stream = seeds.unsqueeze(1) + numbers * signed(GOLDEN)
+    mixed = mix(stream, _shift, (signed(FACTORS[0]), signed(FACTORS[1])))
     return (_shift(mixed, 64 - BITS).double() + 0.5) * 2.0**-BITS
 
 
-def signed(seed: int) -> int:
-    """A 64-bit seed as torch holds it."""
-    return seed - (1 << 64) if seed >= 1 << 63 else seed
+def signed(number: int) -> int:
+    """Return an unsigned 64-bit number as torch holds it."""
+    return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def _shift(numbers: Tensor, bits: int) -> Tensor:

@@ -19,6 +19,17 @@ MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 SAMPLES = 64  # places a file is sampled at for its fingerprint
 SAMPLE_BYTES = 4096
 
+CONVERT = (
+    "load the model with transformers in an environment that you trust and write it with "
+    "save_pretrained, which makes safetensors files"
+)
+OTHER_WEIGHTS = (  # files of other forms -> what to do
+    ("*.safetensors", f"is one of several files without their index; fetch {INDEX_NAME} as well"),
+    ("*.bin", f"is a pickle, which may run code and is not read; {CONVERT}"),
+    ("*.pt*", f"is a pickle, which may run code and is not read; {CONVERT}"),
+    ("*.gguf", f"is in llama.cpp's form, which is not trained on; {CONVERT} (gguf_file=...)"),
+)
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -50,9 +61,15 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / name for name in names]
     if (directory / SINGLE_NAME).is_file():
         return [directory / SINGLE_NAME]
-    raise DataError(
-        f"{directory}: no {SINGLE_NAME} and no {INDEX_NAME}; is this a model directory?"
-    )
+    raise DataError(f"{directory}: no {SINGLE_NAME} and no {INDEX_NAME}; {way_out(directory)}")
+
+
+def way_out(directory: Path) -> str:
+    """Return what to do with a directory that has weights in another form, or none."""
+    for pattern, remedy in OTHER_WEIGHTS:
+        if found := sorted(directory.glob(pattern)):
+            return f"{found[0].name} {remedy}"
+    return "is this a model directory?"
 
 
 def has_weights(directory: Path) -> bool:

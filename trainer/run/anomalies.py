@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 ANOMALIES_NAME = "anomalies.jsonl"
 SHOWN_ROWS = 3
 
+NOTHING_TRAINED = Anomaly("no trained token is in it", "skip")
+
 
 def judge(
     config: AnomalyConfig, norm: float, loss: float | None, recent_losses: Sequence[float]

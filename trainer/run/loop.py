@@ -9,7 +9,7 @@ from headrace.trainer.data.feed import StepInputs
 from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.distributed import Layout, gather_objects
 from headrace.trainer.run import gradients, relora
-from headrace.trainer.run.anomalies import deal_with, judge
+from headrace.trainer.run.anomalies import NOTHING_TRAINED, deal_with, judge
 from headrace.trainer.run.cadence import Cadence, Stopwatch, Timer, is_multiple
 from headrace.trainer.run.interval import Interval
 from headrace.trainer.run.metrics import mean_loss
@@ -107,7 +107,7 @@ class Loop:
             )
             with engine.timeline.span("OptimizerStep"):
                 norm, norms = gradients.reduce(built, self.layout), None
-                anomaly = self.find_anomaly(norm, losses)
+                anomaly = self.find_anomaly(norm, losses, inputs.trained_tokens)
                 if anomaly is None or not anomaly.forbids_update:
                     parameters = [item.parameter for item in built.trained]
                     gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
@@ -138,8 +138,15 @@ class Loop:
         with timeline.span("data"):
             return session.feed.hand_out(batch), answers, data_seconds
 
-    def find_anomaly(self, norm: float, losses: StepLosses) -> Anomaly | None:
-        """Return what is wrong with a step whose gradient has this norm; at every rank the same."""
+    def find_anomaly(self, norm: float, losses: StepLosses, trained_tokens: int) -> Anomaly | None:
+        """Return what is wrong with a step; at every rank the same.
+
+        Args:
+            norm: of the whole gradient.
+            trained_tokens: of the global batch.
+        """
+        if not trained_tokens:
+            return NOTHING_TRAINED
         loss = None
         if self.config.anomalies.spike_factor is not None:
             rows = gather_objects(losses.rows, self.layout.world_group)

@@ -127,6 +127,13 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         loader.seek(position)
         loader.reader.quarantine.restore(state.quarantined)
     describe(built, inputs, layout, horizon.total_steps)
+    if config.scheduler.warmup_steps > horizon.total_steps:
+        logger.info(
+            "warning: scheduler.warmup_steps = %d, but the run has %d steps; the learning rate "
+            "never reaches optimizer.lr",
+            config.scheduler.warmup_steps,
+            horizon.total_steps,
+        )
     return Session(
         model=model_directory(config.model),
         run_directory=run_directory,
