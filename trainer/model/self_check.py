@@ -20,14 +20,17 @@ from transformers import AutoModelForCausalLM
 
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.architecture import Architecture, read_architecture
+from headrace.trainer.model.checkpoint_names import as_stored
 from headrace.trainer.model.families import refuse
 from headrace.trainer.model.filled_stage import fill_stage
 from headrace.trainer.model.micro_batch import MicroBatch
+from headrace.trainer.model.model_files import save_tensors
 from headrace.trainer.model.model_plan import Plan, make_plan
 from headrace.trainer.model.partition import Span
 from headrace.trainer.model.slots import TrainedParameter, stored_buffers
 from headrace.trainer.model.stage import Stage
 from headrace.trainer.model.tiny_config import shrink
+from headrace.trainer.model.weight_index import SINGLE_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +99,13 @@ def save_tiny(architecture: Architecture, folder: Path) -> None:
             dtype=torch.float32,
         )
         randomize(model)
-    model.save_pretrained(folder)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    values = {name: weight.detach() for name, weight in model.named_parameters()}
+    values |= {slot.name: slot.value for slot in stored_buffers({"": model})}
+    stored = as_stored(model, values)  # transformers' own would write on the first rank alone
+    stored = {name: value.contiguous() for name, value in stored.items()}
+    save_tensors(stored, folder / SINGLE_NAME, metadata={"format": "pt"})
 
 
 @torch.no_grad()
