@@ -13,6 +13,7 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.acceleration import accelerate
 from headrace.trainer.model.architecture import Architecture, read_architecture
 from headrace.trainer.model.block_expansion import Expansion
+from headrace.trainer.model.checkpoint_files import INITIAL, MERGED, tensor_name
 from headrace.trainer.model.families import FAMILIES
 from headrace.trainer.model.filled_stage import fill_stage
 from headrace.trainer.model.model_directory import model_directory
@@ -59,8 +60,8 @@ class BuiltStage:
     @property
     def kept(self) -> dict[str, Tensor]:
         """Return what checkpoints hold of adapters beside their values, by their own names."""
-        merged = {f"merged/{name}": value for name, value in self.merged.items()}
-        return merged | {f"initial/{name}": value for name, value in self.initial.items()}
+        merged = {tensor_name(MERGED, name): value for name, value in self.merged.items()}
+        return merged | {tensor_name(INITIAL, name): value for name, value in self.initial.items()}
 
     @property
     def width(self) -> int:
