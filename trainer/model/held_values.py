@@ -1,4 +1,4 @@
-"""What transformers itself would hold beside the weights: the values of buffers, and all types."""
+"""The initial values of buffers, and the types of all tensors, as transformers itself has them."""
 
 import copy
 import math

@@ -123,7 +123,7 @@ def randomize(model: Any) -> None:
 
 
 def compare(config: TrainConfig, plan: Plan, theirs: Any) -> tuple[float, float]:
-    """As `try_out`, of a checkpoint that transformers has loaded."""
+    """Return what `try_out` does, of a checkpoint that transformers has loaded."""
     stages = build_tiny(config, plan)
     trained = [item for stage in stages for item in stage.trained]
     with torch.random.fork_rng(devices=[]):

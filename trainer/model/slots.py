@@ -65,7 +65,7 @@ class BufferSlot:
 
 
 def find_buffers(modules: Mapping[str, nn.Module]) -> Iterator[BufferSlot]:
-    """All places for buffers below named modules, in order; those of quantised weights left out."""
+    """Yield the slots of buffers below named modules, in order, without those of quantized weights."""
     for prefix, module in modules.items():
         for owner_name, owner in module.named_modules():
             if isinstance(owner, QuantizedWeight):

@@ -81,7 +81,7 @@ class StoredWeights:
             yield value
 
     def read_buffers(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | None]:
-        """As promised by `WeightSource`.
+        """Read buffers as `WeightSource` promises.
 
         Raises:
             DataError: as `read`, unless transformers does not ask for the buffer either.
@@ -151,7 +151,7 @@ class RandomWeights:
                 yield self._vector(name, shape)
 
     def read_buffers(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | None]:
-        """As promised by `WeightSource`: all stay as they were constructed."""
+        """Return None for each: all stay as they were constructed."""
         return iter([None] * len(wanted))
 
     def _vector(self, name: str, shape: torch.Size) -> Tensor:
