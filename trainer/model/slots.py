@@ -65,7 +65,7 @@ class BufferSlot:
 
 
 def find_buffers(modules: Mapping[str, nn.Module]) -> Iterator[BufferSlot]:
-    """Yield the slots of buffers below named modules, in order, without those of quantized weights."""
+    """Yield the slots of buffers below named modules, quantized weights left out, in order."""
     for prefix, module in modules.items():
         for owner_name, owner in module.named_modules():
             if isinstance(owner, QuantizedWeight):
