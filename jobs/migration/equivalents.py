@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.schemas.errors import ConfigError
+
 Values = Mapping[str, Any]
 Converter = Callable[[Any, Values], dict[str, Any]]
 
@@ -94,3 +96,17 @@ def elsewhere(old: str, new: str | Iterable[str], note: str = "") -> Equivalent:
 def none(old: str, reason: str, *neutral: Any) -> Equivalent:
     """No equivalent, and why."""
     return Equivalent(old, note=reason, neutral=(False, None, "", *neutral))
+
+
+def refused(old: str, reason: str) -> Equivalent:
+    """Give a row to a key that would train something else if it were passed over.
+
+    Its import ends in a ConfigError.
+    """
+
+    def convert(value: Any, _: Values) -> dict[str, Any]:
+        if value not in (None, False, "", [], 0):
+            raise ConfigError(f"{old}: {value!r}: {reason}; remove the key to train without it")
+        return {}
+
+    return Equivalent(old, note=f"refused: {reason}", convert=convert)

@@ -37,10 +37,10 @@ def if_positive(new: str) -> Converter:
 
 
 def share_of_epoch(new: str) -> Converter:
-    """Return a converter of "so many times an epoch" to a fraction of an epoch."""
+    """Return a converter of "so many times an epoch" to a fraction of an epoch; 0 is never."""
 
     def convert(value: float, _: Values) -> dict[str, Any]:
-        return {new: 1 / value}
+        return {new: 1 / value} if value > 0 else {}
 
     return convert
 

@@ -139,8 +139,8 @@ QLORA_PIPE_LITE = OldSystem(
         ),
         elsewhere(
             "datasets[].max_tokens",
-            "train.datasets.max_tokens",
-            "with one dataset; several share a directory here",
+            ("train.datasets.max_tokens", "prepare.sources.max_tokens"),
+            "the second for several datasets; not with `mix_datasets`",
         ),
     ),
     {

@@ -200,9 +200,9 @@ MISTAKES = {
         f"rl: grpo\n{ENTRY}",
         r'axolotl\.yml:1: rl: "grpo" makes its answers while it trains; it may be dpo',
     ),
-    "another tokenizer library": (
-        f"{ENTRY}tokenizer_use_mistral_common: true\n",
-        r"axolotl\.yml:4: tokenizer_use_mistral_common asks for another tokenizer library",
+    "another tokenizer": (
+        f"{ENTRY}added_tokens_overrides: {{5: x}}\n",
+        r"axolotl\.yml:4: added_tokens_overrides rewrites the tokenizer's files",
     ),
     "no data sets": ("sequence_len: 64\n", r"axolotl\.yml: no datasets; name them"),
     "no YAML": ("datasets: [", r"axolotl\.yml:1: not valid YAML"),
