@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from headrace.schemas.errors import DataError, HeadraceError
 from headrace.schemas.publish import write_atomic
+from headrace.schemas.run_state import RUN_CONFIG_NAME
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.inputs import Inputs
@@ -22,7 +23,7 @@ from headrace.trainer.failure import print_mistake, run_rank
 from headrace.trainer.preflight import check
 from headrace.trainer.quiet import import_without, quiet_libraries
 from headrace.trainer.run.requests import Requests
-from headrace.trainer.run.resume_record import RUN_CONFIG_NAME, check_run_directory, resume_record
+from headrace.trainer.run.resume_record import check_run_directory, resume_record
 from headrace.trainer.run.run_directory import open_run_directory
 
 if TYPE_CHECKING:
