@@ -29,16 +29,14 @@ from headrace.jobs.migration.axolotl_values import (
 )
 from headrace.jobs.migration.equivalents import (
     OldSystem,
+    activation_checkpointing,
     choice,
     computed,
     elsewhere,
+    if_positive,
     none,
     number,
     same,
-)
-from headrace.jobs.migration.old_values import (
-    activation_checkpointing,
-    if_positive,
     share_of_epoch,
 )
 from headrace.jobs.migration.quantized import INT8, NF4_TWICE, int8, nf4_twice

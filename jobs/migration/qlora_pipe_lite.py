@@ -11,9 +11,9 @@ from headrace.jobs.migration.equivalents import (
     none,
     number,
     same,
+    share_of_epoch,
 )
 from headrace.jobs.migration.old_tools import QLORA_PIPE_LITE_TOOLS
-from headrace.jobs.migration.old_values import share_of_epoch
 from headrace.jobs.migration.qlora_pipe import NEIGHBORS
 from headrace.jobs.migration.quantized import BACKEND, TYPE, nf4
 

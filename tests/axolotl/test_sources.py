@@ -454,7 +454,7 @@ def test_axolotl_itself_is_asked_for_by_the_lines_that_install_it():
     source = {"name": "mine", "type": "axolotl", "path": "alpaca.jsonl", "engine": "axolotl"}
     message = (
         r"^source \"mine\": engine = \"axolotl\": No module named '\w+'; run pip install "
-        r"'headrace\[axolotl\]', then pip install --no-deps axolotl==0\.19\.0$"
+        r"'\.\[axolotl\]' in a clone of Headrace, then pip install --no-deps axolotl==0\.19\.0$"
     )
     with pytest.raises(ConfigError, match=message):
         run(make([source | {"axolotl": {"type": "alpaca"}}]))
