@@ -285,7 +285,7 @@ num_epochs: 3
 micro_batch_size: 2
 gradient_accumulation_steps: 4
 learning_rate: 0.0002
-optimizer: paged_adamw_8bit
+optimizer: adamw_torch
 lr_scheduler: cosine
 cosine_min_lr_ratio: 0.1
 warmup_steps: 10
@@ -588,7 +588,7 @@ def test_axolotl(tmp_path, monkeypatch):
     }
     train = files["train.toml"]
     assert train["optimizer"] == {
-        "type": "adamw_8bit_paged",
+        "type": "adamw",
         "lr": 2e-4,
         "weight_decay": 0.0,
         "beta2": 0.999,
@@ -840,6 +840,7 @@ def test_values_of_axolotl(axolotl_train, text, table, expected):
     [
         ("adamw_torch_8bit", "adamw_8bit"),
         ("ao_adamw_8bit", "adamw_8bit"),
+        ("paged_adamw_8bit", "adamw_8bit_paged"),
         ("adamw_torch_4bit", "adamw_8bit"),
         ("paged_adamw_32bit", "adamw"),
         ("lion_pytorch", "lion"),
