@@ -23,7 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.model.acceleration import KNOWN, runs_without_masks, swap_adapters
+from headrace.trainer.model.acceleration import runs_without_masks, swap_adapters
 from headrace.trainer.model.assembly import assemble
 from headrace.trainer.model.half_layer import Half
 from headrace.trainer.model.layer_functions import run_layer
@@ -98,7 +98,7 @@ def kept_by(
     stage = copy.deepcopy(assemble(plan, stages, 1, layer, dtype, torch.device("cpu")))
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
-    compiles = fast and config.compile and plan.architecture.config.model_type in KNOWN
+    compiles = fast and config.compile and plan.architecture.family.compiles
     with FakeTensorMode():
         for module in list(stage.modules()):
             fill_without_memory(module, dtype, trained_dtype(config, dtype))
