@@ -13,7 +13,7 @@ from headrace.schemas.errors import ConfigError
 
 @dataclass(frozen=True)
 class NormKind:
-    """What a family's RMSNorm computes: the settings of `kernels.rms_norm`."""
+    """Computation of a family's RMSNorm: the settings of `kernels.rms_norm`."""
 
     offset: float = 0.0  # added to its weights
     rounds_first: bool = True
@@ -21,7 +21,7 @@ class NormKind:
 
 @dataclass(frozen=True)
 class GgufKind:
-    """How llama.cpp knows a family.
+    """Name and weight layout of a family in llama.cpp.
 
     `rotates_pairs`: it turns neighboring channels, transformers turns the two halves of a head, so
     rows of query and key weights change places.
