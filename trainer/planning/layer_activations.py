@@ -32,7 +32,7 @@ from headrace.trainer.building.partition import Span
 from headrace.trainer.layers.layer_functions import run_layer
 from headrace.trainer.layers.selective_checkpoint import KeptBytes
 from headrace.trainer.quantized.modules import QuantizableModule
-from headrace.trainer.stage.acceleration import KNOWN, runs_without_masks, swap_adapters
+from headrace.trainer.stage.acceleration import runs_without_masks, swap_adapters
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def kept_by(
     stage = copy.deepcopy(assemble(plan, stages, 1, layer, dtype, torch.device("cpu"), initial))
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
-    compiles = fast and config.compile and plan.architecture.config.model_type in KNOWN
+    compiles = fast and config.compile and plan.architecture.family.compiles
     with FakeTensorMode():
         for module in list(stage.modules()):
             fill_without_memory(module, dtype, trained_dtype(config, dtype))
