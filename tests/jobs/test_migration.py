@@ -234,7 +234,7 @@ num_epochs: 3
 micro_batch_size: 2
 gradient_accumulation_steps: 4
 learning_rate: 0.0002
-optimizer: paged_adamw_8bit
+optimizer: adamw_torch_fused
 lr_scheduler: cosine
 cosine_min_lr_ratio: 0.1
 warmup_steps: 10
@@ -526,6 +526,16 @@ def test_qlora_pipe_lite(tmp_path):
     assert "not taken over" not in head(tmp_path)
 
 
+def test_axolotls_restarts_under_an_optimizer_of_8_bits_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    old = AXOLOTL_YAML.replace("adamw_torch_fused", "paged_adamw_8bit")
+    with pytest.raises(ConfigError, match='"adamw_8bit_paged" has states that cannot be pruned'):
+        imported(Path(), "old.yaml", old)
+    train = imported(Path(), "old.yaml", old.replace("relora: true", "relora: false"))["train.toml"]
+    assert train["optimizer"]["type"] == "adamw_8bit_paged"
+
+
 def test_axolotl(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
@@ -537,7 +547,7 @@ def test_axolotl(tmp_path, monkeypatch):
     }
     train = files["train.toml"]
     assert train["optimizer"] == {
-        "type": "adamw_8bit_paged",
+        "type": "adamw",
         "lr": 2e-4,
         "weight_decay": 0.0,
         "beta2": 0.999,
