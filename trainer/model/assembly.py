@@ -9,6 +9,7 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.layer_ranges import recomputed_layers
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.activation_offload import ActivationOffload
+from headrace.trainer.model.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.model.half_layer import half_of
 from headrace.trainer.model.model_plan import Plan
 from headrace.trainer.model.partition import Span
@@ -75,6 +76,9 @@ def assemble(
     stage_module.objective = config.objective
     if stage_module.embedding is not None:
         stage_module.embedding.noise_alpha = config.regularization.neftune_alpha
+    if config.trained_matmul == "fp8":
+        for layer in stage_module.layers:
+            multiply_trained_in_fp8(layer, dtype)
     materialize_buffers(stage_module, plan.plain, device)
     return stage_module
 
