@@ -82,9 +82,9 @@ def e4m3(
         return four_bit_e4m3(
             parts[0], blocks, table, settings[0], shape, scales, transposed=transposed
         )
-    weight = (
-        parts[0] if kind == "plain" else dequantize(parts, kind, shape, settings, torch.bfloat16)
-    )
+    if kind == "plain":
+        return scaled_e4m3(parts[0], scales, transposed=transposed)
+    weight = dequantize(parts, kind, shape, settings, torch.bfloat16)
     return scaled_e4m3(weight, scales, transposed=transposed)
 
 
