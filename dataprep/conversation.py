@@ -52,13 +52,32 @@ def read_conversation(fields: Mapping[str, Any], chat: ChatConfig) -> Conversati
     """
     names = [chat.field] if chat.field else FIELDS
     name = next((name for name in names if fields.get(name) is not None), None)
-    if name is None:
+    value = fields[name] if name is not None else exchange(fields, chat)
+    if value is None:
         raise ConversationError("missing field", f"no field {' or '.join(map(quoted, names))}")
-    messages, flags = read_messages(fields[name], chat.roles, name)
+    messages, flags = read_messages(value, chat.roles, name or chat.prompt)
     system = fields.get("system")
     if isinstance(system, str) and system and messages[0]["role"] != "system":
         messages, flags = [{"role": "system", "content": system}, *messages], [None, *flags]
     return checked(Conversation(messages, flags, read_tools(fields.get("tools"))))
+
+
+def exchange(fields: Mapping[str, Any], chat: ChatConfig) -> list[Any] | None:
+    """Return a question and its answer as messages, or None where a row has not both."""
+    sides = ((chat.prompt, "user"), (chat.completion, "assistant"))
+    if any(fields.get(name) is None for name, _ in sides):
+        return None
+    return [message for name, role in sides for message in side_messages(fields[name], role, name)]
+
+
+def side_messages(value: object, role: str, name: str) -> list[Any]:
+    """Return a text as a message of a role, messages as they are."""
+    parsed = parse_json(value)
+    if isinstance(parsed, list) and all(isinstance(item, dict) for item in parsed):
+        return parsed
+    if not isinstance(value, str):
+        raise ConversationError("not a conversation", f'field "{name}" is {json_type(value)}')
+    return [{"role": role, "content": value}]
 
 
 def checked(conversation: Conversation) -> Conversation:

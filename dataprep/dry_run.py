@@ -59,6 +59,7 @@ class Estimate:
     input_bytes: int
     documents: float
     tokens: float
+    trained: float
     rows: float
     refused: float
     seconds: float
@@ -93,6 +94,7 @@ def limit(found: Estimate, rows: int | None, tokens: int | None) -> Estimate:
         found,
         rows=share * found.rows,
         tokens=share * found.tokens,
+        trained=share * found.trained,
         stored_bytes=share * found.stored_bytes,
     )
 
@@ -204,6 +206,7 @@ def scale(
         input_bytes=total,
         documents=factor * stats.documents,
         tokens=factor * kept,
+        trained=factor * sum(stats.trained_tokens.values()),
         rows=factor * sum(stats.rows.values()),
         refused=factor * stats.rejected,
         seconds=factor * seconds / min(workers, len(tasks)),
@@ -235,6 +238,7 @@ def print_estimate(found: Estimate, config: PrepareConfig, console: Console) -> 
         ("refused", f"{found.refused:,.0f}"),
         ("rows", f"{found.rows:,.0f}"),
         ("tokens", f"{found.tokens:,.0f}"),
+        ("trained tokens", f"{found.trained:,.0f}"),
         ("time", show_time(found.seconds)),
         ("shards", f"{found.stored_bytes / 1e6:,.1f} MB"),
         ("needed meanwhile", f"{found.work_bytes / 1e6:,.1f} MB more"),

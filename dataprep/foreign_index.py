@@ -36,6 +36,7 @@ from headrace.schemas.manifest import (
 from headrace.schemas.row_checks import problems_in_rows
 from headrace.schemas.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 from headrace.schemas.shard_rows import read_row_group
+from headrace.schemas.unpacked_sizes import unpacked_problem
 
 Split = Literal["train", "evaluation"]
 PACKING = "foreign"
@@ -197,6 +198,8 @@ def index_file(
         if missing:
             raise DataError(f"{path}: no column {min(missing)}, which the first file has")
         for group in range(file.num_row_groups):
+            if problem := unpacked_problem(file.metadata.row_group(group), None):
+                raise DataError(f"{path}: row group {group}: {problem}")
             rows = read_rows(file, group, manifest, record, path)
             groups.append(describe_row_group(file.metadata.row_group(group), rows))
             check_place(file.metadata.row_group(group), groups[-1], f"{path}: row group {group}")

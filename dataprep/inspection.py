@@ -81,7 +81,7 @@ def print_rows(directory: Path, manifest: Manifest, rows: int, console: Console)
     for split in manifest.ledger.tokens_out:
         for name, row in islice(read_rows(directory, manifest, split), rows):
             console.rule(Text(f"{name}, {row['source']}"))
-            console.print(row_text(tokenizer, row), soft_wrap=True)
+            console.print(row_text(tokenizer, row, shows_no_style(console)), soft_wrap=True)
 
 
 def print_rows_of_keys(directory: Path, keys: Sequence[int], console: Console) -> None:
@@ -101,7 +101,7 @@ def print_rows_of_keys(directory: Path, keys: Sequence[int], console: Console) -
                 missing.pop(row["row_key"], None)
                 name = f"{shard.file} row {shard.rows_before(group) + index}"
                 console.rule(Text(f"{name}, {row['source']}, key {row['row_key']}"))
-                console.print(row_text(tokenizer, row), soft_wrap=True)
+                console.print(row_text(tokenizer, row, shows_no_style(console)), soft_wrap=True)
     if missing:
         raise DataError(
             f"{directory}: no row has the key {', '.join(map(str, missing))}; look in the other "
@@ -146,21 +146,32 @@ def row_groups(
         ) from None
 
 
-def row_text(tokenizer: Tokenizer, row: dict[str, Any]) -> Text:
+def shows_no_style(console: Console) -> bool:
+    """Return whether dimmed text looks like other text: in a pipe, a file, or without color."""
+    return console.color_system is None or console.no_color or not console.is_terminal
+
+
+def row_text(tokenizer: Tokenizer, row: dict[str, Any], marked: bool = False) -> Text:
     """One row as text; of a pair first the better side."""
     ids, mask = row["input_ids"], row["loss_mask"]
     rejected = row.get("rejected_input_ids")
     if rejected is None:
-        return side_text(tokenizer, ids, mask, row["document_lengths"], "")
+        return side_text(tokenizer, ids, mask, row["document_lengths"], "", marked)
     worse = row["rejected_loss_mask"]
-    text = side_text(tokenizer, ids, mask, [len(ids)], "chosen, ")
-    return text + side_text(tokenizer, rejected, worse, [len(rejected)], "rejected, ")
+    text = side_text(tokenizer, ids, mask, [len(ids)], "chosen, ", marked)
+    return text + side_text(tokenizer, rejected, worse, [len(rejected)], "rejected, ", marked)
 
 
 def side_text(
-    tokenizer: Tokenizer, ids: list[int], mask: list[bool] | None, lengths: list[int], label: str
+    tokenizer: Tokenizer,
+    ids: list[int],
+    mask: list[bool] | None,
+    lengths: list[int],
+    label: str,
+    marked: bool = False,
 ) -> Text:
     """Ids as text: a mark where a document begins, tokens without a loss dimmed."""
+    marked = marked and mask is not None
     mask = mask or [True] * len(ids)
     text = Text()
     start = 0
@@ -168,7 +179,8 @@ def side_text(
         text.append(f"┃{label}{length} tokens┃ ", style="bold cyan")
         for begin, end in runs(mask, start, start + length):
             part = tokenizer.decode(ids[begin:end], skip_special_tokens=False)
-            text.append(part, style="" if mask[begin] else "dim")
+            shown = f"⟦{part}⟧" if marked and mask[begin] else part
+            text.append(shown, style="" if mask[begin] else "dim")
         text.append("\n")
         start += length
     text.plain = text.plain.replace("\x1b", "␛")  # no terminal codes out of the data

@@ -29,6 +29,7 @@ from headrace.dataprep.portions import (
     plan_portions,
     run_portion,
 )
+from headrace.dataprep.recorded_inputs import INPUTS_NAME
 from headrace.dataprep.runs import Runs
 from headrace.dataprep.shard_writer import Target
 from headrace.dataprep.tokenizer import TOKENIZER_NAME
@@ -105,7 +106,9 @@ def run(
     write_atomic(blend.output / CONFIG_NAME, text)
     tokenizer = inputs.directories[0] / TOKENIZER_NAME
     write_atomic(blend.output / TOKENIZER_NAME, tokenizer.read_bytes())
-    join_rejects(inputs, blend.output)
+    join_files(inputs, blend.output, REJECTS_NAME)
+    if any((directory / INPUTS_NAME).is_file() for directory in inputs.directories):
+        join_files(inputs, blend.output, INPUTS_NAME)
     rows_in_group = max(1, row_group_tokens(inputs) // inputs.first.sequence_len)
     target = Target(space, inputs.first.kind, rows_in_group)
     rekeying = Rekeying(source_names(inputs), None if keeps_order(inputs, seed) else seed)
@@ -168,14 +171,14 @@ def check_outside(blend: Blend) -> None:
             raise ConfigError(f"--out {blend.output}: overlaps {directory}; set another")
 
 
-def join_rejects(inputs: Inputs, output: Path) -> None:
-    """Join the records that the directories refused into one file."""
-    path = output / REJECTS_NAME
+def join_files(inputs: Inputs, output: Path, name: str) -> None:
+    """Write the lines that all directories have in a file of that name into one file."""
+    path = output / name
     path.parent.mkdir(exist_ok=True)
     with open_atomic(path) as target:
         for directory in inputs.directories:
-            if (directory / REJECTS_NAME).is_file():
-                with (directory / REJECTS_NAME).open("rb") as source:
+            if (directory / name).is_file():
+                with (directory / name).open("rb") as source:
                     shutil.copyfileobj(source, target)
 
 

@@ -21,6 +21,7 @@ from headrace.dataprep.streams import (
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare_config import PrepareConfig
 from headrace.schemas.source_config import FileFormat, SourceConfig
+from headrace.schemas.unpacked_sizes import unpacked_problem
 
 Columns = frozenset[str] | None  # fields of a record; None: all
 SUFFIXES: dict[str, FileFormat] = {
@@ -203,6 +204,9 @@ def row_group_sizes(source: SourceConfig, path: str, columns: Columns) -> list[i
         tops = [path.split(".")[0] for path in paths]
         read = [index for index, top in enumerate(tops) if columns is None or top in columns]
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        for number, group in enumerate(groups):
+            if problem := unpacked_problem(group, columns):
+                raise DataError(f"{path}: row group {number}: {problem}")
         return [sum(group.column(i).total_uncompressed_size for i in read) for group in groups]
 
 

@@ -201,7 +201,7 @@ def special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
         for role in ROLES:
             value = values.get(f"{role}_token_id")
             value = value[0] if isinstance(value, list) and value else value
-            if has_id(tokenizer, value):
+            if isinstance(value, int) and has_id(tokenizer, value):
                 found.setdefault(role, value)
     return found
 

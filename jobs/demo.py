@@ -20,6 +20,7 @@ from rich.table import Table
 from headrace.jobs.plot_run import plot_run, read_metrics
 from headrace.jobs.train_commands import count_gpus
 from headrace.schemas.errors import HeadraceError
+from headrace.schemas.run_state import RUN_CONFIG_NAME
 
 FOLDER = Path("demo")
 PROMPT = 'import json\n\n\ndef read_config(path):\n    """'
@@ -124,7 +125,7 @@ class Demo:
         if (self.run_directory / "adapter").exists():
             self.say(f"{self.run_directory} holds a finished run of these steps; reused")
             return
-        if not (self.run_directory / "train.json").exists():
+        if not (self.run_directory / RUN_CONFIG_NAME).exists():
             self.command(*arguments, stop_at=self.steps // 2)
         self.command(*arguments, "--resume")
 

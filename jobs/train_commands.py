@@ -46,10 +46,10 @@ def train(
 ) -> None:
     """Fine-tune on shards, over the GPUs of one machine or several, or as processes on CPUs.
 
-    SIGTERM or Ctrl-C saves after the current step and exits with 0.
+    SIGTERM, SIGHUP, SIGQUIT or Ctrl-C saves after the current step and exits with 0.
     """
     from headrace.jobs.launch import launch
-    from headrace.jobs.nodes import Nodes
+    from headrace.jobs.nodes import SECRET_VARIABLE, Nodes
     from headrace.schemas.toml_config import load_config
     from headrace.schemas.train_config import TrainConfig
     from headrace.trainer.preflight import check
@@ -61,12 +61,15 @@ def train(
     settings = load_config(TrainConfig, config, overrides or [])
     if (master is None) == (nodes > 1):
         raise ConfigError("--nodes and --master go together; give both or neither")
-    machines = (
-        Nodes(nodes, node_rank, master, master_port or 29500, node_timeout) if master else None
-    )
     processes = count_processes(gpus, settings.pipeline_stages, nodes)
     inputs = check(settings, processes * nodes)
     check_run_directory(settings, inputs, resume, data_changed == "continue")
+    machines = None
+    if master:
+        prints = f"{inputs.data_fingerprint} {inputs.weights_fingerprint}"
+        secret = os.environ.get(SECRET_VARIABLE) or prints
+        port = master_port or 29500
+        machines = Nodes(nodes, node_rank, master, port, node_timeout, secret)
     arguments = ["--config", str(config), "--data-changed", data_changed]
     arguments += ["--resume"] if resume else []
     arguments += ["--debug"] if context.obj else []

@@ -15,6 +15,14 @@ class ChatConfig(Config):
         description="Field with the list of messages. Default: `messages`, `conversations` or "
         "`conversation`, whichever a row has.",
     )
+    prompt: Text = Field(
+        "prompt",
+        description="Field with a question, a text or messages, in rows that have no list of "
+        "messages.",
+    )
+    completion: Text = Field(
+        "completion", description="Field with the answer to it, which becomes the last turn."
+    )
     template: Text | None = Field(
         None,
         description="Chat template: Jinja text, a file of it, or the name of one of the "

@@ -16,6 +16,7 @@ from headrace.schemas.publish import write_atomic
 CHECKPOINTS_FOLDER = "checkpoints"
 CHECKPOINT_NAME = re.compile(r"step-(\d+)")
 RUN_STATE_NAME = "run_state.json"
+RUN_CONFIG_NAME = "train.json"  # the resolved config, in a run directory
 RUN_STATE_VERSION = 1
 REMEDY = "remove this checkpoint to resume from an older one"
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from headrace.jobs.launch import launch
+from headrace.jobs.launch import launch, open_store
+from headrace.schemas.errors import ConfigError
 
 # each rank writes its pid to <folder>/<rank>, then does what its case says
 RANK = """\
-import os, pathlib, signal, sys, time
+import os, pathlib, signal, subprocess, sys, time
 case, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 rank = os.environ["RANK"]
 if case == "save":
@@ -33,6 +35,19 @@ if case == "fail" and rank == "1":
     sys.exit(7)
 if case == "killed" and rank == "1":
     os.kill(os.getpid(), signal.SIGKILL)
+if case == "raise" and rank == "1":
+    from headrace.trainer.failure import run_rank
+    def main(complain):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        (folder / "child").write_text(str(child.pid))
+        raise MemoryError("no room\\nat all")
+    run_rank(main)
+if case == "mistake":
+    from headrace.trainer.failure import run_rank
+    run_rank(lambda complain: complain("train.toml: epochs: must be above 0") or 3)
+if case == "leave" and rank == "1":
+    os.write(int(os.environ["HEADRACE_REPORT_FD"]), b'{"at": "in f", "waits": false}\\n')
+    sys.exit(0)
 time.sleep(60)
 """
 LAUNCHER = (
@@ -86,13 +101,77 @@ def test_a_failing_rank_ends_the_others_and_gives_its_code(folder, case, code):
     assert not any(runs(pid) for pid in pids(folder))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("case", "code", "line"),
+    [
+        ("fail", 7, "error: rank 1 failed with code 7"),
+        ("killed", 137, "error: rank 1 was ended by SIGKILL; the machine may be out of memory"),
+        ("raise", 1, "error: rank 1 failed with code 1: MemoryError: no room"),
+        ("mistake", 3, "error: train.toml: epochs: must be above 0"),
+        ("leave", 1, "error: rank 1 left with code 0 before its work was done"),
+    ],
+)
+def test_the_last_line_names_the_rank_that_failed_and_why(folder, capfd, case, code, line):
+    assert launch("rank_program", [case, str(folder)], 3) == code
+    assert capfd.readouterr().err.splitlines()[-1] == line
+
+
+def test_what_a_failed_rank_had_started_does_not_live_on(folder):
+    assert launch("rank_program", ["raise", str(folder)], 3) == 1
+    wait_until(lambda: not runs(int((folder / "child").read_text())))
+
+
+def test_a_port_that_is_taken_is_said_before_a_rank_starts(folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"--master-port {port}: Address already in use"):
+            launch("rank_program", ["environment", str(folder)], 2, port)
+    assert not pids(folder)
+
+
+def test_the_ranks_meet_on_the_loopback_interface_alone():
+    with open_store(None, None) as store:
+        assert store.getsockname()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_a_stop_reaches_every_rank_once_and_ends_with_0(folder, number):
     launcher = start_launcher(folder, "save")
     launcher.send_signal(number)
 
     assert launcher.wait(20) == 0
     assert len(list(folder.glob("saved-*"))) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_wish_to_save_ends_nothing(folder, number):
+    launcher = start_launcher(folder, "save")
+    launcher.send_signal(number)
+    time.sleep(0.5)
+    assert launcher.poll() is None
+    launcher.terminate()
+    assert launcher.wait(20) == 0
+
+
+def test_a_closed_terminal_means_nothing_under_nohup(folder):
+    program = ["nohup", sys.executable, "-c", LAUNCHER, "save", str(folder)]
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL) as launcher:
+        wait_until(lambda: len(pids(folder)) == 3)
+        launcher.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert launcher.poll() is None
+        launcher.terminate()
+    assert len(list(folder.glob("saved-*"))) == 3
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGALRM, signal.SIGPROF, signal.SIGXCPU, signal.SIGABRT, signal.SIGRTMIN]
+)
+def test_no_signal_ends_the_launcher_without_its_ranks(folder, number):
+    launcher = start_launcher(folder, "sleep")
+    launcher.send_signal(number)
+    launcher.wait(20)
+    wait_until(lambda: not any(runs(pid) for pid in pids(folder)))
 
 
 def test_a_second_interrupt_ends_ranks_that_do_not_stop(folder, monkeypatch):

@@ -8,20 +8,22 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.schemas.errors import DataError, HeadraceError
 from headrace.schemas.publish import write_atomic
+from headrace.schemas.run_state import RUN_CONFIG_NAME
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.inputs import Inputs
 from headrace.trainer.data.integrity import verify_shards
-from headrace.trainer.failure import run_rank
+from headrace.trainer.failure import print_mistake, run_rank
 from headrace.trainer.preflight import check
 from headrace.trainer.quiet import import_without, quiet_libraries
 from headrace.trainer.run.requests import Requests
-from headrace.trainer.run.resume_record import RUN_CONFIG_NAME, check_run_directory, resume_record
+from headrace.trainer.run.resume_record import check_run_directory, resume_record
 from headrace.trainer.run.run_directory import open_run_directory
 
 if TYPE_CHECKING:
@@ -61,8 +63,14 @@ def configure_logging(rank: int) -> None:
     logging.getLogger("headrace").setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one training process; returns its exit code."""
+def main(
+    arguments: list[str] | None = None, complain: Callable[[str], None] = print_mistake
+) -> int:
+    """Run one training process; returns its exit code.
+
+    Args:
+        complain: told of a mistake of the user's.
+    """
     options = parse_arguments(arguments)
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     configure_logging(rank)
@@ -71,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     except HeadraceError as error:
         if options.debug:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        complain(str(error))
         return 1
     return 0
 
@@ -135,4 +143,4 @@ def check_agreement(inputs: Inputs, layout: "Layout") -> None:
 
 
 if __name__ == "__main__":
-    run_rank(main)
+    run_rank(lambda complain: main(complain=complain))

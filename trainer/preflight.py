@@ -1,6 +1,5 @@
 """Checks of a run before a process group or a GPU is touched. Imports no torch."""
 
-import json
 import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.data_plan import plan_data
 from headrace.trainer.data.decoded_pairs import SIDES
 from headrace.trainer.data.inputs import RANDOM, Inputs, manifest_of
+from headrace.trainer.model.config_limits import read_model_config
 from headrace.trainer.model.families import FAMILIES, check_family, text_settings
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.stop_tokens import stop_tokens
@@ -120,18 +120,6 @@ def find_place_tokens(config: TrainConfig, manifests: list[Manifest]) -> int:
             'raise it, or set loader.overlong to "truncate" or "drop"'
         )
     return tokens
-
-
-def read_model_config(model: Path) -> dict[str, object]:
-    """config.json of a model directory."""
-    path = model / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"{path}: not found; `model` must be a Hugging Face model directory")
-    try:
-        values: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
-    return values
 
 
 def model_config_fingerprint(values: Mapping[str, object]) -> str:

@@ -48,6 +48,7 @@ class ChatFormat:
         self.templates = ChatTemplates(chat, tokenizer)
         self.ends = end_tokens(tokenizer)
         self.columns = frozenset([*([chat.field] if chat.field else FIELDS), "system", "tools"])
+        self.columns |= {chat.prompt, chat.completion}
 
     def encode(self, records: Sequence[Record]) -> Iterator[Encoded | Reject]:
         """One document for each conversation."""

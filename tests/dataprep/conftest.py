@@ -248,6 +248,8 @@ def mixed_config(corpus, make_config):
             "filters": {"min_tokens": 12},
             "deduplicate": {"exact": True, "near": True},
         }
+        if kind == "causal":
+            values["packing"] = "concatenate"  # every chat is longer than a row
         return make_config(output, **(values | changes))
 
     return mixed_config

@@ -495,3 +495,38 @@ def test_another_template_is_other_work(corpus, run, tokenizers, rows_of):
     Path("t.jinja").write_text("!" + CHATML)
     with pytest.raises(DataError, match="out: finished with another config"):
         prepare_chats(run, spec, "t.jinja", [{"messages": CONVERSATION}])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Which wheel?", "answer": "Grind."},
+        {"question": [CONVERSATION[1]], "answer": [CONVERSATION[4]]},
+    ],
+    ids=["texts", "messages"],
+)
+def test_two_columns_are_a_conversation(row, tokenizers):
+    spec, _ = tokenizers("chatml")
+    names = {"prompt": "question", "completion": "answer"}
+    assert trained_text(spec, row, **names) == ["Grind.<|im_end|>"]
+    expected = {"messages": [CONVERSATION[1], CONVERSATION[4]]}
+    assert encode(spec, row, **names).content == encode(spec, expected).content
+
+
+LOST = {
+    "tool calls": ({"content": "", "tool_calls": [{"function": {"name": "turn"}}]}, "tool_calls"),
+    "reasoning": ({"content": "Yes.", "reasoning_content": "It turned."}, "reasoning_content"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_a_template_does_not_write_is_counted(name, tokenizers):
+    message, lost = LOST[name]
+    rows = {"messages": [CONVERSATION[1], {"role": "assistant", **message}]}
+    notes = encode(tokenizers("chatml")[0], rows).notes
+    assert notes[f"{lost} that the chat template does not write"] == 1
+
+
+def test_turns_without_an_end_are_counted(tokenizers):
+    notes = encode(tokenizers("plain")[0], {"messages": CONVERSATION}).notes
+    assert notes["trained turns that end without a token that ends them"] == 2

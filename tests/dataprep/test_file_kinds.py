@@ -4,6 +4,7 @@ import bz2
 import csv
 import json
 import lzma
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -352,3 +353,15 @@ def test_further_compressions_are_read_and_damage_is_named(
     Path(name).write_bytes(Path(name).read_bytes()[:-20])
     with pytest.raises(DataError, match=f"^{name}: cannot be read to its end"):
         run(make_config(output="cut", sources=sources, evaluation_fraction=0.0))
+
+
+def test_no_more_is_read_than_a_range_holds_and_blank_lines_cost_nothing(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\n{"text": "' + b"word " * 2_000_000 + b'"}\n')
+    assert streams.first_record(str(path), b"\n", 3_000_000, 4_000_000) < 6_000_000
+    assert list(split_range(str(path), b"\n", 3_000_000, 4_000_000, 1000)) == []
+    path.write_bytes(b"\n" * 30_000_000 + b"{}\n")
+    start = time.process_time()
+    found = list(split_range(str(path), b"\n", 0, None, 1000, blanks=False))
+    assert [(place.line, data) for place, data in found] == [(30_000_000, b"{}")]
+    assert time.process_time() - start < 2

@@ -10,11 +10,12 @@ from runs import complete, make_shards
 
 from headrace.schemas.errors import DataError, HeadraceError
 from headrace.schemas.manifest import read_manifest, write_manifest
+from headrace.schemas.run_state import RUN_CONFIG_NAME
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.model.families import supported_families
 from headrace.trainer.preflight import check, check_positions
-from headrace.trainer.run.resume_record import RUN_CONFIG_NAME, check_run_directory, resume_record
+from headrace.trainer.run.resume_record import check_run_directory, resume_record
 
 FAMILIES = supported_families()
 

@@ -3,9 +3,11 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import uuid
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -216,8 +218,89 @@ def test_nodes_that_are_done_may_go(watches):
 def test_nodes_that_never_come_are_named(watches, monkeypatch):
     monkeypatch.setattr(nodes_module, "JOIN_SECONDS", 0.0)
     late = NodeWatch(Nodes(3, 0, "127.0.0.1", watches[0].nodes.port + 10, timeout=5))
-    assert late.poll() == ("node 1, 2 did not join within 0 s; start all nodes again with --resume")
+    assert late.poll() == (
+        "node 1, 2 did not join within 0 s, or has another config, other shards or another "
+        "HEADRACE_SECRET; start all nodes again with --resume"
+    )
     late.close()
+
+
+@pytest.fixture
+def joining():
+    """Nodes 0 and 1 of two, and a way to connect to node 0 as a stranger."""
+    from headrace.jobs.launch import free_port
+
+    port = free_port()
+    pair = [NodeWatch(Nodes(2, rank, "127.0.0.1", port, 60, "ours")) for rank in range(2)]
+    strangers = []
+
+    def connect(text=b"", at=port + 1):
+        strangers.append(socket.create_connection(("127.0.0.1", at)))
+        strangers[-1].sendall(text)
+        return strangers[-1]
+
+    yield pair, connect
+    for end in (*pair, *strangers):
+        end.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"failed all is lost\n",
+        b"hello 1\ndone\n",
+        b"hello 1 " + b"0" * 64 + b"\nfailed all is lost\n",
+        b"nonce x\nhello 0 y\nalive\n",
+        b"\x00\xff" * 9000,
+    ],
+    ids=["silent", "failed", "done", "guess", "node 0", "noise"],
+)
+@pytest.mark.parametrize("closes", [False, True], ids=["stays", "goes"])
+def test_a_stranger_is_ignored_and_the_node_joins(joining, text, closes):
+    (first, second), connect = joining
+    stranger = connect(text)
+    if closes:
+        stranger.close()
+    deadline = time.monotonic() + 20
+    while not (first.peers and second.peers):
+        assert (first.poll(), second.poll()) == (None, None)
+        assert time.monotonic() < deadline
+    assert [peer.node for peer in first.peers] == [1]
+    second.fail("rank 3 failed with code 1: \x1b[2J")
+    assert problems([first], 0) == [
+        "rank 3 failed with code 1: ?[2J on node 1; start all nodes again with --resume"
+    ]
+
+
+def test_a_node_that_does_not_know_the_secret_is_ignored_and_named(joining, caplog):
+    (first, second), _ = joining
+    second.nodes = replace(second.nodes, secret="theirs")
+    deadline = time.monotonic() + 20
+    while "says that it is node 1" not in caplog.text:
+        assert (first.poll(), second.poll()) == (None, None)
+        assert time.monotonic() < deadline
+    assert first.peers == []
+
+
+def test_many_strangers_are_not_all_listened_to(joining):
+    (first, _), connect = joining
+    for _ in range(100):
+        connect()
+        assert first.poll() is None
+    assert len(first.strangers) == nodes_module.MOST_STRANGERS
+
+
+def test_the_launchers_meet_on_the_interface_of_the_run_alone(joining):
+    (first, _), _ = joining
+    assert first.server.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_name_of_node_0_that_only_it_can_reach_is_refused(monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda self, place: None)
+    monkeypatch.setattr(socket.socket, "getsockname", lambda self: ("127.0.1.1", 1))
+    with pytest.raises(ConfigError, match=r"--master box: means 127\.0\.1\.1 here"):
+        Nodes(2, 0, "box", 29500, 60).address()
 
 
 def test_a_place_that_is_none_is_refused():

@@ -11,10 +11,11 @@ from headrace.schemas.optimizer_config import OptimizerConfig
 from headrace.schemas.optimizers import OPTIMIZERS
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer import preflight
+from headrace.trainer.model.checkpoint_files import average
 from headrace.trainer.model.materializer import TrainedParameter
 from headrace.trainer.run.checkpoint import collect_tensors, load_tensors
 from headrace.trainer.run.optimizer import build_optimizer, set_learning_rate
-from headrace.trainer.run.optimizer_states import average, averaged, fresh_states, tensors_of
+from headrace.trainer.run.optimizer_states import averaged, fresh_states, tensors_of
 from headrace.trainer.run.saver import Saver
 
 RUN_ON_CPU = [kind for kind, record in OPTIMIZERS.items() if not record.cpu_substitute]

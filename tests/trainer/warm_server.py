@@ -129,7 +129,11 @@ class ForkedRank:
 
 
 def fork_rank(
-    command: list[str], environment: dict[str, str], rank: int, local_rank: int
+    command: list[str],
+    environment: dict[str, str],
+    rank: int,
+    local_rank: int,
+    fds: tuple[int, ...] = (),  # inherited
 ) -> ForkedRank:
     """In place of `headrace.jobs.launch.start_rank`."""
     from headrace.jobs.launch import die_with
@@ -140,7 +144,7 @@ def fork_rank(
         os.setpgid(child, child)
         return ForkedRank(child)
     os.setpgid(0, 0)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     prepare()
     os.environ.clear()

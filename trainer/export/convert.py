@@ -13,6 +13,7 @@ from torch import Tensor
 from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.schemas.run_state import (
     CHECKPOINTS_FOLDER,
+    RUN_CONFIG_NAME,
     checkpoint_name,
     published_checkpoints,
     read_run_state,
@@ -30,7 +31,7 @@ from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.export.progress import tracked
 from headrace.trainer.model.adapter_start import takes_over
 from headrace.trainer.model.adapters import exported_tensors, side_by_side
-from headrace.trainer.model.checkpoint_files import open_tensors
+from headrace.trainer.model.checkpoint_files import INITIAL, MERGED, PARAMETER, CheckpointTensors
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.model_files import (
     ModelWriter,
@@ -41,33 +42,6 @@ from headrace.trainer.model.model_files import (
 from headrace.trainer.model.model_plan import Plan, plan_model
 from headrace.trainer.model.slots import Slot, find_slots
 from headrace.trainer.model.weight_source import StoredWeights, WeightSource
-
-
-class CheckpointTensors:
-    """The tensors of all stage files of a checkpoint, read one at a time.
-
-    Args:
-        average: beta1 of a schedule-free optimizer, whose weights are averages; None for others.
-    """
-
-    def __init__(self, directory: Path, average: float | None) -> None:
-        self.average = average
-        self.where = open_tensors(directory)
-
-    def named(self, kind: str) -> list[str]:
-        """Names of one kind, such as `parameter`."""
-        return [name.removeprefix(f"{kind}/") for name in self.where if name.startswith(f"{kind}/")]
-
-    def get(self, kind: str, name: str) -> Tensor:
-        tensor: Tensor = self.where[f"{kind}/{name}"].get_tensor(f"{kind}/{name}")
-        return tensor
-
-    def parameter(self, name: str) -> Tensor:
-        """A trained weight as it is used."""
-        value = self.get("parameter", name)
-        if self.average is None:
-            return value
-        return torch.lerp(value, self.get("z", name), 1 - 1 / self.average)
 
 
 def convert(run: Path, output: Path, step: int | None = None, model: Path | None = None) -> Path:
@@ -122,7 +96,7 @@ def find_checkpoint(run: Path, step: int | None) -> Path:
 
 def run_config(run: Path, model: Path | None) -> TrainConfig:
     """The config that a run was started with."""
-    path = run / "train.json"
+    path = run / RUN_CONFIG_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError) as error:
@@ -145,9 +119,8 @@ def write_adapter(
     Raises:
         CheckpointError: adapters took over weights, and the checkpoint does not hold how they did.
     """
-    values = {name: tensors.parameter(name) for name in tensors.named("parameter")}
-    merged = {name: tensors.get("merged", name) for name in tensors.named("merged")}
-    initial = {name: tensors.get("initial", name) for name in tensors.named("initial")}
+    values = {name: tensors.parameter(name) for name in tensors.named(PARAMETER)}
+    merged, initial = tensors.all(MERGED), tensors.all(INITIAL)
     if takes_over(config.adapter) and not initial:
         raise CheckpointError(
             "the checkpoint is of an earlier release and does not hold what the adapters started "
@@ -192,7 +165,7 @@ def module_values(
 ) -> Mapping[str, Tensor]:
     """A module's parameters by name."""
     layers = plan.architecture.family.layers
-    trained = set(tensors.named("parameter"))
+    trained = set(tensors.named(PARAMETER))
 
     def stored(name: str) -> str:
         return name if plan.expansion is None else plan.expansion.stored_name(name, layers)

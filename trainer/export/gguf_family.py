@@ -10,6 +10,8 @@ import numpy.typing as npt
 from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 
 from headrace.schemas.errors import ConfigError
+from headrace.trainer.model.config_limits import read_model_config as check_sizes
+from headrace.trainer.model.config_limits import transformers_reads
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,12 @@ def read_model_config(model: Path) -> dict[str, Any]:
     """config.json, its defaults filled in by transformers."""
     from transformers import AutoConfig
 
-    if not (model / "config.json").is_file():
-        raise ConfigError(f"{model}: no config.json; give a Hugging Face model directory")
-    values: dict[str, Any] = AutoConfig.from_pretrained(
-        model, local_files_only=True, trust_remote_code=False
-    ).to_dict()
-    if not values.get("head_dim"):
+    check_sizes(model)
+    with transformers_reads(model / "config.json"):
+        values: dict[str, Any] = AutoConfig.from_pretrained(
+            model, local_files_only=True, trust_remote_code=False
+        ).to_dict()
+    if not values.get("head_dim") and values.get("num_attention_heads"):
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
     return values
 

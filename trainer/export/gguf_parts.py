@@ -1,8 +1,7 @@
 """The tensors of a GGUF file: names, shapes, and values in llama.cpp's order."""
 
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from gguf import GGUFWriter, get_tensor_name_map
 from safetensors import safe_open
 from torch import Tensor
 
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.errors import ConfigError, DataError
+from headrace.schemas.json_text import read_json_object
 from headrace.trainer.export.gguf_family import GgufFamily, rope_factors
+from headrace.trainer.model.weight_index import read_header, weight_files
 
 LORA_PREFIX = "base_model.model."
 HEAD = "lm_head"
@@ -76,12 +77,8 @@ def pair_rows(values: Tensor, heads: int) -> Tensor:
 
 def model_parts(names: NameMap, model: Path) -> Iterator[Part]:
     """Yield the weights of a model directory, without a head that is the embedding again."""
-    files = sorted(model.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(
-            f"{model}: no *.safetensors; merge the adapter first, or correct the path"
-        )
-    for file in files:
+    for file in weight_files(model):
+        read_header(file)
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 if names.is_tied and name == f"{HEAD}.weight":
@@ -113,7 +110,10 @@ def adapter_parts(writer: GGUFWriter, names: NameMap, adapter: Path) -> Iterator
     path = adapter / "adapter_config.json"
     if not path.is_file():
         raise ConfigError(f"{adapter}: no adapter_config.json; give the `adapter` of a run")
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json_object(path)
+    for key in ("r", "lora_alpha"):
+        if type(settings.get(key)) not in (int, float) or not 0 < settings[key] < 1 << 31:
+            raise ConfigError(f"{path}: {key} = {settings.get(key)!r:.40} is no number above 0")
     for key in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern"):
         if settings.get(key):
             raise ConfigError(f"{path}: {key} has no form in a GGUF adapter; merge it instead")
@@ -124,13 +124,44 @@ def adapter_parts(writer: GGUFWriter, names: NameMap, adapter: Path) -> Iterator
     writer.add_float32(
         "adapter.lora.alpha", alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
     )
-    file = adapter / "adapter_model.safetensors"
+    file = adapter_file(adapter)
     with safe_open(file, framework="pt") as tensors:
         found = list(tensors.keys())
-        if not found:
-            raise ConfigError(f"{file}: holds no tensor")
+        check_pairs({name: tensors.get_slice(name).get_shape() for name in found}, rank, file)
         for name in found:
             yield adapter_part(names, file, name, tuple(tensors.get_slice(name).get_shape()))
+
+
+def adapter_file(adapter: Path) -> Path:
+    """Return the file of an adapter's tensors.
+
+    Raises:
+        ConfigError, DataError: it is missing, or no whole safetensors file.
+    """
+    file = adapter / "adapter_model.safetensors"
+    if not file.exists():
+        raise ConfigError(f"{adapter}: no {file.name}; give the `adapter` of a run")
+    if not read_header(file):
+        raise DataError(f"{file}: holds no tensor")
+    return file
+
+
+def check_pairs(shapes: Mapping[str, Sequence[int]], rank: int, file: Path) -> None:
+    """Check that each weight has both of its matrices, of the config's rank.
+
+    Raises:
+        DataError: one is missing, or of another rank.
+    """
+    for name, shape in shapes.items():
+        base, _, which = name.rpartition(".lora_")
+        if which not in MATRICES:
+            continue
+        is_a = MATRICES[which] == "a"
+        other = f"{base}.lora_{which.replace('A', 'B') if is_a else which.replace('B', 'A')}"
+        if other not in shapes:
+            raise DataError(f"{file}: no tensor {other}, the other half of {name}")
+        if len(shape) != 2 or shape[0 if is_a else 1] != rank:
+            raise DataError(f"{file}: {name} has shape {list(shape)}, but r = {rank}")
 
 
 def adapter_part(names: NameMap, file: Path, name: str, shape: tuple[int, ...]) -> Part:

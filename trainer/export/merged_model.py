@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError, DataError
+from headrace.trainer.export.adapter_patterns import name_modules
 from headrace.trainer.export.peft_settings import read_peft_settings
 from headrace.trainer.export.progress import tracked
 from headrace.trainer.model.adapter_targets import add_adapter
@@ -51,6 +52,7 @@ def write_merged(
     if scale != 1 and (settings.use_dora or settings.modules_to_save):
         kind = "DoRA adapters" if settings.use_dora else "whole modules"
         raise ConfigError(f"--scale {scale}: {kind} cannot be scaled; merge them as they are")
+    name_modules(settings, [name for name, _ in skeleton.named_modules()], adapter)
     wrapped = add_adapter(lay_out(architecture), settings)
     count = 0
     tensors = load_file(adapter / "adapter_model.safetensors")

@@ -7,6 +7,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from headrace.schemas.publish import write_atomic
+from headrace.schemas.run_state import RUN_CONFIG_NAME
 
 CARD, CURVE = "README.md", "loss.svg"
 WIDTH, HEIGHT, MARGIN = 640, 320, 48
@@ -20,7 +21,7 @@ def write_card(directory: Path, run: Path, step: int) -> None:
         run: run directory, with train.json and metrics.jsonl.
         step: of the result; what was logged later is left out.
     """
-    record = json.loads((run / "train.json").read_text(encoding="utf-8"))
+    record = json.loads((run / RUN_CONFIG_NAME).read_text(encoding="utf-8"))
     metrics = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]
     train = [(line["step"], line["loss"]) for line in metrics if line["kind"] == "train"]
     evaluations: dict[str, list[tuple[float, float]]] = {}

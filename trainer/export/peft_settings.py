@@ -4,7 +4,6 @@ Read against PEFT 0.21.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from peft import LoraConfig
 
 from headrace.schemas.errors import ConfigError, DataError
+from headrace.schemas.json_text import read_json_object
 
 CONFIG_NAME = "adapter_config.json"
 # settings that change more than the weights that an ordinary merge changes
@@ -21,6 +21,7 @@ UNSUPPORTED = (
     "ensure_weight_tying",
     "layer_replication",
     "lora_bias",
+    "megatron_config",
     "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
@@ -38,12 +39,7 @@ def read_peft_settings(adapter: Path) -> LoraConfig:
         DataError: it cannot be read.
     """
     path = adapter / CONFIG_NAME
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch the adapter again") from None
+    values = read_json_object(path)
     check_settings(path, values)
     try:
         settings = LoraConfig.from_pretrained(str(adapter))

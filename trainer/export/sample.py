@@ -1,15 +1,30 @@
 """Text from a model: of a prompt, of a conversation, of every line of a file."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import derive_seed
+from headrace.trainer.model.config_limits import read_model_config, transformers_reads
+from headrace.trainer.model.weight_index import stored_tensors
 from headrace.trainer.quiet import quiet_libraries
 
+GENERATION_LIMITS: dict[str, tuple[float, float]] = {  # of generation_config.json
+    "max_length": (0, 1 << 31),
+    "max_new_tokens": (0, 1 << 31),
+    "min_length": (0, 1 << 20),
+    "min_new_tokens": (0, 1 << 20),
+    "num_beams": (1, 64),
+    "num_return_sequences": (1, 1),
+    "no_repeat_ngram_size": (0, 1024),
+    "top_k": (0, 1 << 20),
+    "top_p": (0, 1),
+    "temperature": (0, 100),
+    "repetition_penalty": (0.01, 100),
+}
 Messages = list[dict[str, Any]]
 
 
@@ -29,13 +44,16 @@ class Sampler:
         adapter: PEFT adapter directory to put on the model, or None.
 
     Raises:
-        ConfigError: no model or adapter there.
+        ConfigError: no model or adapter there, or one that cannot be used.
+        DataError: an adapter that does not belong to the model.
     """
 
     def __init__(self, model: Path, adapter: Path | None) -> None:
         for directory, name in ((model, "config.json"), (adapter, "adapter_config.json")):
             if directory is not None and not (directory / name).is_file():
                 raise ConfigError(f"{directory}: no {name}; is the path right?")
+        read_model_config(model)
+        stored_tensors(model)
         quiet_libraries()
 
         import torch
@@ -44,12 +62,17 @@ class Sampler:
         self.directory = model
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         local = {"local_files_only": True, "trust_remote_code": False}
-        self.tokenizer = AutoTokenizer.from_pretrained(model, **local)
-        network = AutoModelForCausalLM.from_pretrained(model, dtype="auto", **local)
+        with tokenizer_errors(model), transformers_reads(model):
+            self.tokenizer = AutoTokenizer.from_pretrained(model, **local)
+        with transformers_reads(model):
+            network = AutoModelForCausalLM.from_pretrained(
+                model, dtype="auto", use_safetensors=True, **local
+            )
+        check_generation(network.generation_config, model)
         if adapter is not None:
-            from peft import PeftModel
+            from headrace.trainer.export.applied_adapter import apply_adapter
 
-            network = PeftModel.from_pretrained(network, str(adapter))
+            network = apply_adapter(network, adapter)
         self.network: Any = network.to(self.device).eval()
         self.has_adapter = adapter is not None
 
@@ -60,13 +83,15 @@ class Sampler:
             ConfigError: messages, and no chat template.
         """
         if isinstance(prompt, str):
-            ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            with tokenizer_errors(self.directory):
+                ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
             return ids
         if not self.tokenizer.chat_template:
             raise ConfigError(f"{self.directory}: its tokenizer has no chat template")
-        text = self.tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=False
-        )
+        with transformers_reads(f"{self.directory}: chat template"):
+            text = self.tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, tokenize=False
+            )
         return self.encode(text)
 
     def answer(
@@ -104,6 +129,42 @@ class Sampler:
             disabled: AbstractContextManager[Any] = self.network.disable_adapter()
             return disabled
         return nullcontext()
+
+
+@contextmanager
+def tokenizer_errors(directory: Path) -> Iterator[None]:
+    """Turn a panic of the tokenizer's engine, which is no Exception, into one line.
+
+    Raises:
+        DataError: naming the model, and the first line of the reason.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise DataError(
+            f"{directory / 'tokenizer.json'}: its expressions fail on this text ({reason[:200]}); "
+            "use another tokenizer"
+        ) from None
+
+
+def check_generation(settings: Any, model: Path) -> None:
+    """Check what generation_config.json asks for against what a sample may take.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for key, (low, high) in GENERATION_LIMITS.items():
+        value = getattr(settings, key, None)
+        if value is None:
+            continue
+        if isinstance(value, str) or not low <= value <= high:
+            raise ConfigError(
+                f"{model / 'generation_config.json'}: {key} = {value!r:.40}, not from {low:g} to "
+                f"{high:g}; correct it"
+            )
 
 
 def as_messages(prompt: str, system: str | None) -> Messages:

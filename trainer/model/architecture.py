@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from headrace.trainer.model.config_limits import read_model_config, transformers_reads
 from headrace.trainer.model.families import FAMILIES, Family, check_family, refuse
 from headrace.trainer.model.weight_index import has_weights, stored_tensors
 
@@ -79,15 +80,17 @@ def read_architecture(directory: Path) -> Architecture:
     Raises:
         ConfigError: the model cannot be run by pipeline stages, with the reason.
     """
-    try:
-        whole = AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-    except (ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise refuse(
-            str(directory), "?", f"transformers cannot read config.json ({reason})"
-        ) from None
+    read_model_config(directory)
+    with transformers_reads(directory / "config.json"):
+        try:
+            whole = AutoConfig.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+        except (ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise refuse(
+                str(directory), "?", f"transformers cannot read config.json ({reason})"
+            ) from None
     check_family(str(directory), whole.to_dict())
     text = whole.get_text_config()
     if text is not whole and has_weights(directory):
@@ -104,7 +107,8 @@ def architecture_of(config: Any, path: str) -> Architecture:
     Raises:
         ConfigError: as above.
     """
-    model, attention = lay_out_first(config, path)
+    with transformers_reads(path):
+        model, attention = lay_out_first(config, path)
     family = FAMILIES.get(config.model_type) or discover(model, path)
     return Architecture(
         family=family,

@@ -15,6 +15,7 @@ from headrace.trainer.model.acceleration import accelerate
 from headrace.trainer.model.architecture import Architecture
 from headrace.trainer.model.assembly import assemble
 from headrace.trainer.model.block_expansion import Expansion
+from headrace.trainer.model.checkpoint_files import INITIAL, MERGED, tensor_name
 from headrace.trainer.model.materializer import Materializer
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.model.model_plan import Plan, plan_model
@@ -63,8 +64,8 @@ class BuiltStage:
     @property
     def kept(self) -> dict[str, Tensor]:
         """Return what checkpoints hold of adapters beside their values, by their own names."""
-        merged = {f"merged/{name}": value for name, value in self.merged.items()}
-        return merged | {f"initial/{name}": value for name, value in self.initial.items()}
+        merged = {tensor_name(MERGED, name): value for name, value in self.merged.items()}
+        return merged | {tensor_name(INITIAL, name): value for name, value in self.initial.items()}
 
     @property
     def width(self) -> int:

@@ -6,15 +6,25 @@ Format: https://huggingface.co/docs/safetensors (8 bytes little-endian length, J
 """
 
 import hashlib
-import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
+from headrace.schemas.json_text import parse_json, read_json_object
+from headrace.schemas.named_files import (
+    check_inside,
+    check_regular,
+    named_file,
+    open_regular,
+    shown,
+)
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+MAX_INDEX = 64 << 20  # bytes
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 SAMPLES = 64  # places a file is sampled at for its fingerprint
 SAMPLE_BYTES = 4096
@@ -51,15 +61,18 @@ def weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX_NAME
     if index.is_file():
         try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(weight_map.values()))
+            names = set(read_json_object(index, MAX_INDEX)["weight_map"].values())
+            paths = [named_file(directory, name, INDEX_NAME) for name in names]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{index}: cannot be read ({error}); fetch the model again") from None
-        for name in names:
-            if not (directory / name).is_file():
-                raise DataError(f"{directory / name}: missing, but {INDEX_NAME} lists it")
-        return [directory / name for name in names]
-    if (directory / SINGLE_NAME).is_file():
+        for path in paths:
+            if not path.exists():
+                raise DataError(f"{path}: missing, but {INDEX_NAME} lists it")
+            check_regular(path)
+        return sorted(paths)
+    if (directory / SINGLE_NAME).exists():
+        check_regular(directory / SINGLE_NAME)
+        check_inside(directory / SINGLE_NAME, directory)
         return [directory / SINGLE_NAME]
     raise DataError(f"{directory}: no {SINGLE_NAME} and no {INDEX_NAME}; {way_out(directory)}")
 
@@ -96,11 +109,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         DataError: not a whole safetensors file.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= MAX_HEADER:
                 raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length), path, "; fetch the model again")
         header.pop("__metadata__", None)
         start, size = 8 + length, path.stat().st_size
         tensors = {
@@ -113,12 +126,28 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             )
             for name, entry in header.items()
         }
+        check_places(tensors, start)
         end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=start)
         if end > size:
             raise ValueError(f"{size} bytes, its header calls for {end}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); fetch the model again") from None
     return tensors
+
+
+def check_places(tensors: Mapping[str, StoredTensor], start: int) -> None:
+    """Check that tensors have sizes that can be, and lie one after the other.
+
+    Raises:
+        ValueError, TypeError: naming the first that does not.
+    """
+    at = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if any(type(size) is not int or size < 0 for size in (*tensor.shape, tensor.nbytes)):
+            raise ValueError(f"{shown(name)} has a size that cannot be")
+        if tensor.offset != at:
+            raise ValueError(f"{shown(name)} lies at {tensor.offset}, not at {at}")
+        at += tensor.nbytes
 
 
 def weights_fingerprint(directory: Path) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from headrace.schemas.errors import CheckpointError
 from headrace.schemas.publish import remove_tree, rename_durably
 from headrace.schemas.run_state import (
     CHECKPOINTS_FOLDER,
@@ -18,11 +17,9 @@ from headrace.schemas.run_state import (
     read_run_state,
     write_run_state,
 )
-from headrace.trainer.model.checkpoint_files import open_tensors
+from headrace.trainer.model.checkpoint_files import PARAMETER, CheckpointTensors, tensor_name
 from headrace.trainer.model.slots import TrainedParameter
 from headrace.trainer.run.optimizer_states import restore, tensors_of
-
-MERGED = "merged/"
 
 
 class CheckpointFolder:
@@ -91,10 +88,10 @@ def collect_tensors(
     tensors = {}
     for item in trained:
         if item.owned:
-            tensors[f"parameter/{item.name}"] = on_host(item.parameter)
+            tensors[tensor_name(PARAMETER, item.name)] = on_host(item.parameter)
             states = {} if optimizer is None else tensors_of(optimizer, item.parameter)
             for state, value in states.items():
-                tensors[f"{state}/{item.name}"] = on_host(value)
+                tensors[tensor_name(state, item.name)] = on_host(value)
     return tensors | dict(kept or {})
 
 
@@ -109,36 +106,17 @@ def load_tensors(
     Raises:
         CheckpointError: a tensor is missing or of another shape.
     """
-    where = open_tensors(directory)
+    stored = CheckpointTensors(directory)
 
-    def read(name: str, shape: torch.Size) -> Tensor:
-        if name not in where:
-            raise CheckpointError(f"{directory}: no tensor {name}; it belongs to another run")
-        tensor: Tensor = where[name].get_tensor(name)
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"{directory}: {name} has shape {list(tensor.shape)}, not {list(shape)}"
-            )
-        return tensor
-
-    def read_state(parameter_name: str, state: str, shape: torch.Size) -> Tensor:
-        return read(f"{state}/{parameter_name}", shape)
+    def read_state(name: str, state: str, shape: torch.Size) -> Tensor:
+        return stored.get(state, name, shape)
 
     for item in trained:
         parameter = item.parameter
         with torch.no_grad():
-            parameter.copy_(read(f"parameter/{item.name}", parameter.shape))
+            parameter.copy_(stored.get(PARAMETER, item.name, parameter.shape))
         if optimizer is not None:
             restore(optimizer, parameter, partial(read_state, item.name))
-
-
-def load_merged(directory: Path) -> dict[str, Tensor]:
-    """Adapters that restarts have added to the frozen weights, of all stages."""
-    return {
-        name.removeprefix(MERGED): file.get_tensor(name)
-        for name, file in open_tensors(directory).items()
-        if name.startswith(MERGED)
-    }
 
 
 def newest(

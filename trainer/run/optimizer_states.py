@@ -133,8 +133,3 @@ def averaged(
         with torch.no_grad():
             for item, value in zip(trained, kept, strict=True):
                 item.parameter.copy_(value)
-
-
-def average(parameter: Tensor, z: Tensor, beta1: float) -> Tensor:
-    """The weight that is used, of one that schedule-free trains and its z."""
-    return torch.lerp(parameter, z, 1 - 1 / beta1)

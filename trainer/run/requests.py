@@ -7,6 +7,8 @@ from types import FrameType
 
 SAVE_FILE = "save"
 SAVE_AND_QUIT_FILE = "save_quit"
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+SAVES = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,11 @@ class Wishes:
 
 
 class Requests:
-    """SIGTERM and SIGINT: save and stop after the step. SIGUSR1: save. The files mean the same.
+    """SIGTERM, SIGINT, SIGHUP, SIGQUIT: save and stop after the step. SIGUSR1, SIGUSR2: save.
 
-    Each rank hears for itself; ranks act on what all of them have told each other. A second SIGINT
-    ends the process at once.
+    The files mean the same. SIGHUP is left ignored where it is, as under `nohup`. Each rank hears
+    for itself; ranks act on what all of them have told each other. A second SIGINT ends the process
+    at once.
 
     Args:
         directory: where the files are looked for; None at every rank but the first, so that no two
@@ -32,9 +35,11 @@ class Requests:
         self._directory = directory
         self._save = False
         self._stop = False
-        signal.signal(signal.SIGTERM, self._on_stop)
-        signal.signal(signal.SIGINT, self._on_stop)
-        signal.signal(signal.SIGUSR1, self._on_save)
+        for number in STOPS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_stop)
+        for number in SAVES:
+            signal.signal(number, self._on_save)
 
     def poll(self) -> Wishes:
         """Return the requests so far; a save is returned once, a stop stays."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from headrace.schemas.data_config import LoaderConfig
 from headrace.schemas.errors import CheckpointError, ConfigError
+from headrace.schemas.run_state import RUN_CONFIG_NAME
 from headrace.schemas.train_config import TrainConfig
 from headrace.trainer.data.inputs import RANDOM, Inputs
 
@@ -48,7 +49,6 @@ LOADER_SETTINGS_KEPT = {
 LOADER_SETTINGS_FREE = LoaderConfig.model_fields.keys() - LOADER_SETTINGS_KEPT
 NOT_COMPARED = {"config", "global batch (rows)"}
 DATA_SETTINGS = ("datasets.", "mixing", "epochs", "max_steps", "fingerprint of the data")
-RUN_CONFIG_NAME = "train.json"
 WEIGHTS_KEY = "fingerprint of the model's weights"
 CONFIG_KEY = "fingerprint of the model's config.json"
 MODEL_KEYS = (WEIGHTS_KEY, CONFIG_KEY)

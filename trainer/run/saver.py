@@ -14,6 +14,7 @@ from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.publish import explain_os_error, fsync_path
 from headrace.schemas.run_state import RunState
 from headrace.trainer.distributed import Layout, gather_objects, local_ranks
+from headrace.trainer.model.checkpoint_files import stage_file
 from headrace.trainer.model.model_files import save_tensors
 from headrace.trainer.model.slots import TrainedParameter
 from headrace.trainer.run.checkpoint import CheckpointFolder, collect_tensors
@@ -86,7 +87,7 @@ class Saver:
         else:
             states = None if self.weights_only else optimizer
             tensors = collect_tensors(trained, states, kept, copy=self.background)
-            path = self.folder.unfinished(state.step) / f"stage-{self.layout.stage:02d}.safetensors"
+            path = self.folder.unfinished(state.step) / stage_file(self.layout.stage)
             written = self._thread.submit(write, path, tensors)
         self._pending = Pending(state, written)
         if not self.background:

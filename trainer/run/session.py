@@ -19,12 +19,12 @@ from headrace.trainer.data.position import Position
 from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
 from headrace.trainer.failure import wait_to_be_ended
 from headrace.trainer.model.acceleration import uses_kernels
+from headrace.trainer.model.checkpoint_files import MERGED, CheckpointTensors
 from headrace.trainer.model.chunks import build_chunks
 from headrace.trainer.model.model_builder import BuiltStage
 from headrace.trainer.model.model_directory import model_directory
 from headrace.trainer.run.checkpoint import (
     CheckpointFolder,
-    load_merged,
     load_tensors,
     newest,
 )
@@ -96,7 +96,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     if found is not None:
         path, saved = found
         state = saved.model_copy(update={name: getattr(state, name) for name in LAYOUT})
-        replay(built, load_merged(path))
+        replay(built, CheckpointTensors(path).all(MERGED))
         load_tensors(path, built.trained, None if saved.weights_only else optimizer)
         if saved.weights_only:
             logger.warning("%s holds weights only; the optimizer begins anew", path)
