@@ -13,7 +13,7 @@ help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: .venv model ## real text to a fine-tuned real model over 2 pipeline stages, start to end
-	$(BIN)/python -m headrace.jobs.demo
+	$(BIN)/python -m headrace.jobs.tools.demo
 
 test: .venv model ## all tests; PYTEST="-k name -x" passes options on
 	$(BIN)/python -m pytest --numprocesses logical --dist worksteal $(PYTEST)
@@ -37,14 +37,14 @@ axolotl-fixtures: ## ask Axolotl again what it makes of the test cases, in an en
 	$(PYTHON) tests/axolotl/make_fixtures.py
 
 docs: .venv ## write docs/configuration.md and docs/migration.md from config models and tables
-	$(BIN)/python -m headrace.jobs.config_reference
+	$(BIN)/python -m headrace.jobs.tools.config_reference
 	$(BIN)/python -m headrace.jobs.migration.migration_page
 
 families: .venv ## write the parity table of docs/families.md
-	$(BIN)/python tests/trainer/families_table.py
+	$(BIN)/python tests/support/families_table.py
 
 headrace.zip: .venv ## the sources, for spark-submit --py-files
-	$(BIN)/python -m headrace.jobs.spark_zip $@
+	$(BIN)/python -m headrace.jobs.tools.spark_zip $@
 
 model: $(MODEL)/config.json ## fetch the small real model
 
@@ -52,7 +52,7 @@ clean: ## remove everything that was built or fetched
 	rm -rf .venv build dist headrace.zip models shards runs demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 $(MODEL)/config.json: | .venv
-	$(BIN)/python -m headrace.jobs.fetch_demo_model --output $(MODEL)
+	$(BIN)/python -m headrace.jobs.tools.fetch_demo_model --output $(MODEL)
 
 .venv: .venv/stamp ## the environment
 

@@ -13,18 +13,18 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from headrace.dataprep.blocks import process_block, read_blocks
-from headrace.dataprep.formats.registry import build_format
-from headrace.dataprep.inputs import describe_file, find_inputs
-from headrace.dataprep.job import Job
-from headrace.dataprep.local_engine import LocalEngine
-from headrace.dataprep.prepare import build_job, plan
-from headrace.dataprep.streams import compression, decompressed, open_random
-from headrace.dataprep.task_stats import TaskStats, add_stats
-from headrace.dataprep.tasks import Piece, Task
-from headrace.dataprep.tokenizer import encode_texts
-from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.shard_format import parquet_options
+from headrace.dataprep.input.files import describe_file, find_inputs
+from headrace.dataprep.input.streams import compression, decompressed, open_random
+from headrace.dataprep.input.tasks import Piece, Task
+from headrace.dataprep.prepare import build_context, plan
+from headrace.dataprep.rows.blocks import process_block, read_blocks
+from headrace.dataprep.rows.format_registry import build_format
+from headrace.dataprep.rows.task_stats import TaskStats, add_stats
+from headrace.dataprep.text.tokenizer import encode_texts
+from headrace.dataprep.work.context import Context
+from headrace.dataprep.work.local_engine import LocalEngine
+from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.shards.shard_format import parquet_options
 
 SAMPLED_SHARE = 0.01
 LEAST_SAMPLED_BYTES = 8 << 20  # of each source
@@ -73,17 +73,17 @@ def estimate(config: PrepareConfig, workers: int | None = None) -> Estimate:
     Raises:
         ConfigError, DataError: as `prepare` does, before any work.
     """
-    job = build_job(config)
-    tasks = plan(job, find_inputs(job.config))
+    context = build_context(config)
+    tasks = plan(context, find_inputs(context.config))
     with tempfile.TemporaryDirectory() as folder, closing(LocalEngine(workers)) as engine:
         parts = []
-        for source in job.config.sources:
+        for source in context.config.sources:
             own = [task for task in tasks if task.source.name == source.name]
-            samples = choose_samples(own, job.config.block_bytes, Path(folder))
-            measured = [result for _, result in engine.run(partial(measure, job), samples)]
-            found = scale(own, samples, measured, job, engine.workers)
+            samples = choose_samples(own, context.config.block_bytes, Path(folder))
+            measured = [result for _, result in engine.run(partial(measure, context), samples)]
+            found = scale(own, samples, measured, context, engine.workers)
             parts.append(limit(found, source.max_rows, source.max_tokens))
-    return limit(sum_estimates(parts), job.config.max_rows, job.config.max_tokens)
+    return limit(sum_estimates(parts), context.config.max_rows, context.config.max_tokens)
 
 
 def limit(found: Estimate, rows: int | None, tokens: int | None) -> Estimate:
@@ -166,18 +166,18 @@ def with_pieces(task: Task, pieces: list[Piece]) -> Task:
     return Task(task.number, task.number_in_source, task.source, tuple(pieces))
 
 
-def measure(job: Job, sample: Sample) -> Measured:
+def measure(context: Context, sample: Sample) -> Measured:
     """Tokenize and pack one sample in memory."""
-    encode_texts(job.tokenizer, ["a"])  # opens the tokenizer
+    encode_texts(context.tokenizer, ["a"])  # opens the tokenizer
     started = time.perf_counter()
-    row_format = build_format(job.config, sample.task.source, job.tokenizer)
+    row_format = build_format(context.config, sample.task.source, context.tokenizer)
     results = [
-        process_block(job.config, job.tokenizer, row_format, block)
-        for block in read_blocks(job.config, row_format, sample.task)
+        process_block(context.config, context.tokenizer, row_format, block)
+        for block in read_blocks(context.config, row_format, sample.task)
     ]
     seconds = time.perf_counter() - started
     tables = [rows for result in results for rows in result.rows.values()]
-    stored = stored_bytes(pa.concat_tables(tables), job.config.kind) if tables else 0
+    stored = stored_bytes(pa.concat_tables(tables), context.config.kind) if tables else 0
     return Measured(add_stats(result.stats for result in results), seconds, stored)
 
 
@@ -191,7 +191,11 @@ def stored_bytes(rows: pa.Table, kind: str) -> int:
 
 
 def scale(
-    tasks: list[Task], samples: list[Sample], measured: list[Measured], job: Job, workers: int
+    tasks: list[Task],
+    samples: list[Sample],
+    measured: list[Measured],
+    context: Context,
+    workers: int,
 ) -> Estimate:
     """One source's estimate: what the samples gave, times the input for each sampled byte."""
     total = sum(task.size for task in tasks)
@@ -199,7 +203,7 @@ def scale(
     factor = total / sampled if sampled else 1.0
     stats = add_stats(part.stats for part in measured)
     kept = sum(stats.tokens.values())
-    passes = 2 if job.config.deduplicate.enabled or job.config.mix_sources else 1
+    passes = 2 if context.config.deduplicate.enabled or context.config.mix_sources else 1
     seconds = sum(part.seconds for part in measured) + SHUFFLE_SECONDS * kept
     return Estimate(
         sampled_bytes=sampled,

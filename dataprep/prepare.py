@@ -12,38 +12,38 @@ from pathlib import Path
 
 from rich.console import Console
 
-from headrace.dataprep.blend_inputs import read_settings
-from headrace.dataprep.blocks import block_options
-from headrace.dataprep.console_report import print_ledger, warn_of_losses
-from headrace.dataprep.deduplicate import find_duplicates
-from headrace.dataprep.document_keys import check_library
-from headrace.dataprep.exchange import write_shards
-from headrace.dataprep.fast_tokenizer import check_backend
-from headrace.dataprep.formats.registry import build_format
-from headrace.dataprep.html_report import write_report
-from headrace.dataprep.inputs import InputFile, find_inputs, inputs_fingerprint
-from headrace.dataprep.job import Job
-from headrace.dataprep.local_engine import Engine, LocalEngine
-from headrace.dataprep.mixing import mix
-from headrace.dataprep.recorded_inputs import changed_input, record_inputs
-from headrace.dataprep.rejects import check_rejects, check_sources, collect_rejects
+from headrace.dataprep.input.files import InputFile, find_inputs, inputs_fingerprint
+from headrace.dataprep.input.tasks import Task, plan_tasks
+from headrace.dataprep.passes.dedup_pass import find_duplicates
+from headrace.dataprep.passes.document_keys import check_library
+from headrace.dataprep.passes.merge_runs import write_shards
+from headrace.dataprep.passes.mixing import mix
+from headrace.dataprep.passes.recorded_inputs import changed_input, record_inputs
+from headrace.dataprep.passes.rejects import check_rejects, check_sources, collect_rejects
+from headrace.dataprep.passes.row_limits import limit_rows
+from headrace.dataprep.passes.row_rank import RowCuts
+from headrace.dataprep.passes.shard_writer import Target
+from headrace.dataprep.passes.sorted_runs import Runs
+from headrace.dataprep.passes.task_runner import finished_task, run_task
 from headrace.dataprep.resolve import resolve
-from headrace.dataprep.row_choice import RowCuts
-from headrace.dataprep.row_limits import limit_rows
-from headrace.dataprep.runs import Runs
-from headrace.dataprep.shard_writer import Target
-from headrace.dataprep.task_progress import TaskBar
-from headrace.dataprep.task_runner import finished_task, run_task
-from headrace.dataprep.task_stats import (
+from headrace.dataprep.rows.blocks import block_options
+from headrace.dataprep.rows.format_registry import build_format
+from headrace.dataprep.rows.task_stats import (
     StatsSum,
     TaskStats,
     add_counts,
     add_stats,
     source_record,
 )
-from headrace.dataprep.tasks import Task, plan_tasks
-from headrace.dataprep.tokenizer import TOKENIZER_NAME, read_content, read_spec
-from headrace.dataprep.workspace import (
+from headrace.dataprep.shards.blend_inputs import read_settings
+from headrace.dataprep.shards.html_report import write_report
+from headrace.dataprep.text.fast_tokenizer import check_backend
+from headrace.dataprep.text.tokenizer import TOKENIZER_NAME, read_content, read_spec
+from headrace.dataprep.work.console_report import print_ledger, warn_of_losses
+from headrace.dataprep.work.context import Context
+from headrace.dataprep.work.local_engine import Engine, LocalEngine
+from headrace.dataprep.work.task_progress import TaskBar
+from headrace.dataprep.work.workspace import (
     CONFIG_NAME,
     Workspace,
     locked,
@@ -52,7 +52,9 @@ from headrace.dataprep.workspace import (
 )
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
-from headrace.schemas.manifest import (
+from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.publish import write_atomic
+from headrace.schemas.shards.manifest import (
     Manifest,
     ShardRecord,
     TokenizerRecord,
@@ -60,9 +62,7 @@ from headrace.schemas.manifest import (
     read_manifest,
     write_manifest,
 )
-from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.publish import write_atomic
-from headrace.schemas.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
+from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 
 TOKENS_IN_EVALUATION_FILE = 1 << 26
 SHOWN_KEYS = 8
@@ -92,22 +92,22 @@ def prepare(
         KeyboardInterrupt: stopped by Ctrl-C, after one line; the same call continues.
     """
     console = console or Console(markup=False, emoji=False)
-    job = build_job(config)
-    inputs = find_inputs(job.config)
-    inputs_key = inputs_fingerprint(job.config, inputs)
-    finished = finished_manifest(job, inputs_key, inputs)
+    context = build_context(config)
+    inputs = find_inputs(context.config)
+    inputs_key = inputs_fingerprint(context.config, inputs)
+    finished = finished_manifest(context, inputs_key, inputs)
     if finished is not None:
-        remove_work(job.output)
+        remove_work(context.output)
         console.print(f"{config.output}: finished before with this config and these inputs; reused")
         print_ledger(console, finished)
         warn_of_losses(finished)
         return finished
-    tasks = plan(job, inputs)
-    open_output(job.output)
-    with locked(job.output), closing(LocalEngine(workers)) as local:
-        job.space.open()
+    tasks = plan(context, inputs)
+    open_output(context.output)
+    with locked(context.output), closing(LocalEngine(workers)) as local:
+        context.space.open()
         try:
-            manifest = run(job, tasks, inputs, engine or local, console)
+            manifest = run(context, tasks, inputs, engine or local, console)
         except KeyboardInterrupt:
             console.print(f"{config.output}: stopped; run the same command to continue")
             raise
@@ -118,13 +118,13 @@ def prepare(
                 f"{config.output}: cannot be written ({os.strerror(error.errno)}); make room, "
                 "then run the same command to go on"
             ) from None
-        remove_work(job.output)
+        remove_work(context.output)
     print_ledger(console, manifest)
     warn_of_losses(manifest)
     return manifest
 
 
-def build_job(config: PrepareConfig) -> Job:
+def build_context(config: PrepareConfig) -> Context:
     """Everything that can be checked before the input is looked at."""
     tokenizer = read_spec(config)
     if config.tokenizer_backend != "tokenizers":
@@ -133,38 +133,44 @@ def build_job(config: PrepareConfig) -> Job:
     config = resolve(config, tokenizer)
     for source in config.sources:
         block_options(config, source.name, tokenizer)  # says before the work what is wrong in them
-    return Job(config, tokenizer, Workspace(Path(config.output)))
+    return Context(config, tokenizer, Workspace(Path(config.output)))
 
 
-def plan(job: Job, inputs: list[list[InputFile]]) -> list[Task]:
+def plan(context: Context, inputs: list[list[InputFile]]) -> list[Task]:
     """The tasks of a job's inputs, which are the files of each source."""
-    sources = job.config.sources
-    columns = [build_format(job.config, source, job.tokenizer).columns for source in sources]
-    return plan_tasks(job.config, inputs, columns)
+    sources = context.config.sources
+    columns = [
+        build_format(context.config, source, context.tokenizer).columns for source in sources
+    ]
+    return plan_tasks(context.config, inputs, columns)
 
 
-def finished_manifest(job: Job, inputs_key: str, inputs: list[list[InputFile]]) -> Manifest | None:
+def finished_manifest(
+    context: Context, inputs_key: str, inputs: list[list[InputFile]]
+) -> Manifest | None:
     """The manifest of an output that is finished already, or None.
 
     Raises:
         DataError: it was prepared with another config or from other inputs.
     """
-    if not (job.output / MANIFEST_NAME).exists():
+    if not (context.output / MANIFEST_NAME).exists():
         return None
-    manifest = read_manifest(job.output)
+    manifest = read_manifest(context.output)
     remedy = "set another output, or remove the directory"
-    if manifest.config_fingerprint != job.fingerprint():
-        raise DataError(f"{job.output}: finished with another config{difference(job)}; {remedy}")
+    if manifest.config_fingerprint != context.fingerprint():
+        raise DataError(
+            f"{context.output}: finished with another config{difference(context)}; {remedy}"
+        )
     if manifest.inputs_fingerprint != inputs_key:
-        raise DataError(f"{job.output}: finished from other inputs; {remedy}")
-    if file := changed_input(job.output, inputs):
-        raise DataError(f"{job.output}: finished before {file} was changed; {remedy}")
+        raise DataError(f"{context.output}: finished from other inputs; {remedy}")
+    if file := changed_input(context.output, inputs):
+        raise DataError(f"{context.output}: finished before {file} was changed; {remedy}")
     return manifest
 
 
-def difference(job: Job) -> str:
+def difference(context: Context) -> str:
     """Return the keys in which a finished directory's config is another, for a message."""
-    known, own = read_settings(job.output), job.settings()
+    known, own = read_settings(context.output), context.settings()
     names = sorted(differing(known, own, ""))[:SHOWN_KEYS]
     return f" (other: {', '.join(names)})" if names else ""
 
@@ -182,68 +188,68 @@ def differing(left: object, right: object, name: str) -> Iterator[str]:
 
 
 def run(
-    job: Job,
+    context: Context,
     tasks: list[Task],
     inputs: list[list[InputFile]],
     engine: Engine,
     console: Console,
 ) -> Manifest:
     """Everything from planned tasks to the published manifest."""
-    save_settings(job)
+    save_settings(context)
     # workers on other machines may see only the output
-    copy = str(job.output / TOKENIZER_NAME)
-    job = replace(job, tokenizer=replace(job.tokenizer, file=copy))
-    described = job
-    if job.config.deduplicate.enabled or job.config.mix_sources:
-        job = find_duplicates(job, tasks, engine, console)
-    if job.config.mix_sources:
-        job, tasks = mix(job, tasks)
-    by_source = run_tasks(job, tasks, engine, console)
-    collect_rejects(job, len(tasks))
-    check_rejects(job, by_source)
-    check_sources(job, by_source)
-    cuts, by_source = limit_rows(job, tasks, by_source, engine)
-    splits = plan_splits(job, tasks, add_stats(by_source.values()), cuts)
-    shards = write_shards(shard_target(job), splits, engine, console)
-    record_inputs(job.output, inputs, engine)
+    copy = str(context.output / TOKENIZER_NAME)
+    context = replace(context, tokenizer=replace(context.tokenizer, file=copy))
+    described = context
+    if context.config.deduplicate.enabled or context.config.mix_sources:
+        context = find_duplicates(context, tasks, engine, console)
+    if context.config.mix_sources:
+        context, tasks = mix(context, tasks)
+    by_source = run_tasks(context, tasks, engine, console)
+    collect_rejects(context, len(tasks))
+    check_rejects(context, by_source)
+    check_sources(context, by_source)
+    cuts, by_source = limit_rows(context, tasks, by_source, engine)
+    splits = plan_splits(context, tasks, add_stats(by_source.values()), cuts)
+    shards = write_shards(shard_target(context), splits, engine, console)
+    record_inputs(context.output, inputs, engine)
     inputs_key = inputs_fingerprint(described.config, inputs)
     manifest = build_manifest(described, inputs_key, by_source, shards)
-    write_report(job.output, manifest, by_source)
-    write_manifest(job.output, manifest)
+    write_report(context.output, manifest, by_source)
+    write_manifest(context.output, manifest)
     return manifest
 
 
-def save_settings(job: Job) -> None:
+def save_settings(context: Context) -> None:
     """Put the resolved config and a copy of the tokenizer beside the shards."""
-    settings = json.dumps(job.settings(), indent=1, ensure_ascii=False) + "\n"
-    write_atomic(job.output / CONFIG_NAME, settings)
-    write_atomic(job.output / TOKENIZER_NAME, read_content(job.tokenizer))
+    settings = json.dumps(context.settings(), indent=1, ensure_ascii=False) + "\n"
+    write_atomic(context.output / CONFIG_NAME, settings)
+    write_atomic(context.output / TOKENIZER_NAME, read_content(context.tokenizer))
 
 
 def run_tasks(
-    job: Job, tasks: list[Task], engine: Engine, console: Console
+    context: Context, tasks: list[Task], engine: Engine, console: Console
 ) -> dict[str, TaskStats]:
     """The counts of each source, in config order; tasks that are finished are not run again."""
-    sums = {source.name: StatsSum() for source in job.config.sources}
+    sums = {source.name: StatsSum() for source in context.config.sources}
     todo: list[Task] = []
     for task in tasks:
-        if (stats := finished_task(job, task)) is None:
+        if (stats := finished_task(context, task)) is None:
             todo.append(task)
         else:
             sums[task.source.name].add(stats)
     if len(todo) < len(tasks):
         done = len(tasks) - len(todo)
-        logger.info("%s: %d of %d tasks are done already", job.output, done, len(tasks))
-    title = "pack    " if job.corpus else "tokenize"
-    with TaskBar(console, title, job.output, todo) as bar:
-        for task, stats in engine.run(partial(run_task, job), todo):
+        logger.info("%s: %d of %d tasks are done already", context.output, done, len(tasks))
+    title = "pack    " if context.corpus else "tokenize"
+    with TaskBar(console, title, context.output, todo) as bar:
+        for task, stats in engine.run(partial(run_task, context), todo):
             sums[task.source.name].add(stats)
             bar.finish(task, stats.documents, stats.tokens_in)
     return {name: total.total() for name, total in sums.items()}
 
 
 def plan_splits(
-    job: Job, tasks: list[Task], total: TaskStats, cuts: RowCuts
+    context: Context, tasks: list[Task], total: TaskStats, cuts: RowCuts
 ) -> list[tuple[Runs, int]]:
     """Return the rows of each split and its number of shards, in evaluation by its size."""
     if not total.rows.get(TRAIN):
@@ -254,24 +260,24 @@ def plan_splits(
         )
     evaluation_tokens = total.tokens.get(EVALUATION, 0)
     counts = {
-        TRAIN: job.config.shards,
+        TRAIN: context.config.shards,
         EVALUATION: -(-evaluation_tokens // TOKENS_IN_EVALUATION_FILE),
     }
-    rows_key = fingerprint([*map(job.task_key, tasks), *([asdict(cuts)] if cuts.tops else [])])
+    rows_key = fingerprint([*map(context.task_key, tasks), *([asdict(cuts)] if cuts.tops else [])])
     return [
         (Runs(split, len(tasks), total.tokens.get(split, 0), rows_key, cuts=cuts), counts[split])
         for split in SPLITS
     ]
 
 
-def shard_target(job: Job) -> Target:
+def shard_target(context: Context) -> Target:
     """Return the target that shards are written to."""
-    rows_in_group = max(1, job.config.row_group_tokens // job.config.sequence_len)
-    return Target(job.space, job.config.kind, rows_in_group)
+    rows_in_group = max(1, context.config.row_group_tokens // context.config.sequence_len)
+    return Target(context.space, context.config.kind, rows_in_group)
 
 
 def build_manifest(
-    job: Job, inputs_key: str, by_source: dict[str, TaskStats], shards: list[ShardRecord]
+    context: Context, inputs_key: str, by_source: dict[str, TaskStats], shards: list[ShardRecord]
 ) -> Manifest:
     """The manifest; tokens in were counted at the tokenizer, tokens out in the written files."""
     tokens_out = dict.fromkeys(SPLITS, 0)
@@ -284,16 +290,16 @@ def build_manifest(
     )
     assert ledger.difference() == 0, f"token ledger is off by {ledger.difference()}"
     return Manifest(
-        kind=job.config.kind,
+        kind=context.config.kind,
         tokenizer=TokenizerRecord(
-            fingerprint=job.tokenizer.sha256,
-            vocabulary_size=job.tokenizer.vocabulary_size,
-            special_tokens=dict(job.tokenizer.special_tokens),
+            fingerprint=context.tokenizer.sha256,
+            vocabulary_size=context.tokenizer.vocabulary_size,
+            special_tokens=dict(context.tokenizer.special_tokens),
         ),
-        sequence_len=job.config.sequence_len,
-        packing=job.config.packing,
-        seed=job.config.seed,
-        config_fingerprint=job.fingerprint(),
+        sequence_len=context.config.sequence_len,
+        packing=context.config.packing,
+        seed=context.config.seed,
+        config_fingerprint=context.fingerprint(),
         inputs_fingerprint=inputs_key,
         shards=shards,
         sources=[source_record(name, stats) for name, stats in by_source.items()],

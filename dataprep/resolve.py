@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from headrace.dataprep.inputs import find_source_files
-from headrace.dataprep.readers import read_records
-from headrace.dataprep.tasks import cut_file
-from headrace.dataprep.tokenizer import TokenizerSpec
+from headrace.dataprep.input.files import find_source_files
+from headrace.dataprep.input.readers import read_records
+from headrace.dataprep.input.tasks import cut_file
+from headrace.dataprep.text.tokenizer import TokenizerSpec
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.source_config import SourceConfig
+from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.prepare.source_config import SourceConfig
 
 UNLIMITED = 1 << 62  # bytes
 

@@ -136,7 +136,7 @@ def dequantize_hqq(
     Source: https://github.com/dropbox/hqq, for the layout.
     """
     if packed.is_cuda:
-        from headrace.kernels.dequantize_hqq_pass import dequantize_hqq_pass
+        from headrace.kernels.dequantize_hqq_triton import dequantize_hqq_pass
 
         return dequantize_hqq_pass(packed, scale, zero, bits, axis, shape, dtype)
     return dequantize_hqq_reference(packed, scale, zero, bits, axis, shape, dtype)

@@ -137,7 +137,7 @@ def _in_triton(
     statistics: TokenStatistics | None = None,
 ) -> Tensor:
     """Fill in `losses`; the gradient of the logits, in their memory."""
-    from headrace.kernels.cross_entropy_rows import cross_entropy_rows  # Triton is for GPUs only
+    from headrace.kernels.cross_entropy_triton import cross_entropy_rows  # Triton is for GPUs only
 
     cross_entropy_rows(
         logits,

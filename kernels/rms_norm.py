@@ -24,7 +24,7 @@ def rms_norm(
         triton: one kernel forward and one backward; a weight that needs no gradient costs none.
     """
     if triton:
-        from headrace.kernels.rms_norm_rows import rms_norm_rows  # Triton is for GPUs only
+        from headrace.kernels.rms_norm_triton import rms_norm_rows  # Triton is for GPUs only
 
         return rms_norm_rows(x, weight, eps, offset, rounds_first)
     return rms_norm_reference(x, weight, eps, offset=offset, rounds_first=rounds_first)

@@ -21,7 +21,7 @@ def rotary(
         Query and key, turned; new tensors, laid out as given.
     """
     if triton:
-        from headrace.kernels.rotary_tokens import rotary_tokens  # Triton is for GPUs only
+        from headrace.kernels.rotary_triton import rotary_tokens  # Triton is for GPUs only
 
         return rotary_tokens(query, key, cosine, sine)
     return rotary_reference(query, key, cosine, sine)

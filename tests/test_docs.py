@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from headrace.jobs.config_reference import PREPARE_EXAMPLE, TRAIN_EXAMPLE, configuration_page
-from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.train_config import TrainConfig
+from headrace.jobs.tools.config_reference import PREPARE_EXAMPLE, TRAIN_EXAMPLE, configuration_page
+from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.train.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

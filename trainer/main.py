@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 
 from headrace.schemas.errors import DataError, HeadraceError
 from headrace.schemas.publish import write_atomic
-from headrace.schemas.run_state import RUN_CONFIG_NAME
 from headrace.schemas.toml_config import load_config
-from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.inputs import Inputs
-from headrace.trainer.data.integrity import verify_shards
+from headrace.schemas.train.run_state import RUN_CONFIG_NAME
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.checkpoint.resume_record import check_run_directory, resume_record
 from headrace.trainer.failure import print_mistake, run_rank
+from headrace.trainer.order.datasets import Inputs
+from headrace.trainer.order.integrity import verify_shards
 from headrace.trainer.preflight import check
 from headrace.trainer.quiet import import_without, quiet_libraries
-from headrace.trainer.run.requests import Requests
-from headrace.trainer.run.resume_record import check_run_directory, resume_record
 from headrace.trainer.run.run_directory import open_run_directory
+from headrace.trainer.run.signals import SignalWatcher
 
 if TYPE_CHECKING:
-    from headrace.trainer.distributed import Layout
+    from headrace.trainer.parallel import RankLayout
 
 SHARED = ("shards", "model", "config.json")  # what all processes must read alike
 
@@ -99,14 +99,14 @@ def run(options: argparse.Namespace, rank: int, processes: int) -> None:
 
 def connect_and_train(config: TrainConfig, inputs: Inputs, rank: int, *, resume: bool) -> None:
     """Join the other processes and train with them."""
-    requests = Requests(Path(config.output_dir) if rank == 0 else None)
+    signals = SignalWatcher(Path(config.output_dir) if rank == 0 else None)
 
     quiet_libraries()
     import_without("bitsandbytes", "hqq")
 
     import torch.distributed as dist
 
-    from headrace.trainer.distributed import connect, set_threads
+    from headrace.trainer.parallel import connect, set_threads
     from headrace.trainer.run.loop import train
 
     layout = connect(config.pipeline_stages, columns=config.neighbors == "replicas")
@@ -115,18 +115,18 @@ def connect_and_train(config: TrainConfig, inputs: Inputs, rank: int, *, resume:
     if layout.publishes(node_local=config.checkpoint.node_local):
         record = {"config": config.model_dump(mode="json"), **resume_record(config, inputs)}
         write_atomic(Path(config.output_dir) / RUN_CONFIG_NAME, json.dumps(record, indent=1) + "\n")
-    train(config, inputs, layout, requests, resume)
+    train(config, inputs, layout, signals, resume)
     dist.barrier(layout.world_group)
     dist.destroy_process_group()
 
 
-def check_agreement(inputs: Inputs, layout: "Layout") -> None:
+def check_agreement(inputs: Inputs, layout: "RankLayout") -> None:
     """Machines with disks of their own must hold the same shards and the same model.
 
     Raises:
         DataError: they do not.
     """
-    from headrace.trainer.distributed import gather_objects
+    from headrace.trainer.parallel import gather_objects
 
     mine = (
         inputs.data_fingerprint,

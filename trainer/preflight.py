@@ -7,18 +7,18 @@ from pathlib import Path
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
-from headrace.schemas.manifest import Manifest
-from headrace.schemas.quantization_config import check_installed
-from headrace.schemas.shard_format import EVALUATION
-from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.data_plan import plan_data
-from headrace.trainer.data.decoded_pairs import SIDES
-from headrace.trainer.data.inputs import RANDOM, Inputs, manifest_of
-from headrace.trainer.model.config_limits import read_model_config
-from headrace.trainer.model.families import FAMILIES, check_family, text_settings
-from headrace.trainer.model.model_directory import model_directory
-from headrace.trainer.model.stop_tokens import stop_tokens
-from headrace.trainer.model.weight_index import weights_fingerprint
+from headrace.schemas.shards.manifest import Manifest
+from headrace.schemas.shards.shard_format import EVALUATION
+from headrace.schemas.train.quantization_config import check_installed
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.config_limits import read_model_config
+from headrace.trainer.architecture.families import FAMILIES, check_family, text_settings
+from headrace.trainer.architecture.model_directory import model_directory
+from headrace.trainer.architecture.stop_tokens import stop_tokens
+from headrace.trainer.architecture.weight_index import weights_fingerprint
+from headrace.trainer.order.data_plan import plan_data
+from headrace.trainer.order.datasets import RANDOM, Inputs, manifest_of
+from headrace.trainer.shards.decoded_pairs import SIDES
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         check_shards(path, manifest, directory, text, config.weights == "random", of_pairs)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
-    place_tokens = find_place_tokens(config, train + evaluation)
+    sequence_tokens = find_place_tokens(config, train + evaluation)
     plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
         if not any(shard.rows for shard in manifest.split(EVALUATION)):
@@ -69,7 +69,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     return Inputs(
         train=train,
         evaluation=evaluation,
-        place_tokens=place_tokens,
+        sequence_tokens=sequence_tokens,
         plan=plan,
         rows_per_epoch=plan.rows_in(1),
         replicas=replicas,

@@ -11,12 +11,12 @@ from headrace.dataprep.axolotl.plain import Completion, InputOutput, Pretrain
 from headrace.dataprep.axolotl.prompts import instruct_types, prompt_texts, styles
 from headrace.dataprep.axolotl.row_format import AxolotlFormat
 from headrace.dataprep.axolotl.strategy import Strategy, TokenRules, token_rules
-from headrace.dataprep.formats.sample import Format
-from headrace.dataprep.tokenizer import TokenizerSpec
-from headrace.schemas.axolotl_config import AxolotlConfig, CustomType
+from headrace.dataprep.text.sample import Format
+from headrace.dataprep.text.tokenizer import TokenizerSpec
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.prepare_config import PrepareConfig
-from headrace.schemas.source_config import SourceConfig
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig, CustomType
+from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.prepare.source_config import SourceConfig
 
 NAMED_STYLES = ("instruct", "chat", "chatml", "phi")
 ONE_STYLE = ("concisechoice", "summarizetldr")  # whatever style is named

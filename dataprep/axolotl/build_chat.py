@@ -12,9 +12,9 @@ from headrace.dataprep.axolotl.templates import (
     template_text,
 )
 from headrace.dataprep.axolotl.turns import DEFAULT_ROLES, TurnReader
-from headrace.dataprep.tokenizer import control_texts, encode_texts
-from headrace.schemas.axolotl_config import AxolotlConfig
+from headrace.dataprep.text.tokenizer import control_texts, encode_texts
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig
 
 SHAREGPT_NAMES = {"load_role": ("role", "value"), "load_guanaco": ("role", "text")}
 

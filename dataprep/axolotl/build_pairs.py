@@ -22,8 +22,8 @@ from headrace.dataprep.axolotl.preference_chat import (
 )
 from headrace.dataprep.axolotl.strategy import Row, TokenRules
 from headrace.dataprep.axolotl.templates import choose_template
-from headrace.dataprep.chat_template import ChatTemplate
-from headrace.schemas.axolotl_config import AxolotlConfig, CustomType
+from headrace.dataprep.text.chat_template import ChatTemplate
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig, CustomType
 
 TEMPLATED = ("chat_template.default", "chat_template.argilla_chat")
 NAMES = (*LAYOUTS, *TEMPLATED, "zephyr.nectar", "passthrough")

@@ -11,18 +11,18 @@ import numpy as np
 from headrace.dataprep.axolotl.strategy import Built, Plan, Row, RowError, one_sample
 from headrace.dataprep.axolotl.turn_spans import SpannedChat, find_difference, find_spans
 from headrace.dataprep.axolotl.turns import Detail, Turn, TurnReader
-from headrace.dataprep.chat_mask import span_tokens
-from headrace.dataprep.chat_template import (
+from headrace.dataprep.input.records import json_type
+from headrace.dataprep.text.chat_mask import span_tokens
+from headrace.dataprep.text.chat_template import (
     RESERVED,
     ChatTemplate,
     Message,
     Span,
     TemplateRefusedError,
 )
-from headrace.dataprep.formats.sample import Mask
-from headrace.dataprep.records import json_type
-from headrace.dataprep.tokenizer import Ids, Located
-from headrace.schemas.axolotl_config import Ends
+from headrace.dataprep.text.sample import Mask
+from headrace.dataprep.text.tokenizer import Ids, Located
+from headrace.schemas.prepare.axolotl_config import Ends
 
 NEAR = 3  # tokens between a turn and the token that ends it, at most
 MARK = "\ue0d20\ue0d3"

@@ -19,9 +19,9 @@ from headrace.dataprep.axolotl.strategy import (
     one_sample,
     rows_in,
 )
-from headrace.dataprep.formats.sample import Sample
-from headrace.dataprep.records import json_type
-from headrace.dataprep.tokenizer import Located, open_tokenizer
+from headrace.dataprep.input.records import json_type
+from headrace.dataprep.text.sample import Sample
+from headrace.dataprep.text.tokenizer import Located, open_tokenizer
 
 START = "\n<START>"
 TURN_END = " </s><s>"

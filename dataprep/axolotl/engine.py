@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from headrace.dataprep.axolotl.strategy import Built, Plan, Row, RowError, as_mask
-from headrace.dataprep.formats.sample import Sample
-from headrace.dataprep.tokenizer import TokenizerSpec
-from headrace.schemas.axolotl_config import AxolotlConfig, CustomType
+from headrace.dataprep.text.sample import Sample
+from headrace.dataprep.text.tokenizer import TokenizerSpec
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import canonical_json
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig, CustomType
 
 INSTALL = "pip install 'headrace[axolotl]', then pip install --no-deps axolotl==0.19.0"
 STRATEGIES = "axolotl.prompt_strategies"

@@ -19,8 +19,8 @@ from headrace.dataprep.axolotl.strategy import (
     one_sample,
     text_of,
 )
-from headrace.dataprep.records import json_type
-from headrace.dataprep.tokenizer import Located
+from headrace.dataprep.input.records import json_type
+from headrace.dataprep.text.tokenizer import Located
 
 
 @dataclass(frozen=True)

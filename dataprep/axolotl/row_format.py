@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from headrace.dataprep.axolotl.strategy import Plan, RowError, Strategy
-from headrace.dataprep.formats.sample import Encoded, Sample
-from headrace.dataprep.records import Record, Reject, refuse
-from headrace.dataprep.tokenizer import Located, TokenizerSpec, encode_located, encode_texts
-from headrace.schemas.axolotl_config import AxolotlConfig
+from headrace.dataprep.input.records import Record, Reject, refuse
+from headrace.dataprep.text.sample import Encoded, Sample
+from headrace.dataprep.text.tokenizer import Located, TokenizerSpec, encode_located, encode_texts
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import canonical_json, derive_seed
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig
 
 CUT = "cut by the format"
 SHORT = "shorter than min_sample_len"

@@ -4,13 +4,13 @@ import re
 from itertools import pairwise
 
 from headrace.dataprep.axolotl.templates import read_jinja
-from headrace.dataprep.inputs import InputFile, find_source_files
-from headrace.dataprep.readers import read_records
-from headrace.dataprep.records import Record
-from headrace.dataprep.tasks import cut_file
-from headrace.schemas.axolotl_config import AxolotlConfig
+from headrace.dataprep.input.files import InputFile, find_source_files
+from headrace.dataprep.input.readers import read_records
+from headrace.dataprep.input.records import Record
+from headrace.dataprep.input.tasks import cut_file
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.source_config import SourceConfig
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig
+from headrace.schemas.prepare.source_config import SourceConfig
 
 UNLIMITED = 1 << 62  # bytes
 SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]")

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from headrace.dataprep.formats.sample import Mask, Sample
-from headrace.dataprep.records import json_type
-from headrace.dataprep.tokenizer import Ids, Located, TokenizerSpec, open_tokenizer
+from headrace.dataprep.input.records import json_type
+from headrace.dataprep.text.sample import Mask, Sample
+from headrace.dataprep.text.tokenizer import Ids, Located, TokenizerSpec, open_tokenizer
 from headrace.schemas.errors import DataError
 
 Row = Mapping[str, Any]

@@ -9,10 +9,10 @@ from typing import Any
 
 import jinja2.nodes
 
-from headrace.dataprep.chat_template import ChatTemplate
-from headrace.dataprep.tokenizer import TokenizerSpec
-from headrace.schemas.axolotl_config import AxolotlConfig
+from headrace.dataprep.text.chat_template import ChatTemplate
+from headrace.dataprep.text.tokenizer import TokenizerSpec
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig
 
 OWN = "tokenizer_default"
 FALLBACK = "tokenizer_default_fallback_"

@@ -8,14 +8,14 @@ template writes for another message, as a tool's result, is never in them.
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from headrace.dataprep.chat_mask import (
+from headrace.dataprep.text.chat_mask import (
     differences,
     differing_span,
     mark_content,
     mark_turn,
     render_chat,
 )
-from headrace.dataprep.chat_template import (
+from headrace.dataprep.text.chat_template import (
     ChatTemplate,
     Message,
     Rendering,

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from headrace.dataprep.axolotl.prompts import prompt_texts
 from headrace.dataprep.axolotl.strategy import Row, RowError, as_text
-from headrace.dataprep.chat_template import Message
-from headrace.dataprep.records import json_type
+from headrace.dataprep.input.records import json_type
+from headrace.dataprep.text.chat_template import Message
 
 DEFAULT_ROLES = {
     "human": "user",

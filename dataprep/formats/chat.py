@@ -6,10 +6,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from headrace.dataprep.chat_losses import absent_role, text_losses
-from headrace.dataprep.chat_mask import RenderedChat, Turn, render_chat, span_tokens
-from headrace.dataprep.chat_template import ChatTemplate, TemplateRefusedError
-from headrace.dataprep.conversation import (
+from headrace.dataprep.input.records import Record, Reject, refuse
+from headrace.dataprep.text.chat_losses import absent_role, text_losses
+from headrace.dataprep.text.chat_mask import RenderedChat, Turn, render_chat, span_tokens
+from headrace.dataprep.text.chat_template import ChatTemplate, TemplateRefusedError
+from headrace.dataprep.text.conversation import (
     FIELDS,
     Conversation,
     ConversationError,
@@ -17,12 +18,11 @@ from headrace.dataprep.conversation import (
     prints_tables,
     read_conversation,
 )
-from headrace.dataprep.formats.sample import Encoded, Mask, Sample
-from headrace.dataprep.records import Record, Reject, refuse
-from headrace.dataprep.tokenizer import Located, TokenizerSpec, encode_located
-from headrace.dataprep.turn_ends import body_tokens, end_tokens
-from headrace.schemas.chat_config import ChatConfig
+from headrace.dataprep.text.sample import Encoded, Mask, Sample
+from headrace.dataprep.text.tokenizer import Located, TokenizerSpec, encode_located
+from headrace.dataprep.text.turn_ends import body_tokens, end_tokens
 from headrace.schemas.errors import DataError
+from headrace.schemas.prepare.chat_config import ChatConfig
 
 ResultT = TypeVar("ResultT")
 

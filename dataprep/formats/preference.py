@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headrace.dataprep.chat_losses import text_losses
-from headrace.dataprep.chat_mask import span_tokens
-from headrace.dataprep.conversation import (
+from headrace.dataprep.formats.chat import UNTRAINED, Chat, ChatFormat, attempt
+from headrace.dataprep.input.records import Record, Reject, json_type, refuse
+from headrace.dataprep.text.chat_losses import text_losses
+from headrace.dataprep.text.chat_mask import span_tokens
+from headrace.dataprep.text.conversation import (
     FIELDS,
     Conversation,
     ConversationError,
@@ -18,14 +20,12 @@ from headrace.dataprep.conversation import (
     read_messages,
     read_tools,
 )
-from headrace.dataprep.document_ends import document_ends, surround
-from headrace.dataprep.formats.chat import UNTRAINED, Chat, ChatFormat, attempt
-from headrace.dataprep.formats.sample import Encoded, Sample, pair
-from headrace.dataprep.records import Record, Reject, json_type, refuse
-from headrace.dataprep.tokenizer import Located, TokenizerSpec, encode_located
-from headrace.schemas.chat_config import ChatConfig, PreferenceConfig
+from headrace.dataprep.text.document_ends import document_ends, surround
+from headrace.dataprep.text.sample import Encoded, Sample, pair
+from headrace.dataprep.text.tokenizer import Located, TokenizerSpec, encode_located
 from headrace.schemas.fingerprint import canonical_json
-from headrace.schemas.source_config import SourceConfig
+from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig
+from headrace.schemas.prepare.source_config import SourceConfig
 
 
 class PlainPair(NamedTuple):

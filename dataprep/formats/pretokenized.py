@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headrace.dataprep.formats.sample import Encoded, Mask, Sample
-from headrace.dataprep.records import Record, Reject, json_type, refuse
-from headrace.dataprep.tokenizer import TokenizerSpec
-from headrace.schemas.source_config import SourceConfig
+from headrace.dataprep.input.records import Record, Reject, json_type, refuse
+from headrace.dataprep.text.sample import Encoded, Mask, Sample
+from headrace.dataprep.text.tokenizer import TokenizerSpec
+from headrace.schemas.prepare.source_config import SourceConfig
 
 IDS, LABELS, ATTENTION, LOSS = "input_ids", "labels", "attention_mask", "loss_mask"
 LENGTHS = ("document_lengths", "seq_lengths")  # ours, and TRL's

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from headrace.dataprep.document_ends import document_ends, encode_documents
-from headrace.dataprep.formats.sample import Encoded, Sample
-from headrace.dataprep.records import (
+from headrace.dataprep.input.records import (
     Record,
     Reject,
     find_field,
@@ -12,8 +10,10 @@ from headrace.dataprep.records import (
     refuse,
     top_fields,
 )
-from headrace.dataprep.tokenizer import TokenizerSpec
-from headrace.schemas.source_config import SourceConfig
+from headrace.dataprep.text.document_ends import document_ends, encode_documents
+from headrace.dataprep.text.sample import Encoded, Sample
+from headrace.dataprep.text.tokenizer import TokenizerSpec
+from headrace.schemas.prepare.source_config import SourceConfig
 
 
 class TextFormat:

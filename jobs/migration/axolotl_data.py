@@ -1,7 +1,7 @@
 """Axolotl's keys of data: `prepare` reads them of the YAML file itself."""
 
 from headrace.jobs.migration.equivalents import elsewhere, none
-from headrace.schemas.axolotl_yaml import FOR_EVERY_ENTRY
+from headrace.schemas.prepare.axolotl_yaml import FOR_EVERY_ENTRY
 
 READ = "read from the YAML file itself: `type` axolotl, `path` the file"
 DATA_KEYS = ("datasets", "test_datasets", "pretraining_dataset", *FOR_EVERY_ENTRY)

@@ -10,13 +10,13 @@ import pytest
 from headrace.dataprep.axolotl.build import REFUSED, build_strategy
 from headrace.dataprep.axolotl.row_format import AxolotlFormat
 from headrace.dataprep.axolotl.strategy import token_rules
-from headrace.dataprep.formats.sample import Encoded
-from headrace.dataprep.records import Record, Reject
-from headrace.dataprep.streams import Place
-from headrace.dataprep.tokenizer import read_spec
-from headrace.schemas.axolotl_config import AxolotlConfig
+from headrace.dataprep.input.records import Record, Reject
+from headrace.dataprep.input.streams import Place
+from headrace.dataprep.text.sample import Encoded
+from headrace.dataprep.text.tokenizer import read_spec
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig
+from headrace.schemas.prepare.prepare_config import PrepareConfig
 
 with gzip.open(Path(__file__).with_name("golden.jsonl.gz"), "rt", encoding="utf-8") as lines:
     HEADER, *CASES = map(json.loads, lines)

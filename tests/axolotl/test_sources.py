@@ -13,10 +13,10 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from headrace.dataprep.prepare import prepare
-from headrace.dataprep.verify import verify
+from headrace.dataprep.shards.verify import verify
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256
-from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.toml_config import load_config
 
 with gzip.open(Path(__file__).with_name("golden.jsonl.gz"), "rt", encoding="utf-8") as lines:

@@ -15,11 +15,11 @@ from peft import get_peft_model
 from report import print_table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from headrace.schemas.sampling_config import RejectedSamplingConfig
-from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.model.model_builder import BuiltStage, build_stage
-from headrace.trainer.run.generation import Generator, Prompt
-from headrace.trainer.run.pipeline_links import PipelineLinks
+from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.building.model_builder import BuiltStage, build_stage
+from headrace.trainer.pipeline.generation import Generator, Prompt
+from headrace.trainer.pipeline.links import PipelineLinks
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

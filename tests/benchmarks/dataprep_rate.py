@@ -13,7 +13,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from headrace.dataprep.prepare import prepare
-from headrace.schemas.manifest import Manifest
+from headrace.schemas.shards.manifest import Manifest
 
 WORKERS = len(os.sched_getaffinity(0))
 BATCH = 512  # texts of 15 KB on average

@@ -22,22 +22,22 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 
-from headrace.jobs.bench_inputs import write_model
-from headrace.jobs.launch import launch
-from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.feed import StepInputs, pinned
-from headrace.trainer.data.placed_rows import PlacedRow
-from headrace.trainer.data.position import Position
-from headrace.trainer.data.row_packer import OverlongCount
-from headrace.trainer.distributed import Layout, connect, gather_objects, set_threads
-from headrace.trainer.model.chunks import build_chunks
-from headrace.trainer.model.model_builder import BuiltStage, build_stage
-from headrace.trainer.model.stage import MicroBatch
+from headrace.jobs.commands.launch import launch
+from headrace.jobs.tools.bench_inputs import write_model
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.feed import StepInputs, pinned
+from headrace.trainer.building.chunks import build_chunks
+from headrace.trainer.building.model_builder import BuiltStage, build_stage
+from headrace.trainer.optim.optimizer import build_optimizer
+from headrace.trainer.order.position import Position
+from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.parallel import RankLayout, connect, gather_objects, set_threads
+from headrace.trainer.pipeline.engine import StageEngine
+from headrace.trainer.pipeline.interleaved_engine import InterleavedEngine
+from headrace.trainer.pipeline.transfers import LARGEST_CTAS, Transfers
 from headrace.trainer.quiet import quiet_libraries
-from headrace.trainer.run.engine import StageEngine
-from headrace.trainer.run.interleaved_engine import InterleavedEngine
-from headrace.trainer.run.optimizer import build_optimizer
-from headrace.trainer.run.transfers import LARGEST_CTAS, Transfers
+from headrace.trainer.shards.packed_rows import PackedRow
+from headrace.trainer.stage.stage import MicroBatch
 
 NAME = Path(__file__).stem
 MEASURED, TINY = "measured", "tiny"  # models
@@ -111,7 +111,7 @@ def vocabulary_of(folder: Path) -> int:
 
 
 def random_inputs(
-    micro_batches: int, rows: int, sequence: int, vocabulary: int, layout: Layout
+    micro_batches: int, rows: int, sequence: int, vocabulary: int, layout: RankLayout
 ) -> StepInputs:
     """Rows of one random document each, the same on every rank."""
     generator = torch.Generator().manual_seed(0)
@@ -128,11 +128,13 @@ def random_inputs(
         overlong=OverlongCount(),
         input_ids=pinned(ids[..., :-1].contiguous()) if layout.is_first else None,
         labels=pinned(ids[..., 1:].contiguous()) if layout.is_last else None,
-        rows=[[[PlacedRow("random", 0, sequence)]] * rows] * micro_batches,
+        rows=[[[PackedRow("random", 0, sequence)]] * rows] * micro_batches,
     )
 
 
-def build(config: TrainConfig, layout: Layout, variant: Variant) -> tuple[BuiltStage, StageEngine]:
+def build(
+    config: TrainConfig, layout: RankLayout, variant: Variant
+) -> tuple[BuiltStage, StageEngine]:
     """What this rank holds, and the engine that runs it."""
     schedule = {"schedule": "1f1b"}
     if variant.chunks > 1:
@@ -161,9 +163,9 @@ def micro_batches_of(inputs: StepInputs, device: torch.device) -> Iterator[Micro
         )
 
 
-def alone(layout: Layout) -> Layout:
+def alone(layout: RankLayout) -> RankLayout:
     """This rank as if there were no other: it gets ids and labels."""
-    return Layout(**{**vars(layout), "stage": 0, "stages": 1})
+    return RankLayout(**{**vars(layout), "stage": 0, "stages": 1})
 
 
 def step_alone(built: BuiltStage, inputs: StepInputs, device: torch.device) -> None:
@@ -183,7 +185,7 @@ def disturb(built: BuiltStage) -> None:
         item.parameter.data += 0.02 * noise.to(item.parameter)
 
 
-def check_gradients(options: argparse.Namespace, layout: Layout) -> dict[str, object]:
+def check_gradients(options: argparse.Namespace, layout: RankLayout) -> dict[str, object]:
     """Compare a step of a tiny model with one process's, with dropout."""
     adapter = {"kind": "lora", "rank": 4, "dropout": 0.1}
     config = config_of(options, options.folder / TINY, compile=False, adapter=adapter)
@@ -210,7 +212,7 @@ def check_gradients(options: argparse.Namespace, layout: Layout) -> dict[str, ob
     return {"largest relative difference of a gradient": differences}
 
 
-def seconds_of(step: Callable[[], object], windows: int, layout: Layout) -> float:
+def seconds_of(step: Callable[[], object], windows: int, layout: RankLayout) -> float:
     """Median time of a step that all ranks start together."""
     times = []
     for _ in range(windows):
@@ -224,7 +226,7 @@ def seconds_of(step: Callable[[], object], windows: int, layout: Layout) -> floa
 
 
 def measure_alone(
-    options: argparse.Namespace, config: TrainConfig, vocabulary: int, layout: Layout
+    options: argparse.Namespace, config: TrainConfig, vocabulary: int, layout: RankLayout
 ) -> float:
     """Tokens/s of one process, while the others do the same."""
     built = build_stage(config, 0, layout.device)
@@ -246,7 +248,7 @@ def measure(
     options: argparse.Namespace,
     config: TrainConfig,
     vocabulary: int,
-    layout: Layout,
+    layout: RankLayout,
     variant: Variant,
     rate_alone: float,
 ) -> None:
@@ -287,7 +289,7 @@ def measure(
         chunk.to("meta")
 
 
-def show(line: dict[str, object], layout: Layout) -> None:
+def show(line: dict[str, object], layout: RankLayout) -> None:
     if layout.rank == 0:
         print(json.dumps(line), flush=True)
 

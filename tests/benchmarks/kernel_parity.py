@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headrace.dataprep.prepare import prepare
-from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.prepare.prepare_config import PrepareConfig
 
 STEPS, ROW = 100, 1024
 VARIANTS = {
@@ -84,7 +84,15 @@ def write_inputs(folder: Path) -> Path:
 def losses(config: Path, name: str, settings: dict[str, Any]) -> list[float]:
     """The loss of each step."""
     run = config.parent / name
-    command = [sys.executable, "-m", "headrace.jobs.cli", "train", str(config), "--gpus", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "headrace.jobs.commands.cli",
+        "train",
+        str(config),
+        "--gpus",
+        "1",
+    ]
     for key, value in {"output_dir": str(run), **settings}.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -151,18 +151,18 @@ def elementwise_rates() -> None:
 
 def sweep() -> None:
     """Our norm and rotary kernels in other shapes than their files set."""
-    from headrace.kernels import rms_norm_rows, rotary_tokens
+    from headrace.kernels import rms_norm_triton, rotary_triton
 
     for tiles, numbers in product((1, 2, 4), (256, 512, 1024)):
-        rms_norm_rows.TILES, rms_norm_rows.WARP_NUMBERS = tiles, numbers
+        rms_norm_triton.TILES, rms_norm_triton.WARP_NUMBERS = tiles, numbers
         print(json.dumps({"tiles": tiles, "numbers a warp": numbers}))
         _ours(norm_cases()).report()
     for tiles in (8, 16, 32, 64):
-        rms_norm_rows.TRAINED_TILES = tiles
-        print(json.dumps({"trained tiles": tiles, "numbers a warp": rms_norm_rows.WARP_NUMBERS}))
+        rms_norm_triton.TRAINED_TILES = tiles
+        print(json.dumps({"trained tiles": tiles, "numbers a warp": rms_norm_triton.WARP_NUMBERS}))
         _ours(norm_cases(trained=True)).report()
     for warps in (1, 2, 4, 8):
-        rotary_tokens.WARPS = warps
+        rotary_triton.WARPS = warps
         print(json.dumps({"rotary warps": warps}))
         _ours(rotary_cases()).report()
 
@@ -172,7 +172,7 @@ def _ours(cases: Iterator[Case]) -> Case:
 
 
 def optimizer_rate() -> None:
-    from headrace.kernels.adamw_kahan_pass import adamw_kahan_pass
+    from headrace.kernels.adamw_kahan_triton import adamw_kahan_pass
 
     tensors = [random(INNER * 4, HIDDEN) for _ in range(5)]
     tensors[3].abs_()

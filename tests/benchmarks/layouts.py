@@ -22,12 +22,12 @@ from transformers import AutoModelForCausalLM
 
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.toml_config import load_config
-from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.batch import Batch
-from headrace.trainer.model.adapter_targets import lora_config
-from headrace.trainer.model.device import position_ids
-from headrace.trainer.model.precision import compute_dtype
-from headrace.trainer.run.optimizer import learning_rate, set_learning_rate
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.adapters.targets import lora_config
+from headrace.trainer.architecture.precision import compute_dtype
+from headrace.trainer.batches.batch import Batch
+from headrace.trainer.layers.device import position_ids
+from headrace.trainer.optim.optimizer import learning_rate, set_learning_rate
 from headrace.trainer.run.step_report import memory_gib
 
 GPUS = torch.cuda.device_count()
@@ -58,7 +58,7 @@ def write_inputs(folder: Path) -> Path:
 def train(config: Path, stages: int) -> Steps:
     """The metrics of each step of a run through the command."""
     run = config.parent / f"{stages}-stages"
-    command = [sys.executable, "-m", "headrace.jobs.cli", "train", str(config)]
+    command = [sys.executable, "-m", "headrace.jobs.commands.cli", "train", str(config)]
     command += ["--gpus", str(stages), "--set", f"pipeline_stages={stages}"]
     subprocess.run([*command, "--set", f'output_dir="{run}"'], check=True)
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

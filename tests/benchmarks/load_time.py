@@ -14,9 +14,9 @@ from pathlib import Path
 
 from report import print_table
 
-from headrace.jobs import bench_train
-from headrace.jobs.bench_inputs import PRESETS, write_model
-from headrace.jobs.launch import launch
+from headrace.jobs.commands.launch import launch
+from headrace.jobs.tools import bench_train
+from headrace.jobs.tools.bench_inputs import PRESETS, write_model
 
 FILE_BYTES = 2 << 30
 LIMIT_SECONDS = 60

@@ -33,13 +33,13 @@ from report import MODEL, print_table, text_config
 from torch.utils.data import DataLoader
 
 from headrace.dataprep.prepare import prepare
-from headrace.jobs.launch import free_port, rank_environment
-from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.batch import Batch
-from headrace.trainer.data.course import open_course
-from headrace.trainer.data.data_builder import build_train_loader
-from headrace.trainer.data.feed import Feed
-from headrace.trainer.distributed import Layout, connect, gather_objects
+from headrace.jobs.commands.launch import free_port, rank_environment
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.batch import Batch
+from headrace.trainer.batches.feed import Feed
+from headrace.trainer.batches.loader_builder import build_train_loader
+from headrace.trainer.order.data_history import open_history
+from headrace.trainer.parallel import RankLayout, connect, gather_objects
 from headrace.trainer.preflight import check
 
 ROWS_A_BATCH, RANKS, ROUNDS = 8, 4, 3
@@ -202,16 +202,16 @@ def rank_memory(way: str, folder: Path, workers: int) -> None:
         sys.stdout.write(json.dumps({"added": peak - before}) + "\n")
 
 
-def part_of(way: str, folder: Path, layout: Layout, workers: int) -> Iterator[Any]:
+def part_of(way: str, folder: Path, layout: RankLayout, workers: int) -> Iterator[Any]:
     """What a rank sees: as a stage of one pipeline group, or as a rank with a loader of its own."""
     if way != "headrace":
         batches = WAYS[way](folder, layout.rank, RANKS, workers)
         return islice(batches, len_of(folder) // ROWS_A_BATCH // RANKS)
     config = make_config(folder, stages=RANKS)
     inputs = check(config, RANKS)
-    course = open_course(config, inputs, history=[], first_row=0)
-    stop_row = course.pieces[-1].end(1)
-    feed = Feed(layout, build_train_loader(config, inputs, layout, course, stop_row))
+    data_history = open_history(config, inputs, history=[], first_row=0)
+    stop_row = data_history.pieces[-1].end(1)
+    feed = Feed(layout, build_train_loader(config, inputs, layout, data_history, stop_row))
     return (feed.next() for _ in range(len_of(folder) // ROWS_A_BATCH))
 
 
@@ -220,7 +220,7 @@ def len_of(folder: Path) -> int:
     return len(np.load(folder / "order.npy", mmap_mode="r"))
 
 
-def memory_of(layout: Layout) -> int:
+def memory_of(layout: RankLayout) -> int:
     """PSS of all ranks and their workers, in bytes."""
     me = psutil.Process()
     mine = sum(process.memory_full_info().pss for process in [me, *me.children(recursive=True)])

@@ -13,18 +13,18 @@ import torch
 from report import MODEL, peak_gib, print_table, text_config
 
 from headrace.dataprep.prepare import prepare
-from headrace.schemas.manifest import Manifest
-from headrace.schemas.shard_format import TRAIN
-from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.course import open_course
-from headrace.trainer.data.data_builder import build_train_loader
-from headrace.trainer.data.decoded_rows import DecodedRows
-from headrace.trainer.data.horizon import find_horizon
-from headrace.trainer.data.loader import GroupLoader
-from headrace.trainer.data.position import Position
-from headrace.trainer.data.token_pages import read_struct, token_column
-from headrace.trainer.distributed import Layout
+from headrace.schemas.shards.manifest import Manifest
+from headrace.schemas.shards.shard_format import TRAIN
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.loader import GroupLoader
+from headrace.trainer.batches.loader_builder import build_train_loader
+from headrace.trainer.order.data_history import open_history
+from headrace.trainer.order.position import Position
+from headrace.trainer.order.run_length import find_run_length
+from headrace.trainer.parallel import RankLayout
 from headrace.trainer.preflight import check
+from headrace.trainer.shards.decoded_rows import DecodedRows
+from headrace.trainer.shards.token_pages import read_struct, token_column
 
 ROUNDS = 3
 COPIES = 3  # of the text: enough row groups that the shuffle window moves on
@@ -77,11 +77,11 @@ def load(directory: Path, prefetch: int, pack: str = "none") -> Iterator[int]:
 
 def loader_alone(config: TrainConfig, device: torch.device) -> GroupLoader:
     """The trainer's loader for one process, without a process group."""
-    alone = Layout(0, 0, 1, 0, 1, device, *[None] * 5)
+    alone = RankLayout(0, 0, 1, 0, 1, device, *[None] * 5)
     inputs = check(config, processes=1)
-    course = open_course(config, inputs, history=[], first_row=0)
-    horizon = find_horizon(config, inputs, course, 0, Position())
-    loader = build_train_loader(config, inputs, alone, course, horizon.stop_row)
+    data_history = open_history(config, inputs, history=[], first_row=0)
+    run_length = find_run_length(config, inputs, data_history, 0, Position())
+    loader = build_train_loader(config, inputs, alone, data_history, run_length.stop_row)
     assert loader is not None
     return loader
 

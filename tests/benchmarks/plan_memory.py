@@ -18,7 +18,7 @@ from pathlib import Path
 
 from report import print_table
 
-from headrace.jobs import bench_train
+from headrace.jobs.tools import bench_train
 
 LIMIT_SECONDS = 75  # of one configuration
 STEPS = ["--warmup", "1", "--windows", "2", "--micro-batches", "2"]
@@ -122,8 +122,8 @@ def figures(name: str, *, train: bool) -> dict[str, object]:
 def predict(config: Path, settings: list[str]) -> dict[str, object]:
     """What `headrace plan` says of the only stage."""
     from headrace.schemas.toml_config import load_config
-    from headrace.schemas.train_config import TrainConfig
-    from headrace.trainer.model.plan_report import GIB, plan_run
+    from headrace.schemas.train.train_config import TrainConfig
+    from headrace.trainer.planning.plan_report import GIB, plan_run
 
     (stage,) = plan_run(load_config(TrainConfig, config, settings), 1).stages
     memory = stage.memory

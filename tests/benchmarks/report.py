@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from headrace.dataprep.inputs import find_inputs
-from headrace.schemas.prepare_config import PrepareConfig
+from headrace.dataprep.input.files import find_inputs
+from headrace.schemas.prepare.prepare_config import PrepareConfig
 
 MODEL = Path("models/smollm2-135m")
 STDLIB = Path(sysconfig.get_paths()["stdlib"])

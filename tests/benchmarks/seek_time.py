@@ -19,19 +19,19 @@ import torch  # noqa: F401 (its import is not what is measured)
 from loader_rate import use_one_core
 from report import print_table
 
-sys.path.append(str(Path(__file__).parents[1] / "trainer"))
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 from sparse import make_sparse
 
-from headrace.schemas.data_config import LoaderConfig
-from headrace.schemas.manifest import read_manifest, write_manifest
-from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.course import open_course
-from headrace.trainer.data.data_plan import plan_data
-from headrace.trainer.data.decoded_rows import DecodedRows
-from headrace.trainer.data.loader import GroupLoader
-from headrace.trainer.data.places import open_places, train_stream
-from headrace.trainer.data.position import Position
+from headrace.schemas.shards.manifest import read_manifest, write_manifest
+from headrace.schemas.train.data_config import LoaderConfig
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.loader import GroupLoader
+from headrace.trainer.order.data_history import open_history
+from headrace.trainer.order.data_plan import plan_data
+from headrace.trainer.order.position import Position
+from headrace.trainer.order.sequences import open_sequences, train_stream
+from headrace.trainer.shards.decoded_rows import DecodedRows
 
 SHARDS, ROUNDS, ROWS_A_BATCH = 240, 20, 8
 
@@ -47,15 +47,15 @@ def first_batch(directory: Path, row: int, loader: dict[str, object]) -> int:
     config = TrainConfig.model_validate(settings | {"loader": loader})
     manifest = read_manifest(directory)
     inputs = SimpleNamespace(train=[manifest], plan=plan_data(config, [manifest]))
-    stream = train_stream(config, open_course(config, inputs, [], 0))
+    stream = train_stream(config, open_history(config, inputs, [], 0))
     reader = stream.reader(DecodedRows)
     tokens = manifest.sequence_len
     opened = GroupLoader(
         reader,
         partial(
-            open_places, tokens, replace(stream, loader=LoaderConfig(**loader)), reader, 1 << 40
+            open_sequences, tokens, replace(stream, loader=LoaderConfig(**loader)), reader, 1 << 40
         ),
-        place_tokens=tokens,
+        sequence_tokens=tokens,
         micro_batch_size=1,
         micro_batches=ROWS_A_BATCH,
         replica=0,

@@ -11,9 +11,9 @@ from pathlib import Path
 from report import jsonl_config, print_table, write_jsonl
 from rich.console import Console
 
-from headrace.dataprep.local_engine import LocalEngine
 from headrace.dataprep.prepare import prepare
-from headrace.dataprep.spark_engine import SparkEngine
+from headrace.dataprep.work.local_engine import LocalEngine
+from headrace.dataprep.work.spark_engine import SparkEngine
 
 WORKERS = len(os.sched_getaffinity(0))
 CORPUS, COPY_MEGABYTES = "corpus.jsonl", 13.1

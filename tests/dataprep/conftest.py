@@ -15,8 +15,8 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from headrace.dataprep.prepare import prepare
-from headrace.schemas.manifest import Manifest
-from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.shards.manifest import Manifest
 
 WORDS = "water wheel mill race stone grain flour river gate sluice timber axle gear".split()
 
@@ -269,6 +269,6 @@ def run_on(snapshot):
 @pytest.fixture(scope="session")
 def spark():
     """Spark on two cores of this machine; it takes seconds to start."""
-    spark_engine = pytest.importorskip("headrace.dataprep.spark_engine")
+    spark_engine = pytest.importorskip("headrace.dataprep.work.spark_engine")
     with spark_engine.SparkEngine(2) as engine:
         yield engine

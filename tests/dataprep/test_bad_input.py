@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.schemas.errors import DataError, HeadraceError
-from headrace.schemas.prepare_config import PrepareConfig
+from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.toml_config import load_config
 
 RECORDS = [{"text": f"stone {number} " * 5} for number in range(50)]

@@ -151,7 +151,7 @@ def layout():
 @pytest.fixture
 def folder(tmp_path):
     """An empty folder of checkpoints, of which the last two are kept."""
-    from headrace.trainer.run.checkpoint import CheckpointFolder
+    from headrace.trainer.checkpoint.checkpoint_folder import CheckpointFolder
 
     return CheckpointFolder(tmp_path, keep_last=2)
 
@@ -161,7 +161,7 @@ def save(folder, layout):
     """Saves the state after a step; returns the path of the checkpoint."""
     from checkpoints import state, trained
 
-    from headrace.trainer.run.saver import Saver
+    from headrace.trainer.checkpoint.saver import Saver
 
     def save(step):
         Saver(folder, layout, background=False).begin(state(step), *trained())

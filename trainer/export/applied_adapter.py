@@ -7,11 +7,11 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from headrace.schemas.errors import DataError
-from headrace.trainer.export.adapter_patterns import name_modules
+from headrace.trainer.adapters.patterns import name_modules
+from headrace.trainer.adapters.peft_settings import read_peft_settings
+from headrace.trainer.adapters.targets import add_adapter
+from headrace.trainer.architecture.config_limits import transformers_reads
 from headrace.trainer.export.gguf_parts import adapter_file
-from headrace.trainer.export.peft_settings import read_peft_settings
-from headrace.trainer.model.adapter_targets import add_adapter
-from headrace.trainer.model.config_limits import transformers_reads
 
 
 def apply_adapter(network: Any, adapter: Path) -> Any:

@@ -8,10 +8,10 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.publish import write_atomic
-from headrace.trainer.model.control_adapter import CONTROL, DIRECTIONS, STRETCHES
+from headrace.schemas.train.adapter_config import AdapterConfig
+from headrace.trainer.adapters.control import CONTROL, DIRECTIONS, STRETCHES
 
 TENSORS_NAME, RECORD_NAME = "control_adapter.safetensors", "control_adapter.json"
 SETTINGS = {"kind", "rank", "layers"}

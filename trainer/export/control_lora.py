@@ -17,15 +17,15 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train_config import TrainConfig
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.adapters.names import PEFT_PREFIX
+from headrace.trainer.architecture.model_writer import save_tensors
+from headrace.trainer.building.model_builder import build_stage
+from headrace.trainer.building.model_plan import Plan, plan_model
 from headrace.trainer.export.control_file import LayerControl, read_control
 from headrace.trainer.export.output import check_new, new_output
-from headrace.trainer.model.adapters import PEFT_PREFIX
-from headrace.trainer.model.micro_batch import MicroBatch
-from headrace.trainer.model.model_builder import build_stage
-from headrace.trainer.model.model_files import save_tensors
-from headrace.trainer.model.model_plan import Plan, plan_model
-from headrace.trainer.model.stage import Stage
+from headrace.trainer.stage.micro_batch import MicroBatch
+from headrace.trainer.stage.stage import Stage
 
 # families of parallel blocks, and what must be set for them to be: the layers that write
 PARALLEL = {

@@ -11,15 +11,28 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError, ConfigError
-from headrace.schemas.run_state import (
+from headrace.schemas.toml_config import without_defaults
+from headrace.schemas.train.run_state import (
     CHECKPOINTS_FOLDER,
     RUN_CONFIG_NAME,
     checkpoint_name,
     published_checkpoints,
     read_run_state,
 )
-from headrace.schemas.toml_config import without_defaults
-from headrace.schemas.train_config import TrainConfig
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.adapters.initial_values import takes_over
+from headrace.trainer.adapters.names import exported_tensors, side_by_side
+from headrace.trainer.architecture.model_directory import model_directory
+from headrace.trainer.architecture.model_writer import (
+    ModelWriter,
+    copy_model_files,
+    file_count,
+    write_index,
+)
+from headrace.trainer.building.checkpoint_files import INITIAL, MERGED, PARAMETER, CheckpointTensors
+from headrace.trainer.building.model_plan import Plan, plan_model
+from headrace.trainer.building.parameter_slots import Slot, find_slots
+from headrace.trainer.building.weight_source import StoredWeights, WeightSource
 from headrace.trainer.export.export import (
     finish_adapter,
     finish_control,
@@ -29,19 +42,6 @@ from headrace.trainer.export.export import (
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.export.progress import tracked
-from headrace.trainer.model.adapter_start import takes_over
-from headrace.trainer.model.adapters import exported_tensors, side_by_side
-from headrace.trainer.model.checkpoint_files import INITIAL, MERGED, PARAMETER, CheckpointTensors
-from headrace.trainer.model.model_directory import model_directory
-from headrace.trainer.model.model_files import (
-    ModelWriter,
-    copy_model_files,
-    file_count,
-    write_index,
-)
-from headrace.trainer.model.model_plan import Plan, plan_model
-from headrace.trainer.model.slots import Slot, find_slots
-from headrace.trainer.model.weight_source import StoredWeights, WeightSource
 
 
 def convert(run: Path, output: Path, step: int | None = None, model: Path | None = None) -> Path:

@@ -10,31 +10,31 @@ import torch.distributed as dist
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from headrace.schemas.adapter_config import AdapterConfig
 from headrace.schemas.publish import remove_tree, rename_durably
-from headrace.trainer.distributed import Layout, gather_at_first, gather_objects
-from headrace.trainer.export.control_file import TENSORS_NAME, write_record
-from headrace.trainer.export.model_card import write_card
-from headrace.trainer.model.adapters import as_plain_lora, exported_tensors, side_by_side
-from headrace.trainer.model.model_builder import BuiltStage
-from headrace.trainer.model.model_files import (
+from headrace.schemas.train.adapter_config import AdapterConfig
+from headrace.trainer.adapters.names import as_plain_lora, exported_tensors, side_by_side
+from headrace.trainer.architecture.model_writer import (
     ModelWriter,
     copy_model_files,
     file_count,
     save_tensors,
     write_index,
 )
-from headrace.trainer.model.quantized_modules import QuantizedExperts, held_weights
-from headrace.trainer.model.slots import find_slots
-from headrace.trainer.model.weight_index import has_weights
-from headrace.trainer.model.weight_source import StoredWeights
+from headrace.trainer.architecture.weight_index import has_weights
+from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.building.parameter_slots import find_slots
+from headrace.trainer.building.weight_source import StoredWeights
+from headrace.trainer.export.control_file import TENSORS_NAME, write_record
+from headrace.trainer.export.model_card import write_card
+from headrace.trainer.parallel import RankLayout, gather_at_first, gather_objects
+from headrace.trainer.quantized.modules import QuantizedExperts, quantized_weights_of
 
 STACKED = QuantizedExperts.weights  # of all experts of a layer
 
 
 def export(
     built: BuiltStage,
-    layout: Layout,
+    layout: RankLayout,
     model: Path,
     run_directory: Path,
     step: int,
@@ -80,7 +80,7 @@ def export(
 
 
 def export_adapter(
-    built: BuiltStage, layout: Layout, model: Path, directory: Path, dtype: torch.dtype
+    built: BuiltStage, layout: RankLayout, model: Path, directory: Path, dtype: torch.dtype
 ) -> None:
     """Write the adapters of all stages to one file, at the first rank."""
     parts = gather_at_first(adapter_tensors(built, dtype) if layout.replica == 0 else {}, layout)
@@ -95,7 +95,7 @@ def export_adapter(
 
 def export_model(
     built: BuiltStage,
-    layout: Layout,
+    layout: RankLayout,
     model: Path,
     directory: Path,
     dtype: torch.dtype,
@@ -151,7 +151,7 @@ def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:
         dtype.itemsize
         * (
             sum(slot.empty.numel() for slot in find_slots({name: module}))
-            + sum(m.shape.numel() for _, held in held_weights({name: module}) for m in held)
+            + sum(m.shape.numel() for _, held in quantized_weights_of({name: module}) for m in held)
         )
         for name, module in built.names.items()
         if not is_tied_head(built, name)
@@ -189,7 +189,7 @@ def unquantized(
     built: BuiltStage, model: Path, modules: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
     """The base model's values of weights that are held quantized; dequantized where it has none."""
-    held = dict(held_weights(modules))
+    held = dict(quantized_weights_of(modules))
     if not held or not has_weights(model):
         return {
             name: stacked(name, [part.dequantize(torch.float32) for part in parts])

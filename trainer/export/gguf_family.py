@@ -10,8 +10,8 @@ import numpy.typing as npt
 from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.model.config_limits import read_model_config as check_sizes
-from headrace.trainer.model.config_limits import transformers_reads
+from headrace.trainer.architecture.config_limits import read_model_config as check_sizes
+from headrace.trainer.architecture.config_limits import transformers_reads
 
 
 @dataclass(frozen=True)

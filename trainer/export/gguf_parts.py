@@ -14,8 +14,8 @@ from torch import Tensor
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.json_text import read_json_object
+from headrace.trainer.architecture.weight_index import read_header, weight_files
 from headrace.trainer.export.gguf_family import GgufFamily, rope_factors
-from headrace.trainer.model.weight_index import read_header, weight_files
 
 LORA_PREFIX = "base_model.model."
 HEAD = "lm_head"

@@ -11,20 +11,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.trainer.export.adapter_patterns import name_modules
-from headrace.trainer.export.peft_settings import read_peft_settings
-from headrace.trainer.export.progress import tracked
-from headrace.trainer.model.adapter_targets import add_adapter
-from headrace.trainer.model.adapters import PEFT_PREFIX, base_name, file_name, is_adapter
-from headrace.trainer.model.architecture import Architecture, lay_out, read_architecture
-from headrace.trainer.model.model_files import (
+from headrace.trainer.adapters.names import PEFT_PREFIX, base_name, file_name, is_adapter
+from headrace.trainer.adapters.patterns import name_modules
+from headrace.trainer.adapters.peft_settings import read_peft_settings
+from headrace.trainer.adapters.targets import add_adapter
+from headrace.trainer.architecture.architecture import Architecture, lay_out, read_architecture
+from headrace.trainer.architecture.model_writer import (
     ModelWriter,
     copy_model_files,
     file_count,
     write_index,
 )
-from headrace.trainer.model.slots import Slot, find_slots
-from headrace.trainer.model.weight_source import StoredWeights, WeightSource
+from headrace.trainer.building.parameter_slots import Slot, find_slots
+from headrace.trainer.building.weight_source import StoredWeights, WeightSource
+from headrace.trainer.export.progress import tracked
 
 
 def write_merged(

@@ -7,7 +7,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from headrace.schemas.publish import write_atomic
-from headrace.schemas.run_state import RUN_CONFIG_NAME
+from headrace.schemas.train.run_state import RUN_CONFIG_NAME
 
 CARD, CURVE = "README.md", "loss.svg"
 WIDTH, HEIGHT, MARGIN = 640, 320, 48

@@ -8,8 +8,8 @@ from typing import Any
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import derive_seed
-from headrace.trainer.model.config_limits import read_model_config, transformers_reads
-from headrace.trainer.model.weight_index import stored_tensors
+from headrace.trainer.architecture.config_limits import read_model_config, transformers_reads
+from headrace.trainer.architecture.weight_index import stored_tensors
 from headrace.trainer.quiet import quiet_libraries
 
 GENERATION_LIMITS: dict[str, tuple[float, float]] = {  # of generation_config.json

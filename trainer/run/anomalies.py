@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.schemas.errors import TrainingError
-from headrace.schemas.run_config import AnomalyConfig
-from headrace.schemas.run_state import RunState
-from headrace.trainer.data.placed_rows import PlacedRow
-from headrace.trainer.run.outcome import Anomaly
+from headrace.schemas.train.run_config import AnomalyConfig
+from headrace.schemas.train.run_state import RunState
+from headrace.trainer.metrics.outcome import Anomaly
+from headrace.trainer.shards.packed_rows import PackedRow
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def judge(
 def deal_with(
     anomaly: Anomaly,
     state: RunState,
-    rows: Sequence[PlacedRow],
+    rows: Sequence[PackedRow],
     run_directory: Path,
     *,
     writes: bool,
@@ -74,7 +74,7 @@ def deal_with(
     logger.warning("step %d: %s; %s. It had %s", state.step, what, done, batch)
 
 
-def name_rows(rows: Sequence[PlacedRow]) -> str:
+def name_rows(rows: Sequence[PackedRow]) -> str:
     """Return the number of rows, and the first ones by source and key."""
     first = ", ".join(f"{row.source} {row.row_key}" for row in rows[:SHOWN_ROWS])
     return f"{len(rows)} rows, first {first}"

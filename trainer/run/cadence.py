@@ -2,8 +2,8 @@
 
 import time
 
-from headrace.schemas.run_state import RunState
-from headrace.schemas.train_config import TrainConfig
+from headrace.schemas.train.run_state import RunState
+from headrace.schemas.train.train_config import TrainConfig
 
 
 class Cadence:

@@ -4,17 +4,12 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from headrace.schemas.shard_format import EVALUATION
-from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.data_builder import build_loader
-from headrace.trainer.data.feed import Feed
-from headrace.trainer.data.inputs import Inputs
-from headrace.trainer.data.loader import GroupLoader
-from headrace.trainer.data.places import count_places, evaluation_stream
-from headrace.trainer.data.position import Position
-from headrace.trainer.distributed import Layout, from_first_rank, gather_at_first, gather_objects
-from headrace.trainer.run.engine import StageEngine
-from headrace.trainer.run.metrics import (
+from headrace.schemas.shards.shard_format import EVALUATION
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.feed import Feed
+from headrace.trainer.batches.loader import GroupLoader
+from headrace.trainer.batches.loader_builder import build_loader
+from headrace.trainer.metrics.metrics import (
     EvaluationMetrics,
     RowLoss,
     losses_by_source,
@@ -22,7 +17,12 @@ from headrace.trainer.run.metrics import (
     mean_loss,
     pair_metrics,
 )
-from headrace.trainer.run.token_summary import TokenSample, summarize
+from headrace.trainer.metrics.token_summary import TokenSample, summarize
+from headrace.trainer.order.datasets import Inputs
+from headrace.trainer.order.position import Position
+from headrace.trainer.order.sequences import count_sequences, evaluation_stream
+from headrace.trainer.parallel import RankLayout, from_first_rank, gather_at_first, gather_objects
+from headrace.trainer.pipeline.engine import StageEngine
 
 EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
 
@@ -38,7 +38,7 @@ class EvaluationSet:
 
 
 def evaluate(
-    sets: list[EvaluationSet], engine: StageEngine, layout: Layout, step: int
+    sets: list[EvaluationSet], engine: StageEngine, layout: RankLayout, step: int
 ) -> list[EvaluationMetrics]:
     """Evaluate all sets after `step` training steps; every rank takes part and gets the results.
 
@@ -74,7 +74,7 @@ def evaluate(
 
 
 def build_evaluation_sets(
-    config: TrainConfig, inputs: Inputs, layout: Layout
+    config: TrainConfig, inputs: Inputs, layout: RankLayout
 ) -> list[EvaluationSet]:
     """One set per `[[evaluation_datasets]]` table: its first rows in file order, each once."""
     sets = []
@@ -84,7 +84,7 @@ def build_evaluation_sets(
         rows = sum(shard.rows for shard in manifest.split(EVALUATION))
         rows = min(rows, dataset.max_rows or rows)
         stream = evaluation_stream(config, dataset.path, manifest)
-        count = partial(count_places, inputs.place_tokens, stream, rows, Position())
+        count = partial(count_sequences, inputs.sequence_tokens, stream, rows, Position())
         places = from_first_rank(count, layout)
         loader = None
         if layout.is_first:

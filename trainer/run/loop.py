@@ -3,40 +3,40 @@
 import logging
 
 from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.run_state import RunState
-from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.feed import StepInputs
-from headrace.trainer.data.inputs import Inputs
-from headrace.trainer.distributed import Layout, gather_objects
-from headrace.trainer.run import gradients, relora
+from headrace.schemas.train.run_state import RunState
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.checkpoint.saver import Saver
+from headrace.trainer.metrics.metrics import mean_loss
+from headrace.trainer.metrics.outcome import Anomaly
+from headrace.trainer.metrics.step_losses import StepLosses
+from headrace.trainer.optim import gradients, relora
+from headrace.trainer.optim.optimizer import set_learning_rate
+from headrace.trainer.optim.regularizers import ProductNorms
+from headrace.trainer.order.datasets import Inputs
+from headrace.trainer.parallel import RankLayout, gather_objects
+from headrace.trainer.pipeline.rejected_sampling import AnswerFacts
+from headrace.trainer.pipeline.timeline import TimelineLog, traced
 from headrace.trainer.run.anomalies import NOTHING_TRAINED, deal_with, judge
 from headrace.trainer.run.cadence import Cadence, Stopwatch, Timer, is_multiple
-from headrace.trainer.run.interval import Interval
-from headrace.trainer.run.metrics import mean_loss
-from headrace.trainer.run.optimizer import set_learning_rate
-from headrace.trainer.run.outcome import Anomaly
-from headrace.trainer.run.records import (
+from headrace.trainer.run.optimizer_step import hold_back, step_rate
+from headrace.trainer.run.run_log import (
     ending,
     note_quarantined,
     run_evaluation,
     write_result,
     write_steps,
 )
-from headrace.trainer.run.regularizers import ProductNorms
-from headrace.trainer.run.rejected_sampling import AnswerFacts
-from headrace.trainer.run.requests import Requests
-from headrace.trainer.run.saver import Saver
 from headrace.trainer.run.session import Session, open_session
-from headrace.trainer.run.step_losses import StepLosses
+from headrace.trainer.run.signals import SignalWatcher
 from headrace.trainer.run.step_report import Report, memory_gib, step_facts
-from headrace.trainer.run.timeline import TimelineLog, traced
-from headrace.trainer.run.update import hold_back, step_rate
+from headrace.trainer.run.unreported_steps import Interval
 
 logger = logging.getLogger(__name__)
 
 
 def train(
-    config: TrainConfig, inputs: Inputs, layout: Layout, requests: Requests, resume: bool
+    config: TrainConfig, inputs: Inputs, layout: RankLayout, signals: SignalWatcher, resume: bool
 ) -> None:
     """Train to the end, or until a stop is asked for; every rank runs this.
 
@@ -45,7 +45,7 @@ def train(
         CheckpointError: a checkpoint could not be written.
     """
     session = open_session(config, inputs, layout, resume)
-    loop = Loop(config, inputs, layout, requests, session)
+    loop = Loop(config, inputs, layout, signals, session)
     loop.begin()
     while not (loop.stopping or loop.cadence.has_ended(loop.state)):
         loop.step()
@@ -59,14 +59,14 @@ class Loop:
         self,
         config: TrainConfig,
         inputs: Inputs,
-        layout: Layout,
-        requests: Requests,
+        layout: RankLayout,
+        signals: SignalWatcher,
         session: Session,
     ) -> None:
         self.config = config
         self.inputs = inputs
         self.layout = layout
-        self.requests = requests
+        self.signals = signals
         self.session = session
         self.state = session.state
         self.stopping = False
@@ -169,14 +169,14 @@ class Loop:
         data_seconds: float,
     ) -> Report:
         """Return this rank's report to the others; waits for its losses."""
-        wishes = self.requests.poll()
+        stop_or_save = self.signals.poll()
         return Report(
             losses=losses.rows,
             rows=inputs.leader_rows,
             router_loss=losses.router_loss,
             memory_gib=memory_gib(),
-            stop=wishes.stop,
-            save=wishes.save or self.timer.is_due(),
+            stop=stop_or_save.stop,
+            save=stop_or_save.save or self.timer.is_due(),
             written=self.saver.progress(),
             quarantined=self.session.feed.take_quarantined(),
             data_seconds=data_seconds,
@@ -201,7 +201,7 @@ class Loop:
         facts = step_facts(
             inputs,
             step=self.state.step,
-            epoch=session.course.epoch_at(self.state.rows_done),
+            epoch=session.data_history.epoch_at(self.state.rows_done),
             first_row=before.next_row,
             lr=lr,
             gradient_norm=norm,

@@ -8,35 +8,40 @@ from pathlib import Path
 import torch
 
 from headrace.schemas.errors import CheckpointError
-from headrace.schemas.run_state import RunState
-from headrace.schemas.train_config import TrainConfig
-from headrace.trainer.data.course import Course, describe_change, open_course, take_up
-from headrace.trainer.data.data_builder import build_train_loader
-from headrace.trainer.data.feed import Feed
-from headrace.trainer.data.horizon import find_horizon
-from headrace.trainer.data.inputs import Inputs
-from headrace.trainer.data.position import Position
-from headrace.trainer.distributed import Layout, from_first_rank, gather_objects
-from headrace.trainer.failure import wait_to_be_ended
-from headrace.trainer.model.acceleration import uses_kernels
-from headrace.trainer.model.checkpoint_files import MERGED, CheckpointTensors
-from headrace.trainer.model.chunks import build_chunks
-from headrace.trainer.model.model_builder import BuiltStage
-from headrace.trainer.model.model_directory import model_directory
-from headrace.trainer.run.checkpoint import (
+from headrace.schemas.train.run_state import RunState
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.model_directory import model_directory
+from headrace.trainer.batches.feed import Feed
+from headrace.trainer.batches.loader_builder import build_train_loader
+from headrace.trainer.building.checkpoint_files import MERGED, CheckpointTensors
+from headrace.trainer.building.chunks import build_chunks
+from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.checkpoint.checkpoint_folder import (
     CheckpointFolder,
     load_tensors,
     newest,
 )
-from headrace.trainer.run.engine import StageEngine
+from headrace.trainer.failure import wait_to_be_ended
+from headrace.trainer.metrics.log import MetricsLog
+from headrace.trainer.metrics.reporters import open_reporters
+from headrace.trainer.optim.optimizer import build_optimizer
+from headrace.trainer.optim.relora import check_relora, replay
+from headrace.trainer.order.data_history import (
+    DataHistory,
+    describe_change,
+    open_history,
+    resume_history,
+)
+from headrace.trainer.order.datasets import Inputs
+from headrace.trainer.order.position import Position
+from headrace.trainer.order.run_length import find_run_length
+from headrace.trainer.parallel import RankLayout, from_first_rank, gather_objects
+from headrace.trainer.pipeline.engine import StageEngine
+from headrace.trainer.pipeline.interleaved_engine import InterleavedEngine
+from headrace.trainer.pipeline.rejected_sampling import RejectedSampling, open_rejected_sampling
+from headrace.trainer.pipeline.transfers import Transfers
 from headrace.trainer.run.evaluation import EvaluationSet, build_evaluation_sets
-from headrace.trainer.run.interleaved_engine import InterleavedEngine
-from headrace.trainer.run.metrics_log import MetricsLog
-from headrace.trainer.run.optimizer import build_optimizer
-from headrace.trainer.run.rejected_sampling import RejectedSampling, open_rejected_sampling
-from headrace.trainer.run.relora import check_relora, replay
-from headrace.trainer.run.reporters import open_reporters
-from headrace.trainer.run.transfers import Transfers
+from headrace.trainer.stage.acceleration import uses_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +71,13 @@ class Session:
     evaluation_sets: list[EvaluationSet]
     folder: CheckpointFolder
     log: MetricsLog | None  # first rank only
-    course: Course
+    data_history: DataHistory
     total_steps: int
     state: RunState
     is_new: bool  # no checkpoint was taken up
 
 
-def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bool) -> Session:
+def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume: bool) -> Session:
     """Build the parts and, if asked, take up the newest checkpoint; every rank takes part.
 
     Raises:
@@ -113,26 +118,30 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
     if publishes:
         folder.remove_leftovers()
     position = Position(state.next_row, tuple(state.waiting))
-    data = take_up(state.data, config, inputs, state.next_row)
+    data = resume_history(state.data, config, inputs, state.next_row)
     if state.data and data != state.data:
         logger.warning("%s", describe_change(data[-1]))
     state = state.model_copy(update={"data": data})
-    course = open_course(config, inputs, state.data, min([position.next_row, *position.waiting]))
-    horizon = from_first_rank(
-        partial(find_horizon, config, inputs, course, state.step, position, state.quarantined),
+    data_history = open_history(
+        config, inputs, state.data, min([position.next_row, *position.waiting])
+    )
+    run_length = from_first_rank(
+        partial(
+            find_run_length, config, inputs, data_history, state.step, position, state.quarantined
+        ),
         layout,
     )
-    loader = build_train_loader(config, inputs, layout, course, horizon.stop_row)
+    loader = build_train_loader(config, inputs, layout, data_history, run_length.stop_row)
     if loader is not None:
         loader.seek(position)
         loader.reader.quarantine.restore(state.quarantined)
-    describe(built, inputs, layout, horizon.total_steps)
-    if config.scheduler.warmup_steps > horizon.total_steps:
+    describe(built, inputs, layout, run_length.total_steps)
+    if config.scheduler.warmup_steps > run_length.total_steps:
         logger.info(
             "warning: scheduler.warmup_steps = %d, but the run has %d steps; the learning rate "
             "never reaches optimizer.lr",
             config.scheduler.warmup_steps,
-            horizon.total_steps,
+            run_length.total_steps,
         )
     return Session(
         model=model_directory(config.model),
@@ -145,15 +154,15 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: Layout, resume: bo
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
         folder=folder,
         log=open_log(config, state.step if found else -1) if layout.rank == 0 else None,
-        course=course,
-        total_steps=horizon.total_steps,
+        data_history=data_history,
+        total_steps=run_length.total_steps,
         state=state,
         is_new=found is None,
     )
 
 
 def agreed_checkpoint(
-    folder: CheckpointFolder, layout: Layout, *, check_files: bool
+    folder: CheckpointFolder, layout: RankLayout, *, check_files: bool
 ) -> tuple[Path, RunState] | None:
     """Find the newest checkpoint that every rank has; None if there is none.
 
@@ -182,7 +191,7 @@ def agreed_checkpoint(
     raise CheckpointError(problems[blamed[0]])
 
 
-def build_engine(built: BuiltStage, config: TrainConfig, layout: Layout) -> StageEngine:
+def build_engine(built: BuiltStage, config: TrainConfig, layout: RankLayout) -> StageEngine:
     """The engine of the config's schedule; every rank takes part."""
     if config.schedule == "1f1b":
         return StageEngine(built.chunks, config, layout)
@@ -196,7 +205,7 @@ def open_log(config: TrainConfig, step: int) -> MetricsLog:
     return MetricsLog(run_directory, step, open_reporters(config, run_directory))
 
 
-def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState:
+def fresh_state(config: TrainConfig, inputs: Inputs, layout: RankLayout) -> RunState:
     """Return the state of a new run."""
     return RunState(
         step=0,
@@ -213,7 +222,7 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: Layout) -> RunState
     )
 
 
-def describe(built: BuiltStage, inputs: Inputs, layout: Layout, total_steps: int) -> None:
+def describe(built: BuiltStage, inputs: Inputs, layout: RankLayout, total_steps: int) -> None:
     """Say once what is about to run."""
     counts = (
         sum(len(chunk) for chunk in built.layers),
@@ -235,6 +244,6 @@ def describe(built: BuiltStage, inputs: Inputs, layout: Layout, total_steps: int
         "%d steps of %d places of %d tokens; %s rows an epoch",
         total_steps,
         inputs.global_batch_rows,
-        inputs.place_tokens,
+        inputs.sequence_tokens,
         f"{inputs.rows_per_epoch:,}",
     )

@@ -8,17 +8,11 @@ from itertools import chain
 
 import torch
 
-from headrace.schemas.run_state import QuarantineRecord
-from headrace.trainer.data.feed import StepInputs
-from headrace.trainer.data.placed_rows import (
-    PlacedRow,
-    fill,
-    places_in_order,
-    rows_digest,
-    tokens_by_source,
-)
-from headrace.trainer.run.histogram import Histogram
-from headrace.trainer.run.metrics import (
+from headrace.schemas.train.run_state import QuarantineRecord
+from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.checkpoint.saver import Written
+from headrace.trainer.metrics.histogram import Histogram
+from headrace.trainer.metrics.metrics import (
     AnswerMetrics,
     RowLoss,
     StepFacts,
@@ -28,10 +22,16 @@ from headrace.trainer.run.metrics import (
     mean_loss,
     pair_metrics,
 )
-from headrace.trainer.run.regularizers import ProductNorms
-from headrace.trainer.run.rejected_sampling import AnswerFacts
-from headrace.trainer.run.saver import Written
-from headrace.trainer.run.token_summary import TokenSample, summarize
+from headrace.trainer.metrics.token_summary import TokenSample, summarize
+from headrace.trainer.optim.regularizers import ProductNorms
+from headrace.trainer.pipeline.rejected_sampling import AnswerFacts
+from headrace.trainer.shards.packed_rows import (
+    PackedRow,
+    fill,
+    places_in_order,
+    rows_digest,
+    tokens_by_source,
+)
 
 GIB = 1 << 30
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
@@ -46,7 +46,7 @@ class Report:
     """
 
     losses: list[RowLoss]
-    rows: list[list[list[PlacedRow]]] | None
+    rows: list[list[list[PackedRow]]] | None
     router_loss: float | None
     memory_gib: float
     stop: bool
@@ -142,7 +142,7 @@ def step_metrics(reports: Sequence[Report], facts: StepFacts, room: int) -> Step
     )
 
 
-def batch_places(reports: Sequence[Report]) -> list[Sequence[PlacedRow]]:
+def batch_places(reports: Sequence[Report]) -> list[Sequence[PackedRow]]:
     """Return the sequences of the global batch that hold rows, in its order."""
     return places_in_order([report.rows for report in reports if report.rows is not None])
 

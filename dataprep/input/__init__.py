@@ -1,0 +1,1 @@
+"""Input files: found, opened, cut among workers, and read into records."""

@@ -1,0 +1,103 @@
+"""Records of JSONL files and JSON lists."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from headrace.dataprep.input.json_scan import scan_json_list
+from headrace.dataprep.input.records import (
+    Record,
+    Reject,
+    decode,
+    json_type,
+    refuse,
+    refuse_bytes,
+    refuse_large,
+)
+from headrace.dataprep.input.streams import Place, split_range
+from headrace.dataprep.input.tasks import Columns, Piece
+
+MOST_NESTED = 100  # lists and objects in each other; what follows is recursive
+
+
+class Wanted(NamedTuple):
+    """Selection from parsed JSON: fields (None: all), and the field for a row that is a list."""
+
+    columns: Columns
+    list_field: str | None = None
+
+
+def read_lines(piece: Piece, wanted: Wanted, limit: int) -> Iterator[Record | Reject]:
+    """JSONL: one object a line; lines of white space alone are no records."""
+    path, start, end = piece.file.path, piece.start, piece.end
+    for place, data in split_range(path, b"\n", start, end, limit, blanks=False):
+        if data is None:
+            yield refuse_large(place, limit)
+        elif data.strip():
+            text = decode(place, data)
+            yield text if isinstance(text, Reject) else parse_line(text, place, wanted)
+
+
+def parse_line(line: str, place: Place, wanted: Wanted) -> Record | Reject:
+    """The record in one line of JSONL."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        return refuse(place, "broken JSON", f"column {error.colno}: {error.msg}")
+    except (RecursionError, ValueError) as error:
+        return refuse(place, "broken JSON", str(error))
+    suspect = "\\u" in line or line.count("[") + line.count("{") > MOST_NESTED
+    return take_fields(value, place, wanted, suspect)
+
+
+def read_json_list(piece: Piece, wanted: Wanted, limit: int) -> Iterator[Record | Reject]:
+    """A JSON list of objects, each parsed on its own."""
+    path = piece.file.path
+    for number, span in enumerate(scan_json_list(path, piece.start, limit), start=piece.first):
+        if piece.end is not None and span.start >= piece.end:
+            return
+        place = Place(path, 0, number)
+        yield refuse_large(place, limit) if span.data is None else parse(span.data, place, wanted)
+
+
+def parse(data: bytes, place: Place, wanted: Wanted) -> Record | Reject:
+    """The record in one value of a list."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        return refuse_bytes(place, error)
+    return parse_line(text, place, wanted)
+
+
+def take_fields(value: object, place: Place, wanted: Wanted, suspect: bool) -> Record | Reject:
+    """The wanted fields of one parsed object.
+
+    Args:
+        suspect: whether there may be half a surrogate pair in it, or deep nesting.
+    """
+    if isinstance(value, list) and wanted.list_field is not None:
+        value = {wanted.list_field: value}
+    if not isinstance(value, dict):
+        return refuse(place, "not an object", f"the record is {json_type(value)}")
+    names = tuple(value)
+    if wanted.columns is not None:
+        value = {name: field for name, field in value.items() if name in wanted.columns}
+    problem = find_problem(value) if suspect else None
+    return refuse(place, *problem) if problem else Record(value, place, names)
+
+
+def find_problem(value: object, depth: int = 0) -> tuple[str, str] | None:
+    """Why a JSON value cannot be used: a string that is no Unicode text, deep nesting; or None."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            where = f"lone surrogate {value[error.start]!r} at character {error.start}"
+            return "invalid UTF-8", where
+    children: list[Any] = value if isinstance(value, list) else []
+    if isinstance(value, dict):
+        children = [*value, *value.values()]
+    if children and depth == MOST_NESTED:
+        return "broken JSON", f"nested more than {MOST_NESTED} deep"
+    found = (find_problem(child, depth + 1) for child in children)
+    return next((problem for problem in found if problem), None)

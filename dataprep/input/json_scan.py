@@ -1,0 +1,145 @@
+"""Scan for the values of a JSON list from its start, in bounded memory.
+
+Only strings and brackets are followed; whether a value is sound is seen when it is parsed. So a
+broken value is one record, and does not end the list.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from headrace.dataprep.input.streams import BOM, CHUNK_BYTES, lines_before, open_bytes, read_chunk
+from headrace.schemas.errors import DataError
+
+SPACE = b" \t\n\r"
+STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)  # up to its end, or what is there of it
+IN_LIST = re.compile(rb'["\[\]{},]')
+IN_VALUE = re.compile(rb'["\[\]{}]')
+
+
+class Span(NamedTuple):
+    """A value of a list: its first byte, and its bytes, or None where there are more than wanted.
+
+    White space may stand around it.
+    """
+
+    start: int
+    data: bytes | None
+
+
+def scan_json_list(path: str, start: int, limit: int) -> Iterator[Span]:
+    """The values of a JSON list, from byte `start` on, at which one begins; 0 for all.
+
+    Args:
+        limit: bytes of a value above which they are not kept.
+
+    Raises:
+        DataError: it is no list, or ends before its end.
+    """
+    with open_bytes(path) as stream:
+        scan = ListScan(path, start, limit)
+        if start:
+            stream.seek(start)
+        while chunk := read_chunk(stream, path, max(CHUNK_BYTES, len(BOM))):
+            yield from scan.values(chunk)
+        scan.check_end()
+
+
+class ListScan:
+    """Follows the strings and brackets of a list, chunk by chunk."""
+
+    def __init__(self, path: str, start: int, limit: int) -> None:
+        self.path = path
+        self.limit = limit
+        self.depth = 1 if start else 0
+        self.in_string = False
+        self.escaped = False  # the last chunk ended with a backslash in a string
+        self.ended = False
+        self.count = 1 if start else 0  # values so far; of a list that goes on, there are some
+        self.position = start  # of the chunk
+        self.value_start = start
+        self.parts: list[bytes] = []
+        self.size = 0
+
+    def values(self, chunk: bytes) -> Iterator[Span]:
+        """The values that end in a chunk."""
+        place, kept = 0, 0  # the next byte to look at; the first that is not kept yet
+        if self.position == 0 and chunk.startswith(BOM):
+            place = kept = len(BOM)
+        while place < len(chunk):
+            if self.in_string:
+                place = self.pass_string(chunk, place)
+            elif self.depth == 0:
+                place = kept = self.pass_outside(chunk, place)
+            else:
+                found = (IN_LIST if self.depth == 1 else IN_VALUE).search(chunk, place)
+                if found is None:
+                    break
+                place = found.end()
+                if self.note(found[0]):
+                    self.keep(chunk[kept : found.start()])
+                    yield from self.finish(self.position + place)
+                    kept = place
+        self.keep(chunk[kept:] if self.depth else b"")
+        self.position += len(chunk)
+
+    def pass_string(self, chunk: bytes, place: int) -> int:
+        """The byte after a string, or the end of the chunk."""
+        found = STRING.match(chunk, place + self.escaped)
+        end = found.end() if found else len(chunk)
+        self.escaped = chunk[end : end + 1] == b"\\"
+        self.in_string = end >= len(chunk) or self.escaped
+        return end + 1
+
+    def pass_outside(self, chunk: bytes, place: int) -> int:
+        """Pass white space before and after the list, and the bracket that opens it."""
+        rest = chunk[place:].lstrip(SPACE)
+        if not rest:
+            return len(chunk)
+        place = len(chunk) - len(rest)
+        if self.ended:
+            self.fail(self.position + place, f"Extra data {rest[:1].decode(errors='replace')!r}")
+        if rest[:1] != b"[":
+            self.fail(self.position + place, "Expecting '['")
+        self.depth = 1
+        self.value_start = self.position + place + 1
+        return place + 1
+
+    def note(self, mark: bytes) -> bool:
+        """Follow a bracket, comma or quote; whether it ends a value of the list."""
+        if mark == b'"':
+            self.in_string = True
+        elif mark in b"[{":
+            self.depth += 1
+        elif mark in b"]}":
+            self.depth -= 1
+            self.ended = self.depth == 0
+            return self.ended
+        return mark == b","
+
+    def keep(self, data: bytes) -> None:
+        """Take more bytes of the value."""
+        self.size += len(data)
+        if self.size > self.limit:
+            self.parts = []
+        elif data:
+            self.parts.append(data)
+
+    def finish(self, after: int) -> Iterator[Span]:
+        """The value that has ended; an empty list has none."""
+        data = b"".join(self.parts) if self.size <= self.limit else None
+        if not self.ended or self.count or data is None or data.strip(SPACE):
+            yield Span(self.value_start, data)
+        self.count += 1
+        self.parts, self.size, self.value_start = [], 0, after
+
+    def check_end(self) -> None:
+        """Refuse a list that is cut short."""
+        if not self.ended:
+            problem = "the file ends in the record that begins here"
+            self.fail(self.value_start, problem if self.depth else "Expecting '['")
+
+    def fail(self, position: int, problem: str) -> None:
+        """Stop at a byte of the file."""
+        line = lines_before(self.path, position) + 1
+        raise DataError(f"{self.path}:{line}: {problem}; repair the JSON list, or write JSONL")

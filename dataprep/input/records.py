@@ -1,0 +1,117 @@
+"""Records: rows of input as they were read, each on its own, and those that were refused."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from headrace.dataprep.input.streams import Place
+from headrace.schemas.addresses import redact
+
+MISSING_FIELD = "missing field"
+SHOWN_FIELDS, SHOWN_NAME = 12, 60
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+
+
+class Record(NamedTuple):
+    """One parsed row, and where it begins. A piece of a text file is {text_field: text}.
+
+    `names` are those of all its fields, where `fields` holds only the wanted ones.
+    """
+
+    fields: dict[str, Any]
+    place: Place
+    names: Sequence[str] = ()
+
+
+class Reject(NamedTuple):
+    """One refused record. `line` counts from 1; in JSON lists and tables it is the record."""
+
+    file: str
+    line: int
+    reason: str
+    detail: str
+
+
+def refuse(place: Place, reason: str, detail: str, further: int = 0) -> Reject:
+    """A reject at a place, `further` lines down."""
+    return Reject(redact(place.file), place.number(further), reason, detail)
+
+
+def refuse_bytes(place: Place, error: UnicodeDecodeError, further: int = 0) -> Reject:
+    """A record that is no UTF-8."""
+    detail = f"byte 0x{error.object[error.start]:02x} at byte {error.start} of the document"
+    if error.object.startswith(UTF_16):
+        detail += "; it is UTF-16, write it as UTF-8"
+    return refuse(place, "invalid UTF-8", detail, further)
+
+
+def refuse_large(place: Place, limit: int) -> Reject:
+    """A record that memory might not hold once it is tokenized."""
+    return refuse(place, "too large", f"more than max_record_bytes = {limit}")
+
+
+def decode(place: Place, data: bytes) -> str | Reject:
+    """Strict UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        return refuse_bytes(place, error, data.count(b"\n", 0, error.start))
+
+
+def characters(value: object) -> int:
+    """The size of a record: characters in its strings, and 4 for each number."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(characters, value.values()))
+    if isinstance(value, list):
+        return sum(map(characters, value))
+    if isinstance(value, np.ndarray):
+        return 4 * value.size
+    return 4 if isinstance(value, int | float) else 0
+
+
+def top_fields(path: str) -> frozenset[str]:
+    """The fields of a record that may hold what a dotted path names."""
+    return frozenset([path, path.split(".")[0]])
+
+
+def find_field(fields: Any, path: str) -> Any:
+    """Return the field that a dotted path names: one of that whole name, or one step after the
+    other.
+
+    `meta.text` is field `text` of field `meta`, `parts.0` the first entry of list `parts`.
+
+    Raises:
+        LookupError: it is not there.
+    """
+    if isinstance(fields, dict) and path in fields:
+        return fields[path]
+    head, dot, rest = path.partition(".")
+    if isinstance(fields, list) and head.isdecimal():
+        value = fields[int(head)]
+    elif isinstance(fields, dict):
+        value = fields[head]
+    else:
+        raise LookupError(path)
+    if not dot:
+        return value
+    return find_field(value, rest)
+
+
+def with_fields(reject: Reject, record: Record) -> Reject:
+    """Return a reject that, if a field was missed, tells which the record has."""
+    if reject.reason != MISSING_FIELD:
+        return reject
+    names = [json.dumps(name)[:SHOWN_NAME] for name in (record.names or record.fields)]
+    more = ", ..." if len(names) > SHOWN_FIELDS else ""
+    has = f"the record has {', '.join(names[:SHOWN_FIELDS])}{more}" if names else "it is empty"
+    return reject._replace(detail=f"{reject.detail}; {has}")
+
+
+def json_type(value: object) -> str:
+    """A value's type in JSON's words."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), "a number")

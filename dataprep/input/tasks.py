@@ -1,0 +1,281 @@
+"""Cutting of the inputs into tasks: a task is the work of one worker, covered by one marker."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.dataprep.input.csv_scan import scan_csv
+from headrace.dataprep.input.files import InputFile
+from headrace.dataprep.input.json_scan import scan_json_list
+from headrace.dataprep.input.streams import (
+    BOM,
+    compression,
+    open_bytes,
+    open_random,
+    read_chunk,
+    without_query,
+)
+from headrace.schemas.errors import DataError
+from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.prepare.source_config import FileFormat, SourceConfig
+from headrace.schemas.unpacked_sizes import unpacked_problem
+
+Columns = frozenset[str] | None  # fields of a record; None: all
+SUFFIXES: dict[str, FileFormat] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".ipc": "arrow",
+    ".feather": "arrow",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+DELIMITERS: dict[FileFormat, str] = {"csv": ",", "tsv": "\t"}
+SCANNED = (*DELIMITERS, "json")
+ARROW_MAGIC = b"ARROW1"
+TASKS_WANTED = 256  # tasks grow with the corpus once there are this many
+SMALLEST_TASK = 2 << 20  # bytes, unless blocks are smaller: a second or two of one core
+MOST_BLOCKS_IN_TASK = 64
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one file: bytes [start, end), or row groups or batches; None is the end.
+
+    `first` counts the records before it where rejects are numbered by them.
+    """
+
+    file: InputFile
+    format: FileFormat
+    start: int
+    end: int | None
+    size: int
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """Consecutive pieces of one source, numbered among all tasks and in the source."""
+
+    number: int
+    number_in_source: int
+    source: SourceConfig
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """Input bytes."""
+        return sum(piece.size for piece in self.pieces)
+
+    def identity(self) -> dict[str, object]:
+        """Equal identities read equal records."""
+        return {
+            "number_in_source": self.number_in_source,
+            "source": self.source.model_dump(mode="json", exclude={"max_rows", "max_tokens"}),
+            "pieces": [asdict(piece) for piece in self.pieces],
+        }
+
+
+def plan_tasks(
+    config: PrepareConfig, inputs: list[list[InputFile]], columns: list[Columns]
+) -> list[Task]:
+    """Cut all inputs into tasks of `block_bytes`, or up to 64 times that in a large corpus.
+
+    In a small one they are smaller, so that no worker waits long for the last of them.
+
+    Args:
+        columns: for each source the fields that its format reads; None: all.
+    """
+    total = sum(file.size for files in inputs for file in files)
+    blocks = min(total // TASKS_WANTED // config.block_bytes, MOST_BLOCKS_IN_TASK)
+    smallest = min(config.block_bytes, max(SMALLEST_TASK, total // TASKS_WANTED))
+    target = max(blocks * config.block_bytes, smallest)
+    tasks: list[Task] = []
+    for source, files, names in zip(config.sources, inputs, columns, strict=True):
+        pieces = (piece for file in files for piece in cut_file(source, file, names, target))
+        for number, group in enumerate(group_pieces(pieces, target)):
+            tasks.append(Task(len(tasks), number, source, tuple(group)))
+    return tasks
+
+
+def group_pieces(pieces: Iterable[Piece], target: int) -> Iterator[list[Piece]]:
+    """Consecutive pieces together within `target` bytes: small files share a task."""
+    group: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        if group and size + piece.size > target:
+            yield group
+            group, size = [], 0
+        group.append(piece)
+        size += piece.size
+    if group:
+        yield group
+
+
+def cut_file(
+    source: SourceConfig, file: InputFile, columns: Columns, target: int
+) -> Iterator[Piece]:
+    """The pieces of one file: equal byte ranges where records can be found from any byte."""
+    kind = file_format(source, file)
+    if kind in ("parquet", "arrow"):
+        yield from cut_table(source, file, kind, columns, target)
+        return
+    if kind in SCANNED and not compression(file.path) and file.size > target:
+        yield from cut_scanned(file, kind, target)
+        return
+    lines = kind == "jsonl" or (kind == "text" and source.separator is not None)
+    count = 1 if not lines or compression(file.path) else max(1, -(-file.size // target))
+    for index in range(count):
+        start, end = file.size * index // count, file.size * (index + 1) // count
+        yield Piece(file, kind, start, end if index + 1 < count else None, end - start)
+
+
+def cut_scanned(file: InputFile, kind: FileFormat, target: int) -> Iterator[Piece]:
+    """About equal pieces of a file whose records can only be told apart from its start."""
+    count = -(-file.size // target)
+    starts, numbers = [0], [0]
+    for number, start in enumerate(record_starts(file.path, kind)):
+        if number and start >= file.size * len(starts) // count:
+            starts.append(start)
+            numbers.append(number)
+    for start, end, first in zip(starts, [*starts[1:], None], numbers, strict=True):
+        yield Piece(file, kind, start, end, (end or file.size) - start, first)
+
+
+def record_starts(path: str, kind: FileFormat) -> Iterator[int]:
+    """The first byte of each record of a CSV file or JSON list."""
+    if kind == "json":
+        return (span.start for span in scan_json_list(path, 0, 0))
+    return (span.start for span in scan_csv(path, DELIMITERS[kind], 0, 0))
+
+
+def file_format(source: SourceConfig, file: InputFile) -> FileFormat:
+    """Return the format of a file, by the source's type, its name and, for `.json`, its first
+    character.
+    """
+    if source.type == "text":
+        return "text"
+    if source.format is not None:
+        return source.format
+    path = Path(without_query(file.path))
+    suffix = Path(path.stem).suffix if compression(file.path) else path.suffix
+    if suffix.lower() == ".json":
+        return "json" if begins_with_list(file.path) else "jsonl"
+    return SUFFIXES.get(suffix.lower(), "jsonl")
+
+
+def begins_with_list(path: str) -> bool:
+    """Return whether the first character that is not white space opens a JSON list."""
+    with open_bytes(path) as stream:
+        while chunk := read_chunk(stream, path, 4096):
+            if text := chunk.removeprefix(BOM).lstrip():
+                return text.startswith(b"[")
+    return False
+
+
+def cut_table(
+    source: SourceConfig, file: InputFile, kind: FileFormat, columns: Columns, target: int
+) -> Iterator[Piece]:
+    """Consecutive row groups or batches of about `target` bytes in the columns that are read."""
+    read = row_group_sizes if kind == "parquet" else batch_sizes
+    sizes = read(source, file.path, columns)
+    start = 0
+    for end in range(1, len(sizes) + 1):
+        size = sum(sizes[start:end])
+        if end == len(sizes) or size + sizes[end] > target:
+            yield Piece(file, kind, start, end, size)
+            start = end
+
+
+def row_group_sizes(source: SourceConfig, path: str, columns: Columns) -> list[int]:
+    """Uncompressed bytes of the columns that are read, in each row group."""
+    try:
+        file = pq.ParquetFile(open_random(path))
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{path}: not readable as Parquet ({reason}); replace the file") from None
+    with file:
+        check_columns(source, path, file.schema_arrow, columns)
+        metadata = file.metadata
+        paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+        tops = [path.split(".")[0] for path in paths]
+        read = [index for index, top in enumerate(tops) if columns is None or top in columns]
+        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        for number, group in enumerate(groups):
+            if problem := unpacked_problem(group, columns):
+                raise DataError(f"{path}: row group {number}: {problem}")
+        return [sum(group.column(i).total_uncompressed_size for i in read) for group in groups]
+
+
+def batch_sizes(source: SourceConfig, path: str, columns: Columns) -> list[int]:
+    """Bytes in memory of the columns that are read, in each batch of an Arrow file or stream."""
+    sizes: list[int] = []
+    try:
+        for batch in arrow_batches(path):
+            if not sizes:
+                check_columns(source, path, batch.schema, columns)
+            names = [n for n in batch.schema.names if columns is None or n in columns]
+            sizes.append(batch.select(names).nbytes)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{path}: not readable as Arrow ({reason}); replace the file") from None
+    return sizes
+
+
+def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
+    """The batches of an IPC file or stream in order, mapped where the file is local."""
+    with open_random(path) as stream:
+        is_file = stream.read(len(ARROW_MAGIC)) == ARROW_MAGIC
+        stream.seek(0)
+        if not is_file:
+            yield from pa.ipc.open_stream(stream)
+            return
+        file = pa.ipc.open_file(stream)
+        for index in range(file.num_record_batches):
+            yield file.get_batch(index)
+
+
+def check_columns(source: SourceConfig, path: str, schema: pa.Schema, columns: Columns) -> None:
+    """Refuse a file without any of the columns that are read, or with a text that is none."""
+    names = ", ".join(schema.names)
+    if source.type == "documents":
+        kind = find_type(pa.struct(schema), source.text_field)
+        if kind is None:
+            raise DataError(
+                f'{path}: no column "{source.text_field}"; set text_field to one of: {names}'
+            )
+        if not is_text(kind):
+            raise DataError(
+                f'{path}: column "{source.text_field}" is {kind}, not string; '
+                "set text_field to a column of strings"
+            )
+    elif columns is not None and not columns & {*schema.names}:
+        raise DataError(
+            f"{path}: none of the columns {', '.join(sorted(columns))} is there, only: {names}; "
+            f'set the fields of source "{source.name}", or its type'
+        )
+
+
+def find_type(kind: pa.DataType, path: str) -> pa.DataType | None:
+    """The type of what a dotted path names in a struct, as `find_field` finds it in a record."""
+    if pa.types.is_struct(kind) and kind.get_field_index(path) >= 0:
+        return kind.field(path).type
+    head, _, rest = path.partition(".")
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = kind.value_type if head.isdecimal() else None
+    else:
+        found = pa.types.is_struct(kind) and kind.get_field_index(head) >= 0
+        inner = kind.field(head).type if found else None
+    return find_type(inner, rest) if inner is not None and rest else inner
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether a column holds strings, in any of Arrow's layouts."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )

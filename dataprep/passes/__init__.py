@@ -1,0 +1,1 @@
+"""Passes over a whole corpus: tasks, deduplication, mixing, limits, shards."""

@@ -1,0 +1,160 @@
+"""The shuffle's end: each shard owns a range of row keys and gathers its rows from all tasks."""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from headrace.dataprep.passes.sorted_runs import ALL_KEYS, Runs, cut_keys, parts_of
+from headrace.dataprep.rows.row_tables import count_tokens, sides
+from headrace.dataprep.text.fast_tokenizer import close_tokenizers
+from headrace.dataprep.work.workspace import Workspace, read_marker, write_marker
+from headrace.schemas.fingerprint import file_sha256, fingerprint
+from headrace.schemas.publish import rename_durably
+from headrace.schemas.shards.manifest import RowGroupRecord, ShardRecord
+from headrace.schemas.shards.shard_format import (
+    TOKEN_COLUMNS,
+    TRAIN,
+    parquet_options,
+    shard_file_name,
+    shard_schema,
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A shard directory in the making, and how its files are written; small and picklable."""
+
+    space: Workspace
+    kind: str
+    rows_in_group: int
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of its rows."""
+        return shard_schema(self.kind)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to write: number `index` of `count`, from all rows of a split."""
+
+    runs: Runs
+    index: int
+    count: int
+
+    @property
+    def file(self) -> str:
+        """The shard's file name."""
+        return shard_file_name(self.runs.split, self.index)
+
+    @property
+    def size(self) -> int:
+        """Its share of the tokens."""
+        return self.runs.tokens // self.count
+
+
+def shard_key(target: Target, plan: ShardPlan) -> str:
+    """Return the key of the work that decides the shard's bytes."""
+    return fingerprint([plan.runs.work_key, plan.count, target.rows_in_group])
+
+
+def finished_shard(target: Target, plan: ShardPlan) -> ShardRecord | None:
+    """The record of a shard that an earlier run finished and that still lies there, or None."""
+    output = target.space.output
+    record = read_marker(output, plan.file, shard_key(target, plan), ShardRecord)
+    path = output / plan.file
+    whole = record is not None and path.is_file() and path.stat().st_size == record.bytes
+    return record if whole else None
+
+
+def write_shard(target: Target, plan: ShardPlan) -> ShardRecord:
+    """Gather, sort and publish one shard; its bytes depend on the rows alone."""
+    close_tokenizers()
+    output = target.space.output
+    unfinished = target.space.temporary(output / plan.file)
+    keys = cut_keys(ALL_KEYS, plan.count)[plan.index]
+    parts = parts_of(plan.size)
+    size = target.rows_in_group
+    with pq.ParquetWriter(unfinished, target.schema, **parquet_options(target.kind)) as writer:
+        rest = target.schema.empty_table()
+        for part in plan.runs.read_sorted(
+            output, range(plan.runs.groups), keys, parts, target.schema
+        ):
+            rows = pa.concat_tables([rest, part])
+            whole = rows.num_rows - rows.num_rows % size
+            for start in range(0, whole, size):
+                writer.write_table(rows.slice(start, size).combine_chunks())
+            rest = rows.take(pa.array(range(whole, rows.num_rows), pa.int64()))
+            del part, rows  # large, and not needed while the next is gathered
+        if rest.num_rows:
+            writer.write_table(rest)
+    record = describe_shard(unfinished, plan)
+    rename_durably(unfinished, output / plan.file)
+    write_marker(target.space, plan.file, shard_key(target, plan), record)
+    return record
+
+
+def describe_shard(path: Path, plan: ShardPlan) -> ShardRecord:
+    """The manifest's record of a written file, its counts read back from it."""
+    groups: list[RowGroupRecord] = []
+    trained = 0
+    with pq.ParquetFile(path) as file:
+        for index in range(file.num_row_groups):
+            names = [name for name in file.schema_arrow.names if name in TOKEN_COLUMNS]
+            rows = file.read_row_group(index, columns=names)
+            groups.append(describe_row_group(file.metadata.row_group(index), rows))
+            trained += count_trained(rows)
+    record = ShardRecord(
+        file=plan.file,
+        split="train" if plan.runs.split == TRAIN else "evaluation",
+        rows=sum(group.rows for group in groups),
+        tokens=sum(group.tokens for group in groups),
+        trained_tokens=trained,
+        bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+        row_groups=groups,
+    )
+    return with_checksums(path, record)
+
+
+def with_checksums(path: Path, record: ShardRecord) -> ShardRecord:
+    """The record with the CRC-32 of each row group's bytes, and of the footer's."""
+    with path.open("rb") as file:
+
+        def checksum(offset: int, size: int) -> int:
+            file.seek(offset)
+            return zlib.crc32(file.read(size))
+
+        groups = [
+            group.model_copy(update={"crc32": checksum(group.byte_offset, group.bytes)})
+            for group in record.row_groups
+        ]
+        footer = checksum(record.footer_offset, record.bytes - record.footer_offset)
+    return record.model_copy(update={"row_groups": groups, "footer_crc32": footer})
+
+
+def describe_row_group(group: pq.RowGroupMetaData, rows: pa.Table) -> RowGroupRecord:
+    """Rows, tokens and place of one row group; its columns lie one after another."""
+    columns = [group.column(index) for index in range(group.num_columns)]
+    return RowGroupRecord(
+        rows=group.num_rows,
+        tokens=count_tokens(rows),
+        byte_offset=min(c.dictionary_page_offset or c.data_page_offset for c in columns),
+        bytes=sum(column.total_compressed_size for column in columns),
+    )
+
+
+def count_trained(rows: pa.Table) -> int:
+    """Tokens with a loss, of both sides of a pair."""
+    return sum(count_marked(rows[ids], rows[mask]) for ids, mask in sides(rows))
+
+
+def count_marked(ids: pa.ChunkedArray, mask: pa.ChunkedArray) -> int:
+    """Count all tokens of rows without a mask, and the marked ones of rows with one."""
+    unmasked = ids if mask.null_count == len(mask) else ids.filter(pc.is_null(mask))
+    marked = sum(pc.sum(chunk.flatten()).as_py() or 0 for chunk in mask.chunks)
+    return sum(len(chunk.flatten()) for chunk in unmasked.chunks) + marked

@@ -1,0 +1,1 @@
+"""One block of records to rows: filtered, split, masked, packed."""

@@ -1,0 +1,282 @@
+"""One block of documents to rows: a pure function of documents, config and tokenizer."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.dataprep.input.readers import read_records
+from headrace.dataprep.input.records import (
+    Record,
+    Reject,
+    characters,
+    refuse,
+    refuse_large,
+    with_fields,
+)
+from headrace.dataprep.input.tasks import Task
+from headrace.dataprep.rows.encoded_spool import Document, EncodedBlock
+from headrace.dataprep.rows.filters import apply_filters
+from headrace.dataprep.rows.overlong import drop_tail, fit_samples
+from headrace.dataprep.rows.packing import full_mask, pack_samples, prefix_rows
+from headrace.dataprep.rows.row_tables import count_tokens
+from headrace.dataprep.rows.split_and_sample import choose_split, take_sample
+from headrace.dataprep.rows.task_stats import TaskStats, add_counts
+from headrace.dataprep.text.document_ends import token_ids
+from headrace.dataprep.text.sample import Encoded, Format, Sample, pair
+from headrace.dataprep.text.tokenizer import TokenizerSpec, control_ids
+from headrace.schemas.errors import DataError
+from headrace.schemas.fingerprint import derive_seeds
+from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.prepare.source_config import SourceConfig
+from headrace.schemas.shards.shard_format import SPLITS, shard_schema
+
+SHOWN_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive records of one task, with the refused ones in their places."""
+
+    source: str
+    task: int  # its number in the source
+    number: int  # in the task
+    items: list[Record | Reject]
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """Result of a block: rows of each split in packing order, refused records, and counts."""
+
+    source: str
+    rows: dict[str, pa.Table]
+    rejects: list[Reject]
+    stats: TaskStats
+
+
+def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterator[Block]:
+    """Cut a task's records into blocks of about `block_bytes` characters in the fields read."""
+    items: list[Record | Reject] = []
+    number, size, limit = 0, 0, config.max_record_bytes
+    for piece in task.pieces:
+        for item in read_records(task.source, piece, row_format.columns, limit):
+            if isinstance(item, Record):
+                length = characters(item.fields)
+                size += length
+                item = refuse_large(item.place, limit) if length > limit else item
+            items.append(item)
+            if size >= config.block_bytes:
+                yield Block(task.source.name, task.number_in_source, number, items)
+                items, number, size = [], number + 1, 0
+    if items:
+        yield Block(task.source.name, task.number_in_source, number, items)
+
+
+def process_block(
+    config: PrepareConfig, tokenizer: TokenizerSpec, row_format: Format, block: Block
+) -> BlockRows:
+    """Tokenize, filter, split off evaluation documents, pack, and give each row its key."""
+    encoded = settle(config, block, *encode_block(config, row_format, block))
+    return pack_block(config, tokenizer, encoded)
+
+
+def settle(
+    config: PrepareConfig, block: Block, encoded: list[Encoded], rejects: list[Reject]
+) -> EncodedBlock:
+    """Choose the split of each document; its text is not needed any more."""
+    fixed = source_named(config, block.source).split
+    documents = [
+        Document(
+            choose_split(config, document.content) if fixed == "auto" else fixed,
+            document.samples,
+            document.dropped,
+        )
+        for document in encoded
+    ]
+    notes = add_counts(document.notes for document in encoded)
+    return EncodedBlock(block.source, block.task, block.number, documents, rejects, notes)
+
+
+def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBlock) -> BlockRows:
+    """Pack the documents of each split into rows, and count everything."""
+    options = block_options(config, block.source, tokenizer)
+    row_len = config.sequence_len - len(options.prefix)
+    overlong = config.overlong_of(source_named(config, block.source))
+    samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for document in block.documents:
+        samples[document.split] += [
+            mask_sample(sample, options.masked) for sample in document.samples
+        ]
+    fitted = {
+        split: drop_tail(found, row_len)
+        if config.drop_tails
+        else fit_samples(found, row_len, overlong)
+        for split, found in samples.items()
+    }
+    rows = {
+        split: pack(config, block, split, fit.samples, options)
+        for split, fit in fitted.items()
+        if fit.samples
+    }
+    lengths = Counter(sample.tokens for found in samples.values() for sample in found)
+    dropped = [document.dropped for document in block.documents]
+    emptied = [document for document in block.documents if not document.samples]
+    prefixes = sum(table.num_rows for table in rows.values()) * len(options.prefix)
+    stats = TaskStats(
+        documents=lengths.total() + len(emptied),
+        tokens_in=sum(length * count for length, count in lengths.items())
+        + sum(add_counts(dropped).values())
+        + prefixes,
+        rows={split: table.num_rows for split, table in rows.items()},
+        tokens={split: count_tokens(table) for split, table in rows.items()},
+        trained_tokens={
+            split: fitted[split].trained_tokens + table.num_rows * len(options.prefix)
+            for split, table in rows.items()
+        },
+        tokens_dropped=add_counts([*dropped, *(fit.tokens_dropped for fit in fitted.values())]),
+        documents_dropped=add_counts(
+            [
+                Counter(last_reason(document) for document in emptied),
+                *(fit.documents_dropped for fit in fitted.values()),
+            ]
+        ),
+        rejects=dict(Counter(reject.reason for reject in block.rejects)),
+        document_lengths=dict(lengths),
+        notes={name: count for name, count in block.notes.items() if count},
+    )
+    return BlockRows(block.source, rows, block.rejects, stats)
+
+
+def last_reason(document: Document) -> str:
+    """Why a document has no samples left."""
+    return next(reversed(document.dropped))
+
+
+class Options(NamedTuple):
+    """Options of the config that concern the rows of one source, as tokens."""
+
+    prefix: list[int]
+    masked: list[int]
+    control_class: int | None
+
+
+def block_options(config: PrepareConfig, name: str, tokenizer: TokenizerSpec) -> Options:
+    """The options of a source.
+
+    Raises:
+        DataError: a token id of the config does not exist, or the prefix fills the row.
+    """
+    source = source_named(config, name)
+    prefix = token_ids(tokenizer, config.sequence_prefix)
+    if len(prefix) >= config.sequence_len:
+        raise DataError(f"sequence_prefix has {len(prefix)} tokens, which leaves no room in a row")
+    return Options(prefix, masked_ids(source, tokenizer), source.control_class)
+
+
+def source_named(config: PrepareConfig, name: str) -> SourceConfig:
+    """The source of a block; names are unique."""
+    return next(source for source in config.sources if source.name == name)
+
+
+def masked_ids(source: SourceConfig, tokenizer: TokenizerSpec) -> list[int]:
+    """The tokens of a source that are never trained."""
+    if source.mask_tokens is True:
+        return sorted(control_ids(tokenizer))
+    return [token for value in source.mask_tokens for token in token_ids(tokenizer, value)]
+
+
+def mask_sample(sample: Sample, masked: list[int]) -> Sample:
+    """A sample in which some tokens are not trained."""
+    if not masked:
+        return sample
+    sides = [
+        Sample(side.ids, full_mask(side) & ~np.isin(side.ids, masked)) for side in sample.sides()
+    ]
+    return pair(*sides) if len(sides) == 2 else sides[0]
+
+
+def encode_block(
+    config: PrepareConfig, row_format: Format, block: Block
+) -> tuple[list[Encoded], list[Reject]]:
+    """Encode, filter and sample a block's records, and return them with the refused ones."""
+    records = [item for item in block.items if isinstance(item, Record)]
+    results = iter(encode_records(row_format, records))
+    encoded: list[Encoded] = []
+    rejects: list[Reject] = []
+    for item in block.items:
+        result = item if isinstance(item, Reject) else next(results)
+        if isinstance(result, Reject):
+            rejects.append(with_fields(result, item) if isinstance(item, Record) else result)
+        else:
+            encoded.append(result)
+    filtered = apply_filters(config.filters, encoded)
+    return take_sample(config, source_named(config, block.source), filtered), rejects
+
+
+def encode_records(row_format: Format, records: list[Record]) -> list[Encoded | Reject]:
+    """Return what a format makes of records; one that breaks it is refused alone."""
+    try:
+        return list(row_format.encode(records))
+    except BaseException as error:
+        if not is_of_one_record(error):
+            raise
+    return [encode_alone(row_format, record) for record in records]
+
+
+def encode_alone(row_format: Format, record: Record) -> Encoded | Reject:
+    """Return what a format makes of one record."""
+    try:
+        (result,) = row_format.encode([record])
+    except BaseException as error:
+        if not is_of_one_record(error):
+            raise
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:SHOWN_CHARACTERS]
+        return refuse(record.place, "cannot be tokenized", reason)
+    return result
+
+
+def is_of_one_record(error: BaseException) -> bool:
+    """Return whether an error may come from what stands in a record.
+
+    `tokenizers` raises plain Exception, and PanicException where an expression of its
+    `tokenizer.json` exhausts the engine; JSON in a string may be too deep or be no Unicode.
+    """
+    deep = isinstance(error, RecursionError | UnicodeError)
+    return deep or type(error) is Exception or type(error).__name__ == "PanicException"
+
+
+def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Iterator[int]:
+    """The 64-bit order keys of a block's rows: uniform, so that sorting by them shuffles."""
+    return derive_seeds(seed, "row", source, split, task, block)
+
+
+def pack(
+    config: PrepareConfig,
+    block: EncodedBlock,
+    split: str,
+    samples: list[Sample],
+    options: Options,
+) -> pa.Table:
+    """The rows of one split of a block, in packing order, with every column of a shard."""
+    row_len = config.sequence_len - len(options.prefix)
+    packed = prefix_rows(pack_samples(samples, config.packing, row_len), options.prefix)
+    order_keys = row_keys(config.seed, block.source, split, block.task, block.number)
+    keys = list(islice(order_keys, len(packed.input_ids)))
+    schema = shard_schema(config.kind)
+    columns = packed._asdict() | {
+        "source": source_column(config, block.source, len(keys)),
+        "row_key": pa.array(keys, pa.uint64()),
+        "control_class": pa.array([options.control_class] * len(keys), pa.int8()),
+    }
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def source_column(config: PrepareConfig, name: str, rows: int) -> pa.DictionaryArray:
+    """One source's name for each row, over the dictionary of all names, equal in every file."""
+    names = [source.name for source in config.sources]
+    indices = np.full(rows, names.index(name), dtype=np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(names))

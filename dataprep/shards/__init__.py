@@ -1,0 +1,1 @@
+"""Finished shard directories: verified, inspected, indexed, repartitioned."""

@@ -1,0 +1,58 @@
+"""Counts of what a rendering leaves out of a conversation's messages."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from headrace.dataprep.text.chat_mask import RenderedChat
+from headrace.dataprep.text.chat_template import REASONING, Message
+
+UNWRITTEN = "that the chat template does not write"
+ABSENT = "a role that none of these documents has"  # worth a word only where all lack it
+
+
+def absent_role(role: str) -> str:
+    """The note of a conversation without a role that is to be trained."""
+    return f'train_on names "{role}", {ABSENT}'
+
+
+def text_losses(messages: Sequence[Message], chat: RenderedChat) -> Counter[str]:
+    """Count the messages whose content, reasoning or tool calls the template left out."""
+    notes: Counter[str] = Counter()
+    for index, message in enumerate(messages):
+        begin = chat.begins[index]
+        end = chat.next_begin(index)
+        text = chat.text if begin is None else chat.text[begin:end]
+        if message.get("content") and not writes(text, message["content"]):
+            elsewhere = begin is not None and writes(chat.text, message["content"])
+            if not elsewhere:
+                notes[f'contents of role "{message.get("role")}" {UNWRITTEN}'] += 1
+        reasoning = next((name for name in REASONING if message.get(name)), None)
+        if reasoning is not None and not writes(text, message[reasoning]):
+            notes[f"{reasoning} {UNWRITTEN}"] += 1
+        for name in ("tool_calls", "function_call"):
+            if not all(called in text for called in names(message.get(name))):
+                notes[f"{name} {UNWRITTEN}"] += 1
+    return notes
+
+
+def writes(text: str, value: Any) -> bool:
+    """Return whether a text holds a value, or what follows its reasoning, as it is or in JSON."""
+    if not isinstance(value, str):
+        return True
+    bare = value.split("</think>")[-1].strip()
+    return bare in text or json.dumps(bare, ensure_ascii=False)[1:-1] in text
+
+
+def names(calls: object) -> Iterator[str]:
+    """The names of functions in some tool calls."""
+    if isinstance(calls, list):
+        for call in calls:
+            yield from names(call)
+    elif isinstance(calls, dict):
+        own = calls.get("name")
+        if isinstance(own, str):
+            yield own
+        else:
+            yield from names(calls.get("function"))

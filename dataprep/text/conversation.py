@@ -1,0 +1,282 @@
+"""Rows of chat data in the shapes that are about, to one list of messages."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from headrace.dataprep.input.records import json_type
+from headrace.dataprep.text.chat_template import RESERVED, Message
+from headrace.schemas.fingerprint import canonical_json
+from headrace.schemas.prepare.chat_config import ChatConfig
+
+FIELDS = ("messages", "conversations", "conversation")
+ROLES = {  # as ShareGPT and its like name them
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+ROLE_FIELDS = ("role", "from")
+CONTENT_FIELDS = ("content", "value")
+FLAGS = ("train", "weight")
+
+
+class ConversationError(Exception):
+    """A row that is no conversation: the reason, and what is wrong with this one."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class Conversation(NamedTuple):
+    """Messages as templates take them, for each whether it says itself that it is trained, and the
+    tools."""
+
+    messages: list[Message]
+    flags: list[bool | None]
+    tools: list[Any] | None
+
+    def content(self) -> str:
+        """One text for equal conversations."""
+        return canonical_json([self.messages, self.flags, self.tools])
+
+
+def read_conversation(fields: Mapping[str, Any], chat: ChatConfig) -> Conversation:
+    """The conversation of one row.
+
+    Raises:
+        ConversationError: there is none.
+    """
+    names = [chat.field] if chat.field else FIELDS
+    name = next((name for name in names if fields.get(name) is not None), None)
+    value = fields[name] if name is not None else exchange(fields, chat)
+    if value is None:
+        raise ConversationError("missing field", f"no field {' or '.join(map(quoted, names))}")
+    messages, flags = read_messages(value, chat.roles, name or chat.prompt)
+    system = fields.get("system")
+    if isinstance(system, str) and system and messages[0]["role"] != "system":
+        messages, flags = [{"role": "system", "content": system}, *messages], [None, *flags]
+    return checked(Conversation(messages, flags, read_tools(fields.get("tools"))))
+
+
+def exchange(fields: Mapping[str, Any], chat: ChatConfig) -> list[Any] | None:
+    """Return a question and its answer as messages, or None where a row has not both."""
+    sides = ((chat.prompt, "user"), (chat.completion, "assistant"))
+    if any(fields.get(name) is None for name, _ in sides):
+        return None
+    return [message for name, role in sides for message in side_messages(fields[name], role, name)]
+
+
+def side_messages(value: object, role: str, name: str) -> list[Any]:
+    """Return a text as a message of a role, messages as they are."""
+    parsed = parse_json(value)
+    if isinstance(parsed, list) and all(isinstance(item, dict) for item in parsed):
+        return parsed
+    if not isinstance(value, str):
+        raise ConversationError("not a conversation", f'field "{name}" is {json_type(value)}')
+    return [{"role": role, "content": value}]
+
+
+def checked(conversation: Conversation) -> Conversation:
+    """A conversation without the characters that mark places in it."""
+    content = conversation.content()
+    for character in RESERVED:
+        if character in content:
+            raise ConversationError("reserved character", f"U+{ord(character):04X} is no text")
+    return conversation
+
+
+def read_messages(
+    value: object, roles: Mapping[str, str], name: str
+) -> tuple[list[Message], list[bool | None]]:
+    """Messages and their own marks of training.
+
+    Args:
+        roles: further names of roles.
+        name: what error messages call the list.
+
+    Raises:
+        ConversationError: it is no list of messages.
+    """
+    value = parse_json(value)
+    if not isinstance(value, list):
+        raise ConversationError("not a conversation", f'field "{name}" is {json_type(value)}')
+    if not value:
+        raise ConversationError("not a conversation", f'field "{name}" is an empty list')
+    read = [read_message(m, ROLES | dict(roles), f"{name}[{i}]") for i, m in enumerate(value)]
+    return [message for message, _ in read], [flag for _, flag in read]
+
+
+def read_message(
+    value: object, roles: Mapping[str, str], where: str
+) -> tuple[Message, bool | None]:
+    """One message, and whether it says itself that it is trained."""
+    if not isinstance(value, dict):
+        raise ConversationError("not a conversation", f"{where} is {json_type(value)}")
+    message = without_none(value)
+    flag = read_flag({name: message.pop(name) for name in FLAGS if name in message}, where)
+    message = expand_single(message)
+    role = take(message, ROLE_FIELDS)
+    if not isinstance(role, str):
+        raise ConversationError("not a conversation", f'{where} has no "role"')
+    content = take(message, CONTENT_FIELDS)
+    result: Message = {"role": roles.get(role, role)}
+    if content is not None:
+        result["content"] = read_content(content, where)
+    if "tool_calls" in message:
+        message["tool_calls"] = parse_arguments(message["tool_calls"])
+    if result.keys() | message.keys() == {"role"}:
+        raise ConversationError("not a conversation", f'{where} has no "content"')
+    return result | message, flag
+
+
+def expand_single(message: Message) -> Message:
+    """`{"user": text}` as `{"role": "user", "content": text}`."""
+    if len(message) != 1 or message.keys() & {*ROLE_FIELDS, *CONTENT_FIELDS}:
+        return message
+    ((role, content),) = message.items()
+    return {"role": role, "content": content}
+
+
+def take(message: Message, names: tuple[str, ...]) -> Any:
+    """The first of some fields, which goes out of the message."""
+    name = next((name for name in names if name in message), None)
+    return None if name is None else message.pop(name)
+
+
+def read_flag(flags: Mapping[str, object], where: str) -> bool | None:
+    """`train` or `weight` of a message."""
+    for name, value in flags.items():
+        if value not in (0, 1):
+            raise ConversationError("not a conversation", f'{where}: "{name}" is neither 0 nor 1')
+        return bool(value)
+    return None
+
+
+def read_content(content: object, where: str) -> str:
+    """A text, or the texts of a list of parts one after another."""
+    parts = content if isinstance(content, list) else [content]
+    return "".join(read_part(part, where) for part in parts)
+
+
+def read_part(part: object, where: str) -> str:
+    """A text, or the text of a part."""
+    text = part.get("text") if isinstance(part, dict) else part
+    if isinstance(text, str):
+        return text
+    kind = part.get("type") if isinstance(part, dict) else None
+    seen = f"of type {quoted(kind)}" if isinstance(kind, str) else json_type(part)
+    raise ConversationError("content is not text", f"{where}: its content is {seen}")
+
+
+def read_tools(value: object) -> list[Any] | None:
+    """The tools of a row; no tools at all if the list is empty."""
+    tools = parse_json(value)
+    if tools is None or tools in ([], ""):
+        return None
+    if not isinstance(tools, list):
+        raise ConversationError("tools are no list", f'field "tools" is {json_type(tools)}')
+    return [without_none(parse_json(tool)) for tool in tools]
+
+
+def parse_arguments(calls: object) -> object:
+    """Tool calls with arguments as values, where they are written as JSON."""
+    if isinstance(calls, list):
+        return [parse_arguments(call) for call in calls]
+    if isinstance(calls, dict):
+        return {
+            name: parse_table(value) if name == "arguments" else parse_arguments(value)
+            for name, value in calls.items()
+        }
+    return calls
+
+
+def parse_table(value: object) -> object:
+    """The value of a JSON text; a table keeps the text."""
+    parsed = parse_json(value)
+    if isinstance(value, str) and isinstance(parsed, dict):
+        table = Parsed(parsed)
+        table.text = value
+        return table
+    return parsed
+
+
+def arguments_as_text(messages: list[Message]) -> list[Message]:
+    """Messages whose tool calls have their arguments as JSON text, for templates that want it."""
+    return [
+        message | {"tool_calls": write_arguments(message["tool_calls"])}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+
+
+def write_arguments(calls: object) -> object:
+    """Tool calls with arguments as text: as the row has it, else as JSON."""
+    if isinstance(calls, list):
+        return [write_arguments(call) for call in calls]
+    if isinstance(calls, dict):
+        return {
+            name: write_table(value) if name == "arguments" else write_arguments(value)
+            for name, value in calls.items()
+        }
+    return calls
+
+
+def write_table(value: object) -> object:
+    """A table or list as JSON; anything else as it is."""
+    if isinstance(value, Parsed):
+        return value.text
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
+class Parsed(dict[str, Any]):
+    """A table that a row has as text, with that text."""
+
+    text: str = ""
+
+
+def prints_tables(messages: list[Message], text: str) -> bool:
+    """Return whether a rendering shows arguments of a tool call as Python writes a table, because
+    the template takes them for text."""
+    return any(
+        shown in text and shown != json.dumps(table, ensure_ascii=False)
+        for message in messages
+        for table in tables(message.get("tool_calls"))
+        if (shown := str(dict(table))) != "{}"
+    )
+
+
+def tables(calls: object) -> list[dict[str, Any]]:
+    """The arguments of some tool calls that are tables."""
+    if isinstance(calls, list):
+        return [table for call in calls for table in tables(call)]
+    if not isinstance(calls, dict):
+        return []
+    own = calls.get("arguments")
+    return [own] if isinstance(own, dict) else tables(calls.get("function"))
+
+
+def parse_json(value: object) -> object:
+    """The value that a string holds as a JSON list or object; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def without_none(value: Any) -> Any:
+    """A value less its fields of None: Arrow's structs have every field that some row has."""
+    if isinstance(value, dict):
+        return {name: without_none(field) for name, field in value.items() if field is not None}
+    return [without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def quoted(name: object) -> str:
+    """A name as messages show it."""
+    return f'"{name}"'

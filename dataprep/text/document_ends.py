@@ -1,0 +1,73 @@
+"""Tokens added before and after a document, and the tokens that a config names."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from headrace.dataprep.text.tokenizer import Ids, TokenizerSpec, encode_ids, encode_texts
+from headrace.schemas.errors import DataError
+from headrace.schemas.prepare.source_config import SourceConfig, Tokens
+
+
+class Ends(NamedTuple):
+    """Tokens added around a document, and the way its text is tokenized.
+
+    Of BOS or EOS, which are single tokens, none is added where there is one already; a prefix or
+    suffix of the config always is.
+    """
+
+    bos: int | None
+    eos: int | None
+    prefix: list[int]
+    suffix: list[int]
+    parse_special_tokens: bool
+
+
+def document_ends(source: SourceConfig, spec: TokenizerSpec) -> Ends:
+    """The ends of a source's documents."""
+    parse = source.parse_special_tokens
+    return Ends(
+        bos=spec.bos if source.document_prefix is None else None,
+        eos=spec.eos if source.document_suffix is None else None,
+        prefix=token_ids(spec, source.document_prefix or ""),
+        suffix=token_ids(spec, source.document_suffix or ""),
+        parse_special_tokens=spec.parse_special_tokens if parse is None else parse,
+    )
+
+
+def token_ids(spec: TokenizerSpec, value: Tokens) -> list[int]:
+    """The tokens that a config means: of a text, one id, or a list of ids.
+
+    Raises:
+        DataError: an id outside the vocabulary.
+    """
+    if isinstance(value, str):
+        return [int(token) for ids in encode_texts(spec, [value]) for token in ids]
+    ids = [value] if isinstance(value, int) else value
+    for token in ids:
+        if not 0 <= token < spec.vocabulary_size:
+            raise DataError(
+                f"token id {token} of the config: {spec.folder} has ids 0 to "
+                f"{spec.vocabulary_size - 1}; correct it"
+            )
+    return ids
+
+
+def encode_documents(spec: TokenizerSpec, texts: Sequence[str], ends: Ends) -> list[Ids]:
+    """Token ids of each text between its ends, shape [tokens].
+
+    Empty where the tokenizer gives no token at all.
+    """
+    encoded = encode_ids(spec, texts, False, ends.parse_special_tokens)
+    return [surround(ends, ids) for ids in encoded]
+
+
+def surround(ends: Ends, ids: Ids | list[int]) -> Ids:
+    """One document's ids between its ends, in int32; an empty document stays empty."""
+    if not len(ids):
+        return np.empty(0, np.int32)
+    before = [] if ends.bos is None or ids[0] == ends.bos else [ends.bos]
+    after = [] if ends.eos is None or ids[-1] == ends.eos else [ends.eos]
+    parts = (ends.prefix, before, ids, after, ends.suffix)
+    return np.concatenate(parts, dtype=np.int32, casting="unsafe")

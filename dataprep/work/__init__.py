@@ -1,0 +1,1 @@
+"""Engines that run work, the workspace, and what a person sees of the progress."""

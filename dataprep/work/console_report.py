@@ -1,0 +1,88 @@
+"""Terminal output: the progress bar while work runs, and the tables at its end."""
+
+import logging
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from headrace.dataprep.rows.task_stats import add_counts
+from headrace.dataprep.text.chat_losses import ABSENT
+from headrace.schemas.shards.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+
+class MegabytesPerSecond(ProgressColumn):
+    """Input read per second, in MB of 10^6 bytes."""
+
+    def render(self, task: Task) -> Text:
+        """The rate, empty until there is one."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed / 1e6:.1f} MB/s" if speed else "")
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar over bytes, with a text of counts, the rate, and the time left."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[counts]}", markup=False),
+        MegabytesPerSecond(),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=60,
+    )
+
+
+def print_ledger(console: Console, manifest: Manifest) -> None:
+    """The sources, and below them where every token went."""
+    table = Table(title="sources", title_justify="left")
+    table.add_column("source")
+    for name in ("documents", "refused", "rows", "tokens", "trained", "median length", "fill"):
+        table.add_column(name, justify="right")
+    for source in manifest.sources:
+        median = source.document_length_quantiles.get("p50", 0)
+        counts = (source.documents, source.rejected_documents, source.rows, source.tokens)
+        trained = f"{source.trained_tokens / source.tokens:.1%}" if source.tokens else ""
+        fill = f"{source.fill(manifest.row_tokens):.1%}"
+        shown = [f"{count:,}" for count in counts]
+        table.add_row(source.name, *shown, trained, f"{median:,}", fill)
+        for name, tokens in source.mixed_tokens.items():
+            table.add_row(f"  {name}", "", "", "", f"{tokens:,}", "", "", "")
+    console.print(table)
+    console.print(ledger_table(manifest))
+
+
+def warn_of_losses(manifest: Manifest) -> None:
+    """Log a line for each kind of text, end or role that documents of a source have lost."""
+    for source in manifest.sources:
+        for name, count in source.notes.items():
+            if name.endswith(ABSENT) and count < source.documents:
+                continue
+            logger.warning('source "%s": %s: %d', source.name, name, count)
+
+
+def ledger_table(manifest: Manifest) -> Table:
+    """Tokens in, tokens out by split, tokens and documents dropped by reason, the difference."""
+    table = Table(title="token ledger", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    ledger = manifest.ledger
+    table.add_row("in", f"{ledger.tokens_in:,}")
+    for split, tokens in ledger.tokens_out.items():
+        table.add_row(f"out: {split}", f"{tokens:,}")
+    documents = add_counts(source.dropped_documents for source in manifest.sources)
+    for reason, tokens in ledger.tokens_dropped.items():
+        whole = f" ({documents[reason]:,} documents)" if reason in documents else ""
+        table.add_row(f"dropped: {reason}{whole}", f"{tokens:,}")
+    table.add_row("difference", f"{ledger.difference():,}")
+    return table

@@ -1,0 +1,198 @@
+"""The commands on models, adapters and old configs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from headrace.schemas.errors import ConfigError
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: headrace merge --model models/smollm2-135m --adapter runs/demo/adapter "
+    "--output models/merged"
+)
+def merge(
+    model: Annotated[Path, typer.Option(help="Base model directory.")],
+    adapter: Annotated[Path, typer.Option(help="Adapter directory, in PEFT's format.")],
+    output: Annotated[Path, typer.Option(help="Model directory to write.")],
+    scale: Annotated[
+        float, typer.Option(min=-2, max=2, help="Factor of the change; -1 takes it away again.")
+    ] = 1.0,
+    device: Annotated[
+        str, typer.Option(help="Where the sums are formed, as in cuda. One layer is there at once.")
+    ] = "cpu",
+) -> None:
+    """Merge an adapter into its base model, one layer at a time."""
+    from headrace.trainer.export.merge import merge
+
+    count = merge(model, adapter, output, scale, device)
+    print(f"{output}: written, {count} weights changed")
+
+
+@app.command(epilog="Example: headrace convert runs/demo --step 200 --output models/step-200")
+def convert(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: `output_dir`.")],
+    output: Annotated[Path, typer.Option(help="Directory to write.")],
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Of the checkpoint. Default: the newest.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Base model directory, if it is elsewhere now.")
+    ] = None,
+) -> None:
+    """Make an adapter or a model of a checkpoint, without GPUs."""
+    from headrace.trainer.quiet import quiet_libraries
+
+    quiet_libraries()
+    from headrace.trainer.export.convert import convert
+
+    checkpoint = convert(run, output, step, model)
+    print(f"{output}: written from {checkpoint}")
+
+
+@app.command(epilog="Example: headrace control-report runs/demo/adapter --plot control.png")
+def control_report(
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="Directory of control adapters.")
+    ],
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw norms and effective rank.")
+    ] = None,
+) -> None:
+    """Show norms, orthogonality, effective rank and condition of control adapters by layer."""
+    from rich.console import Console
+
+    from headrace.jobs.commands.control_report import control_report
+
+    control_report(adapter, Console(markup=False, emoji=False), plot)
+
+
+@app.command(
+    epilog="Example: headrace control-to-lora --model models/command-r --adapter runs/demo/adapter "
+    "--output adapters/demo"
+)
+def control_to_lora(
+    model: Annotated[Path, typer.Option(help="Base model directory.")],
+    adapter: Annotated[Path, typer.Option(help="Directory of control adapters.")],
+    output: Annotated[Path, typer.Option(help="Adapter directory to write, in PEFT's format.")],
+    inverse: Annotated[bool, typer.Option("--inverse", help="That of class -1.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write it even where it is not the same.")
+    ] = False,
+) -> None:
+    """Turn control adapters into a LoRA, where that is exact: models of parallel blocks."""
+    from headrace.trainer.export.control_lora import control_to_lora
+    from headrace.trainer.quiet import quiet_libraries
+
+    quiet_libraries()
+    error = control_to_lora(model, adapter, output, inverse=inverse, force=force)
+    print(f"{output}: written; it misses {error:.2g} of what the control adapters change")
+
+
+@app.command(epilog="Example: headrace export-gguf models/merged --output merged.gguf --type q8_0")
+def export_gguf(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model directory; an adapter's base model.")
+    ],
+    output: Annotated[Path, typer.Option(help="File to write.")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="Write only this adapter, to be used over the base model.")
+    ] = None,
+    type: Annotated[  # noqa: A002
+        Literal["f32", "f16", "bf16", "q8_0"], typer.Option(help="Type of the matrices.")
+    ] = "bf16",
+    pre: Annotated[
+        str | None,
+        typer.Option(help="llama.cpp's name of the pre-tokenizer, where it is not recognized."),
+    ] = None,
+) -> None:
+    """Write a model, or an adapter, as a GGUF file for llama.cpp."""
+    from headrace.trainer.export.gguf_export import export_gguf
+
+    count = export_gguf(model, output, type, adapter, pre)
+    print(f"{output}: {count} tensors")
+
+
+@app.command(epilog='Example: headrace sample models/merged "def parse(" --max-new-tokens 60')
+def sample(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="Text to continue, or a user's turn.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Adapter to apply.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Answer without the adapter as well.")
+    ] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Take the prompt for a user's turn: chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="System text before it.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="JSONL", help="Lines with `prompt` or `messages`."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="JSONL", help="The same lines, answered; run again, it goes on."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Lines answered at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="For a temperature above 0.")] = 0,
+) -> None:
+    """Continue a prompt with a model, or answer a file of them."""
+    from headrace.trainer.export.sample import Sampler, Sampling, as_messages
+
+    if (prompt is None) == (source is None) or (source is None) != (output is None):
+        raise ConfigError("give either a PROMPT, or --input and --output")
+    if compare and adapter is None:
+        raise ConfigError("--compare needs an --adapter to leave out")
+    sampler = Sampler(model, adapter)
+    sampling = Sampling(max_new_tokens, temperature, seed)
+    if source is not None and output is not None:
+        from headrace.trainer.export.sample_file import sample_file
+
+        count = sample_file(
+            sampler,
+            source,
+            output,
+            sampling,
+            chat=chat,
+            system=system,
+            compare=compare,
+            batch_size=batch_size,
+        )
+        print(f"{output}: {count} lines answered")
+        return
+    assert prompt is not None
+    asked = as_messages(prompt, system) if chat else prompt
+    if compare:
+        print(f"without adapter: {sampler.answer([asked], sampling, adapter=False)[0]}")
+        print(f"with adapter:    {sampler.answer([asked], sampling)[0]}")
+    else:
+        print(sampler.answer([asked], sampling)[0])
+
+
+@app.command(
+    name="import-config",
+    epilog="Example: headrace import-config examples/config_7b.toml --output .",
+)
+def import_config(
+    old: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OLD",
+            help="TOML of qlora-pipe or qlora-pipe-lite, YAML of Axolotl, or a script with the "
+            "commands of jllm or fsdp_qlora.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Where the configs are written.")] = Path(),
+) -> None:
+    """Turn the config of another system into prepare.toml and train.toml."""
+    from headrace.jobs.migration.import_config import import_config
+
+    for line in import_config(old, output):
+        print(line)

@@ -1,0 +1,46 @@
+"""Options that several commands have."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.dataprep.work.local_engine import Engine, LocalEngine
+from headrace.schemas.errors import ConfigError
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The config.")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Shard directory.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated."),
+]
+WorkerCount = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes. Default: the machine's cores.")
+]
+
+
+class EngineName(StrEnum):
+    """Values of `--engine`."""
+
+    LOCAL = "local"
+    SPARK = "spark"
+
+
+@contextmanager
+def open_engine(name: EngineName, workers: int | None) -> Iterator[Engine]:
+    """Processes of this machine, or Spark, which takes seconds to start and is then stopped."""
+    if name is EngineName.LOCAL:
+        with closing(LocalEngine(workers)) as local:
+            yield local
+        return
+    for module in ("pyspark", "pandas"):
+        if find_spec(module) is None:
+            raise ConfigError(f"{module} is not installed; run: pip install 'headrace[spark]'")
+    from headrace.dataprep.work.spark_engine import SparkEngine
+
+    with SparkEngine(workers) as engine:
+        yield engine

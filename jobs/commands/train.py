@@ -1,0 +1,174 @@
+"""The commands on training runs."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from headrace.jobs.commands.options import ConfigFile, Overrides
+from headrace.schemas.errors import ConfigError
+
+GPU_DRIVER_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: headrace train train.toml --gpus 2 --set optimizer.lr=1e-4")
+def train(
+    context: typer.Context,
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes. Default: all GPUs; without any, pipeline_stages."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
+    data_changed: Annotated[
+        Literal["refuse", "continue"],
+        typer.Option(help="On --resume with other datasets, weights, epochs or max_steps."),
+    ] = "refuse",
+    overrides: Overrides = None,
+    master_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65534, help="Default: a free port; 29500 with several nodes."),
+    ] = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Machines; start this command once on each of them.")
+    ] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Which of them this one is.")] = 0,
+    master: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Name or address of node 0.")
+    ] = None,
+    node_timeout: Annotated[
+        float, typer.Option(min=5, help="Seconds of silence after which a node is given up.")
+    ] = 60.0,
+) -> None:
+    """Fine-tune on shards, over the GPUs of one machine or several, or as processes on CPUs.
+
+    SIGTERM, SIGHUP, SIGQUIT or Ctrl-C saves after the current step and exits with 0.
+    """
+    from headrace.jobs.commands.launch import launch
+    from headrace.jobs.commands.nodes import SECRET_VARIABLE, Nodes
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train.train_config import TrainConfig
+    from headrace.trainer.checkpoint.resume_record import check_run_directory
+    from headrace.trainer.preflight import check
+
+    for name in ("torch", "deepspeed", "transformers", "peft"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
+    settings = load_config(TrainConfig, config, overrides or [])
+    if (master is None) == (nodes > 1):
+        raise ConfigError("--nodes and --master go together; give both or neither")
+    processes = count_processes(gpus, settings.pipeline_stages, nodes)
+    inputs = check(settings, processes * nodes)
+    check_run_directory(settings, inputs, resume, data_changed == "continue")
+    machines = None
+    if master:
+        prints = f"{inputs.data_fingerprint} {inputs.weights_fingerprint}"
+        secret = os.environ.get(SECRET_VARIABLE) or prints
+        port = master_port or 29500
+        machines = Nodes(nodes, node_rank, master, port, node_timeout, secret)
+    arguments = ["--config", str(config), "--data-changed", data_changed]
+    arguments += ["--resume"] if resume else []
+    arguments += ["--debug"] if context.obj else []
+    for override in overrides or []:
+        arguments += ["--set", override]
+    raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port, machines))
+
+
+@app.command(epilog="Example: headrace plan train.toml --gpus 4 --memory 24GiB")
+def plan(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs to plan for. Default: pipeline_stages.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each, such as 24GiB: says what makes it fit.")
+    ] = None,
+    sequence_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row. Default: the first dataset's.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Predict memory, work and efficiency of each stage, without GPUs or weights."""
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train.train_config import TrainConfig
+    from headrace.trainer.quiet import quiet_libraries
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    quiet_libraries()
+    from headrace.trainer.planning.plan_report import parse_size, plan_run, report
+
+    limit = parse_size(memory) if memory else None
+    count = gpus or settings.pipeline_stages
+    print(report(plan_run(settings, count, sequence_len), count, limit))
+
+
+@app.command(epilog="Example: headrace checkpoints runs/demo")
+def checkpoints(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: `output_dir`.")],
+) -> None:
+    """List a run's checkpoints and check their hashes; non-zero exit if one is damaged."""
+    from headrace.jobs.commands.list_checkpoints import list_checkpoints
+
+    raise typer.Exit(0 if list_checkpoints(run) else 1)
+
+
+@app.command(
+    name="plan-data", epilog="Example: headrace plan-data train.toml --gpus 8 --plot mixture.png"
+)
+def plan_data(
+    config: ConfigFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Processes to plan for. Default: pipeline_stages.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the mixture over the steps.")
+    ] = None,
+    steps: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help="Write a line for each step.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show what each step of a training run will see: sources, fill, epochs, memory."""
+    from rich.console import Console
+
+    from headrace.jobs.commands.plan_data import plan_data
+    from headrace.schemas.toml_config import load_config
+    from headrace.schemas.train.train_config import TrainConfig
+
+    settings = load_config(TrainConfig, config, overrides or [])
+    plan_data(
+        settings, gpus or settings.pipeline_stages, Console(markup=False, emoji=False), plot, steps
+    )
+
+
+def count_processes(gpus: int | None, pipeline_stages: int, nodes: int = 1) -> int:
+    """Return the number of ranks to start here, checked against the stages and the GPUs here."""
+    available = count_gpus()
+    processes = gpus or available or -(-pipeline_stages // nodes)
+    if available and processes > available:
+        raise ConfigError(f"--gpus {processes}: this machine has {available}; ask for fewer")
+    if processes * nodes % pipeline_stages:
+        if nodes > 1:
+            raise ConfigError(
+                f"pipeline_stages = {pipeline_stages} does not divide the {processes * nodes} "
+                f"processes of {nodes} nodes; use another --gpus or pipeline_stages"
+            )
+        fitting = max(processes // pipeline_stages, 1) * pipeline_stages
+        raise ConfigError(
+            f"pipeline_stages = {pipeline_stages} does not divide the {processes} processes; "
+            f"use --gpus {fitting} or another pipeline_stages"
+        )
+    return processes
+
+
+def count_gpus() -> int:
+    """GPUs that torch can use. Without a driver torch, which takes seconds, is not loaded."""
+    if not any(os.path.exists(path) for path in GPU_DRIVER_FILES):  # noqa: PTH110
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,1 @@
+"""The demo, benchmarks, plots, and generators of documents."""

@@ -1,0 +1,11 @@
+"""`headrace prepare` on a cluster.
+
+spark-submit --py-files headrace.zip jobs/tools/spark_prepare.py CONFIG.toml [--set KEY=VALUE]
+"""
+
+import sys
+
+from headrace.jobs.commands.cli import main
+
+if __name__ == "__main__":
+    main(["prepare", *sys.argv[1:], "--engine", "spark"])

@@ -1,0 +1,147 @@
+"""One `[[sources]]` table of `headrace prepare`'s config."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig
+from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig
+from headrace.schemas.toml_config import Address, Config, IsNumber, Text
+
+Kind = Literal["causal", "preference"]
+Tokens = str | int | list[int]
+FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
+PLAIN = ("text", "documents", "preference")
+OF_PLAIN_TEXTS = (
+    "document_prefix",
+    "document_suffix",
+    "add_prefix_space",
+    "parse_special_tokens",
+)
+READERS = {  # keys of a source that not every type reads
+    "text_field": ("documents",),
+    "document_separator": ("text",),
+    "engine": ("axolotl",),
+    "chat": ("chat", "preference"),
+    "preference": ("preference",),
+    **dict.fromkeys(OF_PLAIN_TEXTS, PLAIN),
+}
+
+
+class SourceConfig(Config):
+    """One `[[sources]]` table: where documents come from."""
+
+    name: Text = Field(
+        description="Name of the source: appears in rows, ledger and per-source loss. Unique."
+    )
+    type: Literal["text", "documents", "chat", "preference", "pretokenized", "axolotl"] = Field(
+        description='`"text"`: a file is a document, unless `document_separator` cuts it. '
+        '`"documents"`: one document a record. `"chat"`: one conversation a record. '
+        '`"preference"`: a better and a worse answer in each record. '
+        '`"pretokenized"`: `input_ids` in each record. '
+        '`"axolotl"`: rows as Axolotl reads them; `path` may be its YAML file.'
+    )
+    path: Address | Annotated[list[Address], Field(min_length=1)] = Field(
+        description="File or glob (`**` crosses folders), or a list of them, relative to the "
+        "working directory. `.gz`, `.zst`, `.bz2` and `.xz` are read as they are."
+    )
+    exclude: list[Text] = Field(
+        [], description='Leave out files whose path fits, for example `["*/tests/*"]`.'
+    )
+    text_field: Text = Field(
+        "text",
+        description="Field that holds the text (`documents` only); `meta.text` is a field in one, "
+        "`parts.0` an entry of a list.",
+    )
+    format: FileFormat | None = Field(
+        None,
+        description="What is in the files. Default: by their names, as in `.jsonl.gz`; `.json` by "
+        "its first character; others are JSONL.",
+    )
+    document_separator: str | None = Field(
+        None, description="Cut text files into documents at this string (`text` only)."
+    )
+    split: Literal["auto", "train", "evaluation"] = Field(
+        "auto", description="Put all documents into one split; `auto`: by `evaluation_fraction`."
+    )
+    axolotl: AxolotlConfig | None = Field(None, description='For `type = "axolotl"`.')
+    engine: Literal["headrace", "axolotl"] = Field(
+        "headrace",
+        description='Who tokenizes `type = "axolotl"`: `"axolotl"` calls an installed Axolotl, for '
+        "types that Headrace does not know.",
+    )
+    document_prefix: Tokens | None = Field(
+        None,
+        description="What a text begins with instead of BOS: a string, a token id, a list of ids; "
+        '`""` for nothing.',
+    )
+    document_suffix: Tokens | None = Field(
+        None, description="What a text ends with instead of EOS, in the same forms."
+    )
+    add_prefix_space: bool = Field(
+        False, description="Put a space before each text that does not begin with one."
+    )
+    parse_special_tokens: bool | None = Field(
+        None, description="For the texts of this source. Default: the key of that name above."
+    )
+    mask_tokens: Literal[True] | list[int | str] = Field(
+        [],
+        description='Ids or texts of tokens that are never trained, as in `["<|im_start|>"]`; '
+        "`true`: all that the tokenizer calls special, and EOS.",
+    )
+    control_class: Annotated[Literal[-1, 0, 1], IsNumber] | None = Field(
+        None, description="Class of all its rows for control adapters."
+    )
+    sample_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Keep about this share of the documents, chosen by content; the rest is left "
+        "out.",
+    )
+    max_rows: int | None = Field(
+        None, ge=1, description="Keep so many rows, chosen at random; the rest is left out."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="The same by tokens: as many whole rows as have no more."
+    )
+    chat: ChatConfig | None = Field(
+        None, description='For `type = "chat"` and `type = "preference"`.'
+    )
+    preference: PreferenceConfig | None = Field(None, description='For `type = "preference"`.')
+
+    @property
+    def separator(self) -> str | None:
+        """Return the text that separates records in text files, or None."""
+        return "\n" if self.type == "axolotl" else self.document_separator
+
+    @property
+    def kind(self) -> Kind:
+        """Return the kind of its rows; a shard directory holds one kind."""
+        pairs = self.type == "preference" or (self.axolotl is not None and self.axolotl.gives_pairs)
+        return "preference" if pairs else "causal"
+
+
+def reads(source: SourceConfig, kind: FileFormat) -> bool:
+    """Return whether sources of a type read files of a format; Axolotl's also lines of text."""
+    return source.type == "axolotl" or (source.type == "text") == (kind == "text")
+
+
+def check_keys(source: SourceConfig) -> None:
+    """Refuse keys that only other types of sources read."""
+    given = {key for key in READERS if getattr(source, key) != default_of(key)}
+    for key, types in READERS.items():
+        if key in given and source.type not in types:
+            known = " or ".join(f'"{name}"' for name in types)
+            raise ValueError(f'source "{source.name}": {key} is for type = {known}; remove it')
+    if source.preference is not None and source.preference.as_chat:
+        for key in (key for key in OF_PLAIN_TEXTS if key in given):
+            raise ValueError(
+                f'source "{source.name}": {key} is for plain texts, and preference.as_chat makes '
+                "chats of them; remove one of the two"
+            )
+
+
+def default_of(key: str) -> object:
+    """Return what a key of a source has where the config says nothing."""
+    return SourceConfig.model_fields[key].default

@@ -1,0 +1,1 @@
+"""The format of a shard directory: manifest, columns, checks."""

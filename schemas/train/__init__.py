@@ -1,0 +1,1 @@
+"""The config of `headrace train`, and the state of a run."""

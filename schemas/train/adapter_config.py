@@ -1,0 +1,110 @@
+"""The `[adapter]` table: the weights that `headrace train` trains."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from headrace.schemas.toml_config import Config, Text
+from headrace.schemas.train.layer_ranges import parse_layers
+
+GAMMA = 0.5
+LORA_KINDS = ("lora", "dora")
+# adapter kind -> settings that would be passed over
+NOT_WITH = {
+    "none": ("modules_to_save", "target_parameters"),
+    "blocks": ("modules_to_save", "target_parameters", "layers"),
+    "control": ("modules_to_save", "target_parameters"),
+}
+
+
+class AdapterConfig(Config):
+    """`[adapter]`."""
+
+    kind: Literal["lora", "dora", "control", "blocks", "none"] = Field(
+        "lora",
+        description='`"lora"`: low-rank adapters over frozen weights. `"dora"`: these with '
+        'magnitudes apart. `"control"`: directions along which layers are stretched, or shrunk for '
+        'rows of class -1. `"blocks"`: new decoder layers between the frozen ones. `"none"`: train '
+        "the weights themselves.",
+    )
+    rank: int = Field(16, ge=1, description="Rank of the LoRA matrices.")
+    alpha: float | None = Field(
+        None, gt=0, description="LoRA scale is alpha / rank. Default: the rank, scale 1."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead.")
+    init: Literal["kaiming", "gaussian", "pissa", "olora"] = Field(
+        "kaiming",
+        description="What adapters start from. The first two start at no change; "
+        '`"pissa"` and `"olora"` take the principal part of each weight over, by singular values '
+        "or by QR.",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
+    target_modules: Literal["all-linear"] | list[Text] = Field(
+        "all-linear",
+        description='`"all-linear"` (the head left out), or names such as `["q_proj", "v_proj"]`; '
+        '`"embed_tokens"` and `"lm_head"` can have adapters as well. With `kind = "none"`: train '
+        "only weights with one of these in their name.",
+    )
+    target_parameters: Literal["experts"] | list[Text] = Field(
+        [],
+        description='Fused weights of experts that get adapters: `"experts"`, or PEFT\'s names '
+        'such as `["mlp.experts.down_proj"]`.',
+    )
+    layers: Text | None = Field(
+        None,
+        description='Decoder layers that are trained, such as `"0:15,20"`; ends count. '
+        "Default: all.",
+    )
+    modules_to_save: list[Text] = Field(
+        [], description='Modules trained in full beside the adapters, such as `["lm_head"]`.'
+    )
+    gamma: float = Field(
+        GAMMA,
+        gt=0,
+        le=0.5,
+        description='With `kind = "control"`: directions after each step: '
+        "Q - gamma Q (Q^T Q - I); 0.5 makes them orthonormal, in three such steps.",
+    )
+    control_decay: float = Field(
+        0.0,
+        ge=0,
+        description='With `kind = "control"`: share, times the learning rate, by which log '
+        "stretches shrink after each step.",
+    )
+    blocks: int = Field(8, ge=1, description='New decoder layers, with `kind = "blocks"`.')
+
+    @field_validator("layers")
+    @classmethod
+    def check_layers(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_layers(value)
+        return value
+
+    @model_validator(mode="after")
+    def check(self) -> "AdapterConfig":
+        taken = self.init in ("pissa", "olora")
+        if taken and self.kind == "dora":
+            raise ValueError(f'init = "{self.init}" does not go with kind = "dora"; choose one')
+        if self.target_parameters and self.kind == "dora":
+            raise ValueError('target_parameters do not go with kind = "dora"; use kind = "lora"')
+        if self.target_parameters and self.dropout:
+            raise ValueError(
+                f"dropout = {self.dropout} does not go with target_parameters; set it to 0"
+            )
+        if self.target_parameters and taken:
+            raise ValueError(f'init = "{self.init}" does not go with target_parameters')
+        if self.kind == "control":
+            if self.target_modules != "all-linear":
+                raise ValueError(
+                    f'target_modules = {self.target_modules} has no meaning with kind = "control", '
+                    "which has an adapter a layer; use layers, or drop it"
+                )
+        elif self.gamma != GAMMA or self.control_decay:
+            raise ValueError(
+                'gamma and control_decay need kind = "control"; this has kind = '
+                f'"{self.kind}"; drop them'
+            )
+        for key in NOT_WITH.get(self.kind, ()):
+            if getattr(self, key):
+                raise ValueError(f'{key} has no meaning with kind = "{self.kind}"; drop it')
+        return self

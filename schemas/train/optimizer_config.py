@@ -1,0 +1,146 @@
+"""The tables that say how `headrace train` trains: `[optimizer]`, `[scheduler]`,
+`[regularization]`, `[relora]`.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from headrace.schemas.toml_config import Config
+from headrace.schemas.train.optimizers import DESCRIPTION, OPTIMIZERS, OptimizerRecord
+
+if TYPE_CHECKING:
+    OptimizerType = str
+else:
+    OptimizerType = Literal[tuple(OPTIMIZERS)]
+
+
+class OptimizerConfig(Config):
+    """`[optimizer]`."""
+
+    type: OptimizerType = Field("adamw", description=DESCRIPTION)
+    lr: float = Field(gt=0, description="Peak learning rate.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
+    eps: float = Field(1e-6, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Decoupled decay; not applied to norms and biases."
+    )
+    lora_plus_ratio: float = Field(
+        1.0, gt=0, description="Learning rate of the adapters' B over that of A (LoRA+)."
+    )
+    gradient_clipping: float = Field(
+        1.0, ge=0, description="Largest norm of the whole gradient; 0 turns clipping off."
+    )
+
+    @property
+    def record(self) -> OptimizerRecord:
+        """Return all that is known of the optimizer."""
+        return OPTIMIZERS[self.type]
+
+    @model_validator(mode="after")
+    def check_decay(self) -> "OptimizerConfig":
+        given = "weight_decay" in self.model_fields_set
+        if not self.record.decays and given and self.weight_decay:
+            raise ValueError(
+                f'weight_decay = {self.weight_decay}: type = "{self.type}" has no decay; '
+                'set type = "adamw", or drop it'
+            )
+        return self
+
+
+class SchedulerConfig(Config):
+    """`[scheduler]`."""
+
+    type: Literal["constant", "linear", "cosine", "one_cycle", "rms_ratio"] = Field(
+        "constant",
+        description="Learning rate after warmup. `linear` and `cosine` fall to `min_lr`; "
+        "`one_cycle` rises by half a cosine from lr / 25 over the warmup (default: 30% of the "
+        "steps) and falls to `min_lr`, at least lr / 250,000; `rms_ratio` follows the settling of "
+        "Adam's second moment, lr * sqrt((1 - beta2^t) / (1 + beta2^t)), and needs no horizon.",
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="Steps of linear warmup; the first runs at lr / warmup_steps."
+    )
+    warmup_fraction: float | None = Field(
+        None, gt=0, lt=1, description="Warmup as a share of all steps, instead of `warmup_steps`."
+    )
+    min_lr: float = Field(0.0, ge=0, description="Where falling schedules end.")
+    force_constant_lr: float | None = Field(
+        None,
+        gt=0,
+        description="This rate, whatever the other keys say; may be set when a run is resumed.",
+    )
+
+    @property
+    def has_horizon(self) -> bool:
+        """Return whether the learning rate of a step depends on the total number of steps."""
+        if self.force_constant_lr is not None:
+            return False
+        return self.type not in ("constant", "rms_ratio") or self.warmup_fraction is not None
+
+    @model_validator(mode="after")
+    def check_warmup(self) -> "SchedulerConfig":
+        if self.warmup_steps and self.warmup_fraction is not None:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} and warmup_fraction = {self.warmup_fraction} "
+                "exclude each other; keep one"
+            )
+        return self
+
+
+class RegularizationConfig(Config):
+    """`[regularization]`."""
+
+    product_decay: float = Field(
+        0.0,
+        ge=0,
+        description="Decay of the product BA of each adapter, not of A and B by themselves: after "
+        "each step A falls by lr * decay * B^T BA and B by lr * decay * BA A^T.",
+    )
+    max_product_norm: float | None = Field(
+        None,
+        gt=0,
+        description="Largest Frobenius norm of what an adapter adds to its weight, (alpha / rank) "
+        "BA; beyond it A and B are scaled down after each step.",
+    )
+    neftune_alpha: float | None = Field(
+        None,
+        gt=0,
+        description="Uniform noise on the embeddings of training rows, of at most "
+        "alpha / sqrt(tokens of the row x hidden size) (NEFTune).",
+    )
+
+    @property
+    def limits_products(self) -> bool:
+        """Return whether adapters are changed after each step."""
+        return bool(self.product_decay) or self.max_product_norm is not None
+
+
+class ReloraConfig(Config):
+    """`[relora]`."""
+
+    every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="After so many steps the adapters are added to the frozen weights and start "
+        "anew (ReLoRA). Default: never.",
+    )
+    warmup_steps: int = Field(
+        10, ge=0, description="Steps after each restart over which the rate rises again from 0."
+    )
+    prune: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Share of the optimizer's moments that a restart sets to 0, the smallest "
+        "first; 1 forgets all.",
+    )
+
+    @model_validator(mode="after")
+    def check_warmup(self) -> "ReloraConfig":
+        if self.every_steps is not None and self.warmup_steps >= self.every_steps:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} must be below every_steps = {self.every_steps}"
+            )
+        return self

@@ -1,0 +1,287 @@
+"""Rules that the keys of a training config must satisfy together."""
+
+from typing import TYPE_CHECKING
+
+from headrace.schemas.train.layer_ranges import parse_layers
+from headrace.schemas.train.optimizers import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from headrace.schemas.train.train_config import TrainConfig
+
+
+def check_rules(config: "TrainConfig") -> None:
+    """Raises ValueError, with the keys and the remedy, for the first rule that is broken."""
+    check_steps_and_rate(config)
+    check_schedule(config)
+    check_quantization(config)
+    check_trained_matmul(config)
+    check_mixing(config)
+    check_packing(config)
+    check_checkpointing(config)
+    check_offload(config)
+    check_adapters_only(config)
+    check_objective(config)
+    check_evaluation(config)
+
+
+def check_steps_and_rate(config: "TrainConfig") -> None:
+    """One length of the run, and a rate that suits the optimizer."""
+    if config.epochs is not None and config.max_steps is not None:
+        raise ValueError(
+            f"epochs = {config.epochs} and max_steps = {config.max_steps} exclude each other; "
+            "keep one"
+        )
+    if config.scheduler.min_lr > config.optimizer.lr:
+        raise ValueError(
+            f"scheduler.min_lr = {config.scheduler.min_lr} is above "
+            f"optimizer.lr = {config.optimizer.lr}; lower it"
+        )
+    optimizer = f'optimizer.type = "{config.optimizer.type}"'
+    if config.optimizer.record.averages and config.scheduler.type != "constant":
+        raise ValueError(
+            f'scheduler.type = "{config.scheduler.type}": {optimizer} takes the place of a falling '
+            'learning rate; set "constant"'
+        )
+    if not config.optimizer.record.droppable and config.checkpoint.weights_only:
+        raise ValueError(
+            f"checkpoint.weights_only = true: the weights of {optimizer} are averages, which its "
+            "states are needed for; drop one"
+        )
+
+
+def check_schedule(config: "TrainConfig") -> None:
+    """Chunks must go round more than one stage, in rounds of whole micro-batches."""
+    if config.schedule == "1f1b":
+        if "stage_chunks" in config.model_fields_set:
+            raise ValueError(
+                f'stage_chunks = {config.stage_chunks} has no meaning with schedule = "1f1b"; '
+                'set schedule = "interleaved" or drop it'
+            )
+        return
+    stages, micro_batches = config.pipeline_stages, config.gradient_accumulation_steps
+    if stages == 1:
+        raise ValueError(
+            'schedule = "interleaved" needs pipeline_stages = 2 or more; '
+            "a single stage waits for nobody"
+        )
+    missing = -micro_batches % stages
+    if missing:
+        raise ValueError(
+            f'schedule = "interleaved": gradient_accumulation_steps = {micro_batches} is not a '
+            f"multiple of pipeline_stages = {stages}; use {micro_batches + missing}"
+        )
+    if isinstance(config.partition, list) and len(config.partition) != config.parts:
+        raise ValueError(
+            f"partition has {len(config.partition)} entries, but there are {config.parts} chunks, "
+            f"{config.stage_chunks} of each of {stages} stages"
+        )
+
+
+def check_quantization(config: "TrainConfig") -> None:
+    """There must be frozen weights; what adapters took from them is in no cache."""
+    adapter = config.adapter
+    if config.quantization is None:
+        return
+    if (adapter.kind, adapter.target_modules, adapter.layers) == ("none", "all-linear", None):
+        raise ValueError(
+            '[quantization] holds frozen weights, and adapter.kind = "none" trains them all; '
+            'use kind = "lora", or limit target_modules or layers'
+        )
+    if config.relora.every_steps:
+        raise ValueError(
+            "relora.every_steps adds to the frozen weights, which [quantization] holds "
+            "quantized; drop one"
+        )
+    if config.objective.has_reference and adapter.kind in ("none", "blocks"):
+        raise ValueError(
+            f'[quantization] goes with objective.kind = "{config.objective.kind}" only under '
+            f'adapters, and adapter.kind = "{adapter.kind}"; use kind = "lora"'
+        )
+    if config.quantization.cache is not None and adapter.init in ("pissa", "olora"):
+        raise ValueError(
+            f'quantization.cache does not go with adapter.init = "{adapter.init}", which '
+            "changes the weights before they are quantized; drop one"
+        )
+
+
+def check_trained_matmul(config: "TrainConfig") -> None:
+    """Refuse 8-bit products of trained weights where no linear layer of the model is trained."""
+    if config.trained_matmul == "fp8" and config.adapter.kind not in ("none", "blocks"):
+        raise ValueError(
+            f'trained_matmul = "fp8" multiplies trained weights, and adapter.kind = '
+            f'"{config.adapter.kind}" freezes the model\'s; use [quantization] backend = "fp8"'
+        )
+
+
+def check_mixing(config: "TrainConfig") -> None:
+    """Concatenation takes every row, so nothing may ask it for other shares."""
+    if config.mixing == "interleave":
+        return
+    weights = [dataset.weight for dataset in config.datasets]
+    if len(set(weights)) > 1:
+        raise ValueError(
+            f"the weights of the datasets differ ({', '.join(map(str, weights))}), but "
+            'mixing = "concatenate" takes all rows; set mixing = "interleave" or drop them'
+        )
+    for key in ("mixing_unit", "mixing_stop"):
+        if key in config.model_fields_set:
+            raise ValueError(
+                f'{key} = "{getattr(config, key)}" has no meaning with mixing = "concatenate"; '
+                'set mixing = "interleave" or drop it'
+            )
+
+
+def check_checkpointing(config: "TrainConfig") -> None:
+    """Only recomputed layers have inputs to offload."""
+    setting = config.activation_checkpointing
+    if isinstance(setting, str) and setting not in ("none", "full", "selective"):
+        parse_layers(setting)
+    if config.activation_offload and setting == "none":
+        raise ValueError(
+            "activation_offload moves the inputs of recomputed layers; "
+            'set activation_checkpointing = "full" or drop it'
+        )
+
+
+def check_offload(config: "TrainConfig") -> None:
+    """Refuse offloading of weights that training changes."""
+    kind = config.adapter.kind
+    if config.weight_offload != "none" and kind in ("none", "blocks"):
+        raise ValueError(
+            f'weight_offload = "{config.weight_offload}" holds frozen weights under adapters, '
+            f'and adapter.kind = "{kind}" trains and writes the weights themselves; use '
+            'kind = "lora", or drop it and use more pipeline_stages'
+        )
+    if config.weight_offload != "none" and config.relora.every_steps:
+        raise ValueError(
+            f'weight_offload = "{config.weight_offload}" leaves weights as they are, and '
+            "relora.every_steps adds to them; drop one"
+        )
+    if config.embedding_on_cpu and kind in ("none", "blocks"):
+        raise ValueError(
+            "embedding_on_cpu holds a frozen embedding under adapters, and adapter.kind = "
+            f'"{kind}" writes the weights themselves; use kind = "lora" or drop it'
+        )
+    if (
+        config.embedding_on_cpu
+        and config.quantization is not None
+        and config.quantization.embedding
+    ):
+        raise ValueError(
+            "embedding_on_cpu and quantization.embedding are two ways to save the same memory; "
+            "drop one"
+        )
+
+
+def check_adapters_only(config: "TrainConfig") -> None:
+    """Refuse options about the product BA where no adapter has one."""
+    asked = {
+        "regularization.product_decay": config.regularization.product_decay,
+        "regularization.max_product_norm": config.regularization.max_product_norm,
+        "relora.every_steps": config.relora.every_steps,
+    }
+    kinds = {"relora.every_steps": ("lora",)}
+    for key, value in asked.items():
+        if value and config.adapter.kind not in kinds.get(key, ("lora", "dora")):
+            raise ValueError(
+                f'{key} = {value} has no meaning with adapter.kind = "{config.adapter.kind}"; '
+                "drop it"
+            )
+    if config.relora.every_steps and config.objective.has_reference:
+        raise ValueError(
+            f'relora.every_steps does not go with objective.kind = "{config.objective.kind}", '
+            "which compares with the weights as they were"
+        )
+    for key in asked:
+        if asked[key] and config.adapter.target_parameters:
+            raise ValueError(f"{key} does not go with adapter.target_parameters; drop one")
+    if config.relora.every_steps and config.adapter.init != "kaiming":
+        raise ValueError(
+            f'relora.every_steps needs adapter.init = "kaiming", not "{config.adapter.init}"'
+        )
+    if config.relora.every_steps and not config.optimizer.record.prunable:
+        fitting = ", ".join(name for name, record in OPTIMIZERS.items() if record.prunable)
+        raise ValueError(
+            f'relora.every_steps: optimizer.type = "{config.optimizer.type}" has states that '
+            f"cannot be pruned; choose one of {fitting}"
+        )
+    if asked["regularization.product_decay"] and config.optimizer.record.keeps_dtype:
+        raise ValueError(
+            'regularization.product_decay needs float32 adapters; set optimizer.type = "adamw"'
+        )
+
+
+def check_packing(config: "TrainConfig") -> None:
+    """Refuse options about packing without packing."""
+    if config.loader.pack == "none":
+        for key in ("tokens_per_row", "look_ahead", "overlong"):
+            if key in config.loader.model_fields_set:
+                raise ValueError(
+                    f"loader.{key} = {getattr(config.loader, key)!r} has no meaning with "
+                    'loader.pack = "none"; set loader.pack = "best_fit" or drop it'
+                )
+    elif config.loader.on_corrupt == "quarantine" and config.max_steps is None:
+        raise ValueError(
+            'with loader.pack = "best_fit" and loader.on_corrupt = "quarantine" the number of '
+            "steps cannot be known ahead; set max_steps in place of epochs"
+        )
+
+
+def check_objective(config: "TrainConfig") -> None:
+    """Refuse objectives that do not go with the trained weights or the data."""
+    kind, adapter = config.objective.kind, config.adapter
+    if adapter.kind == "control" and config.optimizer.record.keeps_dtype:
+        raise ValueError(
+            'adapter.kind = "control" is held in float32, which optimizer.type = '
+            f'"{config.optimizer.type}" is not; choose another optimizer.type'
+        )
+    if not config.objective.of_pairs:
+        if config.rejected_sampling is not None:
+            raise ValueError(
+                f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
+                'no pairs; set kind = "dpo" or "orpo", or drop it'
+            )
+        return
+    check_rejected_sampling(config)
+    if adapter.kind == "control":
+        raise ValueError(
+            f'objective.kind = "{kind}" does not go with adapter.kind = "control", whose '
+            "classes are for whole documents; use another adapter.kind"
+        )
+    if config.objective.has_reference and adapter.init in ("pissa", "olora"):
+        raise ValueError(
+            f'objective.kind = "{kind}" compares with the frozen weights, of which '
+            f'adapter.init = "{adapter.init}" takes a part away; use another adapter.init'
+        )
+    if config.loader.pack != "none" and config.loader.overlong != "error":
+        raise ValueError(
+            f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
+            'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
+        )
+
+
+def check_rejected_sampling(config: "TrainConfig") -> None:
+    """Answers go once through each stage."""
+    if config.rejected_sampling is not None and config.schedule != "1f1b":
+        raise ValueError(
+            f'schedule = "{config.schedule}" does not go with [rejected_sampling], whose answers '
+            'go once through each stage; set "1f1b"'
+        )
+
+
+def check_evaluation(config: "TrainConfig") -> None:
+    """Refuse options that need an evaluation loss where there is none, and names given twice."""
+    for key, wished in (
+        ("evaluation.patience", config.evaluation.patience),
+        ("checkpoint.keep_best", config.checkpoint.keep_best),
+    ):
+        if wished and not config.evaluation_datasets:
+            raise ValueError(
+                f"{key} needs an evaluation loss; add [[evaluation_datasets]] or remove it"
+            )
+    names = config.evaluation_names()
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f'two evaluation datasets are named "{name}"; give each its own `name`'
+            )

@@ -1,0 +1,40 @@
+"""Which files a source reads."""
+
+import pytest
+
+from headrace.dataprep.input.files import find_source_files
+from headrace.schemas.errors import DataError
+from headrace.schemas.prepare.source_config import SourceConfig
+
+
+def source(path, exclude=()):
+    return SourceConfig(name="s", type="text", path=str(path), exclude=list(exclude))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("b.txt", "a.txt", "tests/c.txt", "deep/tests/d.txt"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    return tmp_path
+
+
+def names(files, root):
+    return [file.path.removeprefix(f"{root}/") for file in files]
+
+
+def test_files_come_sorted_by_path_and_each_once(tree):
+    several = SourceConfig(name="s", type="text", path=[f"{tree}/**/*.txt", f"{tree}/a.txt"])
+    expected = ["a.txt", "b.txt", "deep/tests/d.txt", "tests/c.txt"]
+    assert names(find_source_files(several), tree) == expected
+
+
+def test_exclude_leaves_out_files_in_any_folder_of_that_name(tree):
+    files = find_source_files(source(f"{tree}/**/*.txt", ["*/tests/*"]))
+    assert names(files, tree) == ["a.txt", "b.txt"]
+
+
+def test_excluding_everything_is_an_error(tree):
+    with pytest.raises(DataError, match=r'^source "s": exclude leaves none of 4 files$'):
+        find_source_files(source(f"{tree}/**/*.txt", ["*"]))

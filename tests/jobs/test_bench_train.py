@@ -1,0 +1,59 @@
+"""The training benchmark measures the real trainer; its figures follow from known shapes."""
+
+import json
+
+import numpy as np
+import pytest
+
+from headrace.dataprep.shards.verify import verify
+from headrace.jobs.tools import bench_inputs, bench_train
+
+
+def test_the_operations_of_an_8b_llama_are_the_known_ones():
+    shape = {k: v for k, v in bench_inputs.PRESETS["llama-8b"].items() if type(v) is int}
+    assert bench_inputs.matmul_weights(shape) == 7_504_658_432
+    attended = 4096 / 2
+    lora = bench_inputs.flops_per_token(shape, "lora", attended)
+    full = bench_inputs.flops_per_token(shape, "full", attended)
+    assert lora == 4 * 7_504_658_432 + 3 * 2 * 2 * 32 * 4096 * 4096 / 2
+    assert full - lora == 2 * 7_504_658_432
+
+
+def test_a_token_of_a_mixture_is_multiplied_with_two_experts():
+    shape = {k: v for k, v in bench_inputs.PRESETS["mixtral-8x7b"].items() if type(v) is int}
+    assert bench_inputs.matmul_weights(shape) == 12_748_587_008  # 12.9 billion with the embedding
+
+
+def test_drawn_documents_fill_the_row_and_have_the_mean_asked_for():
+    generator = np.random.default_rng(0)
+    rows = [bench_inputs.draw_lengths(generator, 4096, 512) for _ in range(500)]
+    assert all(sum(row) == 4096 for row in rows)
+    assert np.mean([n for row in rows for n in row]) == pytest.approx(480, rel=0.1)  # cut at ends
+
+
+@pytest.mark.slow
+def test_a_line_of_figures_and_a_picture_come_out(tmp_path, capsys):
+    options = [
+        "--preset",
+        "tiny",
+        "--mode",
+        "qlora",
+        "--sequence",
+        "64",
+        "--stages",
+        "2",
+        "--micro-batch-size",
+        "1",
+    ]
+    options += ["--windows", "2", "--warmup", "1", "--documents", "20", "--keep", str(tmp_path)]
+    assert bench_train.main(options) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["slowest"] <= line["tokens_per_second"] <= line["fastest"]
+    assert line["fill"] == 1.0
+    assert len(line["peers_share"]) == 2
+    assert 0 < sum(line["peers_share"]) < 2
+    assert all(0 <= share < 1 for name in ("data", "optimizer") for share in line[f"{name}_share"])
+    folder = next(tmp_path.iterdir())
+    problems = verify(folder / "shards")
+    assert [problem for problem in problems if "shard-" in problem] == []
+    assert "<svg" in (folder / "timeline.svg").read_text()

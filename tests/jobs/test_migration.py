@@ -1,0 +1,730 @@
+"""Configs of other systems become ours; nothing of theirs is passed over in silence."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+from headrace.jobs.commands import cli
+from headrace.jobs.migration.axolotl import AXOLOTL
+from headrace.jobs.migration.equivalents import Equivalent, OldSystem
+from headrace.jobs.migration.fsdp_qlora import FSDP_QLORA
+from headrace.jobs.migration.import_config import SYSTEMS, import_config, read_old
+from headrace.jobs.migration.jllm import JLLM
+from headrace.jobs.migration.migration_page import QLORA_PIPE_TAGS, migration_page
+from headrace.jobs.migration.qlora_pipe import QLORA_PIPE
+from headrace.jobs.migration.qlora_pipe_lite import QLORA_PIPE_LITE
+from headrace.schemas.config_errors import table_model
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.toml_config import load_config
+from headrace.schemas.train.train_config import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = {"train": TrainConfig, "prepare": PrepareConfig}
+ROWS = [(system, row) for system in SYSTEMS for row in system.rows]
+
+# keys and flags as the systems' own sources list them, in their documents' order
+QLORA_PIPE_KEYS = """
+model output_dir full_fine_tune lora_rank lora_alpha lora_dropout use_dora target_modules
+modules_to_save layers_to_transform model_weight_dtype lora_weight_dtype save_dtype
+attn_implementation epochs lr_scheduler warmup_steps force_constant_lr load_optimizer_states
+micro_batch_size_per_gpu batch_size_tokens gradient_accumulation_steps
+eval_gradient_accumulation_steps gradient_clipping steps_per_print pipeline_stages
+use_column_major_topology group_by_length activation_checkpointing offload_mlp_to_cpu
+scale_weight_norms load_balancing_loss_coef loss_type focal_loss_gamma eval_steps logging_steps
+eval_before_first_step eval_after_last_step save_steps save_every_n_epochs
+save_checkpoint_on_epoch_end checkpoint_every_n_minutes checkpoint_on_save keep_states
+resume_from_checkpoint rejected_sampling rejected_sampling_max_new_tokens dataset_combination_mode
+dataset_interleave_stopping_strategy load_in_4bit quantization.hqq.nbits quantization.hqq.group_size
+quantization.hqq.view_as_float quantization.hqq.axis quantization.hqq.skip_modules
+quantization.hqq.compute_dtype quantization.hqq.dynamic_config quantization.bnb.load_in_4bit
+quantization.bnb.load_in_8bit optimizer.type optimizer.lr optimizer.beta1 optimizer.beta2
+optimizer.weight_decay optimizer.eps optimizer.kahan_sum optimizer.lr_min optimizer.use_loraplus
+optimizer.loraplus_lr_ratio rl.method rl.dpo_beta sampling.temperature sampling.min_p
+sampling.temperature_last datasets[].dataset_type datasets[].dataset_path datasets[].sequence_len
+datasets[].name datasets[].eval_size datasets[].subsample datasets[].num_repeats
+datasets[].sample_weight eval_datasets[].dataset_path --config --local_rank --debug_dataset
+--resume_from_checkpoint --no_quantiles --deepspeed --deepspeed_config
+datasets[].subsample eval_datasets[].name eval_datasets[].dataset_type eval_datasets[].sequence_len
+quantization.bnb.bnb_4bit_quant_type quantization.bnb.bnb_4bit_compute_dtype
+quantization.bnb.bnb_4bit_use_double_quant quantization.bnb.bnb_4bit_quant_storage
+quantization.bnb.llm_int8_threshold quantization.bnb.llm_int8_skip_modules
+quantization.bnb.llm_int8_enable_fp32_cpu_offload quantization.bnb.llm_int8_has_fp16_weight
+"""
+QLORA_PIPE_LITE_KEYS = """
+model_dir output_dir lr sequence_len full_fine_tune use_control_adapters load_in_4bit lora_rank
+lora_dropout lora_weight_dtype lora_weight_decay control_adapter_gamma target_modules
+layers_to_transform beta1 beta2 eps epochs gradient_accumulation_steps
+eval_gradient_accumulation_steps pipeline_stages partition_method use_column_major_topology
+eval_fraction evals_per_epoch checkpoint_interval_hours max_checkpoints max_sequences drop_tails
+mix_datasets sequence_prefix document_prefix document_suffix mask_tokens datasets[].dataset_path
+datasets[].control_class datasets[].max_tokens --config --local_rank --resume_from_checkpoint
+--add-prefix-space --trust-remote-code --deepspeed --deepspeed_config
+"""
+JLLM_FLAGS = """
+model from_ckpt resume_ckpt only_load_model tag init cache_model only_cache_model output_dir
+no_safetensor train_data eval_data img_shm seq_len block_mask num_workers no_shuf dist_data
+no_pin_memory skip_train_steps pipe_parallel_size model_parallel_size sequence_parallel_size
+encoder_pipe_parallel_size attention_alpha partition_method multi_layerspec split_dlayer
+num_layers_per_decoder emb_partitions async_tensor_model_parallel_allreduce zero_stage offload
+timeout ds_config local_rank num_train_epochs per_device_train_batch_size global_batch_size
+gradient_accumulation_steps weight_decay lr_scheduler_type num_warmup_steps learning_rate seed
+checkpoint_grad_interval no_checkpoint_grad_step checkpoint steps_per_checkpoint background_executor
+ckpt_step_gt best_of ckpt_epoch skip_epoch max_num_checkpoints only_ckpt_model only_ckpt_lora
+early_stop steps_per_eval steps_per_print lora_dim lora_alpha lora_module_name only_optimize_lora
+"""
+FSDP_QLORA_FLAGS = """
+world_size train_type llama_pro_path model_name precision seed verbose master_addr master_port
+max_steps dataset dataset_samples context_length batch_size gradient_accumulation_steps num_epochs
+sharding_strategy use_gradient_checkpointing reentrant_checkpointing use_cpu_offload
+use_activation_cpu_offload low_memory no_sync loading_workers n_bits lora_rank lora_alpha
+lora_dropout lora_target_modules optimizer lr wd lr_scheduler apply_gradient_clipping grad_norm
+save_model output_dir log_to project_name name group entity profile_memory profile profiling_output
+with_stack with_shapes export_trace export_memory_timeline wait_steps warmup_steps active_steps
+repeat profiling_frequency
+"""
+RAW2IDS_FLAGS = """
+-t -i -o -n -c --batch_size --max_len --cores --tokenizer --stack --pad --filter --image_path
+--max_pixels --max_num --tmp -T -C
+"""
+
+QLORA_PIPE_TOOLS = """
+merge_lora.py|merge_lora.py --no-gpu|convert_ds_checkpoint_to_lora.py --input
+convert_ds_checkpoint_to_lora.py --output|convert_dpo_dataset_to_chat_format.py|test_sampling.py
+"""
+QLORA_PIPE_LITE_TOOLS = """
+merge_lora.py --input|merge_lora.py --adapter|merge_lora.py --output|merge_lora.py --scale
+merge_lora.py --no-gpu|convert_ds_checkpoint.py --input|convert_ds_checkpoint.py --config
+convert_ds_checkpoint.py --output|control_adapter_to_lora.py --base
+control_adapter_to_lora.py --adapter|control_adapter_to_lora.py --output
+control_adapter_to_lora.py --inverse|control_adapter_to_lora.py --cohere
+control_adapter_to_lora.py --mixtral|control_adapter_to_lora.py --no-gpu|lora_to_gguf.py --input
+lora_to_gguf.py --output|lora_to_gguf.py --arch|lora_to_gguf.py --outtype
+analyze_control_adapters.py --adapter|analyze_control_adapters.py --no-gpu
+"""
+JLLM_TOOLS = """
+shuffle_datasets -d|shuffle_datasets -o|shuffle_datasets -n|shuffle_datasets --cores
+shuffle_datasets --mem_rate|shuffle_datasets --seed|shuffle_partition|repartition -d|repartition -n
+cat_index|cat2hf|server|batch_infer
+"""
+AXOLOTL_KEYS = """
+base_model model_type tokenizer_type tokenizer_config trust_remote_code output_dir
+datasets test_datasets pretraining_dataset train_on_inputs min_sample_len eot_tokens chat_template
+chat_template_jinja chat_template_kwargs default_system_message rl rl_beta sequence_len
+sample_packing eval_sample_packing pad_to_sequence_len excess_length_strategy val_set_size
+special_tokens tokens dataset_exact_deduplication shuffle_merged_datasets dataset_prepared_path
+dataset_processes dataset_num_proc tokenizer_use_mistral_common added_tokens_overrides
+datasets[].path datasets[].name datasets[].split datasets[].train_on_split datasets[].ds_type
+datasets[].data_files datasets[].revision datasets[].trust_remote_code datasets[].shards
+datasets[].shards_idx datasets[].preprocess_shards datasets[].weight datasets[].type
+datasets[].field datasets[].conversation datasets[].field_messages
+datasets[].message_property_mappings datasets[].message_field_role
+datasets[].message_field_content datasets[].message_field_training
+datasets[].message_field_training_detail datasets[].roles datasets[].roles_to_train
+datasets[].train_on_eos datasets[].train_on_eot datasets[].chat_template
+datasets[].chat_template_jinja datasets[].drop_system_message datasets[].split_thinking
+datasets[].field_thinking datasets[].template_thinking_key datasets[].field_tools
+datasets[].step_separator datasets[].max_completion_length datasets[].train_on_last_step_only
+datasets[].type.system_prompt datasets[].type.system_format datasets[].type.field_system
+datasets[].type.field_instruction datasets[].type.field_input datasets[].type.field_output
+datasets[].type.format datasets[].type.no_input_format datasets[].type.field_prompt
+datasets[].type.field_chosen datasets[].type.field_rejected datasets[].type.prompt_format
+datasets[].type.chosen_format datasets[].type.rejected_format
+datasets[].type.field_completion datasets[].type.field_label
+adapter lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear lora_modules_to_save
+peft_use_dora peft_use_rslora peft_init_lora_weights peft_layers_to_transform lora_model_dir
+load_in_4bit load_in_8bit gptq bf16 fp16 tf32 gradient_checkpointing flash_attention
+xformers_attention sdp_attention num_epochs max_steps micro_batch_size eval_batch_size
+gradient_accumulation_steps seed learning_rate optimizer optim_args weight_decay adam_beta1
+adam_beta2 adam_epsilon max_grad_norm loraplus_lr_ratio lr_scheduler lr_scheduler_kwargs
+warmup_steps warmup_ratio cosine_min_lr_ratio neftune_noise_alpha relora eval_steps evals_per_epoch
+save_steps saves_per_epoch save_strategy eval_strategy save_total_limit save_only_model
+load_best_model_at_end early_stopping_patience logging_steps resume_from_checkpoint
+auto_resume_from_checkpoints loss_watchdog_threshold loss_watchdog_patience wandb_project
+wandb_entity wandb_name mlflow_tracking_uri mlflow_experiment_name use_tensorboard deepspeed fsdp
+fsdp_config context_parallel_size torch_compile plugins group_by_length local_rank strict debug
+"""
+
+QLORA_PIPE_TOML = """
+model = "models/big"
+output_dir = "runs/old"
+lora_rank = 64
+lora_alpha = 32
+lora_dropout = 0.05
+layers_to_transform = "0:4,6:7"
+use_dora = true
+epochs = 2
+lr_scheduler = "cosine"
+warmup_steps = 0.1
+batch_size_tokens = 4096
+gradient_accumulation_steps = 16
+gradient_clipping = 1
+pipeline_stages = 2
+activation_checkpointing = "unsloth"
+scale_weight_norms = 8
+eval_steps = 100
+logging_steps = 10
+save_steps = 200
+checkpoint_every_n_minutes = 30
+keep_states = 2
+dataset_combination_mode = "interleave"
+offload_mlp_to_cpu = true
+epoch = 3
+[optimizer]
+type = "adamw8bit"
+lr = 2e-5
+beta2 = 0.95
+lr_min = 2e-6
+use_loraplus = true
+loraplus_lr_ratio = 8
+[[datasets]]
+name = "books"
+dataset_type = "textfile"
+dataset_path = "books/*.txt"
+sequence_len = 2048
+eval_size = 0.01
+sample_weight = 3
+[[datasets]]
+dataset_type = "doclist"
+dataset_path = "web.jsonl"
+sequence_len = 2048
+eval_size = 0.01
+num_repeats = 2
+subsample = 0.5
+[[eval_datasets]]
+name = "held-out"
+dataset_type = "doclist"
+dataset_path = "held.jsonl"
+sequence_len = 2048
+"""
+QLORA_PIPE_LITE_TOML = """
+model_dir = "models/big"
+output_dir = "runs/old"
+lr = 1e-4
+sequence_len = 4096
+lora_rank = 16
+lora_weight_decay = 10.0
+layers_to_transform = "0:2, 5"
+epochs = 1
+evals_per_epoch = 4
+checkpoint_interval_hours = 0.5
+max_checkpoints = 5
+mask_tokens = [1, 2]
+mix_datasets = true
+[[datasets]]
+dataset_path = "raw/*.parquet"
+max_tokens = 1000000
+"""
+AXOLOTL_YAML = """
+base_model: models/big
+adapter: qlora
+gptq: true
+lora_r: 8
+lora_alpha: 16
+lora_target_linear: true
+datasets:
+  - path: rows.jsonl
+    type: alpaca
+val_set_size: 0.05
+sequence_len: 512
+num_epochs: 3
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+learning_rate: 0.0002
+optimizer: paged_adamw_8bit
+lr_scheduler: cosine
+cosine_min_lr_ratio: 0.1
+warmup_steps: 10
+bf16: true
+gradient_checkpointing: true
+evals_per_epoch: 4
+saves_per_epoch: 1
+relora: true
+jagged_restart_steps: 50
+neftune_noise_alpha: 5
+wandb_project: mine
+flash_attention: true
+"""
+JLLM_SCRIPT = """
+python -m jllm.raw2ids --tokenizer models/big -i data/web.jsonl -t pretrain --max_len 8193 \\
+  --stack -o shards/web
+deepspeed -H $HOSTFILE --module jllm.train_pipe --model models/big --train_data shards/web \\
+  --pipe_parallel_size 4 --global_batch_size 64 --per_device_train_batch_size 2 \\
+  --num_warmup_steps 0.1 --partition_method fast --lora_dim 8 --only_optimize_lora \\
+  --checkpoint_grad_interval 1 --steps_per_checkpoint 100 --background_executor process \\
+  --only_ckpt_lora \\
+  --steps_per_eval -1 --best_of 2
+"""
+FSDP_QLORA_SCRIPT = """
+export CUDA_VISIBLE_DEVICES=0,1
+python train.py --train_type bnb_dora --model_name models/big --batch_size 2 \\
+  --context_length=1024 --use_cpu_offload True --use_activation_cpu_offload True \\
+  --lr_scheduler cosine --lr 1e-4 \\
+  --apply_gradient_clipping True --log_to wandb --dataset alpaca
+"""
+
+
+def keys_of(system: OldSystem) -> set[str]:
+    return {row.old for row in system.rows}
+
+
+def describe(case: tuple[OldSystem, Equivalent]) -> str:
+    return f"{case[0].title} {case[1].old}"
+
+
+@pytest.mark.parametrize(
+    ("system", "text", "prefix"),
+    [
+        (QLORA_PIPE, QLORA_PIPE_KEYS, ""),
+        (QLORA_PIPE_LITE, QLORA_PIPE_LITE_KEYS, ""),
+        (AXOLOTL, AXOLOTL_KEYS, ""),
+        (JLLM, JLLM_FLAGS, "--"),
+        (JLLM, RAW2IDS_FLAGS, "raw2ids "),
+        (FSDP_QLORA, FSDP_QLORA_FLAGS, "--"),
+    ],
+    ids=["qlora-pipe", "qlora-pipe-lite", "Axolotl", "train_pipe", "raw2ids", "fsdp_qlora"],
+)
+def test_every_key_of_the_old_systems_has_a_row(system, text, prefix):
+    assert {prefix + key for key in text.split()} - keys_of(system) == set()
+
+
+@pytest.mark.parametrize(
+    ("system", "text"),
+    [(QLORA_PIPE, QLORA_PIPE_TOOLS), (QLORA_PIPE_LITE, QLORA_PIPE_LITE_TOOLS), (JLLM, JLLM_TOOLS)],
+    ids=["qlora-pipe", "qlora-pipe-lite", "jllm"],
+)
+def test_every_program_beside_the_trainers_has_a_row(system, text):
+    assert set(re.split(r"[|\n]", text.strip())) - keys_of(system) == set()
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.title)
+def test_every_equivalent_is_a_key_of_our_configs_or_a_command(system):
+    for row in system.rows:
+        assert row.new or row.note, f"{row.old}: neither an equivalent nor a reason"
+        for new in row.new:
+            assert exists(new), f"{row.old}: {new}"
+    for new in system.fixed:
+        assert exists(new), new
+
+
+def exists(new: str) -> bool:
+    if new.startswith("headrace "):
+        _, name, *options = new.split()
+        command = typer.main.get_command(cli.app).commands.get(name)
+        known = {opt for p in command.params for opt in p.opts} if command else set()
+        return command is not None and set(options) <= known
+    config, *path = new.split(".")
+    model = CONFIGS[config]
+    for part in path[:-1]:
+        field = model.model_fields.get(part)
+        model = table_model(field.annotation) if field else None
+        if model is None:
+            return False
+    return path[-1] in model.model_fields
+
+
+def test_no_key_stands_twice():
+    for system in SYSTEMS:
+        old = [row.old for row in system.rows]
+        assert sorted({key for key in old if old.count(key) > 1}) == []
+
+
+def test_tags_of_qlora_pipe_have_tags_of_ours_that_exist():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(?:train|evaluation/NAME)/([^`]+)`", page, re.MULTILINE))
+    assert {ours for _, ours, _ in QLORA_PIPE_TAGS if ours} <= listed
+    assert all(ours or note for _, ours, note in QLORA_PIPE_TAGS)
+
+
+def test_the_migration_page_is_generated_from_the_tables():
+    page = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+    assert page == migration_page(), "run `make docs`"
+    for system, row in ROWS:
+        assert f"| `{row.old}` |" in page, describe((system, row))
+
+
+def imported(folder: Path, name: str, text: str) -> dict[str, dict]:
+    """The configs that a file becomes, read back from what was written."""
+    (folder / name).write_text(text)
+    import_config(folder / name, folder / "new")
+    return {path.name: tomllib.loads(path.read_text()) for path in (folder / "new").iterdir()}
+
+
+def test_qlora_pipe(tmp_path):
+    files = imported(tmp_path, "old.toml", QLORA_PIPE_TOML)
+    assert files["train.toml"] == {
+        "model": "models/big",
+        "output_dir": "runs/old",
+        "epochs": 2,
+        "gradient_accumulation_steps": 16,
+        "micro_batch_size": 1,
+        "pipeline_stages": 2,
+        "activation_checkpointing": "full",
+        "activation_offload": True,
+        "weight_offload": "mlp",
+        "mixing": "interleave",
+        "adapter": {
+            "kind": "dora",
+            "rank": 64,
+            "alpha": 32.0,
+            "dropout": 0.05,
+            "layers": "0:4,6:7",
+        },
+        "optimizer": {
+            "type": "adamw_8bit",
+            "lr": 2e-5,
+            "beta2": 0.95,
+            "lora_plus_ratio": 8.0,
+            "gradient_clipping": 1.0,
+        },
+        "scheduler": {"type": "cosine", "warmup_fraction": 0.05, "min_lr": 2e-6},
+        "loader": {"pack": "best_fit", "tokens_per_row": 4096},
+        "regularization": {"max_product_norm": 8.0},
+        "reporting": {"every_steps": 10},
+        "evaluation": {"before_first_step": False, "after_last_step": False, "every_steps": 100},
+        "checkpoint": {
+            "every_steps": 200,
+            "every_epochs": 1.0,
+            "every_minutes": 30.0,
+            "keep_last": 2,
+        },
+        "datasets": [
+            {"path": "shards/books", "weight": 3.0},
+            {"path": "shards/web", "repeats": 2},
+        ],
+        "evaluation_datasets": [
+            {"path": "shards/books"},
+            {"path": "shards/web"},
+            {"path": "shards/held-out"},
+        ],
+    }
+    assert files["prepare-books.toml"] == {
+        "output": "shards/books",
+        "tokenizer": "models/big",
+        "sequence_len": 2048,
+        "packing": "concatenate",
+        "evaluation_fraction": 0.01,
+        "sources": [{"name": "books", "type": "text", "path": "books/*.txt"}],
+    }
+    assert files["prepare-held-out.toml"]["sources"][0]["split"] == "evaluation"
+    left = re.findall(r"not taken over: (\S+(?: \S+)?) = ", head(tmp_path))
+    assert left == ["epoch"]
+    assert files["prepare-web.toml"]["sources"][0]["sample_fraction"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "objective"),
+    [
+        (
+            "epoch = 3",
+            'loss_type = "focal_loss"\nfocal_loss_gamma = 2',
+            {"kind": "focal", "gamma": 2},
+        ),
+        (
+            "[optimizer]",
+            '[rl]\nmethod = "dpo"\ndpo_beta = 0.2\n[optimizer]',
+            {"kind": "dpo", "beta": 0.2},
+        ),
+    ],
+)
+def test_objectives_of_qlora_pipe(tmp_path, old, new, objective):
+    files = imported(tmp_path, "old.toml", QLORA_PIPE_TOML.replace(old, new))
+    assert files["train.toml"]["objective"] == objective
+
+
+@pytest.mark.parametrize(
+    ("keys", "tables", "expected"),
+    [
+        ("rejected_sampling = true", "", {"temperature": 1.0}),
+        (
+            "rejected_sampling = true\nrejected_sampling_max_new_tokens = 1000000000",
+            "[sampling]\ntemperature = 0.8\nmin_p = 0.1\ntemperature_last = true",
+            {"temperature": 0.8, "min_p": 0.1, "temperature_last": True},
+        ),
+        (
+            "rejected_sampling = true\nrejected_sampling_max_new_tokens = 300",
+            "",
+            {"temperature": 1.0, "max_new_tokens": 300},
+        ),
+        ("rejected_sampling = false", "[sampling]\ntemperature = 0.8", None),
+    ],
+)
+def test_rejected_sampling_of_qlora_pipe(tmp_path, keys, tables, expected):
+    text = QLORA_PIPE_TOML.replace("epoch = 3", keys)
+    text = text.replace("[optimizer]", f'[rl]\nmethod = "dpo"\n{tables}\n[optimizer]')
+    train = imported(tmp_path, "old.toml", text)["train.toml"]
+    assert train.get("rejected_sampling") == expected
+    assert not re.findall(r"not taken over: \S*sampling", head(tmp_path))
+
+
+def test_rejected_sampling_of_qlora_pipe_without_pairs_is_left_out(tmp_path):
+    text = QLORA_PIPE_TOML.replace("epoch = 3", "rejected_sampling = true")
+    assert "rejected_sampling" not in imported(tmp_path, "old.toml", text)["train.toml"]
+    assert 'rejected_sampling = true: pairs are sampled for rl.method = "dpo"' in head(tmp_path)
+
+
+def test_axolotl_sets_of_qlora_pipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    (tmp_path / "set.yaml").write_text("datasets:\n  - path: rows.jsonl\n    type: alpaca\n")
+    old = 'dataset_type = "textfile"\ndataset_path = "books/*.txt"'
+    text = QLORA_PIPE_TOML.replace(old, 'dataset_type = "axolotl"\ndataset_path = "set.yaml"')
+    old = 'dataset_type = "doclist"\ndataset_path = "held.jsonl"'
+    text = text.replace(old, 'dataset_type = "axolotl"\ndataset_path = "set.yaml"')
+    imported(Path(), "old.toml", text)
+    books = load_config(PrepareConfig, Path("new/prepare-books.toml"))
+    assert (books.sequence_len, books.packing, books.evaluation_fraction) == (2048, "none", 0.01)
+    held_out = load_config(PrepareConfig, Path("new/prepare-held-out.toml"))
+    assert [source.split for source in held_out.sources] == ["evaluation"]
+
+
+def test_control_adapters_of_qlora_pipe_lite(tmp_path):
+    text = QLORA_PIPE_LITE_TOML.replace("epochs = 1", "epochs = 1\nuse_control_adapters = true")
+    text += "[[datasets]]\ndataset_path = 'other.jsonl'\ncontrol_class = -1\n"
+    files = imported(tmp_path, "old.toml", text.replace("max_tokens = 1000000", ""))
+    adapter = files["train.toml"]["adapter"]
+    assert adapter == {"kind": "control", "rank": 16, "control_decay": 10.0, "layers": "0:2,5"}
+    classes = [source["control_class"] for source in files["prepare.toml"]["sources"]]
+    assert classes == [1, -1]
+
+
+def head(folder: Path) -> str:
+    return (folder / "new" / "train.toml").read_text()
+
+
+def test_qlora_pipe_lite(tmp_path):
+    files = imported(tmp_path, "old.toml", QLORA_PIPE_LITE_TOML)
+    train = files["train.toml"]
+    assert train["optimizer"] == {"weight_decay": 0.0, "lr": 1e-4}
+    assert train["scheduler"] == {"type": "rms_ratio"}
+    assert train["regularization"] == {"product_decay": 10.0}
+    assert train["adapter"] == {"kind": "lora", "rank": 16, "layers": "0:2,5"}
+    assert train["evaluation"] == {"every_epochs": 0.25}
+    assert train["checkpoint"] == {"every_epochs": 1.0, "every_minutes": 30.0, "keep_last": 5}
+    assert train["partition"] == "uniform"
+    assert train["datasets"] == [{"path": "shards/data", "max_tokens": 1000000}]
+    assert files["prepare.toml"] == {
+        "output": "shards/data",
+        "tokenizer": "models/big",
+        "sequence_len": 4096,
+        "packing": "concatenate",
+        "evaluation_fraction": 0.01,
+        "mix_sources": True,
+        "sources": [
+            {
+                "name": "data",
+                "type": "documents",
+                "path": "raw/*.parquet",
+                "document_prefix": "",
+                "mask_tokens": [1, 2],
+            }
+        ],
+    }
+    assert "not taken over" not in head(tmp_path)
+
+
+def test_axolotl(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    files = imported(Path(), "old.yaml", AXOLOTL_YAML)
+    assert files["prepare.toml"] == {
+        "output": "shards/old",
+        "tokenizer": "models/big",
+        "sources": [{"name": "old", "type": "axolotl", "path": "old.yaml"}],
+    }
+    train = files["train.toml"]
+    assert train["optimizer"] == {
+        "type": "adamw_8bit_paged",
+        "lr": 2e-4,
+        "weight_decay": 0.0,
+        "beta2": 0.999,
+        "eps": 1e-8,
+    }
+    assert train["scheduler"] == {
+        "type": "cosine",
+        "min_lr": pytest.approx(2e-5),
+        "warmup_steps": 10,
+    }
+    assert train["relora"] == {"every_steps": 50}
+    assert train["regularization"] == {"neftune_alpha": 5.0}
+    assert train["reporting"] == {"to": ["wandb"], "project": "mine"}
+    assert train["evaluation"] == {"every_epochs": 0.25}
+    assert train["evaluation_datasets"] == [{"path": "shards/old"}]
+    assert head(Path()).count("not taken over") == 1  # gptq
+
+
+def test_jllm(tmp_path):
+    files = imported(tmp_path, "run.sh", JLLM_SCRIPT)
+    assert files["prepare.toml"] == {
+        "output": "shards/web",
+        "tokenizer": "models/big",
+        "sequence_len": 8193,
+        "packing": "concatenate",
+        "sources": [{"name": "web", "path": "data/web.jsonl", "type": "documents"}],
+    }
+    train = files["train.toml"]
+    assert train["gradient_accumulation_steps"] == 32
+    assert train["pipeline_stages"] == 4
+    assert train["adapter"] == {
+        "kind": "lora",
+        "rank": 8,
+        "alpha": 1.0,
+        "target_modules": [
+            *("q_proj", "k_proj", "v_proj", "o_proj"),
+            *("gate_proj", "up_proj", "down_proj"),
+        ],
+    }
+    assert train["optimizer"]["beta2"] == 0.95
+    assert train["scheduler"] == {"type": "cosine", "warmup_fraction": 0.1}
+    assert train["checkpoint"] == {"every_steps": 100, "background": True, "weights_only": True}
+
+
+def test_fsdp_qlora(tmp_path):
+    files = imported(tmp_path, "run.sh", FSDP_QLORA_SCRIPT)
+    assert set(files) == {"train.toml"}
+    train = files["train.toml"]
+    assert train["adapter"] == {"kind": "dora", "rank": 64, "alpha": 16.0, "dropout": 0.1}
+    assert train["optimizer"]["gradient_clipping"] == 0.3
+    assert train["scheduler"]["min_lr"] == pytest.approx(1e-5)
+    assert train["reporting"] == {"to": ["wandb"]}
+    assert train["quantization"] == {"backend": "bnb", "type": "nf4"}
+    assert train["activation_offload"]
+    assert "not taken over: --dataset" in head(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "quantization"),
+    [
+        ("--train_type hqq_lora --n_bits 2", {"backend": "hqq", "bits": 2}),
+        ("--train_type custom_qlora", {"backend": "bnb", "type": "nf4"}),
+        ("--train_type lora", None),
+    ],
+)
+def test_quantized_weights_of_fsdp_qlora(tmp_path, flags, quantization):
+    files = imported(tmp_path, "run.sh", FSDP_QLORA_SCRIPT.replace("--train_type bnb_dora", flags))
+    assert files["train.toml"].get("quantization") == quantization
+
+
+def test_what_is_written_loads_as_our_configs(tmp_path):
+    imported(tmp_path, "old.toml", QLORA_PIPE_TOML)
+    load_config(TrainConfig, tmp_path / "new" / "train.toml")
+    for path in (tmp_path / "new").glob("prepare*.toml"):
+        load_config(PrepareConfig, path)
+
+
+def test_a_mistyped_key_is_named(tmp_path):
+    """qlora-pipe's bug 3.1.17: it ignored what it did not know."""
+    (tmp_path / "old.toml").write_text(QLORA_PIPE_TOML)
+    left = read_old(tmp_path / "old.toml").left_out
+    assert [(item.key, item.value) for item in left if "not a key" in item.reason] == [("epoch", 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("old.toml", "a = 1", "neither `model`"),
+        ("old.toml", "model = 'm'\n[[datasets]]\npath = 'shards'", "with a `dataset_path`"),
+        ("old.toml", "a = ", "not valid TOML"),
+        ("old.yaml", "a: 1", "no base_model"),
+        ("old.sh", "echo hello", "command lines of jllm or fsdp_qlora"),
+        ("old.toml", QLORA_PIPE_TOML.replace("lr = 2e-5", ""), '"optimizer.lr"'),
+        ("old.toml", QLORA_PIPE_TOML.replace("doclist", "docs"), "sources"),
+    ],
+)
+def test_what_cannot_be_imported_is_said_in_a_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        import_config(tmp_path / name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "train.toml").write_text("mine")
+    (tmp_path / "old.toml").write_text(QLORA_PIPE_LITE_TOML)
+    with pytest.raises(ConfigError, match=r"train\.toml: exists already"):
+        import_config(tmp_path / "old.toml", tmp_path)
+
+
+def test_objectives_and_control_adapters(tmp_path):
+    lines = 'model = "m"\noutput_dir = "o"\nepochs = 1\nloss_type = "focal_loss_star"\n'
+    old = f"{lines}focal_loss_gamma = 2\n[optimizer]\ntype = 'adamw'\nlr = 1e-4\n"
+    text = '[[datasets]]\ndataset_path = "*.txt"\n'
+    kinds = 'dataset_type = "textfile"\nsequence_len = 64\n'
+    files = imported(tmp_path, "old.toml", old + text + kinds)
+    assert files["train.toml"]["objective"] == {"kind": "focal_star", "gamma": 2.0}
+    rl = "[rl]\nmethod = 'dpo'\ndpo_beta = 1\n"
+    (tmp_path / "rl").mkdir()
+    files = imported(tmp_path / "rl", "old.toml", old + rl + text + kinds)
+    assert files["train.toml"]["objective"] == {"kind": "dpo", "beta": 1.0}
+    lite = 'model_dir = "m"\noutput_dir = "o"\nlr = 1e-4\nsequence_len = 64\nlora_rank = 8\n'
+    lite += "use_control_adapters = true\ncontrol_adapter_gamma = 0.25\nlora_weight_decay = 5\n"
+    (tmp_path / "lite").mkdir()
+    files = imported(tmp_path / "lite", "old.toml", f"{lite}{text}control_class = -1\n")
+    adapter = files["train.toml"]["adapter"]
+    assert (adapter["kind"], adapter["gamma"], adapter["control_decay"]) == ("control", 0.25, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "old.toml",
+            "[quantization.bnb]\nload_in_4bit = true\nbnb_4bit_use_double_quant = true\n"
+            'bnb_4bit_compute_dtype = "bfloat16"\n',
+            {
+                "backend": "bnb",
+                "type": "nf4",
+                "double_quantization": True,
+                "compute_dtype": "bfloat16",
+            },
+        ),
+        (
+            "old.toml",
+            "[quantization.bnb]\nload_in_8bit = true\n",
+            {"backend": "bnb", "type": "int8", "int8_threshold": 6.0},
+        ),
+        (
+            "old.toml",
+            "[quantization.hqq]\nnbits = 3\ngroup_size = 128\nskip_modules = ['lm_head', 'v']\n",
+            {"backend": "hqq", "bits": 3, "group_size": 128, "skip_modules": ["lm_head", "v"]},
+        ),
+        (
+            "old.toml",
+            "[quantization.hqq]\nnbits = 4\n[quantization.hqq.dynamic_config]\n"
+            "'self_attn.v_proj' = { nbits = 8, group_size = 128, quant_zero = true }\n"
+            "experts = { nbits = 2 }\n",
+            {
+                "backend": "hqq",
+                "bits": 4,
+                "dynamic_config": {
+                    "self_attn.v_proj": {"bits": 8, "group_size": 128},
+                    "experts": {"bits": 2},
+                },
+            },
+        ),
+        (
+            "old.yaml",
+            "load_in_4bit: true\n",
+            {
+                "backend": "bnb",
+                "type": "nf4",
+                "double_quantization": True,
+                "storage_type": "bfloat16",
+            },
+        ),
+    ],
+)
+def test_quantized_weights(tmp_path, monkeypatch, name, text, expected):
+    monkeypatch.chdir(tmp_path)
+    if name == "old.toml":
+        rest = QLORA_PIPE_TOML.replace("full_fine_tune = true", "full_fine_tune = false")
+        files = imported(tmp_path, name, rest + "\n" + text)
+    else:
+        (tmp_path / "rows.jsonl").write_text('{"instruction": "Add", "output": "2"}\n')
+        rest = AXOLOTL_YAML.replace("gptq: true\n", text)
+        rest = "\n".join(line for line in rest.splitlines() if "relora" not in line)
+        files = imported(tmp_path, name, rest + "\n")
+    assert files["train.toml"]["quantization"] == expected

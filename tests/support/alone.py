@@ -1,0 +1,31 @@
+"""A layout of one process, for what asks the other ranks."""
+
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from headrace.trainer.parallel import RankLayout
+
+
+@contextmanager
+def layout_of_one():
+    """One stage, one replica, on CPU."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group = dist.group.WORLD
+    try:
+        yield RankLayout(
+            rank=0,
+            stage=0,
+            stages=1,
+            replica=0,
+            replicas=1,
+            device=torch.device("cpu"),
+            world_group=group,
+            pipeline_group=group,
+            first_stage_group=group,
+            replicas_group=group,
+            tied_group=None,
+        )
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,218 @@
+"""What `headrace plan` predicts."""
+
+import functools
+import json
+
+import pytest
+import torch
+from tiny_families import COMMON, CPU, config_of, save_tiny
+from torch.autograd.graph import saved_tensors_hooks
+
+from headrace.jobs.commands import cli
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.building.model_builder import build_stage, plan_model
+from headrace.trainer.planning.layer_activations import layer_activations
+from headrace.trainer.planning.plan_report import parse_size, plan_run, report
+
+GIB = 1 << 30
+TOKENS = 48
+LORA = {"kind": "lora", "rank": 4}
+NF4 = {"backend": "bnb", "double_quantization": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("plan") / "llama", num_hidden_layers=8)
+
+
+def planned(model, stages, gpus=None, adapter=None, **settings):
+    config = config_of(model, stages, adapter, gradient_accumulation_steps=8, **settings)
+    return plan_once(config.model_dump_json(exclude_unset=True), gpus or stages)
+
+
+@functools.cache
+def plan_once(config, gpus):
+    """Counting what a layer keeps takes seconds, and most tests count the same one."""
+    return plan_run(TrainConfig.model_validate_json(config), gpus, TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "quantization"),
+    [(None, None), (LORA, None), (LORA, NF4)],
+    ids=["full", "LoRA", "QLoRA"],
+)
+def test_activations_are_those_that_autograd_keeps(model, adapter, quantization):
+    """Counted on tensors without memory, and on the real ones of a middle stage."""
+    settings = {"dtype": "float32", "micro_batch_size": 2, "quantization": quantization}
+    settings |= {"kernels": "torch"}  # as it runs here
+    config = config_of(model, 8, adapter, **settings)
+    predicted = layer_activations(plan_model(config), config, torch.float32, TOKENS)
+
+    stage = build_stage(config, 4, CPU).stage
+    held = [*stage.parameters(), *stage.buffers()]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in held}
+    hidden = torch.randn(2, TOKENS, COMMON["hidden_size"], requires_grad=True)
+    positions = torch.arange(TOKENS).repeat(2, 1)
+    mask = torch.ones(2, 1, TOKENS, TOKENS, dtype=torch.bool).tril()
+    table = stage.rotary(hidden, positions)
+    shared = {t.untyped_storage().data_ptr() for t in (mask, *table)}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights | shared:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        arguments = stage.arguments_of_layer(mask, positions, table)
+        stage.layer_functions.plain(stage.layers[0], hidden, arguments)
+    assert predicted.kept[None] == sum(size for size, _ in kept.values())
+    assert predicted.boundary == hidden.nbytes
+
+
+def test_parameters_of_all_stages_are_those_of_the_model(model):
+    whole = planned(model, 1).stages[0]
+    stages = planned(model, 4).stages
+    head = COMMON["vocab_size"] * COMMON["hidden_size"]
+    assert sum(stage.weights for stage in stages) == whole.weights + head  # tied, held twice
+    assert stages[0].layers[0].start == 0
+    assert list(stages[-1].layers[-1])[-1] == 7
+    assert stages[0].memory.optimizer == 8 * stages[0].trained
+
+
+def test_earlier_stages_hold_more_micro_batches(model):
+    run = planned(model, 4, partition="uniform")
+    held = [stage.memory.activations for stage in run.stages]
+    assert held[0] == pytest.approx(4 * held[3])
+    assert run.bubble == pytest.approx(3 / 11)
+    assert 0 < run.efficiency < run.balance <= 1
+
+
+def test_chunks_shorten_the_bubble_and_hold_more(model):
+    plain = planned(model, 2, partition="uniform")
+    chunks = planned(model, 2, partition="uniform", schedule="interleaved")
+    assert [str(span) for span in chunks.stages[0].layers] == ["0-1", "4-5"]
+    assert (plain.bubble, chunks.bubble) == pytest.approx((1 / 9, 1 / 17))
+    assert chunks.stages[0].weights == plain.stages[0].weights
+    assert chunks.stages[1].work == pytest.approx(plain.stages[1].work)
+    held = [run.stages[0].memory.activations for run in (plain, chunks)]
+    assert 1.25 * held[0] <= held[1] < 1.35 * held[0]  # 5 passes of 2 layers, not 2 of 4
+    assert "0-1, 4-5" in report(chunks, 2, None)
+    assert 'schedule = "1f1b"' in report(chunks, 2, plain.peak)
+
+
+@pytest.mark.parametrize(("adapter", "copies"), [(None, 2), (LORA, 1)], ids=["full", "LoRA"])
+def test_pairs_take_two_places_and_the_reference_of_full_fine_tuning_its_weights(
+    model, adapter, copies
+):
+    plain = planned(model, 2, adapter=adapter, micro_batch_size=2).stages[0].memory
+    pairs = planned(model, 2, adapter=adapter, objective={"kind": "dpo"}).stages[0].memory
+    assert pairs.weights == copies * plain.weights
+    assert pairs.masks == plain.masks
+    assert plain.activations < pairs.activations < 1.5 * plain.activations
+
+
+def test_recomputation_takes_less_memory_and_more_work(model):
+    kept, again = planned(model, 2), planned(model, 2, activation_checkpointing="full")
+    between = planned(model, 2, activation_checkpointing="selective")
+    assert again.peak < between.peak < kept.peak
+    assert sum(s.work for s in again.stages) > 1.2 * sum(s.work for s in kept.stages)
+
+
+def test_what_makes_it_fit_is_said_and_does(model):
+    run = planned(model, 2, gpus=4, adapter=LORA)
+    limit = 0.75 * run.peak
+    text = report(run, 4, limit)
+    assert f"Does not fit: the fullest stage takes {run.peak / GIB:.2f}" in text
+    assert 'activation_checkpointing = "full"' in text
+    again = planned(model, 2, gpus=4, adapter=LORA, activation_checkpointing="full")
+    assert again.peak <= limit
+    assert "Fits" in report(again, 4, limit)
+
+
+def test_quantized_weights_take_what_they_will(model):
+    plain, smaller = (planned(model, 2, adapter=LORA, quantization=q) for q in (None, NF4))
+    stage = build_stage(smaller.config, 0, CPU).stage
+    held = sum(tensor.nbytes for name, tensor in stage.named_buffers() if ".part_" in name)
+    size = smaller.plan.size.parts(smaller.stages[0].layers[0], 0, 2)
+    assert sum(part.quantized_bytes for part in size) == pytest.approx(held, rel=0.03)
+    saved = 2 * sum(part.quantized for part in size) - sum(part.quantized_bytes for part in size)
+    memory, without = smaller.stages[0].memory, plain.stages[0].memory
+    assert without.weights - memory.weights == pytest.approx(saved)
+    text = report(plain, 2, (plain.peak + smaller.peak) / 2)
+    assert 'quantization = { backend = "bnb", double_quantization = true }' in text
+
+
+@pytest.mark.parametrize("quantization", [None, NF4], ids=["plain", "NF4"])
+def test_weights_in_host_memory_are_left_out(tmp_path, quantization):
+    """By as much as a stage that is built with them has less on its device."""
+    changes = {"hidden_size": 64, "intermediate_size": 1024, "num_hidden_layers": 8}
+    wide = save_tiny("llama", tmp_path / "wide", **changes)
+    settings = {"adapter": LORA, "quantization": quantization, "dtype": "bfloat16"}
+    whole, offloaded = (planned(wide, 2, weight_offload=w, **settings) for w in ("none", "mlp"))
+    stage = build_stage(offloaded.config, 0, CPU).stage
+    offload = stage.weight_offload
+    places = {place.untyped_storage().data_ptr() for place in offload.places}
+    tensors = [*stage.parameters(), *stage.buffers()]
+    others = sum(t.nbytes for t in tensors if t.untyped_storage().data_ptr() not in places)
+    held = others + sum(place.nbytes for place in offload.places)
+    assert offloaded.stages[0].memory.weights == pytest.approx(held, rel=0.03)
+    saved = whole.stages[0].memory.weights - offloaded.stages[0].memory.weights
+    at_host = sum(host.nbytes for host in offload.hosts.values())
+    assert saved == pytest.approx(at_host * (1 - 2 / len(offload.hosts)), rel=0.03)
+
+
+def test_an_embedding_in_host_memory_is_left_out(model):
+    kept, moved = (planned(model, 2, adapter=LORA, embedding_on_cpu=on) for on in (False, True))
+    embedding = COMMON["vocab_size"] * COMMON["hidden_size"] * 2
+    assert kept.stages[0].memory.peak - moved.stages[0].memory.peak == embedding
+    assert kept.stages[1].memory.peak == moved.stages[1].memory.peak
+    assert "embedding_on_cpu = true" in report(kept, 2, (kept.peak + moved.peak) / 2)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gemma2", "gemma3_text"])
+def test_families_with_experts_or_several_tables_are_planned(family, tmp_path):
+    run = planned(save_tiny(family, tmp_path / family), 2, adapter=LORA)
+    assert all(stage.memory.activations > 0 for stage in run.stages)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GiB", 24 * GIB), ("80 GB", 80e9), ("1.5gib", 1.5 * GIB), ("7", 7)]
+)
+def test_sizes_are_read(text, size):
+    assert parse_size(text) == size
+
+
+def test_a_size_that_is_none_is_named():
+    with pytest.raises(ConfigError, match="--memory lots: not a size"):
+        parse_size("lots")
+
+
+def test_the_command_needs_a_config_alone(tmp_path, capsys):
+    """Llama's 8B shape over 4 GPUs, from config.json."""
+    model = tmp_path / "llama-8b"
+    model.mkdir()
+    settings = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336}
+    settings |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+    settings |= {"vocab_size": 128256, "tie_word_embeddings": False}
+    (model / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "train.toml").write_text(
+        f"""
+        model = "{model}"
+        output_dir = "unused"
+        pipeline_stages = 4
+        gradient_accumulation_steps = 16
+        datasets = [{{ path = "unused" }}]
+        optimizer = {{ lr = 1e-4 }}
+        """
+    )
+    with pytest.raises(SystemExit) as ended:
+        arguments = ["--gpus", "8", "--sequence-len", "4096", "--memory", "10GiB"]
+        cli.main(["plan", str(tmp_path / "train.toml"), *arguments])
+    assert not ended.value.code
+    printed = capsys.readouterr().out
+    assert "0-8" in printed
+    assert "2 replica(s)" in printed
+    assert "Does not fit" in printed

@@ -1,0 +1,1 @@
+"""Adapters: where they sit, what they start from, and their names."""

@@ -1,0 +1,90 @@
+"""Initial values of adapters, the same in every layout."""
+
+import math
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.train.adapter_config import LORA_KINDS, AdapterConfig
+from headrace.trainer.adapters.names import ADAPTER
+
+SVD_ITERATIONS = 16
+
+
+def takes_over(adapter: AdapterConfig) -> bool:
+    """Return whether adapters start from a part of the frozen weights, taken out of these."""
+    return adapter.kind in LORA_KINDS and adapter.init in ("pissa", "olora")
+
+
+@torch.no_grad()
+def initial_values(name: str, layer: LoraLayer, init: str, seed: int) -> dict[str, Tensor]:
+    """Return an adapter's initial values, by name below its layer: the same in every layout.
+
+    With "pissa" and "olora" the adapter takes over a part of the frozen weight, which is taken out
+    of it here, so the sum stays what it was.
+
+    Sources: LoRA https://arxiv.org/abs/2106.09685, DoRA https://arxiv.org/abs/2402.09353, PiSSA
+    https://arxiv.org/abs/2404.02948, OLoRA https://arxiv.org/abs/2406.01775.
+    """
+    values: dict[str, Tensor] = {}
+    if ADAPTER in layer.lora_embedding_A:
+        down, up = "lora_embedding_A", "lora_embedding_B"
+        values[f"{down}.{ADAPTER}"] = torch.zeros(layer.lora_embedding_A[ADAPTER].shape)
+        shape = layer.lora_embedding_B[ADAPTER].shape
+        values[f"{up}.{ADAPTER}"] = torch.empty(shape).normal_(generator=_generator(name, up, seed))
+    elif init in ("pissa", "olora"):
+        values = _taken_from_base(name, layer, init, seed)
+    else:
+        shape = layer.lora_A[ADAPTER].weight.shape
+        generator = _generator(name, "lora_A", seed)
+        down_values = torch.empty(shape)
+        if init == "gaussian":
+            down_values.normal_(std=1 / layer.r[ADAPTER], generator=generator)
+        else:  # as PEFT: Kaiming's uniform distribution
+            bound = 1 / math.sqrt(shape[-1])
+            down_values.uniform_(-bound, bound, generator=generator)
+        values[f"lora_A.{ADAPTER}.weight"] = down_values
+        values[f"lora_B.{ADAPTER}.weight"] = torch.zeros(layer.lora_B[ADAPTER].weight.shape)
+    if ADAPTER in layer.lora_magnitude_vector:
+        values[f"lora_magnitude_vector.{ADAPTER}.weight"] = _magnitudes(layer, values)
+    return values
+
+
+def _generator(name: str, part: str, seed: int) -> torch.Generator:
+    parameter = f"{name}.{part}.{ADAPTER}.weight"
+    return torch.Generator().manual_seed(derive_seed(seed, "adapter", parameter))
+
+
+def _taken_from_base(name: str, layer: LoraLayer, init: str, seed: int) -> dict[str, Tensor]:
+    """The principal part of the frozen weight, by singular values or by QR; taken out of it."""
+    base, rank, scale = layer.get_base_layer().weight, layer.r[ADAPTER], layer.scaling[ADAPTER]
+    weight = base.data.float()
+    if init == "pissa":
+        torch.manual_seed(derive_seed(seed, "adapter", name))
+        left, values, right = torch.svd_lowrank(weight, rank, niter=SVD_ITERATIONS)
+        root = (values / scale).sqrt()
+        down, up = root.unsqueeze(1) * right.T, left * root
+    else:
+        left, triangle = torch.linalg.qr(weight)
+        down, up = triangle[:rank].clone(), left[:, :rank].clone()
+    base.data = (weight - scale * (up @ down)).to(base.dtype)
+    return {
+        f"lora_A.{ADAPTER}.weight": down.contiguous(),
+        f"lora_B.{ADAPTER}.weight": up.contiguous(),
+    }
+
+
+def _magnitudes(layer: LoraLayer, values: dict[str, Tensor]) -> Tensor:
+    """DoRA's magnitudes: the norms of the weight as it starts."""
+    base = layer.get_base_layer().weight.data.float()
+    magnitude = layer.lora_magnitude_vector[ADAPTER]
+    if ADAPTER in layer.lora_embedding_A:
+        delta = torch.zeros_like(base)
+        norm: Tensor = magnitude.get_weight_norm(base, delta.T, layer.scaling[ADAPTER])
+        return norm
+    down = values[f"lora_A.{ADAPTER}.weight"].to(base.device)
+    up = values[f"lora_B.{ADAPTER}.weight"].to(base.device)
+    norm = magnitude.get_weight_norm(base, up @ down, layer.scaling[ADAPTER])
+    return norm

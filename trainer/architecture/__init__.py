@@ -1,0 +1,1 @@
+"""A Hugging Face model: families, layout, names in files, reading and writing weights."""

@@ -1,0 +1,129 @@
+"""Gives every rank its inputs of a step: the leader reads, the others get their part from it."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from headrace.schemas.errors import DataError
+from headrace.schemas.train.run_state import QuarantineRecord
+from headrace.trainer.batches.batch import Batch
+from headrace.trainer.batches.loader import GroupLoader
+from headrace.trainer.order.position import Position
+from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.parallel import RankLayout, gather_objects
+from headrace.trainer.shards.packed_rows import PackedRow
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """Inputs of one rank for one step. Shapes as in `Batch`."""
+
+    micro_batches: int
+    document_lengths: list[list[list[int]]]
+    row_lengths: list[list[int]]
+    trained_tokens: int  # of the whole global batch, over all replicas
+    tokens: int  # likewise
+    position: Position  # of the loader, after this step
+    overlong: OverlongCount  # of the whole global batch
+    pair_count: int = 0  # of the whole global batch
+    chosen_tokens: int = 0  # likewise: trained tokens of chosen answers
+    control_classes: Tensor | None = None
+    input_ids: Tensor | None = None  # first stage only
+    labels: Tensor | None = None  # last stage only
+    rows: list[list[list[PackedRow]]] | None = None  # first and last stage only
+    pairs: list[list[list[tuple[int, int]]]] | None = None  # last stage only
+
+    @property
+    def leader_rows(self) -> list[list[list[PackedRow]]] | None:
+        """The rows, at the first stage only."""
+        return None if self.input_ids is None else self.rows
+
+
+class Counts(NamedTuple):
+    """Denominators of the losses, with the names of `StepInputs`."""
+
+    trained_tokens: int
+    tokens: int
+    pair_count: int
+    chosen_tokens: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Counts":
+        """One replica's share."""
+        pairs = sum(len(place) for places in batch.pairs or () for place in places)
+        return cls(batch.trained_tokens, batch.tokens, pairs, batch.chosen_tokens)
+
+
+class Feed:
+    """An endless supply of `StepInputs`; only the first stage has a loader.
+
+    One object goes from the leader to each other stage of its pipeline group per step: document
+    boundaries to all, labels and rows' names to the last.
+    """
+
+    def __init__(self, layout: RankLayout, loader: GroupLoader | None) -> None:
+        assert (loader is not None) == layout.is_first, "one loader per pipeline group"
+        self.layout = layout
+        self.loader = loader
+
+    def take_quarantined(self) -> list[QuarantineRecord]:
+        """Row groups that this rank's loader has given up since the last call."""
+        return [] if self.loader is None else self.loader.reader.quarantine.take_new()
+
+    def next(self) -> StepInputs:
+        return self.hand_out(self.read())
+
+    def read(self) -> Batch | None:
+        """This replica's share of the next global batch, at the first stage; nothing elsewhere."""
+        if self.loader is None:
+            return None
+        batch = next(self.loader, None)
+        if batch is None:
+            raise DataError(
+                "the data ends before the last step: rows that were packed in place of damaged "
+                "ones are shorter; continue with --resume, which counts the steps anew"
+            )
+        return batch
+
+    def hand_out(self, batch: Batch | None) -> StepInputs:
+        """Give every stage of the pipeline its part of what the first one has read."""
+        if batch is None:
+            received: list[StepInputs] = [None]  # type: ignore[list-item]
+            source = self.layout.rank_of(0)
+            dist.recv_object_list(received, src=source, group=self.layout.pipeline_group)
+            return replace(received[0], labels=pinned(received[0].labels))
+        counts = gather_objects(Counts.of(batch), self.layout.first_stage_group)
+        total = Counts(*map(sum, zip(*counts, strict=True)))
+        for stage in range(1, self.layout.stages):
+            inputs = _inputs_of(batch, stage, self.layout.stages, total)
+            target = self.layout.rank_of(stage)
+            dist.send_object_list([inputs], dst=target, group=self.layout.pipeline_group)
+        inputs = _inputs_of(batch, 0, self.layout.stages, total)
+        return replace(inputs, input_ids=pinned(inputs.input_ids), labels=pinned(inputs.labels))
+
+
+def pinned(tensor: Tensor | None) -> Tensor | None:
+    """Copy a tensor to memory that a GPU can read from while the process goes on."""
+    if tensor is None or not torch.cuda.is_available():
+        return tensor
+    return tensor.pin_memory()
+
+
+def _inputs_of(batch: Batch, stage: int, stages: int, total: Counts) -> StepInputs:
+    first, last = stage == 0, stage == stages - 1
+    return StepInputs(
+        micro_batches=len(batch.document_lengths),
+        document_lengths=batch.document_lengths,
+        row_lengths=batch.row_lengths,
+        **total._asdict(),
+        position=batch.position,
+        overlong=batch.overlong,
+        input_ids=batch.input_ids if first else None,
+        labels=batch.labels if last else None,
+        rows=batch.rows if first or last else None,
+        pairs=batch.pairs if last else None,
+        control_classes=batch.control_classes,
+    )

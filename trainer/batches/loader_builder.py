@@ -1,0 +1,78 @@
+"""Builds loaders from a checked config."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.batch import Batch, make_batch
+from headrace.trainer.batches.control_classes import make_controlled_batch
+from headrace.trainer.batches.loader import GroupLoader
+from headrace.trainer.batches.pair_batch import make_pair_batch
+from headrace.trainer.order.data_history import DataHistory
+from headrace.trainer.order.datasets import Inputs
+from headrace.trainer.order.sequences import (
+    RowStream,
+    open_sequences,
+    train_stream,
+)
+from headrace.trainer.parallel import RankLayout
+from headrace.trainer.shards.decoded_pairs import DecodedPairs
+from headrace.trainer.shards.decoded_rows import DecodedRows
+from headrace.trainer.shards.shard_reader import ShardReader
+
+TOKEN_BYTES = 8  # of a batch: id and label, both int32
+
+
+def build_train_loader(
+    config: TrainConfig,
+    inputs: Inputs,
+    layout: RankLayout,
+    data_history: DataHistory,
+    stop_row: int | None,
+) -> GroupLoader | None:
+    """The loader of this pipeline group, on its first stage only."""
+    if not layout.is_first:
+        return None
+    micro_batches = config.gradient_accumulation_steps
+    stream = train_stream(config, data_history)
+    return build_loader(config, inputs, layout, stream, micro_batches, stop_row)
+
+
+def build_loader(
+    config: TrainConfig,
+    inputs: Inputs,
+    layout: RankLayout,
+    stream: RowStream,
+    micro_batches: int,
+    stop_row: int | None,
+) -> GroupLoader:
+    """A loader over a stream, with a reader of its own."""
+    reader: ShardReader[Any] = stream.reader(DecodedPairs if stream.of_pairs else DecodedRows)
+    return GroupLoader(
+        reader,
+        partial(open_sequences, inputs.sequence_tokens, stream, reader, stop_row),
+        sequence_tokens=inputs.sequence_tokens,
+        micro_batch_size=config.micro_batch_size,
+        micro_batches=micro_batches,
+        replica=layout.replica,
+        replicas=layout.replicas,
+        prefetch=prefetch_depth(config, micro_batches, inputs.room),
+        lay_out=batch_maker(config),
+    )
+
+
+def batch_maker(config: TrainConfig) -> Callable[..., Batch]:
+    """Return the function that makes batches of rows, as objective and adapter need them."""
+    if config.objective.of_pairs:
+        return make_pair_batch
+    if config.adapter.kind == "control":
+        return partial(make_controlled_batch, seed=config.seed)
+    return make_batch
+
+
+def prefetch_depth(config: TrainConfig, micro_batches: int, room: int) -> int:
+    """Batches to read ahead: as many as asked for, and as fit into `prefetch_bytes`, but one."""
+    tokens = config.micro_batch_size * micro_batches * room
+    fitting = config.loader.prefetch_bytes // (TOKEN_BYTES * tokens)
+    return min(config.loader.prefetch_batches, max(1, fitting))

@@ -1,0 +1,52 @@
+"""Pairs as tensors: chosen answers in one half of a micro-batch's places, rejected in the other."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from headrace.trainer.batches.batch import Batch, make_batch, packed_row
+from headrace.trainer.order.position import Position
+from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.shards.decoded_pairs import SIDES, Pair
+from headrace.trainer.shards.packed_rows import PackedRow
+
+
+def make_pair_batch(
+    micro_batches: Sequence[Sequence[Sequence[Pair]]],
+    length: int,
+    position: Position,
+    overlong: OverlongCount,
+) -> Batch:
+    """Lay pairs out: b places of chosen answers, then b of rejected ones, in the same order.
+
+    Args: as `make_batch`.
+    """
+    sides = [
+        [[[pair[side] for pair in place] for place in places] for side in range(SIDES)]
+        for places in micro_batches
+    ]
+    batch = make_batch(
+        [chosen + rejected for chosen, rejected in sides], length, position, overlong
+    )
+    chosen_labels = batch.labels[:, : len(micro_batches[0])]
+    return replace(
+        batch,
+        rows=[
+            [[place_pair(pair) for pair in place] for place in places] for places in micro_batches
+        ],
+        pairs=[
+            [[tokens_of(pair) for pair in place] for place in places] for places in micro_batches
+        ],
+        pair_rows=[[list(place) for place in places] for places in micro_batches],
+        chosen_tokens=int((chosen_labels >= 0).sum()),
+    )
+
+
+def tokens_of(pair: Pair) -> tuple[int, int]:
+    """Tokens of both sides."""
+    return len(pair.chosen.input_ids), len(pair.rejected.input_ids)
+
+
+def place_pair(pair: Pair) -> PackedRow:
+    """Return the record of a pair; no side is longer than a sequence."""
+    tokens = sum(tokens_of(pair))
+    return packed_row(pair.chosen, tokens)._replace(tokens=tokens)

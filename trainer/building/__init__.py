@@ -1,0 +1,1 @@
+"""A config to a filled stage: the cut, the model without memory, its weights."""

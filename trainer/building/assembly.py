@@ -1,0 +1,137 @@
+"""Puts the modules of one stage together; their parameters have no memory yet."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.layer_ranges import recomputed_layers
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.half_layer import half_of
+from headrace.trainer.architecture.precision import trained_dtype
+from headrace.trainer.building.model_plan import Plan
+from headrace.trainer.building.partition import Span
+from headrace.trainer.layers.activation_offload import ActivationOffload
+from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
+from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
+from headrace.trainer.stage.stage import Stage, StageNames
+
+
+def assemble(
+    plan: Plan,
+    config: TrainConfig,
+    stage: int,
+    layers: Span,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Stage:
+    """A stage whose parameters have no memory yet; its rotary tables have."""
+    family, architecture = plan.architecture.family, plan.architecture
+    first, last = stage == 0, stage == config.pipeline_stages - 1
+    names = StageNames(
+        embedding=plan.prefix + family.embedding if first else None,
+        layers=[f"{plan.prefix}{family.layers}.{index}" for index in layers],
+        norm=plan.prefix + family.norm if last and family.norm else None,
+        head=plan.prefix + family.head if last else None,
+    )
+    used = [names.embedding, *names.layers, names.norm, names.head]
+    modules = {name: plan.model.get_submodule(name) for name in used if name}
+    for name, (_, half) in zip(names.layers, layers.pieces(), strict=True):
+        if half is not None:
+            modules[name] = half_of(modules[name], family.attention, half)
+    if first and config.embedding_on_cpu:
+        check_embedding_on_cpu(plan, modules, names, alone=last)
+    seeded = config.adapter.dropout > 0 or architecture.uses_chance
+    in_halves = any(half for _, half in layers.pieces())
+    if in_halves and seeded:
+        raise ConfigError(
+            "half_layers does not go with dropout, whose choices belong to whole layers; "
+            "use whole layers or set adapter.dropout = 0"
+        )
+    if in_halves and config.adapter.kind == "control":
+        raise ConfigError(
+            'half_layers does not go with adapter.kind = "control", which follows whole layers'
+        )
+    rotary = None
+    if family.rotary is not None:
+        rotary = type(plan.plain.get_submodule(family.rotary))(config=architecture.config)
+    stage_module = Stage(
+        modules,
+        names=names,
+        layers=list(layers),
+        rotary=None if rotary is None else rotary.to(device),
+        architecture=architecture,
+        router_loss=router_loss_settings(plan, config),
+        compute_dtype=dtype,
+        autocast=plan.trains_weights and trained_dtype(config, dtype) != dtype,
+        recompute=recomputed_layers(
+            config.activation_checkpointing, architecture.config.num_hidden_layers
+        ),
+        selective=config.activation_checkpointing == "selective",
+        offload=ActivationOffload(device) if config.activation_offload else None,
+        seeded=seeded,
+        embedding_on_cpu=config.embedding_on_cpu,
+    )
+    stage_module.objective = config.objective
+    if stage_module.embedding is not None:
+        stage_module.embedding.noise_alpha = config.regularization.neftune_alpha
+    if config.trained_matmul == "fp8":
+        for layer in stage_module.layers:
+            multiply_trained_in_fp8(layer, dtype)
+    materialize_buffers(stage_module, plan.plain, device)
+    return stage_module
+
+
+def check_embedding_on_cpu(
+    plan: Plan, modules: dict[str, nn.Module], names: StageNames, *, alone: bool
+) -> None:
+    """The embedding must be frozen, and its memory not be the head's.
+
+    Raises:
+        ConfigError: saying what to do.
+    """
+    assert names.embedding is not None
+    if any(parameter.requires_grad for parameter in modules[names.embedding].parameters()):
+        raise ConfigError(
+            "embedding_on_cpu: the embedding is trained; drop it, or leave the embedding out of "
+            "adapter.target_modules and modules_to_save"
+        )
+    if alone and plan.architecture.tied:
+        raise ConfigError(
+            "embedding_on_cpu: the head uses the same weights, which the only stage holds anyway; "
+            "drop it"
+        )
+
+
+def materialize_buffers(stage: Stage, model: Any, device: torch.device) -> None:
+    """Buffers are not in checkpoints: each module's own initialization says what they hold."""
+    moving = set(stage.parts)
+    homes = [(m, part in moving) for part in stage.names.values() for m in part.modules()]
+    for module, moves in homes:
+        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in empty:
+            buffer = module._buffers[name]
+            assert buffer is not None
+            module._buffers[name] = torch.empty_like(buffer, device=device if moves else "cpu")
+        if empty:
+            model._init_weights(module)
+
+
+def router_loss_settings(plan: Plan, config: TrainConfig) -> RouterLossSettings | None:
+    """The routers' loss as config or model ask for it; None without routers or at 0."""
+    architecture = plan.architecture
+    coefficient = config.router_loss
+    if coefficient is None:
+        coefficient = float(getattr(architecture.config, "router_aux_loss_coef", 0.0) or 0.0)
+    if architecture.router is None:
+        if config.router_loss:
+            raise ConfigError(f"router_loss = {config.router_loss}: the model has no routers")
+        return None
+    layers = count_routers(
+        plan.plain.get_submodule(architecture.family.layers), architecture.router
+    )
+    if not coefficient or not layers:
+        return None
+    top_k = architecture.config.num_experts_per_tok
+    return RouterLossSettings(architecture.router, coefficient, layers, top_k)

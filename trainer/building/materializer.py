@@ -1,0 +1,260 @@
+"""Gives every parameter of a stage its memory and its values, one at a time."""
+
+import copy
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.adapters.control import control_adapters, initial_control
+from headrace.trainer.adapters.initial_values import initial_values, takes_over
+from headrace.trainer.adapters.names import base_name, is_adapter, lora_layers
+from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.block_expansion import Expansion
+from headrace.trainer.architecture.precision import trained_dtype
+from headrace.trainer.building.parameter_slots import (
+    Slot,
+    TrainedParameter,
+    find_slots,
+    holds_quantized,
+)
+from headrace.trainer.building.weight_source import WeightSource
+from headrace.trainer.layers.weight_offload import is_offloaded
+from headrace.trainer.quantized.cache import QuantizedCache
+from headrace.trainer.quantized.modules import (
+    QuantizableModule,
+    quantized_weights_of,
+    swap_expert_adapters,
+)
+from headrace.trainer.quantized.selection import Quantization
+from headrace.trainer.quantized.weight import QuantizedWeight
+from headrace.trainer.stage.stage import Stage
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Result of `Materializer.fill`."""
+
+    trained: list[TrainedParameter]
+    tied_head: nn.Parameter | None  # a trained head over the memory of its stage's embedding
+    initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
+
+
+class Materializer:
+    """Fills a stage that was laid out on the meta device.
+
+    Frozen weights get `dtype`, trained ones `trained_dtype`; frozen ones in modules that can hold
+    them quantized are quantized one by one, before the next is read.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        architecture: Architecture,
+        source: WeightSource,
+        dtype: torch.dtype,
+        device: torch.device,
+        expansion: Expansion | None = None,
+        quantization: Quantization | None = None,
+        cache: QuantizedCache | None = None,
+    ) -> None:
+        self.config = config
+        self.architecture = architecture
+        self.source = source
+        self.dtype = dtype
+        self.trained_dtype = trained_dtype(config, dtype)
+        self.device = device
+        self.expansion = expansion
+        self.quantization = quantization
+        self.cache = cache
+        self._adapted: dict[int, tuple[str, LoraLayer]] = {}  # frozen module -> its adapter
+        self._from_cache: set[str] = set()
+        self._taken: dict[str, dict[str, Tensor]] = {}  # adapters begun while weights were whole
+        self.embedding_name = f"{architecture.family.embedding}.weight"
+        self.head_name = f"{architecture.family.head}.weight"
+
+    def fill(self, stage: Stage) -> Filled:
+        """Load or initialize all parameters."""
+        slots = list(find_slots(stage.names))
+        self._adapted = {
+            id(layer.get_base_layer()): (name, layer) for name, layer in lora_layers(stage.names)
+        }
+        base = [slot for slot in slots if not is_adapter(slot.name)]
+        tied_head = self._fill_base(self._fill_from_cache(base))
+        self._fill_cache(stage)
+        initial = self._fill_adapters(stage)
+        swap_expert_adapters(stage)
+        left = [name for name, tensor in stage.named_parameters() if tensor.is_meta]
+        left += [name for name, tensor in stage.named_buffers() if tensor.is_meta]
+        assert not left, f"not loaded: {left}"
+        trained = [
+            self._trained(slot, slot.owner._parameters[slot.attribute])
+            for slot in slots
+            if slot.empty.requires_grad and slot.owner._parameters[slot.attribute] is not tied_head
+        ]
+        return Filled(trained, tied_head, initial)
+
+    def place(self, slot: Slot, value: Tensor | QuantizedWeight) -> None:
+        """Put a weight of the base model where it belongs, in its type, on its device."""
+        trained = slot.empty.requires_grad
+        if holds_quantized(slot):
+            self._hold(slot, value)
+            return
+        if isinstance(value, QuantizedWeight):
+            value = value.to(self.device).dequantize(self.dtype)
+        value = value.to(self._home(slot), self.trained_dtype if trained else self.dtype)
+        slot.fill(nn.Parameter(value, requires_grad=trained))
+
+    def _hold(self, slot: Slot, value: Tensor | QuantizedWeight) -> None:
+        """Quantize a weight, unless its file has it so; what adapters take over is taken first."""
+        assert isinstance(slot.owner, QuantizableModule) and self.quantization is not None
+        dtype = self.quantization.compute_dtype(self.dtype)
+        if isinstance(value, QuantizedWeight):
+            slot.owner.set_quantized(slot.attribute, [value.to(self._home(slot))], dtype)
+            return
+        value = value.to(self.device)
+        adapted = self._adapted.get(id(slot.owner))
+        if adapted is not None and takes_over(self.config.adapter):
+            name, layer = adapted
+            whole = nn.Parameter(value.float(), requires_grad=False)
+            slot.fill(whole)
+            init, seed = self.config.adapter.init, self.config.seed
+            self._taken[name] = initial_values(name, layer, init, seed)
+            value = whole.data
+        name = self._source_name(slot.name)
+        made = self.quantization.make(value, name, dtype)
+        slot.owner.set_quantized(
+            slot.attribute, [part.to(self._home(slot)) for part in made], dtype
+        )
+
+    def _home(self, slot: Slot) -> torch.device:
+        """The device, or the host for what is kept there."""
+        name, config = slot.name, self.config
+        if slot.empty.requires_grad:
+            return self.device
+        is_embedding = base_name(name) == self.embedding_name
+        in_layers = base_name(name).startswith(f"{self._layers}.")
+        offloaded = in_layers and is_offloaded(name, config.weight_offload)
+        at_host = offloaded or (is_embedding and config.embedding_on_cpu)
+        return torch.device("cpu") if at_host else self.device
+
+    def _fill_from_cache(self, slots: list[Slot]) -> list[Slot]:
+        """Take quantized weights of decoder layers from the cache; returns the slots left."""
+        if self.cache is None or self.quantization is None:
+            return slots
+        dtype, left = self.quantization.compute_dtype(self.dtype), []
+        for layer, group in groupby(slots, key=lambda slot: self._layer_of(slot.name)):
+            group_slots = list(group)
+            wanted = {
+                self._source_name(slot.name): slot for slot in group_slots if holds_quantized(slot)
+            }
+            found = self.cache.load(layer, list(wanted)) if layer and wanted else None
+            if layer and found:
+                self._from_cache.add(layer)
+            for name, values in (found or {}).items():
+                held = [value.to(self._home(wanted[name])) for value in values]
+                owner = wanted[name].owner
+                assert isinstance(owner, QuantizableModule)
+                owner.set_quantized(wanted[name].attribute, held, dtype)
+            left += [slot for slot in group_slots if not (found and holds_quantized(slot))]
+        return left
+
+    def _fill_cache(self, stage: Stage) -> None:
+        """Keep what was quantized, a file for each decoder layer."""
+        if self.cache is None:
+            return
+        for name in stage.layer_names:
+            held = dict(quantized_weights_of({name: stage.names[name]}))
+            layer = self._layer_of(f"{name}.")
+            if held and layer and layer not in self._from_cache:
+                self.cache.store(
+                    layer, {self._source_name(key): values for key, values in held.items()}
+                )
+
+    def _layer_of(self, name: str) -> str | None:
+        """The decoder layer, as the base model names it, that a parameter belongs to."""
+        source = self._source_name(name)
+        if not source.startswith(f"{self._layers}."):
+            return None
+        return ".".join(source.split(".")[: self._layers.count(".") + 2])
+
+    def _fill_base(self, slots: list[Slot]) -> nn.Parameter | None:
+        """Read each weight once, for all its slots; returns a trained head over an embedding."""
+        by_source: dict[str, list[Slot]] = {}
+        for slot in slots:
+            by_source.setdefault(self._source_name(slot.name), []).append(slot)
+        wanted = [(name, group[0].empty.shape) for name, group in by_source.items()]
+        tied_head = None
+        for group, value in zip(by_source.values(), self.source.read(wanted), strict=True):
+            for slot in group:
+                if slot is not group[0] and self._is_head(slot) and not self._is_copy(slot):
+                    tied_head = self._share(group[0], slot)
+                elif self.expansion and self.expansion.starts_at_zero(slot.name, self._layers):
+                    assert isinstance(value, Tensor)  # refused where weights are stored quantized
+                    self.place(slot, torch.zeros_like(value))
+                else:
+                    self.place(slot, value if slot is group[-1] else copy.deepcopy(value))
+        return tied_head
+
+    def _share(self, embedding: Slot, head: Slot) -> nn.Parameter | None:
+        """Let the head use the embedding's memory; trained, it keeps a gradient of its own."""
+        if isinstance(embedding.owner, QuantizableModule) and embedding.owner.quantized("weight"):
+            assert isinstance(head.owner, QuantizableModule)
+            head.owner.share(embedding.owner)
+            return None
+        weight = embedding.owner._parameters[embedding.attribute]
+        assert weight is not None
+        if not weight.requires_grad:
+            head.fill(weight)
+            return None
+        parameter = nn.Parameter(weight.data)
+        head.fill(parameter)
+        return parameter
+
+    def _fill_adapters(self, stage: Stage) -> dict[str, Tensor]:
+        """Initialize adapters, after the weights that they may start from."""
+        kept: dict[str, Tensor] = {}
+        init, seed = self.config.adapter.init, self.config.seed
+        for name, layer in lora_layers(stage.names):
+            values = self._taken.pop(name, None) or initial_values(name, layer, init, seed)
+            for part, value in values.items():
+                path, _, attribute = part.rpartition(".")
+                owner = layer.get_submodule(path)
+                value = value.to(self.device, self.trained_dtype)
+                owner._parameters[attribute] = nn.Parameter(value)
+                if takes_over(self.config.adapter) and "lora_embedding" not in part:
+                    kept[f"{name}.{part}"] = value.cpu().clone()
+        for name, adapter in control_adapters(stage.names):
+            for part, value in initial_control(name, adapter, seed).items():
+                adapter._parameters[part] = nn.Parameter(value.to(self.device, self.trained_dtype))
+        return kept
+
+    @property
+    def _layers(self) -> str:
+        return self.architecture.family.layers
+
+    def _source_name(self, name: str) -> str:
+        """The name that the value of a parameter is asked for by."""
+        name = base_name(name)
+        if self.expansion is not None:
+            name = self.expansion.stored_name(name, self._layers)
+        if self.architecture.tied and name == self.head_name:
+            return self.embedding_name
+        return name
+
+    def _is_head(self, slot: Slot) -> bool:
+        return base_name(slot.name) == self.head_name
+
+    def _is_copy(self, slot: Slot) -> bool:
+        """Return whether PEFT trains a copy of a whole module there, apart from everything else."""
+        return ".modules_to_save." in slot.name
+
+    def _trained(self, slot: Slot, parameter: nn.Parameter | None) -> TrainedParameter:
+        assert parameter is not None
+        tied = self.architecture.tied and self._is_head(slot) and not self._is_copy(slot)
+        if tied and not is_adapter(slot.name):
+            return TrainedParameter(self.embedding_name, parameter, owned=False)
+        return TrainedParameter(slot.name, parameter, owned=True)

@@ -1,0 +1,165 @@
+"""Builds one stage of a Hugging Face model, adapters included, and loads only its own weights."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.adapter_config import AdapterConfig
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.block_expansion import Expansion
+from headrace.trainer.architecture.model_directory import model_directory
+from headrace.trainer.architecture.precision import compute_dtype
+from headrace.trainer.architecture.weight_index import weights_fingerprint
+from headrace.trainer.building.assembly import assemble
+from headrace.trainer.building.checkpoint_files import INITIAL, MERGED, tensor_name
+from headrace.trainer.building.materializer import Materializer
+from headrace.trainer.building.model_plan import Plan, plan_model
+from headrace.trainer.building.model_size import flops_per_token, partition
+from headrace.trainer.building.parameter_slots import TrainedParameter
+from headrace.trainer.building.partition import Span
+from headrace.trainer.building.reference import reference_of
+from headrace.trainer.building.weight_source import RandomWeights, StoredWeights, WeightSource
+from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
+from headrace.trainer.quantized.cache import QuantizedCache
+from headrace.trainer.stage.acceleration import accelerate
+from headrace.trainer.stage.stage import Stage
+
+
+@dataclass(frozen=True)
+class BuiltStage:
+    """The part of the model in one process, with its weights, and the facts training needs."""
+
+    chunks: list[Stage]  # in the order of the model; one, unless the schedule is interleaved
+    trained: list[TrainedParameter]
+    tied_copy: nn.Parameter | None  # a trained tied embedding, or the last stage's copy of it
+    tied_head: nn.Parameter | None  # single stage: the head, over the memory of `tied_copy`
+    model_config: Any
+    lora_config: LoraConfig | None
+    control: AdapterConfig | None  # of control adapters
+    layers: list[Span]  # of each chunk
+    architecture: Architecture
+    skeleton: Any  # the whole model without adapters, on the meta device
+    initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
+    expansion: Expansion | None
+    flops_per_token: float = 0.0  # of the whole model, forward and backward
+    merged: dict[str, Tensor] = field(default_factory=dict)  # by restarts: [restarts, ...] each
+
+    @property
+    def stage(self) -> Stage:
+        """The only chunk."""
+        (stage,) = self.chunks
+        return stage
+
+    @property
+    def names(self) -> dict[str, nn.Module]:
+        """Modules of all chunks by their names in the whole model, in order of use."""
+        return {name: module for chunk in self.chunks for name, module in chunk.names.items()}
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """Return what checkpoints hold of adapters beside their values, by their own names."""
+        merged = {tensor_name(MERGED, name): value for name, value in self.merged.items()}
+        return merged | {tensor_name(INITIAL, name): value for name, value in self.initial.items()}
+
+    @property
+    def width(self) -> int:
+        """Return the rank of the exported adapters as a multiple of the trained ones'."""
+        restarts = max((len(values) for values in self.merged.values()), default=0)
+        return 2 if self.initial else 1 + restarts
+
+
+def build_stage(
+    config: TrainConfig, stage: int, device: torch.device, plan: Plan | None = None
+) -> BuiltStage:
+    """Lay the whole model out without memory, keep this stage's modules, and load their weights.
+
+    Args:
+        plan: of this config, where several stages are built from one.
+
+    Raises:
+        ConfigError: an architecture that is not supported, adapters that match nothing.
+        DataError: weights missing or of another shape than config.json says.
+    """
+    plan = plan or plan_model(config)
+    dtype = compute_dtype(config, device)
+    layers = partition(config, plan.size)[stage]
+    built = assemble(plan, config, stage, layers, dtype, device)
+    with weight_source(config, plan, device) as source:
+        materializer = Materializer(
+            config,
+            plan.architecture,
+            source,
+            dtype,
+            device,
+            plan.expansion,
+            plan.quantization,
+            open_cache(config, plan, dtype, device),
+        )
+        filled = materializer.fill(built)
+    offload_weights(built, config, device)
+    if config.objective.has_reference:
+        built.reference = reference_of(built, plan, config, stage, layers, device)
+        built.reference.weight_offload = built.weight_offload
+        accelerate(built.reference, config, plan.architecture, device)
+    accelerate(built, config, plan.architecture, device)
+    tied_name = materializer.embedding_name if plan.architecture.tied else None
+    return BuiltStage(
+        chunks=[built],
+        trained=filled.trained,
+        tied_copy=next((p.parameter for p in filled.trained if p.name == tied_name), None),
+        tied_head=filled.tied_head,
+        model_config=plan.architecture.config,
+        lora_config=plan.lora,
+        control=plan.control,
+        layers=[layers],
+        architecture=plan.architecture,
+        skeleton=plan.plain,
+        initial=filled.initial,
+        flops_per_token=flops_per_token(plan.size, config.adapter.kind == "none"),
+        expansion=plan.expansion,
+    )
+
+
+def offload_weights(stage: Stage, config: TrainConfig, device: torch.device) -> None:
+    """Leave the weights that the config names in host memory.
+
+    Raises:
+        ConfigError: no layer of the model has such weights.
+    """
+    wish = config.weight_offload
+    if wish == "none":
+        return
+    layers = list(zip(stage.layer_names, stage.layers, strict=True))
+    if not any(find_weights(name, layer, wish) for name, layer in layers):
+        raise ConfigError(
+            f'weight_offload = "{wish}": the layers of this model have no frozen part of that '
+            "name; drop it"
+        )
+    stage.weight_offload = WeightOffload(layers, wish, device)
+
+
+def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> WeightSource:
+    """Files or chance, as the config says."""
+    if config.weights == "random":
+        return RandomWeights(plan.plain, config.seed, device)
+    return StoredWeights(model_directory(config.model), plan.plain)
+
+
+def open_cache(
+    config: TrainConfig, plan: Plan, dtype: torch.dtype, device: torch.device
+) -> QuantizedCache | None:
+    """Open the cache of quantized layers, if any: one folder for all that decides their bits."""
+    settings, quantization = config.quantization, plan.quantization
+    if settings is None or settings.cache is None or quantization is None:
+        return None
+    weights = f"random {config.seed}"
+    if config.weights == "stored":
+        weights = weights_fingerprint(model_directory(config.model))
+    computed = str(quantization.compute_dtype(dtype))
+    return QuantizedCache(Path(settings.cache), weights, settings, computed, device.type)

@@ -1,0 +1,54 @@
+"""The places of a stage's parameters, and those parameters that are trained."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from headrace.trainer.quantized.modules import QuantizableModule
+
+
+@dataclass(frozen=True)
+class TrainedParameter:
+    """A parameter that the optimizer steps, under its name in the whole model.
+
+    `owned` is false for the copy of a tied embedding that the last stage keeps as its head: it is
+    stepped there as well, but counted, clipped by and saved from the first stage only.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    owned: bool
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a module where a parameter belongs."""
+
+    name: str  # in the whole (PEFT-wrapped) model
+    owner: nn.Module
+    attribute: str
+    empty: nn.Parameter
+
+    def fill(self, parameter: nn.Parameter) -> None:
+        self.owner._parameters[self.attribute] = parameter
+
+
+def find_slots(modules: Mapping[str, nn.Module]) -> Iterator[Slot]:
+    """Yield the slots for parameters below named modules, in order."""
+    for prefix, module in modules.items():
+        for owner_name, owner in module.named_modules():
+            for attribute, empty in list(owner._parameters.items()):
+                if empty is not None:
+                    name = ".".join(part for part in (prefix, owner_name, attribute) if part)
+                    yield Slot(name, owner, attribute, empty)
+
+
+def holds_quantized(slot: Slot) -> bool:
+    """Return whether the value for a slot is to be quantized."""
+    owner = slot.owner
+    return (
+        isinstance(owner, QuantizableModule)
+        and slot.attribute in owner.weights
+        and not slot.empty.requires_grad
+    )

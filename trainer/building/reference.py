@@ -1,0 +1,69 @@
+"""Weights of the model as it was before training: what DPO compares with."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.adapters.names import base_name, is_adapter
+from headrace.trainer.architecture.architecture import lay_out
+from headrace.trainer.building.assembly import assemble
+from headrace.trainer.building.model_plan import Plan
+from headrace.trainer.building.parameter_slots import find_slots
+from headrace.trainer.building.partition import Span
+from headrace.trainer.quantized.modules import QuantizableModule
+from headrace.trainer.stage.stage import Stage
+
+
+def reference_of(
+    policy: Stage,
+    plan: Plan,
+    config: TrainConfig,
+    stage: int,
+    layers: Span,
+    device: torch.device,
+) -> Stage:
+    """A stage of the same layers without adapters, to be run without gradients.
+
+    Under adapters it is made of the very modules that they wrap and takes no memory. Where the
+    weights themselves are trained it holds a frozen copy of them, in their own type, so that it
+    gives the same to the last bit until the first step.
+
+    Args:
+        policy: the stage that will be trained, with its initial weights.
+    """
+    model: Any = lay_out(plan.architecture)
+    if plan.lora is not None:
+        share_modules(policy, model)
+    plain = replace(plan, model=model, lora=None)
+    nothing_kept = {"activation_checkpointing": "none", "activation_offload": False}
+    config = config.model_copy(update={"router_loss": 0.0, **nothing_kept})
+    reference = assemble(plain, config, stage, layers, policy.compute_dtype, device)
+    if plan.lora is None:
+        copy_weights(policy, reference)
+    return reference.eval()
+
+
+def share_modules(policy: Stage, model: Any) -> None:
+    """Put the modules that adapters wrap, or leave alone, into a model without adapters."""
+    for prefix, module in policy.names.items():
+        for name, part in module.named_modules():
+            path = f"{prefix}.{name}." if name else f"{prefix}."
+            frozen = not is_adapter(path) and ".modules_to_save." not in path
+            holds = isinstance(part, QuantizableModule) or any(
+                weight is not None for weight in part._parameters.values()
+            )
+            if frozen and holds:
+                model.set_submodule(base_name(path).removesuffix("."), part)
+
+
+def copy_weights(policy: Stage, reference: Stage) -> None:
+    """Frozen copies of all weights; those that share memory share their copy."""
+    copies: dict[int, Tensor] = {}
+    weights = policy.canonical_parameters()
+    for slot in find_slots(reference.names):
+        weight = weights[slot.name].detach()
+        copy = copies.setdefault(weight.data_ptr(), weight.clone())
+        slot.fill(nn.Parameter(copy, requires_grad=False))

@@ -1,0 +1,1 @@
+"""Checkpoints: written, published, read, and compared with the config."""

@@ -1,1 +1,0 @@
-"""Order of the rows, and their way to the ranks."""

@@ -1,0 +1,1 @@
+"""Parts of a decoder layer: masks, attention, rotary embedding, norms, offload."""

@@ -1,0 +1,109 @@
+"""The auxiliary loss of mixtures of experts, which keeps routers from favoring a few experts.
+
+Switch Transformers, https://huggingface.co/papers/2101.03961, equations 4 to 6, layer by layer, and
+the mean over layers. transformers multiplies shares that it has pooled over all layers; that needs
+the last stage's counts before the first stage's backward pass, and lets layers balance each other
+out. For one layer the two are the same.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace.trainer.architecture.architecture import Router
+from headrace.trainer.layers.device import to_device
+
+# PEFT keeps a module that is trained in full beside its frozen original, which does not run
+REPLACED = re.compile(r"(^|\.)original_module(\.|$)")
+
+
+@dataclass(frozen=True)
+class RouterLossSettings:
+    """Weights with which the loss of each layer enters the whole."""
+
+    router: Router
+    coefficient: float  # of the mean over layers, beside the loss of the tokens
+    layers: int  # with a router, in the whole model
+    top_k: int  # experts that each token is sent to
+
+
+class RouterTap:
+    """Holds the logits of a decoder layer's router from its last forward pass."""
+
+    def __init__(self, layer: nn.Module, router: Router) -> None:
+        self.index = router.output_index
+        self.logits: Tensor | None = None
+        routers = [
+            part
+            for name, part in layer.named_modules()
+            if isinstance(part, router.module_type) and not REPLACED.search(name)
+        ]
+        assert len(routers) == 1, "one router a layer"
+        routers[0].register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.logits = output[self.index] if isinstance(output, tuple) else output
+
+    def take(self) -> Tensor:
+        """The logits, [tokens, experts]; given once, so that nothing is kept alive."""
+        logits, self.logits = self.logits, None
+        assert logits is not None, "the layer's router did not run"
+        return logits
+
+
+def count_routers(layers: nn.Module, router: Router) -> int:
+    """Layers with a router."""
+    return sum(
+        any(isinstance(part, router.module_type) for part in layer.modules())
+        for layer in layers.children()
+    )
+
+
+def tap_router(layer: nn.Module, settings: RouterLossSettings | None) -> RouterTap | None:
+    """A tap on the layer's router, if it has one whose loss is wanted."""
+    if settings is None:
+        return None
+    has_one = any(isinstance(part, settings.router.module_type) for part in layer.modules())
+    return RouterTap(layer, settings.router) if has_one else None
+
+
+def real_tokens(row_lengths: list[int], places: int, device: torch.device) -> Tensor:
+    """[b * s] bool: false for filling.
+
+    Args:
+        row_lengths: [b] tokens of each row, filling left out.
+        places: s.
+    """
+    ends = torch.tensor(row_lengths).unsqueeze(1)
+    return to_device((torch.arange(places) < ends).flatten(), device)
+
+
+def total_loss(
+    losses: list[Tensor], settings: RouterLossSettings | None, scale: float
+) -> Tensor | None:
+    """A stage's part of the routers' loss, from its layers' own; None without any."""
+    if not losses:
+        return None
+    assert settings is not None
+    return torch.stack(losses).sum() * (settings.coefficient / settings.layers * scale)
+
+
+def balance_loss(logits: Tensor, top_k: int, real: Tensor) -> Tensor:
+    """experts * sum over experts of (share of the tokens sent to it) * (mean probability of it).
+
+    Args:
+        logits: [tokens, experts].
+        real: [tokens] bool, false for filling.
+
+    Returns:
+        A float32 scalar: `top_k` where all experts are used alike, else more; 0 without tokens.
+    """
+    experts = logits.shape[-1]
+    probabilities = torch.softmax(logits.float(), dim=-1)
+    weight = real.float() / real.sum().clamp(min=1)
+    chosen = torch.topk(probabilities.detach(), top_k, dim=-1).indices
+    sent = torch.zeros_like(probabilities).scatter_(1, chosen, 1.0)
+    return experts * ((weight @ sent) * (weight @ probabilities)).sum()

@@ -1,0 +1,190 @@
+"""Frozen weights of decoder layers, held in host memory and brought to the device layer by layer.
+
+The device has two places, each as large as the largest layer's weights. The weights of every second
+layer share one: the modules' tensors are views of it for good, and what they hold changes. When a
+layer is asked for, in the forward pass, in a recomputation or in the backward pass, its weights are
+copied unless they are there, and the copy of the next one in the same direction starts on a stream
+of its own, next to the computation.
+
+What autograd keeps of such a weight is the view, which takes no memory; before the backward pass
+gets it back, it asks for its layer.
+"""
+
+import mmap
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from headrace.trainer.adapters.names import base_name, is_adapter
+from headrace.trainer.quantized.weight import QuantizedWeight
+
+Offloaded = Literal["mlp", "experts"]
+OFFLOADED: tuple[Offloaded, ...] = get_args(Offloaded)
+PLACES = 2
+ALIGNMENT = 256  # bytes; what CUDA's allocator gives
+
+
+def is_offloaded(name: str, wish: str) -> bool:
+    """Return whether a frozen weight of a decoder layer, by its whole name, is moved."""
+    return wish in base_name(name).split(".") and not is_adapter(name)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of a layer: where it belongs, and where it lies in its layer's memory."""
+
+    owner: dict[str, Tensor | None]  # `_parameters` or `_buffers` of a module
+    attribute: str
+    start: int
+    value: Tensor
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.value.nbytes
+
+    def show(self, memory: Tensor) -> None:
+        """Make the module's tensor a view of some memory."""
+        view = memory[self.start : self.stop].view(self.value.dtype).view(self.value.shape)
+        is_parameter = isinstance(self.value, nn.Parameter)
+        self.owner[self.attribute] = (
+            nn.Parameter(view, requires_grad=False) if is_parameter else view
+        )
+
+
+def pinned(size: int) -> Tensor:
+    """[size] bytes of host memory that a GPU copies from without waiting.
+
+    Pages of its own, given back unregistered: memory of malloc shares pages with others and comes
+    back at the same address, which CUDA refuses to register twice (seen). torch's own pinned
+    memory comes in powers of two.
+    """
+    cudart = torch.cuda.cudart()
+    pages = mmap.mmap(-1, size)
+    host = torch.frombuffer(pages, dtype=torch.uint8)
+    torch.cuda.check_error(cudart.cudaHostRegister(host.data_ptr(), size, 0))
+    weakref.finalize(host, cudart.cudaHostUnregister, host.data_ptr())
+    return host
+
+
+class WeightOffload:
+    """The offloaded weights of one stage.
+
+    Args:
+        layers: the decoder layers by name in the whole model, their weights in host memory.
+        wish: which of them.
+        device: of the computation. On CPU the copies are made at once, within host memory, which
+            saves nothing and shows that the bits stay.
+
+    Attributes:
+        hosts: by layer that has such weights: its number in the stage -> bytes, pinned with a GPU.
+        places: the device's memory.
+        held: number of the layer whose weights are in each place.
+    """
+
+    def __init__(
+        self, layers: Sequence[tuple[str, nn.Module]], wish: Offloaded, device: torch.device
+    ) -> None:
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        found = [find_weights(name, layer, wish) for name, layer in layers]
+        sizes = [weights[-1].stop if weights else 0 for weights in found]
+        self.order = [index for index, size in enumerate(sizes) if size]
+        self.places = [
+            torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(PLACES)
+        ]
+        self.held: list[int | None] = [None] * PLACES
+        self.ready: list[torch.cuda.Event | None] = [None] * PLACES
+        self.hosts: dict[int, Tensor] = {}
+        for position, index in enumerate(self.order):
+            self.hosts[index] = self._take(found[index], sizes[index], position % PLACES)
+            found[index] = []
+        self.positions = {index: position for position, index in enumerate(self.order)}
+        self.direction, self.last = 1, 0
+
+    def _take(self, weights: list[Weight], size: int, place: int) -> Tensor:
+        """Move a layer's weights to memory of their own, and show the modules their place."""
+        host = torch.empty(size, dtype=torch.uint8) if self.stream is None else pinned(size)
+        for weight in weights:
+            flat = weight.value.detach().contiguous().view(-1).view(torch.uint8)
+            host[weight.start : weight.stop].copy_(flat)
+            weight.show(self.places[place])
+        return host
+
+    def bring(self, index: int) -> None:
+        """Have a layer's weights on the device for what is queued from now on."""
+        position = self.positions.get(index)
+        if position is None:
+            return
+        if position != self.last:
+            ahead = position == self.last + 1 or position == 0
+            self.direction = 1 if ahead else -1
+        self.last = position
+        place = self._fetch(position)
+        event = self.ready[place]
+        if event is not None:
+            torch.cuda.current_stream(self.places[place].device).wait_event(event)
+        following = position + self.direction
+        if 0 <= following < len(self.order):
+            self._fetch(following)
+
+    def _fetch(self, position: int) -> int:
+        """Start copying a layer's weights, unless they are there; returns their place."""
+        index, place = self.order[position], position % PLACES
+        if self.held[place] == index:
+            return place
+        self.held[place] = index
+        host, memory = self.hosts[index], self.places[place]
+        if self.stream is None:
+            memory[: len(host)].copy_(host)
+            return place
+        # what was queued so far may still compute with the layer that was there
+        self.stream.wait_stream(torch.cuda.current_stream(memory.device))
+        with torch.cuda.stream(self.stream):
+            memory[: len(host)].copy_(host, non_blocking=True)
+            self.ready[place] = self.stream.record_event()
+        return place
+
+    @contextmanager
+    def of(self, index: int) -> Iterator[None]:
+        """Whatever autograd keeps of a layer's weights in this context is brought when wanted."""
+        if index not in self.positions:
+            yield
+            return
+        memory = self.places[self.positions[index] % PLACES].untyped_storage().data_ptr()
+
+        def pack(tensor: Tensor) -> Tensor | tuple[Tensor]:
+            if tensor.untyped_storage().data_ptr() != memory:
+                return tensor
+            return (tensor.detach(),)
+
+        def unpack(packed: Tensor | tuple[Tensor]) -> Tensor:
+            if isinstance(packed, Tensor):
+                return packed
+            self.bring(index)
+            return packed[0]
+
+        with saved_tensors_hooks(pack, unpack):
+            yield
+
+
+def find_weights(prefix: str, layer: nn.Module, wish: Offloaded) -> list[Weight]:
+    """The weights of one layer that are offloaded, laid out one after the other."""
+    found: list[Weight] = []
+    for path, module in layer.named_modules():
+        if not is_offloaded(f"{prefix}.{path}.", wish):
+            continue
+        owners = [module._parameters]
+        if isinstance(module, QuantizedWeight):
+            owners.append(module._buffers)
+        for owner in owners:
+            for attribute, value in owner.items():
+                if value is not None and not value.requires_grad and value.numel():
+                    start = found[-1].stop if found else 0
+                    start = -(-start // ALIGNMENT) * ALIGNMENT
+                    found.append(Weight(owner, attribute, start, value))
+    return found

@@ -1,0 +1,167 @@
+"""Metrics of a step and of an evaluation, computed from the losses of rows."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from headrace.trainer.metrics.histogram import Histogram
+from headrace.trainer.metrics.token_summary import TokenSummary
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A pair's loss, and how much more likely than to the reference its answers are, times beta."""
+
+    loss: float
+    chosen_reward: float
+    rejected_reward: float
+    chosen_weight: float  # of the chosen answers' cross-entropy beside the loss of pairs
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """Summed loss of one row, in nats, over its trained tokens.
+
+    `unadjusted` is its cross-entropy where something else is minimized. Of a pair, `loss` is the
+    cross-entropy of the chosen answer, and what is minimized stands in `pair`.
+    """
+
+    source: str
+    loss: float
+    trained_tokens: int
+    unadjusted: float | None = None
+    pair: PairLoss | None = None
+
+    @property
+    def cross_entropy(self) -> float:
+        """Return the cross-entropy in nats, summed over the trained tokens."""
+        return self.loss if self.unadjusted is None else self.unadjusted
+
+
+@dataclass(frozen=True)
+class PairMetrics:
+    """Means over the pairs of a step or evaluation."""
+
+    pairs: int
+    accuracy: float  # share of pairs whose chosen answer has the higher reward
+    margin: float  # chosen reward - rejected reward
+    chosen_reward: float
+    rejected_reward: float
+
+
+@dataclass(frozen=True)
+class AnswerMetrics:
+    """Rejected answers that were generated before a step."""
+
+    tokens: float  # of an answer on average
+    ended: float  # share that a stop token ended, and not their limit
+    seconds: float  # of the slowest replica
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """Metrics of a step that every rank knows by itself. Times in seconds."""
+
+    step: int
+    epoch: float
+    first_row: int
+    lr: float
+    gradient_norm: float
+    tokens: int
+    trained_tokens: int
+    trained_share: float
+    overlong_rows: int
+    overlong_tokens: int
+    seconds: float
+    tokens_per_second: float
+    tflops: float  # of each process, in products with weights; attention left out
+    mfu: float | None  # that over what the GPU can do, where that is known
+
+
+@dataclass(frozen=True)
+class StepMetrics(StepFacts):
+    """Metrics of one training step, of all ranks. Losses in nats per trained token or pair."""
+
+    loss: float
+    cross_entropy: float  # unadjusted, whatever is minimized; of pairs: of the chosen answers
+    pairs: PairMetrics | None
+    answers: AnswerMetrics | None
+    source_losses: dict[str, float]
+    router_loss: float | None  # mixtures of experts: mean over layers, before its coefficient
+    memory_gib: float
+    rows_sha256: str
+    fill: float
+    source_tokens: dict[str, int]
+    data_seconds: float  # longest wait of a process for its part of the batch
+    product_norm_mean: float | None  # of what adapters add, where that is limited
+    product_norm_max: float | None
+    products_scaled: int | None
+    product_norm_histogram: Histogram | None = None
+    token_summary: TokenSummary | None = None  # where it is wanted
+
+
+@dataclass(frozen=True)
+class EvaluationMetrics:
+    """One evaluation of one dataset, after `step` steps."""
+
+    step: int
+    name: str
+    loss: float
+    source_losses: dict[str, float]
+    trained_tokens: int
+    seconds: float
+    cross_entropy: float
+    pairs: PairMetrics | None
+    token_summary: TokenSummary | None = None  # at the first rank
+
+    @property
+    def weight(self) -> int:
+        """Return the count that `loss` is a mean over: pairs, or trained tokens."""
+        return self.trained_tokens if self.pairs is None else self.pairs.pairs
+
+
+def mean_loss(rows: Iterable[RowLoss]) -> float:
+    """Return the minimized loss, per trained token or pair.
+
+    It is added with one rounding, so the order of rows does not matter.
+    """
+    rows = list(rows)
+    pairs = [row.pair for row in rows if row.pair is not None]
+    if pairs:
+        beside = pairs[0].chosen_weight * mean_cross_entropy(rows)
+        return mean(pair.loss for pair in pairs) + beside
+    return math.fsum(row.loss for row in rows) / max(1, sum(row.trained_tokens for row in rows))
+
+
+def mean_cross_entropy(rows: Iterable[RowLoss]) -> float:
+    """Unadjusted cross-entropy per trained token."""
+    rows = list(rows)
+    tokens = sum(row.trained_tokens for row in rows)
+    return math.fsum(row.cross_entropy for row in rows) / max(1, tokens)
+
+
+def pair_metrics(rows: Iterable[RowLoss]) -> PairMetrics | None:
+    """Rewards of pairs; None where rows are not pairs."""
+    pairs = [row.pair for row in rows if row.pair is not None]
+    if not pairs:
+        return None
+    return PairMetrics(
+        pairs=len(pairs),
+        accuracy=mean(pair.chosen_reward > pair.rejected_reward for pair in pairs),
+        margin=mean(pair.chosen_reward - pair.rejected_reward for pair in pairs),
+        chosen_reward=mean(pair.chosen_reward for pair in pairs),
+        rejected_reward=mean(pair.rejected_reward for pair in pairs),
+    )
+
+
+def mean(values: Iterable[float]) -> float:
+    """Added with one rounding."""
+    values = list(values)
+    return math.fsum(values) / len(values)
+
+
+def losses_by_source(rows: Iterable[RowLoss]) -> dict[str, float]:
+    """Loss per trained token of each source."""
+    rows = list(rows)
+    names = sorted({row.source for row in rows})
+    return {name: mean_loss(row for row in rows if row.source == name) for name in names}

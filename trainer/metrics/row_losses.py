@@ -1,0 +1,83 @@
+"""The loss of each row, from the losses of the tokens of its place."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
+from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.metrics.metrics import PairLoss, RowLoss
+from headrace.trainer.metrics.step_values import StepValues
+from headrace.trainer.shards.packed_rows import PackedRow
+
+
+def losses_of(values: StepValues, inputs: StepInputs, objective: ObjectiveConfig) -> list[RowLoss]:
+    """Losses of a replica's rows or pairs, from what its last stage gave for each micro-batch."""
+    assert inputs.rows is not None and inputs.labels is not None
+    labels, tokens = inputs.labels.numpy(), values.tokens()
+    if inputs.pairs is not None:
+        chosen = chosen_losses(tokens.losses, labels, inputs.rows, inputs.pairs)
+        weight = objective.chosen_weight
+        return [
+            replace(row, pair=PairLoss(loss, better, worse, weight))
+            for row, (loss, better, worse) in zip(chosen, values.pairs(), strict=True)
+        ]
+    plain = row_losses(tokens.losses, labels, inputs.rows)
+    if tokens.adjusted is None:
+        return plain
+    return [
+        replace(row, unadjusted=unadjusted.loss)
+        for row, unadjusted in zip(
+            row_losses(tokens.adjusted, labels, inputs.rows), plain, strict=True
+        )
+    ]
+
+
+def row_losses(
+    token_losses: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    rows: Sequence[Sequence[Sequence[PackedRow]]],
+) -> list[RowLoss]:
+    """Sums over the tokens of each row, in float64.
+
+    Args:
+        token_losses: [m, b, s] nats, 0 where a token has no label.
+        labels: [m, b, s].
+        rows: [m][b] the rows of each place, in order.
+    """
+    places = [place for micro_batch in rows for place in micro_batch]
+    starts: list[int] = []
+    for number, place in enumerate(places):
+        ends = np.cumsum([row.tokens for row in place], dtype=np.int64)
+        starts += (number * labels.shape[-1] + np.append(0, ends)[: len(place)]).tolist()
+    if not starts:
+        return []
+    # up to the next start: filling and places without a row add zeros
+    losses = np.add.reduceat(token_losses.ravel(), starts, dtype=np.float64)
+    counts = np.add.reduceat(labels.ravel() != IGNORED_LABEL, starts, dtype=np.int64)
+    placed = (row for place in places for row in place)
+    return [
+        RowLoss(row.source, loss, count)
+        for row, loss, count in zip(placed, losses.tolist(), counts.tolist(), strict=True)
+    ]
+
+
+def chosen_losses(
+    token_losses: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    rows: Sequence[Sequence[Sequence[PackedRow]]],
+    pairs: Sequence[Sequence[Sequence[tuple[int, int]]]],
+) -> list[RowLoss]:
+    """`row_losses` of the chosen answers, which have the first half of the places."""
+    half = labels.shape[1] // 2
+    chosen = [
+        [
+            [row._replace(tokens=tokens) for row, (tokens, _) in zip(*place, strict=True)]
+            for place in zip(*micro_batch, strict=True)
+        ]
+        for micro_batch in zip(rows, pairs, strict=True)
+    ]
+    return row_losses(token_losses[:, :half], labels[:, :half], chosen)

@@ -1,0 +1,111 @@
+"""Values of a stage's micro-batches beside gradients, copied to the host while it goes on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
+from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.metrics.token_summary import TokenSample
+from headrace.trainer.stage.micro_batch import StageOutput
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """Values of the last stage's m micro-batches, each [m, b, s]."""
+
+    losses: Values  # cross-entropy in nats, 0 where a token has no label
+    adjusted: Values | None = None  # what is minimized in its place
+    entropies: Values | None = None  # where statistics are wanted, and so the next two
+    ranks: Values | None = None  # logits larger than the label's
+    hidden_norms: Values | None = None
+
+
+class StepValues:
+    """Begins the transfer of everything; each part is read where it is wanted.
+
+    Args:
+        outputs: of the micro-batches, on the last stage.
+        router_losses: scalars, on stages with routers.
+    """
+
+    def __init__(self, outputs: Sequence[StageOutput], router_losses: Sequence[Tensor]) -> None:
+        tokens = [token_values(output) for output in outputs]
+        self._kinds = list(tokens[0]) if tokens else []
+        stacked = [torch.stack([values[kind] for values in tokens]) for kind in self._kinds]
+        self._tokens = HostCopy(torch.stack(stacked)) if stacked else None
+        pairs = [output.pairs for output in outputs if output.pairs is not None]
+        rewards = [torch.stack([p.loss, p.chosen_reward, p.rejected_reward], dim=1) for p in pairs]
+        self._pairs = HostCopy(torch.cat(rewards)) if rewards else None
+        self._router = HostCopy(torch.stack(list(router_losses))) if router_losses else None
+
+    def tokens(self) -> TokenValues:
+        """Return the values of tokens, on the last stage."""
+        assert self._tokens is not None
+        return TokenValues(**dict(zip(self._kinds, self._tokens.get(), strict=True)))
+
+    def pairs(self) -> list[list[float]]:
+        """Loss, chosen and rejected reward of each pair, on the last stage."""
+        assert self._pairs is not None
+        rows: list[list[float]] = self._pairs.get().tolist()
+        return rows
+
+    def router_losses(self) -> list[float]:
+        """Return the losses of the micro-batches; none on stages without routers."""
+        return [] if self._router is None else self._router.get().tolist()
+
+
+def token_values(output: StageOutput) -> dict[str, Tensor]:
+    """Return a micro-batch's values, by the names in `TokenValues`; each [b, s] float32."""
+    assert output.token_losses is not None
+    values = {"losses": output.token_losses}
+    if output.adjusted_losses is not None:
+        values["adjusted"] = output.adjusted_losses
+    if output.statistics is not None and output.hidden_norms is not None:
+        shape = output.token_losses.shape
+        values["entropies"] = output.statistics.entropy.view(shape)
+        values["ranks"] = output.statistics.rank.view(shape).float()  # exact below 2^24
+        values["hidden_norms"] = output.hidden_norms
+    return values
+
+
+def sample_of(tokens: TokenValues, inputs: StepInputs, vocabulary: int) -> TokenSample | None:
+    """The trained tokens of a step's micro-batches; None if their statistics were not wanted."""
+    if tokens.entropies is None or tokens.ranks is None or tokens.hidden_norms is None:
+        return None
+    assert inputs.labels is not None
+    trained = inputs.labels.numpy() != IGNORED_LABEL
+    if inputs.pairs is not None:
+        trained[:, trained.shape[1] // 2 :] = False  # rejected answers
+    return TokenSample(
+        tokens.losses[trained],
+        tokens.entropies[trained],
+        tokens.ranks[trained],
+        tokens.hidden_norms[trained],
+        vocabulary,
+    )
+
+
+class HostCopy:
+    """Begins to copy a tensor; `get` waits for that copy and nothing that was queued after it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._values = tensor.detach().to("cpu", non_blocking=True)  # to pinned memory
+        self._done = None
+        if tensor.is_cuda:
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def get(self) -> NDArray[Any]:
+        """The values, once they are there."""
+        if self._done is not None:
+            self._done.synchronize()
+        values: NDArray[Any] = self._values.numpy()
+        return values

@@ -1,1 +1,0 @@
-"""A Hugging Face model, laid out and loaded stage by stage."""

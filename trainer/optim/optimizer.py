@@ -1,0 +1,106 @@
+"""The optimizer of a stage's trained parameters."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.optimizer_config import OptimizerConfig
+from headrace.schemas.train.optimizers import OPTIMIZERS, OptimizerRecord
+from headrace.trainer.adapters.control import is_control
+from headrace.trainer.building.parameter_slots import TrainedParameter
+
+LORA_UP = (".lora_B.", ".lora_embedding_B.")
+
+
+def build_optimizer(
+    config: OptimizerConfig, trained: Sequence[TrainedParameter], *, triton: bool = False
+) -> torch.optim.Optimizer:
+    """The optimizer of a config; norms and biases (one-dimensional parameters) are not decayed.
+
+    With LoRA+ (https://arxiv.org/abs/2402.12354) the adapters' B has a higher rate than all else.
+
+    Args:
+        triton: AdamW-Kahan as one kernel a tensor, instead of its plain twin.
+    """
+
+    def group(decayed: bool, up: bool) -> dict[str, Any]:
+        parameters = [
+            item.parameter
+            for item in trained
+            if is_decayed(item) == decayed and is_up(item.name) == up
+        ]
+        return {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "rate_factor": config.lora_plus_ratio if up else 1.0,
+        }
+
+    groups = [group(decayed, up) for decayed in (True, False) for up in (False, True)]
+    groups = [group for group in groups if group["params"]] or groups[:1]  # a stage may train none
+    return make_optimizer(config, groups, triton)
+
+
+def make_optimizer(
+    config: OptimizerConfig, groups: list[dict[str, Any]], triton: bool
+) -> torch.optim.Optimizer:
+    """The optimizer that the config names, of torch or the library it is from.
+
+    Raises:
+        ConfigError: it needs a GPU, and weights are on a CPU.
+    """
+    record = config.record
+    on_cpu = any(p.device.type == "cpu" for group in groups for p in group["params"])
+    if record.cpu_substitute and on_cpu:
+        raise ConfigError(
+            f'optimizer.type = "{config.type}" needs a GPU; set "{record.cpu_substitute}"'
+        )
+    if not record.decays:
+        groups = [group | {"weight_decay": 0.0} for group in groups]
+    given = {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "triton": triton,
+    }
+    arguments = {name: given[name] for name in record.arguments}
+    module, _, name = record.factory.partition(":")
+    factory = getattr(importlib.import_module(module), name)
+    optimizer: torch.optim.Optimizer = factory(groups, **arguments, **record.constants)
+    if record.averages:
+        optimizer.train()  # type: ignore[attr-defined]
+    return optimizer
+
+
+def record_of(optimizer: torch.optim.Optimizer) -> OptimizerRecord:
+    """Return the record of an optimizer, whose class is loaded already.
+
+    Raises:
+        TypeError: there is none, so nobody knows its states.
+    """
+    for record in OPTIMIZERS.values():
+        module, _, name = record.factory.partition(":")
+        if module in sys.modules and type(optimizer) is getattr(sys.modules[module], name):
+            return record
+    raise TypeError(
+        f"{type(optimizer).__qualname__}: no record in headrace.schemas.train.optimizers"
+    )
+
+
+def is_decayed(item: TrainedParameter) -> bool:
+    """Return whether weight decay applies: to matrices only, without those of control adapters."""
+    return item.parameter.ndim > 1 and not is_control(item.name)
+
+
+def is_up(name: str) -> bool:
+    """Return whether a parameter is the B of an adapter."""
+    return any(part in f"{name}." for part in LORA_UP)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the next step, times the factor of each group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate_factor", 1.0)

@@ -1,0 +1,1 @@
+"""The order of rows, their packing into sequences, epochs and run length. Imports no torch."""

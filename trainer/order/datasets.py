@@ -1,0 +1,38 @@
+"""Inputs of a run: its manifests, and the numbers that follow from them."""
+
+from dataclasses import dataclass
+
+from headrace.schemas.shards.manifest import Manifest
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.order.data_plan import DataPlan
+from headrace.trainer.shards.row_group_source import patience_of
+from headrace.trainer.shards.storage import open_storage
+
+RANDOM = "random"  # in place of a fingerprint, where the weights are made up
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The manifests that a run reads, and what follows from them and the number of processes."""
+
+    train: list[Manifest]
+    evaluation: list[Manifest]
+    sequence_tokens: int  # tokens of each place in a micro-batch: of a row, or of several if packed
+    plan: DataPlan
+    rows_per_epoch: int
+    replicas: int
+    global_batch_rows: int
+    data_fingerprint: str
+    weights_fingerprint: str
+    model_config_fingerprint: str  # of config.json's content
+    sides: int = 1  # places of a row: 2 for a pair
+
+    @property
+    def room(self) -> int:
+        """Tokens of all places of a row, or of rows packed together."""
+        return self.sequence_tokens * self.sides
+
+
+def manifest_of(path: str, config: TrainConfig) -> Manifest:
+    """The manifest of a local or remote shard directory."""
+    return open_storage(path, patience_of(config.loader)).manifest()

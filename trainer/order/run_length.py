@@ -1,0 +1,54 @@
+"""End of a run: the total number of steps, and the row at which the data ends."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from headrace.schemas.train.run_state import QuarantineRecord
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.order.data_history import DataHistory
+from headrace.trainer.order.datasets import Inputs
+from headrace.trainer.order.position import Position
+from headrace.trainer.order.sequences import count_sequences, train_stream
+
+
+class RunLength(NamedTuple):
+    """Steps in all, those already done included, and the row at which the data ends."""
+
+    total_steps: int
+    stop_row: int | None  # global row index; None: packed rows go on until the last step
+
+
+def find_run_length(
+    config: TrainConfig,
+    inputs: Inputs,
+    data_history: DataHistory,
+    step: int,
+    position: Position,
+    quarantined: Sequence[QuarantineRecord] = (),
+) -> RunLength:
+    """The end of a run that has done `step` steps and stands at `position`.
+
+    How many places packed rows need shows only in packing them; their lengths are read for it.
+    """
+    stop_row = find_stop_row(config, inputs.global_batch_rows, data_history, step, position)
+    if config.max_steps:
+        return RunLength(config.max_steps, stop_row)
+    assert stop_row is not None
+    stream = train_stream(config, data_history)
+    places = count_sequences(inputs.sequence_tokens, stream, stop_row, position, quarantined)
+    return RunLength(step - (-places // inputs.global_batch_rows), stop_row)
+
+
+def find_stop_row(
+    config: TrainConfig,
+    global_batch_rows: int,
+    data_history: DataHistory,
+    step: int,
+    position: Position,
+) -> int | None:
+    """Return the row at which the data ends, by `epochs`, or by the steps left to `max_steps`."""
+    if not config.max_steps:
+        return max(data_history.phases[-1].end(config.epochs or 1), position.next_row)
+    if config.loader.pack != "none":
+        return None
+    return position.next_row + (config.max_steps - step) * global_batch_rows

@@ -1,0 +1,1 @@
+"""Pipeline engines, transfers between stages, and generation through the stages."""

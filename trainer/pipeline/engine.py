@@ -1,0 +1,239 @@
+"""DeepSpeed's pipeline engine, with our inputs, losses and gradients; the step is the loop's.
+
+Kept of DeepSpeed: the 1F1B schedule, the process grid, and the transfer of hidden states and their
+gradients between stages. This is the only file that touches its private parts; read against
+DeepSpeed 0.19.8.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
+
+import deepspeed
+import torch
+from deepspeed.comm import comm as deepspeed_comm
+from deepspeed.ops import __compatible_ops__ as compatible_operators
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.pipe import schedule
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.runtime.pipe.module import PipelineModule
+from deepspeed.runtime.pipe.topology import ProcessTopology
+from torch import Tensor, nn
+
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.layers.device import to_device
+from headrace.trainer.metrics.step_losses import StepLosses
+from headrace.trainer.parallel import RankLayout
+from headrace.trainer.pipeline.timeline import Timeline
+from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
+from headrace.trainer.stage.stage import Stage
+
+
+@dataclass(frozen=True)
+class ForwardOutput:
+    """Tensors of a forward pass whose gradients the backward pass needs."""
+
+    value: Tensor  # hidden states, or on the last stage the loss
+    router_loss: Tensor | None  # that is not in the value yet
+
+    def backward(self, gradient: Tensor | None) -> None:
+        """Add to the gradients of inputs and weights; the first stages may train nothing.
+
+        Args:
+            gradient: of the hidden states.
+        """
+        roots, gradients = [self.value], [gradient]
+        if self.router_loss is not None:
+            roots, gradients = [*roots, self.router_loss], [*gradients, None]
+        trained = [root.requires_grad for root in roots]
+        if any(trained):
+            torch.autograd.backward(
+                list(compress(roots, trained)), list(compress(gradients, trained))
+            )
+
+
+def _nothing(engine: PipelineEngine) -> None:
+    """Leave to the loop what follows the backward passes: reducing gradients, and the step."""
+
+
+class StageEngine(PipelineEngine):
+    """Runs steps of one stage in concert with the other stages.
+
+    Args:
+        chunks: of the model, that this stage holds; DeepSpeed's schedules take a single one.
+
+    Attributes:
+        timeline: of the instructions, if `profile.timeline` is set.
+    """
+
+    def __init__(self, chunks: Sequence[Stage], config: TrainConfig, layout: RankLayout) -> None:
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self._join_process_group(layout)
+        settings = {
+            "train_micro_batch_size_per_gpu": config.micro_batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "zero_optimization": {"stage": 0},
+            "steps_per_print": None,
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            module = _as_pipeline_module(chunks, layout)
+            grid = module.mpu()
+            super().__init__(
+                args=None,
+                model=module,
+                mpu=grid,
+                config=settings,
+                config_class=DeepSpeedConfig(settings, grid),
+                dist_init_required=False,
+            )
+        self.chunks = list(chunks)
+        self.layout = layout
+        self._inputs: StepInputs | None = None
+        self._next_micro_batch = 0
+        self._step_seed = 0
+        self._wants_statistics = False
+        self.timeline = Timeline(layout.device, wanted=config.profile.timeline)
+        if config.profile.timeline:
+            self._INSTRUCTION_MAP = {
+                kind: self.timeline.timed(kind.__name__, run) if run is not _nothing else run
+                for kind, run in self._INSTRUCTION_MAP.items()
+            }
+        self._outputs: list[StageOutput] = []  # last stage, one of each micro-batch
+        self._router_losses: list[Tensor] = []  # stages with routers, one of each micro-batch
+        self._forward_outputs: dict[
+            int, ForwardOutput
+        ] = {}  # buffer -> what its last forward pass has made
+
+    @staticmethod
+    def _join_process_group(layout: RankLayout) -> None:
+        """Let DeepSpeed use the process group that exists.
+
+        On CPU it would compile, and reduce through, a shared-memory operator whose segments outlive
+        a killed process; gloo serves as well.
+        """
+        compatible_operators["deepspeed_shm_comm"] = False
+        backend = "nccl" if layout.device.type == "cuda" else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        assert deepspeed_comm.is_initialized()
+
+    def forward_backward(
+        self, inputs: StepInputs, seed: int, *, statistics: bool = False
+    ) -> StepLosses:
+        """Run all micro-batches forward and backward; gradients add to those that are there.
+
+        Args:
+            seed: of dropout in this step.
+            statistics: take those of each token too.
+        """
+        self.module.train()
+        return self._run(inputs, seed, trains=True, statistics=statistics)
+
+    def forward_only(self, inputs: StepInputs) -> StepLosses:
+        """Run all micro-batches forward, without dropout and with statistics of each token."""
+        self.module.eval()
+        with torch.no_grad():
+            return self._run(inputs, 0, trains=False, statistics=True)
+
+    def _run(self, inputs: StepInputs, seed: int, *, trains: bool, statistics: bool) -> StepLosses:
+        for chunk in self.chunks:
+            if chunk.before_step is not None:
+                chunk.before_step()
+        self._inputs, self._step_seed, self._wants_statistics = inputs, seed, statistics
+        self._outputs, self._router_losses = [], []
+        self._execute(inputs.micro_batches, trains=trains)
+        return StepLosses(self.chunks, inputs, self._outputs, self._router_losses)
+
+    def _execute(self, micro_batches: int, *, trains: bool) -> None:
+        """Carry out a schedule, here one of DeepSpeed's."""
+        kind = schedule.TrainSchedule if trains else schedule.InferenceSchedule
+        self._next_micro_batch = 0
+        self._forward_outputs.clear()
+        self._exec_schedule(kind(micro_batches, self.num_stages, self.stage_id))
+
+    def _global_micro_batch(self, micro_batch: int) -> int:
+        return micro_batch * self.layout.replicas + self.layout.replica
+
+    def _token_ids(self, index: int) -> Tensor:
+        """[b, s] of a micro-batch, where the embedding is; first stage only."""
+        embedding = self.chunks[0].embedding
+        assert self._inputs is not None and self._inputs.input_ids is not None
+        assert embedding is not None
+        return to_device(self._inputs.input_ids[index], embedding.device).long()
+
+    def _forward(self, chunk: Stage, hidden: Tensor, index: int) -> ForwardOutput:
+        """Run a micro-batch through a chunk, and keep its losses."""
+        is_last = chunk.loss is not None
+        output: StageOutput = chunk(hidden, self._micro_batch(index, labeled=is_last))
+        if output.token_losses is not None:
+            self._outputs.append(replace(output, value=output.value.detach(), router_loss=None))
+        router_loss = output.router_loss
+        if router_loss is not None:
+            self._router_losses.append(router_loss.detach())
+        return ForwardOutput(output.value, None if is_last else router_loss)
+
+    def _micro_batch(self, index: int, *, labeled: bool) -> MicroBatch:
+        inputs = self._inputs
+        assert inputs is not None
+        labels = inputs.labels[index] if labeled and inputs.labels is not None else None
+        classes = inputs.control_classes
+        return MicroBatch(
+            document_lengths=inputs.document_lengths[index],
+            row_lengths=inputs.row_lengths[index],
+            labels=None if labels is None else to_device(labels, self.device).long(),
+            loss_scale=1.0 / max(1, inputs.pair_count or inputs.trained_tokens),
+            router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
+            seed=self._step_seed + self._global_micro_batch(index),
+            pairs=None if inputs.pairs is None else inputs.pairs[index],
+            chosen_scale=1.0 / max(1, inputs.chosen_tokens),
+            control_classes=None if classes is None else to_device(classes[index], self.device),
+            wants_statistics=self._wants_statistics,
+        )
+
+    # --- instructions of DeepSpeed's schedules ---
+
+    def _load_micro_batch(self, buffer_id: int) -> None:
+        """First stage: the token ids of the next micro-batch. The last has its labels already."""
+        if self.is_first_stage():
+            self.pipe_buffers["inputs"][buffer_id] = self._token_ids(self._next_micro_batch)
+
+    def _forward_pass(self, buffer_id: int) -> None:
+        (chunk,) = self.chunks
+        hidden = self.pipe_buffers["inputs"][buffer_id]
+        output = self._forward(chunk, hidden, self._next_micro_batch)
+        self._next_micro_batch += 1
+        self._forward_outputs[buffer_id] = output
+        self.pipe_buffers["outputs"][buffer_id] = output.value
+
+    def _backward_pass(self, buffer_id: int) -> None:
+        gradient = None if self.is_last_stage() else self.grad_layer
+        self._forward_outputs.pop(buffer_id).backward(gradient)
+        self.pipe_buffers["outputs"][buffer_id] = None
+        if self.is_first_stage():
+            self.pipe_buffers["inputs"][buffer_id] = None
+
+    def _broadcast_model(self) -> None:
+        """Every replica loads or initializes the same weights by itself."""
+
+    _INSTRUCTION_MAP: dict[type, Callable[..., None]] = {  # noqa: RUF012 (DeepSpeed's)
+        **PipelineEngine._INSTRUCTION_MAP,
+        schedule.LoadMicroBatch: _load_micro_batch,
+        schedule.ForwardPass: _forward_pass,
+        schedule.BackwardPass: _backward_pass,
+        schedule.ReduceTiedGrads: _nothing,
+        schedule.ReduceGrads: _nothing,
+        schedule.OptimizerStep: _nothing,
+    }
+
+
+def _as_pipeline_module(chunks: Sequence[Stage], layout: RankLayout) -> PipelineModule:
+    """Wrap the chunks as one DeepSpeed layer, so that cutting, placing and running stays ours."""
+    places: list[nn.Module | None] = [None] * layout.stages
+    places[layout.stage] = nn.ModuleList(chunks)
+    axes = {"data": layout.replicas, "pipe": layout.stages}
+    order = ["pipe", "data"] if layout.columns else ["data", "pipe"]
+    topology = ProcessTopology(axes=order, dims=[axes[name] for name in order])
+    return PipelineModule(layers=places, topology=topology, partition_method="uniform")

@@ -1,0 +1,103 @@
+"""On-policy pairs: before each step the model gives the rejected answers that it is trained on."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.model_directory import model_directory
+from headrace.trainer.architecture.stop_tokens import stop_tokens
+from headrace.trainer.batches.batch import Batch
+from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.order.datasets import Inputs
+from headrace.trainer.parallel import RankLayout
+from headrace.trainer.pipeline.generation import Answer, Generator
+from headrace.trainer.pipeline.links import PipelineLinks
+from headrace.trainer.pipeline.rejected_answers import Room, prompts_of, with_answers
+from headrace.trainer.stage.cached_stage import check_generates
+
+
+@dataclass(frozen=True)
+class AnswerFacts:
+    """Answers of one replica in one step."""
+
+    answers: int
+    tokens: int
+    ended: int  # by a stop token, not by their limit
+    seconds: float
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer], seconds: float) -> "AnswerFacts":
+        tokens = sum(len(answer.ids) for answer in answers)
+        return cls(len(answers), tokens, sum(answer.ended for answer in answers), seconds)
+
+
+class RejectedSampling:
+    """One stage's part in it; each replica answers the prompts of its own rows.
+
+    Args:
+        seed: root of what is drawn.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        layout: RankLayout,
+        settings: RejectedSamplingConfig,
+        seed: int,
+        room: Room,
+    ) -> None:
+        self.generator = generator
+        self.layout = layout
+        self.settings = settings
+        self.seed = seed
+        self.room = room
+
+    def replace(self, batch: Batch | None, step: int) -> tuple[Batch | None, AnswerFacts]:
+        """The batch with new rejected answers.
+
+        Args:
+            batch: at the first stage; None at the others.
+            step: of training, from 0.
+        """
+        start = time.perf_counter()
+        prompts: list[Any] = [None]
+        if batch is not None:
+            seed = derive_seed(self.seed, "rejected answers", step)
+            prompts = [list(prompts_of(batch, self.room, self.settings, seed))]
+        source = self.layout.rank_of(0)
+        dist.broadcast_object_list(prompts, src=source, group=self.layout.pipeline_group)
+        answers = self.generator.generate(prompts[0])
+        if batch is not None:
+            batch = with_answers(batch, answers, self.room)
+        return batch, AnswerFacts.of(answers, time.perf_counter() - start)
+
+
+def open_rejected_sampling(
+    config: TrainConfig, inputs: Inputs, layout: RankLayout, built: BuiltStage
+) -> RejectedSampling | None:
+    """Return the sampler of rejected answers that the config asks for, if it does.
+
+    Raises:
+        ConfigError: the model cannot generate in the pipeline, or nothing ends an answer.
+    """
+    settings, architecture = config.rejected_sampling, built.architecture
+    if settings is None:
+        return None
+    row_tokens = max(manifest.sequence_len for manifest in inputs.train)
+    check_generates(built.stage, architecture, row_tokens)
+    generator = Generator(
+        built.stage,
+        PipelineLinks(layout),
+        layout.device,
+        architecture.config.hidden_size,
+        settings,
+        stop_tokens(settings, model_directory(config.model), inputs.train),
+    )
+    room = Room(inputs.sequence_tokens, row_tokens)
+    return RejectedSampling(generator, layout, settings, config.seed, room)

@@ -1,0 +1,1 @@
+"""Estimates of `headrace plan`, made before there is a run."""

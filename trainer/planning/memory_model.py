@@ -1,0 +1,145 @@
+"""Model of a stage's peak memory, computed from shapes alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
+from headrace.schemas.train.layer_ranges import recomputed_layers
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.precision import trained_dtype
+from headrace.trainer.building.interleaved_schedule import most_held
+from headrace.trainer.building.model_size import ModelSize, PartSize
+from headrace.trainer.building.partition import Span
+from headrace.trainer.layers.weight_offload import PLACES
+from headrace.trainer.planning.layer_activations import LayerActivations
+
+OFFLOADED_IN_TRANSIT = 3  # layer inputs on their way to the host or back
+LOGIT_BYTES = 4 + 2  # float32 for the softmax and its gradient, and the gradient once in bfloat16
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes of one process at its peak."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float  # of all micro-batches in flight, and of the layer that is recomputed
+    logits: float
+    masks: float
+
+    @property
+    def peak(self) -> float:
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.logits
+            + self.masks
+        )
+
+
+def stage_memory(
+    config: TrainConfig,
+    size: ModelSize,
+    layers: Sequence[Span],
+    stage: int,
+    activations: LayerActivations,
+    dtype: torch.dtype,
+    sequence_len: int,
+) -> StageMemory:
+    """The peak of one stage.
+
+    Args:
+        layers: of each chunk of this stage.
+        dtype: of frozen weights and of the computation.
+    """
+    stages, tokens = config.pipeline_stages, config.places * sequence_len
+    parts = parts_of_stage(config, size, layers, stage)
+    trained = sum(part.trained for part in parts)
+    quantized = sum(part.quantized for part in parts)
+    frozen = sum(part.weights for part in parts) - trained - quantized
+    trained_bytes = trained_dtype(config, dtype).itemsize
+    dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
+    has_reference = config.objective.has_reference
+    copies = 2 if has_reference and config.adapter.kind in ("none", "blocks") else 1
+    chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
+    recomputed = max(
+        (activations.kept[half] for span in layers for n, half in span.pieces() if n in chosen),
+        default=0.0,
+    )
+    sent = activations.boundary * (2 if has_reference else 1)
+    boundary = 0.0 if config.activation_offload else activations.boundary
+    kept = [
+        2 * sent
+        + sum(
+            boundary + activations.selected[half] if n in chosen else activations.kept[half]
+            for n, half in pieces
+        )
+        for pieces in (span.pieces() for span in layers)
+    ]
+    in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload
+    mask = config.places * sequence_len**2
+    return StageMemory(
+        weights=copies * (frozen * dtype.itemsize + trained * trained_bytes)
+        + sum(part.quantized_bytes for part in parts)
+        - at_host(config, size, layers, stage, dtype),
+        gradients=trained * trained_bytes,
+        optimizer=trained * trained_bytes * config.optimizer.record.numbers_per_weight,
+        activations=in_flight(config, stage, kept)
+        + in_transit
+        + recomputed
+        + dequantized * dtype.itemsize,
+        logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
+        masks=in_flight(config, stage, [mask] * len(layers)),
+    )
+
+
+def at_host(
+    config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int, dtype: torch.dtype
+) -> float:
+    """Bytes of frozen weights that are in host memory instead; two layers' of a chunk come back."""
+    saved = 0.0
+    if config.embedding_on_cpu and stage == 0:
+        saved += size.embedding.weights * dtype.itemsize
+    if config.weight_offload != "none":
+        for chunk in layers:
+            frozen = [
+                size.piece(layer, half).offloadable[config.weight_offload]
+                for layer, half in chunk.pieces()
+            ]
+            held = [part.weights * dtype.itemsize + part.quantized_bytes for part in frozen]
+            saved += max(0.0, sum(held) - PLACES * max(held))
+    return saved
+
+
+def parts_of_stage(
+    config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int
+) -> list[PartSize]:
+    """List the parts of the model that one stage holds in all its chunks."""
+    numbers = range(stage, config.parts, config.pipeline_stages)
+    return [
+        part
+        for number, chunk in zip(numbers, layers, strict=True)
+        for part in size.parts(chunk, number, config.parts)
+    ]
+
+
+def in_flight(config: TrainConfig, stage: int, sizes: Sequence[float]) -> float:
+    """Return the activations that a stage holds for backward passes, each of `sizes` by chunk."""
+    stages, micro_batches = config.pipeline_stages, config.gradient_accumulation_steps
+    if config.schedule == "interleaved":
+        return most_held(stage, stages, micro_batches, sizes)
+    (size,) = sizes
+    return float(min(micro_batches, stages - stage) * size)
+
+
+def head_bytes(head: PartSize, size: ModelSize, tokens: int, dtype: torch.dtype) -> float:
+    """Logits of a chunk with their gradient, and the gradients of hidden states and head."""
+    chunk = min(tokens, max(1, CHUNK_LOGITS // size.vocabulary))
+    weight_gradient = size.vocabulary * size.hidden_size * dtype.itemsize * bool(head.trained)
+    logits = chunk * size.vocabulary * (LOGIT_BYTES + dtype.itemsize)
+    return float(logits + tokens * size.hidden_size * dtype.itemsize + weight_gradient)

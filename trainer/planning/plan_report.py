@@ -1,0 +1,292 @@
+"""`headrace plan`: what each stage of a run will hold and do, before there is a run."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.train.adapter_config import LORA_KINDS
+from headrace.schemas.train.layer_ranges import recomputed_layers
+from headrace.schemas.train.quantization_config import QuantizationConfig
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.half_layer import Half
+from headrace.trainer.architecture.precision import compute_dtype
+from headrace.trainer.building.chunks import as_parts
+from headrace.trainer.building.model_plan import Plan, plan_model
+from headrace.trainer.building.model_size import ModelSize, partition
+from headrace.trainer.building.partition import Span
+from headrace.trainer.planning.layer_activations import LayerActivations, layer_activations
+from headrace.trainer.planning.memory_model import StageMemory, parts_of_stage, stage_memory
+
+GIB = 1 << 30
+UNITS = {"": 1, "B": 1, "MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": GIB}
+SHOWN_REMEDIES = 4
+SMALLEST = QuantizationConfig(backend="bnb", double_quantization=True)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One process of a replica."""
+
+    layers: list[Span]  # of each chunk
+    weights: int  # parameters
+    trained: int
+    memory: StageMemory
+    work: float  # floating-point operations a token
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One replica, and how well its stages work together."""
+
+    config: TrainConfig
+    plan: Plan
+    replicas: int
+    sequence_len: int
+    activations: LayerActivations
+    stages: list[StagePlan]
+
+    @property
+    def peak(self) -> float:
+        """Bytes of the fullest process."""
+        return max(stage.memory.peak for stage in self.stages)
+
+    @property
+    def bubble(self) -> float:
+        """Share of the time in which a stage waits for the pipeline to fill and drain."""
+        waiting = self.config.pipeline_stages - 1
+        chunks = self.config.parts // self.config.pipeline_stages
+        return waiting / (self.config.gradient_accumulation_steps * chunks + waiting)
+
+    @property
+    def balance(self) -> float:
+        """Work of the mean stage over that of the slowest."""
+        work = [stage.work for stage in self.stages]
+        return sum(work) / len(work) / max(work)
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the time in which the mean stage computes; transfers left out."""
+        return self.balance * (1 - self.bubble)
+
+
+def parse_size(text: str) -> float:
+    """Bytes of `24GiB`, `80GB` or a plain number.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS:
+        raise ConfigError(f'--memory {text}: not a size; write for example "24GiB"')
+    return float(match[1]) * UNITS[match[2].upper()]
+
+
+def plan_run(
+    config: TrainConfig,
+    gpus: int,
+    sequence_len: int | None = None,
+    plan: Plan | None = None,
+    activations: LayerActivations | None = None,
+) -> RunPlan:
+    """Lay a run out on GPUs.
+
+    Args:
+        sequence_len: None takes the one of the first dataset.
+        plan: the model, where several runs of it are planned.
+        activations: of a layer, where they were counted for a run with the same rows and plan.
+
+    Raises:
+        ConfigError, DataError: model or datasets that do not fit.
+    """
+    if gpus % config.pipeline_stages:
+        raise ConfigError(
+            f"pipeline_stages = {config.pipeline_stages} does not divide the {gpus} GPUs"
+        )
+    length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
+    plan = plan or plan_model(config)
+    dtype = compute_dtype(config, torch.device("cuda"))
+    size = plan.size
+    activations = activations or layer_activations(plan, config, dtype, length)
+    cut = partition(as_parts(config), size)
+    stages = config.pipeline_stages
+    return RunPlan(
+        config,
+        plan,
+        gpus // stages,
+        length,
+        activations,
+        [
+            stage_plan(plan, config, size, cut[n::stages], n, activations, dtype, length)
+            for n in range(stages)
+        ],
+    )
+
+
+def stage_plan(
+    plan: Plan,
+    config: TrainConfig,
+    size: ModelSize,
+    layers: list[Span],
+    stage: int,
+    activations: LayerActivations,
+    dtype: torch.dtype,
+    sequence_len: int,
+) -> StagePlan:
+    """One stage."""
+    parts = parts_of_stage(config, size, layers, stage)
+    work = sum(
+        layer_work(plan, config, index, half, size, sequence_len)
+        for chunk in layers
+        for index, half in chunk.pieces()
+    )
+    if stage == config.pipeline_stages - 1:
+        work += size.head.active * (6 if size.head.trained else 4)
+    return StagePlan(
+        layers=layers,
+        weights=sum(part.weights for part in parts),
+        trained=sum(part.trained for part in parts),
+        memory=stage_memory(config, size, layers, stage, activations, dtype, sequence_len),
+        work=work,
+    )
+
+
+def layer_work(
+    plan: Plan,
+    config: TrainConfig,
+    index: int,
+    half: Half | None,
+    size: ModelSize,
+    sequence_len: int,
+) -> float:
+    """Floating-point operations of a layer, or half of it, for one token, forward and backward.
+
+    Each weight multiplies once forward and once for the gradient of its input, and a trained one
+    once more; recomputation repeats the first. Attention is causal, over whole rows or its window.
+    """
+    part, settings = size.piece(index, half), plan.architecture.config
+    recomputed = index in recomputed_layers(config.activation_checkpointing, len(size.layers))
+    frozen_share = 1 - min(1.0, part.trained / max(1.0, part.active))
+    weight_passes = 2 + (1 - frozen_share) + recomputed
+    heads = getattr(settings, "num_attention_heads", 1)
+    width = heads * (getattr(settings, "head_dim", None) or settings.hidden_size // heads)
+    window = plan.architecture.windows[index] or sequence_len
+    seen = min(window, sequence_len / 2) if half != "mlp" else 0.0
+    attention_passes = 3 + recomputed  # forward once, backward two products for each of two
+    return 2 * part.active * weight_passes + 4 * seen * width * attention_passes
+
+
+def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str, Any], RunPlan]]:
+    """Changes of the config with which the run fits, the mildest first."""
+    config = run.config
+    layers = run.plan.architecture.config.num_hidden_layers
+    single: list[dict[str, Any]] = [
+        {"partition": "memory"},
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "full", "activation_offload": True},
+    ]
+    if config.micro_batch_size > 1:
+        rows = config.micro_batch_size * config.gradient_accumulation_steps
+        single.append({"micro_batch_size": 1, "gradient_accumulation_steps": rows})
+    if config.schedule == "interleaved":
+        single.append({"schedule": "1f1b"})
+    chunks = config.parts // config.pipeline_stages
+    single += [
+        {"pipeline_stages": stages}
+        for stages in range(config.pipeline_stages + 1, min(gpus, layers // chunks) + 1)
+        if gpus % stages == 0 and (chunks == 1 or config.gradient_accumulation_steps % stages == 0)
+    ]
+    if config.quantization is None and config.adapter.kind in LORA_KINDS:
+        single.insert(2, {"quantization": SMALLEST})
+    if config.adapter.kind not in ("none", "blocks"):
+        single.append({"embedding_on_cpu": True})
+        if not config.relora.every_steps:
+            single.append({"weight_offload": "mlp"})
+    new = [c for c in single if any(getattr(config, key) != value for key, value in c.items())]
+    quantized_plan = None
+    if {"quantization": SMALLEST} in new:
+        quantized_plan = plan_model(config.model_copy(update={"quantization": SMALLEST}))
+    counted = {(False, config.places): run.activations}
+    for count in range(1, 4):
+        for changes in combinations(new, count):
+            change = {key: value for part in changes for key, value in part.items()}
+            if len(change) < sum(map(len, changes)):
+                continue  # two numbers of stages
+            changed, quantized = config.model_copy(update=change), "quantization" in change
+            plan = quantized_plan if quantized else run.plan
+            known = counted.get((quantized, changed.places))
+            tried = plan_run(changed, gpus, run.sequence_len, plan, known)
+            counted[quantized, changed.places] = tried.activations
+            if tried.peak <= memory:
+                yield change, tried
+
+
+def report(run: RunPlan, gpus: int, memory: float | None) -> str:
+    """The table, and what to change if it does not fit."""
+    rows = [
+        (
+            "stage layers parameters trained  weights gradients optimizer activations logits+masks"
+            "   peak  work"
+        ).split()
+    ]
+    total = sum(stage.work for stage in run.stages)
+    for number, stage in enumerate(run.stages):
+        held = stage.memory
+        sizes = (
+            held.weights,
+            held.gradients,
+            held.optimizer,
+            held.activations,
+            held.logits + held.masks,
+            held.peak,
+        )
+        rows.append(
+            [
+                str(number),
+                ", ".join(map(str, stage.layers)),
+                f"{stage.weights / 1e6:,.1f}M",
+                f"{stage.trained / 1e6:,.1f}M",
+                *(f"{size / GIB:.2f}" for size in sizes),
+                f"{stage.work / total:.1%}",
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
+    config = run.config
+    lines += [
+        "",
+        f"GiB; micro-batches of {config.micro_batch_size} x {run.sequence_len} tokens, "
+        f"{config.gradient_accumulation_steps} a step, {run.replicas} replica(s).",
+        f"Bubble {run.bubble:.1%}, balance {run.balance:.1%}, "
+        f"expected efficiency {run.efficiency:.1%} of as many GPUs without a pipeline.",
+    ]
+    return "\n".join(lines + (verdict(run, gpus, memory) if memory else []))
+
+
+def verdict(run: RunPlan, gpus: int, memory: float) -> list[str]:
+    """Say whether the run fits, and if not, the settings with which it would."""
+    limit = f"{memory / GIB:.1f} GiB"
+    if run.peak <= memory:
+        return [f"Fits: the fullest stage takes {run.peak / GIB:.2f} of {limit}."]
+    lines = [f"Does not fit: the fullest stage takes {run.peak / GIB:.2f} of {limit}."]
+    for number, (change, tried) in enumerate(remedies(run, gpus, memory)):
+        if number == SHOWN_REMEDIES:
+            break
+        settings = ", ".join(f"{key} = {toml(value)}" for key, value in change.items())
+        lines.append(f"  {settings}: {tried.peak / GIB:.2f} GiB, efficiency {tried.efficiency:.1%}")
+    if len(lines) == 1:
+        lines.append("  No change of the pipeline makes it fit: use more GPUs, or train less.")
+    return lines
+
+
+def toml(value: object) -> str:
+    """A setting as a config has it."""
+    if isinstance(value, QuantizationConfig):
+        return '{ backend = "bnb", double_quantization = true }'
+    return f'"{value}"' if isinstance(value, str) else str(value).lower()

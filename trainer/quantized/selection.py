@@ -1,0 +1,212 @@
+"""Selection of the weights to hold quantized, and their formats."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace.kernels.fp8_linear import ALIGNMENT
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.quantization_config import QuantizationConfig, check_installed
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.weight_index import stored_tensors
+from headrace.trainer.architecture.weight_names import CheckpointNames
+from headrace.trainer.quantized.formats import companions, format_of
+from headrace.trainer.quantized.modules import (
+    QuantizableModule,
+    QuantizedEmbedding,
+    QuantizedExperts,
+    QuantizedLinear,
+)
+from headrace.trainer.quantized.weight import QuantizedWeight
+
+SCALE_BITS = 32
+LINEAR_TYPES = ("Linear", "FalconLinear")  # the second is nn.Linear in another order of rounding
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Rules by which a model's frozen weights are quantized.
+
+    `stored` names the weights that the model's files hold quantized; None: quantize at loading.
+    """
+
+    config: QuantizationConfig
+    stored: frozenset[str] | None = None
+
+    def wants(self, name: str, module: nn.Linear) -> bool:
+        """Return whether a linear layer of this name, without adapters, is quantized."""
+        if self.stored is not None:
+            return f"{name}.weight" in self.stored
+        skipped = any(part in name for part in self.config.skip_modules)
+        return not skipped and module.out_features > 1  # gates of a single output are kept
+
+    def make(self, value: Tensor, name: str, dtype: torch.dtype) -> list[QuantizedWeight]:
+        """A matrix, or each expert's of a stack, quantized where it lies."""
+        matrices = [value] if value.ndim == 2 else list(value)
+        made = [format_of(self.config).make(m, name, self.config, dtype) for m in matrices]
+        for weight in made if self.config.in_fp8 else ():
+            weight.multiply_in_fp8()
+        return made
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The type of the computation, given that of the run."""
+        wished = self.config.compute_dtype
+        return dtype if wished == "auto" else getattr(torch, wished)
+
+    def bits(self, name: str, shape: torch.Size) -> float:
+        """Return the bits that a weight takes, its share of scales included.
+
+        Raises:
+            ConfigError: settings that do not go with its shape.
+        """
+        bits = format_of(self.config).bits(name, shape, self.config)
+        if self.config.in_fp8:
+            check_fp8_shape(name, shape)
+            bits += 0.0 if self.config.backend == "fp8" else SCALE_BITS / shape[-1]
+        return bits
+
+
+def check_fp8_shape(name: str, shape: torch.Size) -> None:
+    """Check that the matrix units can multiply with a weight of this shape.
+
+    Raises:
+        ConfigError: naming the weight.
+    """
+    if any(size % ALIGNMENT for size in shape[-2:]):
+        raise ConfigError(
+            f"quantization in 8-bit floats: {name} is {' x '.join(map(str, shape[-2:]))}, which "
+            f"are not multiples of {ALIGNMENT}; add it to skip_modules"
+        )
+
+
+def plan_quantization(
+    config: TrainConfig, architecture: Architecture, directory: Path, plain: nn.Module
+) -> Quantization | None:
+    """Return the quantization that the config asks for, or that the model's files have.
+
+    Raises:
+        ConfigError: both, a library that is missing, or training that needs the weights themselves.
+    """
+    settings = getattr(architecture.config, "quantization_config", None)
+    if settings is None:
+        if config.quantization is not None:
+            check_installed(config.quantization.backend)
+            return Quantization(config.quantization)
+        return None
+    if config.quantization is not None:
+        raise ConfigError(
+            f"{directory}: its weights are quantized already; drop [quantization], "
+            "or use the model that it was made of"
+        )
+    if config.adapter.kind not in ("lora", "dora"):
+        raise ConfigError(
+            f'{directory}: its weights are quantized already, so that adapter.kind = "'
+            f'{config.adapter.kind}" cannot write a model; use the model that it was made of'
+        )
+    check_installed("bnb")
+    values = settings if isinstance(settings, dict) else settings.to_dict()
+    if config.weights == "random":
+        return Quantization(stored_config(values))
+    files = stored_tensors(directory)
+    names = CheckpointNames(plain, files)
+    found = {
+        name
+        for name in dict(plain.named_parameters())
+        if name in names and companions(names.stored(name)[0], files)
+    }
+    return Quantization(stored_config(values), frozenset(found))
+
+
+def stored_config(values: dict[str, Any]) -> QuantizationConfig:
+    """Our settings for `quantization_config` in config.json."""
+    if values.get("load_in_8bit"):
+        return QuantizationConfig(backend="bnb", type="int8")
+    return QuantizationConfig(
+        backend="bnb",
+        type=values.get("bnb_4bit_quant_type") or "fp4",
+        double_quantization=bool(values.get("bnb_4bit_use_double_quant")),
+    )
+
+
+def install_holders(
+    model: nn.Module, quantization: Quantization | None, architecture: Architecture
+) -> nn.Module:
+    """Put modules that can hold quantized weights in the place of those that are to; in place.
+
+    Args:
+        model: without adapters, on the meta device.
+
+    Raises:
+        ConfigError: a kind of module that has no such form, or settings that do not fit a weight.
+    """
+    if quantization is None:
+        return model
+    family = architecture.family
+    count = 0
+    for parent_name, parent in list(model.named_modules()):
+        for child_name, child in list(parent.named_children()):
+            name = f"{parent_name}.{child_name}".lstrip(".")
+            holder: QuantizableModule | None = None
+            if name == family.embedding or (name == family.head and architecture.tied):
+                if quantization.config.embedding and quantization.stored is None:
+                    holder = _holder_of_table(child, name)
+            elif isinstance(child, nn.Linear) and quantization.wants(name, child):
+                holder = _holder_of_linear(child, name, quantization.config.int8_threshold)
+            elif is_experts(child) and quantization.config.experts and not quantization.stored:
+                holder = QuantizedExperts(child)
+            if holder is not None:
+                holder.bits = {
+                    attribute: quantization.bits(
+                        f"{name}.{attribute}", getattr(child, attribute).shape
+                    )
+                    for attribute in holder.weights
+                }
+                setattr(parent, child_name, holder)
+                count += 1
+    if not count:
+        raise ConfigError(
+            f"quantization.skip_modules = {quantization.config.skip_modules}: nothing is left "
+            "to quantize"
+        )
+    return model
+
+
+def _holder_of_table(module: nn.Module, name: str) -> QuantizableModule:
+    """Return the quantizable module for an embedding, or the head that is tied to it."""
+    if isinstance(module, nn.Linear):
+        return _holder_of_linear(module, name, None)
+    scaled = type(module) is nn.Embedding or hasattr(module, "scalar_embed_scale")
+    if not isinstance(module, nn.Embedding) or not scaled:
+        raise ConfigError(
+            f"quantization.embedding: {name} is a {type(module).__name__}, which cannot be "
+            "quantized; set it to false"
+        )
+    return QuantizedEmbedding(module)
+
+
+def _holder_of_linear(module: nn.Linear, name: str, threshold: float | None) -> QuantizableModule:
+    if type(module).__name__ not in LINEAR_TYPES:
+        raise ConfigError(
+            f"quantization: {name} is a {type(module).__name__}, which cannot be quantized; "
+            "add it to skip_modules"
+        )
+    return QuantizedLinear(module, threshold)
+
+
+def is_experts(module: Any) -> bool:
+    """The layout of most mixtures, as transformers 5.14 to 5.23 declare it: gate and up in one
+    stack, one after the other, no biases, outputs before inputs.
+    """
+    if set(dict(module.named_parameters(recurse=False))) != set(QuantizedExperts.weights):
+        return False
+    if not hasattr(module, "act_fn") or not getattr(module, "is_concatenated", True):
+        return False
+    gate = getattr(type(module), "_apply_gate", None)
+    own_gate = gate is not None and gate.__name__ != "_default_apply_gate"
+    up, down = module.gate_up_proj.shape, module.down_proj.shape
+    declared = not getattr(module, "is_transposed", False) and getattr(module, "has_gate", True)
+    return declared and not own_gate and len(up) == 3 and up[1:] == (2 * down[2], down[1])

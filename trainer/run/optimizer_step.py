@@ -1,0 +1,28 @@
+"""Parts of a step: its learning rate, and the decay and limits of adapters that follow it."""
+
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.adapters.control import control_adapters
+from headrace.trainer.adapters.control import regularize as regularize_control
+from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.optim import relora
+from headrace.trainer.optim.learning_rate import learning_rate
+from headrace.trainer.optim.regularizers import ProductNorms, find_pairs, regularize
+
+
+def hold_back(config: TrainConfig, built: BuiltStage, rate: float) -> ProductNorms | None:
+    """Apply the decay and limits of adapters that follow a step.
+
+    Args:
+        rate: the learning rate of the step.
+    """
+    for _, adapter in control_adapters(built.names):
+        regularize_control(adapter, config.adapter.gamma, rate * config.adapter.control_decay)
+    if not config.regularization.limits_products:
+        return None
+    return regularize(config.regularization, find_pairs(built.names), rate)
+
+
+def step_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """The learning rate of a step, from 0."""
+    rate = learning_rate(config.optimizer, config.scheduler, step, total_steps)
+    return rate * relora.rate_factor(config.relora, step)

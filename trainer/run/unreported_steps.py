@@ -1,0 +1,58 @@
+"""Steps that are done and not reported yet."""
+
+from dataclasses import dataclass
+from itertools import chain
+
+from headrace.trainer.metrics.metrics import StepFacts, StepMetrics, mean_loss
+from headrace.trainer.parallel import RankLayout, gather_objects
+from headrace.trainer.run.step_report import Report, batch_places, step_metrics
+from headrace.trainer.shards.packed_rows import PackedRow
+
+
+@dataclass(frozen=True)
+class DoneStep:
+    """One step, with the reports of all ranks."""
+
+    reports: list[Report]
+    facts: StepFacts
+    room: int  # tokens of all sequences of a row
+
+    @property
+    def loss(self) -> float:
+        """Return the loss of the global batch."""
+        return mean_loss(row for report in self.reports for row in report.losses)
+
+    @property
+    def rows(self) -> list[PackedRow]:
+        """Return the rows of the global batch."""
+        return list(chain.from_iterable(batch_places(self.reports)))
+
+    def metrics(self) -> StepMetrics:
+        """Return the whole job's metrics."""
+        return step_metrics(self.reports, self.facts, self.room)
+
+
+class Interval:
+    """Keeps what this rank knows of each step until the ranks tell each other.
+
+    Args:
+        room: tokens of all sequences of a row.
+    """
+
+    def __init__(self, layout: RankLayout, room: int) -> None:
+        self.layout = layout
+        self.room = room
+        self._steps: list[tuple[Report, StepFacts]] = []
+
+    def add(self, report: Report, facts: StepFacts) -> None:
+        """Note a step that is done."""
+        self._steps.append((report, facts))
+
+    def close(self) -> list[DoneStep]:
+        """Return the steps since the last call, in order; every rank takes part."""
+        steps, self._steps = self._steps, []
+        everyone = gather_objects([report for report, _ in steps], self.layout.world_group)
+        return [
+            DoneStep(list(reports), facts, self.room)
+            for reports, (_, facts) in zip(zip(*everyone, strict=True), steps, strict=True)
+        ]

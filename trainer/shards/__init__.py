@@ -1,0 +1,1 @@
+"""Bytes of shard directories to decoded rows: storage, cache, retries, quarantine."""

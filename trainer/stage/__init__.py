@@ -1,0 +1,1 @@
+"""One pipeline stage: forward pass, head, objectives, cached decoding."""

@@ -1,0 +1,117 @@
+"""A stage that goes through rows of text piece by piece, with the keys and values seen so far.
+
+Layers, adapters and quantized weights are the stage's own; it runs them as they are, without what
+is compiled for training. Read against transformers 5.14 to 5.23.
+"""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from headrace.schemas.errors import ConfigError
+from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.layers.attention_mask import additive_mask
+from headrace.trainer.layers.device import to_device
+from headrace.trainer.layers.layer_functions import run_layer
+from headrace.trainer.layers.rotary_tables import rotary_tables
+from headrace.trainer.stage.stage import Stage
+
+CACHE_NAMES = ("past_key_values", "layer_past")  # of the argument of transformers' layers
+
+
+class CachedStage:
+    """One batch of rows in one stage, which must be in evaluation mode.
+
+    Args:
+        filling: [b] columns of filling before each row, so that all rows end together.
+        longest: [b] tokens that each row may come to; what it goes on with has its last position.
+    """
+
+    def __init__(self, stage: Stage, filling: list[int], longest: list[int]) -> None:
+        self.stage = stage
+        self.cache_name = cache_name(stage.layers[0])
+        self.cache = DynamicCache()  # whole, whatever the windows; masks keep them
+        self.columns = 0  # gone through
+        self.filling, self.longest = torch.tensor(filling), torch.tensor(longest)
+
+    @torch.no_grad()
+    def run(self, inputs: Tensor) -> Tensor:
+        """The next columns.
+
+        Args:
+            inputs: [b, columns] ids at the first stage, else [b, columns, hidden size].
+
+        Returns:
+            [b, columns, hidden size], after the last stage's norm.
+        """
+        stage, device = self.stage, inputs.device
+        start, self.columns = self.columns, self.columns + inputs.shape[1]
+        filling = to_device(self.filling, device).unsqueeze(1)
+        last = to_device(self.longest, device).unsqueeze(1) - 1
+        columns = torch.arange(start, self.columns, device=device)
+        positions = (columns - filling).clamp(min=0).minimum(last)
+        masks = {window: self._mask(start, filling, window) for window in set(stage.windows)}
+        hidden = inputs
+        with torch.autocast(device.type, stage.compute_dtype, enabled=stage.autocast):
+            if stage.embedding is not None:
+                hidden = stage.embedding.embed(inputs, None, device)
+            tables = rotary_tables(stage.rotary, stage.rotary_types, hidden, positions, None)
+            for index, (layer, window, kind) in enumerate(
+                zip(stage.layers, stage.windows, stage.rotary_types, strict=True)
+            ):
+                if stage.weight_offload is not None:
+                    stage.weight_offload.bring(index)
+                arguments = stage.arguments_of_layer(masks[window], positions, tables.get(kind))
+                hidden = run_layer(layer, hidden, arguments | {self.cache_name: self.cache})
+            if stage.norm is not None:
+                hidden = stage.norm(hidden)
+        return hidden
+
+    def _mask(self, start: int, filling: Tensor, window: int | None) -> Tensor:
+        """[b, 1, columns, columns so far], as `attention_masks` makes them.
+
+        Filling sees itself: a softmax over nothing would not be a number, and spread from there.
+        """
+        device = filling.device
+        keys = torch.arange(self.columns, device=device)
+        queries = torch.arange(start, self.columns, device=device).unsqueeze(1)
+        near = keys <= queries
+        if window is not None:
+            near = near & (keys > queries - window)
+        mask = (near & (keys >= filling.unsqueeze(1))) | (keys == queries)
+        mask = mask.unsqueeze(1)
+        dtype = self.stage.compute_dtype
+        return additive_mask(mask, dtype) if self.stage.additive_mask else mask
+
+
+def cache_name(layer: nn.Module) -> str:
+    """Return the name of a decoder layer's cache argument.
+
+    Raises:
+        ConfigError: it takes none.
+    """
+    parameters = inspect.signature(layer.forward).parameters
+    found = [name for name in CACHE_NAMES if name in parameters]
+    if not found:
+        raise ConfigError(
+            f"[rejected_sampling]: {type(layer).__name__} keeps no keys and values, without which "
+            "nothing can be generated; drop the table"
+        )
+    return found[0]
+
+
+def check_generates(stage: Stage, architecture: Architecture, tokens: int) -> None:
+    """Check that texts of so many tokens can be generated.
+
+    Raises:
+        ConfigError: layers keep no keys, or rotary frequencies change, so that kept keys go wrong.
+    """
+    cache_name(stage.layers[0])
+    steady = architecture.steady_rotary_tokens
+    if steady is not None and tokens > steady:
+        raise ConfigError(
+            f"[rejected_sampling]: rows of up to {tokens} tokens, but the model's rotary "
+            f"frequencies change beyond {steady}; prepare shorter rows, or drop the table"
+        )

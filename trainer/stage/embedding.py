@@ -1,0 +1,76 @@
+"""The embedding of the first stage, and what the model does to its rows."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from headrace.schemas.fingerprint import derive_seed
+from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.layers.device import to_device
+from headrace.trainer.stage.micro_batch import MicroBatch
+
+
+class StageEmbedding:
+    """Token ids in, hidden states out.
+
+    Args:
+        module: the model's own, adapted or not.
+        seeded: set the random state, for dropout that is the same in any layout.
+
+    Attributes:
+        noise_alpha: of NEFTune's noise, if any.
+    """
+
+    def __init__(
+        self, module: nn.Module, architecture: Architecture, dtype: torch.dtype, *, seeded: bool
+    ) -> None:
+        self.module = module
+        family = architecture.family
+        self.multiplier = architecture.setting(family.embedding_multiplier)
+        self.dropout = architecture.setting(family.embedding_dropout) or 0.0
+        self.dtype = dtype
+        self.seeded = seeded
+        self.noise_alpha: float | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device on which rows are looked up, and ids are best kept."""
+        return next(self.module.parameters(), torch.empty(0)).device
+
+    def embed(self, ids: Tensor, micro_batch: MicroBatch | None, device: torch.device) -> Tensor:
+        """[b, s] ids to [b, s, hidden size] on a device, whichever the embedding itself is on.
+
+        Args:
+            micro_batch: in training, where chance goes by it; None outside of it.
+        """
+        if micro_batch is not None and self.seeded:
+            torch.manual_seed(derive_seed(micro_batch.seed, "embedding"))
+        hidden: Tensor = self.module(ids.to(self.device)).to(self.dtype)
+        if hidden.device != device:
+            hidden = to_device(hidden, device)
+        if micro_batch is not None and self.noise_alpha is not None:
+            lengths, seed = micro_batch.row_lengths, derive_seed(micro_batch.seed, "noise")
+            hidden = hidden + embedding_noise(hidden, lengths, self.noise_alpha, seed)
+        if self.multiplier is not None:
+            hidden = hidden * self.multiplier
+        if self.dropout:
+            hidden = functional.dropout(hidden, self.dropout, training=micro_batch is not None)
+        return hidden
+
+
+def embedding_noise(hidden: Tensor, lengths: Sequence[int], alpha: float, seed: int) -> Tensor:
+    """Noise of at most alpha / sqrt(n d) for each entry of a row of n tokens.
+
+    Args:
+        hidden: [b, s, d], whose shape, type and device the noise takes.
+        lengths: [b] tokens of each row, filling left out.
+        seed: of this micro-batch, so that every layout draws the same.
+    """
+    generator = torch.Generator(hidden.device).manual_seed(seed)
+    unit = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
+    unit.uniform_(-1, 1, generator=generator)
+    tokens = to_device(torch.tensor(lengths, dtype=torch.float32).clamp(min=1), hidden.device)
+    largest = alpha * torch.rsqrt(tokens * hidden.shape[-1])
+    return (unit * largest[:, None, None]).to(hidden.dtype)

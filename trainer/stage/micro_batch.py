@@ -1,0 +1,41 @@
+"""Inputs of a stage beside the hidden states, and its outputs."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from headrace.kernels.token_statistics import TokenStatistics
+from headrace.trainer.stage.objectives import PairLosses
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Inputs of a stage beside the hidden states. b rows of s tokens."""
+
+    document_lengths: list[list[int]]  # [b]
+    row_lengths: list[int]  # [b] tokens of each row, filling left out
+    labels: Tensor | None  # [b, s] int64, last stage only
+    loss_scale: float  # 1 / trained tokens of the global batch, or 1 / its pairs
+    router_scale: float  # tokens of this micro-batch / tokens of the global batch
+    seed: int  # of this micro-batch's dropout
+    pairs: list[list[tuple[int, int]]] | None = None  # [b/2] tokens of both sides; last stage only
+    chosen_scale: float = 0.0  # 1 / trained tokens of all chosen answers
+    control_classes: Tensor | None = None  # [b, s] int8: -1, 0, 1; control adapters only
+    wants_statistics: bool = False  # of each token, on the last stage
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """Outputs of a stage.
+
+    `router_loss` is this stage's part of the routers' loss; on the last stage `value` holds it
+    already, on others it is to be differentiated beside the hidden states.
+    """
+
+    value: Tensor  # hidden states for the next stage, or the loss: the scalar to differentiate
+    token_losses: Tensor | None = None  # last stage: [b, s] cross-entropy, float32, detached
+    adjusted_losses: Tensor | None = None  # what is minimized in its place, likewise
+    pairs: PairLosses | None = None  # last stage, objectives of pairs; detached
+    router_loss: Tensor | None = None  # stages with routers: scalar, scaled as it enters the loss
+    statistics: TokenStatistics | None = None  # last stage, where wanted; of b * s tokens
+    hidden_norms: Tensor | None = None  # likewise, [b, s] float32: of what the head is given

@@ -1,0 +1,296 @@
+"""One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, noop_context_fn
+
+from headrace.kernels.token_statistics import TokenStatistics
+from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.trainer.adapters.control import CONTROL
+from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.layers.activation_offload import ActivationOffload
+from headrace.trainer.layers.attention_mask import attention_masks
+from headrace.trainer.layers.device import position_ids, to_device
+from headrace.trainer.layers.document_attention import KEYWORD, document_bounds
+from headrace.trainer.layers.layer_functions import (
+    LayerFunctions,
+    run_layer,
+    run_layer_checkpointed,
+    run_layer_selectively,
+)
+from headrace.trainer.layers.rotary_tables import rotary_tables
+from headrace.trainer.layers.router_loss import (
+    RouterLossSettings,
+    balance_loss,
+    real_tokens,
+    tap_router,
+    total_loss,
+)
+from headrace.trainer.layers.selective_checkpoint import kept_products
+from headrace.trainer.layers.weight_offload import WeightOffload
+from headrace.trainer.stage.embedding import StageEmbedding
+from headrace.trainer.stage.loss import StageLoss
+from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
+
+
+@dataclass(frozen=True)
+class StageNames:
+    """Names of a stage's modules in the whole (PEFT-wrapped) model, in order of use."""
+
+    embedding: str | None
+    layers: list[str]
+    norm: str | None
+    head: str | None
+
+
+class Stage(nn.Module):
+    """The modules of one stage under the names that they have in the whole (PEFT-wrapped) model.
+
+    Hidden states of one fixed shape, [b, s, hidden size] in the compute type, are all that passes
+    between stages.
+
+    Args:
+        modules: canonical name in the whole model -> module, in order of use.
+        names: which of them is what.
+        layers: their numbers in the whole model.
+        rotary: positions -> cosine and sine, real buffers, no parameters; None for models without.
+        autocast: run in `compute_dtype` though the weights are float32 (full fine-tuning).
+        recompute: numbers of the layers that keep only their input for the backward pass.
+        selective: let these keep some results too, see `selective_checkpoint`.
+        offload: where these inputs are held in between, if not on the device.
+        seeded: set the random state before each layer, for dropout that is the same in any layout.
+        embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
+
+    Attributes:
+        layer_functions: how a layer is run.
+        before_step: to be called before the micro-batches of a step, with none in flight.
+        by_bounds: attention without a window takes the documents' bounds instead of a mask.
+        objective: what the last stage computes.
+        weight_offload: where the layers' weights come from, if they are not on the device.
+        reference: the same layers as they were before training, for objectives that compare with
+            them. Hidden states for both travel as one tensor, [2b, s, hidden size].
+    """
+
+    embedding: StageEmbedding | None
+    loss: StageLoss | None
+    reference: "Stage | None"
+
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        *,
+        names: StageNames,
+        layers: Sequence[int],
+        rotary: nn.Module | None,
+        architecture: Architecture,
+        router_loss: RouterLossSettings | None,
+        compute_dtype: torch.dtype,
+        autocast: bool,
+        recompute: frozenset[int],
+        selective: bool = False,
+        offload: ActivationOffload | None,
+        seeded: bool,
+        embedding_on_cpu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.names = dict(modules)
+        moved = [name for name in modules if not (embedding_on_cpu and name == names.embedding)]
+        self.parts = nn.ModuleList(modules[name] for name in moved)
+        self.embedding, self.loss = None, None
+        if names.embedding:
+            self.embedding = StageEmbedding(
+                modules[names.embedding], architecture, compute_dtype, seeded=seeded
+            )
+        if names.head:
+            self.loss = StageLoss(
+                modules[names.head], architecture, compute_dtype, autocast=autocast
+            )
+        self.layers = [modules[name] for name in names.layers]
+        self.layer_names = names.layers
+        self.norm = modules[names.norm] if names.norm else None
+        self.rotary = rotary
+        self.windows = [architecture.windows[index] for index in layers]
+        self.rotary_types = [architecture.rotary_types[index] for index in layers]
+        self.rotary_by_document = architecture.rotary_by_document
+        self.additive_mask = architecture.attention == "eager"
+        self.router_loss = router_loss
+        self.taps = [tap_router(layer, router_loss) for layer in self.layers]
+        self.layer_arguments = required_arguments(self.layers[0])
+        self.compute_dtype = compute_dtype
+        self.autocast = autocast
+        self.recomputed = [index in recompute for index in layers]
+        self.offload = offload
+        self.seeded = seeded
+        self.weight_offload: WeightOffload | None = None
+        self.selective = selective
+        again = run_layer_selectively if selective else run_layer_checkpointed
+        self.layer_functions = LayerFunctions(run_layer, again)
+        self.before_step: Callable[[], None] | None = None
+        self.by_bounds = False
+        self.objective = ObjectiveConfig()
+        self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
+        self.reference = None
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the layers; the embedding may be elsewhere."""
+        return next(self.layers[0].parameters()).device
+
+    def train(self, mode: bool = True) -> "Stage":
+        """Set the mode of all modules; the reference stays in evaluation mode."""
+        super().train(mode)
+        if self.reference is not None:
+            self.reference.eval()
+        return self
+
+    def canonical_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters by their name in the whole model, in model order."""
+        return {
+            f"{prefix}.{name}": parameter
+            for prefix, module in self.names.items()
+            for name, parameter in module.named_parameters()
+        }
+
+    def forward(self, inputs: Tensor, micro_batch: MicroBatch) -> StageOutput:
+        """Token ids [b, s] or hidden states in; hidden states, or losses on the last stage, out."""
+        own, reference = inputs, None
+        if self.reference is not None:
+            own, before = (inputs, inputs) if self.embedding is not None else inputs.chunk(2)
+            with torch.no_grad():
+                reference, _ = self.reference.run(before, micro_batch)
+        hidden, router_loss = self.run(own, micro_batch)
+        if self.loss is None:
+            value = hidden if reference is None else torch.cat([hidden, reference])
+            return StageOutput(value, router_loss=router_loss)
+        output = self._losses(self.loss, hidden, reference, micro_batch)
+        if micro_batch.wants_statistics:
+            norms = torch.linalg.vector_norm(hidden.detach(), dim=-1, dtype=torch.float32)
+            output = replace(output, hidden_norms=norms)
+        if router_loss is None:
+            return output
+        return replace(output, value=output.value + router_loss, router_loss=router_loss)
+
+    def run(self, inputs: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
+        """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
+        device = self.device
+        additive = self.compute_dtype if self.additive_mask else None
+        lengths = micro_batch.document_lengths
+        bounds = document_bounds(lengths, device) if self.by_bounds else None
+        masked = self.windows if not self.by_bounds else [w for w in self.windows if w is not None]
+        masks = attention_masks(lengths, masked, device, additive) if masked else {}
+        positions = to_device(position_ids(lengths), device)
+        real = None
+        if self.router_loss is not None:
+            real = real_tokens(micro_batch.row_lengths, inputs.shape[1], device)
+        hidden, router_losses = inputs, []
+        with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
+            if self.embedding is not None:
+                chance = micro_batch if self.training else None
+                hidden = self.embedding.embed(inputs, chance, device)
+            documents = lengths if self.rotary_by_document else None
+            tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, documents)
+            if self.offload is not None:
+                self.offload.begin()
+            for index in range(len(self.layers)):
+                window = self.windows[index]
+                table = tables.get(self.rotary_types[index])
+                arguments = self.arguments_of_layer(masks.get(window), positions, table)
+                if bounds is not None and window is None:
+                    arguments[KEYWORD] = bounds
+                run = self._layer_runner(index, arguments, real, micro_batch)
+                with self._kept(index, hidden):
+                    hidden, router_loss = run(hidden)
+                router_losses += [] if router_loss is None else [router_loss]
+            if self.norm is not None:
+                hidden = self.norm(hidden)
+        return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
+
+    def _kept(self, index: int, hidden: Tensor) -> AbstractContextManager[None]:
+        """Return the context that stores a layer's saved tensors, unless autograd holds them."""
+        if self.recomputed[index]:
+            return contextlib.nullcontext() if self.offload is None else self.offload.of(hidden)
+        weights = self.weight_offload
+        return contextlib.nullcontext() if weights is None else weights.of(index)
+
+    def arguments_of_layer(
+        self, mask: Tensor | None, positions: Tensor, rotary: Any
+    ) -> dict[str, Any]:
+        """Return a layer's arguments beside the hidden states."""
+        arguments: dict[str, Any] = dict.fromkeys(self.layer_arguments)
+        arguments |= {"attention_mask": mask, "position_ids": positions}
+        if rotary is not None:
+            arguments["position_embeddings"] = rotary
+        return arguments
+
+    def _layer_runner(
+        self, index: int, arguments: dict[str, Any], real: Tensor | None, micro_batch: MicroBatch
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+        """A function for one layer: hidden states in, hidden states and router loss out."""
+        layer, name, tap = self.layers[index], self.layer_names[index], self.taps[index]
+        control, classes = self.controls[index], micro_batch.control_classes
+        assert control is None or classes is not None
+        seed = micro_batch.seed
+        seeded, recompute = self.seeded and self.training, self.recomputed[index] and self.training
+        routes = tap is not None and real is not None and self.router_loss is not None
+        weights = self.weight_offload
+        outside = recompute and (seeded or routes or control is not None or weights is not None)
+        within = recompute and not outside
+        function = self.layer_functions.checkpointed if within else self.layer_functions.plain
+
+        def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+            if seeded:
+                torch.manual_seed(derive_seed(seed, name))
+            if weights is not None:
+                weights.bring(index)
+            states = function(layer, hidden, arguments)
+            if control is not None:
+                states = control(hidden, states, classes)
+            if tap is None or real is None or self.router_loss is None:
+                return states, None
+            return states, balance_loss(tap.take(), self.router_loss.top_k, real)
+
+        if outside:
+            contexts = kept_products if self.selective else noop_context_fn
+            return partial(
+                checkpoint,
+                run,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=contexts,
+            )
+        return run
+
+    def _losses(
+        self, loss: StageLoss, hidden: Tensor, reference: Tensor | None, micro_batch: MicroBatch
+    ) -> StageOutput:
+        seed = None
+        if self.seeded and self.training:
+            seed = derive_seed(micro_batch.seed, "head")
+        statistics = None
+        if micro_batch.wants_statistics:
+            statistics = TokenStatistics.empty(hidden[..., 0].numel(), hidden.device)
+        if not self.objective.of_pairs:
+            return loss.of_tokens(hidden, micro_batch, self.objective, seed, statistics)
+        before = None
+        if reference is not None:
+            assert self.reference is not None and self.reference.loss is not None
+            assert micro_batch.labels is not None
+            with torch.no_grad():
+                before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
+        return loss.of_pairs(hidden, micro_batch, self.objective, seed, before, statistics)
+
+
+def required_arguments(layer: nn.Module) -> list[str]:
+    """Arguments that a layer insists on, such as falcon's alibi; None unless the stage has them."""
+    parameters = list(inspect.signature(layer.forward).parameters.values())[1:]
+    named = [part for part in parameters if part.kind is part.POSITIONAL_OR_KEYWORD]
+    return [part.name for part in named if part.default is part.empty]
