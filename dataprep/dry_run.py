@@ -20,7 +20,7 @@ from headrace.dataprep.prepare import build_context, plan
 from headrace.dataprep.rows.blocks import process_block, read_blocks
 from headrace.dataprep.rows.format_registry import build_format
 from headrace.dataprep.rows.task_stats import TaskStats, add_stats
-from headrace.dataprep.text.tokenizer import encode_texts
+from headrace.dataprep.text.encoding import encode_texts
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.local_engine import LocalEngine
 from headrace.schemas.prepare.prepare_config import PrepareConfig

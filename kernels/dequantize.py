@@ -138,7 +138,8 @@ def dequantize_hqq(
     if packed.is_cuda:
         from headrace.kernels.dequantize_hqq_triton import dequantize_hqq_pass
 
-        return dequantize_hqq_pass(packed, scale, zero, bits, axis, shape, dtype)
+        steps = HQQ_WORDS[bits]
+        return dequantize_hqq_pass(packed, scale, zero, bits, steps, axis, shape, dtype)
     return dequantize_hqq_reference(packed, scale, zero, bits, axis, shape, dtype)
 
 

@@ -7,8 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headrace.kernels.dequantize import HQQ_WORDS
-
 BLOCK = 1024
 
 
@@ -17,11 +15,12 @@ def dequantize_hqq_pass(
     scale: Tensor,
     zero: Tensor,
     bits: int,
+    steps: int,
     axis: int,
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """See `dequantize.dequantize_hqq`; every word is read once."""
+    """See `dequantize.dequantize_hqq`; every word, of `steps` values, is read once."""
     assert packed.is_contiguous() and scale.is_contiguous() and zero.is_contiguous()
     weight = torch.empty(tuple(shape), dtype=dtype, device=packed.device)
     words, columns = packed.shape
@@ -35,7 +34,7 @@ def dequantize_hqq_pass(
         columns,
         weight.numel() // columns,
         BITS=bits,
-        STEPS=HQQ_WORDS[bits],
+        STEPS=steps,
         BY_COLUMN=axis == 0,
         BLOCK=BLOCK,
     )

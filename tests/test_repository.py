@@ -1,9 +1,12 @@
 """The shape of the repository: what may import what, and what lies where."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,15 @@ MAY_IMPORT = {
     "trainer": {"schemas", "kernels"},
     "jobs": {"schemas", "kernels", "dataprep", "trainer"},
 }
-TRAINER_ORDER = ("data", "model", "export", "run")  # each may import what stands before it
+FOLDERS = {  # each may import those before it; files outside of folders stand at both ends
+    "trainer": """shards order architecture adapters quantized layers batches stage building
+        planning optim export checkpoint metrics pipeline run""".split(),
+    "dataprep": "input text formats axolotl rows work passes shards".split(),
+    "schemas": "shards train prepare".split(),
+    "jobs": "migration commands tools".split(),
+}
+BASE = {"parallel", "quiet", "failure"}  # of the trainer: imported by any folder, import no folder
+MOST_FILES = 18  # in a folder, its __init__ left out
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
 FORBIDDEN = {"schemas": LEARNING, "dataprep": LEARNING}
 KERNELS_THIRD_PARTY = {"torch", "triton"}
@@ -28,6 +39,7 @@ TOP_LEVEL = {
     "constraints.txt",
     "Makefile",
     "README.md",
+    "CONTRIBUTING.md",
     "LICENSE",
     ".ci",
     ".gitignore",
@@ -38,6 +50,14 @@ FRAGMENT_OPENINGS = set(
     "whether which who whose with without".split()
 )
 SOURCES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    return f"headrace.{name}".removesuffix(".__init__")
+
+
+MODULES = {module_of(source) for source in SOURCES}
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -77,24 +97,76 @@ def test_imports_point_in_one_direction(path):
             assert parts[0] in known, module
 
 
-@pytest.mark.parametrize("package", TRAINER_ORDER)
-def test_the_trainers_packages_build_on_each_other_in_order(package):
-    later = TRAINER_ORDER[TRAINER_ORDER.index(package) + 1 :]
-    for path in (ROOT / "trainer" / package).glob("*.py"):
+@pytest.mark.parametrize("package", FOLDERS)
+def test_every_folder_has_its_place_in_the_order(package):
+    folders = {path.parent.name for path in (ROOT / package).glob("*/*.py")}
+    assert folders == set(FOLDERS[package])
+
+
+@pytest.mark.parametrize(
+    ("package", "folder"), [(top, name) for top, names in FOLDERS.items() for name in names]
+)
+def test_folders_import_those_before_them_alone(package, folder):
+    """Imports inside functions count as well."""
+    order = FOLDERS[package]
+    allowed = {*order[: order.index(folder) + 1], *BASE}
+    if package in {"schemas", "jobs"}:
+        allowed |= {path.stem for path in (ROOT / package).glob("*.py")}
+    for path in (ROOT / package / folder).glob("*.py"):
         for module in imported_modules(path):
-            assert not module.startswith(tuple(f"headrace.trainer.{name}" for name in later)), path
+            parts = module.split(".")
+            if parts[:2] == ["headrace", package] and len(parts) > 2:
+                assert parts[2] in allowed, f"{path}: {module}"
+
+
+def test_what_every_folder_may_import_imports_no_folder():
+    base = {f"headrace.trainer.{name}" for name in BASE}
+    for name in BASE:
+        for module in imported_modules(ROOT / "trainer" / f"{name}.py"):
+            assert module in base or not module.startswith("headrace.trainer."), module
+
+
+def modules_imported(path: Path) -> Iterator[str]:
+    """Yield the modules of the project that a file imports, inside functions as well.
+
+    What only type checkers read is left out.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing = [
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node not in typing:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    order = TopologicalSorter({module_of(path): set(modules_imported(path)) for path in SOURCES})
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def test_no_folder_holds_too_many_files():
+    counts = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
+    assert {str(folder): count for folder, count in counts.items() if count > MOST_FILES} == {}
 
 
 def test_dataprep_and_the_command_line_leave_torch_unloaded():
     modules = [
-        f"headrace.{path.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.')}"
+        module_of(path)
         for path in SOURCES
         if path.relative_to(ROOT).parts[0] in {"schemas", "dataprep"}
     ]
     program = (
         "import importlib, sys\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
-        "from headrace.jobs import cli\n"
+        "from headrace.jobs.commands import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         f"loaded = {LEARNING!r} & set(sys.modules)\n"
@@ -140,3 +212,18 @@ def test_the_top_level_holds_nothing_else():
 
 def test_folders_are_at_most_two_deep():
     assert [name for name in names(SOURCES) if len(Path(name).parts) > 3] == []
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_the_page_on_architecture_names_the_folders_in_their_order(package):
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition(f"| `{package}/` | holds |\n| --- | --- |\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == FOLDERS[package]
+
+
+def test_what_the_page_on_architecture_names_is_there():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tops = "|".join([*MAY_IMPORT, "tests"])
+    named = re.findall(rf"\b((?:{tops})/[\w/]+(?:\.py)?)", page)
+    assert len(named) > 40
+    assert [name for name in named if not (ROOT / name).exists()] == []

@@ -12,7 +12,8 @@ from headrace.dataprep.axolotl.templates import (
     template_text,
 )
 from headrace.dataprep.axolotl.turns import DEFAULT_ROLES, TurnReader
-from headrace.dataprep.text.tokenizer import control_texts, encode_texts
+from headrace.dataprep.text.encoding import encode_texts
+from headrace.dataprep.text.tokenizer import control_texts
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig
 

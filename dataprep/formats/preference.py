@@ -21,8 +21,9 @@ from headrace.dataprep.text.conversation import (
     read_tools,
 )
 from headrace.dataprep.text.document_ends import document_ends, surround
+from headrace.dataprep.text.encoding import encode_located
 from headrace.dataprep.text.sample import Encoded, Sample, pair
-from headrace.dataprep.text.tokenizer import Located, TokenizerSpec, encode_located
+from headrace.dataprep.text.tokenizer import Located, TokenizerSpec
 from headrace.schemas.fingerprint import canonical_json
 from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig
 from headrace.schemas.prepare.source_config import SourceConfig

@@ -2,17 +2,15 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from headrace.dataprep.text.chat_template import read_templates
-from headrace.dataprep.text.long_texts import encode_long
 from headrace.schemas.errors import DataError
 from headrace.schemas.outside_text import OutsideTextError, parse_json, read_bytes, read_text
 from headrace.schemas.prepare.prepare_config import PrepareConfig, TokenizerBackend
@@ -22,8 +20,6 @@ TOKENIZER_NAME = "tokenizer.json"
 CONFIG_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
 ROLES = ("bos", "eos", "pad", "unk")
 TEMPLATE_ROLES = (*ROLES, "sep", "cls", "mask")
-BATCH_BYTES = 1 << 19  # an encoding takes about 500 bytes a token until its ids are taken out
-LONG_TEXT = 1 << 20  # characters; longer ones are tokenized in pieces
 
 
 @dataclass(frozen=True)
@@ -272,97 +268,3 @@ class Located(NamedTuple):
     ids: Ids
     starts: Ids
     ends: Ids
-
-
-def encode_texts(
-    spec: TokenizerSpec,
-    texts: Sequence[str],
-    *,
-    add_special_tokens: bool = False,
-    parse_special_tokens: bool = True,
-) -> list[Ids]:
-    """Token ids of each text, shape [tokens], whatever `bos` and `eos` say.
-
-    Args:
-        add_special_tokens: add what the tokenizer itself adds (its post-processor's BOS, EOS).
-        parse_special_tokens: whether `<|...|>` in a text becomes the special token.
-    """
-    return list(encode_ids(spec, texts, add_special_tokens, parse_special_tokens))
-
-
-def encode_ids(
-    spec: TokenizerSpec, texts: Sequence[str], add_special_tokens: bool, parse_special_tokens: bool
-) -> Iterator[Ids]:
-    """Token ids of each text, by the backend that the config names."""
-    if spec.backend != "tokenizers":
-        from headrace.dataprep.text.fast_tokenizer import encode_fast
-
-        for batch in batches(texts):
-            yield from encode_fast(spec, batch, add_special_tokens, parse_special_tokens)
-        return
-    tokenizer = open_tokenizer(spec, parse_special_tokens)
-    for batch in batches(texts):
-        if len(batch) == 1 and len(batch[0]) > LONG_TEXT:
-            yield encode_one(tokenizer, batch[0], add_special_tokens).ids
-            continue
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=add_special_tokens):
-            yield np.array(encoding.ids, dtype=np.int32)
-
-
-def encode_one(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> Located:
-    """Return the tokens of one long text."""
-    tokens = encode_long(tokenizer, text)
-    located = Located(tokens.ids, tokens.starts, tokens.ends)
-    if not add_special_tokens:
-        return located
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a", add_special_tokens=True)
-    before = whole.special_tokens_mask.index(0)
-    place = locate(whole)
-    cuts = (slice(None, before), slice(before + len(plain), None))
-    return Located(
-        *(
-            np.concatenate([ends[cuts[0]], column, ends[cuts[1]]]).astype(np.int32)
-            for ends, column in zip(place, located, strict=True)
-        )
-    )
-
-
-def encode_located(
-    spec: TokenizerSpec,
-    texts: Sequence[str],
-    *,
-    add_special_tokens: bool = False,
-    parse_special_tokens: bool = True,
-) -> list[Located]:
-    """The same with each token's place in its text, in characters: a quarter slower."""
-    tokenizer = open_tokenizer(spec, parse_special_tokens)
-    found: list[Located] = []
-    for batch in batches(texts):
-        if len(batch) == 1 and len(batch[0]) > LONG_TEXT:
-            found.append(encode_one(tokenizer, batch[0], add_special_tokens))
-            continue
-        encodings = tokenizer.encode_batch(batch, add_special_tokens=add_special_tokens)
-        found += map(locate, encodings)
-    return found
-
-
-def locate(encoding: Encoding) -> Located:
-    """Ids and places of one text's tokens."""
-    places = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-    return Located(np.array(encoding.ids, dtype=np.int32), places[:, 0], places[:, 1])
-
-
-def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Consecutive texts of about BATCH_BYTES characters, each long one by itself."""
-    start, size = 0, 0
-    for end, text in enumerate(texts, start=1):
-        if len(text) > LONG_TEXT and start < end - 1:
-            yield texts[start : end - 1]
-            start, size = end - 1, 0
-        size += len(text)
-        if size >= BATCH_BYTES:
-            yield texts[start:end]
-            start, size = end, 0
-    if start < len(texts):
-        yield texts[start:]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from headrace.jobs.commands import data, model, train
-from headrace.schemas.errors import HeadraceError
+from headrace.schemas.errors import HeadraceError, install_hint
 
 TRAIN_EXTRA = {
     "deepspeed",
@@ -65,7 +65,7 @@ def is_our_bug(error: Exception) -> bool:
 def explain(error: Exception) -> str:
     """The message for the user."""
     if isinstance(error, ModuleNotFoundError):
-        return f"{root_name(error)} is not installed; run: pip install 'headrace[train]'"
+        return f"{root_name(error)} is not installed; {install_hint('train')}"
     return str(error)
 
 

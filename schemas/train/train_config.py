@@ -191,10 +191,10 @@ class TrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def read_earlier_spelling(cls, values: Any) -> Any:
-        """Accept `neighbors`, which configs of earlier runs have."""
-        if isinstance(values, dict) and "neighbors" in values and "neighbors" not in values:
-            values = {**values, "neighbors": values["neighbors"]}
-            del values["neighbors"]
+        """Accept `neighbours`, which configs of earlier runs have."""
+        if isinstance(values, dict) and "neighbours" in values and "neighbors" not in values:
+            values = {**values, "neighbors": values["neighbours"]}
+            del values["neighbours"]
         return values
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import LORA_KINDS, AdapterConfig
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.trainer.adapters.names import ADAPTER, PEFT_PREFIX, base_name
+from headrace.trainer.architecture.architecture import find_router
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +87,12 @@ def linear_names(model: Any) -> set[str]:
 
 
 def routing_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield linear layers with a forward pass of their own, such as routers that return choices."""
+    """Yield routers that are linear layers and return more than a product, as Phi-MoE's."""
+    router = find_router(model)
+    if router is None or router.module_type.forward is nn.Linear.forward:
+        return
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+        if isinstance(module, nn.Linear) and isinstance(module, router.module_type):
             yield name, module
 
 
@@ -237,8 +241,10 @@ def add_adapter(model: nn.Module, adapter: LoraConfig) -> nn.Module:
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
             warnings.filterwarnings("ignore", message=".*tied.*")
             warnings.filterwarnings("ignore", message=".*rank_pattern.*", category=RuntimeWarning)
+            name = adapter.base_model_name_or_path
             frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
             wrapped: nn.Module = get_peft_model(model, adapter, adapter_name=ADAPTER)
+            adapter.base_model_name_or_path = name  # PEFT puts the config's own in its place
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"adapter.target_modules = {adapter.target_modules}: {str(error).splitlines()[0]}"
@@ -255,7 +261,8 @@ def add_adapter(model: nn.Module, adapter: LoraConfig) -> nn.Module:
 def select_trained(
     model: nn.Module, adapter: AdapterConfig, layer_prefix: str, layers: int
 ) -> None:
-    """Freeze what full fine-tuning is not to train.
+    """Freeze what full fine-tuning is not to train. What transformers freezes, such as the biases
+    by which Ernie's routers choose, stays so.
 
     Args:
         layer_prefix: path of the list of decoder layers.

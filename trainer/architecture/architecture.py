@@ -14,6 +14,13 @@ from headrace.trainer.architecture.families import FAMILIES, Family, check_famil
 from headrace.trainer.architecture.weight_index import has_weights, stored_tensors
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
+# a field of `Family` -> the key of config.json that most models name it by
+SCALES = {
+    "embedding_multiplier": "embedding_multiplier",
+    "logit_multiplier": "logit_scale",
+    "logit_divisor": "logits_scaling",
+    "logit_softcap": "final_logit_softcapping",
+}
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
 
 
@@ -107,17 +114,21 @@ def architecture_of(config: Any, path: str) -> Architecture:
     Raises:
         ConfigError: as above.
     """
-    with transformers_reads(path):
-        model, attention = lay_out_first(config, path)
-    family = FAMILIES.get(config.model_type) or discover(model, path)
-    return Architecture(
-        family=family,
-        config=config,
-        attention=attention,
-        windows=attention_windows(config, path),
-        rotary_types=rotary_types(config, model, family),
-        router=find_router(model),
-    )
+    try:
+        with transformers_reads(path):
+            model, attention = lay_out_first(config, path)
+        family = FAMILIES.get(config.model_type) or discover(model, path)
+        return Architecture(
+            family=family,
+            config=config,
+            attention=attention,
+            windows=attention_windows(config, path),
+            rotary_types=rotary_types(config, model, family),
+            router=find_router(model),
+        )
+    except (AttributeError, KeyError, RuntimeError) as error:
+        reason = f"it cannot be laid out ({type(error).__name__}: {str(error).splitlines()[0]})"
+        raise refuse(path, config.model_type, reason) from None
 
 
 def lay_out(architecture: Architecture) -> nn.Module:
@@ -192,6 +203,9 @@ def discover(model: Any, path: str) -> Family:
         full = f"{model.base_model_prefix}.{name}"
         if part is base:
             continue
+        if isinstance(part, nn.Dropout) and part.p:
+            reason = f"the pipeline has no place for its part {full}, a dropout of {part.p}"
+            raise refuse(path, model_type, reason)
         if part is head:
             found["head"] = name
         elif part is embedding:
@@ -213,4 +227,13 @@ def discover(model: Any, path: str) -> Family:
         norm=found.get("norm"),
         rotary=found.get("rotary"),
         head=found["head"],
+        **published_scales(model.config),
     )
+
+
+def published_scales(config: Any) -> dict[str, Any]:
+    """The config keys that scale or cap what flows between the parts of a model, by what they do.
+
+    Whether this model goes by them, its trial shows.
+    """
+    return {what: key for what, key in SCALES.items() if getattr(config, key, None)}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from headrace.schemas.publish import write_atomic
 from headrace.trainer.architecture.weight_index import INDEX_NAME
-from headrace.trainer.architecture.weight_names import as_stored
+from headrace.trainer.architecture.weight_names import as_stored, kept_in_float32
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its messages
 FILE_BYTES = 5 * 10**9  # transformers' own limit
@@ -48,6 +48,17 @@ def file_count(sizes: Sequence[int]) -> int:
     return count
 
 
+def as_saved(skeleton: Any, values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return weights in the type that they are saved in, on the CPU; those that transformers keeps
+    in float32 stay so.
+    """
+    in_float32 = kept_in_float32(skeleton, dtype)
+    return {
+        name: value.to("cpu", torch.float32 if in_float32(name) else dtype).contiguous()
+        for name, value in values.items()
+    }
+
+
 def save_tensors(
     tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
@@ -56,8 +67,11 @@ def save_tensors(
     Raises:
         OSError: as any file; the library's own error tells the number in its text alone.
     """
+    path.touch()  # with the mode that the umask gives; the library would give its own, 0600
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata=metadata)
+        path.chmod(mode)
     except SafetensorError as error:
         number = OS_ERROR.search(str(error))
         if number is None:

@@ -7,16 +7,18 @@ held as one tensor, for example). This is the only file that touches it; read ag
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
+    build_glob_alternation,
     dot_natural_key,
     rename_source_key,
     revert_weight_conversion,
@@ -104,6 +106,23 @@ class CheckpointNames:
 def text_names(name: str) -> list[str]:
     """Names that a tensor of a multimodal checkpoint may have in the language model alone."""
     return [new + pattern.sub("", name) for pattern, new in TEXT_PREFIXES if pattern.match(name)]
+
+
+def kept_in_float32(model: Any, dtype: torch.dtype) -> Callable[[str], bool]:
+    """Return what tells, by its name, whether transformers loads a tensor in float32 although the
+    model is loaded in `dtype` (`_keep_in_fp32_modules`).
+    """
+    patterns = list(model._get_dtype_plan(dtype))
+    if not patterns:
+        return lambda name: False
+    found, *_ = build_glob_alternation(patterns)
+    return lambda name: found.search(name) is not None
+
+
+def may_be_absent(model: Any, name: str) -> bool:
+    """Return whether transformers loads checkpoints that lack a tensor without a word."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def as_stored(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,16 +1,16 @@
 """Puts the modules of one stage together; their parameters have no memory yet."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.adapters.names import base_name
 from headrace.trainer.architecture.half_layer import half_of
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.model_plan import Plan
+from headrace.trainer.building.parameter_slots import find_buffers
 from headrace.trainer.building.partition import Span
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
@@ -25,8 +25,13 @@ def assemble(
     layers: Span,
     dtype: torch.dtype,
     device: torch.device,
+    initial: nn.Module,
 ) -> Stage:
-    """A stage whose parameters have no memory yet; its rotary tables have."""
+    """A stage whose parameters have no memory yet; its buffers have, and their initial values.
+
+    Args:
+        initial: made by `lay_out_with_buffers` for this stage alone, which takes parts of it.
+    """
     family, architecture = plan.architecture.family, plan.architecture
     first, last = stage == 0, stage == config.pipeline_stages - 1
     names = StageNames(
@@ -55,7 +60,7 @@ def assemble(
         )
     rotary = None
     if family.rotary is not None:
-        rotary = type(plan.plain.get_submodule(family.rotary))(config=architecture.config)
+        rotary = initial.get_submodule(family.rotary)
     stage_module = Stage(
         modules,
         names=names,
@@ -79,7 +84,7 @@ def assemble(
     if config.trained_matmul == "fp8":
         for layer in stage_module.layers:
             multiply_trained_in_fp8(layer, dtype)
-    materialize_buffers(stage_module, plan.plain, device)
+    materialize_buffers(stage_module, initial, device)
     return stage_module
 
 
@@ -104,18 +109,14 @@ def check_embedding_on_cpu(
         )
 
 
-def materialize_buffers(stage: Stage, model: Any, device: torch.device) -> None:
-    """Buffers are not in checkpoints: each module's own initialization says what they hold."""
+def materialize_buffers(stage: Stage, initial: nn.Module, device: torch.device) -> None:
+    """Give buffers without memory the values that the model is constructed with."""
     moving = set(stage.parts)
-    homes = [(m, part in moving) for part in stage.names.values() for m in part.modules()]
-    for module, moves in homes:
-        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
-        for name in empty:
-            buffer = module._buffers[name]
-            assert buffer is not None
-            module._buffers[name] = torch.empty_like(buffer, device=device if moves else "cpu")
-        if empty:
-            model._init_weights(module)
+    for prefix, part in stage.names.items():
+        home = device if part in moving else torch.device("cpu")
+        for slot in find_buffers({prefix: part}):
+            if slot.value.is_meta:
+                slot.fill(initial.get_buffer(base_name(slot.name)).to(home, copy=True))
 
 
 def router_loss_settings(plan: Plan, config: TrainConfig) -> RouterLossSettings | None:

@@ -7,8 +7,7 @@ from itertools import chain
 import torch
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import BuiltStage, build_stage
-from headrace.trainer.building.model_plan import plan_model
+from headrace.trainer.building.model_builder import BuiltStage, build_stage, plan_model
 
 
 def as_parts(config: TrainConfig) -> TrainConfig:

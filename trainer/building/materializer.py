@@ -15,11 +15,14 @@ from headrace.trainer.adapters.names import base_name, is_adapter, lora_layers
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.block_expansion import Expansion
 from headrace.trainer.architecture.precision import trained_dtype
+from headrace.trainer.building.held_values import HeldTypes
 from headrace.trainer.building.parameter_slots import (
+    BufferSlot,
     Slot,
     TrainedParameter,
     find_slots,
     holds_quantized,
+    stored_buffers,
 )
 from headrace.trainer.building.weight_source import WeightSource
 from headrace.trainer.layers.weight_offload import is_offloaded
@@ -46,8 +49,9 @@ class Filled:
 class Materializer:
     """Fills a stage that was laid out on the meta device.
 
-    Frozen weights get `dtype`, trained ones `trained_dtype`; frozen ones in modules that can hold
-    them quantized are quantized one by one, before the next is read.
+    Frozen weights and buffers get the types that transformers gives them, trained ones
+    `trained_dtype` if that is not narrower; frozen ones in modules that can hold
+    them quantized are quantised one by one, before the next is read.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class Materializer:
         config: TrainConfig,
         architecture: Architecture,
         source: WeightSource,
-        dtype: torch.dtype,
+        types: HeldTypes,
         device: torch.device,
         expansion: Expansion | None = None,
         quantization: Quantization | None = None,
@@ -64,8 +68,9 @@ class Materializer:
         self.config = config
         self.architecture = architecture
         self.source = source
-        self.dtype = dtype
-        self.trained_dtype = trained_dtype(config, dtype)
+        self.types = types
+        self.dtype = types.dtype
+        self.trained_dtype = trained_dtype(config, self.dtype)
         self.device = device
         self.expansion = expansion
         self.quantization = quantization
@@ -84,6 +89,7 @@ class Materializer:
         }
         base = [slot for slot in slots if not is_adapter(slot.name)]
         tied_head = self._fill_base(self._fill_from_cache(base))
+        self._fill_buffers(stored_buffers(stage.names))
         self._fill_cache(stage)
         initial = self._fill_adapters(stage)
         swap_expert_adapters(stage)
@@ -105,7 +111,10 @@ class Materializer:
             return
         if isinstance(value, QuantizedWeight):
             value = value.to(self.device).dequantize(self.dtype)
-        value = value.to(self._home(slot), self.trained_dtype if trained else self.dtype)
+        dtype = self.types.of(self._source_name(slot.name))
+        if trained:
+            dtype = torch.promote_types(dtype, self.trained_dtype)
+        value = value.to(self._home(slot), dtype)
         slot.fill(nn.Parameter(value, requires_grad=trained))
 
     def _hold(self, slot: Slot, value: Tensor | QuantizedWeight) -> None:
@@ -198,6 +207,13 @@ class Materializer:
                 else:
                     self.place(slot, value if slot is group[-1] else copy.deepcopy(value))
         return tied_head
+
+    def _fill_buffers(self, slots: list[BufferSlot]) -> None:
+        """Read the buffers that the checkpoint holds."""
+        wanted = [(self._source_name(slot.name), slot.value.shape) for slot in slots]
+        for slot, value in zip(slots, self.source.read_buffers(wanted), strict=True):
+            if value is not None:
+                slot.fill(value.to(slot.value.device, self.types.of(self._source_name(slot.name))))
 
     def _share(self, embedding: Slot, head: Slot) -> nn.Parameter | None:
         """Let the head use the embedding's memory; trained, it keeps a gradient of its own."""

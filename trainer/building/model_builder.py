@@ -1,7 +1,6 @@
 """Builds one stage of a Hugging Face model, adapters included, and loads only its own weights."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,22 +10,19 @@ from torch import Tensor, nn
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.architecture import Architecture, read_architecture
 from headrace.trainer.architecture.block_expansion import Expansion
+from headrace.trainer.architecture.families import FAMILIES
 from headrace.trainer.architecture.model_directory import model_directory
-from headrace.trainer.architecture.precision import compute_dtype
-from headrace.trainer.architecture.weight_index import weights_fingerprint
-from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.checkpoint_files import INITIAL, MERGED, tensor_name
-from headrace.trainer.building.materializer import Materializer
-from headrace.trainer.building.model_plan import Plan, plan_model
+from headrace.trainer.building.filled_stage import fill_stage
+from headrace.trainer.building.model_plan import Plan, make_plan
 from headrace.trainer.building.model_size import flops_per_token, partition
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.building.partition import Span
 from headrace.trainer.building.reference import reference_of
-from headrace.trainer.building.weight_source import RandomWeights, StoredWeights, WeightSource
+from headrace.trainer.building.self_check import check_against_transformers
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
-from headrace.trainer.quantized.cache import QuantizedCache
 from headrace.trainer.stage.acceleration import accelerate
 from headrace.trainer.stage.stage import Stage
 
@@ -74,6 +70,19 @@ class BuiltStage:
         return 2 if self.initial else 1 + restarts
 
 
+def plan_model(config: TrainConfig) -> Plan:
+    """Lay out the model that a config names; one whose type has no record is tried out first.
+
+    Raises:
+        ConfigError: as `build_stage`.
+    """
+    directory = model_directory(config.model)
+    architecture = read_architecture(directory)
+    if architecture.config.model_type not in FAMILIES:
+        check_against_transformers(architecture, str(directory))
+    return make_plan(config, architecture)
+
+
 def build_stage(
     config: TrainConfig, stage: int, device: torch.device, plan: Plan | None = None
 ) -> BuiltStage:
@@ -87,28 +96,16 @@ def build_stage(
         DataError: weights missing or of another shape than config.json says.
     """
     plan = plan or plan_model(config)
-    dtype = compute_dtype(config, device)
     layers = partition(config, plan.size)[stage]
-    built = assemble(plan, config, stage, layers, dtype, device)
-    with weight_source(config, plan, device) as source:
-        materializer = Materializer(
-            config,
-            plan.architecture,
-            source,
-            dtype,
-            device,
-            plan.expansion,
-            plan.quantization,
-            open_cache(config, plan, dtype, device),
-        )
-        filled = materializer.fill(built)
+    built, filled = fill_stage(config, plan, stage, layers, device)
     offload_weights(built, config, device)
     if config.objective.has_reference:
         built.reference = reference_of(built, plan, config, stage, layers, device)
         built.reference.weight_offload = built.weight_offload
         accelerate(built.reference, config, plan.architecture, device)
     accelerate(built, config, plan.architecture, device)
-    tied_name = materializer.embedding_name if plan.architecture.tied else None
+    embedding = f"{plan.architecture.family.embedding}.weight"
+    tied_name = embedding if plan.architecture.tied else None
     return BuiltStage(
         chunks=[built],
         trained=filled.trained,
@@ -142,24 +139,3 @@ def offload_weights(stage: Stage, config: TrainConfig, device: torch.device) -> 
             "name; drop it"
         )
     stage.weight_offload = WeightOffload(layers, wish, device)
-
-
-def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> WeightSource:
-    """Files or chance, as the config says."""
-    if config.weights == "random":
-        return RandomWeights(plan.plain, config.seed, device)
-    return StoredWeights(model_directory(config.model), plan.plain)
-
-
-def open_cache(
-    config: TrainConfig, plan: Plan, dtype: torch.dtype, device: torch.device
-) -> QuantizedCache | None:
-    """Open the cache of quantized layers, if any: one folder for all that decides their bits."""
-    settings, quantization = config.quantization, plan.quantization
-    if settings is None or settings.cache is None or quantization is None:
-        return None
-    weights = f"random {config.seed}"
-    if config.weights == "stored":
-        weights = weights_fingerprint(model_directory(config.model))
-    computed = str(quantization.compute_dtype(dtype))
-    return QuantizedCache(Path(settings.cache), weights, settings, computed, device.type)

@@ -19,17 +19,10 @@ from headrace.trainer.adapters.targets import (
     lora_config,
     select_trained,
 )
-from headrace.trainer.architecture.architecture import (
-    Architecture,
-    architecture_of,
-    lay_out,
-    read_architecture,
-)
+from headrace.trainer.architecture.architecture import Architecture, architecture_of, lay_out
 from headrace.trainer.architecture.block_expansion import Expansion, expand
-from headrace.trainer.architecture.families import FAMILIES
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.building.model_size import ModelSize, measure
-from headrace.trainer.building.self_check import check_against_transformers
 from headrace.trainer.quantized.selection import (
     Quantization,
     install_holders,
@@ -57,16 +50,16 @@ class Plan:
         return PEFT_PREFIX if self.lora is not None else ""
 
 
-def plan_model(config: TrainConfig) -> Plan:
+def make_plan(config: TrainConfig, architecture: Architecture) -> Plan:
     """The whole model without memory, adapters included.
+
+    Args:
+        architecture: of the model that the config names.
 
     Raises:
         ConfigError: as `build_stage`.
     """
-    directory = model_directory(config.model)
-    architecture, expansion = read_architecture(directory), None
-    if architecture.config.model_type not in FAMILIES:
-        check_against_transformers(architecture, str(directory))
+    directory, expansion = model_directory(config.model), None
     if config.adapter.kind == "blocks":
         larger, expansion = expand(architecture.config, config.adapter.blocks)
         architecture = architecture_of(larger, str(directory))

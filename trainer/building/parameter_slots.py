@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from headrace.trainer.quantized.modules import QuantizableModule
+from headrace.trainer.quantized.weight import QuantizedWeight
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,43 @@ def find_slots(modules: Mapping[str, nn.Module]) -> Iterator[Slot]:
                 if empty is not None:
                     name = ".".join(part for part in (prefix, owner_name, attribute) if part)
                     yield Slot(name, owner, attribute, empty)
+
+
+@dataclass(frozen=True)
+class BufferSlot:
+    """A place in a module where a buffer belongs."""
+
+    name: str  # in the whole (PEFT-wrapped) model
+    owner: nn.Module
+    attribute: str
+    persistent: bool  # whether checkpoints of the model hold it
+
+    @property
+    def value(self) -> Tensor:
+        value = self.owner._buffers[self.attribute]
+        assert value is not None
+        return value
+
+    def fill(self, value: Tensor) -> None:
+        self.owner._buffers[self.attribute] = value
+
+
+def find_buffers(modules: Mapping[str, nn.Module]) -> Iterator[BufferSlot]:
+    """Yield the slots of buffers below named modules, quantized weights left out, in order."""
+    for prefix, module in modules.items():
+        for owner_name, owner in module.named_modules():
+            if isinstance(owner, QuantizedWeight):
+                continue
+            for attribute, value in list(owner._buffers.items()):
+                if value is not None:
+                    name = ".".join(part for part in (prefix, owner_name, attribute) if part)
+                    kept = attribute not in owner._non_persistent_buffers_set
+                    yield BufferSlot(name, owner, attribute, kept)
+
+
+def stored_buffers(modules: Mapping[str, nn.Module]) -> list[BufferSlot]:
+    """The buffers below named modules that checkpoints hold."""
+    return [slot for slot in find_buffers(modules) if slot.persistent]
 
 
 def holds_quantized(slot: Slot) -> bool:

@@ -10,8 +10,9 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.names import base_name, is_adapter
 from headrace.trainer.architecture.architecture import lay_out
 from headrace.trainer.building.assembly import assemble
+from headrace.trainer.building.held_values import lay_out_with_buffers
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.parameter_slots import find_slots
+from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
 from headrace.trainer.building.partition import Span
 from headrace.trainer.quantized.modules import QuantizableModule
 from headrace.trainer.stage.stage import Stage
@@ -40,9 +41,12 @@ def reference_of(
     plain = replace(plan, model=model, lora=None)
     nothing_kept = {"activation_checkpointing": "none", "activation_offload": False}
     config = config.model_copy(update={"router_loss": 0.0, **nothing_kept})
-    reference = assemble(plain, config, stage, layers, policy.compute_dtype, device)
+    dtype = policy.compute_dtype
+    initial = lay_out_with_buffers(plan.architecture, dtype)
+    reference = assemble(plain, config, stage, layers, dtype, device, initial)
     if plan.lora is None:
         copy_weights(policy, reference)
+    share_buffers(policy, reference)
     return reference.eval()
 
 
@@ -57,6 +61,13 @@ def share_modules(policy: Stage, model: Any) -> None:
             )
             if frozen and holds:
                 model.set_submodule(base_name(path).removesuffix("."), part)
+
+
+def share_buffers(policy: Stage, reference: Stage) -> None:
+    """Give the reference the buffers that the checkpoint holds; nothing trains them."""
+    values = {base_name(slot.name): slot.value for slot in stored_buffers(policy.names)}
+    for slot in stored_buffers(reference.names):
+        slot.fill(values[slot.name])
 
 
 def copy_weights(policy: Stage, reference: Stage) -> None:

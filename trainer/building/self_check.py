@@ -1,144 +1,217 @@
-"""Tries an unknown architecture out: a tiny model of it, cut in two, against transformers' own."""
+"""Tries an unknown architecture out: a tiny checkpoint of it, in stages, against transformers' own.
+
+The checkpoint is saved and loaded by both sides, so that what its files hold counts; its weights,
+norms, biases and buffers are as large as trained ones, so that soft-caps and multipliers count.
+"""
 
 import copy
 import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft import get_peft_model
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from headrace.trainer.architecture.architecture import Architecture, architecture_of
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.architecture import Architecture, read_architecture
 from headrace.trainer.architecture.families import refuse
+from headrace.trainer.architecture.model_writer import save_tensors
+from headrace.trainer.architecture.weight_index import SINGLE_NAME
+from headrace.trainer.architecture.weight_names import as_stored
+from headrace.trainer.building.filled_stage import fill_stage
+from headrace.trainer.building.model_plan import Plan, make_plan
+from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
+from headrace.trainer.building.partition import Span
+from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.stage.micro_batch import MicroBatch
-from headrace.trainer.stage.stage import Stage, StageNames
+from headrace.trainer.stage.stage import Stage
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 1e-4  # of a token's loss, in float32
+TOLERANCE = 1e-5  # of losses and gradients, relative, in float32
 DOCUMENTS = [5, 11, 8]
-SMALL = {
-    "vocab_size": 97,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "ffn_dim": 48,
-    "ffn_hidden_size": 48,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
-    "num_local_experts": 4,
-    "num_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "sliding_window": 6,
-    "head_dim": 16,
-    "hidden_size": 64,
-    "n_embd": 64,
-    "n_head": 4,
-    "n_inner": 48,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+CPU = torch.device("cpu")
+WIDE = 3.0  # logits of trained models reach 10 to 30
+SPREAD = 0.3  # of norms, biases and buffers
+FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
 
 
 def check_against_transformers(architecture: Architecture, path: str) -> None:
-    """Compare the losses of every token of packed documents with each document's alone.
+    """Compare losses and gradients of packed documents with those of each document alone, in full
+    fine-tuning and with adapters.
 
     Raises:
         ConfigError: they differ, or the model cannot be run this way at all.
     """
     model_type = architecture.config.model_type
-    try:
-        small = shrink(architecture.config)
-        tiny = architecture_of(small, path)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(
-                small, attn_implementation=tiny.attention
-            ).eval()
-            documents = [torch.randint(3, small.vocab_size, (1, n)) for n in DOCUMENTS]
-        with torch.no_grad():
-            expected = torch.cat([_alone(model, ids) for ids in documents])
-            found = _packed(model, tiny, torch.cat(documents, dim=1))
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
-        reason = f"a tiny one cannot be run in stages ({str(error).splitlines()[0]})"
-        raise refuse(path, model_type, reason) from None
-    difference = (found - expected).abs().max().item()
-    if not difference <= TOLERANCE:
-        reason = f"a tiny one cut into stages differs from transformers by {difference:.1e} a token"
-        raise refuse(path, model_type, reason)
+    for kind in ("none", "lora"):
+        try:
+            losses, gradients = try_out(architecture, kind)
+        except FAILURES as error:
+            text = str(error).splitlines()[0] if str(error) else ""
+            reason = f"a tiny one cannot be run in stages ({type(error).__name__}: {text})"
+            raise refuse(path, model_type, reason) from None
+        for what, difference in (("losses", losses), ("gradients", gradients)):
+            if not difference <= TOLERANCE:
+                reason = (
+                    f"its forward pass does more between its parts than the pipeline does; of a "
+                    f"tiny one in stages {what} are off from transformers' by {difference:.1e}"
+                )
+                raise refuse(path, model_type, reason)
     logger.info('%s: model_type "%s" has no record; a tiny one passed its trial', path, model_type)
 
 
-def shrink(config: Any) -> Any:
-    """A config of the same kind that is cheap to run: narrow, and with few layers."""
-    values = copy.deepcopy(config.to_dict())
-    layers = values["num_hidden_layers"]
-    kinds = values.get("layer_types")
-    kept = list(range(min(layers, 4)))
-    if kinds:  # the first of each kind, and two more
-        kept = sorted({kinds.index(kind) for kind in kinds} | {0, 1})
-    for key, value in values.items():
-        if isinstance(value, list) and len(value) == layers:
-            values[key] = [value[index] for index in kept]
-    values |= {key: value for key, value in SMALL.items() if values.get(key) is not None}
-    values["num_hidden_layers"] = len(kept)
-    if values.get("num_key_value_heads") is not None:
-        fewer = config.num_key_value_heads < config.num_attention_heads
-        values["num_key_value_heads"] = 2 if fewer else 4
-    return type(config)(**values)
+def try_out(architecture: Architecture, kind: str) -> tuple[float, float]:
+    """The largest relative differences of losses and gradients from transformers' (and PEFT's)."""
+    with tempfile.TemporaryDirectory(prefix="headrace-trial-") as folder:
+        save_tiny(architecture, Path(folder))
+        config = TrainConfig.model_validate(
+            {
+                "model": folder,
+                "output_dir": "unused",
+                "adapter": {"kind": kind},
+                "router_loss": 0.0,
+                "dtype": "float32",
+                "optimizer": {"lr": 1.0},
+                "datasets": [{"path": "unused"}],
+            }
+        )
+        tiny = read_architecture(Path(folder))
+        theirs = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=tiny.attention
+        ).eval()
+        return compare(config, make_plan(config, tiny), theirs)
 
 
-def _alone(model: Any, ids: Tensor) -> Tensor:
-    """Losses of one document's tokens by transformers itself; the last has none."""
-    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    losses = functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-    return functional.pad(losses, (0, 1))
+def save_tiny(architecture: Architecture, folder: Path) -> None:
+    """Write a tiny checkpoint of the same architecture, all of it random."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(
+            shrink(architecture.config),
+            attn_implementation=architecture.attention,
+            dtype=torch.float32,
+        )
+        randomize(model)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    values = {name: weight.detach() for name, weight in model.named_parameters()}
+    values |= {slot.name: slot.value for slot in stored_buffers({"": model})}
+    stored = as_stored(model, values)  # transformers' own would write on the first rank alone
+    stored = {name: value.contiguous() for name, value in stored.items()}
+    save_tensors(stored, folder / SINGLE_NAME, metadata={"format": "pt"})
 
 
-def _packed(model: Any, architecture: Architecture, ids: Tensor) -> Tensor:
-    """Losses of all documents' tokens in one row, through two stages."""
-    layers = architecture.config.num_hidden_layers
+@torch.no_grad()
+def randomize(model: Any) -> None:
+    """Give all weights and persistent buffers random values as large as trained ones."""
+    head = model.get_output_embeddings().weight
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter.shape[-1] ** -0.5 * (WIDE if parameter is head else 1))
+        else:
+            parameter.add_(torch.randn_like(parameter) * SPREAD)
+    for slot in stored_buffers({"": model}):
+        if slot.value.is_floating_point():
+            slot.value.add_(torch.randn_like(slot.value) * SPREAD)
+
+
+def compare(config: TrainConfig, plan: Plan, theirs: Any) -> tuple[float, float]:
+    """Return what `try_out` does, of a checkpoint that transformers has loaded."""
+    stages = build_tiny(config, plan)
+    trained = [item for stage in stages for item in stage.trained]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        ids = torch.randint(3, plan.architecture.config.vocab_size, (1, sum(DOCUMENTS)))
+        if plan.lora is not None:
+            theirs = get_peft_model(theirs, copy.deepcopy(plan.lora)).eval()
+            put_adapters(trained, theirs)
+    expected, count = alone(theirs, ids)
+    (expected.sum() / count).backward()
+    found = packed([stage.module for stage in stages], ids, count)
+    own: dict[str, Tensor] = {}
+    heads = [stage.tied_head for stage in stages if stage.tied_head is not None]
+    for name, parameter in [(t.name, t.parameter) for t in trained] + [
+        (f"{plan.architecture.family.embedding}.weight", head) for head in heads
+    ]:
+        if parameter.grad is not None:
+            own[name] = own.get(name, torch.zeros(())) + parameter.grad
+    gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    difference = (found - expected.detach()).abs().max() / expected.detach().abs().max()
+    return difference.item(), gradient_difference(own, gradients)
+
+
+@dataclass(frozen=True)
+class TinyStage:
+    """A stage with what is trained in it."""
+
+    module: Stage
+    trained: list[TrainedParameter]
+    tied_head: nn.Parameter | None
+
+
+def build_tiny(config: TrainConfig, plan: Plan) -> list[TinyStage]:
+    """Two stages, or one where there is a single layer, loaded from the checkpoint."""
+    layers = plan.architecture.config.num_hidden_layers
+    cuts = [range(layers // 2), range(layers // 2, layers)] if layers > 1 else [range(1)]
+    config = config.model_copy(update={"pipeline_stages": len(cuts)})
+    stages = []
+    for number, part in enumerate(cuts):
+        stage, filled = fill_stage(config, plan, number, Span.whole(part), CPU)
+        stages.append(TinyStage(stage.eval(), filled.trained, filled.tied_head))
+    return stages
+
+
+@torch.no_grad()
+def put_adapters(trained: list[TrainedParameter], theirs: nn.Module) -> None:
+    """Give both sides the same adapters, none of them zero."""
+    parameters = dict(theirs.named_parameters())
+    for item in trained:
+        item.parameter.add_(0.1 * torch.randn(item.parameter.shape))
+        parameters[item.name].copy_(item.parameter)
+
+
+def alone(model: Any, ids: Tensor) -> tuple[Tensor, int]:
+    """Losses of all tokens by transformers itself, each document alone, and how many there are; a
+    document's last token has none.
+    """
+    losses = []
+    for document in ids.split(DOCUMENTS, dim=1):
+        logits = model(input_ids=document, use_cache=False).logits[0, :-1].float()
+        values = functional.cross_entropy(logits, document[0, 1:], reduction="none")
+        losses.append(functional.pad(values, (0, 1)))
+    return torch.cat(losses), sum(DOCUMENTS) - len(DOCUMENTS)
+
+
+def packed(stages: list[Stage], ids: Tensor, count: int) -> Tensor:
+    """Losses of all tokens in one row, forward and backward through the stages."""
     labels = ids.roll(-1, dims=1)
     labels[0, torch.tensor(DOCUMENTS).cumsum(0) - 1] = -100
-    batch = MicroBatch(
-        document_lengths=[DOCUMENTS],
-        row_lengths=[sum(DOCUMENTS)],
-        labels=labels,
-        loss_scale=1.0,
-        router_scale=1.0,
-        seed=0,
-    )
-    cuts = [range(layers // 2), range(layers // 2, layers)] if layers > 1 else [range(1)]
-    hidden = ids
-    for number, part in enumerate(cuts):
-        first, last = number == 0, number == len(cuts) - 1
-        output = _stage(model, architecture, part, first, last)(hidden, batch)
-        hidden = output.value
-    assert output.token_losses is not None
-    return output.token_losses[0]
+    batch = MicroBatch([DOCUMENTS], [sum(DOCUMENTS)], labels, 1 / count, 1.0, seed=0)
+    inputs, outputs = [ids], []
+    for stage in stages:
+        outputs.append(stage(inputs[-1], batch))
+        inputs.append(outputs[-1].value.detach().requires_grad_())
+    outputs[-1].value.backward()
+    for output, following in zip(reversed(outputs[:-1]), reversed(inputs[1:-1]), strict=True):
+        output.value.backward(following.grad)
+    assert outputs[-1].token_losses is not None
+    losses: Tensor = outputs[-1].token_losses[0]
+    return losses
 
 
-def _stage(model: Any, architecture: Architecture, layers: range, first: bool, last: bool) -> Stage:
-    family = architecture.family
-    names = StageNames(
-        embedding=family.embedding if first else None,
-        layers=[f"{family.layers}.{index}" for index in layers],
-        norm=family.norm if last else None,
-        head=family.head if last else None,
-    )
-    used = [names.embedding, *names.layers, names.norm, names.head]
-    return Stage(
-        {name: model.get_submodule(name) for name in used if name},
-        names=names,
-        layers=layers,
-        rotary=model.get_submodule(family.rotary) if family.rotary else None,
-        architecture=architecture,
-        router_loss=None,
-        compute_dtype=torch.float32,
-        autocast=False,
-        recompute=frozenset(),
-        offload=None,
-        seeded=False,
-    ).eval()
+def gradient_difference(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+    """The largest difference of a part's gradient, relative to the gradient of the whole."""
+    whole = torch.stack([value.norm() for value in theirs.values()]).norm()
+    nothing = torch.zeros(())
+    differences = [
+        (own.get(name, nothing) - theirs.get(name, nothing)).norm() / whole
+        for name in own.keys() | theirs.keys()
+    ]
+    return torch.stack(differences).max().item()

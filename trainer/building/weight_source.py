@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
-from headrace.trainer.architecture.weight_names import CheckpointNames
+from headrace.trainer.architecture.weight_names import CheckpointNames, may_be_absent
 from headrace.trainer.architecture.weights import WeightFiles
 from headrace.trainer.quantized.formats import companions, restore
 from headrace.trainer.quantized.weight import QuantizedWeight
@@ -27,6 +27,10 @@ class WeightSource(Protocol):
 
     def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | QuantizedWeight]:
         """The values of parameters, in this order, each of its shape and of any type."""
+        ...
+
+    def read_buffers(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | None]:
+        """The values of persistent buffers, likewise; None leaves one as it was constructed."""
         ...
 
 
@@ -59,11 +63,7 @@ class StoredWeights:
             DataError: the checkpoint lacks one, or has it in another shape than config.json says.
         """
         for name, _ in wanted:
-            if name not in self.names:
-                raise DataError(
-                    f"{self.files.directory}: the checkpoint has no tensor {name}, "
-                    "which config.json calls for"
-                )
+            self._check_present(name)
         stored = [self._stored(name) for name, _ in wanted]
         groups = self.files.read_groups([list(files.values()) for files in stored])
         for (name, shape), files, tensors in zip(wanted, stored, groups, strict=True):
@@ -79,6 +79,27 @@ class StoredWeights:
                     f"{path}: {name} has shape {list(value.shape)}, config.json says {list(shape)}"
                 )
             yield value
+
+    def read_buffers(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | None]:
+        """Read buffers as `WeightSource` promises.
+
+        Raises:
+            DataError: as `read`, unless transformers does not ask for the buffer either.
+        """
+        for name, shape in wanted:
+            if name not in self.names and may_be_absent(self.names.model, name):
+                yield None
+                continue
+            (value,) = self.read([(name, shape)])
+            assert isinstance(value, Tensor)
+            yield value
+
+    def _check_present(self, name: str) -> None:
+        if name not in self.names:
+            raise DataError(
+                f"{self.files.directory}: the checkpoint has no tensor {name}, "
+                "which config.json calls for"
+            )
 
     def _stored(self, name: str) -> dict[str, str]:
         """Return the stored tensors to read for a parameter.
@@ -128,6 +149,10 @@ class RandomWeights:
                 yield value.normal_(std=self.deviation, generator=generator)
             else:
                 yield self._vector(name, shape)
+
+    def read_buffers(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | None]:
+        """Return None for each: all stay as they were constructed."""
+        return iter([None] * len(wanted))
 
     def _vector(self, name: str, shape: torch.Size) -> Tensor:
         """Biases are 0, norms as the model's own initialization sets them."""

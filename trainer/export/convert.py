@@ -25,13 +25,15 @@ from headrace.trainer.adapters.names import exported_tensors, side_by_side
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_writer import (
     ModelWriter,
+    as_saved,
     copy_model_files,
     file_count,
     write_index,
 )
 from headrace.trainer.building.checkpoint_files import INITIAL, MERGED, PARAMETER, CheckpointTensors
-from headrace.trainer.building.model_plan import Plan, plan_model
-from headrace.trainer.building.parameter_slots import Slot, find_slots
+from headrace.trainer.building.model_builder import plan_model
+from headrace.trainer.building.model_plan import Plan
+from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
 from headrace.trainer.building.weight_source import StoredWeights, WeightSource
 from headrace.trainer.export.export import (
     finish_adapter,
@@ -155,9 +157,22 @@ def write_model(
     with StoredWeights(base, skeleton) as source:
         for path in tracked(paths, list(sizes.values()), "convert"):
             values = module_values(slots[path], plan, tensors, source)
-            writer.add({name: value.to(dtype) for name, value in values.items()}, sizes[path])
+            values = as_saved(skeleton, values, dtype)
+            writer.add(values | module_buffers(path, plan, source), sizes[path])
     write_index(output, writer.finish())
     copy_model_files(base, output, skeleton, dtype)
+
+
+def module_buffers(path: str, plan: Plan, source: WeightSource) -> dict[str, Tensor]:
+    """A module's buffers, those that the base model's files hold."""
+    family, expansion = plan.architecture.family, plan.expansion
+    slots = stored_buffers({path: plan.plain.get_submodule(path)})
+    wanted = [
+        (expansion.stored_name(s.name, family.layers) if expansion else s.name, s.value.shape)
+        for s in slots
+    ]
+    values = zip(slots, source.read_buffers(wanted), strict=True)
+    return {slot.name: value for slot, value in values if value is not None}
 
 
 def module_values(

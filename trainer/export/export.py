@@ -15,6 +15,7 @@ from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.names import as_plain_lora, exported_tensors, side_by_side
 from headrace.trainer.architecture.model_writer import (
     ModelWriter,
+    as_saved,
     copy_model_files,
     file_count,
     save_tensors,
@@ -22,7 +23,7 @@ from headrace.trainer.architecture.model_writer import (
 )
 from headrace.trainer.architecture.weight_index import has_weights
 from headrace.trainer.building.model_builder import BuiltStage
-from headrace.trainer.building.parameter_slots import find_slots
+from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
 from headrace.trainer.building.weight_source import StoredWeights
 from headrace.trainer.export.control_file import TENSORS_NAME, write_record
 from headrace.trainer.export.model_card import write_card
@@ -179,10 +180,29 @@ def save_model_part(
     ):
         values = {f"{name}.{key}": value.detach() for key, value in module.named_parameters()}
         values |= unquantized(built, model, {name: module})
-        writer.add(
-            {key: value.to("cpu", dtype).contiguous() for key, value in values.items()}, size
-        )
+        values = as_saved(built.skeleton, values, dtype)
+        writer.add(values | base_buffers(built, model, {name: module}), size)
     return writer.finish()
+
+
+def base_buffers(
+    built: BuiltStage, model: Path, modules: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """The buffers that checkpoints hold, as the base model has them: nothing trains them."""
+    values = {slot.name: slot.value.cpu() for slot in stored_buffers(modules)}
+    if not values or not has_weights(model):
+        return values
+    expansion, layers = built.expansion, built.architecture.family.layers
+    wanted = [
+        (expansion.stored_name(name, layers) if expansion else name, value.shape)
+        for name, value in values.items()
+    ]
+    with StoredWeights(model, built.skeleton) as source:
+        found = source.read_buffers(wanted)
+        return {
+            name: held if stored is None else stored
+            for (name, held), stored in zip(values.items(), found, strict=True)
+        }
 
 
 def unquantized(

@@ -11,9 +11,8 @@ import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.quants import quant_shape_to_byte_shape, quantize
 
-from headrace.schemas.errors import ConfigError
 from headrace.schemas.publish import writing
-from headrace.trainer.export.gguf_family import FAMILIES, add_hyperparameters, read_model_config
+from headrace.trainer.export.gguf_family import add_hyperparameters, gguf_family, read_model_config
 from headrace.trainer.export.gguf_parts import NameMap, Part, adapter_parts, model_parts
 from headrace.trainer.export.gguf_tokenizer import add_tokenizer
 from headrace.trainer.export.output import check_new, new_output
@@ -50,12 +49,7 @@ def export_gguf(
     """
     check_new(output)
     config = read_model_config(model)
-    family = FAMILIES.get(config["model_type"])
-    if family is None:
-        raise ConfigError(
-            f'{model}: model_type "{config["model_type"]}" cannot be exported to GGUF; '
-            f"supported: {', '.join(FAMILIES)}"
-        )
+    family = gguf_family(model, config["model_type"])
     with new_output(output) as temporary:
         writer = GGUFWriter(temporary, MODEL_ARCH_NAMES[family.arch])
         names = NameMap(family, config)

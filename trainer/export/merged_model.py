@@ -18,11 +18,12 @@ from headrace.trainer.adapters.targets import add_adapter
 from headrace.trainer.architecture.architecture import Architecture, lay_out, read_architecture
 from headrace.trainer.architecture.model_writer import (
     ModelWriter,
+    as_saved,
     copy_model_files,
     file_count,
     write_index,
 )
-from headrace.trainer.building.parameter_slots import Slot, find_slots
+from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
 from headrace.trainer.building.weight_source import StoredWeights, WeightSource
 from headrace.trainer.export.progress import tracked
 
@@ -80,7 +81,8 @@ def write_merged(
                 parameter.data = parameter.data.to(device)
             count += scale_and_count(module, scale)
             values = merged_values(name, module)
-            writer.add({key: value.to("cpu", dtype) for key, value in values.items()}, size)
+            values = as_saved(skeleton, values, dtype)
+            writer.add(values | read_buffers(name, module, source), size)
             module.to("meta")
     if unused:
         raise DataError(f"{adapter}: {model} has no place for its tensor {sorted(unused)[0]}")
@@ -180,6 +182,16 @@ def check_shape(slot: Slot, value: Tensor, adapter: Path) -> None:
             f"{adapter}: {file_name(slot.name)} has shape {list(value.shape)}, "
             f"the model calls for {list(slot.empty.shape)}"
         )
+
+
+def read_buffers(name: str, module: nn.Module, source: WeightSource) -> dict[str, Tensor]:
+    """A module's buffers, those that the base model's files hold."""
+    slots = stored_buffers({name: module})
+    names = list(dict.fromkeys(base_name(slot.name) for slot in slots))
+    shapes = {base_name(slot.name): slot.value.shape for slot in slots}
+    values = source.read_buffers([(name, shapes[name]) for name in names])
+    found = zip(names, values, strict=True)
+    return {name: value for name, value in found if value is not None}
 
 
 def merged_values(name: str, module: Any) -> dict[str, Tensor]:

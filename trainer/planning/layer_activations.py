@@ -26,12 +26,13 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.half_layer import Half
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.assembly import assemble
+from headrace.trainer.building.held_values import lay_out_with_buffers
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import Span
 from headrace.trainer.layers.layer_functions import run_layer
 from headrace.trainer.layers.selective_checkpoint import KeptBytes
 from headrace.trainer.quantized.modules import QuantizableModule
-from headrace.trainer.stage.acceleration import KNOWN, runs_without_masks, swap_adapters
+from headrace.trainer.stage.acceleration import runs_without_masks, swap_adapters
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,11 @@ def kept_by(
     rows, width = config.places, plan.architecture.config.hidden_size
     seen: dict[int, int] = {}
     stages = config.model_copy(update={"pipeline_stages": 3})
-    stage = copy.deepcopy(assemble(plan, stages, 1, layer, dtype, torch.device("cpu")))
+    initial = lay_out_with_buffers(plan.architecture, dtype)
+    stage = copy.deepcopy(assemble(plan, stages, 1, layer, dtype, torch.device("cpu"), initial))
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
-    compiles = fast and config.compile and plan.architecture.config.model_type in KNOWN
+    compiles = fast and config.compile and plan.architecture.family.compiles
     with FakeTensorMode():
         for module in list(stage.modules()):
             fill_without_memory(module, dtype, trained_dtype(config, dtype))

@@ -18,7 +18,8 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.half_layer import Half
 from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.building.chunks import as_parts
-from headrace.trainer.building.model_plan import Plan, plan_model
+from headrace.trainer.building.model_builder import plan_model
+from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import ModelSize, partition
 from headrace.trainer.building.partition import Span
 from headrace.trainer.planning.layer_activations import LayerActivations, layer_activations

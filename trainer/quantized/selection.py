@@ -203,6 +203,8 @@ def is_experts(module: Any) -> bool:
     """
     if set(dict(module.named_parameters(recurse=False))) != set(QuantizedExperts.weights):
         return False
+    if any(True for _ in module.buffers(recurse=False)):
+        return False
     if not hasattr(module, "act_fn") or not getattr(module, "is_concatenated", True):
         return False
     gate = getattr(type(module), "_apply_gate", None)

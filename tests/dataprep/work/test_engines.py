@@ -231,7 +231,7 @@ def test_a_failure_that_is_nobodys_mistake_names_its_reason(spark):
 def test_without_pyspark_the_error_names_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr("headrace.jobs.commands.options.find_spec", lambda name: None)
     with (
-        pytest.raises(ConfigError, match=r"^pyspark is not .*: pip install 'headrace\[spark\]'"),
+        pytest.raises(ConfigError, match=r"^pyspark is not .*: pip install '\.\[spark\]'"),
         open_engine(EngineName.SPARK, 2),
     ):
         pass

@@ -26,8 +26,8 @@ from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.architecture import architecture
 from headrace.trainer.architecture.families import FAMILIES
 from headrace.trainer.architecture.weights import WeightFiles
-from headrace.trainer.building import model_plan
-from headrace.trainer.building.model_plan import plan_model
+from headrace.trainer.building import model_builder
+from headrace.trainer.building.model_builder import plan_model
 
 STAGES = 4
 
@@ -188,12 +188,14 @@ def test_an_unknown_family_that_fits_is_trained_after_a_trial(tmp_path):
 
 
 def test_a_family_whose_forward_pass_differs_is_found_out(tmp_path, monkeypatch):
-    """granite scales its embedding; without its record nothing says so."""
+    """granite scales its embedding; without record and key nothing says so."""
     directory = save_tiny("granite", tmp_path / "model")
     unlisted = {name: family for name, family in FAMILIES.items() if name != "granite"}
     monkeypatch.setattr(architecture, "FAMILIES", unlisted)
-    monkeypatch.setattr(model_plan, "FAMILIES", unlisted)
-    with pytest.raises(ConfigError, match=r"differs from transformers by .* supported: cohere"):
+    monkeypatch.setattr(model_builder, "FAMILIES", unlisted)
+    plan_model(config_of(directory))
+    monkeypatch.setattr(architecture, "SCALES", {})
+    with pytest.raises(ConfigError, match=r"losses are off from transformers' .* supported: coh"):
         plan_model(config_of(directory))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.kernels import frozen_linear as kernel
-from headrace.kernels.dequantize import dequantize_hqq_reference
+from headrace.kernels.dequantize import HQQ_WORDS, dequantize_hqq_reference
 from headrace.kernels.lora_linear import lora_linear
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.bitsandbytes_library import bitsandbytes_functions
@@ -116,8 +116,9 @@ def test_hqq_is_unpacked_as_by_hqq_itself_and_in_triton(bits, axis):
     expected = Quantizer.dequantize(packed, meta)
     arguments = (packed, meta["scale"], meta["zero"], bits, axis, (OUTPUTS, INPUTS))
     assert torch.equal(dequantize_hqq_reference(*arguments, torch.float32), expected)
-    assert torch.equal(dequantize_hqq_pass(*arguments, torch.float32), expected)
-    half = dequantize_hqq_pass(*arguments, torch.bfloat16)  # the interpreter cuts off, GPUs round
+    of_words = (*arguments[:4], HQQ_WORDS[bits], *arguments[4:])
+    assert torch.equal(dequantize_hqq_pass(*of_words, torch.float32), expected)
+    half = dequantize_hqq_pass(*of_words, torch.bfloat16)  # the interpreter cuts off, GPUs round
     torch.testing.assert_close(half.float(), expected, rtol=2**-7, atol=0)
 
 

@@ -1,0 +1,64 @@
+"""One stage of a plan with its weights: laid out, then filled from files or at random."""
+
+from pathlib import Path
+
+import torch
+
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.model_directory import model_directory
+from headrace.trainer.architecture.precision import compute_dtype
+from headrace.trainer.architecture.weight_index import weights_fingerprint
+from headrace.trainer.building.assembly import assemble
+from headrace.trainer.building.held_values import HeldTypes, lay_out_with_buffers
+from headrace.trainer.building.materializer import Filled, Materializer
+from headrace.trainer.building.model_plan import Plan
+from headrace.trainer.building.partition import Span
+from headrace.trainer.building.weight_source import RandomWeights, StoredWeights, WeightSource
+from headrace.trainer.quantized.cache import QuantizedCache
+from headrace.trainer.stage.stage import Stage
+
+
+def fill_stage(
+    config: TrainConfig, plan: Plan, stage: int, layers: Span, device: torch.device
+) -> tuple[Stage, Filled]:
+    """Assemble a stage and give every weight and buffer of it memory and value.
+
+    Raises:
+        DataError: weights missing or of another shape than config.json says.
+    """
+    dtype = compute_dtype(config, device)
+    initial = lay_out_with_buffers(plan.architecture, dtype)
+    assembled = assemble(plan, config, stage, layers, dtype, device, initial)
+    with weight_source(config, plan, device) as source:
+        materializer = Materializer(
+            config,
+            plan.architecture,
+            source,
+            HeldTypes(initial, dtype),
+            device,
+            plan.expansion,
+            plan.quantization,
+            open_cache(config, plan, dtype, device),
+        )
+        return assembled, materializer.fill(assembled)
+
+
+def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> WeightSource:
+    """Return what the config names: the model's files, or random initialization."""
+    if config.weights == "random":
+        return RandomWeights(plan.plain, config.seed, device)
+    return StoredWeights(model_directory(config.model), plan.plain)
+
+
+def open_cache(
+    config: TrainConfig, plan: Plan, dtype: torch.dtype, device: torch.device
+) -> QuantizedCache | None:
+    """Open the cache of quantized layers, if any: one folder for all that decides their bits."""
+    settings, quantization = config.quantization, plan.quantization
+    if settings is None or settings.cache is None or quantization is None:
+        return None
+    weights = f"random {config.seed}"
+    if config.weights == "stored":
+        weights = weights_fingerprint(model_directory(config.model))
+    computed = str(quantization.compute_dtype(dtype))
+    return QuantizedCache(Path(settings.cache), weights, settings, computed, device.type)
