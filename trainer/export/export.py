@@ -84,7 +84,7 @@ def export_adapter(
     built: BuiltStage, layout: RankLayout, model: Path, directory: Path, dtype: torch.dtype
 ) -> None:
     """Write the adapters of all stages to one file, at the first rank."""
-    parts = gather_at_first(adapter_tensors(built, dtype) if layout.replica == 0 else {}, layout)
+    parts = gather_at_first(adapter_tensors(built, dtype) if layout.is_first_copy else {}, layout)
     tensors = {name: value for part in parts for name, value in part.items()}
     width = max(gather_objects(built.width, layout.world_group))
     if layout.rank == 0 and built.control is not None:
