@@ -55,7 +55,8 @@ def stack_of(settings):
 
 
 def relative(ours, exact):
-    return float((ours.double() - exact).norm() / exact.norm())
+    difference = ours.detach().double() - exact.detach()
+    return float(difference.norm() / exact.detach().norm())
 
 
 @pytest.mark.parametrize("rank", [OUTPUTS, 3])
