@@ -33,10 +33,13 @@ def dequantize(
             settings[0], 127.
             "hqq": packed codes, scales and zeros; settings are bits and axis.
             "fp8": [outputs, inputs] e4m3 and the scale of each row.
+            "plain": the weight itself.
         shape: of the weight.
     """
     if kind == "hqq":
         return dequantize_hqq(parts[0], parts[1], parts[2], settings[0], settings[1], shape, dtype)
+    if kind == "plain":
+        return parts[0].to(dtype)
     if kind == "fp8":
         codes, scales = parts
         return (codes.float() * scales.unsqueeze(1)).to(dtype)
@@ -79,6 +82,8 @@ def e4m3(
         return four_bit_e4m3(
             parts[0], blocks, table, settings[0], shape, scales, transposed=transposed
         )
+    if kind == "plain":
+        return scaled_e4m3(parts[0], scales, transposed=transposed)
     weight = dequantize(parts, kind, shape, settings, torch.bfloat16)
     return scaled_e4m3(weight, scales, transposed=transposed)
 

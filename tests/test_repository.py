@@ -29,7 +29,7 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
 BASE = {"parallel", "quiet", "failure"}  # of the trainer: imported by any folder, import no folder
 MOST_FILES = 18  # in a folder, its __init__ left out
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
-FORBIDDEN = {"schemas": LEARNING, "dataprep": LEARNING}
+FORBIDDEN = {"schemas": {*LEARNING, "rich"}, "dataprep": LEARNING, "trainer": {"rich"}}
 KERNELS_THIRD_PARTY = {"torch", "triton"}
 TOP_LEVEL = {
     *MAY_IMPORT,

@@ -34,6 +34,11 @@ class Fp8(QuantizedWeight):
         tensors, settings = self.packed
         return fp8_linear(x, bias, tensors, self.kernel, self.shape, settings, tensors[1])
 
+    @property
+    def in_fp8(self) -> bool:
+        """Return True: there is no other product."""
+        return True
+
     def multiply_in_fp8(self) -> None:
         """Leave everything as it is: products are of 8-bit floats."""
 

@@ -73,6 +73,11 @@ class QuantizedWeight(nn.Module, ABC):
         self.register_buffer("row_scales", scales.squeeze(1), persistent=False)
 
     @property
+    def in_fp8(self) -> bool:
+        """Say whether products are of 8-bit floats."""
+        return "row_scales" in self._buffers
+
+    @property
     def buffers_by_name(self) -> dict[str, Tensor]:
         """Every tensor that holds a part of the matrix."""
         return {name: value for name, value in self._buffers.items() if value is not None}
