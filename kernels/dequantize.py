@@ -107,6 +107,8 @@ def e4m3(
         return four_bit_e4m3(
             parts[0], blocks, table, settings[0], shape, scales, transposed=transposed
         )
+    if kind == "plain":
+        return scaled_e4m3(parts[0], scales, transposed=transposed)
     weight = dequantize(parts, kind, shape, settings, torch.bfloat16)
     return scaled_e4m3(weight, scales, transposed=transposed)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from rich.progress import track
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.progress import Progress, silent
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.names import PEFT_PREFIX
 from headrace.trainer.architecture.model_writer import save_tensors
@@ -32,7 +32,13 @@ SAMPLE_TOKENS = 64
 
 
 def control_to_lora(
-    model: Path, adapter: Path, output: Path, *, inverse: bool = False, force: bool = False
+    model: Path,
+    adapter: Path,
+    output: Path,
+    *,
+    inverse: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> float:
     """Write a control adapter as a LoRA adapter in PEFT's format.
 
@@ -58,7 +64,7 @@ def control_to_lora(
     targets, worst = writing_layers(plan), 0.0
     tensors: dict[str, Tensor] = {}
     hidden = random_ids(plan)
-    for index in track(range(layers), "folding layers", transient=True):
+    for index in progress(range(layers), [1] * layers, "folding layers", "layers"):
         stage = build_stage(config, index, torch.device("cpu"), plan).stage
         stage.norm = None
         hidden, error, folded = fold(stage, hidden, targets, controls.get(index), inverse)

@@ -9,6 +9,7 @@ from headrace.kernels.dequantize import E4M3
 from headrace.kernels.fp8_linear import (
     LARGEST,
     fp8_linear,
+    fp8_trained_linear,
     quantize_rows,
     scaled_product,
     scaled_product_reference,
@@ -109,6 +110,18 @@ def test_compiled_it_is_the_same_and_keeps_nothing_but_the_weight(weight, recomp
     assert saved
     copies = [t for t in saved if t.dtype == E4M3 and t.data_ptr() != codes.data_ptr()]
     assert not copies
+
+
+def test_a_trained_weight_has_a_gradient_of_the_input_as_it_was():
+    weight = random(OUTPUTS, INPUTS, scale=0.02).requires_grad_()
+    x = random(2, TOKENS, INPUTS, seed=1).requires_grad_()
+    output = fp8_trained_linear(x, weight, None)
+    gradient = random(*output.shape, seed=3)
+    output.backward(gradient)
+    exact, flat = weight.detach().double(), gradient.double().flatten(0, 1)
+    assert relative(output, x.detach().double() @ exact.T) < 0.05
+    assert relative(x.grad, gradient.double() @ exact) < 0.05
+    assert relative(weight.grad, flat.T @ x.detach().double().flatten(0, 1)) < 1e-3
 
 
 OVER = {

@@ -24,6 +24,7 @@ from headrace.trainer.adapters.names import base_name
 from headrace.trainer.building.model_builder import plan_model
 from headrace.trainer.quantized import selection as by_config
 from headrace.trainer.quantized.formats import format_of
+from headrace.trainer.quantized.fp8_training import Fp8TrainedLinear
 from headrace.trainer.quantized.modules import quantized_weights_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -161,6 +162,19 @@ def test_every_mode_is_the_same_bit_by_bit_over_two_stages(models, mode):
     assert runs[0][1].keys() == runs[1][1].keys()
     assert all(torch.equal(runs[1][1][name], value) for name, value in runs[0][1].items())
     assert any(value.any() for value in runs[0][1].values())
+
+
+def test_trained_weights_in_8_bit_floats_are_the_same_bit_by_bit_over_two_stages(models):
+    runs, batch = [], make_batch()
+    for stages in (1, 2):
+        built = build(config_of(models["llama"], stages, {"kind": "none"}, trained_matmul="fp8"))
+        layers = [part for b in built for part in b.stage.modules()]
+        assert sum(isinstance(part, Fp8TrainedLinear) for part in layers) == 4 * 4  # not the MLPs
+        tokens = run_stages(built, batch)[1]
+        runs.append((tokens, gradients_of(built)))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert runs[0][1].keys() == runs[1][1].keys()
+    assert all(torch.equal(runs[1][1][name], value) for name, value in runs[0][1].items())
 
 
 @pytest.mark.parametrize("settings", [NF4, HQQ], ids=["bnb", "hqq"])
