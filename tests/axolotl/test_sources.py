@@ -443,7 +443,7 @@ def test_a_bad_row_leaves_its_neighbors():
         json.loads(line) for line in Path("out/rejects/rejects.jsonl").read_text().splitlines()
     ]
     assert [(one["line"], one["reason"], one["detail"]) for one in rejects] == [
-        (2, "missing field", 'no field "output"'),
+        (2, "missing field", 'no field "output"; the record has "instruction"'),
         (3, "not a string", 'field "output" is a number'),
     ]
     assert len(texts()) == 2
