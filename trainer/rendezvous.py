@@ -1,4 +1,4 @@
-"""Where the processes of a run meet: their environment, the store, the process group."""
+"""Meeting of the processes of a run: their environment, the store, the process group."""
 
 import datetime
 import os
