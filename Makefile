@@ -6,14 +6,22 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 MODEL := models/smollm2-135m
 PACKAGES := schemas dataprep trainer kernels jobs
 PYTEST ?=
+# in about a minute on two cores; together with ruff and mypy `make check`
+FAST := tests/test_repository.py tests/test_docs.py tests/test_known_bugs.py tests/schemas tests/jobs/test_migration.py \
+	tests/dataprep/text tests/trainer/order/test_row_order.py tests/trainer/order/test_row_packer.py \
+	tests/trainer/order/test_mixed_order.py tests/trainer/order/test_shuffle.py tests/trainer/metrics tests/trainer/run/test_cadence.py \
+	tests/trainer/optim/test_learning_rate.py tests/trainer/layers/test_attention_mask.py tests/trainer/pipeline/test_token_sampler.py
 
-.PHONY: help demo test exhaustive lint format bench axolotl-fixtures docs families headrace.zip model clean
+.PHONY: help demo check test exhaustive lint format bench axolotl-fixtures docs families headrace.zip model clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: .venv model ## real text to a fine-tuned real model over 2 pipeline stages, start to end
 	$(BIN)/python -m headrace.jobs.tools.demo
+
+check: lint ## ruff, mypy and the fast tests, in under two minutes
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not exhaustive and not gpu" $(FAST) $(PYTEST)
 
 test: .venv model ## all tests; PYTEST="-k name -x" passes options on
 	$(BIN)/python -m pytest --numprocesses logical --dist worksteal $(PYTEST)

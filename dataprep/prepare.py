@@ -211,7 +211,7 @@ def run(
     cuts, by_source = limit_rows(context, tasks, by_source, engine)
     splits = plan_splits(context, tasks, add_stats(by_source.values()), cuts)
     shards = write_shards(shard_target(context), splits, engine, console)
-    record_inputs(context.output, inputs, engine)
+    record_inputs(context.output, inputs)
     inputs_key = inputs_fingerprint(described.config, inputs)
     manifest = build_manifest(described, inputs_key, by_source, shards)
     write_report(context.output, manifest, by_source)

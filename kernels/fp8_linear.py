@@ -29,9 +29,13 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         codes: [rows, columns] e4m3; scales: [rows, 1] float32; x is about codes * scales.
     """
-    wide = x.float()
-    scales = (wide.abs().amax(dim=-1, keepdim=True) / LARGEST).clamp(min=SMALLEST_SCALE)
-    return (wide / scales).to(E4M3), scales
+    scales = e4m3_scales(x)
+    return (x.float() / scales).to(E4M3), scales
+
+
+def e4m3_scales(x: Tensor) -> Tensor:
+    """Return [rows, 1] float32: what brings the largest number of each row of x to e4m3's."""
+    return (x.float().abs().amax(dim=-1, keepdim=True) / LARGEST).clamp(min=SMALLEST_SCALE)
 
 
 def fp8_linear(
@@ -56,6 +60,23 @@ def fp8_linear(
         flat, quantized, row_scales, list(parts), kind, list(shape), list(settings), scales
     )
     output = product.view(*x.shape[:-1], shape[0])
+    return output if bias is None else output + bias.to(x.dtype)
+
+
+def fp8_trained_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `x @ weight.T + bias` in the type of x, for a weight that is trained.
+
+    The product and the gradient of x are of 8-bit floats, the weight turned to them row by row each
+    time; the weight's own gradient is a product in the type of x.
+
+    Args:
+        x: [..., inputs]; weight: [outputs, inputs]; bias: [outputs].
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    quantized, row_scales = quantize_rows(flat.detach())
+    scales = e4m3_scales(weight.detach()).squeeze(1)
+    product: Tensor = _fp8_trained_product(flat, quantized, row_scales, weight, scales)
+    output = product.view(*x.shape[:-1], weight.shape[0])
     return output if bias is None else output + bias.to(x.dtype)
 
 
@@ -156,12 +177,54 @@ def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _input_gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     *parts, scales = ctx.saved_tensors
-    quantized, row_scales = quantize_rows(gradient.float() * scales)
-    x_gradient = _fp8_input_gradient(
-        quantized, row_scales, parts, ctx.kind, ctx.shape, ctx.settings, scales, gradient.dtype
-    )
+    x_gradient = _scaled_input_gradient(gradient, parts, ctx.kind, ctx.shape, ctx.settings, scales)
     settings: list[None] | None = None if ctx.settings else []  # of the structure of what came in
     return x_gradient, None, None, [None] * len(parts), None, None, settings, None
 
 
 _fp8_product.register_autograd(_input_gradient, setup_context=_keep_weight)
+
+
+def _scaled_input_gradient(
+    gradient: Tensor,
+    parts: list[Tensor],
+    kind: str,
+    shape: list[int],
+    settings: list[int],
+    scales: Tensor,
+) -> Tensor:
+    """Return `gradient @ weight`, the weight's scales taken into the gradient first."""
+    quantized, row_scales = quantize_rows(gradient.float() * scales)
+    found: Tensor = _fp8_input_gradient(
+        quantized, row_scales, parts, kind, shape, settings, scales, gradient.dtype
+    )
+    return found
+
+
+@torch.library.custom_op("headrace::fp8_trained_product", mutates_args=())
+def _fp8_trained_product(
+    x: Tensor, quantized: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor
+) -> Tensor:
+    codes = e4m3([weight], "plain", weight.shape, [], scales, transposed=False)
+    return scaled_product(quantized, codes, row_scales, scales, x.dtype)
+
+
+@_fp8_trained_product.register_fake
+def _(x: Tensor, quantized: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _keep_input_and_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, _, _, weight, scales = inputs
+    ctx.save_for_backward(x, weight, scales)
+
+
+def _trained_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, scales = ctx.saved_tensors
+    shape = list(weight.shape)
+    x_gradient = _scaled_input_gradient(gradient, [weight], "plain", shape, [], scales)
+    weight_gradient = (gradient.t() @ x).to(weight.dtype)
+    return x_gradient, None, None, weight_gradient, None
+
+
+_fp8_trained_product.register_autograd(_trained_gradients, setup_context=_keep_input_and_weight)

@@ -1,5 +1,6 @@
 """Head projection and cross-entropy, in chunks of tokens: the logits are never held as a whole."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ CHUNK_LOGITS = 1 << 26  # alive at once in float32, 256 MiB; twice as many in bf
 ROW_MULTIPLE = 128  # of a chunk, where it has so many: matrix units work on tiles of rows
 
 
+Projection = Callable[[Tensor, Tensor], Tensor]
+
+
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -21,6 +25,7 @@ def linear_cross_entropy(
     *,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    project: Projection = functional.linear,
     triton: bool = False,
     statistics: TokenStatistics | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -35,6 +40,8 @@ def linear_cross_entropy(
         labels: [tokens] int64; `IGNORED_LABEL` tokens have loss 0 and no gradient.
         scale: factor of the returned scalar, for example 1 / trained tokens.
         logit_scale, softcap: see `shaped_logits`.
+        project: what computes a chunk's logits from its hidden states and the weight, for a frozen
+            weight that is multiplied in 8-bit floats; gradients are by the weight as it is.
         triton: one kernel for loss and gradient, over logits in the type of `hidden`; else torch
             over float32 logits.
         statistics: of all tokens, to be filled in.
@@ -44,7 +51,9 @@ def linear_cross_entropy(
         [tokens] float32 in nats, detached.
     """
     shape = (logit_scale, softcap)
-    return _LinearCrossEntropy.apply(hidden, weight, labels, scale, shape, triton, statistics)
+    return _LinearCrossEntropy.apply(
+        hidden, weight, labels, scale, shape, project, triton, statistics
+    )
 
 
 def linear_cross_entropy_reference(
@@ -80,6 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         scale: float,
         shape: tuple[float, float | None],
+        project: Projection,
         triton: bool,
         statistics: TokenStatistics | None,
     ) -> tuple[Tensor, Tensor]:
@@ -91,7 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         logit_bytes = hidden.element_size() if triton else 4
         for chunk in chunks(hidden.shape[0], weight.shape[0] * logit_bytes):
             logits_grad = chunk_gradient(
-                functional.linear(hidden[chunk], weight),
+                project(hidden[chunk], weight),
                 labels[chunk],
                 losses[chunk],
                 scale,
@@ -115,7 +125,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if hidden_grad is None else hidden_grad * upstream.to(hidden_grad.dtype),
             None if weight_grad is None else weight_grad * upstream.to(weight_grad.dtype),
-            *[None] * 5,
+            *[None] * 6,
         )
 
 

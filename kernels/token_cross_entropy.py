@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from headrace.kernels.linear_cross_entropy import (
     IGNORED_LABEL,
+    Projection,
     _in_torch,
     _in_triton,
     chunks,
@@ -23,6 +24,7 @@ def token_cross_entropy(
     *,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    project: Projection = functional.linear,
     triton: bool = False,
     statistics: TokenStatistics | None = None,
 ) -> Tensor:
@@ -38,7 +40,9 @@ def token_cross_entropy(
         [tokens] float32 in nats, differentiable once; 0 without gradient at `IGNORED_LABEL`.
     """
     shape = (logit_scale, softcap)
-    losses: Tensor = _TokenCrossEntropy.apply(hidden, weight, labels, shape, triton, statistics)
+    losses: Tensor = _TokenCrossEntropy.apply(
+        hidden, weight, labels, shape, project, triton, statistics
+    )
     return losses
 
 
@@ -65,6 +69,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         labels: Tensor,
         shape: tuple[float, float | None],
+        project: Projection,
         triton: bool,
         statistics: TokenStatistics | None,
     ) -> Tensor:
@@ -74,7 +79,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
         losses = torch.empty(labels.shape, dtype=torch.float32, device=hidden.device)
         chunk_gradient = _in_triton if triton else _in_torch
         for chunk in _chunks_of(hidden, weight, triton):
-            logits = functional.linear(hidden[chunk], weight)
+            logits = project(hidden[chunk], weight)
             part = None if statistics is None else statistics[chunk]
             gradient = chunk_gradient(logits, labels[chunk], losses[chunk], 1.0, shape, now, part)
             if unit_grad is not None:
@@ -92,7 +97,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
         upstream = gradients[0].unsqueeze(1)
         if len(ctx.saved_tensors) == 1:
             (unit_grad,) = ctx.saved_tensors
-            return unit_grad * upstream.to(unit_grad.dtype), *[None] * 5
+            return unit_grad * upstream.to(unit_grad.dtype), *[None] * 6
         hidden, weight, labels = ctx.saved_tensors
         hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight)
@@ -106,7 +111,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
                 torch.mm(gradient, weight, out=hidden_grad[chunk])
             weight_grad.addmm_(gradient.T, hidden[chunk])
             del logits, gradient
-        return hidden_grad, weight_grad, *[None] * 4
+        return hidden_grad, weight_grad, *[None] * 5
 
 
 def _chunks_of(hidden: Tensor, weight: Tensor, triton: bool) -> list[slice]:

@@ -35,3 +35,8 @@ class CheckpointError(HeadraceError):
 
 class TrainingError(HeadraceError):
     """Training cannot go on, for example because the loss is not a number."""
+
+
+def install_hint(extra: str) -> str:
+    """Return what to do about a missing library; the package itself is on no index yet."""
+    return f"run in a clone of Headrace: pip install '.[{extra}]'"

@@ -1,6 +1,7 @@
 """The shape of the repository: what may import what, and what lies where."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -28,7 +29,7 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
 BASE = {"parallel", "quiet", "failure"}  # of the trainer: imported by any folder, import no folder
 MOST_FILES = 18  # in a folder, its __init__ left out
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
-FORBIDDEN = {"schemas": LEARNING, "dataprep": LEARNING}
+FORBIDDEN = {"schemas": {*LEARNING, "rich"}, "dataprep": LEARNING, "trainer": {"rich"}}
 KERNELS_THIRD_PARTY = {"torch", "triton"}
 TOP_LEVEL = {
     *MAY_IMPORT,
@@ -38,6 +39,7 @@ TOP_LEVEL = {
     "constraints.txt",
     "Makefile",
     "README.md",
+    "CONTRIBUTING.md",
     "LICENSE",
     ".ci",
     ".gitignore",
@@ -210,3 +212,18 @@ def test_the_top_level_holds_nothing_else():
 
 def test_folders_are_at_most_two_deep():
     assert [name for name in names(SOURCES) if len(Path(name).parts) > 3] == []
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_the_page_on_architecture_names_the_folders_in_their_order(package):
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition(f"| `{package}/` | holds |\n| --- | --- |\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == FOLDERS[package]
+
+
+def test_what_the_page_on_architecture_names_is_there():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tops = "|".join([*MAY_IMPORT, "tests"])
+    named = re.findall(rf"\b((?:{tops})/[\w/]+(?:\.py)?)", page)
+    assert len(named) > 40
+    assert [name for name in named if not (ROOT / name).exists()] == []

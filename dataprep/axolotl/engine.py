@@ -19,7 +19,9 @@ from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import canonical_json
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig, CustomType
 
-INSTALL = "pip install 'headrace[axolotl]', then pip install --no-deps axolotl==0.19.0"
+INSTALL = (
+    "pip install '.[axolotl]' in a clone of Headrace, then pip install --no-deps axolotl==0.19.0"
+)
 STRATEGIES = "axolotl.prompt_strategies"
 OURS = {"rl", "rows", "row_ranges", "shards", "shards_idx", "weight", "date", "options"}
 TOP_LEVEL = {"train_on_inputs", "eot_tokens", "chat_template_kwargs", "default_system_message"}

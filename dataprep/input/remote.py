@@ -121,7 +121,7 @@ def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
         filesystem, inner = ask(path, lambda: url_to_fs(path))
     except ImportError:
         package = PACKAGES.get(scheme)
-        line = f"pip install fsspec {package}" if package else 'pip install "headrace[remote]"'
+        line = f"pip install fsspec {package or 'huggingface_hub'}"
         raise DataError(f"{path}: needs another package; run: {line}") from None
     return pafs.PyFileSystem(CheckedHandler(filesystem)), inner
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import numpy.typing as npt
 
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.errors import ConfigError, install_hint
 from headrace.schemas.prepare.filter_config import DeduplicateConfig
 
 EXACT, NEAR = 0, 1
@@ -27,7 +27,7 @@ def check_library(config: DeduplicateConfig) -> None:
         ConfigError: it is not installed.
     """
     if config.near and find_spec("rensa") is None:
-        raise ConfigError("deduplicate.near = true needs rensa; run: pip install 'headrace[dedup]'")
+        raise ConfigError(f"deduplicate.near = true needs rensa; {install_hint('dedup')}")
 
 
 def algorithm(config: DeduplicateConfig) -> int:

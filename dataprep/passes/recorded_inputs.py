@@ -1,13 +1,14 @@
 """`inputs.jsonl`: what the inputs of a directory held, and whether they still do."""
 
 import json
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from headrace.dataprep.input.files import InputFile
 from headrace.dataprep.input.remote import is_remote
-from headrace.dataprep.work.local_engine import Engine
 from headrace.dataprep.work.workspace import CONFIG_NAME
 from headrace.schemas.addresses import recorded, redact
 from headrace.schemas.errors import DataError
@@ -16,39 +17,20 @@ from headrace.schemas.outside_text import OutsideTextError, parse_json
 from headrace.schemas.publish import open_atomic
 
 INPUTS_NAME = "inputs.jsonl"
-FILES_IN_PIECE = 64
 
 
-class Piece(NamedTuple):
-    """Some of the input files, for one worker."""
-
-    number: int
-    files: tuple[InputFile, ...]
-
-
-def record_inputs(output: Path, inputs: list[list[InputFile]], engine: Engine) -> None:
+def record_inputs(output: Path, inputs: list[list[InputFile]]) -> None:
     """Save each file's path, size and SHA-256; of a remote one the time of its last change."""
-    files = unique_files(inputs)
-    pieces = [
-        Piece(number, tuple(files[start : start + FILES_IN_PIECE]))
-        for number, start in enumerate(range(0, len(files), FILES_IN_PIECE))
-    ]
-    found = {piece.number: identities for piece, identities in engine.run(identify_all, pieces)}
-    with open_atomic(output / INPUTS_NAME) as target:
-        for piece in pieces:
-            for file, identity in zip(piece.files, found[piece.number], strict=True):
-                entry = {"file": recorded(file.path), "size": file.size, **identity}
-                target.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+    with open_atomic(output / INPUTS_NAME) as target, ThreadPoolExecutor(os.cpu_count()) as pool:
+        files = unique_files(inputs)
+        for file, identity in zip(files, pool.map(identify, files), strict=True):
+            entry = {"file": recorded(file.path), "size": file.size, **identity}
+            target.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
 
 
 def unique_files(inputs: list[list[InputFile]]) -> list[InputFile]:
     """Return all files in order, each once."""
     return list({file.path: file for files in inputs for file in files}.values())
-
-
-def identify_all(piece: Piece) -> list[dict[str, Any]]:
-    """Return what tells the content of each file."""
-    return [identify(file) for file in piece.files]
 
 
 def identify(file: InputFile) -> dict[str, Any]:

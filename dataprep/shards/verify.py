@@ -7,8 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import track
 
 from headrace.dataprep.passes.shard_writer import count_trained, describe_row_group, with_checksums
 from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
@@ -16,25 +14,22 @@ from headrace.dataprep.work.workspace import CONFIG_NAME, REJECTS_NAME
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.outside_text import parse_json, read_text
+from headrace.schemas.progress import Progress, silent
 from headrace.schemas.shards.manifest import Manifest, ShardRecord, read_manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
 from headrace.schemas.shards.shard_format import MANIFEST_NAME, shard_schema
 from headrace.schemas.shards.shard_rows import read_row_group
 
 
-def verify(directory: Path, console: Console | None = None) -> list[str]:
+def verify(directory: Path, progress: Progress = silent) -> list[str]:
     """List the problems of a shard directory, each beginning with a file's path; none if sound."""
     try:
         manifest = read_manifest(directory)
     except DataError as error:
         return [str(error)]
     problems = [*check_counts(directory, manifest), *check_other_files(directory, manifest)]
-    shards = track(
-        manifest.shards,
-        "verify",
-        console=console or Console(stderr=True, markup=False, emoji=False),
-    )
-    for shard in shards:
+    sizes = [shard.bytes for shard in manifest.shards]
+    for shard in progress(manifest.shards, sizes, "verify"):
         problems += check_shard(directory / shard.file, shard, manifest)
     return problems
 

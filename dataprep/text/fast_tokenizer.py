@@ -16,7 +16,7 @@ from headrace.dataprep.text.tokenizer import (
     open_tokenizer,
     read_content,
 )
-from headrace.schemas.errors import ConfigError, DataError
+from headrace.schemas.errors import ConfigError, DataError, install_hint
 
 CHECKED_CHARACTERS = 512  # of two texts of each batch: 0.2% of the text, 2 ns a token
 SHOWN_CHARACTERS = 60
@@ -50,8 +50,7 @@ def check_backend(spec: TokenizerSpec) -> None:
     """
     if find_spec(spec.backend) is None:
         raise ConfigError(
-            f'tokenizer_backend = "{spec.backend}" needs {spec.backend}; '
-            "run: pip install 'headrace[fast]'"
+            f'tokenizer_backend = "{spec.backend}" needs {spec.backend}; {install_hint("fast")}'
         )
     for parse_special_tokens in (False, True):
         for add_special_tokens in (False, True):

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from headrace.jobs.commands import data, model, train
-from headrace.schemas.errors import HeadraceError
+from headrace.schemas.errors import HeadraceError, install_hint
+from headrace.schemas.process_limits import open_closed_streams
 
 TRAIN_EXTRA = {
     "deepspeed",
@@ -42,6 +43,7 @@ for group in (data, train, model):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on stderr and exit code 1."""
+    open_closed_streams()
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     debug = len(words) < len(given)
@@ -65,7 +67,7 @@ def is_our_bug(error: Exception) -> bool:
 def explain(error: Exception) -> str:
     """The message for the user."""
     if isinstance(error, ModuleNotFoundError):
-        return f"{root_name(error)} is not installed; run: pip install 'headrace[train]'"
+        return f"{root_name(error)} is not installed; {install_hint('train')}"
     return str(error)
 
 

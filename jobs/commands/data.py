@@ -102,8 +102,9 @@ def inspect(
 def verify(directory: Directory) -> None:
     """Check hashes, schema, counts and the token ledger; exit with 1 when anything is off."""
     from headrace.dataprep.shards.verify import verify
+    from headrace.jobs.commands.progress import tracked
 
-    problems = verify(directory)
+    problems = verify(directory, tracked)
     for problem in problems:
         print(problem)
     if problems:

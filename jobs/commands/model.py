@@ -26,9 +26,10 @@ def merge(
     ] = "cpu",
 ) -> None:
     """Merge an adapter into its base model, one layer at a time."""
+    from headrace.jobs.commands.progress import tracked
     from headrace.trainer.export.merge import merge
 
-    count = merge(model, adapter, output, scale, device)
+    count = merge(model, adapter, output, scale, device, tracked)
     print(f"{output}: written, {count} weights changed")
 
 
@@ -47,9 +48,10 @@ def convert(
     from headrace.trainer.quiet import quiet_libraries
 
     quiet_libraries()
+    from headrace.jobs.commands.progress import tracked
     from headrace.trainer.export.convert import convert
 
-    checkpoint = convert(run, output, step, model)
+    checkpoint = convert(run, output, step, model, tracked)
     print(f"{output}: written from {checkpoint}")
 
 
@@ -84,11 +86,12 @@ def control_to_lora(
     ] = False,
 ) -> None:
     """Turn control adapters into a LoRA, where that is exact: models of parallel blocks."""
+    from headrace.jobs.commands.progress import tracked
     from headrace.trainer.export.control_lora import control_to_lora
     from headrace.trainer.quiet import quiet_libraries
 
     quiet_libraries()
-    error = control_to_lora(model, adapter, output, inverse=inverse, force=force)
+    error = control_to_lora(model, adapter, output, inverse=inverse, force=force, progress=tracked)
     print(f"{output}: written; it misses {error:.2g} of what the control adapters change")
 
 
@@ -110,9 +113,10 @@ def export_gguf(
     ] = None,
 ) -> None:
     """Write a model, or an adapter, as a GGUF file for llama.cpp."""
+    from headrace.jobs.commands.progress import tracked
     from headrace.trainer.export.gguf_export import export_gguf
 
-    count = export_gguf(model, output, type, adapter, pre)
+    count = export_gguf(model, output, type, adapter, pre, tracked)
     print(f"{output}: {count} tensors")
 
 
@@ -153,6 +157,7 @@ def sample(
     sampler = Sampler(model, adapter)
     sampling = Sampling(max_new_tokens, temperature, seed)
     if source is not None and output is not None:
+        from headrace.jobs.commands.progress import tracked
         from headrace.trainer.export.sample_file import sample_file
 
         count = sample_file(
@@ -164,6 +169,7 @@ def sample(
             system=system,
             compare=compare,
             batch_size=batch_size,
+            progress=tracked,
         )
         print(f"{output}: {count} lines answered")
         return

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from headrace.dataprep.work.local_engine import Engine, LocalEngine
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.errors import ConfigError, install_hint
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The config.")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Shard directory.")]
@@ -39,7 +39,7 @@ def open_engine(name: EngineName, workers: int | None) -> Iterator[Engine]:
         return
     for module in ("pyspark", "pandas"):
         if find_spec(module) is None:
-            raise ConfigError(f"{module} is not installed; run: pip install 'headrace[spark]'")
+            raise ConfigError(f"{module} is not installed; {install_hint('spark')}")
     from headrace.dataprep.work.spark_engine import SparkEngine
 
     with SparkEngine(workers) as engine:

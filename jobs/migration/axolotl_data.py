@@ -71,7 +71,6 @@ AXOLOTL_DATA = (
     *(none(f"datasets[].{key}", "rewards of steps are not trained") for key in STEPWISE_KEYS),
     none("datasets[].type.field_completion", "one judged answer a row (KTO) is not trained"),
     none("datasets[].type.field_label", "one judged answer a row (KTO) is not trained"),
-    none("tokenizer_use_mistral_common", "shards are made with a tokenizer.json"),
     none("added_tokens_overrides", "rename the tokens in tokenizer.json itself"),
     elsewhere("sequence_len", "prepare.sequence_len", READ),
     elsewhere("sample_packing", "prepare.packing", READ),

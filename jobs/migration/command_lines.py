@@ -1,32 +1,71 @@
 """Programs and their flags, out of a shell script."""
 
+import re
 import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from headrace.schemas.errors import ConfigError
 
+ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=([^$`]*)$")
+VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}|\$(\w+)")
 JLLM_PROGRAMS = ("raw2ids", "shuffle_datasets", "repartition", "train_pipe")
 
 
-def find_programs(text: str, path: Path) -> dict[str, dict[str, Any]]:
-    """Program -> flags, of all command lines in a shell script."""
+def find_programs(text: str, path: Path) -> tuple[dict[str, dict[str, Any]], Counter[str]]:
+    """Return the flags of each program in a shell script, the last time that it is called.
+
+    Values of variables that the script itself sets are put in.
+
+    Returns:
+        Program -> flags, and how often each is called.
+
+    Raises:
+        ConfigError: quotes that do not end.
+    """
     programs: dict[str, dict[str, Any]] = {}
+    counts: Counter[str] = Counter()
+    variables: dict[str, str] = {}
     try:
         for line in text.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
+            words = [expand(word, variables) for word in shlex.split(line, comments=True)]
+            variables |= assignments(words)
             for place, word in enumerate(words):
                 name = word.rsplit("/", 1)[-1].removeprefix("jllm.").removesuffix(".py")
                 name = name.rsplit(".", 1)[-1]
                 if name in JLLM_PROGRAMS and ("jllm" in line or name == "train_pipe"):
                     programs[name] = parse_flags(words[place + 1 :])
+                    counts[name] += 1
                     break
                 if word.endswith("train.py") and "--train_type" in line:
                     programs["train.py"] = parse_flags(words[place + 1 :])
+                    counts["train.py"] += 1
                     break
     except ValueError as error:
         raise ConfigError(f"{path}: not a shell script: {error}") from None
-    return programs
+    return programs, counts
+
+
+def assignments(words: Sequence[str]) -> dict[str, str]:
+    """Return the variables that a command line sets: `NAME=value`, maybe after `export`."""
+    found = {}
+    for word in words[1:] if words[:1] == ["export"] else words:
+        match = ASSIGNMENT.match(word)
+        if match is None:
+            break
+        found[match[1]] = match[2]
+    return found
+
+
+def expand(word: str, variables: Mapping[str, str]) -> str:
+    """Return a word with the variables that are known, and defaults as in `${NAME:-4}`, put in."""
+
+    def value(match: re.Match[str]) -> str:
+        return variables.get(match[1] or match[3], match[2] or match[0])
+
+    return VARIABLE.sub(value, word)
 
 
 def parse_flags(words: list[str]) -> dict[str, Any]:

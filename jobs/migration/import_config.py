@@ -27,6 +27,7 @@ from headrace.schemas.toml_config import MOST_CONFIG_BYTES
 
 SYSTEMS = (QLORA_PIPE, QLORA_PIPE_LITE, AXOLOTL, JLLM, FSDP_QLORA)
 YAML_SUFFIXES = (".yaml", ".yml")
+FOLDERS_ABOVE = 4  # a config's own folder and the ones above it
 JLLM_SHARDS = "their Parquet needs a manifest: run `headrace index` on it first"
 
 
@@ -45,10 +46,22 @@ def import_config(old: Path, directory: Path) -> list[str]:
     for name in texts:
         if (directory / name).exists():
             raise ConfigError(f"{directory / name}: exists already; choose another --output")
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_atomic(directory / name, text)
+    write_together(directory, texts)
     return [*(f"{directory / name}: written" for name in texts), *imported.report()]
+
+
+def write_together(directory: Path, texts: Mapping[str, str]) -> None:
+    """Write all files, or none, so that a failed import can be run again."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    try:
+        for name, text in texts.items():
+            write_atomic(directory / name, text)
+            written.append(directory / name)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def read_old(path: Path) -> Imported:
@@ -89,6 +102,11 @@ def read_yaml(text: str, path: Path) -> dict[str, Any]:
 
 def from_toml(values: Mapping[str, Any], path: Path) -> Imported:
     """qlora-pipe, which says `model`, or qlora-pipe-lite, which says `model_dir`."""
+    values = dict(values) | {
+        table: [with_found_path(entry, path) for entry in values.get(table, [])]
+        for table in ("datasets", "eval_datasets")
+        if table in values
+    }
     if "model_dir" in values:
         return assemble(QLORA_PIPE_LITE, values, lite_datasets)
     if "model" in values and any("dataset_path" in entry for entry in values.get("datasets", [])):
@@ -97,6 +115,19 @@ def from_toml(values: Mapping[str, Any], path: Path) -> Imported:
         f"{path}: neither `model` (qlora-pipe) nor `model_dir` (qlora-pipe-lite) beside "
         "`[[datasets]]` with a `dataset_path`"
     )
+
+
+def with_found_path(entry: Mapping[str, Any], config: Path) -> dict[str, Any]:
+    """Return a dataset whose files are looked for here, then in the folders above the config.
+
+    The old systems look from where they are started, which is often the top of a repository.
+    """
+    given = str(entry.get("dataset_path", ""))
+    if not given or Path(given).is_absolute() or any(Path().glob(given)):
+        return dict(entry)
+    above = config.resolve().parents[:FOLDERS_ABOVE]
+    found = next((folder / given for folder in above if any(folder.glob(given))), None)
+    return {**entry, "dataset_path": str(found)} if found else dict(entry)
 
 
 def assemble(system: OldSystem, values: Mapping[str, Any], build: Any) -> Imported:
@@ -158,15 +189,32 @@ def from_commands(text: str, path: Path) -> Imported:
     Raises:
         ConfigError: no command of theirs is in it.
     """
-    programs = find_programs(text, path)
+    programs, counts = find_programs(text, path)
     if not programs:
         raise ConfigError(
             f"{path}: give a .toml of qlora-pipe, a .yaml of Axolotl, or a file with the command "
             "lines of jllm or fsdp_qlora"
         )
-    if "train.py" in programs:
-        return from_fsdp_qlora(programs["train.py"])
-    return from_jllm(programs)
+    notes = Imported()
+    known = {name: known_flags(flags, notes) for name, flags in programs.items()}
+    is_fsdp = "train.py" in known
+    imported = from_fsdp_qlora(known["train.py"]) if is_fsdp else from_jllm(known)
+    for name, count in counts.items():
+        if count > 1:
+            notes.leave(name, f"{count} commands", "the last one is taken; give each its own file")
+    imported.left_out += notes.left_out
+    return imported
+
+
+def known_flags(flags: Mapping[str, Any], notes: Imported) -> dict[str, Any]:
+    """Return the flags whose values stand in the script; note those that a shell would fill in."""
+    found = {}
+    for flag, value in flags.items():
+        if isinstance(value, str) and "$" in value:
+            notes.leave(flag, value, "its value is not in the script; write it into the new config")
+        else:
+            found[flag] = value
+    return found
 
 
 def from_jllm(programs: Mapping[str, Mapping[str, Any]]) -> Imported:

@@ -100,6 +100,11 @@ def translate(
             return converted(row, value, old)
         except NoEquivalentError as reason:
             imported.leave(prefix + row.old, value, str(reason))
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+            raise ConfigError(
+                f"{prefix}{row.old}: {shown(value)}: cannot be converted ({error!r}); correct it "
+                "in the old config"
+            ) from None
     elif (not row.new or row.new[0].startswith(COMMAND)) and not is_neutral(value, row):
         use = f"use `{row.new[0]}`" if row.new else ""
         imported.leave(prefix + row.old, value, "; ".join(part for part in (use, row.note) if part))

@@ -9,12 +9,14 @@ from headrace.jobs.migration.equivalents import (
     choice,
     computed,
     elsewhere,
+    if_positive,
+    keep,
     none,
     number,
     same,
+    warmup,
 )
 from headrace.jobs.migration.old_tools import JLLM_TOOLS
-from headrace.jobs.migration.old_values import if_positive, keep, warmup
 
 
 def accumulation(value: int, values: Values) -> dict[str, Any]:

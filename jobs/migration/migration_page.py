@@ -23,9 +23,10 @@ would.
 A shard directory comes of one `prepare.toml`: datasets with other weights, repeats or lengths get
 one each (`prepare-NAME.toml`), and so does each evaluation set.
 
-Every key and flag follows. `train.` and `prepare.` name the two [configs](configuration.md); where
-nothing is in the second column, the third says why. Where a default differs, the importer writes
-the old one.
+The tables hold the keys and flags that these systems document, at the version that the module of
+each in `jobs/migration/` names; one that is not there is reported as unknown. `train.` and
+`prepare.` name the two [configs](configuration.md); where nothing is in the second column, the
+third says why. Where a default differs, the importer writes the old one.
 """
 
 

@@ -133,9 +133,11 @@ def lite_datasets(
         if values.get("use_control_adapters"):
             source["control_class"] = old.get("control_class", 1)
         limit = old.get("max_tokens")
-        if limit is not None and many:
-            reason = "of one of several datasets; prepare it into a directory of its own"
-            imported.leave("datasets[].max_tokens", limit, reason)
+        if limit is not None and many and prepare.get("mix_sources"):
+            reason = "of one of several datasets in common rows; prepare it into a directory of "
+            imported.leave("datasets[].max_tokens", limit, reason + "its own")
+        elif limit is not None and many:
+            source["max_tokens"] = limit
         train = {"max_tokens": limit} if limit is not None and not many else {}
         entries.append(OldDataset(source, {"packing": "concatenate"} | evaluated(prepare), train))
     prepare.pop("evaluation_fraction", None)

@@ -3,15 +3,17 @@
 from headrace.jobs.migration.equivalents import (
     Equivalent,
     OldSystem,
+    activation_checkpointing,
     choice,
     computed,
     elsewhere,
+    keep,
     none,
     number,
     same,
+    warmup,
 )
 from headrace.jobs.migration.old_tools import QLORA_PIPE_TOOLS
-from headrace.jobs.migration.old_values import activation_checkpointing, keep, warmup
 from headrace.jobs.migration.qlora_pipe_values import (
     SAMPLING,
     adapter_dtype,

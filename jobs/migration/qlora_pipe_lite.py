@@ -11,9 +11,9 @@ from headrace.jobs.migration.equivalents import (
     none,
     number,
     same,
+    share_of_epoch,
 )
 from headrace.jobs.migration.old_tools import QLORA_PIPE_LITE_TOOLS
-from headrace.jobs.migration.old_values import share_of_epoch
 from headrace.jobs.migration.qlora_pipe import NEIGHBORS
 from headrace.jobs.migration.quantized import BACKEND, TYPE, nf4
 
@@ -139,8 +139,8 @@ QLORA_PIPE_LITE = OldSystem(
         ),
         elsewhere(
             "datasets[].max_tokens",
-            "train.datasets.max_tokens",
-            "with one dataset; several share a directory here",
+            ("train.datasets.max_tokens", "prepare.sources.max_tokens"),
+            "the second for several datasets; not with `mix_datasets`",
         ),
     ),
     {

@@ -4,6 +4,7 @@ Nothing in the file is ever imported or run: it is read with PyYAML's safe loade
 names that Headrace knows.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.outside_text import MOST_YAML_BYTES, OutsideTextError, parse_yaml, read_text
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig
 from headrace.schemas.prepare.axolotl_files import LOADERS, find_files
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".yaml", ".yml")
 BLOCKS = {"datasets": "auto", "pretraining_dataset": "auto", "test_datasets": "evaluation"}
@@ -47,9 +50,8 @@ NOT_PAIRED = {
 REFUSED = {
     "added_tokens_overrides": "rewrites the tokenizer's files; rename the tokens in tokenizer.json "
     "itself, and remove the key",
-    "tokenizer_use_mistral_common": "asks for another tokenizer library; give a tokenizer.json, "
-    "and remove the key",
 }
+OTHER_TOKENIZER = "tokenizer_use_mistral_common"
 
 
 def expand_axolotl(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,6 +99,12 @@ class AxolotlFile:
             raise ConfigError(f"{path}: cannot be read ({error})") from None
         if not isinstance(self.values, dict):
             raise ConfigError(f"{path}: not an Axolotl config; it must hold keys and values")
+        if self.values.get(OTHER_TOKENIZER):
+            logger.warning(
+                "%s: %s: texts are tokenized by tokenizer.json, which may differ",
+                path,
+                OTHER_TOKENIZER,
+            )
         for key, reason in REFUSED.items():
             if self.values.get(key):
                 raise self.error((key,), f"{key} {reason}")

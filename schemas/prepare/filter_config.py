@@ -52,7 +52,7 @@ class DeduplicateConfig(Config):
     near: bool = Field(
         False,
         description="Drop documents that are similar to an earlier one (MinHash-LSH over windows "
-        "of 24 characters; needs `headrace[dedup]`).",
+        "of 24 characters; needs the extra `dedup`).",
     )
     similarity: float = Field(
         0.8,

@@ -98,6 +98,12 @@ class TrainConfig(Config):
         description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, '
         "float32 on CPU. Trained weights are held in float32, unless `optimizer.type` differs.",
     )
+    trained_matmul: Literal["auto", "fp8"] = Field(
+        "auto",
+        description='`"fp8"`: multiply trained weights of the decoder layers\' linear layers in '
+        "8-bit floats, in the forward pass and for the gradient of the input; their own gradients "
+        "are products in `dtype`. For full fine-tuning; frozen weights: `[quantization]`.",
+    )
     activation_checkpointing: (
         Literal["none", "selective", "full"] | Annotated[int, Field(ge=1)] | Text
     ) = Field(
@@ -185,10 +191,10 @@ class TrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def read_earlier_spelling(cls, values: Any) -> Any:
-        """Accept `neighbors`, which configs of earlier runs have."""
-        if isinstance(values, dict) and "neighbors" in values and "neighbors" not in values:
-            values = {**values, "neighbors": values["neighbors"]}
-            del values["neighbors"]
+        """Accept `neighbours`, which configs of earlier runs have."""
+        if isinstance(values, dict) and "neighbours" in values and "neighbors" not in values:
+            values = {**values, "neighbors": values["neighbours"]}
+            del values["neighbours"]
         return values
 
     @model_validator(mode="after")

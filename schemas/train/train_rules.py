@@ -14,6 +14,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_steps_and_rate(config)
     check_schedule(config)
     check_quantization(config)
+    check_trained_matmul(config)
     check_mixing(config)
     check_packing(config)
     check_checkpointing(config)
@@ -100,6 +101,15 @@ def check_quantization(config: "TrainConfig") -> None:
         raise ValueError(
             f'quantization.cache does not go with adapter.init = "{adapter.init}", which '
             "changes the weights before they are quantized; drop one"
+        )
+
+
+def check_trained_matmul(config: "TrainConfig") -> None:
+    """Refuse 8-bit products of trained weights where no linear layer of the model is trained."""
+    if config.trained_matmul == "fp8" and config.adapter.kind not in ("none", "blocks"):
+        raise ValueError(
+            f'trained_matmul = "fp8" multiplies trained weights, and adapter.kind = '
+            f'"{config.adapter.kind}" freezes the model\'s; use [quantization] backend = "fp8"'
         )
 
 

@@ -200,9 +200,9 @@ MISTAKES = {
         f"rl: grpo\n{ENTRY}",
         r'axolotl\.yml:1: rl: "grpo" makes its answers while it trains; it may be dpo',
     ),
-    "another tokenizer library": (
-        f"{ENTRY}tokenizer_use_mistral_common: true\n",
-        r"axolotl\.yml:4: tokenizer_use_mistral_common asks for another tokenizer library",
+    "another tokenizer": (
+        f"{ENTRY}added_tokens_overrides: {{5: x}}\n",
+        r"axolotl\.yml:4: added_tokens_overrides rewrites the tokenizer's files",
     ),
     "no data sets": ("sequence_len: 64\n", r"axolotl\.yml: no datasets; name them"),
     "no YAML": ("datasets: [", r"axolotl\.yml:1: not valid YAML"),
@@ -443,7 +443,7 @@ def test_a_bad_row_leaves_its_neighbors():
         json.loads(line) for line in Path("out/rejects/rejects.jsonl").read_text().splitlines()
     ]
     assert [(one["line"], one["reason"], one["detail"]) for one in rejects] == [
-        (2, "missing field", 'no field "output"'),
+        (2, "missing field", 'no field "output"; the record has "instruction"'),
         (3, "not a string", 'field "output" is a number'),
     ]
     assert len(texts()) == 2
@@ -454,7 +454,7 @@ def test_axolotl_itself_is_asked_for_by_the_lines_that_install_it():
     source = {"name": "mine", "type": "axolotl", "path": "alpaca.jsonl", "engine": "axolotl"}
     message = (
         r"^source \"mine\": engine = \"axolotl\": No module named '\w+'; run pip install "
-        r"'headrace\[axolotl\]', then pip install --no-deps axolotl==0\.19\.0$"
+        r"'\.\[axolotl\]' in a clone of Headrace, then pip install --no-deps axolotl==0\.19\.0$"
     )
     with pytest.raises(ConfigError, match=message):
         run(make([source | {"axolotl": {"type": "alpaca"}}]))

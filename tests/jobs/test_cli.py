@@ -102,7 +102,7 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(tmp_path, monke
     )
     (tmp_path / "train.toml").write_text(TRAIN)
     assert failure("train", str(tmp_path / "train.toml")) == (
-        "error: deepspeed is not installed; run: pip install 'headrace[train]'"
+        "error: deepspeed is not installed; run in a clone of Headrace: pip install '.[train]'"
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from headrace.jobs.commands import cli
+from headrace.jobs.migration import import_config as import_config_module
 from headrace.jobs.migration.axolotl import AXOLOTL
 from headrace.jobs.migration.equivalents import Equivalent, OldSystem
 from headrace.jobs.migration.fsdp_qlora import FSDP_QLORA
@@ -16,9 +17,11 @@ from headrace.jobs.migration.jllm import JLLM
 from headrace.jobs.migration.migration_page import QLORA_PIPE_TAGS, migration_page
 from headrace.jobs.migration.qlora_pipe import QLORA_PIPE
 from headrace.jobs.migration.qlora_pipe_lite import QLORA_PIPE_LITE
+from headrace.jobs.migration.regular_expressions import module_names
 from headrace.schemas.config_errors import table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.publish import write_atomic
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 
@@ -148,6 +151,54 @@ wandb_entity wandb_name mlflow_tracking_uri mlflow_experiment_name use_tensorboa
 fsdp_config context_parallel_size torch_compile plugins group_by_length local_rank strict debug
 """
 
+# of the config reference and the schema of Axolotl, and of its examples
+AXOLOTL_KEYS += """
+base_model_ignore_patterns base_model_config revision_of_model tokenizer_use_fast tokenizer_legacy
+resize_token_embeddings_to_32x shrink_embeddings embeddings_skip_upcast mean_resizing_embeddings
+overrides_of_model_config overrides_of_model_kwargs bnb_config_kwargs qat quantization bfloat16
+is_falcon_derived_model is_llama_derived_model is_qwen_derived_model is_mistral_derived_model
+float16 gpu_memory_limit lora_on_cpu dpo_use_weighting rpo_alpha orpo_alpha kto_desirable_weight
+kto_undesirable_weight cpo_alpha simpo_gamma trl vllm reward_model process_reward_model num_labels
+push_dataset_to_hub dataset_keep_in_memory hub_model_id hub_strategy hf_use_auth_token
+dataset_shard_num dataset_shard_idx sample_packing_eff_est total_num_tokens total_supervised_tokens
+sample_packing_group_size sample_packing_bin_size sample_packing_sequentially curriculum_sampling
+sample_pack_sequentially pretraining_sample_concatenation batch_flattening device device_map
+max_memory peft_layer_replication peft_layers_pattern lora_fan_in_fan_out lora_mlp_kernel
+lora_qkv_kernel lora_o_kernel loraplus_lr_embedding peft relora_steps relora_warmup_steps
+relora_anneal_steps relora_prune_ratio relora_prune_method relora_cpu_offload wandb_mode
+wandb_watch wandb_run_id wandb_log_model use_wandb use_mlflow mlflow_run_name
+hf_mlflow_log_artifacts use_comet comet_api_key comet_workspace comet_project_name
+comet_experiment_key comet_mode comet_online comet_experiment_config torch_compile_backend
+torch_compile_mode lr_quadratic_warmup include_tokens_per_second auto_find_batch_size
+eval_table_size eval_max_new_tokens do_causal_lm_eval eval_causal_lm_metrics profiler_steps
+save_safetensors gradient_checkpointing_kwargs cosine_constant_lr_ratio lr_div_factor
+optim_target_modules lr_groups embedding_lr embedding_lr_scale batch_size torchdistx_path
+adam_epsilon2 adam_beta3 skip_prepare_dataset dataloader_pin_memory dataloader_num_workers
+dataloader_prefetch_factor dataloader_drop_last accelerator_config remove_unused_columns world_size
+ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters do_bench_eval
+bench_dataset bench_split metric_for_best_model greater_is_better gc_steps fp8 unfrozen_parameters
+max_prompt_len multipack_real_batches use_pose pose_split_on_token_ids pose_max_context_len
+pose_num_chunks pretrain_multipack_buffer_size pretrain_multipack_attn s2_attention flex_attention
+flex_attn_compile_kwargs flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv
+flash_attn_fuse_mlp flash_optimum eager_attention unsloth_cross_entropy_loss unsloth_lora_mlp
+unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm unsloth_rope llama4_linearized_experts
+fsdp_final_state_dict_type sequence_parallel_degree heads_k_stride ring_attn_func low_cpu_mem_usage
+fix_untrained_tokens is_preprocess preprocess_iterable axolotl_config_path lora_target_parameters
+peft_trainable_token_indices peft_ensure_weight_tying peft_autocast_adapter_dtype merge_lora
+qlora_sharded_model_loading merge_method lisa_n_layers lisa_step_interval lisa_layers_attribute
+gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens
+gradio_temperature use_ray ray_run_name ray_num_workers resources_per_worker dpo_beta
+noisy_embedding_alpha evaluation_strategy dpo_use_logits_to_keep
+attn_implementation fsdp_version processor_type model_config model_quantization_config
+model_quantization_config_kwargs liger_rope liger_rms_norm liger_glu_activation liger_layer_norm
+liger_fused_linear_cross_entropy liger_rms_norm_gated quantize_moe_experts activation_offloading
+use_kernels experimental_skip_move_to_device use_sonicmoe eta_min use_scattermoe dp_shard_size
+swanlab_experiment_name swanlab_log_completions swanlab_project swanlab_mode swanlab_description
+use_swanlab swanlab_completion_log_interval swanlab_completion_max_buffer tiled_mlp adam_eps
+tensor_parallel_size nvfp4_merge_aware fused_attn_kernel streaming_multipack_buffer_size
+max_packed_sequence_len dsv4_fp4_grouped_mode use_dsv4_kernels
+"""
+
 QLORA_PIPE_TOML = """
 model = "models/big"
 output_dir = "runs/old"
@@ -234,7 +285,7 @@ num_epochs: 3
 micro_batch_size: 2
 gradient_accumulation_steps: 4
 learning_rate: 0.0002
-optimizer: paged_adamw_8bit
+optimizer: adamw_torch
 lr_scheduler: cosine
 cosine_min_lr_ratio: 0.1
 warmup_steps: 10
@@ -537,7 +588,7 @@ def test_axolotl(tmp_path, monkeypatch):
     }
     train = files["train.toml"]
     assert train["optimizer"] == {
-        "type": "adamw_8bit_paged",
+        "type": "adamw",
         "lr": 2e-4,
         "weight_decay": 0.0,
         "beta2": 0.999,
@@ -713,6 +764,7 @@ def test_objectives_and_control_adapters(tmp_path):
                 "type": "nf4",
                 "double_quantization": True,
                 "storage_type": "bfloat16",
+                "experts": False,
             },
         ),
     ],
@@ -728,3 +780,202 @@ def test_quantized_weights(tmp_path, monkeypatch, name, text, expected):
         rest = "\n".join(line for line in rest.splitlines() if "relora" not in line)
         files = imported(tmp_path, name, rest + "\n")
     assert files["train.toml"]["quantization"] == expected
+
+
+# --- values of Axolotl ---
+
+SHORT_YAML = """
+base_model: models/big
+datasets:
+  - path: rows.jsonl
+    type: alpaca
+micro_batch_size: 2
+learning_rate: 1e-4
+"""
+LORA_YAML = f"{SHORT_YAML}adapter: lora\nlora_r: 8\n"
+
+
+@pytest.fixture
+def axolotl_train(tmp_path, monkeypatch):
+    """Import a YAML file with more lines in it; returns the tables of train.toml."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    return lambda text: imported(Path(), "old.yaml", text)["train.toml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "table", "expected"),
+    [
+        ("evals_per_epoch: 0\nsaves_per_epoch: 0\nsave_steps: 0\n", "evaluation", None),
+        ("warmup_steps: 0.1\n", "scheduler", {"type": "cosine", "warmup_fraction": 0.1}),
+        ("warmup_steps: 7\n", "scheduler", {"type": "cosine", "warmup_steps": 7}),
+        ("warmup_ratio: 0.2\n", "scheduler", {"type": "cosine", "warmup_fraction": 0.2}),
+        ("warmup_ratio: 0\n", "scheduler", {"type": "cosine"}),
+        ("", "scheduler", {"type": "cosine", "warmup_fraction": 0.03}),
+        ("max_steps: 1000\n", "scheduler", {"type": "cosine", "warmup_steps": 30}),
+        ("max_steps: 9000\n", "scheduler", {"type": "cosine", "warmup_steps": 100}),
+        (
+            "warmup_steps: 0\neta_min: 1e-6\n",
+            "scheduler",
+            {"type": "cosine", "warmup_steps": 0, "min_lr": 1e-6},
+        ),
+        ("batch_size: 32\n", "gradient_accumulation_steps", 16),
+        ("gradient_checkpointing: true\nactivation_offloading: true\n", "activation_offload", True),
+        ("activation_offloading: true\n", "activation_offload", None),
+        ("torch_compile: auto\n", "compile", True),
+        ("logging_steps: 0.1\nearly_stopping_patience: 0\nmax_steps: 0\n", "reporting", None),
+        (
+            "load_in_8bit: true\nquantize_moe_experts: true\n",
+            "quantization",
+            {"backend": "bnb", "type": "int8", "int8_threshold": 6.0, "experts": True},
+        ),
+    ],
+)
+def test_values_of_axolotl(axolotl_train, text, table, expected):
+    assert axolotl_train(LORA_YAML + text).get(table) == expected
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("adamw_torch_8bit", "adamw_8bit"),
+        ("ao_adamw_8bit", "adamw_8bit"),
+        ("paged_adamw_8bit", "adamw_8bit_paged"),
+        ("adamw_torch_4bit", "adamw_8bit"),
+        ("paged_adamw_32bit", "adamw"),
+        ("lion_pytorch", "lion"),
+        ("adamw_anyprecision", "adamw_kahan"),
+    ],
+)
+def test_optimizers_of_axolotl_with_an_equivalent(axolotl_train, theirs, ours):
+    train = axolotl_train(f"{LORA_YAML}optimizer: {theirs}\nadam_eps: 1e-7\n")
+    assert (train["optimizer"]["type"], train["optimizer"]["eps"]) == (ours, 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        (
+            r"model.layers.[\d]+.(mlp|self_attn).(up|q)_proj",
+            ["mlp.up_proj", "self_attn.q_proj"],
+        ),
+        (
+            r"model.language_model.layers.[\d]+.(mlp|cross_attn|self_attn).(up|down|gate|q|k|v|o)_proj",
+            [
+                *("mlp.up_proj", "mlp.down_proj", "mlp.gate_proj"),
+                *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+            ],
+        ),
+        (
+            r"^model\.layers\.\d+\.(?:self_attn\.(?:q|o)_proj|mlp\.down_proj)$",
+            ["self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"],
+        ),
+        (r".*\.(q_proj|k_proj)", ["q_proj", "k_proj"]),
+        ("q_proj", ["q_proj"]),
+        (r"model.layers.[\d]+.mlp.experts.\d+.w[1-3]", None),
+        (r"(?!.*vision).*proj", None),
+        (r"model.layers.(1|2).mlp.up_proj", None),
+    ],
+)
+def test_regular_expressions_as_targets(pattern, names):
+    assert module_names(pattern) == names
+
+
+def test_targets_that_cannot_be_listed_are_reported(axolotl_train):
+    train = axolotl_train(f"{LORA_YAML}lora_target_modules: '(?!.*vision).*proj'\n")
+    assert "target_modules" not in train["adapter"]
+    assert "a regular expression whose names cannot be listed; `all-linear` is trained" in head(
+        Path()
+    )
+
+
+def test_unfrozen_parameters_train_these_alone(axolotl_train):
+    names = "  - ^lm_head.weight$\n  - model.layers.1.mlp\n"
+    adapter = axolotl_train(f"{SHORT_YAML}unfrozen_parameters:\n{names}")["adapter"]
+    expected = {"kind": "none", "target_modules": ["lm_head.weight", "model.layers.1.mlp"]}
+    assert adapter == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("unfrozen_parameters:\n  - model.layers.2[0-9]+.mlp\n", "a regular expression; list"),
+        ("reward_model: true\nnum_labels: 1\n", "reward_model: True: a reward model has another"),
+        ("process_reward_model: true\n", "process_reward_model: True: rewards of steps"),
+        ("adapter: llama-adapter\n", "adapter: 'llama-adapter': only lora and qlora"),
+        ("batch_size: 5\n", "batch_size: 5: not a multiple of micro_batch_size 2"),
+        ("weight_decay: [1]\n", "weight_decay: [1]: cannot be converted"),
+    ],
+)
+def test_what_would_train_something_else_is_refused(axolotl_train, text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        axolotl_train(SHORT_YAML + text)
+
+
+def test_another_tokenizer_library_is_reported(axolotl_train):
+    axolotl_train(f"{LORA_YAML}tokenizer_use_mistral_common: true\n")
+    assert "tokenizer_use_mistral_common = true: shards are made with a tokenizer" in head(Path())
+
+
+def test_no_documented_key_of_axolotl_is_called_unknown(axolotl_train):
+    known = [key for key in AXOLOTL_KEYS.split() if key.startswith(("liger", "swanlab", "flash"))]
+    axolotl_train(LORA_YAML + "".join(f"{key}: true\n" for key in known))
+    assert "not a key" not in head(Path())
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.title)
+def test_no_key_has_two_rows(system):
+    assert len(keys_of(system)) == len(system.rows)
+
+
+# --- files ---
+
+
+def test_several_limited_sets_of_qlora_pipe_lite(tmp_path):
+    text = f"{QLORA_PIPE_LITE_TOML}[[datasets]]\ndataset_path = 'b.txt'\nmax_tokens = 5\n"
+    files = imported(tmp_path, "old.toml", text.replace("mix_datasets = true\n", ""))
+    limits = [source["max_tokens"] for source in files["prepare.toml"]["sources"]]
+    assert limits == [1000000, 5]
+    assert files["train.toml"]["datasets"] == [{"path": "shards/data"}]
+    assert "not taken over" not in head(tmp_path)
+
+
+def test_datasets_are_found_from_the_folder_of_the_old_config_upwards(tmp_path, monkeypatch):
+    (tmp_path / "repository" / "examples").mkdir(parents=True)
+    (tmp_path / "repository" / "web.jsonl").write_text("{}")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    files = imported(tmp_path / "repository" / "examples", "old.toml", QLORA_PIPE_TOML)
+    web = files["prepare-web.toml"]["sources"][0]["path"]
+    assert web == str(tmp_path / "repository" / "web.jsonl")
+    assert files["prepare-books.toml"]["sources"][0]["path"] == "books/*.txt"  # nowhere
+
+
+def test_variables_of_a_script_are_put_in_or_reported(tmp_path):
+    script = "SIZE=4\nexport LENGTH=512\npython train.py --train_type qlora --batch_size $SIZE"
+    script += " --context_length ${LENGTH} --lora_rank ${RANK:-8} --lr $LR\n"
+    train = imported(tmp_path, "run.sh", script)["train.toml"]
+    assert (train["micro_batch_size"], train["adapter"]["rank"]) == (4, 8)
+    assert 'not taken over: --lr = "$LR": its value is not in the script' in head(tmp_path)
+
+
+def test_of_several_commands_the_last_is_taken_and_that_is_said(tmp_path):
+    script = "".join(f"python train.py --train_type qlora --batch_size {n}\n" for n in (1, 2, 3))
+    assert imported(tmp_path, "run.sh", script)["train.toml"]["micro_batch_size"] == 3
+    assert 'not taken over: train.py = "3 commands": the last one is taken' in head(tmp_path)
+
+
+def test_a_failed_import_can_be_run_again(tmp_path, monkeypatch):
+    old = tmp_path / "old.toml"
+    old.write_text(QLORA_PIPE_LITE_TOML)
+
+    def fail_at_train(path, text):
+        if path.name == "train.toml":
+            raise OSError(28, "No space left on device")
+        write_atomic(path, text)
+
+    monkeypatch.setattr(import_config_module, "write_atomic", fail_at_train)
+    with pytest.raises(OSError, match="No space"):
+        import_config(old, tmp_path / "new")
+    monkeypatch.undo()
+    assert len(import_config(old, tmp_path / "new")) == 2

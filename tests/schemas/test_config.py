@@ -413,7 +413,7 @@ def test_a_recorded_config_reads_as_what_it_was(tmp_path, text):
     assert without_defaults(TrainConfig, recorded | {"strange": 1})["strange"] == 1
 
 
-@pytest.mark.parametrize("key", ["neighbors", "neighbors"])
+@pytest.mark.parametrize("key", ["neighbors", "neighbours"])
 def test_a_key_is_also_read_in_its_earlier_spelling(tmp_path, key):
     config = read(TrainConfig, tmp_path, f'{key} = "replicas"\n{TRAIN}')
     assert config.model_dump()["neighbors"] == "replicas"

@@ -12,6 +12,26 @@ from headrace.schemas.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class NormKind:
+    """Computation of a family's RMSNorm: the settings of `kernels.rms_norm`."""
+
+    offset: float = 0.0  # added to its weights
+    rounds_first: bool = True
+
+
+@dataclass(frozen=True)
+class GgufKind:
+    """Name and weight layout of a family in llama.cpp.
+
+    `rotates_pairs`: it turns neighboring channels, transformers turns the two halves of a head, so
+    rows of query and key weights change places.
+    """
+
+    arch: str  # name in `gguf.MODEL_ARCH`
+    rotates_pairs: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """A decoder-only causal model. Paths are relative to it; the other fields name config keys."""
 
@@ -26,9 +46,18 @@ class Family:
     logit_divisor: str | None = None  # logits = head(hidden) / value
     logit_softcap: str | None = None  # logits = value * tanh(logits / value)
     attention: tuple[str, ...] = ()  # modules of a layer before its MLP; none if side by side
+    rms_norm: NormKind | None = None  # of all its norms; None: they are of another kind
+    compiles: bool = False  # layers run compiled, and attend by the documents' bounds
+    outputs: tuple[str, ...] = ("mlp.down_proj",)  # linear layers that add to the hidden states
+    side_by_side: str | None = None  # without this key of the config, only the last of `outputs`
+    gguf: GgufKind | None = None  # None: no export
     refused: tuple[str, ...] = ()  # config keys that must not be set
 
 
+LLAMA_NORM = NormKind()
+OLMO_NORM = NormKind(rounds_first=False)
+GEMMA_NORM = NormKind(offset=1.0, rounds_first=False)
+LLAMA_OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")  # where attention and MLP are side by side
 NORM_FIRST = ("input_layernorm", "self_attn")
 NORM_LAST = ("self_attn", "post_attention_layernorm")
 NORM_TWICE = ("input_layernorm", "self_attn", "post_attention_layernorm")
@@ -36,19 +65,27 @@ NORM_TWICE = ("input_layernorm", "self_attn", "post_attention_layernorm")
 
 # model_type in config.json -> record
 FAMILIES: Mapping[str, Family] = {
-    "cohere": Family(logit_multiplier="logit_scale"),
-    "cohere2": Family(logit_multiplier="logit_scale"),
+    "cohere": Family(logit_multiplier="logit_scale", outputs=LLAMA_OUTPUTS),
+    "cohere2": Family(logit_multiplier="logit_scale", outputs=LLAMA_OUTPUTS),
     "falcon": Family(
         embedding="transformer.word_embeddings",
         layers="transformer.h",
         norm="transformer.ln_f",
         rotary="transformer.rotary_emb",
+        outputs=("self_attention.dense", "mlp.dense_4h_to_h"),
+        side_by_side="parallel_attn",
         refused=("alibi",),
     ),
-    "gemma2": Family(logit_softcap="final_logit_softcapping", attention=NORM_TWICE),
+    "gemma2": Family(
+        logit_softcap="final_logit_softcapping",
+        attention=NORM_TWICE,
+        rms_norm=GEMMA_NORM,
+        gguf=GgufKind("GEMMA2"),
+    ),
     "gemma3_text": Family(
         logit_softcap="final_logit_softcapping",
         attention=NORM_TWICE,
+        rms_norm=GEMMA_NORM,
         refused=("use_bidirectional_attention",),
     ),
     "gpt_neox": Family(
@@ -57,24 +94,49 @@ FAMILIES: Mapping[str, Family] = {
         norm="gpt_neox.final_layer_norm",
         rotary="gpt_neox.rotary_emb",
         embedding_dropout="hidden_dropout",
+        outputs=("attention.dense", "mlp.dense_4h_to_h"),
+        side_by_side="use_parallel_residual",
     ),
     "granite": Family(
         embedding_multiplier="embedding_multiplier",
         logit_divisor="logits_scaling",
         attention=NORM_FIRST,
+        rms_norm=LLAMA_NORM,
     ),
-    "llama": Family(attention=NORM_FIRST),
-    "mistral": Family(attention=NORM_FIRST),
-    "mixtral": Family(attention=NORM_FIRST),
-    "olmo2": Family(attention=NORM_LAST),
-    "phi": Family(norm="model.final_layernorm", embedding_dropout="embd_pdrop"),
-    "phi3": Family(attention=(*NORM_FIRST, "resid_attn_dropout")),
-    "qwen2": Family(attention=NORM_FIRST),
-    "qwen2_moe": Family(attention=NORM_FIRST),
-    "qwen3": Family(attention=NORM_FIRST),
-    "qwen3_moe": Family(attention=NORM_FIRST),
-    "smollm3": Family(attention=NORM_FIRST),
-    "starcoder2": Family(embedding_dropout="embedding_dropout", attention=NORM_FIRST),
+    "llama": Family(
+        attention=NORM_FIRST,
+        rms_norm=LLAMA_NORM,
+        compiles=True,
+        gguf=GgufKind("LLAMA", rotates_pairs=True),
+    ),
+    "mistral": Family(
+        attention=NORM_FIRST,
+        rms_norm=LLAMA_NORM,
+        compiles=True,
+        gguf=GgufKind("LLAMA", rotates_pairs=True),
+    ),
+    "mixtral": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
+    "olmo2": Family(attention=NORM_LAST, rms_norm=OLMO_NORM),
+    "phi": Family(
+        norm="model.final_layernorm",
+        embedding_dropout="embd_pdrop",
+        outputs=("self_attn.dense", "mlp.fc2"),
+    ),
+    "phi3": Family(
+        attention=(*NORM_FIRST, "resid_attn_dropout"), rms_norm=LLAMA_NORM, gguf=GgufKind("PHI3")
+    ),
+    "qwen2": Family(
+        attention=NORM_FIRST, rms_norm=LLAMA_NORM, compiles=True, gguf=GgufKind("QWEN2")
+    ),
+    "qwen2_moe": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
+    "qwen3": Family(
+        attention=NORM_FIRST, rms_norm=LLAMA_NORM, compiles=True, gguf=GgufKind("QWEN3")
+    ),
+    "qwen3_moe": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
+    "smollm3": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
+    "starcoder2": Family(
+        embedding_dropout="embedding_dropout", attention=NORM_FIRST, outputs=("mlp.c_proj",)
+    ),
 }
 # multimodal model_type -> its text model is trained, the rest of the checkpoint is left alone
 TEXT_PART_OF = ("gemma3", "mistral3")

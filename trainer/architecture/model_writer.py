@@ -67,8 +67,11 @@ def save_tensors(
     Raises:
         OSError: as any file; the library's own error tells the number in its text alone.
     """
+    path.touch()  # with the mode that the umask gives; the library would give its own, 0600
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata=metadata)
+        path.chmod(mode)
     except SafetensorError as error:
         number = OS_ERROR.search(str(error))
         if number is None:

@@ -14,6 +14,7 @@ from headrace.trainer.building.parameter_slots import find_buffers
 from headrace.trainer.building.partition import Span
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
+from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.stage.stage import Stage, StageNames
 
 
@@ -80,6 +81,9 @@ def assemble(
     stage_module.objective = config.objective
     if stage_module.embedding is not None:
         stage_module.embedding.noise_alpha = config.regularization.neftune_alpha
+    if config.trained_matmul == "fp8":
+        for layer in stage_module.layers:
+            multiply_trained_in_fp8(layer, dtype)
     materialize_buffers(stage_module, initial, device)
     return stage_module
 

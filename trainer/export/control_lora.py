@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from rich.progress import track
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.progress import Progress, silent
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.names import PEFT_PREFIX
 from headrace.trainer.architecture.model_writer import save_tensors
@@ -27,21 +27,18 @@ from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.stage import Stage
 
-# families of parallel blocks, and what must be set for them to be: the layers that write
-PARALLEL = {
-    "cohere": (None, ("self_attn.o_proj", "mlp.down_proj")),
-    "cohere2": (None, ("self_attn.o_proj", "mlp.down_proj")),
-    "falcon": ("parallel_attn", ("self_attention.dense", "mlp.dense_4h_to_h")),
-    "gpt_neox": ("use_parallel_residual", ("attention.dense", "mlp.dense_4h_to_h")),
-    "phi": (None, ("self_attn.dense", "mlp.fc2")),
-}
-MLP_OUTPUT = ("mlp.down_proj",)  # of other families
 EXACT = 1e-4  # relative error up to which float32 is to blame
 SAMPLE_TOKENS = 64
 
 
 def control_to_lora(
-    model: Path, adapter: Path, output: Path, *, inverse: bool = False, force: bool = False
+    model: Path,
+    adapter: Path,
+    output: Path,
+    *,
+    inverse: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> float:
     """Write a control adapter as a LoRA adapter in PEFT's format.
 
@@ -67,7 +64,7 @@ def control_to_lora(
     targets, worst = writing_layers(plan), 0.0
     tensors: dict[str, Tensor] = {}
     hidden = random_ids(plan)
-    for index in track(range(layers), "folding layers", transient=True):
+    for index in progress(range(layers), [1] * layers, "folding layers", "layers"):
         stage = build_stage(config, index, torch.device("cpu"), plan).stage
         stage.norm = None
         hidden, error, folded = fold(stage, hidden, targets, controls.get(index), inverse)
@@ -104,10 +101,11 @@ def measuring_config(model: Path, stages: int = 1) -> TrainConfig:
 
 def writing_layers(plan: Plan) -> tuple[str, ...]:
     """Paths, in a decoder layer, of the linear layers to fold into."""
-    setting, targets = PARALLEL.get(plan.architecture.config.model_type, (None, MLP_OUTPUT))
-    if setting is not None and not getattr(plan.architecture.config, setting):
-        return targets[-1:]
-    return targets
+    family = plan.architecture.family
+    key = family.side_by_side
+    if key is not None and not getattr(plan.architecture.config, key):
+        return family.outputs[-1:]
+    return family.outputs
 
 
 def random_ids(plan: Plan) -> Tensor:

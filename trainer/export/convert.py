@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from headrace.schemas.errors import CheckpointError, ConfigError
+from headrace.schemas.progress import Progress, silent
 from headrace.schemas.toml_config import without_defaults
 from headrace.schemas.train.run_state import (
     CHECKPOINTS_FOLDER,
@@ -44,10 +45,15 @@ from headrace.trainer.export.export import (
 )
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.export.output import check_new, new_output
-from headrace.trainer.export.progress import tracked
 
 
-def convert(run: Path, output: Path, step: int | None = None, model: Path | None = None) -> Path:
+def convert(
+    run: Path,
+    output: Path,
+    step: int | None = None,
+    model: Path | None = None,
+    progress: Progress = silent,
+) -> Path:
     """Write the adapter or the model that a run had at one of its checkpoints.
 
     Args:
@@ -75,7 +81,7 @@ def convert(run: Path, output: Path, step: int | None = None, model: Path | None
         else:
             stored = stored_dtype(plan.architecture.config)
             dtype = saved_dtype(config.checkpoint.save_dtype, stored)
-            write_model(plan, tensors, model_directory(config.model), temporary, dtype)
+            write_model(plan, tensors, model_directory(config.model), temporary, dtype, progress)
         write_card(temporary, run, int(checkpoint.name.rpartition("-")[2]))
     return checkpoint
 
@@ -145,7 +151,12 @@ def write_adapter(
 
 
 def write_model(
-    plan: Plan, tensors: CheckpointTensors, base: Path, output: Path, dtype: torch.dtype
+    plan: Plan,
+    tensors: CheckpointTensors,
+    base: Path,
+    output: Path,
+    dtype: torch.dtype,
+    progress: Progress,
 ) -> None:
     """A Hugging Face model, module by module: trained weights of the checkpoint, the others of the
     base model.
@@ -161,7 +172,7 @@ def write_model(
     sizes = {p: sum(s.empty.numel() for s in slots[p]) * dtype.itemsize for p in paths}
     writer = ModelWriter(output, skeleton, 0, file_count(list(sizes.values())))
     with StoredWeights(base, skeleton) as source:
-        for path in tracked(paths, list(sizes.values()), "convert"):
+        for path in progress(paths, list(sizes.values()), "convert"):
             values = module_values(slots[path], plan, tensors, source)
             values = as_saved(skeleton, values, dtype)
             writer.add(values | module_buffers(path, plan, source), sizes[path])

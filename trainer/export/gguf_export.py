@@ -11,13 +11,12 @@ import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.quants import quant_shape_to_byte_shape, quantize
 
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.progress import Progress, silent
 from headrace.schemas.publish import writing
-from headrace.trainer.export.gguf_family import FAMILIES, add_hyperparameters, read_model_config
+from headrace.trainer.export.gguf_family import add_hyperparameters, gguf_family, read_model_config
 from headrace.trainer.export.gguf_parts import NameMap, Part, adapter_parts, model_parts
 from headrace.trainer.export.gguf_tokenizer import add_tokenizer
 from headrace.trainer.export.output import check_new, new_output
-from headrace.trainer.export.progress import tracked
 
 StoredType = Literal["f32", "f16", "bf16", "q8_0"]
 FILE_TYPES = {
@@ -34,6 +33,7 @@ def export_gguf(
     stored: StoredType = "bf16",
     adapter: Path | None = None,
     pre: str | None = None,
+    progress: Progress = silent,
 ) -> int:
     """Write a model or, with `adapter`, only the adapter, one tensor in memory at a time.
 
@@ -50,12 +50,7 @@ def export_gguf(
     """
     check_new(output)
     config = read_model_config(model)
-    family = FAMILIES.get(config["model_type"])
-    if family is None:
-        raise ConfigError(
-            f'{model}: model_type "{config["model_type"]}" cannot be exported to GGUF; '
-            f"supported: {', '.join(FAMILIES)}"
-        )
+    family = gguf_family(model, config["model_type"])
     with new_output(output) as temporary:
         writer = GGUFWriter(temporary, MODEL_ARCH_NAMES[family.arch])
         names = NameMap(family, config)
@@ -67,11 +62,13 @@ def export_gguf(
             add_tokenizer(writer, model, config["vocab_size"], pre)
             parts = list(model_parts(names, model))
         with writing(output, "make room, and run the command again"):
-            write_parts(writer, parts, stored)
+            write_parts(writer, parts, stored, progress)
     return len(parts)
 
 
-def write_parts(writer: GGUFWriter, parts: list[Part], stored: StoredType) -> None:
+def write_parts(
+    writer: GGUFWriter, parts: list[Part], stored: StoredType, progress: Progress
+) -> None:
     """Header first, then tensor after tensor."""
     for part in parts:
         kind = part_type(part, stored)
@@ -87,7 +84,7 @@ def write_parts(writer: GGUFWriter, parts: list[Part], stored: StoredType) -> No
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     sizes = [math.prod(part.shape) * 4 for part in parts]
-    for part in tracked(parts, sizes, "export"):
+    for part in progress(parts, sizes, "export"):
         writer.write_tensor_data(quantize(part.read(), part_type(part, stored)))
     writer.close()
 

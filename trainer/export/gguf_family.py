@@ -12,29 +12,37 @@ from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.architecture.config_limits import read_model_config as check_sizes
 from headrace.trainer.architecture.config_limits import transformers_reads
+from headrace.trainer.architecture.families import FAMILIES
 
 
 @dataclass(frozen=True)
 class GgufFamily:
     """Architecture name and weight layout of a family in llama.cpp.
 
-    `rotates_pairs`: it turns neighboring channels, transformers turns the two halves of a head, so
-    rows of query and key weights change places. `norm_offset` is added to the weights of norms.
+    Attributes:
+        rotates_pairs: as in `GgufKind`.
+        norm_offset: added to the weights of norms.
     """
 
     arch: MODEL_ARCH
-    rotates_pairs: bool = False
-    norm_offset: float = 0.0
+    rotates_pairs: bool
+    norm_offset: float
 
 
-FAMILIES = {
-    "llama": GgufFamily(MODEL_ARCH.LLAMA, rotates_pairs=True),
-    "mistral": GgufFamily(MODEL_ARCH.LLAMA, rotates_pairs=True),
-    "qwen2": GgufFamily(MODEL_ARCH.QWEN2),
-    "qwen3": GgufFamily(MODEL_ARCH.QWEN3),
-    "gemma2": GgufFamily(MODEL_ARCH.GEMMA2, norm_offset=1.0),
-    "phi3": GgufFamily(MODEL_ARCH.PHI3),
-}
+def gguf_family(model: Path, model_type: str) -> GgufFamily:
+    """Return the layout of a family's weights.
+
+    Raises:
+        ConfigError: the family cannot be exported.
+    """
+    family = FAMILIES.get(model_type)
+    if family is None or family.gguf is None:
+        known = ", ".join(name for name, other in FAMILIES.items() if other.gguf is not None)
+        raise ConfigError(
+            f'{model}: model_type "{model_type}" cannot be exported to GGUF; supported: {known}'
+        )
+    offset = 0.0 if family.rms_norm is None else family.rms_norm.offset
+    return GgufFamily(MODEL_ARCH[family.gguf.arch], family.gguf.rotates_pairs, offset)
 
 
 def read_model_config(model: Path) -> dict[str, Any]:

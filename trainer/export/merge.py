@@ -4,12 +4,20 @@ import shutil
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError, DataError
+from headrace.schemas.progress import Progress, silent
 from headrace.trainer.export.model_card import CARD, CURVE
 from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.quiet import quiet_libraries
 
 
-def merge(model: Path, adapter: Path, output: Path, scale: float = 1.0, device: str = "cpu") -> int:
+def merge(
+    model: Path,
+    adapter: Path,
+    output: Path,
+    scale: float = 1.0,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> int:
     """Write a Hugging Face model directory with the adapter's change added to the weights.
 
     The sum is formed in float32 and stored in the base model's type. No more than one layer, and
@@ -37,7 +45,7 @@ def merge(model: Path, adapter: Path, output: Path, scale: float = 1.0, device: 
 
     with new_output(output) as temporary:
         temporary.mkdir()
-        count = write_merged(model, adapter, temporary, scale, device)
+        count = write_merged(model, adapter, temporary, scale, device, progress)
         if not count:
             raise DataError(f"{adapter}: none of its tensors changes a weight of {model}")
         copy_card(adapter, temporary, scale)

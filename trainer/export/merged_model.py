@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError, DataError
+from headrace.schemas.progress import Progress, silent
 from headrace.trainer.adapters.names import PEFT_PREFIX, base_name, file_name, is_adapter
 from headrace.trainer.adapters.patterns import name_modules
 from headrace.trainer.adapters.peft_settings import read_peft_settings
@@ -26,11 +27,15 @@ from headrace.trainer.architecture.model_writer import (
 )
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
 from headrace.trainer.building.weight_source import StoredWeights, WeightSource
-from headrace.trainer.export.progress import tracked
 
 
 def write_merged(
-    model: Path, adapter: Path, output: Path, scale: float = 1.0, device: str = "cpu"
+    model: Path,
+    adapter: Path,
+    output: Path,
+    scale: float = 1.0,
+    device: str = "cpu",
+    progress: Progress = silent,
 ) -> int:
     """Write base model plus adapter into an empty directory.
 
@@ -77,7 +82,7 @@ def write_merged(
     sizes = [stored_size(skeleton.get_submodule(path), dtype) for path in paths]
     writer = ModelWriter(output, skeleton, 0, file_count(sizes))
     with StoredWeights(model, lay_out(architecture)) as source:
-        for path, size in tracked(list(zip(paths, sizes, strict=True)), sizes, "merge"):
+        for path, size in progress(list(zip(paths, sizes, strict=True)), sizes, "merge"):
             name, module = PEFT_PREFIX + path, wrapped.get_submodule(PEFT_PREFIX + path)
             slots = list(find_slots({name: module}))
             unused -= fill_adapter(slots, tensors, adapter)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.trainer.export.progress import tracked
+from headrace.schemas.progress import Progress, silent
 from headrace.trainer.export.sample import Messages, Sampler, Sampling, as_messages, batches
 
 
@@ -20,6 +20,7 @@ def sample_file(
     system: str | None = None,
     compare: bool = False,
     batch_size: int = 8,
+    progress: Progress = silent,
 ) -> int:
     """Answer each line's `prompt` (text) or `messages`; `response` is added to what it holds.
 
@@ -46,7 +47,7 @@ def sample_file(
         parts = batches(sampler, prompts, start, batch_size, sampling, compare)
         at = start
         sizes = [min(batch_size, len(records) - n) for n in range(start, len(records), batch_size)]
-        for answers in tracked(parts, sizes, "answering", "answers"):
+        for answers in progress(parts, sizes, "answering", "answers"):
             for record, answer in zip(records[at : at + len(answers)], answers, strict=True):
                 file.write(json.dumps(record | answer, ensure_ascii=False) + "\n")
             file.flush()

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.seekable_file import SeekableFile
 from headrace.schemas.shards.arrow_numbers import as_arrow, one_chunk
-from headrace.schemas.shards.manifest import Manifest, ShardRecord
+from headrace.schemas.shards.manifest import MAX_GROUP_TOKENS, Manifest, ShardRecord
 from headrace.schemas.shards.row_checks import problems_in_rows
 from headrace.schemas.shards.shard_checks import check_schema, check_size, check_unpacked
 from headrace.schemas.shards.shard_rows import columns_of, read_row_group, repeated_text
@@ -126,11 +127,12 @@ class RowGroupSource:
 
         checked = record.crc32 is not None and file.manifest.columns is None
         if checked and TOKEN_COLUMN in self.columns:
-            ids = read_tokens(pages, memoryview(content), record.byte_offset)
-            if ids is not None:
+            tokens = read_tokens(pages, memoryview(content), record.byte_offset)
+            if tokens is not None:
                 rest = read([c for c in self.columns if c != TOKEN_COLUMN])
-                if cuts_into_rows(rest, ids):
-                    return with_tokens(rest, ids)
+                ends = row_ends(rest)
+                if ends is not None and np.array_equal(ends, [*tokens.starts, len(tokens.ids)]):
+                    return with_tokens(rest, tokens.ids, ends)
         return read(self.columns)
 
     def _footer(self, file: ShardFile, key: tuple[int, int]) -> pq.FileMetaData:
@@ -208,18 +210,19 @@ def check_footer(footer: pq.FileMetaData, file: ShardFile) -> None:
         raise DataError(f"{file.name}: {error}; prepare the directory again") from None
 
 
-def cuts_into_rows(table: pa.Table, ids: Ids) -> bool:
-    """Return whether the document lengths say where the rows of so many ids end."""
-    column = table["document_lengths"]
-    if column.null_count or one_chunk(column).flatten().null_count:
-        return False
-    lengths = ListColumn(column).flat()
-    return bool(len(lengths) and lengths.min() >= 1 and lengths.sum(dtype=np.int64) == len(ids))
+def row_ends(table: pa.Table) -> NDArray[np.int32] | None:
+    """Return where rows begin by their document lengths, and the end; None if these cannot be."""
+    column = one_chunk(table["document_lengths"])
+    if column.null_count or column.flatten().null_count:
+        return None
+    lengths = ListColumn(table["document_lengths"])
+    flat = lengths.flat()
+    sound = len(flat) and flat.min() >= 1 and flat.sum(dtype=np.int64) <= MAX_GROUP_TOKENS
+    return lengths.sums() if sound else None
 
 
-def with_tokens(table: pa.Table, ids: Ids) -> pa.Table:
-    """The table with its `input_ids`, cut where the document lengths say that each row ends."""
-    ends = ListColumn(table["document_lengths"]).sums()
+def with_tokens(table: pa.Table, ids: Ids, ends: NDArray[np.int32]) -> pa.Table:
+    """Return the table with its `input_ids`, cut into rows."""
     column = pa.ListArray.from_arrays(as_arrow(ends), as_arrow(ids))
     return table.add_column(0, pa.field(TOKEN_COLUMN, column.type, nullable=False), column)
 

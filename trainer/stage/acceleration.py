@@ -24,7 +24,6 @@ from headrace.trainer.stage.stage import Stage
 
 ADAPTER = "default"  # the only one that a run trains
 # Families whose layers hand further arguments on to their attention, and compile as they are.
-KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
 WIDE = 2  # outputs over inputs from which adapter and frozen weight are multiplied as one
 
 
@@ -89,7 +88,7 @@ def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
 def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
     """Return whether the documents' bounds take the place of masks, on a GPU."""
     fits = architecture.attention == "sdpa" and document_attention.fits(architecture.config)
-    return fits and dtype != torch.float32 and architecture.config.model_type in KNOWN
+    return fits and dtype != torch.float32 and architecture.family.compiles
 
 
 def accelerate(
@@ -107,14 +106,14 @@ def accelerate(
     stage.before_step = partial(LoraLinear.refresh, adapters)
     if stage.loss is not None:
         stage.loss.triton = True
-    known = architecture.config.model_type in KNOWN
+    compiles = architecture.family.compiles and config.compile
     ours_inside = config.kernels == "triton"
     if stage.norm is not None:
-        stage.norm = faster_norm(stage.norm)
-    if ours_inside or not (known and config.compile):  # else the compiler makes kernels of its own
+        stage.norm = faster_norm(stage.norm, architecture.family.rms_norm)
+    if ours_inside or not compiles:  # else the compiler makes kernels of its own
         for layer in stage.layers:
-            swap_norms(layer)
-    if known and config.compile:
+            swap_norms(layer, architecture.family.rms_norm)
+    if compiles:
         plain = stage.layer_functions
         stage.layer_functions = LayerFunctions(compiled(plain.plain), compiled(plain.checkpointed))
     if runs_without_masks(architecture, stage.compute_dtype):

@@ -10,10 +10,12 @@ from torch.utils.checkpoint import checkpoint
 from headrace.kernels.linear_cross_entropy import (
     CHUNK_LOGITS,
     IGNORED_LABEL,
+    Projection,
     linear_cross_entropy,
 )
 from headrace.kernels.token_cross_entropy import token_cross_entropy
 from headrace.kernels.token_statistics import TokenStatistics
+from headrace.trainer.quantized.modules import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,18 @@ class LogitShape:
 
 def is_plain(head: nn.Module) -> bool:
     """Return whether the fused kernel computes this head's loss."""
-    return type(head) is nn.Linear and getattr(head, "bias", None) is None
+    if isinstance(head, QuantizedLinear) and head.threshold is not None:
+        return False  # multiplied in integers
+    known = type(head) in (nn.Linear, QuantizedLinear)
+    return known and getattr(head, "bias", None) is None
+
+
+def projection(head: nn.Module) -> Projection:
+    """Return what computes a plain head's logits."""
+    held = head.quantized("weight") if isinstance(head, QuantizedLinear) else None
+    if held is None or held.product_scales is None:
+        return functional.linear
+    return lambda hidden, weight: held.linear(hidden, None)
 
 
 def head_loss(
@@ -68,6 +81,7 @@ def head_loss(
             scale,
             logit_scale=shape.multiplier,
             softcap=shape.softcap,
+            project=projection(head),
             triton=triton,
             statistics=statistics,
         )
@@ -97,6 +111,7 @@ def head_token_losses(
             labels,
             logit_scale=shape.multiplier,
             softcap=shape.softcap,
+            project=projection(head),
             triton=triton,
             statistics=statistics,
         )

@@ -105,7 +105,7 @@ def test_only_the_answers_are_trained_in_every_shape(shape, corpus, run, rows_of
     assert (source.documents, source.tokens, source.trained_tokens) == (1, tokens, trained)
     assert (shard.tokens, shard.trained_tokens) == (tokens, trained)
     assert manifest.ledger.tokens_in == tokens
-    assert verify(Path("out"), Console(file=io.StringIO())) == []
+    assert verify(Path("out")) == []
 
 
 def test_pairs_of_texts_stand_between_the_ends_of_their_source(

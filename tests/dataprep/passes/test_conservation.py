@@ -197,7 +197,7 @@ def test_every_token_is_in_one_row_or_dropped_by_name(case, tokenizer_folder, en
             assert "is left" in str(error) or "the evaluation split took" in str(error)
             return
         found = found_pieces(folder / "out", config)
-        assert verify(folder / "out", Console(file=io.StringIO())) == []
+        assert verify(folder / "out") == []
     ledger, sources = manifest.ledger, manifest.sources
     assert [source.documents for source in sources] == [*map(len, corpus.values())]
     assert sum(source.tokens for source in sources) == sum(ledger.tokens_out.values())

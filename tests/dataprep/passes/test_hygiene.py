@@ -247,7 +247,9 @@ def test_keys_of_different_kinds_and_bands_differ():
 
 def test_a_missing_library_is_named_with_its_remedy(prepare_texts, monkeypatch):
     monkeypatch.setattr(document_keys, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"run: pip install 'headrace\[dedup\]'$"):
+    with pytest.raises(
+        ConfigError, match=r"run in a clone of Headrace: pip install '\.\[dedup\]'$"
+    ):
         prepare_texts(["mill"], deduplicate={"near": True})
     prepare_texts(["mill", "stone"], deduplicate={"exact": True}, evaluation_fraction=0)
 

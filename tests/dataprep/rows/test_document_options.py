@@ -68,7 +68,7 @@ def test_every_id_is_in_one_row_with_its_mark_or_dropped_by_name(case, tokenizer
     values |= {"sources": [source | {"mask_tokens": masked}], **changes}
     try:
         manifest = prepare(PrepareConfig.model_validate(values), 1, Console(file=io.StringIO()))
-        assert verify(folder / "out", Console(file=io.StringIO())) == []
+        assert verify(folder / "out") == []
         rows = read_rows(folder / "out")
     except DataError as error:  # nothing is left to write
         assert "documents" in str(error) or "every document" in str(error)

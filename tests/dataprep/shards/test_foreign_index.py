@@ -82,7 +82,7 @@ def test_hugging_faces_columns_lose_their_padding_and_ignored_labels(tmp_path, m
     assert (shard.rows, shard.tokens, shard.trained_tokens) == (3, 6, 3)
     (source,) = manifest.sources
     assert (source.documents, source.tokens, source.trained_tokens) == (3, 6, 3)
-    assert verify(folder, QUIET) == []
+    assert verify(folder) == []
 
 
 def test_jllms_starts_of_documents_may_end_one_before_the_row(tmp_path, model):
@@ -94,7 +94,7 @@ def test_jllms_starts_of_documents_may_end_one_before_the_row(tmp_path, model):
     index(folder, model, console=QUIET)
     assert [row[2] for row in rows_of(folder)] == [[2, 4], [3, 1], [2]]
     assert [row[1] for row in rows_of(folder)] == [None, None, None]
-    assert verify(folder, QUIET) == []
+    assert verify(folder) == []
 
 
 def test_positions_that_begin_anew_begin_a_document(tmp_path, model):
@@ -136,7 +136,7 @@ def test_other_names_sources_and_splits_can_be_told(tmp_path, model):
         ("a", 2, 2),
         ("b", 2, 2),
     ]
-    assert verify(folder, QUIET) == []
+    assert verify(folder) == []
     inspect(folder, 2, QUIET)
 
 
@@ -257,7 +257,7 @@ def test_files_of_spark_are_read(tmp_path, model, spark):
     manifest = index(folder, model, console=QUIET)
     assert len(manifest.shards) == 3
     assert sorted(rows_of(folder)) == sorted((*row, "spark") for row in rows)
-    assert verify(folder, QUIET) == []
+    assert verify(folder) == []
 
 
 def test_files_of_datasets_are_read(tmp_path, model):
@@ -282,7 +282,7 @@ def test_files_of_datasets_are_read(tmp_path, model):
     dataset.to_parquet(str(folder / "train-00000-of-00001.parquet"), batch_size=16)
     index(folder, model, source="hf", console=QUIET)
     assert rows_of(folder) == [(ids, mask, [len(ids)], "hf") for ids, mask, _ in rows]
-    assert verify(folder, QUIET) == []
+    assert verify(folder) == []
 
 
 def test_a_directory_of_ours_without_its_manifest_can_be_indexed(tmp_path, model):
@@ -299,7 +299,7 @@ def test_a_directory_of_ours_without_its_manifest_can_be_indexed(tmp_path, model
         ([1, 2], [True, True], [1, 1], "a"),
         ([3, 4], [True, False], [2], "b"),
     ]
-    assert verify(folder, QUIET) == []
+    assert verify(folder) == []
 
 
 def test_a_directory_of_prepare_is_left_alone(tmp_path, model):

@@ -142,8 +142,10 @@ def test_workers_and_kills_do_not_change_bytes(workers, code, prose, blend, snap
     monkeypatch.setattr(row_slices, "PORTION_TOKENS", 2000)
     options = {"shards": 4, "weights": (1.0, 1.0)}
     blend("code", "prose", output="right", **options)
-    for moment in ("run_portion", "write_shard"):
-        place = "headrace.dataprep." + {"r": "repartition", "w": "exchange"}[moment[0]]
+    for moment in ("run_row_slice", "write_shard"):
+        place = (
+            "headrace.dataprep." + {"r": "shards.repartition", "w": "passes.merge_runs"}[moment[0]]
+        )
         with monkeypatch.context() as patch, pytest.raises(KilledError):
             patch.setattr(f"{place}.{moment}", killed_at_third_call(f"{place}.{moment}"))
             blend("code", "prose", **options)

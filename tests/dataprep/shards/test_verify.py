@@ -19,7 +19,6 @@ from headrace.schemas.shards.shard_format import parquet_options
 
 OUT = Path("out")
 SHARD = OUT / "shard-00001.parquet"
-QUIET = Console(file=io.StringIO())
 
 
 @pytest.fixture
@@ -73,14 +72,14 @@ DAMAGES = {
 
 
 def test_a_sound_directory_has_no_problems(shards):
-    assert verify(OUT, QUIET) == []
+    assert verify(OUT) == []
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_found_and_the_file_named(damage, shards):
     break_it, message = DAMAGES[damage]
     break_it()
-    (problem,) = verify(OUT, QUIET)
+    (problem,) = verify(OUT)
     assert re.fullmatch(message, problem)
 
 
@@ -136,7 +135,7 @@ def test_wrong_rows_are_found_even_when_the_hashes_fit(name, corpus, make_config
     run(make_config())
     change, message = FORGERIES[name]
     forge(change)
-    problems = verify(OUT, QUIET)
+    problems = verify(OUT)
     assert problems
     assert all(problem.startswith("out/shard-00001.parquet: ") for problem in problems)
     assert any(re.search(message, problem) for problem in problems)
@@ -146,7 +145,7 @@ def test_counts_that_disagree_inside_the_manifest_are_found(shards):
     manifest = read_manifest(OUT)
     ledger = manifest.ledger.model_copy(update={"tokens_in": manifest.ledger.tokens_in + 5})
     write_manifest(OUT, manifest.model_copy(update={"ledger": ledger}))
-    assert verify(OUT, QUIET) == ["out/manifest.json: the token ledger is off by 5"]
+    assert verify(OUT) == ["out/manifest.json: the token ledger is off by 5"]
 
 
 def test_inspect_finds_rows_by_the_keys_that_an_anomaly_names(shards):

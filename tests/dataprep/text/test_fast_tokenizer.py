@@ -51,5 +51,5 @@ def test_ids_that_differ_in_hard_texts_stop_the_run_before_it_begins(
 
 def test_a_missing_library_is_named_with_its_remedy(corpus, make_config, run, monkeypatch):
     monkeypatch.setattr(fast_tokenizer, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"run: pip install 'headrace\[fast\]'$"):
+    with pytest.raises(ConfigError, match=r"run in a clone of Headrace: pip install '\.\[fast\]'$"):
         run(make_config(**FAST))

@@ -231,7 +231,7 @@ def test_a_failure_that_is_nobodys_mistake_names_its_reason(spark):
 def test_without_pyspark_the_error_names_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr("headrace.jobs.commands.options.find_spec", lambda name: None)
     with (
-        pytest.raises(ConfigError, match=r"^pyspark is not .*: pip install 'headrace\[spark\]'"),
+        pytest.raises(ConfigError, match=r"^pyspark is not .*: pip install '\.\[spark\]'"),
         open_engine(EngineName.SPARK, 2),
     ):
         pass
@@ -260,7 +260,7 @@ def submit(mixed_config, tmp_path):
     keys = mixed_config("out", **FEW_TASKS).model_dump(exclude_defaults=True)
     Path("prepare.toml").write_text(as_toml(keys | {"max_reject_fraction": 0.0}))
     command = [program, "--master", "local[2]", "--py-files", "headrace.zip"]
-    command += [ROOT / "jobs" / "spark_prepare.py", "prepare.toml"]
+    command += [ROOT / "jobs" / "tools" / "spark_prepare.py", "prepare.toml"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from headrace.schemas.errors import HeadraceError
 from headrace.trainer.adapters.patterns import name_modules
 from headrace.trainer.architecture.config_limits import read_model_config
+from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.architecture.weight_index import read_header, stored_tensors, weight_files
 from headrace.trainer.export.gguf_parts import check_pairs
 from headrace.trainer.export.sample import check_generation, tokenizer_errors
@@ -267,3 +268,12 @@ def test_a_panic_of_the_tokenizer_is_one_line(tmp_path):
     assert (
         "tokenizer.json: its expressions fail on this text (retry-limit-in-match over)" in message
     )
+
+
+def test_weights_are_written_with_the_mode_that_the_umask_gives(tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_tensors({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644

@@ -9,6 +9,7 @@ from headrace.kernels.dequantize import E4M3
 from headrace.kernels.fp8_linear import (
     LARGEST,
     fp8_linear,
+    fp8_trained_linear,
     quantize_rows,
     scaled_product,
     scaled_product_reference,
@@ -111,6 +112,18 @@ def test_compiled_it_is_the_same_and_keeps_nothing_but_the_weight(weight, recomp
     assert not copies
 
 
+def test_a_trained_weight_has_a_gradient_of_the_input_as_it_was():
+    weight = random(OUTPUTS, INPUTS, scale=0.02).requires_grad_()
+    x = random(2, TOKENS, INPUTS, seed=1).requires_grad_()
+    output = fp8_trained_linear(x, weight, None)
+    gradient = random(*output.shape, seed=3)
+    output.backward(gradient)
+    exact, flat = weight.detach().double(), gradient.double().flatten(0, 1)
+    assert relative(output, x.detach().double() @ exact.T) < 0.05
+    assert relative(x.grad, gradient.double() @ exact) < 0.05
+    assert relative(weight.grad, flat.T @ x.detach().double().flatten(0, 1)) < 1e-3
+
+
 OVER = {
     "nf4": {"backend": "bnb"},
     "nf4, twice": {"backend": "bnb", "double_quantization": True},
@@ -123,7 +136,7 @@ OVER = {
 @pytest.mark.parametrize("name", OVER)
 def test_over_other_formats_it_is_what_their_numbers_give(name):
     config = QuantizationConfig(**OVER[name], matmul="fp8")
-    (held,) = Quantization(config).make(random(OUTPUTS, INPUTS), "weight", torch.bfloat16)
+    held = Quantization(config).make(random(OUTPUTS, INPUTS), "weight", torch.bfloat16)
     exact = held.dequantize(torch.float32).double()
     x = random(TOKENS, INPUTS, seed=1).requires_grad_()
     output = held.linear(x, None)
@@ -142,7 +155,7 @@ def test_four_bits_become_e4m3_in_triton_as_in_torch(name, transposed):
     from headrace.kernels.dequantize_e4m3_triton import four_bit_e4m3, scaled_e4m3
 
     config = QuantizationConfig(**OVER[name])
-    (held,) = Quantization(config).make(random(OUTPUTS, 192), "weight", torch.float32)
+    held = Quantization(config).make(random(OUTPUTS, 192), "weight", torch.float32)
     exact = held.dequantize(torch.float32)
     scales = exact.abs().amax(1) / LARGEST
     parts, settings = held.packed

@@ -32,11 +32,12 @@ def random_rows(largest, rows=40):
 def test_ids_of_any_size_in_any_number_of_pages_are_those_that_were_written(largest, page):
     rows = random_rows(largest)
     content, row_group = write(rows, data_page_size=page)
-    ids = read_tokens(row_group, content, 0)
+    ids, starts = read_tokens(row_group, content, 0)
+    assert starts == [0, *np.cumsum([len(row) for row in rows])[:-1]]
     assert ids.dtype == (np.uint16 if largest < 1 << 16 else np.int32), "two bytes where they do"
     assert np.array_equal(ids, np.concatenate(rows))
     start = row_group.column(0).data_page_offset
-    assert np.array_equal(read_tokens(row_group, content[start:], start), ids)
+    assert np.array_equal(read_tokens(row_group, content[start:], start).ids, ids)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,13 @@ def test_ids_of_any_size_in_any_number_of_pages_are_those_that_were_written(larg
 def test_pages_of_another_kind_are_left_to_pyarrow(rows, options):
     content, row_group = write(rows, **options)
     assert read_tokens(row_group, content, 0) is None
+
+
+@pytest.mark.parametrize("longest", [1, 2, 7, 9, 40, 300])
+def test_rows_of_any_length_start_where_pyarrow_has_them(longest):
+    lengths = np.random.default_rng(longest).integers(1, longest + 1, 500)
+    content, row_group = write([[1] * length for length in lengths], data_page_size=1 << 10)
+    assert read_tokens(row_group, content, 0).starts == [0, *np.cumsum(lengths)[:-1]]
 
 
 def test_headers_with_statistics_are_read_over():

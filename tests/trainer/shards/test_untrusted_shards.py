@@ -114,7 +114,7 @@ BROKEN_ROWS = {
     ),
     "lengths that do not sum": (
         {"document_lengths": lists([[1], [2], [3]])},
-        "column ",
+        "column document_lengths, row 0: document_lengths do not sum",
     ),
     "a short mask": (
         {"loss_mask": lists([None, None, [True]], pa.bool_())},

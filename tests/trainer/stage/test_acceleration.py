@@ -17,6 +17,7 @@ from tiny_families import (
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.families import FAMILIES as RECORDS
 from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.layers.layer_functions import (
     LayerFunctions,
@@ -26,7 +27,7 @@ from headrace.trainer.layers.layer_functions import (
 )
 from headrace.trainer.layers.norms import RmsNorm, faster_norm, swap_norms
 from headrace.trainer.layers.rotary_attention import RotaryAttention, swap_attention
-from headrace.trainer.stage.acceleration import KNOWN, LoraLinear, swap_adapters
+from headrace.trainer.stage.acceleration import LoraLinear, swap_adapters
 from headrace.trainer.stage.micro_batch import MicroBatch
 
 CPU = torch.device("cpu")
@@ -126,32 +127,38 @@ def test_compiled_layers_compute_the_same_and_are_compiled_once(stage):
     assert counter.frame_count == 4
 
 
-LAYER_NORM = {
-    "cohere",
-    "cohere2",
-    "falcon",
-    "gpt_neox",
-    "phi",
-    "starcoder2",
-}  # they have no RMSNorm
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_familys_record_names_its_norms_and_the_layers_that_write(family, tmp_path):
+    built = build(config_of(save_tiny(family, tmp_path / family)))
+    record, layer = built[0].architecture.family, built[0].stage.layers[0]
+    has_rms_norm = any(type(part).__name__.endswith("RMSNorm") for part in layer.modules())
+    assert has_rms_norm == (record.rms_norm is not None)
+    if built[0].architecture.router is None:  # adapters that are folded go to no experts
+        width = built[0].architecture.config.hidden_size
+        assert [layer.get_submodule(name).out_features for name in record.outputs] == [
+            width for _ in record.outputs
+        ]
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - LAYER_NORM))
+RMS_NORM = sorted(name for name in FAMILIES if RECORDS[name].rms_norm is not None)
+
+
+@pytest.mark.parametrize("family", RMS_NORM)
 def test_norms_and_attention_of_ours_compute_the_same_in_every_family(family, tmp_path):
     built = build(config_of(save_tiny(family, tmp_path / family)))
-    batch, stage = make_batch(), built[0].stage
+    batch, stage, record = make_batch(), built[0].stage, built[0].architecture.family
     names, (expected_loss, *_) = list(stage.canonical_parameters()), run_stages(built, batch)
     expected = {name: gradient.clone() for name, gradient in gradients_of(built).items()}
     stage.zero_grad()
-    stage.norm = faster_norm(stage.norm)
+    stage.norm = faster_norm(stage.norm, record.rms_norm)
     for layer in stage.layers:
-        swap_norms(layer)
-        if family in KNOWN:
+        swap_norms(layer, record.rms_norm)
+        if record.compiles:
             swap_attention(layer)
     assert isinstance(stage.norm, RmsNorm)
     assert not any(type(part).__name__.endswith("RMSNorm") for part in stage.layers[0].modules())
     swapped = [part for part in stage.modules() if isinstance(part, RotaryAttention)]
-    assert len(swapped) == (len(stage.layers) if family in KNOWN else 0)
+    assert len(swapped) == (len(stage.layers) if record.compiles else 0)
     loss, *_ = run_stages(built, batch)
     assert list(stage.canonical_parameters()) == names
     assert loss == pytest.approx(expected_loss, rel=1e-6)

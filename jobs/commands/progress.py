@@ -46,7 +46,7 @@ def tracked(
     unit: str | None = None,
     console: Console | None = None,
 ) -> Iterator[Item]:
-    """The items, under a bar that moves by an item's size once the next one is asked for.
+    """Yield the items under a bar, which moves by an item's size once the next one is asked for.
 
     Args:
         sizes: of each item, in bytes or units.
