@@ -59,7 +59,7 @@ def architecture_for(model_type):
         raise ConfigError(
             f"transformers' default config makes no model ({type(error).__name__})"
         ) from None
-    return architecture_of(config, model_type)
+    return architecture_of(config.get_text_config(), model_type)
 
 
 def outcome(model_type):
