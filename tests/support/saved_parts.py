@@ -7,7 +7,6 @@ from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.export.export import (
     adapter_tensors,
     file_count,
-    finish_adapter,
     finish_model,
     model_parts,
     save_model_part,
@@ -33,7 +32,7 @@ def saved_adapter(built, directory):
     tensors = {}
     for part in built:
         tensors |= adapter_tensors(part, torch.float32)
-    finish_adapter(directory, tensors, built[0].lora_config, built[0].width)
+    built[0].method.write(directory, tensors, built[0].history.width)
     return directory
 
 
