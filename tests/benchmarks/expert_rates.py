@@ -222,7 +222,7 @@ def time_shape(name: str, options: argparse.Namespace) -> None:
         time, memory = milliseconds(lambda: step(module, given, trained))
         rate = work / time / 1e9
         print(f"{name:14} {kind:34} {time:8.2f} ms {rate:6.0f} TFLOP/s {memory:6.2f} GiB")
-        if options.profile:
+        if kind in options.profile:
             profile(lambda: step(module, given, trained))
 
     for with_lora in (False, True):
@@ -250,7 +250,7 @@ def profile(function: Callable[[], object], lines: int = 9) -> None:
 def main() -> None:
     """Check, then time."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--profile", nargs="+", default=[], help='kinds, such as "bf16 + LoRA"')
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     right = check()
