@@ -173,7 +173,9 @@ def test_rows_are_quantized_in_triton_as_in_torch(factored):
     codes, scales = quantize_rows_pass(x, factors if factored else None, groups)
     expected, expected_scales = quantize_rows(x * factors[groups] if factored else x)
     torch.testing.assert_close(scales, expected_scales)
-    ours, theirs = codes.float(), expected.float()  # the interpreter cuts off, GPUs round
-    torch.testing.assert_close(ours, theirs, rtol=2**-3, atol=2**-9)
-    assert DEVICE.type == "cpu" or (ours == theirs).float().mean() >= 0.99
+    ours, theirs = codes.float(), expected.float()
+    # the interpreter does not carry a rounding into the exponent; GPUs do, and divide faster
+    right = theirs.abs().log2().frac() != 0 if DEVICE.type == "cpu" else theirs == theirs
+    assert right.float().mean() > 0.5
+    assert (ours == theirs)[right].float().mean() >= (1 if DEVICE.type == "cpu" else 0.99)
     assert not codes[3].float().any()
