@@ -4,6 +4,7 @@
 which are fast. For HQQ, whose PyTorch code takes several passes, there is a kernel of ours.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 E4M3 = torch.float8_e4m3fn
 FOUR_BIT = ("nf4", "fp4")
+MOST_AT_ONCE = 1 << 30  # weights; bitsandbytes counts them in 32 bits
 HQQ_WORDS = {8: 1, 4: 2, 3: 10, 2: 4, 1: 8}  # bits -> values in a word of the packed tensor
 
 
@@ -34,7 +36,8 @@ def dequantize(
             "hqq": packed codes, scales and zeros; settings are bits and axis.
             "fp8": [outputs, inputs] e4m3 and the scale of each row.
             "plain": the weight itself.
-        shape: of the weight.
+        shape: of the weight; of stacks [matrices, outputs, inputs], and so are the parts, but for
+            those of "nf4" and "fp4", which lie one after the other.
     """
     if kind == "hqq":
         return dequantize_hqq(parts[0], parts[1], parts[2], settings[0], settings[1], shape, dtype)
@@ -42,14 +45,36 @@ def dequantize(
         return parts[0].to(dtype)
     if kind == "fp8":
         codes, scales = parts
-        return (codes.float() * scales.unsqueeze(1)).to(dtype)
+        return (codes.float() * scales.unsqueeze(-1)).to(dtype)
     if kind == "int8":
         codes, magnitudes = parts
-        return (codes * (magnitudes / settings[0]).unsqueeze(1)).to(dtype)
-    weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
-        parts[0], _block_scales(parts, settings), settings[0], kind, shape, dtype
+        return (codes * (magnitudes / settings[0]).unsqueeze(-1)).to(dtype)
+    return _dequantize_four_bit(
+        parts[0], _block_scales(parts, settings), kind, settings[0], shape, dtype
     )
-    return weight
+
+
+def _dequantize_four_bit(
+    codes: Tensor,
+    scales: Tensor,
+    kind: str,
+    block: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return a 4-bit weight by bitsandbytes' operator, a part at a time where it is very large."""
+    operator = torch.ops.bitsandbytes.dequantize_4bit.default
+    count = torch.Size(shape).numel()
+    if count <= MOST_AT_ONCE:
+        weight: Tensor = operator(codes, scales, block, kind, shape, dtype)
+        return weight
+    weight = torch.empty(count, dtype=dtype, device=codes.device)
+    flat = codes.view(-1, 1)
+    for start in range(0, count, MOST_AT_ONCE):
+        stop = min(start + MOST_AT_ONCE, count)
+        part, part_scales = flat[start // 2 : stop // 2], scales[start // block : -(-stop // block)]
+        weight[start:stop] = operator(part, part_scales, block, kind, (stop - start,), dtype)
+    return weight.view(tuple(shape))
 
 
 def e4m3(
@@ -131,6 +156,7 @@ def dequantize_hqq(
     Args:
         packed: [rows of words, columns]; words hold rows that lie a number of words apart.
         scale, zero: [1, columns] with axis 0, [rows, 1] with axis 1, of any type.
+            Of stacks, all three have a dimension for the matrices before these.
         axis: along which groups lie in the packed matrix.
 
     Source: https://github.com/dropbox/hqq, for the layout.
@@ -153,9 +179,10 @@ def dequantize_hqq_reference(
     dtype: torch.dtype,
 ) -> Tensor:
     """The same in plain torch."""
-    columns = packed.shape[1]
-    rows = torch.Size(shape).numel() // columns
+    *stack, _, columns = packed.shape
+    rows = torch.Size(shape).numel() // columns // math.prod(stack)
     steps = HQQ_WORDS[bits]
     shifts = [(steps - 1 - step) * bits for step in range(steps)]
-    codes = torch.cat([(packed >> shift) & (2**bits - 1) for shift in shifts])[:rows]
+    words = [(packed >> shift) & (2**bits - 1) for shift in shifts]
+    codes = torch.cat(words, dim=-2)[..., :rows, :]
     return ((codes.float() - zero.float()) * scale.float()).view(tuple(shape)).to(dtype)

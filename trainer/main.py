@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.schemas.errors import DataError, HeadraceError
+from headrace.schemas.process_limits import open_closed_streams
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.run_state import RUN_CONFIG_NAME
@@ -71,6 +72,7 @@ def main(
     Args:
         complain: told of a mistake of the user's.
     """
+    open_closed_streams()
     options = parse_arguments(arguments)
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     configure_logging(rank)

@@ -79,7 +79,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         ),
         model_config_fingerprint=model_config_fingerprint(model),
         sides=SIDES if config.objective.of_pairs else 1,
-        data_fingerprint=fingerprint([manifest.model_dump(mode="json") for manifest in train]),
+        data_fingerprint=fingerprint([manifest.identity() for manifest in train]),
     )
 
 

@@ -9,6 +9,7 @@ import typer
 
 from headrace.jobs.commands import data, model, train
 from headrace.schemas.errors import HeadraceError, install_hint
+from headrace.schemas.process_limits import open_closed_streams
 
 TRAIN_EXTRA = {
     "deepspeed",
@@ -42,6 +43,7 @@ for group in (data, train, model):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on stderr and exit code 1."""
+    open_closed_streams()
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     debug = len(words) < len(given)

@@ -9,6 +9,7 @@ import typer
 
 from headrace.jobs.commands.options import ConfigFile, Overrides
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.process_limits import allow_open_files
 
 GPU_DRIVER_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
@@ -61,6 +62,7 @@ def train(
     settings = load_config(TrainConfig, config, overrides or [])
     if (master is None) == (nodes > 1):
         raise ConfigError("--nodes and --master go together; give both or neither")
+    allow_open_files()
     processes = count_processes(gpus, settings.pipeline_stages, nodes)
     inputs = check(settings, processes * nodes)
     check_run_directory(settings, inputs, resume, data_changed == "continue")

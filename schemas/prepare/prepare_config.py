@@ -1,6 +1,6 @@
 """The config of `headrace prepare`."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -34,11 +34,12 @@ class PrepareConfig(Config):
     )
     sequence_len: int = Field(1024, ge=8, le=1 << 20, description="Tokens in one training row.")
     packing: Packing = Field(
-        "concatenate",
+        cast("Packing", None),  # resolved from the sources before it is checked
         description='`"concatenate"`: documents follow each other and are cut at `sequence_len`. '
         '`"best_fit"`: rows hold whole documents, chosen to fill them. `"none"`: each document is '
-        "a row. Attention always stops at document ends. With a source of chats the default is "
-        '`"best_fit"`, which cuts no answer from its question.',
+        "a row. Attention always stops at document ends. Default: "
+        '`"concatenate"`; with a source of chats `"best_fit"`, which cuts no answer from its '
+        'question; for pairs `"none"`.',
     )
     overlong: Overlong | None = Field(
         None,

@@ -165,6 +165,17 @@ class Manifest(Record):
         """Tokens that fit into a row: a pair has two sides of `sequence_len`."""
         return self.sequence_len * (2 if self.kind == "preference" else 1)
 
+    def identity(self) -> dict[str, object]:
+        """Return the values by which a run knows its data again.
+
+        Fields that came later count only where they are set, so that earlier runs resume.
+        """
+        values = self.model_dump(mode="json")
+        for source in values["sources"]:
+            if not source["notes"]:
+                del source["notes"]
+        return values
+
     def split(self, name: str) -> list[ShardRecord]:
         """The shards of one split, in file order."""
         return [shard for shard in self.shards if shard.split == name]

@@ -4,6 +4,9 @@ import hashlib
 from itertools import islice
 
 from headrace.schemas.fingerprint import derive_seed, derive_seeds, file_sha256, fingerprint
+from headrace.schemas.shards.manifest import Manifest, SourceRecord
+
+EARLIER_DIGEST = "6c51b753f66d2f7d058558782c08b57efe7a26d5493338c3c73c60dff38af133"
 
 
 def test_derived_seeds_are_these_for_ever():
@@ -43,3 +46,21 @@ def test_a_files_hash_is_that_of_its_bytes(tmp_path):
     content = bytes(range(256)) * 5000  # more than one chunk
     (tmp_path / "file").write_bytes(content)
     assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_run_knows_its_shards_again_after_fields_were_added_to_the_manifest():
+    """The digest is that of commit e920778, which knew no notes."""
+    source = SourceRecord(
+        name="a",
+        documents=1,
+        rejected_documents=0,
+        rows=0,
+        tokens=0,
+        trained_tokens=0,
+        document_length_quantiles={},
+    )
+    manifest = Manifest.model_construct(sources=[source], shards=[], kind="causal")
+    assert fingerprint([manifest.identity()]) == EARLIER_DIGEST
+    noted = source.model_copy(update={"notes": {"lost": 1}})
+    other = manifest.model_copy(update={"sources": [noted]})
+    assert fingerprint([other.identity()]) != EARLIER_DIGEST

@@ -16,7 +16,7 @@ from tiny_families import (
 from transformers import AutoModelForCausalLM
 
 from headrace.trainer.adapters.names import base_name, file_name
-from headrace.trainer.quantized.modules import quantized_weights_of
+from headrace.trainer.quantized.modules import quantized_places, quantized_weights_of
 
 TOLERANCE = 1e-5
 
@@ -100,10 +100,8 @@ def lora(directory, stages, **settings):
 def put_dequantized(built, model):
     """Give transformers' model the numbers that our quantized weights stand for."""
     for part in built:
-        for name, matrices in quantized_weights_of(part.stage.names):
-            parameter = model.get_parameter(base_name(name))
-            whole = torch.stack([matrix.dequantize(torch.float32) for matrix in matrices])
-            parameter.data = whole if parameter.ndim == 3 else whole[0]
+        for name, held, attribute in quantized_places(part.stage.names):
+            model.get_parameter(base_name(name)).data = held.dequantized(attribute)
 
 
 def quantized(directory, stages, **quantization):

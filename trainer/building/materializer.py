@@ -25,13 +25,10 @@ from headrace.trainer.building.parameter_slots import (
     stored_buffers,
 )
 from headrace.trainer.building.weight_source import WeightSource
+from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.weight_offload import is_offloaded
 from headrace.trainer.quantized.cache import QuantizedCache
-from headrace.trainer.quantized.modules import (
-    QuantizableModule,
-    quantized_weights_of,
-    swap_expert_adapters,
-)
+from headrace.trainer.quantized.modules import QuantizableModule, quantized_weights_of
 from headrace.trainer.quantized.selection import Quantization
 from headrace.trainer.quantized.weight import QuantizedWeight
 from headrace.trainer.stage.stage import Stage
@@ -122,7 +119,7 @@ class Materializer:
         assert isinstance(slot.owner, QuantizableModule) and self.quantization is not None
         dtype = self.quantization.compute_dtype(self.dtype)
         if isinstance(value, QuantizedWeight):
-            slot.owner.set_quantized(slot.attribute, [value.to(self._home(slot))], dtype)
+            slot.owner.set_quantized(slot.attribute, value.to(self._home(slot)), dtype)
             return
         value = value.to(self.device)
         adapted = self._adapted.get(id(slot.owner))
@@ -134,10 +131,8 @@ class Materializer:
             self._taken[name] = initial_values(name, layer, init, seed)
             value = whole.data
         name = self._source_name(slot.name)
-        made = self.quantization.make(value, name, dtype)
-        slot.owner.set_quantized(
-            slot.attribute, [part.to(self._home(slot)) for part in made], dtype
-        )
+        made = self.quantization.make(slot.owner.as_held(value), name, dtype)
+        slot.owner.set_quantized(slot.attribute, made.to(self._home(slot)), dtype)
 
     def _home(self, slot: Slot) -> torch.device:
         """The device, or the host for what is kept there."""
@@ -163,11 +158,10 @@ class Materializer:
             found = self.cache.load(layer, list(wanted)) if layer and wanted else None
             if layer and found:
                 self._from_cache.add(layer)
-            for name, values in (found or {}).items():
-                held = [value.to(self._home(wanted[name])) for value in values]
-                owner = wanted[name].owner
-                assert isinstance(owner, QuantizableModule)
-                owner.set_quantized(wanted[name].attribute, held, dtype)
+            for name, value in (found or {}).items():
+                slot = wanted[name]
+                assert isinstance(slot.owner, QuantizableModule)
+                slot.owner.set_quantized(slot.attribute, value.to(self._home(slot)), dtype)
             left += [slot for slot in group_slots if not (found and holds_quantized(slot))]
         return left
 
@@ -180,7 +174,7 @@ class Materializer:
             layer = self._layer_of(f"{name}.")
             if held and layer and layer not in self._from_cache:
                 self.cache.store(
-                    layer, {self._source_name(key): values for key, values in held.items()}
+                    layer, {self._source_name(key): value for key, value in held.items()}
                 )
 
     def _layer_of(self, name: str) -> str | None:

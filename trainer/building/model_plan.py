@@ -23,6 +23,7 @@ from headrace.trainer.architecture.architecture import Architecture, architectur
 from headrace.trainer.architecture.block_expansion import Expansion, expand
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.building.model_size import ModelSize, measure
+from headrace.trainer.layers.experts import install_experts
 from headrace.trainer.quantized.selection import (
     Quantization,
     install_holders,
@@ -67,7 +68,8 @@ def make_plan(config: TrainConfig, architecture: Architecture) -> Plan:
     quantization = plan_quantization(config, architecture, directory, plain)
     layers = architecture.config.num_hidden_layers
     lora = lora_config(config.adapter, plain, config.model, layers)
-    model = install_holders(lay_out(architecture), quantization, architecture)
+    model = install_experts(lay_out(architecture))
+    install_holders(model, quantization, architecture)
     if lora is not None:
         wrapped = add_adapter(model, lora)
         check_targets(config.adapter, plain, wrapped)

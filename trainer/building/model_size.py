@@ -135,7 +135,7 @@ def part_size(modules: list[nn.Module], sent: float, looked_up: bool = False) ->
         active,
         quantized=sum(shape.numel() for shape, _ in held),
         quantized_bytes=sum(shape.numel() * bits / 8 for shape, bits in held),
-        largest_quantized=max((shape[-2:].numel() for shape, _ in held), default=0),
+        largest_quantized=max((shape.numel() for shape, _ in held), default=0),
         offloadable={wish: frozen_of(modules, wish) for wish in OFFLOADED},
     )
 
@@ -158,10 +158,10 @@ def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Size, float]]:
     """Shape, and bits a weight, of what a module laid out without memory will hold quantized."""
     for part in module.modules():
         if isinstance(part, QuantizableModule):
-            for attribute in part.weights:
+            for attribute, bits in part.bits.items():
                 parameter = part._parameters[attribute]
                 if parameter is not None and not parameter.requires_grad:
-                    yield parameter.shape, part.bits[attribute]
+                    yield parameter.shape, bits
 
 
 def partition(config: TrainConfig, size: ModelSize) -> list[Span]:

@@ -87,6 +87,6 @@ def holds_quantized(slot: Slot) -> bool:
     owner = slot.owner
     return (
         isinstance(owner, QuantizableModule)
-        and slot.attribute in owner.weights
+        and slot.attribute in owner.bits
         and not slot.empty.requires_grad
     )

@@ -28,9 +28,7 @@ from headrace.trainer.building.weight_source import StoredWeights
 from headrace.trainer.export.control_file import TENSORS_NAME, write_record
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.parallel import RankLayout, gather_at_first, gather_objects
-from headrace.trainer.quantized.modules import QuantizedExperts, quantized_weights_of
-
-STACKED = QuantizedExperts.weights  # of all experts of a layer
+from headrace.trainer.quantized.modules import quantized_places, quantized_weights_of
 
 
 def export(
@@ -152,7 +150,7 @@ def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:
         dtype.itemsize
         * (
             sum(slot.empty.numel() for slot in find_slots({name: module}))
-            + sum(m.shape.numel() for _, held in quantized_weights_of({name: module}) for m in held)
+            + sum(held.shape.numel() for _, held in quantized_weights_of({name: module}))
         )
         for name, module in built.names.items()
         if not is_tied_head(built, name)
@@ -209,28 +207,19 @@ def unquantized(
     built: BuiltStage, model: Path, modules: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
     """The base model's values of weights that are held quantized; dequantized where it has none."""
-    held = dict(quantized_weights_of(modules))
+    held = {name: (part, attribute) for name, part, attribute in quantized_places(modules)}
     if not held or not has_weights(model):
-        return {
-            name: stacked(name, [part.dequantize(torch.float32) for part in parts])
-            for name, parts in held.items()
-        }
+        return {name: part.dequantized(attribute) for name, (part, attribute) in held.items()}
     wanted, layers = [], built.architecture.family.layers
-    for name, parts in held.items():
+    for name, (part, attribute) in held.items():
         stored = built.expansion.stored_name(name, layers) if built.expansion else name
-        stack = [len(parts)] if name.endswith(STACKED) else []
-        wanted.append((stored, torch.Size([*stack, *parts[0].shape])))
+        wanted.append((stored, part.shape_of(attribute)))
     values: dict[str, Tensor] = {}
     with StoredWeights(model, built.skeleton) as source:
         for name, value in zip(held, source.read(wanted), strict=True):
             assert isinstance(value, Tensor)  # models that are quantized train adapters alone
             values[name] = value
     return values
-
-
-def stacked(name: str, parts: list[Tensor]) -> Tensor:
-    """One matrix, or the experts' one upon another."""
-    return torch.stack(parts) if name.endswith(STACKED) else parts[0]
 
 
 def finish_model(

@@ -173,7 +173,7 @@ def segment_of(config: TrainConfig, inputs: Inputs) -> DataSegment:
 
 def manifest_fingerprint(manifest: Manifest) -> str:
     """Tells whether a shard directory is the same."""
-    return fingerprint(manifest.model_dump(mode="json"))
+    return fingerprint(manifest.identity())
 
 
 def resume_history(

@@ -29,9 +29,10 @@ from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.held_values import lay_out_with_buffers
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import Span
+from headrace.trainer.layers.expert_adapters import swap_expert_adapters
+from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import run_layer
 from headrace.trainer.layers.selective_checkpoint import KeptBytes
-from headrace.trainer.quantized.modules import QuantizableModule
 from headrace.trainer.stage.acceleration import runs_without_masks, swap_adapters
 
 
@@ -104,6 +105,7 @@ def kept_by(
     with FakeTensorMode():
         for module in list(stage.modules()):
             fill_without_memory(module, dtype, trained_dtype(config, dtype))
+        swap_expert_adapters(stage)
         if fast:
             swap_adapters(stage.layers[0], may_join=False)
         if stage.rotary is not None:
@@ -147,8 +149,8 @@ def kept_by(
 def adapted_experts(module: nn.Module) -> int:
     """Numbers in fused expert weights with adapters: PEFT makes whole adapted weights of them."""
     wrappers = [part for part in module.modules() if isinstance(part, ParamWrapper)]
-    plain = [part for part in wrappers if not isinstance(part.get_base_layer(), QuantizableModule)]
-    return sum(part.get_base_layer()._parameters[part.parameter_name].numel() for part in plain)
+    others = [part for part in wrappers if not isinstance(part.get_base_layer(), GroupedExperts)]
+    return sum(part.get_base_layer()._parameters[part.parameter_name].numel() for part in others)
 
 
 def run_as_compiled(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
@@ -185,5 +187,6 @@ def fill_without_memory(module: nn.Module, dtype: torch.dtype, trained: torch.dt
             module._parameters[name] = nn.Parameter(value, requires_grad=empty.requires_grad)
     for name, child in list(module.named_children()):
         experts = child.get_base_layer() if isinstance(child, ParamWrapper) else child
-        if hasattr(experts, "gate_up_proj") and hasattr(experts, "num_experts"):
+        unknown = not isinstance(experts, GroupedExperts) and hasattr(experts, "num_experts")
+        if unknown and hasattr(experts, "gate_up_proj"):
             setattr(module, name, ExpertsAsOne(experts))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,8 +18,8 @@ from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.quantized.formats import FORMATS, format_of
 from headrace.trainer.quantized.weight import QuantizedWeight
 
-FORMAT = 2
-META = "weights"  # in a file's metadata: name -> format, shape, settings and buffers of each matrix
+FORMAT = 3
+META = "weights"  # in a file's metadata: name -> format, shape, settings and buffers of each
 
 
 class QuantizedCache:
@@ -51,7 +52,7 @@ class QuantizedCache:
         }
         self.folder = folder / fingerprint(key)[:32]
 
-    def load(self, layer: str, wanted: Sequence[str]) -> dict[str, list[QuantizedWeight]] | None:
+    def load(self, layer: str, wanted: Sequence[str]) -> dict[str, QuantizedWeight] | None:
         """The quantized weights of a layer by name; None if they are not there.
 
         Raises:
@@ -63,33 +64,24 @@ class QuantizedCache:
         try:
             with safe_open(path, framework="pt") as file:
                 described = json.loads(file.metadata()[META])
-                return {
-                    name: [
-                        FORMATS[kind](
-                            shape,
-                            {key: file.get_tensor(f"{name}/{number}/{key}") for key in buffers},
-                            settings,
-                        )
-                        for number, (kind, shape, settings, buffers) in enumerate(described[name])
-                    ]
-                    for name in wanted
-                }
+
+                def read(name: str, kind: str, shape: Any, settings: Any, parts: Any) -> Any:
+                    tensors = {key: file.get_tensor(f"{name}/{key}") for key in parts}
+                    return FORMATS[kind](shape, tensors, settings)
+
+                return {name: read(name, *described[name]) for name in wanted}
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); remove it") from None
 
-    def store(self, layer: str, weights: Mapping[str, Sequence[QuantizedWeight]]) -> None:
+    def store(self, layer: str, weights: Mapping[str, QuantizedWeight]) -> None:
         """Keep a layer's weights."""
         tensors: dict[str, torch.Tensor] = {}
         described: dict[str, list[object]] = {}
-        for name, matrices in weights.items():
-            described[name] = []
-            for number, matrix in enumerate(matrices):
-                buffers = matrix.buffers_by_name
-                described[name].append(
-                    [matrix.kernel, list(matrix.shape), matrix.settings, list(buffers)]
-                )
-                for key, tensor in buffers.items():
-                    tensors[f"{name}/{number}/{key}"] = tensor.cpu().contiguous()
+        for name, weight in weights.items():
+            buffers = weight.buffers_by_name
+            described[name] = [weight.kernel, list(weight.shape), weight.settings, list(buffers)]
+            for key, tensor in buffers.items():
+                tensors[f"{name}/{key}"] = tensor.cpu().contiguous()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(layer, list(weights))
         temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")

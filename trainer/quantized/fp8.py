@@ -5,7 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from headrace.kernels.fp8_linear import fp8_linear, quantize_rows
+from headrace.kernels.fp8_linear import quantize_rows
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.weight import QuantizedWeight
 
@@ -29,15 +29,12 @@ class Fp8(QuantizedWeight):
         """Return 8 and the share of the scales."""
         return 8 + SCALE_BITS / shape[-1]
 
-    def linear(self, x: Tensor, bias: Tensor | None, threshold: float | None = None) -> Tensor:
-        """Return `x @ weight.T + bias`, x quantized row by row and multiplied in 8-bit floats."""
-        tensors, settings = self.packed
-        return fp8_linear(x, bias, tensors, self.kernel, self.shape, settings, tensors[1])
-
     @property
-    def in_fp8(self) -> bool:
-        """Return True: there is no other product."""
-        return True
+    def product_scales(self) -> Tensor:
+        """The scales that the codes have anyway."""
+        scales = self._buffers["scales"]
+        assert scales is not None
+        return scales
 
     def multiply_in_fp8(self) -> None:
         """Leave everything as it is: products are of 8-bit floats."""

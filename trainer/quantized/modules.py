@@ -1,15 +1,12 @@
 """Modules whose frozen weights are held quantized, in the place of transformers' own."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
 
 import torch
-from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headrace.kernels.lora_linear import lora_linear
 from headrace.trainer.quantized.weight import QuantizedWeight
 
 
@@ -20,32 +17,45 @@ class QuantizableModule(nn.Module):
 
     Attributes:
         weights: which of its parameters.
-        bits: of each of them, what one number will take, its share of scales included.
+        bits: of those that are to be quantized unless they are trained, what one number will take,
+            its share of scales included.
         compute_dtype: type of the computation with quantized weights.
     """
 
     weights: tuple[str, ...] = ("weight",)
-    bits: dict[str, float]
+    bits: Mapping[str, float] = MappingProxyType({})
     compute_dtype = torch.float32
 
-    def set_quantized(
-        self, attribute: str, values: list[QuantizedWeight], dtype: torch.dtype
-    ) -> None:
-        """Replace a parameter: by one matrix, or one for each expert.
+    def set_quantized(self, attribute: str, value: QuantizedWeight, dtype: torch.dtype) -> None:
+        """Replace a parameter.
 
         Args:
             dtype: of the computation.
         """
         self._parameters[attribute] = None
-        self._modules[f"quantized_{attribute}"] = nn.ModuleList(values)
+        self._modules[f"quantized_{attribute}"] = value
         self.compute_dtype = dtype
 
-    def quantized(self, attribute: str) -> list[QuantizedWeight] | None:
-        """Return the quantized weights that replace a parameter, or None."""
+    def quantized(self, attribute: str) -> QuantizedWeight | None:
+        """Return the quantized weight that replaces a parameter, or None."""
         found = self._modules.get(f"quantized_{attribute}")
-        if not isinstance(found, nn.ModuleList):
-            return None
-        return [part for part in found if isinstance(part, QuantizedWeight)]
+        return found if isinstance(found, QuantizedWeight) else None
+
+    def as_held(self, value: Tensor) -> Tensor:
+        """Return a parameter as it is quantized, inputs last; twice is the parameter again."""
+        return value
+
+    def shape_of(self, attribute: str) -> torch.Size:
+        """Return the shape of the parameter that is held quantized."""
+        held = self.quantized(attribute)
+        assert held is not None
+        return self.as_held(torch.empty(held.shape, device="meta")).shape
+
+    def dequantized(self, attribute: str) -> Tensor:
+        """Return what is held for a parameter, as the parameter was, in float32."""
+        held = self.quantized(attribute)
+        assert held is not None
+        return self.as_held(held.dequantize(torch.float32))
 
     def share(self, other: "QuantizableModule") -> None:
         """Use the weight of another module: a tied embedding's."""
@@ -58,7 +68,7 @@ class QuantizableModule(nn.Module):
         """The parameter, or what is held for it, dequantized."""
         parameter, held = self._parameters["weight"], self.quantized("weight")
         if held is not None:
-            return held[0].dequantize(self.compute_dtype)
+            return held.dequantize(self.compute_dtype)
         assert parameter is not None
         return parameter
 
@@ -81,7 +91,7 @@ class QuantizedLinear(QuantizableModule, nn.Linear):
         if held is None:
             return functional.linear(input, self.weight, self.bias)
         states = input.to(self.compute_dtype)
-        return held[0].linear(states, self.bias, self.threshold).to(input.dtype)
+        return held.linear(states, self.bias, self.threshold).to(input.dtype)
 
 
 class QuantizedEmbedding(QuantizableModule, nn.Embedding):
@@ -100,141 +110,25 @@ class QuantizedEmbedding(QuantizableModule, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Embedding's)
         held = self.quantized("weight")
-        rows = held[0].rows(input, self.compute_dtype) if held else super().forward(input)
+        rows = held.rows(input, self.compute_dtype) if held else super().forward(input)
         return rows if self.scale == 1.0 else rows * torch.tensor(self.scale).to(rows.dtype)
 
 
-@dataclass(frozen=True)
-class ExpertAdapter:
-    """LoRA on one matrix of every expert."""
-
-    down: Tensor  # [experts, rank, inputs]
-    up: Tensor  # [experts, outputs, rank]
-    scale: float
-
-
-class QuantizedExperts(QuantizableModule):
-    """The experts of a mixture, each with matrices of its own.
-
-    Adapters on them, of PEFT's kind for parameters, are computed as low-rank products of the tokens
-    that an expert is sent: the adapted weights are never formed.
-    """
-
-    weights = ("gate_up_proj", "down_proj")
-
-    def __init__(self, experts: Any) -> None:
-        super().__init__()
-        self._parameters |= experts._parameters
-        self.num_experts: int = experts.gate_up_proj.shape[0]
-        self.act_fn = experts.act_fn
-
-    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """[tokens, hidden size] in and out; `chosen` and `weights` are [tokens, experts each]."""
-        return self.adapted(hidden, chosen, weights, {})
-
-    def adapted(
-        self,
-        hidden: Tensor,
-        chosen: Tensor,
-        weights: Tensor,
-        adapters: Mapping[str, ExpertAdapter],
-    ) -> Tensor:
-        """Run as `forward` does, with adapters on the matrices that they are named by."""
-        total = torch.zeros_like(hidden)
-        for expert in chosen.unique().tolist():
-            if expert == self.num_experts:
-                continue  # transformers' mark for tokens that go nowhere
-            tokens, place = torch.where(chosen == expert)
-            states = hidden[tokens]
-            gate, up = self._matrix("gate_up_proj", expert, states, adapters).chunk(2, dim=-1)
-            states = self._matrix("down_proj", expert, self.act_fn(gate) * up, adapters)
-            total.index_add_(0, tokens, (states * weights[tokens, place, None]).to(total.dtype))
-        return total
-
-    def _matrix(
-        self,
-        name: str,
-        expert: int,
-        states: Tensor,
-        adapters: Mapping[str, ExpertAdapter],
-    ) -> Tensor:
-        held = self.quantized(name)
-        if held is None:
-            output = functional.linear(states, self._parameters[name][expert])  # type: ignore[index]
-        else:
-            output = held[expert].linear(states.to(self.compute_dtype), None).to(states.dtype)
-        if name in adapters:
-            adapter = adapters[name]
-            down, up = adapter.down[expert], adapter.up[expert]
-            output = lora_linear(states, output, down, up, adapter.scale)
-        return output
-
-
-class AdaptedExperts(nn.Module):
-    """Takes the place of PEFT's wrapper around quantized experts, over the same parameters.
-
-    PEFT adds the change of all experts to all their weights, which are not there as a whole.
-    """
-
-    def __init__(self, wrapper: ParamWrapper) -> None:
-        super().__init__()
-        self.base_layer: Any = wrapper.base_layer
-        if isinstance(self.base_layer, ParamWrapper):
-            self.base_layer = AdaptedExperts(self.base_layer)
-        self.lora_A, self.lora_B = wrapper.lora_A, wrapper.lora_B
-        self.parameter_name = wrapper.parameter_name
-        (self.adapter,) = wrapper.lora_A
-        self.scale = wrapper.scaling[self.adapter]
-
-    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        return self.adapted(hidden, chosen, weights, {})
-
-    def adapted(
-        self,
-        hidden: Tensor,
-        chosen: Tensor,
-        weights: Tensor,
-        adapters: Mapping[str, ExpertAdapter],
-    ) -> Tensor:
-        """Add this adapter to the others, and run the experts below."""
-        mine = {self.parameter_name: self._factors()}
-        output: Tensor = self.base_layer.adapted(hidden, chosen, weights, {**adapters, **mine})
-        return output
-
-    def _factors(self) -> ExpertAdapter:
-        """PEFT lies experts apart in the rows of A, and side by side in the ranks of B."""
-        down, up = self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
-        layer = self.base_layer
-        while isinstance(layer, AdaptedExperts):
-            layer = layer.base_layer
-        return ExpertAdapter(
-            down.view(layer.num_experts, -1, down.shape[1]),
-            up.view(up.shape[0], -1, layer.num_experts).permute(2, 0, 1),
-            self.scale,
-        )
-
-
-def swap_expert_adapters(module: nn.Module) -> None:
-    """Put `AdaptedExperts` in the place of PEFT's wrappers around experts that are quantized."""
-    for name, child in list(module.named_children()):
-        if isinstance(child, ParamWrapper):
-            experts = child.get_base_layer()
-            if isinstance(experts, QuantizedExperts) and any(
-                map(experts.quantized, experts.weights)
-            ):
-                setattr(module, name, AdaptedExperts(child))
-        else:
-            swap_expert_adapters(child)
-
-
-def quantized_weights_of(
+def quantized_places(
     modules: Mapping[str, nn.Module],
-) -> Iterator[tuple[str, list[QuantizedWeight]]]:
-    """Yield all quantized weights below named modules, by their names as parameters."""
+) -> Iterator[tuple[str, QuantizableModule, str]]:
+    """Yield where weights are held quantized: name as a parameter, module and attribute."""
     for prefix, module in modules.items():
         for name, part in module.named_modules():
             if isinstance(part, QuantizableModule):
                 for attribute in part.weights:
-                    held = part.quantized(attribute)
-                    if held is not None:
-                        yield ".".join(filter(None, (prefix, name, attribute))), held
+                    if part.quantized(attribute) is not None:
+                        yield ".".join(filter(None, (prefix, name, attribute))), part, attribute
+
+
+def quantized_weights_of(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, QuantizedWeight]]:
+    """Yield all quantized weights below named modules, by their names as parameters."""
+    for name, part, attribute in quantized_places(modules):
+        held = part.quantized(attribute)
+        assert held is not None
+        yield name, held

@@ -66,6 +66,13 @@ class Nf4(QuantizedWeight):
         return cls(value.shape, buffers, {"block": BLOCK, "nested_block": NESTED_BLOCK})
 
     @classmethod
+    def make_stack(
+        cls, value: Tensor, name: str, config: QuantizationConfig, dtype: torch.dtype
+    ) -> Self:
+        """Quantize a stack as one matrix: blocks do not depend on where a matrix ends."""
+        return cls.make(value, name, config, dtype)
+
+    @classmethod
     def from_state(cls, codes: Tensor, state: Any) -> Self:
         """Return a weight from bitsandbytes' own record of one."""
         if not state.nested:
@@ -87,7 +94,7 @@ class Nf4(QuantizedWeight):
     def bits(cls, name: str, shape: torch.Size, config: QuantizationConfig) -> float:
         """Return 4 and the share of the scales."""
         if config.double_quantization:
-            table = SCALE_BITS * NESTED_BLOCK / shape[-2:].numel()
+            table = SCALE_BITS * NESTED_BLOCK / shape.numel()
             return 4 + 8 / BLOCK + SCALE_BITS / (BLOCK * NESTED_BLOCK) + table
         return 4 + SCALE_BITS / BLOCK
 

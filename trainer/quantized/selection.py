@@ -18,7 +18,6 @@ from headrace.trainer.quantized.formats import companions, format_of
 from headrace.trainer.quantized.modules import (
     QuantizableModule,
     QuantizedEmbedding,
-    QuantizedExperts,
     QuantizedLinear,
 )
 from headrace.trainer.quantized.weight import QuantizedWeight
@@ -44,12 +43,18 @@ class Quantization:
         skipped = any(part in name for part in self.config.skip_modules)
         return not skipped and module.out_features > 1  # gates of a single output are kept
 
-    def make(self, value: Tensor, name: str, dtype: torch.dtype) -> list[QuantizedWeight]:
-        """A matrix, or each expert's of a stack, quantized where it lies."""
-        matrices = [value] if value.ndim == 2 else list(value)
-        made = [format_of(self.config).make(m, name, self.config, dtype) for m in matrices]
-        for weight in made if self.config.in_fp8 else ():
-            weight.multiply_in_fp8()
+    def wants_experts(self, name: str) -> bool:
+        """Return whether the fused experts of this name are quantized."""
+        skipped = any(part in name for part in self.config.skip_modules)
+        return self.config.experts and self.stored is None and not skipped
+
+    def make(self, value: Tensor, name: str, dtype: torch.dtype) -> QuantizedWeight:
+        """Quantize a matrix, or a stack of experts' matrices, where it lies."""
+        kind = format_of(self.config)
+        make = kind.make if value.ndim == 2 else kind.make_stack
+        made: QuantizedWeight = make(value, name, self.config, dtype)
+        if self.config.in_fp8:
+            made.multiply_in_fp8()
         return made
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -156,12 +161,12 @@ def install_holders(
                     holder = _holder_of_table(child, name)
             elif isinstance(child, nn.Linear) and quantization.wants(name, child):
                 holder = _holder_of_linear(child, name, quantization.config.int8_threshold)
-            elif is_experts(child) and quantization.config.experts and not quantization.stored:
-                holder = QuantizedExperts(child)
+            elif isinstance(child, QuantizableModule):  # experts, which are in their place already
+                holder = child if quantization.wants_experts(name) else None
             if holder is not None:
                 holder.bits = {
                     attribute: quantization.bits(
-                        f"{name}.{attribute}", getattr(child, attribute).shape
+                        f"{name}.{attribute}", holder.as_held(getattr(child, attribute)).shape
                     )
                     for attribute in holder.weights
                 }
@@ -195,20 +200,3 @@ def _holder_of_linear(module: nn.Linear, name: str, threshold: float | None) -> 
             "add it to skip_modules"
         )
     return QuantizedLinear(module, threshold)
-
-
-def is_experts(module: Any) -> bool:
-    """The layout of most mixtures, as transformers 5.14 to 5.23 declare it: gate and up in one
-    stack, one after the other, no biases, outputs before inputs.
-    """
-    if set(dict(module.named_parameters(recurse=False))) != set(QuantizedExperts.weights):
-        return False
-    if any(True for _ in module.buffers(recurse=False)):
-        return False
-    if not hasattr(module, "act_fn") or not getattr(module, "is_concatenated", True):
-        return False
-    gate = getattr(type(module), "_apply_gate", None)
-    own_gate = gate is not None and gate.__name__ != "_default_apply_gate"
-    up, down = module.gate_up_proj.shape, module.down_proj.shape
-    declared = not getattr(module, "is_transposed", False) and getattr(module, "has_gate", True)
-    return declared and not own_gate and len(up) == 3 and up[1:] == (2 * down[2], down[1])

@@ -1,7 +1,7 @@
-"""A frozen matrix held in few bits: what all formats have in common."""
+"""A frozen matrix, or a stack of them, held in few bits: what all formats have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headrace.kernels.dequantize import dequantize
+from headrace.kernels.experts.fp8_grouped_linear import fp8_grouped_linear
+from headrace.kernels.experts.grouped_linear import frozen_grouped_linear
 from headrace.kernels.fp8_linear import fp8_linear, quantize_rows
 from headrace.kernels.frozen_linear import frozen_linear
 from headrace.schemas.train.quantization_config import QuantizationConfig
@@ -17,10 +19,12 @@ from headrace.schemas.train.quantization_config import QuantizationConfig
 class QuantizedWeight(nn.Module, ABC):
     """A frozen matrix in one format, in named buffers, so that it moves with its module.
 
+    A stack is several matrices of one shape, such as those of all experts.
+
     Attributes:
         kernel: how `kernels.dequantize` calls the format.
         parts: names of the buffers that it takes, in its order; some may be absent.
-        shape: of the matrix, [outputs, inputs].
+        shape: of the matrix, [outputs, inputs], or of the stack, [matrices, outputs, inputs].
         settings: whole numbers that the format needs to read its buffers.
     """
 
@@ -49,6 +53,21 @@ class QuantizedWeight(nn.Module, ABC):
         """
 
     @classmethod
+    def make_stack(
+        cls, value: Tensor, name: str, config: QuantizationConfig, dtype: torch.dtype
+    ) -> Self:
+        """Quantize a stack where it lies, each matrix by itself."""
+        return cls.stacked([cls.make(matrix, name, config, dtype) for matrix in value])
+
+    @classmethod
+    def stacked(cls, matrices: Sequence[Self]) -> Self:
+        """Return a stack of matrices of one shape and the same settings."""
+        parts = [matrix.buffers_by_name for matrix in matrices]
+        buffers = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        shape = torch.Size([len(matrices), *matrices[0].shape])
+        return cls(shape, buffers, matrices[0].settings)
+
+    @classmethod
     @abstractmethod
     def bits(cls, name: str, shape: torch.Size, config: QuantizationConfig) -> float:
         """Return the bits that a weight takes, its share of scales included.
@@ -69,13 +88,14 @@ class QuantizedWeight(nn.Module, ABC):
 
     def multiply_in_fp8(self) -> None:
         """Let products be of 8-bit floats, by scales of this matrix's rows."""
-        _, scales = quantize_rows(self.dequantize(torch.float32))
-        self.register_buffer("row_scales", scales.squeeze(1), persistent=False)
+        matrices = self.dequantize(torch.float32).view(-1, *self.shape[-2:])
+        scales = torch.stack([quantize_rows(matrix)[1] for matrix in matrices])
+        self.register_buffer("row_scales", scales.view(self.shape[:-1]), persistent=False)
 
     @property
-    def in_fp8(self) -> bool:
-        """Say whether products are of 8-bit floats."""
-        return "row_scales" in self._buffers
+    def product_scales(self) -> Tensor | None:
+        """Scales of the rows where products are of 8-bit floats, else None."""
+        return self._buffers.get("row_scales")
 
     @property
     def buffers_by_name(self) -> dict[str, Tensor]:
@@ -99,10 +119,25 @@ class QuantizedWeight(nn.Module, ABC):
             threshold: of 8-bit integers, see `frozen_linear`; other formats have none.
         """
         tensors, settings = self.packed
-        scales = self._buffers.get("row_scales")
+        scales = self.product_scales
         if scales is not None:
             return fp8_linear(x, bias, tensors, self.kernel, self.shape, settings, scales)
         return frozen_linear(x, bias, tensors, self.kernel, self.shape, settings, threshold)
+
+    def grouped_linear(self, x: Tensor, groups: Tensor, offsets: Tensor) -> Tensor:
+        """Return each row of x times the transpose of its matrix, of a stack.
+
+        Args:
+            x: [rows, inputs], sorted by group.
+            groups: [rows], the matrix of each; offsets: [matrices], where each one's rows end.
+        """
+        tensors, settings = self.packed
+        scales = self.product_scales
+        if scales is None:
+            return frozen_grouped_linear(x, offsets, tensors, self.kernel, self.shape, settings)
+        return fp8_grouped_linear(
+            x, groups, offsets, tensors, self.kernel, self.shape, settings, scales
+        )
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Return [..., columns]: some rows, as an embedding looks them up."""

@@ -42,9 +42,9 @@ def is_plain(head: nn.Module) -> bool:
 def projection(head: nn.Module) -> Projection:
     """Return what computes a plain head's logits."""
     held = head.quantized("weight") if isinstance(head, QuantizedLinear) else None
-    if held is None or not held[0].in_fp8:
+    if held is None or held.product_scales is None:
         return functional.linear
-    return lambda hidden, weight: held[0].linear(hidden, None)
+    return lambda hidden, weight: held.linear(hidden, None)
 
 
 def head_loss(

@@ -136,7 +136,7 @@ OVER = {
 @pytest.mark.parametrize("name", OVER)
 def test_over_other_formats_it_is_what_their_numbers_give(name):
     config = QuantizationConfig(**OVER[name], matmul="fp8")
-    (held,) = Quantization(config).make(random(OUTPUTS, INPUTS), "weight", torch.bfloat16)
+    held = Quantization(config).make(random(OUTPUTS, INPUTS), "weight", torch.bfloat16)
     exact = held.dequantize(torch.float32).double()
     x = random(TOKENS, INPUTS, seed=1).requires_grad_()
     output = held.linear(x, None)
@@ -155,7 +155,7 @@ def test_four_bits_become_e4m3_in_triton_as_in_torch(name, transposed):
     from headrace.kernels.dequantize_e4m3_triton import four_bit_e4m3, scaled_e4m3
 
     config = QuantizationConfig(**OVER[name])
-    (held,) = Quantization(config).make(random(OUTPUTS, 192), "weight", torch.float32)
+    held = Quantization(config).make(random(OUTPUTS, 192), "weight", torch.float32)
     exact = held.dequantize(torch.float32)
     scales = exact.abs().amax(1) / LARGEST
     parts, settings = held.packed

@@ -118,7 +118,7 @@ def test_noise_is_uniform_and_as_large_as_the_rows_length_says():
                 "scheduler": {"type": "cosine"},
                 "optimizer": {"type": "adamw_schedule_free", "lr": 1e-4},
             },
-            "takes the place of a falling rate",
+            "takes the place of a falling learning rate",
         ),
         ({"optimizer": {"type": "adam", "lr": 1e-4, "weight_decay": 0.1}}, "has no decay"),
     ],

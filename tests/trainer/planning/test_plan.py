@@ -135,7 +135,7 @@ def test_what_makes_it_fit_is_said_and_does(model):
 def test_quantized_weights_take_what_they_will(model):
     plain, smaller = (planned(model, 2, adapter=LORA, quantization=q) for q in (None, NF4))
     stage = build_stage(smaller.config, 0, CPU).stage
-    held = sum(tensor.nbytes for name, tensor in stage.named_buffers() if ".part_" in name)
+    held = sum(tensor.nbytes for name, tensor in stage.named_buffers() if ".quantized_" in name)
     size = smaller.plan.size.parts(smaller.stages[0].layers[0], 0, 2)
     assert sum(part.quantized_bytes for part in size) == pytest.approx(held, rel=0.03)
     saved = 2 * sum(part.quantized for part in size) - sum(part.quantized_bytes for part in size)

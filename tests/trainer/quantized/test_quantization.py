@@ -58,19 +58,19 @@ def models(tmp_path_factory):
 
 def held_in(built):
     return {
-        base_name(name): matrices
+        base_name(name): weight
         for part in built
-        for name, matrices in quantized_weights_of(part.stage.names)
+        for name, weight in quantized_weights_of(part.stage.names)
     }
 
 
 def same_bits(ours, theirs):
     assert ours.keys() == theirs.keys()
-    for name, matrices in ours.items():
-        for mine, other in zip(matrices, theirs[name], strict=True):
-            assert mine.buffers_by_name.keys() == other.buffers_by_name.keys()
-            for key, part in mine.buffers_by_name.items():
-                assert torch.equal(part, other.buffers_by_name[key]), (name, key)
+    for name, mine in ours.items():
+        other = theirs[name]
+        assert mine.buffers_by_name.keys() == other.buffers_by_name.keys()
+        for key, part in mine.buffers_by_name.items():
+            assert torch.equal(part, other.buffers_by_name[key]), (name, key)
 
 
 def by_transformers(directory, kind):
@@ -91,7 +91,7 @@ def test_bitsandbytes_through_transformers_and_peft_computes_the_same(models, ki
     model.train()  # in evaluation bitsandbytes on CPU packs weights again, and rounds activations
     held = held_in(built)
     assert len(held) == 4 * 7
-    for name, (matrix,) in held.items():
+    for name, matrix in held.items():
         path = name.removesuffix(".weight")
         parameter = model.get_submodule(f"base_model.model.{path}.base_layer").weight
         codes = getattr(parameter, "CB", None) if kind == "int8" else parameter.data
@@ -198,7 +198,7 @@ def test_the_hqq_settings_of_the_first_name_that_matches_count(models):
         "dynamic_config": {"mlp.down": {"bits": 8}, "down_proj": {"bits": 2}, "0.mlp": {"bits": 2}},
     }
     held = held_in(build(config_of(models["mistral"], 1, LORA, quantization=settings)))
-    bits = {name: matrices[0].settings["bits"] for name, matrices in held.items()}
+    bits = {name: weight.settings["bits"] for name, weight in held.items()}
     assert bits["model.layers.0.mlp.down_proj.weight"] == 8
     assert bits["model.layers.0.mlp.up_proj.weight"] == 2
     assert bits["model.layers.1.mlp.up_proj.weight"] == 4
@@ -213,7 +213,7 @@ def test_pissa_starts_from_the_weight_as_it_was_before_it_is_quantized(models):
         assert torch.equal(mine.parameter, other.parameter), mine.name
     rest = dict(plain.stage.canonical_parameters())
     settings = config_of(models["mistral"], 1, adapter, quantization=NF4).quantization
-    for name, (matrix,) in quantized_weights_of(ours.stage.names):
+    for name, matrix in quantized_weights_of(ours.stage.names):
         again = format_of(settings).make(rest[name], name, settings, torch.float32)
         assert torch.equal(matrix.codes, again.codes)
 
@@ -228,7 +228,7 @@ def test_the_predicted_size_is_what_is_held(models):
         plan = plan_model(config)
         predicted = sum(part.quantized_bytes for part in plan.size.layers)
         held = held_in(build(config))
-        found = sum(matrix.nbytes for matrices in held.values() for matrix in matrices)
+        found = sum(weight.nbytes for weight in held.values())
         assert predicted == pytest.approx(found, rel=0.08), settings  # rounded up in tiny matrices
 
 

@@ -1,0 +1,107 @@
+"""Experts of every layout, sorted and multiplied group by group, against transformers' own."""
+
+import copy
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from headrace.trainer.layers.experts import GroupedExperts, has_known_layout, install_experts
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+}
+FAMILIES = {
+    "mixtral": {"num_local_experts": 5},
+    "qwen2_moe": {"num_experts": 5},
+    "qwen3_moe": {"num_experts": 5},
+    "gpt_oss": {"num_local_experts": 5, "head_dim": 8},
+}
+TOKENS, EACH, EXPERTS = 11, 2, 5
+
+
+def experts_of(family):
+    """Experts of a model of transformers, with weights that matter."""
+    config = CONFIG_MAPPING[family](**SMALL | FAMILIES[family])
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
+    (found,) = [part for part in model.modules() if has_known_layout(part)]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in found.parameters():
+        parameter.data.normal_(std=0.5, generator=generator)
+    return found
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(TOKENS, SMALL["hidden_size"], generator=generator)
+    scores = torch.rand(TOKENS, EXPERTS - 1, generator=generator)  # the last one is sent nothing
+    weights, chosen = scores.topk(EACH, dim=-1)
+    return hidden.requires_grad_(), chosen, weights.requires_grad_()
+
+
+def relative(ours, exact):
+    return float((ours - exact).norm() / exact.norm())
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tiny config's rotary factors
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_outputs_and_gradients_are_transformers_own(family, trained):
+    theirs = experts_of(family).requires_grad_(trained)
+    ours = GroupedExperts(copy.deepcopy(theirs))
+    assert ours.gate is not None, "the fused gate is used"
+    found, expected = [], []
+    for experts, results in ((theirs, expected), (ours, found)):
+        hidden, chosen, weights = inputs()
+        output = experts(hidden, chosen, weights)
+        wanted = [hidden, weights, *(experts.parameters() if trained else ())]
+        gradients = torch.autograd.grad((output * hidden.detach().cos()).sum(), wanted)
+        results += [output, *gradients]
+    assert max(map(relative, found, expected)) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tokens_that_go_nowhere_add_nothing():
+    ours = GroupedExperts(experts_of("mixtral").requires_grad_(False))
+    hidden, chosen, weights = inputs()
+    chosen[3] = EXPERTS  # transformers' mark
+    output = ours(hidden, chosen, weights)
+    assert not output[3].any()
+    assert output[2].any()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_gate_of_another_kind_is_computed_by_transformers_code():
+    theirs = experts_of("mixtral")
+    theirs.act_fn = torch.nn.GELU()
+    ours = GroupedExperts(copy.deepcopy(theirs))
+    assert ours.gate is None
+    torch.testing.assert_close(ours(*inputs()), theirs(*inputs()))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compiler_takes_experts_in_one_piece(family):
+    ours = GroupedExperts(experts_of(family).requires_grad_(False))
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs()), ours(*inputs()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_experts_are_replaced_wherever_they_are():
+    config = CONFIG_MAPPING["qwen3_moe"](**SMALL | {"num_experts": 5, "num_hidden_layers": 2})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    names = [name for name, _ in model.named_parameters()]
+    install_experts(model)
+    assert sum(isinstance(part, GroupedExperts) for part in model.modules()) == 2
+    assert [name for name, _ in model.named_parameters()] == names
