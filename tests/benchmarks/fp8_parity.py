@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -33,7 +34,7 @@ VARIANTS = {  # name -> overrides of the config
     "NF4, FP8 products": [NF4.replace("}", ',matmul="fp8"}')],
 }
 REFERENCE = {"FP8": "bfloat16", "FP8, head too": "bfloat16", "NF4, FP8 products": "NF4"}
-ROWS, EVALUATIONS = 4, 6
+ROWS, EVALUATIONS = 16, 6
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 CONFIG = """\
 model = "{model}"
@@ -64,10 +65,20 @@ def evaluation_losses(config: Path, name: str, overrides: list[str]) -> dict[int
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "evaluation"}
 
 
-def gradients(config: TrainConfig, device: torch.device) -> dict[int, Tensor]:
-    """The gradient of each layer's adapters over one fixed batch, flat, float32."""
+def first_rows(shards: Path) -> list[list[int]]:
+    """The ids of the first full rows of a shard directory."""
+    path = min(shards.glob("train-*.parquet"))
+    ids: list[list[int]] = pq.read_table(path, columns=["input_ids"])["input_ids"].to_pylist()
+    full = max(map(len, ids))
+    return [row for row in ids if len(row) == full][:ROWS]
+
+
+def gradients(
+    config: TrainConfig, rows: list[list[int]], device: torch.device
+) -> dict[int, Tensor]:
+    """The gradient of each layer's adapters over some rows of one length, flat, float32."""
     built = build_stage(config, 0, device)
-    stage, length = built.stage.train(), 256
+    stage, length = built.stage.train(), len(rows[0])
     generator = torch.Generator().manual_seed(0)
     found: dict[int, list[Tensor]] = {}
     parameters = [(name, p) for name, p in stage.canonical_parameters().items() if p.requires_grad]
@@ -76,9 +87,9 @@ def gradients(config: TrainConfig, device: torch.device) -> dict[int, Tensor]:
         parameter.data.add_(value.to(parameter))
     if stage.before_step is not None:
         stage.before_step()
-    ids = torch.randint(0, 40000, (ROWS, length), generator=generator).to(device)
+    ids = torch.tensor(rows, device=device)
     batch = MicroBatch(
-        [[length]] * ROWS, [length] * ROWS, ids.roll(-1, 1), 1 / ids.numel(), 0.0, seed=0
+        [[length]] * len(rows), [length] * len(rows), ids.roll(-1, 1), 1 / ids.numel(), 0.0, seed=0
     )
     stage(ids, batch).value.backward()
     for name, parameter in parameters:
@@ -117,9 +128,10 @@ def main() -> None:
         values = {"model": options.model.resolve(), "shards": options.shards.resolve()}
         every = max(1, options.steps // EVALUATIONS)
         path.write_text(CONFIG.format(**values, steps=options.steps, every=every))
-        exact = gradients(load_config(TrainConfig, path, ['dtype="float32"']), device)
+        rows = first_rows(options.shards)
+        exact = gradients(load_config(TrainConfig, path, ['dtype="float32"']), rows, device)
         for name, overrides in VARIANTS.items():
-            near = gradients(load_config(TrainConfig, path, overrides), device)
+            near = gradients(load_config(TrainConfig, path, overrides), rows, device)
             cosines = [cosine_similarity(near[layer], exact[layer], 0).item() for layer in exact]
             losses[name] = evaluation_losses(path, name, overrides)
             last = list(losses[name].values())[-1]
