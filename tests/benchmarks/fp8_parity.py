@@ -67,7 +67,7 @@ def evaluation_losses(config: Path, name: str, overrides: list[str]) -> dict[int
 
 def first_rows(shards: Path) -> list[list[int]]:
     """The ids of the first full rows of a shard directory."""
-    path = min(shards.glob("train-*.parquet"))
+    path = min(shards.glob("shard-*.parquet"))
     ids: list[list[int]] = pq.read_table(path, columns=["input_ids"])["input_ids"].to_pylist()
     full = max(map(len, ids))
     return [row for row in ids if len(row) == full][:ROWS]
