@@ -26,7 +26,8 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
     "schemas": "shards train prepare".split(),
     "jobs": "migration commands tools".split(),
 }
-BASE = {"parallel", "quiet", "failure"}  # of the trainer: imported by any folder, import no folder
+# of the trainer: imported by any folder, import no folder
+BASE = {"parallel", "rendezvous", "quiet", "failure"}
 MOST_FILES = 18  # in a folder, its __init__ left out
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
 FORBIDDEN = {"schemas": {*LEARNING, "rich"}, "dataprep": LEARNING, "trainer": {"rich"}}

@@ -111,7 +111,7 @@ def connect_and_train(config: TrainConfig, inputs: Inputs, rank: int, *, resume:
     from headrace.trainer.parallel import connect, set_threads
     from headrace.trainer.run.loop import train
 
-    layout = connect(config.pipeline_stages, columns=config.neighbors == "replicas")
+    layout = connect(inputs.dims)
     set_threads(config)
     check_agreement(inputs, layout)
     if layout.publishes(node_local=config.checkpoint.node_local):

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from headrace.jobs.commands.launch import launch
 from headrace.jobs.tools.bench_inputs import write_model
+from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import StepInputs, pinned
 from headrace.trainer.building.chunks import build_chunks
@@ -165,7 +166,7 @@ def micro_batches_of(inputs: StepInputs, device: torch.device) -> Iterator[Micro
 
 def alone(layout: RankLayout) -> RankLayout:
     """This rank as if there were no other: it gets ids and labels."""
-    return RankLayout(**{**vars(layout), "stage": 0, "stages": 1})
+    return RankLayout(layout.device, first_stage_group=layout.first_stage_group)
 
 
 def step_alone(built: BuiltStage, inputs: StepInputs, device: torch.device) -> None:
@@ -307,7 +308,7 @@ def run_rank(options: argparse.Namespace) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(options.limit))
     quiet_libraries()
-    layout = connect(options.stages)
+    layout = connect(ParallelDims(stages=options.stages))
     config = config_of(options, options.folder / MEASURED)
     set_threads(config)
     show(check_gradients(options, layout), layout)

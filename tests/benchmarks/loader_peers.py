@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 
 from headrace.dataprep.prepare import prepare
 from headrace.jobs.commands.launch import free_port, rank_environment
+from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.feed import Feed
@@ -189,7 +190,7 @@ def rate(batches: Batches) -> float:
 
 def rank_memory(way: str, folder: Path, workers: int) -> None:
     """Print what loading adds to the PSS of all ranks over an epoch, in bytes."""
-    layout = connect(RANKS)
+    layout = connect(ParallelDims(stages=RANKS))
     for name in LIBRARIES[way]:
         importlib.import_module(name)
     before = memory_of(layout)

@@ -1,6 +1,7 @@
-"""Writes the parity table of docs/families.md: every family, mode and number of stages.
+"""Writes the tables of docs/families.md: what becomes of each model type of transformers, and the
+parity of every family with a record, mode and number of stages.
 
-Run it as `make families`; it takes about a minute.
+Run it as `make families`; it takes some minutes.
 """
 
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import torch
 from family_modes import MODES, TOLERANCE
+from model_types import TYPES, outcome
 from tiny_families import FAMILIES, save_tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 BEGIN, END = "<!-- begin: parity -->\n", "<!-- end: parity -->\n"
+TYPES_BEGIN, TYPES_END = "<!-- begin: types -->\n", "<!-- end: types -->\n"
 STAGES = (1, 2, 3)
 
 
@@ -34,9 +37,38 @@ def table():
     return "\n".join(lines) + "\n"
 
 
+def types_table():
+    """Markdown: the types that equal transformers, and the reasons why the others are refused."""
+    found = {}
+    for model_type in TYPES:
+        found[model_type] = outcome(model_type)
+        sys.stderr.write(f"{model_type}: {found[model_type]}\n")
+    equal = {name: value for name, value in found.items() if isinstance(value, float)}
+    lines = [
+        f"Equal, with the largest relative difference ({len(equal)} of {len(found)}): "
+        + ", ".join(f"`{name}` {value:.0e}" for name, value in equal.items())
+        + ".",
+        "",
+        "| refused because | types |",
+        "| --- | --- |",
+    ]
+    by_reason = {}
+    for name, value in found.items():
+        if name not in equal:
+            by_reason.setdefault(value, []).append(f"`{name}`")
+    lines += [f"| {reason} | {', '.join(names)} |" for reason, names in sorted(by_reason.items())]
+    return "\n".join(lines) + "\n"
+
+
+def put(begin, end, text):
+    """Replace what the page has between two marks."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    PAGE.write_text(before + begin + text + end + rest.partition(end)[2])
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(before + BEGIN + table() + END + after)
+    if "--types" not in sys.argv:
+        put(BEGIN, END, table())
+    put(TYPES_BEGIN, TYPES_END, types_table())

@@ -13,8 +13,9 @@ from headrace.trainer.batches.loader_builder import build_train_loader
 from headrace.trainer.order.data_history import open_history
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.run_length import find_run_length
-from headrace.trainer.parallel import connect, gather_objects, process_environment
+from headrace.trainer.parallel import connect, gather_objects
 from headrace.trainer.preflight import check
+from headrace.trainer.rendezvous import process_environment
 from headrace.trainer.shards.packed_rows import places_in_order, rows_digest
 
 
@@ -22,7 +23,7 @@ def main(path: Path, output: Path, settings: list[str]) -> None:
     config = load_config(TrainConfig, path, settings)
     _, _, processes = process_environment()
     inputs = check(config, processes)
-    layout = connect(config.pipeline_stages)
+    layout = connect(inputs.dims)
     data_history = open_history(config, inputs, history=[], first_row=0)
     run_length = find_run_length(config, inputs, data_history, 0, Position())
     feed = Feed(

@@ -10,6 +10,7 @@ import psutil
 import torch.distributed as dist
 
 from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader_builder import build_loader
@@ -29,7 +30,7 @@ SETTINGS = {
 
 
 def main(output: Path, directories: list[Path]) -> None:
-    layout = connect(4)
+    layout = connect(ParallelDims(stages=4))
 
     def pss() -> int:
         return sum(gather_objects(own_pss(), layout.world_group))

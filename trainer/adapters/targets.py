@@ -241,10 +241,10 @@ def add_adapter(model: nn.Module, adapter: LoraConfig) -> nn.Module:
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
             warnings.filterwarnings("ignore", message=".*tied.*")
             warnings.filterwarnings("ignore", message=".*rank_pattern.*", category=RuntimeWarning)
-            name = adapter.base_model_name_or_path
+            if adapter.base_model_name_or_path:  # or PEFT puts what the model says in its place
+                model.__dict__["name_or_path"] = adapter.base_model_name_or_path
             frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
             wrapped: nn.Module = get_peft_model(model, adapter, adapter_name=ADAPTER)
-            adapter.base_model_name_or_path = name  # PEFT puts the config's own in its place
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"adapter.target_modules = {adapter.target_modules}: {str(error).splitlines()[0]}"

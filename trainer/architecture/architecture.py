@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace.trainer.architecture.config_limits import read_model_config, transformers_reads
 from headrace.trainer.architecture.families import FAMILIES, Family, check_family, refuse
-from headrace.trainer.architecture.weight_index import has_weights, stored_tensors
+from headrace.trainer.architecture.weight_index import has_weights, same_bytes, stored_tensors
+from headrace.trainer.architecture.weight_names import CheckpointNames
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 # a field of `Family` -> the key of config.json that most models name it by
@@ -105,7 +106,27 @@ def read_architecture(directory: Path) -> Architecture:
         text.tie_word_embeddings = not any(
             name.endswith("lm_head.weight") for name in stored_tensors(directory)
         )
-    return architecture_of(text, str(directory))
+    architecture = architecture_of(text, str(directory))
+    if text is whole and architecture.tied and has_weights(directory):
+        text.tie_word_embeddings = not has_own_head(directory, architecture)
+    return architecture
+
+
+def has_own_head(directory: Path, architecture: Architecture) -> bool:
+    """Return whether the files hold a head other than the embedding that config.json ties it to.
+
+    transformers 5 then unties them.
+    """
+    stored = stored_tensors(directory)
+    if not any(f".{name}".endswith(f".{architecture.family.head}.weight") for name in stored):
+        return False
+    names = CheckpointNames(lay_out(architecture), stored)
+    family = architecture.family
+    parts = [f"{path}.weight" for path in (family.head, family.embedding)]
+    if not all(part in names for part in parts):
+        return False
+    head, embedding = (stored[names.stored(part)[0]] for part in parts)
+    return not same_bytes(head, embedding)
 
 
 def architecture_of(config: Any, path: str) -> Architecture:

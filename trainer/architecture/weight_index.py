@@ -28,6 +28,7 @@ MAX_INDEX = 64 << 20  # bytes
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 SAMPLES = 64  # places a file is sampled at for its fingerprint
 SAMPLE_BYTES = 4096
+COMPARED_BYTES = 16 << 20  # at once
 
 CONVERT = (
     "load the model with transformers in an environment that you trust and write it with "
@@ -148,6 +149,20 @@ def check_places(tensors: Mapping[str, StoredTensor], start: int) -> None:
         if tensor.offset != at:
             raise ValueError(f"{shown(name)} lies at {tensor.offset}, not at {at}")
         at += tensor.nbytes
+
+
+def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
+    """Return whether two tensors hold the same, up to the first part that differs."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with one.path.open("rb") as first, other.path.open("rb") as second:
+        first.seek(one.offset)
+        second.seek(other.offset)
+        for done in range(0, one.nbytes, COMPARED_BYTES):
+            size = min(COMPARED_BYTES, one.nbytes - done)
+            if first.read(size) != second.read(size):
+                return False
+    return True
 
 
 def weights_fingerprint(directory: Path) -> str:

@@ -65,7 +65,7 @@ class Feed:
     """
 
     def __init__(self, layout: RankLayout, loader: GroupLoader | None) -> None:
-        assert (loader is not None) == layout.is_first, "one loader per pipeline group"
+        assert (loader is not None) == layout.leads, "one loader per pipeline group"
         self.layout = layout
         self.loader = loader
 
@@ -92,7 +92,7 @@ class Feed:
         """Give every stage of the pipeline its part of what the first one has read."""
         if batch is None:
             received: list[StepInputs] = [None]  # type: ignore[list-item]
-            source = self.layout.rank_of(0)
+            source = self.layout.leader
             dist.recv_object_list(received, src=source, group=self.layout.pipeline_group)
             return replace(received[0], labels=pinned(received[0].labels))
         counts = gather_objects(Counts.of(batch), self.layout.first_stage_group)

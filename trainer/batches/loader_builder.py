@@ -32,7 +32,7 @@ def build_train_loader(
     stop_row: int | None,
 ) -> GroupLoader | None:
     """The loader of this pipeline group, on its first stage only."""
-    if not layout.is_first:
+    if not layout.leads:
         return None
     micro_batches = config.gradient_accumulation_steps
     stream = train_stream(config, data_history)

@@ -6,6 +6,7 @@ norms, biases and buffers are as large as trained ones, so that soft-caps and mu
 
 import copy
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from headrace.schemas.errors import HeadraceError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.architecture import Architecture, read_architecture
 from headrace.trainer.architecture.families import refuse
@@ -36,25 +39,37 @@ logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5  # of losses and gradients, relative, in float32
 DOCUMENTS = [5, 11, 8]
+FOLDER = re.compile(r"\S*headrace-trial-\w+(/\S+)?:? ?")  # which is gone when one reads of it
 CPU = torch.device("cpu")
 WIDE = 3.0  # logits of trained models reach 10 to 30
 SPREAD = 0.3  # of norms, biases and buffers
-FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
+FAILURES = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    StrictDataclassError,  # of a config that transformers does not take
+)
 
 
-def check_against_transformers(architecture: Architecture, path: str) -> None:
+def check_against_transformers(architecture: Architecture, path: str) -> float:
     """Compare losses and gradients of packed documents with those of each document alone, in full
     fine-tuning and with adapters.
+
+    Returns:
+        The largest relative difference.
 
     Raises:
         ConfigError: they differ, or the model cannot be run this way at all.
     """
-    model_type = architecture.config.model_type
+    model_type, largest = architecture.config.model_type, 0.0
     for kind in ("none", "lora"):
         try:
             losses, gradients = try_out(architecture, kind)
-        except FAILURES as error:
-            text = str(error).splitlines()[0] if str(error) else ""
+        except (*FAILURES, HeadraceError) as error:
+            text = FOLDER.sub("", str(error)).splitlines()[0] if str(error) else ""
             reason = f"a tiny one cannot be run in stages ({type(error).__name__}: {text})"
             raise refuse(path, model_type, reason) from None
         for what, difference in (("losses", losses), ("gradients", gradients)):
@@ -64,7 +79,9 @@ def check_against_transformers(architecture: Architecture, path: str) -> None:
                     f"tiny one in stages {what} are off from transformers' by {difference:.1e}"
                 )
                 raise refuse(path, model_type, reason)
+        largest = max(largest, losses, gradients)
     logger.info('%s: model_type "%s" has no record; a tiny one passed its trial', path, model_type)
+    return largest
 
 
 def try_out(architecture: Architecture, kind: str) -> tuple[float, float]:

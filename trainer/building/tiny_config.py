@@ -24,7 +24,6 @@ SET = {
     "shared_expert_intermediate_size": 16,
     "shared_intermediate_size": 16,
     "head_dim": HEAD,
-    "global_head_dim": HEAD,
     "kv_channels": HEAD,
     "v_head_dim": HEAD,
     "qk_nope_head_dim": HEAD,
@@ -87,19 +86,30 @@ def keep_layers(values: dict[str, Any], kept: list[int], layers: int) -> None:
     for key, value in values.items():
         if isinstance(value, list) and len(value) == layers:
             values[key] = [value[layer] for layer in kept]
+        elif key == "per_layer_config" and value:
+            by_number = {int(layer): changes for layer, changes in value.items()}
+            places = enumerate(kept)
+            values[key] = {place: by_number[layer] for place, layer in places if layer in by_number}
         elif key == "mlp_only_layers" and value:
             values[key] = [place for place, layer in enumerate(kept) if layer in value]
 
 
 def set_sizes(values: dict[str, Any], config: Any) -> None:
     """Set the sizes of a config and of the tables in it, in place."""
-    text_heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // text_heads
+
+    def original(key: str) -> int:
+        return int(values[config.attribute_map.get(key, key)])
+
+    text_heads = original("num_attention_heads")
+    head = values.get("head_dim") or original("hidden_size") // text_heads
     grouped = any((values.get(key) or 1) > 1 for key in GROUPS)
     for table in tables(values):
+        wider = is_size(table.get("head_dim")) and table["head_dim"] > head
         table |= {key: value for key, value in SET.items() if is_size(table.get(key))}
         table |= {k: min(v, table[k]) for k, v in AT_MOST.items() if is_size(table.get(k))}
         table |= {k: 8 if grouped else 4 for k in EXPERTS if is_size(table.get(k)) and table[k] > 1}
+        if wider:  # as gemma4's in its layers with full attention
+            table["head_dim"] = 2 * HEAD
         for key in KEY_HEADS:
             if is_size(table.get(key)):
                 table[key] = fewer_heads(table[key], text_heads)

@@ -17,7 +17,8 @@ from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.building.checkpoint_files import stage_file
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.checkpoint.checkpoint_folder import CheckpointFolder, collect_tensors
-from headrace.trainer.parallel import RankLayout, gather_objects, local_ranks
+from headrace.trainer.parallel import RankLayout, gather_objects
+from headrace.trainer.rendezvous import local_ranks
 
 logger = logging.getLogger(__name__)
 

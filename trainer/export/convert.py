@@ -23,6 +23,7 @@ from headrace.schemas.train.run_state import (
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.initial_values import takes_over
 from headrace.trainer.adapters.names import exported_tensors, side_by_side
+from headrace.trainer.adapters.whole_names import WholeNames, whole_names
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_writer import (
     ModelWriter,
@@ -75,7 +76,8 @@ def convert(
     with new_output(output) as temporary:
         temporary.mkdir()
         if plan.lora is not None or config.adapter.kind == "control":
-            write_adapter(config, plan.lora, tensors, temporary)
+            names = whole_names(model_directory(config.model), plan.architecture)
+            write_adapter(config, plan.lora, tensors, temporary, names)
         else:
             stored = stored_dtype(plan.architecture.config)
             dtype = saved_dtype(config.checkpoint.save_dtype, stored)
@@ -120,7 +122,11 @@ def run_config(run: Path, model: Path | None) -> TrainConfig:
 
 
 def write_adapter(
-    config: TrainConfig, lora: LoraConfig | None, tensors: CheckpointTensors, output: Path
+    config: TrainConfig,
+    lora: LoraConfig | None,
+    tensors: CheckpointTensors,
+    output: Path,
+    names: WholeNames,
 ) -> None:
     """Write the same adapter, bit by bit, that training itself would have exported.
 
@@ -141,7 +147,7 @@ def write_adapter(
         finish_control(output, exported, config.adapter, config.model)
         return
     restarts = max((len(value) for value in merged.values()), default=0)
-    finish_adapter(output, exported, lora, 2 if initial else 1 + restarts)
+    finish_adapter(output, exported, lora, 2 if initial else 1 + restarts, names)
 
 
 def write_model(

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from headrace.schemas.publish import remove_tree, rename_durably
 from headrace.schemas.train.adapter_config import AdapterConfig
-from headrace.trainer.adapters.names import as_plain_lora, exported_tensors, side_by_side
+from headrace.trainer.adapters.names import (
+    PEFT_PREFIX,
+    as_plain_lora,
+    exported_tensors,
+    side_by_side,
+)
+from headrace.trainer.adapters.whole_names import WholeNames, whole_names
 from headrace.trainer.architecture.model_writer import (
     ModelWriter,
     as_saved,
@@ -82,14 +88,15 @@ def export_adapter(
     built: BuiltStage, layout: RankLayout, model: Path, directory: Path, dtype: torch.dtype
 ) -> None:
     """Write the adapters of all stages to one file, at the first rank."""
-    parts = gather_at_first(adapter_tensors(built, dtype) if layout.replica == 0 else {}, layout)
+    parts = gather_at_first(adapter_tensors(built, dtype) if layout.is_first_copy else {}, layout)
     tensors = {name: value for part in parts for name, value in part.items()}
     width = max(gather_objects(built.width, layout.world_group))
     if layout.rank == 0 and built.control is not None:
         finish_control(directory, tensors, built.control, model)
     elif layout.rank == 0:
         assert built.lora_config is not None
-        finish_adapter(directory, tensors, built.lora_config, width)
+        names = whole_names(model, built.architecture)
+        finish_adapter(directory, tensors, built.lora_config, width, names)
 
 
 def export_model(
@@ -121,16 +128,31 @@ def adapter_tensors(built: BuiltStage, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def finish_adapter(
-    directory: Path, tensors: dict[str, Tensor], config: LoraConfig, width: int
+    directory: Path,
+    tensors: dict[str, Tensor],
+    config: LoraConfig,
+    width: int,
+    names: WholeNames | None = None,
 ) -> None:
     """One file with its config, as PEFT expects.
 
     Args:
         width: how many times as wide as the trained adapters they are written.
+        names: of the text model in a multimodal checkpoint's own model, if it is part of one.
     """
+    names = names or WholeNames()
+    paths = {
+        name.partition(".lora_")[0].removeprefix(PEFT_PREFIX)
+        for name in tensors
+        if ".lora_" in name and ".experts." not in name
+    }
+    tensors = {names.outward(name): value for name, value in tensors.items()}
     save_tensors(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
     config = as_plain_lora(config, width)
     config.inference_mode = True
+    if names.prefixes and config.target_modules:  # in full, since other parts have such names too
+        config.target_modules = {names.outward(path) for path in paths}
+        config.layers_to_transform = None
     if isinstance(config.target_modules, set):  # whose order is another one in each process
         config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(directory))

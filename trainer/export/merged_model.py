@@ -16,6 +16,7 @@ from headrace.trainer.adapters.names import PEFT_PREFIX, base_name, file_name, i
 from headrace.trainer.adapters.patterns import name_modules
 from headrace.trainer.adapters.peft_settings import read_peft_settings
 from headrace.trainer.adapters.targets import add_adapter
+from headrace.trainer.adapters.whole_names import whole_names
 from headrace.trainer.architecture.architecture import Architecture, lay_out, read_architecture
 from headrace.trainer.architecture.model_writer import (
     ModelWriter,
@@ -58,10 +59,14 @@ def write_merged(
     if scale != 1 and (settings.use_dora or settings.modules_to_save):
         kind = "DoRA adapters" if settings.use_dora else "whole modules"
         raise ConfigError(f"--scale {scale}: {kind} cannot be scaled; merge them as they are")
-    name_modules(settings, [name for name, _ in skeleton.named_modules()], adapter)
+    names = whole_names(model, architecture)
+    name_modules(settings, names.modules or [n for n, _ in skeleton.named_modules()], adapter)
+    if isinstance(settings.target_modules, list | set):
+        settings.target_modules = {names.inward(target) for target in settings.target_modules}
     wrapped = add_adapter(lay_out(architecture), settings)
     count = 0
-    tensors = load_file(adapter / "adapter_model.safetensors")
+    stored = load_file(adapter / "adapter_model.safetensors")
+    tensors = {names.inward(name): value for name, value in stored.items()}
     unused = set(tensors)
     layers = range(architecture.config.num_hidden_layers)
     paths = [family.embedding, *(f"{family.layers}.{index}" for index in layers)]

@@ -154,9 +154,6 @@ class StageEngine(PipelineEngine):
         self._forward_outputs.clear()
         self._exec_schedule(kind(micro_batches, self.num_stages, self.stage_id))
 
-    def _global_micro_batch(self, micro_batch: int) -> int:
-        return micro_batch * self.layout.replicas + self.layout.replica
-
     def _token_ids(self, index: int) -> Tensor:
         """[b, s] of a micro-batch, where the embedding is; first stage only."""
         embedding = self.chunks[0].embedding
@@ -186,7 +183,7 @@ class StageEngine(PipelineEngine):
             labels=None if labels is None else to_device(labels, self.device).long(),
             loss_scale=1.0 / max(1, inputs.pair_count or inputs.trained_tokens),
             router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
-            seed=self._step_seed + self._global_micro_batch(index),
+            seed=self._step_seed + self.layout.global_micro_batch(index),
             pairs=None if inputs.pairs is None else inputs.pairs[index],
             chosen_scale=1.0 / max(1, inputs.chosen_tokens),
             control_classes=None if classes is None else to_device(classes[index], self.device),
@@ -233,7 +230,7 @@ def _as_pipeline_module(chunks: Sequence[Stage], layout: RankLayout) -> Pipeline
     """Wrap the chunks as one DeepSpeed layer, so that cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
     places[layout.stage] = nn.ModuleList(chunks)
-    axes = {"data": layout.replicas, "pipe": layout.stages}
-    order = ["pipe", "data"] if layout.columns else ["data", "pipe"]
-    topology = ProcessTopology(axes=order, dims=[axes[name] for name in order])
+    names = {"replica": "data", "stage": "pipe"}
+    axes = {names[axis]: size for axis, size in layout.dims.axes.items() if axis in names}
+    topology = ProcessTopology(axes=list(axes), dims=list(axes.values()))
     return PipelineModule(layers=places, topology=topology, partition_method="uniform")

@@ -70,7 +70,7 @@ class RejectedSampling:
         if batch is not None:
             seed = derive_seed(self.seed, "rejected answers", step)
             prompts = [list(prompts_of(batch, self.room, self.settings, seed))]
-        source = self.layout.rank_of(0)
+        source = self.layout.leader
         dist.broadcast_object_list(prompts, src=source, group=self.layout.pipeline_group)
         answers = self.generator.generate(prompts[0])
         if batch is not None:

@@ -106,21 +106,18 @@ def plan_run(
     Raises:
         ConfigError, DataError: model or datasets that do not fit.
     """
-    if gpus % config.pipeline_stages:
-        raise ConfigError(
-            f"pipeline_stages = {config.pipeline_stages} does not divide the {gpus} GPUs"
-        )
+    dims = config.dims(gpus)
     length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
     plan = plan or plan_model(config)
     dtype = compute_dtype(config, torch.device("cuda"))
     size = plan.size
     activations = activations or layer_activations(plan, config, dtype, length)
     cut = partition(as_parts(config), size)
-    stages = config.pipeline_stages
+    stages = dims.stages
     return RunPlan(
         config,
         plan,
-        gpus // stages,
+        dims.replicas,
         length,
         activations,
         [

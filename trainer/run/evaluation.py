@@ -87,7 +87,7 @@ def build_evaluation_sets(
         count = partial(count_sequences, inputs.sequence_tokens, stream, rows, Position())
         places = from_first_rank(count, layout)
         loader = None
-        if layout.is_first:
+        if layout.leads:
             loader = build_loader(config, inputs, layout, stream, EVALUATION_MICRO_BATCHES, rows)
         per_batch = config.micro_batch_size * EVALUATION_MICRO_BATCHES * layout.replicas
         sets.append(EvaluationSet(name, -(-places // per_batch), Feed(layout, loader), loader))

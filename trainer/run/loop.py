@@ -180,9 +180,9 @@ class Loop:
             written=self.saver.progress(),
             quarantined=self.session.feed.take_quarantined(),
             data_seconds=data_seconds,
-            norms=norms if self.layout.replica == 0 else None,
+            norms=norms if self.layout.is_first_copy else None,
             tokens=losses.token_sample(),
-            answers=answers if self.layout.is_first else None,
+            answers=answers if self.layout.leads else None,
         )
 
     def note_step(self, inputs: StepInputs, report: Report, lr: float, norm: float) -> None:
@@ -206,8 +206,7 @@ class Loop:
             lr=lr,
             gradient_norm=norm,
             seconds=seconds,
-            flops_per_token=session.built.flops_per_token
-            / (self.layout.stages * self.layout.replicas),
+            flops_per_token=session.built.flops_per_token / self.layout.dims.world,
         )
         self.interval.add(report, facts)
 
