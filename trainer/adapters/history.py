@@ -1,4 +1,4 @@
-"""What adapters were before their present values, as far as exporting them needs it."""
+"""Earlier values of adapters, which exporting them needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

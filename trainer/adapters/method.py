@@ -1,4 +1,4 @@
-"""What a tuning method is: all that depends on what is trained, asked of one object."""
+"""A tuning method: one object that is asked for all that depends on what is trained."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from headrace.trainer.architecture.architecture import Architecture
 
 
 class TuningMethod:
-    """What is trained of a model, and how; this one trains nothing.
+    """One way to train a model; this base class trains nothing.
 
     Args:
         architecture: of the model that is trained, as `reshape` returned it.
