@@ -1,4 +1,4 @@
-"""What some objectives and tuning methods need of a micro-batch beside ids and labels."""
+"""Columns of a micro-batch, beside ids and labels, that some objectives and methods need."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

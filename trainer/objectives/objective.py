@@ -1,4 +1,4 @@
-"""What an objective is: the loss on the last stage and the losses of rows, asked of one object."""
+"""An objective: one object that is asked for the loss on the last stage and those of rows."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from headrace.trainer.stage.micro_batch import MicroBatch, PairLosses, StageOutp
 
 
 class Objective:
-    """What is minimized."""
+    """One thing to minimize; the base class of all."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config

@@ -19,7 +19,7 @@ from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 
 
 class Objective(Protocol):
-    """What is minimized on the last stage; the classes are in `headrace.trainer.objectives`."""
+    """The loss of the last stage; its classes are in `headrace.trainer.objectives`."""
 
     def loss(
         self,

@@ -149,7 +149,7 @@ def test_tokens_of_dft_weigh_their_probability_without_a_gradient_through_it(mod
     ("settings", "message"),
     [
         ({"kind": "simpo"}, "needs a gamma, for example gamma = 0.5"),
-        ({"kind": "cpo", "loss": "apo_zero"}, r'choose one of "sigmoid", "hinge", "ipo"$'),
+        ({"kind": "cpo", "loss": "apo_zero"}, r'choose one of "sigmoid", "hinge", "ipo"'),
         ({"kind": "simpo", "gamma": 1.0, "loss": "ipo"}, "loss has no meaning"),
         ({"kind": "dft", "gamma": 1.0}, "gamma has no meaning"),
     ],
