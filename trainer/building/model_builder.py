@@ -95,6 +95,7 @@ def build_stage(
         ConfigError: an architecture that is not supported, adapters that match nothing.
         DataError: weights missing or of another shape than config.json says.
     """
+    check_fp8_device(config, device)
     plan = plan or plan_model(config)
     layers = partition(config, plan.size)[stage]
     built, filled = fill_stage(config, plan, stage, layers, device)
