@@ -127,7 +127,7 @@ def plan_quantization(
             f"{directory}: its weights are quantized already; drop [quantization], "
             "or use the model that it was made of"
         )
-    if config.adapter.kind not in ("lora", "dora"):
+    if not config.adapter.record.has_products:
         raise ConfigError(
             f'{directory}: its weights are quantized already, so that adapter.kind = "'
             f'{config.adapter.kind}" cannot write a model; use the model that it was made of'

@@ -87,7 +87,7 @@ def test_bitsandbytes_through_transformers_and_peft_computes_the_same(models, ki
     built = with_adapters(models["mistral"], 2, quantization=OURS[kind])
     loss, _, _ = run_stages(built, make_batch())
     ours = gradients_of(built)
-    model = get_peft_model(by_transformers(models["mistral"], kind), built[0].lora_config)
+    model = get_peft_model(by_transformers(models["mistral"], kind), built[0].method.peft)
     model.train()  # in evaluation bitsandbytes on CPU packs weights again, and rounds activations
     held = held_in(built)
     assert len(held) == 4 * 7
@@ -253,10 +253,8 @@ def test_a_saved_model_has_the_weights_that_were_not_trained_as_they_were(
     saved = AutoModelForCausalLM.from_pretrained(directory)
     assert saved.dtype == dtype, "config.json says so"
     base = dict(AutoModelForCausalLM.from_pretrained(models[family]).named_parameters())
-    expansion = built[0].expansion
     for name, value in saved.named_parameters():
-        stored = expansion.stored_name(name, "model.layers") if expansion else name
-        expected = trained[name] if name in trained else base[stored]
+        expected = trained[name] if name in trained else base[built[0].method.stored_name(name)]
         assert torch.equal(value, expected.to(dtype)), name
 
 
