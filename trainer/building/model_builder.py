@@ -22,6 +22,7 @@ from headrace.trainer.building.partition import Span
 from headrace.trainer.building.reference import reference_of
 from headrace.trainer.building.self_check import check_against_transformers
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
+from headrace.trainer.quantized.selection import check_fp8_device
 from headrace.trainer.stage.acceleration import accelerate
 from headrace.trainer.stage.stage import Stage
 
