@@ -81,7 +81,7 @@ def lora(directory, stages, **settings):
     model = loaded(directory)
     config = model.config
     put_dequantized(built, model)
-    reference = get_peft_model(model, built[0].lora_config)
+    reference = get_peft_model(model, built[0].method.peft)
     theirs = {name: p for name, p in reference.named_parameters() if p.requires_grad}
     values = {item.name: item.parameter for part in built for item in part.trained}
     assert values.keys() == theirs.keys()

@@ -54,9 +54,10 @@ def assemble(
             "half_layers does not go with dropout, whose choices belong to whole layers; "
             "use whole layers or set adapter.dropout = 0"
         )
-    if in_halves and config.adapter.kind == "control":
+    if in_halves and not plan.method.in_halves:
         raise ConfigError(
-            'half_layers does not go with adapter.kind = "control", which follows whole layers'
+            f'half_layers does not go with adapter.kind = "{config.adapter.kind}", which follows '
+            "whole layers"
         )
     rotary = None
     if family.rotary is not None:
@@ -69,7 +70,7 @@ def assemble(
         architecture=architecture,
         router_loss=router_loss_settings(plan, config),
         compute_dtype=dtype,
-        autocast=plan.trains_weights and trained_dtype(config, dtype) != dtype,
+        autocast=plan.method.trains_base and trained_dtype(config, dtype) != dtype,
         recompute=recomputed_layers(
             config.activation_checkpointing, architecture.config.num_hidden_layers
         ),

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.objective_config import ObjectiveConfig
-from headrace.trainer.adapters.control import CONTROL
+from headrace.trainer.adapters.names import CONTROL
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.attention_mask import attention_masks

@@ -29,7 +29,7 @@ from headrace.trainer.batches.control_classes import classes_of_row, make_contro
 from headrace.trainer.export.control_analysis import analyze
 from headrace.trainer.export.control_file import LayerControl, read_control
 from headrace.trainer.export.control_lora import control_to_lora
-from headrace.trainer.export.export import adapter_tensors, finish_control
+from headrace.trainer.export.export import adapter_tensors
 from headrace.trainer.optim.optimizer import build_optimizer
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_packer import OverlongCount
@@ -250,7 +250,7 @@ def saved(model, run_directory, **adapter):
     stretch(built)
     directory = run_directory / "adapter"
     directory.mkdir()
-    finish_control(directory, adapter_tensors(built[0], torch.float32), built[0].control, model)
+    built[0].method.write(directory, adapter_tensors(built[0], torch.float32), 1, model)
     return built, directory
 
 

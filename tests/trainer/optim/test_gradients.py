@@ -32,13 +32,10 @@ def built(trained, tied_head=None):
         tied_copy=None if tied_head is None else trained[0].parameter,
         tied_head=tied_head,
         model_config=None,
-        lora_config=None,
-        control=None,
+        method=None,
         layers=[],
         architecture=None,
         skeleton=None,
-        initial={},
-        expansion=None,
     )
 
 
