@@ -371,3 +371,16 @@ def test_a_resumed_run_equals_one_that_was_left_alone(training, backend):
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
     losses = [line["loss"] for line in read_metrics(resumed) if line["kind"] == "evaluation"]
     assert losses[-1] < losses[0]
+
+
+def test_a_gpu_without_matrix_units_for_8_bit_floats_is_refused_by_name(models, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    gpu = torch.device("cuda", 0)
+    for config in (
+        config_of(models["llama"], 1, LORA, quantization={"backend": "fp8"}),
+        config_of(models["llama"], 1, {"kind": "none"}, trained_matmul="fp8"),
+    ):
+        with pytest.raises(ConfigError, match=r"NVIDIA A100 has no matrix units .* 8\.0, needed"):
+            by_config.check_fp8_device(config, gpu)
+    by_config.check_fp8_device(config_of(models["llama"], 1, LORA), gpu)
