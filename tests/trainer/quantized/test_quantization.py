@@ -9,6 +9,7 @@ from family_modes import lora, relative, with_adapters
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 from saved_parts import saved_model
 from tiny_families import (
+    FAMILIES,
     build,
     config_of,
     gradients_of,
@@ -189,6 +190,18 @@ def test_routers_are_never_quantized(models, settings):
 
 def test_adapters_on_quantized_experts_equal_peft(models):
     loss, gradient = lora(models["mixtral"], 2, quantization=NF4, target_parameters="experts")
+    assert max(loss, gradient) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # of a family without a record
+def test_so_do_those_of_gpt_oss_with_biases_and_inputs_first(tmp_path, monkeypatch):
+    rotary = {"rope_type": "default", "rope_theta": 10000.0}
+    family = {"num_experts_per_tok": 2, "num_local_experts": 4, "head_dim": 8, "sliding_window": 5}
+    family |= {"router_aux_loss_coef": 0.0, "rope_parameters": rotary}
+    monkeypatch.setitem(FAMILIES, "gpt_oss", family)
+    directory = save_tiny("gpt_oss", tmp_path / "gpt_oss")
+    adapter = {"target_modules": ["q_proj"], "target_parameters": "experts"}
+    loss, gradient = lora(directory, 2, quantization=OURS["nf4"], **adapter)
     assert max(loss, gradient) <= 1e-5
 
 
