@@ -25,7 +25,8 @@ MIXTURES = {"mixtral", "qwen2_moe", "qwen3_moe"}
 
 
 def loaded(directory):
-    attention = "eager" if "gemma2" in directory.name else "sdpa"
+    eager = any(family in directory.name for family in ("gemma2", "gpt_oss"))
+    attention = "eager" if eager else "sdpa"
     return AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation=attention
     )

@@ -22,6 +22,7 @@ from headrace.trainer.building.partition import Span
 from headrace.trainer.building.reference import reference_of
 from headrace.trainer.building.self_check import check_against_transformers
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
+from headrace.trainer.quantized.selection import check_fp8_device
 from headrace.trainer.stage.acceleration import accelerate
 from headrace.trainer.stage.stage import Stage
 
@@ -87,6 +88,7 @@ def build_stage(
         ConfigError: an architecture that is not supported, adapters that match nothing.
         DataError: weights missing or of another shape than config.json says.
     """
+    check_fp8_device(config, device)
     plan = plan or plan_model(config)
     layers = partition(config, plan.size)[stage]
     built, filled = fill_stage(config, plan, stage, layers, device)

@@ -23,6 +23,7 @@ from headrace.trainer.quantized.modules import (
 from headrace.trainer.quantized.weight import QuantizedWeight
 
 SCALE_BITS = 32
+FP8_CAPABILITY = (8, 9)  # Ada; Hopper has 9.0
 LINEAR_TYPES = ("Linear", "FalconLinear")  # the second is nn.Linear in another order of rounding
 
 
@@ -73,6 +74,25 @@ class Quantization:
             check_fp8_shape(name, shape)
             bits += 0.0 if self.config.backend == "fp8" else SCALE_BITS / shape[-1]
         return bits
+
+
+def check_fp8_device(config: TrainConfig, device: torch.device) -> None:
+    """Check that a GPU has matrix units for 8-bit floats, where they are asked for.
+
+    Raises:
+        ConfigError: naming the GPU and what to use instead.
+    """
+    frozen = config.quantization is not None and config.quantization.in_fp8
+    if device.type != "cuda" or not (frozen or config.trained_matmul == "fp8"):
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        key = "quantization" if frozen else "trained_matmul"
+        raise ConfigError(
+            f"{key}: {torch.cuda.get_device_name(device)} has no matrix units for 8-bit floats "
+            f"(compute capability {capability[0]}.{capability[1]}, needed is 8.9); use "
+            + ('backend = "bnb" without matmul = "fp8"' if frozen else 'trained_matmul = "auto"')
+        )
 
 
 def check_fp8_shape(name: str, shape: torch.Size) -> None:
