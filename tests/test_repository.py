@@ -27,7 +27,7 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
     "jobs": "migration commands tools".split(),
 }
 # of the trainer: imported by any folder, import no folder
-BASE = {"parallel", "rendezvous", "quiet", "failure"}
+BASE = {"messages", "parallel", "rendezvous", "quiet", "failure"}
 MOST_FILES = 18  # in a folder, its __init__ left out
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
 FORBIDDEN = {"schemas": {*LEARNING, "rich"}, "dataprep": LEARNING, "trainer": {"rich"}}

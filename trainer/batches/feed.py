@@ -4,16 +4,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.train.run_state import QuarantineRecord
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.loader import GroupLoader
+from headrace.trainer.messages import gather, receive, send
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_packer import OverlongCount
-from headrace.trainer.parallel import RankLayout, gather_objects
+from headrace.trainer.parallel import RankLayout
 from headrace.trainer.shards.packed_rows import PackedRow
 
 
@@ -60,7 +60,7 @@ class Counts(NamedTuple):
 class Feed:
     """An endless supply of `StepInputs`; only the first stage has a loader.
 
-    One object goes from the leader to each other stage of its pipeline group per step: document
+    One message goes from the leader to each other stage of its pipeline group per step: document
     boundaries to all, labels and rows' names to the last.
     """
 
@@ -91,16 +91,13 @@ class Feed:
     def hand_out(self, batch: Batch | None) -> StepInputs:
         """Give every stage of the pipeline its part of what the first one has read."""
         if batch is None:
-            received: list[StepInputs] = [None]  # type: ignore[list-item]
-            source = self.layout.leader
-            dist.recv_object_list(received, src=source, group=self.layout.pipeline_group)
-            return replace(received[0], labels=pinned(received[0].labels))
-        counts = gather_objects(Counts.of(batch), self.layout.first_stage_group)
+            received: StepInputs = receive(self.layout.leader, self.layout.pipeline_group)
+            return replace(received, labels=pinned(received.labels))
+        counts = gather(Counts.of(batch), self.layout.first_stage_group)
         total = Counts(*map(sum, zip(*counts, strict=True)))
         for stage in range(1, self.layout.stages):
             inputs = _inputs_of(batch, stage, self.layout.stages, total)
-            target = self.layout.rank_of(stage)
-            dist.send_object_list([inputs], dst=target, group=self.layout.pipeline_group)
+            send(inputs, self.layout.rank_of(stage), self.layout.pipeline_group)
         inputs = _inputs_of(batch, 0, self.layout.stages, total)
         return replace(inputs, input_ids=pinned(inputs.input_ids), labels=pinned(inputs.labels))
 

@@ -22,7 +22,8 @@ from headrace.trainer.building.model_builder import BuiltStage
 from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
 from headrace.trainer.building.weight_source import StoredWeights
 from headrace.trainer.export.model_card import write_card
-from headrace.trainer.parallel import RankLayout, gather_at_first, gather_objects
+from headrace.trainer.messages import gather, gather_at_first
+from headrace.trainer.parallel import RankLayout
 from headrace.trainer.quantized.modules import quantized_places, quantized_weights_of
 
 
@@ -79,7 +80,7 @@ def export_adapter(
     """Write the adapters of all stages to one file, at the first rank."""
     parts = gather_at_first(adapter_tensors(built, dtype) if layout.is_first_copy else {}, layout)
     tensors = {name: value for part in parts for name, value in part.items()}
-    width = max(gather_objects(built.history.width, layout.world_group))
+    width = max(gather(built.history.width, layout.world_group))
     if layout.rank == 0:
         built.method.write(directory, tensors, width, model)
 
@@ -94,13 +95,13 @@ def export_model(
     keeps_files: bool,
 ) -> None:
     """Each stage's weights in files of its own, with one index over them."""
-    by_rank = gather_objects(file_count(model_parts(built, dtype)), layout.world_group)
+    by_rank = gather(file_count(model_parts(built, dtype)), layout.world_group)
     counts = [by_rank[layout.rank_of(stage)] for stage in range(layout.stages)]
     written: dict[str, dict[str, int]] = {}
     if keeps_files:
         before = sum(counts[: layout.stage])
         written = save_model_part(built, model, directory, before, sum(counts), dtype)
-    files = gather_objects(written, layout.world_group)
+    files = gather(written, layout.world_group)
     if layout.rank == 0:
         finish_model(directory, files, model, built, dtype)
 
