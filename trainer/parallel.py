@@ -1,48 +1,53 @@
-"""Rank layout: this process's stage, replica and device, and its process groups."""
+"""Rank layout: this process's place on the mesh of all ranks, its device and its groups."""
 
-import datetime
 import os
-import socket
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.parallel_dims import Coordinates, ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.failure import REPORT_VARIABLE
+from headrace.trainer.rendezvous import TIMEOUT, local_ranks, meet, process_environment
 
-T = TypeVar("T")
-
-STORE_VARIABLE = "HEADRACE_STORE_FD"  # set by the launcher, for rank 0
-TIMEOUT = datetime.timedelta(minutes=30)
+ONE_PROCESS, ORIGIN = ParallelDims(), Coordinates()
 
 
 @dataclass(frozen=True)
 class RankLayout:
-    """Place of this process.
+    """Place of this process among all; by default that of a process alone, without groups."""
 
-    A replica's stages are neighbors, rank = replica * stages + stage, or with `columns` the
-    replicas of a stage are, rank = stage * replicas + replica.
-    """
-
-    rank: int
-    stage: int
-    stages: int
-    replica: int
-    replicas: int
     device: torch.device
-    world_group: Any  # gloo, all ranks
-    pipeline_group: Any  # gloo, the stages of this replica
-    first_stage_group: Any  # gloo, the first stages of all replicas
-    replicas_group: Any  # device backend, the same stage of all replicas
-    tied_group: Any  # device backend, first and last stage of this replica
+    dims: ParallelDims = ONE_PROCESS
+    coordinates: Coordinates = ORIGIN
     node: int = 0
-    columns: bool = False
+    world_group: Any = None  # gloo, all ranks
+    pipeline_group: Any = None  # gloo, the stages of this replica
+    first_stage_group: Any = None  # gloo, the data leaders of all replicas
+    replicas_group: Any = None  # device backend, the same stage of all replicas
+    tied_group: Any = None  # device backend, first and last stage of this replica
+
+    @property
+    def rank(self) -> int:
+        return self.dims.rank(self.coordinates)
+
+    @property
+    def stage(self) -> int:
+        return self.coordinates.stage
+
+    @property
+    def stages(self) -> int:
+        return self.dims.stages
+
+    @property
+    def replica(self) -> int:
+        return self.coordinates.replica
+
+    @property
+    def replicas(self) -> int:
+        return self.dims.replicas
 
     @property
     def is_first(self) -> bool:
@@ -52,53 +57,44 @@ class RankLayout:
     def is_last(self) -> bool:
         return self.stage == self.stages - 1
 
-    def rank_of(self, stage: int, replica: int | None = None) -> int:
-        """The global rank of a stage, of this replica if not of another."""
-        replica = self.replica if replica is None else replica
-        return place_of(stage, replica, self.stages, self.replicas, columns=self.columns)
+    @property
+    def leads(self) -> bool:
+        """Return whether this rank reads the data of its replica."""
+        return self.rank == self.leader
+
+    @property
+    def leader(self) -> int:
+        """Return the rank that reads the data of this replica."""
+        return self.dims.rank(Coordinates(replica=self.replica))
+
+    def rank_of(self, stage: int) -> int:
+        """Return the rank of another stage at the same place otherwise."""
+        return self.dims.rank(self.coordinates._replace(stage=stage))
+
+    def global_micro_batch(self, micro_batch: int) -> int:
+        """Return the number in the global batch of this replica's micro-batch."""
+        return micro_batch * self.replicas + self.replica
+
+    @property
+    def is_first_copy(self) -> bool:
+        """Return whether no rank before this one holds the same weights."""
+        return not self._copies_before()
 
     def keeps_files(self, *, node_local: bool) -> bool:
-        """Return whether this rank saves its stage: the first of its replicas, or on each node."""
+        """Return whether this rank saves its weights: the first that has them, or on each node."""
         if not node_local:
-            return self.replica == 0
-        return all(
-            place_of(self.stage, replica, self.stages, self.replicas, columns=self.columns)
-            // local_ranks()
-            != self.node
-            for replica in range(self.replica)
-        )
+            return self.is_first_copy
+        return all(rank // local_ranks() != self.node for rank in self._copies_before())
+
+    def _copies_before(self) -> list[int]:
+        """Return the ranks before this one that hold the same weights."""
+        here = self.coordinates
+        copies: list[int] = self.dims.ranks[here.stage, :, :, here.tensor].flatten().tolist()
+        return copies[: copies.index(self.rank)]
 
     def publishes(self, *, node_local: bool) -> bool:
         """Return whether this rank moves the files of all ranks to their final place."""
         return self.rank % local_ranks() == 0 if node_local else self.rank == 0
-
-
-def place_of(stage: int, replica: int, stages: int, replicas: int, *, columns: bool) -> int:
-    """The global rank of a stage of a replica."""
-    return stage * replicas + replica if columns else replica * stages + stage
-
-
-def process_environment() -> tuple[int, int, int]:
-    """Rank, local rank and world size as the launcher set them; a single process without one."""
-    environment = os.environ
-    for name, default in (
-        ("RANK", "0"),
-        ("LOCAL_RANK", "0"),
-        ("WORLD_SIZE", "1"),
-        ("MASTER_ADDR", "127.0.0.1"),
-        ("MASTER_PORT", "29500"),
-    ):
-        environment.setdefault(name, default)
-    return int(environment["RANK"]), int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"])
-
-
-def local_ranks() -> int:
-    """Processes of this run on this machine."""
-    return int(
-        os.environ.get("LOCAL_WORLD_SIZE")
-        or os.environ.get("LOCAL_SIZE")
-        or os.environ["WORLD_SIZE"]
-    )
 
 
 def set_threads(config: TrainConfig) -> None:
@@ -107,115 +103,80 @@ def set_threads(config: TrainConfig) -> None:
     torch.set_num_threads(config.threads or max(1, cores // local_ranks()))
 
 
-def open_store(rank: int, world_size: int) -> Store | None:
-    """Open the store where the ranks meet; None leaves it to another launcher.
-
-    torch's own listens on all interfaces, for anyone. That of `headrace train` comes as a socket
-    that the launcher has bound; without one, the ranks of a single machine meet on its loopback.
-
-    Raises:
-        ConfigError: the port is in use.
-    """
-    given = os.environ.pop(STORE_VARIABLE, None)
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    on_loopback = host == "localhost" or host.startswith("127.")
-    if REPORT_VARIABLE not in os.environ and (
-        not on_loopback or "TORCHELASTIC_USE_AGENT_STORE" in os.environ
-    ):
-        return None
-    listening = int(given) if given else None
-    if rank == 0 and listening is None:
-        listening = listen(port)
-    return TCPStore(
-        host,
-        port,
-        world_size,
-        is_master=rank == 0,
-        timeout=TIMEOUT,
-        wait_for_workers=False,
-        master_listen_fd=listening,
-    )
-
-
-def listen(port: int) -> int:
-    """Listen on a port of the loopback interface; returns the socket's number.
-
-    Raises:
-        ConfigError: something else listens there.
-    """
-    try:
-        return socket.create_server(("127.0.0.1", port), backlog=4096).detach()
-    except OSError as error:
-        raise port_in_use(error) from None
-
-
-def meet(backend: str, rank: int, world_size: int) -> None:
-    """Join the process group of this run.
-
-    Raises:
-        ConfigError: something else listens on its port.
-    """
-    store = open_store(rank, world_size)
-    try:
-        dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
-        )
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise port_in_use(error) from None
-
-
-def port_in_use(error: Exception) -> ConfigError:
-    """Return the line for the user whose port something else has."""
-    return ConfigError(
-        f"port {os.environ['MASTER_PORT']} is in use on this machine "
-        f"({str(error).splitlines()[0]}); set --master-port to a free one, or leave it out"
-    )
-
-
-def connect(stages: int, *, columns: bool = False) -> RankLayout:
+def connect(dims: ParallelDims) -> RankLayout:
     """Join the process group (NCCL on GPUs, gloo on CPU); all ranks build all groups."""
     rank, local_rank, world_size = process_environment()
+    assert world_size == dims.world, "the launcher has checked it"
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
     # No device_id: with one, a rank outside a new gloo group still takes part in a split of the
-    # NCCL communicator, the members do not, and a later group hangs (torch 2.11 to 2.13).
-    meet(backend, rank, world_size)
-    replicas = world_size // stages
-    if columns:
-        stage, replica = divmod(rank, replicas)
-    else:
-        replica, stage = divmod(rank, stages)
-
-    def place(stage: int, replica: int) -> int:
-        return place_of(stage, replica, stages, replicas, columns=columns)
-
-    def group(lists: list[list[int]], kind: str) -> Any:
-        made = [(ranks, dist.new_group(ranks, backend=kind, timeout=TIMEOUT)) for ranks in lists]
-        return next((handle for ranks, handle in made if rank in ranks), None)
-
-    pipelines = [[place(s, r) for s in range(stages)] for r in range(replicas)]
-    same_stage = [[place(s, r) for r in range(replicas)] for s in range(stages)]
-    ends = [[ranks[0], ranks[-1]] for ranks in pipelines] if stages > 1 else []
+    # NCCL communicator, the members do not, and a later group hangs (torch 2.11 to 2.13). A mesh
+    # binds nothing either: it makes its groups one by one unless the world is bound.
+    meet("nccl" if device.type == "cuda" else "gloo", rank, world_size)
+    mesh = make_mesh(dims, device.type)
+    control = mesh if device.type == "cpu" else make_mesh(dims, "cpu")
+    coordinates = coordinates_on(mesh)
     return RankLayout(
-        rank=rank,
-        stage=stage,
-        stages=stages,
-        replica=replica,
-        replicas=replicas,
         device=device,
-        world_group=group([list(range(world_size))], "gloo"),
-        pipeline_group=group(pipelines, "gloo"),
-        first_stage_group=group(same_stage[:1], "gloo"),
-        replicas_group=group(same_stage, backend),
-        tied_group=group(ends, backend),
+        dims=dims,
+        coordinates=coordinates,
         node=rank // local_ranks(),
-        columns=columns,
+        world_group=group_of([list(range(world_size))], "cpu"),
+        pipeline_group=control.get_group("stage"),
+        first_stage_group=control.get_group("replica")
+        if coordinates == Coordinates(replica=coordinates.replica)
+        else None,
+        replicas_group=mesh.get_group("replica"),
+        tied_group=group_of(ends_of_pipelines(dims), device.type),
     )
+
+
+def make_mesh(dims: ParallelDims, device_type: str) -> DeviceMesh:
+    """Lay all ranks out along their axes, with a process group for each line of an axis."""
+    return init_device_mesh(
+        device_type,
+        tuple(dims.axes.values()),
+        mesh_dim_names=tuple(dims.axes),
+        backend_override={axis: backend_of(device_type) for axis in dims.axes},
+    )
+
+
+def backend_of(device_type: str) -> Any:
+    """Return the backend of a device's groups, with the timeout of the run."""
+    if device_type == "cpu":
+        return "gloo"
+    return "nccl", nccl_options()
+
+
+def nccl_options() -> Any:
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = TIMEOUT
+    return options
+
+
+def coordinates_on(mesh: DeviceMesh) -> Coordinates:
+    """Return this rank's place."""
+    place, names = mesh.get_coordinate(), mesh.mesh_dim_names
+    assert place is not None and names is not None
+    return Coordinates(**dict(zip(names, place, strict=True)))
+
+
+def ends_of_pipelines(dims: ParallelDims) -> list[list[int]]:
+    """Return first and last rank of each pipeline; nothing where they are one."""
+    return [[line[0], line[-1]] for line in dims.lines("stage")] if dims.stages > 1 else []
+
+
+def group_of(lists: list[list[int]], device_type: str, options: Any = None) -> Any:
+    """Make a group of each list of ranks, and return the one with this rank; None if in none."""
+    backend = "gloo" if device_type == "cpu" else "nccl"
+    made = [
+        dist.new_group(ranks, backend=backend, timeout=TIMEOUT, pg_options=options)
+        for ranks in lists
+    ]
+    rank = dist.get_rank()
+    return next((group for ranks, group in zip(lists, made, strict=True) if rank in ranks), None)
 
 
 def transfer_group(layout: RankLayout, ctas: int | None) -> Any:
@@ -224,38 +185,8 @@ def transfer_group(layout: RankLayout, ctas: int | None) -> Any:
     Args:
         ctas: on GPUs, how many multiprocessors a transfer may use; None leaves it to NCCL.
     """
-    on_gpu = layout.device.type == "cuda"
-    mine = None
-    for replica in range(layout.replicas):
-        options: Any = None
-        if on_gpu:
-            options = dist.ProcessGroupNCCL.Options()
-            options._timeout = TIMEOUT
-            options.config.max_ctas = options.config.max_ctas if ctas is None else ctas
-        ranks = [layout.rank_of(stage, replica) for stage in range(layout.stages)]
-        group = dist.new_group(
-            ranks, backend="nccl" if on_gpu else "gloo", timeout=TIMEOUT, pg_options=options
-        )
-        mine = group if replica == layout.replica else mine
-    return mine
-
-
-def gather_objects(value: Any, group: Any) -> list[Any]:
-    """Each member's value, in rank order, at every member."""
-    gathered: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(gathered, value, group=group)
-    return gathered
-
-
-def gather_at_first(value: T, layout: RankLayout) -> list[T]:
-    """Each rank's value, in rank order, at the first rank; nothing at the others."""
-    gathered: list[Any] | None = [None] * dist.get_world_size() if layout.rank == 0 else None
-    dist.gather_object(value, gathered, dst=0, group=layout.world_group)
-    return gathered or []
-
-
-def from_first_rank(compute: Callable[[], T], layout: RankLayout) -> T:
-    """A value that the first rank works out for all."""
-    values = [compute() if layout.rank == 0 else None]
-    dist.broadcast_object_list(values, src=0, group=layout.world_group)
-    return values[0]  # type: ignore[return-value]
+    options = None
+    if layout.device.type == "cuda":
+        options = nccl_options()
+        options.config.max_ctas = options.config.max_ctas if ctas is None else ctas
+    return group_of(layout.dims.lines("stage"), layout.device.type, options)

@@ -34,11 +34,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     Raises:
         ConfigError, DataError: one line that says what to do.
     """
-    if processes % config.pipeline_stages:
-        raise ConfigError(
-            f"pipeline_stages = {config.pipeline_stages} does not divide the {processes} "
-            f"processes; launch a multiple of {config.pipeline_stages}"
-        )
+    dims = config.dims(processes)
     check_optimizer(config)
     check_reporting(config)
     directory = model_directory(config.model)
@@ -64,15 +60,14 @@ def check(config: TrainConfig, processes: int) -> Inputs:
                 f"{dataset.path}: no evaluation rows; prepare with a larger evaluation_fraction, "
                 "or leave it out of evaluation_datasets"
             )
-    replicas = processes // config.pipeline_stages
-    batch = config.micro_batch_size * config.gradient_accumulation_steps * replicas
+    batch = config.micro_batch_size * config.gradient_accumulation_steps * dims.replicas
     return Inputs(
         train=train,
         evaluation=evaluation,
         sequence_tokens=sequence_tokens,
         plan=plan,
         rows_per_epoch=plan.rows_in(1),
-        replicas=replicas,
+        dims=dims,
         global_batch_rows=batch,
         weights_fingerprint=(
             RANDOM if config.weights == "random" else weights_fingerprint(directory)

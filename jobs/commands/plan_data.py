@@ -123,7 +123,7 @@ def print_plan(
         "overlong": f"{sum(step.overlong_rows for step in steps):,} rows, "
         f"{sum(step.overlong_tokens for step in steps):,} tokens left out",
         "read": f"{steps[-1].row_groups_read:,} row groups, "
-        f"{steps[-1].bytes_read / MIB:,.1f} MiB by each of {inputs.replicas} leader(s)",
+        f"{steps[-1].bytes_read / MIB:,.1f} MiB by each of {inputs.dims.replicas} leader(s)",
         "host memory": f"at most about {loader_memory(config, inputs) / MIB:,.0f} MiB a leader",
     }
     for name, value in facts.items():

@@ -63,7 +63,7 @@ def train(
     if (master is None) == (nodes > 1):
         raise ConfigError("--nodes and --master go together; give both or neither")
     allow_open_files()
-    processes = count_processes(gpus, settings.pipeline_stages, nodes)
+    processes = count_processes(gpus, settings.replica_ranks, nodes)
     inputs = check(settings, processes * nodes)
     check_run_directory(settings, inputs, resume, data_changed == "continue")
     machines = None
@@ -104,7 +104,7 @@ def plan(
     from headrace.trainer.planning.plan_report import parse_size, plan_run, report
 
     limit = parse_size(memory) if memory else None
-    count = gpus or settings.pipeline_stages
+    count = gpus or settings.replica_ranks
     print(report(plan_run(settings, count, sequence_len), count, limit))
 
 
@@ -143,7 +143,7 @@ def plan_data(
 
     settings = load_config(TrainConfig, config, overrides or [])
     plan_data(
-        settings, gpus or settings.pipeline_stages, Console(markup=False, emoji=False), plot, steps
+        settings, gpus or settings.replica_ranks, Console(markup=False, emoji=False), plot, steps
     )
 
 

@@ -14,6 +14,7 @@ from headrace.schemas.train.optimizer_config import (
     ReloraConfig,
     SchedulerConfig,
 )
+from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.schemas.train.run_config import (
     AnomalyConfig,
@@ -201,6 +202,19 @@ class TrainConfig(Config):
     def check(self) -> "TrainConfig":
         check_rules(self)
         return self
+
+    @property
+    def replica_ranks(self) -> int:
+        """Return the number of processes that hold one replica of the model."""
+        return ParallelDims(stages=self.pipeline_stages).world
+
+    def dims(self, processes: int) -> ParallelDims:
+        """Return how a run of so many processes lies along the parallel dimensions.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+        return ParallelDims.of(processes, stages=self.pipeline_stages, neighbors=self.neighbors)
 
     @property
     def parts(self) -> int:

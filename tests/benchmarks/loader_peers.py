@@ -34,12 +34,14 @@ from torch.utils.data import DataLoader
 
 from headrace.dataprep.prepare import prepare
 from headrace.jobs.commands.launch import free_port, rank_environment
+from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader_builder import build_train_loader
+from headrace.trainer.messages import gather
 from headrace.trainer.order.data_history import open_history
-from headrace.trainer.parallel import RankLayout, connect, gather_objects
+from headrace.trainer.parallel import RankLayout, connect
 from headrace.trainer.preflight import check
 
 ROWS_A_BATCH, RANKS, ROUNDS = 8, 4, 3
@@ -189,7 +191,7 @@ def rate(batches: Batches) -> float:
 
 def rank_memory(way: str, folder: Path, workers: int) -> None:
     """Print what loading adds to the PSS of all ranks over an epoch, in bytes."""
-    layout = connect(RANKS)
+    layout = connect(ParallelDims(stages=RANKS))
     for name in LIBRARIES[way]:
         importlib.import_module(name)
     before = memory_of(layout)
@@ -224,7 +226,7 @@ def memory_of(layout: RankLayout) -> int:
     """PSS of all ranks and their workers, in bytes."""
     me = psutil.Process()
     mine = sum(process.memory_full_info().pss for process in [me, *me.children(recursive=True)])
-    return sum(gather_objects(mine, layout.world_group))
+    return sum(gather(mine, layout.world_group))
 
 
 def memory(way: str, folder: Path, workers: int) -> float:

@@ -77,7 +77,7 @@ def load(directory: Path, prefetch: int, pack: str = "none") -> Iterator[int]:
 
 def loader_alone(config: TrainConfig, device: torch.device) -> GroupLoader:
     """The trainer's loader for one process, without a process group."""
-    alone = RankLayout(0, 0, 1, 0, 1, device, *[None] * 5)
+    alone = RankLayout(device)
     inputs = check(config, processes=1)
     data_history = open_history(config, inputs, history=[], first_row=0)
     run_length = find_run_length(config, inputs, data_history, 0, Position())

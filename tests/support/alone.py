@@ -15,17 +15,11 @@ def layout_of_one():
     group = dist.group.WORLD
     try:
         yield RankLayout(
-            rank=0,
-            stage=0,
-            stages=1,
-            replica=0,
-            replicas=1,
             device=torch.device("cpu"),
             world_group=group,
             pipeline_group=group,
             first_stage_group=group,
             replicas_group=group,
-            tied_group=None,
         )
     finally:
         dist.destroy_process_group()

@@ -10,13 +10,15 @@ import psutil
 import torch.distributed as dist
 
 from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader_builder import build_loader
+from headrace.trainer.messages import gather
 from headrace.trainer.order.data_history import open_history
 from headrace.trainer.order.data_plan import plan_data
 from headrace.trainer.order.sequences import train_stream
-from headrace.trainer.parallel import connect, gather_objects
+from headrace.trainer.parallel import connect
 
 EPOCHS, BATCHES, MICRO_BATCHES, MEASURED_EVERY = 100, 3, 16, 5
 SETTINGS = {
@@ -29,10 +31,10 @@ SETTINGS = {
 
 
 def main(output: Path, directories: list[Path]) -> None:
-    layout = connect(4)
+    layout = connect(ParallelDims(stages=4))
 
     def pss() -> int:
-        return sum(gather_objects(own_pss(), layout.world_group))
+        return sum(gather(own_pss(), layout.world_group))
 
     before = pss()
     lines = []

@@ -13,16 +13,17 @@ from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.order.data_history import open_history
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.run_length import find_run_length
-from headrace.trainer.parallel import connect, process_environment, set_threads
+from headrace.trainer.parallel import connect, set_threads
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.preflight import check
+from headrace.trainer.rendezvous import process_environment
 
 
 def main(path: Path, output: Path, settings: list[str]) -> None:
     config = load_config(TrainConfig, path, settings)
     _, _, processes = process_environment()
     inputs = check(config, processes)
-    layout = connect(config.pipeline_stages)
+    layout = connect(inputs.dims)
     set_threads(config)
     built = build_stage(config, layout.stage, layout.device)
     engine = StageEngine([built.stage], config, layout)

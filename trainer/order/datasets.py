@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from headrace.schemas.shards.manifest import Manifest
+from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.order.data_plan import DataPlan
 from headrace.trainer.shards.row_group_source import patience_of
@@ -20,7 +21,7 @@ class Inputs:
     sequence_tokens: int  # tokens of each place in a micro-batch: of a row, or of several if packed
     plan: DataPlan
     rows_per_epoch: int
-    replicas: int
+    dims: ParallelDims
     global_batch_rows: int
     data_fingerprint: str
     weights_fingerprint: str

@@ -96,6 +96,6 @@ def loader_memory(config: TrainConfig, inputs: Inputs) -> int:
         groups = [list(chain.from_iterable(groups))]
     held = sum(sum(sorted(tokens)[-window:]) for tokens in groups)
     read = 2 * max(max(tokens) for tokens in groups if tokens)
-    batch = inputs.global_batch_rows // inputs.replicas * inputs.room
+    batch = inputs.global_batch_rows // inputs.dims.replicas * inputs.room
     batches = config.loader.prefetch_batches + BATCHES_IN_HAND
     return round((held + read) * HELD_BYTES_A_TOKEN) + batches * batch * BATCH_BYTES_A_TOKEN

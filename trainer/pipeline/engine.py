@@ -154,9 +154,6 @@ class StageEngine(PipelineEngine):
         self._forward_outputs.clear()
         self._exec_schedule(kind(micro_batches, self.num_stages, self.stage_id))
 
-    def _global_micro_batch(self, micro_batch: int) -> int:
-        return micro_batch * self.layout.replicas + self.layout.replica
-
     def _token_ids(self, index: int) -> Tensor:
         """[b, s] of a micro-batch, where the embedding is; first stage only."""
         embedding = self.chunks[0].embedding
@@ -179,17 +176,15 @@ class StageEngine(PipelineEngine):
         inputs = self._inputs
         assert inputs is not None
         labels = inputs.labels[index] if labeled and inputs.labels is not None else None
-        classes = inputs.control_classes
         return MicroBatch(
             document_lengths=inputs.document_lengths[index],
             row_lengths=inputs.row_lengths[index],
             labels=None if labels is None else to_device(labels, self.device).long(),
             loss_scale=1.0 / max(1, inputs.pair_count or inputs.trained_tokens),
             router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
-            seed=self._step_seed + self._global_micro_batch(index),
-            pairs=None if inputs.pairs is None else inputs.pairs[index],
+            seed=self._step_seed + self.layout.global_micro_batch(index),
+            extras=inputs.extras[index].to(self.device),
             chosen_scale=1.0 / max(1, inputs.chosen_tokens),
-            control_classes=None if classes is None else to_device(classes[index], self.device),
             wants_statistics=self._wants_statistics,
         )
 
@@ -233,7 +228,7 @@ def _as_pipeline_module(chunks: Sequence[Stage], layout: RankLayout) -> Pipeline
     """Wrap the chunks as one DeepSpeed layer, so that cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
     places[layout.stage] = nn.ModuleList(chunks)
-    axes = {"data": layout.replicas, "pipe": layout.stages}
-    order = ["pipe", "data"] if layout.columns else ["data", "pipe"]
-    topology = ProcessTopology(axes=order, dims=[axes[name] for name in order])
+    names = {"replica": "data", "stage": "pipe"}
+    axes = {names[axis]: size for axis, size in layout.dims.axes.items() if axis in names}
+    topology = ProcessTopology(axes=list(axes), dims=list(axes.values()))
     return PipelineModule(layers=places, topology=topology, partition_method="uniform")

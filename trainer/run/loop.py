@@ -7,6 +7,7 @@ from headrace.schemas.train.run_state import RunState
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import StepInputs
 from headrace.trainer.checkpoint.saver import Saver
+from headrace.trainer.messages import gather
 from headrace.trainer.metrics.metrics import mean_loss
 from headrace.trainer.metrics.outcome import Anomaly
 from headrace.trainer.metrics.step_losses import StepLosses
@@ -14,7 +15,7 @@ from headrace.trainer.optim import gradients, relora
 from headrace.trainer.optim.optimizer import set_learning_rate
 from headrace.trainer.optim.regularizers import ProductNorms
 from headrace.trainer.order.datasets import Inputs
-from headrace.trainer.parallel import RankLayout, gather_objects
+from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.rejected_sampling import AnswerFacts
 from headrace.trainer.pipeline.timeline import TimelineLog, traced
 from headrace.trainer.run.anomalies import NOTHING_TRAINED, deal_with, judge
@@ -149,7 +150,7 @@ class Loop:
             return NOTHING_TRAINED
         loss = None
         if self.config.anomalies.spike_factor is not None:
-            rows = gather_objects(losses.rows, self.layout.world_group)
+            rows = gather(losses.rows, self.layout.world_group)
             loss = mean_loss(row for part in rows for row in part)
         return judge(self.config.anomalies, norm, loss, self.state.recent_losses)
 
@@ -180,9 +181,9 @@ class Loop:
             written=self.saver.progress(),
             quarantined=self.session.feed.take_quarantined(),
             data_seconds=data_seconds,
-            norms=norms if self.layout.replica == 0 else None,
+            norms=norms if self.layout.is_first_copy else None,
             tokens=losses.token_sample(),
-            answers=answers if self.layout.is_first else None,
+            answers=answers if self.layout.leads else None,
         )
 
     def note_step(self, inputs: StepInputs, report: Report, lr: float, norm: float) -> None:
@@ -206,8 +207,7 @@ class Loop:
             lr=lr,
             gradient_norm=norm,
             seconds=seconds,
-            flops_per_token=session.built.flops_per_token
-            / (self.layout.stages * self.layout.replicas),
+            flops_per_token=session.built.flops_per_token / self.layout.dims.world,
         )
         self.interval.add(report, facts)
 

@@ -25,7 +25,7 @@ def feed(tiny_shards):
     manifest = read_manifest(tiny_shards)
     order = RowOrder(list_row_groups([manifest], "train"), seed=5, window=2)
     loader = open_loader(open_stream(tiny_shards, manifest, order), 1 << 20, 64, prefetch=2)
-    yield Feed(RankLayout(0, 0, 1, 0, 1, torch.device("cuda"), *[dist.group.WORLD] * 5), loader)
+    yield Feed(RankLayout(torch.device("cuda"), first_stage_group=dist.group.WORLD), loader)
     dist.destroy_process_group()
 
 

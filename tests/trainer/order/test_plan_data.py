@@ -40,7 +40,7 @@ def test_the_plan_is_what_the_loader_then_gives_and_reads(training, tiny_shards,
     inputs = check(config, 1)
     data_history = open_history(config, inputs, [], 0)
     run_length = find_run_length(config, inputs, data_history, 0, Position())
-    layout = RankLayout(0, 0, 1, 0, 1, torch.device("cpu"), *[None] * 5)
+    layout = RankLayout(torch.device("cpu"))
     loader = build_train_loader(config, inputs, layout, data_history, run_length.stop_row)
     assert len(steps) == run_length.total_steps > 5
     for step in steps:
@@ -67,7 +67,7 @@ def test_the_steps_and_a_picture_are_written_when_asked_for(training, tmp_path):
 def test_planning_leaves_torch_unloaded(training):
     program = (
         "import sys\n"
-        "from headrace.jobs import cli\n"
+        "from headrace.jobs.commands import cli\n"
         f"try: cli.main(['plan-data', {str(training.config)!r}])\n"
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         "assert 'torch' not in sys.modules\n"

@@ -1,0 +1,100 @@
+"""Parallel dimensions of a run: how many processes lie along each, and which rank stands where."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from headrace.schemas.errors import ConfigError
+
+# axes from the outermost, whose ranks are far from each other, to the innermost
+ORDERS = {
+    "stages": ("replica", "stage", "sequence", "tensor"),
+    "replicas": ("stage", "replica", "sequence", "tensor"),
+}
+NOT_YET = ("sequence", "tensor")
+
+
+class Coordinates(NamedTuple):
+    """Place of a rank along each axis."""
+
+    stage: int = 0
+    replica: int = 0
+    sequence: int = 0
+    tensor: int = 0
+
+
+@dataclass(frozen=True)
+class ParallelDims:
+    """Sizes of the axes; the number of processes is their product.
+
+    Args:
+        neighbors: of which axis consecutive ranks are: a replica's stages, or a stage's replicas.
+
+    Raises:
+        ConfigError: a size that is not possible.
+    """
+
+    stages: int = 1
+    replicas: int = 1
+    sequence: int = 1
+    tensor: int = 1
+    neighbors: Literal["stages", "replicas"] = "stages"
+
+    def __post_init__(self) -> None:
+        for axis, size in self.sizes._asdict().items():
+            if size < 1:
+                raise ConfigError(f"{axis} ranks = {size}: each parallel dimension has 1 or more")
+            if size > 1 and axis in NOT_YET:
+                raise ConfigError(f"{axis} ranks = {size}: {axis}s are not cut; use 1")
+
+    @classmethod
+    def of(
+        cls,
+        processes: int,
+        *,
+        stages: int,
+        neighbors: Literal["stages", "replicas"] = "stages",
+    ) -> "ParallelDims":
+        """Return the dimensions of a run of so many processes; what the rest leaves are replicas.
+
+        Raises:
+            ConfigError: the stages do not divide the processes.
+        """
+        if processes % stages:
+            raise ConfigError(
+                f"pipeline_stages = {stages} does not divide the {processes} processes; "
+                f"launch a multiple of {stages}"
+            )
+        return cls(stages=stages, replicas=processes // stages, neighbors=neighbors)
+
+    @property
+    def sizes(self) -> Coordinates:
+        return Coordinates(self.stages, self.replicas, self.sequence, self.tensor)
+
+    @property
+    def world(self) -> int:
+        """Return the number of processes."""
+        return self.stages * self.replicas * self.sequence * self.tensor
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Return the size of each axis by name, from the outermost to the innermost."""
+        return {axis: getattr(self.sizes, axis) for axis in ORDERS[self.neighbors]}
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """Return all ranks as [stage, replica, sequence, tensor]."""
+        axes = list(self.axes)
+        by_order = np.arange(self.world).reshape(tuple(self.axes.values()))
+        return by_order.transpose([axes.index(axis) for axis in Coordinates._fields])
+
+    def rank(self, place: Coordinates) -> int:
+        """Return the rank that stands at a place."""
+        return int(self.ranks[place])
+
+    def lines(self, axis: str) -> list[list[int]]:
+        """Return the ranks along an axis, in its order: a list for each place on the others."""
+        moved = np.moveaxis(self.ranks, Coordinates._fields.index(axis), -1)
+        lines: list[list[int]] = moved.reshape(-1, moved.shape[-1]).tolist()
+        return lines
