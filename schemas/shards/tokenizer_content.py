@@ -1,4 +1,4 @@
-"""What a `tokenizer.json` says, whatever its bytes."""
+"""The content of a `tokenizer.json`, which is the same in whatever bytes it is written."""
 
 from pathlib import Path
 
