@@ -20,14 +20,15 @@ MAY_IMPORT = {
     "jobs": {"schemas", "kernels", "dataprep", "trainer"},
 }
 FOLDERS = {  # each may import those before it; files outside of folders stand at both ends
-    "trainer": """shards order architecture adapters quantized layers batches stage building
+    "trainer": """shards order architecture adapters quantized layers batches stage objectives
+        building
         planning optim export checkpoint metrics pipeline run""".split(),
     "dataprep": "input text formats axolotl rows work passes shards".split(),
     "schemas": "shards train prepare".split(),
     "jobs": "migration commands tools".split(),
 }
 # of the trainer: imported by any folder, import no folder
-BASE = {"parallel", "rendezvous", "quiet", "failure"}
+BASE = {"messages", "parallel", "rendezvous", "quiet", "failure"}
 MOST_FILES = 18  # in a folder, its __init__ left out
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
 FORBIDDEN = {"schemas": {*LEARNING, "rich"}, "dataprep": LEARNING, "trainer": {"rich"}}

@@ -128,14 +128,14 @@ def check_agreement(inputs: Inputs, layout: "RankLayout") -> None:
     Raises:
         DataError: they do not.
     """
-    from headrace.trainer.parallel import gather_objects
+    from headrace.trainer.messages import gather
 
     mine = (
         inputs.data_fingerprint,
         inputs.weights_fingerprint,
         inputs.model_config_fingerprint,
     )
-    for rank, theirs in enumerate(gather_objects(mine, layout.world_group)):
+    for rank, theirs in enumerate(gather(mine, layout.world_group)):
         for what, first, other in zip(SHARED, mine, theirs, strict=True):
             if first != other:
                 raise DataError(

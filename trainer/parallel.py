@@ -1,9 +1,8 @@
 """Rank layout: this process's place on the mesh of all ranks, its device and its groups."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,8 +11,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from headrace.schemas.train.parallel_dims import Coordinates, ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.rendezvous import TIMEOUT, local_ranks, meet, process_environment
-
-T = TypeVar("T")
 
 ONE_PROCESS, ORIGIN = ParallelDims(), Coordinates()
 
@@ -193,24 +190,3 @@ def transfer_group(layout: RankLayout, ctas: int | None) -> Any:
         options = nccl_options()
         options.config.max_ctas = options.config.max_ctas if ctas is None else ctas
     return group_of(layout.dims.lines("stage"), layout.device.type, options)
-
-
-def gather_objects(value: Any, group: Any) -> list[Any]:
-    """Each member's value, in rank order, at every member."""
-    gathered: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(gathered, value, group=group)
-    return gathered
-
-
-def gather_at_first(value: T, layout: RankLayout) -> list[T]:
-    """Each rank's value, in rank order, at the first rank; nothing at the others."""
-    gathered: list[Any] | None = [None] * dist.get_world_size() if layout.rank == 0 else None
-    dist.gather_object(value, gathered, dst=0, group=layout.world_group)
-    return gathered or []
-
-
-def from_first_rank(compute: Callable[[], T], layout: RankLayout) -> T:
-    """A value that the first rank works out for all."""
-    values = [compute() if layout.rank == 0 else None]
-    dist.broadcast_object_list(values, src=0, group=layout.world_group)
-    return values[0]  # type: ignore[return-value]

@@ -90,6 +90,44 @@ PRESETS: dict[str, dict[str, object]] = {
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
     },
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe",
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 768,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+        "router_aux_loss_coef": 0.001,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
+    "gpt-oss-20b": {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
+        "sliding_window": 128,
+        "router_aux_loss_coef": 0.9,
+        "vocab_size": 201088,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    },
     "tiny": LLAMA
     | {
         "hidden_size": 64,
@@ -193,14 +231,17 @@ def _table(ids: NDArray[np.int32], lengths: list[list[int]], first: int) -> pa.T
 
 
 def matmul_weights(shape: dict[str, int]) -> int:
-    """Weights that a token is multiplied with: all but embedding and norms, and of experts those
-    that it is sent to, with their router.
+    """Count the weights that a token is multiplied with.
+
+    These are all but embedding and norms, and of experts those that it is sent to.
     """
     hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
     head_size = shape.get("head_dim", hidden // heads)
     attention = 2 * hidden * head_size * (heads + shape["num_key_value_heads"])
-    experts, chosen = shape.get("num_local_experts", 0), shape.get("num_experts_per_tok", 1)
-    layer = attention + 3 * hidden * shape["intermediate_size"] * chosen + hidden * experts
+    experts = shape.get("num_local_experts") or shape.get("num_experts", 0)
+    chosen = shape.get("num_experts_per_tok", 1)
+    inner = shape.get("moe_intermediate_size", shape["intermediate_size"])
+    layer = attention + 3 * hidden * inner * chosen + hidden * experts
     return shape["num_hidden_layers"] * layer + shape["vocab_size"] * hidden
 
 

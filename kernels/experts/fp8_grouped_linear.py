@@ -37,20 +37,23 @@ def fp8_grouped_linear(
         scales: [groups, outputs] float32, what e4m3 codes of the matrices' rows are multiplied
             with.
     """
-    quantized, row_scales = quantize_rows(x.detach())
     output: Tensor = _fp8_grouped_product(
-        x,
-        quantized,
-        row_scales,
-        groups,
-        offsets,
-        list(parts),
-        kind,
-        list(shape),
-        list(settings),
-        scales,
+        x, groups, offsets, list(parts), kind, list(shape), list(settings), scales
     )
     return output
+
+
+def quantize_sorted(x: Tensor, groups: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return rows in e4m3 and the scale of each, as `fp8_linear.quantize_rows` does.
+
+    Args:
+        groups: [rows]; factors: [groups, columns] float32, what rows are multiplied with first.
+    """
+    if x.is_cuda:
+        from headrace.kernels.experts.quantize_rows_triton import quantize_rows_pass
+
+        return quantize_rows_pass(x, factors, groups)
+    return quantize_rows(x if factors is None else x.float() * factors[groups])
 
 
 def stack_e4m3(
@@ -105,12 +108,9 @@ def scaled_grouped_product(
     return product.to(dtype)
 
 
-# As in `fp8_linear`, x is taken for its gradient alone, which is that of the quantized rows.
 @torch.library.custom_op("headrace::fp8_grouped_product", mutates_args=())
 def _fp8_grouped_product(
     x: Tensor,
-    quantized: Tensor,
-    row_scales: Tensor,
     groups: Tensor,
     offsets: Tensor,
     parts: list[Tensor],
@@ -119,32 +119,31 @@ def _fp8_grouped_product(
     settings: list[int],
     scales: Tensor,
 ) -> Tensor:
+    quantized, row_scales = quantize_sorted(x, groups, None)
     matrices = stack_e4m3(parts, kind, shape, settings, scales, transposed=False)
     return scaled_grouped_product(quantized, matrices, row_scales, scales, offsets, x.dtype)
 
 
 @torch.library.custom_op("headrace::fp8_grouped_input_gradient", mutates_args=())
 def _fp8_grouped_input_gradient(
-    quantized: Tensor,
-    row_scales: Tensor,
+    gradient: Tensor,
+    groups: Tensor,
     offsets: Tensor,
     parts: list[Tensor],
     kind: str,
     shape: list[int],
     settings: list[int],
     scales: Tensor,
-    dtype: torch.dtype,
 ) -> Tensor:
+    quantized, row_scales = quantize_sorted(gradient, groups, scales)
     matrices = stack_e4m3(parts, kind, shape, settings, scales, transposed=True)
     ones = torch.ones(shape[0], shape[2], device=scales.device)
-    return scaled_grouped_product(quantized, matrices, row_scales, ones, offsets, dtype)
+    return scaled_grouped_product(quantized, matrices, row_scales, ones, offsets, gradient.dtype)
 
 
 @_fp8_grouped_product.register_fake
 def _(
     x: Tensor,
-    quantized: Tensor,
-    row_scales: Tensor,
     groups: Tensor,
     offsets: Tensor,
     parts: list[Tensor],
@@ -158,40 +157,30 @@ def _(
 
 @_fp8_grouped_input_gradient.register_fake
 def _(
-    quantized: Tensor,
-    row_scales: Tensor,
+    gradient: Tensor,
+    groups: Tensor,
     offsets: Tensor,
     parts: list[Tensor],
     kind: str,
     shape: list[int],
     settings: list[int],
     scales: Tensor,
-    dtype: torch.dtype,
 ) -> Tensor:
-    return row_scales.new_empty(quantized.shape[0], shape[2], dtype=dtype)
+    return gradient.new_empty(gradient.shape[0], shape[2])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, _, _, groups, offsets, parts, ctx.kind, ctx.shape, ctx.settings, scales = inputs
+    _, groups, offsets, parts, ctx.kind, ctx.shape, ctx.settings, scales = inputs
     ctx.save_for_backward(groups, offsets, scales, *parts)
 
 
 def _input_gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     groups, offsets, scales, *parts = ctx.saved_tensors
-    quantized, row_scales = quantize_rows(gradient.float() * scales[groups])
     x_gradient = _fp8_grouped_input_gradient(
-        quantized,
-        row_scales,
-        offsets,
-        parts,
-        ctx.kind,
-        ctx.shape,
-        ctx.settings,
-        scales,
-        gradient.dtype,
+        gradient, groups, offsets, parts, ctx.kind, ctx.shape, ctx.settings, scales
     )
     settings: list[None] | None = None if ctx.settings else []  # of the structure of what came in
-    return x_gradient, None, None, None, None, [None] * len(parts), None, None, settings, None
+    return x_gradient, None, None, [None] * len(parts), None, None, settings, None
 
 
 _fp8_grouped_product.register_autograd(_input_gradient, setup_context=_keep)

@@ -1,32 +1,25 @@
 """The `[adapter]` table: the weights that `headrace train` trains."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from headrace.schemas.toml_config import Config, Text
 from headrace.schemas.train.layer_ranges import parse_layers
+from headrace.schemas.train.tuning_methods import DESCRIPTION, TUNING_METHODS, TuningRecord
+
+if TYPE_CHECKING:
+    TuningKind = str
+else:
+    TuningKind = Literal[tuple(TUNING_METHODS)]
 
 GAMMA = 0.5
-LORA_KINDS = ("lora", "dora")
-# adapter kind -> settings that would be passed over
-NOT_WITH = {
-    "none": ("modules_to_save", "target_parameters"),
-    "blocks": ("modules_to_save", "target_parameters", "layers"),
-    "control": ("modules_to_save", "target_parameters"),
-}
 
 
 class AdapterConfig(Config):
     """`[adapter]`."""
 
-    kind: Literal["lora", "dora", "control", "blocks", "none"] = Field(
-        "lora",
-        description='`"lora"`: low-rank adapters over frozen weights. `"dora"`: these with '
-        'magnitudes apart. `"control"`: directions along which layers are stretched, or shrunk for '
-        'rows of class -1. `"blocks"`: new decoder layers between the frozen ones. `"none"`: train '
-        "the weights themselves.",
-    )
+    kind: TuningKind = Field("lora", description=DESCRIPTION)
     rank: int = Field(16, ge=1, description="Rank of the LoRA matrices.")
     alpha: float | None = Field(
         None, gt=0, description="LoRA scale is alpha / rank. Default: the rank, scale 1."
@@ -73,6 +66,16 @@ class AdapterConfig(Config):
     )
     blocks: int = Field(8, ge=1, description='New decoder layers, with `kind = "blocks"`.')
 
+    @property
+    def record(self) -> TuningRecord:
+        """Return what the rules of a config ask of the kind."""
+        return TUNING_METHODS[self.kind]
+
+    @property
+    def takes_over(self) -> bool:
+        """Return whether adapters start from a part of the frozen weights, taken out of these."""
+        return self.record.takes_over and self.init in ("pissa", "olora")
+
     @field_validator("layers")
     @classmethod
     def check_layers(cls, value: str | None) -> str | None:
@@ -83,17 +86,22 @@ class AdapterConfig(Config):
     @model_validator(mode="after")
     def check(self) -> "AdapterConfig":
         taken = self.init in ("pissa", "olora")
-        if taken and self.kind == "dora":
-            raise ValueError(f'init = "{self.init}" does not go with kind = "dora"; choose one')
-        if self.target_parameters and self.kind == "dora":
-            raise ValueError('target_parameters do not go with kind = "dora"; use kind = "lora"')
+        products = self.record.has_products
+        if taken and products and not self.record.takes_over:
+            raise ValueError(
+                f'init = "{self.init}" does not go with kind = "{self.kind}"; choose one'
+            )
+        if self.target_parameters and products and not self.record.adapts_parameters:
+            raise ValueError(
+                f'target_parameters do not go with kind = "{self.kind}"; use kind = "lora"'
+            )
         if self.target_parameters and self.dropout:
             raise ValueError(
                 f"dropout = {self.dropout} does not go with target_parameters; set it to 0"
             )
         if self.target_parameters and taken:
             raise ValueError(f'init = "{self.init}" does not go with target_parameters')
-        if self.kind == "control":
+        if self.record.by_class:
             if self.target_modules != "all-linear":
                 raise ValueError(
                     f'target_modules = {self.target_modules} has no meaning with kind = "control", '
@@ -104,7 +112,7 @@ class AdapterConfig(Config):
                 'gamma and control_decay need kind = "control"; this has kind = '
                 f'"{self.kind}"; drop them'
             )
-        for key in NOT_WITH.get(self.kind, ()):
+        for key in self.record.unused:
             if getattr(self, key):
                 raise ValueError(f'{key} has no meaning with kind = "{self.kind}"; drop it')
         return self

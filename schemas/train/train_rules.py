@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from headrace.schemas.train.layer_ranges import parse_layers
+from headrace.schemas.train.objectives import kinds_of
 from headrace.schemas.train.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -82,17 +83,18 @@ def check_quantization(config: "TrainConfig") -> None:
     adapter = config.adapter
     if config.quantization is None:
         return
-    if (adapter.kind, adapter.target_modules, adapter.layers) == ("none", "all-linear", None):
+    limited = adapter.target_modules != "all-linear" or adapter.layers is not None
+    if adapter.record.trains_all and not limited:
         raise ValueError(
-            '[quantization] holds frozen weights, and adapter.kind = "none" trains them all; '
-            'use kind = "lora", or limit target_modules or layers'
+            f'[quantization] holds frozen weights, and adapter.kind = "{adapter.kind}" trains '
+            'them all; use kind = "lora", or limit target_modules or layers'
         )
     if config.relora.every_steps:
         raise ValueError(
             "relora.every_steps adds to the frozen weights, which [quantization] holds "
             "quantized; drop one"
         )
-    if config.objective.has_reference and adapter.kind in ("none", "blocks"):
+    if config.objective.has_reference and adapter.record.trains_base:
         raise ValueError(
             f'[quantization] goes with objective.kind = "{config.objective.kind}" only under '
             f'adapters, and adapter.kind = "{adapter.kind}"; use kind = "lora"'
@@ -106,7 +108,7 @@ def check_quantization(config: "TrainConfig") -> None:
 
 def check_trained_matmul(config: "TrainConfig") -> None:
     """Refuse 8-bit products of trained weights where no linear layer of the model is trained."""
-    if config.trained_matmul == "fp8" and config.adapter.kind not in ("none", "blocks"):
+    if config.trained_matmul == "fp8" and not config.adapter.record.trains_base:
         raise ValueError(
             f'trained_matmul = "fp8" multiplies trained weights, and adapter.kind = '
             f'"{config.adapter.kind}" freezes the model\'s; use [quantization] backend = "fp8"'
@@ -145,8 +147,8 @@ def check_checkpointing(config: "TrainConfig") -> None:
 
 def check_offload(config: "TrainConfig") -> None:
     """Refuse offloading of weights that training changes."""
-    kind = config.adapter.kind
-    if config.weight_offload != "none" and kind in ("none", "blocks"):
+    kind, trains_base = config.adapter.kind, config.adapter.record.trains_base
+    if config.weight_offload != "none" and trains_base:
         raise ValueError(
             f'weight_offload = "{config.weight_offload}" holds frozen weights under adapters, '
             f'and adapter.kind = "{kind}" trains and writes the weights themselves; use '
@@ -157,7 +159,7 @@ def check_offload(config: "TrainConfig") -> None:
             f'weight_offload = "{config.weight_offload}" leaves weights as they are, and '
             "relora.every_steps adds to them; drop one"
         )
-    if config.embedding_on_cpu and kind in ("none", "blocks"):
+    if config.embedding_on_cpu and trains_base:
         raise ValueError(
             "embedding_on_cpu holds a frozen embedding under adapters, and adapter.kind = "
             f'"{kind}" writes the weights themselves; use kind = "lora" or drop it'
@@ -180,9 +182,10 @@ def check_adapters_only(config: "TrainConfig") -> None:
         "regularization.max_product_norm": config.regularization.max_product_norm,
         "relora.every_steps": config.relora.every_steps,
     }
-    kinds = {"relora.every_steps": ("lora",)}
+    record = config.adapter.record
     for key, value in asked.items():
-        if value and config.adapter.kind not in kinds.get(key, ("lora", "dora")):
+        suits = record.restarts if key == "relora.every_steps" else record.has_products
+        if value and not suits:
             raise ValueError(
                 f'{key} = {value} has no meaning with adapter.kind = "{config.adapter.kind}"; '
                 "drop it"
@@ -230,22 +233,22 @@ def check_packing(config: "TrainConfig") -> None:
 def check_objective(config: "TrainConfig") -> None:
     """Refuse objectives that do not go with the trained weights or the data."""
     kind, adapter = config.objective.kind, config.adapter
-    if adapter.kind == "control" and config.optimizer.record.keeps_dtype:
+    if adapter.record.by_class and config.optimizer.record.keeps_dtype:
         raise ValueError(
-            'adapter.kind = "control" is held in float32, which optimizer.type = '
+            f'adapter.kind = "{adapter.kind}" is held in float32, which optimizer.type = '
             f'"{config.optimizer.type}" is not; choose another optimizer.type'
         )
     if not config.objective.of_pairs:
         if config.rejected_sampling is not None:
             raise ValueError(
                 f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
-                'no pairs; set kind = "dpo" or "orpo", or drop it'
+                f"no pairs; set kind = {kinds_of('pairs')}, or drop it"
             )
         return
     check_rejected_sampling(config)
-    if adapter.kind == "control":
+    if adapter.record.by_class:
         raise ValueError(
-            f'objective.kind = "{kind}" does not go with adapter.kind = "control", whose '
+            f'objective.kind = "{kind}" does not go with adapter.kind = "{adapter.kind}", whose '
             "classes are for whole documents; use another adapter.kind"
         )
     if config.objective.has_reference and adapter.init in ("pissa", "olora"):

@@ -73,7 +73,7 @@ def theirs(built: BuiltStage, prompts: list[Prompt]) -> float:
     dtype = built.stage.compute_dtype
     with DEVICE:
         model: Any = AutoModelForCausalLM.from_config(MODEL, dtype=dtype)
-    model = get_peft_model(model, built.lora_config).to(DEVICE).eval()
+    model = get_peft_model(model, built.method.peft).to(DEVICE).eval()
     ids = torch.tensor([prompt.ids for prompt in prompts], device=DEVICE)
     settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None}
     mask = torch.ones_like(ids)

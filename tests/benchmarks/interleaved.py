@@ -26,13 +26,15 @@ from headrace.jobs.commands.launch import launch
 from headrace.jobs.tools.bench_inputs import write_model
 from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.extras import Extras
 from headrace.trainer.batches.feed import StepInputs, pinned
 from headrace.trainer.building.chunks import build_chunks
 from headrace.trainer.building.model_builder import BuiltStage, build_stage
+from headrace.trainer.messages import gather
 from headrace.trainer.optim.optimizer import build_optimizer
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_packer import OverlongCount
-from headrace.trainer.parallel import RankLayout, connect, gather_objects, set_threads
+from headrace.trainer.parallel import RankLayout, connect, set_threads
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.pipeline.interleaved_engine import InterleavedEngine
 from headrace.trainer.pipeline.transfers import LARGEST_CTAS, Transfers
@@ -127,6 +129,7 @@ def random_inputs(
         tokens=tokens,
         position=Position(),
         overlong=OverlongCount(),
+        extras=[Extras()] * micro_batches,
         input_ids=pinned(ids[..., :-1].contiguous()) if layout.is_first else None,
         labels=pinned(ids[..., 1:].contiguous()) if layout.is_last else None,
         rows=[[[PackedRow("random", 0, sequence)]] * rows] * micro_batches,
@@ -209,7 +212,7 @@ def check_gradients(options: argparse.Namespace, layout: RankLayout) -> dict[str
             largest = max(
                 largest, float((gradient - reference).abs().max() / reference.abs().max())
             )
-        differences[variant.name] = max(gather_objects(largest, layout.world_group))
+        differences[variant.name] = max(gather(largest, layout.world_group))
     return {"largest relative difference of a gradient": differences}
 
 
@@ -222,7 +225,7 @@ def seconds_of(step: Callable[[], object], windows: int, layout: RankLayout) -> 
         step()
         if layout.device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(max(gather_objects(time.perf_counter() - start, layout.world_group)))
+        times.append(max(gather(time.perf_counter() - start, layout.world_group)))
     return median(times)
 
 
@@ -267,7 +270,7 @@ def measure(
         return random_inputs(micro_batches, size, sequence, vocabulary, layout)
 
     step(inputs_of(layout.stages))
-    layers = gather_objects([str(chunk) for chunk in built.layers], layout.world_group)
+    layers = gather([str(chunk) for chunk in built.layers], layout.world_group)
     for micro_batches in options.micro_batches:
         inputs = inputs_of(micro_batches)
         if layout.device.type == "cuda":
@@ -282,7 +285,7 @@ def measure(
             "tokens_per_second": round(rate),
             "efficiency": round(rate / layout.stages / rate_alone, 4),
             "without_bubble": round(1 - bubble / (variant.chunks * micro_batches + bubble), 4),
-            "peak_gib": [round(x / 2**30, 1) for x in gather_objects(peak, layout.world_group)],
+            "peak_gib": [round(x / 2**30, 1) for x in gather(peak, layout.world_group)],
             "layers": layers,
         }
         show(line, layout)
@@ -318,7 +321,7 @@ def run_rank(options: argparse.Namespace) -> None:
     show({"schedule": "one process", "tokens_per_second": round(rate)}, layout)
     for variant in variants(options.chunks):
         free_memory()
-        spent = max(gather_objects(time.perf_counter() - started, layout.world_group))
+        spent = max(gather(time.perf_counter() - started, layout.world_group))
         if spent > options.seconds:
             show({"schedule": variant.name, "left out after": round(spent)}, layout)
             continue

@@ -79,8 +79,8 @@ def run_plain(path: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(
         config.model, dtype=compute_dtype(config, device)
     )
-    adapter = lora_config(config.adapter, config.model)
-    assert adapter is not None
+    layers = model.config.num_hidden_layers
+    adapter = lora_config(config.adapter, model, config.model, layers, dora=False)
     model = get_peft_model(model, adapter).to(device).train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.optimizer.lr, fused=True)

@@ -39,8 +39,9 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader_builder import build_train_loader
+from headrace.trainer.messages import gather
 from headrace.trainer.order.data_history import open_history
-from headrace.trainer.parallel import RankLayout, connect, gather_objects
+from headrace.trainer.parallel import RankLayout, connect
 from headrace.trainer.preflight import check
 
 ROWS_A_BATCH, RANKS, ROUNDS = 8, 4, 3
@@ -225,7 +226,7 @@ def memory_of(layout: RankLayout) -> int:
     """PSS of all ranks and their workers, in bytes."""
     me = psutil.Process()
     mine = sum(process.memory_full_info().pss for process in [me, *me.children(recursive=True)])
-    return sum(gather_objects(mine, layout.world_group))
+    return sum(gather(mine, layout.world_group))
 
 
 def memory(way: str, folder: Path, workers: int) -> float:

@@ -19,9 +19,17 @@ def test_the_operations_of_an_8b_llama_are_the_known_ones():
     assert full - lora == 2 * 7_504_658_432
 
 
-def test_a_token_of_a_mixture_is_multiplied_with_two_experts():
-    shape = {k: v for k, v in bench_inputs.PRESETS["mixtral-8x7b"].items() if type(v) is int}
-    assert bench_inputs.matmul_weights(shape) == 12_748_587_008  # 12.9 billion with the embedding
+@pytest.mark.parametrize(
+    ("preset", "weights"),
+    [
+        ("mixtral-8x7b", 12_748_587_008),  # 12.9 billion with the embedding
+        ("qwen3-30b-a3b", 3_041_656_832),  # 3.3 billion with the embedding
+        ("gpt-oss-20b", 3_607_142_400),  # 3.6 billion, as its authors count them
+    ],
+)
+def test_a_token_of_a_mixture_is_multiplied_with_the_experts_that_it_is_sent_to(preset, weights):
+    shape = {k: v for k, v in bench_inputs.PRESETS[preset].items() if type(v) is int}
+    assert bench_inputs.matmul_weights(shape) == weights
 
 
 def test_drawn_documents_fill_the_row_and_have_the_mean_asked_for():

@@ -25,7 +25,8 @@ MIXTURES = {"mixtral", "qwen2_moe", "qwen3_moe"}
 
 
 def loaded(directory):
-    attention = "eager" if "gemma2" in directory.name else "sdpa"
+    eager = any(family in directory.name for family in ("gemma2", "gpt_oss"))
+    attention = "eager" if eager else "sdpa"
     return AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation=attention
     )
@@ -81,7 +82,7 @@ def lora(directory, stages, **settings):
     model = loaded(directory)
     config = model.config
     put_dequantized(built, model)
-    reference = get_peft_model(model, built[0].lora_config)
+    reference = get_peft_model(model, built[0].method.peft)
     theirs = {name: p for name, p in reference.named_parameters() if p.requires_grad}
     values = {item.name: item.parameter for part in built for item in part.trained}
     assert values.keys() == theirs.keys()

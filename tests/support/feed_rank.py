@@ -10,10 +10,11 @@ from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader_builder import build_train_loader
+from headrace.trainer.messages import gather
 from headrace.trainer.order.data_history import open_history
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.run_length import find_run_length
-from headrace.trainer.parallel import connect, gather_objects
+from headrace.trainer.parallel import connect
 from headrace.trainer.preflight import check
 from headrace.trainer.rendezvous import process_environment
 from headrace.trainer.shards.packed_rows import places_in_order, rows_digest
@@ -33,7 +34,7 @@ def main(path: Path, output: Path, settings: list[str]) -> None:
     for _ in range(run_length.total_steps):
         step = feed.next()
         assert (step.labels is not None) == layout.is_last
-        leaders = [part for part in gather_objects(step.leader_rows, layout.world_group) if part]
+        leaders = [part for part in gather(step.leader_rows, layout.world_group) if part]
         digests.append(rows_digest(chain.from_iterable(places_in_order(leaders))))
     if layout.rank == 0:
         output.write_text("\n".join(digests))

@@ -14,10 +14,11 @@ from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader_builder import build_loader
+from headrace.trainer.messages import gather
 from headrace.trainer.order.data_history import open_history
 from headrace.trainer.order.data_plan import plan_data
 from headrace.trainer.order.sequences import train_stream
-from headrace.trainer.parallel import connect, gather_objects
+from headrace.trainer.parallel import connect
 
 EPOCHS, BATCHES, MICRO_BATCHES, MEASURED_EVERY = 100, 3, 16, 5
 SETTINGS = {
@@ -33,7 +34,7 @@ def main(output: Path, directories: list[Path]) -> None:
     layout = connect(ParallelDims(stages=4))
 
     def pss() -> int:
-        return sum(gather_objects(own_pss(), layout.world_group))
+        return sum(gather(own_pss(), layout.world_group))
 
     before = pss()
     lines = []

@@ -1,5 +1,7 @@
 """Parts of models as they are saved: adapters and whole models, of stages in this process."""
 
+from pathlib import Path
+
 import torch
 
 from headrace.schemas.train.train_config import TrainConfig
@@ -7,7 +9,6 @@ from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.export.export import (
     adapter_tensors,
     file_count,
-    finish_adapter,
     finish_model,
     model_parts,
     save_model_part,
@@ -29,11 +30,12 @@ def step(built):
 
 
 def saved_adapter(built, directory):
+    method = built[0].method
     directory.mkdir()
     tensors = {}
     for part in built:
         tensors |= adapter_tensors(part, torch.float32)
-    finish_adapter(directory, tensors, built[0].lora_config, built[0].width)
+    method.write(directory, tensors, built[0].history.width, Path(method.model))
     return directory
 
 

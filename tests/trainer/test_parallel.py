@@ -9,7 +9,8 @@ import torch.distributed as dist
 
 from headrace.jobs.commands.launch import free_port
 from headrace.schemas.train.parallel_dims import Coordinates, ParallelDims
-from headrace.trainer.parallel import RankLayout, connect, gather_objects, transfer_group
+from headrace.trainer.messages import gather
+from headrace.trainer.parallel import RankLayout, connect, transfer_group
 
 RANKS = 4
 GROUPS = ("world_group", "pipeline_group", "first_stage_group", "replicas_group", "tied_group")
@@ -23,11 +24,11 @@ def as_rank(rank: int, port: int, neighbors: str) -> dict[str, object]:
     torch.cuda.is_available = lambda: False
     layout = connect(ParallelDims.of(RANKS, stages=2, neighbors=neighbors))
     reached = {
-        name: gather_objects(layout.rank, group)
+        name: gather(layout.rank, group)
         for name in GROUPS
         if (group := getattr(layout, name)) is not None
     }
-    reached["transfers"] = gather_objects(layout.rank, transfer_group(layout, None))
+    reached["transfers"] = gather(layout.rank, transfer_group(layout, None))
     seen = {
         "rank": layout.rank,
         "place": layout.coordinates,

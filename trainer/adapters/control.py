@@ -4,16 +4,24 @@ With d = layer(h) - h and class c of a token, a layer gives layer(h) + Q diag(ex
 As long as Q^T Q = I, class -1 is the exact inverse of class 1, and class 0 changes nothing.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.publish import write_atomic
 from headrace.schemas.train.adapter_config import GAMMA, AdapterConfig
+from headrace.trainer.adapters.method import TuningMethod, decoder_layers
+from headrace.trainer.adapters.names import CONTROL
+from headrace.trainer.adapters.targets import adapter_layers
+from headrace.trainer.architecture.model_writer import save_tensors
 
 NEWTON_STEPS = 3  # from an error of 0.2 to one of 1e-7
-CONTROL = "control_adapter"  # name of the adapter in its decoder layer
+TENSORS_NAME, RECORD_NAME = "control_adapter.safetensors", "control_adapter.json"
+SETTINGS = {"kind", "rank", "layers"}
 DIRECTIONS, STRETCHES = "directions", "log_stretches"
 
 
@@ -44,6 +52,40 @@ class ControlAdapter(nn.Module):
         return after + (along @ self.directions.T).to(after.dtype)
 
 
+class ControlTuning(TuningMethod):
+    """An adapter of each decoder layer over a frozen model."""
+
+    in_halves = False
+
+    def install(self, model: nn.Module) -> nn.Module:
+        config = self.architecture.config
+        wanted = adapter_layers(self.config, config.num_hidden_layers)
+        model.requires_grad_(False)
+        layers = decoder_layers(self.architecture, model)
+        add_control_adapters(layers, wanted, config.hidden_size, self.config)
+        return model
+
+    def adapters(self, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, ControlAdapter]]:
+        return control_adapters(modules)
+
+    def initial_values(self, name: str, adapted: nn.Module) -> dict[str, Tensor]:
+        assert isinstance(adapted, ControlAdapter)
+        return initial_control(name, adapted, self.seed)
+
+    def after_step(self, modules: Mapping[str, nn.Module], lr: float) -> None:
+        for _, adapter in control_adapters(modules):
+            regularize(adapter, self.config.gamma, lr * self.config.control_decay)
+
+    def write(self, directory: Path, tensors: dict[str, Tensor], width: int, base: Path) -> None:
+        """Write one file of tensors, and the settings that they were made by.
+
+        Not in PEFT's format, which has none for them.
+        """
+        save_tensors(tensors, directory / TENSORS_NAME, {"format": "pt"})
+        record = {"base_model": self.model, **self.config.model_dump(include=SETTINGS)}
+        write_atomic(directory / RECORD_NAME, json.dumps(record, indent=1) + "\n")
+
+
 def add_control_adapters(
     layers: nn.Module, wanted: list[int] | None, hidden_size: int, config: AdapterConfig
 ) -> None:
@@ -57,11 +99,6 @@ def add_control_adapters(
             layer.add_module(CONTROL, ControlAdapter(hidden_size, config.rank, config.dropout))
 
 
-def is_control(name: str) -> bool:
-    """Return whether a parameter belongs to a control adapter."""
-    return f".{CONTROL}." in f".{name}"
-
-
 def initial_control(name: str, adapter: ControlAdapter, seed: int) -> dict[str, Tensor]:
     """Random orthonormal directions and no stretch: the same in every layout."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "adapter", name))
@@ -70,7 +107,7 @@ def initial_control(name: str, adapter: ControlAdapter, seed: int) -> dict[str, 
     return {DIRECTIONS: directions, STRETCHES: torch.zeros(adapter.log_stretches.shape)}
 
 
-def control_adapters(modules: dict[str, nn.Module]) -> Iterator[tuple[str, ControlAdapter]]:
+def control_adapters(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, ControlAdapter]]:
     """Yield all adapters below named modules, with their names in the whole model."""
     for prefix, module in modules.items():
         adapter = getattr(module, CONTROL, None)

@@ -7,15 +7,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.train.adapter_config import LORA_KINDS, AdapterConfig
 from headrace.trainer.adapters.names import ADAPTER
 
 SVD_ITERATIONS = 16
-
-
-def takes_over(adapter: AdapterConfig) -> bool:
-    """Return whether adapters start from a part of the frozen weights, taken out of these."""
-    return adapter.kind in LORA_KINDS and adapter.init in ("pissa", "olora")
 
 
 @torch.no_grad()

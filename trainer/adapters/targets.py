@@ -1,4 +1,4 @@
-"""Targets of adapters, in PEFT's terms, and the weights that full fine-tuning trains."""
+"""Targets of adapters, in PEFT's terms."""
 
 import difflib
 import logging
@@ -13,7 +13,7 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train.adapter_config import LORA_KINDS, AdapterConfig
+from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.trainer.adapters.names import ADAPTER, PEFT_PREFIX, base_name
 from headrace.trainer.architecture.architecture import find_router
@@ -25,20 +25,19 @@ EXPERT_PARAMETERS = re.compile(r"(?:^|\.)(\w+\.experts\.\w+)$")
 
 
 def lora_config(
-    adapter: AdapterConfig, model: nn.Module, name: str, layers: int
-) -> LoraConfig | None:
-    """The adapter in PEFT's terms; None when weights themselves are trained.
+    adapter: AdapterConfig, model: nn.Module, name: str, layers: int, *, dora: bool
+) -> LoraConfig:
+    """Return the adapter in PEFT's terms.
 
     Args:
         model: without adapters, on the meta device.
         name: of the base model, for adapter_config.json.
         layers: how many the model has.
+        dora: with magnitudes apart.
 
     Raises:
         ConfigError: layers or experts that the model does not have.
     """
-    if adapter.kind not in LORA_KINDS:
-        return None
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha if adapter.alpha is not None else adapter.rank,
@@ -48,7 +47,7 @@ def lora_config(
         layers_to_transform=adapter_layers(adapter, layers),
         modules_to_save=adapter.modules_to_save or None,
         use_rslora=adapter.rslora,
-        use_dora=adapter.kind == "dora",
+        use_dora=dora,
         task_type="CAUSAL_LM",
         base_model_name_or_path=name,
     )
@@ -256,40 +255,6 @@ def add_adapter(model: nn.Module, adapter: LoraConfig) -> nn.Module:
         if base_name(name) in frozen:  # by transformers; PEFT trains all of a saved module
             parameter.requires_grad_(False)
     return wrapped
-
-
-def select_trained(
-    model: nn.Module, adapter: AdapterConfig, layer_prefix: str, layers: int
-) -> None:
-    """Freeze what full fine-tuning is not to train. What transformers freezes, such as the biases
-    by which Ernie's routers choose, stays so.
-
-    Args:
-        layer_prefix: path of the list of decoder layers.
-
-    Raises:
-        ConfigError: nothing is left to train.
-    """
-    wanted, parts = adapter_layers(adapter, layers), adapter.target_modules
-    prefixes = None if wanted is None else tuple(f"{layer_prefix}.{index}." for index in wanted)
-    free = {id(p) for p in model.parameters() if p.requires_grad}  # transformers may freeze some
-    model.requires_grad_(False)
-    names = []
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        in_parts = parts == "all-linear" or any(part in name for part in parts)
-        in_layers = prefixes is None or name.startswith(prefixes)
-        named = parts != "all-linear" and not name.startswith(f"{layer_prefix}.")
-        if id(parameter) in free and in_parts and (in_layers or named):
-            parameter.requires_grad_(True)
-            names.append(name)
-    missing = [] if parts == "all-linear" else [p for p in parts if not any(p in n for n in names)]
-    if not names and not missing:
-        raise ConfigError(
-            f"adapter.target_modules = {parts}: nothing is left to train; name a part"
-        )
-    if missing:
-        known = {part for name in names_of(model) for part in name.split(".") if not part.isdigit()}
-        raise unmatched("adapter.target_modules", missing, known)
 
 
 def names_of(model: nn.Module) -> list[str]:

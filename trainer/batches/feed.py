@@ -1,19 +1,20 @@
 """Gives every rank its inputs of a step: the leader reads, the others get their part from it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.train.run_state import QuarantineRecord
 from headrace.trainer.batches.batch import Batch
+from headrace.trainer.batches.extras import Extras
 from headrace.trainer.batches.loader import GroupLoader
+from headrace.trainer.messages import gather, receive, send
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_packer import OverlongCount
-from headrace.trainer.parallel import RankLayout, gather_objects
+from headrace.trainer.parallel import RankLayout
 from headrace.trainer.shards.packed_rows import PackedRow
 
 
@@ -30,11 +31,10 @@ class StepInputs:
     overlong: OverlongCount  # of the whole global batch
     pair_count: int = 0  # of the whole global batch
     chosen_tokens: int = 0  # likewise: trained tokens of chosen answers
-    control_classes: Tensor | None = None
+    extras: list[Extras] = field(default_factory=list)  # of each micro-batch
     input_ids: Tensor | None = None  # first stage only
     labels: Tensor | None = None  # last stage only
     rows: list[list[list[PackedRow]]] | None = None  # first and last stage only
-    pairs: list[list[list[tuple[int, int]]]] | None = None  # last stage only
 
     @property
     def leader_rows(self) -> list[list[list[PackedRow]]] | None:
@@ -53,14 +53,14 @@ class Counts(NamedTuple):
     @classmethod
     def of(cls, batch: Batch) -> "Counts":
         """One replica's share."""
-        pairs = sum(len(place) for places in batch.pairs or () for place in places)
+        pairs = sum(len(place) for extras in batch.extras for place in extras.pairs or ())
         return cls(batch.trained_tokens, batch.tokens, pairs, batch.chosen_tokens)
 
 
 class Feed:
     """An endless supply of `StepInputs`; only the first stage has a loader.
 
-    One object goes from the leader to each other stage of its pipeline group per step: document
+    One message goes from the leader to each other stage of its pipeline group per step: document
     boundaries to all, labels and rows' names to the last.
     """
 
@@ -91,16 +91,13 @@ class Feed:
     def hand_out(self, batch: Batch | None) -> StepInputs:
         """Give every stage of the pipeline its part of what the first one has read."""
         if batch is None:
-            received: list[StepInputs] = [None]  # type: ignore[list-item]
-            source = self.layout.leader
-            dist.recv_object_list(received, src=source, group=self.layout.pipeline_group)
-            return replace(received[0], labels=pinned(received[0].labels))
-        counts = gather_objects(Counts.of(batch), self.layout.first_stage_group)
+            received: StepInputs = receive(self.layout.leader, self.layout.pipeline_group)
+            return replace(received, labels=pinned(received.labels))
+        counts = gather(Counts.of(batch), self.layout.first_stage_group)
         total = Counts(*map(sum, zip(*counts, strict=True)))
         for stage in range(1, self.layout.stages):
             inputs = _inputs_of(batch, stage, self.layout.stages, total)
-            target = self.layout.rank_of(stage)
-            dist.send_object_list([inputs], dst=target, group=self.layout.pipeline_group)
+            send(inputs, self.layout.rank_of(stage), self.layout.pipeline_group)
         inputs = _inputs_of(batch, 0, self.layout.stages, total)
         return replace(inputs, input_ids=pinned(inputs.input_ids), labels=pinned(inputs.labels))
 
@@ -124,6 +121,5 @@ def _inputs_of(batch: Batch, stage: int, stages: int, total: Counts) -> StepInpu
         input_ids=batch.input_ids if first else None,
         labels=batch.labels if last else None,
         rows=batch.rows if first or last else None,
-        pairs=batch.pairs if last else None,
-        control_classes=batch.control_classes,
+        extras=[extras.of_stage(last=last) for extras in batch.extras],
     )

@@ -14,6 +14,7 @@ from headrace.trainer.building.parameter_slots import find_buffers
 from headrace.trainer.building.partition import Span
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
+from headrace.trainer.objectives.registry import objective_of
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.stage.stage import Stage, StageNames
 
@@ -54,9 +55,10 @@ def assemble(
             "half_layers does not go with dropout, whose choices belong to whole layers; "
             "use whole layers or set adapter.dropout = 0"
         )
-    if in_halves and config.adapter.kind == "control":
+    if in_halves and not plan.method.in_halves:
         raise ConfigError(
-            'half_layers does not go with adapter.kind = "control", which follows whole layers'
+            f'half_layers does not go with adapter.kind = "{config.adapter.kind}", which follows '
+            "whole layers"
         )
     rotary = None
     if family.rotary is not None:
@@ -69,7 +71,7 @@ def assemble(
         architecture=architecture,
         router_loss=router_loss_settings(plan, config),
         compute_dtype=dtype,
-        autocast=plan.trains_weights and trained_dtype(config, dtype) != dtype,
+        autocast=plan.method.trains_base and trained_dtype(config, dtype) != dtype,
         recompute=recomputed_layers(
             config.activation_checkpointing, architecture.config.num_hidden_layers
         ),
@@ -78,7 +80,7 @@ def assemble(
         seeded=seeded,
         embedding_on_cpu=config.embedding_on_cpu,
     )
-    stage_module.objective = config.objective
+    stage_module.objective = objective_of(config.objective)
     if stage_module.embedding is not None:
         stage_module.embedding.noise_alpha = config.regularization.neftune_alpha
     if config.trained_matmul == "fp8":

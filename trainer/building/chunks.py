@@ -7,6 +7,7 @@ from itertools import chain
 import torch
 
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.building.model_builder import BuiltStage, build_stage, plan_model
 
 
@@ -35,5 +36,7 @@ def join(built: Sequence[BuiltStage]) -> BuiltStage:
         trained=list(chain.from_iterable(part.trained for part in built)),
         tied_copy=next((part.tied_copy for part in built if part.tied_copy is not None), None),
         layers=list(chain.from_iterable(part.layers for part in built)),
-        initial={name: value for part in built for name, value in part.initial.items()},
+        history=AdapterHistory(
+            {name: value for part in built for name, value in part.history.initial.items()}
+        ),
     )

@@ -36,7 +36,7 @@ def fill_stage(
             source,
             HeldTypes(initial, dtype),
             device,
-            plan.expansion,
+            plan.method,
             plan.quantization,
             open_cache(config, plan, dtype, device),
         )

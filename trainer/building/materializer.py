@@ -5,15 +5,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.adapters.control import control_adapters, initial_control
-from headrace.trainer.adapters.initial_values import initial_values, takes_over
-from headrace.trainer.adapters.names import base_name, is_adapter, lora_layers
+from headrace.trainer.adapters.method import TuningMethod
+from headrace.trainer.adapters.names import base_name, is_adapter
 from headrace.trainer.architecture.architecture import Architecture
-from headrace.trainer.architecture.block_expansion import Expansion
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.held_values import HeldTypes
 from headrace.trainer.building.parameter_slots import (
@@ -58,7 +55,7 @@ class Materializer:
         source: WeightSource,
         types: HeldTypes,
         device: torch.device,
-        expansion: Expansion | None = None,
+        method: TuningMethod,
         quantization: Quantization | None = None,
         cache: QuantizedCache | None = None,
     ) -> None:
@@ -69,10 +66,10 @@ class Materializer:
         self.dtype = types.dtype
         self.trained_dtype = trained_dtype(config, self.dtype)
         self.device = device
-        self.expansion = expansion
+        self.method = method
         self.quantization = quantization
         self.cache = cache
-        self._adapted: dict[int, tuple[str, LoraLayer]] = {}  # frozen module -> its adapter
+        self._adapted: dict[int, tuple[str, nn.Module]] = {}  # frozen module -> its adapter
         self._from_cache: set[str] = set()
         self._taken: dict[str, dict[str, Tensor]] = {}  # adapters begun while weights were whole
         self.embedding_name = f"{architecture.family.embedding}.weight"
@@ -81,9 +78,7 @@ class Materializer:
     def fill(self, stage: Stage) -> Filled:
         """Load or initialize all parameters."""
         slots = list(find_slots(stage.names))
-        self._adapted = {
-            id(layer.get_base_layer()): (name, layer) for name, layer in lora_layers(stage.names)
-        }
+        self._adapted = self.method.taking_over(stage.names)
         base = [slot for slot in slots if not is_adapter(slot.name)]
         tied_head = self._fill_base(self._fill_from_cache(base))
         self._fill_buffers(stored_buffers(stage.names))
@@ -123,12 +118,11 @@ class Materializer:
             return
         value = value.to(self.device)
         adapted = self._adapted.get(id(slot.owner))
-        if adapted is not None and takes_over(self.config.adapter):
+        if adapted is not None:
             name, layer = adapted
             whole = nn.Parameter(value.float(), requires_grad=False)
             slot.fill(whole)
-            init, seed = self.config.adapter.init, self.config.seed
-            self._taken[name] = initial_values(name, layer, init, seed)
+            self._taken[name] = self.method.initial_values(name, layer)
             value = whole.data
         name = self._source_name(slot.name)
         made = self.quantization.make(slot.owner.as_held(value), name, dtype)
@@ -195,7 +189,7 @@ class Materializer:
             for slot in group:
                 if slot is not group[0] and self._is_head(slot) and not self._is_copy(slot):
                     tied_head = self._share(group[0], slot)
-                elif self.expansion and self.expansion.starts_at_zero(slot.name, self._layers):
+                elif self.method.starts_at_zero(slot.name):
                     assert isinstance(value, Tensor)  # refused where weights are stored quantized
                     self.place(slot, torch.zeros_like(value))
                 else:
@@ -227,19 +221,15 @@ class Materializer:
     def _fill_adapters(self, stage: Stage) -> dict[str, Tensor]:
         """Initialize adapters, after the weights that they may start from."""
         kept: dict[str, Tensor] = {}
-        init, seed = self.config.adapter.init, self.config.seed
-        for name, layer in lora_layers(stage.names):
-            values = self._taken.pop(name, None) or initial_values(name, layer, init, seed)
+        for name, layer in self.method.adapters(stage.names):
+            values = self._taken.pop(name, None) or self.method.initial_values(name, layer)
             for part, value in values.items():
                 path, _, attribute = part.rpartition(".")
                 owner = layer.get_submodule(path)
                 value = value.to(self.device, self.trained_dtype)
                 owner._parameters[attribute] = nn.Parameter(value)
-                if takes_over(self.config.adapter) and "lora_embedding" not in part:
+                if self.method.keeps(part):
                     kept[f"{name}.{part}"] = value.cpu().clone()
-        for name, adapter in control_adapters(stage.names):
-            for part, value in initial_control(name, adapter, seed).items():
-                adapter._parameters[part] = nn.Parameter(value.to(self.device, self.trained_dtype))
         return kept
 
     @property
@@ -248,9 +238,7 @@ class Materializer:
 
     def _source_name(self, name: str) -> str:
         """The name that the value of a parameter is asked for by."""
-        name = base_name(name)
-        if self.expansion is not None:
-            name = self.expansion.stored_name(name, self._layers)
+        name = self.method.stored_name(base_name(name))
         if self.architecture.tied and name == self.head_name:
             return self.embedding_name
         return name

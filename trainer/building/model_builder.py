@@ -4,14 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.adapters.history import AdapterHistory
+from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.architecture.architecture import Architecture, read_architecture
-from headrace.trainer.architecture.block_expansion import Expansion
 from headrace.trainer.architecture.families import FAMILIES
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.building.checkpoint_files import INITIAL, MERGED, tensor_name
@@ -23,6 +22,7 @@ from headrace.trainer.building.partition import Span
 from headrace.trainer.building.reference import reference_of
 from headrace.trainer.building.self_check import check_against_transformers
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
+from headrace.trainer.quantized.selection import check_fp8_device
 from headrace.trainer.stage.acceleration import accelerate
 from headrace.trainer.stage.stage import Stage
 
@@ -36,15 +36,12 @@ class BuiltStage:
     tied_copy: nn.Parameter | None  # a trained tied embedding, or the last stage's copy of it
     tied_head: nn.Parameter | None  # single stage: the head, over the memory of `tied_copy`
     model_config: Any
-    lora_config: LoraConfig | None
-    control: AdapterConfig | None  # of control adapters
+    method: TuningMethod
     layers: list[Span]  # of each chunk
     architecture: Architecture
     skeleton: Any  # the whole model without adapters, on the meta device
-    initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
-    expansion: Expansion | None
+    history: AdapterHistory = field(default_factory=AdapterHistory)
     flops_per_token: float = 0.0  # of the whole model, forward and backward
-    merged: dict[str, Tensor] = field(default_factory=dict)  # by restarts: [restarts, ...] each
 
     @property
     def stage(self) -> Stage:
@@ -60,14 +57,10 @@ class BuiltStage:
     @property
     def kept(self) -> dict[str, Tensor]:
         """Return what checkpoints hold of adapters beside their values, by their own names."""
-        merged = {tensor_name(MERGED, name): value for name, value in self.merged.items()}
-        return merged | {tensor_name(INITIAL, name): value for name, value in self.initial.items()}
-
-    @property
-    def width(self) -> int:
-        """Return the rank of the exported adapters as a multiple of the trained ones'."""
-        restarts = max((len(values) for values in self.merged.values()), default=0)
-        return 2 if self.initial else 1 + restarts
+        kept = {tensor_name(MERGED, name): value for name, value in self.history.merged.items()}
+        for name, value in self.history.initial.items():
+            kept[tensor_name(INITIAL, name)] = value
+        return kept
 
 
 def plan_model(config: TrainConfig) -> Plan:
@@ -95,6 +88,7 @@ def build_stage(
         ConfigError: an architecture that is not supported, adapters that match nothing.
         DataError: weights missing or of another shape than config.json says.
     """
+    check_fp8_device(config, device)
     plan = plan or plan_model(config)
     layers = partition(config, plan.size)[stage]
     built, filled = fill_stage(config, plan, stage, layers, device)
@@ -112,14 +106,12 @@ def build_stage(
         tied_copy=next((p.parameter for p in filled.trained if p.name == tied_name), None),
         tied_head=filled.tied_head,
         model_config=plan.architecture.config,
-        lora_config=plan.lora,
-        control=plan.control,
+        method=plan.method,
         layers=[layers],
         architecture=plan.architecture,
         skeleton=plan.plain,
-        initial=filled.initial,
-        flops_per_token=flops_per_token(plan.size, config.adapter.kind == "none"),
-        expansion=plan.expansion,
+        history=AdapterHistory(filled.initial),
+        flops_per_token=flops_per_token(plan.size, plan.method.trains_all),
     )
 
 

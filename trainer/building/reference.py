@@ -36,15 +36,15 @@ def reference_of(
         policy: the stage that will be trained, with its initial weights.
     """
     model: Any = lay_out(plan.architecture)
-    if plan.lora is not None:
+    if not plan.method.trains_base:
         share_modules(policy, model)
-    plain = replace(plan, model=model, lora=None)
+    plain = replace(plan, model=model, prefix="")
     nothing_kept = {"activation_checkpointing": "none", "activation_offload": False}
     config = config.model_copy(update={"router_loss": 0.0, **nothing_kept})
     dtype = policy.compute_dtype
     initial = lay_out_with_buffers(plan.architecture, dtype)
     reference = assemble(plain, config, stage, layers, dtype, device, initial)
-    if plan.lora is None:
+    if plan.method.trains_base:
         copy_weights(policy, reference)
     share_buffers(policy, reference)
     return reference.eval()

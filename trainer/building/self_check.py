@@ -146,8 +146,8 @@ def compare(config: TrainConfig, plan: Plan, theirs: Any) -> tuple[float, float]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         ids = torch.randint(3, plan.architecture.config.vocab_size, (1, sum(DOCUMENTS)))
-        if plan.lora is not None:
-            theirs = get_peft_model(theirs, copy.deepcopy(plan.lora)).eval()
+        if plan.method.peft is not None:
+            theirs = get_peft_model(theirs, copy.deepcopy(plan.method.peft)).eval()
             put_adapters(trained, theirs)
     expected, count = alone(theirs, ids)
     (expected.sum() / count).backward()

@@ -17,7 +17,8 @@ from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.building.checkpoint_files import stage_file
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.checkpoint.checkpoint_folder import CheckpointFolder, collect_tensors
-from headrace.trainer.parallel import RankLayout, gather_objects
+from headrace.trainer.messages import gather
+from headrace.trainer.parallel import RankLayout
 from headrace.trainer.rendezvous import local_ranks
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class Saver:
         """
         if self._pending is not None:
             mine = self._pending.written.result()
-            self.settle(gather_objects(mine, self.layout.world_group))
+            self.settle(gather(mine, self.layout.world_group))
 
 
 def write(path: Path, tensors: dict[str, Tensor]) -> Written:

@@ -1,6 +1,5 @@
-"""Control adapters on disk: their tensors by layer, and what they were made by."""
+"""Control adapters on disk: their tensors by layer."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.publish import write_atomic
-from headrace.schemas.train.adapter_config import AdapterConfig
-from headrace.trainer.adapters.control import CONTROL, DIRECTIONS, STRETCHES
+from headrace.trainer.adapters.control import DIRECTIONS, STRETCHES, TENSORS_NAME
+from headrace.trainer.adapters.names import CONTROL
 
-TENSORS_NAME, RECORD_NAME = "control_adapter.safetensors", "control_adapter.json"
-SETTINGS = {"kind", "rank", "layers"}
 NAME = re.compile(rf"\.(\d+)\.{CONTROL}\.{DIRECTIONS}$")
 
 
@@ -25,15 +21,6 @@ class LayerControl:
     layer: int
     directions: Tensor
     log_stretches: Tensor
-
-
-def write_record(directory: Path, config: AdapterConfig, model: str) -> None:
-    """Write the settings that stand beside the tensors.
-
-    Not in PEFT's format, which has none for them.
-    """
-    record = {"base_model": model, **config.model_dump(include=SETTINGS)}
-    write_atomic(directory / RECORD_NAME, json.dumps(record, indent=1) + "\n")
 
 
 def read_control(directory: Path) -> list[LayerControl]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -21,9 +20,8 @@ from headrace.schemas.train.run_state import (
     read_run_state,
 )
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.adapters.initial_values import takes_over
-from headrace.trainer.adapters.names import exported_tensors, side_by_side
-from headrace.trainer.adapters.whole_names import WholeNames, whole_names
+from headrace.trainer.adapters.history import AdapterHistory
+from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_writer import (
     ModelWriter,
@@ -37,12 +35,7 @@ from headrace.trainer.building.model_builder import plan_model
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
 from headrace.trainer.building.weight_source import StoredWeights, WeightSource
-from headrace.trainer.export.export import (
-    finish_adapter,
-    finish_control,
-    saved_dtype,
-    stored_dtype,
-)
+from headrace.trainer.export.export import saved_dtype, stored_dtype
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.export.output import check_new, new_output
 
@@ -75,9 +68,8 @@ def convert(
     plan = plan_model(config)
     with new_output(output) as temporary:
         temporary.mkdir()
-        if plan.lora is not None or config.adapter.kind == "control":
-            names = whole_names(model_directory(config.model), plan.architecture)
-            write_adapter(config, plan.lora, tensors, temporary, names)
+        if not plan.method.trains_base:
+            write_adapter(config, plan.method, tensors, temporary)
         else:
             stored = stored_dtype(plan.architecture.config)
             dtype = saved_dtype(config.checkpoint.save_dtype, stored)
@@ -122,11 +114,7 @@ def run_config(run: Path, model: Path | None) -> TrainConfig:
 
 
 def write_adapter(
-    config: TrainConfig,
-    lora: LoraConfig | None,
-    tensors: CheckpointTensors,
-    output: Path,
-    names: WholeNames,
+    config: TrainConfig, method: TuningMethod, tensors: CheckpointTensors, output: Path
 ) -> None:
     """Write the same adapter, bit by bit, that training itself would have exported.
 
@@ -134,20 +122,15 @@ def write_adapter(
         CheckpointError: adapters took over weights, and the checkpoint does not hold how they did.
     """
     values = {name: tensors.parameter(name) for name in tensors.named(PARAMETER)}
-    merged, initial = tensors.all(MERGED), tensors.all(INITIAL)
-    if takes_over(config.adapter) and not initial:
+    history = AdapterHistory(tensors.all(INITIAL), tensors.all(MERGED))
+    if config.adapter.takes_over and not history.initial:
         raise CheckpointError(
             "the checkpoint is of an earlier release and does not hold what the adapters started "
             "from; resume the run and let it end instead"
         )
-    exported = exported_tensors(side_by_side(values, merged), initial)
     dtype = saved_dtype(config.checkpoint.save_dtype, torch.float32)
-    exported = {name: value.to(dtype) for name, value in exported.items()}
-    if lora is None:
-        finish_control(output, exported, config.adapter, config.model)
-        return
-    restarts = max((len(value) for value in merged.values()), default=0)
-    finish_adapter(output, exported, lora, 2 if initial else 1 + restarts, names)
+    exported = {name: value.to(dtype) for name, value in history.exported(values).items()}
+    method.write(output, exported, history.width, model_directory(config.model))
 
 
 def write_model(
@@ -182,12 +165,8 @@ def write_model(
 
 def module_buffers(path: str, plan: Plan, source: WeightSource) -> dict[str, Tensor]:
     """A module's buffers, those that the base model's files hold."""
-    family, expansion = plan.architecture.family, plan.expansion
     slots = stored_buffers({path: plan.plain.get_submodule(path)})
-    wanted = [
-        (expansion.stored_name(s.name, family.layers) if expansion else s.name, s.value.shape)
-        for s in slots
-    ]
+    wanted = [(plan.method.stored_name(slot.name), slot.value.shape) for slot in slots]
     values = zip(slots, source.read_buffers(wanted), strict=True)
     return {slot.name: value for slot, value in values if value is not None}
 
@@ -196,12 +175,7 @@ def module_values(
     slots: list[Slot], plan: Plan, tensors: CheckpointTensors, source: WeightSource
 ) -> Mapping[str, Tensor]:
     """A module's parameters by name."""
-    layers = plan.architecture.family.layers
-    trained = set(tensors.named(PARAMETER))
-
-    def stored(name: str) -> str:
-        return name if plan.expansion is None else plan.expansion.stored_name(name, layers)
-
+    trained, stored = set(tensors.named(PARAMETER)), plan.method.stored_name
     values: dict[str, Any] = {s.name: tensors.parameter(s.name) for s in slots if s.name in trained}
     rest = [slot for slot in slots if slot.name not in trained]
     read = source.read([(stored(slot.name), slot.empty.shape) for slot in rest])

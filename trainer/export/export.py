@@ -7,33 +7,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from headrace.schemas.publish import remove_tree, rename_durably
-from headrace.schemas.train.adapter_config import AdapterConfig
-from headrace.trainer.adapters.names import (
-    PEFT_PREFIX,
-    as_plain_lora,
-    exported_tensors,
-    side_by_side,
-)
-from headrace.trainer.adapters.whole_names import WholeNames, whole_names
 from headrace.trainer.architecture.model_writer import (
     ModelWriter,
     as_saved,
     copy_model_files,
     file_count,
-    save_tensors,
     write_index,
 )
 from headrace.trainer.architecture.weight_index import has_weights
 from headrace.trainer.building.model_builder import BuiltStage
 from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
 from headrace.trainer.building.weight_source import StoredWeights
-from headrace.trainer.export.control_file import TENSORS_NAME, write_record
 from headrace.trainer.export.model_card import write_card
-from headrace.trainer.parallel import RankLayout, gather_at_first, gather_objects
+from headrace.trainer.messages import gather, gather_at_first
+from headrace.trainer.parallel import RankLayout
 from headrace.trainer.quantized.modules import quantized_places, quantized_weights_of
 
 
@@ -59,7 +49,7 @@ def export(
     Returns:
         The directory, published whole.
     """
-    adapters = built.lora_config is not None or built.control is not None
+    adapters = not built.method.trains_base
     final = run_directory / ("adapter" if adapters else "model")
     temporary = run_directory / f".{final.name}.tmp"
     publishes = layout.publishes(node_local=node_local and not adapters)
@@ -90,13 +80,9 @@ def export_adapter(
     """Write the adapters of all stages to one file, at the first rank."""
     parts = gather_at_first(adapter_tensors(built, dtype) if layout.is_first_copy else {}, layout)
     tensors = {name: value for part in parts for name, value in part.items()}
-    width = max(gather_objects(built.width, layout.world_group))
-    if layout.rank == 0 and built.control is not None:
-        finish_control(directory, tensors, built.control, model)
-    elif layout.rank == 0:
-        assert built.lora_config is not None
-        names = whole_names(model, built.architecture)
-        finish_adapter(directory, tensors, built.lora_config, width, names)
+    width = max(gather(built.history.width, layout.world_group))
+    if layout.rank == 0:
+        built.method.write(directory, tensors, width, model)
 
 
 def export_model(
@@ -109,13 +95,13 @@ def export_model(
     keeps_files: bool,
 ) -> None:
     """Each stage's weights in files of its own, with one index over them."""
-    by_rank = gather_objects(file_count(model_parts(built, dtype)), layout.world_group)
+    by_rank = gather(file_count(model_parts(built, dtype)), layout.world_group)
     counts = [by_rank[layout.rank_of(stage)] for stage in range(layout.stages)]
     written: dict[str, dict[str, int]] = {}
     if keeps_files:
         before = sum(counts[: layout.stage])
         written = save_model_part(built, model, directory, before, sum(counts), dtype)
-    files = gather_objects(written, layout.world_group)
+    files = gather(written, layout.world_group)
     if layout.rank == 0:
         finish_model(directory, files, model, built, dtype)
 
@@ -123,47 +109,8 @@ def export_model(
 def adapter_tensors(built: BuiltStage, dtype: torch.dtype) -> dict[str, Tensor]:
     """One stage's share of an adapter, under PEFT's names."""
     values = {item.name: item.parameter.detach().cpu() for item in built.trained}
-    tensors = exported_tensors(side_by_side(values, built.merged), built.initial)
-    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
-
-
-def finish_adapter(
-    directory: Path,
-    tensors: dict[str, Tensor],
-    config: LoraConfig,
-    width: int,
-    names: WholeNames | None = None,
-) -> None:
-    """One file with its config, as PEFT expects.
-
-    Args:
-        width: how many times as wide as the trained adapters they are written.
-        names: of the text model in a multimodal checkpoint's own model, if it is part of one.
-    """
-    names = names or WholeNames()
-    paths = {
-        name.partition(".lora_")[0].removeprefix(PEFT_PREFIX)
-        for name in tensors
-        if ".lora_" in name and ".experts." not in name
-    }
-    tensors = {names.outward(name): value for name, value in tensors.items()}
-    save_tensors(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
-    config = as_plain_lora(config, width)
-    config.inference_mode = True
-    if names.prefixes and config.target_modules:  # in full, since other parts have such names too
-        config.target_modules = {names.outward(path) for path in paths}
-        config.layers_to_transform = None
-    if isinstance(config.target_modules, set):  # whose order is another one in each process
-        config.target_modules = sorted(config.target_modules)
-    config.save_pretrained(str(directory))
-
-
-def finish_control(
-    directory: Path, tensors: dict[str, Tensor], config: AdapterConfig, model: Path | str
-) -> None:
-    """One file of control adapters, and what they were made by."""
-    save_tensors(tensors, directory / TENSORS_NAME, {"format": "pt"})
-    write_record(directory, config, str(model))
+    exported = built.history.exported(values)
+    return {name: tensor.to(dtype) for name, tensor in exported.items()}
 
 
 def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:
@@ -212,11 +159,7 @@ def base_buffers(
     values = {slot.name: slot.value.cpu() for slot in stored_buffers(modules)}
     if not values or not has_weights(model):
         return values
-    expansion, layers = built.expansion, built.architecture.family.layers
-    wanted = [
-        (expansion.stored_name(name, layers) if expansion else name, value.shape)
-        for name, value in values.items()
-    ]
+    wanted = [(built.method.stored_name(name), value.shape) for name, value in values.items()]
     with StoredWeights(model, built.skeleton) as source:
         found = source.read_buffers(wanted)
         return {
@@ -232,10 +175,10 @@ def unquantized(
     held = {name: (part, attribute) for name, part, attribute in quantized_places(modules)}
     if not held or not has_weights(model):
         return {name: part.dequantized(attribute) for name, (part, attribute) in held.items()}
-    wanted, layers = [], built.architecture.family.layers
-    for name, (part, attribute) in held.items():
-        stored = built.expansion.stored_name(name, layers) if built.expansion else name
-        wanted.append((stored, part.shape_of(attribute)))
+    wanted = [
+        (built.method.stored_name(name), part.shape_of(attribute))
+        for name, (part, attribute) in held.items()
+    ]
     values: dict[str, Tensor] = {}
     with StoredWeights(model, built.skeleton) as source:
         for name, value in zip(held, source.read(wanted), strict=True):

@@ -66,7 +66,7 @@ def copy_card(adapter: Path, output: Path, scale: float) -> None:
 
 def why_not_an_adapter(directory: Path) -> str:
     """Explain what a directory without PEFT's config is, and what to do."""
-    from headrace.trainer.export.control_file import RECORD_NAME
+    from headrace.trainer.adapters.control import RECORD_NAME
 
     if (directory / RECORD_NAME).is_file():
         return "control adapters change what layers add to the hidden states; no weight holds that"

@@ -2,7 +2,8 @@
 
 Kept are the results of attention and of matrix products, but for every second product that is wide,
 such as `up` beside `gate`, which take most of a layer's memory. Norms, activations, adapters'
-second factors and the rest are computed again from these.
+second factors and the rest are computed again from these, and so are the products of experts,
+which have several rows for each token.
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from headrace.trainer.building.model_builder import BuiltStage
-from headrace.trainer.parallel import RankLayout, gather_objects
+from headrace.trainer.messages import gather
+from headrace.trainer.parallel import RankLayout
 
 
 def reduce(built: BuiltStage, layout: RankLayout) -> float:
@@ -65,7 +66,7 @@ def global_norm(built: BuiltStage, layout: RankLayout) -> float:
     owned = [p.parameter.grad for p in built.trained if p.owned]
     parts = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in owned if g is not None]
     norms: list[float] = torch.stack(parts).tolist() if parts else []
-    everyone = gather_objects(norms, layout.pipeline_group)
+    everyone = gather(norms, layout.pipeline_group)
     return math.sqrt(math.fsum(norm * norm for stage in everyone for norm in stage))
 
 

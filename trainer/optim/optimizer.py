@@ -10,7 +10,7 @@ import torch
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.optimizer_config import OptimizerConfig
 from headrace.schemas.train.optimizers import OPTIMIZERS, OptimizerRecord
-from headrace.trainer.adapters.control import is_control
+from headrace.trainer.adapters.names import is_control
 from headrace.trainer.building.parameter_slots import TrainedParameter
 
 LORA_UP = (".lora_B.", ".lora_embedding_B.")

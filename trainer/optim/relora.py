@@ -61,8 +61,8 @@ def restart(
     for name, layer in lora_layers(built.names):
         for parameter, value in adapter_parameters(name, layer).items():
             kept = value.detach().cpu().float().unsqueeze(0).clone()
-            before = built.merged.get(parameter)
-            built.merged[parameter] = kept if before is None else torch.cat([before, kept])
+            before = built.history.merged.get(parameter)
+            built.history.merged[parameter] = kept if before is None else torch.cat([before, kept])
         add_to_base(layer)
         for part, value in initial_values(name, layer, "kaiming", seed).items():
             adapter_parameters(name, layer)[f"{name}.{part}"].copy_(value)
@@ -88,7 +88,7 @@ def replay(built: BuiltStage, merged: Mapping[str, Tensor]) -> None:
             for key, parameter in parameters.items():
                 parameter.copy_(merged[key][number])
             add_to_base(layer)
-        built.merged.update({key: merged[key] for key in parameters if key in merged})
+        built.history.merged.update({key: merged[key] for key in parameters if key in merged})
 
 
 def add_to_base(layer: LoraLayer) -> None:

@@ -3,9 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch.distributed as dist
 
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.sampling_config import RejectedSamplingConfig
@@ -14,9 +11,10 @@ from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.stop_tokens import stop_tokens
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.messages import broadcast
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.parallel import RankLayout
-from headrace.trainer.pipeline.generation import Answer, Generator
+from headrace.trainer.pipeline.generation import Answer, Generator, Prompt
 from headrace.trainer.pipeline.links import PipelineLinks
 from headrace.trainer.pipeline.rejected_answers import Room, prompts_of, with_answers
 from headrace.trainer.stage.cached_stage import check_generates
@@ -66,13 +64,12 @@ class RejectedSampling:
             step: of training, from 0.
         """
         start = time.perf_counter()
-        prompts: list[Any] = [None]
+        prompts: list[Prompt] | None = None
         if batch is not None:
             seed = derive_seed(self.seed, "rejected answers", step)
-            prompts = [list(prompts_of(batch, self.room, self.settings, seed))]
-        source = self.layout.leader
-        dist.broadcast_object_list(prompts, src=source, group=self.layout.pipeline_group)
-        answers = self.generator.generate(prompts[0])
+            prompts = list(prompts_of(batch, self.room, self.settings, seed))
+        prompts = broadcast(prompts, self.layout.leader, self.layout.pipeline_group)
+        answers = self.generator.generate(prompts)
         if batch is not None:
             batch = with_answers(batch, answers, self.room)
         return batch, AnswerFacts.of(answers, time.perf_counter() - start)

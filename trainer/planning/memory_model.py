@@ -65,7 +65,7 @@ def stage_memory(
     trained_bytes = trained_dtype(config, dtype).itemsize
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
-    copies = 2 if has_reference and config.adapter.kind in ("none", "blocks") else 1
+    copies = 2 if has_reference and config.adapter.record.trains_base else 1
     chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
     recomputed = max(
         (activations.kept[half] for span in layers for n, half in span.pieces() if n in chosen),

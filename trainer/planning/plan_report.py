@@ -11,7 +11,6 @@ import torch
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.shards.manifest import read_manifest
-from headrace.schemas.train.adapter_config import LORA_KINDS
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.schemas.train.train_config import TrainConfig
@@ -200,9 +199,9 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
         for stages in range(config.pipeline_stages + 1, min(gpus, layers // chunks) + 1)
         if gpus % stages == 0 and (chunks == 1 or config.gradient_accumulation_steps % stages == 0)
     ]
-    if config.quantization is None and config.adapter.kind in LORA_KINDS:
+    if config.quantization is None and config.adapter.record.has_products:
         single.insert(2, {"quantization": SMALLEST})
-    if config.adapter.kind not in ("none", "blocks"):
+    if not config.adapter.record.trains_base:
         single.append({"embedding_on_cpu": True})
         if not config.relora.every_steps:
             single.append({"weight_offload": "mlp"})

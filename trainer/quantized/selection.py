@@ -23,6 +23,7 @@ from headrace.trainer.quantized.modules import (
 from headrace.trainer.quantized.weight import QuantizedWeight
 
 SCALE_BITS = 32
+FP8_CAPABILITY = (8, 9)  # Ada; Hopper has 9.0
 LINEAR_TYPES = ("Linear", "FalconLinear")  # the second is nn.Linear in another order of rounding
 
 
@@ -75,6 +76,25 @@ class Quantization:
         return bits
 
 
+def check_fp8_device(config: TrainConfig, device: torch.device) -> None:
+    """Check that a GPU has matrix units for 8-bit floats, where they are asked for.
+
+    Raises:
+        ConfigError: naming the GPU and what to use instead.
+    """
+    frozen = config.quantization is not None and config.quantization.in_fp8
+    if device.type != "cuda" or not (frozen or config.trained_matmul == "fp8"):
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        key = "quantization" if frozen else "trained_matmul"
+        raise ConfigError(
+            f"{key}: {torch.cuda.get_device_name(device)} has no matrix units for 8-bit floats "
+            f"(compute capability {capability[0]}.{capability[1]}, needed is 8.9); use "
+            + ('backend = "bnb" without matmul = "fp8"' if frozen else 'trained_matmul = "auto"')
+        )
+
+
 def check_fp8_shape(name: str, shape: torch.Size) -> None:
     """Check that the matrix units can multiply with a weight of this shape.
 
@@ -107,7 +127,7 @@ def plan_quantization(
             f"{directory}: its weights are quantized already; drop [quantization], "
             "or use the model that it was made of"
         )
-    if config.adapter.kind not in ("lora", "dora"):
+    if not config.adapter.record.has_products:
         raise ConfigError(
             f'{directory}: its weights are quantized already, so that adapter.kind = "'
             f'{config.adapter.kind}" cannot write a model; use the model that it was made of'

@@ -9,19 +9,20 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader import GroupLoader
 from headrace.trainer.batches.loader_builder import build_loader
+from headrace.trainer.messages import from_first_rank, gather, gather_at_first
 from headrace.trainer.metrics.metrics import (
     EvaluationMetrics,
-    RowLoss,
     losses_by_source,
     mean_cross_entropy,
     mean_loss,
     pair_metrics,
 )
 from headrace.trainer.metrics.token_summary import TokenSample, summarize
+from headrace.trainer.objectives.rows import RowLoss
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.sequences import count_sequences, evaluation_stream
-from headrace.trainer.parallel import RankLayout, from_first_rank, gather_at_first, gather_objects
+from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.engine import StageEngine
 
 EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
@@ -55,7 +56,7 @@ def evaluate(
             losses = engine.forward_only(dataset.feed.next())
             mine += losses.rows
             my_tokens.append(losses.token_sample())
-        rows = [row for part in gather_objects(mine, layout.world_group) for row in part]
+        rows = [row for part in gather(mine, layout.world_group) for row in part]
         samples = gather_at_first([s for s in my_tokens if s is not None], layout)
         results.append(
             EvaluationMetrics(

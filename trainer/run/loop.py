@@ -7,6 +7,7 @@ from headrace.schemas.train.run_state import RunState
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import StepInputs
 from headrace.trainer.checkpoint.saver import Saver
+from headrace.trainer.messages import gather
 from headrace.trainer.metrics.metrics import mean_loss
 from headrace.trainer.metrics.outcome import Anomaly
 from headrace.trainer.metrics.step_losses import StepLosses
@@ -14,7 +15,7 @@ from headrace.trainer.optim import gradients, relora
 from headrace.trainer.optim.optimizer import set_learning_rate
 from headrace.trainer.optim.regularizers import ProductNorms
 from headrace.trainer.order.datasets import Inputs
-from headrace.trainer.parallel import RankLayout, gather_objects
+from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.rejected_sampling import AnswerFacts
 from headrace.trainer.pipeline.timeline import TimelineLog, traced
 from headrace.trainer.run.anomalies import NOTHING_TRAINED, deal_with, judge
@@ -149,7 +150,7 @@ class Loop:
             return NOTHING_TRAINED
         loss = None
         if self.config.anomalies.spike_factor is not None:
-            rows = gather_objects(losses.rows, self.layout.world_group)
+            rows = gather(losses.rows, self.layout.world_group)
             loss = mean_loss(row for part in rows for row in part)
         return judge(self.config.anomalies, norm, loss, self.state.recent_losses)
 

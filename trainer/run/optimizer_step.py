@@ -1,8 +1,6 @@
 """Parts of a step: its learning rate, and the decay and limits of adapters that follow it."""
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.adapters.control import control_adapters
-from headrace.trainer.adapters.control import regularize as regularize_control
 from headrace.trainer.building.model_builder import BuiltStage
 from headrace.trainer.optim import relora
 from headrace.trainer.optim.learning_rate import learning_rate
@@ -15,8 +13,7 @@ def hold_back(config: TrainConfig, built: BuiltStage, rate: float) -> ProductNor
     Args:
         rate: the learning rate of the step.
     """
-    for _, adapter in control_adapters(built.names):
-        regularize_control(adapter, config.adapter.gamma, rate * config.adapter.control_decay)
+    built.method.after_step(built.names, rate)
     if not config.regularization.limits_products:
         return None
     return regularize(config.regularization, find_pairs(built.names), rate)

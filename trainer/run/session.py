@@ -22,6 +22,7 @@ from headrace.trainer.checkpoint.checkpoint_folder import (
     newest,
 )
 from headrace.trainer.failure import wait_to_be_ended
+from headrace.trainer.messages import from_first_rank, gather
 from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.reporters import open_reporters
 from headrace.trainer.optim.optimizer import build_optimizer
@@ -35,7 +36,7 @@ from headrace.trainer.order.data_history import (
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.run_length import find_run_length
-from headrace.trainer.parallel import RankLayout, from_first_rank, gather_objects
+from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.pipeline.interleaved_engine import InterleavedEngine
 from headrace.trainer.pipeline.rejected_sampling import RejectedSampling, open_rejected_sampling
@@ -176,13 +177,13 @@ def agreed_checkpoint(
         CheckpointError: it is damaged.
     """
     names = [path.name for path in folder.finished()]
-    everywhere = set.intersection(*map(set, gather_objects(names, layout.world_group)))
+    everywhere = set.intersection(*map(set, gather(names, layout.world_group)))
     found, problem = None, None
     try:
         found = newest(folder, check_files=check_files, among=everywhere)
     except CheckpointError as error:
         problem = error
-    problems = gather_objects(None if problem is None else str(problem), layout.world_group)
+    problems = gather(None if problem is None else str(problem), layout.world_group)
     blamed = [rank for rank, text in enumerate(problems) if text is not None]
     if not blamed:
         return found
@@ -228,7 +229,7 @@ def describe(built: BuiltStage, inputs: Inputs, layout: RankLayout, total_steps:
         sum(len(chunk) for chunk in built.layers),
         sum(item.parameter.numel() for item in built.trained if item.owned),
     )
-    stages = gather_objects(counts, layout.pipeline_group)
+    stages = gather(counts, layout.pipeline_group)
     layers = " + ".join(str(count) for count, _ in stages)
     trained = sum(count for _, count in stages)
     logger.info(

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from itertools import chain
 
+from headrace.trainer.messages import gather
 from headrace.trainer.metrics.metrics import StepFacts, StepMetrics, mean_loss
-from headrace.trainer.parallel import RankLayout, gather_objects
+from headrace.trainer.parallel import RankLayout
 from headrace.trainer.run.step_report import Report, batch_places, step_metrics
 from headrace.trainer.shards.packed_rows import PackedRow
 
@@ -51,7 +52,7 @@ class Interval:
     def close(self) -> list[DoneStep]:
         """Return the steps since the last call, in order; every rank takes part."""
         steps, self._steps = self._steps, []
-        everyone = gather_objects([report for report, _ in steps], self.layout.world_group)
+        everyone = gather([report for report, _ in steps], self.layout.world_group)
         return [
             DoneStep(list(reports), facts, self.room)
             for reports, (_, facts) in zip(zip(*everyone, strict=True), steps, strict=True)

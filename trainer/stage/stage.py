@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.train.objective_config import ObjectiveConfig
-from headrace.trainer.adapters.control import CONTROL
+from headrace.trainer.adapters.names import CONTROL
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.attention_mask import attention_masks
@@ -38,7 +37,7 @@ from headrace.trainer.layers.router_loss import (
 from headrace.trainer.layers.selective_checkpoint import kept_products
 from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.stage.embedding import StageEmbedding
-from headrace.trainer.stage.loss import StageLoss
+from headrace.trainer.stage.loss import Objective, StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 
 
@@ -82,6 +81,7 @@ class Stage(nn.Module):
 
     embedding: StageEmbedding | None
     loss: StageLoss | None
+    objective: Objective
     reference: "Stage | None"
 
     def __init__(
@@ -136,7 +136,6 @@ class Stage(nn.Module):
         self.layer_functions = LayerFunctions(run_layer, again)
         self.before_step: Callable[[], None] | None = None
         self.by_bounds = False
-        self.objective = ObjectiveConfig()
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
         self.reference = None
 
@@ -236,7 +235,7 @@ class Stage(nn.Module):
     ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
         """A function for one layer: hidden states in, hidden states and router loss out."""
         layer, name, tap = self.layers[index], self.layer_names[index], self.taps[index]
-        control, classes = self.controls[index], micro_batch.control_classes
+        control, classes = self.controls[index], micro_batch.extras.control_classes
         assert control is None or classes is not None
         seed = micro_batch.seed
         seeded, recompute = self.seeded and self.training, self.recomputed[index] and self.training
@@ -278,15 +277,13 @@ class Stage(nn.Module):
         statistics = None
         if micro_batch.wants_statistics:
             statistics = TokenStatistics.empty(hidden[..., 0].numel(), hidden.device)
-        if not self.objective.of_pairs:
-            return loss.of_tokens(hidden, micro_batch, self.objective, seed, statistics)
         before = None
         if reference is not None:
             assert self.reference is not None and self.reference.loss is not None
             assert micro_batch.labels is not None
             with torch.no_grad():
                 before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
-        return loss.of_pairs(hidden, micro_batch, self.objective, seed, before, statistics)
+        return self.objective.loss(loss, hidden, micro_batch, seed, before, statistics)
 
 
 def required_arguments(layer: nn.Module) -> list[str]:

@@ -21,7 +21,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.building.model_builder import plan_model
-from headrace.trainer.export.export import adapter_tensors, finish_adapter
+from headrace.trainer.export.export import adapter_tensors
 from headrace.trainer.export.merge import merge
 
 OTHERS = {
@@ -157,7 +157,7 @@ def test_a_router_trained_in_full_beside_adapters_keeps_its_loss_and_merges(mode
                 item.parameter.add_(0.1)
     (tmp_path / "adapter").mkdir()
     tensors = adapter_tensors(built[0], torch.float32)
-    finish_adapter(tmp_path / "adapter", tensors, built[0].lora_config, 1)
+    built[0].method.write(tmp_path / "adapter", tensors, 1, directory)
     merge(directory, tmp_path / "adapter", tmp_path / "merged")
     changed = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     base = AutoModelForCausalLM.from_pretrained(directory).state_dict()

@@ -10,8 +10,7 @@ from peft import PeftModel
 from saved_parts import step
 from tiny_families import COMMON, build, config_of, make_batch, reference_loss, run_forward
 
-from headrace.trainer.adapters.whole_names import whole_names
-from headrace.trainer.export.export import adapter_tensors, finish_adapter
+from headrace.trainer.export.export import adapter_tensors
 from headrace.trainer.export.merge import merge
 
 
@@ -41,8 +40,7 @@ def test_peft_finds_the_places_of_an_adapter_in_the_whole_model(gemma3, tmp_path
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     tensors = {k: v for part in built for k, v in adapter_tensors(part, torch.float32).items()}
-    names = whole_names(gemma3, built[0].architecture)
-    finish_adapter(adapter, tensors, built[0].lora_config, 1, names)
+    built[0].method.write(adapter, tensors, 1, gemma3)
     whole = transformers.AutoModelForImageTextToText.from_pretrained(gemma3, dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # PEFT only warns of lost adapters

@@ -4,9 +4,13 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from headrace.schemas.train.quantization_config import QuantizationConfig
+from headrace.trainer.layers.expert_adapters import AdaptedExperts, swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts, has_known_layout, install_experts
+from headrace.trainer.quantized.selection import Quantization
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,7 +53,7 @@ def inputs():
 
 
 def relative(ours, exact):
-    return float((ours - exact).norm() / exact.norm())
+    return float((ours - exact).detach().norm() / exact.detach().norm())
 
 
 @pytest.mark.filterwarnings("ignore")  # of the tiny config's rotary factors
@@ -67,6 +71,54 @@ def test_outputs_and_gradients_are_transformers_own(family, trained):
         gradients = torch.autograd.grad((output * hidden.detach().cos()).sum(), wanted)
         results += [output, *gradients]
     assert max(map(relative, found, expected)) <= 1e-5
+
+
+def adapted(experts):
+    """Experts with adapters that do something, by PEFT."""
+    config = LoraConfig(
+        r=3,
+        lora_alpha=5,
+        target_modules=[],
+        target_parameters=["experts.gate_up_proj", "experts.down_proj"],
+    )
+    model = inject_adapter_in_model(config, torch.nn.ModuleDict({"experts": experts}))
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data.normal_(std=0.3, generator=generator)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_are_pefts_own_without_the_change_of_a_weight(family):
+    theirs = experts_of(family).requires_grad_(False)
+    models = [adapted(copy.deepcopy(theirs)), adapted(GroupedExperts(copy.deepcopy(theirs)))]
+    swap_expert_adapters(models[1])
+    assert isinstance(models[1]["experts"], AdaptedExperts)
+    results = []
+    for model in models:
+        hidden, chosen, weights = inputs()
+        output = model["experts"](hidden, chosen, weights)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        wanted = [hidden, weights, *trained.values()]
+        results.append([output, *torch.autograd.grad(output.square().sum(), wanted)])
+        assert len(trained) == 4 and all(".lora_" in name for name in trained)
+    assert max(map(relative, *results)) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_quantized_experts_are_given_back_as_the_parameters_were(family):
+    theirs = experts_of(family)
+    ours = GroupedExperts(copy.deepcopy(theirs))
+    quantization = Quantization(QuantizationConfig(backend="bnb", type="int8"))
+    for name in ours.weights:
+        value = ours.as_held(getattr(theirs, name).detach())
+        ours.set_quantized(name, quantization.make(value, name, torch.float32), torch.float32)
+        assert ours.shape_of(name) == getattr(theirs, name).shape
+        assert relative(ours.dequantized(name), getattr(theirs, name)) <= 0.02
+    assert relative(ours(*inputs()), theirs(*inputs())) <= 0.05
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -32,13 +32,10 @@ def built(trained, tied_head=None):
         tied_copy=None if tied_head is None else trained[0].parameter,
         tied_head=tied_head,
         model_config=None,
-        lora_config=None,
-        control=None,
+        method=None,
         layers=[],
         architecture=None,
         skeleton=None,
-        initial={},
-        expansion=None,
     )
 
 
@@ -97,7 +94,7 @@ def test_the_norm_is_bitwise_the_same_wherever_the_model_is_cut(layout, monkeypa
     whole = gradients.global_norm(built(trained), layout)
 
     first = [float(torch.linalg.vector_norm(item.parameter.grad)) for item in trained[:cut]]
-    monkeypatch.setattr(gradients, "gather_objects", lambda norms, group: [first, norms])
+    monkeypatch.setattr(gradients, "gather", lambda norms, group: [first, norms])
     assert gradients.global_norm(built(trained[cut:]), layout) == whole
 
 

@@ -76,10 +76,10 @@ def test_a_restart_keeps_what_the_model_computes_and_is_replayed_to_the_bit(tiny
     assert not any(up.any() for up in ups)
     moments = optimizer.state[ups[0]]["exp_avg"]
     assert 0.7 <= float((moments == 0).float().mean()) <= 0.8
-    assert built.width == 3
+    assert built.history.width == 3
 
     again, _ = built_with(tiny_model)
-    replay(again, built.merged)
+    replay(again, built.history.merged)
     for name, layer in built.stage.named_parameters():
         if ".lora_" not in name:
             assert torch.equal(layer, dict(again.stage.named_parameters())[name]), name

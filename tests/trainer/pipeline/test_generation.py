@@ -50,8 +50,8 @@ def move(built):
 def as_transformers(directory, built):
     """The same model and adapter, put together by transformers and PEFT."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    if built[0].lora_config is not None:
-        model = get_peft_model(model, built[0].lora_config)
+    if built[0].method.peft is not None:
+        model = get_peft_model(model, built[0].method.peft)
     found = dict(model.named_parameters())
     for part in built:
         for item in part.trained:

@@ -9,6 +9,7 @@ from family_modes import lora, relative, with_adapters
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 from saved_parts import saved_model
 from tiny_families import (
+    FAMILIES,
     build,
     config_of,
     gradients_of,
@@ -87,7 +88,7 @@ def test_bitsandbytes_through_transformers_and_peft_computes_the_same(models, ki
     built = with_adapters(models["mistral"], 2, quantization=OURS[kind])
     loss, _, _ = run_stages(built, make_batch())
     ours = gradients_of(built)
-    model = get_peft_model(by_transformers(models["mistral"], kind), built[0].lora_config)
+    model = get_peft_model(by_transformers(models["mistral"], kind), built[0].method.peft)
     model.train()  # in evaluation bitsandbytes on CPU packs weights again, and rounds activations
     held = held_in(built)
     assert len(held) == 4 * 7
@@ -192,6 +193,18 @@ def test_adapters_on_quantized_experts_equal_peft(models):
     assert max(loss, gradient) <= 1e-5
 
 
+@pytest.mark.filterwarnings("ignore")  # of a family without a record
+def test_so_do_those_of_gpt_oss_with_biases_and_inputs_first(tmp_path, monkeypatch):
+    rotary = {"rope_type": "default", "rope_theta": 10000.0}
+    family = {"num_experts_per_tok": 2, "num_local_experts": 4, "head_dim": 8, "sliding_window": 5}
+    family |= {"router_aux_loss_coef": 0.0, "rope_parameters": rotary}
+    monkeypatch.setitem(FAMILIES, "gpt_oss", family)
+    directory = save_tiny("gpt_oss", tmp_path / "gpt_oss")
+    adapter = {"target_modules": ["q_proj"], "target_parameters": "experts"}
+    loss, gradient = lora(directory, 2, quantization=OURS["nf4"], **adapter)
+    assert max(loss, gradient) <= 1e-5
+
+
 def test_the_hqq_settings_of_the_first_name_that_matches_count(models):
     settings = {
         **HQQ,
@@ -253,10 +266,8 @@ def test_a_saved_model_has_the_weights_that_were_not_trained_as_they_were(
     saved = AutoModelForCausalLM.from_pretrained(directory)
     assert saved.dtype == dtype, "config.json says so"
     base = dict(AutoModelForCausalLM.from_pretrained(models[family]).named_parameters())
-    expansion = built[0].expansion
     for name, value in saved.named_parameters():
-        stored = expansion.stored_name(name, "model.layers") if expansion else name
-        expected = trained[name] if name in trained else base[stored]
+        expected = trained[name] if name in trained else base[built[0].method.stored_name(name)]
         assert torch.equal(value, expected.to(dtype)), name
 
 
@@ -360,3 +371,16 @@ def test_a_resumed_run_equals_one_that_was_left_alone(training, backend):
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
     losses = [line["loss"] for line in read_metrics(resumed) if line["kind"] == "evaluation"]
     assert losses[-1] < losses[0]
+
+
+def test_a_gpu_without_matrix_units_for_8_bit_floats_is_refused_by_name(models, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    gpu = torch.device("cuda", 0)
+    for config in (
+        config_of(models["llama"], 1, LORA, quantization={"backend": "fp8"}),
+        config_of(models["llama"], 1, {"kind": "none"}, trained_matmul="fp8"),
+    ):
+        with pytest.raises(ConfigError, match=r"NVIDIA A100 has no matrix units .* 8\.0, needed"):
+            by_config.check_fp8_device(config, gpu)
+    by_config.check_fp8_device(config_of(models["llama"], 1, LORA), gpu)

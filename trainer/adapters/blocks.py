@@ -9,7 +9,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.adapter_config import AdapterConfig
+from headrace.trainer.adapters.method import TuningMethod
+from headrace.trainer.architecture.architecture import Architecture, architecture_of
 
 OUTPUT_PROJECTION = re.compile(
     r"\.(o_proj|down_proj|dense|dense_4h_to_h|fc2|c_proj)(\.weight|\.bias)?$"
@@ -48,8 +53,42 @@ class Expansion:
         return int(name[len(layers) + 1 :].partition(".")[0])
 
 
-def expand(config: Any, blocks: int) -> tuple[Any, Expansion]:
-    """The config of a model with new blocks, evenly spread, and where its layers come from.
+class BlockTuning(TuningMethod):
+    """New decoder blocks in a frozen model."""
+
+    def __init__(
+        self,
+        config: AdapterConfig,
+        architecture: Architecture,
+        plain: nn.Module,
+        model: str,
+        seed: int,
+    ) -> None:
+        super().__init__(config, architecture, plain, model, seed)
+        self.expansion = spread(
+            architecture.config.num_hidden_layers - config.blocks, config.blocks
+        )
+        self._layers = architecture.family.layers
+
+    @classmethod
+    def reshape(cls, config: AdapterConfig, architecture: Architecture, path: str) -> Architecture:
+        return architecture_of(expand(architecture.config, config.blocks), path)
+
+    def install(self, model: nn.Module) -> nn.Module:
+        for name, parameter in model.named_parameters():
+            new = self.expansion.is_new(name, self._layers)
+            parameter.requires_grad_(parameter.requires_grad and new)
+        return model
+
+    def stored_name(self, name: str) -> str:
+        return self.expansion.stored_name(name, self._layers)
+
+    def starts_at_zero(self, name: str) -> bool:
+        return self.expansion.starts_at_zero(name, self._layers)
+
+
+def expand(config: Any, blocks: int) -> Any:
+    """Return the config of a model with new blocks, evenly spread.
 
     Raises:
         ConfigError: more new blocks than there are layers, or layers that differ by number.
@@ -59,6 +98,21 @@ def expand(config: Any, blocks: int) -> tuple[Any, Expansion]:
         raise ConfigError(f"adapter.blocks = {blocks}: the model has {layers} layers; add fewer")
     if getattr(config, "mlp_only_layers", None):
         raise ConfigError("adapter.blocks: the model's layers differ by number (mlp_only_layers)")
+    origin = spread(layers, blocks).origin
+    expanded = copy.deepcopy(config)
+    for key, value in vars(config).items():
+        if isinstance(value, list) and len(value) == layers:
+            setattr(expanded, key, [value[layer] for layer in origin])
+    expanded.num_hidden_layers = len(origin)
+    return expanded
+
+
+def spread(layers: int, blocks: int) -> Expansion:
+    """Return where the layers come from of a model whose new blocks are evenly spread.
+
+    Args:
+        layers: of the base model.
+    """
     after = {layers * (number + 1) // blocks - 1 for number in range(blocks)}
     origin: list[int] = []
     new = set()
@@ -67,9 +121,4 @@ def expand(config: Any, blocks: int) -> tuple[Any, Expansion]:
         if layer in after:
             new.add(len(origin))
             origin.append(layer)
-    expanded = copy.deepcopy(config)
-    for key, value in vars(config).items():
-        if isinstance(value, list) and len(value) == layers:
-            setattr(expanded, key, [value[layer] for layer in origin])
-    expanded.num_hidden_layers = len(origin)
-    return expanded, Expansion(origin, frozenset(new))
+    return Expansion(origin, frozenset(new))

@@ -1,0 +1,36 @@
+"""One object for each tuning method, and one record for the rules of its config."""
+
+import pytest
+from tiny_families import config_of, save_tiny
+
+from headrace.schemas.train.tuning_methods import TUNING_METHODS
+from headrace.trainer.adapters.registry import METHODS, method_of
+from headrace.trainer.architecture.architecture import read_architecture
+from headrace.trainer.building.model_plan import make_plan
+
+WRITTEN = {  # kind -> how many layers are trained, whether a whole model is written
+    "lora": (4, False),
+    "dora": (4, False),
+    "control": (4, False),
+    "blocks": (2, True),
+    "none": (4, True),
+}
+
+
+def test_every_record_has_a_class_of_the_same_name():
+    assert METHODS.keys() == TUNING_METHODS.keys()
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_method_marks_what_it_trains_in_a_model_without_memory(tmp_path, kind):
+    directory = save_tiny("mistral", tmp_path / "model")
+    settings = {"kind": kind} | ({"blocks": 2} if kind == "blocks" else {})
+    config = config_of(directory, 1, settings)
+    plan = make_plan(config, read_architecture(directory))
+    layers, whole = WRITTEN[kind]
+    trained = [name for name, p in plan.model.named_parameters() if p.requires_grad]
+    prefix = f"{plan.prefix}model.layers."
+    assert isinstance(plan.method, method_of(config.adapter))
+    assert len({n.removeprefix(prefix).split(".")[0] for n in trained if "layers" in n}) == layers
+    assert plan.method.trains_base == whole
+    assert all(parameter.is_meta for parameter in plan.model.parameters())

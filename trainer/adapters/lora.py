@@ -1,0 +1,104 @@
+"""LoRA and DoRA: low-rank adapters beside frozen weights, in PEFT's modules and format."""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.adapter_config import AdapterConfig
+from headrace.trainer.adapters.initial_values import initial_values
+from headrace.trainer.adapters.method import TuningMethod
+from headrace.trainer.adapters.names import PEFT_PREFIX, lora_layers
+from headrace.trainer.adapters.targets import add_adapter, check_targets, lora_config
+from headrace.trainer.adapters.whole_names import whole_names
+from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.model_writer import save_tensors
+
+TENSORS_NAME = "adapter_model.safetensors"
+
+
+class LoraTuning(TuningMethod):
+    """Adapters BA beside frozen weights."""
+
+    prefix = PEFT_PREFIX
+    peft: LoraConfig
+    magnitudes = False
+
+    def __init__(
+        self,
+        config: AdapterConfig,
+        architecture: Architecture,
+        plain: nn.Module,
+        model: str,
+        seed: int,
+    ) -> None:
+        super().__init__(config, architecture, plain, model, seed)
+        layers = architecture.config.num_hidden_layers
+        self.peft = lora_config(config, plain, model, layers, dora=self.magnitudes)
+
+    def install(self, model: nn.Module) -> nn.Module:
+        wrapped = add_adapter(model, self.peft)
+        check_targets(self.config, self.plain, wrapped)
+        head = wrapped.get_submodule(PEFT_PREFIX + self.architecture.family.head)
+        if self.architecture.tied and isinstance(head, LoraLayer) and self.config.takes_over:
+            raise ConfigError(
+                f'adapter.init = "{self.config.init}": the head is tied to the embedding, and '
+                "nothing can be taken out of one alone; leave it out of target_modules"
+            )
+        return wrapped
+
+    def adapters(self, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, LoraLayer]]:
+        return lora_layers(modules)
+
+    def taking_over(self, modules: Mapping[str, nn.Module]) -> dict[int, tuple[str, nn.Module]]:
+        if not self.config.takes_over:
+            return {}
+        return {id(layer.get_base_layer()): (name, layer) for name, layer in lora_layers(modules)}
+
+    def initial_values(self, name: str, adapted: nn.Module) -> dict[str, Tensor]:
+        assert isinstance(adapted, LoraLayer)
+        return initial_values(name, adapted, self.config.init, self.seed)
+
+    def keeps(self, part: str) -> bool:
+        return self.config.takes_over and "lora_embedding" not in part
+
+    def write(self, directory: Path, tensors: dict[str, Tensor], width: int, base: Path) -> None:
+        """Write one file with its config, as PEFT expects.
+
+        Over a multimodal checkpoint, of which a text model is part, names are those of the whole.
+        """
+        names = whole_names(base, self.architecture)
+        paths = {
+            name.partition(".lora_")[0].removeprefix(PEFT_PREFIX)
+            for name in tensors
+            if ".lora_" in name and ".experts." not in name
+        }
+        tensors = {names.outward(name): value for name, value in tensors.items()}
+        save_tensors(tensors, directory / TENSORS_NAME, {"format": "pt"})
+        config = as_plain_lora(self.peft, width)
+        config.inference_mode = True
+        if names.prefixes and config.target_modules:  # in full: other parts have such names too
+            config.target_modules = {names.outward(path) for path in paths}
+            config.layers_to_transform = None
+        if isinstance(config.target_modules, set):  # whose order is another one in each process
+            config.target_modules = sorted(config.target_modules)
+        config.save_pretrained(str(directory))
+
+
+class DoraTuning(LoraTuning):
+    """LoRA with the magnitudes of the weights' columns trained apart."""
+
+    magnitudes = True
+
+
+def as_plain_lora(config: LoraConfig, times: int) -> LoraConfig:
+    """The config for adapters that were made several times as wide, at the same scale."""
+    factor = math.sqrt(times) if config.use_rslora else times
+    wider = copy.deepcopy(config)
+    wider.r, wider.lora_alpha = times * config.r, factor * config.lora_alpha
+    return wider
