@@ -114,9 +114,9 @@ ASKS_FOR_MORE = {
     "rows are always shuffled globally": "curriculum_sampling sample_packing_keep_order",
     "not among the objectives": """
         dpo_use_weighting dpo_loss_type dpo_norm_loss kto_desirable_weight kto_undesirable_weight
-        cpo_alpha simpo_gamma kd_trainer kd_ce_alpha kd_alpha kd_temperature
+        kd_trainer kd_ce_alpha kd_alpha kd_temperature
         kd_top_k_before_softmax kd_zscore_base_temp diffusion noise_schedule grpo ebft
-        use_eaft eaft_alpha eaft_k dft use_dynamic_finetuning num_labels""",
+        use_eaft eaft_alpha eaft_k num_labels""",
     "adapters are PEFT's LoRA and DoRA": """
         peft_layers_pattern peft_layer_replication peft_trainable_token_indices
         peft_ensure_weight_tying""",

@@ -108,12 +108,22 @@ def reporting(value: Any, values: Values) -> dict[str, Any]:
     return {"train.reporting.to": services, "train.reporting.project": value}
 
 
-def preference(value: str, _: Values) -> dict[str, Any]:
+def preference(value: str, values: Values) -> dict[str, Any]:
     if value == "ipo":
         return {"train.objective.kind": "dpo", "train.objective.loss": "ipo"}
+    if value == "simpo":
+        return {
+            "train.objective.kind": value,
+            "train.objective.gamma": float(values.get("simpo_gamma", 0.5)),
+            "train.objective.sft_weight": float(values.get("cpo_alpha", 1.0)),
+        }
     if value not in ("dpo", "orpo"):
-        raise NoEquivalentError("only dpo, ipo and orpo are trained")
+        raise NoEquivalentError("only dpo, ipo, orpo and simpo are trained")
     return {"train.objective.kind": value}
+
+
+def dynamic(value: bool, _: Values) -> dict[str, Any]:
+    return {"train.objective.kind": "dft"} if value else {}
 
 
 DEFAULT_WARMUP = "3% of the steps"

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from headrace.schemas.train.layer_ranges import parse_layers
+from headrace.schemas.train.objectives import kinds_of
 from headrace.schemas.train.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def check_objective(config: "TrainConfig") -> None:
         if config.rejected_sampling is not None:
             raise ValueError(
                 f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
-                'no pairs; set kind = "dpo" or "orpo", or drop it'
+                f"no pairs; set kind = {kinds_of('pairs')}, or drop it"
             )
         return
     check_rejected_sampling(config)

@@ -26,6 +26,7 @@ from headrace.jobs.commands.launch import launch
 from headrace.jobs.tools.bench_inputs import write_model
 from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.extras import Extras
 from headrace.trainer.batches.feed import StepInputs, pinned
 from headrace.trainer.building.chunks import build_chunks
 from headrace.trainer.building.model_builder import BuiltStage, build_stage
@@ -128,6 +129,7 @@ def random_inputs(
         tokens=tokens,
         position=Position(),
         overlong=OverlongCount(),
+        extras=[Extras()] * micro_batches,
         input_ids=pinned(ids[..., :-1].contiguous()) if layout.is_first else None,
         labels=pinned(ids[..., 1:].contiguous()) if layout.is_last else None,
         rows=[[[PackedRow("random", 0, sequence)]] * rows] * micro_batches,

@@ -6,6 +6,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.architecture.architecture import architecture_of
 from headrace.trainer.building.self_check import FAILURES, check_against_transformers
+from headrace.trainer.building.tiny_config import shrink
 
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 MULTIPLIERS = {
@@ -47,18 +48,18 @@ PUBLISHED = {
 }
 
 
-def architecture_for(model_type):
-    """Return how a model of a type is run, at the sizes of transformers' defaults.
+def architecture_for(model_type, *, tiny=False):
+    """Return how a model of a type is run, at the sizes of transformers' defaults or tiny ones.
 
     Raises:
         ConfigError: it is not, with the reason.
     """
     try:
-        config = CONFIG_MAPPING[model_type](**PUBLISHED.get(model_type, {}))
+        config = CONFIG_MAPPING[model_type](**PUBLISHED.get(model_type, {})).get_text_config()
+        config = shrink(config) if tiny else config
     except FAILURES as error:
-        raise ConfigError(
-            f"transformers' default config makes no model ({type(error).__name__})"
-        ) from None
+        reason = f"transformers' default config makes no model ({type(error).__name__})"
+        raise ConfigError(reason) from None
     return architecture_of(config, model_type)
 
 

@@ -19,7 +19,10 @@ MAX_SIZE = (1 << 31) - 1
 OBJECTS = ("text_config", "quantization_config", "rope_scaling", "rope_parameters")
 LAYERS = re.compile(r"^(n_layers?|num_(hidden_)?layers|num_blocks|n_blocks)$")
 EXPERTS = re.compile(r"experts?($|_)")
-SIZE = re.compile(r"^(vocab_size|.*_dim|.*_rank|.*hidden_size|.*intermediate_size|n_embd|d_model)$")
+SIZE = re.compile(
+    r"^(?!.*auto_adjust)"  # lfm2's block_auto_adjust_ff_dim is a choice
+    r"(vocab_size|.*_dim|.*_rank|.*hidden_size|.*intermediate_size|n_embd|d_model)$"
+)
 HEADS = re.compile(r"heads?$")
 WIDTHS = ("hidden_size", "n_embd", "d_model")
 VALUES_A_BYTE = 2  # of weights in four bits

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
+from headrace.trainer.batches.extras import Extras
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_packer import OverlongCount
 from headrace.trainer.shards.decoded_pairs import Pair
@@ -37,10 +38,9 @@ class Batch:
     position: Position  # after the global batch
     overlong: OverlongCount  # met in looking for the rows of the global batch
     row_lengths: list[list[int]]  # [m][b] real tokens of each place; filling follows them
-    pairs: list[list[list[tuple[int, int]]]] | None = None  # tokens of both sides, as `rows`
+    extras: list[Extras]  # [m]
     pair_rows: list[list[list[Pair]]] | None = None  # the pairs themselves, as `rows`
     chosen_tokens: int = 0  # trained tokens of chosen answers
-    control_classes: Tensor | None = None  # [m, b, s] int8: -1, 0, 1
 
     @property
     def tokens(self) -> int:
@@ -83,6 +83,7 @@ def make_batch(
         trained_tokens=int(np.count_nonzero(labels != IGNORED_LABEL)),
         position=position,
         overlong=overlong,
+        extras=[Extras() for _ in cut_rows],
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.schemas.fingerprint import derive_seeds
 from headrace.trainer.batches.batch import Batch, cut, make_batch
+from headrace.trainer.batches.extras import Extras
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_packer import OverlongCount
 from headrace.trainer.shards.decoded_rows import Row
@@ -40,7 +41,10 @@ def make_controlled_batch(
                 joined = np.concatenate(rows)
                 of_place[: len(joined)] = joined
     classes[batch.labels.numpy() == IGNORED_LABEL] = 0
-    return replace(batch, control_classes=torch.from_numpy(classes))
+    extras = [
+        Extras(control_classes=of_micro_batch) for of_micro_batch in torch.from_numpy(classes)
+    ]
+    return replace(batch, extras=extras)
 
 
 def classes_of_row(row: Row, length: int, seed: int) -> NDArray[np.int8]:

@@ -1,6 +1,6 @@
 """Gives every rank its inputs of a step: the leader reads, the others get their part from it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from headrace.schemas.errors import DataError
 from headrace.schemas.train.run_state import QuarantineRecord
 from headrace.trainer.batches.batch import Batch
+from headrace.trainer.batches.extras import Extras
 from headrace.trainer.batches.loader import GroupLoader
 from headrace.trainer.messages import gather, receive, send
 from headrace.trainer.order.position import Position
@@ -30,11 +31,10 @@ class StepInputs:
     overlong: OverlongCount  # of the whole global batch
     pair_count: int = 0  # of the whole global batch
     chosen_tokens: int = 0  # likewise: trained tokens of chosen answers
-    control_classes: Tensor | None = None
+    extras: list[Extras] = field(default_factory=list)  # of each micro-batch
     input_ids: Tensor | None = None  # first stage only
     labels: Tensor | None = None  # last stage only
     rows: list[list[list[PackedRow]]] | None = None  # first and last stage only
-    pairs: list[list[list[tuple[int, int]]]] | None = None  # last stage only
 
     @property
     def leader_rows(self) -> list[list[list[PackedRow]]] | None:
@@ -53,7 +53,7 @@ class Counts(NamedTuple):
     @classmethod
     def of(cls, batch: Batch) -> "Counts":
         """One replica's share."""
-        pairs = sum(len(place) for places in batch.pairs or () for place in places)
+        pairs = sum(len(place) for extras in batch.extras for place in extras.pairs or ())
         return cls(batch.trained_tokens, batch.tokens, pairs, batch.chosen_tokens)
 
 
@@ -121,6 +121,5 @@ def _inputs_of(batch: Batch, stage: int, stages: int, total: Counts) -> StepInpu
         input_ids=batch.input_ids if first else None,
         labels=batch.labels if last else None,
         rows=batch.rows if first or last else None,
-        pairs=batch.pairs if last else None,
-        control_classes=batch.control_classes,
+        extras=[extras.of_stage(last=last) for extras in batch.extras],
     )

@@ -62,13 +62,14 @@ def build_loader(
     )
 
 
+LAYOUTS: dict[str, Callable[..., Batch]] = {"rows": make_batch, "pairs": make_pair_batch}
+
+
 def batch_maker(config: TrainConfig) -> Callable[..., Batch]:
     """Return the function that makes batches of rows, as objective and adapter need them."""
-    if config.objective.of_pairs:
-        return make_pair_batch
     if config.adapter.record.by_class:
         return partial(make_controlled_batch, seed=config.seed)
-    return make_batch
+    return LAYOUTS[config.objective.record.columns]
 
 
 def prefetch_depth(config: TrainConfig, micro_batches: int, room: int) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from headrace.trainer.batches.batch import Batch, make_batch, packed_row
+from headrace.trainer.batches.extras import Extras
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_packer import OverlongCount
 from headrace.trainer.shards.decoded_pairs import SIDES, Pair
@@ -33,8 +34,9 @@ def make_pair_batch(
         rows=[
             [[place_pair(pair) for pair in place] for place in places] for places in micro_batches
         ],
-        pairs=[
-            [[tokens_of(pair) for pair in place] for place in places] for places in micro_batches
+        extras=[
+            Extras(pairs=[[tokens_of(pair) for pair in place] for place in places])
+            for places in micro_batches
         ],
         pair_rows=[[list(place) for place in places] for places in micro_batches],
         chosen_tokens=int((chosen_labels >= 0).sum()),

@@ -120,6 +120,9 @@ def set_sizes(values: dict[str, Any], config: Any) -> None:
                 table[key] = table[key][: max(1, HEAD * len(table[key]) // head)]
     if is_size(values.get("qk_rope_head_dim")):
         set_rope_part(values)
+    if is_size(values.get("mamba_n_heads")):  # which Granite checks in models of attention alone
+        width = SET["hidden_size"] * (values.get("mamba_expand") or 2)
+        values |= {"mamba_d_head": HEAD, "mamba_n_heads": width // HEAD}
 
 
 def set_rope_part(values: dict[str, Any]) -> None:

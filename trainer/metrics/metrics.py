@@ -6,36 +6,7 @@ from dataclasses import dataclass
 
 from headrace.trainer.metrics.histogram import Histogram
 from headrace.trainer.metrics.token_summary import TokenSummary
-
-
-@dataclass(frozen=True)
-class PairLoss:
-    """A pair's loss, and how much more likely than to the reference its answers are, times beta."""
-
-    loss: float
-    chosen_reward: float
-    rejected_reward: float
-    chosen_weight: float  # of the chosen answers' cross-entropy beside the loss of pairs
-
-
-@dataclass(frozen=True)
-class RowLoss:
-    """Summed loss of one row, in nats, over its trained tokens.
-
-    `unadjusted` is its cross-entropy where something else is minimized. Of a pair, `loss` is the
-    cross-entropy of the chosen answer, and what is minimized stands in `pair`.
-    """
-
-    source: str
-    loss: float
-    trained_tokens: int
-    unadjusted: float | None = None
-    pair: PairLoss | None = None
-
-    @property
-    def cross_entropy(self) -> float:
-        """Return the cross-entropy in nats, summed over the trained tokens."""
-        return self.loss if self.unadjusted is None else self.unadjusted
+from headrace.trainer.objectives.rows import RowLoss
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from functools import cached_property
 from torch import Tensor
 
 from headrace.trainer.batches.feed import StepInputs
-from headrace.trainer.metrics.metrics import RowLoss
-from headrace.trainer.metrics.row_losses import losses_of
 from headrace.trainer.metrics.step_values import StepValues, sample_of
 from headrace.trainer.metrics.token_summary import TokenSample
+from headrace.trainer.objectives.objective import Objective
+from headrace.trainer.objectives.rows import RowLoss
 from headrace.trainer.stage.head_loss import vocabulary
 from headrace.trainer.stage.micro_batch import StageOutput
 from headrace.trainer.stage.stage import Stage
@@ -42,7 +42,10 @@ class StepLosses:
     def rows(self) -> list[RowLoss]:
         """Losses of this replica's rows, padding left out; none except on the last stage."""
         last = self._chunks[-1]
-        return [] if last.loss is None else losses_of(self._values, self._inputs, last.objective)
+        if last.loss is None:
+            return []
+        assert isinstance(last.objective, Objective)
+        return last.objective.row_losses(self._values.tokens(), self._values.pairs(), self._inputs)
 
     @property
     def router_loss(self) -> float | None:

@@ -1,31 +1,18 @@
 """Values of a stage's micro-batches beside gradients, copied to the host while it goes on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
+from headrace.trainer.batches.extras import pairs_of
 from headrace.trainer.batches.feed import StepInputs
 from headrace.trainer.metrics.token_summary import TokenSample
+from headrace.trainer.objectives.rows import TokenValues
 from headrace.trainer.stage.micro_batch import StageOutput
-
-Values = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class TokenValues:
-    """Values of the last stage's m micro-batches, each [m, b, s]."""
-
-    losses: Values  # cross-entropy in nats, 0 where a token has no label
-    adjusted: Values | None = None  # what is minimized in its place
-    entropies: Values | None = None  # where statistics are wanted, and so the next two
-    ranks: Values | None = None  # logits larger than the label's
-    hidden_norms: Values | None = None
 
 
 class StepValues:
@@ -51,11 +38,9 @@ class StepValues:
         assert self._tokens is not None
         return TokenValues(**dict(zip(self._kinds, self._tokens.get(), strict=True)))
 
-    def pairs(self) -> list[list[float]]:
-        """Loss, chosen and rejected reward of each pair, on the last stage."""
-        assert self._pairs is not None
-        rows: list[list[float]] = self._pairs.get().tolist()
-        return rows
+    def pairs(self) -> list[list[float]] | None:
+        """Return loss, chosen and rejected reward of each pair, on the last stage, if any."""
+        return None if self._pairs is None else self._pairs.get().tolist()
 
     def router_losses(self) -> list[float]:
         """Return the losses of the micro-batches; none on stages without routers."""
@@ -82,7 +67,7 @@ def sample_of(tokens: TokenValues, inputs: StepInputs, vocabulary: int) -> Token
         return None
     assert inputs.labels is not None
     trained = inputs.labels.numpy() != IGNORED_LABEL
-    if inputs.pairs is not None:
+    if pairs_of(inputs.extras) is not None:
         trained[:, trained.shape[1] // 2 :] = False  # rejected answers
     return TokenSample(
         tokens.losses[trained],

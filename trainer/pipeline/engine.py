@@ -176,7 +176,6 @@ class StageEngine(PipelineEngine):
         inputs = self._inputs
         assert inputs is not None
         labels = inputs.labels[index] if labeled and inputs.labels is not None else None
-        classes = inputs.control_classes
         return MicroBatch(
             document_lengths=inputs.document_lengths[index],
             row_lengths=inputs.row_lengths[index],
@@ -184,9 +183,8 @@ class StageEngine(PipelineEngine):
             loss_scale=1.0 / max(1, inputs.pair_count or inputs.trained_tokens),
             router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
             seed=self._step_seed + self.layout.global_micro_batch(index),
-            pairs=None if inputs.pairs is None else inputs.pairs[index],
+            extras=inputs.extras[index].to(self.device),
             chosen_scale=1.0 / max(1, inputs.chosen_tokens),
-            control_classes=None if classes is None else to_device(classes[index], self.device),
             wants_statistics=self._wants_statistics,
         )
 

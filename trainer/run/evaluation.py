@@ -12,13 +12,13 @@ from headrace.trainer.batches.loader_builder import build_loader
 from headrace.trainer.messages import from_first_rank, gather, gather_at_first
 from headrace.trainer.metrics.metrics import (
     EvaluationMetrics,
-    RowLoss,
     losses_by_source,
     mean_cross_entropy,
     mean_loss,
     pair_metrics,
 )
 from headrace.trainer.metrics.token_summary import TokenSample, summarize
+from headrace.trainer.objectives.rows import RowLoss
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.sequences import count_sequences, evaluation_stream

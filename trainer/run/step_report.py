@@ -14,7 +14,6 @@ from headrace.trainer.checkpoint.saver import Written
 from headrace.trainer.metrics.histogram import Histogram
 from headrace.trainer.metrics.metrics import (
     AnswerMetrics,
-    RowLoss,
     StepFacts,
     StepMetrics,
     losses_by_source,
@@ -23,6 +22,7 @@ from headrace.trainer.metrics.metrics import (
     pair_metrics,
 )
 from headrace.trainer.metrics.token_summary import TokenSample, summarize
+from headrace.trainer.objectives.rows import RowLoss
 from headrace.trainer.optim.regularizers import ProductNorms
 from headrace.trainer.pipeline.rejected_sampling import AnswerFacts
 from headrace.trainer.shards.packed_rows import (

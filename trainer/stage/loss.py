@@ -1,13 +1,12 @@
-"""The head of the last stage, and what is minimized over it."""
+"""The head of the last stage, and the cross-entropy over it."""
 
 import contextlib
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.kernels.token_statistics import TokenStatistics
-from headrace.schemas.train.objective_config import ObjectiveConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.stage.head_loss import (
     LogitShape,
@@ -17,12 +16,21 @@ from headrace.trainer.stage.head_loss import (
     logits_of,
 )
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
-from headrace.trainer.stage.objectives import (
-    adjusted_losses,
-    logit_factor,
-    pair_losses,
-    sum_answers,
-)
+
+
+class Objective(Protocol):
+    """The loss of the last stage; its classes are in `headrace.trainer.objectives`."""
+
+    def loss(
+        self,
+        head: "StageLoss",
+        hidden: Tensor,
+        micro_batch: MicroBatch,
+        seed: int | None,
+        reference: Tensor | None,
+        statistics: TokenStatistics | None,
+    ) -> StageOutput:
+        """Return the loss of a micro-batch, from hidden states after the norm."""
 
 
 class StageLoss:
@@ -48,68 +56,28 @@ class StageLoss:
         self.autocast = autocast
         self.triton = False
 
-    def of_tokens(
+    def cross_entropy(
         self,
         hidden: Tensor,
-        micro_batch: MicroBatch,
-        objective: ObjectiveConfig,
+        labels: Tensor,
+        scale: float,
         seed: int | None,
         statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        """Objectives that are sums over tokens.
+    ) -> tuple[Tensor, Tensor]:
+        """Return `scale` times the sum over tokens, and each token's without gradient, [b, s].
 
         Args:
             hidden: [b, s, hidden size].
             seed: of the head's own dropout; None if it has none.
             statistics: of all tokens, to be filled in.
         """
-        labels, scale = micro_batch.labels, micro_batch.loss_scale
-        assert labels is not None
-        if objective.kind == "cross_entropy":
-            arguments = (self.head, self._rows(hidden), labels.reshape(-1), scale, self.shape)
-            if is_plain(self.head):
-                loss, token_losses = head_loss(
-                    *arguments, triton=self.triton, statistics=statistics
-                )
-            else:
-                with self._precision(hidden):
-                    loss, token_losses = head_loss(*arguments, seed, statistics=statistics)
-            return StageOutput(loss, token_losses.view(labels.shape), statistics=statistics)
-        factor = logit_factor(objective)
-        first = statistics if factor == 1.0 else None  # they are of the logits as they are
-        losses = self.token_losses(hidden, labels, seed, factor, statistics=first)
-        adjusted = adjusted_losses(losses, objective)
-        if factor != 1.0:
-            with torch.no_grad():
-                losses = self.token_losses(hidden, labels, seed, statistics=statistics)
-        return StageOutput(
-            adjusted.sum() * scale, losses.detach(), adjusted.detach(), statistics=statistics
-        )
-
-    def of_pairs(
-        self,
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        objective: ObjectiveConfig,
-        seed: int | None,
-        before: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        """Objectives of chosen and rejected answers.
-
-        Args:
-            before: [b, s] losses of the model as it was before training.
-            statistics: as in `of_tokens`.
-        """
-        labels, pair_lengths = micro_batch.labels, micro_batch.pairs
-        assert labels is not None and pair_lengths is not None
-        losses = self.token_losses(hidden, labels, seed, statistics=statistics)
-        answers = sum_answers(losses, before, labels != IGNORED_LABEL, pair_lengths)
-        pairs = pair_losses(*answers, objective)
-        chosen = losses[: len(pair_lengths)].sum()  # a sum over no pairs has no gradient
-        weight = objective.chosen_weight * micro_batch.chosen_scale
-        loss = pairs.loss.sum() * micro_batch.loss_scale + chosen * weight
-        return StageOutput(loss, losses.detach(), pairs=pairs.detach(), statistics=statistics)
+        arguments = (self.head, self._rows(hidden), labels.reshape(-1), scale, self.shape)
+        if is_plain(self.head):
+            loss, losses = head_loss(*arguments, triton=self.triton, statistics=statistics)
+        else:
+            with self._precision(hidden):
+                loss, losses = head_loss(*arguments, seed, statistics=statistics)
+        return loss, losses.view(labels.shape)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden size] to [rows, vocabulary], float32."""

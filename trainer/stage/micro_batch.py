@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from headrace.kernels.token_statistics import TokenStatistics
-from headrace.trainer.stage.objectives import PairLosses
+from headrace.trainer.batches.extras import NO_EXTRAS, Extras
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,23 @@ class MicroBatch:
     loss_scale: float  # 1 / trained tokens of the global batch, or 1 / its pairs
     router_scale: float  # tokens of this micro-batch / tokens of the global batch
     seed: int  # of this micro-batch's dropout
-    pairs: list[list[tuple[int, int]]] | None = None  # [b/2] tokens of both sides; last stage only
+    extras: Extras = NO_EXTRAS
     chosen_scale: float = 0.0  # 1 / trained tokens of all chosen answers
-    control_classes: Tensor | None = None  # [b, s] int8: -1, 0, 1; control adapters only
     wants_statistics: bool = False  # of each token, on the last stage
+
+
+@dataclass(frozen=True)
+class PairLosses:
+    """Losses and rewards of n pairs, each [n]."""
+
+    loss: Tensor
+    chosen_reward: Tensor
+    rejected_reward: Tensor
+
+    def detach(self) -> "PairLosses":
+        """Return the values without gradient."""
+        values = (self.loss, self.chosen_reward, self.rejected_reward)
+        return PairLosses(*(value.detach() for value in values))
 
 
 @dataclass(frozen=True)

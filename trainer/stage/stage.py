@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.train.objective_config import ObjectiveConfig
 from headrace.trainer.adapters.names import CONTROL
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.activation_offload import ActivationOffload
@@ -38,7 +37,7 @@ from headrace.trainer.layers.router_loss import (
 from headrace.trainer.layers.selective_checkpoint import kept_products
 from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.stage.embedding import StageEmbedding
-from headrace.trainer.stage.loss import StageLoss
+from headrace.trainer.stage.loss import Objective, StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 
 
@@ -69,7 +68,7 @@ class Stage(nn.Module):
         offload: where these inputs are held in between, if not on the device.
         seeded: set the random state before each layer, for dropout that is the same in any layout.
         embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
-        objective: what the last stage computes; by default the cross-entropy.
+        objective: what the last stage computes.
         noise_alpha: of NEFTune's noise at the embedding, if any.
 
     Attributes:
@@ -83,6 +82,7 @@ class Stage(nn.Module):
 
     embedding: StageEmbedding | None
     loss: StageLoss | None
+    objective: Objective
     reference: "Stage | None"
 
     def __init__(
@@ -100,8 +100,8 @@ class Stage(nn.Module):
         selective: bool = False,
         offload: ActivationOffload | None,
         seeded: bool,
+        objective: Objective,
         embedding_on_cpu: bool = False,
-        objective: ObjectiveConfig | None = None,
         noise_alpha: float | None = None,
     ) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Stage(nn.Module):
         self.layer_functions = LayerFunctions(run_layer, again)
         self.before_step: Callable[[], None] | None = None
         self.by_bounds = False
-        self.objective = objective or ObjectiveConfig()
+        self.objective = objective
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
         self.reference = None
 
@@ -243,7 +243,7 @@ class Stage(nn.Module):
     ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
         """A function for one layer: hidden states in, hidden states and router loss out."""
         layer, name, tap = self.layers[index], self.layer_names[index], self.taps[index]
-        control, classes = self.controls[index], micro_batch.control_classes
+        control, classes = self.controls[index], micro_batch.extras.control_classes
         assert control is None or classes is not None
         seed = micro_batch.seed
         seeded, recompute = self.seeded and self.training, self.recomputed[index] and self.training
@@ -285,15 +285,13 @@ class Stage(nn.Module):
         statistics = None
         if micro_batch.wants_statistics:
             statistics = TokenStatistics.empty(hidden[..., 0].numel(), hidden.device)
-        if not self.objective.of_pairs:
-            return loss.of_tokens(hidden, micro_batch, self.objective, seed, statistics)
         before = None
         if reference is not None:
             assert self.reference is not None and self.reference.loss is not None
             assert micro_batch.labels is not None
             with torch.no_grad():
                 before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
-        return loss.of_pairs(hidden, micro_batch, self.objective, seed, before, statistics)
+        return self.objective.loss(loss, hidden, micro_batch, seed, before, statistics)
 
 
 def required_arguments(layer: nn.Module) -> list[str]:

@@ -48,6 +48,7 @@ MODES = {
 EXPERT_MODES = {
     "experts": {"target_parameters": "experts"},
     "one kind": {"target_parameters": ["mlp.experts.down_proj"], "layers": "1:2"},
+    "router": {"target_parameters": ["mlp.gate.weight", "mlp.experts.gate_up_proj"]},
 }
 FULL_MODES = {
     "all": {},

@@ -26,6 +26,7 @@ from headrace.jobs.commands.control_report import control_report
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.adapters.control import ControlAdapter, control_adapters, regularize
 from headrace.trainer.batches.control_classes import classes_of_row, make_controlled_batch
+from headrace.trainer.batches.extras import Extras
 from headrace.trainer.export.control_analysis import analyze
 from headrace.trainer.export.control_file import LayerControl, read_control
 from headrace.trainer.export.control_lora import control_to_lora
@@ -139,11 +140,11 @@ def test_a_token_has_the_class_of_what_it_is_to_predict():
     mask = np.array([1, 1, 0, 1, 1, 1, 1, 1], bool)
     rows = [make_row(-1, mask=mask), make_row(1), make_row(None, documents=(2,))]
     batch = make_controlled_batch([[rows, []]], 20, Position(), OverlongCount(), seed=0)
-    first, second = batch.control_classes[0].tolist()
+    first, second = batch.extras[0].control_classes.tolist()
     assert first == [-1, 0, -1, -1, 0, -1, -1, 0, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 0, 0]
     assert second == [0] * 20
-    assert batch.control_classes.dtype == torch.int8
-    assert ((batch.labels[0, 0] >= 0) == (batch.control_classes[0, 0] != 0)).all()
+    assert batch.extras[0].control_classes.dtype == torch.int8
+    assert ((batch.labels[0, 0] >= 0) == (batch.extras[0].control_classes[0] != 0)).all()
 
 
 def test_documents_of_class_zero_go_either_way_by_chance():
@@ -184,7 +185,7 @@ def micro_batch(seed=0):
         loss_scale=1 / batch.trained_tokens,
         router_scale=1.0,
         seed=seed,
-        control_classes=classes,
+        extras=Extras(control_classes=classes),
     )
 
 
@@ -318,7 +319,7 @@ def test_over_parallel_blocks_it_becomes_an_ordinary_lora(models, family, invers
         document_lengths=[[24]],
         row_lengths=[24],
         labels=batch.labels[1:2],
-        control_classes=classes[1:2],
+        extras=Extras(control_classes=classes[1:2]),
     )
     with torch.no_grad():
         ours = run_on(built, ids, side)[-1].token_losses[0, :-1]

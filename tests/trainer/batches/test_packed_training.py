@@ -15,7 +15,7 @@ from headrace.schemas.shards.manifest import read_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.batch import make_batch
-from headrace.trainer.metrics.row_losses import row_losses
+from headrace.trainer.objectives.rows import row_losses
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_packer import OverlongCount
 from headrace.trainer.shards.decoded_rows import Row

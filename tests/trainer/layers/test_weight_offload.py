@@ -19,6 +19,7 @@ from tiny_families import (
 )
 
 from headrace.schemas.errors import ConfigError
+from headrace.trainer.batches.extras import Extras
 from headrace.trainer.layers.layer_functions import LayerFunctions, compiled, run_layer
 from headrace.trainer.layers.weight_offload import PLACES, WeightOffload, pinned
 from headrace.trainer.stage.micro_batch import MicroBatch
@@ -117,7 +118,7 @@ def run_controlled(built):
         1 / batch.trained_tokens,
         0.0,
         seed=0,
-        control_classes=classes,
+        extras=Extras(control_classes=classes),
     )
     return [
         output.value.detach().sum().item()

@@ -17,15 +17,14 @@ from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.metrics import (
     AnswerMetrics,
     EvaluationMetrics,
-    PairLoss,
     PairMetrics,
-    RowLoss,
     StepMetrics,
     losses_by_source,
     mean_loss,
     pair_metrics,
 )
 from headrace.trainer.metrics.token_summary import QUANTILES, TokenSample, summarize
+from headrace.trainer.objectives.rows import PairLoss, RowLoss
 from headrace.trainer.pipeline.rejected_sampling import AnswerFacts
 from headrace.trainer.run.run_log import console_line, duration
 from headrace.trainer.run.step_report import answer_metrics

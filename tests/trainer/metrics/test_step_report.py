@@ -1,7 +1,7 @@
 """A step's metrics are those of all ranks together."""
 
 from headrace.trainer.batches.feed import StepInputs
-from headrace.trainer.metrics.metrics import RowLoss
+from headrace.trainer.objectives.rows import RowLoss
 from headrace.trainer.optim.regularizers import ProductNorms
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_packer import OverlongCount

@@ -14,6 +14,7 @@ from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.sampling_config import RejectedSamplingConfig
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.stop_tokens import stop_tokens
+from headrace.trainer.batches.extras import pairs_of
 from headrace.trainer.batches.pair_batch import make_pair_batch
 from headrace.trainer.checkpoint.resume_record import check_run_directory, resume_record
 from headrace.trainer.order.position import Position
@@ -75,7 +76,7 @@ def test_answers_take_the_place_of_rejected_ones_and_nothing_else_changes():
     assert torch.equal(new.input_ids[:, :2], batch.input_ids[:, :2])
     assert torch.equal(new.labels[:, :2], batch.labels[:, :2])
     assert new.document_lengths == expected.document_lengths
-    assert new.pairs == [[[(9, 23), (15, 10)], []], [[(3, 30)], [(18, 6)]]]
+    assert pairs_of(new.extras) == [[[(9, 23), (15, 10)], []], [[(3, 30)], [(18, 6)]]]
     assert new.trained_tokens == new.chosen_tokens + sum(len(answer.ids) for answer in answers)
     assert (new.chosen_tokens, new.position) == (batch.chosen_tokens, batch.position)
     assert new.overlong == batch.overlong

@@ -10,11 +10,13 @@ from torch.nn import functional
 
 from headrace.kernels import linear_cross_entropy as chunked
 from headrace.kernels import token_cross_entropy as kernel
-from headrace.schemas.train.objective_config import WITH_GAMMA, ObjectiveConfig
-from headrace.trainer.stage.objectives import Answers, adjusted_losses, logit_factor, pair_losses
+from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.trainer.objectives.pairs import Answers
+from headrace.trainer.objectives.registry import objective_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOKENS, HIDDEN, VOCABULARY = 37, 24, 101
+WITH_GAMMA = ["focal", "focal_star", "inverse_focal", "exponentiated"]
 GAMMAS = [0.5, 1.0, 2.0]
 
 
@@ -73,11 +75,11 @@ def test_any_function_of_the_tokens_losses_has_its_exact_gradient(
 @pytest.mark.parametrize("kind", WITH_GAMMA)
 def test_losses_of_tokens_equal_their_formulas(kind, gamma):
     hidden, weight, labels = head_inputs()
-    trained, goal = labels >= 0, objective(kind, gamma=gamma)
+    trained, goal = labels >= 0, objective_of(objective(kind, gamma=gamma))
     ours, expected = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
-    factor = logit_factor(goal)
+    factor = goal.logit_factor
     losses = kernel.token_cross_entropy(ours, weight, labels, logit_scale=factor)
-    adjusted = adjusted_losses(losses, goal)
+    adjusted = goal.adjust(losses)
     adjusted.sum().backward()
     reference = formula(kind, (expected @ weight.double().T)[trained], labels[trained], gamma)
     reference.sum().backward()
@@ -89,7 +91,7 @@ def test_losses_of_tokens_equal_their_formulas(kind, gamma):
 @pytest.mark.parametrize("kind", WITH_GAMMA)
 def test_tokens_that_are_certain_or_masked_have_finite_gradients(kind):
     losses = torch.tensor([0.0, 1e-9, 1e-30, 3.0], requires_grad=True)
-    adjusted_losses(losses, objective(kind, gamma=0.5)).sum().backward()
+    objective_of(objective(kind, gamma=0.5)).adjust(losses).sum().backward()
     assert losses.grad.isfinite().all()
     assert losses.grad[0] == 0 or kind == "focal_star"
 
@@ -159,7 +161,7 @@ def pair_formula(goal, c, r, rc, rr, tokens):
 def test_losses_of_pairs_equal_their_formulas(settings):
     goal = ObjectiveConfig.model_validate(settings)
     chosen, rejected = answers(1), answers(2)
-    ours = pair_losses(chosen, rejected, goal)
+    ours = objective_of(goal).compare(chosen, rejected)
     for index, tokens in enumerate(chosen.tokens.tolist()):
         c, rc, r, rr = (
             side[index].item()

@@ -15,6 +15,7 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.shards.manifest import read_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.extras import Extras, pairs_of
 from headrace.trainer.batches.pair_batch import make_pair_batch
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_order import RowOrder
@@ -49,7 +50,7 @@ def micro_batch(places, length=LENGTH, seed=0):
         loss_scale=1 / pairs,
         router_scale=1.0,
         seed=seed,
-        pairs=batch.pairs[0],
+        extras=batch.extras[0],
         chosen_scale=1 / batch.chosen_tokens,
     )
 
@@ -83,7 +84,7 @@ def test_chosen_answers_have_one_half_of_the_places_and_rejected_ones_the_other(
     prompt, _, rejected = make_pairs()[0]
     trained = batch.labels[0, 2, : len(prompt + rejected)]
     assert trained.tolist() == [-100] * (len(prompt) - 1) + rejected + [-100]
-    assert batch.pairs == [[[(9, 13), (15, 10)], []], [[(3, 8), (18, 16)], []]]
+    assert pairs_of(batch.extras) == [[[(9, 13), (15, 10)], []], [[(3, 8), (18, 16)], []]]
     assert batch.row_lengths[0] == [24, 0, 23, 0]
     assert [row.tokens for row in batch.rows[0][0]] == [22, 25]
     assert batch.chosen_tokens == sum(len(chosen) for _, chosen, _ in make_pairs())
@@ -166,7 +167,7 @@ def test_filling_without_a_pair_has_no_gradient(model):
     outputs = run_micro_batch(
         built,
         empty.input_ids[0],
-        MicroBatch([[LENGTH]] * 2, [0, 0], empty.labels[0].long(), 1.0, 1.0, 0, [[]], 1.0),
+        MicroBatch([[LENGTH]] * 2, [0, 0], empty.labels[0].long(), 1.0, 1.0, 0, Extras([[]]), 1.0),
     )
     assert outputs[-1].value.item() == 0
     assert all(not gradient.any() for gradient in gradients_of(built).values())

@@ -1,0 +1,143 @@
+"""An objective: one object that is asked for the loss on the last stage and those of rows."""
+
+import torch
+from torch import Tensor
+
+from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
+from headrace.kernels.token_statistics import TokenStatistics
+from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.objectives.pairs import Answers, sum_answers
+from headrace.trainer.objectives.rows import RowLoss, TokenValues, pair_rows, token_rows
+from headrace.trainer.stage.loss import StageLoss
+from headrace.trainer.stage.micro_batch import MicroBatch, PairLosses, StageOutput
+
+
+class Objective:
+    """One thing to minimize; the base class of all."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+
+    def loss(
+        self,
+        head: StageLoss,
+        hidden: Tensor,
+        micro_batch: MicroBatch,
+        seed: int | None,
+        reference: Tensor | None,
+        statistics: TokenStatistics | None,
+    ) -> StageOutput:
+        """Return the loss of a micro-batch on the last stage.
+
+        Args:
+            hidden: [b, s, hidden size] after the norm.
+            seed: of the head's own dropout; None if it has none.
+            reference: [b, s] losses of the model as it was before training.
+            statistics: of all tokens, to be filled in.
+        """
+        raise NotImplementedError
+
+    def row_losses(
+        self, tokens: TokenValues, pairs: list[list[float]] | None, inputs: StepInputs
+    ) -> list[RowLoss]:
+        """Return the losses of a replica's rows, from what its last stage gave for a step.
+
+        Args:
+            pairs: [n][3] loss, chosen and rejected reward of each pair, where rows are pairs.
+        """
+        raise NotImplementedError
+
+
+class CrossEntropy(Objective):
+    """Sum over tokens of their cross-entropy."""
+
+    def loss(
+        self,
+        head: StageLoss,
+        hidden: Tensor,
+        micro_batch: MicroBatch,
+        seed: int | None,
+        reference: Tensor | None,
+        statistics: TokenStatistics | None,
+    ) -> StageOutput:
+        labels, scale = micro_batch.labels, micro_batch.loss_scale
+        assert labels is not None
+        loss, losses = head.cross_entropy(hidden, labels, scale, seed, statistics)
+        return StageOutput(loss, losses, statistics=statistics)
+
+    def row_losses(
+        self, tokens: TokenValues, pairs: list[list[float]] | None, inputs: StepInputs
+    ) -> list[RowLoss]:
+        return token_rows(tokens, inputs)
+
+
+class TokenObjective(CrossEntropy):
+    """Sum over tokens of another function of their cross-entropy."""
+
+    logit_factor = 1.0  # multiplies the logits in the adjusted loss
+
+    def adjust(self, losses: Tensor) -> Tensor:
+        """Return the loss of each token.
+
+        Args:
+            losses: cross-entropy in nats of `logit_factor` times the logits, 0 where a token has no
+                label.
+
+        Returns:
+            The same shape; 0 without gradient where `losses` is 0.
+        """
+        raise NotImplementedError
+
+    def loss(
+        self,
+        head: StageLoss,
+        hidden: Tensor,
+        micro_batch: MicroBatch,
+        seed: int | None,
+        reference: Tensor | None,
+        statistics: TokenStatistics | None,
+    ) -> StageOutput:
+        labels, factor = micro_batch.labels, self.logit_factor
+        assert labels is not None
+        first = statistics if factor == 1.0 else None  # they are of the logits as they are
+        losses = head.token_losses(hidden, labels, seed, factor, statistics=first)
+        adjusted = self.adjust(losses)
+        if factor != 1.0:
+            with torch.no_grad():
+                losses = head.token_losses(hidden, labels, seed, statistics=statistics)
+        loss = adjusted.sum() * micro_batch.loss_scale
+        return StageOutput(loss, losses.detach(), adjusted.detach(), statistics=statistics)
+
+
+class PairObjective(Objective):
+    """Mean over pairs of a comparison, and the chosen answers' cross-entropy beside it."""
+
+    def compare(self, chosen: Answers, rejected: Answers) -> PairLosses:
+        """Return the loss and the rewards of each pair."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        head: StageLoss,
+        hidden: Tensor,
+        micro_batch: MicroBatch,
+        seed: int | None,
+        reference: Tensor | None,
+        statistics: TokenStatistics | None,
+    ) -> StageOutput:
+        labels, lengths = micro_batch.labels, micro_batch.extras.pairs
+        assert labels is not None and lengths is not None
+        losses = head.token_losses(hidden, labels, seed, statistics=statistics)
+        answers = sum_answers(losses, reference, labels != IGNORED_LABEL, lengths)
+        pairs = self.compare(*answers)
+        chosen = losses[: len(lengths)].sum()  # a sum over no pairs has no gradient
+        weight = self.config.chosen_weight * micro_batch.chosen_scale
+        loss = pairs.loss.sum() * micro_batch.loss_scale + chosen * weight
+        return StageOutput(loss, losses.detach(), pairs=pairs.detach(), statistics=statistics)
+
+    def row_losses(
+        self, tokens: TokenValues, pairs: list[list[float]] | None, inputs: StepInputs
+    ) -> list[RowLoss]:
+        assert pairs is not None
+        return pair_rows(tokens, pairs, inputs, self.config.chosen_weight)

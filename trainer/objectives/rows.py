@@ -1,0 +1,134 @@
+"""The loss of each row, from the losses of the tokens of its place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
+from headrace.trainer.batches.extras import pairs_of
+from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.shards.packed_rows import PackedRow
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """Values of the last stage's m micro-batches, each [m, b, s]."""
+
+    losses: Values  # cross-entropy in nats, 0 where a token has no label
+    adjusted: Values | None = None  # what is minimized in its place
+    entropies: Values | None = None  # where statistics are wanted, and so the next two
+    ranks: Values | None = None  # logits larger than the label's
+    hidden_norms: Values | None = None
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A pair's loss, and how much more likely than to the reference its answers are, times beta."""
+
+    loss: float
+    chosen_reward: float
+    rejected_reward: float
+    chosen_weight: float  # of the chosen answers' cross-entropy beside the loss of pairs
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """Summed loss of one row, in nats, over its trained tokens.
+
+    `unadjusted` is its cross-entropy where something else is minimized. Of a pair, `loss` is the
+    cross-entropy of the chosen answer, and what is minimized stands in `pair`.
+    """
+
+    source: str
+    loss: float
+    trained_tokens: int
+    unadjusted: float | None = None
+    pair: PairLoss | None = None
+
+    @property
+    def cross_entropy(self) -> float:
+        """Return the cross-entropy in nats, summed over the trained tokens."""
+        return self.loss if self.unadjusted is None else self.unadjusted
+
+
+def token_rows(tokens: TokenValues, inputs: StepInputs) -> list[RowLoss]:
+    """Return the losses of a replica's rows."""
+    assert inputs.rows is not None and inputs.labels is not None
+    labels = inputs.labels.numpy()
+    plain = row_losses(tokens.losses, labels, inputs.rows)
+    if tokens.adjusted is None:
+        return plain
+    adjusted = row_losses(tokens.adjusted, labels, inputs.rows)
+    return [
+        replace(row, unadjusted=unadjusted.loss)
+        for row, unadjusted in zip(adjusted, plain, strict=True)
+    ]
+
+
+def pair_rows(
+    tokens: TokenValues, rewards: list[list[float]], inputs: StepInputs, chosen_weight: float
+) -> list[RowLoss]:
+    """Return the losses of a replica's pairs.
+
+    Args:
+        rewards: [n][3] loss, chosen and rejected reward of each.
+        chosen_weight: of the chosen answers' cross-entropy beside the loss of pairs.
+    """
+    pairs = pairs_of(inputs.extras)
+    assert inputs.rows is not None and inputs.labels is not None and pairs is not None
+    chosen = chosen_losses(tokens.losses, inputs.labels.numpy(), inputs.rows, pairs)
+    return [
+        replace(row, pair=PairLoss(loss, better, worse, chosen_weight))
+        for row, (loss, better, worse) in zip(chosen, rewards, strict=True)
+    ]
+
+
+def row_losses(
+    token_losses: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    rows: Sequence[Sequence[Sequence[PackedRow]]],
+) -> list[RowLoss]:
+    """Sums over the tokens of each row, in float64.
+
+    Args:
+        token_losses: [m, b, s] nats, 0 where a token has no label.
+        labels: [m, b, s].
+        rows: [m][b] the rows of each place, in order.
+    """
+    places = [place for micro_batch in rows for place in micro_batch]
+    starts: list[int] = []
+    for number, place in enumerate(places):
+        ends = np.cumsum([row.tokens for row in place], dtype=np.int64)
+        starts += (number * labels.shape[-1] + np.append(0, ends)[: len(place)]).tolist()
+    if not starts:
+        return []
+    # up to the next start: filling and places without a row add zeros
+    losses = np.add.reduceat(token_losses.ravel(), starts, dtype=np.float64)
+    counts = np.add.reduceat(labels.ravel() != IGNORED_LABEL, starts, dtype=np.int64)
+    placed = (row for place in places for row in place)
+    return [
+        RowLoss(row.source, loss, count)
+        for row, loss, count in zip(placed, losses.tolist(), counts.tolist(), strict=True)
+    ]
+
+
+def chosen_losses(
+    token_losses: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    rows: Sequence[Sequence[Sequence[PackedRow]]],
+    pairs: Sequence[Sequence[Sequence[tuple[int, int]]]],
+) -> list[RowLoss]:
+    """`row_losses` of the chosen answers, which have the first half of the places."""
+    half = labels.shape[1] // 2
+    chosen = [
+        [
+            [row._replace(tokens=tokens) for row, (tokens, _) in zip(*place, strict=True)]
+            for place in zip(*micro_batch, strict=True)
+        ]
+        for micro_batch in zip(rows, pairs, strict=True)
+    ]
+    return row_losses(token_losses[:, :half], labels[:, :half], chosen)
