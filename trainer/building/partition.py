@@ -49,8 +49,8 @@ class Span:
 
 
 @dataclass(frozen=True)
+class StageCut:
     """Part of a model, cut into `parts`, that one stage holds, or one chunk of a stage."""
-    """What one stage, or one chunk of it, holds of a model that is cut into `parts`."""
 
     number: int
     parts: int
