@@ -204,7 +204,15 @@ def string(row: Row, name: str) -> str:
 def said(row: Row, name: str, number: int) -> str:
     """Return the content of one message of a conversation."""
     turns = rows_in(row, name)
+    for turn in turns:
+        refuse_tools(turn)
     try:
         return string(turns[number], "content")
     except IndexError:
         raise RowError("too few turns", f'{len(turns)} in "{name}"') from None
+
+
+def refuse_tools(turn: Row) -> None:
+    """Refuse a message with tool calls, where only roles and contents are read."""
+    if turn.get("tool_calls"):
+        raise RowError("tool calls", 'this type leaves them out; use type = "preference"')

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from headrace.dataprep.axolotl.preference import Pair, one_pair, said, string
+from headrace.dataprep.axolotl.preference import Pair, one_pair, refuse_tools, said, string
 from headrace.dataprep.axolotl.strategy import Built, Plan, Row, RowError, column, rows_in
 from headrace.dataprep.axolotl.turns import TurnReader, parse_call, read_tools
 from headrace.dataprep.text.chat_template import ChatTemplate, Message, TemplateRefusedError
@@ -108,12 +108,6 @@ class ArgillaPairs:
         return Pair(prompt, *(answer.text[len(prompt) :] for answer in answers))
 
 
-def refuse_tools(turn: Row) -> None:
-    """Refuse a message with tool calls, where only roles and contents are read."""
-    if turn.get("tool_calls"):
-        raise RowError("tool calls", 'this type leaves them out; use type = "preference"')
-
-
 @dataclass(frozen=True)
 class StagedPairs:
     """Conversations whose tokens are counted as they grow: up to the answer, then with it."""
@@ -178,6 +172,7 @@ class BradleyTerryStages:
 
     def __call__(self, row: Row, name: str) -> list[str]:
         """The conversation without and with the answer."""
+        refuse_tools(row)
         thread = [
             {"role": "user", "content": string(row, "input")},
             {"role": "assistant", "content": string(row, name)},

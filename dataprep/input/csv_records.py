@@ -1,6 +1,7 @@
 """Records of CSV and TSV files; the first row names the fields."""
 
 import csv
+import json
 from collections.abc import Iterator
 
 from headrace.dataprep.input.csv_scan import Span, scan_csv
@@ -9,6 +10,7 @@ from headrace.dataprep.input.streams import Place
 from headrace.dataprep.input.tasks import Columns, Piece
 from headrace.schemas.errors import DataError
 
+OTHERS = (";", "\t", "|", ",")  # delimiters that files have in place of the expected one
 ANY_SIZE = (1 << 63) - 1  # records are limited before they are parsed
 
 
@@ -64,6 +66,11 @@ def read_header(span: Span, place: Place, delimiter: str) -> list[str]:
             f"{place.file}:{place.number()}: the first row does not name the fields ({error}); "
             "repair the file"
         ) from None
+    if len(names) == 1 and (other := next((s for s in OTHERS if s in names[0]), None)):
+        raise DataError(
+            f"{place.file}:1: the first row is one field, {names[0][:60]!r}; set delimiter = "
+            f"{json.dumps(other)} of the source, or rename the column"
+        )
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise DataError(f'{place.file}:1: two columns are named "{twice[0]}"; rename one')

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from headrace.dataprep.input.json_scan import scan_json_list
+from headrace.dataprep.input.json_shape import list_of_records
 from headrace.dataprep.input.records import (
     Record,
     Reject,
@@ -81,7 +82,13 @@ def take_fields(value: object, place: Place, wanted: Wanted, suspect: bool) -> R
         return refuse(place, "not an object", f"the record is {json_type(value)}")
     names = tuple(value)
     if wanted.columns is not None:
-        value = {name: field for name, field in value.items() if name in wanted.columns}
+        found = {name: field for name, field in value.items() if name in wanted.columns}
+        if not found and (name := list_of_records(value)):
+            detail = (
+                f"field {name} is a list of records; write each as a line: `jq -c '.[{name}][]'`"
+            )
+            return refuse(place, "a list in an object", detail)
+        value = found
     problem = find_problem(value) if suspect else None
     return refuse(place, *problem) if problem else Record(value, place, names)
 

@@ -7,7 +7,7 @@ from headrace.dataprep.input.json_records import Wanted, read_json_list, read_li
 from headrace.dataprep.input.records import Record, Reject, decode, refuse_large
 from headrace.dataprep.input.streams import BOM, Place, read_all, split_range
 from headrace.dataprep.input.table_records import read_arrow, read_parquet
-from headrace.dataprep.input.tasks import DELIMITERS, Columns, Piece
+from headrace.dataprep.input.tasks import Columns, Piece
 from headrace.schemas.prepare.source_config import SourceConfig
 
 LIST_FIELDS = {"chat": "messages"}  # a row may be the list of messages itself
@@ -32,7 +32,7 @@ def read_records(
         case "json":
             return read_json_list(piece, wanted, limit)
         case "csv" | "tsv":
-            return read_csv(piece, columns, DELIMITERS[piece.format], limit)
+            return read_csv(piece, columns, source.delimiter_of(piece.format), limit)
         case "parquet":
             return read_parquet(piece, columns, arrays)
         case "arrow":

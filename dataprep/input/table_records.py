@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headrace.dataprep.input.records import Record, Reject, refuse_bytes
 from headrace.dataprep.input.streams import Place, open_random
-from headrace.dataprep.input.tasks import Columns, Piece, arrow_batches
+from headrace.dataprep.input.tasks import Columns, Piece, arrow_batches, is_bytes
 from headrace.schemas.errors import DataError
 
 BATCH_ROWS = 256
@@ -28,7 +29,7 @@ def read_parquet(piece: Piece, columns: Columns, arrays: bool) -> Iterator[Recor
         batches = file.iter_batches(BATCH_ROWS, row_groups=groups, columns=names)
         try:
             for batch in batches:
-                yield from batch_records(batch, path, number, arrays)
+                yield from batch_records(as_text(batch, columns), path, number, arrays)
                 number += batch.num_rows
         except (pa.ArrowInvalid, OSError) as error:
             raise damaged(path, "Parquet", error) from None
@@ -45,11 +46,34 @@ def read_arrow(piece: Piece, columns: Columns, arrays: bool) -> Iterator[Record 
             if index >= piece.start:
                 names = [n for n in batch.schema.names if columns is None or n in columns]
                 for start in range(0, batch.num_rows, BATCH_ROWS):
-                    part = batch.select(names).slice(start, BATCH_ROWS)
+                    part = as_text(batch.select(names).slice(start, BATCH_ROWS), columns)
                     yield from batch_records(part, path, number + start, arrays)
             number += batch.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise damaged(path, "Arrow", error) from None
+
+
+def as_text(batch: pa.RecordBatch, columns: Columns) -> pa.RecordBatch:
+    """Return a batch whose named columns of bytes are read as UTF-8, checked when a row is read."""
+    kinds = batch.schema.types
+    if columns is None or not any(text_type(kind) != kind for kind in kinds):
+        return batch
+    parts = [
+        column.cast(options=pc.CastOptions(text_type(kind), allow_invalid_utf8=True))
+        for column, kind in zip(batch.columns, kinds, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(parts, names=batch.schema.names)
+
+
+def text_type(kind: pa.DataType) -> pa.DataType:
+    """Return a type with strings in place of bytes, in lists and structs too."""
+    if is_bytes(kind):
+        return pa.large_string()
+    if pa.types.is_list(kind):
+        return pa.list_(text_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(text_type(field.type)) for field in kind])
+    return kind
 
 
 def damaged(path: str, kind: str, error: Exception) -> DataError:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from headrace.dataprep.input.csv_scan import scan_csv
 from headrace.dataprep.input.files import InputFile
 from headrace.dataprep.input.json_scan import scan_json_list
+from headrace.dataprep.input.json_shape import check_lines
 from headrace.dataprep.input.streams import (
     BOM,
     compression,
@@ -20,7 +21,7 @@ from headrace.dataprep.input.streams import (
 )
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
-from headrace.schemas.prepare.source_config import FileFormat, SourceConfig
+from headrace.schemas.prepare.source_config import DELIMITERS, FileFormat, SourceConfig
 from headrace.schemas.unpacked_sizes import unpacked_problem
 
 Columns = frozenset[str] | None  # fields of a record; None: all
@@ -33,7 +34,6 @@ SUFFIXES: dict[str, FileFormat] = {
     ".csv": "csv",
     ".tsv": "tsv",
 }
-DELIMITERS: dict[FileFormat, str] = {"csv": ",", "tsv": "\t"}
 SCANNED = (*DELIMITERS, "json")
 ARROW_MAGIC = b"ARROW1"
 TASKS_WANTED = 256  # tasks grow with the corpus once there are this many
@@ -124,8 +124,10 @@ def cut_file(
         yield from cut_table(source, file, kind, columns, target)
         return
     if kind in SCANNED and not compression(file.path) and file.size > target:
-        yield from cut_scanned(file, kind, target)
+        yield from cut_scanned(source, file, kind, target)
         return
+    if kind == "jsonl":
+        check_lines(file.path)
     lines = kind == "jsonl" or (kind == "text" and source.separator is not None)
     count = 1 if not lines or compression(file.path) else max(1, -(-file.size // target))
     for index in range(count):
@@ -133,11 +135,13 @@ def cut_file(
         yield Piece(file, kind, start, end if index + 1 < count else None, end - start)
 
 
-def cut_scanned(file: InputFile, kind: FileFormat, target: int) -> Iterator[Piece]:
+def cut_scanned(
+    source: SourceConfig, file: InputFile, kind: FileFormat, target: int
+) -> Iterator[Piece]:
     """About equal pieces of a file whose records can only be told apart from its start."""
     count = -(-file.size // target)
     starts, numbers = [0], [0]
-    for number, start in enumerate(record_starts(file.path, kind)):
+    for number, start in enumerate(record_starts(source, file.path, kind)):
         if number and start >= file.size * len(starts) // count:
             starts.append(start)
             numbers.append(number)
@@ -145,11 +149,11 @@ def cut_scanned(file: InputFile, kind: FileFormat, target: int) -> Iterator[Piec
         yield Piece(file, kind, start, end, (end or file.size) - start, first)
 
 
-def record_starts(path: str, kind: FileFormat) -> Iterator[int]:
+def record_starts(source: SourceConfig, path: str, kind: FileFormat) -> Iterator[int]:
     """The first byte of each record of a CSV file or JSON list."""
     if kind == "json":
         return (span.start for span in scan_json_list(path, 0, 0))
-    return (span.start for span in scan_csv(path, DELIMITERS[kind], 0, 0))
+    return (span.start for span in scan_csv(path, source.delimiter_of(kind), 0, 0))
 
 
 def file_format(source: SourceConfig, file: InputFile) -> FileFormat:
@@ -273,9 +277,15 @@ def find_type(kind: pa.DataType, path: str) -> pa.DataType | None:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return whether a column holds strings, in any of Arrow's layouts."""
+    """Return whether a column holds strings or bytes, in any of Arrow's layouts."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
+    strings = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(strings or pa.types.is_string_view(kind) or is_bytes(kind))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Return whether a column holds bytes, which may be UTF-8, as Spark writes it."""
     return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     )

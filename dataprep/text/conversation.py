@@ -101,13 +101,24 @@ def read_messages(
     Raises:
         ConversationError: it is no list of messages.
     """
-    value = parse_json(value)
+    value = in_rows(parse_json(value))
     if not isinstance(value, list):
         raise ConversationError("not a conversation", f'field "{name}" is {json_type(value)}')
     if not value:
         raise ConversationError("not a conversation", f'field "{name}" is an empty list')
     read = [read_message(m, ROLES | dict(roles), f"{name}[{i}]") for i, m in enumerate(value)]
     return [message for message, _ in read], [flag for _, flag in read]
+
+
+def in_rows(value: object) -> object:
+    """Return an object of equally long lists, as `datasets` once wrote a list of objects, as that
+    list; anything else as it is."""
+    if not isinstance(value, dict) or not value:
+        return value
+    columns = list(value.values())
+    if not all(isinstance(column, list) for column in columns) or len({*map(len, columns)}) > 1:
+        return value
+    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def read_message(

@@ -11,6 +11,8 @@ from headrace.schemas.toml_config import Address, Config, IsNumber, Text
 Kind = Literal["causal", "preference"]
 Tokens = str | int | list[int]
 FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
+Delimiter = Annotated[str, Field(pattern=r"^[ -!#-~\t]$")]  # one byte, no quote or line end
+DELIMITERS: dict[FileFormat, str] = {"csv": ",", "tsv": "\t"}
 PLAIN = ("text", "documents", "preference")
 OF_PLAIN_TEXTS = (
     "document_prefix",
@@ -22,6 +24,7 @@ READERS = {  # keys of a source that not every type reads
     "text_field": ("documents",),
     "document_separator": ("text",),
     "engine": ("axolotl",),
+    "delimiter": ("documents", "chat", "preference", "axolotl"),
     "chat": ("chat", "preference"),
     "preference": ("preference",),
     **dict.fromkeys(OF_PLAIN_TEXTS, PLAIN),
@@ -57,6 +60,9 @@ class SourceConfig(Config):
         None,
         description="What is in the files. Default: by their names, as in `.jsonl.gz`; `.json` by "
         "its first character; others are JSONL.",
+    )
+    delimiter: Delimiter | None = Field(
+        None, description='Character between the fields of CSV and TSV files, as `";"`.'
     )
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
@@ -114,6 +120,10 @@ class SourceConfig(Config):
     def separator(self) -> str | None:
         """Return the text that separates records in text files, or None."""
         return "\n" if self.type == "axolotl" else self.document_separator
+
+    def delimiter_of(self, kind: FileFormat) -> str:
+        """Return what stands between the fields of a CSV or TSV file."""
+        return self.delimiter or DELIMITERS[kind]
 
     @property
     def kind(self) -> Kind:

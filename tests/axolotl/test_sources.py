@@ -431,6 +431,29 @@ def test_readmes_response_column_is_taken_where_output_is_missing():
     assert texts()[0].endswith("«b</s>»")
 
 
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.parametrize(
+    ("rl", "kind"),
+    [
+        ("dpo", "chatml.ultra"),
+        ("dpo", "llama3.argilla_chat"),
+        ("orpo", "chat_template.argilla"),
+        (None, "orpo.chat_template"),
+    ],
+)
+def test_tool_calls_of_an_answer_are_never_left_out_in_silence(rl, kind, side):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes"}]
+    row = {"prompt": "q", "chosen": turns, "rejected": turns}
+    called = {"role": "assistant", "content": "no", "tool_calls": [{"function": {"name": "f"}}]}
+    write_rows("pairs.jsonl", [row, row | {side: [turns[0], called]}])
+    text = (f"rl: {rl}\n" if rl else "") + "chat_template: chatml\n"
+    text += f"datasets: [{{path: pairs.jsonl, type: {kind}}}]"
+    run(from_yaml(text, max_reject_fraction=0.9))
+    (reject,) = map(json.loads, Path("out/rejects/rejects.jsonl").read_text().splitlines())
+    assert (reject["line"], reject["reason"]) == (2, "tool calls")
+    assert len(texts()) == 1
+
+
 def test_a_bad_row_leaves_its_neighbors():
     rows = [
         {"instruction": "a", "output": "b"},

@@ -15,6 +15,7 @@ from headrace.dataprep.input.records import Record
 from headrace.dataprep.input.streams import Place
 from headrace.dataprep.text.chat_mask import render_chat
 from headrace.dataprep.text.chat_template import ChatTemplate
+from headrace.dataprep.text.conversation import ConversationError, read_conversation
 from headrace.dataprep.text.sample import Encoded
 from headrace.dataprep.text.tokenizer import read_spec
 from headrace.schemas.errors import DataError
@@ -530,3 +531,12 @@ def test_what_a_template_does_not_write_is_counted(name, tokenizers):
 def test_turns_without_an_end_are_counted(tokenizers):
     notes = encode(tokenizers("plain")[0], {"messages": CONVERSATION}).notes
     assert notes["trained turns that end without a token that ends them"] == 2
+
+
+def test_messages_may_be_an_object_of_lists():
+    rows = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    columns = {"role": ["user", "assistant"], "content": ["Q", "A"]}
+    read = [read_conversation({"messages": value}, ChatConfig()) for value in (rows, columns)]
+    assert read[0] == read[1]
+    with pytest.raises(ConversationError, match="is an object"):
+        read_conversation({"messages": columns | {"content": ["Q"]}}, ChatConfig())

@@ -70,6 +70,48 @@ def test_the_config_may_say_what_is_in_a_file(corpus, make_config, run, document
     assert documents_of("out") == sorted(TEXTS)
 
 
+def test_a_table_may_have_another_delimiter(corpus, make_config, run, documents_of):
+    write_csv("table.csv", delimiter=";")
+    line = (
+        r"^table\.csv:1: the first row is one field, 'n;text'; set delimiter = \";\" of the source"
+    )
+    with pytest.raises(DataError, match=line):
+        run(make_config(sources=documents("table.csv"), **WIDE))
+    run(make_config(sources=documents("table.csv", delimiter=";"), block_bytes=4096, **WIDE))
+    assert documents_of("out") == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_bytes_of_a_table_are_read_as_utf_8(kind, corpus, make_config, run, documents_of):
+    column = pa.array([text.encode() for text in TEXTS] + [b"\xff"], kind)
+    write_arrow("in.arrow", pa.table({"text": column}))
+    manifest = run(make_config(sources=documents("in.arrow"), max_reject_fraction=0.1, **WIDE))
+    assert documents_of("out") == sorted(TEXTS)
+    assert manifest.sources[0].rejected_documents == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('{\n "text": "a"\n}\n{\n "text": "b"\n}\n', r"several lines.*`jq -c \. in\.json`"),
+        ('{"data": [\n{"text": "a"}\n]}', r"`jq -c '\.\[\"data\"\]\[\]' in\.json`"),
+        ('{"data": [{"text": "a"}]}', r"in\.json:1.*`jq -c '\.\[\"data\"\]\[\]'`"),
+    ],
+)
+def test_json_without_a_record_a_line_is_refused_with_the_command_that_writes_it(
+    content, line, corpus, make_config, run
+):
+    Path("in.json").write_text(content)
+    with pytest.raises(DataError, match=line):
+        run(make_config(sources=documents("in.json"), **WIDE))
+
+
+def test_a_first_line_cut_short_is_refused_alone(corpus, make_config, run, documents_of):
+    Path("in.jsonl").write_text('{"text": ["a",\n{"text": "b"}\n')
+    run(make_config(sources=documents("in.jsonl"), max_reject_fraction=1.0, **WIDE))
+    assert documents_of("out") == ["b"]
+
+
 def test_a_folder_of_saved_datasets_is_read_in_the_order_of_its_files(
     corpus, make_config, run, documents_of
 ):
