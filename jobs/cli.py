@@ -1,4 +1,4 @@
-"""The documented module entry point, `python -m headrace.jobs.cli`: the `headrace` command."""
+"""The module entry point, `python -m headrace.jobs.cli`: the `headrace` command."""
 
 from headrace.jobs.commands.cli import main
 
