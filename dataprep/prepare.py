@@ -63,6 +63,7 @@ from headrace.schemas.shards.manifest import (
     write_manifest,
 )
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
+from headrace.schemas.shards.tokenizer_content import content_fingerprint
 
 TOKENS_IN_EVALUATION_FILE = 1 << 26
 SHOWN_KEYS = 8
@@ -293,6 +294,9 @@ def build_manifest(
         kind=context.config.kind,
         tokenizer=TokenizerRecord(
             fingerprint=context.tokenizer.sha256,
+            content_fingerprint=content_fingerprint(
+                read_content(context.tokenizer), context.tokenizer.file
+            ),
             vocabulary_size=context.tokenizer.vocabulary_size,
             special_tokens=dict(context.tokenizer.special_tokens),
         ),

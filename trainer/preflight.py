@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.schemas.fingerprint import file_sha256, fingerprint
+from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION
 from headrace.schemas.train.quantization_config import check_installed
@@ -158,7 +158,7 @@ def check_shards(
         raise ConfigError(
             f"{tokenizer}: not found; the model directory must hold the tokenizer of the shards"
         )
-    if tokenizer.is_file() and file_sha256(tokenizer) != manifest.tokenizer.fingerprint:
+    if tokenizer.is_file() and not manifest.tokenizer.is_file(tokenizer):
         raise DataError(
             f"{path}: made with another tokenizer than {tokenizer}; "
             "prepare the shards with this model's"

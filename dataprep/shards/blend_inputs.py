@@ -55,6 +55,8 @@ def read_inputs(blend: Blend) -> Inputs:
             )
     for directory, manifest in zip(blend.directories[1:], manifests[1:], strict=True):
         first, other = describe(manifests[0]), describe(manifest)
+        if manifest.tokenizer.equals(manifests[0].tokenizer):
+            other["tokenizer"] = first["tokenizer"]
         for name, value in first.items():
             if other[name] != value:
                 raise DataError(

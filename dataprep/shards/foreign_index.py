@@ -36,6 +36,7 @@ from headrace.schemas.shards.manifest import (
 from headrace.schemas.shards.row_checks import problems_in_rows
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 from headrace.schemas.shards.shard_rows import read_row_group
+from headrace.schemas.shards.tokenizer_content import content_fingerprint
 from headrace.schemas.unpacked_sizes import unpacked_problem
 
 Split = Literal["train", "evaluation"]
@@ -291,6 +292,7 @@ def read_tokenizer(path: Path) -> TokenizerRecord:
         raise DataError(f"{file}: not a tokenizer ({error}); replace the file") from None
     return TokenizerRecord(
         fingerprint=file_sha256(file),
+        content_fingerprint=content_fingerprint(file.read_bytes(), file),
         vocabulary_size=max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1,
         special_tokens=special_tokens(file.parent, tokenizer),
     )

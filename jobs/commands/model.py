@@ -148,13 +148,14 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="For a temperature above 0.")] = 0,
 ) -> None:
     """Continue a prompt with a model, or answer a file of them."""
+    from headrace.jobs.commands.chat_prompt import chat_prompt
     from headrace.trainer.export.sample import Sampler, Sampling, as_messages
 
     if (prompt is None) == (source is None) or (source is None) != (output is None):
         raise ConfigError("give either a PROMPT, or --input and --output")
     if compare and adapter is None:
         raise ConfigError("--compare needs an --adapter to leave out")
-    sampler = Sampler(model, adapter)
+    sampler = Sampler(model, adapter, chat_prompt(model))
     sampling = Sampling(max_new_tokens, temperature, seed)
     if source is not None and output is not None:
         from headrace.jobs.commands.progress import tracked

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from headrace.schemas.errors import DataError
-from headrace.schemas.fingerprint import fingerprint
+from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.json_text import parse_json
 from headrace.schemas.named_files import PlainName, PlainText, check_inside, read_regular, shown
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.shards.foreign_columns import ForeignColumns
 from headrace.schemas.shards.shard_format import MANIFEST_NAME, SHARD_FORMAT, SHARD_FORMAT_VERSION
+from headrace.schemas.shards.tokenizer_content import content_fingerprint
 
 MAX_MANIFEST_BYTES = 1 << 30
 MAX_GROUP_ROWS = 1 << 24  # of one row group: it is read, and its rows are mixed, as a whole
@@ -28,13 +29,30 @@ class Record(BaseModel):
 
 
 class TokenizerRecord(Record):
-    """Identity of the tokenizer that made the ids: SHA-256 of tokenizer.json, size, special tokens
-    by role.
+    """Identity of the tokenizer that made the ids: SHA-256 of tokenizer.json and of its parsed
+    content, size, special tokens by role.
+
+    None stands for the content's in directories written before it was kept.
     """
 
     fingerprint: str
+    content_fingerprint: str | None = None
     vocabulary_size: int = Field(strict=True, ge=1, le=MAX_ID + 1)
     special_tokens: dict[str, Annotated[int, Field(strict=True, ge=0, le=MAX_ID)]]
+
+    def is_file(self, path: Path) -> bool:
+        """Return whether a tokenizer.json is this one, in these bytes or others."""
+        if file_sha256(path) == self.fingerprint:
+            return True
+        wanted = self.content_fingerprint
+        return wanted is not None and content_fingerprint(path.read_bytes(), path) == wanted
+
+    def equals(self, other: "TokenizerRecord") -> bool:
+        """Return whether two directories were made with one tokenizer."""
+        if self.fingerprint == other.fingerprint:
+            return True
+        wanted = self.content_fingerprint
+        return wanted is not None and other.content_fingerprint == wanted
 
 
 class RowGroupRecord(Record):
@@ -168,9 +186,11 @@ class Manifest(Record):
     def identity(self) -> dict[str, object]:
         """Return the values by which a run knows its data again.
 
-        Fields that came later count only where they are set, so that earlier runs resume.
+        Fields that came later count only where they are set, so that earlier runs resume; the
+        tokenizer's content not at all, since the SHA-256 of its bytes counts.
         """
         values = self.model_dump(mode="json")
+        values.get("tokenizer", {}).pop("content_fingerprint", None)
         for source in values["sources"]:
             if not source["notes"]:
                 del source["notes"]

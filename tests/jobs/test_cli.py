@@ -37,7 +37,7 @@ def test_the_help_of_each_command_has_a_worked_example(command, capsys):
 
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_1(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "headrace.jobs.commands.cli", "prepare", "none.toml"],
+        [sys.executable, "-m", "headrace.jobs.cli", "prepare", "none.toml"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

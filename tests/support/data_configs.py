@@ -13,7 +13,7 @@ def make_manifest(groups, tokens_a_row):
         tokens=sum(groups) * tokens_a_row,
         row_groups=[RowGroupRecord.model_construct(rows=rows) for rows in groups],
     )
-    return Manifest.model_construct(shards=[shard])
+    return Manifest.model_construct(shards=[shard], sources=[])
 
 
 def make_config(*datasets, **changes):

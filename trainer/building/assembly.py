@@ -11,7 +11,7 @@ from headrace.trainer.architecture.half_layer import half_of
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import find_buffers
-from headrace.trainer.building.partition import Span
+from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
 from headrace.trainer.objectives.registry import objective_of
@@ -22,19 +22,21 @@ from headrace.trainer.stage.stage import Stage, StageNames
 def assemble(
     plan: Plan,
     config: TrainConfig,
-    stage: int,
-    layers: Span,
+    cut: StageCut,
     dtype: torch.dtype,
     device: torch.device,
     initial: nn.Module,
+    *,
+    trains: bool = True,
 ) -> Stage:
     """A stage whose parameters have no memory yet; its buffers have, and their initial values.
 
     Args:
         initial: made by `lay_out_with_buffers` for this stage alone, which takes parts of it.
+        trains: there will be backward passes, for which activations are kept or recomputed.
     """
     family, architecture = plan.architecture.family, plan.architecture
-    first, last = stage == 0, stage == config.pipeline_stages - 1
+    layers, first, last = cut.layers, cut.is_first, cut.is_last
     names = StageNames(
         embedding=plan.prefix + family.embedding if first else None,
         layers=[f"{plan.prefix}{family.layers}.{index}" for index in layers],
@@ -63,26 +65,24 @@ def assemble(
     rotary = None
     if family.rotary is not None:
         rotary = initial.get_submodule(family.rotary)
+    checkpointing = config.activation_checkpointing if trains else "none"
     stage_module = Stage(
         modules,
         names=names,
         layers=list(layers),
         rotary=None if rotary is None else rotary.to(device),
         architecture=architecture,
-        router_loss=router_loss_settings(plan, config),
+        router_loss=router_loss_settings(plan, config) if trains else None,
         compute_dtype=dtype,
         autocast=plan.method.trains_base and trained_dtype(config, dtype) != dtype,
-        recompute=recomputed_layers(
-            config.activation_checkpointing, architecture.config.num_hidden_layers
-        ),
-        selective=config.activation_checkpointing == "selective",
-        offload=ActivationOffload(device) if config.activation_offload else None,
+        recompute=recomputed_layers(checkpointing, architecture.config.num_hidden_layers),
+        selective=checkpointing == "selective",
+        offload=ActivationOffload(device) if config.activation_offload and trains else None,
         seeded=seeded,
         embedding_on_cpu=config.embedding_on_cpu,
+        objective=objective_of(config.objective),
+        noise_alpha=config.regularization.neftune_alpha,
     )
-    stage_module.objective = objective_of(config.objective)
-    if stage_module.embedding is not None:
-        stage_module.embedding.noise_alpha = config.regularization.neftune_alpha
     if config.trained_matmul == "fp8":
         for layer in stage_module.layers:
             multiply_trained_in_fp8(layer, dtype)

@@ -11,21 +11,15 @@ from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.building.model_builder import BuiltStage, build_stage, plan_model
 
 
-def as_parts(config: TrainConfig) -> TrainConfig:
-    """The same model, cut as if each part of it had a stage of its own."""
-    return config.model_copy(update={"pipeline_stages": config.parts, "schedule": "1f1b"})
-
-
 def build_chunks(config: TrainConfig, stage: int, device: torch.device) -> BuiltStage:
     """Build the parts of the model that a stage holds: every n-th of n stages.
 
     Raises:
         ConfigError, DataError: as `build_stage`.
     """
-    parts = as_parts(config)
-    plan = plan_model(parts)
+    plan = plan_model(config)
     mine = range(stage, config.parts, config.pipeline_stages)
-    return join([build_stage(parts, part, device, plan) for part in mine])
+    return join([build_stage(config, part, device, plan) for part in mine])
 
 
 def join(built: Sequence[BuiltStage]) -> BuiltStage:

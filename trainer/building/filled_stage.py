@@ -12,14 +12,14 @@ from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.held_values import HeldTypes, lay_out_with_buffers
 from headrace.trainer.building.materializer import Filled, Materializer
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.partition import Span
+from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.weight_source import RandomWeights, StoredWeights, WeightSource
 from headrace.trainer.quantized.cache import QuantizedCache
 from headrace.trainer.stage.stage import Stage
 
 
 def fill_stage(
-    config: TrainConfig, plan: Plan, stage: int, layers: Span, device: torch.device
+    config: TrainConfig, plan: Plan, cut: StageCut, device: torch.device
 ) -> tuple[Stage, Filled]:
     """Assemble a stage and give every weight and buffer of it memory and value.
 
@@ -28,7 +28,7 @@ def fill_stage(
     """
     dtype = compute_dtype(config, device)
     initial = lay_out_with_buffers(plan.architecture, dtype)
-    assembled = assemble(plan, config, stage, layers, dtype, device, initial)
+    assembled = assemble(plan, config, cut, dtype, device, initial)
     with weight_source(config, plan, device) as source:
         materializer = Materializer(
             config,

@@ -18,7 +18,7 @@ from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan, make_plan
 from headrace.trainer.building.model_size import flops_per_token, partition
 from headrace.trainer.building.parameter_slots import TrainedParameter
-from headrace.trainer.building.partition import Span
+from headrace.trainer.building.partition import Span, StageCut
 from headrace.trainer.building.reference import reference_of
 from headrace.trainer.building.self_check import check_against_transformers
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
@@ -82,6 +82,7 @@ def build_stage(
     """Lay the whole model out without memory, keep this stage's modules, and load their weights.
 
     Args:
+        stage: of an interleaved schedule, the part of the model.
         plan: of this config, where several stages are built from one.
 
     Raises:
@@ -90,11 +91,11 @@ def build_stage(
     """
     check_fp8_device(config, device)
     plan = plan or plan_model(config)
-    layers = partition(config, plan.size)[stage]
-    built, filled = fill_stage(config, plan, stage, layers, device)
+    cut = StageCut(stage, config.parts, partition(config, plan.size)[stage])
+    built, filled = fill_stage(config, plan, cut, device)
     offload_weights(built, config, device)
     if config.objective.has_reference:
-        built.reference = reference_of(built, plan, config, stage, layers, device)
+        built.reference = reference_of(built, plan, config, cut, device)
         built.reference.weight_offload = built.weight_offload
         accelerate(built.reference, config, plan.architecture, device)
     accelerate(built, config, plan.architecture, device)
@@ -107,7 +108,7 @@ def build_stage(
         tied_head=filled.tied_head,
         model_config=plan.architecture.config,
         method=plan.method,
-        layers=[layers],
+        layers=[cut.layers],
         architecture=plan.architecture,
         skeleton=plan.plain,
         history=AdapterHistory(filled.initial),

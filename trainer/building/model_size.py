@@ -165,12 +165,12 @@ def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Size, float]]:
 
 
 def partition(config: TrainConfig, size: ModelSize) -> list[Span]:
-    """The decoder layers of each stage, as `partition` in the config asks.
+    """Return the decoder layers of each stage, or chunk of one, as `partition` in the config asks.
 
     Raises:
         ConfigError: an explicit list that does not fit, or layers that have no halves.
     """
-    stages = config.pipeline_stages
+    stages = config.parts
     if isinstance(config.partition, list):
         spans = cut_as_listed(config.partition, stages, len(size.layers))
         if any(half for span in spans for _, half in span.pieces()):

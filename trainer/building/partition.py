@@ -48,6 +48,23 @@ class Span:
         return f"{first}-{others[-1]}" if others else first
 
 
+@dataclass(frozen=True)
+class StageCut:
+    """Part of a model, cut into `parts`, that one stage holds, or one chunk of a stage."""
+
+    number: int
+    parts: int
+    layers: Span
+
+    @property
+    def is_first(self) -> bool:
+        return self.number == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.number == self.parts - 1
+
+
 def cut(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0.0) -> list[range]:
     """The layers, or halves of them, of each stage; each has at least one.
 

@@ -13,7 +13,7 @@ from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.held_values import lay_out_with_buffers
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
-from headrace.trainer.building.partition import Span
+from headrace.trainer.building.partition import StageCut
 from headrace.trainer.quantized.modules import QuantizableModule
 from headrace.trainer.stage.stage import Stage
 
@@ -22,8 +22,7 @@ def reference_of(
     policy: Stage,
     plan: Plan,
     config: TrainConfig,
-    stage: int,
-    layers: Span,
+    cut: StageCut,
     device: torch.device,
 ) -> Stage:
     """A stage of the same layers without adapters, to be run without gradients.
@@ -39,11 +38,9 @@ def reference_of(
     if not plan.method.trains_base:
         share_modules(policy, model)
     plain = replace(plan, model=model, prefix="")
-    nothing_kept = {"activation_checkpointing": "none", "activation_offload": False}
-    config = config.model_copy(update={"router_loss": 0.0, **nothing_kept})
     dtype = policy.compute_dtype
     initial = lay_out_with_buffers(plan.architecture, dtype)
-    reference = assemble(plain, config, stage, layers, dtype, device, initial)
+    reference = assemble(plain, config, cut, dtype, device, initial, trains=False)
     if plan.method.trains_base:
         copy_weights(policy, reference)
     share_buffers(policy, reference)

@@ -30,7 +30,7 @@ from headrace.trainer.architecture.weight_names import as_stored
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan, make_plan
 from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
-from headrace.trainer.building.partition import Span
+from headrace.trainer.building.partition import Span, StageCut
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.stage import Stage
@@ -177,10 +177,9 @@ def build_tiny(config: TrainConfig, plan: Plan) -> list[TinyStage]:
     """Two stages, or one where there is a single layer, loaded from the checkpoint."""
     layers = plan.architecture.config.num_hidden_layers
     cuts = [range(layers // 2), range(layers // 2, layers)] if layers > 1 else [range(1)]
-    config = config.model_copy(update={"pipeline_stages": len(cuts)})
     stages = []
     for number, part in enumerate(cuts):
-        stage, filled = fill_stage(config, plan, number, Span.whole(part), CPU)
+        stage, filled = fill_stage(config, plan, StageCut(number, len(cuts), Span.whole(part)), CPU)
         stages.append(TinyStage(stage.eval(), filled.trained, filled.tied_head))
     return stages
 

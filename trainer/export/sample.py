@@ -1,6 +1,6 @@
 """Text from a model: of a prompt, of a conversation, of every line of a file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +42,19 @@ class Sampler:
 
     Args:
         adapter: PEFT adapter directory to put on the model, or None.
+        render: what makes a text of messages, as `headrace.jobs.commands.chat_prompt` does.
 
     Raises:
         ConfigError: no model or adapter there, or one that cannot be used.
         DataError: an adapter that does not belong to the model.
     """
 
-    def __init__(self, model: Path, adapter: Path | None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        adapter: Path | None,
+        render: Callable[[Messages], str] | None = None,
+    ) -> None:
         for directory, name in ((model, "config.json"), (adapter, "adapter_config.json")):
             if directory is not None and not (directory / name).is_file():
                 raise ConfigError(f"{directory}: no {name}; is the path right?")
@@ -60,6 +66,7 @@ class Sampler:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.directory = model
+        self.render = render
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         local = {"local_files_only": True, "trust_remote_code": False}
         with tokenizer_errors(model), transformers_reads(model):
@@ -77,22 +84,13 @@ class Sampler:
         self.has_adapter = adapter is not None
 
     def encode(self, prompt: str | Messages) -> list[int]:
-        """Token ids: of a text as it stands, of messages by the model's chat template.
-
-        Raises:
-            ConfigError: messages, and no chat template.
-        """
-        if isinstance(prompt, str):
-            with tokenizer_errors(self.directory):
-                ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            return ids
-        if not self.tokenizer.chat_template:
-            raise ConfigError(f"{self.directory}: its tokenizer has no chat template")
-        with transformers_reads(f"{self.directory}: chat template"):
-            text = self.tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=False
-            )
-        return self.encode(text)
+        """Return token ids: of a text as it stands, of messages as `render` writes them."""
+        if not isinstance(prompt, str):
+            assert self.render is not None, "messages, and nothing that renders them"
+            prompt = self.render(prompt)
+        with tokenizer_errors(self.directory):
+            ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return ids
 
     def answer(
         self, prompts: Sequence[str | Messages], sampling: Sampling, *, adapter: bool = True

@@ -28,7 +28,7 @@ from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.held_values import lay_out_with_buffers
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.partition import Span
+from headrace.trainer.building.partition import Span, StageCut
 from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import run_layer
@@ -96,9 +96,9 @@ def kept_by(
     """Bytes that autograd, or selective recomputation, keeps of one layer, or half of it."""
     rows, width = config.places, plan.architecture.config.hidden_size
     seen: dict[int, int] = {}
-    stages = config.model_copy(update={"pipeline_stages": 3})
     initial = lay_out_with_buffers(plan.architecture, dtype)
-    stage = copy.deepcopy(assemble(plan, stages, 1, layer, dtype, torch.device("cpu"), initial))
+    cut = StageCut(1, 3, layer)  # neither the first stage nor the last
+    stage = copy.deepcopy(assemble(plan, config, cut, dtype, torch.device("cpu"), initial))
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
     compiles = fast and config.compile and plan.architecture.family.compiles

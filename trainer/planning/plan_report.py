@@ -16,7 +16,6 @@ from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.half_layer import Half
 from headrace.trainer.architecture.precision import compute_dtype
-from headrace.trainer.building.chunks import as_parts
 from headrace.trainer.building.model_builder import plan_model
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import ModelSize, partition
@@ -111,7 +110,7 @@ def plan_run(
     dtype = compute_dtype(config, torch.device("cuda"))
     size = plan.size
     activations = activations or layer_activations(plan, config, dtype, length)
-    cut = partition(as_parts(config), size)
+    cut = partition(config, size)
     stages = dims.stages
     return RunPlan(
         config,

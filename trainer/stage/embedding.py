@@ -18,13 +18,17 @@ class StageEmbedding:
     Args:
         module: the model's own, adapted or not.
         seeded: set the random state, for dropout that is the same in any layout.
-
-    Attributes:
         noise_alpha: of NEFTune's noise, if any.
     """
 
     def __init__(
-        self, module: nn.Module, architecture: Architecture, dtype: torch.dtype, *, seeded: bool
+        self,
+        module: nn.Module,
+        architecture: Architecture,
+        dtype: torch.dtype,
+        *,
+        seeded: bool,
+        noise_alpha: float | None = None,
     ) -> None:
         self.module = module
         family = architecture.family
@@ -32,7 +36,7 @@ class StageEmbedding:
         self.dropout = architecture.setting(family.embedding_dropout) or 0.0
         self.dtype = dtype
         self.seeded = seeded
-        self.noise_alpha: float | None = None
+        self.noise_alpha = noise_alpha
 
     @property
     def device(self) -> torch.device:

@@ -68,12 +68,13 @@ class Stage(nn.Module):
         offload: where these inputs are held in between, if not on the device.
         seeded: set the random state before each layer, for dropout that is the same in any layout.
         embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
+        objective: what the last stage computes.
+        noise_alpha: of NEFTune's noise at the embedding, if any.
 
     Attributes:
         layer_functions: how a layer is run.
         before_step: to be called before the micro-batches of a step, with none in flight.
         by_bounds: attention without a window takes the documents' bounds instead of a mask.
-        objective: what the last stage computes.
         weight_offload: where the layers' weights come from, if they are not on the device.
         reference: the same layers as they were before training, for objectives that compare with
             them. Hidden states for both travel as one tensor, [2b, s, hidden size].
@@ -99,7 +100,9 @@ class Stage(nn.Module):
         selective: bool = False,
         offload: ActivationOffload | None,
         seeded: bool,
+        objective: Objective,
         embedding_on_cpu: bool = False,
+        noise_alpha: float | None = None,
     ) -> None:
         super().__init__()
         self.names = dict(modules)
@@ -108,7 +111,11 @@ class Stage(nn.Module):
         self.embedding, self.loss = None, None
         if names.embedding:
             self.embedding = StageEmbedding(
-                modules[names.embedding], architecture, compute_dtype, seeded=seeded
+                modules[names.embedding],
+                architecture,
+                compute_dtype,
+                seeded=seeded,
+                noise_alpha=noise_alpha,
             )
         if names.head:
             self.loss = StageLoss(
@@ -136,6 +143,7 @@ class Stage(nn.Module):
         self.layer_functions = LayerFunctions(run_layer, again)
         self.before_step: Callable[[], None] | None = None
         self.by_bounds = False
+        self.objective = objective
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
         self.reference = None
 

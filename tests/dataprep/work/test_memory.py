@@ -15,11 +15,11 @@ LIMIT = 2 << 30  # bytes
 SCRIPT = """
 import sys
 from pathlib import Path
-from headrace.dataprep import runs
+from headrace.dataprep.passes import sorted_runs
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 if held_tokens := int(sys.argv[2]):
-    runs.HELD_TOKENS = runs.GATHERED_TOKENS = held_tokens
+    sorted_runs.HELD_TOKENS = sorted_runs.GATHERED_TOKENS = held_tokens
 if __name__ == "__main__":
     prepare(PrepareConfig.model_validate_json(Path(sys.argv[1]).read_text()), 2)
 """

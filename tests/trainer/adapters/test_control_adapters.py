@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from headrace.jobs.commands.control_report import control_report
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.adapters.control import ControlAdapter, control_adapters, regularize
+from headrace.trainer.architecture.families import FAMILIES
 from headrace.trainer.batches.control_classes import classes_of_row, make_controlled_batch
 from headrace.trainer.batches.extras import Extras
 from headrace.trainer.export.control_analysis import analyze
@@ -341,8 +342,10 @@ def test_where_it_would_not_be_the_same_it_is_refused_unless_forced(models, fami
     assert (tmp_path / "lora" / "adapter_config.json").is_file()
 
 
-def test_a_model_without_the_layer_to_fold_into_is_named(tmp_path):
+def test_a_model_without_the_layer_to_fold_into_is_named(tmp_path, monkeypatch):
     """qlora-pipe-lite 3.2.6: missing layers were skipped without a word."""
+    wrong = replace(FAMILIES["starcoder2"], outputs=("mlp.down_proj",))
+    monkeypatch.setitem(FAMILIES, "starcoder2", wrong)
     directory = save_tiny("starcoder2", tmp_path / "model")
     _, adapter = saved(directory, tmp_path)
     with pytest.raises(ConfigError, match=r"Starcoder2.* no linear layer mlp.down_proj"):

@@ -1,12 +1,14 @@
 """Samples: with and without an adapter, by the chat template, and a whole file that goes on."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from saved_parts import adapter_of
 
 from headrace.jobs.commands import cli
+from headrace.jobs.commands.chat_prompt import chat_prompt
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.export.sample import Sampler, Sampling, as_messages
 from headrace.trainer.export.sample_file import sample_file
@@ -18,12 +20,21 @@ TEMPLATE = (
 SHORT = Sampling(max_new_tokens=3)
 
 
+def with_template(model, folder, template):
+    """Return a directory with a model's tokenizer settings and a chat template."""
+    for file in model.glob("tokenizer*.json"):
+        shutil.copy(file, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def sampler(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "adapter"
     adapter = adapter_of(tiny_model, folder, std=1.0, target_modules="all-linear")
-    made = Sampler(tiny_model, adapter)
-    made.tokenizer.chat_template = TEMPLATE
+    made = Sampler(
+        tiny_model, adapter, chat_prompt(with_template(tiny_model, folder.parent, TEMPLATE))
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the model is too small for more
     yield made
@@ -55,7 +66,28 @@ def test_messages_go_through_the_chat_template(sampler, tiny_model):
     ids = sampler.encode(as_messages("heap", "sorted"))
     assert sampler.tokenizer.decode(ids) == "[system] sorted [user] heap [assistant] "
     with pytest.raises(ConfigError, match="its tokenizer has no chat template"):
-        Sampler(tiny_model, None).encode(as_messages("heap", None))
+        chat_prompt(tiny_model)(as_messages("heap", None))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "2 s"),
+        (
+            "{% set n = namespace(t=['aaaa']) %}{% for i in range(64) %}"
+            "{% set n.t = n.t + n.t %}{% endfor %}",
+            "MiB of memory|too large",
+        ),
+        ("{{ raise_exception('no users') }}", r"refuses the conversation \(no users\)"),
+        ("{{ messages.__class__ }}", "not allowed"),
+    ],
+    ids=["endless", "large", "refusing", "escaping"],
+)
+def test_a_chat_template_is_bounded_in_time_and_memory(tiny_model, tmp_path, template, message):
+    render = chat_prompt(with_template(tiny_model, tmp_path, template))
+    with pytest.raises(DataError, match=message) as caught:
+        render(as_messages("heap", None))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("torn", ["", '{"id": 3, "pro'], ids=["between lines", "within a line"])
