@@ -3,7 +3,9 @@
 import fnmatch
 import glob
 import os
+import stat
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from headrace.dataprep.input.remote import describe_remote, is_remote, list_remote
@@ -13,6 +15,8 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig
+
+MOST_FILES = 1 << 20  # that one pattern may match
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,12 @@ def match(source: str, pattern: str) -> list[str]:
         )
     if Path(pattern).exists():
         return [os.path.normpath(pattern)]
-    found = glob.glob(pattern, recursive=True)  # noqa: PTH207  Path.glob takes no absolute pattern
+    listed = glob.iglob(pattern, recursive=True)  # noqa: PTH207  Path.glob takes no absolute one
+    found = list(islice(listed, MOST_FILES + 1))
+    if len(found) > MOST_FILES:
+        raise DataError(
+            f'source "{source}": {pattern} matches more than {MOST_FILES:,} files; narrow it'
+        )
     paths = [path for path in found if not Path(path).is_dir()]
     if not paths:
         raise DataError(f'source "{source}": no file matches {pattern}; correct the path')
@@ -89,6 +98,12 @@ def describe_file(source: str, path: str) -> InputFile:
         status = Path(path).stat()
     except OSError as error:
         raise DataError(f'source "{source}": {path} cannot be read ({error.strerror})') from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f'source "{source}": {path} is no regular file; name files')
+    if not path.isprintable():
+        raise DataError(
+            f'source "{source}": the file name {path!a} is no printable UTF-8; rename it'
+        )
     if not os.access(path, os.R_OK):
         raise DataError(f'source "{source}": {path} cannot be read (permission denied)')
     return InputFile(path, status.st_size, status.st_mtime_ns)

@@ -1,7 +1,11 @@
 """Which files a source reads."""
 
+import os
+from pathlib import Path
+
 import pytest
 
+from headrace.dataprep.input import files
 from headrace.dataprep.input.files import find_source_files
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.source_config import SourceConfig
@@ -38,3 +42,19 @@ def test_exclude_leaves_out_files_in_any_folder_of_that_name(tree):
 def test_excluding_everything_is_an_error(tree):
     with pytest.raises(DataError, match=r'^source "s": exclude leaves none of 4 files$'):
         find_source_files(source(f"{tree}/**/*.txt", ["*"]))
+
+
+def test_what_is_no_file_of_a_plain_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(DataError, match="pipe is no regular file"):
+        find_source_files(source("p*"))
+    Path(os.fsdecode(b"a\xff.txt")).write_text("a")
+    with pytest.raises(DataError, match=r"a\\udcff\.txt' is no printable UTF-8"):
+        find_source_files(source("a*"))
+
+
+def test_a_pattern_that_matches_too_many_files_is_refused(tree, monkeypatch):
+    monkeypatch.setattr(files, "MOST_FILES", 1)
+    with pytest.raises(DataError, match="matches more than 1 files"):
+        find_source_files(source(f"{tree}/**/*.txt"))
