@@ -339,6 +339,6 @@ def test_without_quarantine_damage_stops_the_run(shards):
 
 
 def test_data_that_ends_before_the_last_step_says_what_to_do():
-    feed = Feed(SimpleNamespace(is_first=True), iter(()))
+    feed = Feed(SimpleNamespace(leads=True), iter(()))
     with pytest.raises(DataError, match=r"before the last step.*continue with --resume"):
         feed.next()
