@@ -7,6 +7,7 @@ from pathlib import Path
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
@@ -18,6 +19,7 @@ from headrace.trainer.adapters.targets import add_adapter, check_targets, lora_c
 from headrace.trainer.adapters.whole_names import whole_names
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_writer import save_tensors
+from headrace.trainer.architecture.weight_names import renamed_at_loading
 
 TENSORS_NAME = "adapter_model.safetensors"
 
@@ -51,6 +53,21 @@ class LoraTuning(TuningMethod):
                 "nothing can be taken out of one alone; leave it out of target_modules"
             )
         return wrapped
+
+    def check_result(self) -> None:
+        targets = self.peft.target_modules or ()
+        adapted = [
+            f"{name}.weight"
+            for name, part in self.plain.named_modules()
+            if isinstance(part, nn.Linear) and check_target_module_exists(self.peft, name)
+        ]
+        lost = renamed_at_loading(self.plain, adapted)
+        if lost:
+            raise ConfigError(
+                f"adapter.target_modules = {sorted(targets)}: PEFT would lose the adapter on "
+                f"{lost[0].removesuffix('.weight')} and {len(lost) - 1} others when it loads them, "
+                "because transformers renames them; leave them out"
+            )
 
     def adapters(self, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, LoraLayer]]:
         return lora_layers(modules)

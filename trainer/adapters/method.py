@@ -77,6 +77,13 @@ class TuningMethod:
         """
         raise NotImplementedError
 
+    def check_result(self) -> None:
+        """Check that what is written will be read as it is.
+
+        Raises:
+            ConfigError: naming what to leave out.
+        """
+
     def stored_name(self, name: str) -> str:
         """Return the base model's name for a parameter or buffer of the trained model."""
         return name

@@ -103,6 +103,18 @@ class CheckpointNames:
         return value[0] if isinstance(value, list) else value
 
 
+def renamed_at_loading(model: Any, names: Iterable[str]) -> list[str]:
+    """Return those of a model's own names that transformers' renaming of checkpoints would change.
+
+    PEFT passes an adapter's names through it, and leaves out what then has no place. Names that
+    only lose a prefix are found again.
+    """
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    renamed = {name: rename_source_key(name, renamings, [])[0] for name in names}
+    return [name for name, new in renamed.items() if not name.endswith(new)]
+
+
 def text_names(name: str) -> list[str]:
     """Names that a tensor of a multimodal checkpoint may have in the language model alone."""
     return [new + pattern.sub("", name) for pattern, new in TEXT_PREFIXES if pattern.match(name)]

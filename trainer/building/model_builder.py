@@ -73,7 +73,9 @@ def plan_model(config: TrainConfig) -> Plan:
     architecture = read_architecture(directory)
     if architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
-    return make_plan(config, architecture)
+    plan = make_plan(config, architecture)
+    plan.method.check_result()
+    return plan
 
 
 def build_stage(

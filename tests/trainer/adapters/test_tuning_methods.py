@@ -1,11 +1,17 @@
 """One object for each tuning method, and one record for the rules of its config."""
 
+from contextlib import nullcontext
+
 import pytest
+from model_types import architecture_for
 from tiny_families import config_of, save_tiny
 
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.tuning_methods import TUNING_METHODS
+from headrace.trainer.adapters.lora import LoraTuning
 from headrace.trainer.adapters.registry import METHODS, method_of
-from headrace.trainer.architecture.architecture import read_architecture
+from headrace.trainer.architecture.architecture import lay_out, read_architecture
 from headrace.trainer.building.model_plan import make_plan
 
 WRITTEN = {  # kind -> how many layers are trained, whether a whole model is written
@@ -34,3 +40,13 @@ def test_a_method_marks_what_it_trains_in_a_model_without_memory(tmp_path, kind)
     assert len({n.removeprefix(prefix).split(".")[0] for n in trained if "layers" in n}) == layers
     assert plan.method.trains_base == whole
     assert all(parameter.is_meta for parameter in plan.model.parameters())
+
+
+def test_adapters_that_peft_would_lose_when_it_loads_them_are_refused_by_name():
+    """laguna: transformers' renaming of `mlp.shared_expert.` also matches `mlp.shared_experts`."""
+    for model_type, lost in (("laguna", True), ("qwen2_moe", False)):
+        architecture = architecture_for(model_type, tiny=True)
+        config = AdapterConfig(kind="lora", rank=4)
+        method = LoraTuning(config, architecture, lay_out(architecture), model_type, 0)
+        with pytest.raises(ConfigError, match="lose .*shared_experts") if lost else nullcontext():
+            method.check_result()
