@@ -48,5 +48,5 @@ def test_adapters_that_peft_would_lose_when_it_loads_them_are_refused_by_name():
         architecture = architecture_for(model_type, tiny=True)
         config = AdapterConfig(kind="lora", rank=4)
         method = LoraTuning(config, architecture, lay_out(architecture), model_type, 0)
-        with pytest.raises(ConfigError, match="lose .*shared_experts") if lost else nullcontext():
+        with pytest.raises(ConfigError, match=r"lose .*shared_experts") if lost else nullcontext():
             method.check_result()
