@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -53,12 +54,9 @@ def write_merged(
         raise ConfigError(
             f"{model}: its weights are quantized; merge into the model that it was made of"
         )
-    family = architecture.family
     skeleton: Any = lay_out(architecture)
     settings = read_peft_settings(adapter)
-    if scale != 1 and (settings.use_dora or settings.modules_to_save):
-        kind = "DoRA adapters" if settings.use_dora else "whole modules"
-        raise ConfigError(f"--scale {scale}: {kind} cannot be scaled; merge them as they are")
+    check_scale(scale, settings)
     names = whole_names(model, architecture)
     name_modules(settings, names.modules or [n for n, _ in skeleton.named_modules()], adapter)
     if isinstance(settings.target_modules, list | set):
@@ -68,16 +66,7 @@ def write_merged(
     stored = load_file(adapter / "adapter_model.safetensors")
     tensors = {names.inward(name): value for name, value in stored.items()}
     unused = set(tensors)
-    layers = range(architecture.config.num_hidden_layers)
-    paths = [family.embedding, *(f"{family.layers}.{index}" for index in layers)]
-    paths += [path for path in (family.norm, family.head) if path]
-    if architecture.tied:
-        ends = (f".{family.embedding}.", f".{family.head}.")
-        if any(end in name for end in ends for name in tensors):
-            skeleton.config = copy.deepcopy(architecture.config)
-            skeleton.config.tie_word_embeddings = False
-        else:
-            paths.remove(family.head)
+    paths = paths_to_write(architecture, skeleton, tensors)
     dtype = getattr(architecture.config, "dtype", None) or torch.float32
     sizes = [stored_size(skeleton.get_submodule(path), dtype) for path in paths]
     writer = ModelWriter(output, skeleton, 0, file_count(sizes))
@@ -99,6 +88,39 @@ def write_merged(
     write_index(output, writer.finish())
     copy_model_files(model, output, skeleton)
     return count
+
+
+def check_scale(scale: float, settings: LoraConfig) -> None:
+    """Check that an adapter can be added by another factor than 1, if it is to be.
+
+    Raises:
+        ConfigError: its parts are no sums.
+    """
+    if scale != 1 and (settings.use_dora or settings.modules_to_save):
+        kind = "DoRA adapters" if settings.use_dora else "whole modules"
+        raise ConfigError(f"--scale {scale}: {kind} cannot be scaled; merge them as they are")
+
+
+def paths_to_write(
+    architecture: Architecture, skeleton: Any, tensors: Mapping[str, Tensor]
+) -> list[str]:
+    """List the parts of a model that are written, one after the other.
+
+    A tied head is none of them, unless the adapter changes it or the embedding; then the
+    skeleton's config unties them.
+    """
+    family = architecture.family
+    layers = range(architecture.config.num_hidden_layers)
+    paths = [family.embedding, *(f"{family.layers}.{index}" for index in layers)]
+    paths += [path for path in (family.norm, family.head) if path]
+    if architecture.tied:
+        ends = (f".{family.embedding}.", f".{family.head}.")
+        if any(end in name for end in ends for name in tensors):
+            skeleton.config = copy.deepcopy(architecture.config)
+            skeleton.config.tie_word_embeddings = False
+        else:
+            paths.remove(family.head)
+    return paths
 
 
 def scale_and_count(module: nn.Module, scale: float) -> int:

@@ -95,25 +95,11 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
     )
     if config.relora.every_steps is not None:
         check_relora(built)
-    state = fresh_state(config, inputs, layout)
-    node_local = config.checkpoint.node_local
-    publishes = layout.publishes(node_local=node_local)
+    publishes = layout.publishes(node_local=config.checkpoint.node_local)
     found = agreed_checkpoint(folder, layout, check_files=publishes) if resume else None
+    state = fresh_state(config, inputs, layout)
     if found is not None:
-        path, saved = found
-        state = saved.model_copy(update={name: getattr(state, name) for name in LAYOUT})
-        replay(built, CheckpointTensors(path).all(MERGED))
-        load_tensors(path, built.trained, None if saved.weights_only else optimizer)
-        if saved.weights_only:
-            logger.warning("%s holds weights only; the optimizer begins anew", path)
-        if saved.global_batch_rows != inputs.global_batch_rows:
-            logger.warning(
-                "global batches of %d rows up to row %d, and of %d from there on",
-                saved.global_batch_rows,
-                saved.next_row,
-                inputs.global_batch_rows,
-            )
-        logger.info("resuming from %s, after step %d", path, state.step)
+        state = load_checkpoint(*found, state, inputs, built, optimizer)
     elif resume:
         logger.info("no checkpoint was written yet; starting from the first step")
     if publishes:
@@ -137,13 +123,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
         loader.seek(position)
         loader.reader.quarantine.restore(state.quarantined)
     describe(built, inputs, layout, run_length.total_steps)
-    if config.scheduler.warmup_steps > run_length.total_steps:
-        logger.info(
-            "warning: scheduler.warmup_steps = %d, but the run has %d steps; the learning rate "
-            "never reaches optimizer.lr",
-            config.scheduler.warmup_steps,
-            run_length.total_steps,
-        )
+    warn_of_long_warmup(config, run_length.total_steps)
     return Session(
         model=model_directory(config.model),
         run_directory=run_directory,
@@ -160,6 +140,46 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
         state=state,
         is_new=found is None,
     )
+
+
+def load_checkpoint(
+    path: Path,
+    saved: RunState,
+    fresh: RunState,
+    inputs: Inputs,
+    built: BuiltStage,
+    optimizer: torch.optim.Optimizer,
+) -> RunState:
+    """Put a checkpoint's values into a stage and its optimizer.
+
+    Returns:
+        The saved state, over the layout of the fresh one.
+    """
+    state = saved.model_copy(update={name: getattr(fresh, name) for name in LAYOUT})
+    replay(built, CheckpointTensors(path).all(MERGED))
+    load_tensors(path, built.trained, None if saved.weights_only else optimizer)
+    if saved.weights_only:
+        logger.warning("%s holds weights only; the optimizer begins anew", path)
+    if saved.global_batch_rows != inputs.global_batch_rows:
+        logger.warning(
+            "global batches of %d rows up to row %d, and of %d from there on",
+            saved.global_batch_rows,
+            saved.next_row,
+            inputs.global_batch_rows,
+        )
+    logger.info("resuming from %s, after step %d", path, state.step)
+    return state
+
+
+def warn_of_long_warmup(config: TrainConfig, total_steps: int) -> None:
+    """Say that the learning rate will not be reached, where it will not."""
+    if config.scheduler.warmup_steps > total_steps:
+        logger.info(
+            "warning: scheduler.warmup_steps = %d, but the run has %d steps; the learning rate "
+            "never reaches optimizer.lr",
+            config.scheduler.warmup_steps,
+            total_steps,
+        )
 
 
 def agreed_checkpoint(
