@@ -23,6 +23,7 @@ from headrace.trainer.quantized.modules import (
 from headrace.trainer.quantized.weight import QuantizedWeight
 
 SCALE_BITS = 32
+USUAL_HEAD = "lm_head"  # skipped by default, also in models whose head has another name
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper has 9.0
 LINEAR_TYPES = ("Linear", "FalconLinear")  # the second is nn.Linear in another order of rounding
 
@@ -170,6 +171,7 @@ def install_holders(
     """
     if quantization is None:
         return model
+    check_skipped(model, quantization.config)
     family = architecture.family
     count = 0
     for parent_name, parent in list(model.named_modules()):
@@ -198,6 +200,23 @@ def install_holders(
             "to quantize"
         )
     return model
+
+
+def check_skipped(model: nn.Module, config: QuantizationConfig) -> None:
+    """Check that each entry of `skip_modules` is a part of some module's name.
+
+    Raises:
+        ConfigError: naming one that is not, and the names there are.
+    """
+    names = [name for name, _ in model.named_modules()]
+    for part in config.skip_modules:
+        if part != USUAL_HEAD and not any(part in name for name in names):
+            leaves = (name for name, module in model.named_modules() if not list(module.children()))
+            ends = sorted({name.split(".")[-1] for name in leaves} - {""})
+            raise ConfigError(
+                f'quantization.skip_modules: no module has "{part}" in its name; names end in '
+                + ", ".join(ends)
+            )
 
 
 def _holder_of_table(module: nn.Module, name: str) -> QuantizableModule:

@@ -373,6 +373,12 @@ def test_a_resumed_run_equals_one_that_was_left_alone(training, backend):
     assert losses[-1] < losses[0]
 
 
+def test_a_misspelt_module_that_is_to_be_skipped_is_named(models):
+    settings = {"backend": "fp8", "skip_modules": ["lm_head", "mpl"]}
+    with pytest.raises(ConfigError, match=r'no module has "mpl" in its name; .*down_proj, .*gate'):
+        plan_model(config_of(models["llama"], 1, LORA, quantization=settings))
+
+
 def test_a_gpu_without_matrix_units_for_8_bit_floats_is_refused_by_name(models, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
