@@ -7,9 +7,7 @@ from torch import Tensor
 
 from headrace.kernels.fp8_linear import quantize_rows
 from headrace.schemas.train.quantization_config import QuantizationConfig
-from headrace.trainer.quantized.weight import QuantizedWeight
-
-SCALE_BITS = 32
+from headrace.trainer.quantized.weight import SCALE_BITS, QuantizedWeight
 
 
 class Fp8(QuantizedWeight):
@@ -28,6 +26,11 @@ class Fp8(QuantizedWeight):
     def bits(cls, name: str, shape: torch.Size, config: QuantizationConfig) -> float:
         """Return 8 and the share of the scales."""
         return 8 + SCALE_BITS / shape[-1]
+
+    @classmethod
+    def product_bits(cls, shape: torch.Size) -> float:
+        """Return 0: the scales are there already."""
+        return 0.0
 
     @property
     def product_scales(self) -> Tensor:

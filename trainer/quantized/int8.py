@@ -8,10 +8,9 @@ from torch import Tensor
 from headrace.kernels.dequantize import dequantize
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.bitsandbytes_library import bitsandbytes_functions
-from headrace.trainer.quantized.weight import QuantizedWeight
+from headrace.trainer.quantized.weight import SCALE_BITS, QuantizedWeight
 
 LARGEST_CODE = 127
-SCALE_BITS = 32
 
 
 class Int8(QuantizedWeight):

@@ -9,11 +9,10 @@ from headrace.kernels.dequantize import dequantize
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.bitsandbytes_library import bitsandbytes_functions
-from headrace.trainer.quantized.weight import QuantizedWeight
+from headrace.trainer.quantized.weight import SCALE_BITS, QuantizedWeight
 
 BLOCK = 64  # values that share a scale, as transformers has bitsandbytes do it
 NESTED_BLOCK = 256  # scales that share one
-SCALE_BITS = 32
 PIECE = 1 << 20  # weights that are quantized at a time, as whole blocks: it takes 25 bytes for each
 
 

@@ -22,7 +22,6 @@ from headrace.trainer.quantized.modules import (
 )
 from headrace.trainer.quantized.weight import QuantizedWeight
 
-SCALE_BITS = 32
 USUAL_HEAD = "lm_head"  # skipped by default, also in models whose head has another name
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper has 9.0
 LINEAR_TYPES = ("Linear", "FalconLinear")  # the second is nn.Linear in another order of rounding
@@ -42,13 +41,17 @@ class Quantization:
         """Return whether a linear layer of this name, without adapters, is quantized."""
         if self.stored is not None:
             return f"{name}.weight" in self.stored
-        skipped = any(part in name for part in self.config.skip_modules)
-        return not skipped and module.out_features > 1  # gates of a single output are kept
+        return (
+            not self._skips(name) and module.out_features > 1
+        )  # gates of a single output are kept
 
     def wants_experts(self, name: str) -> bool:
         """Return whether the fused experts of this name are quantized."""
-        skipped = any(part in name for part in self.config.skip_modules)
-        return self.config.experts and self.stored is None and not skipped
+        return self.config.experts and self.stored is None and not self._skips(name)
+
+    def _skips(self, name: str) -> bool:
+        """Return whether the config leaves out a module of this name."""
+        return any(part in name for part in self.config.skip_modules)
 
     def make(self, value: Tensor, name: str, dtype: torch.dtype) -> QuantizedWeight:
         """Quantize a matrix, or a stack of experts' matrices, where it lies."""
@@ -70,10 +73,11 @@ class Quantization:
         Raises:
             ConfigError: settings that do not go with its shape.
         """
-        bits = format_of(self.config).bits(name, shape, self.config)
+        kind = format_of(self.config)
+        bits = kind.bits(name, shape, self.config)
         if self.config.in_fp8:
             check_fp8_shape(name, shape)
-            bits += 0.0 if self.config.backend == "fp8" else SCALE_BITS / shape[-1]
+            bits += kind.product_bits(shape)
         return bits
 
 

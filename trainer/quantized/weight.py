@@ -15,6 +15,8 @@ from headrace.kernels.fp8_linear import fp8_linear, quantize_rows
 from headrace.kernels.frozen_linear import frozen_linear
 from headrace.schemas.train.quantization_config import QuantizationConfig
 
+SCALE_BITS = 32  # of a scale in float32
+
 
 class QuantizedWeight(nn.Module, ABC):
     """A frozen matrix in one format, in named buffers, so that it moves with its module.
@@ -75,6 +77,11 @@ class QuantizedWeight(nn.Module, ABC):
         Raises:
             ConfigError: settings that do not go with the shape.
         """
+
+    @classmethod
+    def product_bits(cls, shape: torch.Size) -> float:
+        """Return what 8-bit products add to the bits of a weight: a scale for each row."""
+        return SCALE_BITS / shape[-1]
 
     @property
     def packed(self) -> tuple[list[Tensor], list[int]]:
