@@ -23,7 +23,7 @@ from headrace.schemas.train.data_config import LoaderConfig
 from headrace.trainer.shards.decoded_rows import DecodedRows, ListColumn
 from headrace.trainer.shards.retries import Patience
 from headrace.trainer.shards.row_group_cache import RowGroupCache
-from headrace.trainer.shards.row_groups import RowGroup
+from headrace.trainer.shards.row_groups import CorruptRowGroupError, RowGroup
 from headrace.trainer.shards.storage import Storage, open_storage
 from headrace.trainer.shards.token_pages import Ids, read_tokens
 
@@ -31,18 +31,6 @@ HELD_FOOTER_BYTES = 4 << 20  # as written: decoded they take ten times as much
 TOKEN_COLUMN = "input_ids"
 # errors of a file itself (None: found here or by Arrow); others, such as EACCES or EMFILE, may pass
 DAMAGE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
-
-
-class CorruptRowGroupError(DataError):
-    """A row group is not what was written: missing, cut off, or with other bytes or rows.
-
-    Attributes:
-        problem: what is wrong with it, without its name and a remedy.
-    """
-
-    def __init__(self, message: str, problem: str) -> None:
-        super().__init__(message)
-        self.problem = problem
 
 
 @dataclass(frozen=True)
