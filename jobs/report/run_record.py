@@ -1,4 +1,4 @@
-"""What a run directory says of a run: config, metrics, checkpoints."""
+"""A run, as its directory has it: config, metrics, checkpoints."""
 
 import json
 import math

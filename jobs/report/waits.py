@@ -1,4 +1,4 @@
-"""What each process did in its steps, from the timelines that `profile.timeline` records."""
+"""The share of its time that each process spent on what, from the timelines of `profile.timeline`."""
 
 import json
 from collections import Counter
