@@ -1,4 +1,4 @@
-"""The share of its time that each process spent on what, from the timelines of `profile.timeline`."""
+"""Shares of its time that each process spent on what, from the timelines of `profile.timeline`."""
 
 import json
 from collections import Counter
