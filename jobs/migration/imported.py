@@ -100,6 +100,7 @@ def translate(
             return converted(row, value, old)
         except NoEquivalentError as reason:
             imported.leave(prefix + row.old, value, str(reason))
+            return reason.instead
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
             raise ConfigError(
                 f"{prefix}{row.old}: {shown(value)}: cannot be converted ({error!r}); correct it "

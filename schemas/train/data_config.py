@@ -69,8 +69,8 @@ class LoaderConfig(Config):
     )
     verify: Literal["full", "size", "off"] = Field(
         "size",
-        description='Shard files at start: `"size"` compares sizes, `"full"` reads and hashes '
-        "them. Row groups are checked whenever they are read.",
+        description='Shard files at start: `"size"` compares sizes and footers, `"full"` reads and '
+        "hashes them. Row groups are checked whenever they are read.",
     )
     on_corrupt: Literal["stop", "quarantine"] = Field(
         "stop",
