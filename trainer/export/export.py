@@ -182,7 +182,7 @@ def unquantized(
     values: dict[str, Tensor] = {}
     with StoredWeights(model, built.skeleton) as source:
         for name, value in zip(held, source.read(wanted), strict=True):
-            assert isinstance(value, Tensor)  # models that are quantized train adapters alone
+            assert isinstance(value, Tensor)
             values[name] = value
     return values
 
