@@ -19,7 +19,7 @@ from headrace.dataprep.shards.blend_manifest import LEFT_OUT
 from headrace.dataprep.shards.repartition import parse_weights, repartition
 from headrace.dataprep.shards.verify import verify
 from headrace.dataprep.work.local_engine import LocalEngine
-from headrace.jobs.commands import cli
+from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.shards.manifest import read_manifest
 
