@@ -1,4 +1,4 @@
-"""What turns the rows of a source into samples: one class for each type of source."""
+"""A format turns the rows of a source into samples: one class for each type of source."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
