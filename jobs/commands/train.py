@@ -118,6 +118,24 @@ def checkpoints(
     raise typer.Exit(0 if list_checkpoints(run) else 1)
 
 
+@app.command(epilog="Example: headrace report runs/demo --watch 30")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: `output_dir`.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="HTML", help="Default: report.html in the run.")
+    ] = None,
+    watch: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="SECONDS", help="Write it anew while the run trains."),
+    ] = None,
+) -> None:
+    """Write one HTML page of a run: losses, speed, memory, waits, mixture, config."""
+    from headrace.jobs.report import page
+
+    for path in page.watch(run, output, watch) if watch else [page.write_report(run, output)]:
+        print(f"{path}: written", flush=True)
+
+
 @app.command(
     name="plan-data", epilog="Example: headrace plan-data train.toml --gpus 8 --plot mixture.png"
 )
