@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from headrace.schemas.errors import DataError
 from headrace.schemas.seekable_file import SeekableFile
 from headrace.schemas.shards.arrow_numbers import as_arrow, one_chunk
 from headrace.schemas.shards.manifest import MAX_GROUP_TOKENS, Manifest
@@ -20,25 +19,13 @@ from headrace.schemas.train.data_config import LoaderConfig
 from headrace.trainer.shards.decoded_rows import DecodedRows, ListColumn
 from headrace.trainer.shards.retries import Patience
 from headrace.trainer.shards.row_group_cache import RowGroupCache
-from headrace.trainer.shards.row_groups import RowGroup
+from headrace.trainer.shards.row_groups import CorruptRowGroupError, RowGroup
 from headrace.trainer.shards.shard_file import ShardFile, check_footer, damage
 from headrace.trainer.shards.storage import open_storage
 from headrace.trainer.shards.token_pages import Ids, read_tokens
 
 HELD_FOOTER_BYTES = 4 << 20  # as written: decoded they take ten times as much
 TOKEN_COLUMN = "input_ids"
-
-
-class CorruptRowGroupError(DataError):
-    """A row group is not what was written: missing, cut off, or with other bytes or rows.
-
-    Attributes:
-        problem: what is wrong with it, without its name and a remedy.
-    """
-
-    def __init__(self, message: str, problem: str) -> None:
-        super().__init__(message)
-        self.problem = problem
 
 
 class RowGroupSource:

@@ -24,8 +24,8 @@ from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.order.sequences import count_sequences
 from headrace.trainer.shards.quarantine import describe, merge, write_quarantine
-from headrace.trainer.shards.row_group_source import CorruptRowGroupError, RowGroupSource
-from headrace.trainer.shards.row_groups import RowGroup, list_row_groups
+from headrace.trainer.shards.row_group_source import RowGroupSource
+from headrace.trainer.shards.row_groups import CorruptRowGroupError, RowGroup, list_row_groups
 from headrace.trainer.shards.storage import LocalStorage
 
 QUARANTINE = LoaderConfig(on_corrupt="quarantine")
