@@ -168,7 +168,7 @@ def longest_chain() -> list[str]:
 def test_chains_of_imports_stay_short():
     """Reaching the bottom from the top takes few steps; imports inside functions count."""
     chain = longest_chain()
-    assert len(chain) == LONGEST_CHAIN, " -> ".join(chain)
+    assert len(chain) <= LONGEST_CHAIN, " -> ".join(chain)
 
 
 def test_no_folder_holds_too_many_files():

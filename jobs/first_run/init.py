@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from headrace.dataprep.dry_run import Estimate, estimate
-from headrace.jobs.first_run.fit import Fit, Machine, fit, this_machine
+from headrace.jobs.first_run.fit import fit
 from headrace.jobs.first_run.look import Found, look
+from headrace.jobs.first_run.machine import Fit, Machine, this_machine
 from headrace.jobs.first_run.write import comment, prepare_toml, train_toml
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.json_text import read_json

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headrace.jobs.first_run.fit import Fit, Machine
 from headrace.jobs.first_run.look import Found
+from headrace.jobs.first_run.machine import Fit, Machine
 
 LEAST_STEPS = 40  # of an epoch, if the data allow it: fewer say little
 MOST_ROWS_OF_STEP = 64

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from headrace.jobs.first_run.fit import Machine, fit
+from headrace.jobs.first_run.fit import fit
 from headrace.jobs.first_run.init import Wanted, init
 from headrace.jobs.first_run.look import look
+from headrace.jobs.first_run.machine import Machine
 from headrace.jobs.first_run.write import accumulation
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
