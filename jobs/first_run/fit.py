@@ -1,4 +1,4 @@
-"""What fits a machine: stages, quantization and checkpointing for a model, by `headrace plan`."""
+"""Plans of a run that fits this machine: stages, quantization and checkpointing for a model."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""A look at files: what kinds of rows they hold, by their names and first records."""
+"""Kinds of rows in files, told by names and first records."""
 
 import glob
 import os
