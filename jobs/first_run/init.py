@@ -30,7 +30,7 @@ LORA_RATE, DPO_RATE = 2e-4, 5e-6
 
 @dataclass(frozen=True)
 class Wanted:
-    """What `headrace init` was asked for."""
+    """Arguments of `headrace init`."""
 
     model: Path
     data: tuple[Path, ...]
