@@ -18,7 +18,7 @@ from headrace.trainer.architecture.model_writer import (
     write_index,
 )
 from headrace.trainer.architecture.weight_index import has_weights
-from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
 from headrace.trainer.building.weight_source import StoredWeights
 from headrace.trainer.export.model_card import write_card

@@ -557,7 +557,7 @@ def test_a_run_of_a_release_without_a_setting_goes_on_with_its_default(world):
 
 
 def run_command(world, *arguments):
-    command = [sys.executable, "-m", "headrace.jobs.commands.cli", "train", *arguments]
+    command = [sys.executable, "-m", "headrace.jobs.cli", "train", *arguments]
     return complete(command)
 
 
