@@ -19,6 +19,7 @@ from headrace.trainer.architecture.weight_index import weights_fingerprint
 from headrace.trainer.order.data_plan import plan_data
 from headrace.trainer.order.datasets import RANDOM, Inputs, manifest_of
 from headrace.trainer.shards.decoded_pairs import SIDES
+from headrace.trainer.stored.settings import check_readable
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     directory = model_directory(config.model)
     model = read_model_config(directory)
     check_family(config.model, model)
+    check_readable(config.model, model)
     text = text_settings(model)
     check_model(config, text)
     if config.quantization is not None:

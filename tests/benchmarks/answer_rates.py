@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from headrace.schemas.train.sampling_config import RejectedSamplingConfig
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import BuiltStage, build_stage
+from headrace.trainer.building.built_stage import BuiltStage
+from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.pipeline.generation import Generator, Prompt
 from headrace.trainer.pipeline.links import PipelineLinks
 

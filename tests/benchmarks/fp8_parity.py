@@ -56,7 +56,7 @@ checkpoint = {{ at_end = false }}
 def evaluation_losses(config: Path, name: str, overrides: list[str]) -> dict[int, float]:
     """Evaluation losses of a run by step."""
     run = config.parent / re.sub(r"\W+", "-", name)
-    command = [sys.executable, "-m", "headrace.jobs.commands.cli", "train", str(config)]
+    command = [sys.executable, "-m", "headrace.jobs.cli", "train", str(config)]
     command += ["--gpus", "1"]
     for override in (f'output_dir="{run}"', *overrides):
         command += ["--set", override]

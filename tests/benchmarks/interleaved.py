@@ -27,13 +27,14 @@ from headrace.jobs.tools.bench_inputs import write_model
 from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.extras import Extras
-from headrace.trainer.batches.feed import StepInputs, pinned
+from headrace.trainer.batches.feed import pinned
+from headrace.trainer.batches.step_inputs import StepInputs
+from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.chunks import build_chunks
-from headrace.trainer.building.model_builder import BuiltStage, build_stage
+from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.messages import gather
 from headrace.trainer.optim.optimizer import build_optimizer
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.parallel import RankLayout, connect, set_threads
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.pipeline.interleaved_engine import InterleavedEngine

@@ -8,7 +8,8 @@ import torch
 
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.history import AdapterHistory
-from headrace.trainer.building.model_builder import BuiltStage, build_stage, plan_model
+from headrace.trainer.building.built_stage import BuiltStage
+from headrace.trainer.building.model_builder import build_stage, plan_model
 
 
 def build_chunks(config: TrainConfig, stage: int, device: torch.device) -> BuiltStage:

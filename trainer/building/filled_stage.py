@@ -29,12 +29,13 @@ def fill_stage(
     dtype = compute_dtype(config, device)
     initial = lay_out_with_buffers(plan.architecture, dtype)
     assembled = assemble(plan, config, cut, dtype, device, initial)
-    with weight_source(config, plan, device) as source:
+    types = HeldTypes(initial, dtype)
+    with weight_source(config, plan, types, device) as source:
         materializer = Materializer(
             config,
             plan.architecture,
             source,
-            HeldTypes(initial, dtype),
+            types,
             device,
             plan.method,
             plan.quantization,
@@ -43,11 +44,15 @@ def fill_stage(
         return assembled, materializer.fill(assembled)
 
 
-def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> WeightSource:
+def weight_source(
+    config: TrainConfig, plan: Plan, types: HeldTypes, device: torch.device
+) -> WeightSource:
     """Return what the config names: the model's files, or random initialization."""
     if config.weights == "random":
         return RandomWeights(plan.plain, config.seed, device)
-    return StoredWeights(model_directory(config.model), plan.plain)
+    kept = plan.quantization.stored if plan.quantization else None
+    directory = model_directory(config.model)
+    return StoredWeights(directory, plan.plain, types.of, device, kept or frozenset())
 
 
 def open_cache(

@@ -1,66 +1,24 @@
 """Builds one stage of a Hugging Face model, adapters included, and loads only its own weights."""
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
-from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.history import AdapterHistory
-from headrace.trainer.adapters.method import TuningMethod
-from headrace.trainer.architecture.architecture import Architecture, read_architecture
+from headrace.trainer.architecture.architecture import read_architecture
 from headrace.trainer.architecture.families import FAMILIES
 from headrace.trainer.architecture.model_directory import model_directory
-from headrace.trainer.building.checkpoint_files import INITIAL, MERGED, tensor_name
+from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan, make_plan
 from headrace.trainer.building.model_size import flops_per_token, partition
-from headrace.trainer.building.parameter_slots import TrainedParameter
-from headrace.trainer.building.partition import Span, StageCut
+from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.reference import reference_of
 from headrace.trainer.building.self_check import check_against_transformers
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
 from headrace.trainer.quantized.selection import check_fp8_device
 from headrace.trainer.stage.acceleration import accelerate
 from headrace.trainer.stage.stage import Stage
-
-
-@dataclass(frozen=True)
-class BuiltStage:
-    """The part of the model in one process, with its weights, and the facts training needs."""
-
-    chunks: list[Stage]  # in the order of the model; one, unless the schedule is interleaved
-    trained: list[TrainedParameter]
-    tied_copy: nn.Parameter | None  # a trained tied embedding, or the last stage's copy of it
-    tied_head: nn.Parameter | None  # single stage: the head, over the memory of `tied_copy`
-    model_config: Any
-    method: TuningMethod
-    layers: list[Span]  # of each chunk
-    architecture: Architecture
-    skeleton: Any  # the whole model without adapters, on the meta device
-    history: AdapterHistory = field(default_factory=AdapterHistory)
-    flops_per_token: float = 0.0  # of the whole model, forward and backward
-
-    @property
-    def stage(self) -> Stage:
-        """The only chunk."""
-        (stage,) = self.chunks
-        return stage
-
-    @property
-    def names(self) -> dict[str, nn.Module]:
-        """Modules of all chunks by their names in the whole model, in order of use."""
-        return {name: module for chunk in self.chunks for name, module in chunk.names.items()}
-
-    @property
-    def kept(self) -> dict[str, Tensor]:
-        """Return what checkpoints hold of adapters beside their values, by their own names."""
-        kept = {tensor_name(MERGED, name): value for name, value in self.history.merged.items()}
-        for name, value in self.history.initial.items():
-            kept[tensor_name(INITIAL, name)] = value
-        return kept
 
 
 def plan_model(config: TrainConfig) -> Plan:

@@ -43,7 +43,7 @@ def make_plan(config: TrainConfig, base: Architecture) -> Plan:
     directory, kind = model_directory(config.model), method_of(config.adapter)
     architecture = kind.reshape(config.adapter, base, str(directory))
     plain = lay_out(architecture)
-    quantization = plan_quantization(config, architecture, directory, plain)
+    quantization = plan_quantization(config, directory, plain)
     method = kind(config.adapter, architecture, plain, config.model, config.seed)
     model = install_experts(lay_out(architecture))
     install_holders(model, quantization, architecture)

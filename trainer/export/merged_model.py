@@ -46,14 +46,11 @@ def write_merged(
         How many weights were changed.
 
     Raises:
-        ConfigError: the model is quantized, or a scale for what cannot be scaled.
+        ConfigError: the model is quantized in a format that is not read, or a scale for what
+            cannot be scaled.
         DataError: the adapter does not belong to the model.
     """
     architecture = read_architecture(model)
-    if getattr(architecture.config, "quantization_config", None) is not None:
-        raise ConfigError(
-            f"{model}: its weights are quantized; merge into the model that it was made of"
-        )
     skeleton: Any = lay_out(architecture)
     settings = read_peft_settings(adapter)
     check_scale(scale, settings)
@@ -86,7 +83,7 @@ def write_merged(
     if unused:
         raise DataError(f"{adapter}: {model} has no place for its tensor {sorted(unused)[0]}")
     write_index(output, writer.finish())
-    copy_model_files(model, output, skeleton)
+    copy_model_files(model, output, skeleton, dtype)
     return count
 
 
@@ -198,7 +195,7 @@ def fill_base(
             name = f"{family.embedding}.weight"
         wanted.append((name, slot.empty.shape))
     for slot, value in zip(rest, source.read(wanted), strict=True):
-        assert isinstance(value, Tensor)  # `write_merged` refuses quantized models
+        assert isinstance(value, Tensor)
         slot.fill(nn.Parameter(value.float(), requires_grad=False))
     return used
 

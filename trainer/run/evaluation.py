@@ -18,7 +18,7 @@ from headrace.trainer.metrics.metrics import (
     pair_metrics,
 )
 from headrace.trainer.metrics.token_summary import TokenSample, summarize
-from headrace.trainer.objectives.rows import RowLoss
+from headrace.trainer.objectives.row_loss import RowLoss
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.sequences import count_sequences, evaluation_stream

@@ -5,10 +5,10 @@ import logging
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.run_state import RunState
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.checkpoint.saver import Saver
 from headrace.trainer.messages import gather
-from headrace.trainer.metrics.metrics import mean_loss
+from headrace.trainer.metrics.metrics import AnswerFacts, mean_loss
 from headrace.trainer.metrics.outcome import Anomaly
 from headrace.trainer.metrics.step_losses import StepLosses
 from headrace.trainer.optim import gradients, relora
@@ -16,7 +16,6 @@ from headrace.trainer.optim.optimizer import set_learning_rate
 from headrace.trainer.optim.regularizers import ProductNorms
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.parallel import RankLayout
-from headrace.trainer.pipeline.rejected_sampling import AnswerFacts
 from headrace.trainer.pipeline.timeline import TimelineLog, traced
 from headrace.trainer.run.anomalies import NOTHING_TRAINED, deal_with, judge
 from headrace.trainer.run.cadence import Cadence, Stopwatch, Timer, is_multiple

@@ -13,9 +13,9 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader_builder import build_train_loader
+from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.checkpoint_files import MERGED, CheckpointTensors
 from headrace.trainer.building.chunks import build_chunks
-from headrace.trainer.building.model_builder import BuiltStage
 from headrace.trainer.checkpoint.checkpoint_folder import (
     CheckpointFolder,
     load_tensors,

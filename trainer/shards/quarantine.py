@@ -12,8 +12,8 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.train.run_state import QuarantineRecord
-from headrace.trainer.shards.row_group_source import CorruptRowGroupError, RowGroupSource
-from headrace.trainer.shards.row_groups import RowGroup, keyed_permutation
+from headrace.trainer.shards.row_group_source import RowGroupSource
+from headrace.trainer.shards.row_groups import CorruptRowGroupError, RowGroup, keyed_permutation
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.batch import make_batch
 from headrace.trainer.objectives.rows import row_losses
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.shards.decoded_rows import Row
 from headrace.trainer.shards.packed_rows import PackedRow
 

@@ -8,7 +8,7 @@ import torch
 from tiny_families import COMMON, CPU, config_of, save_tiny
 from torch.autograd.graph import saved_tensors_hooks
 
-from headrace.jobs.commands import cli
+from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.building.model_builder import build_stage, plan_model

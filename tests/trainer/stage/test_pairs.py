@@ -17,9 +17,8 @@ from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.extras import Extras, pairs_of
 from headrace.trainer.batches.pair_batch import make_pair_batch
-from headrace.trainer.order.position import Position
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.order.row_order import RowOrder
-from headrace.trainer.order.row_packer import OverlongCount
 from headrace.trainer.order.simulation import simulate
 from headrace.trainer.preflight import check
 from headrace.trainer.shards.decoded_pairs import DecodedPairs, PairFacts
