@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 
-from headrace.trainer.architecture.architecture import find_router
+from headrace.trainer.architecture.router import find_router
 
 EXPERT_PARAMETERS = re.compile(r"(?:^|\.)(\w+\.experts\.\w+)$")
 
@@ -47,11 +47,6 @@ def fused_experts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         match = EXPERT_PARAMETERS.search(name)
         if parameter.ndim == 3 and match:
             yield match[1], parameter
-
-
-def is_named(path: str, target: str) -> bool:
-    """Return whether a target means the module at a path, by PEFT's rule."""
-    return path == target or path.endswith(f".{target}")
 
 
 def taken_for_experts(names: Collection[str], model: nn.Module) -> set[str]:

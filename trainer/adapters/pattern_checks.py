@@ -11,8 +11,7 @@ from torch import nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
-from headrace.trainer.adapters.linear_layers import is_named
-from headrace.trainer.adapters.names import PEFT_PREFIX
+from headrace.trainer.adapters.names import PEFT_PREFIX, is_named
 from headrace.trainer.adapters.patterns import SECONDS, Matcher
 
 CONFIG = Path("adapter")  # where the patterns are, for messages

@@ -17,13 +17,12 @@ from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.trainer.adapters.linear_layers import (
     fused_experts,
-    is_named,
     linear_names,
     named_by_weight,
     routing_linears,
     taken_for_experts,
 )
-from headrace.trainer.adapters.names import ADAPTER, PEFT_PREFIX, base_name
+from headrace.trainer.adapters.names import ADAPTER, PEFT_PREFIX, base_name, is_named
 from headrace.trainer.adapters.pattern_checks import check_expressions, check_patterns, unmatched
 
 logger = logging.getLogger(__name__)
