@@ -14,7 +14,8 @@ from torch import nn
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.method import TuningMethod
-from headrace.trainer.architecture.architecture import Architecture, architecture_of
+from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.read_architecture import architecture_of
 
 OUTPUT_PROJECTION = re.compile(
     r"\.(o_proj|down_proj|dense|dense_4h_to_h|fc2|c_proj)(\.weight|\.bias)?$"

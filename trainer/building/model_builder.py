@@ -5,9 +5,9 @@ import torch
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.history import AdapterHistory
-from headrace.trainer.architecture.architecture import read_architecture
 from headrace.trainer.architecture.families import FAMILIES
 from headrace.trainer.architecture.model_directory import model_directory
+from headrace.trainer.architecture.read_architecture import read_architecture
 from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan, make_plan

@@ -7,8 +7,9 @@ from torch import nn
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.adapters.registry import method_of
-from headrace.trainer.architecture.architecture import Architecture, lay_out
+from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_directory import model_directory
+from headrace.trainer.architecture.read_architecture import lay_out
 from headrace.trainer.building.model_size import ModelSize, measure
 from headrace.trainer.layers.experts import install_experts
 from headrace.trainer.quantized.selection import (

@@ -22,9 +22,10 @@ from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import HeadraceError
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.architecture.architecture import Architecture, read_architecture
+from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import refuse
 from headrace.trainer.architecture.model_writer import save_tensors
+from headrace.trainer.architecture.read_architecture import read_architecture
 from headrace.trainer.architecture.weight_index import SINGLE_NAME
 from headrace.trainer.architecture.weight_names import as_stored
 from headrace.trainer.building.filled_stage import fill_stage

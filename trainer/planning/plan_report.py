@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.schemas.train.train_config import TrainConfig

@@ -9,7 +9,7 @@ from pair_rows import PAIRS, as_pair
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 
 from headrace.schemas.errors import CheckpointError, ConfigError
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.sampling_config import RejectedSamplingConfig
 from headrace.schemas.train.train_config import TrainConfig
