@@ -16,7 +16,7 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.trainer.adapters.names import ADAPTER, PEFT_PREFIX, base_name
-from headrace.trainer.architecture.read_architecture import find_router
+from headrace.trainer.architecture.architecture import find_router
 
 logger = logging.getLogger(__name__)
 

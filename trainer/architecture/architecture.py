@@ -65,3 +65,12 @@ class Architecture:
         """A number of the config that the family's record names."""
         value = getattr(self.config, key, None) if key else None
         return default if value is None else float(value)
+
+
+def find_router(model: Any) -> Router | None:
+    """The router modules, if the model has experts."""
+    for part in (model, getattr(model, model.base_model_prefix, None)):
+        recorder = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
+        if recorder is not None and hasattr(recorder, "target_class"):
+            return Router(recorder.target_class, recorder.index)
+    return None

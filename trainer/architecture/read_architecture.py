@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from headrace.trainer.architecture.architecture import Architecture, Router
+from headrace.trainer.architecture.architecture import Architecture, find_router
 from headrace.trainer.architecture.config_limits import read_model_config, transformers_reads
 from headrace.trainer.architecture.families import FAMILIES, Family, check_family, refuse
 from headrace.trainer.architecture.weight_index import has_weights, same_bytes, stored_tensors
@@ -141,15 +141,6 @@ def rotary_types(config: Any, model: nn.Module, family: Family) -> list[str | No
         return [None] * layers
     accepted = inspect.signature(model.get_submodule(family.rotary).forward).parameters
     return list(config.layer_types) if "layer_type" in accepted else [None] * layers
-
-
-def find_router(model: Any) -> Router | None:
-    """The router modules, if the model has experts."""
-    for part in (model, getattr(model, model.base_model_prefix, None)):
-        recorder = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
-        if recorder is not None and hasattr(recorder, "target_class"):
-            return Router(recorder.target_class, recorder.index)
-    return None
 
 
 def discover(model: Any, path: str) -> Family:

@@ -13,7 +13,8 @@ from headrace.trainer.building.held_values import HeldTypes, lay_out_with_buffer
 from headrace.trainer.building.materializer import Filled, Materializer
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import StageCut
-from headrace.trainer.building.weight_source import RandomWeights, StoredWeights, WeightSource
+from headrace.trainer.building.stored_weights import StoredWeights
+from headrace.trainer.building.weight_source import RandomWeights, WeightSource
 from headrace.trainer.quantized.cache import QuantizedCache
 from headrace.trainer.stage.stage import Stage
 

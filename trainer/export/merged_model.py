@@ -28,7 +28,8 @@ from headrace.trainer.architecture.model_writer import (
 )
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
-from headrace.trainer.building.weight_source import StoredWeights, WeightSource
+from headrace.trainer.building.stored_weights import StoredWeights
+from headrace.trainer.building.weight_source import WeightSource
 
 
 def write_merged(
