@@ -373,10 +373,28 @@ def test_a_resumed_run_equals_one_that_was_left_alone(training, backend):
     assert losses[-1] < losses[0]
 
 
-def test_a_misspelt_module_that_is_to_be_skipped_is_named(models):
-    settings = {"backend": "fp8", "skip_modules": ["lm_head", "mpl"]}
-    with pytest.raises(ConfigError, match=r'no module has "mpl" in its name; .*down_proj, .*gate'):
-        plan_model(config_of(models["llama"], 1, LORA, quantization=settings))
+@pytest.mark.parametrize(
+    ("model", "part", "ends"),
+    [
+        ("llama", "mpl", "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
+        ("llama", "norm", "down_proj, gate_proj"),
+        ("llama", "embed_tokens", "down_proj, gate_proj"),
+        ("mixtral", "layernorm", "experts, k_proj"),
+        ("mixtral", "mlp.gate", "experts, k_proj"),  # the router, a module of its own
+    ],
+)
+def test_a_name_to_skip_that_keeps_nothing_from_being_quantized_is_refused(
+    models, model, part, ends
+):
+    settings = {**NF4, "skip_modules": ["lm_head", part]}
+    message = rf'no module that would be quantized has "{part}" in its name.* some of {ends}'
+    with pytest.raises(ConfigError, match=message):
+        plan_model(config_of(models[model], 1, LORA, quantization=settings))
+
+
+def test_a_part_of_the_name_of_experts_is_skipped(models):
+    settings = {**NF4, "skip_modules": ["lm_head", "experts"]}
+    plan_model(config_of(models["mixtral"], 1, LORA, quantization=settings))
 
 
 def test_a_gpu_without_matrix_units_for_8_bit_floats_is_refused_by_name(models, monkeypatch):
