@@ -21,6 +21,7 @@ from headrace.trainer.order.data_plan import plan_data
 from headrace.trainer.order.datasets import RANDOM, Inputs
 from headrace.trainer.shards.decoded_pairs import SIDES
 from headrace.trainer.shards.storage import manifest_of
+from headrace.trainer.stored.settings import check_readable
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     directory = model_directory(config.model)
     model = read_model_config(directory)
     check_family(config.model, model)
+    check_readable(config.model, model)
     text = text_settings(model)
     check_model(config, text)
     if config.quantization is not None:

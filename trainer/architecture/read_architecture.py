@@ -26,6 +26,9 @@ SCALES = {
 }
 
 
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+
+
 def read_architecture(directory: Path) -> Architecture:
     """The architecture of a model directory.
 
@@ -45,6 +48,7 @@ def read_architecture(directory: Path) -> Architecture:
             ) from None
     check_family(str(directory), whole.to_dict())
     text = whole.get_text_config()
+    forget_quantization(whole, text)
     if text is not whole and has_weights(directory):
         # whose setting counts differs by model; the files tell
         text.tie_word_embeddings = not any(
@@ -54,6 +58,16 @@ def read_architecture(directory: Path) -> Architecture:
     if text is whole and architecture.tied and has_weights(directory):
         text.tie_word_embeddings = not has_own_head(directory, architecture)
     return architecture
+
+
+def forget_quantization(*configs: Any) -> None:
+    """Let configs be of the model that is made of quantized files: all it is, saved or laid out
+    again, is not quantized. Half precision becomes bfloat16, which is what it is computed in.
+    """
+    found = [config.__dict__.pop(key, None) for config in configs for key in QUANTIZATION_KEYS]
+    for config in configs:
+        if any(found) and getattr(config, "dtype", None) == torch.float16:
+            config.dtype = torch.bfloat16
 
 
 def has_own_head(directory: Path, architecture: Architecture) -> bool:

@@ -25,7 +25,7 @@ def make_plan(config: TrainConfig, base: Architecture) -> Plan:
     if reshaped is not base.config:
         architecture = architecture_of(reshaped, str(directory))
     plain = lay_out(architecture)
-    quantization = plan_quantization(config, architecture, directory, plain)
+    quantization = plan_quantization(config, directory, plain)
     method = kind(config.adapter, architecture, plain, config.model, config.seed)
     model = install_experts(lay_out(architecture))
     install_holders(model, quantization, architecture)

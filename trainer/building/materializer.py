@@ -200,7 +200,7 @@ class Materializer:
                 if slot is not group[0] and self._is_head(slot) and not self._is_copy(slot):
                     tied_head = self._share(group[0], slot)
                 elif self.method.starts_at_zero(slot.name):
-                    assert isinstance(value, Tensor)  # refused where weights are stored quantized
+                    assert isinstance(value, Tensor)  # no such method holds weights as stored
                     self.place(slot, torch.zeros_like(value))
                 else:
                     self.place(slot, value if slot is group[-1] else copy.deepcopy(value))

@@ -56,6 +56,10 @@ class FrozenWeight(nn.Module, ABC):
 class Quantizer(Protocol):
     """How a model's frozen weights are quantized."""
 
+    @property
+    def stored(self) -> frozenset[str] | None:
+        """Return the weights that the model's files hold so already; None: at loading."""
+
     def make(self, value: Tensor, name: str, dtype: torch.dtype) -> FrozenWeight:
         """Quantize a matrix, or a stack of experts' matrices, where it lies."""
 
