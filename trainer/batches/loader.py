@@ -12,7 +12,7 @@ from headrace.trainer.shards.quarantine import Quarantine
 
 
 class Reader(Protocol):
-    """What rows come from, as far as a loader's owner asks: what it has given up."""
+    """A reader of rows, as far as the owner of a loader asks: for what it has given up."""
 
     @property
     def quarantine(self) -> Quarantine: ...

@@ -54,7 +54,7 @@ class FrozenWeight(nn.Module, ABC):
 
 
 class Quantizer(Protocol):
-    """How a model's frozen weights are quantized."""
+    """Rules by which a model's frozen weights are quantized."""
 
     @property
     def stored(self) -> frozenset[str] | None:
