@@ -31,9 +31,8 @@ from headrace.schemas.shards.manifest import (
     SourceRecord,
     TokenizerRecord,
     TokenLedger,
-    read_manifest,
-    write_manifest,
 )
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 from headrace.schemas.shards.shard_rows import read_row_group

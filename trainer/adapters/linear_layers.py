@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 
-from headrace.trainer.architecture.router import find_router
+from headrace.trainer.architecture.architecture import find_router
 
 EXPERT_PARAMETERS = re.compile(r"(?:^|\.)(\w+\.experts\.\w+)$")
 
