@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from headrace.jobs.migration.equivalents import Equivalent, NoEquivalentError, OldSystem
 from headrace.schemas.config_errors import describe_errors
+from headrace.schemas.config_model import Config
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
-from headrace.schemas.toml_config import Config
 from headrace.schemas.train.train_config import TrainConfig
 
 COMMAND = "headrace "

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from headrace.schemas.toml_config import Address, Config, Text
+from headrace.schemas.config_model import Address, Config, Text
 
 
 class DatasetConfig(Config):

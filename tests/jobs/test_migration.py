@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from headrace.jobs.commands import cli
+from headrace.jobs import cli
 from headrace.jobs.migration import import_config as import_config_module
 from headrace.jobs.migration.axolotl import AXOLOTL
 from headrace.jobs.migration.equivalents import Equivalent, OldSystem

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.jobs.commands import cli
+from headrace.jobs import cli
 from headrace.jobs.report import page
 from headrace.jobs.report.curves import MOST_POINTS, thin
 from headrace.jobs.report.run_record import read_run
