@@ -1,12 +1,11 @@
 """Row groups of Parquet files: how each is read, so that no value comes unforeseen."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.dataprep.input.tasks import Columns
 from headrace.schemas import unpacked_sizes
 from headrace.schemas.seekable_file import SeekableFile
 from headrace.schemas.shards.parquet_pages import check_pages, start_of
@@ -26,7 +25,7 @@ class RowGroup(NamedTuple):
 
 
 def hold_group(
-    stream: pa.NativeFile, metadata: pq.FileMetaData, index: int, columns: Columns
+    stream: pa.NativeFile, metadata: pq.FileMetaData, index: int, columns: Collection[str] | None
 ) -> pa.NativeFile:
     """A remote file of which the wanted columns of a row group have been read, each at once."""
     chunks = wanted_chunks(metadata, index, columns)
@@ -55,7 +54,7 @@ class HeldFile(SeekableFile):
 
 
 def wanted_chunks(
-    metadata: pq.FileMetaData, index: int, columns: Columns
+    metadata: pq.FileMetaData, index: int, columns: Collection[str] | None
 ) -> Iterator[tuple[pq.ColumnChunkMetaData, pq.ColumnSchema]]:
     """The column chunks of a row group that are read."""
     group = metadata.row_group(index)
@@ -66,7 +65,7 @@ def wanted_chunks(
 
 
 def check_group(
-    stream: pa.NativeFile, metadata: pq.FileMetaData, index: int, columns: Columns
+    stream: pa.NativeFile, metadata: pq.FileMetaData, index: int, columns: Collection[str] | None
 ) -> RowGroup:
     """Decide how a row group is read, from the headers of its pages.
 
@@ -93,7 +92,10 @@ def check_group(
 
 
 def group_batches(
-    stream: pa.NativeFile, metadata: pq.FileMetaData, group: RowGroup, columns: Columns
+    stream: pa.NativeFile,
+    metadata: pq.FileMetaData,
+    group: RowGroup,
+    columns: Collection[str] | None,
 ) -> Iterator[pa.RecordBatch]:
     """The wanted columns of one row group, some rows at a time."""
     file = pq.ParquetFile(stream, metadata=metadata, read_dictionary=group.dictionaries)
