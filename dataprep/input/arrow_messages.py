@@ -40,7 +40,7 @@ class Table(NamedTuple):
         return int(struct.unpack_from(f"<{form}", self.content, place)[0])
 
     def place(self, field: int) -> int | None:
-        """Where a field lies, or None where it has its default."""
+        """Return where a field lies, or None where it has its default."""
         index = self.at - self.number(self.at, "i")
         slot = 4 + 2 * field
         offset = self.number(index + slot, "H") if slot < self.number(index, "H") else 0
@@ -57,7 +57,7 @@ class Table(NamedTuple):
         return None if place is None else Table(self.content, place + self.number(place, "I"))
 
     def structs(self, field: int, size: int) -> Iterator[int]:
-        """Where each struct of a list lies."""
+        """Yield where each struct of a list lies."""
         place = self.place(field)
         if place is None:
             return
@@ -89,7 +89,7 @@ def check_messages(stream: pa.NativeFile) -> None:
 
 
 def stream_messages(stream: pa.NativeFile, size: int) -> Iterator[int]:
-    """Where each message of a stream begins."""
+    """Yield where each message of a stream begins."""
     start = 0
     while start < size and (found := read_metadata(stream, start, size)):
         yield start
@@ -98,7 +98,7 @@ def stream_messages(stream: pa.NativeFile, size: int) -> Iterator[int]:
 
 
 def file_messages(stream: pa.NativeFile, size: int) -> Iterator[int]:
-    """Where the messages of a file begin that its footer names."""
+    """Yield where the messages of a file begin that its footer names."""
     stream.seek(max(0, size - len(MAGIC) - 4))
     (length,) = struct.unpack("<i", stream.read(4))
     if not 0 < length <= size:

@@ -16,7 +16,7 @@ NUMBERS = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE")
 
 
 class RowGroup(NamedTuple):
-    """How the rows of a row group are read: so many at a time, some columns as dictionaries."""
+    """Way to read the rows of a row group: so many at a time, some columns as dictionaries."""
 
     number: int
     packed: int
