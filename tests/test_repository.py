@@ -20,17 +20,17 @@ MAY_IMPORT = {
     "jobs": {"schemas", "kernels", "dataprep", "trainer"},
 }
 FOLDERS = {  # each may import those before it; files outside of folders stand at both ends
-    "trainer": """shards order architecture adapters quantized layers batches stage objectives
-        building
+    "trainer": """shards order architecture stored adapters quantized layers batches stage
+        objectives building
         planning optim export checkpoint metrics pipeline run""".split(),
     "dataprep": "input text formats axolotl rows work passes shards".split(),
     "schemas": "shards train prepare".split(),
-    "jobs": "migration report commands tools".split(),
+    "jobs": "migration report first_run commands tools".split(),
 }
 # of the trainer: imported by any folder, import no folder
 BASE = {"messages", "parallel", "rendezvous", "quiet", "failure"}
 MOST_FILES = 18  # in a folder, its __init__ left out
-LONGEST_CHAIN = 21  # modules that import one the next; it may only fall
+LONGEST_CHAIN = 17  # modules that import one the next; it may only fall
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
 FORBIDDEN = {"schemas": {*LEARNING, "rich"}, "dataprep": LEARNING, "trainer": {"rich"}}
 KERNELS_THIRD_PARTY = {"torch", "triton"}
@@ -168,7 +168,7 @@ def longest_chain() -> list[str]:
 def test_chains_of_imports_stay_short():
     """Reaching the bottom from the top takes few steps; imports inside functions count."""
     chain = longest_chain()
-    assert len(chain) == LONGEST_CHAIN, " -> ".join(chain)
+    assert len(chain) <= LONGEST_CHAIN, " -> ".join(chain)
 
 
 def test_no_folder_holds_too_many_files():

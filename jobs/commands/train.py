@@ -16,6 +16,29 @@ GPU_DRIVER_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 app = typer.Typer()
 
 
+@app.command(epilog="Example: headrace init models/smollm2-135m notes/ chats.jsonl --output mine")
+def init(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    data: Annotated[
+        list[Path], typer.Argument(metavar="DATA...", help="Files, and folders of files.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder for both configs, the shards and the run.")
+    ] = Path("mine"),
+    sequence_len: Annotated[
+        int | None, typer.Option(min=8, help="Tokens of a row. Default: 2048; 512 without GPUs.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over configs that exist.")] = False,
+) -> None:
+    """Look at a model, your files and this machine, and write prepare.toml and train.toml."""
+    from rich.console import Console
+
+    from headrace.jobs.first_run.init import Wanted, init
+
+    wanted = Wanted(model, tuple(data), output, force, sequence_len)
+    init(wanted, Console(markup=False, emoji=False, highlight=False))
+
+
 @app.command(epilog="Example: headrace train train.toml --gpus 2 --set optimizer.lr=1e-4")
 def train(
     context: typer.Context,

@@ -1,6 +1,6 @@
 """Selection of the weights to hold quantized, and their formats."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.weight_index import stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
-from headrace.trainer.quantized.formats import companions, format_of
+from headrace.trainer.quantized.formats import format_of
 from headrace.trainer.quantized.modules import (
     QuantizableModule,
     QuantizedEmbedding,
     QuantizedLinear,
 )
 from headrace.trainer.quantized.weight import QuantizedWeight
+from headrace.trainer.stored.bnb import Bnb
+from headrace.trainer.stored.formats import stored_format
 
 USUAL_HEAD = "lm_head"  # skipped by default, also in models whose head has another name
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper has 9.0
@@ -115,44 +117,38 @@ def check_fp8_shape(name: str, shape: torch.Size) -> None:
 
 
 def plan_quantization(
-    config: TrainConfig, architecture: Architecture, directory: Path, plain: nn.Module
+    config: TrainConfig, directory: Path, plain: nn.Module
 ) -> Quantization | None:
     """Return the quantization that the config asks for, or that the model's files have.
 
+    Only bitsandbytes' weights are held as the files have them, and only where the config asks for
+    nothing else and adapters alone are trained; all others are dequantized as they are read.
+
     Raises:
-        ConfigError: both, a library that is missing, or training that needs the weights themselves.
+        ConfigError: a library that is missing, or files of a format that is not read.
     """
-    settings = getattr(architecture.config, "quantization_config", None)
-    if settings is None:
-        if config.quantization is not None:
-            check_installed(config.quantization.backend)
-            return Quantization(config.quantization)
-        return None
+    held = stored_format(directory)
+    if isinstance(held, Bnb):
+        check_installed("bnb")
     if config.quantization is not None:
-        raise ConfigError(
-            f"{directory}: its weights are quantized already; drop [quantization], "
-            "or use the model that it was made of"
-        )
-    if not config.adapter.record.has_products:
-        raise ConfigError(
-            f'{directory}: its weights are quantized already, so that adapter.kind = "'
-            f'{config.adapter.kind}" cannot write a model; use the model that it was made of'
-        )
-    check_installed("bnb")
-    values = settings if isinstance(settings, dict) else settings.to_dict()
+        check_installed(config.quantization.backend)
+        return Quantization(config.quantization)
+    if not isinstance(held, Bnb) or not config.adapter.record.has_products:
+        return None
     if config.weights == "random":
-        return Quantization(stored_config(values))
+        return Quantization(stored_config(held.settings))
     files = stored_tensors(directory)
-    names = CheckpointNames(plain, files)
-    found = {
+    quantized = held.weights(files)
+    names = CheckpointNames(plain, [name for name in files if name in quantized])
+    whole = {
         name
         for name in dict(plain.named_parameters())
-        if name in names and companions(names.stored(name)[0], files)
+        if name in names and len(names.stored(name)) == 1
     }
-    return Quantization(stored_config(values), frozenset(found))
+    return Quantization(stored_config(held.settings), frozenset(whole))
 
 
-def stored_config(values: dict[str, Any]) -> QuantizationConfig:
+def stored_config(values: Mapping[str, Any]) -> QuantizationConfig:
     """Our settings for `quantization_config` in config.json."""
     if values.get("load_in_8bit"):
         return QuantizationConfig(backend="bnb", type="int8")
