@@ -48,14 +48,8 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.publish import write_atomic
-from headrace.schemas.shards.manifest import (
-    Manifest,
-    ShardRecord,
-    TokenizerRecord,
-    TokenLedger,
-    read_manifest,
-    write_manifest,
-)
+from headrace.schemas.shards.manifest import Manifest, ShardRecord, TokenizerRecord, TokenLedger
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 from headrace.schemas.shards.tokenizer_content import content_fingerprint
 

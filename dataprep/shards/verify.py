@@ -15,7 +15,8 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.outside_text import parse_json, read_text
 from headrace.schemas.progress import Progress, silent
-from headrace.schemas.shards.manifest import Manifest, ShardRecord, read_manifest
+from headrace.schemas.shards.manifest import Manifest, ShardRecord
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
 from headrace.schemas.shards.shard_format import MANIFEST_NAME, shard_schema
 from headrace.schemas.shards.shard_rows import open_shard, read_row_group

@@ -58,7 +58,7 @@ def check_model(config: TrainConfig) -> None:
     Raises:
         ConfigError: with the reason.
     """
-    from headrace.trainer.building.model_builder import plan_model
+    from headrace.trainer.building.self_check import plan_model
 
     plan_model(config)
 

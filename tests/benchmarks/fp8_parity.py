@@ -22,8 +22,8 @@ from torch.nn.functional import cosine_similarity
 
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.stage.micro_batch import MicroBatch
+from tests.support.built import build_stage
 
 NF4 = 'quantization={backend="bnb",double_quantization=true}'
 VARIANTS = {  # name -> overrides of the config

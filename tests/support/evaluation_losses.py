@@ -2,7 +2,7 @@
 
 import torch
 
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.trainer.batches.batch import make_batch
 from headrace.trainer.layers.device import document_mask, position_ids
 from headrace.trainer.order.position import OverlongCount, Position

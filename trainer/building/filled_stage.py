@@ -9,11 +9,12 @@ from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.architecture.weight_index import weights_fingerprint
 from headrace.trainer.building.assembly import assemble
+from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.held_values import HeldTypes, lay_out_with_buffers
 from headrace.trainer.building.materializer import Filled, Materializer
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import StageCut
-from headrace.trainer.building.weight_source import RandomWeights, StoredWeights, WeightSource
+from headrace.trainer.building.weight_source import RandomWeights, WeightSource
 from headrace.trainer.quantized.cache import QuantizedCache
 from headrace.trainer.stage.stage import Stage
 

@@ -19,8 +19,8 @@ from headrace.trainer.architecture.model_writer import (
 )
 from headrace.trainer.architecture.weight_index import has_weights
 from headrace.trainer.building.built_stage import BuiltStage
+from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
-from headrace.trainer.building.weight_source import StoredWeights
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.messages import gather, gather_at_first
 from headrace.trainer.parallel import RankLayout

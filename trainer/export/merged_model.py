@@ -18,7 +18,7 @@ from headrace.trainer.adapters.patterns import name_modules
 from headrace.trainer.adapters.peft_settings import read_peft_settings
 from headrace.trainer.adapters.targets import add_adapter
 from headrace.trainer.adapters.whole_names import whole_names
-from headrace.trainer.architecture.architecture import Architecture, lay_out, read_architecture
+from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_writer import (
     ModelWriter,
     as_saved,
@@ -26,8 +26,10 @@ from headrace.trainer.architecture.model_writer import (
     file_count,
     write_index,
 )
+from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
+from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
-from headrace.trainer.building.weight_source import StoredWeights, WeightSource
+from headrace.trainer.building.weight_source import WeightSource
 
 
 def write_merged(
@@ -55,9 +57,9 @@ def write_merged(
     settings = read_peft_settings(adapter)
     check_scale(scale, settings)
     names = whole_names(model, architecture)
-    name_modules(settings, names.modules or [n for n, _ in skeleton.named_modules()], adapter)
-    if isinstance(settings.target_modules, list | set):
-        settings.target_modules = {names.inward(target) for target in settings.target_modules}
+    modules = names.modules or [n for n, _ in skeleton.named_modules()]
+    parameters = [names.outward(n) for n, _ in skeleton.named_parameters()]
+    name_modules(settings, modules, adapter, parameters, names.inward)
     wrapped = add_adapter(lay_out(architecture), settings)
     count = 0
     stored = load_file(adapter / "adapter_model.safetensors")

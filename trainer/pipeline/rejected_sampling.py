@@ -14,7 +14,8 @@ from headrace.trainer.messages import broadcast
 from headrace.trainer.metrics.metrics import AnswerFacts
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.parallel import RankLayout
-from headrace.trainer.pipeline.generation import Answer, Generator, Prompt
+from headrace.trainer.pipeline.answers import Answer, Prompt
+from headrace.trainer.pipeline.generation import Generator
 from headrace.trainer.pipeline.links import PipelineLinks
 from headrace.trainer.pipeline.rejected_answers import Room, prompts_of, with_answers
 from headrace.trainer.stage.cached_stage import check_generates

@@ -27,7 +27,7 @@ from headrace.trainer.run.run_log import (
     write_result,
     write_steps,
 )
-from headrace.trainer.run.session import Session, open_session
+from headrace.trainer.run.session import Session
 from headrace.trainer.run.signals import SignalWatcher
 from headrace.trainer.run.step_report import Report, memory_gib, step_facts
 from headrace.trainer.run.unreported_steps import Interval
@@ -36,7 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: TrainConfig, inputs: Inputs, layout: RankLayout, signals: SignalWatcher, resume: bool
+    config: TrainConfig,
+    inputs: Inputs,
+    layout: RankLayout,
+    signals: SignalWatcher,
+    session: Session,
 ) -> None:
     """Train to the end, or until a stop is asked for; every rank runs this.
 
@@ -44,7 +48,6 @@ def train(
         TrainingError: a step went wrong, and the policy is to stop.
         CheckpointError: a checkpoint could not be written.
     """
-    session = open_session(config, inputs, layout, resume)
     loop = Loop(config, inputs, layout, signals, session)
     loop.begin()
     while not (loop.stopping or loop.cadence.has_ended(loop.state)):

@@ -17,7 +17,7 @@ from headrace.schemas.shards.shard_checks import check_size, check_unpacked
 from headrace.schemas.shards.shard_rows import columns_of, read_row_group, repeated_text
 from headrace.schemas.train.data_config import LoaderConfig
 from headrace.trainer.shards.decoded_rows import DecodedRows, ListColumn
-from headrace.trainer.shards.retries import Patience
+from headrace.trainer.shards.retries import Patience, patience_of
 from headrace.trainer.shards.row_group_cache import RowGroupCache
 from headrace.trainer.shards.row_groups import CorruptRowGroupError, RowGroup
 from headrace.trainer.shards.shard_file import ShardFile, check_footer, damage
@@ -169,11 +169,6 @@ def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGro
         'loader.on_corrupt = "quarantine" to train on other rows in their place',
         problem,
     )
-
-
-def patience_of(config: LoaderConfig) -> Patience:
-    """Return the retry policy that the config asks for."""
-    return Patience(config.read_attempts, config.read_timeout)
 
 
 def open_cache(config: LoaderConfig, patience: Patience) -> RowGroupCache | None:

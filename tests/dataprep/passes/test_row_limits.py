@@ -14,7 +14,7 @@ from headrace.dataprep.planning import build_context, plan
 from headrace.dataprep.shards.verify import verify
 from headrace.dataprep.work.local_engine import LocalEngine
 from headrace.schemas.errors import DataError
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 
 SPLITS = ("train", "evaluation")
 

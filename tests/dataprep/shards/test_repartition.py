@@ -25,7 +25,8 @@ from headrace.dataprep.work.local_engine import LocalEngine
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256
-from headrace.schemas.shards.manifest import ShardRecord, read_manifest, write_manifest
+from headrace.schemas.shards.manifest import ShardRecord
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.shard_format import parquet_options
 
 

@@ -26,7 +26,7 @@ from headrace.trainer.metrics.metrics import (
 )
 from headrace.trainer.metrics.token_summary import QUANTILES, TokenSample, summarize
 from headrace.trainer.objectives.row_loss import PairLoss, RowLoss
-from headrace.trainer.run.run_log import console_line, duration
+from headrace.trainer.run.console_line import console_line, duration
 from headrace.trainer.run.step_report import answer_metrics
 
 PAGE = Path(__file__).parents[3] / "docs" / "training.md"

@@ -14,7 +14,7 @@ from loaders import open_loader, open_stream
 from runs import make_shards
 
 from headrace.schemas.errors import DataError, StorageError
-from headrace.schemas.shards.manifest import read_manifest, write_manifest
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.train.data_config import LoaderConfig
 from headrace.schemas.train.run_state import RunState, read_run_state, write_run_state
 from headrace.schemas.train.train_config import TrainConfig

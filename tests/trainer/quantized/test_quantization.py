@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.adapters.names import base_name
-from headrace.trainer.building.model_builder import plan_model
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.quantized import selection as by_config
 from headrace.trainer.quantized.formats import format_of
 from headrace.trainer.quantized.fp8_training import Fp8TrainedLinear

@@ -9,7 +9,7 @@ import pytest
 from runs import complete, make_shards
 
 from headrace.schemas.errors import DataError, HeadraceError
-from headrace.schemas.shards.manifest import read_manifest, write_manifest
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.run_state import RUN_CONFIG_NAME
 from headrace.schemas.train.train_config import TrainConfig

@@ -12,7 +12,7 @@ from runs import checkpoint_tensors, exact_metrics, read_metrics
 from tiny_families import build, config_of, gradients_of, run_micro_batch, run_on, save_tiny
 
 from headrace.schemas.errors import DataError
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.extras import Extras, pairs_of

@@ -16,8 +16,8 @@ from tiny_families import FAMILIES, build, config_of, save_tiny
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.trainer.building.model_builder import plan_model
 from headrace.trainer.building.parameter_slots import find_slots
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.export.merge import merge
 from headrace.trainer.quantized.modules import quantized_weights_of
 from headrace.trainer.stored.formats import FORMATS
