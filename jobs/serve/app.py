@@ -50,7 +50,7 @@ class UnknownModelError(HeadraceError):
 
 @dataclass(frozen=True)
 class Form:
-    """How a route reads a request and writes its answer."""
+    """The way in which a route reads a request and writes its answer."""
 
     request: type[Request]
     kind: str
