@@ -74,3 +74,50 @@ def mxfp4(name, value):
     codes = nearest_e2m1((groups / torch.exp2(exponents)[..., None]).clamp(-6, 6))
     packed = codes[..., ::2] | codes[..., 1::2] << 4
     return {f"{name}_blocks": packed, f"{name}_scales": (exponents + 127).to(torch.uint8)}
+
+
+def compressed(preset, **changes):
+    """Settings and packer of compressed-tensors itself, of one of its schemes."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.format import infer_module_format
+    from compressed_tensors.quantization import preset_name_to_scheme
+
+    scheme = preset_name_to_scheme(preset, ["Linear"])
+    scheme.weights = scheme.weights.model_copy(update=changes)
+    kind = infer_module_format(torch.nn.Linear, scheme)
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": kind.value,
+        "config_groups": {"group_0": json.loads(scheme.model_dump_json())},
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "dequantize": True,  # for transformers; whoever compresses leaves it out
+    }
+    compressor = BaseCompressor.get_value_from_registry(kind.value)
+
+    def pack(name, value):
+        made = compressor.compress(scaled_state(value, scheme.weights), scheme)
+        return {name.removesuffix("weight") + key: part for key, part in made.items()}
+
+    return settings, pack
+
+
+def scaled_state(value, args):
+    """A matrix with the scales and zero points that compressed-tensors finds for it."""
+    from compressed_tensors.quantization.utils.helpers import calculate_qparams, generate_gparam
+
+    value = value.bfloat16()
+    state = {"weight": value}
+    if args.strategy == "block":
+        groups = blocks_of(value, *args.block_structure).transpose(1, 2).flatten(2)
+    elif args.group_size:
+        groups = value.unflatten(-1, (-1, args.group_size))
+    else:
+        groups = value.unsqueeze(1) if args.strategy == "channel" else value.flatten()[None]
+    if args.strategy == "tensor_group":
+        state["weight_global_scale"] = generate_gparam(value.min(), value.max())
+    scale, zero = calculate_qparams(
+        groups.amin(-1), groups.amax(-1), args, state.get("weight_global_scale")
+    )
+    state["weight_scale"] = scale if args.strategy == "tensor_group" else scale.to(value.dtype)
+    return state | {"weight_zero_point": zero}

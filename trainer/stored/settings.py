@@ -10,6 +10,7 @@ KEYS = ("quantization_config", "compression_config")  # the second of older comp
 # `quant_method` of formats that are read -> what they are; `formats.FORMATS` has their classes
 READ: Mapping[str, str] = {
     "bitsandbytes": "NF4, FP4 and INT8 of bitsandbytes",
+    "compressed-tensors": "FP8, INT8, packed integers, NVFP4 and MXFP4 of compressed-tensors",
     "fbgemm_fp8": "FP8 with a scale for each row",
     "fp8": "FP8 in blocks of DeepSeek-V3, Qwen3-FP8 and others",
     "mxfp4": "MXFP4 of gpt_oss",
