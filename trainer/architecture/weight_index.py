@@ -1,4 +1,4 @@
-"""Index of the tensors in a model directory's safetensors files, read from their headers.
+"""Index of the tensors in a model directory's files: safetensors' headers, and what else is read.
 
 Imports no torch.
 
@@ -7,8 +7,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes little-endian length, J
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from headrace.schemas.errors import DataError
@@ -21,7 +20,9 @@ from headrace.schemas.named_files import (
     open_regular,
     shown,
 )
-from headrace.trainer.architecture.weight_names import INDEX_NAME, SINGLE_NAME
+from headrace.trainer.architecture.gguf_index import SUFFIX, gguf_files, gguf_tensors
+from headrace.trainer.architecture.pickled_index import REMEDY, pickled_files, pickled_tensors
+from headrace.trainer.architecture.stored_tensor import INDEX_NAME, SINGLE_NAME, StoredTensor
 
 MAX_INDEX = 64 << 20  # bytes
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -29,27 +30,22 @@ SAMPLES = 64  # places a file is sampled at for its fingerprint
 SAMPLE_BYTES = 4096
 COMPARED_BYTES = 16 << 20  # at once
 
-CONVERT = (
-    "load the model with transformers in an environment that you trust and write it with "
-    "save_pretrained, which makes safetensors files"
-)
 OTHER_WEIGHTS = (  # files of other forms -> what to do
     ("*.safetensors", f"is one of several files without their index; fetch {INDEX_NAME} as well"),
-    ("*.bin", f"is a pickle, which may run code and is not read; {CONVERT}"),
-    ("*.pt*", f"is a pickle, which may run code and is not read; {CONVERT}"),
-    ("*.gguf", f"is in llama.cpp's form, which is not trained on; {CONVERT} (gguf_file=...)"),
+    (
+        "*.bin",
+        'is a pickle, which is read only with weights = "pickled", by an unpickler of tensors '
+        f"alone; or {REMEDY}",
+    ),
+    ("*.pt*", f"is a pickle, which may run code and is not read; {REMEDY}"),
 )
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """Location of one tensor."""
-
-    path: Path
-    dtype: str  # safetensors' name, such as BF16
-    shape: tuple[int, ...]
-    offset: int  # in the file
-    nbytes: int
+# ending of other files than safetensors -> what lists their tensors
+INDEXES: Mapping[str, Callable[[Path], dict[str, StoredTensor]]] = {
+    ".bin": pickled_tensors,
+    SUFFIX: gguf_tensors,
+}
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -74,6 +70,8 @@ def weight_files(directory: Path) -> list[Path]:
         check_regular(directory / SINGLE_NAME)
         check_inside(directory / SINGLE_NAME, directory)
         return [directory / SINGLE_NAME]
+    if found := pickled_files(directory) or gguf_files(directory):
+        return found
     raise DataError(f"{directory}: no {SINGLE_NAME} and no {INDEX_NAME}; {way_out(directory)}")
 
 
@@ -87,7 +85,9 @@ def way_out(directory: Path) -> str:
 
 def has_weights(directory: Path) -> bool:
     """Return whether a directory has weight files."""
-    return any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME))
+    if any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)):
+        return True
+    return bool(pickled_files(directory) or gguf_files(directory))
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -98,7 +98,7 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(directory):
-        tensors |= read_header(path)
+        tensors |= INDEXES.get(path.suffix, read_header)(path)
     return tensors
 
 
@@ -176,7 +176,8 @@ def weights_fingerprint(directory: Path) -> str:
 
 
 def _file_identity(path: Path) -> list[object]:
-    tensors = read_header(path)
+    # the headers of other forms lie among the sampled bytes
+    tensors = {} if path.suffix in INDEXES else read_header(path)
     header = {name: [t.dtype, t.shape, t.offset, t.nbytes] for name, t in tensors.items()}
     size, digest = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:

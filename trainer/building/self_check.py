@@ -27,7 +27,8 @@ from headrace.trainer.architecture.families import FAMILIES, refuse
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.architecture.read_architecture import read_architecture
-from headrace.trainer.architecture.weight_names import SINGLE_NAME, as_stored
+from headrace.trainer.architecture.stored_tensor import SINGLE_NAME
+from headrace.trainer.architecture.weight_names import as_stored
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan
@@ -241,7 +242,7 @@ def plan_model(config: TrainConfig) -> Plan:
     Raises:
         ConfigError: an architecture that is not supported, adapters that match nothing.
     """
-    directory = model_directory(config.model)
+    directory = model_directory(config.model, config.weights)
     architecture = read_architecture(directory)
     if architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
