@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 from headrace.dataprep.passes.shard_writer import count_trained, describe_row_group, with_checksums
 from headrace.dataprep.rows.task_stats import quantiles
 from headrace.dataprep.shards.verify import parquet_files
-from headrace.dataprep.text.tokenizer import TOKENIZER_NAME, special_tokens
+from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
+from headrace.dataprep.text.tokenizer_spec import special_tokens
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.shards.foreign_columns import ForeignColumns
@@ -30,9 +31,8 @@ from headrace.schemas.shards.manifest import (
     SourceRecord,
     TokenizerRecord,
     TokenLedger,
-    read_manifest,
-    write_manifest,
 )
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 from headrace.schemas.shards.shard_rows import read_row_group

@@ -20,7 +20,8 @@ from headrace.dataprep.work.console_report import print_ledger
 from headrace.dataprep.work.workspace import REJECTS_NAME
 from headrace.schemas.errors import DataError
 from headrace.schemas.shards.arrow_numbers import numbers_of
-from headrace.schemas.shards.manifest import Manifest, ShardRecord, read_manifest
+from headrace.schemas.shards.manifest import Manifest, ShardRecord
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
 from headrace.schemas.shards.shard_rows import open_shard, read_row_group
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from headrace.schemas.toml_config import Config, Text
+from headrace.schemas.config_model import Config, Text
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.schemas.train.tuning_methods import DESCRIPTION, TUNING_METHODS, TuningRecord
 

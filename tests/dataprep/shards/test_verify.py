@@ -14,7 +14,8 @@ from headrace.dataprep.shards.inspection import inspect, print_rows_of_keys
 from headrace.dataprep.shards.verify import verify
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import file_sha256
-from headrace.schemas.shards.manifest import ShardRecord, read_manifest, write_manifest
+from headrace.schemas.shards.manifest import ShardRecord
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.shard_format import parquet_options
 
 OUT = Path("out")
