@@ -35,12 +35,6 @@ class Architecture:
         return bool(self.config.tie_word_embeddings)
 
     @property
-    def takes_any_attention(self) -> bool:
-        """Return whether the layers hand all that attention needs to one that is registered."""
-        model: Any = AutoModelForCausalLM._model_mapping[type(self.config)]  # as of 5.14 to 5.23
-        return bool(model._supports_attention_backend)
-
-    @property
     def rotary_by_document(self) -> bool:
         """Return whether rotary frequencies depend on the length of the text."""
         return self.steady_rotary_tokens is not None

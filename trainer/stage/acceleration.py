@@ -13,6 +13,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
 from headrace.kernels.lora_linear import join, joined_lora_linear, lora_linear
 from headrace.schemas.train.train_config import TrainConfig
@@ -88,8 +89,14 @@ def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
 
 def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
     """Return whether the documents' bounds take the place of masks, on a GPU."""
-    fits = architecture.takes_any_attention and document_attention.fits(architecture.config)
+    fits = hands_on_attention(architecture) and document_attention.fits(architecture.config)
     return fits and dtype != torch.float32
+
+
+def hands_on_attention(architecture: Architecture) -> bool:
+    """Return whether the layers give all that attention needs to one that is registered."""
+    known: Any = AutoModelForCausalLM._model_mapping  # private; of transformers 5.14 to 5.23
+    return bool(known[type(architecture.config)]._supports_attention_backend)
 
 
 def runs_compiled(
