@@ -262,7 +262,7 @@ def flops_per_token(shape: Shape, mode: str, lengths: Sequence[Sequence[int]]) -
     Args:
         lengths: of the documents of each row.
     """
-    types = shape.get("layer_types") or ["full_attention"] * shape["num_hidden_layers"]
+    types: list[str] = shape.get("layer_types") or ["full_attention"] * shape["num_hidden_layers"]
     near = sum(kind == "sliding_attention" for kind in types)
     pairs = (len(types) - near) * attended(lengths)
     pairs += near * attended(lengths, shape.get("sliding_window"))

@@ -25,6 +25,7 @@ from headrace.trainer.layers.norms import faster_norm, swap_norms
 from headrace.trainer.layers.rotary_attention import swap_attention
 from headrace.trainer.stage.stage import Stage
 
+CHANGE_MASKS = {"doge"}  # model types whose attention computes with its mask
 ADAPTER = "default"  # the only one that a run trains
 WIDE = 2  # outputs over inputs from which adapter and frozen weight are multiplied as one
 
@@ -95,6 +96,8 @@ def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
 
 def hands_on_attention(architecture: Architecture) -> bool:
     """Return whether the layers give all that attention needs to one that is registered."""
+    if architecture.config.model_type in CHANGE_MASKS:
+        return False
     known: Any = AutoModelForCausalLM._model_mapping  # private; of transformers 5.14 to 5.23
     return bool(known[type(architecture.config)]._supports_attention_backend)
 
