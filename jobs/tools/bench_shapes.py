@@ -200,7 +200,8 @@ def matmul_weights(shape: Shape) -> int:
     """
     hidden = shape["hidden_size"]
     experts = expert_count(shape)
-    dense = shape.get("first_k_dense_replace", 0 if experts else shape["num_hidden_layers"])
+    usual = 0 if experts else int(shape["num_hidden_layers"])
+    dense = int(shape.get("first_k_dense_replace", usual))
     inner = shape.get("moe_intermediate_size", shape["intermediate_size"])
     chosen = shape.get("num_experts_per_tok", 0) + shape.get("n_shared_experts", 0)
     layers = shape["num_hidden_layers"]

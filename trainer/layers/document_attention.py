@@ -32,7 +32,7 @@ NAME = "headrace_documents"
 
 @dataclass(frozen=True)
 class VisibleTokens:
-    """What takes a mask's place: a token sees those before it of its document, and itself.
+    """Bounds in a mask's place: a token sees itself and those before it of its document.
 
     Attributes:
         bounds: [documents + 1] int32, where each document of a micro-batch starts, its rows laid
