@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from headrace.dataprep.input.arrow_batches import arrow_batches, is_bytes
+from headrace.dataprep.input.pieces import Columns, Piece
 from headrace.dataprep.input.records import Record, Reject, refuse_bytes
 from headrace.dataprep.input.streams import Place, open_random
-from headrace.dataprep.input.tasks import Columns, Piece, arrow_batches, is_bytes
 from headrace.schemas.errors import DataError
 
 BATCH_ROWS = 256

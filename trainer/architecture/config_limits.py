@@ -9,10 +9,9 @@ from typing import Any
 
 from headrace.schemas.errors import ConfigError, HeadraceError
 from headrace.schemas.json_text import name_of, read_json_object
+from headrace.trainer.architecture.model_directory import CONFIG_NAME, MAX_CONFIG_BYTES
 from headrace.trainer.architecture.weight_index import has_weights, stored_tensors
 
-CONFIG_NAME = "config.json"
-MAX_CONFIG_BYTES = 16 << 20
 MAX_LAYERS = 4096
 MAX_EXPERTS = 1 << 16
 MAX_SIZE = (1 << 31) - 1

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,18 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Location of one tensor."""
+
+    path: Path
+    dtype: str  # safetensors' name, such as BF16
+    shape: tuple[int, ...]
+    offset: int  # in the file
+    nbytes: int
+
 
 INDEX_NAME = "model.safetensors.index.json"
 
