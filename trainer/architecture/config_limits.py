@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from headrace.schemas.errors import ConfigError, HeadraceError
-from headrace.schemas.json_text import name_of, read_json_object
+from headrace.schemas.json_file import read_json_object
+from headrace.schemas.json_text import name_of
 from headrace.trainer.architecture.model_directory import CONFIG_NAME, MAX_CONFIG_BYTES
 from headrace.trainer.architecture.weight_index import has_weights, stored_tensors
 
