@@ -10,7 +10,7 @@ from typing import Any
 from headrace.schemas.errors import ConfigError, HeadraceError
 from headrace.schemas.json_file import read_json_object
 from headrace.schemas.json_text import name_of
-from headrace.trainer.architecture.model_directory import CONFIG_NAME, MAX_CONFIG_BYTES
+from headrace.trainer.architecture.model_files import CONFIG_NAME, MAX_CONFIG_BYTES
 from headrace.trainer.architecture.weight_index import has_weights, stored_tensors
 
 MAX_LAYERS = 4096

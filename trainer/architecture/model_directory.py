@@ -47,9 +47,3 @@ def model_directory(name: str) -> Path:
             f"{name}: no such directory, and it cannot be fetched from the hub ({reason}); "
             "set `model` to a Hugging Face model directory, or look at the name and the network"
         ) from None
-
-
-CONFIG_NAME = "config.json"
-
-
-MAX_CONFIG_BYTES = 16 << 20

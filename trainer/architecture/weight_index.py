@@ -21,7 +21,7 @@ from headrace.schemas.named_files import (
     open_regular,
     shown,
 )
-from headrace.trainer.architecture.weight_names import INDEX_NAME, SINGLE_NAME, StoredTensor
+from headrace.trainer.architecture.model_files import INDEX_NAME, SINGLE_NAME, StoredTensor
 
 MAX_INDEX = 64 << 20  # bytes
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit

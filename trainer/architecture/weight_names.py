@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,24 +23,6 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Location of one tensor."""
-
-    path: Path
-    dtype: str  # safetensors' name, such as BF16
-    shape: tuple[int, ...]
-    offset: int  # in the file
-    nbytes: int
-
-
-INDEX_NAME = "model.safetensors.index.json"
-
-
-SINGLE_NAME = "model.safetensors"
-
 
 # where multimodal checkpoints keep their language model -> where it lies on its own
 TEXT_PREFIXES = (

@@ -9,7 +9,6 @@ from loaders import GLOBAL_BATCH, global_batches, open_loader, open_stream
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.shards.manifest_file import read_manifest
-from headrace.schemas.train.data_config import LoaderConfig
 from headrace.trainer.order.mixed_order import MixedOrder
 from headrace.trainer.order.mixture import Schedule
 from headrace.trainer.order.position import Position
@@ -158,7 +157,13 @@ def make_mixed_loader(tiny_shards):
         ]
         order = MixedOrder(Schedule([9, 1]), orders)
         stream = RowStream(
-            [tiny_shards] * 2, manifests, "train", order, 2, True, None, LoaderConfig()
+            directories=[tiny_shards] * 2,
+            manifests=manifests,
+            split="train",
+            order=order,
+            held_row_groups=2,
+            apart=True,
+            epoch_end=None,
         )
         loader = open_loader(
             stream, rows, manifests[0].sequence_len, replica, replicas, prefetch=prefetch
