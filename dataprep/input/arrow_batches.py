@@ -4,15 +4,14 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from headrace.dataprep.input.arrow_messages import MAGIC
 from headrace.dataprep.input.streams import open_random
-
-ARROW_MAGIC = b"ARROW1"
 
 
 def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
     """The batches of an IPC file or stream in order, mapped where the file is local."""
     with open_random(path) as stream:
-        is_file = stream.read(len(ARROW_MAGIC)) == ARROW_MAGIC
+        is_file = stream.read(len(MAGIC)) == MAGIC
         stream.seek(0)
         if not is_file:
             yield from pa.ipc.open_stream(stream)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.dataprep.input.arrow_batches import arrow_batches, find_type, is_text
+from headrace.dataprep.input.arrow_messages import check_messages
 from headrace.dataprep.input.csv_scan import scan_csv
 from headrace.dataprep.input.json_scan import scan_json_list
 from headrace.dataprep.input.json_shape import check_lines
@@ -158,7 +159,7 @@ def row_group_sizes(source: SourceConfig, path: str, columns: Columns) -> list[i
     """Uncompressed bytes of the columns that are read, in each row group."""
     try:
         file = pq.ParquetFile(open_random(path))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{path}: not readable as Parquet ({reason}); replace the file") from None
     with file:
@@ -178,12 +179,14 @@ def batch_sizes(source: SourceConfig, path: str, columns: Columns) -> list[int]:
     """Bytes in memory of the columns that are read, in each batch of an Arrow file or stream."""
     sizes: list[int] = []
     try:
+        with open_random(path) as stream:
+            check_messages(stream)
         for batch in arrow_batches(path):
             if not sizes:
                 check_columns(source, path, batch.schema, columns)
             names = [n for n in batch.schema.names if columns is None or n in columns]
             sizes.append(batch.select(names).nbytes)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{path}: not readable as Arrow ({reason}); replace the file") from None
     return sizes

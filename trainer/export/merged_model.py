@@ -57,9 +57,9 @@ def write_merged(
     settings = read_peft_settings(adapter)
     check_scale(scale, settings)
     names = whole_names(model, architecture)
-    name_modules(settings, names.modules or [n for n, _ in skeleton.named_modules()], adapter)
-    if isinstance(settings.target_modules, list | set):
-        settings.target_modules = {names.inward(target) for target in settings.target_modules}
+    modules = names.modules or [n for n, _ in skeleton.named_modules()]
+    parameters = [names.outward(n) for n, _ in skeleton.named_parameters()]
+    name_modules(settings, modules, adapter, parameters, names.inward)
     wrapped = add_adapter(lay_out(architecture), settings)
     count = 0
     stored = load_file(adapter / "adapter_model.safetensors")

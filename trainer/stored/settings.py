@@ -9,9 +9,13 @@ from headrace.schemas.json_text import name_of
 KEYS = ("quantization_config", "compression_config")  # the second of older compressed-tensors
 # `quant_method` of formats that are read -> what they are; `formats.FORMATS` has their classes
 READ: Mapping[str, str] = {
+    "awq": "4 bits of AWQ",
     "bitsandbytes": "NF4, FP4 and INT8 of bitsandbytes",
+    "compressed-tensors": "FP8, INT8, packed integers, NVFP4 and MXFP4 of compressed-tensors",
     "fbgemm_fp8": "FP8 with a scale for each row",
     "fp8": "FP8 in blocks of DeepSeek-V3, Qwen3-FP8 and others",
+    "gptq": "2, 3, 4 and 8 bits of GPTQ",
+    "modelopt": "NVFP4 and FP8 of NVIDIA's ModelOpt",
     "mxfp4": "MXFP4 of gpt_oss",
     "mxfp8": "FP8 with a power of two for 32 weights",
 }
