@@ -16,7 +16,7 @@ from headrace.dataprep.input.records import (
     refuse_large,
 )
 from headrace.dataprep.input.streams import Place, split_range
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 
 MOST_NESTED = 100  # lists and objects in each other; what follows is recursive
 

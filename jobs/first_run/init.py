@@ -13,7 +13,7 @@ from headrace.jobs.first_run.look import Found, look
 from headrace.jobs.first_run.machine import Fit, Machine, this_machine
 from headrace.jobs.first_run.write import comment, prepare_toml, train_toml
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.schemas.json_file import read_json
+from headrace.schemas.json_text import read_json
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.publish import write_atomic, writing
 from headrace.schemas.toml_config import load_config

@@ -8,7 +8,7 @@ import uvicorn
 from headrace.jobs.serve.answers import Answerer
 from headrace.jobs.serve.app import LOCAL, Served, build_app
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.json_file import read_json_object
+from headrace.schemas.json_text import read_json_object
 from headrace.schemas.train.run_state import RUN_CONFIG_NAME
 from headrace.trainer.export.sample import Sampler
 

@@ -11,7 +11,7 @@ from typing import Any
 from peft import LoraConfig
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.schemas.json_file import read_json_object
+from headrace.schemas.json_text import read_json_object
 
 CONFIG_NAME = "adapter_config.json"
 # settings that change more than the weights that an ordinary merge changes

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
-from headrace.schemas.json_file import read_json_object
-from headrace.schemas.json_text import parse_json
+from headrace.schemas.json_text import parse_json, read_json_object
 from headrace.schemas.named_files import (
     check_inside,
     check_regular,

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.schemas.json_file import read_json_object
+from headrace.schemas.json_text import read_json_object
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
 from headrace.trainer.architecture.weight_index import read_header, weight_files
 from headrace.trainer.export.gguf_family import GgufFamily, rope_factors
