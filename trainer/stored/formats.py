@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from headrace.schemas.json_text import read_json_object
-from headrace.trainer.architecture.config_limits import CONFIG_NAME, MAX_CONFIG_BYTES
-from headrace.trainer.architecture.weight_index import StoredTensor
+from headrace.trainer.architecture.model_files import CONFIG_NAME, MAX_CONFIG_BYTES, StoredTensor
 from headrace.trainer.stored.bnb import Bnb
 from headrace.trainer.stored.compressed_tensors import CompressedTensors
 from headrace.trainer.stored.fp8 import Fp8Blocks, Fp8Rows
