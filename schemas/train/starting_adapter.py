@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headrace.schemas.json_text import name_of, read_json_object
+from headrace.schemas.json_text import read_json_object
+from headrace.schemas.outside_text import json_type
 from headrace.schemas.train.layer_ranges import parse_layers
 
 CONFIG_NAME = "adapter_config.json"
@@ -80,7 +81,7 @@ def as_number(value: Any, where: str) -> float:
         ValueError: it is none.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{where} is {name_of(value)}, not a number; fetch the adapter again")
+        raise ValueError(f"{where} is {json_type(value)}, not a number; fetch the adapter again")
     return float(value)
 
 
