@@ -10,6 +10,7 @@ import typer
 from headrace.jobs.commands import data, model, train
 from headrace.schemas.errors import HeadraceError, install_hint
 from headrace.schemas.process_limits import open_closed_streams
+from headrace.schemas.visible_text import visible
 
 TRAIN_EXTRA = {
     "deepspeed",
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (HeadraceError, OSError, ModuleNotFoundError) as error:
         if debug or is_our_bug(error):
             raise
-        sys.exit("\n".join(f"error: {line}" for line in explain(error).splitlines()))
+        sys.exit("\n".join(f"error: {visible(line)}" for line in explain(error).split("\n")))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 

@@ -25,12 +25,12 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
         planning optim export checkpoint metrics pipeline run""".split(),
     "dataprep": "input text formats axolotl rows work passes shards".split(),
     "schemas": "shards train prepare".split(),
-    "jobs": "migration report first_run commands tools".split(),
+    "jobs": "migration report first_run serve commands tools".split(),
 }
 # of the trainer: imported by any folder, import no folder
 BASE = {"messages", "parallel", "rendezvous", "quiet", "failure"}
 MOST_FILES = 18  # in a folder, its __init__ left out
-LONGEST_CHAIN = 17  # modules that import one the next; it may only fall
+LONGEST_CHAIN = 15  # modules that import one the next; it may only fall
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
 FORBIDDEN = {"schemas": {*LEARNING, "rich"}, "dataprep": LEARNING, "trainer": {"rich"}}
 KERNELS_THIRD_PARTY = {"torch", "triton"}
