@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Collection, Sequence
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,8 +14,10 @@ from headrace.schemas.train.optimizer_config import OptimizerConfig
 from headrace.schemas.train.optimizer_record import OptimizerRecord
 from headrace.schemas.train.optimizers import OPTIMIZERS
 from headrace.trainer.adapters.names import is_control
-from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.parameter_slots import TrainedParameter
+
+if TYPE_CHECKING:
+    from headrace.trainer.building.built_stage import BuiltStage
 
 ORTHOGONAL = "orthogonal"  # key of a group: hidden matrices, where an optimizer tells them apart
 LORA_UP = (".lora_B.", ".lora_embedding_B.")
@@ -103,7 +105,7 @@ def is_decayed(item: TrainedParameter) -> bool:
     return item.parameter.ndim > 1 and not is_control(item.name)
 
 
-def table_names(built: BuiltStage) -> list[str]:
+def table_names(built: "BuiltStage") -> list[str]:
     """List the names of embedding, head and other tables of a stage's model."""
     family = built.architecture.family
     others = [name for name, module in built.names.items() if isinstance(module, nn.Embedding)]
