@@ -1,4 +1,4 @@
-"""What is known of an optimizer: its class, its states and their size, and what it requires."""
+"""The record of an optimizer: its class, its states and their size, and what it requires."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
