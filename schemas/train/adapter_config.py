@@ -110,7 +110,7 @@ class AdapterConfig(Config):
     def read_start(cls, values: Any) -> Any:
         """Take the settings of the adapter that training starts from."""
         if isinstance(values, dict) and isinstance(values.get("path"), str) and values["path"]:
-            return with_start(values)
+            return with_start(values, parse_layers)
         return values
 
     @field_validator("layers")

@@ -1,12 +1,10 @@
 """The keys of `[adapter]` that the config of an adapter decides which training starts from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from headrace.schemas.json_text import read_json_object
-from headrace.schemas.outside_text import json_type
-from headrace.schemas.train.layer_ranges import parse_layers
+from headrace.schemas.outside_text import OutsideTextError, json_type, parse_json, read_bytes
 
 CONFIG_NAME = "adapter_config.json"
 SAME_KEYS = {  # key of ours -> PEFT's
@@ -20,12 +18,14 @@ SAME_KEYS = {  # key of ours -> PEFT's
 }
 
 
-def with_start(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_start(
+    values: Mapping[str, Any], parse_layers: Callable[[str], list[int]]
+) -> dict[str, Any]:
     """Return a table `[adapter]` with the settings of the adapter that its `path` names.
 
     Raises:
-        ValueError: the table says otherwise, or the adapter cannot be started from.
-        DataError: its config cannot be read.
+        ValueError: the table says otherwise, the adapter cannot be started from, or its config
+            cannot be read.
     """
     path = Path(values["path"]) / CONFIG_NAME
     if not path.is_file():
@@ -34,15 +34,34 @@ def with_start(values: Mapping[str, Any]) -> dict[str, Any]:
         )
     if "init" in values:
         raise ValueError(f'init = "{values["init"]}" has no meaning with path; drop it')
-    found = settings_of(read_json_object(path), path)
+    found = settings_of(read_settings(path), path)
     for key, value in found.items():
         given = values.get(key, value)
-        if key != "dropout" and comparable(key, given) != comparable(key, value):
+        if key == "layers" and isinstance(given, str):
+            same = parse_layers(given) == parse_layers(value)
+        else:
+            same = key == "dropout" or in_order(given) == in_order(value)
+        if not same:
             raise ValueError(
                 f"{key} = {given!r}, but {path} has {value!r}; drop the key, or start from "
                 "another adapter"
             )
     return found | dict(values)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return what an adapter's config holds.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        config = parse_json(read_bytes(path))
+    except OutsideTextError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: holds {json_type(config)}, where an object is expected")
+    return config
 
 
 def settings_of(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -85,10 +104,6 @@ def as_number(value: Any, where: str) -> float:
     return float(value)
 
 
-def comparable(key: str, value: Any) -> Any:
-    """Return a setting as it compares with another way to write the same."""
-    if key == "layers" and isinstance(value, str):
-        return parse_layers(value)
-    if isinstance(value, list):
-        return sorted(map(str, value))
-    return value
+def in_order(value: Any) -> Any:
+    """Return a setting, a list in an order of its own."""
+    return sorted(map(str, value)) if isinstance(value, list) else value

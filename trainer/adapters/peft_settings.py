@@ -12,7 +12,6 @@ from peft import LoraConfig
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.json_text import read_json_object
-from headrace.trainer.architecture.weight_index import read_header
 
 CONFIG_NAME = "adapter_config.json"
 # settings that change more than the weights that an ordinary merge changes
@@ -84,17 +83,3 @@ def check_settings(path: Path, values: Mapping[str, Any]) -> None:
             "start was taken out; convert it by PEFT's "
             "save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
-
-
-def adapter_file(adapter: Path) -> Path:
-    """Return the file of an adapter's tensors.
-
-    Raises:
-        ConfigError, DataError: it is missing, or no whole safetensors file.
-    """
-    file = adapter / "adapter_model.safetensors"
-    if not file.exists():
-        raise ConfigError(f"{adapter}: no {file.name}; give the `adapter` of a run")
-    if not read_header(file):
-        raise DataError(f"{file}: holds no tensor")
-    return file

@@ -16,8 +16,9 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.names import ADAPTER, base_name, file_name, is_adapter
 from headrace.trainer.adapters.patterns import name_modules
-from headrace.trainer.adapters.peft_settings import adapter_file, read_peft_settings
+from headrace.trainer.adapters.peft_settings import read_peft_settings
 from headrace.trainer.adapters.whole_names import WholeNames
+from headrace.trainer.architecture.weight_index import adapter_file
 
 
 class StartingAdapter:

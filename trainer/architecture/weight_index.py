@@ -172,3 +172,17 @@ def _file_identity(path: Path) -> list[object]:
             file.seek(number * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
             digest.update(file.read(SAMPLE_BYTES))
     return [path.name, size, header, digest.hexdigest()]
+
+
+def adapter_file(adapter: Path) -> Path:
+    """Return the file of an adapter's tensors.
+
+    Raises:
+        ConfigError, DataError: it is missing, or no whole safetensors file.
+    """
+    file = adapter / "adapter_model.safetensors"
+    if not file.exists():
+        raise ConfigError(f"{adapter}: no {file.name}; give the `adapter` of a run")
+    if not read_header(file):
+        raise DataError(f"{file}: holds no tensor")
+    return file

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.json_text import read_json_object
-from headrace.trainer.adapters.peft_settings import adapter_file
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
-from headrace.trainer.architecture.weight_index import read_header, weight_files
+from headrace.trainer.architecture.weight_index import adapter_file, read_header, weight_files
 from headrace.trainer.export.gguf_family import GgufFamily, rope_factors
 
 LORA_PREFIX = "base_model.model."
