@@ -9,6 +9,7 @@ from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 
@@ -68,21 +69,38 @@ def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
         return adapter.target_modules
     routers = any(True for _ in routing_linears(model))
     mixture = any(True for _ in fused_experts(model))
-    if not (mixture or routers or adapter.layers):
+    refused = any(peft_refuses(name, model) for name in linear_names(model, adaptable=False))
+    if not (mixture or routers or adapter.layers or refused):
         return adapter.target_modules
     linear = linear_names(model)
     return sorted(linear - taken_for_experts(linear, model))
 
 
-def linear_names(model: Any) -> set[str]:
-    """Return the last names of all linear layers, the head and routers left out."""
+def peft_refuses(name: str, model: nn.Module) -> bool:
+    """Return whether PEFT puts no adapter on layers of a name, such as a Mamba's `out_proj`, whose
+    weight is used elsewhere than in the layer. Read against PEFT 0.18 to 0.20.
+    """
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name)
+    except ValueError:
+        return True
+    return False
+
+
+def linear_names(model: Any, *, adaptable: bool = True) -> set[str]:
+    """Return the last names of all linear layers, the head and routers left out.
+
+    Args:
+        adaptable: leave out those as well that PEFT refuses.
+    """
     left_out = {id(module) for _, module in routing_linears(model)}
     left_out.add(id(model.get_output_embeddings()))
-    return {
+    names = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and id(module) not in left_out
     }
+    return {name for name in names if not (adaptable and peft_refuses(name, model))}
 
 
 def routing_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

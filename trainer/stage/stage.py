@@ -1,7 +1,6 @@
 """One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -20,6 +19,8 @@ from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.attention_mask import attention_masks
 from headrace.trainer.layers.device import position_ids, to_device
 from headrace.trainer.layers.document_attention import KEYWORD, document_bounds
+from headrace.trainer.layers.documents import Documents, find_documents
+from headrace.trainer.layers.layer_arguments import LayerArguments
 from headrace.trainer.layers.layer_functions import (
     LayerFunctions,
     run_layer,
@@ -128,10 +129,12 @@ class Stage(nn.Module):
         self.windows = [architecture.windows[index] for index in layers]
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
         self.rotary_by_document = architecture.rotary_by_document
+        self.stateful = [architecture.stateful[index] for index in layers]
+        self.states = architecture.family.states
         self.additive_mask = architecture.attention == "eager"
         self.router_loss = router_loss
         self.taps = [tap_router(layer, router_loss) for layer in self.layers]
-        self.layer_arguments = required_arguments(self.layers[0])
+        self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
         self.compute_dtype = compute_dtype
         self.autocast = autocast
         self.recomputed = [index in recompute for index in layers]
@@ -192,8 +195,15 @@ class Stage(nn.Module):
         additive = self.compute_dtype if self.additive_mask else None
         lengths = micro_batch.document_lengths
         bounds = document_bounds(lengths, device) if self.by_bounds else None
-        masked = self.windows if not self.by_bounds else [w for w in self.windows if w is not None]
+        masked = [
+            window
+            for window, attends in zip(self.windows, self.attends, strict=True)
+            if attends and not (self.by_bounds and window is None)
+        ]
         masks = attention_masks(lengths, masked, device, additive) if masked else {}
+        documents = None
+        if any(self.stateful):
+            documents = find_documents(lengths, micro_batch.row_lengths, device)
         positions = to_device(position_ids(lengths), device)
         real = None
         if self.router_loss is not None:
@@ -203,14 +213,16 @@ class Stage(nn.Module):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
                 hidden = self.embedding.embed(inputs, chance, device)
-            documents = lengths if self.rotary_by_document else None
-            tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, documents)
+            alone = lengths if self.rotary_by_document else None
+            tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, alone)
             if self.offload is not None:
                 self.offload.begin()
             for index in range(len(self.layers)):
                 window = self.windows[index]
                 table = tables.get(self.rotary_types[index])
-                arguments = self.arguments_of_layer(masks.get(window), positions, table)
+                arguments = self.arguments_of_layer(
+                    index, masks.get(window), positions, table, documents
+                )
                 if bounds is not None and window is None:
                     arguments[KEYWORD] = bounds
                 run = self._layer_runner(index, arguments, real, micro_batch)
@@ -228,15 +240,31 @@ class Stage(nn.Module):
         weights = self.weight_offload
         return contextlib.nullcontext() if weights is None else weights.of(index)
 
+    @property
+    def attends(self) -> list[bool]:
+        """Return of each layer whether it takes a mask of attention."""
+        beside = self.states is not None and self.states.attends
+        return [beside or not stateful for stateful in self.stateful]
+
     def arguments_of_layer(
-        self, mask: Tensor | None, positions: Tensor, rotary: Any
+        self,
+        index: int,
+        mask: Tensor | None,
+        positions: Tensor,
+        rotary: Any,
+        states: Documents | Tensor | None = None,
     ) -> dict[str, Any]:
-        """Return a layer's arguments beside the hidden states."""
-        arguments: dict[str, Any] = dict.fromkeys(self.layer_arguments)
-        arguments |= {"attention_mask": mask, "position_ids": positions}
+        """Return a layer's arguments beside the hidden states.
+
+        Args:
+            states: what a layer with a state is given for a mask of it.
+        """
+        arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         if rotary is not None:
             arguments["position_embeddings"] = rotary
-        return arguments
+        if self.states is not None and self.stateful[index]:
+            arguments[self.states.mask] = states
+        return self.layer_arguments[index].select(arguments)
 
     def _layer_runner(
         self, index: int, arguments: dict[str, Any], real: Tensor | None, micro_batch: MicroBatch
@@ -292,10 +320,3 @@ class Stage(nn.Module):
             with torch.no_grad():
                 before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
         return self.objective.loss(loss, hidden, micro_batch, seed, before, statistics)
-
-
-def required_arguments(layer: nn.Module) -> list[str]:
-    """Arguments that a layer insists on, such as falcon's alibi; None unless the stage has them."""
-    parameters = list(inspect.signature(layer.forward).parameters.values())[1:]
-    named = [part for part in parameters if part.kind is part.POSITIONAL_OR_KEYWORD]
-    return [part.name for part in named if part.default is part.empty]

@@ -16,7 +16,10 @@ from headrace.trainer.export.merge import merge
 
 TOLERANCE = 1e-5
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
-SHORT = ("apertus", "deepseek_v3", "ernie4_5_moe", "gemma4_text")
+SHORT = (
+    *("apertus", "deepseek_v3", "ernie4_5_moe", "gemma4_text"),
+    *("falcon_h1", "nemotron_h", "qwen3_next", "recurrent_gemma"),
+)
 
 
 @pytest.fixture(autouse=True)
