@@ -22,13 +22,15 @@ from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import HeadraceError
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.architecture.architecture import Architecture, read_architecture
-from headrace.trainer.architecture.families import refuse
+from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.families import FAMILIES, refuse
+from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_writer import save_tensors
-from headrace.trainer.architecture.weight_index import SINGLE_NAME
-from headrace.trainer.architecture.weight_names import as_stored
+from headrace.trainer.architecture.read_architecture import read_architecture
+from headrace.trainer.architecture.weight_names import SINGLE_NAME, as_stored
 from headrace.trainer.building.filled_stage import fill_stage
-from headrace.trainer.building.model_plan import Plan, make_plan
+from headrace.trainer.building.make_plan import make_plan
+from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
 from headrace.trainer.building.partition import Span, StageCut
 from headrace.trainer.building.tiny_config import shrink
@@ -245,3 +247,18 @@ def gradient_difference(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
         for name in own.keys() | theirs.keys()
     ]
     return torch.stack(differences).max().item()
+
+
+def plan_model(config: TrainConfig) -> Plan:
+    """Lay out the model that a config names; one whose type has no record is tried out first.
+
+    Raises:
+        ConfigError: an architecture that is not supported, adapters that match nothing.
+    """
+    directory = model_directory(config.model)
+    architecture = read_architecture(directory)
+    if architecture.config.model_type not in FAMILIES:
+        check_against_transformers(architecture, str(directory))
+    plan = make_plan(config, architecture)
+    plan.method.check_result()
+    return plan
