@@ -25,9 +25,10 @@ def linear_layers(model: Any) -> Iterator[tuple[str, nn.Linear]]:
     left_out = {id(module) for _, module in routing_linears(model)}
     left_out.add(id(model.get_output_embeddings()))
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and id(module) not in left_out:
-            if not refused_by_peft(name.rsplit(".", 1)[-1], model):
-                yield name, module
+        if not isinstance(module, nn.Linear) or id(module) in left_out:
+            continue
+        if not refused_by_peft(name.rsplit(".", 1)[-1], model):
+            yield name, module
 
 
 def refused_by_peft(name: str, model: nn.Module) -> bool:

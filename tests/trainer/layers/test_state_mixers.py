@@ -5,9 +5,9 @@ import torch
 from model_types import architecture_for
 from tiny_families import config_of, make_batch, run_forward
 
-from headrace.trainer.architecture.architecture import read_architecture
+from headrace.trainer.architecture.read_architecture import read_architecture
+from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_builder import build_stage
-from headrace.trainer.building.model_plan import make_plan
 from headrace.trainer.building.self_check import save_tiny
 from headrace.trainer.layers.state_mixers import RestartsAtDocuments
 from headrace.trainer.stage.stage import MicroBatch
