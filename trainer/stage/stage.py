@@ -1,7 +1,7 @@
 """One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.attention_mask import attention_masks
 from headrace.trainer.layers.device import position_ids, to_device
-from headrace.trainer.layers.document_attention import KEYWORD, document_bounds
+from headrace.trainer.layers.document_attention import VisibleTokens, visible_tokens
 from headrace.trainer.layers.documents import Documents, find_documents
 from headrace.trainer.layers.layer_arguments import LayerArguments
 from headrace.trainer.layers.layer_functions import (
@@ -75,7 +75,7 @@ class Stage(nn.Module):
     Attributes:
         layer_functions: how a layer is run.
         before_step: to be called before the micro-batches of a step, with none in flight.
-        by_bounds: attention without a window takes the documents' bounds instead of a mask.
+        by_bounds: attention takes the documents' bounds and its window instead of a mask.
         weight_offload: where the layers' weights come from, if they are not on the device.
         reference: the same layers as they were before training, for objectives that compare with
             them. Hidden states for both travel as one tensor, [2b, s, hidden size].
@@ -132,6 +132,7 @@ class Stage(nn.Module):
         self.stateful = [architecture.stateful[index] for index in layers]
         self.states = architecture.family.states
         self.additive_mask = architecture.attention == "eager"
+        self.capped_attention = bool(architecture.setting("attn_logit_softcapping"))
         self.router_loss = router_loss
         self.taps = [tap_router(layer, router_loss) for layer in self.layers]
         self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
@@ -192,18 +193,11 @@ class Stage(nn.Module):
     def run(self, inputs: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
         """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
         device = self.device
-        additive = self.compute_dtype if self.additive_mask else None
         lengths = micro_batch.document_lengths
-        bounds = document_bounds(lengths, device) if self.by_bounds else None
-        masked = [
-            window
-            for window, attends in zip(self.windows, self.attends, strict=True)
-            if attends and not (self.by_bounds and window is None)
-        ]
-        masks = attention_masks(lengths, masked, device, additive) if masked else {}
-        documents = None
+        masks = self._masks(lengths, self.attention_windows, device)
+        states = None
         if any(self.stateful):
-            documents = find_documents(lengths, micro_batch.row_lengths, device)
+            states = find_documents(lengths, micro_batch.row_lengths, device)
         positions = to_device(position_ids(lengths), device)
         real = None
         if self.router_loss is not None:
@@ -213,18 +207,15 @@ class Stage(nn.Module):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
                 hidden = self.embedding.embed(inputs, chance, device)
-            alone = lengths if self.rotary_by_document else None
-            tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, alone)
+            documents = lengths if self.rotary_by_document else None
+            tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, documents)
             if self.offload is not None:
                 self.offload.begin()
             for index in range(len(self.layers)):
                 window = self.windows[index]
                 table = tables.get(self.rotary_types[index])
-                arguments = self.arguments_of_layer(
-                    index, masks.get(window), positions, table, documents
-                )
-                if bounds is not None and window is None:
-                    arguments[KEYWORD] = bounds
+                mask = masks.get(window)
+                arguments = self.arguments_of_layer(index, mask, positions, table, states)
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, router_loss = run(hidden)
@@ -233,6 +224,22 @@ class Stage(nn.Module):
                 hidden = self.norm(hidden)
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
 
+    @property
+    def attention_windows(self) -> list[int | None]:
+        """Return the windows of those layers that attend."""
+        beside = self.states is not None and self.states.attends
+        pairs = zip(self.windows, self.stateful, strict=True)
+        return [window for window, stateful in pairs if beside or not stateful]
+
+    def _masks(
+        self, lengths: list[list[int]], windows: list[int | None], device: torch.device
+    ) -> Mapping[int | None, Tensor | VisibleTokens | None]:
+        """Return what a layer's attention is given, by its window."""
+        if self.by_bounds:
+            return visible_tokens(lengths, windows, device, capped=self.capped_attention)
+        additive = self.compute_dtype if self.additive_mask else None
+        return attention_masks(lengths, windows, device, additive)
+
     def _kept(self, index: int, hidden: Tensor) -> AbstractContextManager[None]:
         """Return the context that stores a layer's saved tensors, unless autograd holds them."""
         if self.recomputed[index]:
@@ -240,16 +247,10 @@ class Stage(nn.Module):
         weights = self.weight_offload
         return contextlib.nullcontext() if weights is None else weights.of(index)
 
-    @property
-    def attends(self) -> list[bool]:
-        """Return of each layer whether it takes a mask of attention."""
-        beside = self.states is not None and self.states.attends
-        return [beside or not stateful for stateful in self.stateful]
-
     def arguments_of_layer(
         self,
         index: int,
-        mask: Tensor | None,
+        mask: Tensor | VisibleTokens | None,
         positions: Tensor,
         rotary: Any,
         states: Documents | Tensor | None = None,
