@@ -16,30 +16,41 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 
 from headrace.trainer.architecture.architecture import find_router
+from headrace.trainer.architecture.families_state import is_bypassed
 
 EXPERT_PARAMETERS = re.compile(r"(?:^|\.)(\w+\.experts\.\w+)$")
 
 
 def linear_layers(model: Any) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield all linear layers, the head, routers, and those that PEFT refuses left out."""
+    """Yield all linear layers, the head, routers, and those that take no adapter left out."""
     left_out = {id(module) for _, module in routing_linears(model)}
     left_out.add(id(model.get_output_embeddings()))
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or id(module) in left_out:
             continue
-        if not refused_by_peft(name.rsplit(".", 1)[-1], model):
+        if not takes_no_adapter(name, model):
             yield name, module
 
 
-def refused_by_peft(name: str, model: nn.Module) -> bool:
-    """Return whether PEFT puts no adapter on layers of a name, such as a Mamba's `out_proj`, whose
-    weight is used elsewhere than in the layer.
+def takes_no_adapter(name: str, model: Any) -> bool:
+    """Return whether an adapter on a layer is refused by PEFT, such as on a Mamba's `out_proj`, or
+    would be without effect.
     """
+    if is_bypassed(name, model.config.model_type):
+        return True
     try:
-        _check_lora_target_modules_mamba(LoraConfig(), model, name)
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.rsplit(".", 1)[-1])
     except ValueError:
         return True
     return False
+
+
+def has_unadaptable(model: Any) -> bool:
+    """Return whether a model has linear layers that take no adapter."""
+    return any(
+        isinstance(module, nn.Linear) and takes_no_adapter(name, model)
+        for name, module in model.named_modules()
+    )
 
 
 def linear_names(model: Any) -> set[str]:

@@ -17,9 +17,9 @@ from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.trainer.adapters.linear_layers import (
     fused_experts,
+    has_unadaptable,
     linear_names,
     named_by_weight,
-    refused_by_peft,
     routing_linears,
     taken_for_experts,
 )
@@ -28,7 +28,6 @@ from headrace.trainer.adapters.pattern_checks import check_expressions, check_pa
 
 logger = logging.getLogger(__name__)
 
-MAMBA_OUTPUT = "out_proj"  # that PEFT adapts in some families and refuses in others
 SHOWN = 3  # modules that a message names
 
 
@@ -70,9 +69,8 @@ def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
 
     "all-linear" becomes a list of names where PEFT's own would be wrong: in mixtures, whose names
     it may take for those of fused experts, with routers that are linear layers, with layers that
-    it refuses, and beside
-    `layers` and `modules_to_save`, with which PEFT wants names. So does an expression where PEFT
-    would go by the last names of what it matches.
+    take no adapter, and beside `layers` and `modules_to_save`, with which PEFT wants names. So does
+    an expression where PEFT would go by the last names of what it matches.
 
     Raises:
         ConfigError: a target whose output is not that of a linear layer.
@@ -84,8 +82,7 @@ def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
         return resolved(adapter, model, taken) if adapter.target_pattern and taken else wanted
     routers = any(True for _ in routing_linears(model))
     mixture = any(True for _ in fused_experts(model))
-    refused = refused_by_peft(MAMBA_OUTPUT, model)
-    if not (mixture or routers or adapter.layers or refused):
+    if not (mixture or routers or adapter.layers or has_unadaptable(model)):
         return wanted
     return sorted(linear - taken)
 

@@ -20,6 +20,7 @@ class StateLayers:
 
     mixer: str  # path of the module with the state, in its layer
     mask: str = "attention_mask"  # argument of the layer that reaches the mixer as its mask
+    bypassed: tuple[str, ...] = ()  # linear layers of the mixer that it reads the weights of
 
     @property
     def attends(self) -> bool:
@@ -31,13 +32,13 @@ class StateLayers:
 STATE_LAYERS: Mapping[str, StateLayers] = {
     "bamba": StateLayers("mamba"),
     "falcon_h1": StateLayers("mamba", mask="mamba_attention_mask"),
-    "falcon_mamba": StateLayers("mixer"),
+    "falcon_mamba": StateLayers("mixer", bypassed=("dt_proj",)),
     "granitemoehybrid": StateLayers("mamba"),
-    "jamba": StateLayers("mamba"),
+    "jamba": StateLayers("mamba", bypassed=("dt_proj",)),
     "kimi_linear": StateLayers("self_attn"),
     "lfm2": StateLayers("conv"),
     "lfm2_moe": StateLayers("conv"),
-    "mamba": StateLayers("mixer"),
+    "mamba": StateLayers("mixer", bypassed=("dt_proj",)),
     "mamba2": StateLayers("mixer"),
     "minimax": StateLayers("self_attn"),
     "nemotron_h": StateLayers("mixer"),
@@ -47,6 +48,14 @@ STATE_LAYERS: Mapping[str, StateLayers] = {
     "qwen3_next": StateLayers("linear_attn"),
     "recurrent_gemma": StateLayers("temporal_block"),
 }
+
+
+def is_bypassed(name: str, model_type: str) -> bool:
+    """Return whether a mixer reads the weight of a linear layer of this name in place of calling
+    the layer: adapters on it would have no effect, and it cannot be quantized.
+    """
+    states = STATE_LAYERS.get(model_type)
+    return states is not None and name.rsplit(".", 1)[-1] in states.bypassed
 
 
 def has_state(layer_type: str) -> bool:

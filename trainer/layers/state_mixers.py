@@ -5,7 +5,7 @@ is exact. Read against transformers 5.23.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,14 @@ POSITIONS = "position_ids"
 
 class RestartsAtDocuments(nn.Module):
     """Base, before a mixer's own class, that takes documents for a mask."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts but of the mixer itself: in training it would take a path that
+        multiplies by the output's weight without calling the layer, around adapters and formats.
+        """
+        super().train(mode)
+        self.training = False
+        return self
 
     def forward(self, hidden_states: Tensor, **named: Any) -> Any:
         """Mix each document alone, or what there is as transformers does under its own mask."""
@@ -53,3 +61,4 @@ def restart_at_documents(mixer: nn.Module) -> None:
     kind: Any = type(mixer)
     if not isinstance(mixer, RestartsAtDocuments):
         mixer.__class__ = restarting(kind)
+        mixer.training = False

@@ -10,6 +10,7 @@ from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.building.self_check import save_tiny
 from headrace.trainer.layers.state_mixers import RestartsAtDocuments
+from headrace.trainer.quantized.modules import quantized_places
 from headrace.trainer.stage.stage import MicroBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,3 +77,18 @@ def test_mixers_keep_their_class_and_attention_stays_as_it_is(hybrid):
     assert {type(mixer).__name__ for mixer in mixers} == {"Qwen3NextGatedDeltaNet"}
     assert len(mixers) == sum(built.stage.stateful) < len(built.stage.layers)
     assert len(run_forward([built], make_batch())[-1].token_losses) == 3
+
+
+def test_mamba_gets_adapters_and_formats_where_its_layers_are_called(tmp_path):
+    save_tiny(architecture_for("mamba", tiny=True), tmp_path)
+    built = build(tmp_path, quantization={"backend": "bnb"})
+    adapted = {item.name.split(".lora_")[0].rsplit(".", 1)[-1] for item in built.trained}
+    assert adapted == {"in_proj", "x_proj"}
+    places = [place for place, _, _ in quantized_places(built.names)]
+    assert any("x_proj" in place for place in places)
+    assert not any("dt_proj" in place for place in places)
+    assert run_forward([built], make_batch())[-1].value.item() > 0
+    parts = built.stage.train().modules()
+    mixer = next(part for part in parts if isinstance(part, RestartsAtDocuments))
+    assert not mixer.training
+    assert mixer.in_proj.training
