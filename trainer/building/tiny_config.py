@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from headrace.trainer.building.tiny_states import is_size, set_state_sizes
+from headrace.trainer.architecture.state_sizes import is_size, set_state_sizes
 
 HEAD = 16  # numbers of an attention head
 MOST_LAYERS = 8
