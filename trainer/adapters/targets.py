@@ -13,6 +13,7 @@ from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.trainer.adapters.linear_layers import (
     fused_experts,
+    has_unadaptable,
     linear_layers,
     linear_names,
     named_by_weight,
@@ -64,9 +65,9 @@ def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
     """Return what gets adapters, as PEFT is told.
 
     "all-linear" becomes a list of names where PEFT's own would be wrong: in mixtures, whose names
-    it may take for those of fused experts, with routers that are linear layers, and beside
-    `layers` and `modules_to_save`, with which PEFT wants names. So does an expression where PEFT
-    would go by the last names of what it matches.
+    it may take for those of fused experts, with routers that are linear layers, with layers that
+    take no adapter, and beside `layers` and `modules_to_save`, with which PEFT wants names. So does
+    an expression where PEFT would go by the last names of what it matches.
 
     Raises:
         ConfigError: a target whose output is not that of a linear layer.
@@ -78,7 +79,7 @@ def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
         return resolved(adapter, model, taken) if adapter.target_pattern and taken else wanted
     routers = any(True for _ in routing_linears(model))
     mixture = any(True for _ in fused_experts(model))
-    if not (mixture or routers or adapter.layers):
+    if not (mixture or routers or adapter.layers or has_unadaptable(model)):
         return wanted
     return sorted(linear - taken)
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from headrace.schemas.errors import DataError
+from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.json_text import parse_json, read_json_object
 from headrace.schemas.named_files import (
