@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.trainer.architecture.stored_tensor import StoredTensor
+from headrace.trainer.architecture.model_files import StoredTensor
 
 SPLIT = re.compile(r"^(.*)-\d{5}-of-(\d{5})\.gguf$")
 PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F64"}  # GGUF's type -> safetensors'

@@ -13,7 +13,7 @@ from typing import Any
 from headrace.schemas.errors import DataError
 from headrace.schemas.json_text import read_json_object
 from headrace.schemas.named_files import check_inside, check_regular, named_file
-from headrace.trainer.architecture.stored_tensor import StoredTensor
+from headrace.trainer.architecture.model_files import StoredTensor
 
 PICKLE_NAME = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"

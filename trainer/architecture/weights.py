@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headrace.schemas.errors import DataError
-from headrace.trainer.architecture.stored_tensor import StoredTensor
+from headrace.trainer.architecture.model_files import StoredTensor
 from headrace.trainer.architecture.weight_index import stored_tensors
 
 WORKERS = 4

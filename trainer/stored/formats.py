@@ -6,9 +6,8 @@ from pathlib import Path
 from torch import nn
 
 from headrace.schemas.json_text import read_json_object
-from headrace.trainer.architecture.config_limits import CONFIG_NAME, MAX_CONFIG_BYTES
 from headrace.trainer.architecture.gguf_index import SUFFIX as GGUF_SUFFIX
-from headrace.trainer.architecture.stored_tensor import StoredTensor
+from headrace.trainer.architecture.model_files import CONFIG_NAME, MAX_CONFIG_BYTES, StoredTensor
 from headrace.trainer.stored.bnb import Bnb
 from headrace.trainer.stored.compressed_tensors import CompressedTensors
 from headrace.trainer.stored.fp8 import Fp8Blocks, Fp8Rows

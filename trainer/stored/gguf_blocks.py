@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.architecture.families import FAMILIES
-from headrace.trainer.architecture.stored_tensor import StoredTensor
+from headrace.trainer.architecture.model_files import StoredTensor
 from headrace.trainer.stored.codes import PIECE
 from headrace.trainer.stored.stored_weight import Parts, StoredWeight
 

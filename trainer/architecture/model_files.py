@@ -1,8 +1,10 @@
-"""The place of one tensor in a file of weights, and names of such files. Imports no torch."""
+"""Files of a model directory by name, and tensors by their place in them. Imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+CONFIG_NAME = "config.json"
+MAX_CONFIG_BYTES = 16 << 20
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
@@ -12,7 +14,7 @@ class StoredTensor:
     """Location of one tensor."""
 
     path: Path
-    dtype: str  # safetensors' name, such as BF16; of GGUF's blocks U8, which they are read as
+    dtype: str  # safetensors' name, such as BF16; of GGUF's blocks U8
     shape: tuple[int, ...]
     offset: int  # in the file
     nbytes: int
