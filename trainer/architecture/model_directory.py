@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.architecture.pickled_index import PickledDirectory
+from headrace.trainer.architecture.model_files import PickledDirectory
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]

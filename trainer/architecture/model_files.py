@@ -1,12 +1,18 @@
 """Files of a model directory by name, and tensors by their place in them. Imports no torch."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG_BYTES = 16 << 20
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+PICKLE_NAME = "pytorch_model.bin"
+
+
+class PickledDirectory(PosixPath):
+    """A model directory whose pickles may be read, since the config says so."""
 
 
 @dataclass(frozen=True)

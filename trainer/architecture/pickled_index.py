@@ -7,17 +7,12 @@ tensors, numbers and texts alone, without the tensors' bytes. These are read lik
 import pickle
 import struct
 import warnings
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import Any
 
 from headrace.schemas.errors import DataError
-from headrace.schemas.json_text import read_json_object
-from headrace.schemas.named_files import check_inside, check_regular, named_file
 from headrace.trainer.architecture.model_files import StoredTensor
 
-PICKLE_NAME = "pytorch_model.bin"
-PICKLE_INDEX = "pytorch_model.bin.index.json"
-MAX_INDEX = 64 << 20  # bytes
 DAMAGE = (  # what unpickling bytes of any kind raises
     RuntimeError,
     EOFError,
@@ -33,30 +28,6 @@ REMEDY = (
     "load the model with transformers in an environment that you trust and write it with "
     "save_pretrained, which makes safetensors files"
 )
-
-
-class PickledDirectory(PosixPath):
-    """A model directory whose pickles may be read, since the config says so."""
-
-
-def pickled_files(directory: Path) -> list[Path]:
-    """Return the pickles that hold a model's weights; none where they may not be read.
-
-    Raises:
-        DataError: one that the index names is missing.
-    """
-    if not isinstance(directory, PickledDirectory):
-        return []
-    index, single = directory / PICKLE_INDEX, directory / PICKLE_NAME
-    if index.is_file():
-        names = set(read_json_object(index, MAX_INDEX)["weight_map"].values())
-        paths = [named_file(directory, name, PICKLE_INDEX) for name in names]
-    else:
-        paths = [single] if single.is_file() else []
-    for path in paths:
-        check_regular(path)
-        check_inside(path, directory)
-    return sorted(paths)
 
 
 def pickled_tensors(path: Path) -> dict[str, StoredTensor]:

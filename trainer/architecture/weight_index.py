@@ -21,8 +21,15 @@ from headrace.schemas.named_files import (
     shown,
 )
 from headrace.trainer.architecture.gguf_index import SUFFIX, gguf_files, gguf_tensors
-from headrace.trainer.architecture.model_files import INDEX_NAME, SINGLE_NAME, StoredTensor
-from headrace.trainer.architecture.pickled_index import REMEDY, pickled_files, pickled_tensors
+from headrace.trainer.architecture.model_files import (
+    INDEX_NAME,
+    PICKLE_INDEX,
+    PICKLE_NAME,
+    SINGLE_NAME,
+    PickledDirectory,
+    StoredTensor,
+)
+from headrace.trainer.architecture.pickled_index import REMEDY, pickled_tensors
 
 MAX_INDEX = 64 << 20  # bytes
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -39,8 +46,6 @@ OTHER_WEIGHTS = (  # files of other forms -> what to do
     ),
     ("*.pt*", f"is a pickle, which may run code and is not read; {REMEDY}"),
 )
-
-
 # ending of other files than safetensors -> what lists their tensors
 INDEXES: Mapping[str, Callable[[Path], dict[str, StoredTensor]]] = {
     ".bin": pickled_tensors,
@@ -54,25 +59,38 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         DataError: there are none, or one that the index names is missing.
     """
-    index = directory / INDEX_NAME
-    if index.is_file():
-        try:
-            names = set(read_json_object(index, MAX_INDEX)["weight_map"].values())
-            paths = [named_file(directory, name, INDEX_NAME) for name in names]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{index}: cannot be read ({error}); fetch the model again") from None
-        for path in paths:
-            if not path.exists():
-                raise DataError(f"{path}: missing, but {INDEX_NAME} lists it")
-            check_regular(path)
-        return sorted(paths)
-    if (directory / SINGLE_NAME).exists():
-        check_regular(directory / SINGLE_NAME)
-        check_inside(directory / SINGLE_NAME, directory)
-        return [directory / SINGLE_NAME]
-    if found := pickled_files(directory) or gguf_files(directory):
-        return found
-    raise DataError(f"{directory}: no {SINGLE_NAME} and no {INDEX_NAME}; {way_out(directory)}")
+    found = named_files(directory, INDEX_NAME, SINGLE_NAME)
+    if not found and isinstance(directory, PickledDirectory):
+        found = named_files(directory, PICKLE_INDEX, PICKLE_NAME)
+    found = found or gguf_files(directory)
+    if not found:
+        raise DataError(f"{directory}: no {SINGLE_NAME} and no {INDEX_NAME}; {way_out(directory)}")
+    return found
+
+
+def named_files(directory: Path, index_name: str, single_name: str) -> list[Path]:
+    """Return the files that an index names, or the single one there is; none without either.
+
+    Raises:
+        DataError: one that the index names is missing.
+    """
+    index, single = directory / index_name, directory / single_name
+    if not index.is_file():
+        if not single.exists():
+            return []
+        check_regular(single)
+        check_inside(single, directory)
+        return [single]
+    try:
+        names = set(read_json_object(index, MAX_INDEX)["weight_map"].values())
+        paths = [named_file(directory, name, index_name) for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{index}: cannot be read ({error}); fetch the model again") from None
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: missing, but {index_name} lists it")
+        check_regular(path)
+    return sorted(paths)
 
 
 def way_out(directory: Path) -> str:
@@ -85,9 +103,10 @@ def way_out(directory: Path) -> str:
 
 def has_weights(directory: Path) -> bool:
     """Return whether a directory has weight files."""
-    if any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME)):
-        return True
-    return bool(pickled_files(directory) or gguf_files(directory))
+    names = [INDEX_NAME, SINGLE_NAME]
+    if isinstance(directory, PickledDirectory):
+        names += [PICKLE_INDEX, PICKLE_NAME]
+    return any((directory / name).is_file() for name in names) or bool(gguf_files(directory))
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
