@@ -69,7 +69,7 @@ def test_activations_are_those_that_autograd_keeps(model, adapter, quantization)
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        arguments = stage.arguments_of_layer(mask, positions, table)
+        arguments = stage.arguments_of_layer(0, mask, positions, table)
         stage.layer_functions.plain(stage.layers[0], hidden, arguments)
     assert predicted.kept[None] == sum(size for size, _ in kept.values())
     assert predicted.boundary == hidden.nbytes
