@@ -26,7 +26,7 @@ from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokens import Located, TokenizerSpec
 from headrace.schemas.fingerprint import canonical_json
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig
 from headrace.schemas.prepare.source_config import SourceConfig
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from headrace.dataprep.text.chat_template import RESERVED, Message
 from headrace.dataprep.text.special_pieces import unmarked
 from headrace.schemas.fingerprint import canonical_json
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.chat_config import ChatConfig
 
 FIELDS = ("messages", "conversations", "conversation")

@@ -38,8 +38,8 @@ class PrepareConfig(Config):
         description='`"concatenate"`: documents follow each other and are cut at `sequence_len`. '
         '`"best_fit"`: rows hold whole documents, chosen to fill them. `"none"`: each document is '
         "a row. Attention always stops at document ends. Default: "
-        '`"concatenate"`; with a source of chats, or of Axolotl's prompts and answers, `"best_fit"`, which cuts no answer from its '
-        'question; for pairs `"none"`.',
+        '`"concatenate"`; with a source of chats, or of prompts and answers of Axolotl, '
+        '`"best_fit"`, which cuts no answer from its question; for pairs `"none"`.',
     )
     overlong: Overlong | None = Field(
         None,

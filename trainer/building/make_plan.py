@@ -8,6 +8,7 @@ from headrace.trainer.architecture.read_architecture import architecture_of, lay
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import measure
 from headrace.trainer.layers.experts import install_experts
+from headrace.trainer.objectives.registry import objective_of
 from headrace.trainer.quantized.selection import install_holders, plan_quantization
 
 
@@ -20,7 +21,7 @@ def make_plan(config: TrainConfig, base: Architecture) -> Plan:
     Raises:
         ConfigError: an architecture that is not supported, adapters that match nothing.
     """
-    directory, kind = model_directory(config.model), method_of(config.adapter)
+    directory, kind = model_directory(config.model, config.weights), method_of(config.adapter)
     architecture, reshaped = base, kind.reshape(config.adapter, base.config)
     if reshaped is not base.config:
         architecture = architecture_of(reshaped, str(directory))
@@ -31,4 +32,5 @@ def make_plan(config: TrainConfig, base: Architecture) -> Plan:
     install_holders(model, quantization, architecture)
     model = method.install(model)
     size = measure(model, architecture, method.prefix)
-    return Plan(architecture, plain, model, method, method.prefix, quantization, size)
+    objective = objective_of(config.objective)
+    return Plan(architecture, plain, model, method, method.prefix, quantization, objective, size)

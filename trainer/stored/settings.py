@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.json_text import name_of
+from headrace.schemas.outside_text import json_type
 
 KEYS = ("quantization_config", "compression_config")  # the second of older compressed-tensors
 # `quant_method` of formats that are read -> what they are; `formats.FORMATS` has their classes
@@ -47,7 +47,7 @@ def quantization_method(path: str, settings: Mapping[str, Any]) -> str:
         ConfigError: it is not read, with those that are.
     """
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"{path}: quantization_config is {name_of(settings)}, not an object")
+        raise ConfigError(f"{path}: quantization_config is {json_type(settings)}, not an object")
     method = settings.get("quant_method")
     if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
         method = "bitsandbytes"
