@@ -176,7 +176,7 @@ class ListScan:
     def fail(self, position: int, problem: str) -> None:
         """Stop at a byte of the file."""
         line = lines_before(self.path, position) + 1
-        raise DataError(f"{self.path}:{line}: {problem}; repair the JSON, or write JSONL")
+        raise DataError(f"{self.path}:{line}: {problem}; repair the JSON list, or write JSONL")
 
 
 class ObjectsScan(ListScan):

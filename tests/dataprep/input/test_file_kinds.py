@@ -168,7 +168,7 @@ def test_a_list_that_a_row_s_own_field_holds_is_no_list_of_rows(corpus, tmp_path
         ),
         (
             '{\n "text": "a"\n}\nword {}',
-            r"^in\.json:4: Expecting '\{'; repair the JSON",
+            r"^in\.json:4: Expecting '\{'; repair the JSON list",
         ),
         ('{"data": [\n{"text": "a"},\n{"text": "b"', r"^in\.json:1: the file ends in the record"),
     ],
