@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.train.run_state import QuarantineRecord
+from headrace.trainer import devices
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.loader import GroupLoader
 from headrace.trainer.batches.step_inputs import Counts, StepInputs
@@ -61,9 +61,7 @@ class Feed:
 
 def pinned(tensor: Tensor | None) -> Tensor | None:
     """Copy a tensor to memory that a GPU can read from while the process goes on."""
-    if tensor is None or not torch.cuda.is_available():
-        return tensor
-    return tensor.pin_memory()
+    return None if tensor is None else devices.pin(tensor)
 
 
 def _inputs_of(batch: Batch, stage: int, stages: int, total: Counts) -> StepInputs:

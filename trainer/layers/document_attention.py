@@ -24,6 +24,7 @@ from headrace.kernels.document_attention import (
     first_visible,
 )
 from headrace.schemas.errors import ConfigError
+from headrace.trainer import devices
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.layers.flex_attention import block_mask, flex_document_attention
 
@@ -88,7 +89,7 @@ def visible_tokens(
             found[given] = None
             continue
         blocks = None
-        if capped and device.type == "cuda":
+        if capped and devices.is_accelerator(device):
             blocks = block_mask(first_visible(bounds, sum(flat), window or -1))
         found[given] = VisibleTokens(bounds, window, blocks)
     return found

@@ -12,6 +12,7 @@ from headrace.kernels.fp8_linear import ALIGNMENT
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.quantization_config import QuantizationConfig, check_installed
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.weight_index import stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
@@ -91,13 +92,13 @@ def check_fp8_device(config: TrainConfig, device: torch.device) -> None:
         ConfigError: naming the GPU and what to use instead.
     """
     frozen = config.quantization is not None and config.quantization.in_fp8
-    if device.type != "cuda" or not (frozen or config.trained_matmul == "fp8"):
+    capability = devices.compute_capability(device)
+    if capability is None or not (frozen or config.trained_matmul == "fp8"):
         return
-    capability = torch.cuda.get_device_capability(device)
     if capability < FP8_CAPABILITY:
         key = "quantization" if frozen else "trained_matmul"
         raise ConfigError(
-            f"{key}: {torch.cuda.get_device_name(device)} has no matrix units for 8-bit floats "
+            f"{key}: {devices.device_name(device)} has no matrix units for 8-bit floats "
             f"(compute capability {capability[0]}.{capability[1]}, needed is 8.9); use "
             + ('backend = "bnb" without matmul = "fp8"' if frozen else 'trained_matmul = "auto"')
         )

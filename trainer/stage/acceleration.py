@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from headrace.kernels.lora_linear import join, joined_lora_linear, lora_linear
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers import document_attention
 from headrace.trainer.layers.experts import GroupedExperts
@@ -85,7 +86,7 @@ def is_wide(base: nn.Module) -> bool:
 
 def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
     """Return whether the Triton kernels and compiled layers are used on this device."""
-    return config.kernels != "torch" and device.type == "cuda"
+    return config.kernels != "torch" and devices.is_accelerator(device)
 
 
 def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
