@@ -137,7 +137,7 @@ JLLM = OldSystem(
         none("--skip_train_steps", "`anomalies` skips steps that go wrong"),
         same("--pipe_parallel_size", "train.pipeline_stages"),
         none("--model_parallel_size", TENSOR, 1),
-        none("--sequence_parallel_size", "sequences are not cut", 1),
+        same("--sequence_parallel_size", "train.sequence_parallel"),
         none("--encoder_pipe_parallel_size", IMAGES, 0),
         none("--attention_alpha", "the cost of a layer is counted from its shape", 3),
         computed(

@@ -103,7 +103,7 @@ def tiny_config(family):
 
 def save_tiny(family, directory, **changes):
     """A model directory with random weights; norms and biases are random as well."""
-    config = CONFIG_MAPPING[family](**COMMON | FAMILIES[family] | changes)
+    config = CONFIG_MAPPING[family](**COMMON | FAMILIES.get(family, {}) | changes)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

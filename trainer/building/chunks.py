@@ -9,9 +9,12 @@ import torch
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.building.model_builder import BuiltStage, build_stage, plan_model
+from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
 
 
-def build_chunks(config: TrainConfig, stage: int, device: torch.device) -> BuiltStage:
+def build_chunks(
+    config: TrainConfig, stage: int, device: torch.device, sequence: SequenceSlice = WHOLE
+) -> BuiltStage:
     """Build the parts of the model that a stage holds: every n-th of n stages.
 
     Raises:
@@ -19,7 +22,7 @@ def build_chunks(config: TrainConfig, stage: int, device: torch.device) -> Built
     """
     plan = plan_model(config)
     mine = range(stage, config.parts, config.pipeline_stages)
-    return join([build_stage(config, part, device, plan) for part in mine])
+    return join([build_stage(config, part, device, plan, sequence) for part in mine])
 
 
 def join(built: Sequence[BuiltStage]) -> BuiltStage:

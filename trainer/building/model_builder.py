@@ -21,6 +21,9 @@ from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.building.partition import Span, StageCut
 from headrace.trainer.building.reference import reference_of
 from headrace.trainer.building.self_check import check_against_transformers
+from headrace.trainer.building.sequence_check import check_rows_can_be_cut
+from headrace.trainer.layers.sequence_attention import share_rows
+from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
 from headrace.trainer.quantized.selection import check_fp8_device
 from headrace.trainer.stage.acceleration import accelerate
@@ -73,19 +76,26 @@ def plan_model(config: TrainConfig) -> Plan:
     architecture = read_architecture(directory)
     if architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
+    if config.sequence_parallel > 1:
+        check_rows_can_be_cut(config, architecture)
     plan = make_plan(config, architecture)
     plan.method.check_result()
     return plan
 
 
 def build_stage(
-    config: TrainConfig, stage: int, device: torch.device, plan: Plan | None = None
+    config: TrainConfig,
+    stage: int,
+    device: torch.device,
+    plan: Plan | None = None,
+    sequence: SequenceSlice = WHOLE,
 ) -> BuiltStage:
     """Lay the whole model out without memory, keep this stage's modules, and load their weights.
 
     Args:
         stage: of an interleaved schedule, the part of the model.
         plan: of this config, where several stages are built from one.
+        sequence: the slice of every row that the stage is to hold.
 
     Raises:
         ConfigError: an architecture that is not supported, adapters that match nothing.
@@ -94,13 +104,14 @@ def build_stage(
     check_fp8_device(config, device)
     plan = plan or plan_model(config)
     cut = StageCut(stage, config.parts, partition(config, plan.size)[stage])
-    built, filled = fill_stage(config, plan, cut, device)
+    built, filled = fill_stage(config, plan, cut, device, sequence)
     offload_weights(built, config, device)
     if config.objective.has_reference:
         built.reference = reference_of(built, plan, config, cut, device)
         built.reference.weight_offload = built.weight_offload
         accelerate(built.reference, config, plan.architecture, device)
     accelerate(built, config, plan.architecture, device)
+    share_rows(built.modules(), sequence)
     embedding = f"{plan.architecture.family.embedding}.weight"
     tied_name = embedding if plan.architecture.tied else None
     return BuiltStage(

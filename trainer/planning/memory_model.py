@@ -55,9 +55,11 @@ def stage_memory(
 
     Args:
         layers: of each chunk of this stage.
+        activations: of this rank's slice of rows.
         dtype: of frozen weights and of the computation.
     """
-    stages, tokens = config.pipeline_stages, config.places * sequence_len
+    stages = config.pipeline_stages
+    tokens = config.places * sequence_len // config.sequence_parallel
     parts = parts_of_stage(config, size, layers, stage)
     trained = sum(part.trained for part in parts)
     quantized = sum(part.quantized for part in parts)

@@ -57,6 +57,13 @@ class RunPlan:
         return max(stage.memory.peak for stage in self.stages)
 
     @property
+    def layout(self) -> str:
+        """Return the sizes of the parallel dimensions, beside the stages."""
+        shares = self.config.sequence_parallel
+        rows = f", whose rows {shares} ranks share" if shares > 1 else ""
+        return f"{self.replicas} replica(s){rows}"
+
+    @property
     def bubble(self) -> float:
         """Share of the time in which a stage waits for the pipeline to fill and drain."""
         waiting = self.config.pipeline_stages - 1
@@ -112,6 +119,7 @@ def plan_run(
     activations = activations or layer_activations(plan, config, dtype, length)
     cut = partition(config, size)
     stages = dims.stages
+    mine = share_of_activations(config, plan, activations, dtype, length)
     return RunPlan(
         config,
         plan,
@@ -119,10 +127,26 @@ def plan_run(
         length,
         activations,
         [
-            stage_plan(plan, config, size, cut[n::stages], n, activations, dtype, length)
+            stage_plan(plan, config, size, cut[n::stages], n, mine, dtype, length)
             for n in range(stages)
         ],
     )
+
+
+def share_of_activations(
+    config: TrainConfig,
+    plan: Plan,
+    activations: LayerActivations,
+    dtype: torch.dtype,
+    sequence_len: int,
+) -> LayerActivations:
+    """Return what a rank keeps of a layer, of what whole rows would."""
+    settings = plan.architecture.config
+    heads = settings.num_attention_heads
+    key_heads = getattr(settings, "num_key_value_heads", None) or heads
+    head_size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
+    key_bytes = 2 * key_heads * head_size * config.places * sequence_len * dtype.itemsize
+    return activations.shared(config.sequence_parallel, key_bytes, key_heads)
 
 
 def stage_plan(
@@ -198,6 +222,7 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
         for stages in range(config.pipeline_stages + 1, min(gpus, layers // chunks) + 1)
         if gpus % stages == 0 and (chunks == 1 or config.gradient_accumulation_steps % stages == 0)
     ]
+    single += [{"sequence_parallel": ranks} for ranks in more_slices(run, gpus)]
     if config.quantization is None and config.adapter.record.has_products:
         single.insert(2, {"quantization": SMALLEST})
     if not config.adapter.record.trains_base:
@@ -215,12 +240,23 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
             if len(change) < sum(map(len, changes)):
                 continue  # two numbers of stages
             changed, quantized = config.model_copy(update=change), "quantization" in change
+            if gpus % changed.replica_ranks:
+                continue
             plan = quantized_plan if quantized else run.plan
             known = counted.get((quantized, changed.places))
             tried = plan_run(changed, gpus, run.sequence_len, plan, known)
             counted[quantized, changed.places] = tried.activations
             if tried.peak <= memory:
                 yield change, tried
+
+
+def more_slices(run: RunPlan, gpus: int) -> list[int]:
+    """Return the numbers of ranks that could share rows, above that of the config."""
+    heads, now = run.plan.architecture.config.num_attention_heads, run.config.sequence_parallel
+    if run.config.rejected_sampling is not None:
+        return []
+    fitting = range(now + 1, gpus + 1)
+    return [n for n in fitting if not (gpus % n or heads % n or run.sequence_len % n)]
 
 
 def report(run: RunPlan, gpus: int, memory: float | None) -> str:
@@ -258,7 +294,7 @@ def report(run: RunPlan, gpus: int, memory: float | None) -> str:
     lines += [
         "",
         f"GiB; micro-batches of {config.micro_batch_size} x {run.sequence_len} tokens, "
-        f"{config.gradient_accumulation_steps} a step, {run.replicas} replica(s).",
+        f"{config.gradient_accumulation_steps} a step, {run.layout}.",
         f"Bubble {run.bubble:.1%}, balance {run.balance:.1%}, "
         f"expected efficiency {run.efficiency:.1%} of as many GPUs without a pipeline.",
     ]

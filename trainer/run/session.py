@@ -22,6 +22,7 @@ from headrace.trainer.checkpoint.checkpoint_folder import (
     newest,
 )
 from headrace.trainer.failure import wait_to_be_ended
+from headrace.trainer.layers.sequence_slice import SequenceSlice
 from headrace.trainer.messages import from_first_rank, gather
 from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.reporters import open_reporters
@@ -51,6 +52,7 @@ LAYOUT = {  # what a resumed run takes from its own config and layout, not from 
     "global_batch_rows",
     "stages",
     "replicas",
+    "sequence_ranks",
     "config_fingerprint",
     "data_fingerprint",
     "files",
@@ -89,7 +91,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
     folder = CheckpointFolder(
         run_directory, config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
     )
-    built = build_chunks(config, layout.stage, layout.device)
+    built = build_chunks(config, layout.stage, layout.device, SequenceSlice.of(layout))
     optimizer = build_optimizer(
         config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
     )
@@ -237,6 +239,7 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: RankLayout) -> RunS
         global_batch_rows=inputs.global_batch_rows,
         stages=layout.stages,
         replicas=layout.replicas,
+        sequence_ranks=layout.dims.sequence,
         config_fingerprint=config.fingerprint(),
         data_fingerprint=inputs.data_fingerprint,
         files={},
@@ -253,10 +256,11 @@ def describe(built: BuiltStage, inputs: Inputs, layout: RankLayout, total_steps:
     layers = " + ".join(str(count) for count, _ in stages)
     trained = sum(count for _, count in stages)
     logger.info(
-        "%d stage(s) of %s layers x %d replica(s) on %s, %s; %s trained parameters",
+        "%d stage(s) of %s layers x %d replica(s)%s on %s, %s; %s trained parameters",
         layout.stages,
         layers,
         layout.replicas,
+        f" x {shares} shares of rows" if (shares := layout.dims.sequence) > 1 else "",
         layout.device.type,
         str(built.chunks[0].compute_dtype).removeprefix("torch."),
         f"{trained:,}",
