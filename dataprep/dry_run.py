@@ -16,9 +16,8 @@ from rich.table import Table
 from headrace.dataprep.input.files import describe_file, find_inputs
 from headrace.dataprep.input.streams import compression, decompressed, open_random
 from headrace.dataprep.input.tasks import Piece, Task
-from headrace.dataprep.prepare import build_context, plan
+from headrace.dataprep.planning import build_context, plan
 from headrace.dataprep.rows.blocks import process_block, read_blocks
-from headrace.dataprep.rows.format_registry import build_format
 from headrace.dataprep.rows.task_stats import TaskStats, add_stats
 from headrace.dataprep.text.encoding import encode_texts
 from headrace.dataprep.work.context import Context
@@ -170,7 +169,7 @@ def measure(context: Context, sample: Sample) -> Measured:
     """Tokenize and pack one sample in memory."""
     encode_texts(context.tokenizer, ["a"])  # opens the tokenizer
     started = time.perf_counter()
-    row_format = build_format(context.config, sample.task.source, context.tokenizer)
+    row_format = context.row_format(sample.task.source)
     results = [
         process_block(context.config, context.tokenizer, row_format, block)
         for block in read_blocks(context.config, row_format, sample.task)

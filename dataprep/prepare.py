@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 
 from headrace.dataprep.input.files import InputFile, find_inputs, inputs_fingerprint
-from headrace.dataprep.input.tasks import Task, plan_tasks
+from headrace.dataprep.input.tasks import Task
 from headrace.dataprep.passes.dedup_pass import find_duplicates
-from headrace.dataprep.passes.document_keys import check_library
 from headrace.dataprep.passes.merge_runs import write_shards
 from headrace.dataprep.passes.mixing import mix
 from headrace.dataprep.passes.recorded_inputs import changed_input, record_inputs
@@ -25,9 +23,7 @@ from headrace.dataprep.passes.row_rank import RowCuts
 from headrace.dataprep.passes.shard_writer import Target
 from headrace.dataprep.passes.sorted_runs import Runs
 from headrace.dataprep.passes.task_runner import finished_task, run_task
-from headrace.dataprep.resolve import resolve
-from headrace.dataprep.rows.blocks import block_options
-from headrace.dataprep.rows.format_registry import build_format
+from headrace.dataprep.planning import build_context, plan
 from headrace.dataprep.rows.task_stats import (
     StatsSum,
     TaskStats,
@@ -37,15 +33,13 @@ from headrace.dataprep.rows.task_stats import (
 )
 from headrace.dataprep.shards.blend_inputs import read_settings
 from headrace.dataprep.shards.html_report import write_report
-from headrace.dataprep.text.fast_tokenizer import check_backend
-from headrace.dataprep.text.tokenizer import TOKENIZER_NAME, read_content, read_spec
+from headrace.dataprep.text.tokenizer import TOKENIZER_NAME, read_content
 from headrace.dataprep.work.console_report import print_ledger, warn_of_losses
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.local_engine import Engine, LocalEngine
 from headrace.dataprep.work.task_progress import TaskBar
 from headrace.dataprep.work.workspace import (
     CONFIG_NAME,
-    Workspace,
     locked,
     open_output,
     remove_work,
@@ -54,14 +48,8 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.publish import write_atomic
-from headrace.schemas.shards.manifest import (
-    Manifest,
-    ShardRecord,
-    TokenizerRecord,
-    TokenLedger,
-    read_manifest,
-    write_manifest,
-)
+from headrace.schemas.shards.manifest import Manifest, ShardRecord, TokenizerRecord, TokenLedger
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 from headrace.schemas.shards.tokenizer_content import content_fingerprint
 
@@ -123,27 +111,6 @@ def prepare(
     print_ledger(console, manifest)
     warn_of_losses(manifest)
     return manifest
-
-
-def build_context(config: PrepareConfig) -> Context:
-    """Everything that can be checked before the input is looked at."""
-    tokenizer = read_spec(config)
-    if config.tokenizer_backend != "tokenizers":
-        check_backend(tokenizer)
-    check_library(config.deduplicate)
-    config = resolve(config, tokenizer)
-    for source in config.sources:
-        block_options(config, source.name, tokenizer)  # says before the work what is wrong in them
-    return Context(config, tokenizer, Workspace(Path(config.output)))
-
-
-def plan(context: Context, inputs: list[list[InputFile]]) -> list[Task]:
-    """The tasks of a job's inputs, which are the files of each source."""
-    sources = context.config.sources
-    columns = [
-        build_format(context.config, source, context.tokenizer).columns for source in sources
-    ]
-    return plan_tasks(context.config, inputs, columns)
 
 
 def finished_manifest(

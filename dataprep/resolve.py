@@ -5,7 +5,7 @@ from pathlib import Path
 from headrace.dataprep.input.files import find_source_files
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.tasks import cut_file
-from headrace.dataprep.text.tokenizer import TokenizerSpec
+from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig

@@ -76,3 +76,9 @@ def name_of(value: Any) -> str:
     """Return what a JSON value is called."""
     names = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return names.get(type(value), "null")
+
+
+def json_type(value: object) -> str:
+    """A value's type in JSON's words."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), "a number")

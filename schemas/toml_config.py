@@ -2,69 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    StringConstraints,
     ValidationError,
 )
 
-from headrace.schemas.addresses import check_address
 from headrace.schemas.config_errors import Location, describe_errors, dotted, table_model
+from headrace.schemas.config_model import Config
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.outside_text import OutsideTextError, parse_toml, read_text
 
 MOST_CONFIG_BYTES = 1 << 24
-
-
-def check_characters(text: str) -> str:
-    """Return a text that can be a name or a path.
-
-    Raises:
-        ValueError: it holds a NUL, or half a surrogate pair, which no file can be called.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start} is no Unicode text; correct it") from None
-    if "\0" in text:
-        raise ValueError(f"character {text.index(chr(0))} is NUL; remove it")
-    return text
-
-
-Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(check_characters)]
-Address = Annotated[Text, AfterValidator(check_address)]  # a path or a URL
-
-
-def no_truth_value(value: object) -> object:
-    """Literals are told apart by `==`, for which true is 1.
-
-    Raises:
-        ValueError: true or false.
-    """
-    if isinstance(value, bool):
-        raise ValueError("true and false are no numbers")
-    return value
-
-
-IsNumber = BeforeValidator(no_truth_value)
-
-
-class Config(BaseModel):
-    """Base of all config tables: immutable, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-    def fingerprint(self, exclude: set[str] | None = None) -> str:
-        """SHA-256 of the resolved values, leaving out the named top-level keys."""
-        return fingerprint(self.model_dump(mode="json", exclude=exclude))
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

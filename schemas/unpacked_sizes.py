@@ -22,9 +22,14 @@ def unpacked_problem(group: pq.RowGroupMetaData, columns: Collection[str] | None
         width = WIDTHS.get(column.physical_type, 1)
         size = max(column.total_uncompressed_size, width * column.num_values)
         packed = max(1, column.total_compressed_size)
-        if size > LARGE and size > MOST_TIMES * packed:
+        if is_bomb(packed, size):
             return (
                 f"column {column.path_in_schema} unpacks from {packed} to {size} bytes; write the "
                 f"file again with row groups of less than {LARGE >> 20} MiB"
             )
     return None
+
+
+def is_bomb(packed: int, unpacked: int) -> bool:
+    """Return whether bytes unpack to very many, and to far more than they are."""
+    return unpacked > LARGE and unpacked > MOST_TIMES * max(1, packed)

@@ -85,4 +85,4 @@ def test_kernels_is_hugging_faces_and_a_model_class_imports(python, folder):
 
 
 def test_the_command_runs_from_the_wheel(python):
-    assert "prepare" in run(python, "-m", "headrace.jobs.commands.cli", "--help", cwd=Path("/"))
+    assert "prepare" in run(python, "-m", "headrace.jobs.cli", "--help", cwd=Path("/"))

@@ -20,16 +20,17 @@ MAY_IMPORT = {
     "jobs": {"schemas", "kernels", "dataprep", "trainer"},
 }
 FOLDERS = {  # each may import those before it; files outside of folders stand at both ends
-    "trainer": """shards order architecture adapters quantized layers batches stage objectives
-        building
+    "trainer": """shards order architecture stored adapters quantized layers batches stage
+        objectives building
         planning optim export checkpoint metrics pipeline run""".split(),
     "dataprep": "input text formats axolotl rows work passes shards".split(),
     "schemas": "shards train prepare".split(),
-    "jobs": "migration commands tools".split(),
+    "jobs": "migration report first_run serve commands tools".split(),
 }
 # of the trainer: imported by any folder, import no folder
 BASE = {"messages", "parallel", "rendezvous", "quiet", "failure"}
 MOST_FILES = 18  # in a folder, its __init__ left out
+LONGEST_CHAIN = 17  # modules that import one the next; it may only fall
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
 FORBIDDEN = {"schemas": {*LEARNING, "rich"}, "dataprep": LEARNING, "trainer": {"rich"}}
 KERNELS_THIRD_PARTY = {"torch", "triton"}
@@ -154,6 +155,22 @@ def test_no_modules_import_each_other_in_a_circle():
     order.prepare()  # raises CycleError, which names the circle
 
 
+def longest_chain() -> list[str]:
+    """Return the modules of the longest chain of imports, from the one that imports the rest."""
+    imports = {module_of(path): MODULES.intersection(modules_imported(path)) for path in SOURCES}
+    chains: dict[str, list[str]] = {}
+    for module in TopologicalSorter(imports).static_order():
+        below = max((chains[name] for name in sorted(imports[module])), key=len, default=[])
+        chains[module] = [module, *below]
+    return max(chains.values(), key=len)
+
+
+def test_chains_of_imports_stay_short():
+    """Reaching the bottom from the top takes few steps; imports inside functions count."""
+    chain = longest_chain()
+    assert len(chain) <= LONGEST_CHAIN, " -> ".join(chain)
+
+
 def test_no_folder_holds_too_many_files():
     counts = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
     assert {str(folder): count for folder, count in counts.items() if count > MOST_FILES} == {}
@@ -168,7 +185,7 @@ def test_dataprep_and_the_command_line_leave_torch_unloaded():
     program = (
         "import importlib, sys\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
-        "from headrace.jobs.commands import cli\n"
+        "from headrace.jobs import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         f"loaded = {LEARNING!r} & set(sys.modules)\n"

@@ -110,6 +110,7 @@ def connect_and_train(config: TrainConfig, inputs: Inputs, rank: int, *, resume:
 
     from headrace.trainer.parallel import connect, set_threads
     from headrace.trainer.run.loop import train
+    from headrace.trainer.run.open_session import open_session
 
     layout = connect(inputs.dims)
     set_threads(config)
@@ -117,7 +118,7 @@ def connect_and_train(config: TrainConfig, inputs: Inputs, rank: int, *, resume:
     if layout.publishes(node_local=config.checkpoint.node_local):
         record = {"config": config.model_dump(mode="json"), **resume_record(config, inputs)}
         write_atomic(Path(config.output_dir) / RUN_CONFIG_NAME, json.dumps(record, indent=1) + "\n")
-    train(config, inputs, layout, signals, resume)
+    train(config, inputs, layout, signals, open_session(config, inputs, layout, resume))
     dist.barrier(layout.world_group)
     dist.destroy_process_group()
 

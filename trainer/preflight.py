@@ -9,6 +9,7 @@ from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION
+from headrace.schemas.shards.tokenizer_content import is_tokenizer
 from headrace.schemas.train.quantization_config import check_installed
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.config_limits import read_model_config
@@ -17,8 +18,10 @@ from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.stop_tokens import stop_tokens
 from headrace.trainer.architecture.weight_index import weights_fingerprint
 from headrace.trainer.order.data_plan import plan_data
-from headrace.trainer.order.datasets import RANDOM, Inputs, manifest_of
+from headrace.trainer.order.datasets import RANDOM, Inputs
 from headrace.trainer.shards.decoded_pairs import SIDES
+from headrace.trainer.shards.storage import manifest_of
+from headrace.trainer.stored.settings import check_readable
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     directory = model_directory(config.model)
     model = read_model_config(directory)
     check_family(config.model, model)
+    check_readable(config.model, model)
     text = text_settings(model)
     check_model(config, text)
     if config.quantization is not None:
@@ -179,7 +183,7 @@ def check_shards(
         raise ConfigError(
             f"{tokenizer}: not found; the model directory must hold the tokenizer of the shards"
         )
-    if tokenizer.is_file() and not manifest.tokenizer.is_file(tokenizer):
+    if tokenizer.is_file() and not is_tokenizer(manifest.tokenizer, tokenizer):
         raise DataError(
             f"{path}: made with another tokenizer than {tokenizer}; "
             "prepare the shards with this model's"

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from headrace.dataprep.axolotl.build_chat import chat, property_names, sharegpt
+import numpy as np
+
+from headrace.dataprep.axolotl.build_chat import chat, sharegpt
 from headrace.dataprep.axolotl.build_pairs import bradley_terry, orpo, text_pairs
 from headrace.dataprep.axolotl.dialogues import Llama2Chat, Messages, Pygmalion
 from headrace.dataprep.axolotl.instruct import USER_DEFINED, Instruct, Reflection, UserDefined
@@ -10,9 +12,11 @@ from headrace.dataprep.axolotl.naming import check_format, split_type, unknown
 from headrace.dataprep.axolotl.plain import Completion, InputOutput, Pretrain
 from headrace.dataprep.axolotl.prompts import instruct_types, prompt_texts, styles
 from headrace.dataprep.axolotl.row_format import AxolotlFormat
-from headrace.dataprep.axolotl.strategy import Strategy, TokenRules, token_rules
-from headrace.dataprep.text.sample import Format
-from headrace.dataprep.text.tokenizer import TokenizerSpec
+from headrace.dataprep.axolotl.strategy import Strategy, TokenRules
+from headrace.dataprep.axolotl.turns import property_names
+from headrace.dataprep.text.row_format import Format
+from headrace.dataprep.text.tokenizer import open_tokenizer
+from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig, CustomType
 from headrace.schemas.prepare.prepare_config import PrepareConfig
@@ -146,3 +150,21 @@ OTHERS: dict[str, Callable[[AxolotlConfig, TokenRules, str | None], Strategy]] =
     "messages": messages,
     "messages.chat": messages,
 }
+
+
+def token_rules(spec: TokenizerSpec, sequence_len: int, train_on_inputs: bool) -> TokenRules:
+    """Read from the tokenizer what it adds."""
+    encoding = open_tokenizer(spec, True).encode("a", add_special_tokens=True)
+    added = np.array(encoding.special_tokens_mask, dtype=bool)
+    text = np.flatnonzero(~added)
+    first, last = (int(text[0]), int(text[-1])) if len(text) else (len(added), len(added))
+    special = dict(spec.special_tokens)
+    return TokenRules(
+        spec=spec,
+        sequence_len=sequence_len,
+        train_on_inputs=train_on_inputs,
+        before=tuple(encoding.ids[:first]),
+        after=tuple(encoding.ids[last + 1 :]),
+        bos=special.get("bos"),
+        eos=special.get("eos"),
+    )

@@ -11,7 +11,7 @@ from headrace.dataprep.axolotl.templates import (
     named_templates,
     template_text,
 )
-from headrace.dataprep.axolotl.turns import DEFAULT_ROLES, TurnReader
+from headrace.dataprep.axolotl.turns import property_names, turn_reader
 from headrace.dataprep.text.encoding import encode_texts
 from headrace.dataprep.text.tokenizer import control_texts
 from headrace.schemas.errors import ConfigError
@@ -27,44 +27,6 @@ def chat(config: AxolotlConfig, rules: TokenRules, style: str | None) -> ChatStr
     reader = turn_reader(config, message_properties(template, text))
     train = train_rules(config, rules, text, reader.roles)
     return ChatStrategy(reader, template, train)
-
-
-def turn_reader(config: AxolotlConfig, kept: frozenset[str]) -> TurnReader:
-    """Return the reader of the turns of a row."""
-    thinking_key = config.template_thinking_key or "reasoning_content"
-    names = {"role": "role", "content": "content"} | property_names(config)
-    if config.field_thinking:
-        names.setdefault(thinking_key, config.field_thinking)
-    roles = DEFAULT_ROLES
-    if config.roles:
-        roles = {alias: role for role, aliases in config.roles.items() for alias in aliases}
-    return TurnReader(
-        field_messages=config.field_messages or "messages",
-        field_tools=config.field_tools or "tools",
-        names=names,
-        kept=kept,
-        roles=roles,
-        thinking_key=thinking_key,
-        split_thinking=bool(config.split_thinking),
-        field_training=config.message_field_training,
-        field_detail=config.message_field_training_detail,
-        drop_system_message=bool(config.drop_system_message),
-    )
-
-
-def property_names(config: AxolotlConfig) -> dict[str, str]:
-    """The mapping of message properties, with the older names of two of them."""
-    mapping = dict(config.message_property_mappings or {})
-    for key, old in (
-        ("role", config.message_field_role),
-        ("content", config.message_field_content),
-    ):
-        if old is not None and mapping.setdefault(key, old) != old:
-            raise ConfigError(
-                f'message_field_{key} = "{old}" and message_property_mappings.{key} = '
-                f'"{mapping[key]}" differ; remove one'
-            )
-    return mapping
 
 
 def train_rules(

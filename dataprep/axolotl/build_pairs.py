@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from headrace.dataprep.axolotl.build_chat import property_names, turn_reader
 from headrace.dataprep.axolotl.naming import check_format, unknown
 from headrace.dataprep.axolotl.preference import (
     CUSTOM_PAIR,
@@ -22,6 +21,7 @@ from headrace.dataprep.axolotl.preference_chat import (
 )
 from headrace.dataprep.axolotl.strategy import Row, TokenRules
 from headrace.dataprep.axolotl.templates import choose_template
+from headrace.dataprep.axolotl.turns import property_names, turn_reader
 from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig, CustomType
 

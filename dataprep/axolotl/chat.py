@@ -11,7 +11,6 @@ import numpy as np
 from headrace.dataprep.axolotl.strategy import Built, Plan, Row, RowError, one_sample
 from headrace.dataprep.axolotl.turn_spans import SpannedChat, find_difference, find_spans
 from headrace.dataprep.axolotl.turns import Detail, Turn, TurnReader
-from headrace.dataprep.input.records import json_type
 from headrace.dataprep.text.chat_mask import span_tokens
 from headrace.dataprep.text.chat_template import (
     RESERVED,
@@ -21,7 +20,8 @@ from headrace.dataprep.text.chat_template import (
     TemplateRefusedError,
 )
 from headrace.dataprep.text.sample import Mask
-from headrace.dataprep.text.tokenizer import Ids, Located
+from headrace.dataprep.text.tokens import Ids, Located
+from headrace.schemas.json_text import json_type
 from headrace.schemas.prepare.axolotl_config import Ends
 
 NEAR = 3  # tokens between a turn and the token that ends it, at most

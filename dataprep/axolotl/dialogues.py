@@ -19,9 +19,10 @@ from headrace.dataprep.axolotl.strategy import (
     one_sample,
     rows_in,
 )
-from headrace.dataprep.input.records import json_type
 from headrace.dataprep.text.sample import Sample
-from headrace.dataprep.text.tokenizer import Located, open_tokenizer
+from headrace.dataprep.text.tokenizer import open_tokenizer
+from headrace.dataprep.text.tokens import Located
+from headrace.schemas.json_text import json_type
 
 START = "\n<START>"
 TURN_END = " </s><s>"

@@ -14,7 +14,7 @@ import numpy as np
 
 from headrace.dataprep.axolotl.strategy import Built, Plan, Row, RowError, as_mask
 from headrace.dataprep.text.sample import Sample
-from headrace.dataprep.text.tokenizer import TokenizerSpec
+from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import canonical_json
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig, CustomType

@@ -19,8 +19,8 @@ from headrace.dataprep.axolotl.strategy import (
     one_sample,
     text_of,
 )
-from headrace.dataprep.input.records import json_type
-from headrace.dataprep.text.tokenizer import Located
+from headrace.dataprep.text.tokens import Located
+from headrace.schemas.json_text import json_type
 
 
 @dataclass(frozen=True)

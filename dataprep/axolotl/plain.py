@@ -16,9 +16,9 @@ from headrace.dataprep.axolotl.strategy import (
     rows_in,
     text_of,
 )
-from headrace.dataprep.input.records import json_type
 from headrace.dataprep.text.sample import Sample
-from headrace.dataprep.text.tokenizer import Located
+from headrace.dataprep.text.tokens import Located
+from headrace.schemas.json_text import json_type
 
 COMPLETION_ROWS = 64  # a text is cut after so many times `sequence_len`
 MOST_OVERLAP = 256

@@ -17,10 +17,10 @@ from headrace.dataprep.axolotl.strategy import (
     column,
     rows_in,
 )
-from headrace.dataprep.input.records import json_type
 from headrace.dataprep.text.chat_template import TemplateRefusedError
 from headrace.dataprep.text.sample import Sample
-from headrace.dataprep.text.tokenizer import Ids, Located
+from headrace.dataprep.text.tokens import Ids, Located
+from headrace.schemas.json_text import json_type
 
 
 class Pair(NamedTuple):

@@ -7,7 +7,7 @@ from headrace.dataprep.axolotl.preference import Pair, one_pair, refuse_tools, s
 from headrace.dataprep.axolotl.strategy import Built, Plan, Row, RowError, column, rows_in
 from headrace.dataprep.axolotl.turns import TurnReader, parse_call, read_tools
 from headrace.dataprep.text.chat_template import ChatTemplate, Message, TemplateRefusedError
-from headrace.dataprep.text.tokenizer import Located
+from headrace.dataprep.text.tokens import Located
 
 TOOL_FIELDS = ("tool_calls", "tool_call_id", "name")
 DUMMY = {"role": "user", "content": "[[dummy_message]]"}  # a question for templates that want one

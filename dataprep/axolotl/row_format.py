@@ -8,8 +8,9 @@ import numpy as np
 from headrace.dataprep.axolotl.strategy import Plan, RowError, Strategy
 from headrace.dataprep.input.records import Record, Reject, refuse
 from headrace.dataprep.text.encoding import encode_located, encode_texts
-from headrace.dataprep.text.sample import Encoded, Sample
-from headrace.dataprep.text.tokenizer import Located, TokenizerSpec
+from headrace.dataprep.text.row_format import Encoded
+from headrace.dataprep.text.sample import Sample
+from headrace.dataprep.text.tokens import Located, TokenizerSpec
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import canonical_json, derive_seed
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig

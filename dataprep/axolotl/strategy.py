@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from headrace.dataprep.input.records import json_type
 from headrace.dataprep.text.sample import Mask, Sample
-from headrace.dataprep.text.tokenizer import Ids, Located, TokenizerSpec, open_tokenizer
+from headrace.dataprep.text.tokens import Ids, Located, TokenizerSpec
 from headrace.schemas.errors import DataError
+from headrace.schemas.json_text import json_type
 
 Row = Mapping[str, Any]
 
@@ -95,24 +95,6 @@ class TokenRules:
                 'with it; name it in tokenizer_config.json as "eos_token"'
             )
         return self.eos
-
-
-def token_rules(spec: TokenizerSpec, sequence_len: int, train_on_inputs: bool) -> TokenRules:
-    """Read from the tokenizer what it adds."""
-    encoding = open_tokenizer(spec, True).encode("a", add_special_tokens=True)
-    added = np.array(encoding.special_tokens_mask, dtype=bool)
-    text = np.flatnonzero(~added)
-    first, last = (int(text[0]), int(text[-1])) if len(text) else (len(added), len(added))
-    special = dict(spec.special_tokens)
-    return TokenRules(
-        spec=spec,
-        sequence_len=sequence_len,
-        train_on_inputs=train_on_inputs,
-        before=tuple(encoding.ids[:first]),
-        after=tuple(encoding.ids[last + 1 :]),
-        bos=special.get("bos"),
-        eos=special.get("eos"),
-    )
 
 
 def one_sample(ids: Sequence[int] | Ids, trained: npt.ArrayLike | None, cut: int = 0) -> Built:

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2.nodes
 
 from headrace.dataprep.text.chat_template import ChatTemplate
-from headrace.dataprep.text.tokenizer import TokenizerSpec
+from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig
 

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 from headrace.dataprep.axolotl.prompts import prompt_texts
 from headrace.dataprep.axolotl.strategy import Row, RowError, as_text
-from headrace.dataprep.input.records import json_type
 from headrace.dataprep.text.chat_template import Message
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.json_text import json_type
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig
 
 DEFAULT_ROLES = {
     "human": "user",
@@ -233,3 +235,41 @@ def begin_with_user(turns: list[Turn]) -> list[Turn]:
     if turns[first].role != "user":
         return turns[:first] + turns[first + 1 :]
     return turns
+
+
+def turn_reader(config: AxolotlConfig, kept: frozenset[str]) -> TurnReader:
+    """Return the reader of the turns of a row."""
+    thinking_key = config.template_thinking_key or "reasoning_content"
+    names = {"role": "role", "content": "content"} | property_names(config)
+    if config.field_thinking:
+        names.setdefault(thinking_key, config.field_thinking)
+    roles = DEFAULT_ROLES
+    if config.roles:
+        roles = {alias: role for role, aliases in config.roles.items() for alias in aliases}
+    return TurnReader(
+        field_messages=config.field_messages or "messages",
+        field_tools=config.field_tools or "tools",
+        names=names,
+        kept=kept,
+        roles=roles,
+        thinking_key=thinking_key,
+        split_thinking=bool(config.split_thinking),
+        field_training=config.message_field_training,
+        field_detail=config.message_field_training_detail,
+        drop_system_message=bool(config.drop_system_message),
+    )
+
+
+def property_names(config: AxolotlConfig) -> dict[str, str]:
+    """The mapping of message properties, with the older names of two of them."""
+    mapping = dict(config.message_property_mappings or {})
+    for key, old in (
+        ("role", config.message_field_role),
+        ("content", config.message_field_content),
+    ):
+        if old is not None and mapping.setdefault(key, old) != old:
+            raise ConfigError(
+                f'message_field_{key} = "{old}" and message_property_mappings.{key} = '
+                f'"{mapping[key]}" differ; remove one'
+            )
+    return mapping

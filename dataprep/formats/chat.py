@@ -19,8 +19,9 @@ from headrace.dataprep.text.conversation import (
     read_conversation,
 )
 from headrace.dataprep.text.encoding import encode_located
-from headrace.dataprep.text.sample import Encoded, Mask, Sample
-from headrace.dataprep.text.tokenizer import Located, TokenizerSpec
+from headrace.dataprep.text.row_format import Encoded
+from headrace.dataprep.text.sample import Mask, Sample
+from headrace.dataprep.text.tokens import Located, TokenizerSpec
 from headrace.dataprep.text.turn_ends import body_tokens, end_tokens
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.chat_config import ChatConfig

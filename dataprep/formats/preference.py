@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headrace.dataprep.formats.chat import UNTRAINED, Chat, ChatFormat, attempt
-from headrace.dataprep.input.records import Record, Reject, json_type, refuse
+from headrace.dataprep.input.records import Record, Reject, refuse
 from headrace.dataprep.text.chat_losses import text_losses
 from headrace.dataprep.text.chat_mask import span_tokens
 from headrace.dataprep.text.conversation import (
@@ -22,9 +22,11 @@ from headrace.dataprep.text.conversation import (
 )
 from headrace.dataprep.text.document_ends import document_ends, surround
 from headrace.dataprep.text.encoding import encode_located
-from headrace.dataprep.text.sample import Encoded, Sample, pair
-from headrace.dataprep.text.tokenizer import Located, TokenizerSpec
+from headrace.dataprep.text.row_format import Encoded
+from headrace.dataprep.text.sample import Sample, pair
+from headrace.dataprep.text.tokens import Located, TokenizerSpec
 from headrace.schemas.fingerprint import canonical_json
+from headrace.schemas.json_text import json_type
 from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig
 from headrace.schemas.prepare.source_config import SourceConfig
 

@@ -2,17 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from headrace.dataprep.input.records import (
-    Record,
-    Reject,
-    find_field,
-    json_type,
-    refuse,
-    top_fields,
-)
+from headrace.dataprep.input.records import Record, Reject, find_field, refuse, top_fields
 from headrace.dataprep.text.document_ends import document_ends, encode_documents
-from headrace.dataprep.text.sample import Encoded, Sample
-from headrace.dataprep.text.tokenizer import TokenizerSpec
+from headrace.dataprep.text.row_format import Encoded
+from headrace.dataprep.text.sample import Sample
+from headrace.dataprep.text.tokens import TokenizerSpec
+from headrace.schemas.json_text import json_type
 from headrace.schemas.prepare.source_config import SourceConfig
 
 

@@ -10,13 +10,13 @@ from headrace.dataprep.input.records import (
     Record,
     Reject,
     decode,
-    json_type,
     refuse,
     refuse_bytes,
     refuse_large,
 )
 from headrace.dataprep.input.streams import Place, split_range
 from headrace.dataprep.input.tasks import Columns, Piece
+from headrace.schemas.json_text import json_type
 
 MOST_NESTED = 100  # lists and objects in each other; what follows is recursive
 

@@ -34,9 +34,9 @@ def read_records(
         case "csv" | "tsv":
             return read_csv(piece, columns, source.delimiter_of(piece.format), limit)
         case "parquet":
-            return read_parquet(piece, columns, arrays)
+            return read_parquet(piece, columns, arrays, limit)
         case "arrow":
-            return read_arrow(piece, columns, arrays)
+            return read_arrow(piece, columns, arrays, limit)
 
 
 def read_text(source: SourceConfig, piece: Piece, limit: int) -> Iterator[Record | Reject]:

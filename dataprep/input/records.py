@@ -109,9 +109,3 @@ def with_fields(reject: Reject, record: Record) -> Reject:
     more = ", ..." if len(names) > SHOWN_FIELDS else ""
     has = f"the record has {', '.join(names[:SHOWN_FIELDS])}{more}" if names else "it is empty"
     return reject._replace(detail=f"{reject.detail}; {has}")
-
-
-def json_type(value: object) -> str:
-    """A value's type in JSON's words."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "a number")

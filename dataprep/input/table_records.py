@@ -1,43 +1,59 @@
 """Records of Parquet files and of Arrow's IPC files and streams."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headrace.dataprep.input.records import Record, Reject, refuse_bytes
+from headrace.dataprep.input.records import Record, Reject, refuse_bytes, refuse_large
+from headrace.dataprep.input.remote import is_remote
+from headrace.dataprep.input.row_groups import BATCH_ROWS, check_group, group_batches, hold_group
+from headrace.dataprep.input.row_sizes import Sizes, row_bytes
 from headrace.dataprep.input.streams import Place, open_random
 from headrace.dataprep.input.tasks import Columns, Piece, arrow_batches, is_bytes
 from headrace.schemas.errors import DataError
+from headrace.schemas.unpacked_sizes import is_bomb
 
-BATCH_ROWS = 256
+MOST_BYTES = 4  # of a character in UTF-8
+HELD_BYTES = 1 << 26  # of rows that are made into Python values at once
 
 
-def read_parquet(piece: Piece, columns: Columns, arrays: bool) -> Iterator[Record | Reject]:
+def read_parquet(
+    piece: Piece, columns: Columns, arrays: bool, limit: int
+) -> Iterator[Record | Reject]:
     """Some row groups; of the columns, those that are there.
 
     Args:
         arrays: give lists of numbers as arrays.
+        limit: characters of a record from which on it is refused.
     """
     path = piece.file.path
-    with open_random(path) as stream, pq.ParquetFile(stream) as file:
-        groups = list(range(piece.start, piece.end or 0))
-        number = sum(file.metadata.row_group(index).num_rows for index in range(piece.start))
-        names = [name for name in file.schema_arrow.names if columns is None or name in columns]
-        batches = file.iter_batches(BATCH_ROWS, row_groups=groups, columns=names)
-        try:
-            for batch in batches:
-                yield from batch_records(as_text(batch, columns), path, number, arrays)
-                number += batch.num_rows
-        except (pa.ArrowInvalid, OSError) as error:
-            raise damaged(path, "Parquet", error) from None
+    rows_of = partial(batch_records, path, columns, arrays, limit)
+    try:
+        with open_random(path) as stream:
+            metadata = pq.read_metadata(stream)
+            remote = is_remote(path)
+            number = sum(metadata.row_group(index).num_rows for index in range(piece.start))
+            for index in range(piece.start, piece.end or 0):
+                source = hold_group(stream, metadata, index, columns) if remote else stream
+                group = check_group(source, metadata, index, columns)
+                unpacked = Unpacked(group.packed)
+                for batch in group_batches(source, metadata, group, columns):
+                    yield from rows_of(batch, number, unpacked)
+                    number += batch.num_rows
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise damaged(path, "Parquet", error) from None
 
 
-def read_arrow(piece: Piece, columns: Columns, arrays: bool) -> Iterator[Record | Reject]:
+def read_arrow(
+    piece: Piece, columns: Columns, arrays: bool, limit: int
+) -> Iterator[Record | Reject]:
     """Some record batches; of the columns, those that are there."""
     path = piece.file.path
+    rows_of = partial(batch_records, path, columns, arrays, limit)
     number = 0
     try:
         for index, batch in enumerate(arrow_batches(path)):
@@ -45,18 +61,78 @@ def read_arrow(piece: Piece, columns: Columns, arrays: bool) -> Iterator[Record 
                 break
             if index >= piece.start:
                 names = [n for n in batch.schema.names if columns is None or n in columns]
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    part = as_text(batch.select(names).slice(start, BATCH_ROWS), columns)
-                    yield from batch_records(part, path, number + start, arrays)
+                batch.validate()
+                wanted = batch.select(names)
+                unpacked = Unpacked(batch.get_total_buffer_size())
+                yield from rows_of(wanted, number, unpacked)
             number += batch.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise damaged(path, "Arrow", error) from None
 
 
-def as_text(batch: pa.RecordBatch, columns: Columns) -> pa.RecordBatch:
-    """Return a batch whose named columns of bytes are read as UTF-8, checked when a row is read."""
+class Unpacked:
+    """A count of what the rows of a part of a file take, against the bytes of that part."""
+
+    def __init__(self, packed: int) -> None:
+        self.packed = packed
+        self.bytes = 0
+
+    def add(self, size: int) -> None:
+        """Count more.
+
+        Raises:
+            ValueError: the rows are very many times what the file is.
+        """
+        self.bytes += size
+        if is_bomb(self.packed, self.bytes):
+            raise ValueError(
+                f"its rows unpack from {self.packed} to more than {self.bytes} bytes; write each "
+                "text once"
+            )
+
+
+def batch_records(
+    path: str,
+    columns: Columns,
+    arrays: bool,
+    limit: int,
+    batch: pa.RecordBatch,
+    number: int,
+    unpacked: Unpacked,
+) -> Iterator[Record | Reject]:
+    """The rows of a batch, the first of which is record `number` of the file, from 0.
+
+    Those that are too large are refused before their values are made.
+    """
+    sizes = row_bytes(batch)
+    for start, end in parts_of(sizes, MOST_BYTES * limit):
+        size = int(sizes[start:end].sum())
+        unpacked.add(size)
+        if end == start + 1 and size > MOST_BYTES * limit:
+            yield refuse_large(Place(path, 0, number + start), limit)
+        else:
+            part = batch.slice(start, end - start)
+            part = part if columns is None else as_text(part)
+            yield from part_records(part, path, number + start, arrays)
+
+
+def parts_of(sizes: Sizes, most: int) -> Iterator[tuple[int, int]]:
+    """Consecutive rows that are made into values at once; one of more than `most` is alone."""
+    start, held = 0, 0
+    for place, size in enumerate(sizes.tolist()):
+        full = held + size > min(HELD_BYTES, most) or place - start == BATCH_ROWS
+        if place > start and full:
+            yield start, place
+            start, held = place, 0
+        held += size
+    if start < len(sizes):
+        yield start, len(sizes)
+
+
+def as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch whose columns of bytes are read as UTF-8, checked when a row is read."""
     kinds = batch.schema.types
-    if columns is None or not any(text_type(kind) != kind for kind in kinds):
+    if not any(text_type(kind) != kind for kind in kinds):
         return batch
     parts = [
         column.cast(options=pc.CastOptions(text_type(kind), allow_invalid_utf8=True))
@@ -69,6 +145,8 @@ def text_type(kind: pa.DataType) -> pa.DataType:
     """Return a type with strings in place of bytes, in lists and structs too."""
     if is_bytes(kind):
         return pa.large_string()
+    if pa.types.is_dictionary(kind):
+        return pa.large_string() if is_bytes(kind.value_type) else kind
     if pa.types.is_list(kind):
         return pa.list_(text_type(kind.value_type))
     if pa.types.is_struct(kind):
@@ -82,10 +160,10 @@ def damaged(path: str, kind: str, error: Exception) -> DataError:
     return DataError(f"{path}: damaged {kind} ({reason}); replace the file")
 
 
-def batch_records(
+def part_records(
     batch: pa.RecordBatch, path: str, number: int, arrays: bool
 ) -> Iterator[Record | Reject]:
-    """The rows of a batch, the first of which is record `number` of the file, from 0."""
+    """The rows of a part of a batch."""
     try:
         rows = to_rows(batch, arrays)
     except UnicodeDecodeError:

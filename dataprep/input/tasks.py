@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headrace.dataprep.input.arrow_messages import MAGIC, check_messages
 from headrace.dataprep.input.csv_scan import scan_csv
 from headrace.dataprep.input.files import InputFile
 from headrace.dataprep.input.json_scan import scan_json_list
@@ -35,7 +36,6 @@ SUFFIXES: dict[str, FileFormat] = {
     ".tsv": "tsv",
 }
 SCANNED = (*DELIMITERS, "json")
-ARROW_MAGIC = b"ARROW1"
 TASKS_WANTED = 256  # tasks grow with the corpus once there are this many
 SMALLEST_TASK = 2 << 20  # bytes, unless blocks are smaller: a second or two of one core
 MOST_BLOCKS_IN_TASK = 64
@@ -198,7 +198,7 @@ def row_group_sizes(source: SourceConfig, path: str, columns: Columns) -> list[i
     """Uncompressed bytes of the columns that are read, in each row group."""
     try:
         file = pq.ParquetFile(open_random(path))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{path}: not readable as Parquet ({reason}); replace the file") from None
     with file:
@@ -218,12 +218,14 @@ def batch_sizes(source: SourceConfig, path: str, columns: Columns) -> list[int]:
     """Bytes in memory of the columns that are read, in each batch of an Arrow file or stream."""
     sizes: list[int] = []
     try:
+        with open_random(path) as stream:
+            check_messages(stream)
         for batch in arrow_batches(path):
             if not sizes:
                 check_columns(source, path, batch.schema, columns)
             names = [n for n in batch.schema.names if columns is None or n in columns]
             sizes.append(batch.select(names).nbytes)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{path}: not readable as Arrow ({reason}); replace the file") from None
     return sizes
@@ -232,7 +234,7 @@ def batch_sizes(source: SourceConfig, path: str, columns: Columns) -> list[int]:
 def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
     """The batches of an IPC file or stream in order, mapped where the file is local."""
     with open_random(path) as stream:
-        is_file = stream.read(len(ARROW_MAGIC)) == ARROW_MAGIC
+        is_file = stream.read(len(MAGIC)) == MAGIC
         stream.seek(0)
         if not is_file:
             yield from pa.ipc.open_stream(stream)

@@ -9,10 +9,10 @@ from headrace.dataprep.input.tasks import Task
 from headrace.dataprep.passes.dedup_search import (
     describe_corpus,
     encode_task,
-    finished_encoding,
     finished_part,
     search_part,
 )
+from headrace.dataprep.passes.encoded_tasks import finished_encoding
 from headrace.dataprep.work.console_report import progress_bar
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.local_engine import Engine

@@ -6,7 +6,6 @@ keys that came before; then tasks are packed from disk, without the documents th
 document is a duplicate if an earlier one, in the order of the inputs, has one of its keys.
 """
 
-import bisect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,61 +14,33 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from headrace.dataprep.input.tasks import Task
-from headrace.dataprep.passes.document_keys import EXACT, KEY, NEAR, Keys, algorithm, document_keys
+from headrace.dataprep.passes.document_keys import KEY, Keys, algorithm, document_keys
+from headrace.dataprep.passes.encoded_tasks import (
+    EncodedTask,
+    duplicates_path,
+    encoded_name,
+    encoded_path,
+    own_duplicates_path,
+    place,
+)
 from headrace.dataprep.rows.blocks import encode_block, read_blocks, settle
-from headrace.dataprep.rows.encoded_spool import EncodedBlock, read_encoded, write_encoded
-from headrace.dataprep.rows.filters import without_samples
-from headrace.dataprep.rows.format_registry import build_format
-from headrace.dataprep.text.sample import Encoded
+from headrace.dataprep.rows.encoded_spool import EncodedBlock, write_encoded
+from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.work.context import Context, Corpus, check_unchanged
 from headrace.dataprep.work.task_progress import write_note
 from headrace.dataprep.work.workspace import Workspace, read_marker, work_folder, write_marker
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.publish import rename_durably
 
-REASONS = {EXACT: "exact duplicate", NEAR: "near duplicate"}
 KEYS_IN_PART = 1 << 22  # about 90 MB, searched at once
 ALL_KEYS = 1 << 64
 NO_KEYS = np.empty(0, KEY)  # of a task without a document
 DUPLICATE = np.dtype([("task", "<u4"), ("document", "<u4"), ("kind", "u1")])
 
 
-class EncodedTask(BaseModel):
-    """Counts of a tokenized task."""
-
-    documents: int
-    tokens: int
-    keys: int
-
-
-def encoded_path(output: Path, task: int) -> Path:
-    """The tokenized blocks of a task."""
-    return work_folder(output) / f"task-{task:06d}.encoded.arrow"
-
-
 def keys_path(output: Path, task: int) -> Path:
     """The keys of a task's documents, sorted."""
     return work_folder(output) / f"task-{task:06d}.keys.npy"
-
-
-def own_duplicates_path(output: Path, task: int) -> Path:
-    """The documents of a task that repeat another one of the same task."""
-    return work_folder(output) / f"task-{task:06d}.duplicates.npy"
-
-
-def duplicates_path(output: Path, part: int) -> Path:
-    """The duplicates found in one part of the keys, sorted by task and document."""
-    return work_folder(output) / f"duplicates-{part:05d}.npy"
-
-
-def encoded_name(task: Task) -> str:
-    """The name of a tokenized task's marker."""
-    return f"encoded-{task.number:06d}"
-
-
-def finished_encoding(context: Context, task: Task) -> EncodedTask | None:
-    """The counts of a task that an earlier run tokenized, or None."""
-    return read_marker(context.output, encoded_name(task), context.task_key(task), EncodedTask)
 
 
 def encode_task(context: Context, task: Task) -> EncodedTask:
@@ -78,7 +49,7 @@ def encode_task(context: Context, task: Task) -> EncodedTask:
     counts = {"documents": 0, "tokens": 0}
 
     def encode_blocks() -> Iterator[EncodedBlock]:
-        row_format = build_format(context.config, task.source, context.tokenizer)
+        row_format = context.row_format(task.source)
         for block in read_blocks(context.config, row_format, task):
             documents, rejects = encode_block(context.config, row_format, block)
             keys.append(find_keys(context, counts["documents"], documents))
@@ -171,11 +142,6 @@ def gather(output: Path, task: int, low: int, high: int) -> Keys:
     return np.array(keys[place(keys["key"], low) : place(keys["key"], high)])
 
 
-def place(values: npt.NDArray[np.unsignedinteger], value: int) -> int:
-    """Return the index of a value in sorted ones, without reading them all."""
-    return bisect.bisect_left(range(len(values)), value, key=lambda index: int(values[index]))
-
-
 def split_later(keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The places of the first of all equal keys, in the order of keys; and of all others."""
     order = np.lexsort((keys["check"], keys["key"]))  # stable: equal keys stay in input order
@@ -192,32 +158,6 @@ def duplicates(owners: npt.NDArray[np.uint32], keys: Keys) -> npt.NDArray[np.voi
     found = np.empty(len(keys), DUPLICATE)
     found["task"], found["document"], found["kind"] = owners, keys["document"], keys["kind"]
     return np.unique(found)
-
-
-def unique_blocks(context: Context, task: Task) -> Iterator[EncodedBlock]:
-    """The tokenized blocks of a task; documents that were found lose their samples."""
-    reasons = duplicates_of(context, task)
-    first = 0
-    for block in read_encoded(encoded_path(context.output, task.number)):
-        documents = [
-            without_samples(document, REASONS[reasons[number]]) if number in reasons else document
-            for number, document in enumerate(block.documents, start=first)
-        ]
-        first += len(documents)
-        yield block._replace(documents=documents)
-
-
-def duplicates_of(context: Context, task: Task) -> dict[int, int]:
-    """The duplicates of a task by their number, with their kind; exact goes before near."""
-    assert context.corpus is not None
-    parts = (duplicates_path(context.output, part) for part in range(context.corpus.parts))
-    found: dict[int, int] = {}
-    for path in (own_duplicates_path(context.output, task.number), *parts):
-        rows = np.load(path, mmap_mode="r")
-        low, high = (place(rows["task"], number) for number in (task.number, task.number + 1))
-        for _, document, kind in rows[low:high].tolist():
-            found[document] = min(kind, found.get(document, kind))
-    return found
 
 
 def save(space: Workspace, path: Path, values: npt.NDArray[np.void]) -> None:

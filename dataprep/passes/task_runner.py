@@ -5,11 +5,10 @@ from collections.abc import Iterator
 
 from headrace.dataprep.input.records import Reject
 from headrace.dataprep.input.tasks import Task
-from headrace.dataprep.passes.dedup_search import unique_blocks
+from headrace.dataprep.passes.encoded_tasks import unique_blocks
 from headrace.dataprep.passes.mixing import MixedTask, mixed_blocks
 from headrace.dataprep.passes.sorted_runs import Spool
 from headrace.dataprep.rows.blocks import BlockRows, pack_block, process_block, read_blocks
-from headrace.dataprep.rows.format_registry import build_format
 from headrace.dataprep.rows.task_stats import StatsSum, TaskStats
 from headrace.dataprep.work.context import Context, check_unchanged
 from headrace.dataprep.work.task_progress import write_note
@@ -70,7 +69,7 @@ def process_blocks(context: Context, task: Task) -> Iterator[BlockRows]:
             for block in unique_blocks(context, task)
         )
         return
-    row_format = build_format(context.config, task.source, context.tokenizer)
+    row_format = context.row_format(task.source)
     for block in read_blocks(context.config, row_format, task):
         yield process_block(context.config, context.tokenizer, row_format, block)
 

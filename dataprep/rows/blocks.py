@@ -27,8 +27,10 @@ from headrace.dataprep.rows.row_tables import count_tokens
 from headrace.dataprep.rows.split_and_sample import choose_split, take_sample
 from headrace.dataprep.rows.task_stats import TaskStats, add_counts
 from headrace.dataprep.text.document_ends import token_ids
-from headrace.dataprep.text.sample import Encoded, Format, Sample, pair
-from headrace.dataprep.text.tokenizer import TokenizerSpec, control_ids
+from headrace.dataprep.text.row_format import Encoded, Format
+from headrace.dataprep.text.sample import Sample, pair
+from headrace.dataprep.text.tokenizer import control_ids
+from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seeds
 from headrace.schemas.prepare.prepare_config import PrepareConfig

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from headrace.dataprep.rows.encoded_spool import Document
-from headrace.dataprep.text.sample import Encoded
+from headrace.dataprep.text.row_format import Encoded
 from headrace.schemas.prepare.filter_config import FiltersConfig
 
 DocumentT = TypeVar("DocumentT", Encoded, Document)

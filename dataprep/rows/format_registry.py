@@ -1,14 +1,14 @@
 """The format of each type of source."""
 
-from headrace.dataprep.text.sample import Format
-from headrace.dataprep.text.tokenizer import TokenizerSpec
+from headrace.dataprep.text.row_format import Format
+from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.prepare.chat_config import ChatConfig
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig
 
 
 def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: TokenizerSpec) -> Format:
-    """The format of a source, built once for each task.
+    """Return the format of a source.
 
     Raises:
         ConfigError, DataError: the source's settings do not go together, or a file that they name

@@ -7,7 +7,8 @@ from headrace.dataprep.work.workspace import CONFIG_NAME
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.outside_text import OutsideTextError, parse_json, read_text
-from headrace.schemas.shards.manifest import Manifest, read_manifest
+from headrace.schemas.shards.manifest import Manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.shards.shard_format import TRAIN
 
 ROW_GROUP_TOKENS = 1 << 20  # where a directory does not say

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 from headrace.dataprep.passes.shard_writer import count_trained, describe_row_group, with_checksums
 from headrace.dataprep.rows.task_stats import quantiles
 from headrace.dataprep.shards.verify import parquet_files
-from headrace.dataprep.text.tokenizer import TOKENIZER_NAME, special_tokens
+from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
+from headrace.dataprep.text.tokenizer_spec import special_tokens
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.shards.foreign_columns import ForeignColumns
@@ -30,12 +31,12 @@ from headrace.schemas.shards.manifest import (
     SourceRecord,
     TokenizerRecord,
     TokenLedger,
-    read_manifest,
-    write_manifest,
 )
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
+from headrace.schemas.shards.shard_checks import check_unpacked
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
-from headrace.schemas.shards.shard_rows import read_row_group
+from headrace.schemas.shards.shard_rows import read_row_group, reader_of, repeated_text
 from headrace.schemas.shards.tokenizer_content import content_fingerprint
 from headrace.schemas.unpacked_sizes import unpacked_problem
 
@@ -166,9 +167,11 @@ def parse_columns(given: Sequence[str], padding_id: int | None, path: Path) -> F
     return found.model_copy(update=chosen)
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        return pq.ParquetFile(
+            path, read_dictionary=list(dictionaries), page_checksum_verification=True
+        )
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not readable as Parquet ({error})") from None
 
@@ -194,13 +197,12 @@ def index_file(
     groups: list[RowGroupRecord] = []
     trained = stored = longest = 0
     assert manifest.columns is not None
-    with open_parquet(path) as file:
+    with open_parquet(path, repeated_text(manifest)) as file, path.open("rb") as pages:
         missing = set(manifest.columns.names()) - set(file.schema_arrow.names)
         if missing:
             raise DataError(f"{path}: no column {min(missing)}, which the first file has")
         for group in range(file.num_row_groups):
-            if problem := unpacked_problem(file.metadata.row_group(group), None):
-                raise DataError(f"{path}: row group {group}: {problem}")
+            check_row_group(file.metadata.row_group(group), manifest, pages, group)
             rows = read_rows(file, group, manifest, record, path)
             groups.append(describe_row_group(file.metadata.row_group(group), rows))
             check_place(file.metadata.row_group(group), groups[-1], f"{path}: row group {group}")
@@ -217,6 +219,24 @@ def index_file(
         "trained_tokens": trained,
     }
     return with_checksums(path, record.model_copy(update=totals)), stored, longest
+
+
+def check_row_group(
+    group: pq.RowGroupMetaData, manifest: Manifest, pages: BinaryIO, number: int
+) -> None:
+    """Check that a row group does not unpack to far more than it is.
+
+    Raises:
+        DataError: it does, or its pages are not what the footer says.
+    """
+    assert manifest.columns is not None
+    where = f"{pages.name}: row group {number}"
+    if problem := unpacked_problem(group, None):
+        raise DataError(f"{where}: {problem}")
+    try:
+        check_unpacked(group, manifest.columns.names(), reader_of(pages))
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; write the file anew") from None
 
 
 def read_rows(

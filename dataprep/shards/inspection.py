@@ -1,6 +1,5 @@
 """A look into a shard directory: counts, ledger, document lengths, and rows as text."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -19,12 +18,16 @@ from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
 from headrace.dataprep.work.console_report import print_ledger
 from headrace.dataprep.work.workspace import REJECTS_NAME
 from headrace.schemas.errors import DataError
+from headrace.schemas.outside_text import parse_json
 from headrace.schemas.shards.arrow_numbers import numbers_of
-from headrace.schemas.shards.manifest import Manifest, ShardRecord, read_manifest
+from headrace.schemas.shards.manifest import Manifest, ShardRecord
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
 from headrace.schemas.shards.shard_rows import open_shard, read_row_group
+from headrace.schemas.visible_text import visible, visible_lines
 
 BAR_WIDTH = 40
+LONGEST_LINE = 1 << 20  # of rejects.jsonl: bytes
 
 
 def inspect(directory: Path, rows: int, console: Console) -> None:
@@ -38,6 +41,7 @@ def inspect(directory: Path, rows: int, console: Console) -> None:
         f"{directory}: {len(manifest.shards)} files, rows of {manifest.sequence_len} tokens, "
         f"packing {manifest.packing}, seed {manifest.seed}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     print_ledger(console, manifest)
@@ -53,11 +57,28 @@ def print_rejects(directory: Path, console: Console) -> None:
     path = directory / REJECTS_NAME
     if not path.is_file():
         raise DataError(f"{path}: missing; run `headrace verify {directory}`")
-    with path.open(encoding="utf-8") as lines:
-        rejects = map(json.loads, lines)
-        counts = Counter((reject["source"], reject["reason"]) for reject in rejects)
-    for (source, reason), count in counts.most_common():
-        console.print(f"refused in {source}: {reason}: {count:,} documents", highlight=False)
+    for (source, reason), count in read_rejects(path).most_common():
+        line = f"refused in {source}: {reason}: {count:,} documents"
+        console.print(Text(visible(line)), soft_wrap=True)
+
+
+def read_rejects(path: Path) -> Counter[tuple[str, str]]:
+    """Count refused documents by source and reason.
+
+    Raises:
+        DataError: a line is not what `prepare` writes.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    with path.open("rb") as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), start=1):
+            try:
+                reject = parse_json(line.decode())
+                counts[str(reject["source"]), str(reject["reason"])] += 1
+            except (ValueError, LookupError, TypeError):
+                raise DataError(
+                    f"{path}:{number}: not a refused document; prepare the directory again"
+                ) from None
+    return counts
 
 
 def print_histogram(directory: Path, manifest: Manifest, console: Console) -> None:
@@ -80,7 +101,7 @@ def print_rows(directory: Path, manifest: Manifest, rows: int, console: Console)
     tokenizer = open_tokenizer(directory)
     for split in manifest.ledger.tokens_out:
         for name, row in islice(read_rows(directory, manifest, split), rows):
-            console.rule(Text(f"{name}, {row['source']}"))
+            console.rule(Text(visible(f"{name}, {row['source']}")))
             console.print(row_text(tokenizer, row, shows_no_style(console)), soft_wrap=True)
 
 
@@ -100,7 +121,8 @@ def print_rows_of_keys(directory: Path, keys: Sequence[int], console: Console) -
             for index, row in zip(places.tolist(), table.take(places).to_pylist(), strict=True):
                 missing.pop(row["row_key"], None)
                 name = f"{shard.file} row {shard.rows_before(group) + index}"
-                console.rule(Text(f"{name}, {row['source']}, key {row['row_key']}"))
+                title = f"{name}, {row['source']}, key {row['row_key']}"
+                console.rule(Text(visible(title)))
                 console.print(row_text(tokenizer, row, shows_no_style(console)), soft_wrap=True)
     if missing:
         raise DataError(
@@ -178,12 +200,11 @@ def side_text(
     for length in lengths:
         text.append(f"┃{label}{length} tokens┃ ", style="bold cyan")
         for begin, end in runs(mask, start, start + length):
-            part = tokenizer.decode(ids[begin:end], skip_special_tokens=False)
+            part = visible_lines(tokenizer.decode(ids[begin:end], skip_special_tokens=False))
             shown = f"⟦{part}⟧" if marked and mask[begin] else part
             text.append(shown, style="" if mask[begin] else "dim")
         text.append("\n")
         start += length
-    text.plain = text.plain.replace("\x1b", "␛")  # no terminal codes out of the data
     return text
 
 

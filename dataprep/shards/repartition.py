@@ -44,11 +44,8 @@ from headrace.dataprep.work.workspace import (
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.publish import NO_ROOM, open_atomic, write_atomic, writing
-from headrace.schemas.shards.manifest import (
-    Manifest,
-    read_manifest,
-    write_manifest,
-)
+from headrace.schemas.shards.manifest import Manifest
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 
 TOKENS_IN_EVALUATION_FILE = 1 << 26

@@ -1,14 +1,16 @@
 """Parts of finished shards, read again: which rows are taken, and the keys that they get."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from headrace.dataprep.passes.row_limits import row_tokens
@@ -21,9 +23,13 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.publish import rename_durably
 from headrace.schemas.shards.manifest import Manifest, ShardRecord
+from headrace.schemas.shards.row_checks import problems_in_rows
+from headrace.schemas.shards.shard_checks import OPTIONAL_COLUMNS
 from headrace.schemas.shards.shard_format import SPLITS, TOKEN_COLUMNS, TRAIN
+from headrace.schemas.shards.shard_rows import open_shard, read_row_group
 
 PORTION_TOKENS = 1 << 26  # a task of its own, with a marker
+IDENTITY = ("number", "directory", "split", "start", "end", "rows", "tokens")
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,7 @@ class RowSlice:
     number: int
     directory: int
     path: str
-    sha256: str
-    bytes: int
+    manifest: Manifest  # of its directory, with this shard alone
     split: str
     start: int
     end: int
@@ -51,7 +56,18 @@ class RowSlice:
 
     def work_key(self, rekeying: "Rekeying") -> str:
         """Return the key of its rows: it depends on the shard's content, but not on its path."""
-        return fingerprint([asdict(self) | {"path": ""}, asdict(rekeying)])
+        own = {name: getattr(self, name) for name in IDENTITY}
+        return fingerprint([own | {"sha256": self.shard.sha256}, asdict(rekeying)])
+
+    @property
+    def shard(self) -> ShardRecord:
+        """The shard that it is a part of."""
+        return self.manifest.shards[0]
+
+    @property
+    def groups(self) -> range:
+        """The row groups it takes rows of."""
+        return range(self.start, self.end)
 
 
 @dataclass(frozen=True)
@@ -135,15 +151,14 @@ def plan_split(
     """The portions of one split, up to so many tokens of each directory."""
     number = 0
     for directory, path in enumerate(directories):
-        shards = manifests[directory].split(split)
-        for groups in together(take_groups(path, shards, quotas[directory])):
+        manifest = manifests[directory]
+        for groups in together(take_groups(path, manifest, split, quotas[directory])):
             shard, first = groups[0].shard, groups[0].index
             yield RowSlice(
                 number=number,
                 directory=directory,
                 path=str(path / shard.file),
-                sha256=shard.sha256,
-                bytes=shard.bytes,
+                manifest=manifest.model_copy(update={"shards": [shard]}),
                 split=split,
                 start=first,
                 end=first + len(groups),
@@ -162,23 +177,33 @@ def train_quotas(manifests: Sequence[Manifest], weights: Sequence[float]) -> lis
 
 
 def take_groups(
-    directory: Path, shards: Sequence[ShardRecord], quota: int | None
+    directory: Path, manifest: Manifest, split: str, quota: int | None
 ) -> Iterator[TakenGroup]:
     """The row groups of a split in key order, as far as `quota` tokens go; rows stay whole."""
     left = quota
-    for shard in shards:
+    for shard in manifest.split(split):
         for index, group in enumerate(shard.row_groups):
             if left is None or group.tokens <= left:
                 yield TakenGroup(shard, index, group.rows, group.tokens)
                 left = None if left is None else left - group.tokens
                 continue
-            with open_shard(directory / shard.file, shard.bytes) as file:
-                names = [name for name in file.schema_arrow.names if name in TOKEN_COLUMNS]
-                ends = np.cumsum(row_tokens(file.read_row_group(index, columns=names)))
+            tokens = row_lengths(directory / shard.file, manifest, shard, index)
+            ends = np.cumsum(tokens)
             rows = int(np.searchsorted(ends, left, side="right"))
             if rows:
                 yield TakenGroup(shard, index, rows, int(ends[rows - 1]))
             return
+
+
+def row_lengths(
+    path: Path, manifest: Manifest, shard: ShardRecord, index: int
+) -> NDArray[np.integer[Any]]:
+    """Tokens of each row of one row group."""
+    with reading(path), open_shard(path, manifest, shard, range(index, index + 1)) as file:
+        names = [name for name in file.schema_arrow.names if name in TOKEN_COLUMNS]
+        return row_tokens(
+            checked_rows(read_row_group(file, index, manifest, shard, names), manifest)
+        )
 
 
 def together(groups: Iterable[TakenGroup]) -> Iterator[list[TakenGroup]]:
@@ -212,13 +237,12 @@ def run_row_slice(target: Target, rekeying: Rekeying, row_slice: RowSlice) -> Ro
     spool = Spool(target.space, path, target.schema)
     stats = RowSliceStats()
     left = row_slice.rows
-    with open_shard(Path(row_slice.path), row_slice.bytes) as file:
-        for index in range(row_slice.start, row_slice.end):
-            rows = read_rows(file, row_slice.path, index, target.schema).slice(0, left)
-            left -= rows.num_rows
-            counts = count_rows(rows, row_slice.split)
-            stats.add(counts)
-            spool.add(rekeying.apply(rows, row_slice.directory), counts.tokens(row_slice.split))
+    for rows in read_row_slice(row_slice, target.schema):
+        rows = rows.slice(0, left)
+        left -= rows.num_rows
+        counts = count_rows(rows, row_slice.split)
+        stats.add(counts)
+        spool.add(rekeying.apply(rows, row_slice.directory), counts.tokens(row_slice.split))
     if left or stats.tokens(row_slice.split) != row_slice.tokens:
         raise DataError(
             f"{row_slice.path}: not what its manifest says; prepare the directory again"
@@ -228,30 +252,52 @@ def run_row_slice(target: Target, rekeying: Rekeying, row_slice: RowSlice) -> Ro
     return stats
 
 
-def open_shard(path: Path, size: int) -> pq.ParquetFile:
-    """A shard of the size that its manifest gives."""
-    if not path.is_file() or path.stat().st_size != size:
-        raise DataError(f"{path}: missing, or not what its manifest says; run headrace verify")
+def read_row_slice(row_slice: RowSlice, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The row groups of a slice, each checked, with exactly the columns of a shard.
+
+    Raises:
+        DataError: naming the shard, and the row group where one is damaged.
+    """
+    path, manifest, shard = Path(row_slice.path), row_slice.manifest, row_slice.shard
+    with reading(path):
+        file = open_shard(path, manifest, shard, row_slice.groups)
+    with file:
+        for index in row_slice.groups:
+            with reading(path, index):
+                rows = checked_rows(read_row_group(file, index, manifest, shard), manifest)
+                yield with_columns(rows, schema)
+
+
+@contextmanager
+def reading(path: Path, group: int | None = None) -> Iterator[None]:
+    """Turn what is wrong with a shard into an error that names it, and what to do."""
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet ({first_line(error)})") from None
+        yield
+    except (ValueError, OSError, pa.ArrowException) as error:
+        where = str(path) if group is None else f"{path}: row group {group}"
+        raise DataError(
+            f"{where}: {' '.join(str(error).split())}; run `headrace verify {path.parent}`"
+        ) from None
 
 
-def read_rows(file: pq.ParquetFile, path: str, index: int, schema: pa.Schema) -> pa.Table:
-    """One row group with exactly the columns of a shard."""
-    try:
-        rows = file.read_row_group(index)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: row group {index} is damaged ({first_line(error)})") from None
-    if not rows.schema.equals(schema):
-        raise DataError(f"{path}: its columns are not those of the shard format")
-    return rows.replace_schema_metadata(schema.metadata)
+def checked_rows(rows: pa.Table, manifest: Manifest) -> pa.Table:
+    """The rows of a row group, if they keep the format's contract. Raises ValueError."""
+    for problem in problems_in_rows(rows, manifest):
+        raise ValueError(problem)
+    return rows
 
 
-def first_line(error: Exception) -> str:
-    """The first line of a library's message."""
-    return str(error).partition("\n")[0].rstrip(".")
+def with_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows with exactly the columns of a shard, without a class where none is given.
+
+    Raises:
+        ValueError: a column that this release does not know.
+    """
+    if unknown := sorted(set(rows.column_names) - set(schema.names)):
+        raise ValueError(f"column {unknown[0]} is none of the shard format")
+    for name in OPTIONAL_COLUMNS - set(rows.column_names):
+        rows = rows.append_column(schema.field(name), pa.nulls(len(rows), schema.field(name).type))
+    return rows.select(schema.names).cast(schema)
 
 
 def count_rows(rows: pa.Table, split: str) -> RowSliceStats:

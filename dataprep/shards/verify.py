@@ -15,10 +15,11 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.outside_text import parse_json, read_text
 from headrace.schemas.progress import Progress, silent
-from headrace.schemas.shards.manifest import Manifest, ShardRecord, read_manifest
+from headrace.schemas.shards.manifest import Manifest, ShardRecord
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
 from headrace.schemas.shards.shard_format import MANIFEST_NAME, shard_schema
-from headrace.schemas.shards.shard_rows import read_row_group
+from headrace.schemas.shards.shard_rows import open_shard, read_row_group
 
 
 def verify(directory: Path, progress: Progress = silent) -> list[str]:
@@ -112,25 +113,18 @@ def check_shard(path: Path, shard: ShardRecord, manifest: Manifest) -> list[str]
     if shard.footer_crc32 is not None and with_checksums(path, shard) != shard:
         problems.append(f"{path}: the manifest has other checksums of its row groups")
     try:
-        with pq.ParquetFile(path) as file:
+        with open_shard(path, manifest, shard) as file:
             found = [f"{path}: {problem}" for problem in check_content(file, shard, manifest)]
             return problems + found
     except (pa.ArrowException, OSError, ValueError) as error:
-        return [f"{path}: not readable as Parquet ({error})"]
+        return [*problems, f"{path}: {' '.join(str(error).split())}"]
 
 
 def check_content(file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest) -> Iterator[str]:
-    """Footer, row groups and rows of one shard."""
-    expected = shard_schema(manifest.kind)
-    ours = manifest.columns is None
-    if ours and not file.schema_arrow.equals(expected):
-        yield "its columns are not those of the shard format"
-        return
-    if ours and file.schema_arrow.metadata != expected.metadata:
-        yield f"its footer names {file.schema_arrow.metadata}, not {expected.metadata}"
-    if file.num_row_groups != len(shard.row_groups):
-        yield f"{file.num_row_groups} row groups, the manifest has {len(shard.row_groups)}"
-        return
+    """Row groups and rows of one shard, whose columns and sizes have been checked."""
+    if manifest.columns is None:
+        for name in sorted(set(file.schema_arrow.names) - set(shard_schema(manifest.kind).names)):
+            yield f"column {name} is none of the shard format"
     totals = {"rows": 0, "tokens": 0, "trained_tokens": 0}
     last_key = -1
     for index, record in enumerate(shard.row_groups):

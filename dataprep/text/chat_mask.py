@@ -20,7 +20,7 @@ from headrace.dataprep.text.chat_template import (
     Span,
     TemplateRefusedError,
 )
-from headrace.dataprep.text.tokenizer import Located
+from headrace.dataprep.text.tokens import Located
 
 MOST_PROBES = 12  # renderings that look for generation prompts, in one conversation
 OTHERS = frozenset(["system", "developer", "user", "tool", "ipython", "function", "observation"])

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from headrace.dataprep.input.records import json_type
 from headrace.dataprep.text.chat_template import RESERVED, Message
 from headrace.schemas.fingerprint import canonical_json
+from headrace.schemas.json_text import json_type
 from headrace.schemas.prepare.chat_config import ChatConfig
 
 FIELDS = ("messages", "conversations", "conversation")

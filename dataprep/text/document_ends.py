@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headrace.dataprep.text.encoding import encode_ids, encode_texts
-from headrace.dataprep.text.tokenizer import Ids, TokenizerSpec
+from headrace.dataprep.text.tokens import Ids, TokenizerSpec
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.source_config import SourceConfig, Tokens
 

@@ -7,7 +7,8 @@ from tokenizers import Encoding, Tokenizer
 
 from headrace.dataprep.text.fast_tokenizer import encode_fast
 from headrace.dataprep.text.long_texts import encode_long
-from headrace.dataprep.text.tokenizer import Ids, Located, TokenizerSpec, open_tokenizer
+from headrace.dataprep.text.tokenizer import open_tokenizer
+from headrace.dataprep.text.tokens import Ids, Located, TokenizerSpec
 
 BATCH_BYTES = 1 << 19  # an encoding takes about 500 bytes a token until its ids are taken out
 LONG_TEXT = 1 << 20  # characters; longer ones are tokenized in pieces

@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace.dataprep.text.tokenizer import (
-    Ids,
-    TokenizerSpec,
-    control_ids,
-    open_tokenizer,
-    read_content,
-)
+from headrace.dataprep.text.tokenizer import control_ids, open_tokenizer, read_content
+from headrace.dataprep.text.tokens import Ids, TokenizerSpec
 from headrace.schemas.errors import ConfigError, DataError, install_hint
 
 CHECKED_CHARACTERS = 512  # of two texts of each batch: 0.2% of the text, 2 ns a token

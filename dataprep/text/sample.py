@@ -1,13 +1,11 @@
 """Samples, which every format makes of rows: tokenized documents with a loss mask."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from headrace.dataprep.input.records import Record, Reject
-from headrace.dataprep.text.tokenizer import Ids
+from headrace.dataprep.text.tokens import Ids
 
 Mask = npt.NDArray[np.bool_]
 
@@ -58,34 +56,6 @@ class Sample(NamedTuple):
 def pair(chosen: Sample, rejected: Sample) -> Sample:
     """Two samples as the sides of one."""
     return Sample(chosen.ids, chosen.trained, rejected.ids, rejected.trained)
-
-
-class Encoded(NamedTuple):
-    """Result of a format for one record.
-
-    `content` is the record's text in one canonical form: it decides the evaluation split, which all
-    `samples` of the record share, and which records are duplicates. `dropped` counts, by reason,
-    tokens that the format itself cut off. A record without samples has dropped ones. `notes` counts
-    by name what a reader of the rows would want to know: text that was lost, and the like.
-    """
-
-    content: str | bytes
-    samples: list[Sample]
-    dropped: dict[str, int] = {}  # noqa: RUF012  never written to
-    notes: Mapping[str, int] = {}
-
-
-class Format(Protocol):
-    """Turns rows of one source into samples; depends on the rows and its construction alone."""
-
-    @property
-    def columns(self) -> frozenset[str] | None:
-        """The fields of a record that it reads; readers leave out the others. None: all."""
-        ...
-
-    def encode(self, records: Sequence[Record]) -> Iterable[Encoded | Reject]:
-        """One result for each record, in order."""
-        ...
 
 
 def count_trained(ids: Ids, trained: Mask | None) -> int:

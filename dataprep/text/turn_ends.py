@@ -6,7 +6,8 @@ import numpy as np
 
 from headrace.dataprep.text.chat_mask import RenderedChat, Turn, span_tokens
 from headrace.dataprep.text.chat_template import Span
-from headrace.dataprep.text.tokenizer import Located, TokenizerSpec, control_ids, stop_ids
+from headrace.dataprep.text.tokenizer import control_ids, stop_ids
+from headrace.dataprep.text.tokens import Located, TokenizerSpec
 
 MOST_TOKENS_TO_END = 3  # between a turn's content and a token that ends it outside of the turn
 

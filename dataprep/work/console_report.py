@@ -17,6 +17,7 @@ from rich.text import Text
 from headrace.dataprep.rows.task_stats import add_counts
 from headrace.dataprep.text.chat_losses import ABSENT
 from headrace.schemas.shards.manifest import Manifest
+from headrace.schemas.visible_text import visible
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +56,16 @@ def print_ledger(console: Console, manifest: Manifest) -> None:
         trained = f"{source.trained_tokens / source.tokens:.1%}" if source.tokens else ""
         fill = f"{source.fill(manifest.row_tokens):.1%}"
         shown = [f"{count:,}" for count in counts]
-        table.add_row(source.name, *shown, trained, f"{median:,}", fill)
+        table.add_row(plain(source.name), *shown, trained, f"{median:,}", fill)
         for name, tokens in source.mixed_tokens.items():
-            table.add_row(f"  {name}", "", "", "", f"{tokens:,}", "", "", "")
+            table.add_row(plain(f"  {name}"), "", "", "", f"{tokens:,}", "", "", "")
     console.print(table)
     console.print(ledger_table(manifest))
+
+
+def plain(text: str) -> Text:
+    """Return text of a file, which may have brackets and control characters, as a cell."""
+    return Text(visible(text))
 
 
 def warn_of_losses(manifest: Manifest) -> None:
@@ -68,7 +74,7 @@ def warn_of_losses(manifest: Manifest) -> None:
         for name, count in source.notes.items():
             if name.endswith(ABSENT) and count < source.documents:
                 continue
-            logger.warning('source "%s": %s: %d', source.name, name, count)
+            logger.warning('source "%s": %s: %d', visible(source.name), visible(name), count)
 
 
 def ledger_table(manifest: Manifest) -> Table:
@@ -79,10 +85,10 @@ def ledger_table(manifest: Manifest) -> Table:
     ledger = manifest.ledger
     table.add_row("in", f"{ledger.tokens_in:,}")
     for split, tokens in ledger.tokens_out.items():
-        table.add_row(f"out: {split}", f"{tokens:,}")
+        table.add_row(plain(f"out: {split}"), f"{tokens:,}")
     documents = add_counts(source.dropped_documents for source in manifest.sources)
     for reason, tokens in ledger.tokens_dropped.items():
         whole = f" ({documents[reason]:,} documents)" if reason in documents else ""
-        table.add_row(f"dropped: {reason}{whole}", f"{tokens:,}")
+        table.add_row(plain(f"dropped: {reason}{whole}"), f"{tokens:,}")
     table.add_row("difference", f"{ledger.difference():,}")
     return table

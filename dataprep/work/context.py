@@ -1,17 +1,20 @@
 """The job that every worker is told, and the keys that decide if finished work may be reused."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.dataprep.input.files import InputFile
 from headrace.dataprep.input.remote import describe_remote, is_remote
 from headrace.dataprep.input.tasks import Task
-from headrace.dataprep.text.tokenizer import TokenizerSpec
+from headrace.dataprep.text.row_format import Format
+from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.dataprep.work.workspace import Workspace
 from headrace.schemas.addresses import recorded
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.prepare.source_config import SourceConfig
 
 ROWS_VERSION = 3  # raise it when the same config would give other rows
 WITHOUT_EFFECT = {"output", "tokenizer", "tokenizer_backend"}  # on any row
@@ -51,12 +54,17 @@ class Context:
     config: PrepareConfig
     tokenizer: TokenizerSpec
     space: Workspace
+    build_format: Callable[[PrepareConfig, SourceConfig, TokenizerSpec], Format]
     corpus: Corpus | None = None
 
     @property
     def output(self) -> Path:
         """The shard directory."""
         return self.space.output
+
+    def row_format(self, source: SourceConfig) -> Format:
+        """Return what turns the rows of a source into samples; build it once for each task."""
+        return self.build_format(self.config, source, self.tokenizer)
 
     def settings(self) -> dict[str, object]:
         """The resolved config without paths and tokenizer; the tokenizer's identity instead."""

@@ -1,11 +1,12 @@
 """The commands on models, adapters and old configs."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.errors import ConfigError, install_hint
 
 app = typer.Typer()
 
@@ -181,6 +182,30 @@ def sample(
         print(f"with adapter:    {sampler.answer([asked], sampling)[0]}")
     else:
         print(sampler.answer([asked], sampling)[0])
+
+
+@app.command(epilog="Example: headrace serve runs/demo --port 8000")
+def serve(
+    result: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory, or a model directory.")
+    ],
+    adapter: Annotated[Path | None, typer.Option(help="Adapter to apply to a model.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; another one lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
+) -> None:
+    """Answer OpenAI's chat API with a result, to try it; with and without its adapter by name."""
+    for module in ("starlette", "uvicorn"):
+        if find_spec(module) is None:
+            raise ConfigError(f"{module} is not installed; {install_hint('serve')}")
+    from headrace.jobs.commands.chat_prompt import chat_prompt
+    from headrace.jobs.serve.run import parts_of, serve
+    from headrace.trainer.export.sample import Sampler
+
+    parts = parts_of(result, adapter)
+    sampler = Sampler(parts.model, parts.adapter, chat_prompt(parts.model))
+    serve(parts, sampler, host, port)
 
 
 @app.command(

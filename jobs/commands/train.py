@@ -16,6 +16,29 @@ GPU_DRIVER_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 app = typer.Typer()
 
 
+@app.command(epilog="Example: headrace init models/smollm2-135m notes/ chats.jsonl --output mine")
+def init(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    data: Annotated[
+        list[Path], typer.Argument(metavar="DATA...", help="Files, and folders of files.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder for both configs, the shards and the run.")
+    ] = Path("mine"),
+    sequence_len: Annotated[
+        int | None, typer.Option(min=8, help="Tokens of a row. Default: 2048; 512 without GPUs.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over configs that exist.")] = False,
+) -> None:
+    """Look at a model, your files and this machine, and write prepare.toml and train.toml."""
+    from rich.console import Console
+
+    from headrace.jobs.first_run.init import Wanted, init
+
+    wanted = Wanted(model, tuple(data), output, force, sequence_len)
+    init(wanted, Console(markup=False, emoji=False, highlight=False))
+
+
 @app.command(epilog="Example: headrace train train.toml --gpus 2 --set optimizer.lr=1e-4")
 def train(
     context: typer.Context,
@@ -118,6 +141,24 @@ def checkpoints(
     from headrace.jobs.commands.list_checkpoints import list_checkpoints
 
     raise typer.Exit(0 if list_checkpoints(run) else 1)
+
+
+@app.command(epilog="Example: headrace report runs/demo --watch 30")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: `output_dir`.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="HTML", help="Default: report.html in the run.")
+    ] = None,
+    watch: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="SECONDS", help="Write it anew while the run trains."),
+    ] = None,
+) -> None:
+    """Write one HTML page of a run: losses, speed, memory, waits, mixture, config."""
+    from headrace.jobs.report import page
+
+    for path in page.watch(run, output, watch) if watch else [page.write_report(run, output)]:
+        print(f"{path}: written", flush=True)
 
 
 @app.command(

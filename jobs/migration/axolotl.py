@@ -4,6 +4,7 @@ from headrace.jobs.migration.axolotl_data import AXOLOTL_DATA, READ
 from headrace.jobs.migration.axolotl_unused import unused_rows
 from headrace.jobs.migration.axolotl_values import (
     DEFAULT_WARMUP,
+    NEAR_OPTIMIZERS,
     OPTIMIZERS,
     SCHEDULERS,
     accumulation,
@@ -34,6 +35,7 @@ from headrace.jobs.migration.equivalents import (
     choice,
     computed,
     elsewhere,
+    exact_choice,
     if_positive,
     none,
     number,
@@ -135,7 +137,7 @@ AXOLOTL = OldSystem(
         ),
         same("seed", "train.seed", default=42),
         number("learning_rate", "train.optimizer.lr"),
-        choice("optimizer", "train.optimizer.type", OPTIMIZERS),
+        exact_choice("optimizer", "train.optimizer.type", OPTIMIZERS, NEAR_OPTIMIZERS),
         number("weight_decay", "train.optimizer.weight_decay", default=0.0),
         number("adam_beta1", "train.optimizer.beta1"),
         number("adam_beta2", "train.optimizer.beta2", default=0.999),
@@ -143,7 +145,7 @@ AXOLOTL = OldSystem(
         number("adam_eps", "train.optimizer.eps", "as `adam_epsilon`"),
         number("max_grad_norm", "train.optimizer.gradient_clipping"),
         number("loraplus_lr_ratio", "train.optimizer.lora_plus_ratio"),
-        choice("lr_scheduler", "train.scheduler.type", SCHEDULERS, default="cosine"),
+        exact_choice("lr_scheduler", "train.scheduler.type", SCHEDULERS, default="cosine"),
         computed(
             "warmup_steps",
             ("train.scheduler.warmup_steps", "train.scheduler.warmup_fraction"),

@@ -22,21 +22,25 @@ OPTIMIZERS = {
     "adamw_torch_xla": "adamw",
     "adamw_apex_fused": "adamw",
     "optimi_adamw": "adamw",
-    "paged_adamw": "adamw",
-    "paged_adamw_32bit": "adamw",
-    "adamw_anyprecision": "adamw_kahan",
-    "adamw_torch_8bit": "adamw_8bit",
-    "ao_adamw_8bit": "adamw_8bit",
-    "adamw_torch_4bit": "adamw_8bit",
-    "ao_adamw_4bit": "adamw_8bit",
     "adamw_bnb_8bit": "adamw_8bit",
     "adamw_8bit": "adamw_8bit",
     "paged_adamw_8bit": "adamw_8bit_paged",
     "lion_32bit": "lion",
     "lion_pytorch": "lion",
-    "paged_lion_32bit": "lion",
-    "adafactor": "adafactor",
     "schedule_free_adamw": "adamw_schedule_free",
+}
+NOT_PAGED = "its states lie on the device"
+BY_ANOTHER = "bitsandbytes' 8 bits, not torchao's"
+MORE_BITS = "bitsandbytes' 8 bits, not torchao's 4"
+NEAR_OPTIMIZERS = {
+    "paged_adamw": ("adamw", NOT_PAGED),
+    "paged_adamw_32bit": ("adamw", NOT_PAGED),
+    "paged_lion_32bit": ("lion", NOT_PAGED),
+    "adamw_anyprecision": ("adamw_kahan", "with Kahan summation, and states in `dtype`"),
+    "adamw_torch_8bit": ("adamw_8bit", BY_ANOTHER),
+    "ao_adamw_8bit": ("adamw_8bit", BY_ANOTHER),
+    "adamw_torch_4bit": ("adamw_8bit", MORE_BITS),
+    "ao_adamw_4bit": ("adamw_8bit", MORE_BITS),
 }
 
 

@@ -12,7 +12,15 @@ KEEP_ALL = 1_000_000
 
 
 class NoEquivalentError(Exception):
-    """A value that has no equivalent, though others of its key have; the text says why."""
+    """A value that has no equivalent, though others of its key have; the text says why.
+
+    Attributes:
+        instead: what is written all the same, which the text speaks of.
+    """
+
+    def __init__(self, reason: str, instead: Mapping[str, Any] | None = None) -> None:
+        super().__init__(reason)
+        self.instead = dict(instead or {})
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,40 @@ def choice(
 
     shown = ", ".join(f"`{o}`: `{n}`" for o, n in words.items() if n is not None and n != o)
     text = ". ".join(part for part in (shown, note) if part)
+    return Equivalent(old, (new,), text, convert, default)
+
+
+def exact_choice(
+    old: str,
+    new: str,
+    words: Mapping[str, str],
+    near: Mapping[str, tuple[str, str]] | None = None,
+    default: str | None = None,
+) -> Equivalent:
+    """A word under our name, where our default would train something else at the same rate.
+
+    Words that are in neither table end the import in a ConfigError.
+
+    Args:
+        near: words whose equivalent differs, with how; written, and reported.
+    """
+    near = near or {}
+
+    def convert(value: Any, _: Values) -> dict[str, Any]:
+        if value in near:
+            ours, difference = near[value]
+            raise NoEquivalentError(f'"{ours}" is written: {difference}', {new: ours})
+        if value not in words:
+            known = ", ".join([*words, *near])
+            raise ConfigError(
+                f"{old}: {value!r}: there is none here, and any other would train something else "
+                f"at the same rate; choose one of {known}"
+            )
+        return {new: words[value]}
+
+    parts = [", ".join(f"`{o}`: `{n}`" for o, n in words.items() if n != o)]
+    parts += [f"`{o}`: `{n}`, {difference}" for o, (n, difference) in near.items()]
+    text = "; ".join([*filter(None, parts), "others are refused"])
     return Equivalent(old, (new,), text, convert, default)
 
 

@@ -10,6 +10,7 @@ from headrace.jobs.migration.equivalents import (
     choice,
     computed,
     elsewhere,
+    exact_choice,
     if_positive,
     none,
     number,
@@ -17,6 +18,7 @@ from headrace.jobs.migration.equivalents import (
 )
 from headrace.jobs.migration.old_tools import FSDP_QLORA_TOOLS
 from headrace.jobs.migration.quantized import BACKEND, TYPE
+from headrace.schemas.errors import ConfigError
 
 SHARDING = "the model is cut into stages instead: `pipeline_stages`"
 PROFILE = "`profile.trace_step` traces a step, `profile.timeline` every step"
@@ -82,7 +84,10 @@ def targets(value: str, values: Values) -> dict[str, Any]:
 def schedule(value: str, values: Values) -> dict[str, Any]:
     """Its linear and cosine warm up over a tenth of the steps."""
     if value not in ("constant", "linear", "cosine"):
-        raise NoEquivalentError("only constant, linear and cosine have an equivalent")
+        raise ConfigError(
+            f"--lr_scheduler: {value!r}: there is none here, and any other would train something "
+            "else at the same rate; choose constant, linear or cosine"
+        )
     found: dict[str, Any] = {"train.scheduler.type": value}
     if value != "constant":
         found["train.scheduler.warmup_fraction"] = 0.1
@@ -191,7 +196,7 @@ FSDP_QLORA = OldSystem(
             targets,
             '`all`: `"all-linear"`, `default`: `["q_proj", "v_proj"]`',
         ),
-        choice(
+        exact_choice(
             "--optimizer",
             "train.optimizer.type",
             {"adamw": "adamw", "adam": "adam"},

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from headrace.jobs.migration.equivalents import Equivalent, NoEquivalentError, OldSystem
 from headrace.schemas.config_errors import describe_errors
+from headrace.schemas.config_model import Config
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
-from headrace.schemas.toml_config import Config
 from headrace.schemas.train.train_config import TrainConfig
 
 COMMAND = "headrace "
@@ -100,6 +100,7 @@ def translate(
             return converted(row, value, old)
         except NoEquivalentError as reason:
             imported.leave(prefix + row.old, value, str(reason))
+            return reason.instead
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
             raise ConfigError(
                 f"{prefix}{row.old}: {shown(value)}: cannot be converted ({error!r}); correct it "

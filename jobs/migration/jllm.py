@@ -6,9 +6,9 @@ from headrace.jobs.migration.equivalents import (
     NoEquivalentError,
     OldSystem,
     Values,
-    choice,
     computed,
     elsewhere,
+    exact_choice,
     if_positive,
     keep,
     none,
@@ -164,7 +164,7 @@ JLLM = OldSystem(
             default=0,
         ),
         number("--weight_decay", "train.optimizer.weight_decay", default=0),
-        choice(
+        exact_choice(
             "--lr_scheduler_type",
             "train.scheduler.type",
             {

@@ -7,6 +7,7 @@ from headrace.jobs.migration.equivalents import (
     choice,
     computed,
     elsewhere,
+    exact_choice,
     keep,
     none,
     number,
@@ -125,7 +126,7 @@ QLORA_PIPE = OldSystem(
             "default there: as trained",
         ),
         same("epochs", "train.epochs"),
-        choice(
+        exact_choice(
             "lr_scheduler",
             "train.scheduler.type",
             {"constant": "constant", "none": "constant", "cosine": "cosine"},
@@ -223,7 +224,7 @@ QLORA_PIPE = OldSystem(
             ),
         ),
         *QUANTIZED,
-        choice(
+        exact_choice(
             "optimizer.type",
             "train.optimizer.type",
             {"adamw": "adamw", "adamw8bit": "adamw_8bit", "adamw_kahan": "adamw_kahan"},

@@ -11,13 +11,8 @@ from numpy.typing import NDArray
 from headrace.dataprep.passes.shard_writer import ShardPlan, describe_shard
 from headrace.dataprep.passes.sorted_runs import Runs
 from headrace.schemas.fingerprint import file_sha256
-from headrace.schemas.shards.manifest import (
-    Manifest,
-    SourceRecord,
-    TokenizerRecord,
-    TokenLedger,
-    write_manifest,
-)
+from headrace.schemas.shards.manifest import Manifest, SourceRecord, TokenizerRecord, TokenLedger
+from headrace.schemas.shards.manifest_file import write_manifest
 from headrace.schemas.shards.shard_format import (
     TRAIN,
     parquet_options,

@@ -17,8 +17,9 @@ from statistics import median
 from typing import Any
 
 from headrace.jobs.commands.launch import launch
+from headrace.jobs.report.waits import read_timelines
 from headrace.jobs.tools.bench_inputs import PRESETS, flops_per_token, write_model, write_shards
-from headrace.jobs.tools.plot_timeline import plot_timeline, read_timelines
+from headrace.jobs.tools.plot_timeline import plot_timeline
 
 MATMUL_SIZE, MATMUL_REPEATS = 8192, 20
 MODES = {  # name -> what the config has for it

@@ -138,7 +138,7 @@ class Demo:
         """Run one `headrace` command; with `stop_at`, send SIGTERM once that step is logged."""
         shown = shlex.join(arguments).replace("\n", "\\n")
         self.console.print(f"$ headrace {shown}", style="bold cyan", highlight=False, markup=False)
-        process = subprocess.Popen([sys.executable, "-m", "headrace.jobs.commands.cli", *arguments])
+        process = subprocess.Popen([sys.executable, "-m", "headrace.jobs.cli", *arguments])
         if stop_at is not None:
             self.stop(process, stop_at)
         if process.wait() != 0:

@@ -4,13 +4,10 @@ Needs a run with `profile.timeline = true`.
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
-from headrace.schemas.errors import DataError
+from headrace.jobs.report.waits import read_timelines
 
-PATTERN = "timeline-*.jsonl"
 COLORS = {
     "ForwardPass": "#4878a8",
     "BackwardPass": "#6aa84f",
@@ -32,23 +29,6 @@ LABELS = {
     "data": "waits for data",
     "answers": "generates answers",
 }
-
-
-def read_timelines(run_directory: Path) -> list[list[dict[str, Any]]]:
-    """[rank][step] with the spans of each.
-
-    Raises:
-        DataError: the run recorded none.
-    """
-    files = sorted((run_directory / "profile").glob(PATTERN))
-    if not files:
-        raise DataError(
-            f"{run_directory}: no profile/{PATTERN}; train with profile.timeline = true"
-        )
-    return [
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for path in files
-    ]
 
 
 def plot_timeline(run_directory: Path, picture: Path, step: int) -> None:

@@ -5,7 +5,7 @@ spark-submit --py-files headrace.zip jobs/tools/spark_prepare.py CONFIG.toml [--
 
 import sys
 
-from headrace.jobs.commands.cli import main
+from headrace.jobs.cli import main
 
 if __name__ == "__main__":
     main(["prepare", *sys.argv[1:], "--engine", "spark"])

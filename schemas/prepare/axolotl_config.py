@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from headrace.schemas.toml_config import Config, Text
+from headrace.schemas.config_model import Config, Text
 
 Ends = Literal["turn", "all", "last", "none"]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from headrace.schemas.toml_config import Config, Text
+from headrace.schemas.config_model import Config, Text
 
 
 class ChatConfig(Config):

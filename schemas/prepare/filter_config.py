@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.toml_config import Config
+from headrace.schemas.config_model import Config
 
 
 class FiltersConfig(Config):

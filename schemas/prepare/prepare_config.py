@@ -4,11 +4,11 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
+from headrace.schemas.config_model import Config, Text
 from headrace.schemas.prepare.axolotl_config import type_gives_pairs
 from headrace.schemas.prepare.axolotl_yaml import expand_axolotl
 from headrace.schemas.prepare.filter_config import DeduplicateConfig, FiltersConfig
 from headrace.schemas.prepare.source_config import Kind, SourceConfig, Tokens, check_keys, reads
-from headrace.schemas.toml_config import Config, Text
 
 Packing = Literal["concatenate", "best_fit", "none"]
 Overlong = Literal["split", "truncate", "drop"]

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from headrace.schemas.config_model import Address, Config, IsNumber, Text
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig
 from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig
-from headrace.schemas.toml_config import Address, Config, IsNumber, Text
 
 Kind = Literal["causal", "preference"]
 Tokens = str | int | list[int]

@@ -1,21 +1,13 @@
 """`manifest.json`: what a shard directory holds. Written last: without one it is not finished."""
 
-import json
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from headrace.schemas.errors import DataError
-from headrace.schemas.fingerprint import file_sha256, fingerprint
-from headrace.schemas.json_text import parse_json
-from headrace.schemas.named_files import PlainName, PlainText, check_inside, read_regular, shown
-from headrace.schemas.publish import write_atomic
+from headrace.schemas.named_files import PlainName, PlainText
 from headrace.schemas.shards.foreign_columns import ForeignColumns
-from headrace.schemas.shards.shard_format import MANIFEST_NAME, SHARD_FORMAT, SHARD_FORMAT_VERSION
-from headrace.schemas.shards.tokenizer_content import content_fingerprint
+from headrace.schemas.shards.shard_format import SHARD_FORMAT, SHARD_FORMAT_VERSION
 
-MAX_MANIFEST_BYTES = 1 << 30
 MAX_GROUP_ROWS = 1 << 24  # of one row group: it is read, and its rows are mixed, as a whole
 MAX_GROUP_TOKENS = 1 << 27
 MAX_ID = (1 << 31) - 1
@@ -39,13 +31,6 @@ class TokenizerRecord(Record):
     content_fingerprint: str | None = None
     vocabulary_size: int = Field(strict=True, ge=1, le=MAX_ID + 1)
     special_tokens: dict[str, Annotated[int, Field(strict=True, ge=0, le=MAX_ID)]]
-
-    def is_file(self, path: Path) -> bool:
-        """Return whether a tokenizer.json is this one, in these bytes or others."""
-        if file_sha256(path) == self.fingerprint:
-            return True
-        wanted = self.content_fingerprint
-        return wanted is not None and content_fingerprint(path.read_bytes(), path) == wanted
 
     def equals(self, other: "TokenizerRecord") -> bool:
         """Return whether two directories were made with one tokenizer."""
@@ -199,53 +184,3 @@ class Manifest(Record):
     def split(self, name: str) -> list[ShardRecord]:
         """The shards of one split, in file order."""
         return [shard for shard in self.shards if shard.split == name]
-
-
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Publish the manifest with a checksum over its own content. Call it last."""
-    body = manifest.model_dump(mode="json")
-    body["manifest_sha256"] = fingerprint(body)
-    write_atomic(directory / MANIFEST_NAME, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """Read and check a manifest.
-
-    Raises:
-        DataError: missing, not JSON, edited by hand, of another version, or with unknown fields.
-    """
-    path = directory / MANIFEST_NAME
-    if not path.exists():
-        raise missing_manifest(path)
-    manifest = parse_manifest(read_regular(path, MAX_MANIFEST_BYTES), path)
-    for shard in manifest.shards:
-        check_inside(directory / shard.file, directory)
-    return manifest
-
-
-def missing_manifest(path: Path | str) -> DataError:
-    """Return the error for a directory without a manifest."""
-    return DataError(f"{path}: not found; run `headrace prepare` to the end, or correct the path")
-
-
-def parse_manifest(content: bytes, path: Path | str) -> Manifest:
-    """The manifest in a file's bytes; `path` is for messages. Raises as `read_manifest`."""
-    body = parse_json(content, path, "; prepare the directory again")
-    if not isinstance(body, dict) or body.get("format") != SHARD_FORMAT:
-        raise DataError(f'{path}: not a shard manifest (no "format": "{SHARD_FORMAT}")')
-    if body.get("format_version") != SHARD_FORMAT_VERSION:
-        raise DataError(
-            f"{path}: format version {shown(body.get('format_version'))}, "
-            f"this release reads {SHARD_FORMAT_VERSION}"
-        )
-    checksum = body.pop("manifest_sha256", None)
-    if checksum != fingerprint(body):
-        raise DataError(
-            f"{path}: edited or damaged (its checksum differs); prepare the directory again"
-        )
-    try:
-        return Manifest.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {where}: {first['msg']}") from None

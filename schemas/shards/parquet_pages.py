@@ -5,8 +5,8 @@ https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.m
 https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -16,6 +16,8 @@ MAX_VARINT_BITS = 70
 HEADER_BYTES = 1 << 16
 UNPACKED, PACKED = 2, 3  # fields of PageHeader: bytes
 DATA_PAGES, DICTIONARY_PAGE = (5, 8), 7  # and the structs that count the values of a page
+ENCODING_FIELDS = (2, 4)  # in the structs of data pages
+INDICES, PREFIXED = (2, 8), 7  # encodings: indices of a dictionary, and DELTA_BYTE_ARRAY
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8, "INT96": 12}
 LEVEL_BYTES = 4  # of a value: its repetition and definition levels, or where it begins
 SLACK_BYTES = 1 << 16  # by which the sizes in the footers of other writers may differ
@@ -29,7 +31,19 @@ def unpacked_bytes(column: pq.ColumnChunkMetaData) -> int:
     return int(column.total_uncompressed_size) + int(column.num_values) * width
 
 
-def check_pages(column: pq.ColumnChunkMetaData, read: Read) -> None:
+class Pages(NamedTuple):
+    """Pages of a column chunk whose values may take more memory than the pages themselves.
+
+    `values` refer to a dictionary, or to the value before them; none of them is larger than
+    `largest` bytes. `prefixed` says that some are of the latter kind.
+    """
+
+    values: int
+    largest: int
+    prefixed: bool
+
+
+def check_pages(column: pq.ColumnChunkMetaData, read: Read) -> Pages:
     """Check that the pages of a column chunk unpack to what the footer says, and hold its values.
 
     Arrow reserves what the headers of pages ask for, whatever the footer says.
@@ -38,20 +52,49 @@ def check_pages(column: pq.ColumnChunkMetaData, read: Read) -> None:
         ValueError: they do not.
     """
     name = column.path_in_schema
-    at = start_of(column)
-    end, values, unpacked = at + column.total_compressed_size, 0, 0
-    while at < end and values < column.num_values:
-        header, length = page_header(read(at, min(HEADER_BYTES, end - at)), name)
-        unpacked += header[UNPACKED]
-        values += next((header[kind].get(1, 0) for kind in DATA_PAGES if kind in header), 0)
-        at += length + header[PACKED]
-    if at > end or values > column.num_values:
+    headers = list(page_headers(column, read))
+    values = sum(number_of_values(header) for header in headers)
+    unpacked = sum(header[UNPACKED] for header in headers)
+    if values > column.num_values:
         raise ValueError(f"column {name}: its pages do not end where the footer says")
     if unpacked > 2 * column.total_uncompressed_size + SLACK_BYTES:
         raise ValueError(
             f"column {name}: its pages unpack to {unpacked:,} bytes, the footer says "
             f"{column.total_uncompressed_size:,}"
         )
+    prefixed = [header for header in headers if encoding(header) == PREFIXED]
+    wide = [header for header in headers if DICTIONARY_PAGE in header] + prefixed
+    growing = [header for header in headers if encoding(header) in (*INDICES, PREFIXED)]
+    return Pages(
+        sum(map(number_of_values, growing)),
+        max((header[UNPACKED] for header in wide), default=0),
+        bool(prefixed),
+    )
+
+
+def page_headers(column: pq.ColumnChunkMetaData, read: Read) -> Iterator[dict[int, Any]]:
+    """Yield the headers of the pages of a column chunk, up to the one with its last value."""
+    name = column.path_in_schema
+    at = start_of(column)
+    end, values = at + column.total_compressed_size, 0
+    while at < end and values < column.num_values:
+        header, length = page_header(read(at, min(HEADER_BYTES, end - at)), name)
+        yield header
+        values += number_of_values(header)
+        at += length + header[PACKED]
+    if at > end:
+        raise ValueError(f"column {name}: its pages do not end where the footer says")
+
+
+def number_of_values(header: dict[int, Any]) -> int:
+    """Return the values of a data page, 0 for another one."""
+    return int(next((header[kind].get(1, 0) for kind in DATA_PAGES if kind in header), 0))
+
+
+def encoding(header: dict[int, Any]) -> int:
+    """Return the encoding of a data page by its number, -1 for another page."""
+    fields = dict(zip(DATA_PAGES, ENCODING_FIELDS, strict=True))
+    return next((int(header[k].get(fields[k], -1)) for k in DATA_PAGES if k in header), -1)
 
 
 def start_of(column: pq.ColumnChunkMetaData) -> int:

@@ -14,15 +14,24 @@ from headrace.schemas.shards.parquet_pages import Read
 from headrace.schemas.shards.shard_checks import check_schema, check_size, check_unpacked
 
 
-def open_shard(path: Path, manifest: Manifest, shard: ShardRecord) -> pq.ParquetFile:
-    """Open a shard whose every row group is one that can be read.
+def open_shard(
+    path: Path, manifest: Manifest, shard: ShardRecord, groups: range | None = None
+) -> pq.ParquetFile:
+    """Open a shard whose row groups are such that can be read; pages are checked as they are.
+
+    Args:
+        groups: the row groups that will be read. Default: all.
 
     Raises:
         DataError: no regular file.
         ValueError, OSError, pa.ArrowException: not the columns or sizes that the manifest declares.
     """
     check_regular(path)
-    file = pq.ParquetFile(path, read_dictionary=repeated_text(manifest))
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise ValueError(f"{size} bytes, the manifest says {shard.bytes}")
+    dictionaries = repeated_text(manifest)
+    file = pq.ParquetFile(path, read_dictionary=dictionaries, page_checksum_verification=True)
     check_schema(file.schema_arrow, manifest)
     if file.num_row_groups != len(shard.row_groups):
         raise ValueError(
@@ -30,9 +39,9 @@ def open_shard(path: Path, manifest: Manifest, shard: ShardRecord) -> pq.Parquet
         )
     names = columns_of(manifest, file.schema_arrow.names)
     with path.open("rb") as pages:
-        for index, record in enumerate(shard.row_groups):
+        for index in groups or range(file.num_row_groups):
             group = file.metadata.row_group(index)
-            check_size(group, manifest, record, names)
+            check_size(group, manifest, shard.row_groups[index], names)
             check_unpacked(group, names, reader_of(pages))
     return file
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from headrace.schemas.fingerprint import fingerprint
+from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.json_text import parse_json
+from headrace.schemas.shards.manifest import TokenizerRecord
 
 NOT_USED = ("truncation", "padding")  # set when a tokenizer is called; shards are made without
 
@@ -29,3 +30,11 @@ def content_fingerprint(content: bytes, path: Path | str) -> str:
         merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
         values["model"] = model | {"merges": merges}
     return fingerprint(values)
+
+
+def is_tokenizer(record: TokenizerRecord, path: Path) -> bool:
+    """Return whether a tokenizer.json is that of a manifest, in the same bytes or others."""
+    if file_sha256(path) == record.fingerprint:
+        return True
+    wanted = record.content_fingerprint
+    return wanted is not None and content_fingerprint(path.read_bytes(), path) == wanted

@@ -1,10 +1,10 @@
 """The `[adapter]` table: the weights that `headrace train` trains."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from headrace.schemas.toml_config import Config, Text
+from headrace.schemas.config_model import Config, Text
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.schemas.train.tuning_methods import DESCRIPTION, TUNING_METHODS, TuningRecord
 
@@ -14,6 +14,7 @@ else:
     TuningKind = Literal[tuple(TUNING_METHODS)]
 
 GAMMA = 0.5
+OF_PRODUCTS = ("exclude_modules", "rank_pattern", "alpha_pattern")  # keys for products alone
 
 
 class AdapterConfig(Config):
@@ -32,11 +33,25 @@ class AdapterConfig(Config):
         "or by QR.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
-    target_modules: Literal["all-linear"] | list[Text] = Field(
+    target_modules: Text | list[Text] = Field(
         "all-linear",
-        description='`"all-linear"` (the head left out), or names such as `["q_proj", "v_proj"]`; '
+        description='`"all-linear"` (shared experts and dense layers of mixtures included, the '
+        'head and routers left out); names such as `["q_proj", "v_proj"]`; or a regular expression '
+        'that a module\'s whole name must match, as `".*layers\\.[0-9]\\.mlp\\..*_proj"`. '
         '`"embed_tokens"` and `"lm_head"` can have adapters as well. With `kind = "none"`: train '
-        "only weights with one of these in their name.",
+        "only weights with one of the names listed in their own.",
+    )
+    exclude_modules: Text | list[Text] = Field(
+        [],
+        description="Targets that get no adapter: names, or a regular expression for whole names.",
+    )
+    rank_pattern: dict[Text, Annotated[int, Field(ge=1)]] = Field(
+        {},
+        description="Ranks that differ, by name of the module or a regular expression for the end "
+        'of its name, such as `{"layers.0.mlp.down_proj" = 32}`; the first that matches counts.',
+    )
+    alpha_pattern: dict[Text, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Values of `alpha` that differ, likewise."
     )
     target_parameters: Literal["experts"] | list[Text] = Field(
         [],
@@ -72,6 +87,12 @@ class AdapterConfig(Config):
         return TUNING_METHODS[self.kind]
 
     @property
+    def target_pattern(self) -> str | None:
+        """Return the regular expression that names the targets, if one does."""
+        pattern = self.target_modules
+        return pattern if isinstance(pattern, str) and pattern != "all-linear" else None
+
+    @property
     def takes_over(self) -> bool:
         """Return whether adapters start from a part of the frozen weights, taken out of these."""
         return self.record.takes_over and self.init in ("pissa", "olora")
@@ -101,6 +122,16 @@ class AdapterConfig(Config):
             )
         if self.target_parameters and taken:
             raise ValueError(f'init = "{self.init}" does not go with target_parameters')
+        if self.target_pattern is not None and not products:
+            raise ValueError(
+                f'target_modules = "{self.target_pattern}": with kind = "{self.kind}" give a list '
+                "of names"
+            )
+        if self.target_pattern is not None and self.layers is not None:
+            raise ValueError(
+                f'layers = "{self.layers}" does not go with a regular expression in '
+                "target_modules; name the layers in the expression"
+            )
         if self.record.by_class:
             if self.target_modules != "all-linear":
                 raise ValueError(
@@ -112,7 +143,7 @@ class AdapterConfig(Config):
                 'gamma and control_decay need kind = "control"; this has kind = '
                 f'"{self.kind}"; drop them'
             )
-        for key in self.record.unused:
+        for key in (*self.record.unused, *(() if products else OF_PRODUCTS)):
             if getattr(self, key):
                 raise ValueError(f'{key} has no meaning with kind = "{self.kind}"; drop it')
         return self

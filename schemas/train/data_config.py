@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from headrace.schemas.toml_config import Address, Config, Text
+from headrace.schemas.config_model import Address, Config, Text
 
 
 class DatasetConfig(Config):
@@ -69,8 +69,8 @@ class LoaderConfig(Config):
     )
     verify: Literal["full", "size", "off"] = Field(
         "size",
-        description='Shard files at start: `"size"` compares sizes, `"full"` reads and hashes '
-        "them. Row groups are checked whenever they are read.",
+        description='Shard files at start: `"size"` compares sizes and footers, `"full"` reads and '
+        "hashes them. Row groups are checked whenever they are read.",
     )
     on_corrupt: Literal["stop", "quarantine"] = Field(
         "stop",

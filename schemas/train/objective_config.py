@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.toml_config import Config
+from headrace.schemas.config_model import Config
 from headrace.schemas.train.objectives import OBJECTIVES, ObjectiveRecord, described
 
 if TYPE_CHECKING:

@@ -6,13 +6,23 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.toml_config import Config
+from headrace.schemas.config_model import Config
 from headrace.schemas.train.optimizers import DESCRIPTION, OPTIMIZERS, OptimizerRecord
+from headrace.schemas.train.schedules import (
+    OWN_KEYS,
+    SCHEDULE_DESCRIPTION,
+    SCHEDULES,
+    DecayShape,
+    Schedule,
+    WarmupShape,
+)
 
 if TYPE_CHECKING:
     OptimizerType = str
+    ScheduleType = str
 else:
     OptimizerType = Literal[tuple(OPTIMIZERS)]
+    ScheduleType = Literal[tuple(SCHEDULES)]
 
 
 class OptimizerConfig(Config):
@@ -52,20 +62,32 @@ class OptimizerConfig(Config):
 class SchedulerConfig(Config):
     """`[scheduler]`."""
 
-    type: Literal["constant", "linear", "cosine", "one_cycle", "rms_ratio"] = Field(
-        "constant",
-        description="Learning rate after warmup. `linear` and `cosine` fall to `min_lr`; "
-        "`one_cycle` rises by half a cosine from lr / 25 over the warmup (default: 30% of the "
-        "steps) and falls to `min_lr`, at least lr / 250,000; `rms_ratio` follows the settling of "
-        "Adam's second moment, lr * sqrt((1 - beta2^t) / (1 + beta2^t)), and needs no horizon.",
+    type: ScheduleType = Field(
+        "constant", description=f"Learning rate after warmup. {SCHEDULE_DESCRIPTION}"
     )
     warmup_steps: int = Field(
-        0, ge=0, description="Steps of linear warmup; the first runs at lr / warmup_steps."
+        0, ge=0, description="Steps of warmup; the first runs at lr / warmup_steps."
     )
     warmup_fraction: float | None = Field(
         None, gt=0, lt=1, description="Warmup as a share of all steps, instead of `warmup_steps`."
     )
+    warmup_shape: WarmupShape = Field(
+        "linear", description='`"quadratic"`: the square of the share of the warmup that is done.'
+    )
     min_lr: float = Field(0.0, ge=0, description="Where falling schedules end.")
+    fall_fraction: float = Field(
+        1.0, gt=0, le=1, description="`cosine`: share of all steps by whose end it has fallen."
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="`warmup_stable_decay`: steps of the fall, the last of the run."
+    )
+    decay_fraction: float = Field(
+        0.1, gt=0, le=1, description="The same as a share of all steps, instead of `decay_steps`."
+    )
+    decay_shape: DecayShape = Field(
+        "cosine", description="Shape of the fall: half a cosine, a line, or a falling root."
+    )
+    div_factor: float = Field(25.0, ge=1, description="`one_cycle`: it starts at lr over this.")
     force_constant_lr: float | None = Field(
         None,
         gt=0,
@@ -73,11 +95,16 @@ class SchedulerConfig(Config):
     )
 
     @property
+    def schedule(self) -> Schedule:
+        """Return the schedule itself."""
+        return SCHEDULES[self.type]
+
+    @property
     def has_horizon(self) -> bool:
         """Return whether the learning rate of a step depends on the total number of steps."""
         if self.force_constant_lr is not None:
             return False
-        return self.type not in ("constant", "rms_ratio") or self.warmup_fraction is not None
+        return self.schedule.has_horizon or self.warmup_fraction is not None
 
     @model_validator(mode="after")
     def check_warmup(self) -> "SchedulerConfig":
@@ -86,6 +113,24 @@ class SchedulerConfig(Config):
                 f"warmup_steps = {self.warmup_steps} and warmup_fraction = {self.warmup_fraction} "
                 "exclude each other; keep one"
             )
+        if {"decay_steps", "decay_fraction"} <= self.model_fields_set:
+            raise ValueError(
+                f"decay_steps = {self.decay_steps} and decay_fraction = {self.decay_fraction} "
+                "exclude each other; keep one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_keys(self) -> "SchedulerConfig":
+        for key in OWN_KEYS:
+            if key in self.model_fields_set and key not in self.schedule.keys:
+                fitting = (f'"{name}"' for name, other in SCHEDULES.items() if key in other.keys)
+                raise ValueError(
+                    f'{key} = {getattr(self, key)!r} has no meaning with type = "{self.type}"; '
+                    f"drop it, or set type to {' or '.join(fitting)}"
+                )
+        if self.schedule.needs_floor and not self.min_lr:
+            raise ValueError(f'type = "{self.type}" starts at min_lr; set it above 0')
         return self
 
 

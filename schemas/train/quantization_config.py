@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from headrace.schemas.config_model import Config, IsNumber, Text
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.toml_config import Config, IsNumber, Text
 
 KEYS_OF = {
     "bnb": ("type", "double_quantization", "storage_type", "int8_threshold"),

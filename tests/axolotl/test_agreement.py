@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from headrace.dataprep.axolotl.build import REFUSED, build_strategy
+from headrace.dataprep.axolotl.build import REFUSED, build_strategy, token_rules
 from headrace.dataprep.axolotl.row_format import AxolotlFormat
-from headrace.dataprep.axolotl.strategy import token_rules
 from headrace.dataprep.input.records import Record, Reject
 from headrace.dataprep.input.streams import Place
-from headrace.dataprep.text.sample import Encoded
-from headrace.dataprep.text.tokenizer import read_spec
+from headrace.dataprep.text.row_format import Encoded
+from headrace.dataprep.text.tokenizer_spec import read_spec
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig
 from headrace.schemas.prepare.prepare_config import PrepareConfig

@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from headrace.schemas.train.sampling_config import RejectedSamplingConfig
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import BuiltStage, build_stage
-from headrace.trainer.pipeline.generation import Generator, Prompt
+from headrace.trainer.building.built_stage import BuiltStage
+from headrace.trainer.pipeline.answers import Prompt
+from headrace.trainer.pipeline.generation import Generator
 from headrace.trainer.pipeline.links import PipelineLinks
+from tests.support.built import build_stage
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

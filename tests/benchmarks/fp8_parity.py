@@ -22,8 +22,8 @@ from torch.nn.functional import cosine_similarity
 
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.stage.micro_batch import MicroBatch
+from tests.support.built import build_stage
 
 NF4 = 'quantization={backend="bnb",double_quantization=true}'
 VARIANTS = {  # name -> overrides of the config
@@ -56,7 +56,7 @@ checkpoint = {{ at_end = false }}
 def evaluation_losses(config: Path, name: str, overrides: list[str]) -> dict[int, float]:
     """Evaluation losses of a run by step."""
     run = config.parent / re.sub(r"\W+", "-", name)
-    command = [sys.executable, "-m", "headrace.jobs.commands.cli", "train", str(config)]
+    command = [sys.executable, "-m", "headrace.jobs.cli", "train", str(config)]
     command += ["--gpus", "1"]
     for override in (f'output_dir="{run}"', *overrides):
         command += ["--set", override]

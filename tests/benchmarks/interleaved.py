@@ -27,13 +27,12 @@ from headrace.jobs.tools.bench_inputs import write_model
 from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.extras import Extras
-from headrace.trainer.batches.feed import StepInputs, pinned
-from headrace.trainer.building.chunks import build_chunks
-from headrace.trainer.building.model_builder import BuiltStage, build_stage
+from headrace.trainer.batches.feed import pinned
+from headrace.trainer.batches.step_inputs import StepInputs
+from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.messages import gather
 from headrace.trainer.optim.optimizer import build_optimizer
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.parallel import RankLayout, connect, set_threads
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.pipeline.interleaved_engine import InterleavedEngine
@@ -41,6 +40,7 @@ from headrace.trainer.pipeline.transfers import LARGEST_CTAS, Transfers
 from headrace.trainer.quiet import quiet_libraries
 from headrace.trainer.shards.packed_rows import PackedRow
 from headrace.trainer.stage.stage import MicroBatch
+from tests.support.built import build_chunks, build_stage
 
 NAME = Path(__file__).stem
 MEASURED, TINY = "measured", "tiny"  # models

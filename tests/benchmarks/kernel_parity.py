@@ -87,7 +87,7 @@ def losses(config: Path, name: str, settings: dict[str, Any]) -> list[float]:
     command = [
         sys.executable,
         "-m",
-        "headrace.jobs.commands.cli",
+        "headrace.jobs.cli",
         "train",
         str(config),
         "--gpus",

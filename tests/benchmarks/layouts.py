@@ -58,7 +58,7 @@ def write_inputs(folder: Path) -> Path:
 def train(config: Path, stages: int) -> Steps:
     """The metrics of each step of a run through the command."""
     run = config.parent / f"{stages}-stages"
-    command = [sys.executable, "-m", "headrace.jobs.commands.cli", "train", str(config)]
+    command = [sys.executable, "-m", "headrace.jobs.cli", "train", str(config)]
     command += ["--gpus", str(stages), "--set", f"pipeline_stages={stages}"]
     subprocess.run([*command, "--set", f'output_dir="{run}"'], check=True)
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

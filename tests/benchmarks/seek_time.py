@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 from sparse import make_sparse
 
-from headrace.schemas.shards.manifest import read_manifest, write_manifest
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.train.data_config import LoaderConfig
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.loader import GroupLoader

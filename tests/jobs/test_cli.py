@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from headrace.jobs.commands import cli, train
+from headrace.jobs import cli
+from headrace.jobs.commands import train
 from headrace.schemas.errors import ConfigError
 
 COMMANDS = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from headrace.jobs.commands import cli
+from headrace.jobs import cli
 from headrace.jobs.migration import import_config as import_config_module
 from headrace.jobs.migration.axolotl import AXOLOTL
 from headrace.jobs.migration.equivalents import Equivalent, OldSystem
@@ -838,18 +838,91 @@ def test_values_of_axolotl(axolotl_train, text, table, expected):
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
-        ("adamw_torch_8bit", "adamw_8bit"),
-        ("ao_adamw_8bit", "adamw_8bit"),
+        ("adamw_bnb_8bit", "adamw_8bit"),
         ("paged_adamw_8bit", "adamw_8bit_paged"),
-        ("adamw_torch_4bit", "adamw_8bit"),
-        ("paged_adamw_32bit", "adamw"),
         ("lion_pytorch", "lion"),
-        ("adamw_anyprecision", "adamw_kahan"),
     ],
 )
 def test_optimizers_of_axolotl_with_an_equivalent(axolotl_train, theirs, ours):
     train = axolotl_train(f"{LORA_YAML}optimizer: {theirs}\nadam_eps: 1e-7\n")
     assert (train["optimizer"]["type"], train["optimizer"]["eps"]) == (ours, 1e-7)
+    assert "not taken over" not in head(Path())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "difference"),
+    [
+        ("paged_adamw_32bit", "adamw", "its states lie on the device"),
+        ("paged_lion_32bit", "lion", "its states lie on the device"),
+        ("ao_adamw_8bit", "adamw_8bit", "bitsandbytes' 8 bits, not torchao's"),
+        ("adamw_torch_4bit", "adamw_8bit", "bitsandbytes' 8 bits, not torchao's 4"),
+        ("adamw_anyprecision", "adamw_kahan", "with Kahan summation"),
+    ],
+)
+def test_optimizers_of_axolotl_that_differ_are_written_and_reported(
+    axolotl_train, theirs, ours, difference
+):
+    train = axolotl_train(f"{LORA_YAML}optimizer: {theirs}\n")
+    assert train["optimizer"]["type"] == ours
+    line = f'not taken over: optimizer = "{theirs}": "{ours}" is written: {difference}'
+    assert line in head(Path())
+
+
+OPTIMIZERS_WITHOUT_EQUIVALENT = "sgd adagrad muon lion_8bit paged_lion_8bit adafactor galore_adamw"
+SCHEDULES_WITHOUT_EQUIVALENT = "rex log_sweep warmup_stable_decay cosine_with_restarts polynomial"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"optimizer: {name}" for name in OPTIMIZERS_WITHOUT_EQUIVALENT.split()),
+        *(f"lr_scheduler: {name}" for name in SCHEDULES_WITHOUT_EQUIVALENT.split()),
+        "lr_quadratic_warmup: true",
+        "lr_div_factor: 10",
+        "cosine_constant_lr_ratio: 0.8",
+    ],
+)
+def test_an_optimizer_or_schedule_that_is_not_there_ends_the_import(axolotl_train, line):
+    key, _, value = line.partition(": ")
+    with pytest.raises(ConfigError, match=rf"(?i)^{key}: .?{value}.?: "):
+        axolotl_train(f"{LORA_YAML}{line}\n")
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "old.toml",
+            QLORA_PIPE_TOML.replace('lr_scheduler = "cosine"', 'lr_scheduler = "linear"'),
+            "lr_scheduler: 'linear': there is none here",
+        ),
+        (
+            "old.toml",
+            QLORA_PIPE_TOML.replace('"adamw8bit"', '"sgd"'),
+            "optimizer.type: 'sgd': there is none here",
+        ),
+        (
+            "run.sh",
+            FSDP_QLORA_SCRIPT.replace("--lr 1e-4", "--optimizer adadelta"),
+            "--optimizer: 'adadelta': there is none here",
+        ),
+        (
+            "run.sh",
+            FSDP_QLORA_SCRIPT.replace("--lr_scheduler cosine", "--lr_scheduler rex"),
+            "--lr_scheduler: 'rex': there is none here",
+        ),
+        (
+            "run.sh",
+            JLLM_SCRIPT.replace("--num_warmup_steps 0.1", "--lr_scheduler_type polynomial"),
+            "--lr_scheduler_type: 'polynomial': there is none here",
+        ),
+    ],
+)
+def test_so_it_does_in_the_other_systems(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        import_config(tmp_path / name, tmp_path / "new")
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from headrace.schemas.config_errors import table_model
+from headrace.schemas.config_model import Config
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig
-from headrace.schemas.toml_config import Config, load_config, without_defaults
+from headrace.schemas.toml_config import load_config, without_defaults
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.schemas.train.train_config import TrainConfig

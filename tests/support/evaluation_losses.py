@@ -2,12 +2,11 @@
 
 import torch
 
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.trainer.batches.batch import make_batch
 from headrace.trainer.layers.device import document_mask, position_ids
-from headrace.trainer.order.position import Position
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.order.row_order import RowOrder
-from headrace.trainer.order.row_packer import OverlongCount
 from headrace.trainer.shards.decoded_rows import DecodedRows
 from headrace.trainer.shards.row_groups import list_row_groups
 from headrace.trainer.shards.shard_reader import ShardReader

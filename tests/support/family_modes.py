@@ -27,9 +27,10 @@ MIXTURES = {"mixtral", "qwen2_moe", "qwen3_moe"}
 def loaded(directory):
     eager = any(family in directory.name for family in ("gemma2", "gpt_oss"))
     attention = "eager" if eager else "sdpa"
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation=attention
     )
+    return model.float()  # of quantized files transformers leaves some in other types
 
 
 def relative(ours, reference):

@@ -12,8 +12,9 @@ from tiny_families import CPU, config_of, save_tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headrace.trainer.architecture import weights
-from headrace.trainer.building.model_builder import build_stage, plan_model
 from headrace.trainer.building.model_size import partition
+from headrace.trainer.building.self_check import plan_model
+from tests.support.built import build_stage
 
 CLEAR_PEAK = "5"  # proc(5), clear_refs
 AHEAD_BYTES = 8 << 20  # as small a share of this model as the usual number is of a large one

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import torch.distributed as dist
 
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import Feed

@@ -4,7 +4,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.architecture.architecture import architecture_of
+from headrace.trainer.architecture.read_architecture import architecture_of
 from headrace.trainer.building.self_check import FAILURES, check_against_transformers
 from headrace.trainer.building.tiny_config import shrink
 

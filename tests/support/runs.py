@@ -63,14 +63,14 @@ def complete(command):
     """A `headrace` command to its end; on GPUs, whose contexts outlive no fork, as it is."""
     if GPU.exists():
         return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    return run_warm(command[command.index("headrace.jobs.commands.cli") + 1 :])
+    return run_warm(command[command.index("headrace.jobs.cli") + 1 :])
 
 
 def start(command, log, host=None):
     """The same in the background, maybe in a network namespace; its output is added to a log."""
     if GPU.exists():
         return start_cold(command, log, host)
-    return start_warm(command[command.index("headrace.jobs.commands.cli") + 1 :], log, host)
+    return start_warm(command[command.index("headrace.jobs.cli") + 1 :], log, host)
 
 
 def start_cold(command, log, host=None):
@@ -105,7 +105,7 @@ class Training:
 
     def command(self, processes, *arguments):
         return [
-            *(sys.executable, "-m", "headrace.jobs.commands.cli", "train", str(self.config)),
+            *(sys.executable, "-m", "headrace.jobs.cli", "train", str(self.config)),
             *("--gpus", str(processes), *arguments),
         ]
 

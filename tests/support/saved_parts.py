@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.export.export import (
     adapter_tensors,
     file_count,
@@ -13,6 +12,7 @@ from headrace.trainer.export.export import (
     model_parts,
     save_model_part,
 )
+from tests.support.built import build_stage
 
 
 def step(built):

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from tiny_families import CPU, config_of, gradients_of, make_batch, save_tiny
 
 from headrace.schemas.train.parallel_dims import ParallelDims
-from headrace.trainer.building.model_builder import build_stage, plan_model
+from headrace.trainer.building.model_builder import build_stage
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.layers.rotary_attention import swap_attention
 from headrace.trainer.layers.sequence_attention import share_rows
 from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
@@ -91,7 +92,7 @@ def main(folder: Path, families: list[str]) -> None:
     _, _, ranks = process_environment()
     layout = connect(ParallelDims(sequence=ranks))
     torch.set_num_threads(1)
-    part = SequenceSlice.of(layout)
+    part = SequenceSlice(layout.coordinates.sequence, ranks, layout.sequence_group)
     for family in families:
         if layout.rank == 0 and not (folder / family).exists():
             save_tiny(family, folder / family, **NO_RECORD.get(family, {}))

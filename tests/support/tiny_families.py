@@ -7,8 +7,9 @@ from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import build_stage, plan_model
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.stage.stage import MicroBatch
+from tests.support.built import build_stage
 
 CPU = torch.device("cpu")
 VOCABULARY = 97

@@ -9,7 +9,6 @@ from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader_builder import build_train_loader
-from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.order.data_history import open_history
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.run_length import find_run_length
@@ -17,6 +16,7 @@ from headrace.trainer.parallel import connect, set_threads
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.preflight import check
 from headrace.trainer.rendezvous import process_environment
+from tests.support.built import build_stage
 
 
 def main(path: Path, output: Path, settings: list[str]) -> None:

@@ -70,7 +70,7 @@ def import_everything() -> None:
     quiet_libraries()
     import_without("bitsandbytes", "hqq")
 
-    import headrace.jobs.commands.cli
+    import headrace.jobs.cli
     import headrace.jobs.commands.launch
     import headrace.trainer.main
     import headrace.trainer.run.loop  # noqa: F401
@@ -85,7 +85,8 @@ def run_command(request: dict) -> int:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    from headrace.jobs.commands import cli, launch
+    from headrace.jobs import cli
+    from headrace.jobs.commands import launch
 
     launch.start_rank = fork_rank
     if request["script"]:

@@ -1,11 +1,11 @@
 """A tiny Llama with its own tokenizer, shards of real text for it, and ways to train on them."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
-from runs import STDLIB, Training, make_pair_shards, make_shards
+from runs import Training, make_pair_shards, make_shards
+from tiny_llama import write_tiny_llama
 
 if not Path("/dev/nvidia0").exists():  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -16,42 +16,8 @@ REAL_MODEL = Path(__file__).parents[2] / "models" / "smollm2-135m"
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """Four-layer Llama with tied embeddings and a BPE tokenizer of 384 entries."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=88,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=384,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=384,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([(STDLIB / "heapq.py").read_text()], trainer)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
-    return directory
+    """Return a five-layer Llama with tied embeddings and a BPE tokenizer of 384 entries."""
+    return write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import torch
 
 from headrace.schemas.train.run_state import QuarantineRecord
 from headrace.trainer.messages import pack, unpack
-from headrace.trainer.objectives.rows import PairLoss, RowLoss
+from headrace.trainer.objectives.row_loss import PairLoss, RowLoss
 from headrace.trainer.order.position import Position
 from headrace.trainer.shards.packed_rows import PackedRow
 

@@ -14,7 +14,7 @@ from torch import nn
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.method import TuningMethod
-from headrace.trainer.architecture.architecture import Architecture, architecture_of
+from headrace.trainer.architecture.architecture import Architecture
 
 OUTPUT_PROJECTION = re.compile(
     r"\.(o_proj|down_proj|dense|dense_4h_to_h|fc2|c_proj)(\.weight|\.bias)?$"
@@ -71,8 +71,8 @@ class BlockTuning(TuningMethod):
         self._layers = architecture.family.layers
 
     @classmethod
-    def reshape(cls, config: AdapterConfig, architecture: Architecture, path: str) -> Architecture:
-        return architecture_of(expand(architecture.config, config.blocks), path)
+    def reshape(cls, config: AdapterConfig, model_config: Any) -> Any:
+        return expand(model_config, config.blocks)
 
     def install(self, model: nn.Module) -> nn.Module:
         for name, parameter in model.named_parameters():

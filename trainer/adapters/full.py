@@ -5,7 +5,8 @@ from torch import nn
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.method import TuningMethod
-from headrace.trainer.adapters.targets import adapter_layers, names_of, unmatched
+from headrace.trainer.adapters.pattern_checks import unmatched
+from headrace.trainer.adapters.targets import adapter_layers, names_of
 
 
 class FullTuning(TuningMethod):

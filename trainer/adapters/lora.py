@@ -15,7 +15,12 @@ from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.initial_values import initial_values
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.adapters.names import PEFT_PREFIX, lora_layers
-from headrace.trainer.adapters.targets import add_adapter, check_targets, lora_config
+from headrace.trainer.adapters.targets import (
+    add_adapter,
+    check_targets,
+    lora_config,
+    targets_by_weight,
+)
 from headrace.trainer.adapters.whole_names import whole_names
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_writer import save_tensors
@@ -42,9 +47,10 @@ class LoraTuning(TuningMethod):
         super().__init__(config, architecture, plain, model, seed)
         layers = architecture.config.num_hidden_layers
         self.peft = lora_config(config, plain, model, layers, dora=self.magnitudes)
+        self.by_weight = targets_by_weight(config, plain, dora=self.magnitudes)
 
     def install(self, model: nn.Module) -> nn.Module:
-        wrapped = add_adapter(model, self.peft)
+        wrapped = add_adapter(model, self.peft, self.by_weight)
         check_targets(self.config, self.plain, wrapped)
         head = wrapped.get_submodule(PEFT_PREFIX + self.architecture.family.head)
         if self.architecture.tied and isinstance(head, LoraLayer) and self.config.takes_over:
@@ -60,7 +66,7 @@ class LoraTuning(TuningMethod):
             f"{name}.weight"
             for name, part in self.plain.named_modules()
             if isinstance(part, nn.Linear) and check_target_module_exists(self.peft, name)
-        ]
+        ] + [f"{name}.weight" for name in self.by_weight]
         lost = renamed_at_loading(self.plain, adapted)
         if lost:
             raise ConfigError(
@@ -99,11 +105,16 @@ class LoraTuning(TuningMethod):
         save_tensors(tensors, directory / TENSORS_NAME, {"format": "pt"})
         config = as_plain_lora(self.peft, width)
         config.inference_mode = True
+        if self.by_weight:  # PEFT has no dropout on weights that are named; nor is any left to do
+            config.lora_dropout = 0.0
         if names.prefixes and config.target_modules:  # in full: other parts have such names too
-            config.target_modules = {names.outward(path) for path in paths}
+            config.target_modules = {names.outward(path) for path in paths - set(self.by_weight)}
             config.layers_to_transform = None
-        if isinstance(config.target_modules, set):  # whose order is another one in each process
-            config.target_modules = sorted(config.target_modules)
+            parameters = config.target_parameters or ()
+            config.target_parameters = [names.outward(name) for name in parameters] or None
+        for key in ("target_modules", "exclude_modules", "target_parameters"):
+            if isinstance(getattr(config, key), set):  # whose order is another in each process
+                setattr(config, key, sorted(getattr(config, key)))
         config.save_pretrained(str(directory))
 
 
@@ -118,4 +129,6 @@ def as_plain_lora(config: LoraConfig, times: int) -> LoraConfig:
     factor = math.sqrt(times) if config.use_rslora else times
     wider = copy.deepcopy(config)
     wider.r, wider.lora_alpha = times * config.r, factor * config.lora_alpha
+    wider.rank_pattern = {key: times * rank for key, rank in config.rank_pattern.items()}
+    wider.alpha_pattern = {key: factor * alpha for key, alpha in config.alpha_pattern.items()}
     return wider

@@ -48,13 +48,9 @@ class TuningMethod:
         self.seed = seed
 
     @classmethod
-    def reshape(cls, config: AdapterConfig, architecture: Architecture, path: str) -> Architecture:
-        """Return the architecture of the model that is trained, given the base model's.
-
-        Args:
-            path: of the base model, for messages.
-        """
-        return architecture
+    def reshape(cls, config: AdapterConfig, model_config: Any) -> Any:
+        """Return transformers' config of the model that is trained, given the base model's."""
+        return model_config
 
     @property
     def trains_base(self) -> bool:

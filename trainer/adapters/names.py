@@ -34,6 +34,11 @@ def file_name(name: str) -> str:
     return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
 
+def is_named(path: str, target: str) -> bool:
+    """Return whether a target means the module at a path, by PEFT's rule."""
+    return path == target or path.endswith(f".{target}")
+
+
 def lora_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, LoraLayer]]:
     """Yield all adapted modules below named ones, with their names in the whole model."""
     for prefix, module in modules.items():

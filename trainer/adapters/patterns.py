@@ -5,7 +5,7 @@ PEFT runs them over every module, and some take for ever. It is given names inst
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,24 @@ from headrace.schemas.named_files import shown
 
 REFUSED = ("layer_replication", "megatron_config")  # copies layers; imports a module it names
 PLAIN = re.compile(r"[\w\-]+(\.[\w\-]+)*")
+LAST_NAME = re.compile(r"[\w\-]+")
 MAX_PATTERN = 10_000  # letters
 SECONDS = 5.0
 
 
-def name_modules(settings: LoraConfig, modules: Sequence[str], adapter: Path) -> None:
+def name_modules(
+    settings: LoraConfig,
+    modules: Sequence[str],
+    adapter: Path,
+    parameters: Sequence[str] = (),
+    inward: Callable[[str], str] = str,
+) -> None:
     """Put names of modules in place of the expressions of an adapter's config.
 
     Args:
         modules: names of all modules of the model without adapters.
+        parameters: of all its parameters, which may have ranks of their own.
+        inward: from these names to those of the model that gets the adapter.
 
     Raises:
         ConfigError: an expression that is none, takes too long, or matches nothing.
@@ -45,12 +54,23 @@ def name_modules(settings: LoraConfig, modules: Sequence[str], adapter: Path) ->
                 f"{adapter}: target_modules = {shown(settings.target_modules)} matches no module"
             )
         settings.target_modules = set(found)
+    if isinstance(settings.target_modules, list | set):
+        settings.target_modules = {inward(target) for target in settings.target_modules}
     if isinstance(settings.exclude_modules, str):
         found = matcher.matching("exclude_modules", settings.exclude_modules, modules)
-        settings.exclude_modules = set(found) or None
+        settings.exclude_modules = {inward(name) for name in found} or None
+    if settings.target_parameters:
+        settings.target_parameters = [inward(name) for name in settings.target_parameters]
     for key in ("rank_pattern", "alpha_pattern"):
         given = getattr(settings, key) or {}
-        setattr(settings, key, matcher.by_module(key, given, modules))
+        named = matcher.by_module(key, given, [*modules, *parameters])
+        named = {inward(name): value for name, value in named.items()}
+        setattr(settings, key, {as_pattern(name): value for name, value in named.items()})
+
+
+def as_pattern(name: str) -> str:
+    """Return the expression for a name: itself if it is an end of names."""
+    return name if LAST_NAME.fullmatch(name) else "^" + re.escape(name)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -100,10 +120,10 @@ class Matcher:
 
         The first that matches counts, as with PEFT.
         """
-        if all(PLAIN.fullmatch(pattern) for pattern in given):
+        if all(LAST_NAME.fullmatch(pattern) for pattern in given):
             return dict(given)
         values: dict[str, Any] = {}
         for pattern, value in given.items():
             for name in self.matching(key, rf"(.*\.)?({pattern})", modules):
-                values.setdefault("^" + re.escape(name), value)
+                values.setdefault(name, value)
         return values

@@ -1,27 +1,33 @@
 """Targets of adapters, in PEFT's terms."""
 
-import difflib
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from torch import nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.layer_ranges import parse_layers
-from headrace.trainer.adapters.names import ADAPTER, PEFT_PREFIX, base_name
-from headrace.trainer.architecture.architecture import find_router
+from headrace.trainer.adapters.linear_layers import (
+    fused_experts,
+    linear_names,
+    named_by_weight,
+    routing_linears,
+    taken_for_experts,
+)
+from headrace.trainer.adapters.names import ADAPTER, PEFT_PREFIX, base_name, is_named
+from headrace.trainer.adapters.pattern_checks import check_expressions, check_patterns, unmatched
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 3  # modules that a message names
-EXPERT_PARAMETERS = re.compile(r"(?:^|\.)(\w+\.experts\.\w+)$")
 
 
 def lora_config(
@@ -38,11 +44,15 @@ def lora_config(
     Raises:
         ConfigError: layers or experts that the model does not have.
     """
+    check_expressions(adapter, model)
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha if adapter.alpha is not None else adapter.rank,
         lora_dropout=adapter.dropout,
         target_modules=target_modules(adapter, model),
+        exclude_modules=adapter.exclude_modules or None,
+        rank_pattern=dict(adapter.rank_pattern),
+        alpha_pattern=dict(adapter.alpha_pattern),
         target_parameters=expert_parameters(adapter, model),
         layers_to_transform=adapter_layers(adapter, layers),
         modules_to_save=adapter.modules_to_save or None,
@@ -58,84 +68,84 @@ def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
 
     "all-linear" becomes a list of names where PEFT's own would be wrong: in mixtures, whose names
     it may take for those of fused experts, with routers that are linear layers, and beside
-    `layers`, with which PEFT wants names.
+    `layers` and `modules_to_save`, with which PEFT wants names. So does an expression where PEFT
+    would go by the last names of what it matches.
 
     Raises:
         ConfigError: a target whose output is not that of a linear layer.
     """
-    if adapter.target_modules != "all-linear":
-        refuse_routers(adapter.target_modules, model)
-        return adapter.target_modules
+    wanted, linear = adapter.target_modules, linear_names(model)
+    taken = taken_for_experts(linear, model) if any(True for _ in fused_experts(model)) else set()
+    if wanted != "all-linear":
+        refuse_routers(adapter, model)
+        return resolved(adapter, model, taken) if adapter.target_pattern and taken else wanted
     routers = any(True for _ in routing_linears(model))
     mixture = any(True for _ in fused_experts(model))
     if not (mixture or routers or adapter.layers):
-        return adapter.target_modules
-    linear = linear_names(model)
-    return sorted(linear - taken_for_experts(linear, model))
+        return wanted
+    return sorted(linear - taken)
 
 
-def linear_names(model: Any) -> set[str]:
-    """Return the last names of all linear layers, the head and routers left out."""
-    left_out = {id(module) for _, module in routing_linears(model)}
-    left_out.add(id(model.get_output_embeddings()))
-    return {
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) not in left_out
-    }
+def resolved(adapter: AdapterConfig, model: nn.Module, taken: set[str]) -> list[str]:
+    """Return the modules that an expression names, those left out that PEFT takes for experts.
+
+    Raises:
+        ConfigError: one that no adapter can be put on.
+    """
+    wanted = asked(adapter, adapter.target_modules)
+    found = [(n, m) for n, m in model.named_modules() if check_target_module_exists(wanted, n)]
+    for name, module in found:
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            raise ConfigError(
+                f'adapter.target_modules: "{adapter.target_pattern}" matches {name}, a '
+                f"{type(module).__name__}, which has no weight that an adapter can be put on; "
+                "narrow it (experts: adapter.target_parameters)"
+            )
+    return [name for name, _ in found if name.rsplit(".", 1)[-1] not in taken]
 
 
-def routing_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield routers that are linear layers and return more than a product, as Phi-MoE's."""
-    router = find_router(model)
-    if router is None or router.module_type.forward is nn.Linear.forward:
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and isinstance(module, router.module_type):
-            yield name, module
+def asked(adapter: AdapterConfig, targets: str | list[str]) -> LoraConfig:
+    """Return what the config asks of some targets, for PEFT's rule by names alone."""
+    return LoraConfig(
+        target_modules=targets,
+        exclude_modules=adapter.exclude_modules or None,
+        layers_to_transform=None if adapter.layers is None else parse_layers(adapter.layers),
+        modules_to_save=adapter.modules_to_save or None,
+    )
 
 
-def refuse_routers(targets: Sequence[str], model: nn.Module) -> None:
+def targets_by_weight(adapter: AdapterConfig, model: nn.Module, *, dora: bool) -> list[str]:
+    """Return the linear layers that are asked for, but that PEFT takes for experts by their names.
+
+    It finds them by the names of their weights, and puts no DoRA on those.
+    """
+    if dora or isinstance(adapter.target_modules, list):
+        return []
+    if not any(True for _ in fused_experts(model)):
+        return []
+    targets: str | list[str] = adapter.target_modules
+    if targets == "all-linear":
+        targets = sorted(linear_names(model))
+    return named_by_weight(asked(adapter, targets), model)
+
+
+def refuse_routers(adapter: AdapterConfig, model: nn.Module) -> None:
     """Refuse adapters on routers.
 
     Raises:
         ConfigError: naming the target.
     """
     for name, module in routing_linears(model):
-        for target in targets:
-            if is_named(name, target):
-                raise ConfigError(
-                    f'adapter.target_modules: "{target}" is a {type(module).__name__}, whose '
-                    "output no adapter can be added to; name it in adapter.modules_to_save to "
-                    "train it in full, or leave it out"
-                )
-
-
-def taken_for_experts(names: Collection[str], model: nn.Module) -> set[str]:
-    """Return those names that PEFT takes for fused experts, as which they were stored once.
-
-    It then adapts the experts and no linear layer of that name, shared experts included.
-    """
-    taken = set()
-    for name in names:
-        probe = LoraConfig(target_modules=[name])
-        try:
-            convert_peft_config_for_transformers(probe, model, None)
-        except ValueError:  # a part of a fused weight, which PEFT takes only with the others
-            taken.add(name)
-            continue
-        if not probe.target_modules or name not in probe.target_modules:
-            taken.add(name)
-    return taken
-
-
-def is_named(path: str, target: str) -> bool:
-    """Return whether a target means the module at a path, by PEFT's rule."""
-    return path == target or path.endswith(f".{target}")
+        if check_target_module_exists(asked(adapter, adapter.target_modules), name):
+            raise ConfigError(
+                f'adapter.target_modules: "{name.rsplit(".", 1)[-1]}" is a '
+                f"{type(module).__name__}, whose output no adapter can be added to; name it in "
+                "adapter.modules_to_save to train it in full, or leave it out"
+            )
 
 
 def check_targets(adapter: AdapterConfig, plain: nn.Module, wrapped: nn.Module) -> None:
-    """Refuse targets that match nothing, and say what is left without an adapter.
+    """Refuse targets and patterns that match nothing, and say what is left without an adapter.
 
     Args:
         plain: the model without adapters.
@@ -144,55 +154,40 @@ def check_targets(adapter: AdapterConfig, plain: nn.Module, wrapped: nn.Module) 
     Raises:
         ConfigError: naming the targets.
     """
-    adapted = [
+    layers = {
         name.removeprefix(PEFT_PREFIX)
         for name, module in wrapped.named_modules()
         if isinstance(module, LoraLayer)
-    ]
-    if adapter.target_modules == "all-linear":
-        mixture = any(True for _ in fused_experts(plain))
-        taken = taken_for_experts(linear_names(plain), plain) if mixture else set()
+    }
+    check_patterns(adapter, wrapped)
+    wanted = adapter.target_modules
+    if isinstance(wanted, str):
+        taken = taken_for_experts(linear_names(plain), plain)
     else:
-        taken = taken_for_experts(adapter.target_modules, plain)
-        missing = [
-            target
-            for target in adapter.target_modules
-            if target not in taken and not any(is_named(name, target) for name in adapted)
-        ]
+        taken = taken_for_experts(wanted, plain)
+        matched = [t for t in wanted if t in taken or any(is_named(name, t) for name in layers)]
+        missing = [target for target in wanted if target not in matched]
         if missing:
             raise unmatched("adapter.target_modules", missing, linear_names(plain))
-    left = [
-        name
-        for name, module in plain.named_modules()
-        if isinstance(module, nn.Linear) and any(is_named(name, target) for target in taken)
-    ]
-    if left:
-        shown = ", ".join(left[:SHOWN]) + (", ..." if len(left) > SHOWN else "")
+    if any(True for _ in fused_experts(plain)):
+        tell_left_out(adapter, plain, layers, taken)
+
+
+def tell_left_out(
+    adapter: AdapterConfig, plain: nn.Module, layers: set[str], taken: set[str]
+) -> None:
+    """Say which linear layers that are asked for have no adapter."""
+    left = set(named_by_weight(asked(adapter, sorted(taken)), plain)) if taken else set()
+    if adapter.target_pattern is not None:
+        left &= set(named_by_weight(asked(adapter, adapter.target_pattern), plain))
+    if left := left - layers:
+        shown = ", ".join(sorted(left)[:SHOWN]) + (", ..." if len(left) > SHOWN else "")
         logger.info(
             "%d linear layers have no adapter, because PEFT takes %s for the fused experts: %s",
             len(left),
             ", ".join(sorted(taken)),
             shown,
         )
-
-
-def unmatched(key: str, missing: Sequence[str], known: Collection[str]) -> ConfigError:
-    """Return the error for names in a list of targets that match nothing in the model."""
-    named = ", ".join(f'"{name}"' for name in missing)
-    nearest = difflib.get_close_matches(missing[0], sorted(known), n=1)
-    hint = f'did you mean "{nearest[0]}"? ' if nearest else ""
-    return ConfigError(
-        f"{key}: {named} matches nothing that is trained in this model; {hint}"
-        f"correct it or leave it out (there are {', '.join(sorted(known))})"
-    )
-
-
-def fused_experts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The weights that hold all experts of a layer, by their names from `mlp` on."""
-    for name, parameter in model.named_parameters():
-        match = EXPERT_PARAMETERS.search(name)
-        if parameter.ndim == 3 and match:
-            yield match[1], parameter
 
 
 def adapter_layers(adapter: AdapterConfig, layers: int) -> list[int] | None:
@@ -228,8 +223,11 @@ def expert_parameters(adapter: AdapterConfig, model: nn.Module) -> list[str] | N
     return sorted(found)
 
 
-def add_adapter(model: nn.Module, adapter: LoraConfig) -> nn.Module:
+def add_adapter(model: nn.Module, adapter: LoraConfig, by_weight: Sequence[str] = ()) -> nn.Module:
     """Wrap the model in PEFT's adapters, as PEFT itself would.
+
+    Args:
+        by_weight: linear layers that PEFT finds by the names of their weights alone.
 
     Raises:
         ConfigError: targets that match nothing, or that cannot be adapted.
@@ -239,11 +237,14 @@ def add_adapter(model: nn.Module, adapter: LoraConfig) -> nn.Module:
             # of tied weights with adapters on one side: `headrace merge` unties them
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
             warnings.filterwarnings("ignore", message=".*tied.*")
-            warnings.filterwarnings("ignore", message=".*rank_pattern.*", category=RuntimeWarning)
+            # of patterns and exclusions of weights: `check_patterns` and `check_expressions` look
+            warnings.filterwarnings("ignore", message=".*(rank|alpha)_pattern keys did not.*")
+            warnings.filterwarnings("ignore", message=".*no modules were excluded.*")
             if adapter.base_model_name_or_path:  # or PEFT puts what the model says in its place
                 model.__dict__["name_or_path"] = adapter.base_model_name_or_path
             frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
             wrapped: nn.Module = get_peft_model(model, adapter, adapter_name=ADAPTER)
+            adapt_by_weight(wrapped, by_weight, adapter)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"adapter.target_modules = {adapter.target_modules}: {str(error).splitlines()[0]}"
@@ -255,6 +256,34 @@ def add_adapter(model: nn.Module, adapter: LoraConfig) -> nn.Module:
         if base_name(name) in frozen:  # by transformers; PEFT trains all of a saved module
             parameter.requires_grad_(False)
     return wrapped
+
+
+def adapt_by_weight(wrapped: nn.Module, names: Sequence[str], adapter: LoraConfig) -> None:
+    """Put adapters on linear layers that PEFT would take for experts, and name their weights to it.
+
+    It computes the same by the whole change of the weight, which is never formed here.
+    """
+    for name in names:
+        rank = value_for(name, adapter.rank_pattern, adapter.r)
+        alpha = value_for(name, adapter.alpha_pattern, adapter.lora_alpha)
+        base = wrapped.get_submodule(PEFT_PREFIX + name)
+        layer = Linear(base, ADAPTER, config=adapter, r=int(rank), lora_alpha=alpha)
+        wrapped.set_submodule(PEFT_PREFIX + name, layer)
+        weight = f"{name}.weight"  # by which PEFT looks patterns up
+        own = rf"^{re.escape(weight)}"
+        if value_for(weight, adapter.rank_pattern, adapter.r) != rank:
+            adapter.rank_pattern = {own: int(rank), **adapter.rank_pattern}
+        if value_for(weight, adapter.alpha_pattern, adapter.lora_alpha) != alpha:
+            adapter.alpha_pattern = {own: alpha, **adapter.alpha_pattern}
+    if names:
+        weights = [f"{name}.weight" for name in names]
+        adapter.target_parameters = sorted([*(adapter.target_parameters or ()), *weights])
+
+
+def value_for(name: str, patterns: dict[str, Any], otherwise: float) -> float:
+    """Return the rank or alpha of a module, by PEFT's rule."""
+    value: float = patterns.get(get_pattern_key(list(patterns), name), otherwise)
+    return value
 
 
 def names_of(model: nn.Module) -> list[str]:

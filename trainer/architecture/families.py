@@ -172,13 +172,6 @@ def check_family(path: str, model: Mapping[str, object]) -> None:
     model_type = str(settings.get("model_type", model.get("model_type")))
     if model.get("is_encoder_decoder"):
         raise refuse(path, model_type, "it has an encoder")
-    quantized = settings.get("quantization_config") or model.get("quantization_config")
-    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
-    if quantized and method != "bitsandbytes":
-        raise ConfigError(
-            f"{path}: its weights are quantized already, by {method}, and bitsandbytes alone is "
-            "read; use the model it was made of"
-        )
     family = FAMILIES.get(model_type)
     for key in family.refused if family is not None else ():
         if settings.get(key):

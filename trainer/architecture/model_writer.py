@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from headrace.schemas.publish import write_atomic
-from headrace.trainer.architecture.weight_index import INDEX_NAME
-from headrace.trainer.architecture.weight_names import as_stored, kept_in_float32
+from headrace.trainer.architecture.weight_names import INDEX_NAME, as_stored, kept_in_float32
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its messages
 FILE_BYTES = 5 * 10**9  # transformers' own limit
@@ -135,8 +134,8 @@ def copy_model_files(
 ) -> None:
     """Config, generation config and tokenizer.
 
-    The base model's config.json is kept as it is, unless the model was changed or is the text part
-    of a larger one.
+    The base model's config.json is kept as it is, but for what it says of quantized weights, unless
+    the model was changed or is the text part of a larger one.
 
     Args:
         dtype: of the weights, where it may differ from the base model's.
@@ -152,12 +151,17 @@ def copy_model_files(
             ("tie_word_embeddings", config.tie_word_embeddings),
         )
     )
-    if unchanged:
+    quantized = {"quantization_config", "compression_config"} & base.keys()
+    if unchanged and quantized:
+        kept = {key: value for key, value in base.items() if key not in quantized}
+        write_atomic(directory / "config.json", json.dumps(kept, indent=2) + "\n")
+        dtype = dtype or config.dtype
+    elif unchanged:
         shutil.copy2(model / "config.json", directory / "config.json")
     else:
         config.architectures = [type(skeleton).__name__]
         config.save_pretrained(directory)
-    if dtype is not None and dtype != getattr(config, "dtype", None):
+    if dtype is not None and (quantized or dtype != getattr(config, "dtype", None)):
         path = directory / "config.json"
         values = json.loads(path.read_text(encoding="utf-8"))
         values.pop("torch_dtype", None)

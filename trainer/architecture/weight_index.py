@@ -21,9 +21,8 @@ from headrace.schemas.named_files import (
     open_regular,
     shown,
 )
+from headrace.trainer.architecture.weight_names import INDEX_NAME, SINGLE_NAME
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 MAX_INDEX = 64 << 20  # bytes
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 SAMPLES = 64  # places a file is sampled at for its fingerprint

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.trainer.batches.extras import Extras
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.shards.decoded_pairs import Pair
 from headrace.trainer.shards.decoded_rows import Row
 from headrace.trainer.shards.packed_rows import PackedRow

@@ -12,8 +12,7 @@ from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.schemas.fingerprint import derive_seeds
 from headrace.trainer.batches.batch import Batch, cut, make_batch
 from headrace.trainer.batches.extras import Extras
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.shards.decoded_rows import Row
 
 UNSAID = 1  # class of rows whose source has none

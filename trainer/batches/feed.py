@@ -1,7 +1,6 @@
 """Gives every rank its inputs of a step: the leader reads, the others get their part from it."""
 
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,52 +9,10 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.train.parallel_dims import Coordinates
 from headrace.schemas.train.run_state import QuarantineRecord
 from headrace.trainer.batches.batch import Batch
-from headrace.trainer.batches.extras import Extras
 from headrace.trainer.batches.loader import GroupLoader
+from headrace.trainer.batches.step_inputs import Counts, StepInputs
 from headrace.trainer.messages import gather, receive, send
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
 from headrace.trainer.parallel import RankLayout
-from headrace.trainer.shards.packed_rows import PackedRow
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """Inputs of one rank for one step. Shapes as in `Batch`."""
-
-    micro_batches: int
-    document_lengths: list[list[list[int]]]
-    row_lengths: list[list[int]]
-    trained_tokens: int  # of the whole global batch, over all replicas
-    tokens: int  # likewise
-    position: Position  # of the loader, after this step
-    overlong: OverlongCount  # of the whole global batch
-    pair_count: int = 0  # of the whole global batch
-    chosen_tokens: int = 0  # likewise: trained tokens of chosen answers
-    extras: list[Extras] = field(default_factory=list)  # of each micro-batch
-    input_ids: Tensor | None = None  # first stage only
-    labels: Tensor | None = None  # last stage only
-    rows: list[list[list[PackedRow]]] | None = None  # at one rank of the first and last stage each
-
-    @property
-    def leader_rows(self) -> list[list[list[PackedRow]]] | None:
-        """The rows, at the leader only."""
-        return None if self.input_ids is None else self.rows
-
-
-class Counts(NamedTuple):
-    """Denominators of the losses, with the names of `StepInputs`."""
-
-    trained_tokens: int
-    tokens: int
-    pair_count: int
-    chosen_tokens: int
-
-    @classmethod
-    def of(cls, batch: Batch) -> "Counts":
-        """One replica's share."""
-        pairs = sum(len(place) for extras in batch.extras for place in extras.pairs or ())
-        return cls(batch.trained_tokens, batch.tokens, pairs, batch.chosen_tokens)
 
 
 class Feed:

@@ -3,12 +3,19 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from headrace.trainer.batches.batch import Batch, make_batch
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_packer import Sequences
-from headrace.trainer.shards.shard_reader import ShardReader
+from headrace.trainer.shards.quarantine import Quarantine
+
+
+class Reader(Protocol):
+    """A reader of rows, as far as the owner of a loader asks: for what it has given up."""
+
+    @property
+    def quarantine(self) -> Quarantine: ...
 
 
 class GroupLoader:
@@ -27,7 +34,7 @@ class GroupLoader:
 
     def __init__(
         self,
-        reader: ShardReader[Any],
+        reader: Reader,
         places_from: Callable[[Position], Sequences[Callable[[], Any]]],
         *,
         sequence_tokens: int,

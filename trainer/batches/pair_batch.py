@@ -5,8 +5,7 @@ from dataclasses import replace
 
 from headrace.trainer.batches.batch import Batch, make_batch, packed_row
 from headrace.trainer.batches.extras import Extras
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.shards.decoded_pairs import SIDES, Pair
 from headrace.trainer.shards.packed_rows import PackedRow
 

@@ -9,11 +9,12 @@ from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.architecture.weight_index import weights_fingerprint
 from headrace.trainer.building.assembly import assemble
+from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.held_values import HeldTypes, lay_out_with_buffers
 from headrace.trainer.building.materializer import Filled, Materializer
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import StageCut
-from headrace.trainer.building.weight_source import RandomWeights, StoredWeights, WeightSource
+from headrace.trainer.building.weight_source import RandomWeights, WeightSource
 from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.quantized.cache import QuantizedCache
 from headrace.trainer.stage.stage import Stage
@@ -34,12 +35,13 @@ def fill_stage(
     dtype = compute_dtype(config, device)
     initial = lay_out_with_buffers(plan.architecture, dtype)
     assembled = assemble(plan, config, cut, dtype, device, initial, sequence=sequence)
-    with weight_source(config, plan, device) as source:
+    types = HeldTypes(initial, dtype)
+    with weight_source(config, plan, types, device) as source:
         materializer = Materializer(
             config,
             plan.architecture,
             source,
-            HeldTypes(initial, dtype),
+            types,
             device,
             plan.method,
             plan.quantization,
@@ -48,11 +50,15 @@ def fill_stage(
         return assembled, materializer.fill(assembled)
 
 
-def weight_source(config: TrainConfig, plan: Plan, device: torch.device) -> WeightSource:
+def weight_source(
+    config: TrainConfig, plan: Plan, types: HeldTypes, device: torch.device
+) -> WeightSource:
     """Return what the config names: the model's files, or random initialization."""
     if config.weights == "random":
         return RandomWeights(plan.plain, config.seed, device)
-    return StoredWeights(model_directory(config.model), plan.plain)
+    kept = plan.quantization.stored if plan.quantization else None
+    directory = model_directory(config.model)
+    return StoredWeights(directory, plan.plain, types.of, device, kept or frozenset())
 
 
 def open_cache(

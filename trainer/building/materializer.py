@@ -1,8 +1,10 @@
 """Gives every parameter of a stage its memory and its values, one at a time."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +26,8 @@ from headrace.trainer.building.parameter_slots import (
 from headrace.trainer.building.weight_source import WeightSource
 from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.weight_offload import is_offloaded
-from headrace.trainer.quantized.cache import QuantizedCache
+from headrace.trainer.quantized.frozen_weight import FrozenWeight, Quantizer
 from headrace.trainer.quantized.modules import QuantizableModule, quantized_weights_of
-from headrace.trainer.quantized.selection import Quantization
-from headrace.trainer.quantized.weight import QuantizedWeight
 from headrace.trainer.stage.stage import Stage
 
 
@@ -38,6 +38,16 @@ class Filled:
     trained: list[TrainedParameter]
     tied_head: nn.Parameter | None  # a trained head over the memory of its stage's embedding
     initial: dict[str, Tensor]  # adapters as they started, where they took over frozen weights
+
+
+class LayerCache(Protocol):
+    """Quantized decoder layers of earlier runs."""
+
+    def load(self, layer: str, wanted: Sequence[str]) -> Mapping[str, FrozenWeight] | None:
+        """Return the quantized weights of a layer by name; None if they are not there."""
+
+    def store(self, layer: str, weights: Mapping[str, FrozenWeight]) -> None:
+        """Keep a layer's weights."""
 
 
 class Materializer:
@@ -56,8 +66,8 @@ class Materializer:
         types: HeldTypes,
         device: torch.device,
         method: TuningMethod,
-        quantization: Quantization | None = None,
-        cache: QuantizedCache | None = None,
+        quantization: Quantizer | None = None,
+        cache: LayerCache | None = None,
     ) -> None:
         self.config = config
         self.architecture = architecture
@@ -95,13 +105,13 @@ class Materializer:
         ]
         return Filled(trained, tied_head, initial)
 
-    def place(self, slot: Slot, value: Tensor | QuantizedWeight) -> None:
+    def place(self, slot: Slot, value: Tensor | FrozenWeight) -> None:
         """Put a weight of the base model where it belongs, in its type, on its device."""
         trained = slot.empty.requires_grad
         if holds_quantized(slot):
             self._hold(slot, value)
             return
-        if isinstance(value, QuantizedWeight):
+        if isinstance(value, FrozenWeight):
             value = value.to(self.device).dequantize(self.dtype)
         dtype = self.types.of(self._source_name(slot.name))
         if trained:
@@ -109,11 +119,11 @@ class Materializer:
         value = value.to(self._home(slot), dtype)
         slot.fill(nn.Parameter(value, requires_grad=trained))
 
-    def _hold(self, slot: Slot, value: Tensor | QuantizedWeight) -> None:
+    def _hold(self, slot: Slot, value: Tensor | FrozenWeight) -> None:
         """Quantize a weight, unless its file has it so; what adapters take over is taken first."""
         assert isinstance(slot.owner, QuantizableModule) and self.quantization is not None
         dtype = self.quantization.compute_dtype(self.dtype)
-        if isinstance(value, QuantizedWeight):
+        if isinstance(value, FrozenWeight):
             slot.owner.set_quantized(slot.attribute, value.to(self._home(slot)), dtype)
             return
         value = value.to(self.device)
@@ -190,7 +200,7 @@ class Materializer:
                 if slot is not group[0] and self._is_head(slot) and not self._is_copy(slot):
                     tied_head = self._share(group[0], slot)
                 elif self.method.starts_at_zero(slot.name):
-                    assert isinstance(value, Tensor)  # refused where weights are stored quantized
+                    assert isinstance(value, Tensor)  # no such method holds weights as stored
                     self.place(slot, torch.zeros_like(value))
                 else:
                     self.place(slot, value if slot is group[-1] else copy.deepcopy(value))

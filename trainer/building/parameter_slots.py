@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from headrace.trainer.quantized.frozen_weight import FrozenWeight
 from headrace.trainer.quantized.modules import QuantizableModule
-from headrace.trainer.quantized.weight import QuantizedWeight
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def find_buffers(modules: Mapping[str, nn.Module]) -> Iterator[BufferSlot]:
     """Yield the slots of buffers below named modules, quantized weights left out, in order."""
     for prefix, module in modules.items():
         for owner_name, owner in module.named_modules():
-            if isinstance(owner, QuantizedWeight):
+            if isinstance(owner, FrozenWeight):
                 continue
             for attribute, value in list(owner._buffers.items()):
                 if value is not None:

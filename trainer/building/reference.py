@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.names import base_name, is_adapter
-from headrace.trainer.architecture.architecture import lay_out
+from headrace.trainer.architecture.read_architecture import lay_out
 from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.held_values import lay_out_with_buffers
 from headrace.trainer.building.model_plan import Plan

@@ -23,7 +23,9 @@ def apply_adapter(network: Any, adapter: Path) -> Any:
     """
     file = adapter_file(adapter)
     settings = read_peft_settings(adapter)
-    name_modules(settings, [name for name, _ in network.named_modules()], adapter)
+    modules = [name for name, _ in network.named_modules()]
+    parameters = [name for name, _ in network.named_parameters()]
+    name_modules(settings, modules, adapter, parameters)
     network = add_adapter(network, settings)
     tensors = load_file(file)
     expected = get_peft_model_state_dict(network, save_embedding_layers=False)

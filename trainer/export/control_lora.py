@@ -20,8 +20,9 @@ from headrace.schemas.progress import Progress, silent
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.names import PEFT_PREFIX
 from headrace.trainer.architecture.model_writer import save_tensors
-from headrace.trainer.building.model_builder import build_stage, plan_model
+from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.building.model_plan import Plan
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.export.control_file import LayerControl, read_control
 from headrace.trainer.export.output import check_new, new_output
 from headrace.trainer.stage.micro_batch import MicroBatch

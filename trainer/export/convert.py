@@ -31,10 +31,11 @@ from headrace.trainer.architecture.model_writer import (
     write_index,
 )
 from headrace.trainer.building.checkpoint_files import INITIAL, MERGED, PARAMETER, CheckpointTensors
-from headrace.trainer.building.model_builder import plan_model
+from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
-from headrace.trainer.building.weight_source import StoredWeights, WeightSource
+from headrace.trainer.building.self_check import plan_model
+from headrace.trainer.building.weight_source import WeightSource
 from headrace.trainer.export.export import saved_dtype, stored_dtype
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.export.output import check_new, new_output

@@ -18,9 +18,9 @@ from headrace.trainer.architecture.model_writer import (
     write_index,
 )
 from headrace.trainer.architecture.weight_index import has_weights
-from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.building.built_stage import BuiltStage
+from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
-from headrace.trainer.building.weight_source import StoredWeights
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.messages import gather, gather_at_first
 from headrace.trainer.parallel import RankLayout
@@ -182,7 +182,7 @@ def unquantized(
     values: dict[str, Tensor] = {}
     with StoredWeights(model, built.skeleton) as source:
         for name, value in zip(held, source.read(wanted), strict=True):
-            assert isinstance(value, Tensor)  # models that are quantized train adapters alone
+            assert isinstance(value, Tensor)
             values[name] = value
     return values
 

@@ -14,7 +14,13 @@ from gguf.quants import quant_shape_to_byte_shape, quantize
 from headrace.schemas.progress import Progress, silent
 from headrace.schemas.publish import writing
 from headrace.trainer.export.gguf_family import add_hyperparameters, gguf_family, read_model_config
-from headrace.trainer.export.gguf_parts import NameMap, Part, adapter_parts, model_parts
+from headrace.trainer.export.gguf_parts import (
+    NameMap,
+    Part,
+    adapter_parts,
+    base_shapes,
+    model_parts,
+)
 from headrace.trainer.export.gguf_tokenizer import add_tokenizer
 from headrace.trainer.export.output import check_new, new_output
 
@@ -55,7 +61,7 @@ def export_gguf(
         writer = GGUFWriter(temporary, MODEL_ARCH_NAMES[family.arch])
         names = NameMap(family, config)
         if adapter is not None:
-            parts = list(adapter_parts(writer, names, adapter))
+            parts = list(adapter_parts(writer, names, adapter, base_shapes(model)))
         else:
             add_hyperparameters(writer, config, family)
             writer.add_file_type(FILE_TYPES[stored][1])

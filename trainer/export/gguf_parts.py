@@ -1,7 +1,7 @@
 """The tensors of a GGUF file: names, shapes, and values in llama.cpp's order."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.json_text import read_json_object
+from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
 from headrace.trainer.architecture.weight_index import read_header, weight_files
 from headrace.trainer.export.gguf_family import GgufFamily, rope_factors
 
@@ -101,11 +102,23 @@ def reader(names: NameMap, file: Path, name: str) -> Callable[[], npt.NDArray[np
     return read
 
 
-def adapter_parts(writer: GGUFWriter, names: NameMap, adapter: Path) -> Iterator[Part]:
+def base_shapes(model: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's weights by name, from its config.json alone."""
+    weights = lay_out(read_architecture(model)).named_parameters(remove_duplicate=False)
+    return {name: tuple(value.shape) for name, value in weights}
+
+
+def adapter_parts(
+    writer: GGUFWriter, names: NameMap, adapter: Path, base: Mapping[str, tuple[int, ...]]
+) -> Iterator[Part]:
     """The matrices of a LoRA adapter in PEFT's format.
+
+    Args:
+        base: shapes of the model's weights.
 
     Raises:
         ConfigError: another kind of adapter, or nothing in it.
+        DataError: matrices that are not of these weights.
     """
     path = adapter / "adapter_config.json"
     if not path.is_file():
@@ -127,9 +140,10 @@ def adapter_parts(writer: GGUFWriter, names: NameMap, adapter: Path) -> Iterator
     file = adapter_file(adapter)
     with safe_open(file, framework="pt") as tensors:
         found = list(tensors.keys())
-        check_pairs({name: tensors.get_slice(name).get_shape() for name in found}, rank, file)
+        shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in found}
+        check_pairs(shapes, int(rank), file, base)
         for name in found:
-            yield adapter_part(names, file, name, tuple(tensors.get_slice(name).get_shape()))
+            yield adapter_part(names, file, name, shapes[name])
 
 
 def adapter_file(adapter: Path) -> Path:
@@ -146,22 +160,48 @@ def adapter_file(adapter: Path) -> Path:
     return file
 
 
-def check_pairs(shapes: Mapping[str, Sequence[int]], rank: int, file: Path) -> None:
-    """Check that each weight has both of its matrices, of the config's rank.
+def check_pairs(
+    shapes: Mapping[str, tuple[int, ...]],
+    rank: int,
+    file: Path,
+    base: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Check that each weight has both of its matrices, of the config's rank and of its own shape.
+
+    Args:
+        base: shapes of the model's weights.
 
     Raises:
-        DataError: one is missing, or of another rank.
+        DataError: one is missing, or of another rank or shape.
     """
     for name, shape in shapes.items():
-        base, _, which = name.rpartition(".lora_")
+        weight, _, which = name.rpartition(".lora_")
         if which not in MATRICES:
             continue
         is_a = MATRICES[which] == "a"
-        other = f"{base}.lora_{which.replace('A', 'B') if is_a else which.replace('B', 'A')}"
+        other = f"{weight}.lora_{which.replace('A', 'B') if is_a else which.replace('B', 'A')}"
         if other not in shapes:
             raise DataError(f"{file}: no tensor {other}, the other half of {name}")
         if len(shape) != 2 or shape[0 if is_a else 1] != rank:
             raise DataError(f"{file}: {name} has shape {list(shape)}, but r = {rank}")
+        own = base.get(f"{weight.removeprefix(LORA_PREFIX)}.weight")
+        if own is None:
+            raise DataError(f"{file}: {name}: the model has no such weight; give its own model")
+        wanted = pair_shape(own, rank, which)
+        if shape != wanted:
+            raise DataError(
+                f"{file}: {name} has shape {list(shape)}, the model's weight {list(own)} calls for "
+                f"{list(wanted)}; give the model that it was trained on"
+            )
+
+
+def pair_shape(weight: tuple[int, ...], rank: int, which: str) -> tuple[int, ...]:
+    """Return the shape of one matrix of a pair: of A, [rank, inputs], or of B, [outputs, rank].
+
+    The inputs of an embedding are its rows, one for each token; of a linear layer its columns.
+    """
+    outputs, inputs = reversed(weight) if which.startswith("embedding") else weight
+    return (rank, inputs) if MATRICES[which] == "a" else (outputs, rank)
 
 
 def adapter_part(names: NameMap, file: Path, name: str, shape: tuple[int, ...]) -> Part:

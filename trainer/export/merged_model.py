@@ -18,7 +18,7 @@ from headrace.trainer.adapters.patterns import name_modules
 from headrace.trainer.adapters.peft_settings import read_peft_settings
 from headrace.trainer.adapters.targets import add_adapter
 from headrace.trainer.adapters.whole_names import whole_names
-from headrace.trainer.architecture.architecture import Architecture, lay_out, read_architecture
+from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_writer import (
     ModelWriter,
     as_saved,
@@ -26,8 +26,10 @@ from headrace.trainer.architecture.model_writer import (
     file_count,
     write_index,
 )
+from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
+from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
-from headrace.trainer.building.weight_source import StoredWeights, WeightSource
+from headrace.trainer.building.weight_source import WeightSource
 
 
 def write_merged(
@@ -46,21 +48,18 @@ def write_merged(
         How many weights were changed.
 
     Raises:
-        ConfigError: the model is quantized, or a scale for what cannot be scaled.
+        ConfigError: the model is quantized in a format that is not read, or a scale for what
+            cannot be scaled.
         DataError: the adapter does not belong to the model.
     """
     architecture = read_architecture(model)
-    if getattr(architecture.config, "quantization_config", None) is not None:
-        raise ConfigError(
-            f"{model}: its weights are quantized; merge into the model that it was made of"
-        )
     skeleton: Any = lay_out(architecture)
     settings = read_peft_settings(adapter)
     check_scale(scale, settings)
     names = whole_names(model, architecture)
-    name_modules(settings, names.modules or [n for n, _ in skeleton.named_modules()], adapter)
-    if isinstance(settings.target_modules, list | set):
-        settings.target_modules = {names.inward(target) for target in settings.target_modules}
+    modules = names.modules or [n for n, _ in skeleton.named_modules()]
+    parameters = [names.outward(n) for n, _ in skeleton.named_parameters()]
+    name_modules(settings, modules, adapter, parameters, names.inward)
     wrapped = add_adapter(lay_out(architecture), settings)
     count = 0
     stored = load_file(adapter / "adapter_model.safetensors")
@@ -86,7 +85,7 @@ def write_merged(
     if unused:
         raise DataError(f"{adapter}: {model} has no place for its tensor {sorted(unused)[0]}")
     write_index(output, writer.finish())
-    copy_model_files(model, output, skeleton)
+    copy_model_files(model, output, skeleton, dtype)
     return count
 
 
@@ -198,7 +197,7 @@ def fill_base(
             name = f"{family.embedding}.weight"
         wanted.append((name, slot.empty.shape))
     for slot, value in zip(rest, source.read(wanted), strict=True):
-        assert isinstance(value, Tensor)  # `write_merged` refuses quantized models
+        assert isinstance(value, Tensor)
         slot.fill(nn.Parameter(value.float(), requires_grad=False))
     return used
 

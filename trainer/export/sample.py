@@ -35,6 +35,7 @@ class Sampling:
     max_new_tokens: int = 64
     temperature: float = 0.0  # 0 takes the likeliest token each time
     seed: int = 0
+    top_p: float | None = None  # share of the likeliest that is drawn from; None: the model's own
 
 
 class Sampler:
@@ -108,19 +109,56 @@ class Sampler:
         filling = self.tokenizer.eos_token_id if filling is None else filling
         ids = torch.tensor([[filling or 0] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        output = self._generate(ids, mask, sampling, filling, adapter)
+        texts: list[str] = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        return texts
+
+    def generate(
+        self, ids: Sequence[int], sampling: Sampling, *, adapter: bool = True, **watching: Any
+    ) -> None:
+        """Continue one prompt of token ids, for whoever watches the tokens.
+
+        Args:
+            adapter: with the adapter, if there is one.
+            watching: `streamer` and `stopping_criteria`, as transformers' `generate` takes them.
+        """
+        import torch
+
+        row = torch.tensor([list(ids)])
+        padding = self.tokenizer.eos_token_id
+        self._generate(row, torch.ones_like(row), sampling, padding, adapter, **watching)
+
+    @property
+    def positions(self) -> int | None:
+        """Return the most tokens that the model was made for, where its config says so."""
+        config = self.network.config.get_text_config()
+        found = getattr(config, "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
+    def _generate(
+        self,
+        ids: Any,
+        mask: Any,
+        sampling: Sampling,
+        padding: int | None,
+        adapter: bool,
+        **watching: Any,
+    ) -> Any:
+        import torch
+
         drawn = {"do_sample": True, "temperature": sampling.temperature}
+        drawn |= {} if sampling.top_p is None else {"top_p": sampling.top_p}
         how = drawn if sampling.temperature > 0 else {"do_sample": False}
         torch.manual_seed(sampling.seed)
         with torch.no_grad(), self._without_adapter(not adapter):
-            output = self.network.generate(
+            return self.network.generate(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
                 max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=filling,
+                pad_token_id=padding,
                 **how,
+                **watching,
             )
-        texts: list[str] = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-        return texts
 
     def _without_adapter(self, wanted: bool) -> AbstractContextManager[Any]:
         if wanted and self.has_adapter:

@@ -25,7 +25,7 @@ Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class HeadShare:
-    """What attention asks of its module, of this rank's heads."""
+    """An attention's module, as one that has this rank's heads alone."""
 
     def __init__(self, module: nn.Module, part: SequenceSlice, groups: int) -> None:
         self.module = module

@@ -7,8 +7,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from headrace.trainer.parallel import RankLayout
-
 
 @dataclass(frozen=True)
 class SequenceSlice:
@@ -21,11 +19,6 @@ class SequenceSlice:
     rank: int = 0
     ranks: int = 1
     group: Any = None
-
-    @classmethod
-    def of(cls, layout: RankLayout) -> "SequenceSlice":
-        """Return that of this process."""
-        return cls(layout.coordinates.sequence, layout.dims.sequence, layout.sequence_group)
 
     @property
     def is_whole(self) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.trainer.adapters.names import base_name, is_adapter
-from headrace.trainer.quantized.weight import QuantizedWeight
+from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
 Offloaded = Literal["mlp", "experts"]
 OFFLOADED: tuple[Offloaded, ...] = get_args(Offloaded)
@@ -179,7 +179,7 @@ def find_weights(prefix: str, layer: nn.Module, wish: Offloaded) -> list[Weight]
         if not is_offloaded(f"{prefix}.{path}.", wish):
             continue
         owners = [module._parameters]
-        if isinstance(module, QuantizedWeight):
+        if isinstance(module, FrozenWeight):
             owners.append(module._buffers)
         for owner in owners:
             for attribute, value in owner.items():

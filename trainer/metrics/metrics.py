@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 from headrace.trainer.metrics.histogram import Histogram
 from headrace.trainer.metrics.token_summary import TokenSummary
-from headrace.trainer.objectives.rows import RowLoss
+from headrace.trainer.objectives.row_loss import RowLoss
+
+
+@dataclass(frozen=True)
+class AnswerFacts:
+    """Answers of one replica in one step."""
+
+    answers: int
+    tokens: int
+    ended: int  # by a stop token, not by their limit
+    seconds: float
 
 
 @dataclass(frozen=True)

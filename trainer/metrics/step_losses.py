@@ -6,11 +6,11 @@ from functools import cached_property
 
 from torch import Tensor
 
-from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.metrics.step_values import StepValues, sample_of
 from headrace.trainer.metrics.token_summary import TokenSample
 from headrace.trainer.objectives.objective import Objective
-from headrace.trainer.objectives.rows import RowLoss
+from headrace.trainer.objectives.row_loss import RowLoss
 from headrace.trainer.stage.head_loss import vocabulary
 from headrace.trainer.stage.micro_batch import StageOutput
 from headrace.trainer.stage.stage import Stage

@@ -6,9 +6,10 @@ from torch import Tensor
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.train.objective_config import ObjectiveConfig
-from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.objectives.pairs import Answers, sum_answers
-from headrace.trainer.objectives.rows import RowLoss, TokenValues, pair_rows, token_rows
+from headrace.trainer.objectives.row_loss import RowLoss, TokenValues
+from headrace.trainer.objectives.rows import pair_rows, token_rows
 from headrace.trainer.stage.loss import StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, PairLosses, StageOutput
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.messages import gather
 from headrace.trainer.parallel import RankLayout
 

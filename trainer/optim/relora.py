@@ -17,7 +17,7 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.optimizer_config import ReloraConfig
 from headrace.trainer.adapters.initial_values import initial_values
 from headrace.trainer.adapters.names import lora_layers
-from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.optim.optimizer import record_of
 
 

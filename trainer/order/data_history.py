@@ -11,10 +11,11 @@ from headrace.schemas.shards.shard_format import TRAIN
 from headrace.schemas.train.run_state import DataSegment, DatasetRecord
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.order.data_plan import DataPlan, plan_data
-from headrace.trainer.order.datasets import Inputs, manifest_of
+from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.mixed_order import MixedOrder
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.shards.row_groups import RowAddress, list_row_groups
+from headrace.trainer.shards.storage import manifest_of
 
 DATASET_SETTINGS = {"path", "weight", "repeats", "max_tokens"}
 

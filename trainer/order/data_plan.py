@@ -9,7 +9,7 @@ from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import TRAIN
 from headrace.schemas.train.data_config import DatasetConfig
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.order.mixed_order import LARGEST_PERIOD, Schedule, whole_parts
+from headrace.trainer.order.mixture import LARGEST_PERIOD, Schedule, whole_parts
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,7 @@ from dataclasses import dataclass
 
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.train.parallel_dims import ParallelDims
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.order.data_plan import DataPlan
-from headrace.trainer.shards.row_group_source import patience_of
-from headrace.trainer.shards.storage import open_storage
 
 RANDOM = "random"  # in place of a fingerprint, where the weights are made up
 
@@ -32,8 +29,3 @@ class Inputs:
     def room(self) -> int:
         """Tokens of all places of a row, or of rows packed together."""
         return self.sequence_tokens * self.sides
-
-
-def manifest_of(path: str, config: TrainConfig) -> Manifest:
-    """The manifest of a local or remote shard directory."""
-    return open_storage(path, patience_of(config.loader)).manifest()

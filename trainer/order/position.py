@@ -3,6 +3,13 @@
 from typing import NamedTuple
 
 
+class OverlongCount(NamedTuple):
+    """Rows longer than a place, and their tokens that are in no batch."""
+
+    rows: int = 0
+    tokens: int = 0
+
+
 class Position(NamedTuple):
     """State that a loader resumes from.
 

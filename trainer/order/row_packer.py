@@ -6,7 +6,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.train.data_config import Overlong
-from headrace.trainer.order.position import Position
+from headrace.trainer.order.position import OverlongCount, Position
 
 T = TypeVar("T")
 
@@ -18,13 +18,6 @@ class Candidate(NamedTuple, Generic[T]):
 
     tokens: int
     item: T
-
-
-class OverlongCount(NamedTuple):
-    """Rows longer than a place, and their tokens that are in no batch."""
-
-    rows: int = 0
-    tokens: int = 0
 
 
 class UnpackedRows(Generic[T]):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.metrics.step_losses import StepLosses
 from headrace.trainer.parallel import RankLayout

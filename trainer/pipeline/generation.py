@@ -6,7 +6,6 @@ As many are under way as there are stages, so that all of them have something to
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,27 +13,11 @@ from torch import Tensor
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.sampling_config import RejectedSamplingConfig
 from headrace.trainer.layers.device import to_device
+from headrace.trainer.pipeline.answers import Answer, Prompt
 from headrace.trainer.pipeline.links import Links
 from headrace.trainer.pipeline.token_sampler import choose, signed
 from headrace.trainer.stage.cached_stage import CachedStage
 from headrace.trainer.stage.stage import Stage
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Prompt to be answered, with `limit` tokens at most; `seed` is of this answer alone."""
-
-    ids: list[int]
-    limit: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Its tokens, the one that ends it included if `ended`; else it came to its limit."""
-
-    ids: list[int]
-    ended: bool
 
 
 class Decoding:

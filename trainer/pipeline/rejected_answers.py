@@ -11,7 +11,7 @@ from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.sampling_config import RejectedSamplingConfig
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.pair_batch import make_pair_batch, tokens_of
-from headrace.trainer.pipeline.generation import Answer, Prompt
+from headrace.trainer.pipeline.answers import Answer, Prompt
 from headrace.trainer.shards.decoded_pairs import Pair
 from headrace.trainer.shards.decoded_rows import Row
 

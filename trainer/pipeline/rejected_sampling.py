@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.sampling_config import RejectedSamplingConfig
@@ -10,29 +9,16 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.stop_tokens import stop_tokens
 from headrace.trainer.batches.batch import Batch
-from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.messages import broadcast
+from headrace.trainer.metrics.metrics import AnswerFacts
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.parallel import RankLayout
-from headrace.trainer.pipeline.generation import Answer, Generator, Prompt
+from headrace.trainer.pipeline.answers import Answer, Prompt
+from headrace.trainer.pipeline.generation import Generator
 from headrace.trainer.pipeline.links import PipelineLinks
 from headrace.trainer.pipeline.rejected_answers import Room, prompts_of, with_answers
 from headrace.trainer.stage.cached_stage import check_generates
-
-
-@dataclass(frozen=True)
-class AnswerFacts:
-    """Answers of one replica in one step."""
-
-    answers: int
-    tokens: int
-    ended: int  # by a stop token, not by their limit
-    seconds: float
-
-    @classmethod
-    def of(cls, answers: Sequence[Answer], seconds: float) -> "AnswerFacts":
-        tokens = sum(len(answer.ids) for answer in answers)
-        return cls(len(answers), tokens, sum(answer.ended for answer in answers), seconds)
 
 
 class RejectedSampling:
@@ -72,7 +58,13 @@ class RejectedSampling:
         answers = self.generator.generate(prompts)
         if batch is not None:
             batch = with_answers(batch, answers, self.room)
-        return batch, AnswerFacts.of(answers, time.perf_counter() - start)
+        return batch, answer_facts(answers, time.perf_counter() - start)
+
+
+def answer_facts(answers: Sequence[Answer], seconds: float) -> AnswerFacts:
+    """Return the facts of one replica's answers, that it took so many seconds to generate."""
+    tokens = sum(len(answer.ids) for answer in answers)
+    return AnswerFacts(len(answers), tokens, sum(answer.ended for answer in answers), seconds)
 
 
 def open_rejected_sampling(

@@ -16,6 +16,7 @@ from headrace.schemas.publish import rename_durably
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.quantized.formats import FORMATS, format_of
+from headrace.trainer.quantized.frozen_weight import FrozenWeight
 from headrace.trainer.quantized.weight import QuantizedWeight
 
 FORMAT = 3
@@ -73,11 +74,12 @@ class QuantizedCache:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); remove it") from None
 
-    def store(self, layer: str, weights: Mapping[str, QuantizedWeight]) -> None:
+    def store(self, layer: str, weights: Mapping[str, FrozenWeight]) -> None:
         """Keep a layer's weights."""
         tensors: dict[str, torch.Tensor] = {}
         described: dict[str, list[object]] = {}
         for name, weight in weights.items():
+            assert isinstance(weight, QuantizedWeight)
             buffers = weight.buffers_by_name
             described[name] = [weight.kernel, list(weight.shape), weight.settings, list(buffers)]
             for key, tensor in buffers.items():

@@ -1,29 +1,18 @@
 """The formats that frozen weights can be held in, each a class of its own."""
 
-from collections.abc import Container
-
 from torch import Tensor
 
 from headrace.schemas.train.quantization_config import QuantizationConfig
-from headrace.trainer.quantized.bitsandbytes_library import bitsandbytes_functions
 from headrace.trainer.quantized.fp8 import Fp8
 from headrace.trainer.quantized.hqq import Hqq
 from headrace.trainer.quantized.int8 import Int8
 from headrace.trainer.quantized.nf4 import Fp4, Nf4
 from headrace.trainer.quantized.weight import QuantizedWeight
+from headrace.trainer.stored.bitsandbytes_library import bitsandbytes_functions
 
 FORMATS: dict[str, type[QuantizedWeight]] = {
     made.kernel: made for made in (Nf4, Fp4, Int8, Hqq, Fp8)
 }
-# what transformers saves beside a weight that bitsandbytes has quantized to 4 bits
-FOUR_BIT = (
-    "absmax",
-    "quant_map",
-    "nested_absmax",
-    "nested_quant_map",
-    "quant_state.bitsandbytes__nf4",
-    "quant_state.bitsandbytes__fp4",
-)
 
 
 def format_of(config: QuantizationConfig) -> type[QuantizedWeight]:
@@ -46,13 +35,3 @@ def restore(tensors: dict[str, Tensor]) -> QuantizedWeight:
     weight = FORMATS[state.quant_type]
     assert issubclass(weight, Nf4)
     return weight.from_state(codes, state)
-
-
-def companions(name: str, files: Container[str]) -> dict[str, str]:
-    """Return what belongs to a stored weight: name in bitsandbytes' terms -> name in the files.
-
-    Empty for weights that are not quantized.
-    """
-    found = {key: f"{name}.{key}" for key in FOUR_BIT if f"{name}.{key}" in files}
-    scales = f"{name.removesuffix('weight')}SCB"
-    return found | ({"SCB": scales} if scales in files else {})

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from headrace.kernels.dequantize import dequantize
 from headrace.schemas.train.quantization_config import QuantizationConfig
-from headrace.trainer.quantized.bitsandbytes_library import bitsandbytes_functions
 from headrace.trainer.quantized.weight import SCALE_BITS, QuantizedWeight
+from headrace.trainer.stored.bitsandbytes_library import bitsandbytes_functions
 
 LARGEST_CODE = 127
 

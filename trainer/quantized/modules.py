@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headrace.trainer.quantized.weight import QuantizedWeight
+from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
 
 class QuantizableModule(nn.Module):
@@ -26,7 +26,7 @@ class QuantizableModule(nn.Module):
     bits: Mapping[str, float] = MappingProxyType({})
     compute_dtype = torch.float32
 
-    def set_quantized(self, attribute: str, value: QuantizedWeight, dtype: torch.dtype) -> None:
+    def set_quantized(self, attribute: str, value: FrozenWeight, dtype: torch.dtype) -> None:
         """Replace a parameter.
 
         Args:
@@ -36,10 +36,10 @@ class QuantizableModule(nn.Module):
         self._modules[f"quantized_{attribute}"] = value
         self.compute_dtype = dtype
 
-    def quantized(self, attribute: str) -> QuantizedWeight | None:
+    def quantized(self, attribute: str) -> FrozenWeight | None:
         """Return the quantized weight that replaces a parameter, or None."""
         found = self._modules.get(f"quantized_{attribute}")
-        return found if isinstance(found, QuantizedWeight) else None
+        return found if isinstance(found, FrozenWeight) else None
 
     def as_held(self, value: Tensor) -> Tensor:
         """Return a parameter as it is quantized, inputs last; twice is the parameter again."""
@@ -126,7 +126,7 @@ def quantized_places(
                         yield ".".join(filter(None, (prefix, name, attribute))), part, attribute
 
 
-def quantized_weights_of(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, QuantizedWeight]]:
+def quantized_weights_of(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, FrozenWeight]]:
     """Yield all quantized weights below named modules, by their names as parameters."""
     for name, part, attribute in quantized_places(modules):
         held = part.quantized(attribute)

@@ -8,8 +8,8 @@ from torch import Tensor
 from headrace.kernels.dequantize import dequantize
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.quantization_config import QuantizationConfig
-from headrace.trainer.quantized.bitsandbytes_library import bitsandbytes_functions
 from headrace.trainer.quantized.weight import SCALE_BITS, QuantizedWeight
+from headrace.trainer.stored.bitsandbytes_library import bitsandbytes_functions
 
 BLOCK = 64  # values that share a scale, as transformers has bitsandbytes do it
 NESTED_BLOCK = 256  # scales that share one

@@ -1,6 +1,7 @@
 """Selection of the weights to hold quantized, and their formats."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.weight_index import stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
-from headrace.trainer.quantized.formats import companions, format_of
+from headrace.trainer.quantized.formats import format_of
 from headrace.trainer.quantized.modules import (
     QuantizableModule,
     QuantizedEmbedding,
     QuantizedLinear,
 )
 from headrace.trainer.quantized.weight import QuantizedWeight
+from headrace.trainer.stored.bnb import Bnb
+from headrace.trainer.stored.formats import stored_format
 
 USUAL_HEAD = "lm_head"  # skipped by default, also in models whose head has another name
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper has 9.0
@@ -114,44 +117,38 @@ def check_fp8_shape(name: str, shape: torch.Size) -> None:
 
 
 def plan_quantization(
-    config: TrainConfig, architecture: Architecture, directory: Path, plain: nn.Module
+    config: TrainConfig, directory: Path, plain: nn.Module
 ) -> Quantization | None:
     """Return the quantization that the config asks for, or that the model's files have.
 
+    Only bitsandbytes' weights are held as the files have them, and only where the config asks for
+    nothing else and adapters alone are trained; all others are dequantized as they are read.
+
     Raises:
-        ConfigError: both, a library that is missing, or training that needs the weights themselves.
+        ConfigError: a library that is missing, or files of a format that is not read.
     """
-    settings = getattr(architecture.config, "quantization_config", None)
-    if settings is None:
-        if config.quantization is not None:
-            check_installed(config.quantization.backend)
-            return Quantization(config.quantization)
-        return None
+    held = stored_format(directory)
+    if isinstance(held, Bnb):
+        check_installed("bnb")
     if config.quantization is not None:
-        raise ConfigError(
-            f"{directory}: its weights are quantized already; drop [quantization], "
-            "or use the model that it was made of"
-        )
-    if not config.adapter.record.has_products:
-        raise ConfigError(
-            f'{directory}: its weights are quantized already, so that adapter.kind = "'
-            f'{config.adapter.kind}" cannot write a model; use the model that it was made of'
-        )
-    check_installed("bnb")
-    values = settings if isinstance(settings, dict) else settings.to_dict()
+        check_installed(config.quantization.backend)
+        return Quantization(config.quantization)
+    if not isinstance(held, Bnb) or not config.adapter.record.has_products:
+        return None
     if config.weights == "random":
-        return Quantization(stored_config(values))
+        return Quantization(stored_config(held.settings))
     files = stored_tensors(directory)
-    names = CheckpointNames(plain, files)
-    found = {
+    quantized = held.weights(files)
+    names = CheckpointNames(plain, [name for name in files if name in quantized])
+    whole = {
         name
         for name in dict(plain.named_parameters())
-        if name in names and companions(names.stored(name)[0], files)
+        if name in names and len(names.stored(name)) == 1
     }
-    return Quantization(stored_config(values), frozenset(found))
+    return Quantization(stored_config(held.settings), frozenset(whole))
 
 
-def stored_config(values: dict[str, Any]) -> QuantizationConfig:
+def stored_config(values: Mapping[str, Any]) -> QuantizationConfig:
     """Our settings for `quantization_config` in config.json."""
     if values.get("load_in_8bit"):
         return QuantizationConfig(backend="bnb", type="int8")
@@ -175,20 +172,18 @@ def install_holders(
     """
     if quantization is None:
         return model
-    check_skipped(model, quantization.config)
-    family = architecture.family
+    check_skipped(model, quantization, architecture)
+    wanted = dict(selected(model, quantization, architecture))
     count = 0
     for parent_name, parent in list(model.named_modules()):
         for child_name, child in list(parent.named_children()):
             name = f"{parent_name}.{child_name}".lstrip(".")
             holder: QuantizableModule | None = None
-            if name == family.embedding or (name == family.head and architecture.tied):
+            if is_table(name, architecture):
                 if quantization.config.embedding and quantization.stored is None:
                     holder = _holder_of_table(child, name)
-            elif isinstance(child, nn.Linear) and quantization.wants(name, child):
-                holder = _holder_of_linear(child, name, quantization.config.int8_threshold)
-            elif isinstance(child, QuantizableModule):  # experts, which are in their place already
-                holder = child if quantization.wants_experts(name) else None
+            elif name in wanted:
+                holder = _holder_of(child, name, quantization.config.int8_threshold)
             if holder is not None:
                 holder.bits = {
                     attribute: quantization.bits(
@@ -206,21 +201,43 @@ def install_holders(
     return model
 
 
-def check_skipped(model: nn.Module, config: QuantizationConfig) -> None:
-    """Check that each entry of `skip_modules` is a part of some module's name.
+def check_skipped(model: nn.Module, quantization: Quantization, architecture: Architecture) -> None:
+    """Check that each entry of `skip_modules` keeps some module from being quantized.
 
     Raises:
-        ConfigError: naming one that is not, and the names there are.
+        ConfigError: naming one that does not, and the names of the modules that may be skipped.
     """
-    names = [name for name, _ in model.named_modules()]
+    config = quantization.config
+    everything = replace(quantization, config=config.model_copy(update={"skip_modules": []}))
+    names = [name for name, _ in selected(model, everything, architecture)]
     for part in config.skip_modules:
         if part != USUAL_HEAD and not any(part in name for name in names):
-            leaves = (name for name, module in model.named_modules() if not list(module.children()))
-            ends = sorted({name.split(".")[-1] for name in leaves} - {""})
+            ends = sorted({name.split(".")[-1] for name in names})
             raise ConfigError(
-                f'quantization.skip_modules: no module has "{part}" in its name; names end in '
-                + ", ".join(ends)
+                f'quantization.skip_modules: no module that would be quantized has "{part}" in its '
+                f"name, so that it has no effect; drop it, or name some of {', '.join(ends)}"
             )
+
+
+def selected(
+    model: nn.Module, quantization: Quantization, architecture: Architecture
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers and experts that are quantized, without the tables of embeddings."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if is_table(name, architecture):
+            continue
+        if isinstance(module, nn.Linear):
+            wanted = quantization.wants(name, module)
+        else:
+            wanted = isinstance(module, QuantizableModule) and quantization.wants_experts(name)
+        if wanted:
+            yield name, module
+
+
+def is_table(name: str, architecture: Architecture) -> bool:
+    """Return whether a module is the embedding, or the head that is tied to it."""
+    family = architecture.family
+    return name == family.embedding or (name == family.head and architecture.tied)
 
 
 def _holder_of_table(module: nn.Module, name: str) -> QuantizableModule:
@@ -234,6 +251,14 @@ def _holder_of_table(module: nn.Module, name: str) -> QuantizableModule:
             "quantized; set it to false"
         )
     return QuantizedEmbedding(module)
+
+
+def _holder_of(module: nn.Module, name: str, threshold: float | None) -> QuantizableModule:
+    """Return the quantizable module for a layer; experts are in their place already."""
+    if isinstance(module, QuantizableModule):
+        return module
+    assert isinstance(module, nn.Linear)
+    return _holder_of_linear(module, name, threshold)
 
 
 def _holder_of_linear(module: nn.Linear, name: str, threshold: float | None) -> QuantizableModule:

@@ -1,12 +1,11 @@
 """A frozen matrix, or a stack of them, held in few bits: what all formats have in common."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from headrace.kernels.dequantize import dequantize
 from headrace.kernels.experts.fp8_grouped_linear import fp8_grouped_linear
@@ -14,11 +13,12 @@ from headrace.kernels.experts.grouped_linear import frozen_grouped_linear
 from headrace.kernels.fp8_linear import fp8_linear, quantize_rows
 from headrace.kernels.frozen_linear import frozen_linear
 from headrace.schemas.train.quantization_config import QuantizationConfig
+from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
 SCALE_BITS = 32  # of a scale in float32
 
 
-class QuantizedWeight(nn.Module, ABC):
+class QuantizedWeight(FrozenWeight):
     """A frozen matrix in one format, in named buffers, so that it moves with its module.
 
     A stack is several matrices of one shape, such as those of all experts.
@@ -104,27 +104,11 @@ class QuantizedWeight(nn.Module, ABC):
         """Scales of the rows where products are of 8-bit floats, else None."""
         return self._buffers.get("row_scales")
 
-    @property
-    def buffers_by_name(self) -> dict[str, Tensor]:
-        """Every tensor that holds a part of the matrix."""
-        return {name: value for name, value in self._buffers.items() if value is not None}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the matrix takes."""
-        return sum(value.nbytes for value in self.buffers_by_name.values())
-
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """Return the whole matrix, rounded to `dtype` once."""
         tensors, settings = self.packed
         return dequantize(tensors, self.kernel, self.shape, settings, dtype)
 
     def linear(self, x: Tensor, bias: Tensor | None, threshold: float | None = None) -> Tensor:
-        """Return `x @ weight.T + bias`; keeps nothing dequantized for the backward pass.
-
-        Args:
-            threshold: of 8-bit integers, see `frozen_linear`; other formats have none.
-        """
         tensors, settings = self.packed
         scales = self.product_scales
         if scales is not None:
@@ -132,12 +116,6 @@ class QuantizedWeight(nn.Module, ABC):
         return frozen_linear(x, bias, tensors, self.kernel, self.shape, settings, threshold)
 
     def grouped_linear(self, x: Tensor, groups: Tensor, offsets: Tensor) -> Tensor:
-        """Return each row of x times the transpose of its matrix, of a stack.
-
-        Args:
-            x: [rows, inputs], sorted by group.
-            groups: [rows], the matrix of each; offsets: [matrices], where each one's rows end.
-        """
         tensors, settings = self.packed
         scales = self.product_scales
         if scales is None:
@@ -145,7 +123,3 @@ class QuantizedWeight(nn.Module, ABC):
         return fp8_grouped_linear(
             x, groups, offsets, tensors, self.kernel, self.shape, settings, scales
         )
-
-    def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return [..., columns]: some rows, as an embedding looks them up."""
-        return functional.embedding(ids, self.dequantize(dtype))

@@ -5,10 +5,10 @@ import logging
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.run_state import RunState
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.checkpoint.saver import Saver
 from headrace.trainer.messages import gather
-from headrace.trainer.metrics.metrics import mean_loss
+from headrace.trainer.metrics.metrics import AnswerFacts, mean_loss
 from headrace.trainer.metrics.outcome import Anomaly
 from headrace.trainer.metrics.step_losses import StepLosses
 from headrace.trainer.optim import gradients, relora
@@ -16,7 +16,6 @@ from headrace.trainer.optim.optimizer import set_learning_rate
 from headrace.trainer.optim.regularizers import ProductNorms
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.parallel import RankLayout
-from headrace.trainer.pipeline.rejected_sampling import AnswerFacts
 from headrace.trainer.pipeline.timeline import TimelineLog, traced
 from headrace.trainer.run.anomalies import NOTHING_TRAINED, deal_with, judge
 from headrace.trainer.run.cadence import Cadence, Stopwatch, Timer, is_multiple
@@ -28,7 +27,7 @@ from headrace.trainer.run.run_log import (
     write_result,
     write_steps,
 )
-from headrace.trainer.run.session import Session, open_session
+from headrace.trainer.run.session import Session
 from headrace.trainer.run.signals import SignalWatcher
 from headrace.trainer.run.step_report import Report, memory_gib, step_facts
 from headrace.trainer.run.unreported_steps import Interval
@@ -37,7 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: TrainConfig, inputs: Inputs, layout: RankLayout, signals: SignalWatcher, resume: bool
+    config: TrainConfig,
+    inputs: Inputs,
+    layout: RankLayout,
+    signals: SignalWatcher,
+    session: Session,
 ) -> None:
     """Train to the end, or until a stop is asked for; every rank runs this.
 
@@ -45,7 +48,6 @@ def train(
         TrainingError: a step went wrong, and the policy is to stop.
         CheckpointError: a checkpoint could not be written.
     """
-    session = open_session(config, inputs, layout, resume)
     loop = Loop(config, inputs, layout, signals, session)
     loop.begin()
     while not (loop.stopping or loop.cadence.has_ended(loop.state)):

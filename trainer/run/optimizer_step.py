@@ -1,7 +1,7 @@
 """Parts of a step: its learning rate, and the decay and limits of adapters that follow it."""
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.optim import relora
 from headrace.trainer.optim.learning_rate import learning_rate
 from headrace.trainer.optim.regularizers import ProductNorms, find_pairs, regularize

@@ -2,62 +2,25 @@
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from headrace.schemas.errors import CheckpointError
 from headrace.schemas.train.run_state import RunState
-from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.batches.feed import Feed
-from headrace.trainer.batches.loader_builder import build_train_loader
-from headrace.trainer.building.checkpoint_files import MERGED, CheckpointTensors
-from headrace.trainer.building.chunks import build_chunks
-from headrace.trainer.building.model_builder import BuiltStage
+from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.checkpoint.checkpoint_folder import (
     CheckpointFolder,
-    load_tensors,
-    newest,
 )
-from headrace.trainer.failure import wait_to_be_ended
-from headrace.trainer.layers.sequence_slice import SequenceSlice
-from headrace.trainer.messages import from_first_rank, gather
 from headrace.trainer.metrics.log import MetricsLog
-from headrace.trainer.metrics.reporters import open_reporters
-from headrace.trainer.optim.optimizer import build_optimizer
-from headrace.trainer.optim.relora import check_relora, replay
 from headrace.trainer.order.data_history import (
     DataHistory,
-    describe_change,
-    open_history,
-    resume_history,
 )
-from headrace.trainer.order.datasets import Inputs
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.run_length import find_run_length
-from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.engine import StageEngine
-from headrace.trainer.pipeline.interleaved_engine import InterleavedEngine
-from headrace.trainer.pipeline.rejected_sampling import RejectedSampling, open_rejected_sampling
-from headrace.trainer.pipeline.transfers import Transfers
-from headrace.trainer.run.evaluation import EvaluationSet, build_evaluation_sets
-from headrace.trainer.stage.acceleration import uses_kernels
+from headrace.trainer.pipeline.rejected_sampling import RejectedSampling
+from headrace.trainer.run.evaluation import EvaluationSet
 
 logger = logging.getLogger(__name__)
-
-LAYOUT = {  # what a resumed run takes from its own config and layout, not from the checkpoint
-    "seed",
-    "global_batch_rows",
-    "stages",
-    "replicas",
-    "sequence_ranks",
-    "config_fingerprint",
-    "data_fingerprint",
-    "files",
-    "weights_only",
-}
 
 
 @dataclass(frozen=True)
@@ -78,197 +41,3 @@ class Session:
     total_steps: int
     state: RunState
     is_new: bool  # no checkpoint was taken up
-
-
-def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume: bool) -> Session:
-    """Build the parts and, if asked, take up the newest checkpoint; every rank takes part.
-
-    Raises:
-        CheckpointError: the newest checkpoint is damaged.
-        ConfigError, DataError: adapter or weights do not fit the model.
-    """
-    run_directory = Path(config.output_dir)
-    folder = CheckpointFolder(
-        run_directory, config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
-    )
-    built = build_chunks(config, layout.stage, layout.device, SequenceSlice.of(layout))
-    optimizer = build_optimizer(
-        config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
-    )
-    if config.relora.every_steps is not None:
-        check_relora(built)
-    publishes = layout.publishes(node_local=config.checkpoint.node_local)
-    found = agreed_checkpoint(folder, layout, check_files=publishes) if resume else None
-    state = fresh_state(config, inputs, layout)
-    if found is not None:
-        state = load_checkpoint(*found, state, inputs, built, optimizer)
-    elif resume:
-        logger.info("no checkpoint was written yet; starting from the first step")
-    if publishes:
-        folder.remove_leftovers()
-    position = Position(state.next_row, tuple(state.waiting))
-    data = resume_history(state.data, config, inputs, state.next_row)
-    if state.data and data != state.data:
-        logger.warning("%s", describe_change(data[-1]))
-    state = state.model_copy(update={"data": data})
-    data_history = open_history(
-        config, inputs, state.data, min([position.next_row, *position.waiting])
-    )
-    run_length = from_first_rank(
-        partial(
-            find_run_length, config, inputs, data_history, state.step, position, state.quarantined
-        ),
-        layout,
-    )
-    loader = build_train_loader(config, inputs, layout, data_history, run_length.stop_row)
-    if loader is not None:
-        loader.seek(position)
-        loader.reader.quarantine.restore(state.quarantined)
-    describe(built, inputs, layout, run_length.total_steps)
-    warn_of_long_warmup(config, run_length.total_steps)
-    return Session(
-        model=model_directory(config.model),
-        run_directory=run_directory,
-        built=built,
-        engine=build_engine(built, config, layout),
-        optimizer=optimizer,
-        feed=Feed(layout, loader),
-        rejected_sampling=open_rejected_sampling(config, inputs, layout, built),
-        evaluation_sets=build_evaluation_sets(config, inputs, layout),
-        folder=folder,
-        log=open_log(config, state.step if found else -1) if layout.rank == 0 else None,
-        data_history=data_history,
-        total_steps=run_length.total_steps,
-        state=state,
-        is_new=found is None,
-    )
-
-
-def load_checkpoint(
-    path: Path,
-    saved: RunState,
-    fresh: RunState,
-    inputs: Inputs,
-    built: BuiltStage,
-    optimizer: torch.optim.Optimizer,
-) -> RunState:
-    """Put a checkpoint's values into a stage and its optimizer.
-
-    Returns:
-        The saved state, over the layout of the fresh one.
-    """
-    state = saved.model_copy(update={name: getattr(fresh, name) for name in LAYOUT})
-    replay(built, CheckpointTensors(path).all(MERGED))
-    load_tensors(path, built.trained, None if saved.weights_only else optimizer)
-    if saved.weights_only:
-        logger.warning("%s holds weights only; the optimizer begins anew", path)
-    if saved.global_batch_rows != inputs.global_batch_rows:
-        logger.warning(
-            "global batches of %d rows up to row %d, and of %d from there on",
-            saved.global_batch_rows,
-            saved.next_row,
-            inputs.global_batch_rows,
-        )
-    logger.info("resuming from %s, after step %d", path, state.step)
-    return state
-
-
-def warn_of_long_warmup(config: TrainConfig, total_steps: int) -> None:
-    """Say that the learning rate will not be reached, where it will not."""
-    if config.scheduler.warmup_steps > total_steps:
-        logger.info(
-            "warning: scheduler.warmup_steps = %d, but the run has %d steps; the learning rate "
-            "never reaches optimizer.lr",
-            config.scheduler.warmup_steps,
-            total_steps,
-        )
-
-
-def agreed_checkpoint(
-    folder: CheckpointFolder, layout: RankLayout, *, check_files: bool
-) -> tuple[Path, RunState] | None:
-    """Find the newest checkpoint that every rank has; None if there is none.
-
-    No rank opens its files before those that hash them have found them sound, and of a damaged one
-    a single rank tells.
-
-    Args:
-        check_files: whether this rank hashes them.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    names = [path.name for path in folder.finished()]
-    everywhere = set.intersection(*map(set, gather(names, layout.world_group)))
-    found, problem = None, None
-    try:
-        found = newest(folder, check_files=check_files, among=everywhere)
-    except CheckpointError as error:
-        problem = error
-    problems = gather(None if problem is None else str(problem), layout.world_group)
-    blamed = [rank for rank, text in enumerate(problems) if text is not None]
-    if not blamed:
-        return found
-    if layout.rank != blamed[0]:
-        wait_to_be_ended()
-    raise CheckpointError(problems[blamed[0]])
-
-
-def build_engine(built: BuiltStage, config: TrainConfig, layout: RankLayout) -> StageEngine:
-    """The engine of the config's schedule; every rank takes part."""
-    if config.schedule == "1f1b":
-        return StageEngine(built.chunks, config, layout)
-    width = built.architecture.config.hidden_size
-    return InterleavedEngine(built.chunks, config, layout, width, Transfers(layout))
-
-
-def open_log(config: TrainConfig, step: int) -> MetricsLog:
-    """Open the metrics log of the first rank, from a resume point on."""
-    run_directory = Path(config.output_dir)
-    return MetricsLog(run_directory, step, open_reporters(config, run_directory))
-
-
-def fresh_state(config: TrainConfig, inputs: Inputs, layout: RankLayout) -> RunState:
-    """Return the state of a new run."""
-    return RunState(
-        step=0,
-        next_row=0,
-        seed=config.seed,
-        tokens=0,
-        seconds=0.0,
-        global_batch_rows=inputs.global_batch_rows,
-        stages=layout.stages,
-        replicas=layout.replicas,
-        sequence_ranks=layout.dims.sequence,
-        config_fingerprint=config.fingerprint(),
-        data_fingerprint=inputs.data_fingerprint,
-        files={},
-    )
-
-
-def describe(built: BuiltStage, inputs: Inputs, layout: RankLayout, total_steps: int) -> None:
-    """Say once what is about to run."""
-    counts = (
-        sum(len(chunk) for chunk in built.layers),
-        sum(item.parameter.numel() for item in built.trained if item.owned),
-    )
-    stages = gather(counts, layout.pipeline_group)
-    layers = " + ".join(str(count) for count, _ in stages)
-    trained = sum(count for _, count in stages)
-    logger.info(
-        "%d stage(s) of %s layers x %d replica(s)%s on %s, %s; %s trained parameters",
-        layout.stages,
-        layers,
-        layout.replicas,
-        f" x {shares} shares of rows" if (shares := layout.dims.sequence) > 1 else "",
-        layout.device.type,
-        str(built.chunks[0].compute_dtype).removeprefix("torch."),
-        f"{trained:,}",
-    )
-    logger.info(
-        "%d steps of %d places of %d tokens; %s rows an epoch",
-        total_steps,
-        inputs.global_batch_rows,
-        inputs.sequence_tokens,
-        f"{inputs.rows_per_epoch:,}",
-    )

@@ -9,10 +9,11 @@ from itertools import chain
 import torch
 
 from headrace.schemas.train.run_state import QuarantineRecord
-from headrace.trainer.batches.feed import StepInputs
+from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.checkpoint.saver import Written
 from headrace.trainer.metrics.histogram import Histogram
 from headrace.trainer.metrics.metrics import (
+    AnswerFacts,
     AnswerMetrics,
     StepFacts,
     StepMetrics,
@@ -22,9 +23,8 @@ from headrace.trainer.metrics.metrics import (
     pair_metrics,
 )
 from headrace.trainer.metrics.token_summary import TokenSample, summarize
-from headrace.trainer.objectives.rows import RowLoss
+from headrace.trainer.objectives.row_loss import RowLoss
 from headrace.trainer.optim.regularizers import ProductNorms
-from headrace.trainer.pipeline.rejected_sampling import AnswerFacts
 from headrace.trainer.shards.packed_rows import (
     PackedRow,
     fill,

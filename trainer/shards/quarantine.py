@@ -2,8 +2,9 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +12,33 @@ import pyarrow as pa
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.publish import write_atomic
+from headrace.schemas.shards.manifest import ShardRecord
 from headrace.schemas.train.run_state import QuarantineRecord
-from headrace.trainer.shards.row_group_source import CorruptRowGroupError, RowGroupSource
-from headrace.trainer.shards.row_groups import RowGroup, keyed_permutation
+from headrace.trainer.shards.row_groups import CorruptRowGroupError, RowGroup, keyed_permutation
 
 logger = logging.getLogger(__name__)
 
 QUARANTINE_NAME = "quarantine.jsonl"
 CANDIDATES = 64  # row groups that are tried; where so many are unreadable, the dataset is gone
+
+
+class NamedFile(Protocol):
+    """A file of a dataset, as far as damage in it is written down."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def record(self) -> ShardRecord: ...
+
+
+class RowGroupReader(Protocol):
+    """A reader of row groups, which raises `CorruptRowGroupError` where one is damaged."""
+
+    @property
+    def files(self) -> Sequence[Sequence[NamedFile]]: ...  # of each dataset
+
+    def read(self, row_group: RowGroup) -> pa.Table: ...
 
 
 class Quarantine:
@@ -33,7 +53,7 @@ class Quarantine:
         allowed: without it, damage is an error; what `restore` brought is replaced all the same.
     """
 
-    def __init__(self, source: RowGroupSource, allowed: bool) -> None:
+    def __init__(self, source: RowGroupReader, allowed: bool) -> None:
         self.source = source
         self.allowed = allowed
         self._records: dict[tuple[str, int], QuarantineRecord] = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from headrace.schemas.errors import StorageError
+from headrace.schemas.train.data_config import LoaderConfig
 
 logger = logging.getLogger(__name__)
 
@@ -89,3 +90,8 @@ def within(seconds: float, operation: Callable[[], T]) -> T:
     if good:
         return result  # type: ignore[return-value]
     raise result  # type: ignore[misc]
+
+
+def patience_of(config: LoaderConfig) -> Patience:
+    """Return the retry policy that the config asks for."""
+    return Patience(config.read_attempts, config.read_timeout)

@@ -1,10 +1,7 @@
 """Row groups as Arrow tables, fetched by byte range and checked before a value is used."""
 
-import errno
-import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,50 +9,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from headrace.schemas.errors import DataError, StorageError
 from headrace.schemas.seekable_file import SeekableFile
 from headrace.schemas.shards.arrow_numbers import as_arrow, one_chunk
-from headrace.schemas.shards.manifest import MAX_GROUP_TOKENS, Manifest, ShardRecord
+from headrace.schemas.shards.manifest import MAX_GROUP_TOKENS, Manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
-from headrace.schemas.shards.shard_checks import check_schema, check_size, check_unpacked
+from headrace.schemas.shards.shard_checks import check_size, check_unpacked
 from headrace.schemas.shards.shard_rows import columns_of, read_row_group, repeated_text
 from headrace.schemas.train.data_config import LoaderConfig
 from headrace.trainer.shards.decoded_rows import DecodedRows, ListColumn
-from headrace.trainer.shards.retries import Patience
+from headrace.trainer.shards.retries import Patience, patience_of
 from headrace.trainer.shards.row_group_cache import RowGroupCache
-from headrace.trainer.shards.row_groups import RowGroup
-from headrace.trainer.shards.storage import Storage, open_storage
+from headrace.trainer.shards.row_groups import CorruptRowGroupError, RowGroup
+from headrace.trainer.shards.shard_file import ShardFile, check_footer, damage
+from headrace.trainer.shards.storage import open_storage
 from headrace.trainer.shards.token_pages import Ids, read_tokens
 
 HELD_FOOTER_BYTES = 4 << 20  # as written: decoded they take ten times as much
 TOKEN_COLUMN = "input_ids"
-# errors of a file itself (None: found here or by Arrow); others, such as EACCES or EMFILE, may pass
-DAMAGE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
-
-
-class CorruptRowGroupError(DataError):
-    """A row group is not what was written: missing, cut off, or with other bytes or rows.
-
-    Attributes:
-        problem: what is wrong with it, without its name and a remedy.
-    """
-
-    def __init__(self, message: str, problem: str) -> None:
-        super().__init__(message)
-        self.problem = problem
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One file of one dataset: where it lies, and what the manifest says of it."""
-
-    storage: Storage
-    manifest: Manifest
-    record: ShardRecord
-
-    @property
-    def name(self) -> str:
-        return self.storage.name(self.record.file)
 
 
 class RowGroupSource:
@@ -96,9 +66,7 @@ class RowGroupSource:
             table = self._decode(file, row_group)
             problem = next(problems_in_rows(table, file.manifest), None)
         except OSError as error:
-            if error.errno not in DAMAGE:
-                raise StorageError(f"{file.name}: {error}; correct that and continue") from None
-            problem = " ".join(str(error).split())
+            problem = damage(file, error)
         except (ValueError, LookupError, OverflowError, pa.ArrowException) as error:
             problem = " ".join(str(error).split())
         if problem is not None:
@@ -111,7 +79,7 @@ class RowGroupSource:
         names = columns_of(file.manifest, self.columns)
         pages = footer.row_group(row_group.group)
         check_size(pages, file.manifest, record, names)
-        content = self._fetch(file, record.byte_offset, record.bytes, record.crc32)
+        content = file.fetch(record.byte_offset, record.bytes, record.crc32, self.cache)
         segment = Segment(content, record.byte_offset, file.record.bytes)
         check_unpacked(pages, names, segment.part)
         parquet = pq.ParquetFile(
@@ -137,12 +105,10 @@ class RowGroupSource:
 
     def _footer(self, file: ShardFile, key: tuple[int, int]) -> pq.FileMetaData:
         """The file's Parquet metadata; the bytes of the last ones are held."""
-        record = file.record
         content = self._footers.pop(key, None)
         known = content is not None
         if content is None:
-            offset = record.footer_offset
-            content = self._fetch(file, offset, record.bytes - offset, record.footer_crc32)
+            content = file.fetch_footer(self.cache)
         footer = pq.read_metadata(pa.BufferReader(content))
         if not known:
             check_footer(footer, file)
@@ -150,22 +116,6 @@ class RowGroupSource:
         while sum(map(len, self._footers.values())) > HELD_FOOTER_BYTES:
             self._footers.popitem(last=False)
         return footer
-
-    def _fetch(self, file: ShardFile, offset: int, size: int, crc32: int | None) -> bytes:
-        """Bytes of a file, whole and as they were written."""
-        record = file.record
-
-        def fetch() -> bytes:
-            content = file.storage.read(record.file, offset, size)
-            if len(content) != size:
-                raise OSError(f"the file ends {size - len(content)} bytes too early")
-            if crc32 is not None and zlib.crc32(content) != crc32:
-                raise OSError("its bytes are not those that were written")
-            return content
-
-        if self.cache is None or not file.storage.remote:
-            return fetch()
-        return self.cache.get(record.sha256, offset, size, fetch)
 
 
 class Segment(SeekableFile):
@@ -191,23 +141,6 @@ class Segment(SeekableFile):
         if size < 0 or start < 0 or start + size > len(self.content):
             raise OSError(f"its footer points outside of the row group, to {position}")
         return self.content[start : start + size]
-
-
-def check_footer(footer: pq.FileMetaData, file: ShardFile) -> None:
-    """Check that a file is a shard of this format. What is not is no damage, and not replaced.
-
-    Raises:
-        DataError: it is not.
-        ValueError: another number of row groups than its manifest names.
-    """
-    if footer.num_row_groups != len(file.record.row_groups):
-        raise ValueError(
-            f"{footer.num_row_groups} row groups, the manifest has {len(file.record.row_groups)}"
-        )
-    try:
-        check_schema(footer.schema.to_arrow_schema(), file.manifest)
-    except (ValueError, pa.ArrowException) as error:
-        raise DataError(f"{file.name}: {error}; prepare the directory again") from None
 
 
 def row_ends(table: pa.Table) -> NDArray[np.int32] | None:
@@ -236,11 +169,6 @@ def corrupt(file: ShardFile, row_group: RowGroup, problem: str) -> CorruptRowGro
         'loader.on_corrupt = "quarantine" to train on other rows in their place',
         problem,
     )
-
-
-def patience_of(config: LoaderConfig) -> Patience:
-    """Return the retry policy that the config asks for."""
-    return Patience(config.read_attempts, config.read_timeout)
 
 
 def open_cache(config: LoaderConfig, patience: Patience) -> RowGroupCache | None:

@@ -7,8 +7,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.schemas.errors import DataError
 from headrace.schemas.keyed_hash import mix_numbers, spread
 from headrace.schemas.shards.manifest import Manifest
+
+
+class CorruptRowGroupError(DataError):
+    """A row group is not what was written: missing, cut off, or with other bytes or rows.
+
+    Attributes:
+        problem: what is wrong with it, without its name and a remedy.
+    """
+
+    def __init__(self, message: str, problem: str) -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
 class RowGroup(NamedTuple):

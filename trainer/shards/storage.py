@@ -14,14 +14,11 @@ from headrace.schemas.addresses import check_address, redact
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.google_storage import open_google
 from headrace.schemas.named_files import open_regular
-from headrace.schemas.shards.manifest import (
-    Manifest,
-    missing_manifest,
-    parse_manifest,
-    read_manifest,
-)
+from headrace.schemas.shards.manifest import Manifest
+from headrace.schemas.shards.manifest_file import missing_manifest, parse_manifest, read_manifest
 from headrace.schemas.shards.shard_format import MANIFEST_NAME
-from headrace.trainer.shards.retries import Patience
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.shards.retries import Patience, patience_of
 
 CONNECT_SECONDS = 10
 OPEN_FILES = 32
@@ -214,3 +211,8 @@ def open_fsspec(url: str, scheme: str) -> pafs.FileSystem:
     except ValueError:
         raise ConfigError(f"{url}: no storage is known as {scheme}://; use s3, gs or hf") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
+
+
+def manifest_of(path: str, config: TrainConfig) -> Manifest:
+    """The manifest of a local or remote shard directory."""
+    return open_storage(path, patience_of(config.loader)).manifest()

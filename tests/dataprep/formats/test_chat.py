@@ -16,8 +16,8 @@ from headrace.dataprep.input.streams import Place
 from headrace.dataprep.text.chat_mask import render_chat
 from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.dataprep.text.conversation import ConversationError, read_conversation
-from headrace.dataprep.text.sample import Encoded
-from headrace.dataprep.text.tokenizer import read_spec
+from headrace.dataprep.text.row_format import Encoded
+from headrace.dataprep.text.tokenizer_spec import read_spec
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.chat_config import ChatConfig
 from headrace.schemas.prepare.prepare_config import PrepareConfig

@@ -14,7 +14,7 @@ from headrace.dataprep.shards.inspection import inspect
 from headrace.dataprep.shards.verify import verify
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.toml_config import load_config
 
 TEMPLATE = (

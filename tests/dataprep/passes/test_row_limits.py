@@ -10,11 +10,11 @@ import pytest
 from headrace.dataprep.input.files import find_inputs
 from headrace.dataprep.passes import merge_runs, row_limits
 from headrace.dataprep.passes.row_rank import ranks
-from headrace.dataprep.prepare import build_context, plan
+from headrace.dataprep.planning import build_context, plan
 from headrace.dataprep.shards.verify import verify
 from headrace.dataprep.work.local_engine import LocalEngine
 from headrace.schemas.errors import DataError
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 
 SPLITS = ("train", "evaluation")
 

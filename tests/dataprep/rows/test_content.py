@@ -19,7 +19,7 @@ from headrace.dataprep.prepare import prepare
 from headrace.dataprep.rows.blocks import row_keys
 from headrace.dataprep.rows.split_and_sample import choose_split
 from headrace.schemas.prepare.prepare_config import PrepareConfig
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 
 DOCUMENTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1)
 

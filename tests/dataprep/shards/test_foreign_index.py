@@ -16,7 +16,7 @@ from headrace.dataprep.shards.repartition import read_inputs
 from headrace.dataprep.shards.verify import verify
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.shards.foreign_columns import ForeignColumns
-from headrace.schemas.shards.manifest import read_manifest, write_manifest
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.shard_rows import read_row_group
 
 QUIET = Console(quiet=True)

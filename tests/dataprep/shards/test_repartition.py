@@ -3,11 +3,14 @@
 import io
 import itertools
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -19,9 +22,12 @@ from headrace.dataprep.shards.blend_manifest import LEFT_OUT
 from headrace.dataprep.shards.repartition import parse_weights, repartition
 from headrace.dataprep.shards.verify import verify
 from headrace.dataprep.work.local_engine import LocalEngine
-from headrace.jobs.commands import cli
+from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.fingerprint import file_sha256
+from headrace.schemas.shards.manifest import ShardRecord
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
+from headrace.schemas.shards.shard_format import parquet_options
 
 
 class KilledError(Exception):
@@ -233,13 +239,77 @@ def test_a_damaged_shard_is_named(code, blend):
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"^code/shard-00001\.parquet: row group \d is damaged"):
+    verify_it = "run `headrace verify code`$"
+    with pytest.raises(
+        DataError, match=rf"^code/shard-00001\.parquet: row group \d: .*{verify_it}"
+    ):
         blend("code")
     path.write_bytes(content[:-1])
     with pytest.raises(
-        DataError, match=r"^code/shard-00001\.parquet: missing, or not what its man"
+        DataError,
+        match=rf"^code/shard-00001\.parquet: \d+ bytes, the manifest says \d+; {verify_it}",
     ):
         blend("code")
+
+
+def forge(name, change):
+    """Write a shard anew with other rows, and its manifest so that size and hash fit it."""
+    path = Path(name, "shard-00001.parquet")
+    manifest = read_manifest(Path(name))
+    rows = max(group.rows for group in manifest.split("train")[1].row_groups)
+    pq.write_table(change(pq.read_table(path)), path, row_group_size=rows, **parquet_options())
+    found = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    shards = [
+        ShardRecord.model_validate(shard.model_dump() | (found if shard.file == path.name else {}))
+        for shard in manifest.shards
+    ]
+    write_manifest(Path(name), manifest.model_copy(update={"shards": shards}))
+
+
+def with_ids(table, change):
+    ids = [change(row) for row in table["input_ids"].to_pylist()]
+    field = table.schema.field("input_ids")
+    return table.set_column(0, field, [pa.array(ids, field.type)])
+
+
+FORGERIES = {
+    "other columns": (
+        lambda table: table.drop_columns(["document_lengths"]),
+        "column document_lengths is missing",
+    ),
+    "another version": (
+        lambda table: table.replace_schema_metadata({"format": "headrace shards"}),
+        "its footer has ",
+    ),
+    "unknown columns": (
+        lambda table: table.append_column("weight", pa.array([1.0] * len(table))),
+        "column weight is none of the shard format",
+    ),
+    "more than is declared": (
+        lambda table: with_ids(table, lambda row: [7] * 40_000),
+        "it unpacks to .* bytes, at most ",
+    ),
+    "ids past the vocabulary": (
+        lambda table: with_ids(table, lambda row: [*row[:-1], 999]),
+        "column input_ids, row 0: id 999",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_rows_that_break_the_format_are_refused_though_the_hashes_fit(name, code, blend):
+    change, message = FORGERIES[name]
+    forge("code", change)
+    with pytest.raises(DataError, match=rf"^code/shard-00001\.parquet: .*{message}"):
+        blend("code")
+    assert any(re.search(message, problem) for problem in verify(Path("code")))
+
+
+def test_shards_of_the_first_release_get_the_columns_of_this_one(code, blend, rows_of):
+    forge("code", lambda table: table.drop_columns(["control_class"]))
+    blend("code")
+    assert not verify(Path("new"))
+    assert {row["control_class"] for row in rows_of("new")} == {None}
 
 
 @pytest.mark.parametrize("text", ["1", "1,x", "1,0", "1,-2", "1,nan", "1,inf", "1,2,3"])

@@ -14,7 +14,8 @@ from headrace.dataprep.shards.inspection import inspect, print_rows_of_keys
 from headrace.dataprep.shards.verify import verify
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import file_sha256
-from headrace.schemas.shards.manifest import ShardRecord, read_manifest, write_manifest
+from headrace.schemas.shards.manifest import ShardRecord
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.shard_format import parquet_options
 
 OUT = Path("out")
@@ -171,3 +172,29 @@ def test_inspect_shows_counts_and_rows_with_their_documents(shards):
     manifest = json.loads((OUT / "manifest.json").read_text())
     assert f"{manifest['ledger']['tokens_in']:,}" in shown
     assert re.search(r"┃\d+ tokens┃ .*(water|wheel|mill)", shown)
+
+
+def shown(**options):
+    console = Console(file=io.StringIO(), width=300, **options)
+    inspect(OUT, 1, console)
+    return console.file.getvalue()
+
+
+def test_text_of_files_is_no_markup_and_obeyed_by_no_terminal(corpus, make_config, run):
+    (corpus / "000.txt").write_text("[bold]\x1b[2J\x9b2J\r\x08 water [/nothing]")
+    sources = [{"name": "a[/b][red]", "type": "text", "path": "corpus/00[0-3].txt"}]
+    run(make_config(sources=sources, packing="none", overlong="split"))
+    reject = {"source": "a[/b]", "reason": "[blink]\x1b]0;title\x07", "file": "f", "line": 1}
+    (OUT / "rejects/rejects.jsonl").write_text(json.dumps(reject) + "\n")
+    for options in ({}, {"markup": False}):
+        text = shown(**options)
+        assert "a[/b][red]" in text
+        assert "refused in a[/b]: [blink]␛]0;title␇: 1 documents" in text
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", "\xff", "not JSON", "[" * 100_000])
+def test_rejects_that_are_none_end_in_one_line(line, shards):
+    (OUT / "rejects/rejects.jsonl").write_bytes(line.encode("latin-1") + b"\n")
+    with pytest.raises(DataError, match=r"^out/rejects/rejects\.jsonl:1: not a refused document"):
+        shown()

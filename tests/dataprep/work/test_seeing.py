@@ -23,7 +23,7 @@ from headrace.dataprep.shards.inspection import inspect
 from headrace.dataprep.work import task_progress
 from headrace.dataprep.work.task_progress import TaskBar, write_note
 from headrace.dataprep.work.workspace import Workspace
-from headrace.jobs.commands import cli
+from headrace.jobs import cli
 
 WORDS = "water wheel mill race stone grain flour river gate sluice timber axle gear".split()
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def headrace(*arguments):
-    command = [sys.executable, "-m", "headrace.jobs.commands.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "headrace.jobs.cli", *map(str, arguments)]
     done = complete(command)
     assert done.returncode == 0, done.stderr
     return done.stdout

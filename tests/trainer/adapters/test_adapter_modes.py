@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.optimizer_config import OptimizerConfig
 from headrace.trainer.building.materializer import TrainedParameter
-from headrace.trainer.building.model_builder import plan_model
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.export.merge import merge
 from headrace.trainer.optim.optimizer import build_optimizer, set_learning_rate
 

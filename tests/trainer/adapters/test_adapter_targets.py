@@ -5,10 +5,9 @@ import re
 
 import pytest
 import torch
+from other_mixtures import OTHERS, save_other
 from peft.tuners.lora import LoraLayer
 from tiny_families import (
-    COMMON,
-    EXPERTS,
     build,
     config_of,
     gradients_of,
@@ -17,33 +16,12 @@ from tiny_families import (
     run_stages,
     save_tiny,
 )
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.building.model_builder import plan_model
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.export.export import adapter_tensors
 from headrace.trainer.export.merge import merge
-
-OTHERS = {
-    "phimoe": {**EXPERTS, "num_local_experts": 4},
-    "ernie4_5_moe": {
-        "moe_num_experts": 4,
-        "moe_k": 2,
-        "moe_intermediate_size": 16,
-        "moe_num_shared_experts": 1,
-        "moe_layer_start_index": 1,
-        "moe_layer_end_index": 3,
-    },
-    "glm4_moe": {
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "first_k_dense_replace": 1,
-        "n_group": 1,
-        "topk_group": 1,
-        "head_dim": 8,
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +32,7 @@ def models(tmp_path_factory):
         folder = directory / family
         if folder.exists():
             return folder
-        if family not in OTHERS:
-            return save_tiny(family, folder)
-        torch.manual_seed(0)
-        config = CONFIG_MAPPING[family](**COMMON | OTHERS[family])
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        return folder
+        return save_other(family, folder) if family in OTHERS else save_tiny(family, folder)
 
     return get
 
@@ -84,9 +57,21 @@ def test_all_linear_has_the_shared_experts_where_their_names_are_not_those_of_ex
     assert adapted(models("qwen2_moe")) == wanted
 
 
-def test_all_linear_says_what_it_leaves_out_where_they_are(models, caplog):
+GLM = {
+    f"{part}.{name}_proj" for part in ("mlp", "shared_experts") for name in ("gate", "up", "down")
+}
+
+
+def test_all_linear_has_dense_layers_and_shared_experts_whatever_peft_takes_their_names_for(models):
+    assert adapted(models("glm4_moe")) == ATTENTION | GLM
+    assert adapted(models("glm4_moe"), exclude_modules=["mlp.up_proj"]) == ATTENTION | GLM - {
+        "mlp.up_proj"
+    }
+
+
+def test_dora_says_what_it_leaves_out_of_all_linear(models, caplog):
     with caplog.at_level(logging.INFO, "headrace"):
-        assert adapted(models("glm4_moe")) == ATTENTION
+        assert adapted(models("glm4_moe"), kind="dora") == ATTENTION
     assert "layers.0.mlp.gate_proj" in caplog.text
     assert "12 linear layers have no adapter" in caplog.text
 

@@ -33,8 +33,7 @@ from headrace.trainer.export.control_file import LayerControl, read_control
 from headrace.trainer.export.control_lora import control_to_lora
 from headrace.trainer.export.export import adapter_tensors
 from headrace.trainer.optim.optimizer import build_optimizer
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.shards.decoded_rows import Row
 from headrace.trainer.stage.stage import MicroBatch
 

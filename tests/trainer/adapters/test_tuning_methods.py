@@ -11,8 +11,8 @@ from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.tuning_methods import TUNING_METHODS
 from headrace.trainer.adapters.lora import LoraTuning
 from headrace.trainer.adapters.registry import METHODS, method_of
-from headrace.trainer.architecture.architecture import lay_out, read_architecture
-from headrace.trainer.building.model_plan import make_plan
+from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
+from headrace.trainer.building.make_plan import make_plan
 
 WRITTEN = {  # kind -> how many layers are trained, whether a whole model is written
     "lora": (4, False),

@@ -27,7 +27,7 @@ from headrace.trainer.architecture import architecture
 from headrace.trainer.architecture.families import FAMILIES
 from headrace.trainer.architecture.weights import WeightFiles
 from headrace.trainer.building import model_builder
-from headrace.trainer.building.model_builder import plan_model
+from headrace.trainer.building.self_check import plan_model
 
 STAGES = 4
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from tiny_families import build, config_of, make_batch, reference_loss, run_stages, save_tiny
 from transformers import AutoModelForCausalLM
 
-from headrace.trainer.architecture.architecture import read_architecture
+from headrace.trainer.architecture.read_architecture import read_architecture
 
 
 @pytest.mark.parametrize(("change", "tied"), [(0.0, True), (0.5, False)])

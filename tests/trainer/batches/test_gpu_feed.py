@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from loaders import open_loader, open_stream
 
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.order.row_order import RowOrder

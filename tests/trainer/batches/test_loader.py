@@ -8,9 +8,10 @@ import pytest
 from loaders import GLOBAL_BATCH, global_batches, open_loader, open_stream
 
 from headrace.schemas.errors import DataError
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.train.data_config import LoaderConfig
-from headrace.trainer.order.mixed_order import MixedOrder, Schedule
+from headrace.trainer.order.mixed_order import MixedOrder
+from headrace.trainer.order.mixture import Schedule
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.order.sequences import RowStream

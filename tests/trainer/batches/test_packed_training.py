@@ -11,13 +11,12 @@ from rich.console import Console
 from runs import STDLIB, checkpoint_tensors, exact_metrics, make_shards, read_metrics, source
 
 from headrace.jobs.commands.plan_data import plan_data
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.batch import make_batch
 from headrace.trainer.objectives.rows import row_losses
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.shards.decoded_rows import Row
 from headrace.trainer.shards.packed_rows import PackedRow
 

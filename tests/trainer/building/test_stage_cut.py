@@ -7,7 +7,7 @@ from tiny_families import config_of
 from transformers import LlamaConfig, MixtralConfig
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.architecture.architecture import architecture_of, lay_out
+from headrace.trainer.architecture.read_architecture import architecture_of, lay_out
 from headrace.trainer.building.model_size import measure, partition
 from headrace.trainer.building.partition import cut
 

@@ -9,13 +9,13 @@ from checkpoints import state
 from safetensors.torch import load_file
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.checkpoint.checkpoint_folder import CheckpointFolder
 from headrace.trainer.checkpoint.saver import Saver
 from headrace.trainer.export.convert import convert
 from headrace.trainer.export.export import export
 from headrace.trainer.optim.optimizer import build_optimizer
 from headrace.trainer.optim.states import averaged
+from tests.support.built import build_stage
 
 KINDS = {
     "LoRA, averaged": {"optimizer": {"type": "adamw_schedule_free", "lr": 1e-2}},

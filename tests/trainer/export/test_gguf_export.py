@@ -12,7 +12,7 @@ from saved_parts import adapter_of, saved_model, step
 from tiny_families import build, config_of
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.export.gguf_export import export_gguf
 from headrace.trainer.export.gguf_tokenizer import pre_tokenizer_name
 from headrace.trainer.export.merge import merge
@@ -165,6 +165,46 @@ def test_each_kind_of_adapter_gives_the_logits_of_peft_by_itself_or_merged(
         export_gguf(base, tmp_path / "base.gguf", "f32")
         llama_cpp = LlamaCpp(tmp_path / "base.gguf", file)
     assert tiny_difference(llama_cpp, adapted, tiny_model) < 1e-3
+
+
+WIDTHS = {
+    "hidden": (
+        {"hidden_size": 32, "head_dim": 16},
+        ["q_proj"],
+        r"q_proj.lora_A.weight has shape \[4, 64\], the model's weight \[64, 32\] calls for "
+        r"\[4, 32\]",
+    ),
+    "mlp": ({"intermediate_size": 128}, ["up_proj"], r"up_proj.lora_B.weight has shape \[96, 4\]"),
+    "tokens": (
+        {"vocab_size": 400},
+        ["embed_tokens"],
+        r"embed_tokens.lora_embedding_A has shape \[4, 384\].* calls for \[4, 400\]",
+    ),
+    "embedding's width": (
+        {"hidden_size": 32, "head_dim": 16},
+        ["embed_tokens"],
+        r"lora_embedding_B has shape \[64, 4\].* calls for \[32, 4\]",
+    ),
+    "layers": (
+        {"num_hidden_layers": 1},
+        ["q_proj"],
+        r"layers.1.self_attn.q_proj.*: the model has no such weight; give its own model",
+    ),
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_an_adapter_of_another_width_is_refused_by_name(width, tiny_model, tmp_path):
+    changes, targets, message = WIDTHS[width]
+    make_tiny("llama", tiny_model, tmp_path / "base")
+    adapter = adapter_of(tmp_path / "base", tmp_path / "adapter", target_modules=targets, rank=4)
+    settings = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps(settings | changes))
+    with pytest.raises(DataError, match=message):
+        export_gguf(tmp_path / "other", tmp_path / "adapter.gguf", "f32", adapter)
+    assert not (tmp_path / "adapter.gguf").exists()
+    export_gguf(tmp_path / "base", tmp_path / "adapter.gguf", "f32", adapter)
 
 
 def test_a_model_with_new_blocks_gives_its_logits(tiny_model, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from saved_parts import adapter_of
 
-from headrace.jobs.commands import cli
+from headrace.jobs import cli
 from headrace.jobs.commands.chat_prompt import chat_prompt
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.export.sample import Sampler, Sampling, as_messages

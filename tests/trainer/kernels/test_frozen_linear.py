@@ -11,9 +11,9 @@ from headrace.kernels import frozen_linear as kernel
 from headrace.kernels.dequantize import HQQ_WORDS, dequantize_hqq_reference
 from headrace.kernels.lora_linear import lora_linear
 from headrace.schemas.train.quantization_config import QuantizationConfig
-from headrace.trainer.quantized.bitsandbytes_library import bitsandbytes_functions
 from headrace.trainer.quantized.formats import format_of
 from headrace.trainer.quantized.nf4 import Nf4
+from headrace.trainer.stored.bitsandbytes_library import bitsandbytes_functions
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OUTPUTS, INPUTS, RANK = 48, 64, 3

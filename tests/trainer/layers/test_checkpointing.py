@@ -7,7 +7,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.layer_functions import (
     LayerFunctions,
@@ -17,6 +16,7 @@ from headrace.trainer.layers.layer_functions import (
 )
 from headrace.trainer.layers.selective_checkpoint import ATTENTION, product_sizes
 from headrace.trainer.stage.stage import MicroBatch
+from tests.support.built import build_stage
 
 CPU = torch.device("cpu")
 TOKENS = 48

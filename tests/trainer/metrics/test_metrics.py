@@ -15,6 +15,7 @@ from headrace.schemas.errors import OutputError
 from headrace.trainer.metrics.histogram import Histogram
 from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.metrics import (
+    AnswerFacts,
     AnswerMetrics,
     EvaluationMetrics,
     PairMetrics,
@@ -24,9 +25,8 @@ from headrace.trainer.metrics.metrics import (
     pair_metrics,
 )
 from headrace.trainer.metrics.token_summary import QUANTILES, TokenSample, summarize
-from headrace.trainer.objectives.rows import PairLoss, RowLoss
-from headrace.trainer.pipeline.rejected_sampling import AnswerFacts
-from headrace.trainer.run.run_log import console_line, duration
+from headrace.trainer.objectives.row_loss import PairLoss, RowLoss
+from headrace.trainer.run.console_line import console_line, duration
 from headrace.trainer.run.step_report import answer_metrics
 
 PAGE = Path(__file__).parents[3] / "docs" / "training.md"

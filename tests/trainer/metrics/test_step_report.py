@@ -1,10 +1,9 @@
 """A step's metrics are those of all ranks together."""
 
-from headrace.trainer.batches.feed import StepInputs
-from headrace.trainer.objectives.rows import RowLoss
+from headrace.trainer.batches.step_inputs import StepInputs
+from headrace.trainer.objectives.row_loss import RowLoss
 from headrace.trainer.optim.regularizers import ProductNorms
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.run.step_report import Report, step_facts, step_metrics
 from headrace.trainer.shards.packed_rows import PackedRow
 

@@ -20,8 +20,7 @@ from headrace.schemas.train.objectives import OBJECTIVES
 from headrace.trainer.batches.pair_batch import make_pair_batch
 from headrace.trainer.objectives.pairs import Answers
 from headrace.trainer.objectives.registry import objective_of
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.stage.micro_batch import MicroBatch
 
 SETTINGS = [

@@ -7,8 +7,8 @@ import torch
 from alone import layout_of_one
 from torch import nn
 
+from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.materializer import TrainedParameter
-from headrace.trainer.building.model_builder import BuiltStage
 from headrace.trainer.optim import gradients
 
 

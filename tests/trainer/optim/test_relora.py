@@ -9,10 +9,10 @@ from runs import STDLIB, checkpoint_tensors, exact_metrics, make_shards, read_me
 
 from headrace.schemas.train.optimizer_config import ReloraConfig
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.export.convert import convert
 from headrace.trainer.optim.optimizer import build_optimizer
 from headrace.trainer.optim.relora import is_due, prune, rate_factor, replay, restart
+from tests.support.built import build_stage
 
 RESTARTS = ReloraConfig(every_steps=4, warmup_steps=2, prune=0.75)
 

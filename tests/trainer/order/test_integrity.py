@@ -7,12 +7,14 @@ import re
 import shutil
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from loaders import open_loader, open_stream
 from runs import make_shards
 
 from headrace.schemas.errors import DataError, StorageError
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.train.data_config import LoaderConfig
 from headrace.schemas.train.run_state import RunState, read_run_state, write_run_state
 from headrace.schemas.train.train_config import TrainConfig
@@ -22,8 +24,8 @@ from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.order.sequences import count_sequences
 from headrace.trainer.shards.quarantine import describe, merge, write_quarantine
-from headrace.trainer.shards.row_group_source import CorruptRowGroupError, RowGroupSource
-from headrace.trainer.shards.row_groups import RowGroup, list_row_groups
+from headrace.trainer.shards.row_group_source import RowGroupSource
+from headrace.trainer.shards.row_groups import CorruptRowGroupError, RowGroup, list_row_groups
 from headrace.trainer.shards.storage import LocalStorage
 
 QUARANTINE = LoaderConfig(on_corrupt="quarantine")
@@ -199,6 +201,84 @@ def test_with_quarantine_what_is_damaged_at_start_is_only_told(shards, caplog):
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         f"{shards}/shard-00001.parquet: missing; restore it, or prepare the directory again"
     ]
+
+
+def other_version(schema):
+    return schema.with_metadata({**schema.metadata, b"format_version": b"9"})
+
+
+def other_ids(schema):
+    place = schema.get_field_index("input_ids")
+    return schema.set(place, schema.field(place).with_type(pa.list_(pa.int64())))
+
+
+def rewrite(shards, file, schema, known):
+    """Write a real shard anew in another schema; `known`: its manifest has it as it then lies."""
+    manifest = read_manifest(shards)
+    (record,) = [shard for shard in manifest.shards if shard.file == file]
+    path = shards / file
+    table = pq.read_table(path)
+    table = table.cast(schema(table.schema))
+    size = record.row_groups[0].rows
+    pq.write_table(table, path, row_group_size=size)
+    if known:
+        with pq.ParquetFile(path) as parquet:
+            groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+        places = [
+            old.model_copy(update={"byte_offset": 4, "bytes": group.total_byte_size, "crc32": None})
+            for old, group in zip(record.row_groups, groups, strict=True)
+        ]
+        changes = {"bytes": path.stat().st_size, "footer_crc32": None, "row_groups": places}
+        others = [shard for shard in manifest.shards if shard.file != file]
+        new = record.model_copy(update=changes)
+        write_manifest(shards, manifest.model_copy(update={"shards": [*others, new]}))
+
+
+@pytest.mark.parametrize("on_corrupt", ["stop", "quarantine"])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("file", ["shard-00002.parquet", "evaluation-00000.parquet"])
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (other_version, "its footer has format_version = '9', this release reads '1'"),
+        (other_ids, "column input_ids holds list<"),
+    ],
+)
+def test_a_shard_of_another_schema_or_version_is_refused_before_a_run_starts(
+    shards, schema, message, file, known, on_corrupt
+):
+    start(shards)
+    rewrite(shards, file, schema, known)
+    with pytest.raises(DataError) as caught:
+        start(shards, on_corrupt=on_corrupt)
+    assert str(caught.value).startswith(f"{shards}/{file}: ")
+    assert message in str(caught.value) or (not known and on_corrupt == "stop")
+
+
+def test_a_footer_with_other_row_groups_than_its_manifest_is_damage(shards, caplog):
+    rewrite(shards, "shard-00001.parquet", lambda schema: schema, known=True)
+    manifest = read_manifest(shards)
+    *others, last = manifest.shards
+    first, second, *rest = last.row_groups
+    more = first.model_copy(update={"rows": first.rows + 1})
+    fewer = second.model_copy(update={"rows": second.rows - 1})
+    moved = [more, fewer, *rest]
+    changed = last.model_copy(update={"row_groups": moved})
+    write_manifest(shards, manifest.model_copy(update={"shards": [*others, changed]}))
+    with pytest.raises(DataError, match=r"shard-00001\.parquet: its footer is damaged \(\d+ rows"):
+        start(shards)
+    start(shards, on_corrupt="quarantine")
+    assert "rows, the manifest says" in caplog.text
+
+
+def test_a_damaged_footer_is_found_at_start_though_the_size_is_right(shards):
+    path = shards / "shard-00001.parquet"
+    flip_bit(path, path.stat().st_size - 20)
+    with pytest.raises(
+        DataError, match=r"its footer is damaged .its bytes are not those that were"
+    ):
+        start(shards)
+    start(shards, verify="off")
 
 
 # --- quarantine ---

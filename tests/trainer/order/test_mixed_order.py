@@ -8,13 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from headrace.trainer.order.mixed_order import (
-    LARGEST_PERIOD,
-    MixedOrder,
-    Schedule,
-    chairman_pattern,
-    whole_parts,
-)
+from headrace.trainer.order.mixed_order import MixedOrder
+from headrace.trainer.order.mixture import LARGEST_PERIOD, Schedule, chairman_pattern, whole_parts
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.shards.row_groups import RowGroup, RowGroups
 

@@ -67,7 +67,7 @@ def test_the_steps_and_a_picture_are_written_when_asked_for(training, tmp_path):
 def test_planning_leaves_torch_unloaded(training):
     program = (
         "import sys\n"
-        "from headrace.jobs.commands import cli\n"
+        "from headrace.jobs import cli\n"
         f"try: cli.main(['plan-data', {str(training.config)!r}])\n"
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         "assert 'torch' not in sys.modules\n"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from loaders import end_of_epoch
 
 from headrace.schemas.errors import DataError
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import Candidate, OverlongCount, RowPacker
+from headrace.trainer.order.position import OverlongCount, Position
+from headrace.trainer.order.row_packer import Candidate, RowPacker
 
 ROOM = 50
 

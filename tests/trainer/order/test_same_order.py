@@ -8,7 +8,7 @@ import pytest
 from loaders import global_batches, open_loader, open_stream
 from runs import as_toml, run_ranks
 
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.shards.row_groups import list_row_groups
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.sampling_config import RejectedSamplingConfig
-from headrace.trainer.pipeline.generation import Prompt
+from headrace.trainer.pipeline.answers import Prompt
 from headrace.trainer.stage.cached_stage import check_generates
 
 LENGTHS = (5, 3, 11, 7, 1)

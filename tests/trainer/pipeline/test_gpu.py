@@ -6,12 +6,12 @@ from runs import checkpoint_tensors, exact_metrics, read_metrics
 from transformers import LlamaConfig
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.layers.sequence_slice import WHOLE
 from headrace.trainer.metrics.step_values import StepValues
 from headrace.trainer.planning.plan_report import plan_run
 from headrace.trainer.stage.micro_batch import MicroBatch
+from tests.support.built import build_stage
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="no CUDA device")]

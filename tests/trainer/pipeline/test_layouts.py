@@ -4,7 +4,7 @@ import pytest
 import torch
 from runs import STDLIB, checkpoint_tensors, exact_metrics, make_shards, read_metrics, source
 
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from pair_rows import PAIRS, as_pair
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 
 from headrace.schemas.errors import CheckpointError, ConfigError
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.sampling_config import RejectedSamplingConfig
 from headrace.schemas.train.train_config import TrainConfig
@@ -17,9 +17,8 @@ from headrace.trainer.architecture.stop_tokens import stop_tokens
 from headrace.trainer.batches.extras import pairs_of
 from headrace.trainer.batches.pair_batch import make_pair_batch
 from headrace.trainer.checkpoint.resume_record import check_run_directory, resume_record
-from headrace.trainer.order.position import Position
-from headrace.trainer.order.row_packer import OverlongCount
-from headrace.trainer.pipeline.generation import Answer
+from headrace.trainer.order.position import OverlongCount, Position
+from headrace.trainer.pipeline.answers import Answer
 from headrace.trainer.pipeline.rejected_answers import Room, prompts_of, with_answers
 from headrace.trainer.preflight import check
 

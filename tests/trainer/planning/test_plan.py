@@ -8,12 +8,13 @@ import torch
 from tiny_families import COMMON, CPU, config_of, save_tiny
 from torch.autograd.graph import saved_tensors_hooks
 
-from headrace.jobs.commands import cli
+from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import build_stage, plan_model
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.planning.layer_activations import layer_activations
 from headrace.trainer.planning.plan_report import parse_size, plan_run, report
+from tests.support.built import build_stage
 
 GIB = 1 << 30
 TOKENS = 48

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.adapters.names import base_name
-from headrace.trainer.building.model_builder import plan_model
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.quantized import selection as by_config
 from headrace.trainer.quantized.formats import format_of
 from headrace.trainer.quantized.fp8_training import Fp8TrainedLinear
@@ -118,10 +118,23 @@ def test_a_checkpoint_that_bitsandbytes_quantized_loads_as_it_is(
     expected = held_in(build(config_of(models["mistral"], 1, LORA, quantization=OURS[kind])))
     monkeypatch.setattr(by_config.Quantization, "make", None)  # nothing is quantized again
     same_bits(held_in(build(config_of(tmp_path, 2, LORA))), expected)
-    with pytest.raises(ConfigError, match=r"quantized already; drop \[quantization\]"):
-        plan_model(config_of(tmp_path, 1, LORA, quantization=NF4))
-    with pytest.raises(ConfigError, match="cannot write a model"):
-        plan_model(config_of(tmp_path, 1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", BNB_CONFIGS)
+def test_it_is_dequantized_for_full_fine_tuning_and_for_another_format(models, kind, tmp_path):
+    theirs = by_transformers(models["mistral"], kind)
+    theirs.save_pretrained(tmp_path)
+    expected = dict(theirs.dequantize(torch.float32).named_parameters())
+    for part in build(config_of(tmp_path, 2)):
+        for item in part.trained:
+            assert torch.equal(item.parameter, expected[item.name]), item.name
+    held = held_in(build(config_of(tmp_path, 2, LORA, quantization=HQQ)))
+    assert len(held) == 4 * 7
+    settings = config_of(tmp_path, 1, LORA, quantization=HQQ).quantization
+    for name, weight in held.items():
+        again = format_of(settings).make(expected[name], name, settings, torch.float32)
+        assert torch.equal(weight.codes, again.codes), name
 
 
 MODES = {
@@ -373,10 +386,28 @@ def test_a_resumed_run_equals_one_that_was_left_alone(training, backend):
     assert losses[-1] < losses[0]
 
 
-def test_a_misspelt_module_that_is_to_be_skipped_is_named(models):
-    settings = {"backend": "fp8", "skip_modules": ["lm_head", "mpl"]}
-    with pytest.raises(ConfigError, match=r'no module has "mpl" in its name; .*down_proj, .*gate'):
-        plan_model(config_of(models["llama"], 1, LORA, quantization=settings))
+@pytest.mark.parametrize(
+    ("model", "part", "ends"),
+    [
+        ("llama", "mpl", "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
+        ("llama", "norm", "down_proj, gate_proj"),
+        ("llama", "embed_tokens", "down_proj, gate_proj"),
+        ("mixtral", "layernorm", "experts, k_proj"),
+        ("mixtral", "mlp.gate", "experts, k_proj"),  # the router, a module of its own
+    ],
+)
+def test_a_name_to_skip_that_keeps_nothing_from_being_quantized_is_refused(
+    models, model, part, ends
+):
+    settings = {**NF4, "skip_modules": ["lm_head", part]}
+    message = rf'no module that would be quantized has "{part}" in its name.* some of {ends}'
+    with pytest.raises(ConfigError, match=message):
+        plan_model(config_of(models[model], 1, LORA, quantization=settings))
+
+
+def test_a_part_of_the_name_of_experts_is_skipped(models):
+    settings = {**NF4, "skip_modules": ["lm_head", "experts"]}
+    plan_model(config_of(models["mixtral"], 1, LORA, quantization=settings))
 
 
 def test_a_gpu_without_matrix_units_for_8_bit_floats_is_refused_by_name(models, monkeypatch):

@@ -9,13 +9,14 @@ import pytest
 from runs import complete, make_shards
 
 from headrace.schemas.errors import DataError, HeadraceError
-from headrace.schemas.shards.manifest import read_manifest, write_manifest
+from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.run_state import RUN_CONFIG_NAME
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.families import supported_families
 from headrace.trainer.checkpoint.resume_record import check_run_directory, resume_record
 from headrace.trainer.preflight import check, check_positions
+from headrace.trainer.stored.settings import READ
 
 FAMILIES = supported_families()
 
@@ -83,7 +84,7 @@ def alibi(world):
 
 
 def quantized(world):
-    edit_json(world["model"] / "config.json", quantization_config={"quant_method": "gptq"})
+    edit_json(world["model"] / "config.json", quantization_config={"quant_method": "aqlm"})
 
 
 def no_weights(world):
@@ -163,8 +164,8 @@ CASES = [
     ),
     (
         quantized,
-        "DIR/model: its weights are quantized already, by gptq, and bitsandbytes alone is read; "
-        "use the model it was made of",
+        "DIR/model: its weights are quantized already, by aqlm, which is not read; "
+        f"use the model that it was made of (read are {', '.join(READ)})",
     ),
     (
         no_weights,
@@ -556,7 +557,7 @@ def test_a_run_of_a_release_without_a_setting_goes_on_with_its_default(world):
 
 
 def run_command(world, *arguments):
-    command = [sys.executable, "-m", "headrace.jobs.commands.cli", "train", *arguments]
+    command = [sys.executable, "-m", "headrace.jobs.cli", "train", *arguments]
     return complete(command)
 
 

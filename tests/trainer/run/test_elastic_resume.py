@@ -5,7 +5,7 @@ import shutil
 import pytest
 from runs import STDLIB, as_toml, complete, make_shards, read_metrics, source
 
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ import pytest
 from runs import as_toml, children, exact_metrics, start
 from s3_server import S3Server
 
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 
 pytestmark = pytest.mark.slow
 

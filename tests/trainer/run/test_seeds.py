@@ -3,8 +3,8 @@
 import torch
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.stage.stage import MicroBatch
+from tests.support.built import build_stage
 
 TOKENS = 24
 

@@ -14,7 +14,6 @@ from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader_builder import build_train_loader
-from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.metrics import EvaluationMetrics
 from headrace.trainer.order.data_history import open_history
@@ -23,8 +22,10 @@ from headrace.trainer.order.run_length import find_run_length
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.preflight import check
 from headrace.trainer.run import evaluation, run_log
-from headrace.trainer.run.evaluation import build_evaluation_sets, evaluate
+from headrace.trainer.run.evaluation import evaluate
+from headrace.trainer.run.evaluation_sets import build_evaluation_sets
 from headrace.trainer.run.run_log import run_evaluation
+from tests.support.built import build_stage
 
 ROWS_PER_CALL = 4
 

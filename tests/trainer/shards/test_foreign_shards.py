@@ -9,7 +9,7 @@ from rich.console import Console
 from runs import exact_metrics
 
 from headrace.dataprep.shards.foreign_index import index
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.shards.row_groups import list_row_groups
 

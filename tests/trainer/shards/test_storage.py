@@ -14,7 +14,7 @@ from gcs_server import serving_google
 from s3_server import S3Server
 
 from headrace.schemas.errors import ConfigError, DataError, StorageError
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.train.data_config import LoaderConfig
 from headrace.trainer.shards import retries
 from headrace.trainer.shards.retries import Patience

@@ -11,7 +11,8 @@ import pytest
 from headrace.dataprep.passes.shard_writer import describe_row_group, with_checksums
 from headrace.dataprep.shards.inspection import row_groups
 from headrace.schemas.errors import DataError
-from headrace.schemas.shards.manifest import Manifest, parse_manifest, read_manifest, write_manifest
+from headrace.schemas.shards.manifest import Manifest
+from headrace.schemas.shards.manifest_file import parse_manifest, read_manifest, write_manifest
 from headrace.schemas.shards.shard_checks import MAX_UNPACKED_BYTES
 from headrace.schemas.shards.shard_format import parquet_options, shard_schema
 from headrace.schemas.train.data_config import LoaderConfig

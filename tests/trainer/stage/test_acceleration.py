@@ -18,7 +18,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.families import FAMILIES as RECORDS
-from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.layers.layer_functions import (
     LayerFunctions,
     compiled,
@@ -29,6 +28,7 @@ from headrace.trainer.layers.norms import RmsNorm, faster_norm, swap_norms
 from headrace.trainer.layers.rotary_attention import RotaryAttention, swap_attention
 from headrace.trainer.stage.acceleration import LoraLinear, swap_adapters
 from headrace.trainer.stage.micro_batch import MicroBatch
+from tests.support.built import build_stage
 
 CPU = torch.device("cpu")
 TOKENS = 48

@@ -12,14 +12,13 @@ from runs import checkpoint_tensors, exact_metrics, read_metrics
 from tiny_families import build, config_of, gradients_of, run_micro_batch, run_on, save_tiny
 
 from headrace.schemas.errors import DataError
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.extras import Extras, pairs_of
 from headrace.trainer.batches.pair_batch import make_pair_batch
-from headrace.trainer.order.position import Position
+from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.order.row_order import RowOrder
-from headrace.trainer.order.row_packer import OverlongCount
 from headrace.trainer.order.simulation import simulate
 from headrace.trainer.preflight import check
 from headrace.trainer.shards.decoded_pairs import DecodedPairs, PairFacts

@@ -4,7 +4,7 @@ import pytest
 import torch
 from runs import STDLIB, make_shards, run_ranks
 
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.shards.decoded_rows import DecodedRows
 from headrace.trainer.shards.row_groups import list_row_groups

@@ -7,16 +7,19 @@ from torch import nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer import preflight
-from headrace.trainer.architecture.architecture import architecture_of
-from headrace.trainer.building import sequence_check
-from headrace.trainer.building.model_builder import plan_model
+from headrace.trainer.architecture.read_architecture import architecture_of
+from headrace.trainer.building.self_check import plan_model, tiny_stage
 from headrace.trainer.layers.sequence_attention import check_heads
+from headrace.trainer.stage import sequence_check
+
+
+def tiny(family):
+    return tiny_stage(architecture_of(tiny_config(family), family), ".")
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "phi3"])
 def test_models_that_mix_tokens_in_attention_alone_pass(family):
-    architecture = architecture_of(tiny_config(family), family)
-    assert sequence_check.find_mixing(architecture, ".") is None
+    assert sequence_check.find_mixing(tiny(family)) is None
 
 
 def test_an_attention_of_its_own_is_refused_by_name(tmp_path):
@@ -33,17 +36,10 @@ class Shifted(nn.Module):
         return hidden + torch.roll(hidden, 1, dims=1)
 
 
-def test_tokens_that_are_mixed_elsewhere_are_noticed(monkeypatch):
-    plain = sequence_check.tiny_stage
-
-    def shifted(*arguments):
-        stage = plain(*arguments)
-        stage.layers[1].mlp = Shifted()
-        return stage
-
-    monkeypatch.setattr(sequence_check, "tiny_stage", shifted)
-    architecture = architecture_of(tiny_config("llama"), "llama")
-    assert "outside of its attention" in sequence_check.find_mixing(architecture, ".")
+def test_tokens_that_are_mixed_elsewhere_are_noticed():
+    stage = tiny("llama")
+    stage.layers[1].mlp = Shifted()
+    assert sequence_check.find_mixing(stage) == "tokens are mixed outside of its attention"
 
 
 def test_a_mask_that_a_layer_cuts_is_noticed(monkeypatch):
@@ -53,8 +49,7 @@ def test_a_mask_that_a_layer_cuts_is_noticed(monkeypatch):
         return plain(self, module, query, key, value, mask[..., : key.shape[2]], **others)
 
     monkeypatch.setattr(sequence_check.TokenAlone, "__call__", cutting)
-    architecture = architecture_of(tiny_config("llama"), "llama")
-    assert sequence_check.find_mixing(architecture, ".") == "its attention cuts its mask"
+    assert sequence_check.find_mixing(tiny("llama")) == "its attention cuts its mask"
 
 
 @pytest.mark.parametrize(

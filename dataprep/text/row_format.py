@@ -1,0 +1,35 @@
+"""A format turns the rows of a source into samples: one class for each type of source."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from headrace.dataprep.input.records import Record, Reject
+from headrace.dataprep.text.sample import Sample
+
+
+class Encoded(NamedTuple):
+    """Result of a format for one record.
+
+    `content` is the record's text in one canonical form: it decides the evaluation split, which all
+    `samples` of the record share, and which records are duplicates. `dropped` counts, by reason,
+    tokens that the format itself cut off. A record without samples has dropped ones. `notes` counts
+    by name what a reader of the rows would want to know: text that was lost, and the like.
+    """
+
+    content: str | bytes
+    samples: list[Sample]
+    dropped: dict[str, int] = {}  # noqa: RUF012  never written to
+    notes: Mapping[str, int] = {}
+
+
+class Format(Protocol):
+    """Turns rows of one source into samples; depends on the rows and its construction alone."""
+
+    @property
+    def columns(self) -> frozenset[str] | None:
+        """The fields of a record that it reads; readers leave out the others. None: all."""
+        ...
+
+    def encode(self, records: Sequence[Record]) -> Iterable[Encoded | Reject]:
+        """One result for each record, in order."""
+        ...

@@ -1,0 +1,1 @@
+"""`headrace init`: configs that fit a model, one's own data and this machine."""

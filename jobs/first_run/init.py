@@ -1,0 +1,169 @@
+"""The steps of `headrace init`: look, estimate, plan, write."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from headrace.dataprep.dry_run import Estimate, estimate
+from headrace.jobs.first_run.fit import fit
+from headrace.jobs.first_run.look import Found, look
+from headrace.jobs.first_run.machine import Fit, Machine, this_machine
+from headrace.jobs.first_run.write import comment, prepare_toml, train_toml
+from headrace.schemas.errors import ConfigError, DataError
+from headrace.schemas.json_text import read_json
+from headrace.schemas.prepare.prepare_config import PrepareConfig
+from headrace.schemas.publish import write_atomic, writing
+from headrace.schemas.toml_config import load_config
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.quiet import quiet_libraries
+
+PREPARE, TRAIN = "prepare.toml", "train.toml"
+GPU_ROW, CPU_ROW = 2048, 512
+EVALUATION_SHARES = 0.01, 0.1  # of the documents, so that there are about
+EVALUATION_DOCUMENTS = 32
+GPU_EVALUATION_ROWS, CPU_EVALUATION_ROWS = 256, 8
+LORA_RATE, DPO_RATE = 2e-4, 5e-6
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Arguments of `headrace init`."""
+
+    model: Path
+    data: tuple[Path, ...]
+    folder: Path  # where the configs are written, and what they make
+    force: bool = False
+    sequence_len: int | None = None
+
+
+def init(wanted: Wanted, console: Console, machine: Machine | None = None) -> None:
+    """Look at data, model and machine, and write prepare.toml and train.toml for them.
+
+    Raises:
+        ConfigError: the model is not supported, or a config is there already.
+        DataError: nothing in the data can be trained on.
+    """
+    check_folder(wanted)
+    quiet_libraries()
+    machine = machine or this_machine()
+    config = model_settings(wanted.model)
+    found = look(wanted.data, chats=has_chat_template(wanted.model))
+    usable = [item for item in found if not item.kind.problem]
+    tell(found, machine, console)
+    if not usable:
+        raise DataError("nothing there can be trained on; the lines above say why")
+    kinds = {item.kind.type == "preference" for item in usable}
+    if len(kinds) > 1:
+        raise DataError("pairs and other rows cannot be trained together; name one of the two")
+    sequence_len = wanted.sequence_len or row_length(config, machine)
+    shards, run = wanted.folder / "shards", wanted.folder / "run"
+    rows = GPU_EVALUATION_ROWS if machine.gpus else CPU_EVALUATION_ROWS
+    values = train_values(wanted.model, run, shards, rows, pairs=kinds == {True})
+    fitting = fit(values, sequence_len, machine)
+    wanted.folder.mkdir(parents=True, exist_ok=True)
+    prepare_path, train_path = wanted.folder / PREPARE, wanted.folder / TRAIN
+    least, most = EVALUATION_SHARES
+    write(prepare_path, prepare_toml(wanted.model, shards, usable, sequence_len, least))
+    sizes = estimate(load_config(PrepareConfig, prepare_path))
+    share = min(most, max(least, EVALUATION_DOCUMENTS / max(1.0, sizes.documents)))
+    text = prepare_toml(wanted.model, shards, usable, sequence_len, round(share, 3))
+    write(prepare_path, text)
+    write(train_path, train_toml(values, fitting, machine, sizes.rows, sequence_len))
+    load_config(TrainConfig, train_path)
+    tell_result(wanted, machine, fitting, sizes, console)
+
+
+def check_folder(wanted: Wanted) -> None:
+    """Refuse to write over configs that are there."""
+    there = [name for name in (PREPARE, TRAIN) if (wanted.folder / name).exists()]
+    if there and not wanted.force:
+        raise ConfigError(
+            f"{wanted.folder / there[0]}: is there already; give another --output, or --force"
+        )
+
+
+def model_settings(model: Path) -> dict[str, Any]:
+    """Return a model's config.json.
+
+    Raises:
+        ConfigError: the folder holds no model with a tokenizer.
+    """
+    for name in ("config.json", "tokenizer.json"):
+        if not (model / name).is_file():
+            raise ConfigError(f"{model}: no {name}; name the folder of a Hugging Face model")
+    config: dict[str, Any] = read_json(model / "config.json")
+    return config
+
+
+def has_chat_template(model: Path) -> bool:
+    """Return whether a model's tokenizer brings a chat template."""
+    if (model / "chat_template.jinja").is_file():
+        return True
+    path = model / "tokenizer_config.json"
+    return path.is_file() and bool(read_json(path).get("chat_template"))
+
+
+def row_length(config: dict[str, Any], machine: Machine) -> int:
+    """Return tokens of a row: as much as is usual, within the model's positions."""
+    settings = config.get("text_config") or config
+    positions = settings.get("max_position_embeddings")
+    wanted = GPU_ROW if machine.gpus else CPU_ROW
+    return min(wanted, positions) if isinstance(positions, int) and positions > 0 else wanted
+
+
+def train_values(
+    model: Path, run: Path, shards: Path, evaluation_rows: int, *, pairs: bool
+) -> dict[str, Any]:
+    """Return the keys of train.toml that do not depend on the machine."""
+    return {
+        "model": str(model),
+        "output_dir": str(run),
+        "datasets": [{"path": str(shards)}],
+        "evaluation_datasets": [{"path": str(shards), "max_rows": evaluation_rows}],
+        **({"objective": {"kind": "dpo"}} if pairs else {}),
+        "adapter": {"kind": "lora", "rank": 16},
+        "optimizer": {"lr": DPO_RATE if pairs else LORA_RATE},
+        "scheduler": {"type": "cosine", "warmup_fraction": 0.05},
+        "evaluation": {"every_epochs": 0.25},
+    }
+
+
+def write(path: Path, text: str) -> None:
+    """Write a config."""
+    with writing(path, "give another --output"):
+        write_atomic(path, text)
+
+
+def tell(found: Sequence[Found], machine: Machine, console: Console) -> None:
+    """Say what was seen."""
+    for item in found:
+        size = f"{len(item.files):,} file(s), {item.size / 2**20:,.1f} MiB"
+        problem = item.kind.problem
+        what = f"left out: {comment(problem)}" if problem else comment(item.kind.seen)
+        console.print(f"{comment(str(item.root))}: {size}: {what}", soft_wrap=True)
+    console.print(f"machine: {machine.describe()}")
+
+
+def tell_result(
+    wanted: Wanted, machine: Machine, fitting: Fit, sizes: Estimate, console: Console
+) -> None:
+    """Say what was written and what comes next."""
+    console.print(f"about {sizes.tokens:,.0f} tokens in {sizes.rows:,.0f} rows")
+    if fitting.peak is not None:
+        percent = fitting.peak / machine.memory
+        console.print(
+            f"the fullest GPU will hold about {fitting.peak / 2**30:.1f} GiB, {percent:.0%}"
+            + ("" if fitting.fits else ": it does not fit; use more GPUs or a smaller model")
+        )
+    folder, gpus = wanted.folder, max(1, machine.gpus)
+    console.print(f"{folder / PREPARE} and {folder / TRAIN}: written. Next:\n")
+    console.print(f"  headrace prepare {folder / PREPARE}", soft_wrap=True)
+    console.print(f"  headrace train {folder / TRAIN} --gpus {gpus}", soft_wrap=True)
+    console.print(
+        f"\nand then\n\n  headrace sample {wanted.model} --adapter {folder / 'run' / 'adapter'} "
+        '"..."',
+        soft_wrap=True,
+    )

@@ -1,0 +1,41 @@
+"""This machine, and how a model fits it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The GPUs of this machine; none: it trains on its processors."""
+
+    gpus: int = 0
+    memory: int = 0  # bytes of the smallest
+    name: str = ""
+
+    def describe(self) -> str:
+        """Return the machine in a few words."""
+        if not self.gpus:
+            return "no GPU: training runs on the processors, and slowly"
+        return f"{self.gpus} x {self.name} with {self.memory / 2**30:.0f} GiB each"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Keys with which a model trains here, and how full the fullest GPU will be (bytes)."""
+
+    stages: int
+    changes: dict[str, Any] = field(default_factory=dict, hash=False)
+    peak: float | None = None
+    fits: bool = True
+
+
+def this_machine() -> Machine:
+    """Return what is there to train on."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        return Machine()
+    properties = [torch.cuda.get_device_properties(index) for index in range(count)]
+    smallest = min(properties, key=lambda found: int(found.total_memory))
+    return Machine(count, int(smallest.total_memory), str(smallest.name))

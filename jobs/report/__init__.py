@@ -1,0 +1,1 @@
+"""`headrace report`: a run as one page that a browser opens."""

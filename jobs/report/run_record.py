@@ -1,0 +1,127 @@
+"""A run, as its directory has it: config, metrics, checkpoints."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace.schemas.errors import DataError
+from headrace.schemas.train.run_state import (
+    CHECKPOINTS_FOLDER,
+    RUN_CONFIG_NAME,
+    published_checkpoints,
+)
+
+METRICS_NAME = "metrics.jsonl"
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation set's lines, in the order of steps."""
+
+    name: str
+    lines: list[Line]
+
+    @property
+    def first(self) -> float:
+        """Return the loss of the first evaluation."""
+        return float(self.lines[0]["loss"])
+
+    @property
+    def last(self) -> float:
+        """Return the loss of the newest evaluation."""
+        return float(self.lines[-1]["loss"])
+
+    @property
+    def lowest(self) -> Line:
+        """Return the line of the lowest loss; the first line where none is finite."""
+        finite = [line for line in self.lines if math.isfinite(line["loss"])]
+        return min(finite or self.lines, key=lambda line: float(line["loss"]))
+
+    @property
+    def change(self) -> float:
+        """Return the change of the loss since the first evaluation, as a share of it."""
+        return self.last / self.first - 1 if self.first else math.nan
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run, as its files have it at one moment.
+
+    `damaged` counts the lines of the metrics that could not be read.
+    """
+
+    directory: Path
+    config: Line
+    written: Line  # what train.json holds beside the config
+    steps: list[Line]
+    evaluations: list[Evaluation]
+    checkpoints: list[str]
+    damaged: int
+
+    @property
+    def not_finite(self) -> list[int]:
+        """Return the steps whose loss is NaN or infinite."""
+        return [line["step"] for line in self.steps if not math.isfinite(line["loss"])]
+
+
+def read_run(directory: Path) -> RunRecord:
+    """Read a run that has ended, or that still trains.
+
+    Raises:
+        DataError: the directory holds no run.
+    """
+    path = directory / RUN_CONFIG_NAME
+    if not path.is_file():
+        raise DataError(f"{path}: not found; give the output_dir of a run that has begun")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        config = record.pop("config")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); name another run") from error
+    lines, damaged = read_lines(directory / METRICS_NAME)
+    return RunRecord(
+        directory,
+        config,
+        record,
+        [line for line in lines if line["kind"] == "train"],
+        list(by_name(line for line in lines if line["kind"] == "evaluation")),
+        [found.name for found in published_checkpoints(directory / CHECKPOINTS_FOLDER)],
+        damaged,
+    )
+
+
+def read_lines(path: Path) -> tuple[list[Line], int]:
+    """Return the whole lines of a metrics file, and how many could not be read.
+
+    A last line that is still being written is left out.
+    """
+    if not path.is_file():
+        return [], 0
+    whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    read = [parse(line) for line in whole]
+    return [line for line in read if line is not None], read.count(None)
+
+
+def parse(line: bytes) -> Line | None:
+    """Return the values of a line; None of one that is no line of metrics."""
+    try:
+        value = json.loads(line)
+        if value["kind"] in {"train", "evaluation"} and isinstance(value["step"], int):
+            float(value["loss"])
+            return value
+    except (ValueError, TypeError, KeyError):
+        pass
+    return None
+
+
+def by_name(lines: Iterable[Line]) -> Iterator[Evaluation]:
+    """Yield the evaluations of each set."""
+    sets: dict[str, list[Line]] = {}
+    for line in lines:
+        sets.setdefault(line["name"], []).append(line)
+    for name, found in sets.items():
+        yield Evaluation(name, found)

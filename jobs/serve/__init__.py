@@ -1,0 +1,1 @@
+"""`headrace serve`: a result, to be tried over OpenAI's chat API."""

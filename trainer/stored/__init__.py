@@ -1,0 +1,1 @@
+"""Checkpoints whose weights are quantized already: one file for each format."""

@@ -1,0 +1,46 @@
+"""The formats of quantized checkpoints that are read, each a class of its own."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from headrace.schemas.json_text import read_json_object
+from headrace.trainer.architecture.config_limits import CONFIG_NAME, MAX_CONFIG_BYTES
+from headrace.trainer.architecture.weight_index import StoredTensor
+from headrace.trainer.stored.bnb import Bnb
+from headrace.trainer.stored.compressed_tensors import CompressedTensors
+from headrace.trainer.stored.fp8 import Fp8Blocks, Fp8Rows
+from headrace.trainer.stored.mxfp4 import Mxfp4
+from headrace.trainer.stored.settings import quantization_method, quantization_settings
+from headrace.trainer.stored.stored_weight import StoredFormat, StoredWeight
+
+# `quant_method` in config.json -> its class; `settings.READ` has the same names
+FORMATS: Mapping[str, type[StoredFormat]] = {
+    "bitsandbytes": Bnb,
+    "compressed-tensors": CompressedTensors,
+    "fbgemm_fp8": Fp8Rows,
+    "fp8": Fp8Blocks,
+    "mxfp4": Mxfp4,
+    "mxfp8": Fp8Blocks,
+}
+
+
+def stored_format(directory: Path) -> StoredFormat | None:
+    """Return the format of a model's weights; None where they are not quantized.
+
+    Raises:
+        ConfigError: one that is not read.
+    """
+    settings = quantization_settings(read_json_object(directory / CONFIG_NAME, MAX_CONFIG_BYTES))
+    if settings is None:
+        return None
+    return FORMATS[quantization_method(str(directory), settings)](settings, str(directory))
+
+
+def stored_weights(directory: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredWeight]:
+    """Return the weights that a model's files hold quantized, by name.
+
+    Raises:
+        ConfigError: of a format that is not read.
+    """
+    held = stored_format(directory)
+    return {} if held is None else held.weights(tensors)
