@@ -148,7 +148,7 @@ JLLM = OldSystem(
         none("--num_layers_per_decoder", "a layer stays whole"),
         none("--emb_partitions", "embedding and head stay whole", 1),
         none("--async_tensor_model_parallel_allreduce", TENSOR),
-        none("--zero_stage", "replicas hold whole optimizer states", 0),
+        none("--zero_stage", "1: `optimizer.shard`; weights and gradients stay whole", 0),
         none("--offload", "nothing is moved to the host", False),
         none("--timeout", "30 minutes", 1800),
         none("--ds_config", "the keys of train.toml say all"),

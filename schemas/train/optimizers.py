@@ -14,6 +14,9 @@ FreshState = Literal["zeros", "copy", "count", "count_on_device", "rows", "colum
 ADAM: dict[str, FreshState] = {"exp_avg": "zeros", "exp_avg_sq": "zeros"}
 ADAM_ARGUMENTS = ("lr", "betas", "eps")
 OF_A_WEIGHT = ("zeros", "copy")
+# entries of weights whose states come to the device together, where they lie in host memory
+OFFLOAD_BUCKET = 1 << 26
+OFFLOAD_BUCKETS = 3  # on the device at once: one steps, one comes, one goes
 
 
 @dataclass(frozen=True)

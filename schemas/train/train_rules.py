@@ -219,6 +219,11 @@ def check_adapters_only(config: "TrainConfig") -> None:
             f'relora.every_steps: optimizer.type = "{config.optimizer.type}" has states that '
             f"cannot be pruned; choose one of {fitting}"
         )
+    if config.relora.every_steps and config.optimizer.shard:
+        raise ValueError(
+            "relora.every_steps prunes the smallest moments of whole weights, which "
+            "optimizer.shard shares out; drop one"
+        )
     if asked["regularization.product_decay"] and config.optimizer.record.keeps_dtype:
         raise ValueError(
             'regularization.product_decay needs float32 adapters; set optimizer.type = "adamw"'

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[2]))  # where `tests` is found
+
 import torch
 import torch.distributed as dist
 from tiny_families import CPU, config_of, gradients_of, make_batch, save_tiny

@@ -252,9 +252,9 @@ def check_rows_can_be_cut(config: TrainConfig, architecture: Architecture) -> No
         ConfigError: with the reason.
     """
     try:
-        problem = find_mixing(tiny_stage(architecture, config.model))
+        problem = find_mixing(tiny_stage(architecture))
     except (*FAILURES, HeadraceError) as error:
-        text = str(error).splitlines()[0] if str(error) else ""
+        text = FOLDER.sub("", str(error)).splitlines()[0] if str(error) else ""
         problem = f"a tiny one cannot be run in part ({type(error).__name__}: {text})"
     if problem is not None:
         raise ConfigError(
@@ -263,16 +263,15 @@ def check_rows_can_be_cut(config: TrainConfig, architecture: Architecture) -> No
         )
 
 
-def tiny_stage(architecture: Architecture, model: str) -> Stage:
-    """Return a whole tiny model of the same kind, with random weights, in evaluation mode.
-
-    Args:
-        model: its directory, of which nothing is read.
-    """
-    config = trial_config(model, "none").model_copy(update={"weights": "random"})
-    tiny = architecture_of(shrink(architecture.config), model)
-    layers = Span.whole(range(tiny.config.num_hidden_layers))
-    stage, _ = fill_stage(config, make_plan(config, tiny), StageCut(0, 1, layers), CPU)
+def tiny_stage(architecture: Architecture) -> Stage:
+    """Return a whole tiny model of the same kind, with random weights, in evaluation mode."""
+    with tempfile.TemporaryDirectory(prefix="headrace-trial-") as folder:
+        config = trial_config(folder, "none").model_copy(update={"weights": "random"})
+        shrunk = shrink(architecture.config)
+        shrunk.save_pretrained(folder)
+        tiny = architecture_of(shrunk, folder)
+        layers = Span.whole(range(shrunk.num_hidden_layers))
+        stage, _ = fill_stage(config, make_plan(config, tiny), StageCut(0, 1, layers), CPU)
     return stage.eval()
 
 

@@ -2,16 +2,43 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.optimizer_config import OptimizerConfig
 from headrace.schemas.train.optimizers import OPTIMIZERS, OptimizerRecord
 from headrace.trainer.adapters.names import is_control
 from headrace.trainer.building.parameter_slots import TrainedParameter
+
+
+class Stepped(NamedTuple):
+    """A trained weight, and what an optimizer steps of it: the weight itself, or a part."""
+
+    item: TrainedParameter
+    parameter: nn.Parameter
+
+
+class OptimizerAround(torch.optim.Optimizer):
+    """An optimizer that holds the states of another one in its own way.
+
+    Attributes:
+        inner: an optimizer with a record.
+    """
+
+    inner: torch.optim.Optimizer
+
+    def tensors_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return the states of a weight, as `headrace.trainer.optim.states` does."""
+        raise NotImplementedError
+
+    def restore(self, parameter: nn.Parameter, read: Callable[[str, torch.Size], Tensor]) -> None:
+        """Give a weight the states that `read` finds by their names and shapes."""
+        raise NotImplementedError
+
 
 LORA_UP = (".lora_B.", ".lora_embedding_B.")
 
@@ -26,11 +53,18 @@ def build_optimizer(
     Args:
         triton: AdamW-Kahan as one kernel a tensor, instead of its plain twin.
     """
+    return optimizer_of(config, [Stepped(item, item.parameter) for item in trained], triton=triton)
+
+
+def optimizer_of(
+    config: OptimizerConfig, stepped: Sequence[Stepped], *, triton: bool = False
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a config for weights or parts of them, as `build_optimizer`."""
 
     def group(decayed: bool, up: bool) -> dict[str, Any]:
         parameters = [
-            item.parameter
-            for item in trained
+            parameter
+            for item, parameter in stepped
             if is_decayed(item) == decayed and is_up(item.name) == up
         ]
         return {
@@ -81,6 +115,8 @@ def record_of(optimizer: torch.optim.Optimizer) -> OptimizerRecord:
     Raises:
         TypeError: there is none, so nobody knows its states.
     """
+    if isinstance(optimizer, OptimizerAround):
+        return record_of(optimizer.inner)
     for record in OPTIMIZERS.values():
         module, _, name = record.factory.partition(":")
         if module in sys.modules and type(optimizer) is getattr(sys.modules[module], name):

@@ -7,6 +7,7 @@ import torch
 
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.train.layer_ranges import recomputed_layers
+from headrace.schemas.train.optimizers import OFFLOAD_BUCKET, OFFLOAD_BUCKETS
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.interleaved_schedule import most_held
@@ -50,10 +51,12 @@ def stage_memory(
     activations: LayerActivations,
     dtype: torch.dtype,
     sequence_len: int,
+    copies: int = 1,
 ) -> StageMemory:
     """The peak of one stage.
 
     Args:
+        copies: ranks that hold the same weights.
         layers: of each chunk of this stage.
         activations: of this rank's slice of rows.
         dtype: of frozen weights and of the computation.
@@ -90,7 +93,7 @@ def stage_memory(
         + sum(part.quantized_bytes for part in parts)
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
-        optimizer=trained * trained_bytes * config.optimizer.record.numbers_per_weight,
+        optimizer=state_bytes(config, trained, trained_bytes, copies),
         activations=in_flight(config, stage, kept)
         + in_transit
         + recomputed
@@ -98,6 +101,19 @@ def stage_memory(
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
         masks=in_flight(config, stage, [mask] * len(layers)),
     )
+
+
+def state_bytes(config: TrainConfig, trained: float, itemsize: int, copies: int) -> float:
+    """Bytes of the optimizer's states on the device of one rank.
+
+    Args:
+        trained: entries of the trained weights.
+        copies: ranks that hold the same weights.
+    """
+    held = trained / copies if config.optimizer.shard else trained
+    if config.optimizer.offload:
+        held = min(held, OFFLOAD_BUCKETS * OFFLOAD_BUCKET)
+    return held * itemsize * config.optimizer.record.numbers_per_weight
 
 
 def at_host(

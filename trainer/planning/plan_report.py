@@ -1,9 +1,10 @@
 """`headrace plan`: what each stage of a run will hold and do, before there is a run."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from headrace.trainer.planning.memory_model import StageMemory, parts_of_stage, 
 GIB = 1 << 30
 UNITS = {"": 1, "B": 1, "MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": GIB}
 SHOWN_REMEDIES = 4
+NESTED = "optimizer."
 SMALLEST = QuantizationConfig(backend="bnb", double_quantization=True)
 
 
@@ -118,7 +120,7 @@ def plan_run(
     size = plan.size
     activations = activations or layer_activations(plan, config, dtype, length)
     cut = partition(config, size)
-    stages = dims.stages
+    stages, copies = dims.stages, dims.replicas * dims.sequence
     mine = share_of_activations(config, plan, activations, dtype, length)
     return RunPlan(
         config,
@@ -127,7 +129,7 @@ def plan_run(
         length,
         activations,
         [
-            stage_plan(plan, config, size, cut[n::stages], n, mine, dtype, length)
+            stage_plan(plan, config, size, cut[n::stages], n, mine, dtype, length, copies)
             for n in range(stages)
         ],
     )
@@ -158,6 +160,7 @@ def stage_plan(
     activations: LayerActivations,
     dtype: torch.dtype,
     sequence_len: int,
+    copies: int,
 ) -> StagePlan:
     """One stage."""
     parts = parts_of_stage(config, size, layers, stage)
@@ -172,7 +175,7 @@ def stage_plan(
         layers=layers,
         weights=sum(part.weights for part in parts),
         trained=sum(part.trained for part in parts),
-        memory=stage_memory(config, size, layers, stage, activations, dtype, sequence_len),
+        memory=stage_memory(config, size, layers, stage, activations, dtype, sequence_len, copies),
         work=work,
     )
 
@@ -216,6 +219,10 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
         single.append({"micro_batch_size": 1, "gradient_accumulation_steps": rows})
     if config.schedule == "interleaved":
         single.append({"schedule": "1f1b"})
+    if config.optimizer.record.elementwise and not config.relora.every_steps:
+        single.append({"optimizer.shard": True})
+    if config.optimizer.record.states is not None:
+        single.append({"optimizer.offload": True})
     chunks = config.parts // config.pipeline_stages
     single += [
         {"pipeline_stages": stages}
@@ -229,7 +236,11 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
         single.append({"embedding_on_cpu": True})
         if not config.relora.every_steps:
             single.append({"weight_offload": "mlp"})
-    new = [c for c in single if any(getattr(config, key) != value for key, value in c.items())]
+    new = [
+        change
+        for change in single
+        if any(attrgetter(key)(config) != value for key, value in change.items())
+    ]
     quantized_plan = None
     if {"quantization": SMALLEST} in new:
         quantized_plan = plan_model(config.model_copy(update={"quantization": SMALLEST}))
@@ -239,7 +250,7 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
             change = {key: value for part in changes for key, value in part.items()}
             if len(change) < sum(map(len, changes)):
                 continue  # two numbers of stages
-            changed, quantized = config.model_copy(update=change), "quantization" in change
+            changed, quantized = with_changes(config, change), "quantization" in change
             if gpus % changed.replica_ranks:
                 continue
             plan = quantized_plan if quantized else run.plan
@@ -248,6 +259,17 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
             counted[quantized, changed.places] = tried.activations
             if tried.peak <= memory:
                 yield change, tried
+
+
+def with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Return a config with other values for some keys, of which those of optimizers have a dot."""
+    of_optimizer = {
+        key.removeprefix(NESTED): value for key, value in changes.items() if key.startswith(NESTED)
+    }
+    others = {key: value for key, value in changes.items() if not key.startswith(NESTED)}
+    if of_optimizer:
+        others["optimizer"] = config.optimizer.model_copy(update=of_optimizer)
+    return config.model_copy(update=others)
 
 
 def more_slices(run: RunPlan, gpus: int) -> list[int]:

@@ -14,7 +14,7 @@ from headrace.trainer.stage import sequence_check
 
 
 def tiny(family):
-    return tiny_stage(architecture_of(tiny_config(family), family), ".")
+    return tiny_stage(architecture_of(tiny_config(family), family))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "phi3"])
