@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.dataprep.input.files import describe_file, find_inputs
+from headrace.dataprep.input.pieces import Piece, Task
 from headrace.dataprep.input.streams import compression, decompressed, open_random
-from headrace.dataprep.input.tasks import Piece, Task
 from headrace.dataprep.planning import build_context, plan
 from headrace.dataprep.rows.blocks import process_block, read_blocks
 from headrace.dataprep.rows.task_stats import TaskStats, add_stats
@@ -73,7 +73,7 @@ def estimate(config: PrepareConfig, workers: int | None = None) -> Estimate:
         ConfigError, DataError: as `prepare` does, before any work.
     """
     context = build_context(config)
-    tasks = plan(context, find_inputs(context.config))
+    tasks = plan(context, find_inputs(context.config.sources))
     with tempfile.TemporaryDirectory() as folder, closing(LocalEngine(workers)) as engine:
         parts = []
         for source in context.config.sources:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from headrace.dataprep.input.files import InputFile
-from headrace.dataprep.input.tasks import Task, plan_tasks
+from headrace.dataprep.input.pieces import InputFile, Task
+from headrace.dataprep.input.tasks import plan_tasks
 from headrace.dataprep.passes.document_keys import check_library
 from headrace.dataprep.resolve import resolve
 from headrace.dataprep.rows.blocks import block_options

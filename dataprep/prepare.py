@@ -11,8 +11,8 @@ from functools import partial
 
 from rich.console import Console
 
-from headrace.dataprep.input.files import InputFile, find_inputs, inputs_fingerprint
-from headrace.dataprep.input.tasks import Task
+from headrace.dataprep.input.files import find_inputs, inputs_fingerprint
+from headrace.dataprep.input.pieces import InputFile, Task
 from headrace.dataprep.passes.dedup_pass import find_duplicates
 from headrace.dataprep.passes.merge_runs import write_shards
 from headrace.dataprep.passes.mixing import mix
@@ -82,8 +82,8 @@ def prepare(
     """
     console = console or Console(markup=False, emoji=False)
     context = build_context(config)
-    inputs = find_inputs(context.config)
-    inputs_key = inputs_fingerprint(context.config, inputs)
+    inputs = find_inputs(context.config.sources)
+    inputs_key = inputs_fingerprint(context.config.sources, inputs)
     finished = finished_manifest(context, inputs_key, inputs)
     if finished is not None:
         remove_work(context.output)
@@ -180,7 +180,7 @@ def run(
     splits = plan_splits(context, tasks, add_stats(by_source.values()), cuts)
     shards = write_shards(shard_target(context), splits, engine, console)
     record_inputs(context.output, inputs)
-    inputs_key = inputs_fingerprint(described.config, inputs)
+    inputs_key = inputs_fingerprint(described.config.sources, inputs)
     manifest = build_manifest(described, inputs_key, by_source, shards)
     write_report(context.output, manifest, by_source)
     write_manifest(context.output, manifest)

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace.kernels.dequantize import E4M3, e4m3
+from headrace.kernels.dequantize import E4M3, LARGEST, SMALLEST_SCALE, e4m3
 
-LARGEST = 448.0  # the largest number of e4m3
-SMALLEST_SCALE = 1e-12  # rows of zeros stay zeros
 ALIGNMENT = 16  # inputs and outputs must be multiples of it, for the matrix units
 
 

@@ -7,30 +7,10 @@ from typing import Any
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.named_files import read_regular
+from headrace.schemas.outside_text import json_type
 
 MAX_BYTES = 1 << 30
 MAX_DEPTH = 64
-
-
-def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
-    """Return what a JSON file holds.
-
-    Raises:
-        DataError: no regular file, too large, not JSON, too deep, or text that is no Unicode.
-    """
-    return parse_json(read_regular(path, max_bytes), path)
-
-
-def read_json_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Raises:
-        DataError: as `read_json`, or something else than an object.
-    """
-    values = read_json(path, max_bytes)
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: holds {name_of(values)}, where an object is expected")
-    return values
 
 
 def parse_json(content: bytes, path: Path | str, remedy: str = "") -> Any:
@@ -72,13 +52,22 @@ def too_deep(path: Path | str) -> DataError:
     return DataError(f"{path}: not valid JSON (nested more than {MAX_DEPTH} deep)")
 
 
-def name_of(value: Any) -> str:
-    """Return what a JSON value is called."""
-    names = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return names.get(type(value), "null")
+def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        DataError: no regular file, too large, not JSON, too deep, or text that is no Unicode.
+    """
+    return parse_json(read_regular(path, max_bytes), path)
 
 
-def json_type(value: object) -> str:
-    """A value's type in JSON's words."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "a number")
+def read_json_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        DataError: as `read_json`, or something else than an object.
+    """
+    values = read_json(path, max_bytes)
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: holds {json_type(values)}, where an object is expected")
+    return values

@@ -186,3 +186,9 @@ def check_string(text: str) -> None:
     except UnicodeEncodeError as error:
         half = text[error.start]
         raise OutsideTextError(f"a string holds half a surrogate pair, {half!r}") from None
+
+
+def json_type(value: object) -> str:
+    """A value's type in JSON's words."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), "a number")

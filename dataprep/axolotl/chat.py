@@ -21,7 +21,7 @@ from headrace.dataprep.text.chat_template import (
 )
 from headrace.dataprep.text.sample import Mask
 from headrace.dataprep.text.tokens import Ids, Located
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.axolotl_config import Ends
 
 NEAR = 3  # tokens between a turn and the token that ends it, at most

@@ -22,7 +22,7 @@ from headrace.dataprep.axolotl.strategy import (
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokenizer import open_tokenizer
 from headrace.dataprep.text.tokens import Located
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 
 START = "\n<START>"
 TURN_END = " </s><s>"

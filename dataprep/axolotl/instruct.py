@@ -20,7 +20,7 @@ from headrace.dataprep.axolotl.strategy import (
     text_of,
 )
 from headrace.dataprep.text.tokens import Located
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 
 
 @dataclass(frozen=True)

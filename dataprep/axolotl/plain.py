@@ -18,7 +18,7 @@ from headrace.dataprep.axolotl.strategy import (
 )
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokens import Located
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 
 COMPLETION_ROWS = 64  # a text is cut after so many times `sequence_len`
 MOST_OVERLAP = 256

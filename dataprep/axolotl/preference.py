@@ -20,7 +20,7 @@ from headrace.dataprep.axolotl.strategy import (
 from headrace.dataprep.text.chat_template import TemplateRefusedError
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokens import Ids, Located
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 
 
 class Pair(NamedTuple):

@@ -4,7 +4,8 @@ import re
 from itertools import pairwise
 
 from headrace.dataprep.axolotl.templates import read_jinja
-from headrace.dataprep.input.files import InputFile, find_source_files
+from headrace.dataprep.input.files import find_source_files
+from headrace.dataprep.input.pieces import InputFile
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.records import Record
 from headrace.dataprep.input.tasks import cut_file

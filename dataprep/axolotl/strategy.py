@@ -13,7 +13,7 @@ import numpy.typing as npt
 from headrace.dataprep.text.sample import Mask, Sample
 from headrace.dataprep.text.tokens import Ids, Located, TokenizerSpec
 from headrace.schemas.errors import DataError
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 
 Row = Mapping[str, Any]
 

@@ -18,9 +18,11 @@ from headrace.dataprep.text.conversation import (
     prints_tables,
     read_conversation,
 )
-from headrace.dataprep.text.encoding import encode_located
+from headrace.dataprep.text.encoding import encode_chats
+from headrace.dataprep.text.marked_messages import check_marks, mark_conversation
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Mask, Sample
+from headrace.dataprep.text.tokenizer import open_marked
 from headrace.dataprep.text.tokens import Located, TokenizerSpec
 from headrace.dataprep.text.turn_ends import body_tokens, end_tokens
 from headrace.schemas.errors import DataError
@@ -56,7 +58,7 @@ class ChatFormat:
         """One document for each conversation."""
         chats = [self.read(record) for record in records]
         good = [chat for chat in chats if isinstance(chat, Chat)]
-        located = iter(encode_located(self.tokenizer, [chat.rendered.text for chat in good]))
+        located = iter(self.tokenize([chat.rendered.text for chat in good]))
         for record, chat in zip(records, chats, strict=True):
             if isinstance(chat, Reject):
                 yield chat
@@ -71,16 +73,35 @@ class ChatFormat:
         """The conversation of a record as text."""
 
         def rendered() -> Chat:
-            conversation = read_conversation(record.fields, self.chat)
+            conversation = self.keep_text(read_conversation(record.fields, self.chat))
             return self.render(conversation, self.trained_turns(conversation))
 
         return attempt(record, rendered)
 
+    def tokenize(self, texts: Sequence[str]) -> list[Located]:
+        """The tokens of rendered conversations."""
+        return encode_chats(self.tokenizer, texts, self.chat.split_special_tokens)
+
+    def keep_text(self, conversation: Conversation) -> Conversation:
+        """A conversation whose special tokens are marked as text, if the config wants that."""
+        if not self.chat.split_special_tokens:
+            return conversation
+        return mark_conversation(conversation, open_marked(self.tokenizer).pattern)
+
     def render(self, conversation: Conversation, trained: list[int]) -> Chat:
         """A conversation as text, with its turns found.
 
-        Arguments of tool calls are tables, or text where the template takes nothing else.
+        Raises:
+            ConversationError: the text of a special token is written in another way.
         """
+        chat = self.render_arguments(conversation, trained)
+        if conversation.marked:
+            check_marks(chat.rendered.text)
+        return chat
+
+    def render_arguments(self, conversation: Conversation, trained: list[int]) -> Chat:
+        """The same with arguments of tool calls as tables, or as text where the template takes
+        nothing else."""
         template = self.templates.choose(conversation)
         messages, tools = conversation.messages, conversation.tools
         try:

@@ -26,7 +26,7 @@ from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokens import Located, TokenizerSpec
 from headrace.schemas.fingerprint import canonical_json
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig
 from headrace.schemas.prepare.source_config import SourceConfig
 
@@ -86,7 +86,7 @@ class PreferenceFormat:
         chats = [c.rendered.text for p in pairs if isinstance(p, ChatPair) for c in p]
         parse = self.ends.parse_special_tokens
         of_plain = iter(encode_located(self.tokenizer, plain, parse_special_tokens=parse))
-        of_chats = iter(encode_located(self.tokenizer, chats))
+        of_chats = iter(self.chat_format().tokenize(chats) if chats else [])
         for found in pairs:
             source = of_plain if isinstance(found, PlainPair) else of_chats
             yield next(source), next(source)
@@ -138,7 +138,7 @@ class PreferenceFormat:
         """A side as text; turns that both sides have are not trained."""
         chats = self.chat_format()
         trained = [turn for turn in chats.trained_turns(conversation) if turn >= start]
-        return chats.render(conversation, trained)
+        return chats.render(chats.keep_text(conversation), trained)
 
     def finish(
         self, record: Record, found: PlainPair | ChatPair, chosen: Located, rejected: Located

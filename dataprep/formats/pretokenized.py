@@ -10,7 +10,7 @@ from headrace.dataprep.input.records import Record, Reject, refuse
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Mask, Sample
 from headrace.dataprep.text.tokens import TokenizerSpec
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.source_config import SourceConfig
 
 IDS, LABELS, ATTENTION, LOSS = "input_ids", "labels", "attention_mask", "loss_mask"

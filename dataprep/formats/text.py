@@ -7,7 +7,7 @@ from headrace.dataprep.text.document_ends import document_ends, encode_documents
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokens import TokenizerSpec
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.source_config import SourceConfig
 
 

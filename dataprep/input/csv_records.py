@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterator
 
 from headrace.dataprep.input.csv_scan import Span, scan_csv
+from headrace.dataprep.input.pieces import Columns, Piece
 from headrace.dataprep.input.records import Record, Reject, refuse, refuse_large
 from headrace.dataprep.input.streams import Place
-from headrace.dataprep.input.tasks import Columns, Piece
 from headrace.schemas.errors import DataError
 
 OTHERS = (";", "\t", "|", ",")  # delimiters that files have in place of the expected one

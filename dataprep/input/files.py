@@ -4,37 +4,28 @@ import fnmatch
 import glob
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from headrace.dataprep.input.pieces import InputFile
 from headrace.dataprep.input.remote import describe_remote, is_remote, list_remote
 from headrace.dataprep.input.streams import without_query
 from headrace.schemas.addresses import recorded
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
-from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig
 
 MOST_FILES = 1 << 20  # that one pattern may match
 
 
-@dataclass(frozen=True)
-class InputFile:
-    """One file as its glob matched it. Its size (bytes) and time tell whether it changed."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
-def find_inputs(config: PrepareConfig) -> list[list[InputFile]]:
+def find_inputs(sources: Sequence[SourceConfig]) -> list[list[InputFile]]:
     """The files of each source, in config order.
 
     Raises:
         DataError: a path matches nothing, is a directory, or cannot be read; names the source.
     """
-    return [find_source_files(source) for source in config.sources]
+    return [find_source_files(source) for source in sources]
 
 
 def find_source_files(source: SourceConfig) -> list[InputFile]:
@@ -109,12 +100,12 @@ def describe_file(source: str, path: str) -> InputFile:
     return InputFile(path, status.st_size, status.st_mtime_ns)
 
 
-def inputs_fingerprint(config: PrepareConfig, inputs: list[list[InputFile]]) -> str:
+def inputs_fingerprint(sources: Sequence[SourceConfig], inputs: list[list[InputFile]]) -> str:
     """SHA-256 over source, path and size in bytes of every input file."""
     return fingerprint(
         [
             [source.name, recorded(file.path), file.size]
-            for source, files in zip(config.sources, inputs, strict=True)
+            for source, files in zip(sources, inputs, strict=True)
             for file in files
         ]
     )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from headrace.dataprep.input.json_scan import scan_json_list
 from headrace.dataprep.input.json_shape import list_of_records
+from headrace.dataprep.input.pieces import Columns, Piece
 from headrace.dataprep.input.records import (
     Record,
     Reject,
@@ -15,8 +16,7 @@ from headrace.dataprep.input.records import (
     refuse_large,
 )
 from headrace.dataprep.input.streams import Place, split_range
-from headrace.dataprep.input.tasks import Columns, Piece
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 
 MOST_NESTED = 100  # lists and objects in each other; what follows is recursive
 

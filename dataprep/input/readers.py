@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from headrace.dataprep.input.csv_records import read_csv
 from headrace.dataprep.input.json_records import Wanted, read_json_list, read_lines
+from headrace.dataprep.input.pieces import Columns, Piece
 from headrace.dataprep.input.records import Record, Reject, decode, refuse_large
 from headrace.dataprep.input.streams import BOM, Place, read_all, split_range
 from headrace.dataprep.input.table_records import read_arrow, read_parquet
-from headrace.dataprep.input.tasks import Columns, Piece
 from headrace.schemas.prepare.source_config import SourceConfig
 
 LIST_FIELDS = {"chat": "messages"}  # a row may be the list of messages itself

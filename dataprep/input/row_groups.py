@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 
 from headrace.schemas import unpacked_sizes
 from headrace.schemas.seekable_file import SeekableFile
-from headrace.schemas.shards.parquet_pages import check_pages, start_of
-from headrace.schemas.shards.shard_rows import reader_of
+from headrace.schemas.shards.parquet_pages import check_pages, reader_of, start_of
 
 BATCH_ROWS = 256
 NUMBERS = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE")

@@ -1,17 +1,17 @@
 """Cutting of the inputs into tasks: a task is the work of one worker, covered by one marker."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.dataprep.input.arrow_messages import MAGIC, check_messages
+from headrace.dataprep.input.arrow_batches import arrow_batches, find_type, is_text
+from headrace.dataprep.input.arrow_messages import check_messages
 from headrace.dataprep.input.csv_scan import scan_csv
-from headrace.dataprep.input.files import InputFile
 from headrace.dataprep.input.json_scan import scan_json_list
 from headrace.dataprep.input.json_shape import check_lines
+from headrace.dataprep.input.pieces import Columns, InputFile, Piece, Task
 from headrace.dataprep.input.streams import (
     BOM,
     compression,
@@ -25,7 +25,6 @@ from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import DELIMITERS, FileFormat, SourceConfig
 from headrace.schemas.unpacked_sizes import unpacked_problem
 
-Columns = frozenset[str] | None  # fields of a record; None: all
 SUFFIXES: dict[str, FileFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -39,44 +38,6 @@ SCANNED = (*DELIMITERS, "json")
 TASKS_WANTED = 256  # tasks grow with the corpus once there are this many
 SMALLEST_TASK = 2 << 20  # bytes, unless blocks are smaller: a second or two of one core
 MOST_BLOCKS_IN_TASK = 64
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of one file: bytes [start, end), or row groups or batches; None is the end.
-
-    `first` counts the records before it where rejects are numbered by them.
-    """
-
-    file: InputFile
-    format: FileFormat
-    start: int
-    end: int | None
-    size: int
-    first: int = 0
-
-
-@dataclass(frozen=True)
-class Task:
-    """Consecutive pieces of one source, numbered among all tasks and in the source."""
-
-    number: int
-    number_in_source: int
-    source: SourceConfig
-    pieces: tuple[Piece, ...]
-
-    @property
-    def size(self) -> int:
-        """Input bytes."""
-        return sum(piece.size for piece in self.pieces)
-
-    def identity(self) -> dict[str, object]:
-        """Equal identities read equal records."""
-        return {
-            "number_in_source": self.number_in_source,
-            "source": self.source.model_dump(mode="json", exclude={"max_rows", "max_tokens"}),
-            "pieces": [asdict(piece) for piece in self.pieces],
-        }
 
 
 def plan_tasks(
@@ -231,19 +192,6 @@ def batch_sizes(source: SourceConfig, path: str, columns: Columns) -> list[int]:
     return sizes
 
 
-def arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
-    """The batches of an IPC file or stream in order, mapped where the file is local."""
-    with open_random(path) as stream:
-        is_file = stream.read(len(MAGIC)) == MAGIC
-        stream.seek(0)
-        if not is_file:
-            yield from pa.ipc.open_stream(stream)
-            return
-        file = pa.ipc.open_file(stream)
-        for index in range(file.num_record_batches):
-            yield file.get_batch(index)
-
-
 def check_columns(source: SourceConfig, path: str, schema: pa.Schema, columns: Columns) -> None:
     """Refuse a file without any of the columns that are read, or with a text that is none."""
     names = ", ".join(schema.names)
@@ -263,31 +211,3 @@ def check_columns(source: SourceConfig, path: str, schema: pa.Schema, columns: C
             f"{path}: none of the columns {', '.join(sorted(columns))} is there, only: {names}; "
             f'set the fields of source "{source.name}", or its type'
         )
-
-
-def find_type(kind: pa.DataType, path: str) -> pa.DataType | None:
-    """The type of what a dotted path names in a struct, as `find_field` finds it in a record."""
-    if pa.types.is_struct(kind) and kind.get_field_index(path) >= 0:
-        return kind.field(path).type
-    head, _, rest = path.partition(".")
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        inner = kind.value_type if head.isdecimal() else None
-    else:
-        found = pa.types.is_struct(kind) and kind.get_field_index(head) >= 0
-        inner = kind.field(head).type if found else None
-    return find_type(inner, rest) if inner is not None and rest else inner
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Return whether a column holds strings or bytes, in any of Arrow's layouts."""
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
-    strings = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return bool(strings or pa.types.is_string_view(kind) or is_bytes(kind))
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Return whether a column holds bytes, which may be UTF-8, as Spark writes it."""
-    return bool(
-        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-    )

@@ -5,7 +5,7 @@ from functools import partial
 
 from rich.console import Console
 
-from headrace.dataprep.input.tasks import Task
+from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.passes.dedup_search import (
     describe_corpus,
     encode_task,

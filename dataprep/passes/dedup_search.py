@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from headrace.dataprep.input.tasks import Task
+from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.passes.document_keys import KEY, Keys, algorithm, document_keys
 from headrace.dataprep.passes.encoded_tasks import (
     EncodedTask,

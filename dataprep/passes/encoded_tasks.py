@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from headrace.dataprep.input.tasks import Task
+from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.passes.document_keys import EXACT, NEAR
 from headrace.dataprep.rows.encoded_spool import EncodedBlock, read_encoded
-from headrace.dataprep.rows.filters import without_samples
+from headrace.dataprep.text.row_format import without_samples
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.workspace import read_marker, work_folder
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from headrace.dataprep.input.files import InputFile
+from headrace.dataprep.input.pieces import InputFile
 from headrace.dataprep.input.remote import is_remote
 from headrace.dataprep.work.workspace import CONFIG_NAME
 from headrace.schemas.addresses import recorded, redact

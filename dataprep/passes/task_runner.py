@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterator
 
+from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.input.records import Reject
-from headrace.dataprep.input.tasks import Task
 from headrace.dataprep.passes.encoded_tasks import unique_blocks
 from headrace.dataprep.passes.mixing import MixedTask, mixed_blocks
 from headrace.dataprep.passes.sorted_runs import Spool

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.records import (
     Record,
@@ -18,8 +19,7 @@ from headrace.dataprep.input.records import (
     refuse_large,
     with_fields,
 )
-from headrace.dataprep.input.tasks import Task
-from headrace.dataprep.rows.encoded_spool import Document, EncodedBlock
+from headrace.dataprep.rows.encoded_spool import EncodedBlock
 from headrace.dataprep.rows.filters import apply_filters
 from headrace.dataprep.rows.overlong import drop_tail, fit_samples
 from headrace.dataprep.rows.packing import full_mask, pack_samples, prefix_rows
@@ -27,7 +27,7 @@ from headrace.dataprep.rows.row_tables import count_tokens
 from headrace.dataprep.rows.split_and_sample import choose_split, take_sample
 from headrace.dataprep.rows.task_stats import TaskStats, add_counts
 from headrace.dataprep.text.document_ends import token_ids
-from headrace.dataprep.text.row_format import Encoded, Format
+from headrace.dataprep.text.row_format import Document, Encoded, Format
 from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokenizer import control_ids
 from headrace.dataprep.text.tokens import TokenizerSpec

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.dataprep.input.records import Reject
+from headrace.dataprep.text.row_format import Document
 from headrace.dataprep.text.sample import Sample
 
 SCHEMA = pa.schema(
@@ -21,18 +22,6 @@ SCHEMA = pa.schema(
         pa.field("rejected_trained", pa.list_(pa.bool_())),
     ]
 )
-
-
-class Document(NamedTuple):
-    """A record's samples and counts, once its text is no longer needed.
-
-    `dropped` counts by reason the tokens that are in no sample; where there are no samples, its
-    last reason is that of the whole document.
-    """
-
-    split: str
-    samples: list[Sample]
-    dropped: dict[str, int]
 
 
 class EncodedBlock(NamedTuple):

@@ -3,13 +3,10 @@
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
-from headrace.dataprep.rows.encoded_spool import Document
-from headrace.dataprep.text.row_format import Encoded
+from headrace.dataprep.text.row_format import Encoded, without_samples
 from headrace.schemas.prepare.filter_config import FiltersConfig
 
-DocumentT = TypeVar("DocumentT", Encoded, Document)
 NOT_LETTERS = re.compile(r"[\W\d_]+")
 
 
@@ -24,12 +21,6 @@ def filter_document(filters: FiltersConfig, document: Encoded) -> Encoded:
     """A document, dropped if one of the filters says so."""
     failed = next(failed_filters(filters, document), None) if document.samples else None
     return without_samples(document, f"filter {failed}") if failed else document
-
-
-def without_samples(document: DocumentT, reason: str) -> DocumentT:
-    """A document whose tokens are all dropped, those of its samples for a reason."""
-    tokens = sum(sample.tokens for sample in document.samples)
-    return document._replace(samples=[], dropped=document.dropped | {reason: tokens})
 
 
 def failed_filters(filters: FiltersConfig, document: Encoded) -> Iterator[str]:

@@ -3,8 +3,7 @@
 import functools
 import hashlib
 
-from headrace.dataprep.rows.filters import without_samples
-from headrace.dataprep.text.row_format import Encoded
+from headrace.dataprep.text.row_format import Encoded, without_samples
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig

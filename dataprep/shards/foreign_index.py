@@ -33,10 +33,11 @@ from headrace.schemas.shards.manifest import (
     TokenLedger,
 )
 from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
+from headrace.schemas.shards.parquet_pages import reader_of
 from headrace.schemas.shards.row_checks import problems_in_rows
 from headrace.schemas.shards.shard_checks import check_unpacked
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
-from headrace.schemas.shards.shard_rows import read_row_group, reader_of, repeated_text
+from headrace.schemas.shards.shard_rows import read_row_group, repeated_text
 from headrace.schemas.shards.tokenizer_content import content_fingerprint
 from headrace.schemas.unpacked_sizes import unpacked_problem
 

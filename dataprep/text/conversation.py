@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from headrace.dataprep.text.chat_template import RESERVED, Message
+from headrace.dataprep.text.special_pieces import unmarked
 from headrace.schemas.fingerprint import canonical_json
-from headrace.schemas.json_text import json_type
+from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.chat_config import ChatConfig
 
 FIELDS = ("messages", "conversations", "conversation")
@@ -32,16 +33,18 @@ class ConversationError(Exception):
 
 
 class Conversation(NamedTuple):
-    """Messages as templates take them, for each whether it says itself that it is trained, and the
-    tools."""
+    """Messages as templates take them, for each whether it says itself that it is trained, the
+    tools, and whether special tokens in them are marked as text."""
 
     messages: list[Message]
     flags: list[bool | None]
     tools: list[Any] | None
+    marked: bool = False
 
     def content(self) -> str:
-        """One text for equal conversations."""
-        return canonical_json([self.messages, self.flags, self.tools])
+        """One text for equal conversations; marks of special tokens are none of it."""
+        content = canonical_json([self.messages, self.flags, self.tools])
+        return unmarked(content) if self.marked else content
 
 
 def read_conversation(fields: Mapping[str, Any], chat: ChatConfig) -> Conversation:

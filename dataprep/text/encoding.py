@@ -7,7 +7,8 @@ from tokenizers import Encoding, Tokenizer
 
 from headrace.dataprep.text.fast_tokenizer import encode_fast
 from headrace.dataprep.text.long_texts import encode_long
-from headrace.dataprep.text.tokenizer import open_tokenizer
+from headrace.dataprep.text.special_pieces import MARK
+from headrace.dataprep.text.tokenizer import open_marked, open_tokenizer
 from headrace.dataprep.text.tokens import Ids, Located, TokenizerSpec
 
 BATCH_BYTES = 1 << 19  # an encoding takes about 500 bytes a token until its ids are taken out
@@ -74,7 +75,33 @@ def encode_located(
     parse_special_tokens: bool = True,
 ) -> list[Located]:
     """The same with each token's place in its text, in characters: a quarter slower."""
-    tokenizer = open_tokenizer(spec, parse_special_tokens)
+    return locate_all(open_tokenizer(spec, parse_special_tokens), texts, add_special_tokens)
+
+
+def encode_chats(spec: TokenizerSpec, texts: Sequence[str], marked: bool) -> list[Located]:
+    """The same for rendered conversations.
+
+    Args:
+        marked: whether special tokens with a mark in them are text.
+    """
+    if not marked:
+        return encode_located(spec, texts)
+    special = [text for text in texts if MARK in text]
+    plain = iter(encode_located(spec, [text for text in texts if MARK not in text]))
+    if not special:
+        return list(plain)
+    found = open_marked(spec)
+    located = (
+        Located(found.ids[tokens.ids], tokens.starts, tokens.ends)
+        for tokens in locate_all(found.tokenizer, special, False)
+    )
+    return [next(located if MARK in text else plain) for text in texts]
+
+
+def locate_all(
+    tokenizer: Tokenizer, texts: Sequence[str], add_special_tokens: bool
+) -> list[Located]:
+    """Ids and places of the tokens of each text."""
     found: list[Located] = []
     for batch in batches(texts):
         if len(batch) == 1 and len(batch[0]) > LONG_TEXT:

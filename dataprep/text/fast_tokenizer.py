@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace.dataprep.text.tokenizer import control_ids, open_tokenizer, read_content
+from headrace.dataprep.text.tokenizer import control_ids, open_marked, open_tokenizer, text_content
 from headrace.dataprep.text.tokens import Ids, TokenizerSpec
 from headrace.schemas.errors import ConfigError, DataError, install_hint
 
@@ -62,15 +62,22 @@ def encode_fast(
     """
     sample = [text[:CHECKED_CHARACTERS] for text in (texts[0], texts[len(texts) // 2])]
     compare(spec, sample, add_special_tokens, parse_special_tokens)
-    return encode(open_fast(spec), texts, add_special_tokens, parse_special_tokens)
+    return encode(
+        open_fast(spec, parse_special_tokens), texts, add_special_tokens, parse_special_tokens
+    )
+
+
+def open_fast(spec: TokenizerSpec, parse_special_tokens: bool) -> Any:
+    """The faster tokenizer, kept per process: one for both, where its model allows it."""
+    return load_fast(spec, parse_special_tokens or not spec.makes_special)
 
 
 @functools.lru_cache(maxsize=2)
-def open_fast(spec: TokenizerSpec) -> Any:
-    """The faster tokenizer, kept per process. Its library has no types."""
+def load_fast(spec: TokenizerSpec, parse_special_tokens: bool) -> Any:
+    """The faster tokenizer itself. Its library has no types."""
     import fastokens
 
-    content = read_content(spec).decode()
+    content = text_content(spec, parse_special_tokens)
     try:
         tokenizer = fastokens.Tokenizer.from_json_str(content)
     except Exception as error:  # noqa: BLE001  the bindings raise what the parser gives
@@ -82,7 +89,7 @@ def open_fast(spec: TokenizerSpec) -> Any:
 
 def close_tokenizers() -> None:
     """Let go of the tokenizers that this process keeps: the shuffle needs the memory instead."""
-    for kept in (open_tokenizer, control_ids, open_fast):
+    for kept in (open_tokenizer, open_marked, control_ids, load_fast):
         kept.cache_clear()
     pa.system_memory_pool().release_unused()  # what malloc holds; Arrow's arrays lie elsewhere
 
@@ -108,7 +115,9 @@ def compare(
     expected = open_tokenizer(spec, parse_special_tokens).encode_batch_fast(
         texts, add_special_tokens=add_special_tokens
     )
-    found = encode(open_fast(spec), texts, add_special_tokens, parse_special_tokens)
+    found = encode(
+        open_fast(spec, parse_special_tokens), texts, add_special_tokens, parse_special_tokens
+    )
     for text, right, ids in zip(texts, expected, found, strict=True):
         if ids.tolist() != right.ids:
             place = first_difference(ids.tolist(), right.ids)

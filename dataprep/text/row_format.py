@@ -1,7 +1,7 @@
 """A format turns the rows of a source into samples: one class for each type of source."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from headrace.dataprep.input.records import Record, Reject
 from headrace.dataprep.text.sample import Sample
@@ -33,3 +33,24 @@ class Format(Protocol):
     def encode(self, records: Sequence[Record]) -> Iterable[Encoded | Reject]:
         """One result for each record, in order."""
         ...
+
+
+class Document(NamedTuple):
+    """A record's samples and counts, once its text is no longer needed.
+
+    `dropped` counts by reason the tokens that are in no sample; where there are no samples, its
+    last reason is that of the whole document.
+    """
+
+    split: str
+    samples: list[Sample]
+    dropped: dict[str, int]
+
+
+DocumentT = TypeVar("DocumentT", Encoded, Document)
+
+
+def without_samples(document: DocumentT, reason: str) -> DocumentT:
+    """A document whose tokens are all dropped, those of its samples for a reason."""
+    tokens = sum(sample.tokens for sample in document.samples)
+    return document._replace(samples=[], dropped=document.dropped | {reason: tokens})

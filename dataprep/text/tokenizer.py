@@ -2,12 +2,21 @@
 
 import functools
 import hashlib
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from headrace.dataprep.text.tokens import TokenizerSpec
+from headrace.dataprep.text.special_pieces import (
+    special_pattern,
+    special_texts,
+    taking_marks_out,
+    without_pieces,
+    without_special,
+)
+from headrace.dataprep.text.tokens import Ids, TokenizerSpec
 from headrace.schemas.errors import DataError
 from headrace.schemas.outside_text import OutsideTextError, parse_json, read_text
 
@@ -40,11 +49,49 @@ def read_json(path: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=4)
 def open_tokenizer(spec: TokenizerSpec, parse_special_tokens: bool) -> Tokenizer:
     """The tokenizer itself, kept per process; it neither truncates nor pads."""
-    tokenizer = Tokenizer.from_str(read_content(spec).decode())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = unbounded(text_content(spec, parse_special_tokens))
     tokenizer.encode_special_tokens = not parse_special_tokens
     return tokenizer
+
+
+def unbounded(content: str) -> Tokenizer:
+    """Return a tokenizer that neither truncates nor pads."""
+    tokenizer = Tokenizer.from_str(content)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def text_content(spec: TokenizerSpec, parse_special_tokens: bool) -> str:
+    """Return the `tokenizer.json` for texts in which special tokens are such, or are text."""
+    content = read_content(spec).decode()
+    if parse_special_tokens or not spec.makes_special:
+        return content
+    return without_special(content, special_texts(Tokenizer.from_str(content), spec.ends).values())
+
+
+class MarkedTokenizer(NamedTuple):
+    """A tokenizer for texts with marks, and the ids that its ids stand for, shape [ids]."""
+
+    tokenizer: Tokenizer
+    ids: Ids
+    pattern: re.Pattern[str]  # of special tokens
+
+
+@functools.lru_cache(maxsize=2)
+def open_marked(spec: TokenizerSpec) -> MarkedTokenizer:
+    """The tokenizer that finds special tokens only where no mark stands in them."""
+    plain = open_tokenizer(spec, True)
+    special = special_texts(plain, spec.ends)
+    content = taking_marks_out(read_content(spec).decode(), special.values())
+    if spec.makes_special:
+        content = without_pieces(content, special.values())
+    tokenizer = unbounded(content)
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    ids = np.arange(size, dtype=np.int32)
+    for number, token in plain.get_added_tokens_decoder().items():
+        ids[tokenizer.token_to_id(token.content)] = number
+    return MarkedTokenizer(tokenizer, ids, special_pattern(special.values()))
 
 
 @functools.lru_cache(maxsize=4)

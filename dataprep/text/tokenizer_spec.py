@@ -7,6 +7,7 @@ from typing import TypeGuard
 from tokenizers import Tokenizer
 
 from headrace.dataprep.text.chat_template import read_templates
+from headrace.dataprep.text.special_pieces import makes_special, special_texts
 from headrace.dataprep.text.tokenizer import CONFIG_NAMES, TOKENIZER_NAME, add_tokens, read_json
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import DataError
@@ -41,6 +42,7 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         number = tokenizer.token_to_id(text)
         assert number is not None, "it has been added"
         special[role.removesuffix("_token")] = number
+    ends = {special[role] for role in ("bos", "eos") if role in special}
     named = token_texts(folder)
     named.update((role, text) for role, text in config.special_tokens.items())
     return TokenizerSpec(
@@ -57,6 +59,7 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         chat_templates=tuple(read_templates(folder, read_json(folder / CONFIG_NAMES[0])).items()),
         added_tokens=added,
         stops=read_stops(folder),
+        makes_special=makes_special(tokenizer, special_texts(tokenizer, ends)),
     )
 
 

@@ -27,6 +27,7 @@ class TokenizerSpec:
     chat_templates: tuple[tuple[str, str], ...] = ()
     added_tokens: tuple[tuple[str, bool], ...] = ()  # text, and whether it is special
     stops: tuple[int, ...] = ()  # all that generation_config.json calls EOS
+    makes_special: bool = False  # its model has special tokens among its pieces
 
     @property
     def folder(self) -> str:
@@ -35,7 +36,8 @@ class TokenizerSpec:
 
     def identity(self) -> dict[str, object]:
         """Everything but path and backend: equal identities give equal ids."""
-        return {
+        own: dict[str, object] = {"special_pieces": "text"} if self.makes_special else {}
+        return own | {
             "sha256": self.sha256,
             "special_tokens": dict(self.special_tokens),
             "bos": self.bos,
@@ -45,6 +47,11 @@ class TokenizerSpec:
             "chat_templates": dict(self.chat_templates),
             "stops": list(self.stops),
         }
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids of BOS and EOS."""
+        return frozenset(number for role, number in self.special_tokens if role in ("bos", "eos"))
 
 
 class Located(NamedTuple):

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace.dataprep.input.files import InputFile
+from headrace.dataprep.input.pieces import InputFile, Task
 from headrace.dataprep.input.remote import describe_remote, is_remote
-from headrace.dataprep.input.tasks import Task
 from headrace.dataprep.text.row_format import Format
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.dataprep.work.workspace import Workspace

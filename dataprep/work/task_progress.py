@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from headrace.dataprep.input.tasks import Task
+from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.work.console_report import progress_bar
 from headrace.dataprep.work.workspace import Workspace, work_folder
 from headrace.schemas.publish import create_file

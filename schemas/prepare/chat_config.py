@@ -50,6 +50,11 @@ class ChatConfig(Config):
         description="Text that ends a turn and is trained with it. Default: the special token "
         "that the template writes after the content.",
     )
+    split_special_tokens: bool = Field(
+        False,
+        description="Keep special tokens that stand in messages, as `<|im_end|>`, as text; those "
+        "of the template stay tokens.",
+    )
 
 
 class PreferenceConfig(Config):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +9,7 @@ import pyarrow.parquet as pq
 from headrace.schemas.named_files import check_regular
 from headrace.schemas.shards.foreign_columns import as_shard_table, key_seed_of
 from headrace.schemas.shards.manifest import Manifest, ShardRecord
-from headrace.schemas.shards.parquet_pages import Read
+from headrace.schemas.shards.parquet_pages import reader_of
 from headrace.schemas.shards.shard_checks import check_schema, check_size, check_unpacked
 
 
@@ -44,16 +43,6 @@ def open_shard(
             check_size(group, manifest, shard.row_groups[index], names)
             check_unpacked(group, names, reader_of(pages))
     return file
-
-
-def reader_of(file: BinaryIO) -> Read:
-    """Return what reads a part of an open file."""
-
-    def read(offset: int, size: int) -> bytes:
-        file.seek(offset)
-        return file.read(size)
-
-    return read
 
 
 def columns_of(manifest: Manifest, ours: Sequence[str]) -> Sequence[str]:

@@ -35,7 +35,7 @@ def text_config(
 
 def write_jsonl(path: Path, copies: int, first: int = 0) -> list[str]:
     """The same texts as JSONL, each copy with its number in it; returns the texts."""
-    files = find_inputs(text_config(Path("unused")))[0]
+    files = find_inputs(text_config(Path("unused")).sources)[0]
     sources = [text for file in files if (text := Path(file.path).read_text("utf-8"))]
     texts = [f"# copy {first + copy}\n{text}" for copy in range(copies) for text in sources]
     with path.open("w", encoding="utf-8") as lines:

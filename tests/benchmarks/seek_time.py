@@ -32,6 +32,7 @@ from headrace.trainer.order.data_plan import plan_data
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.sequences import open_sequences, train_stream
 from headrace.trainer.shards.decoded_rows import DecodedRows
+from headrace.trainer.shards.shard_reader import ShardReader
 
 SHARDS, ROUNDS, ROWS_A_BATCH = 240, 20, 8
 
@@ -48,7 +49,7 @@ def first_batch(directory: Path, row: int, loader: dict[str, object]) -> int:
     manifest = read_manifest(directory)
     inputs = SimpleNamespace(train=[manifest], plan=plan_data(config, [manifest]))
     stream = train_stream(config, open_history(config, inputs, [], 0))
-    reader = stream.reader(DecodedRows)
+    reader = ShardReader(DecodedRows, stream)
     tokens = manifest.sequence_len
     opened = GroupLoader(
         reader,

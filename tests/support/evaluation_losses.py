@@ -9,6 +9,7 @@ from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.shards.decoded_rows import DecodedRows
 from headrace.trainer.shards.row_groups import list_row_groups
+from headrace.trainer.shards.row_source import RowSource
 from headrace.trainer.shards.shard_reader import ShardReader
 
 ROWS = 9  # as max_rows in the config
@@ -18,7 +19,12 @@ def evaluation_loss(model, shards):
     """Transformers' own forward over the evaluation rows, documents masked from each other."""
     manifest = read_manifest(shards)
     order = RowOrder(list_row_groups([manifest], "evaluation"), 0, window=1, shuffle=False)
-    reader = ShardReader(DecodedRows, [shards], [manifest], "evaluation", held_row_groups=1)
+    reader = ShardReader(
+        DecodedRows,
+        RowSource(
+            directories=[shards], manifests=[manifest], split="evaluation", held_row_groups=1
+        ),
+    )
     total, count = 0.0, 0
     for index in range(ROWS):
         rows = [[[reader.row(order[index])]]]

@@ -9,6 +9,7 @@ from headrace.trainer.batches.loader import GroupLoader
 from headrace.trainer.order.sequences import RowStream, open_sequences
 from headrace.trainer.shards.decoded_rows import DecodedRows
 from headrace.trainer.shards.packed_rows import places_in_order
+from headrace.trainer.shards.shard_reader import ShardReader
 
 GLOBAL_BATCH = 8  # places
 
@@ -27,7 +28,7 @@ def open_loader(
     if packing:
         settings = stream.loader.model_dump(exclude_unset=True) | {"pack": "best_fit", **packing}
         stream = replace(stream, loader=LoaderConfig.model_validate(settings))
-    reader = stream.reader(DecodedRows)
+    reader = ShardReader(DecodedRows, stream)
     return GroupLoader(
         reader,
         partial(open_sequences, sequence_tokens, stream, reader, stop_row),

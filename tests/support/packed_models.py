@@ -121,3 +121,92 @@ def scaled_state(value, args):
     )
     state["weight_scale"] = scale if args.strategy == "tensor_group" else scale.to(value.dtype)
     return state | {"weight_zero_point": zero}
+
+
+def in_words(codes, bits):
+    """Codes of the last dimension, one after the other, as words of 32 bits."""
+    flat = codes.reshape(-1, codes.shape[-1]).tolist()
+    rows = []
+    for row in flat:
+        number = sum(code << (bits * place) for place, code in enumerate(row))
+        rows.append([number >> start & 0xFFFFFFFF for start in range(0, bits * len(row), 32)])
+    words = torch.tensor(rows, dtype=torch.int64)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+def grouped_codes(value, bits, size, order=None):
+    """Codes [inputs, outputs], zeros and scales [groups, outputs], and the group of each input."""
+    turned, largest = value.t(), (1 << bits) - 1
+    inputs = torch.arange(len(turned))
+    groups = (inputs if order is None else order.argsort()) // size
+    parts = [turned[groups == group] for group in range(len(turned) // size)]
+    low = torch.stack([part.amin(0).clamp(max=0) for part in parts])
+    high = torch.stack([part.amax(0).clamp(min=0) for part in parts])
+    scales = ((high - low) / largest).half()
+    zeros = (-low / scales).round().clamp(1, largest).int()
+    codes = (turned / scales[groups]).round().int() + zeros[groups]
+    return codes.clamp(0, largest), zeros, scales, groups
+
+
+def gptq(bits, size, act_order=False, first_version=True):
+    """Packer of GPTQ; and what it stands for, in float16, under "expected"."""
+
+    def pack(name, value):
+        order = torch.randperm(value.shape[1]) if act_order else None
+        codes, zeros, scales, groups = grouped_codes(value, bits, size, order)
+        stem = name.removesuffix("weight")
+        return {
+            f"{stem}qweight": in_words(codes.t(), bits).t(),
+            f"{stem}qzeros": in_words(zeros - int(first_version), bits),
+            f"{stem}scales": scales,
+            f"{stem}g_idx": groups.int(),
+            f"{stem}expected": (scales[groups] * (codes - zeros[groups])).t(),
+        }
+
+    return pack
+
+
+def awq(name, value, size=8):
+    """Packer of AWQ: eight outputs a word, even ones first."""
+    codes, zeros, scales, groups = grouped_codes(value, 4, size)
+    stem = name.removesuffix("weight")
+    order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
+    packed = [
+        in_words(part.unflatten(1, (-1, 8))[..., order].flatten(1), 4) for part in (codes, zeros)
+    ]
+    return {
+        f"{stem}qweight": packed[0],
+        f"{stem}qzeros": packed[1],
+        f"{stem}scales": scales,
+        f"{stem}expected": (scales[groups] * (codes - zeros[groups])).t(),
+    }
+
+
+def modelopt_nvfp4(name, value):
+    """Packer of ModelOpt's NVFP4."""
+    groups = value.unflatten(1, (-1, 16))
+    whole = value.abs().max() / (6 * LARGEST_E4M3)
+    scales = (groups.abs().amax(-1) / 6 / whole).to(torch.float8_e4m3fn)
+    product = scales.float() * whole
+    codes = nearest_e2m1((groups / product[..., None]).clamp(-6, 6))
+    values = E2M1[codes.int() & 7] * torch.where(codes > 7, -1, 1) * product[..., None]
+    codes = codes.flatten(1)
+    return {
+        name: codes[:, ::2] | codes[:, 1::2] << 4,
+        f"{name}_scale": scales,
+        f"{name}_scale_2": whole,
+        f"{name.removesuffix('weight')}expected": values.flatten(1),
+    }
+
+
+def fp8_rows(name, value, rows=True):
+    """Packer of FP8 by row, or of one scale, as fbgemm and ModelOpt have them."""
+    largest = value.abs().amax(1, keepdim=True) if rows else value.abs().max()
+    scales = largest / LARGEST_E4M3
+    codes = (value / scales).to(torch.float8_e4m3fn)
+    expected = codes.float() * scales
+    return {
+        name: codes,
+        f"{name}_scale": scales,
+        f"{name.removesuffix('weight')}expected": expected,
+    }

@@ -17,9 +17,11 @@ from headrace.trainer.layers.sequence_attention import share_rows
 from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.parallel import connect
 from headrace.trainer.rendezvous import process_environment
+from headrace.trainer.stage.acceleration import attend_by_bounds
 from headrace.trainer.stage.micro_batch import MicroBatch
 
-OURS = ("qwen3",)  # families whose attention is swapped for ours
+BY_BOUNDS = ("qwen3", "gpt_oss")  # families that attend as on GPUs
+OURS = ("qwen3",)  # of them, those whose attention is swapped for ours
 FULL, LORA = {"kind": "none"}, {"rank": 4, "dropout": 0.0}
 NO_RECORD = {  # family -> what makes it different; latent attention, and sinks
     "deepseek_v3": {
@@ -50,8 +52,10 @@ NO_RECORD = {  # family -> what makes it different; latent attention, and sinks
 def run(config, part):
     """Return the loss of one slice of rows, those of its tokens, and the gradients."""
     built = build_stage(config, 0, CPU, plan_model(config), part)
-    if built.model_config.model_type in OURS:
-        for layer in built.stage.layers:
+    family = built.model_config.model_type
+    if family in BY_BOUNDS:
+        attend_by_bounds(built.stage)
+        for layer in built.stage.layers if family in OURS else ():
             swap_attention(layer)
         share_rows(built.stage.modules(), part)
     generator = torch.Generator().manual_seed(3)

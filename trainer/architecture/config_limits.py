@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from headrace.schemas.errors import ConfigError, HeadraceError
-from headrace.schemas.json_text import name_of, read_json_object
+from headrace.schemas.json_text import read_json_object
+from headrace.schemas.outside_text import json_type
+from headrace.trainer.architecture.model_files import CONFIG_NAME, MAX_CONFIG_BYTES
 from headrace.trainer.architecture.weight_index import has_weights, stored_tensors
 
-CONFIG_NAME = "config.json"
-MAX_CONFIG_BYTES = 16 << 20
 MAX_LAYERS = 4096
 MAX_EXPERTS = 1 << 16
 MAX_SIZE = (1 << 31) - 1
@@ -41,7 +41,7 @@ def read_model_config(directory: Path) -> dict[str, Any]:
     values = read_json_object(path, MAX_CONFIG_BYTES)
     for key in OBJECTS:
         if values.get(key) is not None and not isinstance(values[key], dict):
-            raise ConfigError(f"{path}: {key} is {name_of(values[key])}, not an object")
+            raise ConfigError(f"{path}: {key} is {json_type(values[key])}, not an object")
     stored = stored_values(directory)
     for settings in (values, values.get("text_config") or {}):
         for problem in problems_of(settings, stored):
@@ -64,7 +64,7 @@ def problems_of(settings: Mapping[str, Any], stored: tuple[int, int] | None) -> 
         limits = limits_of(key, tensors, values)
         if limits is None or value is None or isinstance(value, list | dict):
             if limits is not None and LAYERS.match(key) and value is not None:
-                yield f"{key} is {name_of(value)}, not a whole number"
+                yield f"{key} is {json_type(value)}, not a whole number"
             continue
         if isinstance(value, bool | str) or not float(value).is_integer():
             yield f"{key} = {value!r:.40} is not a whole number"

@@ -47,7 +47,8 @@ class Family:
     logit_softcap: str | None = None  # logits = value * tanh(logits / value)
     attention: tuple[str, ...] = ()  # modules of a layer before its MLP; none if side by side
     rms_norm: NormKind | None = None  # of all its norms; None: they are of another kind
-    compiles: bool = False  # layers run compiled, and attend by the documents' bounds
+    compiles: bool = True  # layers may run compiled
+    llama_attention: bool = False  # `layers.rotary_attention` computes the same
     outputs: tuple[str, ...] = ("mlp.down_proj",)  # linear layers that add to the hidden states
     side_by_side: str | None = None  # without this key of the config, only the last of `outputs`
     gguf: GgufKind | None = None  # None: no export
@@ -106,13 +107,13 @@ FAMILIES: Mapping[str, Family] = {
     "llama": Family(
         attention=NORM_FIRST,
         rms_norm=LLAMA_NORM,
-        compiles=True,
+        llama_attention=True,
         gguf=GgufKind("LLAMA", rotates_pairs=True),
     ),
     "mistral": Family(
         attention=NORM_FIRST,
         rms_norm=LLAMA_NORM,
-        compiles=True,
+        llama_attention=True,
         gguf=GgufKind("LLAMA", rotates_pairs=True),
     ),
     "mixtral": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
@@ -126,11 +127,11 @@ FAMILIES: Mapping[str, Family] = {
         attention=(*NORM_FIRST, "resid_attn_dropout"), rms_norm=LLAMA_NORM, gguf=GgufKind("PHI3")
     ),
     "qwen2": Family(
-        attention=NORM_FIRST, rms_norm=LLAMA_NORM, compiles=True, gguf=GgufKind("QWEN2")
+        attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True, gguf=GgufKind("QWEN2")
     ),
     "qwen2_moe": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
     "qwen3": Family(
-        attention=NORM_FIRST, rms_norm=LLAMA_NORM, compiles=True, gguf=GgufKind("QWEN3")
+        attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True, gguf=GgufKind("QWEN3")
     ),
     "qwen3_moe": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
     "smollm3": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from headrace.schemas.publish import write_atomic
-from headrace.trainer.architecture.weight_names import INDEX_NAME, as_stored, kept_in_float32
+from headrace.trainer.architecture.model_files import INDEX_NAME
+from headrace.trainer.architecture.weight_names import as_stored, kept_in_float32
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its messages
 FILE_BYTES = 5 * 10**9  # transformers' own limit

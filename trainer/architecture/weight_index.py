@@ -8,7 +8,6 @@ Format: https://huggingface.co/docs/safetensors (8 bytes little-endian length, J
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.schemas.errors import DataError
@@ -21,7 +20,7 @@ from headrace.schemas.named_files import (
     open_regular,
     shown,
 )
-from headrace.trainer.architecture.weight_names import INDEX_NAME, SINGLE_NAME
+from headrace.trainer.architecture.model_files import INDEX_NAME, SINGLE_NAME, StoredTensor
 
 MAX_INDEX = 64 << 20  # bytes
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -39,17 +38,6 @@ OTHER_WEIGHTS = (  # files of other forms -> what to do
     ("*.pt*", f"is a pickle, which may run code and is not read; {CONVERT}"),
     ("*.gguf", f"is in llama.cpp's form, which is not trained on; {CONVERT} (gguf_file=...)"),
 )
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Location of one tensor."""
-
-    path: Path
-    dtype: str  # safetensors' name, such as BF16
-    shape: tuple[int, ...]
-    offset: int  # in the file
-    nbytes: int
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -24,12 +24,6 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
-INDEX_NAME = "model.safetensors.index.json"
-
-
-SINGLE_NAME = "model.safetensors"
-
-
 # where multimodal checkpoints keep their language model -> where it lies on its own
 TEXT_PREFIXES = (
     (re.compile(r"^model\.language_model\."), "model."),

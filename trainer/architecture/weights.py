@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from headrace.schemas.errors import DataError
-from headrace.trainer.architecture.weight_index import StoredTensor, stored_tensors
+from headrace.trainer.architecture.model_files import StoredTensor
+from headrace.trainer.architecture.weight_index import stored_tensors
 
 WORKERS = 4
 AHEAD_BYTES = 256 << 20  # read ahead of the tensor in use

@@ -48,7 +48,7 @@ def build_loader(
     stop_row: int | None,
 ) -> GroupLoader:
     """A loader over a stream, with a reader of its own."""
-    reader: ShardReader[Any] = stream.reader(DecodedPairs if stream.of_pairs else DecodedRows)
+    reader: ShardReader[Any] = ShardReader(DecodedPairs if stream.of_pairs else DecodedRows, stream)
     return GroupLoader(
         reader,
         partial(open_sequences, inputs.sequence_tokens, stream, reader, stop_row),

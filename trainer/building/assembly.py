@@ -15,7 +15,6 @@ from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
 from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
-from headrace.trainer.objectives.registry import objective_of
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.stage.stage import Stage, StageNames
 
@@ -83,7 +82,7 @@ def assemble(
         offload=ActivationOffload(device) if config.activation_offload and trains else None,
         seeded=seeded,
         embedding_on_cpu=config.embedding_on_cpu,
-        objective=objective_of(config.objective),
+        objective=plan.objective,
         noise_alpha=config.regularization.neftune_alpha,
         sequence=sequence,
     )

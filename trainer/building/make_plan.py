@@ -8,6 +8,7 @@ from headrace.trainer.architecture.read_architecture import architecture_of, lay
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import measure
 from headrace.trainer.layers.experts import install_experts
+from headrace.trainer.objectives.registry import objective_of
 from headrace.trainer.quantized.selection import install_holders, plan_quantization
 
 
@@ -31,4 +32,5 @@ def make_plan(config: TrainConfig, base: Architecture) -> Plan:
     install_holders(model, quantization, architecture)
     model = method.install(model)
     size = measure(model, architecture, method.prefix)
-    return Plan(architecture, plain, model, method, method.prefix, quantization, size)
+    objective = objective_of(config.objective)
+    return Plan(architecture, plain, model, method, method.prefix, quantization, objective, size)

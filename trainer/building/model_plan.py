@@ -8,6 +8,7 @@ from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.building.model_size import ModelSize
 from headrace.trainer.quantized.frozen_weight import Quantizer
+from headrace.trainer.stage.loss import Objective
 
 
 @dataclass(frozen=True)
@@ -20,4 +21,5 @@ class Plan:
     method: TuningMethod
     prefix: str  # before the model's own names
     quantization: Quantizer | None
+    objective: Objective
     size: ModelSize  # taken before any stage is filled, which leaves quantized weights out

@@ -25,9 +25,10 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import FAMILIES, refuse
 from headrace.trainer.architecture.model_directory import model_directory
+from headrace.trainer.architecture.model_files import SINGLE_NAME
 from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.architecture.read_architecture import architecture_of, read_architecture
-from headrace.trainer.architecture.weight_names import SINGLE_NAME, as_stored
+from headrace.trainer.architecture.weight_names import as_stored
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan

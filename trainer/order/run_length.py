@@ -9,6 +9,7 @@ from headrace.trainer.order.data_history import DataHistory
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.sequences import count_sequences, train_stream
+from headrace.trainer.shards.shard_reader import ShardReader
 
 
 class RunLength(NamedTuple):
@@ -35,7 +36,9 @@ def find_run_length(
         return RunLength(config.max_steps, stop_row)
     assert stop_row is not None
     stream = train_stream(config, data_history)
-    places = count_sequences(inputs.sequence_tokens, stream, stop_row, position, quarantined)
+    reader = ShardReader(stream.facts, stream)
+    reader.quarantine.restore(quarantined)
+    places = count_sequences(inputs.sequence_tokens, stream, reader, stop_row, position)
     return RunLength(step - (-places // inputs.global_batch_rows), stop_row)
 
 

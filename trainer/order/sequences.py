@@ -1,14 +1,12 @@
 """Packed sequences of rows, computed from config and manifests. Imports no torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION, TRAIN
-from headrace.schemas.train.data_config import LoaderConfig
-from headrace.schemas.train.run_state import QuarantineRecord
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.order.data_history import DataHistory
 from headrace.trainer.order.mixed_order import MixedOrder
@@ -18,29 +16,24 @@ from headrace.trainer.order.row_packer import Candidate, RowPacker, Sequences, U
 from headrace.trainer.shards.decoded_pairs import PairFacts
 from headrace.trainer.shards.decoded_rows import Decoded, RowFacts
 from headrace.trainer.shards.packed_rows import PackedRow
-from headrace.trainer.shards.row_groups import list_row_groups
-from headrace.trainer.shards.shard_reader import ShardReader
+from headrace.trainer.shards.row_groups import RowAddress, list_row_groups
+from headrace.trainer.shards.row_source import RowSource
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 COUNTED_AT_ONCE = 1024  # places
 
 
-@dataclass(frozen=True)
-class RowStream:
+@dataclass(frozen=True, kw_only=True)
+class RowStream(RowSource):
     """One split of some shard directories, in an order.
 
     `epoch_end` gives, for a global row index, where its epoch ends; None: it has no border.
     """
 
-    directories: list[str]
-    manifests: list[Manifest]
-    split: str
     order: RowOrder | MixedOrder | DataHistory
-    held_row_groups: int
-    apart: bool
     epoch_end: Callable[[int], int | None]
-    loader: LoaderConfig
     of_pairs: bool = False
 
     @property
@@ -48,17 +41,15 @@ class RowStream:
         """Decodes lengths and names alone."""
         return PairFacts if self.of_pairs else RowFacts
 
-    def reader(self, decode: type[Decoded[T]]) -> ShardReader[T]:
-        """Reads what the order names."""
-        return ShardReader(
-            decode,
-            self.directories,
-            self.manifests,
-            self.split,
-            self.held_row_groups,
-            self.apart,
-            self.loader,
-        )
+
+class RowReader(Protocol[T_co]):
+    """A reader of rows by address, which decodes a row when it is wanted."""
+
+    def row(self, address: RowAddress) -> T_co:
+        """Return one row."""
+
+    def locate(self, address: RowAddress) -> tuple[Decoded[T_co], int]:
+        """Return the row's decoded row group, and its place in there."""
 
 
 def train_stream(config: TrainConfig, data_history: DataHistory) -> RowStream:
@@ -88,7 +79,8 @@ def evaluation_stream(config: TrainConfig, path: str, manifest: Manifest) -> Row
         held_row_groups=1,
         apart=False,
         epoch_end=lambda index: None,
-        loader=config.loader.model_copy(update={"on_corrupt": "stop"}),
+        loader=config.loader,
+        may_replace=False,
         of_pairs=config.objective.of_pairs,
     )
 
@@ -96,7 +88,7 @@ def evaluation_stream(config: TrainConfig, path: str, manifest: Manifest) -> Row
 def open_sequences(
     sequence_tokens: int,
     stream: RowStream,
-    reader: ShardReader[T],
+    reader: RowReader[T],
     stop_row: int | None,
     position: Position,
 ) -> Sequences[Callable[[], T]]:
@@ -124,18 +116,16 @@ def open_sequences(
 def count_sequences(
     sequence_tokens: int,
     stream: RowStream,
+    reader: RowReader[PackedRow],
     stop_row: int,
     position: Position,
-    quarantined: Sequence[QuarantineRecord] = (),
 ) -> int:
     """Count the sequences from a position to the end.
 
     Args:
-        quarantined: row groups that the run has replaced by others, with rows of other lengths.
+        reader: of `stream.facts`; it is read of only where rows are packed.
     """
     if stream.loader.pack == "none":
         return stop_row - position.next_row
-    reader = stream.reader(stream.facts)
-    reader.quarantine.restore(quarantined)
     places = open_sequences(sequence_tokens, stream, reader, stop_row, position)
     return sum(map(len, iter(lambda: places.take(COUNTED_AT_ONCE), [])))

@@ -15,6 +15,7 @@ from headrace.trainer.order.position import Position
 from headrace.trainer.order.run_length import find_stop_row
 from headrace.trainer.order.sequences import open_sequences, train_stream
 from headrace.trainer.shards.packed_rows import PackedRow, fill, rows_digest, tokens_by_source
+from headrace.trainer.shards.shard_reader import ShardReader
 
 HELD_BYTES_A_TOKEN = 4.2  # of a decoded row group: ids, and a bit for each token's mask
 BATCH_BYTES_A_TOKEN = 8  # ids and labels
@@ -48,7 +49,7 @@ def simulate(config: TrainConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
     """
     data_history = open_history(config, inputs, history=[], first_row=0)
     stream = train_stream(config, data_history)
-    reader = stream.reader(stream.facts)
+    reader = ShardReader(stream.facts, stream)
     length, room = inputs.sequence_tokens, inputs.room
     stop_row = find_stop_row(config, inputs.global_batch_rows, data_history, 0, Position())
     places = open_sequences(length, stream, reader, stop_row, Position())

@@ -2,9 +2,11 @@
 
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader import GroupLoader
+from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.messages import gather, gather_at_first
 from headrace.trainer.metrics.metrics import (
     EvaluationMetrics,
@@ -13,13 +15,20 @@ from headrace.trainer.metrics.metrics import (
     mean_loss,
     pair_metrics,
 )
+from headrace.trainer.metrics.step_losses import StepLosses
 from headrace.trainer.metrics.token_summary import TokenSample, summarize
 from headrace.trainer.objectives.row_loss import RowLoss
 from headrace.trainer.order.position import Position
 from headrace.trainer.parallel import RankLayout
-from headrace.trainer.pipeline.engine import StageEngine
 
 EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
+
+
+class ForwardEngine(Protocol):
+    """An engine that runs a forward pass alone."""
+
+    def forward_only(self, inputs: StepInputs) -> StepLosses:
+        """Return the losses of some micro-batches; every stage of the pipeline takes part."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class EvaluationSet:
 
 
 def evaluate(
-    sets: list[EvaluationSet], engine: StageEngine, layout: RankLayout, step: int
+    sets: list[EvaluationSet], engine: ForwardEngine, layout: RankLayout, step: int
 ) -> list[EvaluationMetrics]:
     """Evaluate all sets after `step` training steps; every rank takes part and gets the results.
 

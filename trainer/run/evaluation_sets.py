@@ -12,6 +12,7 @@ from headrace.trainer.order.position import Position
 from headrace.trainer.order.sequences import count_sequences, evaluation_stream
 from headrace.trainer.parallel import RankLayout
 from headrace.trainer.run.evaluation import EVALUATION_MICRO_BATCHES, EvaluationSet
+from headrace.trainer.shards.shard_reader import ShardReader
 
 
 def build_evaluation_sets(
@@ -25,7 +26,8 @@ def build_evaluation_sets(
         rows = sum(shard.rows for shard in manifest.split(EVALUATION))
         rows = min(rows, dataset.max_rows or rows)
         stream = evaluation_stream(config, dataset.path, manifest)
-        count = partial(count_sequences, inputs.sequence_tokens, stream, rows, Position())
+        reader = ShardReader(stream.facts, stream)
+        count = partial(count_sequences, inputs.sequence_tokens, stream, reader, rows, Position())
         places = from_first_rank(count, layout)
         loader = None
         if layout.leads:

@@ -1,26 +1,32 @@
-"""Everything a run is made of, built or resumed."""
+"""The parts of a run, as the loop uses them."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from headrace.schemas.train.run_state import RunState
+from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.checkpoint.checkpoint_folder import (
     CheckpointFolder,
 )
 from headrace.trainer.metrics.log import MetricsLog
+from headrace.trainer.metrics.metrics import AnswerFacts
 from headrace.trainer.order.data_history import (
     DataHistory,
 )
 from headrace.trainer.pipeline.engine import StageEngine
-from headrace.trainer.pipeline.rejected_sampling import RejectedSampling
 from headrace.trainer.run.evaluation import EvaluationSet
 
-logger = logging.getLogger(__name__)
+
+class RejectedAnswers(Protocol):
+    """A source of new rejected answers, for runs whose shards have none."""
+
+    def replace(self, batch: Batch | None, step: int) -> tuple[Batch | None, AnswerFacts]:
+        """Return the batch with new answers, and facts of them; None at all but first stages."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Session:
     engine: StageEngine
     optimizer: torch.optim.Optimizer
     feed: Feed
-    rejected_sampling: RejectedSampling | None
+    rejected_sampling: RejectedAnswers | None
     evaluation_sets: list[EvaluationSet]
     folder: CheckpointFolder
     log: MetricsLog | None  # first rank only

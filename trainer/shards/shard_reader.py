@@ -1,16 +1,13 @@
 """Reads row groups of shards. Only the first stage of a pipeline group may use it."""
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Generic, TypeVar
 
-from headrace.schemas.shards.manifest import Manifest
-from headrace.schemas.train.data_config import LoaderConfig
 from headrace.trainer.shards.decoded_rows import Decoded
 from headrace.trainer.shards.quarantine import Quarantine
 from headrace.trainer.shards.row_group_source import RowGroupSource
 from headrace.trainer.shards.row_groups import RowAddress, RowGroup
+from headrace.trainer.shards.row_source import RowSource
 
 T = TypeVar("T")
 
@@ -20,29 +17,18 @@ class ShardReader(Generic[T]):
 
     Args:
         decode: a table of its columns to what is kept of a row group.
-        held_row_groups: decoded row groups kept in memory, least recently used dropped first.
-        apart: that many for each dataset. A shared limit would drop those of a dataset that is
-            seldom read whenever another one moves on.
     """
 
-    def __init__(
-        self,
-        decode: type[Decoded[T]],
-        directories: Sequence[Path | str],
-        manifests: Sequence[Manifest],
-        split: str,
-        held_row_groups: int,
-        apart: bool = False,
-        config: LoaderConfig | None = None,
-    ) -> None:
+    def __init__(self, decode: type[Decoded[T]], rows: RowSource) -> None:
         self.decode = decode
         self.row_groups_read = 0
         self.bytes_read = 0  # as the manifest gives them
-        config = config or LoaderConfig()
-        self.source = RowGroupSource(directories, manifests, split, config, decode.COLUMNS)
-        self.quarantine = Quarantine(self.source, allowed=config.on_corrupt == "quarantine")
-        self.held_row_groups = held_row_groups
-        self.apart = apart
+        self.source = RowGroupSource(
+            rows.directories, rows.manifests, rows.split, rows.loader, decode.COLUMNS
+        )
+        self.quarantine = Quarantine(self.source, allowed=rows.replaces_damaged)
+        self.held_row_groups = rows.held_row_groups
+        self.apart = rows.apart
         self._held: defaultdict[int, OrderedDict[RowGroup, Decoded[T]]] = defaultdict(OrderedDict)
 
     def row(self, address: RowAddress) -> T:

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.attention_mask import attention_masks
 from headrace.trainer.layers.device import position_ids, to_device
-from headrace.trainer.layers.document_attention import KEYWORD, document_bounds
+from headrace.trainer.layers.document_attention import VisibleTokens, visible_tokens
 from headrace.trainer.layers.layer_functions import (
     LayerFunctions,
     run_layer,
@@ -76,7 +76,7 @@ class Stage(nn.Module):
     Attributes:
         layer_functions: how a layer is run.
         before_step: to be called before the micro-batches of a step, with none in flight.
-        by_bounds: attention without a window takes the documents' bounds instead of a mask.
+        by_bounds: attention takes the documents' bounds and its window instead of a mask.
         weight_offload: where the layers' weights come from, if they are not on the device.
         reference: the same layers as they were before training, for objectives that compare with
             them. Hidden states for both travel as one tensor, [2b, s, hidden size].
@@ -137,6 +137,7 @@ class Stage(nn.Module):
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
         self.rotary_by_document = architecture.rotary_by_document
         self.additive_mask = architecture.attention == "eager"
+        self.capped_attention = bool(architecture.setting("attn_logit_softcapping"))
         self.router_loss = router_loss
         self.taps = [tap_router(layer, router_loss) for layer in self.layers]
         self.layer_arguments = required_arguments(self.layers[0])
@@ -197,11 +198,8 @@ class Stage(nn.Module):
     def run(self, inputs: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
         """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
         device = self.device
-        additive = self.compute_dtype if self.additive_mask else None
         lengths = micro_batch.document_lengths
-        bounds = document_bounds(lengths, device) if self.by_bounds else None
-        masked = self.windows if not self.by_bounds else [w for w in self.windows if w is not None]
-        masks = attention_masks(lengths, masked, device, additive) if masked else {}
+        masks = self._masks(lengths, self.windows, device)
         every_position = to_device(position_ids(lengths), device)
         positions = self.sequence.share(every_position)
         real = None
@@ -220,8 +218,6 @@ class Stage(nn.Module):
                 window = self.windows[index]
                 table = tables.get(self.rotary_types[index])
                 arguments = self.arguments_of_layer(masks.get(window), positions, table)
-                if bounds is not None and window is None:
-                    arguments[KEYWORD] = bounds
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, router_loss = run(hidden)
@@ -247,6 +243,15 @@ class Stage(nn.Module):
             for kind, pair in tables.items()
         }
 
+    def _masks(
+        self, lengths: list[list[int]], windows: list[int | None], device: torch.device
+    ) -> Mapping[int | None, Tensor | VisibleTokens | None]:
+        """Return what a layer's attention is given, by its window."""
+        if self.by_bounds:
+            return visible_tokens(lengths, windows, device, capped=self.capped_attention)
+        additive = self.compute_dtype if self.additive_mask else None
+        return attention_masks(lengths, windows, device, additive)
+
     def _kept(self, index: int, hidden: Tensor) -> AbstractContextManager[None]:
         """Return the context that stores a layer's saved tensors, unless autograd holds them."""
         if self.recomputed[index]:
@@ -255,7 +260,7 @@ class Stage(nn.Module):
         return contextlib.nullcontext() if weights is None else weights.of(index)
 
     def arguments_of_layer(
-        self, mask: Tensor | None, positions: Tensor, rotary: Any
+        self, mask: Tensor | VisibleTokens | None, positions: Tensor, rotary: Any
     ) -> dict[str, Any]:
         """Return a layer's arguments beside the hidden states."""
         arguments: dict[str, Any] = dict.fromkeys(self.layer_arguments)

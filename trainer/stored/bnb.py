@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 import torch
 from torch import Tensor
 
-from headrace.trainer.architecture.weight_index import StoredTensor
+from headrace.trainer.architecture.model_files import StoredTensor
 from headrace.trainer.stored.bitsandbytes_library import bitsandbytes_functions
 from headrace.trainer.stored.stored_weight import Parts, StoredFormat, StoredWeight
 

@@ -4,21 +4,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from headrace.schemas.json_text import read_json_object
-from headrace.trainer.architecture.config_limits import CONFIG_NAME, MAX_CONFIG_BYTES
-from headrace.trainer.architecture.weight_index import StoredTensor
+from headrace.trainer.architecture.model_files import CONFIG_NAME, MAX_CONFIG_BYTES, StoredTensor
 from headrace.trainer.stored.bnb import Bnb
 from headrace.trainer.stored.compressed_tensors import CompressedTensors
 from headrace.trainer.stored.fp8 import Fp8Blocks, Fp8Rows
+from headrace.trainer.stored.gptq import Awq, Gptq
+from headrace.trainer.stored.modelopt import ModelOpt
 from headrace.trainer.stored.mxfp4 import Mxfp4
 from headrace.trainer.stored.settings import quantization_method, quantization_settings
 from headrace.trainer.stored.stored_weight import StoredFormat, StoredWeight
 
 # `quant_method` in config.json -> its class; `settings.READ` has the same names
 FORMATS: Mapping[str, type[StoredFormat]] = {
+    "awq": Awq,
     "bitsandbytes": Bnb,
     "compressed-tensors": CompressedTensors,
     "fbgemm_fp8": Fp8Rows,
     "fp8": Fp8Blocks,
+    "gptq": Gptq,
+    "modelopt": ModelOpt,
     "mxfp4": Mxfp4,
     "mxfp8": Fp8Blocks,
 }

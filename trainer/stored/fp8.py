@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from headrace.schemas.errors import DataError
-from headrace.trainer.architecture.weight_index import StoredTensor
+from headrace.trainer.architecture.model_files import StoredTensor
 from headrace.trainer.stored.codes import Scales, e2m1, fill, powers_of_two
 from headrace.trainer.stored.stored_weight import Parts, StoredFormat, StoredWeight
 

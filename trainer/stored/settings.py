@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.json_text import name_of
+from headrace.schemas.outside_text import json_type
 
 KEYS = ("quantization_config", "compression_config")  # the second of older compressed-tensors
 # `quant_method` of formats that are read -> what they are; `formats.FORMATS` has their classes
 READ: Mapping[str, str] = {
+    "awq": "4 bits of AWQ",
     "bitsandbytes": "NF4, FP4 and INT8 of bitsandbytes",
     "compressed-tensors": "FP8, INT8, packed integers, NVFP4 and MXFP4 of compressed-tensors",
     "fbgemm_fp8": "FP8 with a scale for each row",
     "fp8": "FP8 in blocks of DeepSeek-V3, Qwen3-FP8 and others",
+    "gptq": "2, 3, 4 and 8 bits of GPTQ",
+    "modelopt": "NVFP4 and FP8 of NVIDIA's ModelOpt",
     "mxfp4": "MXFP4 of gpt_oss",
     "mxfp8": "FP8 with a power of two for 32 weights",
 }
@@ -44,7 +47,7 @@ def quantization_method(path: str, settings: Mapping[str, Any]) -> str:
         ConfigError: it is not read, with those that are.
     """
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"{path}: quantization_config is {name_of(settings)}, not an object")
+        raise ConfigError(f"{path}: quantization_config is {json_type(settings)}, not an object")
     method = settings.get("quant_method")
     if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
         method = "bitsandbytes"

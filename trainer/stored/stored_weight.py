@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.architecture.weight_index import StoredTensor
+from headrace.trainer.architecture.model_files import StoredTensor
 from headrace.trainer.stored.settings import REMEDY
 
 Parts = Mapping[str, Tensor]  # what each tensor is -> the tensor

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from headrace.dataprep.input import csv_scan, json_scan
 from headrace.dataprep.input.csv_records import parse_row, read_csv
 from headrace.dataprep.input.csv_scan import scan_csv
-from headrace.dataprep.input.files import InputFile
 from headrace.dataprep.input.json_records import Wanted, read_json_list
 from headrace.dataprep.input.json_scan import scan_json_list
+from headrace.dataprep.input.pieces import InputFile, Piece
 from headrace.dataprep.input.records import Record
-from headrace.dataprep.input.tasks import Piece, cut_file
+from headrace.dataprep.input.tasks import cut_file
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.source_config import SourceConfig
 

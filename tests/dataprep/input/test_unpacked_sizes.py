@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.dataprep.input.files import InputFile
+from headrace.dataprep.input.pieces import Piece
 from headrace.dataprep.input.records import Record, Reject
 from headrace.dataprep.input.row_sizes import row_bytes
 from headrace.dataprep.input.table_records import read_arrow, read_parquet
-from headrace.dataprep.input.tasks import Piece, batch_sizes
+from headrace.dataprep.input.tasks import batch_sizes
 from headrace.schemas import unpacked_sizes
 from headrace.schemas.errors import DataError
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from headrace.dataprep.input.records import Reject
 from headrace.dataprep.passes import dedup_search, document_keys
 from headrace.dataprep.passes.document_keys import EXACT, NEAR, band_shape, hash_windows, normalize
-from headrace.dataprep.rows.encoded_spool import Document, EncodedBlock, read_encoded, write_encoded
+from headrace.dataprep.rows.encoded_spool import EncodedBlock, read_encoded, write_encoded
+from headrace.dataprep.text.row_format import Document
 from headrace.dataprep.text.sample import Sample
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare.filter_config import DeduplicateConfig

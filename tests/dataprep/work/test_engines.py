@@ -260,7 +260,7 @@ def submit(mixed_config, tmp_path):
     keys = mixed_config("out", **FEW_TASKS).model_dump(exclude_defaults=True)
     Path("prepare.toml").write_text(as_toml(keys | {"max_reject_fraction": 0.0}))
     command = [program, "--master", "local[2]", "--py-files", "headrace.zip"]
-    command += [ROOT / "jobs" / "tools" / "spark_prepare.py", "prepare.toml"]
+    command += [ROOT / "jobs" / "cli.py", "prepare", "prepare.toml", "--engine", "spark"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
 

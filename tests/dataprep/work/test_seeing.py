@@ -17,7 +17,7 @@ from rich.console import Console
 
 from headrace.dataprep import dry_run
 from headrace.dataprep.dry_run import estimate, print_estimate
-from headrace.dataprep.input.tasks import Task
+from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.passes import task_runner
 from headrace.dataprep.shards.inspection import inspect
 from headrace.dataprep.work import task_progress

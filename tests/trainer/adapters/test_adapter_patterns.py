@@ -20,7 +20,7 @@ from tiny_families import (
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.building.model_builder import plan_model
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.export.merge import merge
 
 MLP = r".*layers\.[01]\.mlp\..*_proj"

@@ -9,7 +9,6 @@ from loaders import GLOBAL_BATCH, global_batches, open_loader, open_stream
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.shards.manifest_file import read_manifest
-from headrace.schemas.train.data_config import LoaderConfig
 from headrace.trainer.order.mixed_order import MixedOrder
 from headrace.trainer.order.mixture import Schedule
 from headrace.trainer.order.position import Position
@@ -17,6 +16,7 @@ from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.order.sequences import RowStream
 from headrace.trainer.shards.decoded_rows import DecodedRows
 from headrace.trainer.shards.row_groups import list_row_groups
+from headrace.trainer.shards.row_source import RowSource
 from headrace.trainer.shards.shard_reader import ShardReader
 
 
@@ -128,7 +128,15 @@ def test_two_shard_directories_are_shuffled_together_each_row_once(tiny_shards):
     manifest = read_manifest(tiny_shards)
     row_groups = list_row_groups([manifest, manifest], "train")
     order = RowOrder(row_groups, seed=0, window=4)
-    reader = ShardReader(DecodedRows, [tiny_shards] * 2, [manifest] * 2, "train", 4)
+    reader = ShardReader(
+        DecodedRows,
+        RowSource(
+            directories=[tiny_shards] * 2,
+            manifests=[manifest] * 2,
+            split="train",
+            held_row_groups=4,
+        ),
+    )
     rows = [order[index] for index in range(order.rows_per_epoch)]
     assert {address.row_group.dataset for address in rows[:200]} == {0, 1}
     keys = sorted(reader.row(address).row_key for address in rows)
@@ -149,7 +157,13 @@ def make_mixed_loader(tiny_shards):
         ]
         order = MixedOrder(Schedule([9, 1]), orders)
         stream = RowStream(
-            [tiny_shards] * 2, manifests, "train", order, 2, True, None, LoaderConfig()
+            directories=[tiny_shards] * 2,
+            manifests=manifests,
+            split="train",
+            order=order,
+            held_row_groups=2,
+            apart=True,
+            epoch_end=None,
         )
         loader = open_loader(
             stream, rows, manifests[0].sequence_len, replica, replicas, prefetch=prefetch

@@ -5,9 +5,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cosine_similarity
 
-from headrace.kernels.dequantize import E4M3
+from headrace.kernels.dequantize import E4M3, LARGEST
 from headrace.kernels.fp8_linear import (
-    LARGEST,
     fp8_linear,
     fp8_trained_linear,
     quantize_rows,

@@ -13,6 +13,7 @@ from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.order.sequences import train_stream
 from headrace.trainer.shards.decoded_rows import DecodedRows
 from headrace.trainer.shards.row_groups import list_row_groups
+from headrace.trainer.shards.shard_reader import ShardReader
 
 MANIFESTS = [make_manifest([4, 2], 100), make_manifest([3, 1], 10)]
 
@@ -128,7 +129,7 @@ def test_the_same_shards_twice_are_shuffled_apart():
 @pytest.mark.parametrize("mixing", ["concatenate", "interleave"])
 def test_row_groups_are_held_for_each_dataset_only_when_interleaved(mixing):
     config = make_config({}, {}, mixing=mixing)
-    reader = train_stream(config, make_course(config, MANIFESTS)).reader(DecodedRows)
+    reader = ShardReader(DecodedRows, train_stream(config, make_course(config, MANIFESTS)))
     assert (reader.held_row_groups, reader.apart) == (4, mixing == "interleave")
 
 

@@ -26,6 +26,7 @@ from headrace.trainer.order.sequences import count_sequences
 from headrace.trainer.shards.quarantine import describe, merge, write_quarantine
 from headrace.trainer.shards.row_group_source import RowGroupSource
 from headrace.trainer.shards.row_groups import CorruptRowGroupError, RowGroup, list_row_groups
+from headrace.trainer.shards.shard_reader import ShardReader
 from headrace.trainer.shards.storage import LocalStorage
 
 QUARANTINE = LoaderConfig(on_corrupt="quarantine")
@@ -357,17 +358,22 @@ def test_places_are_counted_over_the_rows_that_a_run_has_in_place_of_damaged_one
     config = QUARANTINE.model_copy(update={"pack": "best_fit"})
     stream = open_stream(shards, manifest, order, config)
     whole = shutil.copytree(shards, tmp_path / "whole")
-    start = (64, stream, order.rows_per_epoch, Position())
-    before = count_sequences(*start)
+
+    def count(replaced=()):
+        reader = ShardReader(stream.facts, stream)
+        reader.quarantine.restore(replaced)
+        return count_sequences(64, stream, reader, order.rows_per_epoch, Position())
+
+    before = count()
     for group in range(len(manifest.split("train")[0].row_groups)):
         damage_row_group(shards, 0, group)
     loader = open_loader(stream, order.rows_per_epoch, 64, pack="best_fit")
     places = sum(len(place) > 0 for batch in loader for rows in batch.rows for place in rows)
     records = loader.reader.quarantine.take_new()
-    assert count_sequences(*start) == places
+    assert count() == places
     shutil.copytree(whole, shards, dirs_exist_ok=True)
-    assert count_sequences(*start, records) == places
-    assert count_sequences(*start) == before != places
+    assert count(records) == places
+    assert count() == before != places
 
 
 def test_a_checkpoint_and_the_run_directory_keep_what_was_replaced(shards, tmp_path):

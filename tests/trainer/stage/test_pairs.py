@@ -23,6 +23,7 @@ from headrace.trainer.order.simulation import simulate
 from headrace.trainer.preflight import check
 from headrace.trainer.shards.decoded_pairs import DecodedPairs, PairFacts
 from headrace.trainer.shards.row_groups import list_row_groups
+from headrace.trainer.shards.row_source import RowSource
 from headrace.trainer.shards.shard_reader import ShardReader
 from headrace.trainer.stage.stage import MicroBatch
 
@@ -214,7 +215,12 @@ def test_a_run_learns_to_prefer_and_resumes_with_the_same_bits(pair_training):
 def test_what_is_known_of_pairs_without_their_tokens_agrees_with_them(pair_shards):
     manifest = read_manifest(pair_shards)
     pairs, facts = (
-        ShardReader(decode, [pair_shards], [manifest], "train", held_row_groups=9)
+        ShardReader(
+            decode,
+            RowSource(
+                directories=[pair_shards], manifests=[manifest], split="train", held_row_groups=9
+            ),
+        )
         for decode in (DecodedPairs, PairFacts)
     )
     order = RowOrder(list_row_groups([manifest], "train"), 0, window=1, shuffle=False)

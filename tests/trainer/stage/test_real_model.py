@@ -8,6 +8,7 @@ from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.shards.decoded_rows import DecodedRows
 from headrace.trainer.shards.row_groups import list_row_groups
+from headrace.trainer.shards.row_source import RowSource
 from headrace.trainer.shards.shard_reader import ShardReader
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,10 @@ def shards(real_model, tmp_path_factory):
 def rows(shards):
     manifest = read_manifest(shards)
     order = RowOrder(list_row_groups([manifest], "train"), seed=0, window=1, shuffle=False)
-    reader = ShardReader(DecodedRows, [shards], [manifest], "train", held_row_groups=1)
+    reader = ShardReader(
+        DecodedRows,
+        RowSource(directories=[shards], manifests=[manifest], split="train", held_row_groups=1),
+    )
     return [reader.row(order[index]) for index in range(ROWS)]
 
 

@@ -4,15 +4,33 @@ library makes of them, in every way of training and holding them.
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from family_modes import loaded, lora, with_adapters
-from packed_models import compressed, fp8_blocks, mxfp4, repack
+from packed_models import (
+    awq,
+    compressed,
+    fp8_blocks,
+    fp8_rows,
+    gptq,
+    modelopt_nvfp4,
+    mxfp4,
+    repack,
+)
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from saved_parts import saved_adapter, saved_model, step
-from tiny_families import FAMILIES, build, config_of, save_tiny
+from tiny_families import (
+    FAMILIES,
+    build,
+    config_of,
+    gradients_of,
+    make_batch,
+    run_stages,
+    save_tiny,
+)
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError, DataError
@@ -82,6 +100,29 @@ MAKERS = {
 }
 
 
+OF_DOCUMENTS = {  # libraries that need other versions of torch, or a GPU
+    "GPTQ": ("mistral", gptq(4, 8), {"quant_method": "gptq", "bits": 4}),
+    "GPTQ in order of activation, 3 bits": (
+        "wide llama",
+        gptq(3, 16, act_order=True),
+        {"quant_method": "gptq", "bits": 3, "desc_act": True},
+    ),
+    "GPTQ, second version, 8 bits, experts": (
+        "qwen3_moe",
+        gptq(8, 8, first_version=False),
+        {"quant_method": "gptq", "checkpoint_format": "gptq_v2"},
+    ),
+    "AWQ": ("mistral", awq, {"quant_method": "awq", "version": "gemm", "bits": 4}),
+    "ModelOpt's NVFP4": ("wide llama", modelopt_nvfp4, {"quant_method": "modelopt"}),
+    "ModelOpt's FP8": (
+        "mistral",
+        partial(fp8_rows, rows=False),
+        {"quant_method": "modelopt", "quant_algo": "FP8"},
+    ),
+    "fbgemm's FP8": ("mistral", fp8_rows, {"quant_method": "fbgemm_fp8"}),
+}
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """Makes a model of a family, once."""
@@ -142,6 +183,66 @@ def test_every_weight_is_bit_by_bit_the_one_that_transformers_loads(packed, kind
             assert ours[name].dtype == dtype
             # transformers leaves weights that are not quantized in their files' type
             assert torch.equal(ours[name], value.to(dtype)), name
+
+
+@pytest.mark.parametrize("kind", OF_DOCUMENTS)
+def test_a_format_of_another_library_gives_what_its_documents_say(plain, kind, tmp_path):
+    """And LoRA over it the loss and gradients of the model that it stands for."""
+    family, pack, settings = OF_DOCUMENTS[kind]
+    directory = repack(plain(family), tmp_path / "model", pack, settings)
+    stored = load_file(directory / "model.safetensors")
+    expected = {n: value for n, value in stored.items() if n.endswith(".expected")}
+    save_file(
+        {name: value for name, value in stored.items() if name not in expected},
+        directory / "model.safetensors",
+        {"format": "pt"},
+    )
+    whole = tmp_path / "whole"
+    shutil.copytree(plain(family), whole)
+    values = load_file(whole / "model.safetensors")
+    values |= {n.replace("expected", "weight"): v.float() for n, v in expected.items()}
+    save_file(values, whole / "model.safetensors", {"format": "pt"})
+    assert len(expected) >= 14
+    held = [held_by(build(config_of(path, 2))) for path in (directory, whole)]
+    assert held[0].keys() == held[1].keys()
+    for name, value in held[0].items():
+        assert torch.equal(value, held[1][name]), name
+    if kind in ("GPTQ", "AWQ"):
+        runs = []
+        for path in (directory, whole):
+            built = with_adapters(path, 2)
+            runs.append((run_stages(built, make_batch())[0], gradients_of(built)))
+        assert runs[0][0] == runs[1][0]
+        assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
+
+
+REFUSED = {
+    "which packs as GPTQ's kernels want it": (
+        {"quant_method": "gptq", "checkpoint_format": "marlin"},
+        "in the format marlin of GPTQ, which is not read; use the model that",
+    ),
+    "which packs as AWQ's kernels want it": (
+        {"quant_method": "awq", "version": "gemv", "bits": 4},
+        'by AWQ to 4 bits as "gemv"; read are 4 as "gemm"; use the model that',
+    ),
+    "with half of its weights left out": (
+        {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
+        "and stored as sparse-24-bitmask, which is not read",
+    ),
+    "of 6 bits": (
+        {"quant_method": "compressed-tensors", "format": "mxfp6-pack-quantized"},
+        "in the format mxfp6-pack-quantized of compressed-tensors",
+    ),
+    "that is no object": ("fp8", "quantization_config is a string, not an object"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_variant_that_is_not_read_is_refused_by_name(plain, kind, tmp_path):
+    settings, message = REFUSED[kind]
+    directory = repack(plain("mistral"), tmp_path / "model", lambda n, v: {n: v}, settings)
+    with pytest.raises(ConfigError, match=message):
+        plan_model(config_of(directory))
 
 
 def test_blocks_that_do_not_divide_a_weight_end_where_it_ends(plain, tmp_path):
