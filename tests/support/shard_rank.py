@@ -89,11 +89,12 @@ def main(output: Path) -> None:
     _, _, ranks = process_environment()
     layout = connect(ParallelDims(replicas=ranks))
     torch.set_num_threads(1)
-    kinds = [kind for kind, record in OPTIMIZERS.items() if record.elementwise]
+    kinds = [kind for kind, record in OPTIMIZERS.items() if record.shardable]
     for kind in kinds:
         for how in SHARED:
             compare(kind, layout, how)
-    compare("adafactor", layout, {"offload": True})
+    for kind in ("adafactor", "muon"):
+        compare(kind, layout, {"offload": True})
     held = held_bytes("adamw", layout, {"shard": True}) / held_bytes("adamw", layout, {})
     if layout.rank == 0:
         output.write_text(f"{len(kinds)} {held}")

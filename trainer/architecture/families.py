@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headrace.schemas.errors import ConfigError
+from headrace.trainer.architecture.families_state import StateLayers
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Family:
     rotary: str | None = "model.rotary_emb"
     head: str = "lm_head"
     embedding_multiplier: str | None = None  # hidden = embedding * value
+    embedding_root: str | None = None  # hidden = embedding * root of the value, in bfloat16
     embedding_dropout: str | None = None  # probability
     logit_multiplier: str | None = None  # logits = head(hidden) * value
     logit_divisor: str | None = None  # logits = head(hidden) / value
@@ -51,6 +53,7 @@ class Family:
     llama_attention: bool = False  # `layers.rotary_attention` computes the same
     outputs: tuple[str, ...] = ("mlp.down_proj",)  # linear layers that add to the hidden states
     side_by_side: str | None = None  # without this key of the config, only the last of `outputs`
+    states: StateLayers | None = None  # where layers have a state; None: none has
     gguf: GgufKind | None = None  # None: no export
     refused: tuple[str, ...] = ()  # config keys that must not be set
 

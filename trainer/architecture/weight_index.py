@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from headrace.schemas.errors import DataError
+from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.json_text import parse_json, read_json_object
 from headrace.schemas.named_files import (
@@ -172,3 +172,17 @@ def _file_identity(path: Path) -> list[object]:
             file.seek(number * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
             digest.update(file.read(SAMPLE_BYTES))
     return [path.name, size, header, digest.hexdigest()]
+
+
+def adapter_file(adapter: Path) -> Path:
+    """Return the file of an adapter's tensors.
+
+    Raises:
+        ConfigError, DataError: it is missing, or no whole safetensors file.
+    """
+    file = adapter / "adapter_model.safetensors"
+    if not file.exists():
+        raise ConfigError(f"{adapter}: no {file.name}; give the `adapter` of a run")
+    if not read_header(file):
+        raise DataError(f"{file}: holds no tensor")
+    return file

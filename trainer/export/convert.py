@@ -106,6 +106,9 @@ def run_config(run: Path, model: Path | None) -> TrainConfig:
         raise ConfigError(f"{path}: cannot be read ({error}); give a run directory") from None
     if model is not None:
         values["model"] = str(model)
+    start = values["adapter"].get("path")
+    if start and not Path(start).exists():  # which the checkpoint is no longer in need of
+        values["adapter"]["path"] = None
     try:
         return TrainConfig.model_validate(without_defaults(TrainConfig, values))
     except ValidationError as error:

@@ -1,6 +1,6 @@
 """The optimizer of a rank: where its states lie, and how many of them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
@@ -19,13 +19,14 @@ def open_optimizer(
     layout: RankLayout,
     *,
     triton: bool = False,
+    tables: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """Return the optimizer that the config asks for.
 
     Args:
-        triton: AdamW-Kahan as one kernel a tensor, instead of its plain twin.
+        triton, tables: as `build_optimizer`.
     """
-    plain = partial(optimizer_of, config, triton=triton)
+    plain = partial(optimizer_of, config, triton=triton, tables=tables)
 
     def build(stepped: Sequence[Stepped]) -> torch.optim.Optimizer:
         if config.offload:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from headrace.schemas.train.optimizers import OF_A_WEIGHT
+from headrace.schemas.train.optimizer_record import OF_A_WEIGHT
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.optim import states
 from headrace.trainer.optim.optimizer import OptimizerAround, Stepped, record_of
@@ -100,14 +100,15 @@ class ShardedOptimizer(OptimizerAround):
         share, record = self.shares[parameter], record_of(self.inner)
         assert record.states is not None
         held = states.tensors_of(self.inner, share.parameter) if share.parameter.numel() else {}
+        names = states.state_names(record.states, parameter, self.inner.param_groups[0])
         whole = {}
-        for name in [*record.states, *record.group_numbers]:
-            if record.states.get(name) in OF_A_WEIGHT:
+        for name in [*names, *record.group_numbers]:
+            if name in names and record.states[name].fresh in OF_A_WEIGHT:
                 value = held.get(name, parameter.new_empty(0))
                 (parts,) = self._gather([value.to(parameter.device)], [share.size])
                 whole[name] = parts.reshape(-1)[: parameter.numel()].view(parameter.shape)
             else:
-                dtype = torch.float32 if name in record.states else torch.float64
+                dtype = torch.float32 if name in names else torch.float64
                 number = torch.as_tensor(held.get(name, 0.0), dtype=torch.float64)
                 (parts,) = self._gather([number.to(parameter.device).reshape(1)], [1])
                 whole[name] = parts[0, 0].to(dtype)  # the first rank has a share of every weight

@@ -156,7 +156,7 @@ def kept_by(
         if stage.rotary is not None:
             table = stage.rotary(hidden, positions, *([kind] if kind else []))
         shared = [*([] if mask is None else [mask]), *(table or ())]
-        arguments = stage.arguments_of_layer(mask, positions, table)
+        arguments = stage.arguments_of_layer(0, mask, positions, table)
         with (
             saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype, enabled=stage.autocast),

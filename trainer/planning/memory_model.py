@@ -65,6 +65,7 @@ def stage_memory(
     tokens = config.places * sequence_len // config.sequence_parallel
     parts = parts_of_stage(config, size, layers, stage)
     trained = sum(part.trained for part in parts)
+    matrices = sum(part.trained_matrices for part in parts)
     quantized = sum(part.quantized for part in parts)
     frozen = sum(part.weights for part in parts) - trained - quantized
     trained_bytes = trained_dtype(config, dtype).itemsize
@@ -93,7 +94,7 @@ def stage_memory(
         + sum(part.quantized_bytes for part in parts)
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
-        optimizer=state_bytes(config, trained, trained_bytes, copies),
+        optimizer=state_bytes(config, trained, matrices, trained_bytes, copies),
         activations=in_flight(config, stage, kept)
         + in_transit
         + recomputed
@@ -103,17 +104,24 @@ def stage_memory(
     )
 
 
-def state_bytes(config: TrainConfig, trained: float, itemsize: int, copies: int) -> float:
+def state_bytes(
+    config: TrainConfig, trained: int, matrices: int, itemsize: int, copies: int
+) -> float:
     """Bytes of the optimizer's states on the device of one rank.
 
     Args:
         trained: entries of the trained weights.
+        matrices: of these, those of hidden matrices.
         copies: ranks that hold the same weights.
     """
-    held = trained / copies if config.optimizer.shard else trained
-    if config.optimizer.offload:
-        held = min(held, OFFLOAD_BUCKETS * OFFLOAD_BUCKET)
-    return held * itemsize * config.optimizer.record.numbers_per_weight
+    optimizer = config.optimizer
+    numbers = optimizer.record.state_numbers(trained, matrices, optimizer.used_momentum)
+    if optimizer.shard:
+        numbers /= copies
+    if optimizer.offload:
+        at_once = OFFLOAD_BUCKETS * OFFLOAD_BUCKET * (copies if optimizer.shard else 1)
+        numbers *= min(1.0, at_once / max(1, trained))
+    return itemsize * numbers
 
 
 def at_host(

@@ -219,7 +219,7 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
         single.append({"micro_batch_size": 1, "gradient_accumulation_steps": rows})
     if config.schedule == "interleaved":
         single.append({"schedule": "1f1b"})
-    if config.optimizer.record.elementwise and not config.relora.every_steps:
+    if config.optimizer.record.shardable and not config.relora.every_steps:
         single.append({"optimizer.shard": True})
     if config.optimizer.record.states is not None:
         single.append({"optimizer.offload": True})

@@ -23,6 +23,7 @@ from headrace.trainer.messages import from_first_rank, gather
 from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.reporters import open_reporters
 from headrace.trainer.optim.open_optimizer import open_optimizer
+from headrace.trainer.optim.optimizer import table_names
 from headrace.trainer.optim.relora import check_relora, replay
 from headrace.trainer.order.data_history import describe_change, open_history, resume_history
 from headrace.trainer.order.datasets import Inputs
@@ -66,7 +67,11 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
     rows = SequenceSlice(layout.coordinates.sequence, layout.dims.sequence, layout.sequence_group)
     built = build_chunks(config, layout.stage, layout.device, plan_model(config), rows)
     optimizer = open_optimizer(
-        config.optimizer, built.trained, layout, triton=uses_kernels(config, layout.device)
+        config.optimizer,
+        built.trained,
+        layout,
+        triton=uses_kernels(config, layout.device),
+        tables=table_names(built),
     )
     if config.relora.every_steps is not None:
         check_relora(built)

@@ -65,6 +65,18 @@ class LoraLinear(nn.Module):
             self.scale,
         )
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for modules that look at it."""
+        weight: Tensor = self.base_layer.weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, likewise."""
+        bias: Tensor | None = self.base_layer.bias
+        return bias
+
     @staticmethod
     @torch.no_grad()
     def refresh(layers: Sequence["LoraLinear"]) -> None:
