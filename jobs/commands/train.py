@@ -112,7 +112,8 @@ def plan(
         int | None, typer.Option(min=1, help="GPUs to plan for. Default: one replica's.")
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Memory of each, such as 24GiB: says what makes it fit.")
+        str | None,
+        typer.Option(help="Memory of each, such as 24GiB: what makes it fit, and the best."),
     ] = None,
     sequence_len: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a row. Default: the first dataset's.")
@@ -127,10 +128,14 @@ def plan(
     settings = load_config(TrainConfig, config, overrides or [])
     quiet_libraries()
     from headrace.trainer.planning.plan_report import parse_size, plan_run, report
+    from headrace.trainer.planning.proposals import proposals
 
     limit = parse_size(memory) if memory else None
     count = gpus or settings.replica_ranks
-    print(report(plan_run(settings, count, sequence_len), count, limit))
+    run = plan_run(settings, count, sequence_len)
+    print(report(run, count, limit))
+    if limit and gpus:
+        print(f"\n{proposals(run, gpus, limit)}")
 
 
 @app.command(epilog="Example: headrace checkpoints runs/demo")

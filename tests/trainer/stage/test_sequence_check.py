@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from model_types import architecture_for
 from tiny_families import config_of, save_tiny, tiny_config
 from torch import nn
 
@@ -27,6 +28,12 @@ def test_an_attention_of_its_own_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r'sequence_parallel = 2 .* "falcon": of 4 layers 0'):
         plan_model(config_of(model, sequence_parallel=2))
     plan_model(config_of(model))
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_next", "mamba"])
+def test_layers_with_a_state_are_refused(model_type):
+    stage = tiny_stage(architecture_for(model_type, tiny=True))
+    assert "carry a state from token to token" in sequence_check.find_mixing(stage)
 
 
 class Shifted(nn.Module):
