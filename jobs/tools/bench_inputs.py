@@ -13,12 +13,8 @@ from headrace.dataprep.passes.sorted_runs import Runs
 from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.shards.manifest import Manifest, SourceRecord, TokenizerRecord, TokenLedger
 from headrace.schemas.shards.manifest_file import write_manifest
-from headrace.schemas.shards.shard_format import (
-    TRAIN,
-    parquet_options,
-    shard_file_name,
-    shard_schema,
-)
+from headrace.schemas.shards.parquet_options import parquet_options
+from headrace.schemas.shards.shard_format import TRAIN, shard_file_name, shard_schema
 
 LLAMA = {
     "model_type": "llama",

@@ -46,7 +46,7 @@ def assemble(
     modules = {name: plan.model.get_submodule(name) for name in used if name}
     for name, (_, half) in zip(names.layers, layers.pieces(), strict=True):
         if half is not None:
-            modules[name] = half_of(modules[name], family.attention, half)
+            modules[name] = half_of(modules[name], family, half)
     if first and config.embedding_on_cpu:
         check_embedding_on_cpu(plan, modules, names, alone=last)
     seeded = config.adapter.dropout > 0 or architecture.uses_chance

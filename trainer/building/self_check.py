@@ -24,6 +24,7 @@ from headrace.schemas.errors import HeadraceError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import FAMILIES, refuse
+from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_files import SINGLE_NAME
 from headrace.trainer.architecture.model_writer import save_tensors
@@ -33,7 +34,7 @@ from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
-from headrace.trainer.building.partition import Span, StageCut
+from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.stage import Stage

@@ -12,13 +12,12 @@ from torch import Tensor
 from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.schemas.progress import Progress, silent
 from headrace.schemas.toml_config import without_defaults
-from headrace.schemas.train.run_state import (
+from headrace.schemas.train.checkpoint_names import (
     CHECKPOINTS_FOLDER,
-    RUN_CONFIG_NAME,
     checkpoint_name,
     published_checkpoints,
-    read_run_state,
 )
+from headrace.schemas.train.run_state import RUN_CONFIG_NAME, read_run_state
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.adapters.method import TuningMethod
