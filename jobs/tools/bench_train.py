@@ -18,7 +18,8 @@ from typing import Any
 
 from headrace.jobs.commands.launch import launch
 from headrace.jobs.report.waits import read_timelines
-from headrace.jobs.tools.bench_inputs import PRESETS, flops_per_token, write_model, write_shards
+from headrace.jobs.tools.bench_inputs import write_model, write_shards
+from headrace.jobs.tools.bench_shapes import PRESETS, Shape, flops_per_token
 from headrace.jobs.tools.plot_timeline import plot_timeline
 
 MATMUL_SIZE, MATMUL_REPEATS = 8192, 20
@@ -110,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace, documents: str, folder: Path) -> dict[str, object]:
     """Train one configuration in processes of its own; returns the JSON line."""
-    shape, attended = write_inputs(options, documents, folder)
+    shape, lengths = write_inputs(options, documents, folder)
     given = {
         key: getattr(options, key)
         for key in (
@@ -122,7 +123,7 @@ def measure(options: argparse.Namespace, documents: str, folder: Path) -> dict[s
     if "error" in result:
         return given | result
     rate, matmul = result["tokens_per_second"], result["matmul_tflops"]
-    tflops = flops_per_token(shape, options.mode, attended) * rate / options.stages / 1e12
+    tflops = flops_per_token(shape, options.mode, lengths) * rate / options.stages / 1e12
     if options.keep:
         plot_timeline(folder / "run", folder / "timeline.svg", options.warmup + options.windows)
     return given | result | {"tflops": round(tflops, 1), "matmul_share": round(tflops / matmul, 3)}
@@ -130,15 +131,15 @@ def measure(options: argparse.Namespace, documents: str, folder: Path) -> dict[s
 
 def write_inputs(
     options: argparse.Namespace, documents: str, folder: Path
-) -> tuple[dict[str, int], float]:
+) -> tuple[Shape, list[list[int]]]:
     """Model, shards and train.toml of one configuration.
 
     Returns:
-        The numbers of the model's config, and the mean number of tokens that a token attends to.
+        The model's config, and the lengths of each row's documents.
     """
     steps = options.warmup + options.windows + options.trace
     shape = write_model(folder / "model", options.preset, options.layers)
-    attended = write_shards(
+    lengths = write_shards(
         folder / "shards",
         folder / "model",
         steps * options.micro_batch_size * options.micro_batches,
@@ -158,7 +159,7 @@ def write_inputs(
             trace=f"trace_step = {steps}" if options.trace else "",
         )
     )
-    return shape, attended
+    return shape, lengths
 
 
 def run_config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from headrace.schemas.config_model import Config, Text
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
-from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
 from headrace.schemas.train.optimizer_config import (
     OptimizerConfig,
     RegularizationConfig,
@@ -23,7 +23,6 @@ from headrace.schemas.train.run_config import (
     ProfileConfig,
     ReportingConfig,
 )
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
 from headrace.schemas.train.train_rules import check_rules
 
 HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]
@@ -84,9 +83,11 @@ class TrainConfig(Config):
         description="Let stages also begin between a layer's attention and its MLP; "
         "for families whose layers have one after the other, and without dropout.",
     )
-    weights: Literal["stored", "random"] = Field(
+    weights: Literal["stored", "pickled", "random"] = Field(
         "stored",
-        description='`"random"`: made up from config.json and `seed`, for benchmarks and dry runs.',
+        description='`"pickled"`: `pytorch_model.bin` may be read, by the unpickler of torch for '
+        'tensors alone (`weights_only=True`). `"random"`: made up from config.json and `seed`, for '
+        "benchmarks and dry runs.",
     )
     router_loss: float | None = Field(
         None,

@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 
 from headrace.dataprep.shards.verify import verify
-from headrace.jobs.tools import bench_inputs, bench_train
+from headrace.jobs.tools import bench_inputs, bench_shapes, bench_train
 
 
 def test_the_operations_of_an_8b_llama_are_the_known_ones():
-    shape = {k: v for k, v in bench_inputs.PRESETS["llama-8b"].items() if type(v) is int}
-    assert bench_inputs.matmul_weights(shape) == 7_504_658_432
-    attended = 4096 / 2
-    lora = bench_inputs.flops_per_token(shape, "lora", attended)
-    full = bench_inputs.flops_per_token(shape, "full", attended)
-    assert lora == 4 * 7_504_658_432 + 3 * 2 * 2 * 32 * 4096 * 4096 / 2
+    shape = bench_shapes.shape_of("llama-8b")
+    assert bench_shapes.matmul_weights(shape) == 7_504_658_432
+    lora, full = (bench_shapes.flops_per_token(shape, mode, [[4096]]) for mode in ("lora", "full"))
+    assert lora == 4 * 7_504_658_432 + 3 * 2 * 2 * 32 * 4096 * 4097 / 2
     assert full - lora == 2 * 7_504_658_432
 
 
@@ -25,11 +23,21 @@ def test_the_operations_of_an_8b_llama_are_the_known_ones():
         ("mixtral-8x7b", 12_748_587_008),  # 12.9 billion with the embedding
         ("qwen3-30b-a3b", 3_041_656_832),  # 3.3 billion with the embedding
         ("gpt-oss-20b", 3_607_142_400),  # 3.6 billion, as its authors count them
+        ("deepseek-v3-16b", 2_579_103_744),  # 2.9 billion with the embedding
     ],
 )
 def test_a_token_of_a_mixture_is_multiplied_with_the_experts_that_it_is_sent_to(preset, weights):
-    shape = {k: v for k, v in bench_inputs.PRESETS[preset].items() if type(v) is int}
-    assert bench_inputs.matmul_weights(shape) == weights
+    assert bench_shapes.matmul_weights(bench_shapes.shape_of(preset)) == weights
+
+
+def test_a_window_bounds_what_a_token_attends_to():
+    assert bench_shapes.attended([[4], [1, 3]]) == (10 + 1 + 6) / 8
+    assert bench_shapes.attended([[4], [1, 3]], 2) == (1 + 2 + 2 + 2 + 1 + 1 + 2 + 2) / 8
+    shape = bench_shapes.shape_of("gemma3-12b", layers=12)
+    near, far = (bench_shapes.attended([[4096]], window) for window in (1024, None))
+    weights = 4 * bench_shapes.matmul_weights(shape)
+    pairs = bench_shapes.flops_per_token(shape, "lora", [[4096]]) - weights
+    assert pairs == 12 * 16 * 256 * (10 * near + 2 * far)
 
 
 def test_drawn_documents_fill_the_row_and_have_the_mean_asked_for():

@@ -96,6 +96,31 @@ FAMILIES = {
     "starcoder2": {"sliding_window": 6, "residual_dropout": 0.0, "embedding_dropout": 0.0},
 }
 
+DISCOVERED = {  # types that have no record
+    "gpt_oss": {
+        **EXPERTS,
+        "num_local_experts": 4,
+        "head_dim": 16,
+        "sliding_window": 5,
+        "layer_types": KINDS,
+    },
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "n_shared_experts": 1,
+    },
+}
+
 
 def tiny_config(family):
     """transformers' config of a tiny model."""
@@ -104,7 +129,8 @@ def tiny_config(family):
 
 def save_tiny(family, directory, **changes):
     """A model directory with random weights; norms and biases are random as well."""
-    config = CONFIG_MAPPING[family](**COMMON | FAMILIES[family] | changes)
+    settings = (FAMILIES | DISCOVERED)[family]
+    config = CONFIG_MAPPING[family](**COMMON | settings | changes)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from headrace.trainer.architecture.families import Family
@@ -27,6 +28,7 @@ class Architecture:
     attention: str  # transformers' name of the implementation
     windows: list[int | None]  # by layer: tokens that attention reaches back, itself included
     rotary_types: list[str | None]  # by layer: which rotary table, where there are several
+    stateful: list[bool]  # by layer: whether it has a state beside, or in place of, attention
     router: Router | None
 
     @property
@@ -60,6 +62,14 @@ class Architecture:
             for key, value in self.config.to_dict().items()
             if any(word in key for word in ("drop", "jitter"))
         )
+
+    @property
+    def embedding_scale(self) -> float | None:
+        """Factor of the embedding's rows; None where they are taken as they are."""
+        root = self.setting(self.family.embedding_root)
+        if root is not None:
+            return float(torch.tensor(root**0.5, dtype=torch.bfloat16))
+        return self.setting(self.family.embedding_multiplier)
 
     def setting(self, key: str | None, default: float | None = None) -> float | None:
         """A number of the config that the family's record names."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headrace.schemas.errors import ConfigError
+from headrace.trainer.architecture.families_state import StateLayers
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Family:
     rotary: str | None = "model.rotary_emb"
     head: str = "lm_head"
     embedding_multiplier: str | None = None  # hidden = embedding * value
+    embedding_root: str | None = None  # hidden = embedding * root of the value, in bfloat16
     embedding_dropout: str | None = None  # probability
     logit_multiplier: str | None = None  # logits = head(hidden) * value
     logit_divisor: str | None = None  # logits = head(hidden) / value
@@ -52,10 +54,12 @@ class Family:
     attention: tuple[str, ...] = ()  # modules of a layer before its MLP; none if side by side
     attention_module: str = "self_attn"  # the one that attends, where the former are given
     rms_norm: NormKind | None = None  # of all its norms; None: they are of another kind
-    compiles: bool = False  # layers run compiled, and attend by the documents' bounds
+    compiles: bool = True  # layers may run compiled
+    llama_attention: bool = False  # `layers.rotary_attention` computes the same
     outputs: tuple[str, ...] = ("mlp.down_proj",)  # linear layers that add to the hidden states
     residual: tuple[str, ...] = RESIDUAL  # all layers or weights that do, by their last names
     side_by_side: str | None = None  # without this key of the config, only the last of `outputs`
+    states: StateLayers | None = None  # where layers have a state; None: none has
     gguf: GgufKind | None = None  # None: no export
     refused: tuple[str, ...] = ()  # config keys that must not be set
 
@@ -112,13 +116,13 @@ FAMILIES: Mapping[str, Family] = {
     "llama": Family(
         attention=NORM_FIRST,
         rms_norm=LLAMA_NORM,
-        compiles=True,
+        llama_attention=True,
         gguf=GgufKind("LLAMA", rotates_pairs=True),
     ),
     "mistral": Family(
         attention=NORM_FIRST,
         rms_norm=LLAMA_NORM,
-        compiles=True,
+        llama_attention=True,
         gguf=GgufKind("LLAMA", rotates_pairs=True),
     ),
     "mixtral": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
@@ -132,11 +136,11 @@ FAMILIES: Mapping[str, Family] = {
         attention=(*NORM_FIRST, "resid_attn_dropout"), rms_norm=LLAMA_NORM, gguf=GgufKind("PHI3")
     ),
     "qwen2": Family(
-        attention=NORM_FIRST, rms_norm=LLAMA_NORM, compiles=True, gguf=GgufKind("QWEN2")
+        attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True, gguf=GgufKind("QWEN2")
     ),
     "qwen2_moe": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
     "qwen3": Family(
-        attention=NORM_FIRST, rms_norm=LLAMA_NORM, compiles=True, gguf=GgufKind("QWEN3")
+        attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True, gguf=GgufKind("QWEN3")
     ),
     "qwen3_moe": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
     "smollm3": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from headrace.trainer.adapters.names import is_adapter
+from headrace.trainer.adapters.names import is_adapter, is_control
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.half_layer import Half, Span, half_of
 from headrace.trainer.layers.weight_offload import OFFLOADED, is_offloaded
@@ -26,6 +26,7 @@ class PartSize:
     quantized_bytes: float = 0.0  # what these take
     largest_quantized: int = 0  # weights of the largest matrix that is dequantized for use
     offloadable: Mapping[str, "Frozen"] = field(default_factory=dict)  # by `weight_offload`
+    trained_matrices: int = 0  # of the trained, those in two dimensions; of layers only
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> M
     last = [model.get_submodule(prefix + path) for path in (family.norm, family.head) if path]
     sent = expert_share(config)
     return ModelSize(
-        embedding=part_size([embedding], sent, looked_up=True),
+        embedding=part_size([embedding], sent, looked_up=True, of_table=True),
         layers=[part_size([layer], sent) for layer in layers.children()],
         halves=[
             part_size([half_of(layer, family, half)], sent)
@@ -87,7 +88,7 @@ def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> M
             for half in HALVES
             if family.attention
         ],
-        head=part_size(last, sent),
+        head=part_size(last, sent, of_table=True),
         hidden_size=config.hidden_size,
         vocabulary=config.vocab_size,
         tied=architecture.tied,
@@ -111,18 +112,23 @@ def expert_share(config: object) -> float:
     return chosen / experts if chosen and experts else 1.0
 
 
-def part_size(modules: list[nn.Module], sent: float, looked_up: bool = False) -> PartSize:
+def part_size(
+    modules: list[nn.Module], sent: float, looked_up: bool = False, of_table: bool = False
+) -> PartSize:
     """The size of some modules together.
 
     Args:
         looked_up: weights are picked, not multiplied with.
+        of_table: they are embedding or head.
     """
-    weights = trained = 0
+    weights = trained = matrices = 0
     active = 0.0
     for module in modules:
         for name, parameter in module.named_parameters():
             weights += parameter.numel()
             trained += parameter.numel() * parameter.requires_grad
+            if parameter.requires_grad and parameter.ndim == 2 and not is_control(name):
+                matrices += parameter.numel()
             if parameter.ndim > 1 and not is_adapter(name) and not looked_up:
                 active += parameter.numel() * (sent if parameter.ndim == 3 else 1.0)
     held = [weight for module in modules for weight in quantized_weights(module)]
@@ -134,6 +140,7 @@ def part_size(modules: list[nn.Module], sent: float, looked_up: bool = False) ->
         quantized_bytes=sum(shape.numel() * bits / 8 for shape, bits in held),
         largest_quantized=max((shape.numel() for shape, _ in held), default=0),
         offloadable={wish: frozen_of(modules, wish) for wish in OFFLOADED},
+        trained_matrices=0 if of_table else matrices,
     )
 
 

@@ -73,7 +73,14 @@ def convert(
         else:
             stored = stored_dtype(plan.architecture.config)
             dtype = saved_dtype(config.checkpoint.save_dtype, stored)
-            write_model(plan, tensors, model_directory(config.model), temporary, dtype, progress)
+            write_model(
+                plan,
+                tensors,
+                model_directory(config.model, config.weights),
+                temporary,
+                dtype,
+                progress,
+            )
         write_card(temporary, run, int(checkpoint.name.rpartition("-")[2]))
     return checkpoint
 
@@ -105,6 +112,9 @@ def run_config(run: Path, model: Path | None) -> TrainConfig:
         raise ConfigError(f"{path}: cannot be read ({error}); give a run directory") from None
     if model is not None:
         values["model"] = str(model)
+    start = values["adapter"].get("path")
+    if start and not Path(start).exists():  # which the checkpoint is no longer in need of
+        values["adapter"]["path"] = None
     try:
         return TrainConfig.model_validate(without_defaults(TrainConfig, values))
     except ValidationError as error:
@@ -130,7 +140,7 @@ def write_adapter(
         )
     dtype = saved_dtype(config.checkpoint.save_dtype, torch.float32)
     exported = {name: value.to(dtype) for name, value in history.exported(values).items()}
-    method.write(output, exported, history.width, model_directory(config.model))
+    method.write(output, exported, history.width, model_directory(config.model, config.weights))
 
 
 def write_model(

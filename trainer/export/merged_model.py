@@ -16,8 +16,8 @@ from headrace.schemas.progress import Progress, silent
 from headrace.trainer.adapters.names import PEFT_PREFIX, base_name, file_name, is_adapter
 from headrace.trainer.adapters.patterns import name_modules
 from headrace.trainer.adapters.peft_settings import read_peft_settings
-from headrace.trainer.adapters.targets import add_adapter
 from headrace.trainer.adapters.whole_names import whole_names
+from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_writer import (
     ModelWriter,

@@ -1,54 +1,99 @@
 """Attention within the documents of packed rows, without a mask: an attention of transformers.
 
-Torch's variable-length attention takes the documents' bounds in place of a mask of s x s. Where all
-rows are single documents, plain causal attention is the same and faster: an H200 then runs cuDNN's
-kernel, 1.8 times as fast as the FlashAttention 2 behind `varlen_attn`.
+In place of a mask of s x s, layers are given the documents' bounds and their window, and hand them
+on as they would a mask. By what an H200 measured (docs/performance.md): rows of single documents
+without a window go to torch's `scaled_dot_product_attention`, there cuDNN, soft-caps to
+FlexAttention, and all else to FlashAttention 2.
 """
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from headrace.kernels.document_attention import (
+    HEAD_SIZES,
+    document_attention,
+    document_attention_reference,
+    first_visible,
+)
+from headrace.schemas.errors import ConfigError
 from headrace.trainer.layers.device import to_device
+from headrace.trainer.layers.flex_attention import block_mask, flex_document_attention
 
 NAME = "headrace_documents"
-KEYWORD = "document_bounds"  # of the decoder layers; they hand it on to their attention
-HEAD_SIZES = range(8, 257, 8)  # that FlashAttention 2 has
-# torch 2.11 to 2.13 took causality by different names
-_varlen_attn: Any = varlen_attn
-_NAMES = inspect.signature(varlen_attn).parameters
-GROUPED = {"enable_gqa": True} if "enable_gqa" in _NAMES else {}
+
+
+@dataclass(frozen=True)
+class VisibleTokens:
+    """Bounds in a mask's place: a token sees itself and those before it of its document.
+
+    Attributes:
+        bounds: [documents + 1] int32, where each document of a micro-batch starts, its rows laid
+            end to end.
+        window: tokens that one attends to, itself included; None for all.
+        blocks: the same for FlexAttention, where scores are capped.
+    """
+
+    bounds: Tensor
+    window: int | None = None
+    blocks: BlockMask | None = None
 
 
 def fits(model_config: Any) -> bool:
     """Return whether the kernels support the model's attention; other models are given a mask."""
-    head_size = getattr(model_config, "head_dim", None) or (
-        model_config.hidden_size // model_config.num_attention_heads
-    )
+    sizes = {
+        value
+        for key, value in vars(model_config).items()
+        if key.endswith("head_dim") and isinstance(value, int)
+    }
+    if not sizes and getattr(model_config, "num_attention_heads", None) is None:
+        return False  # a model without attention
+    if not sizes:
+        sizes = {model_config.hidden_size // model_config.num_attention_heads}
+    latent = [getattr(model_config, f"qk_{part}_head_dim", 0) or 0 for part in ("nope", "rope")]
     dropout = getattr(model_config, "attention_dropout", 0.0)
-    return head_size in HEAD_SIZES and not dropout
+    return all(size in HEAD_SIZES for size in sizes | {sum(latent) or 8}) and not dropout
 
 
-def document_bounds(
-    document_lengths: Sequence[Sequence[int]], device: torch.device
-) -> Tensor | None:
-    """[documents + 1] int32: where each document of a micro-batch starts, its rows laid end to end.
+def visible_tokens(
+    document_lengths: Sequence[Sequence[int]],
+    windows: Iterable[int | None],
+    device: torch.device,
+    *,
+    capped: bool = False,
+) -> dict[int | None, VisibleTokens | None]:
+    """One object for each window, for compiled code that takes any number of documents.
 
-    None when every row is one document. Compiled code takes any number of documents.
+    Args:
+        document_lengths: [b] lengths that sum to s.
+        capped: scores are, so that FlexAttention needs its blocks.
+
+    Returns:
+        Window -> what is visible; None for plain causal attention.
     """
-    if all(len(lengths) == 1 for lengths in document_lengths):
-        return None
+    size = sum(document_lengths[0])
     flat = [length for lengths in document_lengths for length in lengths]
     bounds = to_device(torch.tensor([0, *accumulate(flat)], dtype=torch.int32), device)
     torch._dynamo.mark_dynamic(bounds, 0)
-    return bounds
+    single = all(len(lengths) == 1 for lengths in document_lengths)
+    found: dict[int | None, VisibleTokens | None] = {}
+    for given in set(windows):
+        window = None if given is None or given >= size else given
+        if single and window is None and not capped:
+            found[given] = None
+            continue
+        blocks = None
+        if capped and device.type == "cuda":
+            blocks = block_mask(first_visible(bounds, sum(flat), window or -1))
+        found[given] = VisibleTokens(bounds, window, blocks)
+    return found
 
 
 def attend(
@@ -56,38 +101,119 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: VisibleTokens | Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    document_bounds: Tensor | None = None,
-    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers' layers call it.
 
     Args:
         query: [b, heads, s, head size]; key, value: [b, key heads, s, head size].
-        attention_mask: what a layer that cannot do without one is given; decides alone.
-        document_bounds: see the function of that name; None for rows of one document.
-        sliding_window: tokens that one attends to, itself included; None for all.
+        attention_mask: a mask, which decides alone, or what is visible; None: all before.
+        s_aux: [heads], sinks.
+        softcap: scores are softcap * tanh(scores / softcap).
 
     Returns:
         [b, s, heads, head size].
     """
-    if attention_mask is not None or document_bounds is None:
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
-        return output, None
-    b, _, s, _ = query.shape
-    flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-    causal: dict[str, Any] = {"is_causal": True}
-    if "window_size" in _NAMES:
-        causal = {"window_size": (-1 if sliding_window is None else sliding_window - 1, 0)}
-    output = _varlen_attn(
-        *flat, document_bounds, document_bounds, s, s, scale=scaling, **causal, **GROUPED
-    )
+    if isinstance(attention_mask, Tensor):
+        if s_aux is not None or softcap is not None:
+            return attend_under_mask(
+                query, key, value, attention_mask, scaling, s_aux, softcap
+            ), None
+        return _plain(module, query, key, value, attention_mask, dropout, scaling, others)
+    if attention_mask is None and s_aux is None and softcap is None:
+        return _plain(module, query, key, value, None, dropout, scaling, others)
+    if others.get("position_bias") is not None:
+        raise ConfigError('attention with a position bias needs masks; set kernels = "torch"')
+    seen = every_row(query) if attention_mask is None else attention_mask
+    b, _, s, size = query.shape
+    flat = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]
+    scale = size**-0.5 if scaling is None else scaling
+    output = within_documents(flat[0], flat[1], flat[2], seen, s, scale, s_aux, softcap)
     return output.unflatten(0, (b, s)), None
+
+
+def within_documents(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen: VisibleTokens,
+    longest: int,
+    scale: float,
+    sinks: Tensor | None,
+    softcap: float | None,
+) -> Tensor:
+    """Return [tokens, heads, value size]; see `kernels.document_attention` for the arguments."""
+    bounds, window = seen.bounds, seen.window
+    if softcap is None:
+        return document_attention(
+            query, key, value, bounds, longest, scale=scale, window=window, sinks=sinks
+        )
+    if seen.blocks is not None:
+        return flex_document_attention(
+            query, key, value, seen.blocks, scale=scale, sinks=sinks, softcap=softcap
+        )
+    return document_attention_reference(
+        query, key, value, bounds, scale=scale, window=window, sinks=sinks, softcap=softcap
+    )
+
+
+def every_row(query: Tensor) -> VisibleTokens:
+    """Return the bounds of rows that are one document each; query is [b, heads, s, size]."""
+    rows, _, size, _ = query.shape
+    starts = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * size
+    return VisibleTokens(starts)
+
+
+def _plain(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    others: dict[str, Any],
+) -> tuple[Tensor, None]:
+    output, _ = sdpa_attention_forward(
+        module, query, key, value, mask, dropout=dropout, scaling=scaling, **others
+    )
+    return output, None
+
+
+def attend_under_mask(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    sinks: Tensor | None,
+    softcap: float | None,
+) -> Tensor:
+    """Return attention with sinks or a soft-cap under a mask, as generation gives one.
+
+    Args:
+        mask: [b, 1, s, keys], true where a token attends, or added to the scores.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = (query @ key.transpose(2, 3)).float() * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    addend = mask
+    if mask.dtype == torch.bool:
+        addend = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))
+    scores = scores + addend
+    if sinks is not None:
+        further = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, further], dim=-1)
+    shares = torch.softmax(scores, dim=-1)[..., : key.shape[2]].to(value.dtype)
+    return (shares @ value).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, attend)

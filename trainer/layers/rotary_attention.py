@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from headrace.kernels.rotary import rotary
 from headrace.trainer.architecture.half_layer import Absent
-from headrace.trainer.layers.document_attention import KEYWORD, attend
+from headrace.trainer.layers.document_attention import VisibleTokens, attend
 
 HEAD_NORMS = ("q_norm", "k_norm")  # Qwen 3's
 SETTINGS = ("head_dim", "scaling", "num_key_value_groups", "is_causal")  # `attend` reads some
@@ -39,7 +39,7 @@ class RotaryAttention(nn.Module):
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | VisibleTokens | None,
         **others: Any,
     ) -> tuple[Tensor, None]:
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -56,7 +56,6 @@ class RotaryAttention(nn.Module):
             value.transpose(1, 2),
             attention_mask,
             scaling=self.scaling,
-            document_bounds=others.get(KEYWORD),
         )
         output: Tensor = self.o_proj(mixed.flatten(2))
         return output, None

@@ -29,7 +29,7 @@ ATTENTION = {
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
-VARLEN = "torch_attn::_varlen_attn"  # registered when torch's module is imported
+DOCUMENTS = "headrace::document_attention"  # forward pass
 
 
 class Choice:
@@ -40,7 +40,7 @@ class Choice:
 
     def keeps(self, operator: Any, inputs: Sequence[Any]) -> bool:
         """Say whether the result of the next operator is kept."""
-        if operator in ATTENTION or operator.name().startswith(VARLEN):
+        if operator in ATTENTION or operator.name() == DOCUMENTS:
             return True
         sizes = product_sizes(operator, inputs)
         if sizes is None or sizes[0] >= LOW_RANK * sizes[1]:

@@ -33,7 +33,15 @@ from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import run_layer
 from headrace.trainer.layers.selective_checkpoint import KeptBytes
-from headrace.trainer.stage.acceleration import runs_without_masks, swap_adapters
+from headrace.trainer.stage.acceleration import (
+    attend_by_bounds,
+    runs_compiled,
+    runs_without_masks,
+    swap_adapters,
+)
+from headrace.trainer.stage.stage import Stage
+
+CAP = "attn_logit_softcapping"  # of attention modules, as transformers 5.14 to 5.23 name it
 
 
 @dataclass(frozen=True)
@@ -101,20 +109,23 @@ def kept_by(
     stage = copy.deepcopy(assemble(plan, config, cut, dtype, torch.device("cpu"), initial))
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
-    compiles = fast and config.compile and plan.architecture.family.compiles
+    masked = not (fast and runs_without_masks(plan.architecture, dtype))
     with FakeTensorMode():
         for module in list(stage.modules()):
             fill_without_memory(module, dtype, trained_dtype(config, dtype))
         swap_expert_adapters(stage)
         if fast:
             swap_adapters(stage.layers[0], may_join=False)
+        compiles = fast and runs_compiled(stage.layers, config, plan.architecture)
         if stage.rotary is not None:
             stage.rotary = type(stage.rotary)(config=plan.architecture.config)
         weights = {parameter.untyped_storage()._cdata for parameter in stage.parameters()}
         hidden = torch.zeros(rows, sequence_len, width, dtype=dtype, requires_grad=True)
         positions = torch.zeros(rows, sequence_len, dtype=torch.int64)
         mask: Tensor | None = None
-        if not (fast and runs_without_masks(plan.architecture, dtype)):
+        if not masked:
+            attend_without_caps(stage)
+        else:
             mask = torch.ones(rows, 1, sequence_len, sequence_len, dtype=torch.bool)
         if mask is not None and plan.architecture.attention == "eager":
             mask = mask.to(dtype)
@@ -129,7 +140,7 @@ def kept_by(
         if stage.rotary is not None:
             table = stage.rotary(hidden, positions, *([kind] if kind else []))
         shared = [*([] if mask is None else [mask]), *(table or ())]
-        arguments = stage.arguments_of_layer(mask, positions, table)
+        arguments = stage.arguments_of_layer(0, mask, positions, table)
         with (
             saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype, enabled=stage.autocast),
@@ -144,6 +155,14 @@ def kept_by(
             seen.pop(tensor.untyped_storage()._cdata, None)
         del output
     return float(sum(seen.values()) + adapted)
+
+
+def attend_without_caps(stage: Stage) -> None:
+    """Let a stage attend as on a GPU, where a kernel caps scores and keeps none of them."""
+    attend_by_bounds(stage)
+    for part in stage.modules():
+        if hasattr(part, CAP):
+            setattr(part, CAP, None)
 
 
 def adapted_experts(module: nn.Module) -> int:

@@ -60,6 +60,7 @@ def stage_memory(
     stages, tokens = config.pipeline_stages, config.places * sequence_len
     parts = parts_of_stage(config, size, layers, stage)
     trained = sum(part.trained for part in parts)
+    matrices = sum(part.trained_matrices for part in parts)
     quantized = sum(part.quantized for part in parts)
     frozen = sum(part.weights for part in parts) - trained - quantized
     trained_bytes = trained_dtype(config, dtype).itemsize
@@ -88,7 +89,8 @@ def stage_memory(
         + sum(part.quantized_bytes for part in parts)
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
-        optimizer=trained * trained_bytes * config.optimizer.record.numbers_per_weight,
+        optimizer=trained_bytes
+        * config.optimizer.record.state_numbers(trained, matrices, config.optimizer.used_momentum),
         activations=in_flight(config, stage, kept)
         + in_transit
         + recomputed

@@ -4,26 +4,29 @@ Each part has a plain twin that runs with `kernels = "torch"` and on CPU: transf
 own modules, torch's attention under a mask, and the loss in torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
 from headrace.kernels.lora_linear import join, joined_lora_linear, lora_linear
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers import document_attention
+from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import LayerFunctions, compiled
 from headrace.trainer.layers.norms import faster_norm, swap_norms
 from headrace.trainer.layers.rotary_attention import swap_attention
 from headrace.trainer.stage.stage import Stage
 
+CHANGE_MASKS = {"doge"}  # model types whose attention computes with its mask
 ADAPTER = "default"  # the only one that a run trains
-# Families whose layers hand further arguments on to their attention, and compile as they are.
 WIDE = 2  # outputs over inputs from which adapter and frozen weight are multiplied as one
 
 
@@ -62,6 +65,18 @@ class LoraLinear(nn.Module):
             self.scale,
         )
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for modules that look at it."""
+        weight: Tensor = self.base_layer.weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, likewise."""
+        bias: Tensor | None = self.base_layer.bias
+        return bias
+
     @staticmethod
     @torch.no_grad()
     def refresh(layers: Sequence["LoraLinear"]) -> None:
@@ -87,8 +102,33 @@ def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
 
 def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
     """Return whether the documents' bounds take the place of masks, on a GPU."""
-    fits = architecture.attention == "sdpa" and document_attention.fits(architecture.config)
-    return fits and dtype != torch.float32 and architecture.family.compiles
+    fits = hands_on_attention(architecture) and document_attention.fits(architecture.config)
+    return fits and dtype != torch.float32
+
+
+def hands_on_attention(architecture: Architecture) -> bool:
+    """Return whether the layers give all that attention needs to one that is registered."""
+    if architecture.config.model_type in CHANGE_MASKS:
+        return False
+    known: Any = AutoModelForCausalLM._model_mapping  # private; of transformers 5.14 to 5.23
+    return bool(known[type(architecture.config)]._supports_attention_backend)
+
+
+def runs_compiled(
+    layers: Iterable[nn.Module], config: TrainConfig, architecture: Architecture
+) -> bool:
+    """Return whether layers run compiled on a GPU.
+
+    Experts that are looped over, and those that PEFT adapts, would be compiled again and again.
+    """
+    looped = any(is_looped(part) for layer in layers for part in layer.modules())
+    return config.compile and architecture.family.compiles and not looped
+
+
+def is_looped(part: Any) -> bool:
+    """Return whether a module is experts that are gone through one by one, or adapted by PEFT."""
+    experts = hasattr(part, "gate_up_proj") and getattr(part, "num_experts", 0) > 1
+    return isinstance(part, ParamWrapper) or (experts and not isinstance(part, GroupedExperts))
 
 
 def accelerate(
@@ -106,7 +146,7 @@ def accelerate(
     stage.before_step = partial(LoraLinear.refresh, adapters)
     if stage.loss is not None:
         stage.loss.triton = True
-    compiles = architecture.family.compiles and config.compile
+    compiles = runs_compiled(stage.layers, config, architecture)
     ours_inside = config.kernels == "triton"
     if stage.norm is not None:
         stage.norm = faster_norm(stage.norm, architecture.family.rms_norm)
@@ -118,7 +158,7 @@ def accelerate(
         stage.layer_functions = LayerFunctions(compiled(plain.plain), compiled(plain.checkpointed))
     if runs_without_masks(architecture, stage.compute_dtype):
         attend_by_bounds(stage)
-        for layer in stage.layers if ours_inside else ():
+        for layer in stage.layers if ours_inside and architecture.family.llama_attention else ():
             swap_attention(layer, architecture.family.attention_module)
 
 

@@ -1,8 +1,7 @@
 """One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
 import contextlib
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,9 @@ from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.attention_mask import attention_masks
 from headrace.trainer.layers.device import position_ids, to_device
-from headrace.trainer.layers.document_attention import KEYWORD, document_bounds
+from headrace.trainer.layers.document_attention import VisibleTokens, visible_tokens
+from headrace.trainer.layers.documents import Documents, find_documents
+from headrace.trainer.layers.layer_arguments import LayerArguments
 from headrace.trainer.layers.layer_functions import (
     LayerFunctions,
     run_layer,
@@ -74,7 +75,7 @@ class Stage(nn.Module):
     Attributes:
         layer_functions: how a layer is run.
         before_step: to be called before the micro-batches of a step, with none in flight.
-        by_bounds: attention without a window takes the documents' bounds instead of a mask.
+        by_bounds: attention takes the documents' bounds and its window instead of a mask.
         weight_offload: where the layers' weights come from, if they are not on the device.
         reference: the same layers as they were before training, for objectives that compare with
             them. Hidden states for both travel as one tensor, [2b, s, hidden size].
@@ -128,10 +129,13 @@ class Stage(nn.Module):
         self.windows = [architecture.windows[index] for index in layers]
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
         self.rotary_by_document = architecture.rotary_by_document
+        self.stateful = [architecture.stateful[index] for index in layers]
+        self.states = architecture.family.states
         self.additive_mask = architecture.attention == "eager"
+        self.capped_attention = bool(architecture.setting("attn_logit_softcapping"))
         self.router_loss = router_loss
         self.taps = [tap_router(layer, router_loss) for layer in self.layers]
-        self.layer_arguments = required_arguments(self.layers[0])
+        self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
         self.compute_dtype = compute_dtype
         self.autocast = autocast
         self.recomputed = [index in recompute for index in layers]
@@ -189,11 +193,11 @@ class Stage(nn.Module):
     def run(self, inputs: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
         """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
         device = self.device
-        additive = self.compute_dtype if self.additive_mask else None
         lengths = micro_batch.document_lengths
-        bounds = document_bounds(lengths, device) if self.by_bounds else None
-        masked = self.windows if not self.by_bounds else [w for w in self.windows if w is not None]
-        masks = attention_masks(lengths, masked, device, additive) if masked else {}
+        masks = self._masks(lengths, self.attention_windows, device)
+        states = None
+        if any(self.stateful):
+            states = find_documents(lengths, micro_batch.row_lengths, device)
         positions = to_device(position_ids(lengths), device)
         real = None
         if self.router_loss is not None:
@@ -210,9 +214,8 @@ class Stage(nn.Module):
             for index in range(len(self.layers)):
                 window = self.windows[index]
                 table = tables.get(self.rotary_types[index])
-                arguments = self.arguments_of_layer(masks.get(window), positions, table)
-                if bounds is not None and window is None:
-                    arguments[KEYWORD] = bounds
+                mask = masks.get(window)
+                arguments = self.arguments_of_layer(index, mask, positions, table, states)
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, router_loss = run(hidden)
@@ -220,6 +223,22 @@ class Stage(nn.Module):
             if self.norm is not None:
                 hidden = self.norm(hidden)
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
+
+    @property
+    def attention_windows(self) -> list[int | None]:
+        """Return the windows of those layers that attend."""
+        beside = self.states is not None and self.states.attends
+        pairs = zip(self.windows, self.stateful, strict=True)
+        return [window for window, stateful in pairs if beside or not stateful]
+
+    def _masks(
+        self, lengths: list[list[int]], windows: list[int | None], device: torch.device
+    ) -> Mapping[int | None, Tensor | VisibleTokens | None]:
+        """Return what a layer's attention is given, by its window."""
+        if self.by_bounds:
+            return visible_tokens(lengths, windows, device, capped=self.capped_attention)
+        additive = self.compute_dtype if self.additive_mask else None
+        return attention_masks(lengths, windows, device, additive)
 
     def _kept(self, index: int, hidden: Tensor) -> AbstractContextManager[None]:
         """Return the context that stores a layer's saved tensors, unless autograd holds them."""
@@ -229,14 +248,24 @@ class Stage(nn.Module):
         return contextlib.nullcontext() if weights is None else weights.of(index)
 
     def arguments_of_layer(
-        self, mask: Tensor | None, positions: Tensor, rotary: Any
+        self,
+        index: int,
+        mask: Tensor | VisibleTokens | None,
+        positions: Tensor,
+        rotary: Any,
+        states: Documents | Tensor | None = None,
     ) -> dict[str, Any]:
-        """Return a layer's arguments beside the hidden states."""
-        arguments: dict[str, Any] = dict.fromkeys(self.layer_arguments)
-        arguments |= {"attention_mask": mask, "position_ids": positions}
+        """Return a layer's arguments beside the hidden states.
+
+        Args:
+            states: what a layer with a state is given for a mask of it.
+        """
+        arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         if rotary is not None:
             arguments["position_embeddings"] = rotary
-        return arguments
+        if self.states is not None and self.stateful[index]:
+            arguments[self.states.mask] = states
+        return self.layer_arguments[index].select(arguments)
 
     def _layer_runner(
         self, index: int, arguments: dict[str, Any], real: Tensor | None, micro_batch: MicroBatch
@@ -292,10 +321,3 @@ class Stage(nn.Module):
             with torch.no_grad():
                 before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
         return self.objective.loss(loss, hidden, micro_batch, seed, before, statistics)
-
-
-def required_arguments(layer: nn.Module) -> list[str]:
-    """Arguments that a layer insists on, such as falcon's alibi; None unless the stage has them."""
-    parameters = list(inspect.signature(layer.forward).parameters.values())[1:]
-    named = [part for part in parameters if part.kind is part.POSITIONAL_OR_KEYWORD]
-    return [part.name for part in named if part.default is part.empty]

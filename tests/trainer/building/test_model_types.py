@@ -13,10 +13,14 @@ from transformers import AutoModelForCausalLM
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.building.self_check import save_tiny
 from headrace.trainer.export.merge import merge
+from headrace.trainer.stage.acceleration import attend_by_bounds, runs_without_masks
 
 TOLERANCE = 1e-5
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
-SHORT = ("apertus", "deepseek_v3", "ernie4_5_moe", "gemma4_text")
+SHORT = (
+    *("apertus", "deepseek_v3", "ernie4_5_moe", "gemma4_text"),
+    *("falcon_h1", "nemotron_h", "qwen3_next", "recurrent_gemma"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +82,23 @@ def test_what_is_trained_and_written_is_what_transformers_reads(model_type, tmp_
     assert transformers_loss(tmp_path / "model", batch) == pytest.approx(expected, rel=TOLERANCE)
     names = weights(base).keys()
     assert weights(tmp_path / "merged").keys() == weights(tmp_path / "model").keys() == names
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [*SHORT[1:2], *(pytest.param(name, marks=pytest.mark.exhaustive) for name in TYPES)],
+)
+def test_attention_by_bounds_is_that_under_masks(model_type, tmp_path):
+    try:
+        save_tiny(architecture_for(model_type, tiny=True), tmp_path)
+        built, batch = build(config_of(tmp_path, 2, router_loss=0.0)), make_batch()
+    except ConfigError:
+        return
+    expected = our_loss(built, batch)
+    for part in built:
+        if runs_without_masks(part.architecture, torch.bfloat16):
+            attend_by_bounds(part.stage)
+    assert our_loss(built, batch) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_page_says_what_becomes_of_every_type():

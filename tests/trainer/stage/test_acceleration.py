@@ -153,12 +153,12 @@ def test_norms_and_attention_of_ours_compute_the_same_in_every_family(family, tm
     stage.norm = faster_norm(stage.norm, record.rms_norm)
     for layer in stage.layers:
         swap_norms(layer, record.rms_norm)
-        if record.compiles:
+        if record.llama_attention:
             swap_attention(layer, "self_attn")
     assert isinstance(stage.norm, RmsNorm)
     assert not any(type(part).__name__.endswith("RMSNorm") for part in stage.layers[0].modules())
     swapped = [part for part in stage.modules() if isinstance(part, RotaryAttention)]
-    assert len(swapped) == (len(stage.layers) if record.compiles else 0)
+    assert len(swapped) == (len(stage.layers) if record.llama_attention else 0)
     loss, *_ = run_stages(built, batch)
     assert list(stage.canonical_parameters()) == names
     assert loss == pytest.approx(expected_loss, rel=1e-6)

@@ -1,0 +1,86 @@
+"""Attention within documents by FlexAttention, for scores that are capped; on a GPU, compiled."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+BLOCK = 128
+
+
+def block_mask(first: Tensor) -> BlockMask:
+    """Return which blocks of keys each block of queries needs, from what each token sees.
+
+    Args:
+        first: [tokens] int64, the first token that each attends to, itself the last; rising.
+    """
+    tokens = first.shape[0]
+    blocks = -(-tokens // BLOCK)
+    numbers = torch.arange(blocks, device=first.device)
+    lowest = first[::BLOCK] // BLOCK  # of any query of a block
+    ends = torch.clamp((numbers + 1) * BLOCK, max=tokens) - 1
+    whole_from = -(-first[ends] // BLOCK)  # from here, all queries see all keys
+    is_whole = (numbers >= whole_from.unsqueeze(1)) & (numbers < numbers.unsqueeze(1))
+    needed = (numbers >= lowest.unsqueeze(1)) & (numbers <= numbers.unsqueeze(1))
+    partial = _listed(needed & ~is_whole)
+    return BlockMask.from_kv_blocks(
+        *partial,
+        *_listed(is_whole),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=_sees(first),
+        seq_lengths=(tokens, tokens),
+    )
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of true entries of each row, and their columns, first."""
+    counts = blocks.sum(1, dtype=torch.int32)
+    columns = torch.argsort(blocks.int(), dim=1, descending=True, stable=True).int()
+    return counts[None, None], columns[None, None].contiguous()
+
+
+def _sees(first: Tensor) -> Callable[..., Tensor]:
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key >= first[query])
+
+    return sees
+
+
+def flex_document_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Return [tokens, heads, value size]; see `kernels.document_attention`.
+
+    Args:
+        mask: what `block_mask` makes.
+        softcap: scores are softcap * tanh(scores / softcap).
+    """
+
+    def capped(score: Tensor, *places: Any) -> Tensor:
+        return score if softcap is None else softcap * torch.tanh(score / softcap)
+
+    query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+    output, auxiliary = flex_attention(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else capped,
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+        return_aux=AuxRequest(lse=True),
+    )
+    if sinks is not None:
+        assert auxiliary.lse is not None
+        share = torch.sigmoid(auxiliary.lse - sinks.float().unsqueeze(1))
+        output = (output * share.unsqueeze(-1)).to(query.dtype)
+    return output[0].transpose(0, 1)
