@@ -26,6 +26,7 @@ from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_writer import save_tensors
+from headrace.trainer.architecture.override_record import write_overrides
 from headrace.trainer.architecture.weight_names import renamed_at_loading
 
 TENSORS_NAME = "adapter_model.safetensors"
@@ -147,6 +148,7 @@ class LoraTuning(TuningMethod):
             if isinstance(getattr(config, key), set):  # whose order is another in each process
                 setattr(config, key, sorted(getattr(config, key)))
         config.save_pretrained(str(directory))
+        write_overrides(directory, self.architecture.overrides)
 
 
 class DoraTuning(LoraTuning):

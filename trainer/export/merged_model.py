@@ -26,6 +26,8 @@ from headrace.trainer.architecture.model_writer import (
     file_count,
     write_index,
 )
+from headrace.trainer.architecture.override_record import read_overrides
+from headrace.trainer.architecture.overrides import overridden
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
 from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
@@ -52,7 +54,7 @@ def write_merged(
             cannot be scaled.
         DataError: the adapter does not belong to the model.
     """
-    architecture = read_architecture(model)
+    architecture = overridden(read_architecture(model), read_overrides(adapter), str(model))
     skeleton: Any = lay_out(architecture)
     settings = read_peft_settings(adapter)
     check_scale(scale, settings)
