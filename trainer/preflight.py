@@ -40,7 +40,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     dims = config.dims(processes)
     check_optimizer(config)
     check_reporting(config)
-    directory = model_directory(config.model)
+    directory = model_directory(config.model, config.weights)
     model = read_model_config(directory)
     check_family(config.model, model)
     check_readable(config.model, model)

@@ -88,9 +88,11 @@ class TrainConfig(Config):
         description="Let stages also begin between a layer's attention and its MLP; "
         "for families whose layers have one after the other, and without dropout.",
     )
-    weights: Literal["stored", "random"] = Field(
+    weights: Literal["stored", "pickled", "random"] = Field(
         "stored",
-        description='`"random"`: made up from config.json and `seed`, for benchmarks and dry runs.',
+        description='`"pickled"`: `pytorch_model.bin` may be read, by the unpickler of torch for '
+        'tensors alone (`weights_only=True`). `"random"`: made up from config.json and `seed`, for '
+        "benchmarks and dry runs.",
     )
     router_loss: float | None = Field(
         None,

@@ -23,7 +23,7 @@ def make_plan(config: TrainConfig, base: Architecture) -> Plan:
     Raises:
         ConfigError: an architecture that is not supported, adapters that match nothing.
     """
-    directory, kind = model_directory(config.model), method_of(config.adapter)
+    directory, kind = model_directory(config.model, config.weights), method_of(config.adapter)
     architecture, reshaped = base, kind.reshape(config.adapter, base.config)
     if reshaped is not base.config:
         architecture = architecture_of(reshaped, str(directory))

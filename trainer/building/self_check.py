@@ -257,7 +257,7 @@ def plan_model(config: TrainConfig) -> Plan:
     Raises:
         ConfigError: an architecture that is not supported, adapters that match nothing.
     """
-    directory = model_directory(config.model)
+    directory = model_directory(config.model, config.weights)
     architecture = read_architecture(directory)
     if architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))

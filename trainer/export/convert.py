@@ -74,7 +74,14 @@ def convert(
         else:
             stored = stored_dtype(plan.architecture.config)
             dtype = saved_dtype(config.checkpoint.save_dtype, stored)
-            write_model(plan, tensors, model_directory(config.model), temporary, dtype, progress)
+            write_model(
+                plan,
+                tensors,
+                model_directory(config.model, config.weights),
+                temporary,
+                dtype,
+                progress,
+            )
         write_card(temporary, run, int(checkpoint.name.rpartition("-")[2]))
     return checkpoint
 
@@ -134,7 +141,7 @@ def write_adapter(
         )
     dtype = saved_dtype(config.checkpoint.save_dtype, torch.float32)
     exported = {name: value.to(dtype) for name, value in history.exported(values).items()}
-    method.write(output, exported, history.width, model_directory(config.model))
+    method.write(output, exported, history.width, model_directory(config.model, config.weights))
 
 
 def write_model(

@@ -86,7 +86,7 @@ def open_rejected_sampling(
         layout.device,
         architecture.config.hidden_size,
         settings,
-        stop_tokens(settings, model_directory(config.model), inputs.train),
+        stop_tokens(settings, model_directory(config.model, config.weights), inputs.train),
     )
     room = Room(inputs.sequence_tokens, row_tokens)
     return RejectedSampling(generator, layout, settings, config.seed, room)

@@ -496,9 +496,11 @@ def test_rows_beyond_positions_that_are_looked_up_are_refused():
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("pytorch_model.bin", "pytorch_model.bin is a pickle, which may run code and is not read"),
+        (
+            "pytorch_model.bin",
+            'is a pickle, which is read only with weights = "pickled"',
+        ),
         ("model-00001-of-00002.safetensors", "fetch model.safetensors.index.json as well"),
-        ("model-q8_0.gguf", "write it with save_pretrained, which makes safetensors files (gguf_"),
     ],
 )
 def test_weights_in_another_form_are_named_with_the_way_to_convert_them(world, file, message):
