@@ -8,7 +8,7 @@ from headrace.schemas.config_model import Config, Text
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
 from headrace.schemas.train.model_overrides import ModelOverrides
-from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
 from headrace.schemas.train.optimizer_config import (
     OptimizerConfig,
     RegularizationConfig,
@@ -24,7 +24,6 @@ from headrace.schemas.train.run_config import (
     ProfileConfig,
     ReportingConfig,
 )
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
 from headrace.schemas.train.train_rules import check_rules
 
 HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]

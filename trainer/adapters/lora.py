@@ -15,6 +15,7 @@ from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.initial_values import initial_values
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.adapters.names import PEFT_PREFIX, base_name, is_whole, lora_layers, names_of
+from headrace.trainer.adapters.override_record import write_overrides
 from headrace.trainer.adapters.starting_adapter import StartingAdapter
 from headrace.trainer.adapters.targets import (
     check_targets,
@@ -26,7 +27,6 @@ from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_writer import save_tensors
-from headrace.trainer.architecture.override_record import write_overrides
 from headrace.trainer.architecture.weight_names import renamed_at_loading
 
 TENSORS_NAME = "adapter_model.safetensors"

@@ -42,7 +42,7 @@ def config_below(model: Path, adapter: Path | None) -> Any:
     """Return a model's config as the adapter on it wants it."""
     from transformers import AutoConfig
 
-    from headrace.trainer.architecture.override_record import read_overrides
+    from headrace.trainer.adapters.override_record import read_overrides
     from headrace.trainer.architecture.overrides import with_overrides
 
     config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
