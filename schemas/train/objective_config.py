@@ -1,4 +1,4 @@
-"""The `[objective]` table: the loss that a step minimizes; `[rejected_sampling]`: its answers."""
+"""The `[objective]` table: the loss that a step minimizes; and `[rejected_sampling]`."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     ObjectiveKind = str
 else:
     ObjectiveKind = Literal[tuple(OBJECTIVES)]
+
+DRAWN_ONLY = ("top_p", "min_p", "temperature_last")  # no meaning where the likeliest is taken
 
 
 class ObjectiveConfig(Config):
@@ -92,9 +94,6 @@ class ObjectiveConfig(Config):
                 '; drop it, or set loss = "sigmoid"'
             )
         return self
-
-
-DRAWN_ONLY = ("top_p", "min_p", "temperature_last")  # no meaning where the likeliest is taken
 
 
 class RejectedSamplingConfig(Config):

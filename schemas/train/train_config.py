@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from headrace.schemas.config_model import Config, Text
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
+from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
 from headrace.schemas.train.optimizer_config import (
     OptimizerConfig,
@@ -34,6 +35,9 @@ class TrainConfig(Config):
     model: Text = Field(
         description="Hugging Face model directory (config.json, *.safetensors, tokenizer.json), "
         "or the id of a model on the hub."
+    )
+    model_overrides: ModelOverrides = Field(
+        ModelOverrides(), description="Settings of the model that differ from its config.json."
     )
     output_dir: Text = Field(
         description="Run directory: checkpoints, adapter, metrics, TensorBoard."

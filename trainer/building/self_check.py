@@ -28,6 +28,7 @@ from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_files import SINGLE_NAME
 from headrace.trainer.architecture.model_writer import save_tensors
+from headrace.trainer.architecture.overrides import overridden
 from headrace.trainer.architecture.read_architecture import read_architecture
 from headrace.trainer.architecture.weight_names import as_stored
 from headrace.trainer.building.filled_stage import fill_stage
@@ -261,6 +262,7 @@ def plan_model(config: TrainConfig) -> Plan:
     architecture = read_architecture(directory)
     if architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
+    architecture = overridden(architecture, config.model_overrides, config.model)
     plan = make_plan(config, architecture)
     plan.method.check_result()
     return plan
