@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from headrace.schemas.checkpoint_names import CHECKPOINTS_FOLDER, published_checkpoints
 from headrace.schemas.errors import CheckpointError
-from headrace.schemas.train.checkpoint_names import CHECKPOINTS_FOLDER, published_checkpoints
 from headrace.schemas.train.run_state import RunState, read_run_state
 
 COLUMNS = ("checkpoint", "tokens", "loss", "evaluation loss", "size", "written", "state")

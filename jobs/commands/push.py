@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from headrace.schemas.checkpoint_names import CHECKPOINTS_FOLDER, published_checkpoints
 from headrace.schemas.errors import ConfigError, DataError, HeadraceError, install_hint
-from headrace.schemas.train.checkpoint_names import CHECKPOINTS_FOLDER, published_checkpoints
 from headrace.schemas.train.run_state import RUN_CONFIG_NAME, read_run_state
 
 Part = Literal["adapter", "model", "checkpoint"]

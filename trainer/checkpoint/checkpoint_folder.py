@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from headrace.schemas.publish import remove_tree, rename_durably
-from headrace.schemas.train.checkpoint_names import (
+from headrace.schemas.checkpoint_names import (
     CHECKPOINTS_FOLDER,
     checkpoint_name,
     published_checkpoints,
 )
+from headrace.schemas.publish import remove_tree, rename_durably
 from headrace.schemas.train.run_state import RunState, read_run_state, write_run_state
 from headrace.trainer.building.checkpoint_files import PARAMETER, CheckpointTensors, tensor_name
 from headrace.trainer.building.parameter_slots import TrainedParameter

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from headrace.schemas.train.checkpoint_names import checkpoint_name
+from headrace.schemas.checkpoint_names import checkpoint_name
 
 
 def expired(finished: Sequence[Path], keep_last: int, best_step: int | None) -> list[Path]:
