@@ -14,9 +14,9 @@ from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.layers.rotary_attention import swap_attention
 from headrace.trainer.layers.sequence_attention import share_rows
-from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.parallel import connect
 from headrace.trainer.rendezvous import process_environment
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.acceleration import attend_by_bounds
 from headrace.trainer.stage.micro_batch import MicroBatch
 

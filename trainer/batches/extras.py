@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from headrace.trainer.layers.device import to_device
-from headrace.trainer.layers.sequence_slice import SequenceSlice
+from headrace.trainer.sequence_slice import SequenceSlice
 
 Pairs = list[list[tuple[int, int]]]
 

@@ -15,9 +15,9 @@ from headrace.trainer.building.parameter_slots import find_buffers
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
-from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.layers.state_mixers import restart_at_documents
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.stage import Stage, StageNames
 
 

@@ -15,8 +15,8 @@ from headrace.trainer.building.materializer import Filled, Materializer
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.weight_source import RandomWeights, WeightSource
-from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.quantized.cache import QuantizedCache
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.stage import Stage
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from headrace.trainer.architecture.architecture import Router
 from headrace.trainer.layers.device import to_device
-from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 
 # PEFT keeps a module that is trained in full beside its frozen original, which does not run
 REPLACED = re.compile(r"(^|\.)original_module(\.|$)")

@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.layers import document_attention
 from headrace.trainer.layers.rotary_attention import RotaryAttention
-from headrace.trainer.layers.sequence_slice import SequenceSlice
+from headrace.trainer.sequence_slice import SequenceSlice
 
 PREFIX = "headrace_sequence_"  # before the name of the attention that each rank runs
 PER_HEAD = "s_aux"  # sinks, [heads], as layers hand them on

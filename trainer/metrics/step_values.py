@@ -10,9 +10,9 @@ from torch import Tensor
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.trainer.batches.extras import pairs_of
 from headrace.trainer.batches.step_inputs import StepInputs
-from headrace.trainer.layers.sequence_slice import SequenceSlice
 from headrace.trainer.metrics.token_summary import TokenSample
 from headrace.trainer.objectives.row_loss import TokenValues
+from headrace.trainer.sequence_slice import SequenceSlice
 from headrace.trainer.stage.micro_batch import StageOutput
 
 

@@ -18,7 +18,6 @@ from headrace.trainer.building.model_builder import build_chunks
 from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.checkpoint.checkpoint_folder import CheckpointFolder, load_tensors, newest
 from headrace.trainer.failure import wait_to_be_ended
-from headrace.trainer.layers.sequence_slice import SequenceSlice
 from headrace.trainer.messages import from_first_rank, gather
 from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.reporters import open_reporters
@@ -36,6 +35,7 @@ from headrace.trainer.pipeline.rejected_sampling import open_rejected_sampling
 from headrace.trainer.pipeline.transfers import Transfers
 from headrace.trainer.run.evaluation_sets import build_evaluation_sets
 from headrace.trainer.run.session import Session
+from headrace.trainer.sequence_slice import SequenceSlice
 from headrace.trainer.stage.acceleration import uses_kernels
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.architecture.architecture import Architecture
-from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.head_loss import (
     LogitShape,
     head_loss,

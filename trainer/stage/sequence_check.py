@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.stage import Stage
 

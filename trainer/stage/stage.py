@@ -36,8 +36,8 @@ from headrace.trainer.layers.router_loss import (
     total_loss,
 )
 from headrace.trainer.layers.selective_checkpoint import kept_products
-from headrace.trainer.layers.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.layers.weight_offload import WeightOffload
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.embedding import StageEmbedding
 from headrace.trainer.stage.loss import Objective, StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
