@@ -66,6 +66,18 @@ class LoraLinear(nn.Module):
             self.scale,
         )
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for modules that look at it."""
+        weight: Tensor = self.base_layer.weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, likewise."""
+        bias: Tensor | None = self.base_layer.bias
+        return bias
+
     @staticmethod
     @torch.no_grad()
     def refresh(layers: Sequence["LoraLinear"]) -> None:
@@ -148,7 +160,7 @@ def accelerate(
     if runs_without_masks(architecture, stage.compute_dtype):
         attend_by_bounds(stage)
         for layer in stage.layers if ours_inside and architecture.family.llama_attention else ():
-            swap_attention(layer)
+            swap_attention(layer, architecture.family.attention_module)
 
 
 def attend_by_bounds(stage: Stage) -> None:

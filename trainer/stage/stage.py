@@ -1,7 +1,6 @@
 """One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -20,6 +19,8 @@ from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.attention_mask import attention_masks
 from headrace.trainer.layers.device import position_ids, to_device
 from headrace.trainer.layers.document_attention import VisibleTokens, visible_tokens
+from headrace.trainer.layers.documents import Documents, find_documents
+from headrace.trainer.layers.layer_arguments import LayerArguments
 from headrace.trainer.layers.layer_functions import (
     LayerFunctions,
     run_layer,
@@ -36,6 +37,7 @@ from headrace.trainer.layers.router_loss import (
 )
 from headrace.trainer.layers.selective_checkpoint import kept_products
 from headrace.trainer.layers.weight_offload import WeightOffload
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.embedding import StageEmbedding
 from headrace.trainer.stage.loss import Objective, StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
@@ -55,7 +57,7 @@ class Stage(nn.Module):
     """The modules of one stage under the names that they have in the whole (PEFT-wrapped) model.
 
     Hidden states of one fixed shape, [b, s, hidden size] in the compute type, are all that passes
-    between stages.
+    between stages. Where ranks share rows, s is what each of them holds.
 
     Args:
         modules: canonical name in the whole model -> module, in order of use.
@@ -70,6 +72,7 @@ class Stage(nn.Module):
         embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
         objective: what the last stage computes.
         noise_alpha: of NEFTune's noise at the embedding, if any.
+        sequence: the slice of every row that is held here.
 
     Attributes:
         layer_functions: how a layer is run.
@@ -103,8 +106,10 @@ class Stage(nn.Module):
         objective: Objective,
         embedding_on_cpu: bool = False,
         noise_alpha: float | None = None,
+        sequence: SequenceSlice = WHOLE,
     ) -> None:
         super().__init__()
+        self.sequence = sequence
         self.names = dict(modules)
         moved = [name for name in modules if not (embedding_on_cpu and name == names.embedding)]
         self.parts = nn.ModuleList(modules[name] for name in moved)
@@ -119,7 +124,11 @@ class Stage(nn.Module):
             )
         if names.head:
             self.loss = StageLoss(
-                modules[names.head], architecture, compute_dtype, autocast=autocast
+                modules[names.head],
+                architecture,
+                compute_dtype,
+                autocast=autocast,
+                sequence=sequence,
             )
         self.layers = [modules[name] for name in names.layers]
         self.layer_names = names.layers
@@ -128,11 +137,13 @@ class Stage(nn.Module):
         self.windows = [architecture.windows[index] for index in layers]
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
         self.rotary_by_document = architecture.rotary_by_document
+        self.stateful = [architecture.stateful[index] for index in layers]
+        self.states = architecture.family.states
         self.additive_mask = architecture.attention == "eager"
         self.capped_attention = bool(architecture.setting("attn_logit_softcapping"))
         self.router_loss = router_loss
         self.taps = [tap_router(layer, router_loss) for layer in self.layers]
-        self.layer_arguments = required_arguments(self.layers[0])
+        self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
         self.compute_dtype = compute_dtype
         self.autocast = autocast
         self.recomputed = [index in recompute for index in layers]
@@ -191,24 +202,29 @@ class Stage(nn.Module):
         """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
         device = self.device
         lengths = micro_batch.document_lengths
-        masks = self._masks(lengths, self.windows, device)
-        positions = to_device(position_ids(lengths), device)
+        masks = self._masks(lengths, self.attention_windows, device)
+        states = None
+        if any(self.stateful):
+            states = find_documents(lengths, micro_batch.row_lengths, device)
+        every_position = to_device(position_ids(lengths), device)
+        positions = self.sequence.share(every_position)
         real = None
         if self.router_loss is not None:
-            real = real_tokens(micro_batch.row_lengths, inputs.shape[1], device)
+            real = real_tokens(micro_batch.row_lengths, sum(lengths[0]), device)
+            real = self.sequence.share(real).flatten()
         hidden, router_losses = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
                 hidden = self.embedding.embed(inputs, chance, device)
-            documents = lengths if self.rotary_by_document else None
-            tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, documents)
+            tables = self._rotary_tables(hidden, every_position, lengths)
             if self.offload is not None:
                 self.offload.begin()
             for index in range(len(self.layers)):
                 window = self.windows[index]
                 table = tables.get(self.rotary_types[index])
-                arguments = self.arguments_of_layer(masks.get(window), positions, table)
+                mask = masks.get(window)
+                arguments = self.arguments_of_layer(index, mask, positions, table, states)
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, router_loss = run(hidden)
@@ -216,6 +232,30 @@ class Stage(nn.Module):
             if self.norm is not None:
                 hidden = self.norm(hidden)
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
+
+    def _rotary_tables(
+        self, hidden: Tensor, positions: Tensor, lengths: list[list[int]]
+    ) -> dict[str | None, Any]:
+        """Return cosines and sines of the tokens that are here.
+
+        Args:
+            positions: of whole rows, whose documents may decide the frequencies.
+        """
+        if not self.rotary_by_document:
+            positions = self.sequence.share(positions)
+            return rotary_tables(self.rotary, self.rotary_types, hidden, positions, None)
+        tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, lengths)
+        return {
+            kind: tuple(self.sequence.share(table) for table in pair)
+            for kind, pair in tables.items()
+        }
+
+    @property
+    def attention_windows(self) -> list[int | None]:
+        """Return the windows of those layers that attend."""
+        beside = self.states is not None and self.states.attends
+        pairs = zip(self.windows, self.stateful, strict=True)
+        return [window for window, stateful in pairs if beside or not stateful]
 
     def _masks(
         self, lengths: list[list[int]], windows: list[int | None], device: torch.device
@@ -234,14 +274,24 @@ class Stage(nn.Module):
         return contextlib.nullcontext() if weights is None else weights.of(index)
 
     def arguments_of_layer(
-        self, mask: Tensor | VisibleTokens | None, positions: Tensor, rotary: Any
+        self,
+        index: int,
+        mask: Tensor | VisibleTokens | None,
+        positions: Tensor,
+        rotary: Any,
+        states: Documents | Tensor | None = None,
     ) -> dict[str, Any]:
-        """Return a layer's arguments beside the hidden states."""
-        arguments: dict[str, Any] = dict.fromkeys(self.layer_arguments)
-        arguments |= {"attention_mask": mask, "position_ids": positions}
+        """Return a layer's arguments beside the hidden states.
+
+        Args:
+            states: what a layer with a state is given for a mask of it.
+        """
+        arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         if rotary is not None:
             arguments["position_embeddings"] = rotary
-        return arguments
+        if self.states is not None and self.stateful[index]:
+            arguments[self.states.mask] = states
+        return self.layer_arguments[index].select(arguments)
 
     def _layer_runner(
         self, index: int, arguments: dict[str, Any], real: Tensor | None, micro_batch: MicroBatch
@@ -268,7 +318,8 @@ class Stage(nn.Module):
                 states = control(hidden, states, classes)
             if tap is None or real is None or self.router_loss is None:
                 return states, None
-            return states, balance_loss(tap.take(), self.router_loss.top_k, real)
+            top_k = self.router_loss.top_k
+            return states, balance_loss(tap.take(), top_k, real, self.sequence)
 
         if outside:
             contexts = kept_products if self.selective else noop_context_fn
@@ -297,10 +348,3 @@ class Stage(nn.Module):
             with torch.no_grad():
                 before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
         return self.objective.loss(loss, hidden, micro_batch, seed, before, statistics)
-
-
-def required_arguments(layer: nn.Module) -> list[str]:
-    """Arguments that a layer insists on, such as falcon's alibi; None unless the stage has them."""
-    parameters = list(inspect.signature(layer.forward).parameters.values())[1:]
-    named = [part for part in parameters if part.kind is part.POSITIONAL_OR_KEYWORD]
-    return [part.name for part in named if part.default is part.empty]
