@@ -208,6 +208,38 @@ def serve(
     serve(parts, sampler, host, port)
 
 
+@app.command(epilog="Example: headrace push runs/demo me/my-adapter --dry-run")
+def push(
+    result: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory, or the directory of a result.")
+    ],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="As in me/my-adapter.")],
+    part: Annotated[
+        Literal["adapter", "model", "checkpoint"] | None,
+        typer.Option(help="Default: the model or adapter that the run made."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if need be.")] = None,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with Headrace",
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository is private without it.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files only.")] = False,
+) -> None:
+    """Upload a result or the newest checkpoint to the Hugging Face hub, in one commit."""
+    from rich.filesize import decimal
+
+    from headrace.jobs.commands.push import choose
+    from headrace.jobs.commands.push import push as upload
+
+    chosen = choose(result, part)
+    for name, size in chosen.files.items():
+        print(f"{chosen.prefix + '/' if chosen.prefix else ''}{name}: {decimal(size)}")
+    if dry_run:
+        print(f"{decimal(chosen.size)} for {repository}; nothing was uploaded")
+    else:
+        print(upload(chosen, repository, revision, message, public=public))
+
+
 @app.command(
     name="import-config",
     epilog="Example: headrace import-config examples/config_7b.toml --output .",

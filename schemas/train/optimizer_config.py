@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from headrace.schemas.config_model import Config
-from headrace.schemas.train.optimizers import DESCRIPTION, OPTIMIZERS, OptimizerRecord
+from headrace.schemas.train.optimizer_record import OptimizerRecord
+from headrace.schemas.train.optimizers import DESCRIPTION, OPTIMIZERS
 from headrace.schemas.train.schedules import (
     OWN_KEYS,
     SCHEDULE_DESCRIPTION,
@@ -33,8 +34,14 @@ class OptimizerConfig(Config):
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(1e-6, gt=0, description="Added to the root of the second moment.")
+    momentum: float | None = Field(
+        None, ge=0, lt=1, description='Momentum of `"sgd"` (default 0.9) and `"muon"` (0.95).'
+    )
     weight_decay: float = Field(
-        0.01, ge=0, description="Decoupled decay; not applied to norms and biases."
+        0.01,
+        ge=0,
+        description="Decoupled decay, but with `sgd` and `adagrad`; not applied to norms and "
+        "biases.",
     )
     lora_plus_ratio: float = Field(
         1.0, gt=0, description="Learning rate of the adapters' B over that of A (LoRA+)."
@@ -47,6 +54,22 @@ class OptimizerConfig(Config):
     def record(self) -> OptimizerRecord:
         """Return all that is known of the optimizer."""
         return OPTIMIZERS[self.type]
+
+    @property
+    def used_momentum(self) -> float:
+        """Return the momentum, the optimizer's usual one unless it is given; 0 if it has none."""
+        given = self.record.momentum if self.momentum is None else self.momentum
+        return given or 0.0
+
+    @model_validator(mode="after")
+    def check_momentum(self) -> "OptimizerConfig":
+        if self.momentum is not None and self.record.momentum is None:
+            fitting = (f'"{name}"' for name, other in OPTIMIZERS.items() if other.momentum)
+            raise ValueError(
+                f'momentum = {self.momentum}: type = "{self.type}" has none (beta1 is that of the '
+                f"moments); drop it, or set type to {' or '.join(fitting)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def check_decay(self) -> "OptimizerConfig":

@@ -1,9 +1,11 @@
 """Writes the tables of docs/families.md: what becomes of each model type of transformers, and the
 parity of every family with a record, mode and number of stages.
 
-Run it as `make families`; it takes some minutes.
+Run it as `make families`; it takes some minutes. `--types` leaves parity out; `--types a,b` looks
+at these types alone and keeps what the page says of the others.
 """
 
+import re
 import sys
 import tempfile
 import warnings
@@ -37,12 +39,24 @@ def table():
     return "\n".join(lines) + "\n"
 
 
-def types_table():
+def types_on_page():
+    """Type -> difference or reason, as the page has them."""
+    text = PAGE.read_text().partition(TYPES_BEGIN)[2].partition(TYPES_END)[0]
+    equal, _, refused = text.partition("\n\n")
+    found = {name: float(value) for name, value in re.findall(r"`([\w-]+)` ([\d.e+-]+\d)", equal)}
+    for line in refused.splitlines()[2:]:
+        reason, _, names = line.removeprefix("| ").removesuffix(" |").rpartition(" | ")
+        found |= dict.fromkeys(re.findall(r"`([\w-]+)`", names), reason)
+    return found
+
+
+def types_table(chosen):
     """Markdown: the types that equal transformers, and the reasons why the others are refused."""
-    found = {}
-    for model_type in TYPES:
-        found[model_type] = outcome(model_type)
-        sys.stderr.write(f"{model_type}: {found[model_type]}\n")
+    known = types_on_page() if chosen else {}
+    for model_type in chosen or TYPES:
+        known[model_type] = outcome(model_type)
+        sys.stderr.write(f"{model_type}: {known[model_type]}\n")
+    found = {model_type: known[model_type] for model_type in TYPES}
     equal = {name: value for name, value in found.items() if isinstance(value, float)}
     lines = [
         f"Equal, with the largest relative difference ({len(equal)} of {len(found)}): "
@@ -69,6 +83,7 @@ def put(begin, end, text):
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    if "--types" not in sys.argv:
+    options = sys.argv[1:]
+    if "--types" not in options:
         put(BEGIN, END, table())
-    put(TYPES_BEGIN, TYPES_END, types_table())
+    put(TYPES_BEGIN, TYPES_END, types_table(options[1].split(",") if options[1:] else []))

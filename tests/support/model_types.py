@@ -32,6 +32,10 @@ PUBLISHED = {
     },
     "hunyuan_v1_dense": HEADS,
     "hunyuan_v1_moe": HEADS,
+    "lfm2_moe": {
+        "num_hidden_layers": 24,
+        "layer_types": ["conv", "conv", "full_attention", "conv"] * 6,
+    },
     "ministral": HEADS,
     "nemotron": HEADS,
     "granite": MULTIPLIERS,

@@ -6,23 +6,28 @@ from pathlib import Path
 from runs import STDLIB
 
 
-def write_tiny_llama(directory: Path) -> Path:
-    """Write a five-layer Llama with tied embeddings and a BPE tokenizer of 384 entries."""
+def write_tiny_llama(directory: Path, **changes) -> Path:
+    """Write a five-layer Llama with tied embeddings and a BPE tokenizer of 384 entries.
+
+    Args:
+        changes: other settings of its config.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=88,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=384,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
+    settings = {
+        "hidden_size": 32,
+        "intermediate_size": 88,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 384,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+    }
+    config = LlamaConfig(**(settings | changes))
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,10 +40,10 @@ def write_tiny_llama(directory: Path) -> Path:
     )
     tokenizer.train_from_iterator([(STDLIB / "heapq.py").read_text()], trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {
+    special = {
         "bos_token": "<s>",
         "eos_token": "</s>",
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "tokenizer_config.json").write_text(json.dumps(special))
     return directory

@@ -8,26 +8,53 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft.tuners.tuners_utils import (
+    _check_lora_target_modules_mamba,
+    check_target_module_exists,
+)
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 
 from headrace.trainer.architecture.architecture import find_router
+from headrace.trainer.architecture.families_state import is_bypassed
 
 EXPERT_PARAMETERS = re.compile(r"(?:^|\.)(\w+\.experts\.\w+)$")
 
 
 def linear_layers(model: Any) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield all linear layers, the head and routers left out."""
+    """Yield all linear layers, the head, routers, and those that take no adapter left out."""
     left_out = {id(module) for _, module in routing_linears(model)}
     left_out.add(id(model.get_output_embeddings()))
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and id(module) not in left_out:
+        if not isinstance(module, nn.Linear) or id(module) in left_out:
+            continue
+        if not takes_no_adapter(name, model):
             yield name, module
 
 
+def takes_no_adapter(name: str, model: Any) -> bool:
+    """Return whether an adapter on a layer is refused by PEFT, such as on a Mamba's `out_proj`, or
+    would be without effect.
+    """
+    if is_bypassed(name, model.config.model_type):
+        return True
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.rsplit(".", 1)[-1])
+    except ValueError:
+        return True
+    return False
+
+
+def has_unadaptable(model: Any) -> bool:
+    """Return whether a model has linear layers that take no adapter."""
+    return any(
+        isinstance(module, nn.Linear) and takes_no_adapter(name, model)
+        for name, module in model.named_modules()
+    )
+
+
 def linear_names(model: Any) -> set[str]:
-    """Return the last names of all linear layers, the head and routers left out."""
+    """Return the last names of what `linear_layers` yields."""
     return {name.rsplit(".", 1)[-1] for name, _ in linear_layers(model)}
 
 

@@ -1,10 +1,12 @@
 """A model laid out without memory: where its parts are, and how its layers are to be called."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
+from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.trainer.architecture.families import Family
 
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
@@ -27,7 +29,9 @@ class Architecture:
     attention: str  # transformers' name of the implementation
     windows: list[int | None]  # by layer: tokens that attention reaches back, itself included
     rotary_types: list[str | None]  # by layer: which rotary table, where there are several
+    stateful: list[bool]  # by layer: whether it has a state beside, or in place of, attention
     router: Router | None
+    overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
 
     @property
     def tied(self) -> bool:
@@ -60,6 +64,14 @@ class Architecture:
             for key, value in self.config.to_dict().items()
             if any(word in key for word in ("drop", "jitter"))
         )
+
+    @property
+    def embedding_scale(self) -> float | None:
+        """Factor of the embedding's rows; None where they are taken as they are."""
+        root = self.setting(self.family.embedding_root)
+        if root is not None:
+            return float(torch.tensor(root**0.5, dtype=torch.bfloat16))
+        return self.setting(self.family.embedding_multiplier)
 
     def setting(self, key: str | None, default: float | None = None) -> float | None:
         """A number of the config that the family's record names."""

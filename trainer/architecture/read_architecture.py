@@ -11,21 +11,30 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from headrace.trainer.architecture.architecture import Architecture, find_router
 from headrace.trainer.architecture.config_limits import read_model_config, transformers_reads
 from headrace.trainer.architecture.families import FAMILIES, Family, check_family, refuse
+from headrace.trainer.architecture.families_state import (
+    OTHER_TYPES,
+    STATE_LAYERS,
+    STATE_TYPES,
+    has_state,
+)
 from headrace.trainer.architecture.weight_index import has_weights, same_bytes, stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 
 
-# a field of `Family` -> the key of config.json that most models name it by
+# a field of `Family` -> the keys of config.json that models name it by
 SCALES = {
-    "embedding_multiplier": "embedding_multiplier",
-    "logit_multiplier": "logit_scale",
-    "logit_divisor": "logits_scaling",
-    "logit_softcap": "final_logit_softcapping",
+    "embedding_multiplier": ("embedding_multiplier",),
+    "logit_multiplier": ("logit_scale", "lm_head_multiplier"),
+    "logit_divisor": ("logits_scaling",),
+    "logit_softcap": ("final_logit_softcapping", "logits_soft_cap"),
 }
+NORMALIZER = "normalizer"  # buffer that is the root of the hidden size, times which embeddings are
 
 
+GGUF_EMBEDDING, GGUF_HEAD = "token_embd.weight", "output.weight"
+PACKED_HEADS = {"qweight", "weight_packed"}  # what a quantized head's weight is called
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 
 
@@ -52,11 +61,11 @@ def read_architecture(directory: Path) -> Architecture:
     if text is not whole and has_weights(directory):
         # whose setting counts differs by model; the files tell
         text.tie_word_embeddings = not any(
-            name.endswith("lm_head.weight") for name in stored_tensors(directory)
+            ".lm_head." in f".{name}" for name in stored_tensors(directory)
         )
     architecture = architecture_of(text, str(directory))
-    if text is whole and architecture.tied and has_weights(directory):
-        text.tie_word_embeddings = not has_own_head(directory, architecture)
+    if text is whole and has_weights(directory):
+        text.tie_word_embeddings = is_tied(directory, architecture)
     return architecture
 
 
@@ -70,14 +79,26 @@ def forget_quantization(*configs: Any) -> None:
             config.dtype = torch.bfloat16
 
 
+def is_tied(directory: Path, architecture: Architecture) -> bool:
+    """Return whether the head is the embedding: of GGUF by its file, of others where config.json
+    says so and the files hold no other.
+    """
+    stored = stored_tensors(directory)
+    if GGUF_EMBEDDING in stored:
+        return GGUF_HEAD not in stored
+    return architecture.tied and not has_own_head(directory, architecture)
+
+
 def has_own_head(directory: Path, architecture: Architecture) -> bool:
     """Return whether the files hold a head other than the embedding that config.json ties it to.
 
     transformers 5 then unties them.
     """
     stored = stored_tensors(directory)
-    if not any(f".{name}".endswith(f".{architecture.family.head}.weight") for name in stored):
-        return False
+    path = f".{architecture.family.head}."
+    found = {f".{name}".partition(path)[2] for name in stored if path in f".{name}"}
+    if "weight" not in found:
+        return bool(found & PACKED_HEADS)
     names = CheckpointNames(lay_out(architecture), stored)
     family = architecture.family
     parts = [f"{path}.weight" for path in (family.head, family.embedding)]
@@ -101,8 +122,9 @@ def architecture_of(config: Any, path: str) -> Architecture:
             family=family,
             config=config,
             attention=attention,
-            windows=attention_windows(config, path),
+            windows=attention_windows(config, family, path),
             rotary_types=rotary_types(config, model, family),
+            stateful=stateful_layers(config, family),
             router=find_router(model),
         )
     except (AttributeError, KeyError, RuntimeError) as error:
@@ -136,16 +158,24 @@ def lay_out_first(config: Any, path: str) -> tuple[nn.Module, str]:
     raise refuse(path, config.model_type, reason)
 
 
-def attention_windows(config: Any, path: str) -> list[int | None]:
+def attention_windows(config: Any, family: Family, path: str) -> list[int | None]:
     """Each layer's attention window; None reaches back to the start."""
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None) or None
     types = getattr(config, "layer_types", None)
     if types is None:
         return [window] * layers
-    unknown = set(types) - ATTENTION_TYPES
+    known = ATTENTION_TYPES | (STATE_TYPES | OTHER_TYPES if family.states else set())
+    unknown = set(types) - known
     if unknown:
         raise refuse(path, config.model_type, f"layers of type {', '.join(sorted(unknown))}")
     return [window if kind == "sliding_attention" else None for kind in types]
+
+
+def stateful_layers(config: Any, family: Family) -> list[bool]:
+    """Return of each layer whether it has a state."""
+    if family.states is None:
+        return [False] * config.num_hidden_layers
+    return [has_state(kind) for kind in config.layer_types]
 
 
 def rotary_types(config: Any, model: nn.Module, family: Family) -> list[str | None]:
@@ -197,6 +227,8 @@ def discover(model: Any, path: str) -> Family:
         norm=found.get("norm"),
         rotary=found.get("rotary"),
         head=found["head"],
+        states=STATE_LAYERS.get(model_type),
+        embedding_root="hidden_size" if hasattr(base, NORMALIZER) else None,
         **published_scales(model.config),
     )
 
@@ -206,4 +238,6 @@ def published_scales(config: Any) -> dict[str, Any]:
 
     Whether this model goes by them, its trial shows.
     """
-    return {what: key for what, key in SCALES.items() if getattr(config, key, None)}
+    return {
+        what: key for what, keys in SCALES.items() for key in keys if getattr(config, key, None)
+    }

@@ -7,6 +7,7 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.names import base_name
+from headrace.trainer.architecture.families_state import mixer_of
 from headrace.trainer.architecture.half_layer import half_of
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.model_plan import Plan
@@ -14,6 +15,7 @@ from headrace.trainer.building.parameter_slots import find_buffers
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
+from headrace.trainer.layers.state_mixers import restart_at_documents
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.stage.stage import Stage, StageNames
 
@@ -44,9 +46,11 @@ def assemble(
     )
     used = [names.embedding, *names.layers, names.norm, names.head]
     modules = {name: plan.model.get_submodule(name) for name in used if name}
-    for name, (_, half) in zip(names.layers, layers.pieces(), strict=True):
+    for name, (index, half) in zip(names.layers, layers.pieces(), strict=True):
+        if family.states is not None and architecture.stateful[index]:
+            restart_at_documents(mixer_of(modules[name], family.states))
         if half is not None:
-            modules[name] = half_of(modules[name], family.attention, half)
+            modules[name] = half_of(modules[name], family, half)
     if first and config.embedding_on_cpu:
         check_embedding_on_cpu(plan, modules, names, alone=last)
     seeded = config.adapter.dropout > 0 or architecture.uses_chance

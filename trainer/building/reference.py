@@ -56,8 +56,14 @@ def share_modules(policy: Stage, model: Any) -> None:
             holds = isinstance(part, QuantizableModule) or any(
                 weight is not None for weight in part._parameters.values()
             )
-            if frozen and holds:
-                model.set_submodule(base_name(path).removesuffix("."), part)
+            if not (frozen and holds):
+                continue
+            place = base_name(path).removesuffix(".")
+            if any(True for child in part.children() for _ in child.parameters()):
+                # a mixer, say, in which adapters wrap other parts
+                model.get_submodule(place)._parameters.update(part._parameters)
+            else:
+                model.set_submodule(place, part)
 
 
 def share_buffers(policy: Stage, reference: Stage) -> None:

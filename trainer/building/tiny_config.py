@@ -1,8 +1,10 @@
 """A config of the same kind as a model's, that is cheap to run: narrow, and with few layers."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from headrace.trainer.architecture.state_sizes import is_size, set_state_sizes
 
 HEAD = 16  # numbers of an attention head
 MOST_LAYERS = 8
@@ -56,6 +58,7 @@ AT_MOST = {
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 KEY_HEADS = ("num_key_value_heads", "num_global_key_value_heads", "num_kv_heads", "kv_n_heads")
 GROUPS = ("n_group", "num_expert_group")
+LAYER_NUMBERS = ("mlp_only_layers", "attn_layer_indices")
 
 
 def shrink(config: Any) -> Any:
@@ -66,15 +69,28 @@ def shrink(config: Any) -> Any:
     """
     values = copy.deepcopy(config.to_dict())
     layers_key = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    kept = kept_layers(values, values[layers_key])
-    keep_layers(values, kept, values[layers_key])
+    layers = config.num_hidden_layers
+    kept = kept_layers(values, layers, getattr(config, "layer_types", None))
+    keep_layers(values, kept, layers)
     set_sizes(values, config)
-    values[layers_key] = len(kept)
+    if layers_key in values:  # else it is how many types are listed
+        values[layers_key] = len(kept)
     return type(config)(**values)
 
 
-def kept_layers(values: Mapping[str, Any], layers: int) -> list[int]:
-    """Return the numbers of the first two layers and of the first of each kind."""
+def kept_layers(
+    values: Mapping[str, Any], layers: int, types: Sequence[str] | None = None
+) -> list[int]:
+    """Return the numbers of the first two layers and of the first of each kind.
+
+    Where types follow from other settings, such as a period, all layers before these are kept too.
+
+    Args:
+        types: of the layers.
+    """
+    if types is not None and not any(list(types) == value for value in values.values()):
+        last = max(list(types).index(kind) for kind in set(types))
+        return list(range(min(layers, max(last + 1, 4 if len(set(types)) == 1 else 2))))
     lists = [value for value in values.values() if isinstance(value, list) and len(value) == layers]
     kinds = [str([value[layer] for value in lists]) for layer in range(layers)]
     first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
@@ -90,18 +106,16 @@ def keep_layers(values: dict[str, Any], kept: list[int], layers: int) -> None:
             by_number = {int(layer): changes for layer, changes in value.items()}
             places = enumerate(kept)
             values[key] = {place: by_number[layer] for place, layer in places if layer in by_number}
-        elif key == "mlp_only_layers" and value:
+        elif key in LAYER_NUMBERS and value:
             values[key] = [place for place, layer in enumerate(kept) if layer in value]
 
 
 def set_sizes(values: dict[str, Any], config: Any) -> None:
     """Set the sizes of a config and of the tables in it, in place."""
 
-    def original(key: str) -> int:
-        return int(values[config.attribute_map.get(key, key)])
-
-    text_heads = original("num_attention_heads")
-    head = values.get("head_dim") or original("hidden_size") // text_heads
+    before = dict(values)
+    text_heads = getattr(config, "num_attention_heads", None) or 1  # a model without attention
+    head = values.get("head_dim") or config.hidden_size // text_heads
     grouped = any((values.get(key) or 1) > 1 for key in GROUPS)
     for table in tables(values):
         wider = is_size(table.get("head_dim")) and table["head_dim"] > head
@@ -120,9 +134,7 @@ def set_sizes(values: dict[str, Any], config: Any) -> None:
                 table[key] = table[key][: max(1, HEAD * len(table[key]) // head)]
     if is_size(values.get("qk_rope_head_dim")):
         set_rope_part(values)
-    if is_size(values.get("mamba_n_heads")):  # which Granite checks in models of attention alone
-        width = SET["hidden_size"] * (values.get("mamba_expand") or 2)
-        values |= {"mamba_d_head": HEAD, "mamba_n_heads": width // HEAD}
+    set_state_sizes(values, before)
 
 
 def set_rope_part(values: dict[str, Any]) -> None:
@@ -138,11 +150,6 @@ def set_rope_part(values: dict[str, Any]) -> None:
 def fewer_heads(key_heads: int, heads: int) -> int:
     """Return how many key heads the tiny model has beside its 4 heads: 1, 2 or 4."""
     return 4 if key_heads >= heads else 1 if key_heads == 1 else 2
-
-
-def is_size(value: object) -> bool:
-    """Return whether a setting is a number that may be made smaller."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def tables(values: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -53,6 +53,8 @@ def fits(model_config: Any) -> bool:
         for key, value in vars(model_config).items()
         if key.endswith("head_dim") and isinstance(value, int)
     }
+    if not sizes and getattr(model_config, "num_attention_heads", None) is None:
+        return False  # a model without attention
     if not sizes:
         sizes = {model_config.hidden_size // model_config.num_attention_heads}
     latent = [getattr(model_config, f"qk_{part}_head_dim", 0) or 0 for part in ("nope", "rope")]

@@ -58,6 +58,18 @@ class LoraLinear(nn.Module):
         )
 
     @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for modules that look at it."""
+        weight: Tensor = self.base_layer.weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, likewise."""
+        bias: Tensor | None = self.base_layer.bias
+        return bias
+
+    @property
     def is_separate(self) -> bool:
         """Return whether the adapter has a product of its own, of the input as it is."""
         return self.joined is None and self.dropout == 0

@@ -2,22 +2,33 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.optimizer_config import OptimizerConfig
-from headrace.schemas.train.optimizers import OPTIMIZERS, OptimizerRecord
+from headrace.schemas.train.optimizer_record import OptimizerRecord
+from headrace.schemas.train.optimizers import OPTIMIZERS
 from headrace.trainer.adapters.names import is_control
 from headrace.trainer.building.parameter_slots import TrainedParameter
 
+if TYPE_CHECKING:
+    from headrace.trainer.building.built_stage import BuiltStage
+
+ORTHOGONAL = "orthogonal"  # key of a group: hidden matrices, where an optimizer tells them apart
 LORA_UP = (".lora_B.", ".lora_embedding_B.")
 
 
 def build_optimizer(
-    config: OptimizerConfig, trained: Sequence[TrainedParameter], *, triton: bool = False
+    config: OptimizerConfig,
+    trained: Sequence[TrainedParameter],
+    *,
+    triton: bool = False,
+    tables: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """The optimizer of a config; norms and biases (one-dimensional parameters) are not decayed.
 
@@ -25,23 +36,21 @@ def build_optimizer(
 
     Args:
         triton: AdamW-Kahan as one kernel a tensor, instead of its plain twin.
+        tables: names of embeddings and head, whose matrices are not hidden ones.
     """
-
-    def group(decayed: bool, up: bool) -> dict[str, Any]:
-        parameters = [
-            item.parameter
-            for item in trained
-            if is_decayed(item) == decayed and is_up(item.name) == up
-        ]
-        return {
-            "params": parameters,
+    groups: dict[tuple[bool, ...], dict[str, Any]] = {}
+    for orthogonal, decayed, up in product((False, True), (True, False), (False, True)):
+        groups[decayed, up, orthogonal] = {
+            "params": [],
             "weight_decay": config.weight_decay if decayed else 0.0,
             "rate_factor": config.lora_plus_ratio if up else 1.0,
+            ORTHOGONAL: orthogonal,
         }
-
-    groups = [group(decayed, up) for decayed in (True, False) for up in (False, True)]
-    groups = [group for group in groups if group["params"]] or groups[:1]  # a stage may train none
-    return make_optimizer(config, groups, triton)
+    for item in trained:
+        orthogonal = config.record.orthogonalizes and is_hidden_matrix(item, tables)
+        groups[is_decayed(item), is_up(item.name), orthogonal]["params"].append(item.parameter)
+    used = [group for group in groups.values() if group["params"]]
+    return make_optimizer(config, used or [*groups.values()][:1], triton)  # a stage may train none
 
 
 def make_optimizer(
@@ -64,6 +73,7 @@ def make_optimizer(
         "lr": config.lr,
         "betas": (config.beta1, config.beta2),
         "eps": config.eps,
+        "momentum": config.used_momentum,
         "triton": triton,
     }
     arguments = {name: given[name] for name in record.arguments}
@@ -93,6 +103,19 @@ def record_of(optimizer: torch.optim.Optimizer) -> OptimizerRecord:
 def is_decayed(item: TrainedParameter) -> bool:
     """Return whether weight decay applies: to matrices only, without those of control adapters."""
     return item.parameter.ndim > 1 and not is_control(item.name)
+
+
+def table_names(built: "BuiltStage") -> list[str]:
+    """List the names of embedding, head and other tables of a stage's model."""
+    family = built.architecture.family
+    others = [name for name, module in built.names.items() if isinstance(module, nn.Embedding)]
+    return [family.embedding, family.head, *others]
+
+
+def is_hidden_matrix(item: TrainedParameter, tables: Collection[str]) -> bool:
+    """Return whether a parameter is a matrix, and of no embedding or head."""
+    of_table = any(f".{table}." in f".{item.name}." for table in tables)
+    return item.parameter.ndim == 2 and not of_table and not is_control(item.name)
 
 
 def is_up(name: str) -> bool:

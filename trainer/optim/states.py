@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from headrace.schemas.errors import CheckpointError
-from headrace.schemas.train.optimizers import FreshState
+from headrace.schemas.train.optimizer_record import Fresh, Holder, State
 from headrace.trainer.building.parameter_slots import TrainedParameter
-from headrace.trainer.optim.optimizer import record_of
+from headrace.trainer.optim.optimizer import ORTHOGONAL, record_of
 
 FIXED = ("qmap1", "qmap2")  # bitsandbytes' code books, the same for all weights and never changed
 Read = Callable[[str, torch.Size], Tensor]
@@ -53,30 +53,42 @@ def restore(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, read: Rea
 def fresh_states(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:
     """Return the states of a weight before the optimizer's first step."""
     kinds = record_of(optimizer).states
-    if kinds is not None:
-        return {name: FRESH[kinds[name]](parameter) for name in state_names(kinds, parameter)}
     number = group_number(optimizer, parameter)
     group = optimizer.param_groups[number]
+    if kinds is not None:
+        held = state_names(kinds, parameter, group)
+        return {name: FRESH[kinds[name].fresh](parameter) for name in held}
     place = next(i for i, member in enumerate(group["params"]) if member is parameter)
     optimizer.init_state(group, parameter, number, place)
     return dict(optimizer.state.pop(parameter))
 
 
-FRESH: dict[FreshState, Callable[[Tensor], Tensor]] = {
+FRESH: dict[Fresh, Callable[[Tensor], Any]] = {
     "zeros": torch.zeros_like,
     "copy": lambda weight: weight.detach().clone(),
+    "number": lambda weight: 0,
     "count": lambda weight: torch.zeros(()),
     "count_on_device": lambda weight: torch.zeros((), device=weight.device),
     "rows": lambda weight: weight.new_zeros([*weight.shape[:-1], 1]),
     "columns": lambda weight: weight.new_zeros([*weight.shape[:-2], 1, weight.shape[-1]]),
-    "vector": torch.zeros_like,
+    "rows_flat": lambda weight: weight.new_zeros(weight.shape[:-1]),
+    "columns_flat": lambda weight: weight.new_zeros([*weight.shape[:-2], weight.shape[-1]]),
+}
+HOLDS: dict[Holder, Callable[[Tensor, Mapping[str, Any]], bool]] = {
+    "all": lambda weight, group: True,
+    "matrix": lambda weight, group: weight.ndim > 1,
+    "vector": lambda weight, group: weight.ndim <= 1,
+    "moving": lambda weight, group: bool(group["momentum"]),
+    "orthogonal": lambda weight, group: bool(group[ORTHOGONAL]),
+    "other": lambda weight, group: not group[ORTHOGONAL],
 }
 
 
-def state_names(kinds: Mapping[str, FreshState], parameter: Tensor) -> list[str]:
-    """List the states of a weight: Adafactor's differ between matrices and vectors."""
-    absent = ("vector",) if parameter.ndim > 1 else ("rows", "columns")
-    return [name for name, kind in kinds.items() if kind not in absent]
+def state_names(
+    kinds: Mapping[str, State], parameter: Tensor, group: Mapping[str, Any]
+) -> list[str]:
+    """List the states of a weight in its group."""
+    return [name for name, kind in kinds.items() if HOLDS[kind.of](parameter, group)]
 
 
 def check_names(
@@ -84,7 +96,10 @@ def check_names(
 ) -> None:
     """Refuse states that the record does not have, and that a resumed run would miss."""
     kinds = record_of(optimizer).states
-    if kinds is not None and (wrong := states.keys() ^ {*state_names(kinds, parameter)}):
+    if kinds is None:
+        return
+    group = optimizer.param_groups[group_number(optimizer, parameter)]
+    if wrong := states.keys() ^ {*state_names(kinds, parameter, group)}:
         raise CheckpointError(
             f"{type(optimizer).__name__}: its states differ from its record in "
             f"headrace.schemas.train.optimizers by {', '.join(sorted(wrong))}"

@@ -8,10 +8,10 @@ import torch
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.interleaved_schedule import most_held
 from headrace.trainer.building.model_size import ModelSize, PartSize
-from headrace.trainer.building.partition import Span
 from headrace.trainer.layers.weight_offload import PLACES
 from headrace.trainer.planning.layer_activations import LayerActivations
 
@@ -60,6 +60,7 @@ def stage_memory(
     stages, tokens = config.pipeline_stages, config.places * sequence_len
     parts = parts_of_stage(config, size, layers, stage)
     trained = sum(part.trained for part in parts)
+    matrices = sum(part.trained_matrices for part in parts)
     quantized = sum(part.quantized for part in parts)
     frozen = sum(part.weights for part in parts) - trained - quantized
     trained_bytes = trained_dtype(config, dtype).itemsize
@@ -88,7 +89,8 @@ def stage_memory(
         + sum(part.quantized_bytes for part in parts)
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
-        optimizer=trained * trained_bytes * config.optimizer.record.numbers_per_weight,
+        optimizer=trained_bytes
+        * config.optimizer.record.state_numbers(trained, matrices, config.optimizer.used_momentum),
         activations=in_flight(config, stage, kept)
         + in_transit
         + recomputed

@@ -13,6 +13,7 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.quantization_config import QuantizationConfig, check_installed
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.families_state import is_bypassed
 from headrace.trainer.architecture.weight_index import stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
 from headrace.trainer.quantized.formats import format_of
@@ -222,9 +223,11 @@ def check_skipped(model: nn.Module, quantization: Quantization, architecture: Ar
 def selected(
     model: nn.Module, quantization: Quantization, architecture: Architecture
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers and experts that are quantized, without the tables of embeddings."""
+    """Yield the layers and experts that are quantized, without the tables of embeddings, and
+    without layers that are not called.
+    """
     for name, module in model.named_modules(remove_duplicate=False):
-        if is_table(name, architecture):
+        if is_table(name, architecture) or is_bypassed(name, architecture.config.model_type):
             continue
         if isinstance(module, nn.Linear):
             wanted = quantization.wants(name, module)

@@ -93,7 +93,7 @@ def accelerate(
         attend_by_bounds(stage)
         stage.in_blocks = prefers_blocks(stage.layers, architecture)
         for layer in stage.layers if ours_inside and architecture.family.llama_attention else ():
-            swap_attention(layer)
+            swap_attention(layer, architecture.family.attention_module)
 
 
 def prefers_blocks(layers: Iterable[nn.Module], architecture: Architecture) -> bool:

@@ -63,7 +63,9 @@ class CachedStage:
             ):
                 if stage.weight_offload is not None:
                     stage.weight_offload.bring(index)
-                arguments = stage.arguments_of_layer(masks[window], positions, tables.get(kind))
+                arguments = stage.arguments_of_layer(
+                    index, masks[window], positions, tables.get(kind)
+                )
                 hidden = run_layer(layer, hidden, arguments | {self.cache_name: self.cache})
             if stage.norm is not None:
                 hidden = stage.norm(hidden)

@@ -32,7 +32,7 @@ class StageEmbedding:
     ) -> None:
         self.module = module
         family = architecture.family
-        self.multiplier = architecture.setting(family.embedding_multiplier)
+        self.multiplier = architecture.embedding_scale
         self.dropout = architecture.setting(family.embedding_dropout) or 0.0
         self.dtype = dtype
         self.seeded = seeded

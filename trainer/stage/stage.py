@@ -1,7 +1,6 @@
 """One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -20,6 +19,8 @@ from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.attention_mask import attention_masks
 from headrace.trainer.layers.device import position_ids, to_device
 from headrace.trainer.layers.document_attention import VisibleTokens, visible_tokens
+from headrace.trainer.layers.documents import Documents, find_documents
+from headrace.trainer.layers.layer_arguments import LayerArguments
 from headrace.trainer.layers.layer_functions import (
     LayerFunctions,
     run_layer,
@@ -129,10 +130,12 @@ class Stage(nn.Module):
         self.windows = [architecture.windows[index] for index in layers]
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
         self.rotary_by_document = architecture.rotary_by_document
+        self.stateful = [architecture.stateful[index] for index in layers]
+        self.states = architecture.family.states
         self.additive_mask = architecture.attention == "eager"
         self.router_loss = router_loss
         self.taps = [tap_router(layer, router_loss) for layer in self.layers]
-        self.layer_arguments = required_arguments(self.layers[0])
+        self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
         self.compute_dtype = compute_dtype
         self.autocast = autocast
         self.recomputed = [index in recompute for index in layers]
@@ -191,7 +194,10 @@ class Stage(nn.Module):
         """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
         device = self.device
         lengths = micro_batch.document_lengths
-        masks = self._masks(lengths, self.windows, device)
+        masks = self._masks(lengths, self.attention_windows, device)
+        states = None
+        if any(self.stateful):
+            states = find_documents(lengths, micro_batch.row_lengths, device)
         positions = to_device(position_ids(lengths), device)
         real = None
         if self.router_loss is not None:
@@ -208,7 +214,8 @@ class Stage(nn.Module):
             for index in range(len(self.layers)):
                 window = self.windows[index]
                 table = tables.get(self.rotary_types[index])
-                arguments = self.arguments_of_layer(masks.get(window), positions, table)
+                mask = masks.get(window)
+                arguments = self.arguments_of_layer(index, mask, positions, table, states)
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, router_loss = run(hidden)
@@ -216,6 +223,13 @@ class Stage(nn.Module):
             if self.norm is not None:
                 hidden = self.norm(hidden)
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
+
+    @property
+    def attention_windows(self) -> list[int | None]:
+        """Return the windows of those layers that attend."""
+        beside = self.states is not None and self.states.attends
+        pairs = zip(self.windows, self.stateful, strict=True)
+        return [window for window, stateful in pairs if beside or not stateful]
 
     def _masks(
         self, lengths: list[list[int]], windows: list[int | None], device: torch.device
@@ -234,14 +248,24 @@ class Stage(nn.Module):
         return contextlib.nullcontext() if weights is None else weights.of(index)
 
     def arguments_of_layer(
-        self, mask: Tensor | VisibleTokens | None, positions: Tensor, rotary: Any
+        self,
+        index: int,
+        mask: Tensor | VisibleTokens | None,
+        positions: Tensor,
+        rotary: Any,
+        states: Documents | Tensor | None = None,
     ) -> dict[str, Any]:
-        """Return a layer's arguments beside the hidden states."""
-        arguments: dict[str, Any] = dict.fromkeys(self.layer_arguments)
-        arguments |= {"attention_mask": mask, "position_ids": positions}
+        """Return a layer's arguments beside the hidden states.
+
+        Args:
+            states: what a layer with a state is given for a mask of it.
+        """
+        arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         if rotary is not None:
             arguments["position_embeddings"] = rotary
-        return arguments
+        if self.states is not None and self.stateful[index]:
+            arguments[self.states.mask] = states
+        return self.layer_arguments[index].select(arguments)
 
     def _layer_runner(
         self, index: int, arguments: dict[str, Any], real: Tensor | None, micro_batch: MicroBatch
@@ -297,10 +321,3 @@ class Stage(nn.Module):
             with torch.no_grad():
                 before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
         return self.objective.loss(loss, hidden, micro_batch, seed, before, statistics)
-
-
-def required_arguments(layer: nn.Module) -> list[str]:
-    """Arguments that a layer insists on, such as falcon's alibi; None unless the stage has them."""
-    parameters = list(inspect.signature(layer.forward).parameters.values())[1:]
-    named = [part for part in parameters if part.kind is part.POSITIONAL_OR_KEYWORD]
-    return [part.name for part in named if part.default is part.empty]

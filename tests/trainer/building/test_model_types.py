@@ -17,7 +17,10 @@ from headrace.trainer.stage.acceleration import attend_by_bounds, runs_without_m
 
 TOLERANCE = 1e-5
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
-SHORT = ("apertus", "deepseek_v3", "ernie4_5_moe", "gemma4_text")
+SHORT = (
+    *("apertus", "deepseek_v3", "ernie4_5_moe", "gemma4_text"),
+    *("falcon_h1", "nemotron_h", "qwen3_next", "recurrent_gemma"),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,8 @@ from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.building.self_check import plan_model
+from headrace.trainer.optim.optimizer import build_optimizer, table_names
+from headrace.trainer.optim.states import tensors_of
 from headrace.trainer.planning.layer_activations import layer_activations
 from headrace.trainer.planning.plan_report import parse_size, plan_run, report
 from tests.support.built import build_stage
@@ -67,7 +69,7 @@ def test_activations_are_those_that_autograd_keeps(model, adapter, quantization)
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        arguments = stage.arguments_of_layer(mask, positions, table)
+        arguments = stage.arguments_of_layer(0, mask, positions, table)
         stage.layer_functions.plain(stage.layers[0], hidden, arguments)
     assert predicted.kept[None] == sum(size for size, _ in kept.values())
     assert predicted.boundary == hidden.nbytes
@@ -81,6 +83,29 @@ def test_parameters_of_all_stages_are_those_of_the_model(model):
     assert stages[0].layers[0].start == 0
     assert list(stages[-1].layers[-1])[-1] == 7
     assert stages[0].memory.optimizer == 8 * stages[0].trained
+
+
+@pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"type": "muon"},
+        {"type": "sgd"},
+        {"type": "sgd", "momentum": 0.0},
+        {"type": "adagrad"},
+    ],
+    ids=["Muon", "SGD", "SGD without momentum", "Adagrad"],
+)
+def test_states_are_counted_as_the_optimizer_makes_them(model, adapter, optimizer):
+    settings = {"optimizer": {"lr": 1e-3, **optimizer}, "dtype": "float32"}
+    predicted = planned(model, 2, adapter=adapter, **settings).stages
+    config = config_of(model, 2, adapter, **settings)
+    for stage in range(2):
+        built = build_stage(config, stage, CPU)
+        made = build_optimizer(config.optimizer, built.trained, tables=table_names(built))
+        states = [tensors_of(made, item.parameter) for item in built.trained]
+        held = sum(value.nbytes for one in states for value in one.values() if value.ndim)
+        assert held == predicted[stage].memory.optimizer
 
 
 def test_earlier_stages_hold_more_micro_batches(model):

@@ -1,0 +1,69 @@
+"""Documents of packed rows, each run alone and put back."""
+
+import pytest
+import torch
+
+from headrace.trainer.layers.documents import find_documents
+
+CPU = torch.device("cpu")
+
+
+def recurrence(hidden):
+    """A state that sums up all that went before, which shows any leak."""
+    return hidden.cumsum(1)
+
+
+def alone(hidden, document_lengths, row_lengths):
+    rows = torch.zeros_like(hidden)
+    for row, (lengths, tokens) in enumerate(zip(document_lengths, row_lengths, strict=True)):
+        start = 0
+        for length in lengths:
+            if start < tokens:
+                rows[row, start : start + length] = hidden[row, start : start + length].cumsum(0)
+            start += length
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens"),
+    [
+        ([[3, 4, 1], [4, 4]], [8, 8]),
+        ([[8], [2, 6]], [8, 2]),
+        ([[8], [8]], [8, 8]),
+        ([[5, 3]], [5]),
+        ([[8], [3, 5]], [8, 0]),
+        ([[4, 4]], [0]),
+    ],
+)
+def test_no_document_sees_another_and_padding_is_zero(lengths, tokens):
+    documents = find_documents(lengths, tokens, CPU)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(len(lengths), 8, 5, generator=generator, dtype=torch.float64)
+    assert torch.equal(documents.apply(recurrence, hidden), alone(hidden, lengths, tokens))
+
+
+def test_gradients_stay_in_their_document():
+    documents = find_documents([[3, 5]], [8], CPU)
+    hidden = torch.ones(1, 8, 2, requires_grad=True)
+    documents.apply(recurrence, hidden)[0, 6].sum().backward()
+    assert hidden.grad[0, :, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 0]
+
+
+def test_documents_of_one_length_run_together():
+    calls = []
+    documents = find_documents([[2, 3, 2], [3, 2, 2]], [7, 5], CPU)
+
+    def mix(hidden):
+        calls.append(tuple(hidden.shape[:2]))
+        return hidden
+
+    documents.apply(mix, torch.zeros(2, 7, 1))
+    assert calls == [(3, 2), (2, 3)]
+
+
+def test_rows_of_single_documents_are_taken_as_they_are():
+    hidden = torch.zeros(2, 8, 1)
+    found = []
+    find_documents([[8], [8]], [8, 8], CPU).apply(lambda x: found.append(x) or x, hidden)
+    assert found[0] is hidden
+    assert not find_documents([[8], [8]], [8, 0], CPU).whole

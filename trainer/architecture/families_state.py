@@ -1,0 +1,68 @@
+"""Families with layers that carry a state from token to token, in place of attention or beside it.
+
+A record says where such a layer keeps its mixer, the module with the state. All else about these
+models is found as in any other. Read against transformers 5.23.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+# layer types of config.json: those with a state, and those that neither attend nor have one
+STATE_TYPES = frozenset({"linear_attention", "conv", "hybrid"})
+OTHER_TYPES = frozenset({"mlp", "moe"})
+
+
+@dataclass(frozen=True)
+class StateLayers:
+    """Description of the layers of a family that have a state."""
+
+    mixer: str  # path of the module with the state, in its layer
+    mask: str = "attention_mask"  # argument of the layer that reaches the mixer as its mask
+    bypassed: tuple[str, ...] = ()  # linear layers of the mixer that it reads the weights of
+
+    @property
+    def attends(self) -> bool:
+        """Return whether these layers attend as well, and are given a mask for it."""
+        return self.mask != "attention_mask"
+
+
+# model_type in config.json -> record
+STATE_LAYERS: Mapping[str, StateLayers] = {
+    "bamba": StateLayers("mamba"),
+    "falcon_h1": StateLayers("mamba", mask="mamba_attention_mask"),
+    "falcon_mamba": StateLayers("mixer", bypassed=("dt_proj",)),
+    "granitemoehybrid": StateLayers("mamba"),
+    "jamba": StateLayers("mamba", bypassed=("dt_proj",)),
+    "kimi_linear": StateLayers("self_attn"),
+    "lfm2": StateLayers("conv"),
+    "lfm2_moe": StateLayers("conv"),
+    "mamba": StateLayers("mixer", bypassed=("dt_proj",)),
+    "mamba2": StateLayers("mixer"),
+    "minimax": StateLayers("self_attn"),
+    "nemotron_h": StateLayers("mixer"),
+    "olmo_hybrid": StateLayers("linear_attn"),
+    "qwen3_5_moe_text": StateLayers("linear_attn"),
+    "qwen3_5_text": StateLayers("linear_attn"),
+    "qwen3_next": StateLayers("linear_attn"),
+    "recurrent_gemma": StateLayers("temporal_block"),
+}
+
+
+def is_bypassed(name: str, model_type: str) -> bool:
+    """Return whether a mixer reads the weight of a linear layer of this name in place of calling
+    the layer: adapters on it would have no effect, and it cannot be quantized.
+    """
+    states = STATE_LAYERS.get(model_type)
+    return states is not None and name.rsplit(".", 1)[-1] in states.bypassed
+
+
+def has_state(layer_type: str) -> bool:
+    """Return whether layers of a type have a state."""
+    return layer_type in STATE_TYPES
+
+
+def mixer_of(layer: nn.Module, states: StateLayers) -> nn.Module:
+    """Return the module with the state of a layer that has one."""
+    return layer.get_submodule(states.mixer)
