@@ -17,15 +17,15 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from headrace.kernels.document_attention import (
+from headrace.kernels.attention.document_attention import (
     HEAD_SIZES,
     document_attention,
     document_attention_reference,
     first_visible,
 )
+from headrace.kernels.attention.flex_attention import block_mask, flex_document_attention
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.layers.device import to_device
-from headrace.trainer.layers.flex_attention import block_mask, flex_document_attention
 
 NAME = "headrace_documents"
 
@@ -147,7 +147,7 @@ def within_documents(
     sinks: Tensor | None,
     softcap: float | None,
 ) -> Tensor:
-    """Return [tokens, heads, value size]; see `kernels.document_attention` for the arguments."""
+    """Return [tokens, heads, value size]; see `document_attention` for the arguments."""
     bounds, window = seen.bounds, seen.window
     if seen.blocks is not None:
         return flex_document_attention(

@@ -59,7 +59,7 @@ def flex_document_attention(
     sinks: Tensor | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Return [tokens, heads, value size]; see `kernels.document_attention`.
+    """Return [tokens, heads, value size]; see `document_attention`.
 
     Args:
         mask: what `block_mask` makes.
