@@ -21,18 +21,6 @@ class NormKind:
 
 
 @dataclass(frozen=True)
-class GgufKind:
-    """Name and weight layout of a family in llama.cpp.
-
-    `rotates_pairs`: it turns neighboring channels, transformers turns the two halves of a head, so
-    rows of query and key weights change places.
-    """
-
-    arch: str  # name in `gguf.MODEL_ARCH`
-    rotates_pairs: bool = False
-
-
-@dataclass(frozen=True)
 class Family:
     """A decoder-only causal model. Paths are relative to it; the other fields name config keys."""
 
@@ -54,7 +42,6 @@ class Family:
     outputs: tuple[str, ...] = ("mlp.down_proj",)  # linear layers that add to the hidden states
     side_by_side: str | None = None  # without this key of the config, only the last of `outputs`
     states: StateLayers | None = None  # where layers have a state; None: none has
-    gguf: GgufKind | None = None  # None: no export
     refused: tuple[str, ...] = ()  # config keys that must not be set
 
 
@@ -84,7 +71,6 @@ FAMILIES: Mapping[str, Family] = {
         logit_softcap="final_logit_softcapping",
         attention=NORM_TWICE,
         rms_norm=GEMMA_NORM,
-        gguf=GgufKind("GEMMA2"),
     ),
     "gemma3_text": Family(
         logit_softcap="final_logit_softcapping",
@@ -111,13 +97,11 @@ FAMILIES: Mapping[str, Family] = {
         attention=NORM_FIRST,
         rms_norm=LLAMA_NORM,
         llama_attention=True,
-        gguf=GgufKind("LLAMA", rotates_pairs=True),
     ),
     "mistral": Family(
         attention=NORM_FIRST,
         rms_norm=LLAMA_NORM,
         llama_attention=True,
-        gguf=GgufKind("LLAMA", rotates_pairs=True),
     ),
     "mixtral": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
     "olmo2": Family(attention=NORM_LAST, rms_norm=OLMO_NORM),
@@ -126,16 +110,10 @@ FAMILIES: Mapping[str, Family] = {
         embedding_dropout="embd_pdrop",
         outputs=("self_attn.dense", "mlp.fc2"),
     ),
-    "phi3": Family(
-        attention=(*NORM_FIRST, "resid_attn_dropout"), rms_norm=LLAMA_NORM, gguf=GgufKind("PHI3")
-    ),
-    "qwen2": Family(
-        attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True, gguf=GgufKind("QWEN2")
-    ),
+    "phi3": Family(attention=(*NORM_FIRST, "resid_attn_dropout"), rms_norm=LLAMA_NORM),
+    "qwen2": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True),
     "qwen2_moe": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
-    "qwen3": Family(
-        attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True, gguf=GgufKind("QWEN3")
-    ),
+    "qwen3": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True),
     "qwen3_moe": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
     "smollm3": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
     "starcoder2": Family(
