@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from headrace.jobs.migration.command_lines import JLLM_TOOLS
 from headrace.jobs.migration.equivalents import (
     NoEquivalentError,
     OldSystem,
@@ -16,7 +17,6 @@ from headrace.jobs.migration.equivalents import (
     same,
     warmup,
 )
-from headrace.jobs.migration.old_tools import JLLM_TOOLS
 
 
 def accumulation(value: int, values: Values) -> dict[str, Any]:
