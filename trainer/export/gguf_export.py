@@ -21,9 +21,9 @@ from headrace.trainer.export.gguf_parts import (
     base_shapes,
     model_parts,
 )
-from headrace.trainer.export.gguf_records import gguf_record
 from headrace.trainer.export.gguf_tokenizer import add_tokenizer
 from headrace.trainer.export.output import check_new, new_output
+from headrace.trainer.stored.gguf_records import gguf_record
 
 StoredType = Literal["f32", "f16", "bf16", "q8_0"]
 FILE_TYPES = {

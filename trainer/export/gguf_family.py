@@ -12,7 +12,7 @@ from gguf import GGUFWriter, RopeScalingType
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.architecture.config_limits import read_model_config as check_sizes
 from headrace.trainer.architecture.config_limits import transformers_reads
-from headrace.trainer.export.gguf_records import SLIDING, GgufRecord, window
+from headrace.trainer.stored.gguf_records import SLIDING, GgufRecord, window
 
 logger = logging.getLogger(__name__)
 

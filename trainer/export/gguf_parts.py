@@ -20,7 +20,7 @@ from headrace.trainer.architecture.model_files import StoredTensor
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
 from headrace.trainer.architecture.weight_index import adapter_file, stored_tensors
 from headrace.trainer.export.gguf_family import rope_factors
-from headrace.trainer.export.gguf_records import GgufRecord
+from headrace.trainer.stored.gguf_records import GgufRecord
 
 LORA_PREFIX = "base_model.model."
 HEAD = "lm_head"

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.export.gguf_export import export_gguf
 from headrace.trainer.export.gguf_family import context_length
-from headrace.trainer.export.gguf_records import GGUF_RECORDS
 from headrace.trainer.export.gguf_tokenizer import pre_tokenizer_name
 from headrace.trainer.export.merge import merge
+from headrace.trainer.stored.gguf_records import GGUF_RECORDS
 
 pytestmark = pytest.mark.slow
 
