@@ -131,6 +131,7 @@ class Stage(nn.Module):
         self.rotary_by_document = architecture.rotary_by_document
         self.stateful = [architecture.stateful[index] for index in layers]
         self.states = architecture.family.states
+        self.numbers = list(layers)
         self.additive_mask = architecture.attention == "eager"
         self.capped_attention = bool(architecture.setting("attn_logit_softcapping"))
         self.router_loss = router_loss
