@@ -37,6 +37,12 @@ class Architecture:
         return bool(self.config.tie_word_embeddings)
 
     @property
+    def attends(self) -> list[bool]:
+        """Return of each layer whether it takes a mask of attention."""
+        beside = self.family.states is not None and self.family.states.attends
+        return [beside or not stateful for stateful in self.stateful]
+
+    @property
     def rotary_by_document(self) -> bool:
         """Return whether rotary frequencies depend on the length of the text."""
         return self.steady_rotary_tokens is not None
