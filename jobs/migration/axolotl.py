@@ -1,12 +1,10 @@
 """Axolotl's training keys (axolotl-ai-cloud/axolotl 0.19)."""
 
 from headrace.jobs.migration.axolotl_data import AXOLOTL_DATA, READ
+from headrace.jobs.migration.axolotl_optimizers import OPTIMIZER_ROWS
+from headrace.jobs.migration.axolotl_schedules import SCHEDULE_ROWS
 from headrace.jobs.migration.axolotl_unused import unused_rows
 from headrace.jobs.migration.axolotl_values import (
-    DEFAULT_WARMUP,
-    NEAR_OPTIMIZERS,
-    OPTIMIZERS,
-    SCHEDULERS,
     accumulation,
     adapter,
     all_linear,
@@ -17,7 +15,6 @@ from headrace.jobs.migration.axolotl_values import (
     in_steps_or_share,
     layers,
     logged,
-    min_rate,
     offload,
     preference,
     reporting,
@@ -25,8 +22,6 @@ from headrace.jobs.migration.axolotl_values import (
     restarts,
     targets,
     unfrozen,
-    warmup,
-    warmup_share,
     whole,
 )
 from headrace.jobs.migration.equivalents import (
@@ -35,7 +30,6 @@ from headrace.jobs.migration.equivalents import (
     choice,
     computed,
     elsewhere,
-    exact_choice,
     if_positive,
     none,
     number,
@@ -136,27 +130,14 @@ AXOLOTL = OldSystem(
             "over `micro_batch_size`, for one replica",
         ),
         same("seed", "train.seed", default=42),
-        number("learning_rate", "train.optimizer.lr"),
-        exact_choice("optimizer", "train.optimizer.type", OPTIMIZERS, NEAR_OPTIMIZERS),
+        *OPTIMIZER_ROWS,
+        *SCHEDULE_ROWS,
         number("weight_decay", "train.optimizer.weight_decay", default=0.0),
         number("adam_beta1", "train.optimizer.beta1"),
         number("adam_beta2", "train.optimizer.beta2", default=0.999),
-        number("adam_epsilon", "train.optimizer.eps", default=1e-8),
-        number("adam_eps", "train.optimizer.eps", "as `adam_epsilon`"),
         number("max_grad_norm", "train.optimizer.gradient_clipping"),
         number("loraplus_lr_ratio", "train.optimizer.lora_plus_ratio"),
-        exact_choice("lr_scheduler", "train.scheduler.type", SCHEDULERS, default="cosine"),
-        computed(
-            "warmup_steps",
-            ("train.scheduler.warmup_steps", "train.scheduler.warmup_fraction"),
-            warmup,
-            "below 1 a share of all steps. Left out, as `warmup_ratio`: 3% of the steps, there at "
-            "most 100 of them, which is written with `max_steps` alone",
-            default=DEFAULT_WARMUP,
-        ),
-        computed("warmup_ratio", "train.scheduler.warmup_fraction", warmup_share),
         number("eta_min", "train.scheduler.min_lr"),
-        computed("cosine_min_lr_ratio", "train.scheduler.min_lr", min_rate, "times the rate"),
         number("neftune_noise_alpha", "train.regularization.neftune_alpha"),
         number("noisy_embedding_alpha", "train.regularization.neftune_alpha"),
         computed("relora", "train.relora.every_steps", restarts),
@@ -222,8 +203,8 @@ AXOLOTL = OldSystem(
         ),
         same("mlflow_experiment_name", "train.reporting.project"),
         none("use_tensorboard", "always", True),
-        none("context_parallel_size", "sequences are not cut", 1),
-        none("sequence_parallel_degree", "sequences are not cut", 1),
+        same("context_parallel_size", "train.sequence_parallel"),
+        same("sequence_parallel_degree", "train.sequence_parallel"),
         none("local_rank", "set by the launcher"),
         none("strict", "an unknown key is always an error"),
         *unused_rows(),

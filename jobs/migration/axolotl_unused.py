@@ -103,10 +103,8 @@ ASKS_FOR_MORE = {
     "each weight has one learning rate, but for `optimizer.lora_plus_ratio`": """
         lr_groups embedding_lr embedding_lr_scale loraplus_lr_embedding""",
     "`optimizer` has keys for what it knows": """
-        optim_args optim_target_modules adam_beta3 adam_epsilon2 dion_lr dion_momentum
+        optim_target_modules adam_beta3 adam_epsilon2 dion_lr dion_momentum
         dion_rank_fraction dion_rank_multiple_of""",
-    "`scheduler` has keys for what it knows": """
-        lr_scheduler_kwargs""",
     "all layers are trained at every step": """
         lisa_n_layers lisa_step_interval lisa_layers_attribute""",
     "every row lies at its own positions": """
@@ -162,9 +160,6 @@ def unused_rows() -> tuple[Equivalent, ...]:
     return (
         *rows,
         refused("reward_model", "a reward model has another head and loss; none are trained here"),
-        refused("lr_quadratic_warmup", "warmup is linear here"),
-        refused("lr_div_factor", "`one_cycle` starts at a 25th of the rate"),
-        refused("cosine_constant_lr_ratio", "a cosine reaches `min_lr` in the last step"),
         refused("process_reward_model", "rewards of steps are not trained"),
     )
 

@@ -1,47 +1,21 @@
 """Converters of the values of Axolotl's training keys."""
 
+import re
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from headrace.jobs.migration.equivalents import Converter, NoEquivalentError, Values
-from headrace.jobs.migration.regular_expressions import literal, module_names
 from headrace.schemas.errors import ConfigError
 
-SCHEDULERS = {
-    "cosine": "cosine",
-    "linear": "linear",
-    "constant": "constant",
-    "constant_with_warmup": "constant",
-    "one_cycle": "one_cycle",
-}
-OPTIMIZERS = {
-    "adamw_torch": "adamw",
-    "adamw_torch_fused": "adamw",
-    "adamw_hf": "adamw",
-    "adamw": "adamw",
-    "adamw_torch_xla": "adamw",
-    "adamw_apex_fused": "adamw",
-    "optimi_adamw": "adamw",
-    "adamw_bnb_8bit": "adamw_8bit",
-    "adamw_8bit": "adamw_8bit",
-    "paged_adamw_8bit": "adamw_8bit_paged",
-    "lion_32bit": "lion",
-    "lion_pytorch": "lion",
-    "schedule_free_adamw": "adamw_schedule_free",
-}
-NOT_PAGED = "its states lie on the device"
-BY_ANOTHER = "bitsandbytes' 8 bits, not torchao's"
-MORE_BITS = "bitsandbytes' 8 bits, not torchao's 4"
-NEAR_OPTIMIZERS = {
-    "paged_adamw": ("adamw", NOT_PAGED),
-    "paged_adamw_32bit": ("adamw", NOT_PAGED),
-    "paged_lion_32bit": ("lion", NOT_PAGED),
-    "adamw_anyprecision": ("adamw_kahan", "with Kahan summation, and states in `dtype`"),
-    "adamw_torch_8bit": ("adamw_8bit", BY_ANOTHER),
-    "ao_adamw_8bit": ("adamw_8bit", BY_ANOTHER),
-    "adamw_torch_4bit": ("adamw_8bit", MORE_BITS),
-    "ao_adamw_4bit": ("adamw_8bit", MORE_BITS),
-}
+NUMBER = r"\(?(?:\?:)?\[?(?:\\d|0-9|\d-\d)\]?[+*]?\)?"
+FRONT = re.compile(
+    rf"^(?:.*(?:layers|blocks|h)\\?\.(?:{NUMBER}|\.[+*])\\?\.|\^?\.[*+]\??(?:\\?\.)?)"
+)
+TOKEN = re.compile(r"\(\?:|\(|\)|\||\\?\.|[\w-]+|\$")
+ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+MLP_ENDS = ("up_proj", "down_proj", "gate_proj", "gate_up_proj", "fc1", "fc2", "w1", "w2", "w3")
+ABSENT = "cross_attn"  # which examples name in vain: no language model here has one
 
 
 def adapter(value: str, values: Values) -> dict[str, Any]:
@@ -90,10 +64,6 @@ def computation(dtype: str) -> Converter:
     return convert
 
 
-def min_rate(value: float, values: Values) -> dict[str, Any]:
-    return {"train.scheduler.min_lr": float(value) * float(values["learning_rate"])}
-
-
 def restarts(value: bool, values: Values) -> dict[str, Any]:
     if not value:
         return {}
@@ -128,28 +98,6 @@ def preference(value: str, values: Values) -> dict[str, Any]:
 
 def dynamic(value: bool, _: Values) -> dict[str, Any]:
     return {"train.objective.kind": "dft"} if value else {}
-
-
-DEFAULT_WARMUP = "3% of the steps"
-MOST_DEFAULT_STEPS = 100
-
-
-def warmup(value: Any, values: Values) -> dict[str, Any]:
-    """Convert steps, below 1 a share of all, and Axolotl's choice where nothing is said."""
-    if value == DEFAULT_WARMUP:
-        if values.get("warmup_ratio") is not None:
-            return {}
-        steps = int(0.03 * values.get("max_steps", 0) or 0)
-        if steps > 0:
-            return {"train.scheduler.warmup_steps": min(steps, MOST_DEFAULT_STEPS)}
-        value = 0.03
-    if 0 < value < 1:
-        return {"train.scheduler.warmup_fraction": float(value)}
-    return {"train.scheduler.warmup_steps": int(value)}
-
-
-def warmup_share(value: float, _: Values) -> dict[str, Any]:
-    return {"train.scheduler.warmup_fraction": float(value)} if value else {}
 
 
 def targets(value: str | Sequence[str], _: Values) -> dict[str, Any]:
@@ -218,3 +166,63 @@ def logged(value: float, _: Values) -> dict[str, Any]:
     if 0 < value < 1:
         raise NoEquivalentError("a share of all steps; every step has its line")
     return {"train.reporting.every_steps": int(value)} if value else {}
+
+
+# --- regular expressions: PEFT takes `model.layers.[\d]+.(mlp|self_attn).(up|q)_proj` for whole
+# names; ours are lists of ends of names, so the part after the layer's number is enough ---
+
+
+def module_names(pattern: str) -> list[str] | None:
+    """Return the ends of module names that a pattern stands for; None if they cannot be listed."""
+    front = FRONT.match(pattern)
+    if front is None:
+        name = literal(pattern)
+        return None if name is None else [name]
+    names = alternatives(pattern[front.end() :])
+    if names is None:
+        return None
+    found = [name for name in dict.fromkeys(names) if exists(name)]
+    return found or None
+
+
+def literal(pattern: str) -> str | None:
+    """Return the text that a pattern stands for as it is; None if it leaves something open."""
+    text = pattern.removeprefix("^").removesuffix("$").replace(r"\.", ".")
+    return text if re.fullmatch(r"[\w.-]+", text) else None
+
+
+def alternatives(pattern: str) -> list[str] | None:
+    """Return all texts that a pattern of names, dots and `(a|b)` matches; None of any other."""
+    tokens = TOKEN.findall(pattern)
+    if "".join(tokens) != pattern:
+        return None
+    texts, rest = choices(tokens)
+    return None if rest else texts
+
+
+def choices(tokens: list[str]) -> tuple[list[str], list[str]]:
+    """Return the texts of `a|b|...` up to a closing bracket, and the tokens from there on."""
+    found: list[str] = []
+    parts: list[list[str]] = []
+    while tokens and tokens[0] != ")":
+        token, *tokens = tokens
+        if token in ("(", "(?:"):
+            inner, tokens = choices(tokens)
+            parts.append(inner)
+            tokens = tokens[1:]
+        elif token == "|":
+            found += ["".join(part) for part in product(*parts)]
+            parts = []
+        elif token != "$":
+            parts.append([token.removeprefix("\\")])
+    return found + ["".join(part) for part in product(*parts)], tokens
+
+
+def exists(name: str) -> bool:
+    """Return whether a layer can have it: no attention has an MLP's weights, nor the reverse."""
+    *parents, end = name.split(".")
+    if ABSENT in parents:
+        return False
+    if any(parent in ATTENTION for parent in parents):
+        return end not in MLP_ENDS
+    return "mlp" not in parents or end not in ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")

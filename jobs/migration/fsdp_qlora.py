@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from headrace.jobs.migration.command_lines import FSDP_QLORA_TOOLS
 from headrace.jobs.migration.equivalents import (
     Converter,
     NoEquivalentError,
@@ -16,7 +17,6 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
-from headrace.jobs.migration.old_tools import FSDP_QLORA_TOOLS
 from headrace.jobs.migration.quantized import BACKEND, TYPE
 from headrace.schemas.errors import ConfigError
 
@@ -94,6 +94,24 @@ def schedule(value: str, values: Values) -> dict[str, Any]:
     if value == "cosine":
         found["train.scheduler.min_lr"] = 0.1 * float(values.get("--lr", 1e-5))
     return found
+
+
+OPTIMIZER = exact_choice(
+    "--optimizer", "train.optimizer.type", {"adamw": "adamw", "adam": "adam", "sgd": "sgd"}
+)
+
+
+def optimizer(value: str, values: Values) -> dict[str, Any]:
+    """Convert the optimizer; its SGD is torch's without arguments."""
+    assert OPTIMIZER.convert is not None
+    plain = {"train.optimizer.momentum": 0.0} if value == "sgd" else {}
+    return OPTIMIZER.convert(value, values) | plain
+
+
+def decay(value: Any, values: Values) -> dict[str, Any]:
+    decayed = values.get("--optimizer", "adamw") == "adamw"
+    adam = values.get("--optimizer") == "adam"  # which has none here either
+    return {} if adam else {"train.optimizer.weight_decay": float(value) if decayed else 0.0}
 
 
 def clipping(value: Any, values: Values) -> dict[str, Any]:
@@ -196,20 +214,18 @@ FSDP_QLORA = OldSystem(
             targets,
             '`all`: `"all-linear"`, `default`: `["q_proj", "v_proj"]`',
         ),
-        exact_choice(
+        computed(
             "--optimizer",
-            "train.optimizer.type",
-            {"adamw": "adamw", "adam": "adam"},
+            ("train.optimizer.type", "train.optimizer.momentum"),
+            optimizer,
+            f"{OPTIMIZER.note}; `sgd` without momentum and decay",
         ),
         number("--lr", "train.optimizer.lr", default=1e-5),
         computed(
             "--wd",
             "train.optimizer.weight_decay",
-            lambda value, values: (
-                {}
-                if values.get("--optimizer") == "adam"
-                else {"train.optimizer.weight_decay": float(value)}
-            ),
+            decay,
+            "of `adamw` alone, as there",
             default=0.1,
         ),
         computed(

@@ -1,5 +1,6 @@
 """qlora-pipe's keys (tdrussell/qlora-pipe at 90b8e7d)."""
 
+from headrace.jobs.migration.command_lines import QLORA_PIPE_TOOLS
 from headrace.jobs.migration.equivalents import (
     Equivalent,
     OldSystem,
@@ -14,7 +15,6 @@ from headrace.jobs.migration.equivalents import (
     same,
     warmup,
 )
-from headrace.jobs.migration.old_tools import QLORA_PIPE_TOOLS
 from headrace.jobs.migration.qlora_pipe_values import (
     SAMPLING,
     adapter_dtype,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from headrace.jobs.migration.command_lines import QLORA_PIPE_LITE_TOOLS
 from headrace.jobs.migration.equivalents import (
     OldSystem,
     Values,
@@ -13,7 +14,6 @@ from headrace.jobs.migration.equivalents import (
     same,
     share_of_epoch,
 )
-from headrace.jobs.migration.old_tools import QLORA_PIPE_LITE_TOOLS
 from headrace.jobs.migration.qlora_pipe import NEIGHBORS
 from headrace.jobs.migration.quantized import BACKEND, TYPE, nf4
 

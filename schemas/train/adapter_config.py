@@ -1,11 +1,12 @@
 """The `[adapter]` table: the weights that `headrace train` trains."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from headrace.schemas.config_model import Config, Text
 from headrace.schemas.train.layer_ranges import parse_layers
+from headrace.schemas.train.starting_adapter import with_start
 from headrace.schemas.train.tuning_methods import DESCRIPTION, TUNING_METHODS, TuningRecord
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ class AdapterConfig(Config):
     """`[adapter]`."""
 
     kind: TuningKind = Field("lora", description=DESCRIPTION)
+    path: Text | None = Field(
+        None,
+        description="Directory of an adapter that PEFT has written (so do Axolotl, Unsloth and "
+        "LLaMA-Factory), which training starts from. Its `adapter_config.json` decides `kind`, "
+        "`rank`, `alpha`, `rslora`, targets, patterns, `layers` and `modules_to_save`, which need "
+        "not be given, and must not differ.",
+    )
     rank: int = Field(16, ge=1, description="Rank of the LoRA matrices.")
     alpha: float | None = Field(
         None, gt=0, description="LoRA scale is alpha / rank. Default: the rank, scale 1."
@@ -96,6 +104,14 @@ class AdapterConfig(Config):
     def takes_over(self) -> bool:
         """Return whether adapters start from a part of the frozen weights, taken out of these."""
         return self.record.takes_over and self.init in ("pissa", "olora")
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_start(cls, values: Any) -> Any:
+        """Take the settings of the adapter that training starts from."""
+        if isinstance(values, dict) and isinstance(values.get("path"), str) and values["path"]:
+            return with_start(values, parse_layers)
+        return values
 
     @field_validator("layers")
     @classmethod

@@ -5,8 +5,9 @@ from torch import nn
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.method import TuningMethod
+from headrace.trainer.adapters.names import names_of
 from headrace.trainer.adapters.pattern_checks import unmatched
-from headrace.trainer.adapters.targets import adapter_layers, names_of
+from headrace.trainer.adapters.targets import adapter_layers
 
 
 class FullTuning(TuningMethod):

@@ -14,15 +14,18 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.initial_values import initial_values
 from headrace.trainer.adapters.method import TuningMethod
-from headrace.trainer.adapters.names import PEFT_PREFIX, lora_layers
+from headrace.trainer.adapters.names import PEFT_PREFIX, base_name, is_whole, lora_layers, names_of
+from headrace.trainer.adapters.override_record import write_overrides
+from headrace.trainer.adapters.starting_adapter import StartingAdapter
 from headrace.trainer.adapters.targets import (
-    add_adapter,
     check_targets,
     lora_config,
     targets_by_weight,
 )
 from headrace.trainer.adapters.whole_names import whole_names
+from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.architecture.weight_names import renamed_at_loading
 
@@ -45,13 +48,25 @@ class LoraTuning(TuningMethod):
         seed: int,
     ) -> None:
         super().__init__(config, architecture, plain, model, seed)
+        self.start: StartingAdapter | None = None
+        self.shared: str | None = None  # frozen embedding that a tied head uses
+        if config.path is not None:
+            names = whole_names(model_directory(model), architecture)
+            self.start = StartingAdapter(Path(config.path), plain, names)
+            config = self.config = self.start.resolved(config)
         layers = architecture.config.num_hidden_layers
         self.peft = lora_config(config, plain, model, layers, dora=self.magnitudes)
+        family = architecture.family
+        self.embedding, self.head = f"{family.embedding}.weight", f"{family.head}.weight"
         self.by_weight = targets_by_weight(config, plain, dora=self.magnitudes)
 
     def install(self, model: nn.Module) -> nn.Module:
         wrapped = add_adapter(model, self.peft, self.by_weight)
         check_targets(self.config, self.plain, wrapped)
+        if self.start is not None:
+            self.start.check(wrapped, (self.embedding, self.head))
+            names = [name for name in names_of(wrapped) if base_name(name) == self.embedding]
+            self.shared = next((n for n in names if not is_whole(n)), None)
         head = wrapped.get_submodule(PEFT_PREFIX + self.architecture.family.head)
         if self.architecture.tied and isinstance(head, LoraLayer) and self.config.takes_over:
             raise ConfigError(
@@ -85,7 +100,24 @@ class LoraTuning(TuningMethod):
 
     def initial_values(self, name: str, adapted: nn.Module) -> dict[str, Tensor]:
         assert isinstance(adapted, LoraLayer)
+        if self.start is not None:
+            return self._started_values(name, adapted)
         return initial_values(name, adapted, self.config.init, self.seed)
+
+    def started(self, name: str) -> Tensor | None:
+        if self.start is None:
+            return None
+        value = self.start.value(name)
+        if value is None and self.architecture.tied and base_name(name) == self.head:
+            return None if self.shared is None else self.start.value(self.shared)
+        return value
+
+    def _started_values(self, name: str, layer: LoraLayer) -> dict[str, Tensor]:
+        """Return an adapter's values in the file that training starts from."""
+        assert self.start is not None
+        parts = [part for part, _ in layer.named_parameters() if part.startswith("lora_")]
+        values = {part: self.start.value(f"{name}.{part}") for part in parts}
+        return {part: value for part, value in values.items() if value is not None}
 
     def keeps(self, part: str) -> bool:
         return self.config.takes_over and "lora_embedding" not in part
@@ -116,6 +148,7 @@ class LoraTuning(TuningMethod):
             if isinstance(getattr(config, key), set):  # whose order is another in each process
                 setattr(config, key, sorted(getattr(config, key)))
         config.save_pretrained(str(directory))
+        write_overrides(directory, self.architecture.overrides)
 
 
 class DoraTuning(LoraTuning):

@@ -84,6 +84,10 @@ class TuningMethod:
         """Return the base model's name for a parameter or buffer of the trained model."""
         return name
 
+    def started(self, name: str) -> Tensor | None:
+        """Return what a weight of the model starts from in place of its value in files, if set."""
+        return None
+
     def starts_at_zero(self, name: str) -> bool:
         """Return whether a weight of the model starts at zero in place of its value in files."""
         return False

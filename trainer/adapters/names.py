@@ -27,6 +27,11 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name or is_control(name)
 
 
+def is_whole(name: str) -> bool:
+    """Return whether a parameter belongs to a module trained in full, or to its frozen original."""
+    return ".modules_to_save." in name or ".original_module." in name
+
+
 def file_name(name: str) -> str:
     """A trained parameter's name in `adapter_model.safetensors`."""
     name = name.replace(f".modules_to_save.{ADAPTER}.", ".")
@@ -45,3 +50,8 @@ def lora_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, LoraLay
         for name, part in module.named_modules():
             if isinstance(part, LoraLayer):
                 yield ".".join(filter(None, (prefix, name))), part
+
+
+def names_of(model: nn.Module) -> list[str]:
+    """Return the names of a model's parameters."""
+    return [name for name, _ in model.named_parameters()]

@@ -1,15 +1,11 @@
 """Targets of adapters, in PEFT's terms."""
 
 import logging
-import re
-import warnings
-from collections.abc import Sequence
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import Linear, LoraLayer
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.other import get_pattern_key
 from torch import nn
 
 from headrace.schemas.errors import ConfigError
@@ -18,12 +14,13 @@ from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.trainer.adapters.linear_layers import (
     fused_experts,
     has_unadaptable,
+    linear_layers,
     linear_names,
     named_by_weight,
     routing_linears,
     taken_for_experts,
 )
-from headrace.trainer.adapters.names import ADAPTER, PEFT_PREFIX, base_name, is_named
+from headrace.trainer.adapters.names import PEFT_PREFIX, is_named, names_of
 from headrace.trainer.adapters.pattern_checks import check_expressions, check_patterns, unmatched
 
 logger = logging.getLogger(__name__)
@@ -115,19 +112,37 @@ def asked(adapter: AdapterConfig, targets: str | list[str]) -> LoraConfig:
     )
 
 
-def targets_by_weight(adapter: AdapterConfig, model: nn.Module, *, dora: bool) -> list[str]:
-    """Return the linear layers that are asked for, but that PEFT takes for experts by their names.
+def targets_by_weight(adapter: AdapterConfig, model: nn.Module, *, dora: bool) -> dict[str, str]:
+    """Return linear layers of which PEFT is told the weights, and the names to look patterns up by.
 
-    It finds them by the names of their weights, and puts no DoRA on those.
+    Those that are asked for, but that PEFT takes for experts by their own names, and those in
+    `target_parameters`. It puts no DoRA on weights.
     """
-    if dora or isinstance(adapter.target_modules, list):
-        return []
-    if not any(True for _ in fused_experts(model)):
-        return []
+    if dora:
+        return {}
+    given = weights_of_linear_layers(adapter, model).values()
+    found = {weight.removesuffix(".weight"): weight for weights in given for weight in weights}
+    if isinstance(adapter.target_modules, list) or not any(True for _ in fused_experts(model)):
+        return found
     targets: str | list[str] = adapter.target_modules
     if targets == "all-linear":
         targets = sorted(linear_names(model))
-    return named_by_weight(asked(adapter, targets), model)
+    return found | {name: name for name in named_by_weight(asked(adapter, targets), model)}
+
+
+def weights_of_linear_layers(adapter: AdapterConfig, model: nn.Module) -> dict[str, list[str]]:
+    """Return the weights that each entry of `target_parameters` names, if all are linear layers'.
+
+    These get ordinary adapters, which compute the same.
+    """
+    if isinstance(adapter.target_parameters, str):
+        return {}
+    linear, names = {f"{name}.weight" for name, _ in linear_layers(model)}, names_of(model)
+    found = {
+        entry: [name for name in names if is_named(name, entry)]
+        for entry in adapter.target_parameters
+    }
+    return {entry: weights for entry, weights in found.items() if weights and linear >= {*weights}}
 
 
 def refuse_routers(adapter: AdapterConfig, model: nn.Module) -> None:
@@ -160,7 +175,6 @@ def check_targets(adapter: AdapterConfig, plain: nn.Module, wrapped: nn.Module) 
         for name, module in wrapped.named_modules()
         if isinstance(module, LoraLayer)
     }
-    check_patterns(adapter, wrapped)
     wanted = adapter.target_modules
     if isinstance(wanted, str):
         taken = taken_for_experts(linear_names(plain), plain)
@@ -168,8 +182,10 @@ def check_targets(adapter: AdapterConfig, plain: nn.Module, wrapped: nn.Module) 
         taken = taken_for_experts(wanted, plain)
         matched = [t for t in wanted if t in taken or any(is_named(name, t) for name in layers)]
         missing = [target for target in wanted if target not in matched]
-        if missing:
+        if missing and adapter.path is None:  # else the file's tensors say what there must be
             raise unmatched("adapter.target_modules", missing, linear_names(plain))
+    if adapter.path is None:
+        check_patterns(adapter, wrapped)
     if any(True for _ in fused_experts(plain)):
         tell_left_out(adapter, plain, layers, taken)
 
@@ -214,78 +230,13 @@ def expert_parameters(adapter: AdapterConfig, model: nn.Module) -> list[str] | N
         ConfigError: the model has none, or none of that name.
     """
     if adapter.target_parameters != "experts":
-        for wanted in adapter.target_parameters:
-            if not any(f".{name}".endswith(f".{wanted}") for name in names_of(model)):
+        linear = weights_of_linear_layers(adapter, model)
+        kept = [wanted for wanted in adapter.target_parameters if wanted not in linear]
+        for wanted in kept:
+            if not any(is_named(name, wanted) for name in names_of(model)):
                 raise ConfigError(f'adapter.target_parameters: no weight is called "{wanted}"')
-        return adapter.target_parameters or None
+        return kept or None
     found = {name for name, _ in fused_experts(model)}
     if not found:
         raise ConfigError('adapter.target_parameters = "experts": the model has no fused experts')
     return sorted(found)
-
-
-def add_adapter(model: nn.Module, adapter: LoraConfig, by_weight: Sequence[str] = ()) -> nn.Module:
-    """Wrap the model in PEFT's adapters, as PEFT itself would.
-
-    Args:
-        by_weight: linear layers that PEFT finds by the names of their weights alone.
-
-    Raises:
-        ConfigError: targets that match nothing, or that cannot be adapted.
-    """
-    try:
-        with warnings.catch_warnings():
-            # of tied weights with adapters on one side: `headrace merge` unties them
-            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-            warnings.filterwarnings("ignore", message=".*tied.*")
-            # of patterns and exclusions of weights: `check_patterns` and `check_expressions` look
-            warnings.filterwarnings("ignore", message=".*(rank|alpha)_pattern keys did not.*")
-            warnings.filterwarnings("ignore", message=".*no modules were excluded.*")
-            if adapter.base_model_name_or_path:  # or PEFT puts what the model says in its place
-                model.__dict__["name_or_path"] = adapter.base_model_name_or_path
-            frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-            wrapped: nn.Module = get_peft_model(model, adapter, adapter_name=ADAPTER)
-            adapt_by_weight(wrapped, by_weight, adapter)
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"adapter.target_modules = {adapter.target_modules}: {str(error).splitlines()[0]}"
-        ) from None
-    for module in adapter.modules_to_save or ():
-        if not any(f".{module}.modules_to_save." in f".{name}" for name in names_of(wrapped)):
-            raise ConfigError(f'adapter.modules_to_save: no module is called "{module}"')
-    for name, parameter in wrapped.named_parameters():
-        if base_name(name) in frozen:  # by transformers; PEFT trains all of a saved module
-            parameter.requires_grad_(False)
-    return wrapped
-
-
-def adapt_by_weight(wrapped: nn.Module, names: Sequence[str], adapter: LoraConfig) -> None:
-    """Put adapters on linear layers that PEFT would take for experts, and name their weights to it.
-
-    It computes the same by the whole change of the weight, which is never formed here.
-    """
-    for name in names:
-        rank = value_for(name, adapter.rank_pattern, adapter.r)
-        alpha = value_for(name, adapter.alpha_pattern, adapter.lora_alpha)
-        base = wrapped.get_submodule(PEFT_PREFIX + name)
-        layer = Linear(base, ADAPTER, config=adapter, r=int(rank), lora_alpha=alpha)
-        wrapped.set_submodule(PEFT_PREFIX + name, layer)
-        weight = f"{name}.weight"  # by which PEFT looks patterns up
-        own = rf"^{re.escape(weight)}"
-        if value_for(weight, adapter.rank_pattern, adapter.r) != rank:
-            adapter.rank_pattern = {own: int(rank), **adapter.rank_pattern}
-        if value_for(weight, adapter.alpha_pattern, adapter.lora_alpha) != alpha:
-            adapter.alpha_pattern = {own: alpha, **adapter.alpha_pattern}
-    if names:
-        weights = [f"{name}.weight" for name in names]
-        adapter.target_parameters = sorted([*(adapter.target_parameters or ()), *weights])
-
-
-def value_for(name: str, patterns: dict[str, Any], otherwise: float) -> float:
-    """Return the rank or alpha of a module, by PEFT's rule."""
-    value: float = patterns.get(get_pattern_key(list(patterns), name), otherwise)
-    return value
-
-
-def names_of(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_parameters()]

@@ -199,6 +199,8 @@ class Materializer:
             for slot in group:
                 if slot is not group[0] and self._is_head(slot) and not self._is_copy(slot):
                     tied_head = self._share(group[0], slot)
+                elif (own := self.method.started(slot.name)) is not None:
+                    self.place(slot, own)
                 elif self.method.starts_at_zero(slot.name):
                     assert isinstance(value, Tensor)  # no such method holds weights as stored
                     self.place(slot, torch.zeros_like(value))

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from headrace.schemas.errors import DataError
 from headrace.trainer.adapters.patterns import name_modules
 from headrace.trainer.adapters.peft_settings import read_peft_settings
-from headrace.trainer.adapters.targets import add_adapter
+from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.config_limits import transformers_reads
-from headrace.trainer.export.gguf_parts import adapter_file
+from headrace.trainer.architecture.weight_index import adapter_file
 
 
 def apply_adapter(network: Any, adapter: Path) -> Any:

@@ -9,16 +9,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from headrace.schemas.checkpoint_names import (
+    CHECKPOINTS_FOLDER,
+    checkpoint_name,
+    published_checkpoints,
+)
 from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.schemas.progress import Progress, silent
 from headrace.schemas.toml_config import without_defaults
-from headrace.schemas.train.run_state import (
-    CHECKPOINTS_FOLDER,
-    RUN_CONFIG_NAME,
-    checkpoint_name,
-    published_checkpoints,
-    read_run_state,
-)
+from headrace.schemas.train.run_state import RUN_CONFIG_NAME, read_run_state
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.adapters.method import TuningMethod
@@ -74,7 +73,14 @@ def convert(
         else:
             stored = stored_dtype(plan.architecture.config)
             dtype = saved_dtype(config.checkpoint.save_dtype, stored)
-            write_model(plan, tensors, model_directory(config.model), temporary, dtype, progress)
+            write_model(
+                plan,
+                tensors,
+                model_directory(config.model, config.weights),
+                temporary,
+                dtype,
+                progress,
+            )
         write_card(temporary, run, int(checkpoint.name.rpartition("-")[2]))
     return checkpoint
 
@@ -106,6 +112,9 @@ def run_config(run: Path, model: Path | None) -> TrainConfig:
         raise ConfigError(f"{path}: cannot be read ({error}); give a run directory") from None
     if model is not None:
         values["model"] = str(model)
+    start = values["adapter"].get("path")
+    if start and not Path(start).exists():  # which the checkpoint is no longer in need of
+        values["adapter"]["path"] = None
     try:
         return TrainConfig.model_validate(without_defaults(TrainConfig, values))
     except ValidationError as error:
@@ -131,7 +140,7 @@ def write_adapter(
         )
     dtype = saved_dtype(config.checkpoint.save_dtype, torch.float32)
     exported = {name: value.to(dtype) for name, value in history.exported(values).items()}
-    method.write(output, exported, history.width, model_directory(config.model))
+    method.write(output, exported, history.width, model_directory(config.model, config.weights))
 
 
 def write_model(

@@ -15,7 +15,7 @@ from torch import Tensor
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.json_text import read_json_object
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
-from headrace.trainer.architecture.weight_index import read_header, weight_files
+from headrace.trainer.architecture.weight_index import adapter_file, read_header, weight_files
 from headrace.trainer.export.gguf_family import GgufFamily, rope_factors
 
 LORA_PREFIX = "base_model.model."
@@ -144,20 +144,6 @@ def adapter_parts(
         check_pairs(shapes, int(rank), file, base)
         for name in found:
             yield adapter_part(names, file, name, shapes[name])
-
-
-def adapter_file(adapter: Path) -> Path:
-    """Return the file of an adapter's tensors.
-
-    Raises:
-        ConfigError, DataError: it is missing, or no whole safetensors file.
-    """
-    file = adapter / "adapter_model.safetensors"
-    if not file.exists():
-        raise ConfigError(f"{adapter}: no {file.name}; give the `adapter` of a run")
-    if not read_header(file):
-        raise DataError(f"{file}: holds no tensor")
-    return file
 
 
 def check_pairs(

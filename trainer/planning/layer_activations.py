@@ -5,6 +5,7 @@ keeps is added up. Where the run will compile the layer, the compiler's own part
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,26 +24,24 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.architecture.half_layer import Half
+from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.held_values import lay_out_with_buffers
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.partition import Span, StageCut
+from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import run_layer
+from headrace.trainer.layers.lora_layers import swap_adapters
 from headrace.trainer.layers.selective_checkpoint import KeptBytes
 from headrace.trainer.stage.acceleration import (
+    CAP,
     attend_by_bounds,
     runs_compiled,
     runs_without_masks,
-    swap_adapters,
 )
 from headrace.trainer.stage.stage import Stage
-
-CAP = "attn_logit_softcapping"  # of attention modules, as transformers 5.14 to 5.23 name it
-
 
 STATE_TOKENS = 256  # of a layer with a state, which keeps in proportion; a chunk of most families
 Kept = Mapping[tuple[int, Half | None], float]  # of a kind of layer, or of a half of one
@@ -67,6 +66,22 @@ class LayerActivations:
     def selected_of(self, layer: int, half: Half | None) -> float:
         """Return what it keeps beside its input with selective recomputation."""
         return self.selected[self.kinds[layer], half]
+
+    def shared(self, ranks: int, key_bytes: float, key_heads: int) -> "LayerActivations":
+        """Return those of one of the ranks that share rows.
+
+        Args:
+            key_bytes: of the keys and values of whole rows, which are repeated where there are
+                fewer key heads than ranks.
+        """
+        repeated = (ranks // math.gcd(ranks, key_heads) - 1) * key_bytes
+        kept = {key: size + (key[1] != "mlp") * repeated for key, size in self.kept.items()}
+        return LayerActivations(
+            self.kinds,
+            {key: size / ranks for key, size in kept.items()},
+            {key: size / ranks for key, size in self.selected.items()},
+            self.boundary / ranks,
+        )
 
 
 class ExpertsAsOne(nn.Module):

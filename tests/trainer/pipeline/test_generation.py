@@ -9,7 +9,7 @@ from tiny_families import FAMILIES, VOCABULARY, build, config_of, save_tiny
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.objective_config import RejectedSamplingConfig
 from headrace.trainer.architecture.families_state import STATE_LAYERS
 from headrace.trainer.architecture.read_architecture import read_architecture
 from headrace.trainer.building.make_plan import make_plan
