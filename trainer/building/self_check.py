@@ -261,7 +261,7 @@ def plan_model(config: TrainConfig) -> Plan:
     architecture = read_architecture(directory)
     if architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
-    architecture = overridden(architecture, config.model_overrides, config.model)
+    architecture = overridden(architecture, config.model_overrides, str(directory))
     plan = make_plan(config, architecture)
     plan.method.check_result()
     return plan
