@@ -42,7 +42,7 @@ def with_tokens(content: bytes, tokens: Sequence[str]) -> tuple[bytes, list[int]
     tokenizer = Tokenizer.from_str(content.decode())
     for text in tokens:
         tokenizer.add_tokens([AddedToken(text, normalized=False)])
-    ids = [tokenizer.token_to_id(text) for text in tokens]
+    ids = [found for text in tokens if (found := tokenizer.token_to_id(text)) is not None]
     return tokenizer.to_str(pretty=True).encode(), ids
 
 
