@@ -9,16 +9,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from headrace.schemas.checkpoint_names import (
+    CHECKPOINTS_FOLDER,
+    checkpoint_name,
+    published_checkpoints,
+)
 from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.schemas.progress import Progress, silent
 from headrace.schemas.toml_config import without_defaults
-from headrace.schemas.train.run_state import (
-    CHECKPOINTS_FOLDER,
-    RUN_CONFIG_NAME,
-    checkpoint_name,
-    published_checkpoints,
-    read_run_state,
-)
+from headrace.schemas.train.run_state import RUN_CONFIG_NAME, read_run_state
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.adapters.method import TuningMethod

@@ -5,6 +5,7 @@ keeps is added up. Where the run will compile the layer, the compiler's own part
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.architecture.half_layer import Half
+from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.held_values import lay_out_with_buffers
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.partition import Span, StageCut
+from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import run_layer
@@ -51,6 +52,21 @@ class LayerActivations:
     kept: Mapping[Half | None, float]  # without recomputation; of a whole layer, of its halves
     selected: Mapping[Half | None, float]  # with selective recomputation, beside its input
     boundary: float  # its input alone, with recomputation
+
+    def shared(self, ranks: int, key_bytes: float, key_heads: int) -> "LayerActivations":
+        """Return those of one of the ranks that share rows.
+
+        Args:
+            key_bytes: of the keys and values of whole rows, which are repeated where there are
+                fewer key heads than ranks.
+        """
+        repeated = (ranks // math.gcd(ranks, key_heads) - 1) * key_bytes
+        kept = {half: size + (half != "mlp") * repeated for half, size in self.kept.items()}
+        return LayerActivations(
+            {half: size / ranks for half, size in kept.items()},
+            {half: size / ranks for half, size in self.selected.items()},
+            self.boundary / ranks,
+        )
 
 
 class ExpertsAsOne(nn.Module):

@@ -37,6 +37,7 @@ from headrace.trainer.layers.router_loss import (
 )
 from headrace.trainer.layers.selective_checkpoint import kept_products
 from headrace.trainer.layers.weight_offload import WeightOffload
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.embedding import StageEmbedding
 from headrace.trainer.stage.loss import Objective, StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
@@ -56,7 +57,7 @@ class Stage(nn.Module):
     """The modules of one stage under the names that they have in the whole (PEFT-wrapped) model.
 
     Hidden states of one fixed shape, [b, s, hidden size] in the compute type, are all that passes
-    between stages.
+    between stages. Where ranks share rows, s is what each of them holds.
 
     Args:
         modules: canonical name in the whole model -> module, in order of use.
@@ -71,6 +72,7 @@ class Stage(nn.Module):
         embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
         objective: what the last stage computes.
         noise_alpha: of NEFTune's noise at the embedding, if any.
+        sequence: the slice of every row that is held here.
 
     Attributes:
         layer_functions: how a layer is run.
@@ -104,8 +106,10 @@ class Stage(nn.Module):
         objective: Objective,
         embedding_on_cpu: bool = False,
         noise_alpha: float | None = None,
+        sequence: SequenceSlice = WHOLE,
     ) -> None:
         super().__init__()
+        self.sequence = sequence
         self.names = dict(modules)
         moved = [name for name in modules if not (embedding_on_cpu and name == names.embedding)]
         self.parts = nn.ModuleList(modules[name] for name in moved)
@@ -120,7 +124,11 @@ class Stage(nn.Module):
             )
         if names.head:
             self.loss = StageLoss(
-                modules[names.head], architecture, compute_dtype, autocast=autocast
+                modules[names.head],
+                architecture,
+                compute_dtype,
+                autocast=autocast,
+                sequence=sequence,
             )
         self.layers = [modules[name] for name in names.layers]
         self.layer_names = names.layers
@@ -198,17 +206,18 @@ class Stage(nn.Module):
         states = None
         if any(self.stateful):
             states = find_documents(lengths, micro_batch.row_lengths, device)
-        positions = to_device(position_ids(lengths), device)
+        every_position = to_device(position_ids(lengths), device)
+        positions = self.sequence.share(every_position)
         real = None
         if self.router_loss is not None:
-            real = real_tokens(micro_batch.row_lengths, inputs.shape[1], device)
+            real = real_tokens(micro_batch.row_lengths, sum(lengths[0]), device)
+            real = self.sequence.share(real).flatten()
         hidden, router_losses = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
                 hidden = self.embedding.embed(inputs, chance, device)
-            documents = lengths if self.rotary_by_document else None
-            tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, documents)
+            tables = self._rotary_tables(hidden, every_position, lengths)
             if self.offload is not None:
                 self.offload.begin()
             for index in range(len(self.layers)):
@@ -223,6 +232,23 @@ class Stage(nn.Module):
             if self.norm is not None:
                 hidden = self.norm(hidden)
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
+
+    def _rotary_tables(
+        self, hidden: Tensor, positions: Tensor, lengths: list[list[int]]
+    ) -> dict[str | None, Any]:
+        """Return cosines and sines of the tokens that are here.
+
+        Args:
+            positions: of whole rows, whose documents may decide the frequencies.
+        """
+        if not self.rotary_by_document:
+            positions = self.sequence.share(positions)
+            return rotary_tables(self.rotary, self.rotary_types, hidden, positions, None)
+        tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, lengths)
+        return {
+            kind: tuple(self.sequence.share(table) for table in pair)
+            for kind, pair in tables.items()
+        }
 
     @property
     def attention_windows(self) -> list[int | None]:
@@ -292,7 +318,8 @@ class Stage(nn.Module):
                 states = control(hidden, states, classes)
             if tap is None or real is None or self.router_loss is None:
                 return states, None
-            return states, balance_loss(tap.take(), self.router_loss.top_k, real)
+            top_k = self.router_loss.top_k
+            return states, balance_loss(tap.take(), top_k, real, self.sequence)
 
         if outside:
             contexts = kept_products if self.selective else noop_context_fn
