@@ -22,7 +22,7 @@ class Router:
 
 @dataclass(frozen=True)
 class Growth:
-    """How the vocabulary of a model is larger than that of its files."""
+    """Growth of a model's vocabulary over that of its files."""
 
     rows: int  # of the embedding in the files
     tokens: tuple[int, ...]  # ids of the new tokens, of which some may have had rows to spare
