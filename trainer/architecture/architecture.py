@@ -21,6 +21,14 @@ class Router:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """Growth of a model's vocabulary over that of its files."""
+
+    rows: int  # of the embedding in the files
+    tokens: tuple[int, ...]  # ids of the new tokens, of which some may have had rows to spare
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Description of a model with this config that tells how to run it piece by piece."""
 
@@ -31,6 +39,7 @@ class Architecture:
     rotary_types: list[str | None]  # by layer: which rotary table, where there are several
     stateful: list[bool]  # by layer: whether it has a state beside, or in place of, attention
     router: Router | None
+    growth: Growth | None = None
     overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
 
     @property
