@@ -78,6 +78,7 @@ class Stage(nn.Module):
         layer_functions: how a layer is run.
         before_step: to be called before the micro-batches of a step, with none in flight.
         by_bounds: attention takes the documents' bounds and its window instead of a mask.
+        in_blocks: it is FlexAttention then, which wants them by blocks.
         weight_offload: where the layers' weights come from, if they are not on the device.
         reference: the same layers as they were before training, for objectives that compare with
             them. Hidden states for both travel as one tensor, [2b, s, hidden size].
@@ -138,9 +139,10 @@ class Stage(nn.Module):
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
         self.rotary_by_document = architecture.rotary_by_document
         self.stateful = [architecture.stateful[index] for index in layers]
+        self.attends = [architecture.attends[index] for index in layers]
         self.states = architecture.family.states
+        self.numbers = list(layers)
         self.additive_mask = architecture.attention == "eager"
-        self.capped_attention = bool(architecture.setting("attn_logit_softcapping"))
         self.router_loss = router_loss
         self.taps = [tap_router(layer, router_loss) for layer in self.layers]
         self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
@@ -154,7 +156,7 @@ class Stage(nn.Module):
         again = run_layer_selectively if selective else run_layer_checkpointed
         self.layer_functions = LayerFunctions(run_layer, again)
         self.before_step: Callable[[], None] | None = None
-        self.by_bounds = False
+        self.by_bounds, self.in_blocks = False, False
         self.objective = objective
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
         self.reference = None
@@ -253,16 +255,15 @@ class Stage(nn.Module):
     @property
     def attention_windows(self) -> list[int | None]:
         """Return the windows of those layers that attend."""
-        beside = self.states is not None and self.states.attends
-        pairs = zip(self.windows, self.stateful, strict=True)
-        return [window for window, stateful in pairs if beside or not stateful]
+        pairs = zip(self.windows, self.attends, strict=True)
+        return [window for window, attends in pairs if attends]
 
     def _masks(
         self, lengths: list[list[int]], windows: list[int | None], device: torch.device
     ) -> Mapping[int | None, Tensor | VisibleTokens | None]:
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
-            return visible_tokens(lengths, windows, device, capped=self.capped_attention)
+            return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks)
         additive = self.compute_dtype if self.additive_mask else None
         return attention_masks(lengths, windows, device, additive)
 
