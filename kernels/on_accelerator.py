@@ -1,4 +1,4 @@
-"""Where a kernel runs: compiled for an accelerator, or its plain twin."""
+"""The choice between a kernel that is compiled for an accelerator and its plain twin."""
 
 from torch import Tensor
 
