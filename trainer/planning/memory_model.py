@@ -74,7 +74,12 @@ def stage_memory(
     copies = 2 if has_reference and config.adapter.record.trains_base else 1
     chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
     recomputed = max(
-        (activations.kept[half] for span in layers for n, half in span.pieces() if n in chosen),
+        (
+            activations.kept_of(n, half)
+            for span in layers
+            for n, half in span.pieces()
+            if n in chosen
+        ),
         default=0.0,
     )
     sent = activations.boundary * (2 if has_reference else 1)
@@ -82,7 +87,9 @@ def stage_memory(
     kept = [
         2 * sent
         + sum(
-            boundary + activations.selected[half] if n in chosen else activations.kept[half]
+            boundary + activations.selected_of(n, half)
+            if n in chosen
+            else activations.kept_of(n, half)
             for n, half in pieces
         )
         for pieces in (span.pieces() for span in layers)

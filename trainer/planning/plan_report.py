@@ -197,10 +197,11 @@ def layer_work(
     recomputed = index in recomputed_layers(config.activation_checkpointing, len(size.layers))
     frozen_share = 1 - min(1.0, part.trained / max(1.0, part.active))
     weight_passes = 2 + (1 - frozen_share) + recomputed
-    heads = getattr(settings, "num_attention_heads", 1)
+    heads = getattr(settings, "num_attention_heads", None) or 1
     width = heads * (getattr(settings, "head_dim", None) or settings.hidden_size // heads)
     window = plan.architecture.windows[index] or sequence_len
-    seen = min(window, sequence_len / 2) if half != "mlp" else 0.0
+    attends = plan.architecture.attends[index] and half != "mlp"
+    seen = min(window, sequence_len / 2) if attends else 0.0
     attention_passes = 3 + recomputed  # forward once, backward two products for each of two
     return 2 * part.active * weight_passes + 4 * seen * width * attention_passes
 

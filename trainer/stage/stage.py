@@ -140,7 +140,9 @@ class Stage(nn.Module):
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
         self.rotary_by_document = architecture.rotary_by_document
         self.stateful = [architecture.stateful[index] for index in layers]
+        self.attends = [architecture.attends[index] for index in layers]
         self.states = architecture.family.states
+        self.numbers = list(layers)
         self.additive_mask = architecture.attention == "eager"
         self.router_loss = router_loss
         self.taps = [tap_router(layer, router_loss) for layer in self.layers]
@@ -254,9 +256,8 @@ class Stage(nn.Module):
     @property
     def attention_windows(self) -> list[int | None]:
         """Return the windows of those layers that attend."""
-        beside = self.states is not None and self.states.attends
-        pairs = zip(self.windows, self.stateful, strict=True)
-        return [window for window, stateful in pairs if beside or not stateful]
+        pairs = zip(self.windows, self.attends, strict=True)
+        return [window for window, attends in pairs if attends]
 
     def _masks(
         self, lengths: list[list[int]], windows: list[int | None], device: torch.device
