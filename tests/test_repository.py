@@ -246,3 +246,14 @@ def test_what_the_page_on_architecture_names_is_there():
     named = re.findall(rf"\b((?:{tops})/[\w/]+(?:\.py)?)", page)
     assert len(named) > 40
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_what_the_page_on_architecture_says_is_in_a_file_is_defined_there():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| what | file | name |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^\| .* \| `(\S+)` \| `(\w+)` \|$", table, re.MULTILINE)
+    assert len(found) == len(table.splitlines()) > 20
+    defined = re.compile(r"^(?:def|class) (\w+)|^(\w+)(?:: .*)? = ", re.MULTILINE)
+    for path, name in found:
+        names = defined.findall((ROOT / path).read_text(encoding="utf-8"))
+        assert name in {part for pair in names for part in pair}, f"{path}: {name}"

@@ -40,11 +40,12 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     dims = config.dims(processes)
     check_optimizer(config)
     check_reporting(config)
-    directory = model_directory(config.model)
+    directory = model_directory(config.model, config.weights)
     model = read_model_config(directory)
     check_family(config.model, model)
     check_readable(config.model, model)
     text = text_settings(model)
+    text = {**text, **override_positions(config, text)}
     check_model(config, text)
     if config.quantization is not None:
         check_installed(config.quantization.backend)
@@ -80,6 +81,16 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         sides=SIDES if config.objective.of_pairs else 1,
         data_fingerprint=fingerprint([manifest.identity() for manifest in train]),
     )
+
+
+def override_positions(config: TrainConfig, model: Mapping[str, object]) -> dict[str, object]:
+    """Return how many positions the model has by the config, if it says so."""
+    key, scaling = "max_position_embeddings", config.model_overrides.rope_scaling
+    given, own = config.model_overrides.max_position_embeddings, model.get(key)
+    if scaling is not None and scaling.factor is not None and isinstance(own, int):
+        original = scaling.original_max_position_embeddings or own
+        return {key: max(given or own, int(scaling.factor * original))}
+    return {} if given is None else {key: given}
 
 
 def check_optimizer(config: TrainConfig) -> None:
@@ -193,8 +204,8 @@ def check_positions(path: str, length: int, model_config: Mapping[str, object]) 
     if not known and not any(key in model_config for key in ROTARY_KEYS):
         raise DataError(f"{seen}; prepare shorter rows")
     logger.info(
-        "warning: %s; the model has not seen such positions. For long context set its rotary "
-        'scaling in config.json (as "rope_type": "yarn" with its factor) and '
-        "max_position_embeddings beside it, or prepare shorter rows",
+        "warning: %s; the model has not seen such positions. For long context set "
+        'model_overrides.rope_scaling (as { rope_type = "yarn", factor = 4.0 }), or prepare '
+        "shorter rows",
         seen,
     )

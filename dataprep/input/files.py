@@ -1,16 +1,15 @@
 """The input files of each source: globs resolved, in a fixed order, each file identified."""
 
 import fnmatch
-import glob
 import os
 import stat
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from headrace.dataprep.input.pieces import InputFile
 from headrace.dataprep.input.remote import describe_remote, is_remote, list_remote
 from headrace.dataprep.input.streams import without_query
+from headrace.dataprep.input.walk import expand_glob
 from headrace.schemas.addresses import recorded
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
@@ -69,16 +68,16 @@ def match(source: str, pattern: str) -> list[str]:
         )
     if Path(pattern).exists():
         return [os.path.normpath(pattern)]
-    listed = glob.iglob(pattern, recursive=True)  # noqa: PTH207  Path.glob takes no absolute one
-    found = list(islice(listed, MOST_FILES + 1))
-    if len(found) > MOST_FILES:
-        raise DataError(
-            f'source "{source}": {pattern} matches more than {MOST_FILES:,} files; narrow it'
-        )
-    paths = [path for path in found if not Path(path).is_dir()]
+    paths: set[str] = set()
+    for path in expand_glob(source, pattern):
+        paths.add(os.path.normpath(path))
+        if len(paths) > MOST_FILES:
+            raise DataError(
+                f'source "{source}": {pattern} matches more than {MOST_FILES:,} files; narrow it'
+            )
     if not paths:
         raise DataError(f'source "{source}": no file matches {pattern}; correct the path')
-    return [os.path.normpath(path) for path in paths]
+    return list(paths)
 
 
 def describe_file(source: str, path: str) -> InputFile:

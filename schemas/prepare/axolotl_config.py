@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag
 
 from headrace.schemas.config_model import Config, Text
 
+OF_TEXTS = ("completion", "pretrain")  # types without a prompt
 Ends = Literal["turn", "all", "last", "none"]
 
 
@@ -142,6 +143,11 @@ class AxolotlConfig(Config):
     def gives_pairs(self) -> bool:
         """Return whether rows have a chosen and a rejected answer."""
         return type_gives_pairs(self.rl, self.type)
+
+
+def type_gives_answers(rl: object, kind: object) -> bool:
+    """Return whether rows of a type are prompts and answers, which no row's end must part."""
+    return not type_gives_pairs(rl, kind) and kind not in OF_TEXTS
 
 
 def type_gives_pairs(rl: object, kind: object) -> bool:

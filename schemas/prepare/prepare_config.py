@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 from pydantic import Field, model_validator
 
 from headrace.schemas.config_model import Config, Text
-from headrace.schemas.prepare.axolotl_config import type_gives_pairs
+from headrace.schemas.prepare.axolotl_config import type_gives_answers, type_gives_pairs
 from headrace.schemas.prepare.axolotl_yaml import expand_axolotl
 from headrace.schemas.prepare.filter_config import DeduplicateConfig, FiltersConfig
 from headrace.schemas.prepare.source_config import Kind, SourceConfig, Tokens, check_keys, reads
@@ -38,8 +38,8 @@ class PrepareConfig(Config):
         description='`"concatenate"`: documents follow each other and are cut at `sequence_len`. '
         '`"best_fit"`: rows hold whole documents, chosen to fill them. `"none"`: each document is '
         "a row. Attention always stops at document ends. Default: "
-        '`"concatenate"`; with a source of chats `"best_fit"`, which cuts no answer from its '
-        'question; for pairs `"none"`.',
+        '`"concatenate"`; with a source of chats, or of prompts and answers of Axolotl, '
+        '`"best_fit"`, which cuts no answer from its question; for pairs `"none"`.',
     )
     overlong: Overlong | None = Field(
         None,
@@ -158,7 +158,7 @@ class PrepareConfig(Config):
         """
         if self.overlong is not None or self.packing == "concatenate":
             return self.overlong
-        return "drop" if source.type == "chat" else "split"
+        return "drop" if source.gives_answers else "split"
 
     @model_validator(mode="after")
     def check_overlong(self) -> "PrepareConfig":
@@ -253,9 +253,17 @@ class PrepareConfig(Config):
 
 
 def count_chats(sources: Any) -> int:
-    """Return how many of some unchecked sources give conversations."""
+    """Return how many of some unchecked sources give questions with their answers."""
     tables = sources if isinstance(sources, list) else []
-    return sum(1 for table in tables if isinstance(table, dict) and table.get("type") == "chat")
+    return sum(1 for table in tables if isinstance(table, dict) and is_chat(table))
+
+
+def is_chat(table: dict[str, Any]) -> bool:
+    """Return whether an unchecked source gives questions with their answers."""
+    options = table.get("axolotl")
+    if not isinstance(options, dict):
+        return table.get("type") == "chat"
+    return type_gives_answers(options.get("rl"), options.get("type"))
 
 
 def holds_pairs(sources: Any) -> bool:

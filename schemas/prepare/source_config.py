@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from headrace.schemas.config_model import Address, Config, IsNumber, Text
-from headrace.schemas.prepare.axolotl_config import AxolotlConfig
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig, type_gives_answers
 from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig
 
 Kind = Literal["causal", "preference"]
@@ -130,6 +130,13 @@ class SourceConfig(Config):
         """Return the kind of its rows; a shard directory holds one kind."""
         pairs = self.type == "preference" or (self.axolotl is not None and self.axolotl.gives_pairs)
         return "preference" if pairs else "causal"
+
+    @property
+    def gives_answers(self) -> bool:
+        """Return whether its documents are answers with what they answer."""
+        return self.type == "chat" or (
+            self.axolotl is not None and type_gives_answers(self.axolotl.rl, self.axolotl.type)
+        )
 
 
 def reads(source: SourceConfig, kind: FileFormat) -> bool:

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from headrace.schemas.config_model import Config, Text
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
-from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.schemas.train.model_overrides import ModelOverrides
+from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
 from headrace.schemas.train.optimizer_config import (
     OptimizerConfig,
     RegularizationConfig,
@@ -23,7 +24,6 @@ from headrace.schemas.train.run_config import (
     ProfileConfig,
     ReportingConfig,
 )
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
 from headrace.schemas.train.train_rules import check_rules
 
 HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]
@@ -35,6 +35,9 @@ class TrainConfig(Config):
     model: Text = Field(
         description="Hugging Face model directory (config.json, *.safetensors, tokenizer.json), "
         "or the id of a model on the hub."
+    )
+    model_overrides: ModelOverrides = Field(
+        ModelOverrides(), description="Settings of the model that differ from its config.json."
     )
     output_dir: Text = Field(
         description="Run directory: checkpoints, adapter, metrics, TensorBoard."
@@ -84,9 +87,11 @@ class TrainConfig(Config):
         description="Let stages also begin between a layer's attention and its MLP; "
         "for families whose layers have one after the other, and without dropout.",
     )
-    weights: Literal["stored", "random"] = Field(
+    weights: Literal["stored", "pickled", "random"] = Field(
         "stored",
-        description='`"random"`: made up from config.json and `seed`, for benchmarks and dry runs.',
+        description='`"pickled"`: `pytorch_model.bin` may be read, by the unpickler of torch for '
+        'tensors alone (`weights_only=True`). `"random"`: made up from config.json and `seed`, for '
+        "benchmarks and dry runs.",
     )
     router_loss: float | None = Field(
         None,

@@ -92,6 +92,10 @@ CHAT = {"name": "talk", "type": "chat", "path": "a"}
 TEXT = {"name": "text", "type": "text", "path": "b"}
 
 
+def axolotl(kind):
+    return {"name": "rows", "type": "axolotl", "path": "c", "axolotl": {"type": kind}}
+
+
 @pytest.mark.parametrize(
     ("sources", "given", "packing", "policies"),
     [
@@ -101,6 +105,10 @@ TEXT = {"name": "text", "type": "text", "path": "b"}
         ([CHAT], {"packing": "concatenate"}, "concatenate", [None]),
         ([CHAT], {"packing": "none"}, "none", ["drop"]),
         ([CHAT, TEXT], {}, "best_fit", ["drop", "split"]),
+        ([axolotl("alpaca")], {}, "best_fit", ["drop"]),
+        ([axolotl({"field_output": "out"})], {}, "best_fit", ["drop"]),
+        ([axolotl("completion")], {}, "concatenate", [None]),
+        ([axolotl("chat_template"), TEXT], {}, "best_fit", ["drop", "split"]),
     ],
 )
 def test_chats_are_not_cut_unless_the_config_says_so(sources, given, packing, policies):

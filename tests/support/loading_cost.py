@@ -12,7 +12,7 @@ from tiny_families import CPU, config_of, save_tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headrace.trainer.architecture import weights
-from headrace.trainer.building.model_size import partition
+from headrace.trainer.building.partition import partition
 from headrace.trainer.building.self_check import plan_model
 from tests.support.built import build_stage
 

@@ -15,6 +15,7 @@ from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.initial_values import initial_values
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.adapters.names import PEFT_PREFIX, base_name, is_whole, lora_layers, names_of
+from headrace.trainer.adapters.override_record import write_overrides
 from headrace.trainer.adapters.starting_adapter import StartingAdapter
 from headrace.trainer.adapters.targets import (
     check_targets,
@@ -147,6 +148,7 @@ class LoraTuning(TuningMethod):
             if isinstance(getattr(config, key), set):  # whose order is another in each process
                 setattr(config, key, sorted(getattr(config, key)))
         config.save_pretrained(str(directory))
+        write_overrides(directory, self.architecture.overrides)
 
 
 class DoraTuning(LoraTuning):

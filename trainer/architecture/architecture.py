@@ -1,11 +1,12 @@
 """A model laid out without memory: where its parts are, and how its layers are to be called."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.trainer.architecture.families import Family
 
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
@@ -30,6 +31,7 @@ class Architecture:
     rotary_types: list[str | None]  # by layer: which rotary table, where there are several
     stateful: list[bool]  # by layer: whether it has a state beside, or in place of, attention
     router: Router | None
+    overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
 
     @property
     def tied(self) -> bool:

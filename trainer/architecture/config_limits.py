@@ -25,7 +25,7 @@ SIZE = re.compile(
 )
 HEADS = re.compile(r"heads?$")
 WIDTHS = ("hidden_size", "n_embd", "d_model")
-VALUES_A_BYTE = 2  # of weights in four bits
+VALUES_A_BYTE = 8  # of weights in one bit
 
 
 def read_model_config(directory: Path) -> dict[str, Any]:

@@ -32,6 +32,10 @@ class GgufKind:
     rotates_pairs: bool = False
 
 
+# names that transformers gives to them, in any family
+RESIDUAL = ("o_proj", "down_proj", "dense", "dense_4h_to_h", "fc2", "c_proj")
+
+
 @dataclass(frozen=True)
 class Family:
     """A decoder-only causal model. Paths are relative to it; the other fields name config keys."""
@@ -48,10 +52,12 @@ class Family:
     logit_divisor: str | None = None  # logits = head(hidden) / value
     logit_softcap: str | None = None  # logits = value * tanh(logits / value)
     attention: tuple[str, ...] = ()  # modules of a layer before its MLP; none if side by side
+    attention_module: str = "self_attn"  # the one that attends, where the former are given
     rms_norm: NormKind | None = None  # of all its norms; None: they are of another kind
     compiles: bool = True  # layers may run compiled
     llama_attention: bool = False  # `layers.rotary_attention` computes the same
     outputs: tuple[str, ...] = ("mlp.down_proj",)  # linear layers that add to the hidden states
+    residual: tuple[str, ...] = RESIDUAL  # all layers or weights that do, by their last names
     side_by_side: str | None = None  # without this key of the config, only the last of `outputs`
     states: StateLayers | None = None  # where layers have a state; None: none has
     gguf: GgufKind | None = None  # None: no export

@@ -5,12 +5,14 @@ from functools import partial
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError
+from headrace.trainer.architecture.model_files import PickledDirectory
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+PICKLED = "pickled"
 
 
-def model_directory(name: str) -> Path:
+def model_directory(name: str, weights: str = "stored") -> Path:
     """The directory itself, or the local copy of a model of the Hugging Face hub.
 
     A hub id such as `HuggingFaceTB/SmolLM2-135M`, with `@revision` if wished, is fetched once and
@@ -19,7 +21,8 @@ def model_directory(name: str) -> Path:
     Raises:
         ConfigError: neither a directory nor a model that can be had.
     """
-    path = Path(name)
+    kind = PickledDirectory if weights == PICKLED else Path
+    path = kind(name)
     if path.is_dir():
         return path
     if not HUB_ID.fullmatch(name):
@@ -34,13 +37,14 @@ def model_directory(name: str) -> Path:
             f"{name}: no such directory; to fetch it from the hub: pip install huggingface_hub"
         ) from None
     repository, _, revision = name.partition("@")
-    fetch = partial(snapshot_download, repository, revision=revision or None, allow_patterns=FILES)
+    files = [*FILES, "*.bin"] if weights == PICKLED else FILES
+    fetch = partial(snapshot_download, repository, revision=revision or None, allow_patterns=files)
     try:
-        return Path(fetch(local_files_only=True))
+        return kind(fetch(local_files_only=True))
     except LocalEntryNotFoundError:
         pass
     try:
-        return Path(fetch())
+        return kind(fetch())
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

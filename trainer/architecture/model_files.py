@@ -1,12 +1,18 @@
 """Files of a model directory by name, and tensors by their place in them. Imports no torch."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG_BYTES = 16 << 20
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+PICKLE_NAME = "pytorch_model.bin"
+
+
+class PickledDirectory(PosixPath):
+    """A model directory whose pickles may be read, since the config says so."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +20,8 @@ class StoredTensor:
     """Location of one tensor."""
 
     path: Path
-    dtype: str  # safetensors' name, such as BF16
+    dtype: str  # safetensors' name, such as BF16; of GGUF's blocks U8
     shape: tuple[int, ...]
     offset: int  # in the file
     nbytes: int
+    blocks: str | None = None  # GGUF's name of the blocks that it is held in

@@ -33,6 +33,8 @@ SCALES = {
 NORMALIZER = "normalizer"  # buffer that is the root of the hidden size, times which embeddings are
 
 
+GGUF_EMBEDDING, GGUF_HEAD = "token_embd.weight", "output.weight"
+PACKED_HEADS = {"qweight", "weight_packed"}  # what a quantized head's weight is called
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 
 
@@ -59,11 +61,11 @@ def read_architecture(directory: Path) -> Architecture:
     if text is not whole and has_weights(directory):
         # whose setting counts differs by model; the files tell
         text.tie_word_embeddings = not any(
-            name.endswith("lm_head.weight") for name in stored_tensors(directory)
+            ".lm_head." in f".{name}" for name in stored_tensors(directory)
         )
     architecture = architecture_of(text, str(directory))
-    if text is whole and architecture.tied and has_weights(directory):
-        text.tie_word_embeddings = not has_own_head(directory, architecture)
+    if text is whole and has_weights(directory):
+        text.tie_word_embeddings = is_tied(directory, architecture)
     return architecture
 
 
@@ -77,14 +79,26 @@ def forget_quantization(*configs: Any) -> None:
             config.dtype = torch.bfloat16
 
 
+def is_tied(directory: Path, architecture: Architecture) -> bool:
+    """Return whether the head is the embedding: of GGUF by its file, of others where config.json
+    says so and the files hold no other.
+    """
+    stored = stored_tensors(directory)
+    if GGUF_EMBEDDING in stored:
+        return GGUF_HEAD not in stored
+    return architecture.tied and not has_own_head(directory, architecture)
+
+
 def has_own_head(directory: Path, architecture: Architecture) -> bool:
     """Return whether the files hold a head other than the embedding that config.json ties it to.
 
     transformers 5 then unties them.
     """
     stored = stored_tensors(directory)
-    if not any(f".{name}".endswith(f".{architecture.family.head}.weight") for name in stored):
-        return False
+    path = f".{architecture.family.head}."
+    found = {f".{name}".partition(path)[2] for name in stored if path in f".{name}"}
+    if "weight" not in found:
+        return bool(found & PACKED_HEADS)
     names = CheckpointNames(lay_out(architecture), stored)
     family = architecture.family
     parts = [f"{path}.weight" for path in (family.head, family.embedding)]

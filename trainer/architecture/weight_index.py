@@ -1,4 +1,4 @@
-"""Index of the tensors in a model directory's safetensors files, read from their headers.
+"""Index of the tensors in a model directory's files: safetensors' headers, and what else is read.
 
 Imports no torch.
 
@@ -7,7 +7,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes little-endian length, J
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError, DataError
@@ -20,7 +20,16 @@ from headrace.schemas.named_files import (
     open_regular,
     shown,
 )
-from headrace.trainer.architecture.model_files import INDEX_NAME, SINGLE_NAME, StoredTensor
+from headrace.trainer.architecture.gguf_index import SUFFIX, gguf_files, gguf_tensors
+from headrace.trainer.architecture.model_files import (
+    INDEX_NAME,
+    PICKLE_INDEX,
+    PICKLE_NAME,
+    SINGLE_NAME,
+    PickledDirectory,
+    StoredTensor,
+)
+from headrace.trainer.architecture.pickled_index import REMEDY, pickled_tensors
 
 MAX_INDEX = 64 << 20  # bytes
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -28,16 +37,20 @@ SAMPLES = 64  # places a file is sampled at for its fingerprint
 SAMPLE_BYTES = 4096
 COMPARED_BYTES = 16 << 20  # at once
 
-CONVERT = (
-    "load the model with transformers in an environment that you trust and write it with "
-    "save_pretrained, which makes safetensors files"
-)
 OTHER_WEIGHTS = (  # files of other forms -> what to do
     ("*.safetensors", f"is one of several files without their index; fetch {INDEX_NAME} as well"),
-    ("*.bin", f"is a pickle, which may run code and is not read; {CONVERT}"),
-    ("*.pt*", f"is a pickle, which may run code and is not read; {CONVERT}"),
-    ("*.gguf", f"is in llama.cpp's form, which is not trained on; {CONVERT} (gguf_file=...)"),
+    (
+        "*.bin",
+        'is a pickle, which is read only with weights = "pickled", by an unpickler of tensors '
+        f"alone; or {REMEDY}",
+    ),
+    ("*.pt*", f"is a pickle, which may run code and is not read; {REMEDY}"),
 )
+# ending of other files than safetensors -> what lists their tensors
+INDEXES: Mapping[str, Callable[[Path], dict[str, StoredTensor]]] = {
+    ".bin": pickled_tensors,
+    SUFFIX: gguf_tensors,
+}
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -46,23 +59,38 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         DataError: there are none, or one that the index names is missing.
     """
-    index = directory / INDEX_NAME
-    if index.is_file():
-        try:
-            names = set(read_json_object(index, MAX_INDEX)["weight_map"].values())
-            paths = [named_file(directory, name, INDEX_NAME) for name in names]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{index}: cannot be read ({error}); fetch the model again") from None
-        for path in paths:
-            if not path.exists():
-                raise DataError(f"{path}: missing, but {INDEX_NAME} lists it")
-            check_regular(path)
-        return sorted(paths)
-    if (directory / SINGLE_NAME).exists():
-        check_regular(directory / SINGLE_NAME)
-        check_inside(directory / SINGLE_NAME, directory)
-        return [directory / SINGLE_NAME]
-    raise DataError(f"{directory}: no {SINGLE_NAME} and no {INDEX_NAME}; {way_out(directory)}")
+    found = named_files(directory, INDEX_NAME, SINGLE_NAME)
+    if not found and isinstance(directory, PickledDirectory):
+        found = named_files(directory, PICKLE_INDEX, PICKLE_NAME)
+    found = found or gguf_files(directory)
+    if not found:
+        raise DataError(f"{directory}: no {SINGLE_NAME} and no {INDEX_NAME}; {way_out(directory)}")
+    return found
+
+
+def named_files(directory: Path, index_name: str, single_name: str) -> list[Path]:
+    """Return the files that an index names, or the single one there is; none without either.
+
+    Raises:
+        DataError: one that the index names is missing.
+    """
+    index, single = directory / index_name, directory / single_name
+    if not index.is_file():
+        if not single.exists():
+            return []
+        check_regular(single)
+        check_inside(single, directory)
+        return [single]
+    try:
+        names = set(read_json_object(index, MAX_INDEX)["weight_map"].values())
+        paths = [named_file(directory, name, index_name) for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{index}: cannot be read ({error}); fetch the model again") from None
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: missing, but {index_name} lists it")
+        check_regular(path)
+    return sorted(paths)
 
 
 def way_out(directory: Path) -> str:
@@ -75,7 +103,10 @@ def way_out(directory: Path) -> str:
 
 def has_weights(directory: Path) -> bool:
     """Return whether a directory has weight files."""
-    return any((directory / name).is_file() for name in (INDEX_NAME, SINGLE_NAME))
+    names = [INDEX_NAME, SINGLE_NAME]
+    if isinstance(directory, PickledDirectory):
+        names += [PICKLE_INDEX, PICKLE_NAME]
+    return any((directory / name).is_file() for name in names) or bool(gguf_files(directory))
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -86,7 +117,7 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(directory):
-        tensors |= read_header(path)
+        tensors |= INDEXES.get(path.suffix, read_header)(path)
     return tensors
 
 
@@ -164,7 +195,8 @@ def weights_fingerprint(directory: Path) -> str:
 
 
 def _file_identity(path: Path) -> list[object]:
-    tensors = read_header(path)
+    # the headers of other forms lie among the sampled bytes
+    tensors = {} if path.suffix in INDEXES else read_header(path)
     header = {name: [t.dtype, t.shape, t.offset, t.nbytes] for name, t in tensors.items()}
     size, digest = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:

@@ -50,7 +50,7 @@ def assemble(
         if family.states is not None and architecture.stateful[index]:
             restart_at_documents(mixer_of(modules[name], family.states))
         if half is not None:
-            modules[name] = half_of(modules[name], family.attention, half)
+            modules[name] = half_of(modules[name], family, half)
     if first and config.embedding_on_cpu:
         check_embedding_on_cpu(plan, modules, names, alone=last)
     seeded = config.adapter.dropout > 0 or architecture.uses_chance

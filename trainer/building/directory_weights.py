@@ -43,7 +43,7 @@ class StoredWeights:
         kept: Container[str] = (),
     ) -> None:
         self.files = WeightFiles(directory)
-        self.quantized = stored_weights(directory, self.files.tensors)
+        self.quantized = stored_weights(directory, self.files.tensors, model)
         parts = {part for weight in self.quantized.values() for part in weight.parts.values()}
         whole = self.files.tensors.keys() - parts | self.quantized.keys()
         self.names = CheckpointNames(model, whole)

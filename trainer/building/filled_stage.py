@@ -52,7 +52,7 @@ def weight_source(
     if config.weights == "random":
         return RandomWeights(plan.plain, config.seed, device)
     kept = plan.quantization.stored if plan.quantization else None
-    directory = model_directory(config.model)
+    directory = model_directory(config.model, config.weights)
     return StoredWeights(directory, plan.plain, types.of, device, kept or frozenset())
 
 
@@ -64,7 +64,7 @@ def open_cache(
     if settings is None or settings.cache is None or quantization is None:
         return None
     weights = f"random {config.seed}"
-    if config.weights == "stored":
-        weights = weights_fingerprint(model_directory(config.model))
+    if config.weights != "random":
+        weights = weights_fingerprint(model_directory(config.model, config.weights))
     computed = str(quantization.compute_dtype(dtype))
     return QuantizedCache(Path(settings.cache), weights, settings, computed, device.type)

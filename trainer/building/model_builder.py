@@ -12,8 +12,8 @@ from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.model_size import flops_per_token, partition
-from headrace.trainer.building.partition import StageCut
+from headrace.trainer.building.model_size import flops_per_token
+from headrace.trainer.building.partition import StageCut, partition
 from headrace.trainer.building.reference import reference_of
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
 from headrace.trainer.quantized.selection import check_fp8_device

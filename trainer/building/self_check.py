@@ -24,16 +24,18 @@ from headrace.schemas.errors import HeadraceError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import FAMILIES, refuse
+from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_files import SINGLE_NAME
 from headrace.trainer.architecture.model_writer import save_tensors
+from headrace.trainer.architecture.overrides import overridden
 from headrace.trainer.architecture.read_architecture import read_architecture
 from headrace.trainer.architecture.weight_names import as_stored
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
-from headrace.trainer.building.partition import Span, StageCut
+from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.stage import Stage
@@ -256,10 +258,11 @@ def plan_model(config: TrainConfig) -> Plan:
     Raises:
         ConfigError: an architecture that is not supported, adapters that match nothing.
     """
-    directory = model_directory(config.model)
+    directory = model_directory(config.model, config.weights)
     architecture = read_architecture(directory)
     if architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
+    architecture = overridden(architecture, config.model_overrides, config.model)
     plan = make_plan(config, architecture)
     plan.method.check_result()
     return plan

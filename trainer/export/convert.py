@@ -9,16 +9,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from headrace.schemas.checkpoint_names import (
+    CHECKPOINTS_FOLDER,
+    checkpoint_name,
+    published_checkpoints,
+)
 from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.schemas.progress import Progress, silent
 from headrace.schemas.toml_config import without_defaults
-from headrace.schemas.train.run_state import (
-    CHECKPOINTS_FOLDER,
-    RUN_CONFIG_NAME,
-    checkpoint_name,
-    published_checkpoints,
-    read_run_state,
-)
+from headrace.schemas.train.run_state import RUN_CONFIG_NAME, read_run_state
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.adapters.method import TuningMethod
@@ -74,7 +73,14 @@ def convert(
         else:
             stored = stored_dtype(plan.architecture.config)
             dtype = saved_dtype(config.checkpoint.save_dtype, stored)
-            write_model(plan, tensors, model_directory(config.model), temporary, dtype, progress)
+            write_model(
+                plan,
+                tensors,
+                model_directory(config.model, config.weights),
+                temporary,
+                dtype,
+                progress,
+            )
         write_card(temporary, run, int(checkpoint.name.rpartition("-")[2]))
     return checkpoint
 
@@ -134,7 +140,7 @@ def write_adapter(
         )
     dtype = saved_dtype(config.checkpoint.save_dtype, torch.float32)
     exported = {name: value.to(dtype) for name, value in history.exported(values).items()}
-    method.write(output, exported, history.width, model_directory(config.model))
+    method.write(output, exported, history.width, model_directory(config.model, config.weights))
 
 
 def write_model(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.progress import Progress, silent
 from headrace.trainer.adapters.names import PEFT_PREFIX, base_name, file_name, is_adapter
+from headrace.trainer.adapters.override_record import read_overrides
 from headrace.trainer.adapters.patterns import name_modules
 from headrace.trainer.adapters.peft_settings import read_peft_settings
 from headrace.trainer.adapters.whole_names import whole_names
@@ -26,6 +27,7 @@ from headrace.trainer.architecture.model_writer import (
     file_count,
     write_index,
 )
+from headrace.trainer.architecture.overrides import overridden
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
 from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
@@ -52,7 +54,7 @@ def write_merged(
             cannot be scaled.
         DataError: the adapter does not belong to the model.
     """
-    architecture = read_architecture(model)
+    architecture = overridden(read_architecture(model), read_overrides(adapter), str(model))
     skeleton: Any = lay_out(architecture)
     settings = read_peft_settings(adapter)
     check_scale(scale, settings)

@@ -38,6 +38,20 @@ class Sampling:
     top_p: float | None = None  # share of the likeliest that is drawn from; None: the model's own
 
 
+def config_below(model: Path, adapter: Path | None) -> Any:
+    """Return a model's config as the adapter on it wants it."""
+    from transformers import AutoConfig
+
+    from headrace.trainer.adapters.override_record import read_overrides
+    from headrace.trainer.architecture.overrides import with_overrides
+
+    config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    if adapter is None:
+        return config
+    values = with_overrides(config.to_dict(), read_overrides(adapter), str(model))
+    return type(config).from_dict(values)
+
+
 class Sampler:
     """A model, and an adapter that can be left out.
 
@@ -74,7 +88,11 @@ class Sampler:
             self.tokenizer = AutoTokenizer.from_pretrained(model, **local)
         with transformers_reads(model):
             network = AutoModelForCausalLM.from_pretrained(
-                model, dtype="auto", use_safetensors=True, **local
+                model,
+                config=config_below(model, adapter),
+                dtype="auto",
+                use_safetensors=True,
+                **local,
             )
         check_generation(network.generation_config, model)
         if adapter is not None:

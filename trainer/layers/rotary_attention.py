@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from headrace.kernels.rotary import rotary
-from headrace.trainer.architecture.half_layer import ATTENTION, Absent
+from headrace.trainer.architecture.half_layer import Absent
 from headrace.trainer.layers.document_attention import VisibleTokens, attend
 
 HEAD_NORMS = ("q_norm", "k_norm")  # Qwen 3's
@@ -61,8 +61,12 @@ class RotaryAttention(nn.Module):
         return output, None
 
 
-def swap_attention(layer: nn.Module) -> None:
-    """Put a `RotaryAttention` in the place of a layer's attention; half a layer may have none."""
-    attention = getattr(layer, ATTENTION)
+def swap_attention(layer: nn.Module, name: str) -> None:
+    """Put a `RotaryAttention` in the place of a layer's attention; half a layer may have none.
+
+    Args:
+        name: of the attention in the layer, as the family's record has it.
+    """
+    attention = getattr(layer, name)
     if not isinstance(attention, Absent):
-        setattr(layer, ATTENTION, RotaryAttention(attention))
+        setattr(layer, name, RotaryAttention(attention))

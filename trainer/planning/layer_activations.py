@@ -23,12 +23,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.architecture.half_layer import Half
+from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.held_values import lay_out_with_buffers
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.partition import Span, StageCut
+from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import run_layer

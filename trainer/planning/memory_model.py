@@ -8,10 +8,10 @@ import torch
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.interleaved_schedule import most_held
 from headrace.trainer.building.model_size import ModelSize, PartSize
-from headrace.trainer.building.partition import Span
 from headrace.trainer.layers.weight_offload import PLACES
 from headrace.trainer.planning.layer_activations import LayerActivations
 

@@ -14,11 +14,11 @@ from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.architecture.half_layer import Half
+from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.model_size import ModelSize, partition
-from headrace.trainer.building.partition import Span
+from headrace.trainer.building.model_size import ModelSize
+from headrace.trainer.building.partition import partition
 from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.planning.layer_activations import LayerActivations, layer_activations
 from headrace.trainer.planning.memory_model import StageMemory, parts_of_stage, stage_memory

@@ -97,7 +97,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
     describe(built, inputs, layout, run_length.total_steps)
     warn_of_long_warmup(config, run_length.total_steps)
     return Session(
-        model=model_directory(config.model),
+        model=model_directory(config.model, config.weights),
         run_directory=run_directory,
         built=built,
         engine=build_engine(built, config, layout),

@@ -159,7 +159,7 @@ def accelerate(
     if runs_without_masks(architecture, stage.compute_dtype):
         attend_by_bounds(stage)
         for layer in stage.layers if ours_inside and architecture.family.llama_attention else ():
-            swap_attention(layer)
+            swap_attention(layer, architecture.family.attention_module)
 
 
 def attend_by_bounds(stage: Stage) -> None:

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import nn
+
 from headrace.schemas.json_text import read_json_object
+from headrace.trainer.architecture.gguf_index import SUFFIX as GGUF_SUFFIX
 from headrace.trainer.architecture.model_files import CONFIG_NAME, MAX_CONFIG_BYTES, StoredTensor
 from headrace.trainer.stored.bnb import Bnb
 from headrace.trainer.stored.compressed_tensors import CompressedTensors
 from headrace.trainer.stored.fp8 import Fp8Blocks, Fp8Rows
+from headrace.trainer.stored.gguf_blocks import gguf_weights
 from headrace.trainer.stored.gptq import Awq, Gptq
 from headrace.trainer.stored.modelopt import ModelOpt
 from headrace.trainer.stored.mxfp4 import Mxfp4
@@ -40,11 +44,18 @@ def stored_format(directory: Path) -> StoredFormat | None:
     return FORMATS[quantization_method(str(directory), settings)](settings, str(directory))
 
 
-def stored_weights(directory: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredWeight]:
-    """Return the weights that a model's files hold quantized, by name.
+def stored_weights(
+    directory: Path, tensors: Mapping[str, StoredTensor], model: nn.Module
+) -> dict[str, StoredWeight]:
+    """Return the weights that a model's files hold quantized, or under other names, by name.
+
+    Args:
+        model: without adapters, on the meta device.
 
     Raises:
         ConfigError: of a format that is not read.
     """
+    if any(stored.path.suffix == GGUF_SUFFIX for stored in tensors.values()):
+        return gguf_weights(str(directory), model, tensors)
     held = stored_format(directory)
     return {} if held is None else held.weights(tensors)

@@ -1,12 +1,14 @@
 """Which files a source reads."""
 
+import glob
 import os
 from pathlib import Path
 
 import pytest
 
-from headrace.dataprep.input import files
+from headrace.dataprep.input import files, walk
 from headrace.dataprep.input.files import find_source_files
+from headrace.dataprep.input.walk import expand_glob
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.source_config import SourceConfig
 
@@ -58,3 +60,31 @@ def test_a_pattern_that_matches_too_many_files_is_refused(tree, monkeypatch):
     monkeypatch.setattr(files, "MOST_FILES", 1)
     with pytest.raises(DataError, match="matches more than 1 files"):
         find_source_files(source(f"{tree}/**/*.txt"))
+
+
+PATTERNS = (
+    "*.txt **/*.txt **/tests/* */*.txt ** **/** tests/*.txt tests/../a.txt **/tests/**/*.txt "
+    "[ab].txt ?.txt **/.* .hidden/*.txt link/*.txt **/link/** ./*.txt *.txt/ none/*.txt **/c.txt"
+).split()
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_names_the_files_that_glob_finds(pattern, absolute, tree, monkeypatch):
+    for name in (".hidden/e.txt", "deep/.f.txt", "deep/.g/h.txt"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_text("x")
+    (tree / "link").symlink_to(tree / "tests")
+    (tree / "broken").symlink_to(tree / "nowhere")
+    monkeypatch.chdir(tree)
+    pattern = f"{tree}/{pattern}" if absolute else pattern
+    listed = glob.glob(pattern, recursive=True)  # noqa: PTH207  the reference
+    wanted = {path for path in listed if not Path(path).is_dir()}
+    found = {os.path.normpath(path) for path in expand_glob("s", pattern)}
+    assert found == {os.path.normpath(path) for path in wanted}
+
+
+def test_a_pattern_that_looks_at_too_many_files_is_refused(tree, monkeypatch):
+    monkeypatch.setattr(walk, "MOST_WALKED", 3)
+    with pytest.raises(DataError, match=r'^source "s": .* looks at more than 3 files and folders'):
+        find_source_files(source(f"{tree}/**/none.txt"))

@@ -41,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         content = path.read_bytes()
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         part = content[int(found[1]) : int(found[2]) + 1] if found and server.ranges else content
+        part += b"x" * server.longer
         self.send_response(206 if server.ranges else 200)
         if server.ranges:
             self.send_header("Content-Range", f"bytes {found[1]}-{found[2]}/{len(content)}")
@@ -65,6 +66,7 @@ def web(tmp_path, monkeypatch):
     (tmp_path / "web").mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.folder, server.asked, server.failures, server.ranges = tmp_path / "web", [], 0, True
+    server.longer = 0
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
@@ -120,6 +122,29 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(corpus, make_config, ru
     web.failures = 3
     manifest = run(make_config(sources=documents(f"{web.url}/in.jsonl")))
     assert manifest.sources[0].documents == len(TEXTS)
+
+
+@pytest.mark.parametrize("longer", [1, 10_000_000])
+def test_a_reply_of_more_than_was_asked_for_is_not_read_on(
+    longer, corpus, make_config, run, web, monkeypatch
+):
+    write_files(web.folder)
+    config = make_config(sources=documents(f"{web.url}/in.jsonl"))
+    web.longer = longer
+    read = []
+    request_range = remote.request_range
+
+    def counted(url, first, last):
+        reply = request_range(url, first, last)
+        take = reply.read
+        monkeypatch.setattr(reply, "read", lambda size: read.append(take(size)) or read[-1])
+        return reply
+
+    monkeypatch.setattr(remote, "request_range", counted)
+    with pytest.raises(DataError, match=r"in\.jsonl: cannot be read"):
+        run(config)
+    assert read
+    assert max(map(len, read)) <= remote.HTTP_BUFFER + 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from tiny_families import FAMILIES, VOCABULARY, build, config_of, save_tiny
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.objective_config import RejectedSamplingConfig
 from headrace.trainer.pipeline.answers import Prompt
 from headrace.trainer.stage.cached_stage import check_generates
 

@@ -154,7 +154,7 @@ def test_norms_and_attention_of_ours_compute_the_same_in_every_family(family, tm
     for layer in stage.layers:
         swap_norms(layer, record.rms_norm)
         if record.llama_attention:
-            swap_attention(layer)
+            swap_attention(layer, "self_attn")
     assert isinstance(stage.norm, RmsNorm)
     assert not any(type(part).__name__.endswith("RMSNorm") for part in stage.layers[0].modules())
     swapped = [part for part in stage.modules() if isinstance(part, RotaryAttention)]
