@@ -21,6 +21,7 @@ class StateLayers:
     mixer: str  # path of the module with the state, in its layer
     mask: str = "attention_mask"  # argument of the layer that reaches the mixer as its mask
     bypassed: tuple[str, ...] = ()  # linear layers of the mixer that it reads the weights of
+    cached: bool = True  # transformers' cache holds the states when text is generated
 
     @property
     def attends(self) -> bool:
@@ -40,13 +41,13 @@ STATE_LAYERS: Mapping[str, StateLayers] = {
     "lfm2_moe": StateLayers("conv"),
     "mamba": StateLayers("mixer", bypassed=("dt_proj",)),
     "mamba2": StateLayers("mixer"),
-    "minimax": StateLayers("self_attn"),
+    "minimax": StateLayers("self_attn", cached=False),
     "nemotron_h": StateLayers("mixer"),
     "olmo_hybrid": StateLayers("linear_attn"),
     "qwen3_5_moe_text": StateLayers("linear_attn"),
     "qwen3_5_text": StateLayers("linear_attn"),
     "qwen3_next": StateLayers("linear_attn"),
-    "recurrent_gemma": StateLayers("temporal_block"),
+    "recurrent_gemma": StateLayers("temporal_block", cached=False),
 }
 
 
