@@ -1,6 +1,6 @@
 """Selection of the weights to hold quantized, and their formats."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def install_holders(
         return model
     check_skipped(model, quantization, architecture)
     wanted = dict(selected(model, quantization, architecture))
-    count = 0
+    weights: list[str] = []
     for parent_name, parent in list(model.named_modules()):
         for child_name, child in list(parent.named_children()):
             name = f"{parent_name}.{child_name}".lstrip(".")
@@ -194,12 +194,13 @@ def install_holders(
                     for attribute in holder.weights
                 }
                 setattr(parent, child_name, holder)
-                count += 1
-    if not count:
+                weights += [f"{name}.{attribute}" for attribute in holder.weights]
+    if not weights:
         raise ConfigError(
             f"quantization.skip_modules = {quantization.config.skip_modules}: nothing is left "
             "to quantize"
         )
+    check_overrides(weights, quantization.config)
     return model
 
 
@@ -218,6 +219,21 @@ def check_skipped(model: nn.Module, quantization: Quantization, architecture: Ar
             raise ConfigError(
                 f'quantization.skip_modules: no module that would be quantized has "{part}" in its '
                 f"name, so that it has no effect; drop it, or name some of {', '.join(ends)}"
+            )
+
+
+def check_overrides(weights: Sequence[str], config: QuantizationConfig) -> None:
+    """Check that each entry of `dynamic_config` is in the name of a quantized weight.
+
+    Raises:
+        ConfigError: naming one that is not, and the names of the modules that there are.
+    """
+    for part in config.dynamic_config:
+        if not any(part in name for name in weights):
+            ends = sorted({name.split(".")[-2] for name in weights})
+            raise ConfigError(
+                f'quantization.dynamic_config: no quantized weight has "{part}" in its name; '
+                f"modules with such weights end in {', '.join(ends)}"
             )
 
 
