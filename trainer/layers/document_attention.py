@@ -51,7 +51,7 @@ def fits(model_config: Any) -> bool:
     sizes = {
         value
         for key, value in vars(model_config).items()
-        if key.endswith("head_dim") and isinstance(value, int)
+        if key.endswith("head_dim") and not key.startswith("linear_") and isinstance(value, int)
     }
     if not sizes and getattr(model_config, "num_attention_heads", None) is None:
         return False  # a model without attention

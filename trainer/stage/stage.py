@@ -76,6 +76,7 @@ class Stage(nn.Module):
 
     Attributes:
         layer_functions: how a layer is run.
+        stateful_functions: how one with a state is, whose code goes by the documents' lengths.
         before_step: to be called before the micro-batches of a step, with none in flight.
         by_bounds: attention takes the documents' bounds and its window instead of a mask.
         in_blocks: it is FlexAttention then, which wants them by blocks.
@@ -154,7 +155,7 @@ class Stage(nn.Module):
         self.weight_offload: WeightOffload | None = None
         self.selective = selective
         again = run_layer_selectively if selective else run_layer_checkpointed
-        self.layer_functions = LayerFunctions(run_layer, again)
+        self.layer_functions = self.stateful_functions = LayerFunctions(run_layer, again)
         self.before_step: Callable[[], None] | None = None
         self.by_bounds, self.in_blocks = False, False
         self.objective = objective
@@ -307,7 +308,8 @@ class Stage(nn.Module):
         weights = self.weight_offload
         outside = recompute and (seeded or routes or control is not None or weights is not None)
         within = recompute and not outside
-        function = self.layer_functions.checkpointed if within else self.layer_functions.plain
+        functions = self.stateful_functions if self.stateful[index] else self.layer_functions
+        function = functions.checkpointed if within else functions.plain
 
         def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
             if seeded:
