@@ -56,7 +56,7 @@ def run(config, part):
     if family in BY_BOUNDS:
         attend_by_bounds(built.stage)
         for layer in built.stage.layers if family in OURS else ():
-            swap_attention(layer)
+            swap_attention(layer, built.architecture.family.attention_module)
         share_rows(built.stage.modules(), part)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

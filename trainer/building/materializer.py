@@ -95,7 +95,8 @@ class Materializer:
         self._fill_buffers(stored_buffers(stage.names))
         self._fill_cache(stage)
         initial = self._fill_adapters(stage)
-        tied_head = tied_head or self._share_rows(stage)
+        if tied_head is None:
+            tied_head = self._share_rows(stage)
         swap_expert_adapters(stage)
         left = [name for name, tensor in stage.named_parameters() if tensor.is_meta]
         left += [name for name, tensor in stage.named_buffers() if tensor.is_meta]

@@ -88,12 +88,13 @@ class Sampler:
         stored_tensors(model)
         quiet_libraries()
 
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from headrace.trainer import devices
 
         self.directory = model
         self.render = render
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = devices.device_type()
         local = {"local_files_only": True, "trust_remote_code": False}
         with tokenizer_errors(model), transformers_reads(model):
             grown = adapter is not None and (adapter / "tokenizer.json").is_file()

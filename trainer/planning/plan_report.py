@@ -15,6 +15,7 @@ from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.building.model_plan import Plan
@@ -116,7 +117,7 @@ def plan_run(
     dims = config.dims(gpus)
     length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
     plan = plan or plan_model(config)
-    dtype = compute_dtype(config, torch.device("cuda"))
+    dtype = compute_dtype(config, devices.PLANNED)
     size = plan.size
     activations = activations or layer_activations(plan, config, dtype, length)
     cut = partition(config, size)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers import document_attention
 from headrace.trainer.layers.experts import GroupedExperts
@@ -32,7 +33,7 @@ HAND_ON = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 
 def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
     """Return whether the Triton kernels and compiled layers are used on this device."""
-    return config.kernels != "torch" and device.type == "cuda"
+    return config.kernels != "torch" and devices.is_accelerator(device)
 
 
 def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:

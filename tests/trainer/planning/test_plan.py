@@ -20,6 +20,7 @@ from headrace.trainer.layers.documents import find_documents
 from headrace.trainer.optim.optimizer import build_optimizer, table_names
 from headrace.trainer.optim.states import tensors_of
 from headrace.trainer.planning.layer_activations import layer_activations
+from headrace.trainer.planning.memory_model import state_bytes
 from headrace.trainer.planning.plan_report import parse_size, plan_run, report
 from tests.support.built import build_stage
 
@@ -290,3 +291,14 @@ def test_ranks_that_share_rows_keep_a_share_of_the_activations(model):
     assert [run.replicas for run in (whole, halves, quarters)] == [4, 2, 1]
     assert "2 replica(s), whose rows 2 ranks share." in report(halves, 4, None)
     assert "sequence_parallel = " in report(whole, 4, memory[0].peak * 0.6)
+
+
+def test_states_that_are_shared_out_or_in_host_memory_leave_the_gpu(model):
+    whole, shared, offloaded = (
+        planned(model, 2, gpus=8, optimizer={"lr": 1.0, **how}).stages[0].memory.optimizer
+        for how in ({}, {"shard": True}, {"offload": True})
+    )
+    assert shared == pytest.approx(whole / 4)
+    assert offloaded == whole, "a bucket holds all of so small a model"
+    numbers = state_bytes(config_of(model, optimizer={"lr": 1.0, "offload": True}), 10**9, 0, 4, 1)
+    assert numbers == 3 * 2**26 * 4 * 2
