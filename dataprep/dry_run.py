@@ -25,7 +25,7 @@ from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.local_engine import LocalEngine
 from headrace.schemas.prepare.prepare_config import PrepareConfig
-from headrace.schemas.shards.shard_format import parquet_options
+from headrace.schemas.shards.parquet_options import parquet_options
 
 SAMPLED_SHARE = 0.01
 LEAST_SAMPLED_BYTES = 8 << 20  # of each source

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from headrace.dataprep.input.pieces import InputFile, Task
 from headrace.dataprep.input.tasks import plan_tasks
-from headrace.dataprep.passes.document_keys import check_library
+from headrace.dataprep.passes.duplicate_keys import check_library
 from headrace.dataprep.resolve import resolve
 from headrace.dataprep.rows.blocks import block_options
 from headrace.dataprep.rows.format_registry import build_format

@@ -28,7 +28,7 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
     "jobs": "migration report first_run serve commands tools".split(),
 }
 # of the trainer: imported by any folder, import no folder
-BASE = {"messages", "parallel", "rendezvous", "quiet", "failure"}
+BASE = {"messages", "parallel", "sequence_slice", "rendezvous", "quiet", "failure", "devices"}
 MOST_FILES = 18  # in a folder, its __init__ left out
 LONGEST_CHAIN = 15  # modules that import one the next; it may only fall
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
@@ -246,3 +246,14 @@ def test_what_the_page_on_architecture_names_is_there():
     named = re.findall(rf"\b((?:{tops})/[\w/]+(?:\.py)?)", page)
     assert len(named) > 40
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_what_the_page_on_architecture_says_is_in_a_file_is_defined_there():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| what | file | name |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^\| .* \| `(\S+)` \| `(\w+)` \|$", table, re.MULTILINE)
+    assert len(found) == len(table.splitlines()) > 20
+    defined = re.compile(r"^(?:def|class) (\w+)|^(\w+)(?:: .*)? = ", re.MULTILINE)
+    for path, name in found:
+        names = defined.findall((ROOT / path).read_text(encoding="utf-8"))
+        assert name in {part for pair in names for part in pair}, f"{path}: {name}"

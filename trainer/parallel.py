@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from headrace.schemas.train.parallel_dims import Coordinates, ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.rendezvous import TIMEOUT, local_ranks, meet, process_environment
 
 ONE_PROCESS, ORIGIN = ParallelDims(), Coordinates()
@@ -24,10 +25,12 @@ class RankLayout:
     coordinates: Coordinates = ORIGIN
     node: int = 0
     world_group: Any = None  # gloo, all ranks
-    pipeline_group: Any = None  # gloo, the stages of this replica
+    replica_group: Any = None  # gloo, all ranks of this replica
+    pipeline_group: Any = None  # gloo, the stages of this replica, at the same slice of rows
     first_stage_group: Any = None  # gloo, the data leaders of all replicas
-    replicas_group: Any = None  # device backend, the same stage of all replicas
-    tied_group: Any = None  # device backend, first and last stage of this replica
+    copies_group: Any = None  # device backend, all ranks that hold the same weights
+    sequence_group: Any = None  # device backend, the slices of this replica's rows in this stage
+    tied_group: Any = None  # device backend, first and last stage of a pipeline
 
     @property
     def rank(self) -> int:
@@ -48,6 +51,11 @@ class RankLayout:
     @property
     def replicas(self) -> int:
         return self.dims.replicas
+
+    @property
+    def copies(self) -> int:
+        """Return how many ranks hold the same weights."""
+        return self.dims.replicas * self.dims.sequence
 
     @property
     def is_first(self) -> bool:
@@ -88,8 +96,7 @@ class RankLayout:
 
     def _copies_before(self) -> list[int]:
         """Return the ranks before this one that hold the same weights."""
-        here = self.coordinates
-        copies: list[int] = self.dims.ranks[here.stage, :, :, here.tensor].flatten().tolist()
+        (copies,) = (ranks for ranks in self.dims.copies if self.rank in ranks)
         return copies[: copies.index(self.rank)]
 
     def publishes(self, *, node_local: bool) -> bool:
@@ -107,16 +114,13 @@ def connect(dims: ParallelDims) -> RankLayout:
     """Join the process group (NCCL on GPUs, gloo on CPU); all ranks build all groups."""
     rank, local_rank, world_size = process_environment()
     assert world_size == dims.world, "the launcher has checked it"
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
+    device = devices.take_device(local_rank)
     # No device_id: with one, a rank outside a new gloo group still takes part in a split of the
     # NCCL communicator, the members do not, and a later group hangs (torch 2.11 to 2.13). A mesh
     # binds nothing either: it makes its groups one by one unless the world is bound.
-    meet("nccl" if device.type == "cuda" else "gloo", rank, world_size)
+    meet(devices.COLLECTIVES[device.type], rank, world_size)
     mesh = make_mesh(dims, device.type)
-    control = mesh if device.type == "cpu" else make_mesh(dims, "cpu")
+    control = mesh if not devices.is_accelerator(device) else make_mesh(dims, "cpu")
     coordinates = coordinates_on(mesh)
     return RankLayout(
         device=device,
@@ -124,11 +128,13 @@ def connect(dims: ParallelDims) -> RankLayout:
         coordinates=coordinates,
         node=rank // local_ranks(),
         world_group=group_of([list(range(world_size))], "cpu"),
+        replica_group=group_of(dims.whole_replicas, "cpu"),
         pipeline_group=control.get_group("stage"),
         first_stage_group=control.get_group("replica")
         if coordinates == Coordinates(replica=coordinates.replica)
         else None,
-        replicas_group=mesh.get_group("replica"),
+        copies_group=group_of(dims.copies, device.type),
+        sequence_group=mesh.get_group("sequence"),
         tied_group=group_of(ends_of_pipelines(dims), device.type),
     )
 
@@ -145,15 +151,8 @@ def make_mesh(dims: ParallelDims, device_type: str) -> DeviceMesh:
 
 def backend_of(device_type: str) -> Any:
     """Return the backend of a device's groups, with the timeout of the run."""
-    if device_type == "cpu":
-        return "gloo"
-    return "nccl", nccl_options()
-
-
-def nccl_options() -> Any:
-    options = dist.ProcessGroupNCCL.Options()
-    options._timeout = TIMEOUT
-    return options
+    backend, options = devices.COLLECTIVES[device_type], devices.group_options(device_type, TIMEOUT)
+    return backend if options is None else (backend, options)
 
 
 def coordinates_on(mesh: DeviceMesh) -> Coordinates:
@@ -170,7 +169,7 @@ def ends_of_pipelines(dims: ParallelDims) -> list[list[int]]:
 
 def group_of(lists: list[list[int]], device_type: str, options: Any = None) -> Any:
     """Make a group of each list of ranks, and return the one with this rank; None if in none."""
-    backend = "gloo" if device_type == "cpu" else "nccl"
+    backend = devices.COLLECTIVES[device_type]
     made = [
         dist.new_group(ranks, backend=backend, timeout=TIMEOUT, pg_options=options)
         for ranks in lists
@@ -185,8 +184,5 @@ def transfer_group(layout: RankLayout, ctas: int | None) -> Any:
     Args:
         ctas: on GPUs, how many multiprocessors a transfer may use; None leaves it to NCCL.
     """
-    options = None
-    if layout.device.type == "cuda":
-        options = nccl_options()
-        options.config.max_ctas = options.config.max_ctas if ctas is None else ctas
+    options = devices.group_options(layout.device.type, TIMEOUT, ctas)
     return group_of(layout.dims.lines("stage"), layout.device.type, options)

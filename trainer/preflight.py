@@ -1,7 +1,7 @@
 """Checks of a run before a process group or a GPU is touched. Imports no torch."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,6 +45,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     check_family(config.model, model)
     check_readable(config.model, model)
     text = text_settings(model)
+    text = {**text, **override_positions(config, text)}
     check_model(config, text)
     if config.quantization is not None:
         check_installed(config.quantization.backend)
@@ -53,10 +54,12 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
         of_pairs = config.objective.of_pairs
-        check_shards(path, manifest, directory, text, config.weights == "random", of_pairs)
+        tokens = config.model_overrides.new_tokens
+        check_shards(path, manifest, directory, text, config.weights == "random", of_pairs, tokens)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
+    check_sequence(config, text, sequence_tokens)
     plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
         if not any(shard.rows for shard in manifest.split(EVALUATION)):
@@ -80,6 +83,16 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         sides=SIDES if config.objective.of_pairs else 1,
         data_fingerprint=fingerprint([manifest.identity() for manifest in train]),
     )
+
+
+def override_positions(config: TrainConfig, model: Mapping[str, object]) -> dict[str, object]:
+    """Return how many positions the model has by the config, if it says so."""
+    key, scaling = "max_position_embeddings", config.model_overrides.rope_scaling
+    given, own = config.model_overrides.max_position_embeddings, model.get(key)
+    if scaling is not None and scaling.factor is not None and isinstance(own, int):
+        original = scaling.original_max_position_embeddings or own
+        return {key: max(given or own, int(scaling.factor * original))}
+    return {} if given is None else {key: given}
 
 
 def check_optimizer(config: TrainConfig) -> None:
@@ -138,6 +151,26 @@ def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
         )
 
 
+def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int) -> None:
+    """Rows and attention heads must be divisible among the ranks that share them.
+
+    Args:
+        tokens: of a row.
+    """
+    ranks, heads = config.sequence_parallel, model.get("num_attention_heads")
+    if tokens % ranks:
+        raise ConfigError(
+            f"sequence_parallel = {ranks} does not divide rows of {tokens} tokens; set "
+            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % ranks}, '
+            "or prepare with another sequence_len"
+        )
+    if isinstance(heads, int) and heads % ranks:
+        raise ConfigError(
+            f"sequence_parallel = {ranks} does not divide the {heads} attention heads of "
+            f"{config.model}; use a divisor of them"
+        )
+
+
 def check_shards(
     path: str,
     manifest: Manifest,
@@ -145,12 +178,14 @@ def check_shards(
     model_config: Mapping[str, object],
     random: bool,
     of_pairs: bool,
+    tokens: Sequence[str] = (),
 ) -> None:
     """Shards must come from the model's tokenizer and fit its positions and vocabulary.
 
     Args:
         random: the weights are made up, so that a tokenizer may be missing.
         of_pairs: the objective compares the sides of pairs. Others train on chosen answers.
+        tokens: that the model's tokenizer and its embedding get.
     """
     if of_pairs and manifest.kind != "preference":
         raise DataError(
@@ -162,13 +197,19 @@ def check_shards(
         raise ConfigError(
             f"{tokenizer}: not found; the model directory must hold the tokenizer of the shards"
         )
-    if tokenizer.is_file() and not is_tokenizer(manifest.tokenizer, tokenizer):
+    if tokenizer.is_file() and not is_tokenizer(manifest.tokenizer, tokenizer, tokens):
+        tokens_too = f" and added_tokens = {list(tokens)}" if tokens else ""
         raise DataError(
             f"{path}: made with another tokenizer than {tokenizer}; "
-            "prepare the shards with this model's"
+            f"prepare the shards with this model's{tokens_too}"
         )
     vocabulary = model_config.get("vocab_size")
-    if isinstance(vocabulary, int) and manifest.tokenizer.vocabulary_size > vocabulary:
+    grows = bool(tokens)  # the tokenizer's ids are then those of the embedding
+    if (
+        isinstance(vocabulary, int)
+        and manifest.tokenizer.vocabulary_size > vocabulary
+        and not grows
+    ):
         raise DataError(
             f"{path}: ids up to {manifest.tokenizer.vocabulary_size - 1}, "
             f"but the model has {vocabulary} embeddings"
@@ -193,8 +234,8 @@ def check_positions(path: str, length: int, model_config: Mapping[str, object]) 
     if not known and not any(key in model_config for key in ROTARY_KEYS):
         raise DataError(f"{seen}; prepare shorter rows")
     logger.info(
-        "warning: %s; the model has not seen such positions. For long context set its rotary "
-        'scaling in config.json (as "rope_type": "yarn" with its factor) and '
-        "max_position_embeddings beside it, or prepare shorter rows",
+        "warning: %s; the model has not seen such positions. For long context set "
+        'model_overrides.rope_scaling (as { rope_type = "yarn", factor = 4.0 }), or prepare '
+        "shorter rows",
         seen,
     )

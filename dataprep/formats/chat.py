@@ -1,14 +1,12 @@
 """Conversations: rendered by a chat template, with the turns of some roles trained."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-import numpy as np
-
+from headrace.dataprep.formats.turn_mask import Chat, TurnMask
 from headrace.dataprep.input.records import Record, Reject, refuse
 from headrace.dataprep.text.chat_losses import absent_role, text_losses
-from headrace.dataprep.text.chat_mask import RenderedChat, Turn, render_chat, span_tokens
+from headrace.dataprep.text.chat_mask import render_chat
 from headrace.dataprep.text.chat_template import ChatTemplate, TemplateRefusedError
 from headrace.dataprep.text.conversation import (
     FIELDS,
@@ -21,26 +19,16 @@ from headrace.dataprep.text.conversation import (
 from headrace.dataprep.text.encoding import encode_chats
 from headrace.dataprep.text.marked_messages import check_marks, mark_conversation
 from headrace.dataprep.text.row_format import Encoded
-from headrace.dataprep.text.sample import Mask, Sample
+from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokenizer import open_marked
 from headrace.dataprep.text.tokens import Located, TokenizerSpec
-from headrace.dataprep.text.turn_ends import body_tokens, end_tokens
+from headrace.dataprep.text.turn_ends import end_tokens
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.chat_config import ChatConfig
 
 ResultT = TypeVar("ResultT")
 
 UNTRAINED = "nothing in it is trained"
-NO_END = "trained turns that end without a token that ends them"
-NO_PLACE = "turns that were to be trained, but have no text of their own in the rendering"
-
-
-class Chat(NamedTuple):
-    """One rendered conversation, and which of its turns are trained."""
-
-    conversation: Conversation
-    trained_turns: list[int]
-    rendered: RenderedChat
 
 
 class ChatFormat:
@@ -50,7 +38,7 @@ class ChatFormat:
         self.chat = chat
         self.tokenizer = tokenizer
         self.templates = ChatTemplates(chat, tokenizer)
-        self.ends = end_tokens(tokenizer)
+        self.turns = TurnMask(chat, end_tokens(tokenizer))
         self.columns = frozenset([*([chat.field] if chat.field else FIELDS), "system", "tools"])
         self.columns |= {chat.prompt, chat.completion}
 
@@ -74,7 +62,7 @@ class ChatFormat:
 
         def rendered() -> Chat:
             conversation = self.keep_text(read_conversation(record.fields, self.chat))
-            return self.render(conversation, self.trained_turns(conversation))
+            return self.render(conversation, self.turns.trained_turns(conversation))
 
         return attempt(record, rendered)
 
@@ -114,75 +102,17 @@ class ChatFormat:
         written = arguments_as_text(messages)
         return Chat(conversation, trained, render_chat(template, written, tools, trained))
 
-    def trained_turns(self, conversation: Conversation) -> list[int]:
-        """The turns that are trained, by index."""
-        return [
-            index
-            for index, (message, flag) in enumerate(
-                zip(conversation.messages, conversation.flags, strict=True)
-            )
-            if (message["role"] in self.chat.train_on if flag is None else flag)
-        ]
-
     def finish(self, chat: Chat, located: Located) -> Encoded:
         """The sample of one conversation, or none where no token is trained."""
         notes = text_losses(chat.conversation.messages, chat.rendered)
         roles = {message["role"] for message in chat.conversation.messages}
         notes.update(absent_role(role) for role in self.chat.train_on if role not in roles)
-        trained = self.mask(chat, located, notes)
+        trained = self.turns.mask(chat, located, notes)
         content = chat.conversation.content()
         if not trained[1:].any():  # nothing predicts the first
             return Encoded(content, [], {UNTRAINED: len(trained)}, notes)
         sample = Sample(located.ids, None if trained.all() else trained)
         return Encoded(content, [sample], notes=notes)
-
-    def mask(self, chat: Chat, located: Located, notes: Counter[str]) -> Mask:
-        """Return the loss mask: the generated spans of each turn, else all from where the model
-        begins to write it to the tokens that end it.
-
-        Args:
-            notes: counts what is not as it should be.
-        """
-        trained = np.zeros(len(located.ids), np.bool_)
-        for index in chat.trained_turns:
-            turn = chat.rendered.turns[index]
-            if turn is None:
-                notes[NO_PLACE] += 1
-                continue
-            for part in self.turn_tokens(chat.rendered, index, turn, located, notes):
-                trained[part] = True
-        return trained
-
-    def turn_tokens(
-        self, chat: RenderedChat, index: int, turn: Turn, located: Located, notes: Counter[str]
-    ) -> list[slice]:
-        """The tokens of one turn that are trained."""
-        begin = chat.begins[index]
-        first = turn.start if begin is None else begin
-        limit = chat.next_begin(index) if begin is not None else turn.body_end
-        blocks = [block for block in chat.generated if block[1] > first and block[0] < limit]
-        if blocks:
-            return [span_tokens(located, block) for block in blocks]
-        if self.chat.end_of_turn is None:
-            tokens, ended = self.ends.turn_tokens(chat, index, turn, located)
-        else:
-            end = self.named_end(chat, index, turn)
-            tokens = body_tokens(
-                turn, located, end or self.ends.content_end(chat.text, turn, located)
-            )
-            ended = end is not None
-        notes[NO_END] += not ended
-        return tokens
-
-    def named_end(self, chat: RenderedChat, index: int, turn: Turn) -> int | None:
-        """Return where the text that ends a turn ends, if it is there."""
-        assert self.chat.end_of_turn is not None
-        limit = self.ends.next_content(chat, index)
-        start, stop = turn.parts[-1]
-        found = chat.text.rfind(self.chat.end_of_turn, start, stop) if turn.whole else -1
-        if found < 0:
-            found = chat.text.find(self.chat.end_of_turn, turn.body_end, limit)
-        return None if found < 0 else found + len(self.chat.end_of_turn)
 
 
 def attempt(record: Record, read: Callable[[], ResultT]) -> ResultT | Reject:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headrace.dataprep.formats.chat import UNTRAINED, Chat, ChatFormat, attempt
+from headrace.dataprep.formats.chat import UNTRAINED, ChatFormat, attempt
+from headrace.dataprep.formats.turn_mask import Chat
 from headrace.dataprep.input.records import Record, Reject, refuse
 from headrace.dataprep.text.chat_losses import text_losses
 from headrace.dataprep.text.chat_mask import span_tokens
@@ -137,7 +138,7 @@ class PreferenceFormat:
     def render(self, conversation: Conversation, start: int) -> Chat:
         """A side as text; turns that both sides have are not trained."""
         chats = self.chat_format()
-        trained = [turn for turn in chats.trained_turns(conversation) if turn >= start]
+        trained = [turn for turn in chats.turns.trained_turns(conversation) if turn >= start]
         return chats.render(chats.keep_text(conversation), trained)
 
     def finish(
@@ -153,7 +154,7 @@ class PreferenceFormat:
             for side in found:
                 notes += text_losses(side.conversation.messages, side.rendered)
             masks = [
-                self.chat_format().mask(c, t, notes)
+                self.chat_format().turns.mask(c, t, notes)
                 for c, t in zip(found, (chosen, rejected), strict=True)
             ]
             sides = [Sample(t.ids, m) for t, m in zip((chosen, rejected), masks, strict=True)]

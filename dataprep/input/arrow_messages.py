@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from headrace.schemas.unpacked_sizes import is_bomb
+from headrace.schemas.shards.unpacked_sizes import is_bomb
 
 MAGIC = b"ARROW1"
 CONTINUED = 0xFFFFFFFF  # before the length of a message, since format 0.15

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.schemas import unpacked_sizes
 from headrace.schemas.seekable_file import SeekableFile
+from headrace.schemas.shards import unpacked_sizes
 from headrace.schemas.shards.parquet_pages import check_pages, reader_of, start_of
 
 BATCH_ROWS = 256

@@ -16,7 +16,7 @@ from headrace.dataprep.input.row_groups import BATCH_ROWS, check_group, group_ba
 from headrace.dataprep.input.row_sizes import Sizes, row_bytes
 from headrace.dataprep.input.streams import Place, open_random
 from headrace.schemas.errors import DataError
-from headrace.schemas.unpacked_sizes import is_bomb
+from headrace.schemas.shards.unpacked_sizes import is_bomb
 
 MOST_BYTES = 4  # of a character in UTF-8
 HELD_BYTES = 1 << 26  # of rows that are made into Python values at once

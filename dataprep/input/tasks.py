@@ -24,7 +24,7 @@ from headrace.dataprep.input.streams import (
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import DELIMITERS, FileFormat, SourceConfig
-from headrace.schemas.unpacked_sizes import unpacked_problem
+from headrace.schemas.shards.unpacked_sizes import unpacked_problem
 
 SUFFIXES: dict[str, FileFormat] = {
     ".parquet": "parquet",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from headrace.dataprep.input.pieces import Task
-from headrace.dataprep.passes.document_keys import KEY, Keys, algorithm, document_keys
+from headrace.dataprep.passes.duplicate_keys import KEY, Keys, algorithm, document_keys
 from headrace.dataprep.passes.encoded_tasks import (
     EncodedTask,
     duplicates_path,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from headrace.dataprep.input.pieces import Task
-from headrace.dataprep.passes.document_keys import EXACT, NEAR
+from headrace.dataprep.passes.duplicate_keys import EXACT, NEAR
 from headrace.dataprep.rows.encoded_spool import EncodedBlock, read_encoded
 from headrace.dataprep.text.row_format import without_samples
 from headrace.dataprep.work.context import Context

@@ -15,13 +15,8 @@ from headrace.dataprep.work.workspace import Workspace, read_marker, write_marke
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.publish import rename_durably
 from headrace.schemas.shards.manifest import RowGroupRecord, ShardRecord
-from headrace.schemas.shards.shard_format import (
-    TOKEN_COLUMNS,
-    TRAIN,
-    parquet_options,
-    shard_file_name,
-    shard_schema,
-)
+from headrace.schemas.shards.parquet_options import parquet_options
+from headrace.schemas.shards.shard_format import TOKEN_COLUMNS, TRAIN, shard_file_name, shard_schema
 
 
 @dataclass(frozen=True)

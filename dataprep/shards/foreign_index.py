@@ -39,7 +39,7 @@ from headrace.schemas.shards.shard_checks import check_unpacked
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 from headrace.schemas.shards.shard_rows import read_row_group, repeated_text
 from headrace.schemas.shards.tokenizer_content import content_fingerprint
-from headrace.schemas.unpacked_sizes import unpacked_problem
+from headrace.schemas.shards.unpacked_sizes import unpacked_problem
 
 Split = Literal["train", "evaluation"]
 PACKING = "foreign"

@@ -9,13 +9,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from headrace.schemas.checkpoint_names import CHECKPOINTS_FOLDER, published_checkpoints
 from headrace.schemas.errors import CheckpointError
-from headrace.schemas.train.run_state import (
-    CHECKPOINTS_FOLDER,
-    RunState,
-    published_checkpoints,
-    read_run_state,
-)
+from headrace.schemas.train.run_state import RunState, read_run_state
 
 COLUMNS = ("checkpoint", "tokens", "loss", "evaluation loss", "size", "written", "state")
 

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from headrace.schemas.checkpoint_names import CHECKPOINTS_FOLDER, published_checkpoints
 from headrace.schemas.errors import ConfigError, DataError, HeadraceError, install_hint
-from headrace.schemas.train.run_state import (
-    CHECKPOINTS_FOLDER,
-    RUN_CONFIG_NAME,
-    published_checkpoints,
-    read_run_state,
-)
+from headrace.schemas.train.run_state import RUN_CONFIG_NAME, read_run_state
 
 Part = Literal["adapter", "model", "checkpoint"]
 LEFT_OUT = (".lock", ".git", ".cache", "tensorboard", "profile")

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace.schemas.checkpoint_names import CHECKPOINTS_FOLDER, published_checkpoints
 from headrace.schemas.errors import DataError
-from headrace.schemas.train.run_state import (
-    CHECKPOINTS_FOLDER,
-    RUN_CONFIG_NAME,
-    published_checkpoints,
-)
+from headrace.schemas.train.run_state import RUN_CONFIG_NAME
 
 METRICS_NAME = "metrics.jsonl"
 Line = dict[str, Any]

@@ -14,12 +14,8 @@ from headrace.jobs.tools.bench_shapes import Shape, shape_of
 from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.shards.manifest import Manifest, SourceRecord, TokenizerRecord, TokenLedger
 from headrace.schemas.shards.manifest_file import write_manifest
-from headrace.schemas.shards.shard_format import (
-    TRAIN,
-    parquet_options,
-    shard_file_name,
-    shard_schema,
-)
+from headrace.schemas.shards.parquet_options import parquet_options
+from headrace.schemas.shards.shard_format import TRAIN, shard_file_name, shard_schema
 
 SHORTEST = 16  # tokens of a drawn document, unless its row ends sooner
 ROWS_IN_GROUP = 64

@@ -1,6 +1,6 @@
 """The columns of a shard, version 1, and how its Parquet is written."""
 
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
@@ -13,15 +13,6 @@ EVALUATION: Final = "evaluation"
 SPLITS = (TRAIN, EVALUATION)
 FILE_STEMS = {TRAIN: "shard", EVALUATION: "evaluation"}
 
-# Parquet options that decide a shard's bytes; measured in docs/shard-format.md
-COMPRESSION = "zstd"
-COMPRESSION_LEVEL = 3
-PARQUET_VERSION = "2.6"
-PAGE_BYTES = 4 << 20
-BYTE_STREAM_SPLIT_COLUMNS = {
-    "causal": ("input_ids.list.element",),
-    "preference": ("input_ids.list.element", "rejected_input_ids.list.element"),
-}
 
 COLUMNS = pa.schema(
     [
@@ -58,17 +49,3 @@ def shard_schema(kind: str = "causal") -> pa.Schema:
 def shard_file_name(split: str, index: int) -> str:
     """`shard-00000.parquet` (train split) or `evaluation-00000.parquet`."""
     return f"{FILE_STEMS[split]}-{index:05d}.parquet"
-
-
-def parquet_options(kind: str = "causal") -> dict[str, Any]:
-    """Return the arguments of `pyarrow.parquet.ParquetWriter` that shards are written with."""
-    return {
-        "version": PARQUET_VERSION,
-        "compression": COMPRESSION,
-        "compression_level": COMPRESSION_LEVEL,
-        "use_dictionary": ["source"],
-        "column_encoding": dict.fromkeys(BYTE_STREAM_SPLIT_COLUMNS[kind], "BYTE_STREAM_SPLIT"),
-        "write_statistics": ["row_key"],
-        "data_page_size": PAGE_BYTES,
-        "write_page_checksum": True,
-    }

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,8 +12,6 @@ from headrace.schemas.errors import CheckpointError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.publish import write_atomic
 
-CHECKPOINTS_FOLDER = "checkpoints"
-CHECKPOINT_NAME = re.compile(r"step-(\d+)")
 RUN_STATE_NAME = "run_state.json"
 RUN_CONFIG_NAME = "train.json"  # the resolved config, in a run directory
 RUN_STATE_VERSION = 1
@@ -94,6 +91,7 @@ class RunState(BaseModel):
     global_batch_rows: int
     stages: int
     replicas: int
+    sequence_ranks: int = 1
     config_fingerprint: str
     data_fingerprint: str
     files: dict[str, str]  # name -> SHA-256
@@ -156,23 +154,6 @@ class RunState(BaseModel):
         since = 0 if won else self.evaluations_since_best + 1
         update = {"evaluation_loss": loss, "evaluations_since_best": since, **best}
         return self.model_copy(update=update)
-
-
-def checkpoint_name(step: int) -> str:
-    """The folder of the checkpoint after a step."""
-    return f"step-{step:06d}"
-
-
-def published_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's `checkpoints`, by step. Half-written ones have other names."""
-    if not folder.is_dir():
-        return []
-    found = [
-        (int(match[1]), path)
-        for path in folder.iterdir()
-        if (match := CHECKPOINT_NAME.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found)]
 
 
 def write_run_state(directory: Path, state: RunState) -> None:

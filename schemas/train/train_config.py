@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from headrace.schemas.config_model import Config, Text
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
-from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.schemas.train.model_overrides import ModelOverrides
+from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
 from headrace.schemas.train.optimizer_config import (
     OptimizerConfig,
     RegularizationConfig,
@@ -23,7 +24,6 @@ from headrace.schemas.train.run_config import (
     ProfileConfig,
     ReportingConfig,
 )
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
 from headrace.schemas.train.train_rules import check_rules
 
 HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]
@@ -35,6 +35,9 @@ class TrainConfig(Config):
     model: Text = Field(
         description="Hugging Face model directory (config.json, *.safetensors, tokenizer.json), "
         "or the id of a model on the hub."
+    )
+    model_overrides: ModelOverrides = Field(
+        ModelOverrides(), description="Settings of the model that differ from its config.json."
     )
     output_dir: Text = Field(
         description="Run directory: checkpoints, adapter, metrics, TensorBoard."
@@ -56,6 +59,13 @@ class TrainConfig(Config):
     )
     pipeline_stages: int = Field(
         1, ge=1, description="Parts the model is cut into; must divide the number of processes."
+    )
+    sequence_parallel: int = Field(
+        1,
+        ge=1,
+        description="Processes of each stage among which every row is cut: each holds its share of "
+        "the tokens, and in attention, which sees whole rows, its share of the heads (Ulysses). "
+        "Must divide the model's attention heads and the tokens of a row.",
     )
     schedule: Literal["1f1b", "interleaved"] = Field(
         "1f1b",
@@ -208,7 +218,7 @@ class TrainConfig(Config):
     @property
     def replica_ranks(self) -> int:
         """Return the number of processes that hold one replica of the model."""
-        return ParallelDims(stages=self.pipeline_stages).world
+        return self.pipeline_stages * self.sequence_parallel
 
     def dims(self, processes: int) -> ParallelDims:
         """Return how a run of so many processes lies along the parallel dimensions.
@@ -216,7 +226,12 @@ class TrainConfig(Config):
         Raises:
             ConfigError: they do not fit.
         """
-        return ParallelDims.of(processes, stages=self.pipeline_stages, neighbors=self.neighbors)
+        return ParallelDims.of(
+            processes,
+            stages=self.pipeline_stages,
+            sequence=self.sequence_parallel,
+            neighbors=self.neighbors,
+        )
 
     @property
     def parts(self) -> int:

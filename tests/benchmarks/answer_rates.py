@@ -15,7 +15,7 @@ from peft import get_peft_model
 from report import print_table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.objective_config import RejectedSamplingConfig
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.pipeline.answers import Prompt

@@ -13,7 +13,8 @@ from report import print_table, text_config
 from rich.console import Console
 
 from headrace.dataprep.prepare import prepare
-from headrace.schemas.shards.shard_format import TRAIN, parquet_options
+from headrace.schemas.shards.parquet_options import parquet_options
+from headrace.schemas.shards.shard_format import TRAIN
 
 ROUNDS = 3
 IDS = "input_ids.list.element"

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from headrace.dataprep.passes.shard_writer import describe_shard
 from headrace.schemas.shards.manifest import Manifest, SourceRecord, TokenizerRecord, TokenLedger
-from headrace.schemas.shards.shard_format import parquet_options, shard_file_name, shard_schema
+from headrace.schemas.shards.parquet_options import parquet_options
+from headrace.schemas.shards.shard_format import shard_file_name, shard_schema
 
 VOCABULARY = 49_152
 

@@ -15,10 +15,7 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.architecture.architecture import Architecture
-
-OUTPUT_PROJECTION = re.compile(
-    r"\.(o_proj|down_proj|dense|dense_4h_to_h|fc2|c_proj)(\.weight|\.bias)?$"
-)
+from headrace.trainer.architecture.families import Family
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,10 @@ class Expansion:
             return name
         return name.replace(f"{layers}.{index}.", f"{layers}.{self.origin[index]}.", 1)
 
-    def starts_at_zero(self, name: str, layers: str) -> bool:
+    def starts_at_zero(self, name: str, family: Family) -> bool:
         """Return whether a parameter is an output projection of a new block."""
-        return self.is_new(name, layers) and OUTPUT_PROJECTION.search(name) is not None
+        layer = re.sub(r"\.(weight|bias)$", "", name)
+        return self.is_new(name, family.layers) and layer.rpartition(".")[2] in family.residual
 
     def is_new(self, name: str, layers: str) -> bool:
         """Return whether a parameter belongs to a new block."""
@@ -84,7 +82,7 @@ class BlockTuning(TuningMethod):
         return self.expansion.stored_name(name, self._layers)
 
     def starts_at_zero(self, name: str) -> bool:
-        return self.expansion.starts_at_zero(name, self._layers)
+        return self.expansion.starts_at_zero(name, self.architecture.family)
 
 
 def expand(config: Any, blocks: int) -> Any:

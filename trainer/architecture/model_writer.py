@@ -14,16 +14,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from headrace.schemas.publish import write_atomic
+from headrace.schemas.shards.tokenizer_content import with_tokens
 from headrace.trainer.architecture.model_files import INDEX_NAME
 from headrace.trainer.architecture.weight_names import as_stored, kept_in_float32
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its messages
 FILE_BYTES = 5 * 10**9  # transformers' own limit
+OVERRIDDEN = ("vocab_size", "max_position_embeddings", "rope_parameters")
+GENERATION_NAME, TOKENIZER_NAME = "generation_config.json", "tokenizer.json"
 COPIED = (
-    "generation_config.json",
-    "tokenizer.json",
+    GENERATION_NAME,
+    TOKENIZER_NAME,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -130,6 +134,23 @@ def write_index(directory: Path, files: Mapping[str, Mapping[str, int]]) -> None
     write_atomic(directory / INDEX_NAME, json.dumps(index, indent=1) + "\n")
 
 
+def write_tokenizer(model: Path, directory: Path, tokens: Sequence[str]) -> None:
+    """Write the tokenizer of a model with new tokens, if it has any."""
+    if not tokens:
+        return
+    for name in COPIED:
+        if name not in (GENERATION_NAME, TOKENIZER_NAME) and (model / name).is_file():
+            shutil.copy2(model / name, directory / name)
+    content, _ = with_tokens((model / TOKENIZER_NAME).read_bytes(), tokens)
+    write_atomic(directory / TOKENIZER_NAME, content.decode())
+
+
+def overridden_keys(model: Path, config: Any) -> list[str]:
+    """Return the settings that `[model_overrides]` has changed in a config."""
+    base = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    return [key for key in OVERRIDDEN if getattr(base, key, None) != getattr(config, key, None)]
+
+
 def copy_model_files(
     model: Path, directory: Path, skeleton: Any, dtype: torch.dtype | None = None
 ) -> None:
@@ -152,6 +173,7 @@ def copy_model_files(
             ("tie_word_embeddings", config.tie_word_embeddings),
         )
     )
+    unchanged = unchanged and not overridden_keys(model, config)
     quantized = {"quantization_config", "compression_config"} & base.keys()
     if unchanged and quantized:
         kept = {key: value for key, value in base.items() if key not in quantized}

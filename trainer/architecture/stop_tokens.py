@@ -7,7 +7,7 @@ from typing import Any
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.shards.manifest import Manifest
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.objective_config import RejectedSamplingConfig
 from headrace.trainer.architecture.families import text_settings
 
 

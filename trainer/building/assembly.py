@@ -15,8 +15,9 @@ from headrace.trainer.building.parameter_slots import find_buffers
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
-from headrace.trainer.layers.state_mixers import restart_at_documents
+from headrace.trainer.layers.state_mixers import restart_at_documents, take_one_row
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.stage import Stage, StageNames
 
 
@@ -29,12 +30,14 @@ def assemble(
     initial: nn.Module,
     *,
     trains: bool = True,
+    sequence: SequenceSlice = WHOLE,
 ) -> Stage:
     """A stage whose parameters have no memory yet; its buffers have, and their initial values.
 
     Args:
         initial: made by `lay_out_with_buffers` for this stage alone, which takes parts of it.
         trains: there will be backward passes, for which activations are kept or recomputed.
+        sequence: the slice of every row that is held here.
     """
     family, architecture = plan.architecture.family, plan.architecture
     layers, first, last = cut.layers, cut.is_first, cut.is_last
@@ -44,13 +47,16 @@ def assemble(
         norm=plan.prefix + family.norm if last and family.norm else None,
         head=plan.prefix + family.head if last else None,
     )
+    faster = config.kernels != "torch"
     used = [names.embedding, *names.layers, names.norm, names.head]
     modules = {name: plan.model.get_submodule(name) for name in used if name}
     for name, (index, half) in zip(names.layers, layers.pieces(), strict=True):
         if family.states is not None and architecture.stateful[index]:
-            restart_at_documents(mixer_of(modules[name], family.states))
+            mixer = mixer_of(modules[name], family.states)
+            restart_at_documents(mixer)
+            take_one_row(mixer, family.states.one_row if faster else None, device)
         if half is not None:
-            modules[name] = half_of(modules[name], family.attention, half)
+            modules[name] = half_of(modules[name], family, half)
     if first and config.embedding_on_cpu:
         check_embedding_on_cpu(plan, modules, names, alone=last)
     seeded = config.adapter.dropout > 0 or architecture.uses_chance
@@ -85,6 +91,7 @@ def assemble(
         embedding_on_cpu=config.embedding_on_cpu,
         objective=plan.objective,
         noise_alpha=config.regularization.neftune_alpha,
+        sequence=sequence,
     )
     if config.trained_matmul == "fp8":
         for layer in stage_module.layers:

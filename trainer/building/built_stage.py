@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.building.checkpoint_files import INITIAL, MERGED, tensor_name
 from headrace.trainer.building.parameter_slots import TrainedParameter
-from headrace.trainer.building.partition import Span
 from headrace.trainer.stage.stage import Stage
 
 

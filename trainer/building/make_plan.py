@@ -1,5 +1,7 @@
 """Lays out a whole model without memory, adapters included."""
 
+from dataclasses import replace
+
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.registry import method_of
 from headrace.trainer.architecture.architecture import Architecture
@@ -25,6 +27,7 @@ def make_plan(config: TrainConfig, base: Architecture) -> Plan:
     architecture, reshaped = base, kind.reshape(config.adapter, base.config)
     if reshaped is not base.config:
         architecture = architecture_of(reshaped, str(directory))
+        architecture = replace(architecture, overrides=base.overrides, growth=base.growth)
     plain = lay_out(architecture)
     quantization = plan_quantization(config, directory, plain)
     method = kind(config.adapter, architecture, plain, config.model, config.seed)

@@ -9,24 +9,34 @@ import torch
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.history import AdapterHistory
+from headrace.trainer.adapters.names import rows_name
 from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.model_size import flops_per_token, partition
-from headrace.trainer.building.partition import StageCut
+from headrace.trainer.building.model_size import flops_per_token
+from headrace.trainer.building.partition import StageCut, partition
 from headrace.trainer.building.reference import reference_of
+from headrace.trainer.layers.sequence_attention import share_rows
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
 from headrace.trainer.quantized.selection import check_fp8_device
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.acceleration import accelerate
 from headrace.trainer.stage.stage import Stage
 
 
-def build_stage(config: TrainConfig, stage: int, device: torch.device, plan: Plan) -> BuiltStage:
+def build_stage(
+    config: TrainConfig,
+    stage: int,
+    device: torch.device,
+    plan: Plan,
+    sequence: SequenceSlice = WHOLE,
+) -> BuiltStage:
     """Keep a stage's modules of a whole model without memory, and load their weights.
 
     Args:
         stage: of an interleaved schedule, the part of the model.
         plan: of this config.
+        sequence: the slice of every row that the stage is to hold.
 
     Raises:
         ConfigError: the device, or the cut, does not go with the config.
@@ -34,19 +44,21 @@ def build_stage(config: TrainConfig, stage: int, device: torch.device, plan: Pla
     """
     check_fp8_device(config, device)
     cut = StageCut(stage, config.parts, partition(config, plan.size)[stage])
-    built, filled = fill_stage(config, plan, cut, device)
+    built, filled = fill_stage(config, plan, cut, device, sequence)
     offload_weights(built, config, device)
     if config.objective.has_reference:
         built.reference = reference_of(built, plan, config, cut, device)
         built.reference.weight_offload = built.weight_offload
         accelerate(built.reference, config, plan.architecture, device)
     accelerate(built, config, plan.architecture, device)
-    embedding = f"{plan.architecture.family.embedding}.weight"
-    tied_name = embedding if plan.architecture.tied else None
+    share_rows(built.modules(), sequence)
+    embedding = plan.architecture.family.embedding
+    shared = {f"{embedding}.weight", rows_name(plan.method.prefix, embedding)}
+    tied = [p.parameter for p in filled.trained if p.name in shared and plan.architecture.tied]
     return BuiltStage(
         chunks=[built],
         trained=filled.trained,
-        tied_copy=next((p.parameter for p in filled.trained if p.name == tied_name), None),
+        tied_copy=next(iter(tied), None),
         tied_head=filled.tied_head,
         model_config=plan.architecture.config,
         method=plan.method,
@@ -76,14 +88,20 @@ def offload_weights(stage: Stage, config: TrainConfig, device: torch.device) -> 
     stage.weight_offload = WeightOffload(layers, wish, device)
 
 
-def build_chunks(config: TrainConfig, stage: int, device: torch.device, plan: Plan) -> BuiltStage:
+def build_chunks(
+    config: TrainConfig,
+    stage: int,
+    device: torch.device,
+    plan: Plan,
+    sequence: SequenceSlice = WHOLE,
+) -> BuiltStage:
     """Build the parts of the model that a stage holds: every n-th of n stages.
 
     Raises:
         ConfigError, DataError: as `build_stage`.
     """
     mine = range(stage, config.parts, config.pipeline_stages)
-    return join([build_stage(config, part, device, plan) for part in mine])
+    return join([build_stage(config, part, device, plan, sequence) for part in mine])
 
 
 def join(built: Sequence[BuiltStage]) -> BuiltStage:

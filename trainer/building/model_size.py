@@ -6,12 +6,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from headrace.schemas.errors import ConfigError
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.names import is_adapter, is_control
 from headrace.trainer.architecture.architecture import Architecture
-from headrace.trainer.architecture.half_layer import Half, half_of
-from headrace.trainer.building.partition import Span, cut, cut_as_listed
+from headrace.trainer.architecture.half_layer import Half, Span, half_of
 from headrace.trainer.layers.weight_offload import OFFLOADED, is_offloaded
 from headrace.trainer.quantized.modules import QuantizableModule
 
@@ -86,7 +83,7 @@ def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> M
         embedding=part_size([embedding], sent, looked_up=True, of_table=True),
         layers=[part_size([layer], sent) for layer in layers.children()],
         halves=[
-            part_size([half_of(layer, family.attention, half)], sent)
+            part_size([half_of(layer, family, half)], sent)
             for layer in layers.children()
             for half in HALVES
             if family.attention
@@ -169,46 +166,3 @@ def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Size, float]]:
                 parameter = part._parameters[attribute]
                 if parameter is not None and not parameter.requires_grad:
                     yield parameter.shape, bits
-
-
-def partition(config: TrainConfig, size: ModelSize) -> list[Span]:
-    """Return the decoder layers of each stage, or chunk of one, as `partition` in the config asks.
-
-    Raises:
-        ConfigError: an explicit list that does not fit, or layers that have no halves.
-    """
-    stages = config.parts
-    if isinstance(config.partition, list):
-        spans = cut_as_listed(config.partition, stages, len(size.layers))
-        if any(half for span in spans for _, half in span.pieces()):
-            check_halves(size, f"partition = {config.partition}")
-        return spans
-    if config.half_layers:
-        check_halves(size, "half_layers = true")
-    pieces = size.halves if config.half_layers else size.layers
-    cost = {"uniform": lambda part: 1.0, "memory": held, "cost": lambda part: part.active}
-    price = cost[config.partition]
-    unit = max(price(part) for part in size.layers)
-    first = held(size.embedding) / unit if config.partition == "memory" else 0.0
-    last = price(size.head) / unit if config.partition != "uniform" else 0.0
-    ranges = cut([price(part) / unit for part in pieces], stages, first, last)
-    if config.half_layers:
-        return [Span(part.start, part.stop) for part in ranges]
-    return [Span.whole(part) for part in ranges]
-
-
-def check_halves(size: ModelSize, wish: str) -> None:
-    """Some families compute attention and MLP side by side."""
-    if not size.halves:
-        raise ConfigError(
-            f"{wish}: the layers of this model are not known to compute attention and MLP one "
-            "after the other; use whole layers"
-        )
-
-
-def held(part: PartSize) -> float:
-    """Return the memory of a part's weights, in units of a frozen weight of two bytes.
-
-    Trained weights have a gradient and two moments, all in float32.
-    """
-    return part.weights - part.quantized + part.quantized_bytes / 2 + 7.0 * part.trained

@@ -1,51 +1,13 @@
-"""Cuts a model's layers into pipeline stages: the dearest stage is as cheap as it can be."""
+"""Partition of a model's layers into stages: the most expensive one costs as little as it can."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.architecture.half_layer import Half
-
-
-@dataclass(frozen=True)
-class Span:
-    """The decoder layers of a stage, counted in halves: layer i's attention is 2i, its MLP 2i + 1.
-
-    Iterating gives the numbers of the layers that are there at least in half.
-    """
-
-    start: int
-    stop: int
-
-    @classmethod
-    def whole(cls, layers: range) -> "Span":
-        """Layers that are not cut."""
-        return cls(2 * layers.start, 2 * layers.stop)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start // 2, (self.stop + 1) // 2))
-
-    def __len__(self) -> int:
-        return len(range(self.start // 2, (self.stop + 1) // 2))
-
-    def half(self, layer: int) -> Half | None:
-        """Return the only half of a layer that is there; None if the layer is whole."""
-        if 2 * layer < self.start:
-            return "mlp"
-        return "attention" if 2 * layer + 1 >= self.stop else None
-
-    def pieces(self) -> list[tuple[int, Half | None]]:
-        """The layers, and what of them is there."""
-        return [(layer, self.half(layer)) for layer in self]
-
-    def __str__(self) -> str:
-        def name(piece: tuple[int, Half | None]) -> str:
-            layer, half = piece
-            return str(layer) if half is None else f"{layer} ({half})"
-
-        first, *others = map(name, self.pieces())
-        return f"{first}-{others[-1]}" if others else first
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.half_layer import Span
+from headrace.trainer.building.model_size import ModelSize, PartSize
 
 
 @dataclass(frozen=True)
@@ -68,8 +30,8 @@ class StageCut:
 def cut(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0.0) -> list[range]:
     """The layers, or halves of them, of each stage; each has at least one.
 
-    Of all cuts whose dearest stage is cheapest, the one with the least sum of squares, and among
-    these the one whose first stages have more layers.
+    Of all cuts whose most expensive stage costs least, the one with the least sum of squares, and
+    among these the one whose first stages have more layers.
 
     Args:
         costs: of each layer, or half.
@@ -84,7 +46,7 @@ def cut(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0
         extra = first * (stage == 0) + last * (stage == stages - 1)
         return round(sums[stop] - sums[start] + extra, 6)
 
-    # best[stop]: (dearest stage, sum of squares, layers before each stage) of the stages so far
+    # best[stop]: (highest cost, sum of squares, layers before each stage) of the stages so far
     best: dict[int, tuple[float, float, tuple[int, ...]]] = {
         stop: (cost(0, 0, stop), cost(0, 0, stop) ** 2, (0,)) for stop in range(1, layers + 1)
     }
@@ -93,11 +55,11 @@ def cut(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0
         for stop in range(stage + 1, layers + 1):
             choices = []
             for start in range(stage, stop):
-                dearest, squares, bounds = best[start]
+                highest, squares, bounds = best[start]
                 mine = cost(stage, start, stop)
-                choices.append((max(dearest, mine), squares + mine**2, -start, (*bounds, start)))
-            dearest, squares, _, bounds = min(choices)
-            following[stop] = (dearest, squares, bounds)
+                choices.append((max(highest, mine), squares + mine**2, -start, (*bounds, start)))
+            highest, squares, _, bounds = min(choices)
+            following[stop] = (highest, squares, bounds)
         best = following
     bounds = (*best[layers][2], layers)
     return [range(start, stop) for start, stop in pairwise(bounds)]
@@ -119,3 +81,46 @@ def cut_as_listed(sizes: Sequence[float], stages: int, layers: int) -> list[Span
         )
     bounds = pairwise([0, *accumulate(round(2 * size) for size in sizes)])
     return [Span(start, stop) for start, stop in bounds]
+
+
+def partition(config: TrainConfig, size: ModelSize) -> list[Span]:
+    """Return the decoder layers of each stage, or chunk of one, as `partition` in the config asks.
+
+    Raises:
+        ConfigError: an explicit list that does not fit, or layers that have no halves.
+    """
+    stages = config.parts
+    if isinstance(config.partition, list):
+        spans = cut_as_listed(config.partition, stages, len(size.layers))
+        if any(half for span in spans for _, half in span.pieces()):
+            check_halves(size, f"partition = {config.partition}")
+        return spans
+    if config.half_layers:
+        check_halves(size, "half_layers = true")
+    pieces = size.halves if config.half_layers else size.layers
+    cost = {"uniform": lambda part: 1.0, "memory": held, "cost": lambda part: part.active}
+    price = cost[config.partition]
+    unit = max(price(part) for part in size.layers)
+    first = held(size.embedding) / unit if config.partition == "memory" else 0.0
+    last = price(size.head) / unit if config.partition != "uniform" else 0.0
+    ranges = cut([price(part) / unit for part in pieces], stages, first, last)
+    if config.half_layers:
+        return [Span(part.start, part.stop) for part in ranges]
+    return [Span.whole(part) for part in ranges]
+
+
+def check_halves(size: ModelSize, wish: str) -> None:
+    """Some families compute attention and MLP side by side."""
+    if not size.halves:
+        raise ConfigError(
+            f"{wish}: the layers of this model are not known to compute attention and MLP one "
+            "after the other; use whole layers"
+        )
+
+
+def held(part: PartSize) -> float:
+    """Return the memory of a part's weights, in units of a frozen weight of two bytes.
+
+    Trained weights have a gradient and two moments, all in float32.
+    """
+    return part.weights - part.quantized + part.quantized_bytes / 2 + 7.0 * part.trained

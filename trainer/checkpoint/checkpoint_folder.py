@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from headrace.schemas.publish import remove_tree, rename_durably
-from headrace.schemas.train.run_state import (
+from headrace.schemas.checkpoint_names import (
     CHECKPOINTS_FOLDER,
-    RunState,
     checkpoint_name,
     published_checkpoints,
-    read_run_state,
-    write_run_state,
 )
+from headrace.schemas.publish import remove_tree, rename_durably
+from headrace.schemas.train.run_state import RunState, read_run_state, write_run_state
 from headrace.trainer.building.checkpoint_files import PARAMETER, CheckpointTensors, tensor_name
 from headrace.trainer.building.parameter_slots import TrainedParameter
+from headrace.trainer.checkpoint.retention import expired
+from headrace.trainer.optim.sharded import ShardedOptimizer
 from headrace.trainer.optim.states import restore, tensors_of
 
 
@@ -57,14 +57,10 @@ class CheckpointFolder:
         if final.exists():
             remove_tree(final)
         rename_durably(self.unfinished(state.step), final)
-        self._prune(state.best_step if self.keep_best else None)
+        best = state.best_step if self.keep_best else None
+        for path in expired(self.finished(), self.keep_last, best):
+            remove_tree(path)
         return final
-
-    def _prune(self, best_step: int | None) -> None:
-        kept = None if best_step is None else checkpoint_name(best_step)
-        for path in self.finished()[: -self.keep_last]:
-            if path.name != kept:
-                remove_tree(path)
 
 
 def collect_tensors(
@@ -93,6 +89,14 @@ def collect_tensors(
             for state, value in states.items():
                 tensors[tensor_name(state, item.name)] = on_host(value)
     return tensors | dict(kept or {})
+
+
+def take_part(trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer | None) -> None:
+    """Give what this rank holds of the states to a rank that collects them."""
+    if isinstance(optimizer, ShardedOptimizer):
+        for item in trained:
+            if item.owned:
+                tensors_of(optimizer, item.parameter)
 
 
 def load_tensors(

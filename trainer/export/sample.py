@@ -38,6 +38,31 @@ class Sampling:
     top_p: float | None = None  # share of the likeliest that is drawn from; None: the model's own
 
 
+def config_below(model: Path, adapter: Path | None) -> Any:
+    """Return a model's config as the adapter on it wants it."""
+    from transformers import AutoConfig
+
+    from headrace.trainer.adapters.peft_settings import read_overrides
+    from headrace.trainer.architecture.overrides import with_overrides
+
+    config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    if adapter is None:
+        return config
+    overrides = read_overrides(adapter).model_copy(update={"new_tokens": []})
+    return type(config).from_dict(with_overrides(config.to_dict(), overrides, str(model)))
+
+
+def resize(network: Any, model: Path, adapter: Path) -> None:
+    """Give a model rows for the new tokens of an adapter, which holds their values."""
+    from headrace.trainer.adapters.peft_settings import read_overrides
+    from headrace.trainer.architecture.overrides import with_overrides
+
+    text = network.config.get_text_config().to_dict()
+    rows = with_overrides(text, read_overrides(adapter), str(model))["vocab_size"]
+    if rows > network.get_input_embeddings().weight.shape[0]:
+        network.resize_token_embeddings(rows, mean_resizing=False)
+
+
 class Sampler:
     """A model, and an adapter that can be left out.
 
@@ -63,23 +88,30 @@ class Sampler:
         stored_tensors(model)
         quiet_libraries()
 
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from headrace.trainer import devices
 
         self.directory = model
         self.render = render
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = devices.device_type()
         local = {"local_files_only": True, "trust_remote_code": False}
         with tokenizer_errors(model), transformers_reads(model):
-            self.tokenizer = AutoTokenizer.from_pretrained(model, **local)
+            grown = adapter is not None and (adapter / "tokenizer.json").is_file()
+            self.tokenizer = AutoTokenizer.from_pretrained(adapter if grown else model, **local)
         with transformers_reads(model):
             network = AutoModelForCausalLM.from_pretrained(
-                model, dtype="auto", use_safetensors=True, **local
+                model,
+                config=config_below(model, adapter),
+                dtype="auto",
+                use_safetensors=True,
+                **local,
             )
         check_generation(network.generation_config, model)
         if adapter is not None:
             from headrace.trainer.export.applied_adapter import apply_adapter
 
+            resize(network, model, adapter)
             network = apply_adapter(network, adapter)
         self.network: Any = network.to(self.device).eval()
         self.has_adapter = adapter is not None

@@ -3,12 +3,14 @@
 What Llama, Mistral, Qwen 2 and Qwen 3 compute in transformers 5.14 to 5.23, over the same parts.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
+from headrace.kernels.on_accelerator import on_accelerator
 from headrace.kernels.rotary import rotary
-from headrace.trainer.architecture.half_layer import ATTENTION, Absent
+from headrace.trainer.architecture.half_layer import Absent
 from headrace.trainer.layers.document_attention import VisibleTokens, attend
 
 HEAD_NORMS = ("q_norm", "k_norm")  # Qwen 3's
@@ -33,6 +35,7 @@ class RotaryAttention(nn.Module):
             self.add_module(name, part)
         for name in SETTINGS:
             setattr(self, name, getattr(attention, name))
+        self.attend: Callable[..., tuple[Tensor, None]] = attend
         self.has_head_norms = hasattr(attention, HEAD_NORMS[0])
 
     def forward(
@@ -48,8 +51,8 @@ class RotaryAttention(nn.Module):
         value = self.v_proj(hidden_states).view(shape)
         if self.has_head_norms:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotary(query, key, *position_embeddings, triton=query.is_cuda)
-        mixed, _ = attend(
+        query, key = rotary(query, key, *position_embeddings, triton=on_accelerator(query))
+        mixed, _ = self.attend(
             self,
             query.transpose(1, 2),
             key.transpose(1, 2),
@@ -61,8 +64,12 @@ class RotaryAttention(nn.Module):
         return output, None
 
 
-def swap_attention(layer: nn.Module) -> None:
-    """Put a `RotaryAttention` in the place of a layer's attention; half a layer may have none."""
-    attention = getattr(layer, ATTENTION)
+def swap_attention(layer: nn.Module, name: str) -> None:
+    """Put a `RotaryAttention` in the place of a layer's attention; half a layer may have none.
+
+    Args:
+        name: of the attention in the layer, as the family's record has it.
+    """
+    attention = getattr(layer, name)
     if not isinstance(attention, Absent):
-        setattr(layer, ATTENTION, RotaryAttention(attention))
+        setattr(layer, name, RotaryAttention(attention))

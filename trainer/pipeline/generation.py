@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.objective_config import RejectedSamplingConfig
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.pipeline.answers import Answer, Prompt
 from headrace.trainer.pipeline.links import Links

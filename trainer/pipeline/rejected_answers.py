@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 
 from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.objective_config import RejectedSamplingConfig
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.pair_batch import make_pair_batch, tokens_of
 from headrace.trainer.pipeline.answers import Answer, Prompt

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.objective_config import RejectedSamplingConfig
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.stop_tokens import stop_tokens

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from headrace.schemas.keyed_hash import FACTORS, GOLDEN, mix
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.objective_config import RejectedSamplingConfig
 
 BITS = 52  # of a random number: with the half after them, all that a double holds
 

@@ -7,11 +7,12 @@ import torch
 
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.train.layer_ranges import recomputed_layers
+from headrace.schemas.train.optimizers import OFFLOAD_BUCKET, OFFLOAD_BUCKETS
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.interleaved_schedule import most_held
 from headrace.trainer.building.model_size import ModelSize, PartSize
-from headrace.trainer.building.partition import Span
 from headrace.trainer.layers.weight_offload import PLACES
 from headrace.trainer.planning.layer_activations import LayerActivations
 
@@ -50,14 +51,18 @@ def stage_memory(
     activations: LayerActivations,
     dtype: torch.dtype,
     sequence_len: int,
+    copies: int = 1,
 ) -> StageMemory:
     """The peak of one stage.
 
     Args:
+        copies: ranks that hold the same weights.
         layers: of each chunk of this stage.
+        activations: of this rank's slice of rows.
         dtype: of frozen weights and of the computation.
     """
-    stages, tokens = config.pipeline_stages, config.places * sequence_len
+    stages = config.pipeline_stages
+    tokens = config.places * sequence_len // config.sequence_parallel
     parts = parts_of_stage(config, size, layers, stage)
     trained = sum(part.trained for part in parts)
     matrices = sum(part.trained_matrices for part in parts)
@@ -66,10 +71,15 @@ def stage_memory(
     trained_bytes = trained_dtype(config, dtype).itemsize
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
-    copies = 2 if has_reference and config.adapter.record.trains_base else 1
+    models = 2 if has_reference and config.adapter.record.trains_base else 1
     chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
     recomputed = max(
-        (activations.kept[half] for span in layers for n, half in span.pieces() if n in chosen),
+        (
+            activations.kept_of(n, half)
+            for span in layers
+            for n, half in span.pieces()
+            if n in chosen
+        ),
         default=0.0,
     )
     sent = activations.boundary * (2 if has_reference else 1)
@@ -77,7 +87,9 @@ def stage_memory(
     kept = [
         2 * sent
         + sum(
-            boundary + activations.selected[half] if n in chosen else activations.kept[half]
+            boundary + activations.selected_of(n, half)
+            if n in chosen
+            else activations.kept_of(n, half)
             for n, half in pieces
         )
         for pieces in (span.pieces() for span in layers)
@@ -85,12 +97,11 @@ def stage_memory(
     in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload
     mask = config.places * sequence_len**2
     return StageMemory(
-        weights=copies * (frozen * dtype.itemsize + trained * trained_bytes)
+        weights=models * (frozen * dtype.itemsize + trained * trained_bytes)
         + sum(part.quantized_bytes for part in parts)
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
-        optimizer=trained_bytes
-        * config.optimizer.record.state_numbers(trained, matrices, config.optimizer.used_momentum),
+        optimizer=state_bytes(config, trained, matrices, trained_bytes, copies),
         activations=in_flight(config, stage, kept)
         + in_transit
         + recomputed
@@ -98,6 +109,26 @@ def stage_memory(
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
         masks=in_flight(config, stage, [mask] * len(layers)),
     )
+
+
+def state_bytes(
+    config: TrainConfig, trained: int, matrices: int, itemsize: int, copies: int
+) -> float:
+    """Bytes of the optimizer's states on the device of one rank.
+
+    Args:
+        trained: entries of the trained weights.
+        matrices: of these, those of hidden matrices.
+        copies: ranks that hold the same weights.
+    """
+    optimizer = config.optimizer
+    numbers = optimizer.record.state_numbers(trained, matrices, optimizer.used_momentum)
+    if optimizer.shard:
+        numbers /= copies
+    if optimizer.offload:
+        at_once = OFFLOAD_BUCKETS * OFFLOAD_BUCKET * (copies if optimizer.shard else 1)
+        numbers *= min(1.0, at_once / max(1, trained))
+    return itemsize * numbers
 
 
 def at_host(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.head_loss import (
     LogitShape,
     head_loss,
@@ -39,15 +40,23 @@ class StageLoss:
     Args:
         head: the model's own, adapted or not.
         autocast: run it in `dtype` though its weights are float32.
+        sequence: the slice of every row that hidden states are of.
 
     Attributes:
         triton: the loss is computed in Triton.
     """
 
     def __init__(
-        self, head: nn.Module, architecture: Architecture, dtype: torch.dtype, *, autocast: bool
+        self,
+        head: nn.Module,
+        architecture: Architecture,
+        dtype: torch.dtype,
+        *,
+        autocast: bool,
+        sequence: SequenceSlice = WHOLE,
     ) -> None:
         self.head = head
+        self.sequence = sequence
         family = architecture.family
         divisor = architecture.setting(family.logit_divisor, 1.0) or 1.0
         multiplier = architecture.setting(family.logit_multiplier, 1.0) or 1.0

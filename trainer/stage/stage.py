@@ -37,6 +37,7 @@ from headrace.trainer.layers.router_loss import (
 )
 from headrace.trainer.layers.selective_checkpoint import kept_products
 from headrace.trainer.layers.weight_offload import WeightOffload
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.embedding import StageEmbedding
 from headrace.trainer.stage.loss import Objective, StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
@@ -56,7 +57,7 @@ class Stage(nn.Module):
     """The modules of one stage under the names that they have in the whole (PEFT-wrapped) model.
 
     Hidden states of one fixed shape, [b, s, hidden size] in the compute type, are all that passes
-    between stages.
+    between stages. Where ranks share rows, s is what each of them holds.
 
     Args:
         modules: canonical name in the whole model -> module, in order of use.
@@ -71,11 +72,14 @@ class Stage(nn.Module):
         embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
         objective: what the last stage computes.
         noise_alpha: of NEFTune's noise at the embedding, if any.
+        sequence: the slice of every row that is held here.
 
     Attributes:
         layer_functions: how a layer is run.
+        stateful_functions: how one with a state is, whose code goes by the documents' lengths.
         before_step: to be called before the micro-batches of a step, with none in flight.
         by_bounds: attention takes the documents' bounds and its window instead of a mask.
+        in_blocks: it is FlexAttention then, which wants them by blocks.
         weight_offload: where the layers' weights come from, if they are not on the device.
         reference: the same layers as they were before training, for objectives that compare with
             them. Hidden states for both travel as one tensor, [2b, s, hidden size].
@@ -104,8 +108,10 @@ class Stage(nn.Module):
         objective: Objective,
         embedding_on_cpu: bool = False,
         noise_alpha: float | None = None,
+        sequence: SequenceSlice = WHOLE,
     ) -> None:
         super().__init__()
+        self.sequence = sequence
         self.names = dict(modules)
         moved = [name for name in modules if not (embedding_on_cpu and name == names.embedding)]
         self.parts = nn.ModuleList(modules[name] for name in moved)
@@ -120,7 +126,11 @@ class Stage(nn.Module):
             )
         if names.head:
             self.loss = StageLoss(
-                modules[names.head], architecture, compute_dtype, autocast=autocast
+                modules[names.head],
+                architecture,
+                compute_dtype,
+                autocast=autocast,
+                sequence=sequence,
             )
         self.layers = [modules[name] for name in names.layers]
         self.layer_names = names.layers
@@ -130,9 +140,10 @@ class Stage(nn.Module):
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
         self.rotary_by_document = architecture.rotary_by_document
         self.stateful = [architecture.stateful[index] for index in layers]
+        self.attends = [architecture.attends[index] for index in layers]
         self.states = architecture.family.states
+        self.numbers = list(layers)
         self.additive_mask = architecture.attention == "eager"
-        self.capped_attention = bool(architecture.setting("attn_logit_softcapping"))
         self.router_loss = router_loss
         self.taps = [tap_router(layer, router_loss) for layer in self.layers]
         self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
@@ -144,9 +155,9 @@ class Stage(nn.Module):
         self.weight_offload: WeightOffload | None = None
         self.selective = selective
         again = run_layer_selectively if selective else run_layer_checkpointed
-        self.layer_functions = LayerFunctions(run_layer, again)
+        self.layer_functions = self.stateful_functions = LayerFunctions(run_layer, again)
         self.before_step: Callable[[], None] | None = None
-        self.by_bounds = False
+        self.by_bounds, self.in_blocks = False, False
         self.objective = objective
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
         self.reference = None
@@ -198,17 +209,18 @@ class Stage(nn.Module):
         states = None
         if any(self.stateful):
             states = find_documents(lengths, micro_batch.row_lengths, device)
-        positions = to_device(position_ids(lengths), device)
+        every_position = to_device(position_ids(lengths), device)
+        positions = self.sequence.share(every_position)
         real = None
         if self.router_loss is not None:
-            real = real_tokens(micro_batch.row_lengths, inputs.shape[1], device)
+            real = real_tokens(micro_batch.row_lengths, sum(lengths[0]), device)
+            real = self.sequence.share(real).flatten()
         hidden, router_losses = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
                 hidden = self.embedding.embed(inputs, chance, device)
-            documents = lengths if self.rotary_by_document else None
-            tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, documents)
+            tables = self._rotary_tables(hidden, every_position, lengths)
             if self.offload is not None:
                 self.offload.begin()
             for index in range(len(self.layers)):
@@ -224,19 +236,35 @@ class Stage(nn.Module):
                 hidden = self.norm(hidden)
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
 
+    def _rotary_tables(
+        self, hidden: Tensor, positions: Tensor, lengths: list[list[int]]
+    ) -> dict[str | None, Any]:
+        """Return cosines and sines of the tokens that are here.
+
+        Args:
+            positions: of whole rows, whose documents may decide the frequencies.
+        """
+        if not self.rotary_by_document:
+            positions = self.sequence.share(positions)
+            return rotary_tables(self.rotary, self.rotary_types, hidden, positions, None)
+        tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, lengths)
+        return {
+            kind: tuple(self.sequence.share(table) for table in pair)
+            for kind, pair in tables.items()
+        }
+
     @property
     def attention_windows(self) -> list[int | None]:
         """Return the windows of those layers that attend."""
-        beside = self.states is not None and self.states.attends
-        pairs = zip(self.windows, self.stateful, strict=True)
-        return [window for window, stateful in pairs if beside or not stateful]
+        pairs = zip(self.windows, self.attends, strict=True)
+        return [window for window, attends in pairs if attends]
 
     def _masks(
         self, lengths: list[list[int]], windows: list[int | None], device: torch.device
     ) -> Mapping[int | None, Tensor | VisibleTokens | None]:
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
-            return visible_tokens(lengths, windows, device, capped=self.capped_attention)
+            return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks)
         additive = self.compute_dtype if self.additive_mask else None
         return attention_masks(lengths, windows, device, additive)
 
@@ -280,7 +308,8 @@ class Stage(nn.Module):
         weights = self.weight_offload
         outside = recompute and (seeded or routes or control is not None or weights is not None)
         within = recompute and not outside
-        function = self.layer_functions.checkpointed if within else self.layer_functions.plain
+        functions = self.stateful_functions if self.stateful[index] else self.layer_functions
+        function = functions.checkpointed if within else functions.plain
 
         def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
             if seeded:
@@ -292,7 +321,8 @@ class Stage(nn.Module):
                 states = control(hidden, states, classes)
             if tap is None or real is None or self.router_loss is None:
                 return states, None
-            return states, balance_loss(tap.take(), self.router_loss.top_k, real)
+            top_k = self.router_loss.top_k
+            return states, balance_loss(tap.take(), top_k, real, self.sequence)
 
         if outside:
             contexts = kept_products if self.selective else noop_context_fn

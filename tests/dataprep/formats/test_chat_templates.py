@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from headrace.dataprep.formats.chat import NO_END, ChatFormat
+from headrace.dataprep.formats.chat import ChatFormat
+from headrace.dataprep.formats.turn_mask import NO_END
 from headrace.dataprep.input.records import Record
 from headrace.dataprep.input.streams import Place
 from headrace.dataprep.text.chat_mask import render_chat

@@ -14,8 +14,8 @@ from headrace.dataprep.input.records import Record, Reject
 from headrace.dataprep.input.row_sizes import row_bytes
 from headrace.dataprep.input.table_records import read_arrow, read_parquet
 from headrace.dataprep.input.tasks import batch_sizes
-from headrace.schemas import unpacked_sizes
 from headrace.schemas.errors import DataError
+from headrace.schemas.shards import unpacked_sizes
 
 COLUMNS = {
     "text": pa.array(["z" * 3_000_000]),

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.dataprep.input.records import Reject
-from headrace.dataprep.passes import dedup_search, document_keys
-from headrace.dataprep.passes.document_keys import EXACT, NEAR, band_shape, hash_windows, normalize
+from headrace.dataprep.passes import dedup_search, duplicate_keys
+from headrace.dataprep.passes.duplicate_keys import EXACT, NEAR, band_shape, hash_windows, normalize
 from headrace.dataprep.rows.encoded_spool import EncodedBlock, read_encoded, write_encoded
 from headrace.dataprep.text.row_format import Document
 from headrace.dataprep.text.sample import Sample
@@ -202,7 +202,7 @@ def test_the_share_of_similar_pairs_that_are_found_follows_the_bands(similarity)
             left, right = (set(hash_windows(normalize(text)).tolist()) for text in pair)
             jaccard = len(left & right) / len(left | right)
             expected.append(1 - (1 - jaccard**rows) ** bands)
-            one, two = (document_keys.document_keys(config, [0], [text]) for text in pair)
+            one, two = (duplicate_keys.document_keys(config, [0], [text]) for text in pair)
             found.append(bool(np.isin(one["key"], two["key"]).any()))
         deviation = 3.5 * (0.25 / len(found)) ** 0.5
         assert abs(np.mean(found) - np.mean(expected)) < deviation
@@ -240,14 +240,14 @@ def test_a_corpus_of_copies_has_one_key_a_task_to_compare(prepare_texts, monkeyp
 
 
 def test_keys_of_different_kinds_and_bands_differ():
-    keys = document_keys.document_keys(DeduplicateConfig(**BOTH), [7], ["mill"])
+    keys = duplicate_keys.document_keys(DeduplicateConfig(**BOTH), [7], ["mill"])
     assert len(set(keys["key"])) == len(keys) == 1 + band_shape(0.8, 128)[0]
     assert list(keys["kind"]) == [EXACT] + [NEAR] * (len(keys) - 1)
     assert set(keys["document"]) == {7}
 
 
 def test_a_missing_library_is_named_with_its_remedy(prepare_texts, monkeypatch):
-    monkeypatch.setattr(document_keys, "find_spec", lambda name: None)
+    monkeypatch.setattr(duplicate_keys, "find_spec", lambda name: None)
     with pytest.raises(
         ConfigError, match=r"run in a clone of Headrace: pip install '\.\[dedup\]'$"
     ):

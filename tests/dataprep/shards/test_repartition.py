@@ -27,7 +27,7 @@ from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.shards.manifest import ShardRecord
 from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
-from headrace.schemas.shards.shard_format import parquet_options
+from headrace.schemas.shards.parquet_options import parquet_options
 
 
 class KilledError(Exception):

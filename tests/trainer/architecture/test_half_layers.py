@@ -14,7 +14,7 @@ from tiny_families import (
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.architecture.families import FAMILIES as RECORDS
-from headrace.trainer.building.partition import Span
+from headrace.trainer.architecture.half_layer import Span
 
 IN_HALVES = sorted(name for name in FAMILIES if RECORDS[name].attention)
 SIDE_BY_SIDE = sorted(set(FAMILIES) - set(IN_HALVES))

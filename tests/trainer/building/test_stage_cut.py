@@ -8,8 +8,8 @@ from transformers import LlamaConfig, MixtralConfig
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.architecture.read_architecture import architecture_of, lay_out
-from headrace.trainer.building.model_size import measure, partition
-from headrace.trainer.building.partition import cut
+from headrace.trainer.building.model_size import measure
+from headrace.trainer.building.partition import cut, partition
 
 LLAMA_8B = LlamaConfig(
     hidden_size=4096,

@@ -11,7 +11,7 @@ from runs import checkpoint_tensors, exact_metrics, read_metrics
 from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.toml_config import load_config
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.objective_config import RejectedSamplingConfig
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.stop_tokens import stop_tokens
 from headrace.trainer.batches.extras import pairs_of

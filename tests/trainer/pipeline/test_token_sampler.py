@@ -5,7 +5,7 @@ import torch
 from transformers import MinPLogitsWarper, TopPLogitsWarper
 
 from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.train.sampling_config import RejectedSamplingConfig
+from headrace.schemas.train.objective_config import RejectedSamplingConfig
 from headrace.trainer.pipeline.token_sampler import choose, leave_out, signed, uniform
 
 DRAWS = 10_000

@@ -15,7 +15,7 @@ from headrace.schemas.train.run_state import RUN_CONFIG_NAME
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.families import supported_families
 from headrace.trainer.checkpoint.resume_record import check_run_directory, resume_record
-from headrace.trainer.preflight import check, check_positions
+from headrace.trainer.preflight import check, check_positions, override_positions
 from headrace.trainer.stored.settings import READ
 
 FAMILIES = supported_families()
@@ -483,7 +483,7 @@ def test_rows_beyond_the_positions_of_a_rotary_model_are_trained_on_with_a_warni
     with caplog.at_level("INFO", "headrace"):
         check(settings, 1)
     assert "sequence_len 64 is above the model's max_position_embeddings 32" in caplog.text
-    assert '"rope_type": "yarn"' in caplog.text
+    assert 'rope_type = "yarn"' in caplog.text
 
 
 def test_rows_beyond_positions_that_are_looked_up_are_refused():
@@ -604,3 +604,36 @@ def test_target_modules_that_cannot_be_adapted_are_named(world, names):
     assert done.stderr.startswith("error: adapter.target_modules")
     assert names[0] in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "positions"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 48}, 48),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 64),
+        (
+            {
+                "max_position_embeddings": 48,
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                },
+            },
+            64,
+        ),
+    ],
+)
+def test_rows_may_be_as_long_as_the_positions_that_the_config_gives(overrides, positions):
+    config = TrainConfig.model_validate(
+        {
+            "model": "model",
+            "output_dir": "run",
+            "model_overrides": overrides,
+            "optimizer": {"lr": 1.0},
+            "datasets": [{"path": "shards"}],
+        }
+    )
+    found = override_positions(config, {"max_position_embeddings": 32})
+    assert found.get("max_position_embeddings") == positions

@@ -15,8 +15,9 @@ from runs import as_toml, children, exact_metrics, start
 
 from headrace.jobs.commands import nodes as nodes_module
 from headrace.jobs.commands.nodes import Nodes, NodeWatch
+from headrace.schemas.checkpoint_names import checkpoint_name
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train.run_state import checkpoint_name, read_run_state
+from headrace.schemas.train.run_state import read_run_state
 
 LONGEST_END = 30  # seconds until every process of a run is gone
 STEPS = 8

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.schemas.shards.shard_format import COLUMNS, parquet_options
+from headrace.schemas.shards.parquet_options import parquet_options
+from headrace.schemas.shards.shard_format import COLUMNS
 from headrace.trainer.shards.token_pages import read_struct, read_tokens
 
 FIELD = COLUMNS.field("input_ids")

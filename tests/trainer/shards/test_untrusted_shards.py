@@ -13,8 +13,9 @@ from headrace.dataprep.shards.inspection import row_groups
 from headrace.schemas.errors import DataError
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.manifest_file import parse_manifest, read_manifest, write_manifest
+from headrace.schemas.shards.parquet_options import parquet_options
 from headrace.schemas.shards.shard_checks import MAX_UNPACKED_BYTES
-from headrace.schemas.shards.shard_format import parquet_options, shard_schema
+from headrace.schemas.shards.shard_format import shard_schema
 from headrace.schemas.train.data_config import LoaderConfig
 from headrace.trainer.order.row_order import RowGroup
 from headrace.trainer.shards.decoded_rows import DecodedRows, RowFacts

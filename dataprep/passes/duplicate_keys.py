@@ -1,4 +1,4 @@
-"""Keys of documents: equal ones share the exact key, similar ones at least one of the near keys."""
+"""Keys by which documents are duplicates: equal ones share one, similar ones at least one more."""
 
 import hashlib
 import unicodedata
