@@ -27,7 +27,7 @@ class Shape(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What is in the first object of a file: names of its fields, the first byte in the first of
+    """Content of the first object of a file: names of its fields, the first byte in the first of
     them that is a list of objects, whether it goes over several lines, and whether more follows."""
 
     names: frozenset[str]

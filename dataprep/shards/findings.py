@@ -1,4 +1,4 @@
-"""What a sample of a source shows of it before a long run: refusals, losses, and rows."""
+"""Findings in a sample of a source before a long run: refusals, losses, and rows."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Findings:
 
     @classmethod
     def of_blocks(cls, blocks: Iterable[BlockRows]) -> "Findings":
-        """What some blocks give."""
+        """Return what some blocks give."""
         results = list(blocks)
         examples: dict[str, Reject] = {}
         for reject in (reject for result in results for reject in result.rejects):
@@ -41,7 +41,7 @@ class Findings:
 
     @classmethod
     def sum(cls, parts: Sequence["Findings"]) -> "Findings":
-        """What several parts of a sample give together."""
+        """Return what several parts of a sample give together."""
         examples: dict[str, Reject] = {}
         for part in reversed(parts):
             examples |= part.examples
