@@ -16,12 +16,12 @@ from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.weight_source import RandomWeights, WeightSource
 from headrace.trainer.quantized.cache import QuantizedCache
-from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.spec import StageSpec
 
 
 def fill_stage(
     config: TrainConfig, plan: Plan, cut: StageCut, device: torch.device
-) -> tuple[Stage, Filled]:
+) -> tuple[StageSpec, Filled]:
     """Assemble a stage and give every weight and buffer of it memory and value.
 
     Raises:

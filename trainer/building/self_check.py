@@ -198,8 +198,8 @@ def build_tiny(config: TrainConfig, plan: Plan) -> list[TinyStage]:
     cuts = [range(layers // 2), range(layers // 2, layers)] if layers > 1 else [range(1)]
     stages = []
     for number, part in enumerate(cuts):
-        stage, filled = fill_stage(config, plan, StageCut(number, len(cuts), Span.whole(part)), CPU)
-        stages.append(TinyStage(stage.eval(), filled.trained, filled.tied_head))
+        spec, filled = fill_stage(config, plan, StageCut(number, len(cuts), Span.whole(part)), CPU)
+        stages.append(TinyStage(Stage(spec).eval(), filled.trained, filled.tied_head))
     return stages
 
 

@@ -106,7 +106,7 @@ def kept_by(
     seen: dict[int, int] = {}
     initial = lay_out_with_buffers(plan.architecture, dtype)
     cut = StageCut(1, 3, layer)  # neither the first stage nor the last
-    stage = copy.deepcopy(assemble(plan, config, cut, dtype, torch.device("cpu"), initial))
+    stage = copy.deepcopy(Stage(assemble(plan, config, cut, dtype, torch.device("cpu"), initial)))
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
     masked = not (fast and runs_without_masks(plan.architecture, dtype))
@@ -159,7 +159,7 @@ def kept_by(
 
 def attend_without_caps(stage: Stage) -> None:
     """Let a stage attend as on a GPU, where a kernel caps scores and keeps none of them."""
-    attend_by_bounds(stage)
+    attend_by_bounds([stage])
     for part in stage.modules():
         if hasattr(part, CAP):
             setattr(part, CAP, None)

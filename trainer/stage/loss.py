@@ -39,13 +39,17 @@ class StageLoss:
     Args:
         head: the model's own, adapted or not.
         autocast: run it in `dtype` though its weights are float32.
-
-    Attributes:
-        triton: the loss is computed in Triton.
+        triton: compute the loss in Triton.
     """
 
     def __init__(
-        self, head: nn.Module, architecture: Architecture, dtype: torch.dtype, *, autocast: bool
+        self,
+        head: nn.Module,
+        architecture: Architecture,
+        dtype: torch.dtype,
+        *,
+        autocast: bool,
+        triton: bool = False,
     ) -> None:
         self.head = head
         family = architecture.family
@@ -54,7 +58,7 @@ class StageLoss:
         self.shape = LogitShape(multiplier / divisor, architecture.setting(family.logit_softcap))
         self.dtype = dtype
         self.autocast = autocast
-        self.triton = False
+        self.triton = triton
 
     def cross_entropy(
         self,
