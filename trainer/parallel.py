@@ -24,10 +24,12 @@ class RankLayout:
     coordinates: Coordinates = ORIGIN
     node: int = 0
     world_group: Any = None  # gloo, all ranks
-    pipeline_group: Any = None  # gloo, the stages of this replica
+    replica_group: Any = None  # gloo, all ranks of this replica
+    pipeline_group: Any = None  # gloo, the stages of this replica, at the same slice of rows
     first_stage_group: Any = None  # gloo, the data leaders of all replicas
-    replicas_group: Any = None  # device backend, the same stage of all replicas
-    tied_group: Any = None  # device backend, first and last stage of this replica
+    copies_group: Any = None  # device backend, all ranks that hold the same weights
+    sequence_group: Any = None  # device backend, the slices of this replica's rows in this stage
+    tied_group: Any = None  # device backend, first and last stage of a pipeline
 
     @property
     def rank(self) -> int:
@@ -48,6 +50,11 @@ class RankLayout:
     @property
     def replicas(self) -> int:
         return self.dims.replicas
+
+    @property
+    def copies(self) -> int:
+        """Return how many ranks hold the same weights."""
+        return self.dims.replicas * self.dims.sequence
 
     @property
     def is_first(self) -> bool:
@@ -88,8 +95,7 @@ class RankLayout:
 
     def _copies_before(self) -> list[int]:
         """Return the ranks before this one that hold the same weights."""
-        here = self.coordinates
-        copies: list[int] = self.dims.ranks[here.stage, :, :, here.tensor].flatten().tolist()
+        (copies,) = (ranks for ranks in self.dims.copies if self.rank in ranks)
         return copies[: copies.index(self.rank)]
 
     def publishes(self, *, node_local: bool) -> bool:
@@ -124,11 +130,13 @@ def connect(dims: ParallelDims) -> RankLayout:
         coordinates=coordinates,
         node=rank // local_ranks(),
         world_group=group_of([list(range(world_size))], "cpu"),
+        replica_group=group_of(dims.whole_replicas, "cpu"),
         pipeline_group=control.get_group("stage"),
         first_stage_group=control.get_group("replica")
         if coordinates == Coordinates(replica=coordinates.replica)
         else None,
-        replicas_group=mesh.get_group("replica"),
+        copies_group=group_of(dims.copies, device.type),
+        sequence_group=mesh.get_group("sequence"),
         tied_group=group_of(ends_of_pipelines(dims), device.type),
     )
 

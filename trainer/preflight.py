@@ -58,6 +58,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
+    check_sequence(config, text, sequence_tokens)
     plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
         if not any(shard.rows for shard in manifest.split(EVALUATION)):
@@ -146,6 +147,26 @@ def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
         raise ConfigError(
             f"pipeline_stages = {config.pipeline_stages}{of_chunks}, but {config.model} has "
             f"{layers} layers; use at most {layers // chunks}"
+        )
+
+
+def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int) -> None:
+    """Rows and attention heads must be divisible among the ranks that share them.
+
+    Args:
+        tokens: of a row.
+    """
+    ranks, heads = config.sequence_parallel, model.get("num_attention_heads")
+    if tokens % ranks:
+        raise ConfigError(
+            f"sequence_parallel = {ranks} does not divide rows of {tokens} tokens; set "
+            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % ranks}, '
+            "or prepare with another sequence_len"
+        )
+    if isinstance(heads, int) and heads % ranks:
+        raise ConfigError(
+            f"sequence_parallel = {ranks} does not divide the {heads} attention heads of "
+            f"{config.model}; use a divisor of them"
         )
 
 

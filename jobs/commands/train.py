@@ -45,7 +45,7 @@ def train(
     config: ConfigFile,
     gpus: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes. Default: all GPUs; without any, pipeline_stages."),
+        typer.Option(min=1, help="Processes. Default: all GPUs; without any, one replica's."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
     data_changed: Annotated[
@@ -86,7 +86,9 @@ def train(
     if (master is None) == (nodes > 1):
         raise ConfigError("--nodes and --master go together; give both or neither")
     allow_open_files()
-    processes = count_processes(gpus, settings.replica_ranks, nodes)
+    processes = count_processes(
+        gpus, settings.pipeline_stages, nodes, sequence_parallel=settings.sequence_parallel
+    )
     inputs = check(settings, processes * nodes)
     check_run_directory(settings, inputs, resume, data_changed == "continue")
     machines = None
@@ -107,10 +109,11 @@ def train(
 def plan(
     config: ConfigFile,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs to plan for. Default: pipeline_stages.")
+        int | None, typer.Option(min=1, help="GPUs to plan for. Default: one replica's.")
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Memory of each, such as 24GiB: says what makes it fit.")
+        str | None,
+        typer.Option(help="Memory of each, such as 24GiB: what makes it fit, and the best."),
     ] = None,
     sequence_len: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a row. Default: the first dataset's.")
@@ -125,10 +128,14 @@ def plan(
     settings = load_config(TrainConfig, config, overrides or [])
     quiet_libraries()
     from headrace.trainer.planning.plan_report import parse_size, plan_run, report
+    from headrace.trainer.planning.proposals import proposals
 
     limit = parse_size(memory) if memory else None
     count = gpus or settings.replica_ranks
-    print(report(plan_run(settings, count, sequence_len), count, limit))
+    run = plan_run(settings, count, sequence_len)
+    print(report(run, count, limit))
+    if limit and gpus:
+        print(f"\n{proposals(run, gpus, limit)}")
 
 
 @app.command(epilog="Example: headrace checkpoints runs/demo")
@@ -165,7 +172,7 @@ def report(
 def plan_data(
     config: ConfigFile,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="Processes to plan for. Default: pipeline_stages.")
+        int | None, typer.Option(min=1, help="Processes to plan for. Default: one replica's.")
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw the mixture over the steps.")
@@ -188,21 +195,26 @@ def plan_data(
     )
 
 
-def count_processes(gpus: int | None, pipeline_stages: int, nodes: int = 1) -> int:
-    """Return the number of ranks to start here, checked against the stages and the GPUs here."""
-    available = count_gpus()
-    processes = gpus or available or -(-pipeline_stages // nodes)
+def count_processes(
+    gpus: int | None, pipeline_stages: int, nodes: int = 1, *, sequence_parallel: int = 1
+) -> int:
+    """Return the number of ranks to start here, checked against the layout and the GPUs here."""
+    available, replica = count_gpus(), pipeline_stages * sequence_parallel
+    cut = f"pipeline_stages = {pipeline_stages}"
+    if sequence_parallel > 1:
+        cut += f" times sequence_parallel = {sequence_parallel}"
+    processes = gpus or available or -(-replica // nodes)
     if available and processes > available:
         raise ConfigError(f"--gpus {processes}: this machine has {available}; ask for fewer")
-    if processes * nodes % pipeline_stages:
+    if processes * nodes % replica:
         if nodes > 1:
             raise ConfigError(
-                f"pipeline_stages = {pipeline_stages} does not divide the {processes * nodes} "
-                f"processes of {nodes} nodes; use another --gpus or pipeline_stages"
+                f"{cut} does not divide the {processes * nodes} processes of {nodes} nodes; "
+                "use another --gpus or pipeline_stages"
             )
-        fitting = max(processes // pipeline_stages, 1) * pipeline_stages
+        fitting = max(processes // replica, 1) * replica
         raise ConfigError(
-            f"pipeline_stages = {pipeline_stages} does not divide the {processes} processes; "
+            f"{cut} does not divide the {processes} processes; "
             f"use --gpus {fitting} or another pipeline_stages"
         )
     return processes

@@ -137,7 +137,7 @@ JLLM = OldSystem(
         none("--skip_train_steps", "`anomalies` skips steps that go wrong"),
         same("--pipe_parallel_size", "train.pipeline_stages"),
         none("--model_parallel_size", TENSOR, 1),
-        none("--sequence_parallel_size", "sequences are not cut", 1),
+        same("--sequence_parallel_size", "train.sequence_parallel"),
         none("--encoder_pipe_parallel_size", IMAGES, 0),
         none("--attention_alpha", "the cost of a layer is counted from its shape", 3),
         computed(
@@ -148,7 +148,7 @@ JLLM = OldSystem(
         none("--num_layers_per_decoder", "a layer stays whole"),
         none("--emb_partitions", "embedding and head stay whole", 1),
         none("--async_tensor_model_parallel_allreduce", TENSOR),
-        none("--zero_stage", "replicas hold whole optimizer states", 0),
+        none("--zero_stage", "1: `optimizer.shard`; weights and gradients stay whole", 0),
         none("--offload", "nothing is moved to the host", False),
         none("--timeout", "30 minutes", 1800),
         none("--ds_config", "the keys of train.toml say all"),

@@ -50,6 +50,17 @@ class OptimizerConfig(Config):
         1.0, ge=0, description="Largest norm of the whole gradient; 0 turns clipping off."
     )
 
+    shard: bool = Field(
+        False,
+        description="Share the states out among all processes that hold the same weights: "
+        "replicas, and those that share rows. Each steps its part of every weight (ZeRO-1).",
+    )
+    offload: bool = Field(
+        False,
+        description="Hold the states in host memory, and bring them to the GPU a few weights at a "
+        "time.",
+    )
+
     @property
     def record(self) -> OptimizerRecord:
         """Return all that is known of the optimizer."""
@@ -68,6 +79,21 @@ class OptimizerConfig(Config):
             raise ValueError(
                 f'momentum = {self.momentum}: type = "{self.type}" has none (beta1 is that of the '
                 f"moments); drop it, or set type to {' or '.join(fitting)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_states(self) -> "OptimizerConfig":
+        if self.shard and not self.record.shardable:
+            fitting = ", ".join(name for name, record in OPTIMIZERS.items() if record.shardable)
+            raise ValueError(
+                f'shard = true: the states of type = "{self.type}" are of whole weights or blocks '
+                f"of them, or its library's own, and cannot be shared out; choose one of {fitting}"
+            )
+        if self.offload and self.record.states is None:
+            raise ValueError(
+                f'offload = true: the states of type = "{self.type}" are its library\'s own; set '
+                'type = "adamw_paged" or "adamw_8bit_paged", or another one'
             )
         return self
 

@@ -74,6 +74,11 @@ class OptimizerRecord:
     prunable: tuple[str, ...] = ()
 
     @property
+    def shardable(self) -> bool:
+        """Return whether the states of a weight can be shared out among ranks."""
+        return self.elementwise and self.states is not None
+
+    @property
     def library(self) -> str:
         """Return the package that its class comes from."""
         return self.factory.partition(":")[0].partition(".")[0]

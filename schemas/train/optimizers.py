@@ -11,6 +11,9 @@ COUNT = State("count")
 ON_DEVICE = State("count_on_device")
 ADAM = {"exp_avg": ZEROS, "exp_avg_sq": ZEROS}
 ADAM_ARGUMENTS = ("lr", "betas", "eps")
+# entries of weights whose states come to the device together, where they lie in host memory
+OFFLOAD_BUCKET = 1 << 26
+OFFLOAD_BUCKETS = 3  # on the device at once: one steps, one comes, one goes
 BITSANDBYTES = "bitsandbytes>=0.48"
 EIGHT_BITS = 8 / 32  # of one moment, in units of float32
 

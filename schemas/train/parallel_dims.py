@@ -1,6 +1,7 @@
 """Parallel dimensions of a run: how many processes lie along each, and which rank stands where."""
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ ORDERS = {
     "stages": ("replica", "stage", "sequence", "tensor"),
     "replicas": ("stage", "replica", "sequence", "tensor"),
 }
-NOT_YET = ("sequence", "tensor")
+NOT_YET = ("tensor",)
 
 
 class Coordinates(NamedTuple):
@@ -54,19 +55,25 @@ class ParallelDims:
         processes: int,
         *,
         stages: int,
+        sequence: int = 1,
         neighbors: Literal["stages", "replicas"] = "stages",
     ) -> "ParallelDims":
         """Return the dimensions of a run of so many processes; what the rest leaves are replicas.
 
         Raises:
-            ConfigError: the stages do not divide the processes.
+            ConfigError: the ranks of a replica do not divide the processes.
         """
-        if processes % stages:
+        ranks = stages * sequence
+        if processes % ranks:
+            cut = f"pipeline_stages = {stages}"
+            if sequence > 1:
+                cut += f" times sequence_parallel = {sequence}"
             raise ConfigError(
-                f"pipeline_stages = {stages} does not divide the {processes} processes; "
-                f"launch a multiple of {stages}"
+                f"{cut} does not divide the {processes} processes; launch a multiple of {ranks}"
             )
-        return cls(stages=stages, replicas=processes // stages, neighbors=neighbors)
+        return cls(
+            stages=stages, replicas=processes // ranks, sequence=sequence, neighbors=neighbors
+        )
 
     @property
     def sizes(self) -> Coordinates:
@@ -92,6 +99,24 @@ class ParallelDims:
     def rank(self, place: Coordinates) -> int:
         """Return the rank that stands at a place."""
         return int(self.ranks[place])
+
+    @property
+    def copies(self) -> list[list[int]]:
+        """Return the ranks that hold the same weights, in order: a list for each part of them."""
+        held = self.ranks.transpose(0, 3, 1, 2)
+        lists: list[list[int]] = held.reshape(-1, self.replicas * self.sequence).tolist()
+        return lists
+
+    def places(self, replica: int) -> list[Coordinates]:
+        """Return all places of a replica; that of its data leader is the first."""
+        counts = (range(self.stages), [replica], range(self.sequence), range(self.tensor))
+        return [Coordinates(*place) for place in product(*counts)]
+
+    @property
+    def whole_replicas(self) -> list[list[int]]:
+        """Return the ranks of each replica, in ascending order."""
+        held = self.ranks.transpose(1, 0, 2, 3).reshape(self.replicas, -1)
+        return [sorted(ranks) for ranks in held.tolist()]
 
     def lines(self, axis: str) -> list[list[int]]:
         """Return the ranks along an axis, in its order: a list for each place on the others."""

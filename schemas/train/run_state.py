@@ -91,6 +91,7 @@ class RunState(BaseModel):
     global_batch_rows: int
     stages: int
     replicas: int
+    sequence_ranks: int = 1
     config_fingerprint: str
     data_fingerprint: str
     files: dict[str, str]  # name -> SHA-256

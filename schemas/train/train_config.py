@@ -60,6 +60,13 @@ class TrainConfig(Config):
     pipeline_stages: int = Field(
         1, ge=1, description="Parts the model is cut into; must divide the number of processes."
     )
+    sequence_parallel: int = Field(
+        1,
+        ge=1,
+        description="Processes of each stage among which every row is cut: each holds its share of "
+        "the tokens, and in attention, which sees whole rows, its share of the heads (Ulysses). "
+        "Must divide the model's attention heads and the tokens of a row.",
+    )
     schedule: Literal["1f1b", "interleaved"] = Field(
         "1f1b",
         description='`"interleaved"`: each stage holds several chunks of layers, and a micro-batch '
@@ -211,7 +218,7 @@ class TrainConfig(Config):
     @property
     def replica_ranks(self) -> int:
         """Return the number of processes that hold one replica of the model."""
-        return ParallelDims(stages=self.pipeline_stages).world
+        return self.pipeline_stages * self.sequence_parallel
 
     def dims(self, processes: int) -> ParallelDims:
         """Return how a run of so many processes lies along the parallel dimensions.
@@ -219,7 +226,12 @@ class TrainConfig(Config):
         Raises:
             ConfigError: they do not fit.
         """
-        return ParallelDims.of(processes, stages=self.pipeline_stages, neighbors=self.neighbors)
+        return ParallelDims.of(
+            processes,
+            stages=self.pipeline_stages,
+            sequence=self.sequence_parallel,
+            neighbors=self.neighbors,
+        )
 
     @property
     def parts(self) -> int:

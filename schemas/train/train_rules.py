@@ -14,6 +14,7 @@ def check_rules(config: "TrainConfig") -> None:
     """Raises ValueError, with the keys and the remedy, for the first rule that is broken."""
     check_steps_and_rate(config)
     check_schedule(config)
+    check_sequence(config)
     check_quantization(config)
     check_trained_matmul(config)
     check_mixing(config)
@@ -75,6 +76,16 @@ def check_schedule(config: "TrainConfig") -> None:
         raise ValueError(
             f"partition has {len(config.partition)} entries, but there are {config.parts} chunks, "
             f"{config.stage_chunks} of each of {stages} stages"
+        )
+
+
+def check_sequence(config: "TrainConfig") -> None:
+    """Refuse what goes through a stage with whole rows."""
+    if config.sequence_parallel > 1 and config.rejected_sampling is not None:
+        raise ValueError(
+            f"sequence_parallel = {config.sequence_parallel} does not go with "
+            "[rejected_sampling], whose answers are generated token by token, so that there is "
+            "nothing to cut; use more pipeline_stages or replicas"
         )
 
 
@@ -207,6 +218,11 @@ def check_adapters_only(config: "TrainConfig") -> None:
         raise ValueError(
             f'relora.every_steps: optimizer.type = "{config.optimizer.type}" has states that '
             f"cannot be pruned; choose one of {fitting}"
+        )
+    if config.relora.every_steps and config.optimizer.shard:
+        raise ValueError(
+            "relora.every_steps prunes the smallest moments of whole weights, which "
+            "optimizer.shard shares out; drop one"
         )
     if asked["regularization.product_decay"] and config.optimizer.record.keeps_dtype:
         raise ValueError(

@@ -32,7 +32,7 @@ def test_sequence_and_tensor_ranks_of_a_stage_are_the_closest_neighbors(monkeypa
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"sequence": 2}, "sequence ranks = 2: sequences are not cut; use 1"),
+        ({"sequence": 0}, "sequence ranks = 0: each parallel dimension has 1 or more"),
         ({"tensor": 4}, "tensor ranks = 4: tensors are not cut; use 1"),
         ({"replicas": 0}, "replica ranks = 0: each parallel dimension has 1 or more"),
     ],

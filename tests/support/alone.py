@@ -19,7 +19,8 @@ def layout_of_one():
             world_group=group,
             pipeline_group=group,
             first_stage_group=group,
-            replicas_group=group,
+            replica_group=group,
+            copies_group=group,
         )
     finally:
         dist.destroy_process_group()

@@ -129,7 +129,7 @@ def tiny_config(family):
 
 def save_tiny(family, directory, **changes):
     """A model directory with random weights; norms and biases are random as well."""
-    settings = (FAMILIES | DISCOVERED)[family]
+    settings = (FAMILIES | DISCOVERED).get(family, {})
     config = CONFIG_MAPPING[family](**COMMON | settings | changes)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from headrace.trainer.layers.device import to_device
+from headrace.trainer.sequence_slice import SequenceSlice
 
 Pairs = list[list[tuple[int, int]]]
 
@@ -27,11 +28,12 @@ class Extras:
         """Return what a stage is sent of it."""
         return self if last else replace(self, pairs=None)
 
-    def to(self, device: torch.device) -> "Extras":
-        """Return it with its tensors on a device."""
+    def to(self, device: torch.device, sequence: SequenceSlice) -> "Extras":
+        """Return it with a slice of its tensors on a device."""
         if self.control_classes is None:
             return self
-        return replace(self, control_classes=to_device(self.control_classes, device))
+        classes = sequence.share(self.control_classes)
+        return replace(self, control_classes=to_device(classes, device))
 
 
 NO_EXTRAS = Extras()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from headrace.schemas.errors import DataError
+from headrace.schemas.train.parallel_dims import Coordinates
 from headrace.schemas.train.run_state import QuarantineRecord
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.loader import GroupLoader
@@ -15,10 +16,11 @@ from headrace.trainer.parallel import RankLayout
 
 
 class Feed:
-    """An endless supply of `StepInputs`; only the first stage has a loader.
+    """An endless supply of `StepInputs`; only the leader of a replica has a loader.
 
-    One message goes from the leader to each other stage of its pipeline group per step: document
-    boundaries to all, labels and rows' names to the last.
+    One message goes from the leader to each other rank of its replica per step: document
+    boundaries to all, token ids to the first stage, labels to the last, and rows' names to one rank
+    of that. Where ranks share rows, each is given them whole and takes its slice to the device.
     """
 
     def __init__(self, layout: RankLayout, loader: GroupLoader | None) -> None:
@@ -34,7 +36,7 @@ class Feed:
         return self.hand_out(self.read())
 
     def read(self) -> Batch | None:
-        """This replica's share of the next global batch, at the first stage; nothing elsewhere."""
+        """This replica's share of the next global batch, at the leader; nothing elsewhere."""
         if self.loader is None:
             return None
         batch = next(self.loader, None)
@@ -46,17 +48,21 @@ class Feed:
         return batch
 
     def hand_out(self, batch: Batch | None) -> StepInputs:
-        """Give every stage of the pipeline its part of what the first one has read."""
+        """Give every rank of the replica its part of what the leader has read."""
         if batch is None:
-            received: StepInputs = receive(self.layout.leader, self.layout.pipeline_group)
-            return replace(received, labels=pinned(received.labels))
+            received: StepInputs = receive(self.layout.leader, self.layout.replica_group)
+            return with_pinned(received)
         counts = gather(Counts.of(batch), self.layout.first_stage_group)
         total = Counts(*map(sum, zip(*counts, strict=True)))
-        for stage in range(1, self.layout.stages):
-            inputs = _inputs_of(batch, stage, self.layout.stages, total)
-            send(inputs, self.layout.rank_of(stage), self.layout.pipeline_group)
-        inputs = _inputs_of(batch, 0, self.layout.stages, total)
-        return replace(inputs, input_ids=pinned(inputs.input_ids), labels=pinned(inputs.labels))
+        for place in self.layout.dims.places(self.layout.replica)[1:]:
+            inputs = _inputs_of(batch, place, self.layout.stages, total)
+            send(inputs, self.layout.dims.rank(place), self.layout.replica_group)
+        return with_pinned(_inputs_of(batch, self.layout.coordinates, self.layout.stages, total))
+
+
+def with_pinned(inputs: StepInputs) -> StepInputs:
+    """Return inputs with their tokens in memory that a GPU can read from."""
+    return replace(inputs, input_ids=pinned(inputs.input_ids), labels=pinned(inputs.labels))
 
 
 def pinned(tensor: Tensor | None) -> Tensor | None:
@@ -66,8 +72,9 @@ def pinned(tensor: Tensor | None) -> Tensor | None:
     return tensor.pin_memory()
 
 
-def _inputs_of(batch: Batch, stage: int, stages: int, total: Counts) -> StepInputs:
-    first, last = stage == 0, stage == stages - 1
+def _inputs_of(batch: Batch, place: Coordinates, stages: int, total: Counts) -> StepInputs:
+    first, last = place.stage == 0, place.stage == stages - 1
+    tells = (first or last) and place.sequence == 0
     return StepInputs(
         micro_batches=len(batch.document_lengths),
         document_lengths=batch.document_lengths,
@@ -77,6 +84,6 @@ def _inputs_of(batch: Batch, stage: int, stages: int, total: Counts) -> StepInpu
         overlong=batch.overlong,
         input_ids=batch.input_ids if first else None,
         labels=batch.labels if last else None,
-        rows=batch.rows if first or last else None,
+        rows=batch.rows if tells else None,
         extras=[extras.of_stage(last=last) for extras in batch.extras],
     )

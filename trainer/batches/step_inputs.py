@@ -27,11 +27,11 @@ class StepInputs:
     extras: list[Extras] = field(default_factory=list)  # of each micro-batch
     input_ids: Tensor | None = None  # first stage only
     labels: Tensor | None = None  # last stage only
-    rows: list[list[list[PackedRow]]] | None = None  # first and last stage only
+    rows: list[list[list[PackedRow]]] | None = None  # at one rank of the first and last stage each
 
     @property
     def leader_rows(self) -> list[list[list[PackedRow]]] | None:
-        """The rows, at the first stage only."""
+        """The rows, at the leader only."""
         return None if self.input_ids is None else self.rows
 
 

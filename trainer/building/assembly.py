@@ -17,6 +17,7 @@ from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
 from headrace.trainer.layers.state_mixers import restart_at_documents
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.spec import StageNames, StageSpec
 
 
@@ -29,12 +30,14 @@ def assemble(
     initial: nn.Module,
     *,
     trains: bool = True,
+    sequence: SequenceSlice = WHOLE,
 ) -> StageSpec:
     """Return a stage whose parameters have no memory yet; its buffers have, and initial values.
 
     Args:
         initial: made by `lay_out_with_buffers` for this stage alone, which takes parts of it.
         trains: there will be backward passes, for which activations are kept or recomputed.
+        sequence: the slice of every row that is held here.
     """
     family, architecture = plan.architecture.family, plan.architecture
     layers, first, last = cut.layers, cut.is_first, cut.is_last
@@ -85,6 +88,7 @@ def assemble(
         embedding_on_cpu=config.embedding_on_cpu,
         objective=plan.objective,
         noise_alpha=config.regularization.neftune_alpha,
+        sequence=sequence,
     )
     if config.trained_matmul == "fp8":
         for layer in spec.layer_modules:

@@ -16,11 +16,16 @@ from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.weight_source import RandomWeights, WeightSource
 from headrace.trainer.quantized.cache import QuantizedCache
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.spec import StageSpec
 
 
 def fill_stage(
-    config: TrainConfig, plan: Plan, cut: StageCut, device: torch.device
+    config: TrainConfig,
+    plan: Plan,
+    cut: StageCut,
+    device: torch.device,
+    sequence: SequenceSlice = WHOLE,
 ) -> tuple[StageSpec, Filled]:
     """Assemble a stage and give every weight and buffer of it memory and value.
 
@@ -29,7 +34,7 @@ def fill_stage(
     """
     dtype = compute_dtype(config, device)
     initial = lay_out_with_buffers(plan.architecture, dtype)
-    assembled = assemble(plan, config, cut, dtype, device, initial)
+    assembled = assemble(plan, config, cut, dtype, device, initial, sequence=sequence)
     types = HeldTypes(initial, dtype)
     with weight_source(config, plan, types, device) as source:
         materializer = Materializer(

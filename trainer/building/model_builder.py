@@ -15,19 +15,28 @@ from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import flops_per_token
 from headrace.trainer.building.partition import StageCut, partition
 from headrace.trainer.building.reference import reference_of
+from headrace.trainer.layers.sequence_attention import share_rows
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
 from headrace.trainer.quantized.selection import check_fp8_device
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.acceleration import accelerate
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
 
 
-def build_stage(config: TrainConfig, stage: int, device: torch.device, plan: Plan) -> BuiltStage:
+def build_stage(
+    config: TrainConfig,
+    stage: int,
+    device: torch.device,
+    plan: Plan,
+    sequence: SequenceSlice = WHOLE,
+) -> BuiltStage:
     """Keep a stage's modules of a whole model without memory, and load their weights.
 
     Args:
         stage: of an interleaved schedule, the part of the model.
         plan: of this config.
+        sequence: the slice of every row that the stage is to hold.
 
     Raises:
         ConfigError: the device, or the cut, does not go with the config.
@@ -35,7 +44,7 @@ def build_stage(config: TrainConfig, stage: int, device: torch.device, plan: Pla
     """
     check_fp8_device(config, device)
     cut = StageCut(stage, config.parts, partition(config, plan.size)[stage])
-    spec, filled = fill_stage(config, plan, cut, device)
+    spec, filled = fill_stage(config, plan, cut, device, sequence)
     spec = replace(spec, weight_offload=offloaded(spec, config, device))
     reference = None
     if config.objective.has_reference:
@@ -62,7 +71,9 @@ def construct(
     spec: StageSpec, config: TrainConfig, device: torch.device, reference: Stage | None = None
 ) -> Stage:
     """Return the stage of filled modules, with the faster parts that the config allows."""
-    return Stage(replace(spec, acceleration=accelerate(spec, config, device)), reference)
+    faster = accelerate(spec, config, device)
+    share_rows(spec.tree.modules(), spec.sequence)
+    return Stage(replace(spec, acceleration=faster), reference)
 
 
 def offloaded(spec: StageSpec, config: TrainConfig, device: torch.device) -> WeightOffload | None:
@@ -83,14 +94,20 @@ def offloaded(spec: StageSpec, config: TrainConfig, device: torch.device) -> Wei
     return WeightOffload(layers, wish, device)
 
 
-def build_chunks(config: TrainConfig, stage: int, device: torch.device, plan: Plan) -> BuiltStage:
+def build_chunks(
+    config: TrainConfig,
+    stage: int,
+    device: torch.device,
+    plan: Plan,
+    sequence: SequenceSlice = WHOLE,
+) -> BuiltStage:
     """Build the parts of the model that a stage holds: every n-th of n stages.
 
     Raises:
         ConfigError, DataError: as `build_stage`.
     """
     mine = range(stage, config.parts, config.pipeline_stages)
-    return join([build_stage(config, part, device, plan) for part in mine])
+    return join([build_stage(config, part, device, plan, sequence) for part in mine])
 
 
 def join(built: Sequence[BuiltStage]) -> BuiltStage:

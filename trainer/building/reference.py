@@ -40,7 +40,9 @@ def reference_of(
     plain = replace(plan, model=model, prefix="")
     dtype = policy.compute_dtype
     initial = lay_out_with_buffers(plan.architecture, dtype)
-    reference = assemble(plain, config, cut, dtype, device, initial, trains=False)
+    reference = assemble(
+        plain, config, cut, dtype, device, initial, trains=False, sequence=policy.sequence
+    )
     if plan.method.trains_base:
         copy_weights(policy, reference)
     share_buffers(policy, reference)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from headrace.schemas.errors import HeadraceError
+from headrace.schemas.errors import ConfigError, HeadraceError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import FAMILIES, refuse
@@ -29,7 +29,7 @@ from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.model_files import SINGLE_NAME
 from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.architecture.overrides import overridden
-from headrace.trainer.architecture.read_architecture import read_architecture
+from headrace.trainer.architecture.read_architecture import architecture_of, read_architecture
 from headrace.trainer.architecture.weight_names import as_stored
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
@@ -38,6 +38,7 @@ from headrace.trainer.building.parameter_slots import TrainedParameter, stored_b
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.stage.micro_batch import MicroBatch
+from headrace.trainer.stage.sequence_check import find_mixing
 from headrace.trainer.stage.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -107,22 +108,31 @@ def try_out(architecture: Architecture, kind: str, draw: int = 0) -> tuple[float
     """The largest relative differences of losses and gradients from transformers' (and PEFT's)."""
     with tempfile.TemporaryDirectory(prefix="headrace-trial-") as folder:
         save_tiny(architecture, Path(folder), draw)
-        config = TrainConfig.model_validate(
-            {
-                "model": folder,
-                "output_dir": "unused",
-                "adapter": {"kind": kind},
-                "router_loss": 0.0,
-                "dtype": "float32",
-                "optimizer": {"lr": 1.0},
-                "datasets": [{"path": "unused"}],
-            }
-        )
+        config = trial_config(folder, kind)
         tiny = read_architecture(Path(folder))
         theirs = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=tiny.attention
         ).eval()
         return compare(config, make_plan(config, tiny), theirs)
+
+
+def trial_config(model: str, kind: str) -> TrainConfig:
+    """Return the config of a trial.
+
+    Args:
+        kind: of what is trained.
+    """
+    return TrainConfig.model_validate(
+        {
+            "model": model,
+            "output_dir": "unused",
+            "adapter": {"kind": kind},
+            "router_loss": 0.0,
+            "dtype": "float32",
+            "optimizer": {"lr": 1.0},
+            "datasets": [{"path": "unused"}],
+        }
+    )
 
 
 def save_tiny(architecture: Architecture, folder: Path, draw: int = 0) -> None:
@@ -252,6 +262,36 @@ def gradient_difference(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
     return torch.stack(differences).max().item()
 
 
+def check_rows_can_be_cut(config: TrainConfig, architecture: Architecture) -> None:
+    """Refuse models of which a rank cannot hold a part of each row.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    try:
+        problem = find_mixing(tiny_stage(architecture))
+    except (*FAILURES, HeadraceError) as error:
+        text = FOLDER.sub("", str(error)).splitlines()[0] if str(error) else ""
+        problem = f"a tiny one cannot be run in part ({type(error).__name__}: {text})"
+    if problem is not None:
+        raise ConfigError(
+            f"sequence_parallel = {config.sequence_parallel} does not go with model_type "
+            f'"{architecture.config.model_type}": {problem}; use more pipeline_stages in its place'
+        )
+
+
+def tiny_stage(architecture: Architecture) -> Stage:
+    """Return a whole tiny model of the same kind, with random weights, in evaluation mode."""
+    with tempfile.TemporaryDirectory(prefix="headrace-trial-") as folder:
+        config = trial_config(folder, "none").model_copy(update={"weights": "random"})
+        shrunk = shrink(architecture.config)
+        shrunk.save_pretrained(folder)
+        tiny = architecture_of(shrunk, folder)
+        layers = Span.whole(range(shrunk.num_hidden_layers))
+        spec, _ = fill_stage(config, make_plan(config, tiny), StageCut(0, 1, layers), CPU)
+    return Stage(spec).eval()
+
+
 def plan_model(config: TrainConfig) -> Plan:
     """Lay out the model that a config names; one whose type has no record is tried out first.
 
@@ -263,6 +303,8 @@ def plan_model(config: TrainConfig) -> Plan:
     if architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
     architecture = overridden(architecture, config.model_overrides, config.model)
+    if config.sequence_parallel > 1:
+        check_rows_can_be_cut(config, architecture)
     plan = make_plan(config, architecture)
     plan.method.check_result()
     return plan

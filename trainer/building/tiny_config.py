@@ -131,7 +131,8 @@ def set_sizes(values: dict[str, Any], config: Any) -> None:
             table["rotary_dim"] = max(2, HEAD * table["rotary_dim"] // head // 2 * 2)
         for key in ("short_factor", "long_factor"):  # a number for each frequency
             if isinstance(table.get(key), list):
-                table[key] = table[key][: max(1, HEAD * len(table[key]) // head)]
+                size = max(1, HEAD * len(table[key]) // head)
+                table[key] = (table[key] * HEAD)[:size]
     if is_size(values.get("qk_rope_head_dim")):
         set_rope_part(values)
     set_state_sizes(values, before)

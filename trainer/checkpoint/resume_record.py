@@ -17,6 +17,7 @@ from headrace.trainer.order.datasets import RANDOM, Inputs
 FREE_ON_RESUME = {
     "output_dir",
     "pipeline_stages",
+    "sequence_parallel",
     "schedule",
     "stage_chunks",
     "partition",
@@ -47,6 +48,8 @@ LOADER_SETTINGS_KEPT = {
     "overlong",
 }
 LOADER_SETTINGS_FREE = LoaderConfig.model_fields.keys() - LOADER_SETTINGS_KEPT
+# settings of other tables that say where something lies
+PLACES = ("quantization.cache", "optimizer.shard", "optimizer.offload")
 NOT_COMPARED = {"config", "global batch (rows)"}
 DATA_SETTINGS = ("datasets.", "mixing", "epochs", "max_steps", "fingerprint of the data")
 WEIGHTS_KEY = "fingerprint of the model's weights"
@@ -136,7 +139,8 @@ def resume_record(
     record = flatten(values)
     for name in LOADER_SETTINGS_FREE:
         record.pop(f"loader.{name}", None)
-    record.pop("quantization.cache", None)
+    for name in PLACES:
+        record.pop(name, None)
     if config.rejected_sampling is not None:  # also where all of its values are defaults
         record["rejected_sampling"] = "on"
     return record | {

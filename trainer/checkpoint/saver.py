@@ -16,7 +16,11 @@ from headrace.schemas.train.run_state import RunState
 from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.building.checkpoint_files import stage_file
 from headrace.trainer.building.parameter_slots import TrainedParameter
-from headrace.trainer.checkpoint.checkpoint_folder import CheckpointFolder, collect_tensors
+from headrace.trainer.checkpoint.checkpoint_folder import (
+    CheckpointFolder,
+    collect_tensors,
+    take_part,
+)
 from headrace.trainer.messages import gather
 from headrace.trainer.parallel import RankLayout
 from headrace.trainer.rendezvous import local_ranks
@@ -83,11 +87,12 @@ class Saver:
             CheckpointError: a rank could not write.
         """
         self.finish()
+        states = None if self.weights_only else optimizer
         if not self.layout.keeps_files(node_local=self.node_local):
+            take_part(trained, states)
             written: Future[Written] = Future()
             written.set_result(Written())
         else:
-            states = None if self.weights_only else optimizer
             tensors = collect_tensors(trained, states, kept, copy=self.background)
             path = self.folder.unfinished(state.step) / stage_file(self.layout.stage)
             written = self._thread.submit(write, path, tensors)

@@ -3,6 +3,7 @@
 What Llama, Mistral, Qwen 2 and Qwen 3 compute in transformers 5.14 to 5.23, over the same parts.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class RotaryAttention(nn.Module):
             self.add_module(name, part)
         for name in SETTINGS:
             setattr(self, name, getattr(attention, name))
+        self.attend: Callable[..., tuple[Tensor, None]] = attend
         self.has_head_norms = hasattr(attention, HEAD_NORMS[0])
 
     def forward(
@@ -49,7 +51,7 @@ class RotaryAttention(nn.Module):
         if self.has_head_norms:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotary(query, key, *position_embeddings, triton=query.is_cuda)
-        mixed, _ = attend(
+        mixed, _ = self.attend(
             self,
             query.transpose(1, 2),
             key.transpose(1, 2),

@@ -20,7 +20,7 @@ def rotary_tables(
 
     Args:
         rotary: the model's own module; None for models without.
-        hidden: [b, s, hidden size], whose type and device the tables take.
+        hidden: hidden states, whose type and device the tables take.
         positions: [b, s] int64.
         documents: their lengths, [b], where frequencies depend on how long the text is; else None.
     """
@@ -49,12 +49,8 @@ def _by_document(
     """Compute the tables that each document alone would have."""
     rows = []
     for row, lengths in enumerate(documents):
-        parts = zip(
-            hidden[row : row + 1].split(lengths, dim=1),
-            positions[row : row + 1].split(lengths, dim=1),
-            strict=True,
-        )
-        tables = [_table(rotary, kind, states, at) for states, at in parts]
+        parts = positions[row : row + 1].split(lengths, dim=1)
+        tables = [_table(rotary, kind, hidden, at) for at in parts]
         rows.append([torch.cat(kinds, dim=1) for kinds in zip(*tables, strict=True)])
     cosine, sine = (torch.cat(kinds) for kinds in zip(*rows, strict=True))
     return cosine, sine

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headrace.trainer.architecture.architecture import Router
 from headrace.trainer.layers.device import to_device
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 
 # PEFT keeps a module that is trained in full beside its frozen original, which does not run
 REPLACED = re.compile(r"(^|\.)original_module(\.|$)")
@@ -71,14 +72,14 @@ def tap_router(layer: nn.Module, settings: RouterLossSettings | None) -> RouterT
 
 
 def real_tokens(row_lengths: list[int], places: int, device: torch.device) -> Tensor:
-    """[b * s] bool: false for filling.
+    """[b, s] bool: false for filling.
 
     Args:
         row_lengths: [b] tokens of each row, filling left out.
         places: s.
     """
     ends = torch.tensor(row_lengths).unsqueeze(1)
-    return to_device((torch.arange(places) < ends).flatten(), device)
+    return to_device(torch.arange(places) < ends, device)
 
 
 def total_loss(
@@ -91,19 +92,24 @@ def total_loss(
     return torch.stack(losses).sum() * (settings.coefficient / settings.layers * scale)
 
 
-def balance_loss(logits: Tensor, top_k: int, real: Tensor) -> Tensor:
+def balance_loss(
+    logits: Tensor, top_k: int, real: Tensor, sequence: SequenceSlice = WHOLE
+) -> Tensor:
     """experts * sum over experts of (share of the tokens sent to it) * (mean probability of it).
+
+    Where ranks share rows, both are of whole rows, and the ranks' losses add up to that of all.
 
     Args:
         logits: [tokens, experts].
         real: [tokens] bool, false for filling.
+        sequence: the slice of every row that the tokens are.
 
     Returns:
         A float32 scalar: `top_k` where all experts are used alike, else more; 0 without tokens.
     """
     experts = logits.shape[-1]
     probabilities = torch.softmax(logits.float(), dim=-1)
-    weight = real.float() / real.sum().clamp(min=1)
+    weight = real.float() / sequence.add(real.sum()).clamp(min=1)
     chosen = torch.topk(probabilities.detach(), top_k, dim=-1).indices
     sent = torch.zeros_like(probabilities).scatter_(1, chosen, 1.0)
-    return experts * ((weight @ sent) * (weight @ probabilities)).sum()
+    return experts * (sequence.add(weight @ sent) * (weight @ probabilities)).sum()

@@ -36,13 +36,13 @@ class StepLosses:
     ) -> None:
         self._chunks = chunks
         self._inputs = inputs
-        self._values = StepValues(outputs, router_losses)
+        self._values = StepValues(outputs, router_losses, chunks[0].sequence)
 
     @cached_property
     def rows(self) -> list[RowLoss]:
-        """Losses of this replica's rows, padding left out; none except on the last stage."""
+        """Losses of this replica's rows, padding left out, at one rank of the last stage."""
         last = self._chunks[-1]
-        if last.loss is None:
+        if last.loss is None or self._inputs.rows is None:
             return []
         assert isinstance(last.objective, Objective)
         return last.objective.row_losses(self._values.tokens(), self._values.pairs(), self._inputs)
@@ -56,8 +56,8 @@ class StepLosses:
         return math.fsum(self._values.router_losses()) / settings.coefficient
 
     def token_sample(self) -> TokenSample | None:
-        """Statistics of this replica's trained tokens, on the last stage, where wanted."""
+        """Statistics of this replica's trained tokens, where wanted, as `rows`."""
         loss = self._chunks[-1].loss
-        if loss is None:
+        if loss is None or self._inputs.rows is None:
             return None
         return sample_of(self._values.tokens(), self._inputs, vocabulary(loss.head))

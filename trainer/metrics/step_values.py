@@ -12,6 +12,7 @@ from headrace.trainer.batches.extras import pairs_of
 from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.metrics.token_summary import TokenSample
 from headrace.trainer.objectives.row_loss import TokenValues
+from headrace.trainer.sequence_slice import SequenceSlice
 from headrace.trainer.stage.micro_batch import StageOutput
 
 
@@ -21,13 +22,19 @@ class StepValues:
     Args:
         outputs: of the micro-batches, on the last stage.
         router_losses: scalars, on stages with routers.
+        sequence: the slice of every row that the outputs are of; values are of whole rows.
     """
 
-    def __init__(self, outputs: Sequence[StageOutput], router_losses: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        outputs: Sequence[StageOutput],
+        router_losses: Sequence[Tensor],
+        sequence: SequenceSlice,
+    ) -> None:
         tokens = [token_values(output) for output in outputs]
         self._kinds = list(tokens[0]) if tokens else []
         stacked = [torch.stack([values[kind] for values in tokens]) for kind in self._kinds]
-        self._tokens = HostCopy(torch.stack(stacked)) if stacked else None
+        self._tokens = HostCopy(sequence.whole(torch.stack(stacked))) if stacked else None
         pairs = [output.pairs for output in outputs if output.pairs is not None]
         rewards = [torch.stack([p.loss, p.chosen_reward, p.rejected_reward], dim=1) for p in pairs]
         self._pairs = HostCopy(torch.cat(rewards)) if rewards else None

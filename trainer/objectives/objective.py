@@ -130,7 +130,9 @@ class PairObjective(Objective):
         labels, lengths = micro_batch.labels, micro_batch.extras.pairs
         assert labels is not None and lengths is not None
         losses = head.token_losses(hidden, labels, seed, statistics=statistics)
-        answers = sum_answers(losses, reference, labels != IGNORED_LABEL, lengths)
+        whole = head.sequence.whole
+        before = None if reference is None else whole(reference)
+        answers = sum_answers(whole(losses), before, whole(labels) != IGNORED_LABEL, lengths)
         pairs = self.compare(*answers)
         chosen = losses[: len(lengths)].sum()  # a sum over no pairs has no gradient
         weight = self.config.chosen_weight * micro_batch.chosen_scale

@@ -1,4 +1,4 @@
-"""Gradients of a step: summed over replicas and tied copies, measured, clipped."""
+"""Gradients of a step: summed over all copies of a weight, measured, clipped."""
 
 import math
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from headrace.trainer.parallel import RankLayout
 
 
 def reduce(built: BuiltStage, layout: RankLayout) -> float:
-    """Sum gradients over tied copies and replicas; return the norm of the whole model's."""
+    """Sum gradients over all copies of the weights; return the norm of the whole model's."""
     sum_tied(built, layout)
-    sum_over_replicas([item.parameter for item in built.trained], layout)
+    sum_over_copies([item.parameter for item in built.trained], layout)
     return global_norm(built, layout)
 
 
@@ -31,20 +31,20 @@ def sum_tied(built: BuiltStage, layout: RankLayout) -> None:
     built.tied_head.grad = None
 
 
-def sum_over_replicas(parameters: Sequence[nn.Parameter], layout: RankLayout) -> None:
-    """Sum each gradient over the replicas; losses are divided by the global token count already.
+def sum_over_copies(parameters: Sequence[nn.Parameter], layout: RankLayout) -> None:
+    """Sum each gradient over replicas and slices of rows, in one go.
 
-    A parameter that no replica has used, such as an expert without tokens, stays without a
-    gradient and is not stepped, as with one replica.
+    Losses are divided by the global token count already. A parameter that no rank has used, such
+    as an expert without tokens, stays without a gradient and is not stepped, as with one rank.
     """
-    if layout.replicas == 1 or not parameters:
+    if layout.copies == 1 or not parameters:
         return
     used = torch.tensor([float(p.grad is not None) for p in parameters], device=layout.device)
-    dist.all_reduce(used, group=layout.replicas_group)
+    dist.all_reduce(used, group=layout.copies_group)
     handles = [
-        dist.all_reduce(gradient_of(parameter), group=layout.replicas_group, async_op=True)
-        for parameter, replicas in zip(parameters, used.tolist(), strict=True)
-        if replicas
+        dist.all_reduce(gradient_of(parameter), group=layout.copies_group, async_op=True)
+        for parameter, users in zip(parameters, used.tolist(), strict=True)
+        if users
     ]
     for handle in handles:
         handle.wait()

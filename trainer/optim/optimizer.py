@@ -2,12 +2,12 @@
 
 import importlib
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.optimizer_config import OptimizerConfig
@@ -18,6 +18,32 @@ from headrace.trainer.building.parameter_slots import TrainedParameter
 
 if TYPE_CHECKING:
     from headrace.trainer.building.built_stage import BuiltStage
+
+
+class Stepped(NamedTuple):
+    """A trained weight, and what an optimizer steps of it: the weight itself, or a part."""
+
+    item: TrainedParameter
+    parameter: nn.Parameter
+
+
+class OptimizerAround(torch.optim.Optimizer):
+    """An optimizer that holds the states of another one in its own way.
+
+    Attributes:
+        inner: an optimizer with a record.
+    """
+
+    inner: torch.optim.Optimizer
+
+    def tensors_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return the states of a weight, as `headrace.trainer.optim.states` does."""
+        raise NotImplementedError
+
+    def restore(self, parameter: nn.Parameter, read: Callable[[str, torch.Size], Tensor]) -> None:
+        """Give a weight the states that `read` finds by their names and shapes."""
+        raise NotImplementedError
+
 
 ORTHOGONAL = "orthogonal"  # key of a group: hidden matrices, where an optimizer tells them apart
 LORA_UP = (".lora_B.", ".lora_embedding_B.")
@@ -38,6 +64,18 @@ def build_optimizer(
         triton: AdamW-Kahan as one kernel a tensor, instead of its plain twin.
         tables: names of embeddings and head, whose matrices are not hidden ones.
     """
+    stepped = [Stepped(item, item.parameter) for item in trained]
+    return optimizer_of(config, stepped, triton=triton, tables=tables)
+
+
+def optimizer_of(
+    config: OptimizerConfig,
+    stepped: Sequence[Stepped],
+    *,
+    triton: bool = False,
+    tables: Collection[str] = (),
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a config for weights or parts of them, as `build_optimizer`."""
     groups: dict[tuple[bool, ...], dict[str, Any]] = {}
     for orthogonal, decayed, up in product((False, True), (True, False), (False, True)):
         groups[decayed, up, orthogonal] = {
@@ -46,9 +84,9 @@ def build_optimizer(
             "rate_factor": config.lora_plus_ratio if up else 1.0,
             ORTHOGONAL: orthogonal,
         }
-    for item in trained:
+    for item, parameter in stepped:
         orthogonal = config.record.orthogonalizes and is_hidden_matrix(item, tables)
-        groups[is_decayed(item), is_up(item.name), orthogonal]["params"].append(item.parameter)
+        groups[is_decayed(item), is_up(item.name), orthogonal]["params"].append(parameter)
     used = [group for group in groups.values() if group["params"]]
     return make_optimizer(config, used or [*groups.values()][:1], triton)  # a stage may train none
 
@@ -91,6 +129,8 @@ def record_of(optimizer: torch.optim.Optimizer) -> OptimizerRecord:
     Raises:
         TypeError: there is none, so nobody knows its states.
     """
+    if isinstance(optimizer, OptimizerAround):
+        return record_of(optimizer.inner)
     for record in OPTIMIZERS.values():
         module, _, name = record.factory.partition(":")
         if module in sys.modules and type(optimizer) is getattr(sys.modules[module], name):

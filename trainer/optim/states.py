@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headrace.schemas.errors import CheckpointError
 from headrace.schemas.train.optimizer_record import Fresh, Holder, State
 from headrace.trainer.building.parameter_slots import TrainedParameter
-from headrace.trainer.optim.optimizer import ORTHOGONAL, record_of
+from headrace.trainer.optim.optimizer import ORTHOGONAL, OptimizerAround, record_of
 
 FIXED = ("qmap1", "qmap2")  # bitsandbytes' code books, the same for all weights and never changed
 Read = Callable[[str, torch.Size], Tensor]
@@ -23,9 +23,13 @@ Read = Callable[[str, torch.Size], Tensor]
 def tensors_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
     """The states of a weight, as they start if it was never stepped.
 
+    Where they are shared out, all ranks with the same weights call this at the same time.
+
     Raises:
         CheckpointError: it has other states than its record says.
     """
+    if isinstance(optimizer, OptimizerAround):
+        return optimizer.tensors_of(parameter)
     states = optimizer.state.get(parameter) or fresh_states(optimizer, parameter)
     check_names(optimizer, parameter, states)
     tensors = {name: torch.as_tensor(v) for name, v in states.items() if name not in FIXED}
@@ -36,6 +40,8 @@ def tensors_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dic
 
 def restore(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, read: Read) -> None:
     """Give a weight the states that `read` finds by their names and shapes."""
+    if isinstance(optimizer, OptimizerAround):
+        return optimizer.restore(parameter, read)
     states = fresh_states(optimizer, parameter)
     for name, fresh in states.items():
         if name in FIXED:

@@ -23,6 +23,7 @@ from deepspeed.runtime.pipe.module import PipelineModule
 from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import Tensor, nn
 
+from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.layers.device import to_device
@@ -78,6 +79,7 @@ class StageEngine(PipelineEngine):
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
             "zero_optimization": {"stage": 0},
             "steps_per_print": None,
+            "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
         }
         with contextlib.redirect_stdout(io.StringIO()):
             module = _as_pipeline_module(chunks, layout)
@@ -92,6 +94,7 @@ class StageEngine(PipelineEngine):
             )
         self.chunks = list(chunks)
         self.layout = layout
+        self.sequence = self.chunks[0].sequence
         self._inputs: StepInputs | None = None
         self._next_micro_batch = 0
         self._step_seed = 0
@@ -159,7 +162,8 @@ class StageEngine(PipelineEngine):
         embedding = self.chunks[0].embedding
         assert self._inputs is not None and self._inputs.input_ids is not None
         assert embedding is not None
-        return to_device(self._inputs.input_ids[index], embedding.device).long()
+        ids = self.sequence.share(self._inputs.input_ids[index])
+        return to_device(ids, embedding.device).long()
 
     def _forward(self, chunk: Stage, hidden: Tensor, index: int) -> ForwardOutput:
         """Run a micro-batch through a chunk, and keep its losses."""
@@ -175,18 +179,26 @@ class StageEngine(PipelineEngine):
     def _micro_batch(self, index: int, *, labeled: bool) -> MicroBatch:
         inputs = self._inputs
         assert inputs is not None
-        labels = inputs.labels[index] if labeled and inputs.labels is not None else None
+        labels = None
+        if labeled and inputs.labels is not None:
+            labels = to_device(self.sequence.share(inputs.labels[index]), self.device).long()
         return MicroBatch(
             document_lengths=inputs.document_lengths[index],
             row_lengths=inputs.row_lengths[index],
-            labels=None if labels is None else to_device(labels, self.device).long(),
+            labels=labels,
             loss_scale=1.0 / max(1, inputs.pair_count or inputs.trained_tokens),
             router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
-            seed=self._step_seed + self.layout.global_micro_batch(index),
-            extras=inputs.extras[index].to(self.device),
+            seed=self._seed(index),
+            extras=inputs.extras[index].to(self.device, self.sequence),
             chosen_scale=1.0 / max(1, inputs.chosen_tokens),
             wants_statistics=self._wants_statistics,
         )
+
+    def _seed(self, index: int) -> int:
+        """Return the seed of a micro-batch's dropout, of each slice of rows another."""
+        seed = self._step_seed + self.layout.global_micro_batch(index)
+        number = self.sequence.rank
+        return derive_seed(seed, "slice", number) if number else seed
 
     # --- instructions of DeepSpeed's schedules ---
 
@@ -228,7 +240,7 @@ def _as_pipeline_module(chunks: Sequence[Stage], layout: RankLayout) -> Pipeline
     """Wrap the chunks as one DeepSpeed layer, so that cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
     places[layout.stage] = nn.ModuleList(chunks)
-    names = {"replica": "data", "stage": "pipe"}
+    names = {"replica": "data", "stage": "pipe", "sequence": "model"}  # DeepSpeed knows these three
     axes = {names[axis]: size for axis, size in layout.dims.axes.items() if axis in names}
     topology = ProcessTopology(axes=list(axes), dims=list(axes.values()))
     return PipelineModule(layers=places, topology=topology, partition_method="uniform")

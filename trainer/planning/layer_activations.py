@@ -5,6 +5,7 @@ keeps is added up. Where the run will compile the layer, the compiler's own part
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,21 @@ class LayerActivations:
     kept: Mapping[Half | None, float]  # without recomputation; of a whole layer, of its halves
     selected: Mapping[Half | None, float]  # with selective recomputation, beside its input
     boundary: float  # its input alone, with recomputation
+
+    def shared(self, ranks: int, key_bytes: float, key_heads: int) -> "LayerActivations":
+        """Return those of one of the ranks that share rows.
+
+        Args:
+            key_bytes: of the keys and values of whole rows, which are repeated where there are
+                fewer key heads than ranks.
+        """
+        repeated = (ranks // math.gcd(ranks, key_heads) - 1) * key_bytes
+        kept = {half: size + (half != "mlp") * repeated for half, size in self.kept.items()}
+        return LayerActivations(
+            {half: size / ranks for half, size in kept.items()},
+            {half: size / ranks for half, size in self.selected.items()},
+            self.boundary / ranks,
+        )
 
 
 class ExpertsAsOne(nn.Module):
@@ -159,7 +175,7 @@ def kept_by(
 
 def attend_without_caps(stage: Stage) -> None:
     """Let a stage attend as on a GPU, where a kernel caps scores and keeps none of them."""
-    attend_by_bounds([stage])
+    attend_by_bounds(stage)
     for part in stage.modules():
         if hasattr(part, CAP):
             setattr(part, CAP, None)

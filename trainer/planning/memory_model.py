@@ -7,6 +7,7 @@ import torch
 
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.train.layer_ranges import recomputed_layers
+from headrace.schemas.train.optimizers import OFFLOAD_BUCKET, OFFLOAD_BUCKETS
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.architecture.precision import trained_dtype
@@ -50,14 +51,18 @@ def stage_memory(
     activations: LayerActivations,
     dtype: torch.dtype,
     sequence_len: int,
+    copies: int = 1,
 ) -> StageMemory:
     """The peak of one stage.
 
     Args:
+        copies: ranks that hold the same weights.
         layers: of each chunk of this stage.
+        activations: of this rank's slice of rows.
         dtype: of frozen weights and of the computation.
     """
-    stages, tokens = config.pipeline_stages, config.places * sequence_len
+    stages = config.pipeline_stages
+    tokens = config.places * sequence_len // config.sequence_parallel
     parts = parts_of_stage(config, size, layers, stage)
     trained = sum(part.trained for part in parts)
     matrices = sum(part.trained_matrices for part in parts)
@@ -89,8 +94,7 @@ def stage_memory(
         + sum(part.quantized_bytes for part in parts)
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
-        optimizer=trained_bytes
-        * config.optimizer.record.state_numbers(trained, matrices, config.optimizer.used_momentum),
+        optimizer=state_bytes(config, trained, matrices, trained_bytes, copies),
         activations=in_flight(config, stage, kept)
         + in_transit
         + recomputed
@@ -98,6 +102,26 @@ def stage_memory(
         logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
         masks=in_flight(config, stage, [mask] * len(layers)),
     )
+
+
+def state_bytes(
+    config: TrainConfig, trained: int, matrices: int, itemsize: int, copies: int
+) -> float:
+    """Bytes of the optimizer's states on the device of one rank.
+
+    Args:
+        trained: entries of the trained weights.
+        matrices: of these, those of hidden matrices.
+        copies: ranks that hold the same weights.
+    """
+    optimizer = config.optimizer
+    numbers = optimizer.record.state_numbers(trained, matrices, optimizer.used_momentum)
+    if optimizer.shard:
+        numbers /= copies
+    if optimizer.offload:
+        at_once = OFFLOAD_BUCKETS * OFFLOAD_BUCKET * (copies if optimizer.shard else 1)
+        numbers *= min(1.0, at_once / max(1, trained))
+    return itemsize * numbers
 
 
 def at_host(

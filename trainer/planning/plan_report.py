@@ -1,9 +1,10 @@
 """`headrace plan`: what each stage of a run will hold and do, before there is a run."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from headrace.trainer.planning.memory_model import StageMemory, parts_of_stage, 
 GIB = 1 << 30
 UNITS = {"": 1, "B": 1, "MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": GIB}
 SHOWN_REMEDIES = 4
+NESTED = "optimizer."
 SMALLEST = QuantizationConfig(backend="bnb", double_quantization=True)
 
 
@@ -55,6 +57,13 @@ class RunPlan:
     def peak(self) -> float:
         """Bytes of the fullest process."""
         return max(stage.memory.peak for stage in self.stages)
+
+    @property
+    def layout(self) -> str:
+        """Return the sizes of the parallel dimensions, beside the stages."""
+        shares = self.config.sequence_parallel
+        rows = f", whose rows {shares} ranks share" if shares > 1 else ""
+        return f"{self.replicas} replica(s){rows}"
 
     @property
     def bubble(self) -> float:
@@ -111,7 +120,8 @@ def plan_run(
     size = plan.size
     activations = activations or layer_activations(plan, config, dtype, length)
     cut = partition(config, size)
-    stages = dims.stages
+    stages, copies = dims.stages, dims.replicas * dims.sequence
+    mine = share_of_activations(config, plan, activations, dtype, length)
     return RunPlan(
         config,
         plan,
@@ -119,10 +129,26 @@ def plan_run(
         length,
         activations,
         [
-            stage_plan(plan, config, size, cut[n::stages], n, activations, dtype, length)
+            stage_plan(plan, config, size, cut[n::stages], n, mine, dtype, length, copies)
             for n in range(stages)
         ],
     )
+
+
+def share_of_activations(
+    config: TrainConfig,
+    plan: Plan,
+    activations: LayerActivations,
+    dtype: torch.dtype,
+    sequence_len: int,
+) -> LayerActivations:
+    """Return what a rank keeps of a layer, of what whole rows would."""
+    settings = plan.architecture.config
+    heads = settings.num_attention_heads
+    key_heads = getattr(settings, "num_key_value_heads", None) or heads
+    head_size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
+    key_bytes = 2 * key_heads * head_size * config.places * sequence_len * dtype.itemsize
+    return activations.shared(config.sequence_parallel, key_bytes, key_heads)
 
 
 def stage_plan(
@@ -134,6 +160,7 @@ def stage_plan(
     activations: LayerActivations,
     dtype: torch.dtype,
     sequence_len: int,
+    copies: int,
 ) -> StagePlan:
     """One stage."""
     parts = parts_of_stage(config, size, layers, stage)
@@ -148,7 +175,7 @@ def stage_plan(
         layers=layers,
         weights=sum(part.weights for part in parts),
         trained=sum(part.trained for part in parts),
-        memory=stage_memory(config, size, layers, stage, activations, dtype, sequence_len),
+        memory=stage_memory(config, size, layers, stage, activations, dtype, sequence_len, copies),
         work=work,
     )
 
@@ -192,19 +219,28 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
         single.append({"micro_batch_size": 1, "gradient_accumulation_steps": rows})
     if config.schedule == "interleaved":
         single.append({"schedule": "1f1b"})
+    if config.optimizer.record.shardable and not config.relora.every_steps:
+        single.append({"optimizer.shard": True})
+    if config.optimizer.record.states is not None:
+        single.append({"optimizer.offload": True})
     chunks = config.parts // config.pipeline_stages
     single += [
         {"pipeline_stages": stages}
         for stages in range(config.pipeline_stages + 1, min(gpus, layers // chunks) + 1)
         if gpus % stages == 0 and (chunks == 1 or config.gradient_accumulation_steps % stages == 0)
     ]
+    single += [{"sequence_parallel": ranks} for ranks in more_slices(run, gpus)]
     if config.quantization is None and config.adapter.record.has_products:
         single.insert(2, {"quantization": SMALLEST})
     if not config.adapter.record.trains_base:
         single.append({"embedding_on_cpu": True})
         if not config.relora.every_steps:
             single.append({"weight_offload": "mlp"})
-    new = [c for c in single if any(getattr(config, key) != value for key, value in c.items())]
+    new = [
+        change
+        for change in single
+        if any(attrgetter(key)(config) != value for key, value in change.items())
+    ]
     quantized_plan = None
     if {"quantization": SMALLEST} in new:
         quantized_plan = plan_model(config.model_copy(update={"quantization": SMALLEST}))
@@ -214,13 +250,35 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
             change = {key: value for part in changes for key, value in part.items()}
             if len(change) < sum(map(len, changes)):
                 continue  # two numbers of stages
-            changed, quantized = config.model_copy(update=change), "quantization" in change
+            changed, quantized = with_changes(config, change), "quantization" in change
+            if gpus % changed.replica_ranks:
+                continue
             plan = quantized_plan if quantized else run.plan
             known = counted.get((quantized, changed.places))
             tried = plan_run(changed, gpus, run.sequence_len, plan, known)
             counted[quantized, changed.places] = tried.activations
             if tried.peak <= memory:
                 yield change, tried
+
+
+def with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Return a config with other values for some keys, of which those of optimizers have a dot."""
+    of_optimizer = {
+        key.removeprefix(NESTED): value for key, value in changes.items() if key.startswith(NESTED)
+    }
+    others = {key: value for key, value in changes.items() if not key.startswith(NESTED)}
+    if of_optimizer:
+        others["optimizer"] = config.optimizer.model_copy(update=of_optimizer)
+    return config.model_copy(update=others)
+
+
+def more_slices(run: RunPlan, gpus: int) -> list[int]:
+    """Return the numbers of ranks that could share rows, above that of the config."""
+    heads, now = run.plan.architecture.config.num_attention_heads, run.config.sequence_parallel
+    if run.config.rejected_sampling is not None:
+        return []
+    fitting = range(now + 1, gpus + 1)
+    return [n for n in fitting if not (gpus % n or heads % n or run.sequence_len % n)]
 
 
 def report(run: RunPlan, gpus: int, memory: float | None) -> str:
@@ -258,7 +316,7 @@ def report(run: RunPlan, gpus: int, memory: float | None) -> str:
     lines += [
         "",
         f"GiB; micro-batches of {config.micro_batch_size} x {run.sequence_len} tokens, "
-        f"{config.gradient_accumulation_steps} a step, {run.replicas} replica(s).",
+        f"{config.gradient_accumulation_steps} a step, {run.layout}.",
         f"Bubble {run.bubble:.1%}, balance {run.balance:.1%}, "
         f"expected efficiency {run.efficiency:.1%} of as many GPUs without a pipeline.",
     ]

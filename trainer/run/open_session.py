@@ -21,7 +21,8 @@ from headrace.trainer.failure import wait_to_be_ended
 from headrace.trainer.messages import from_first_rank, gather
 from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.reporters import open_reporters
-from headrace.trainer.optim.optimizer import build_optimizer
+from headrace.trainer.optim.open_optimizer import open_optimizer
+from headrace.trainer.optim.optimizer import table_names
 from headrace.trainer.optim.relora import check_relora, replay
 from headrace.trainer.order.data_history import describe_change, open_history, resume_history
 from headrace.trainer.order.datasets import Inputs
@@ -34,6 +35,7 @@ from headrace.trainer.pipeline.rejected_sampling import open_rejected_sampling
 from headrace.trainer.pipeline.transfers import Transfers
 from headrace.trainer.run.evaluation_sets import build_evaluation_sets
 from headrace.trainer.run.session import Session
+from headrace.trainer.sequence_slice import SequenceSlice
 from headrace.trainer.stage.acceleration import uses_kernels
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ LAYOUT = {  # what a resumed run takes from its own config and layout, not from 
     "global_batch_rows",
     "stages",
     "replicas",
+    "sequence_ranks",
     "config_fingerprint",
     "data_fingerprint",
     "files",
@@ -61,9 +64,14 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
     folder = CheckpointFolder(
         run_directory, config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
     )
-    built = build_chunks(config, layout.stage, layout.device, plan_model(config))
-    optimizer = build_optimizer(
-        config.optimizer, built.trained, triton=uses_kernels(config, layout.device)
+    rows = SequenceSlice(layout.coordinates.sequence, layout.dims.sequence, layout.sequence_group)
+    built = build_chunks(config, layout.stage, layout.device, plan_model(config), rows)
+    optimizer = open_optimizer(
+        config.optimizer,
+        built.trained,
+        layout,
+        triton=uses_kernels(config, layout.device),
+        tables=table_names(built),
     )
     if config.relora.every_steps is not None:
         check_relora(built)
@@ -209,6 +217,7 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: RankLayout) -> RunS
         global_batch_rows=inputs.global_batch_rows,
         stages=layout.stages,
         replicas=layout.replicas,
+        sequence_ranks=layout.dims.sequence,
         config_fingerprint=config.fingerprint(),
         data_fingerprint=inputs.data_fingerprint,
         files={},
@@ -225,10 +234,11 @@ def describe(built: BuiltStage, inputs: Inputs, layout: RankLayout, total_steps:
     layers = " + ".join(str(count) for count, _ in stages)
     trained = sum(count for _, count in stages)
     logger.info(
-        "%d stage(s) of %s layers x %d replica(s) on %s, %s; %s trained parameters",
+        "%d stage(s) of %s layers x %d replica(s)%s on %s, %s; %s trained parameters",
         layout.stages,
         layers,
         layout.replicas,
+        f" x {shares} shares of rows" if (shares := layout.dims.sequence) > 1 else "",
         layout.device.type,
         str(built.chunks[0].compute_dtype).removeprefix("torch."),
         f"{trained:,}",

@@ -151,7 +151,7 @@ def accelerate(spec: StageSpec, config: TrainConfig, device: torch.device) -> Ac
             swap_norms(layer, family.rms_norm)
     by_bounds = runs_without_masks(spec.architecture, spec.compute_dtype)
     if by_bounds:
-        attend_by_bounds([*spec.moved, *([] if spec.rotary is None else [spec.rotary])])
+        attend_by_bounds(spec.tree)
         for layer in layers if ours_inside and family.llama_attention else ():
             swap_attention(layer, family.attention_module)
     return Acceleration(
@@ -168,13 +168,12 @@ def compiled_functions(plain: LayerFunctions) -> LayerFunctions:
     return LayerFunctions(compiled(plain.plain), compiled(plain.checkpointed))
 
 
-def attend_by_bounds(modules: Iterable[nn.Module]) -> None:
+def attend_by_bounds(tree: nn.Module) -> None:
     """Let layers attend within the documents' bounds, without masks."""
-    for module in modules:
-        for part in module.modules():  # transformers 5.14 to 5.23 look it up here at each call
-            part_config: Any = getattr(part, "config", None)
-            if part_config is not None:
-                part_config._attn_implementation = document_attention.NAME
+    for part in tree.modules():  # transformers 5.14 to 5.23 look it up here at each call
+        part_config: Any = getattr(part, "config", None)
+        if part_config is not None:
+            part_config._attn_implementation = document_attention.NAME
 
 
 def swap_adapters(layer: nn.Module, *, may_join: bool) -> list[LoraLinear]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.head_loss import (
     LogitShape,
     head_loss,
@@ -40,6 +41,7 @@ class StageLoss:
         head: the model's own, adapted or not.
         autocast: run it in `dtype` though its weights are float32.
         triton: compute the loss in Triton.
+        sequence: the slice of every row that hidden states are of.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class StageLoss:
         *,
         autocast: bool,
         triton: bool = False,
+        sequence: SequenceSlice = WHOLE,
     ) -> None:
         self.head = head
+        self.sequence = sequence
         family = architecture.family
         divisor = architecture.setting(family.logit_divisor, 1.0) or 1.0
         multiplier = architecture.setting(family.logit_multiplier, 1.0) or 1.0

@@ -16,6 +16,7 @@ from headrace.trainer.layers.layer_functions import (
 )
 from headrace.trainer.layers.router_loss import RouterLossSettings
 from headrace.trainer.layers.weight_offload import WeightOffload
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.loss import Objective
 
 
@@ -65,6 +66,7 @@ class StageSpec:
         embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
         objective: what the last stage computes.
         noise_alpha: of NEFTune's noise at the embedding, if any.
+        sequence: the slice of every row that is held here.
         weight_offload: where the layers' weights come from, if they are not on the device.
     """
 
@@ -83,6 +85,7 @@ class StageSpec:
     objective: Objective
     embedding_on_cpu: bool = False
     noise_alpha: float | None = None
+    sequence: SequenceSlice = WHOLE
     weight_offload: WeightOffload | None = None
     acceleration: Acceleration = field(default_factory=Acceleration)
 
@@ -111,7 +114,8 @@ class StageSpec:
     @property
     def tree(self) -> nn.ModuleList:
         """All modules under one, to walk through."""
-        return nn.ModuleList(self.modules.values())
+        rotary = [] if self.rotary is None else [self.rotary]
+        return nn.ModuleList([*self.modules.values(), *rotary])
 
     def canonical_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters by their name in the whole model, in model order."""

@@ -37,7 +37,7 @@ class Stage(nn.Module):
     """The modules of one stage under the names that they have in the whole (PEFT-wrapped) model.
 
     Hidden states of one fixed shape, [b, s, hidden size] in the compute type, are all that passes
-    between stages.
+    between stages. Where ranks share rows, s is what each of them holds.
 
     Args:
         reference: the same layers as they were before training, for objectives that compare with
@@ -48,6 +48,7 @@ class Stage(nn.Module):
         super().__init__()
         modules, names, faster = spec.modules, spec.names, spec.acceleration
         architecture, layers = spec.architecture, spec.layers
+        self.sequence = spec.sequence
         self.names = dict(modules)
         self.parts = nn.ModuleList(spec.moved)
         self.embedding: StageEmbedding | None = None
@@ -67,6 +68,7 @@ class Stage(nn.Module):
                 spec.compute_dtype,
                 autocast=spec.autocast,
                 triton=faster.triton_loss,
+                sequence=spec.sequence,
             )
         self.layers = spec.layer_modules
         self.layer_names = names.layers
@@ -143,17 +145,18 @@ class Stage(nn.Module):
         states = None
         if any(self.stateful):
             states = find_documents(lengths, micro_batch.row_lengths, device)
-        positions = to_device(position_ids(lengths), device)
+        every_position = to_device(position_ids(lengths), device)
+        positions = self.sequence.share(every_position)
         real = None
         if self.router_loss is not None:
-            real = real_tokens(micro_batch.row_lengths, inputs.shape[1], device)
+            real = real_tokens(micro_batch.row_lengths, sum(lengths[0]), device)
+            real = self.sequence.share(real).flatten()
         hidden, router_losses = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
                 hidden = self.embedding.embed(inputs, chance, device)
-            documents = lengths if self.rotary_by_document else None
-            tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, documents)
+            tables = self._rotary_tables(hidden, every_position, lengths)
             if self.offload is not None:
                 self.offload.begin()
             for index in range(len(self.layers)):
@@ -168,6 +171,23 @@ class Stage(nn.Module):
             if self.norm is not None:
                 hidden = self.norm(hidden)
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
+
+    def _rotary_tables(
+        self, hidden: Tensor, positions: Tensor, lengths: list[list[int]]
+    ) -> dict[str | None, Any]:
+        """Return cosines and sines of the tokens that are here.
+
+        Args:
+            positions: of whole rows, whose documents may decide the frequencies.
+        """
+        if not self.rotary_by_document:
+            positions = self.sequence.share(positions)
+            return rotary_tables(self.rotary, self.rotary_types, hidden, positions, None)
+        tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, lengths)
+        return {
+            kind: tuple(self.sequence.share(table) for table in pair)
+            for kind, pair in tables.items()
+        }
 
     @property
     def attention_windows(self) -> list[int | None]:
@@ -237,7 +257,8 @@ class Stage(nn.Module):
                 states = control(hidden, states, classes)
             if tap is None or real is None or self.router_loss is None:
                 return states, None
-            return states, balance_loss(tap.take(), self.router_loss.top_k, real)
+            top_k = self.router_loss.top_k
+            return states, balance_loss(tap.take(), top_k, real, self.sequence)
 
         if outside:
             contexts = kept_products if self.selective else noop_context_fn

@@ -1,4 +1,4 @@
-"""Only the first stage of a pipeline group ever opens a shard."""
+"""Only one rank of a replica ever opens a shard."""
 
 import subprocess
 
@@ -19,12 +19,18 @@ sys.addaudithook(watch)
 """
 
 
-def test_only_first_stages_open_shards(training: Training, tiny_shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "cut",
+    ["pipeline_stages", pytest.param("sequence_parallel", marks=pytest.mark.exhaustive)],
+)
+def test_only_one_rank_of_each_replica_opens_shards(
+    training: Training, tiny_shards, tmp_path, monkeypatch, cut
+):
     """By the real command: only processes that start anew import `sitecustomize`."""
     log = tmp_path / "opened.txt"
     (tmp_path / "sitecustomize.py").write_text(WATCH.format(log=str(log)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    settings = {"output_dir": str(tmp_path / "run"), "pipeline_stages": 2, "max_steps": 3}
+    settings = {"output_dir": str(tmp_path / "run"), cut: 2, "max_steps": 3}
     settings |= {"gradient_accumulation_steps": 2}
     sets = [part for key, value in settings.items() for part in ("--set", as_toml(key, value))]
     command = training.command(4, *sets)

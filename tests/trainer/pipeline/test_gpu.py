@@ -9,6 +9,7 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.metrics.step_values import StepValues
 from headrace.trainer.planning.plan_report import plan_run
+from headrace.trainer.sequence_slice import WHOLE
 from headrace.trainer.stage.micro_batch import MicroBatch
 from tests.support.built import build_stage
 
@@ -133,7 +134,7 @@ def test_micro_batches_never_wait_for_the_device(tiny_model, kernels, checkpoint
             side = MicroBatch([lengths], [128], labels, 1 / 128, 0.0, seed=0)
             outputs.append(stage(to_device(ids, device).long(), side))
             outputs[-1].value.backward()
-        return StepValues(outputs, [])
+        return StepValues(outputs, [], WHOLE)
 
     run_micro_batches()  # compiles
     torch.cuda.synchronize()

@@ -242,3 +242,17 @@ def test_the_command_needs_a_config_alone(tmp_path, capsys):
     assert "0-8" in printed
     assert "2 replica(s)" in printed
     assert "Does not fit" in printed
+
+
+def test_ranks_that_share_rows_keep_a_share_of_the_activations(model):
+    """The model has 2 key heads beside 4: for 4 ranks each is held twice."""
+    whole, halves, quarters = (
+        planned(model, 1, gpus=4, adapter=LORA, sequence_parallel=ranks) for ranks in (1, 2, 4)
+    )
+    memory = [run.stages[0].memory for run in (whole, halves, quarters)]
+    assert memory[1].activations == pytest.approx(memory[0].activations / 2, rel=0.01)
+    assert memory[0].activations / 4 < memory[2].activations < memory[0].activations / 3
+    assert memory[1].weights == memory[0].weights
+    assert [run.replicas for run in (whole, halves, quarters)] == [4, 2, 1]
+    assert "2 replica(s), whose rows 2 ranks share." in report(halves, 4, None)
+    assert "sequence_parallel = " in report(whole, 4, memory[0].peak * 0.6)

@@ -1,0 +1,124 @@
+"""Rows cut among the ranks of a stage: losses, gradients and rows of one process."""
+
+import shutil
+
+import pytest
+from runs import make_shards, read_metrics, run_ranks
+from tiny_families import FAMILIES, save_tiny
+
+pytestmark = pytest.mark.slow
+
+FEW = ("gemma3_text", "phi3", "qwen3", "gpt_oss", "deepseek_v3")
+PACKED = {"loader__pack": "best_fit", "loader__tokens_per_row": 96, "adapter__dropout": 0.0}
+
+
+def assert_alike(run, reference):
+    """Rows in the same order, losses to 1e-6, gradients and statistics to 1e-5, relative."""
+    for line, other in zip(read_metrics(run), read_metrics(reference), strict=True):
+        for name in ("kind", "step", "rows_sha256", "tokens", "trained_tokens"):
+            assert line.get(name) == other.get(name)
+        found, expected = numbers(line), numbers(other)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            tolerance = 1e-6 if "loss" in name else 1e-5
+            least = 1e-6 if name in (line.get("pairs") or {}) else 0.0  # differences around 0
+            near = pytest.approx(value, rel=tolerance, abs=least)
+            assert found[name] == near, (name, line["step"])
+
+
+def numbers(line):
+    """What must be the same in any layout, by name."""
+    names = ("loss", "cross_entropy", "router_loss", "gradient_norm")
+    found = {name: line[name] for name in names if line.get(name) is not None}
+    found |= {f"loss of {name}": value for name, value in line["source_losses"].items()}
+    found |= line.get("pairs") or {}
+    summary = line.get("token_summary") or {}
+    means = ("entropy", "likelihood", "perplexity", "top5_accuracy", "hidden_norm")
+    return found | {name: summary[name] for name in means if summary}
+
+
+def forget_after(run, step):
+    for path in (run / "checkpoints").glob("step-*"):
+        if path.name > f"step-{step:06d}":
+            shutil.rmtree(path)
+
+
+def test_layers_of_families_give_what_they_give_of_whole_rows(tmp_path):
+    """Windows, frequencies by document, sinks, latent attention and routers; keys are repeated."""
+    run_ranks("sequence_rank.py", 2, tmp_path, *FEW)
+
+
+@pytest.mark.exhaustive
+def test_all_families_give_what_they_give_of_whole_rows(tmp_path):
+    families = [family for family in FAMILIES if family != "falcon"]
+    run_ranks("sequence_rank.py", 4, tmp_path, *families, "gpt_oss", "deepseek_v3", limit=900)
+
+
+def test_stages_of_shared_rows_train_as_one_process_and_resume_as_one(training):
+    kept = {"checkpoint__every_steps": 5, "checkpoint__keep_last": 9, **PACKED}
+    one = training.run("one", 1, **kept)
+    cut = training.run("cut", 4, pipeline_stages=2, sequence_parallel=2, **kept)
+    assert_alike(cut, one)
+    (newest,) = (cut / "checkpoints").glob("step-000010")
+    assert len(list(newest.glob("*.safetensors"))) == 2, "one rank writes the weights of a stage"
+    assert (cut / "adapter" / "adapter_config.json").exists()
+    forget_after(cut, 5)
+    assert_alike(training.run("cut", 1, "--resume", **kept), one)
+
+
+@pytest.fixture(params=["llama", "gemma3_text", "qwen3_moe"])
+def family_training(request, training, tiny_model, tiny_shards, tmp_path):
+    """The same training of a family's tiny model, on the same shards."""
+    model = save_tiny(request.param, tmp_path / "model", vocab_size=384)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, model)
+    shards = make_shards(model, tmp_path / "shards")
+    text = training.config.read_text().replace(str(tiny_model), str(model))
+    training.config.write_text(text.replace(str(tiny_shards), str(shards)))
+    return training
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["lora", "none"], ids=["LoRA", "full"])
+def test_every_layout_trains_as_one_process(family_training, kind):
+    settings = {**PACKED, "adapter__kind": kind, "max_steps": 4, "checkpoint__keep_last": 9}
+    settings |= {"checkpoint__every_steps": 2}
+    one = family_training.run("one", 1, **settings)
+    for stages in (1, 2):
+        for replicas in (1, 2):
+            for sequence in (1, 2):
+                layout = {"pipeline_stages": stages, "sequence_parallel": sequence}
+                layout["gradient_accumulation_steps"] = 4 // replicas
+                ranks = stages * replicas * sequence
+                name = f"{stages}-{replicas}-{sequence}"
+                run = family_training.run(name, ranks, **settings, **layout)
+                assert_alike(run, one)
+                forget_after(run, 2)
+    layout = {"pipeline_stages": 2, "sequence_parallel": 2}
+    for name in ("1-1-1", "2-1-1", "1-2-2"):
+        resumed = family_training.run(name, 4, "--resume", **settings, **layout)
+        assert_alike(resumed, one)
+
+
+@pytest.mark.exhaustive
+def test_chunks_of_stages_share_rows_too(training):
+    one = training.run("one", 1, **PACKED)
+    layout = {"pipeline_stages": 2, "sequence_parallel": 2, "schedule": "interleaved"}
+    assert_alike(training.run("cut", 4, **layout, **PACKED), one)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["dpo", "simpo"])
+def test_pairs_are_compared_over_whole_answers(pair_training, kind):
+    settings = {"adapter__dropout": 0.0, "objective__kind": kind}
+    settings |= {"objective__gamma": 0.5} if kind == "simpo" else {}
+    one = pair_training.run("one", 1, **settings)
+    cut = pair_training.run("cut", 4, pipeline_stages=2, sequence_parallel=2, **settings)
+    assert_alike(cut, one)
+
+
+def test_dropout_differs_between_the_slices_of_a_row(training):
+    run = training.run("dropout", 2, sequence_parallel=2, max_steps=2, adapter__dropout=0.5)
+    again = training.run("again", 2, sequence_parallel=2, max_steps=2, adapter__dropout=0.5)
+    losses = [[line["loss"] for line in read_metrics(one)] for one in (run, again)]
+    assert losses[0] == losses[1]

@@ -1,0 +1,178 @@
+"""Layouts of a run over so many GPUs, best first: what `headrace plan` proposes.
+
+All keys that only say where and when something is computed are tried together; the rows of a step,
+and so the results, stay those of the config.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.train_rules import check_rules
+from headrace.trainer.building.self_check import check_rows_can_be_cut
+from headrace.trainer.planning.layer_activations import LayerActivations
+from headrace.trainer.planning.layout_rates import HOST, LINK, PRODUCTS, tokens_per_second
+from headrace.trainer.planning.plan_report import GIB, RunPlan, plan_run, toml, with_changes
+
+FREE = 0.92  # of a GPU's memory: the rest is for its driver and fragments
+SHOWN = 6
+Changes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A layout that fits, by what it changes of the config."""
+
+    changes: Changes
+    run: RunPlan
+    rate: float  # tokens a second of all GPUs
+
+    @property
+    def row(self) -> list[str]:
+        """Return its line of the table."""
+        config, peak = self.run.config, f"{self.run.peak / GIB:.1f}"
+        layout = (config.pipeline_stages, self.run.replicas, config.sequence_parallel)
+        places = [key for key, value in self.changes.items() if value is True or value == "mlp"]
+        return [
+            f"{self.rate:,.0f}",
+            peak,
+            *map(str, layout),
+            str(config.gradient_accumulation_steps),
+            str(config.activation_checkpointing),
+            " ".join(places) or "-",
+        ]
+
+
+def propose(run: RunPlan, gpus: int, memory: float) -> list[Proposal]:
+    """Return all layouts that fit, the fastest first; of equal ones the one that changes least.
+
+    Args:
+        run: of the config as it is.
+        memory: bytes of one GPU.
+    """
+    found = []
+    for changes, tried in plans(run, gpus):
+        if tried.peak <= memory * FREE:
+            found.append(Proposal(changes, tried, gpus * tokens_per_second(tried)))
+    return sorted(found, key=lambda proposal: (-proposal.rate, len(proposal.changes)))
+
+
+def plans(run: RunPlan, gpus: int) -> Iterator[tuple[Changes, RunPlan]]:
+    """Yield what a config may change, and the run that it then is."""
+    counted: dict[bool, LayerActivations] = {}
+    if run.config.activation_checkpointing != "selective":
+        counted[False] = run.activations
+    for changes in candidates(run, gpus):
+        config = with_changes(run.config, changes)
+        selective = config.activation_checkpointing == "selective"
+        try:
+            check_rules(config)
+            tried = plan_run(config, gpus, run.sequence_len, run.plan, counted.get(selective))
+        except (ValueError, ConfigError):
+            continue  # keys that do not go together, or more stages than layers
+        counted[selective] = tried.activations
+        yield changes, tried
+
+
+def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
+    """Yield changes of a config: each layout with each way to save memory."""
+    config = run.config
+    rows = config.gradient_accumulation_steps * run.replicas
+    for stages, shares in product(divisors(gpus), shares_of_rows(run, gpus)):
+        replicas, rest = divmod(gpus, stages * shares)
+        if rest or rows % replicas or stages > run.plan.architecture.config.num_hidden_layers:
+            continue
+        layout: dict[str, Any] = {
+            "pipeline_stages": stages,
+            "sequence_parallel": shares,
+            "gradient_accumulation_steps": rows // replicas,
+        }
+        if stages == 1 and config.schedule != "1f1b":
+            layout["schedule"] = "1f1b"
+        if isinstance(config.partition, list) and stages != config.pipeline_stages:
+            layout["partition"] = "cost"
+        for saved in ways_to_save(config, copies=replicas * shares):
+            changes = {**layout, **saved}
+            now = {key: value_of(config, key) for key in changes}
+            yield {key: value for key, value in changes.items() if now[key] != value}
+
+
+def value_of(config: TrainConfig, key: str) -> Any:
+    """Return a setting by its dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def ways_to_save(config: TrainConfig, *, copies: int) -> Iterator[dict[str, Any]]:
+    """Yield settings that take memory off a GPU, the mildest first.
+
+    Args:
+        copies: ranks that hold the same weights.
+    """
+    record, frozen = config.optimizer.record, not config.adapter.record.trains_base
+    recomputed: list[dict[str, Any]] = [
+        {"activation_checkpointing": kind, "activation_offload": False}
+        for kind in ("none", "selective", "full")
+    ]
+    recomputed.append({"activation_checkpointing": "full", "activation_offload": True})
+    states: list[dict[str, Any]] = [{"optimizer.shard": False, "optimizer.offload": False}]
+    if copies > 1 and record.shardable and not config.relora.every_steps:
+        states.append({"optimizer.shard": True, "optimizer.offload": False})
+    if record.states is not None:
+        states.append({"optimizer.shard": False, "optimizer.offload": True})
+    weights = ["none", "mlp"] if frozen and not config.relora.every_steps else ["none"]
+    for again, place, held in product(recomputed, weights, states):
+        yield {**again, "weight_offload": place, **held}
+
+
+def divisors(number: int) -> list[int]:
+    """List the divisors of a number."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def shares_of_rows(run: RunPlan, gpus: int) -> list[int]:
+    """List the numbers of ranks that could share the rows of this model."""
+    heads = run.plan.architecture.config.num_attention_heads
+    fitting = [n for n in divisors(gpus) if not (heads % n or run.sequence_len % n)]
+    if run.config.rejected_sampling is not None or fitting == [1]:
+        return [1]
+    try:
+        check_rows_can_be_cut(run.config, run.plan.architecture)
+    except ConfigError:
+        return [1]
+    return fitting
+
+
+def proposals(run: RunPlan, gpus: int, memory: float) -> str:
+    """Return the table of the best layouts, and the keys of the first."""
+    found = propose(run, gpus, memory)
+    if not found:
+        return f"No layout of {gpus} GPU(s) of {memory / GIB:.1f} GiB holds this run."
+    head = ["tokens/s", "GiB", "stages", "replicas", "shares", "micro-batches", "checkpointing"]
+    rows = [[*head, "others"], *(proposal.row for proposal in different(found)[:SHOWN])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
+    changes = [f"  {key} = {toml(value)}" for key, value in found[0].changes.items()]
+    return "\n".join(
+        [
+            f"Layouts of {gpus} GPU(s) that fit, by expected rate "
+            f"({PRODUCTS / 1e12:.0f} TFLOP/s a GPU, {LINK / 1e9:.0f} GB/s between GPUs, "
+            f"{HOST / 1e9:.0f} GB/s to host memory):",
+            *lines,
+            "The first by these keys:" if changes else "The first is the config as it is.",
+            *changes,
+        ]
+    )
+
+
+def different(found: list[Proposal]) -> list[Proposal]:
+    """Return the best of each layout, so that the table shows several."""
+    best: dict[tuple[str, ...], Proposal] = {}
+    for proposal in found:
+        best.setdefault(tuple(proposal.row[2:5]), proposal)
+    return list(best.values())

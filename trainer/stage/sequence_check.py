@@ -1,0 +1,77 @@
+"""Tries out whether rows of a model can be cut among ranks: only its attention may mix tokens.
+
+A tiny model of the same kind runs with an attention that leaves every token to itself, once over
+whole rows and once over half of each, as a rank would. Both must give the same.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
+from headrace.trainer.stage.micro_batch import MicroBatch
+from headrace.trainer.stage.stage import Stage
+
+NAME = "headrace_trial_of_rows"
+HALVES = (SequenceSlice(0, 2), SequenceSlice(1, 2))  # without a group: nothing is exchanged
+TOLERANCE = 1e-5
+DOCUMENTS = [5, 11, 8]
+TOKENS = sum(DOCUMENTS)
+VOCABULARY = 60  # ids that every tiny model has
+
+
+class TokenAlone:
+    """An attention of a token to itself, which counts its calls and notes cut masks."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.is_cut = False
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
+    ) -> tuple[Tensor, None]:
+        self.calls += 1
+        self.is_cut |= mask is not None and tuple(mask.shape[-2:]) != (TOKENS, TOKENS)
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+        weight = torch.tanh((query * key).sum(-1, keepdim=True))
+        return (value * weight).transpose(1, 2), None
+
+
+def find_mixing(stage: Stage) -> str | None:
+    """Return what in a model, beside its attention, wants whole rows; None if nothing does.
+
+    Args:
+        stage: the whole of a tiny model, in evaluation mode; it is of no use afterwards.
+    """
+    if any(stage.stateful):
+        return "some of its layers carry a state from token to token"
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, VOCABULARY, (1, TOKENS), generator=generator)
+    alone = TokenAlone()
+    AttentionInterface.register(NAME, alone)
+    for module in stage.modules():
+        part: Any = getattr(module, "config", None)
+        if getattr(part, "_attn_implementation", None) is not None:
+            part._attn_implementation = NAME
+    whole = run(stage, ids, WHOLE)
+    if alone.calls != len(stage.layers):
+        return (
+            f"of {len(stage.layers)} layers {alone.calls} have an attention that can be "
+            "exchanged for another"
+        )
+    for half in HALVES:
+        difference = (run(stage, ids, half) - half.share(whole)).abs().max()
+        if not difference <= TOLERANCE * whole.abs().max():
+            return "tokens are mixed outside of its attention"
+    return "its attention cuts its mask" if alone.is_cut else None
+
+
+@torch.no_grad()
+def run(stage: Stage, ids: Tensor, part: SequenceSlice) -> Tensor:
+    """Return hidden states of a slice of one row of several documents."""
+    stage.sequence = part
+    batch = MicroBatch([DOCUMENTS], [TOKENS], None, 1.0, 1.0, seed=0)
+    return stage.run(part.share(ids), batch)[0]
