@@ -1,5 +1,6 @@
 """A linear layer with a low-rank adapter, all in the type of its input."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,26 @@ def lora_linear(x: Tensor, base: Tensor, lora_a: Tensor, lora_b: Tensor, scale: 
         x: [..., inputs]; base: [..., outputs], what the frozen layer gives for it.
         lora_a: [rank, inputs]; lora_b: [outputs, rank]; of any type.
     """
-    low = functional.linear(x, lora_a.to(x.dtype))
-    return base + functional.linear(low, (lora_b * scale).to(x.dtype))
+    return add_adapter(base, functional.linear(x, lora_a.to(x.dtype)), lora_b, scale)
+
+
+def add_adapter(base: Tensor, low: Tensor, lora_b: Tensor, scale: float) -> Tensor:
+    """Return `base + scale * low @ B.T`, for low = x @ A.T.
+
+    Args:
+        base: [..., outputs]; low: [..., rank]; lora_b: [outputs, rank].
+    """
+    return base + functional.linear(low, (lora_b * scale).to(base.dtype))
+
+
+def low_ranks(x: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
+    """Return x @ A.T for the first factors of several adapters, in one product.
+
+    Args:
+        x: [..., inputs]; factors: [rank, inputs] each, of any type.
+    """
+    low = functional.linear(x, torch.cat(list(factors)).to(x.dtype))
+    return list(low.split([factor.shape[0] for factor in factors], dim=-1))
 
 
 def joined_lora_linear(

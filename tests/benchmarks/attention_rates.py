@@ -17,12 +17,12 @@ import torch._functorch.config
 from torch import Tensor
 from torch.nn import functional
 
-from headrace.kernels.document_attention import (
+from headrace.kernels.attention.document_attention import (
     document_attention,
     document_attention_reference,
     first_visible,
 )
-from headrace.trainer.layers.flex_attention import block_mask, flex_document_attention
+from headrace.kernels.attention.flex_attention import block_mask, flex_document_attention
 
 ROW, ROWS, REPEATS = 4096, 2, 20
 PACKED = [900, 60, 512, 300, 28, 1200, 96, 400, 600]  # of one row, 455 on average

@@ -17,15 +17,15 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from headrace.kernels.document_attention import (
+from headrace.kernels.attention.document_attention import (
     HEAD_SIZES,
     document_attention,
     document_attention_reference,
     first_visible,
 )
+from headrace.kernels.attention.flex_attention import block_mask, flex_document_attention
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.layers.device import to_device
-from headrace.trainer.layers.flex_attention import block_mask, flex_document_attention
 
 NAME = "headrace_documents"
 
@@ -38,7 +38,7 @@ class VisibleTokens:
         bounds: [documents + 1] int32, where each document of a micro-batch starts, its rows laid
             end to end.
         window: tokens that one attends to, itself included; None for all.
-        blocks: the same for FlexAttention, where scores are capped.
+        blocks: the same for FlexAttention, if it is to run.
     """
 
     bounds: Tensor
@@ -67,13 +67,13 @@ def visible_tokens(
     windows: Iterable[int | None],
     device: torch.device,
     *,
-    capped: bool = False,
+    in_blocks: bool = False,
 ) -> dict[int | None, VisibleTokens | None]:
     """One object for each window, for compiled code that takes any number of documents.
 
     Args:
         document_lengths: [b] lengths that sum to s.
-        capped: scores are, so that FlexAttention needs its blocks.
+        in_blocks: FlexAttention is to run, which needs to know of blocks, on a GPU.
 
     Returns:
         Window -> what is visible; None for plain causal attention.
@@ -86,11 +86,11 @@ def visible_tokens(
     found: dict[int | None, VisibleTokens | None] = {}
     for given in set(windows):
         window = None if given is None or given >= size else given
-        if single and window is None and not capped:
+        if single and window is None and not in_blocks:
             found[given] = None
             continue
         blocks = None
-        if capped and device.type == "cuda":
+        if in_blocks and device.type == "cuda":
             blocks = block_mask(first_visible(bounds, sum(flat), window or -1))
         found[given] = VisibleTokens(bounds, window, blocks)
     return found
@@ -147,15 +147,15 @@ def within_documents(
     sinks: Tensor | None,
     softcap: float | None,
 ) -> Tensor:
-    """Return [tokens, heads, value size]; see `kernels.document_attention` for the arguments."""
+    """Return [tokens, heads, value size]; see `document_attention` for the arguments."""
     bounds, window = seen.bounds, seen.window
-    if softcap is None:
-        return document_attention(
-            query, key, value, bounds, longest, scale=scale, window=window, sinks=sinks
-        )
     if seen.blocks is not None:
         return flex_document_attention(
             query, key, value, seen.blocks, scale=scale, sinks=sinks, softcap=softcap
+        )
+    if softcap is None:
+        return document_attention(
+            query, key, value, bounds, longest, scale=scale, window=window, sinks=sinks
         )
     return document_attention_reference(
         query, key, value, bounds, scale=scale, window=window, sinks=sinks, softcap=softcap

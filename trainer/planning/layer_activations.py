@@ -33,16 +33,15 @@ from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import run_layer
+from headrace.trainer.layers.lora_layers import swap_adapters
 from headrace.trainer.layers.selective_checkpoint import KeptBytes
 from headrace.trainer.stage.acceleration import (
+    CAP,
     attend_by_bounds,
     runs_compiled,
     runs_without_masks,
-    swap_adapters,
 )
 from headrace.trainer.stage.stage import Stage
-
-CAP = "attn_logit_softcapping"  # of attention modules, as transformers 5.14 to 5.23 name it
 
 
 @dataclass(frozen=True)

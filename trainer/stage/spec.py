@@ -39,6 +39,7 @@ class Acceleration:
         layer_functions: how a layer is run.
         before_step: to be called before the micro-batches of a step, with none in flight.
         by_bounds: attention takes the documents' bounds and its window instead of a mask.
+        in_blocks: it is FlexAttention then, which wants them by blocks.
         triton_loss: the loss is computed in Triton.
     """
 
@@ -46,6 +47,7 @@ class Acceleration:
     layer_functions: LayerFunctions | None = None
     before_step: Callable[[], None] | None = None
     by_bounds: bool = False
+    in_blocks: bool = False
     triton_loss: bool = False
 
 

@@ -80,7 +80,6 @@ class Stage(nn.Module):
         self.stateful = [architecture.stateful[index] for index in layers]
         self.states = architecture.family.states
         self.additive_mask = architecture.attention == "eager"
-        self.capped_attention = bool(architecture.setting("attn_logit_softcapping"))
         self.router_loss = spec.router_loss
         self.taps = [tap_router(layer, spec.router_loss) for layer in self.layers]
         self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
@@ -93,7 +92,7 @@ class Stage(nn.Module):
         self.selective = spec.selective
         self.layer_functions = faster.layer_functions or spec.layer_functions
         self.before_step = faster.before_step
-        self.by_bounds = faster.by_bounds
+        self.by_bounds, self.in_blocks = faster.by_bounds, faster.in_blocks
         self.objective = spec.objective
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
         self.reference = reference
@@ -201,7 +200,7 @@ class Stage(nn.Module):
     ) -> Mapping[int | None, Tensor | VisibleTokens | None]:
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
-            return visible_tokens(lengths, windows, device, capped=self.capped_attention)
+            return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks)
         additive = self.compute_dtype if self.additive_mask else None
         return attention_masks(lengths, windows, device, additive)
 

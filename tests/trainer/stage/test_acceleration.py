@@ -24,9 +24,9 @@ from headrace.trainer.layers.layer_functions import (
     run_layer,
     run_layer_checkpointed,
 )
+from headrace.trainer.layers.lora_layers import LoraLinear, swap_adapters
 from headrace.trainer.layers.norms import RmsNorm, faster_norm, swap_norms
 from headrace.trainer.layers.rotary_attention import RotaryAttention, swap_attention
-from headrace.trainer.stage.acceleration import LoraLinear, swap_adapters
 from headrace.trainer.stage.micro_batch import MicroBatch
 from tests.support.built import build_stage
 
@@ -94,6 +94,8 @@ def test_swapped_adapters_keep_their_names_and_results(stage):
     assert len(layers) == 5 * 7
     joined = sum(layer.joined is not None for layer in layers)
     assert joined == (0 if any(stage.recomputed) else 5 * 2)  # gate and up
+    shared = sum(layer.group is not None for layer in layers)
+    assert shared == (0 if any(stage.recomputed) else 5 * 3)  # q, k and v
     for model in (swapped, stage):  # as an optimizer does, after the layers were swapped
         for name, weight in model.named_parameters():
             if ".lora_B." in name:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 BLOCK = 128
+_COMPILED: Any = torch.compile(flex_attention, dynamic=False)  # where layers are not
 
 
 def block_mask(first: Tensor) -> BlockMask:
@@ -58,7 +59,7 @@ def flex_document_attention(
     sinks: Tensor | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Return [tokens, heads, value size]; see `kernels.document_attention`.
+    """Return [tokens, heads, value size]; see `document_attention`.
 
     Args:
         mask: what `block_mask` makes.
@@ -69,7 +70,8 @@ def flex_document_attention(
         return score if softcap is None else softcap * torch.tanh(score / softcap)
 
     query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
-    output, auxiliary = flex_attention(
+    run = flex_attention if torch.compiler.is_compiling() else _COMPILED
+    output, auxiliary = run(
         query,
         key,
         value,

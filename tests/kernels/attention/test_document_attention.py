@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from headrace.kernels.document_attention import document_attention, document_attention_reference
+from headrace.kernels.attention.document_attention import (
+    document_attention,
+    document_attention_reference,
+)
 
 BOUNDS = torch.tensor([0, 7, 8, 24], dtype=torch.int32)
 TOKENS, SIZE = 24, 16
