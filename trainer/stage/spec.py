@@ -114,8 +114,8 @@ class StageSpec:
         return [module for name, module in self.modules.items() if name != stays]
 
     @property
+    def tree(self) -> nn.ModuleList:
         """Return all modules under one, to walk through."""
-        """All modules under one, to walk through."""
         rotary = [] if self.rotary is None else [self.rotary]
         return nn.ModuleList([*self.modules.values(), *rotary])
 
