@@ -29,20 +29,27 @@ def prepare(
     engine: EngineOption = EngineName.LOCAL,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Estimate tokens, time and disk from a sample.")
+        bool,
+        typer.Option("--dry-run", help="Estimate the result from a sample, and show rows."),
     ] = False,
+    rows: Annotated[int, typer.Option(min=0, help="Rows of each source for --dry-run.")] = 1,
 ) -> None:
     """Turn sources into a shard directory. Run again, it continues where it stopped."""
     from rich.console import Console
 
-    from headrace.dataprep.dry_run import estimate, print_estimate
+    from headrace.dataprep.dry_run import print_estimate, survey
     from headrace.dataprep.prepare import prepare
+    from headrace.dataprep.shards.findings import print_findings
+    from headrace.dataprep.text.tokenizer import open_tokenizer
     from headrace.schemas.prepare.prepare_config import PrepareConfig
     from headrace.schemas.toml_config import load_config
 
     settings = load_config(PrepareConfig, config, overrides or [])
     if dry_run:
-        print_estimate(estimate(settings, workers), settings, Console(markup=False, emoji=False))
+        console = Console(markup=False, emoji=False)
+        found = survey(settings, workers)
+        print_estimate(found.estimate, settings, console)
+        print_findings(found.findings, open_tokenizer(found.tokenizer, True), rows, console)
         return
     with open_engine(engine, workers) as chosen:
         prepare(settings, console=Console(markup=False, emoji=False), engine=chosen)

@@ -1,5 +1,5 @@
 """Builds each stage of a model in turn, and prints bytes read and the peak of memory: of weights
-as they are stored, and of quantized ones.
+as they are stored, of quantized ones, and of those of files that are quantized.
 """
 
 import gc
@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
+from packed_models import fp8_blocks, mxfp4, repack
 from tiny_families import CPU, config_of, save_tiny
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from headrace.trainer.architecture import weights
 from headrace.trainer.building.partition import partition
@@ -50,10 +51,55 @@ def save_model(directory):
     return largest
 
 
+def save_mixture(directory):
+    """A model of gpt_oss's kind of 300 MB in bfloat16, nearly all of it experts."""
+    config = GptOssConfig(
+        hidden_size=512,
+        intermediate_size=512,
+        num_hidden_layers=8,
+        num_local_experts=24,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        vocab_size=4096,
+        dtype="bfloat16",
+    )
+    torch.set_default_dtype(torch.bfloat16)
+    model = GptOssForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    largest = sum(p.nbytes for p in model.model.layers[0].parameters())
+    model.save_pretrained(directory)
+    return largest
+
+
+def save_packed(directory):
+    """Models whose files are quantized: name -> directory, bytes of the largest layer."""
+    sizes = {"fp8": save_model(directory / "plain"), "mxfp4": save_mixture(directory / "mixture")}
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    repack(directory / "plain", directory / "fp8", fp8_blocks([128, 128]), fp8)
+    repack(directory / "mixture", directory / "mxfp4", mxfp4, {"quant_method": "mxfp4"})
+    return {name: (directory / name, size) for name, size in sizes.items()}
+
+
+def measure_packed(directory, stages):
+    """Costs of models whose files are quantized, held in bfloat16, and in 4 bits."""
+    adapter, costs = {"kind": "lora", "rank": 2, "target_modules": ["q_proj"]}, {}
+    for name, (model, largest) in save_packed(directory).items():
+        for backend in (None, {"backend": "bnb"})[: 2 if name == "fp8" else 1]:
+            settings = {"quantization": backend, "dtype": "bfloat16"}
+            config = config_of(model, stages, adapter, **settings)
+            build_stage(config, 0, CPU)  # imports and caches
+            key = name + (" in 4 bits" if backend else "")
+            costs[key] = list(measure(config, model, largest))
+    sys.stdout.write(json.dumps(costs))
+
+
 def main(directory, stages, backends):
+    weights.AHEAD_BYTES = AHEAD_BYTES
+    if backends == ["packed"]:
+        measure_packed(directory, stages)
+        return
     largest = save_model(directory)
     tiny, adapter = save_tiny("llama", directory / "warm-up"), {"kind": "lora", "rank": 2}
-    weights.AHEAD_BYTES = AHEAD_BYTES
     costs = {}
     for backend in ["none", *backends]:
         settings = {"quantization": None if backend == "none" else {"backend": backend}}

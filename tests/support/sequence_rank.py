@@ -57,7 +57,7 @@ def run(config, part):
         attend_by_bounds(built.stage)
         built.stage.by_bounds = True
         for layer in built.stage.layers if family in OURS else ():
-            swap_attention(layer, "self_attn")
+            swap_attention(layer, built.architecture.family.attention_module)
         share_rows(built.stage.modules(), part)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from headrace.trainer.building.parameter_slots import find_buffers
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
-from headrace.trainer.layers.state_mixers import restart_at_documents
+from headrace.trainer.layers.state_mixers import restart_at_documents, take_one_row
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.spec import StageNames, StageSpec
@@ -47,11 +47,14 @@ def assemble(
         norm=plan.prefix + family.norm if last and family.norm else None,
         head=plan.prefix + family.head if last else None,
     )
+    faster = config.kernels != "torch"
     used = [names.embedding, *names.layers, names.norm, names.head]
     modules = {name: plan.model.get_submodule(name) for name in used if name}
     for name, (index, half) in zip(names.layers, layers.pieces(), strict=True):
         if family.states is not None and architecture.stateful[index]:
-            restart_at_documents(mixer_of(modules[name], family.states))
+            mixer = mixer_of(modules[name], family.states)
+            restart_at_documents(mixer)
+            take_one_row(mixer, family.states.one_row if faster else None, device)
         if half is not None:
             modules[name] = half_of(modules[name], family, half)
     if first and config.embedding_on_cpu:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.method import TuningMethod
-from headrace.trainer.adapters.names import base_name, is_adapter
+from headrace.trainer.adapters.names import ADAPTER, base_name, is_adapter, rows_name
+from headrace.trainer.adapters.token_rows import row_adapters
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.held_values import HeldTypes
@@ -94,6 +95,8 @@ class Materializer:
         self._fill_buffers(stored_buffers(stage.modules))
         self._fill_cache(stage)
         initial = self._fill_adapters(stage)
+        if tied_head is None:
+            tied_head = self._share_rows(stage)
         swap_expert_adapters(stage.tree)
         left = [name for name, tensor in stage.tree.named_parameters() if tensor.is_meta]
         left += [name for name, tensor in stage.tree.named_buffers() if tensor.is_meta]
@@ -244,6 +247,16 @@ class Materializer:
                     kept[f"{name}.{part}"] = value.cpu().clone()
         return kept
 
+    def _share_rows(self, stage: StageSpec) -> nn.Parameter | None:
+        """Let a tied head have the embedding's trained rows, with a gradient of its own."""
+        rows = [adapter.trainable_tokens_delta for _, adapter in row_adapters(stage.modules)]
+        if not self.architecture.tied or len(rows) < 2:
+            return None
+        embedding, head = rows
+        shared = nn.Parameter(embedding[ADAPTER].data)
+        head[ADAPTER] = shared
+        return shared
+
     @property
     def _layers(self) -> str:
         return self.architecture.family.layers
@@ -264,6 +277,10 @@ class Materializer:
 
     def _trained(self, slot: Slot, parameter: nn.Parameter | None) -> TrainedParameter:
         assert parameter is not None
+        family, prefix = self.architecture.family, self.method.prefix
+        if self.architecture.tied and slot.name == rows_name(prefix, family.head):
+            rows = rows_name(prefix, family.embedding)
+            return TrainedParameter(rows, parameter, owned=False)
         tied = self.architecture.tied and self._is_head(slot) and not self._is_copy(slot)
         if tied and not is_adapter(slot.name):
             return TrainedParameter(self.embedding_name, parameter, owned=False)

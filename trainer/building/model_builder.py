@@ -9,6 +9,7 @@ import torch
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.history import AdapterHistory
+from headrace.trainer.adapters.names import rows_name
 from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan
@@ -50,12 +51,13 @@ def build_stage(
     if config.objective.has_reference:
         reference = construct(reference_of(spec, plan, config, cut, device), config, device).eval()
     built = construct(spec, config, device, reference)
-    embedding = f"{plan.architecture.family.embedding}.weight"
-    tied_name = embedding if plan.architecture.tied else None
+    embedding = plan.architecture.family.embedding
+    shared = {f"{embedding}.weight", rows_name(plan.method.prefix, embedding)}
+    tied = [p.parameter for p in filled.trained if p.name in shared and plan.architecture.tied]
     return BuiltStage(
         chunks=[built],
         trained=filled.trained,
-        tied_copy=next((p.parameter for p in filled.trained if p.name == tied_name), None),
+        tied_copy=next(iter(tied), None),
         tied_head=filled.tied_head,
         model_config=plan.architecture.config,
         method=plan.method,

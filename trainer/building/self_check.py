@@ -302,7 +302,7 @@ def plan_model(config: TrainConfig) -> Plan:
     architecture = read_architecture(directory)
     if architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
-    architecture = overridden(architecture, config.model_overrides, config.model)
+    architecture = overridden(architecture, config.model_overrides, str(directory))
     if config.sequence_parallel > 1:
         check_rows_can_be_cut(config, architecture)
     plan = make_plan(config, architecture)

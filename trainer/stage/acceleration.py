@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers import document_attention
 from headrace.trainer.layers.experts import GroupedExperts
@@ -26,11 +27,13 @@ from headrace.trainer.stage.spec import Acceleration, StageSpec
 CAP, SINKS = "attn_logit_softcapping", "sink"  # as transformers 5.14 to 5.23 name them
 SMALL_HEAD = 64
 CHANGE_MASKS = {"doge"}  # model types whose attention computes with its mask
+# types whose attention is Qwen 3's, though their models do not say what they hand on
+HAND_ON = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 
 
 def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
     """Return whether the Triton kernels and compiled layers are used on this device."""
-    return config.kernels != "torch" and device.type == "cuda"
+    return config.kernels != "torch" and devices.is_accelerator(device)
 
 
 def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
@@ -41,8 +44,9 @@ def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
 
 def hands_on_attention(architecture: Architecture) -> bool:
     """Return whether the layers give all that attention needs to one that is registered."""
-    if architecture.config.model_type in CHANGE_MASKS:
-        return False
+    model_type = architecture.config.model_type
+    if model_type in CHANGE_MASKS | HAND_ON:
+        return model_type in HAND_ON
     known: Any = AutoModelForCausalLM._model_mapping  # private; of transformers 5.14 to 5.23
     return bool(known[type(architecture.config)]._supports_attention_backend)
 

@@ -78,7 +78,9 @@ class Stage(nn.Module):
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
         self.rotary_by_document = architecture.rotary_by_document
         self.stateful = [architecture.stateful[index] for index in layers]
+        self.attends = [architecture.attends[index] for index in layers]
         self.states = architecture.family.states
+        self.numbers = list(layers)
         self.additive_mask = architecture.attention == "eager"
         self.router_loss = spec.router_loss
         self.taps = [tap_router(layer, spec.router_loss) for layer in self.layers]
@@ -91,6 +93,7 @@ class Stage(nn.Module):
         self.weight_offload = spec.weight_offload
         self.selective = spec.selective
         self.layer_functions = faster.layer_functions or spec.layer_functions
+        self.stateful_functions = spec.layer_functions  # whose code goes by documents' lengths
         self.before_step = faster.before_step
         self.by_bounds, self.in_blocks = faster.by_bounds, faster.in_blocks
         self.objective = spec.objective
@@ -191,9 +194,8 @@ class Stage(nn.Module):
     @property
     def attention_windows(self) -> list[int | None]:
         """Return the windows of those layers that attend."""
-        beside = self.states is not None and self.states.attends
-        pairs = zip(self.windows, self.stateful, strict=True)
-        return [window for window, stateful in pairs if beside or not stateful]
+        pairs = zip(self.windows, self.attends, strict=True)
+        return [window for window, attends in pairs if attends]
 
     def _masks(
         self, lengths: list[list[int]], windows: list[int | None], device: torch.device
@@ -244,7 +246,8 @@ class Stage(nn.Module):
         weights = self.weight_offload
         outside = recompute and (seeded or routes or control is not None or weights is not None)
         within = recompute and not outside
-        function = self.layer_functions.checkpointed if within else self.layer_functions.plain
+        functions = self.stateful_functions if self.stateful[index] else self.layer_functions
+        function = functions.checkpointed if within else functions.plain
 
         def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
             if seeded:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PIECE = 1 << 22  # weights that are dequantized at a time; it takes some 12 bytes for each
+PIECE = 1 << 20  # weights that are dequantized at a time; it takes some 12 bytes for each
 WORD = 32  # bits
 # of 4-bit floats with two bits of exponent (E2M1), by code
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)

@@ -53,6 +53,25 @@ def stored_names(directory):
     return names
 
 
+def loading_costs(directory, *kinds):
+    """What `support/loading_cost.py` measures, by kind and stage."""
+    script = Path(__file__).parents[2] / "support" / "loading_cost.py"
+    paths = {"PYTHONPATH": str(Path(__file__).parents[3])}  # of the tests
+    done = subprocess.run(
+        [sys.executable, str(script), str(directory), str(STAGES), *kinds],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        # what is freed does not count
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"} | paths,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert all(len(stages) == STAGES for stages in found.values())
+    return found
+
+
 @pytest.mark.parametrize(
     "backends", [["bnb"], pytest.param(["hqq"], marks=pytest.mark.exhaustive)], ids=["bnb", "hqq"]
 )
@@ -60,26 +79,26 @@ def test_each_stage_reads_its_share_of_the_bytes_and_holds_little_more(backends,
     """In a process of its own, since peaks of memory are those of processes; as it is stored, and
     quantized.
     """
-    script = Path(__file__).parents[2] / "support" / "loading_cost.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "model"), str(STAGES), *backends],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"},  # what is freed does not count
-    )
-    assert done.returncode == 0, done.stderr
-    costs = json.loads(done.stdout.splitlines()[-1])
+    costs = loading_costs(tmp_path / "model", *backends)
     assert list(costs) == ["none", *backends]
     for backend, stages in costs.items():
-        assert len(stages) == STAGES
         for cost in stages:
             share = cost["share_bytes"]
             assert share > 50 << 20, "too little to be measured"
             assert cost["read"] <= 1.15 * share
             assert cost["peak"] <= cost["stage_bytes"] + cost["largest_layer"]
             assert cost["stage_bytes"] < (1.1 if backend == "none" else 0.6) * share
+        assert sum(cost["read"] for cost in stages) <= 1.15 * stages[0]["file_bytes"]
+
+
+@pytest.mark.exhaustive
+def test_so_does_each_stage_of_a_model_whose_files_are_quantized(tmp_path):
+    costs = loading_costs(tmp_path / "model", "packed")
+    assert list(costs) == ["fp8", "fp8 in 4 bits", "mxfp4"]
+    for kind, stages in costs.items():
+        for cost in stages:
+            assert cost["read"] <= (0.7 if "fp8" in kind else 0.4) * cost["share_bytes"]
+            assert cost["peak"] <= cost["stage_bytes"] + cost["largest_layer"]
         assert sum(cost["read"] for cost in stages) <= 1.15 * stages[0]["file_bytes"]
 
 
