@@ -103,12 +103,9 @@ def dynamic(value: bool, _: Values) -> dict[str, Any]:
 def targets(value: str | Sequence[str], _: Values) -> dict[str, Any]:
     """Convert names, or a regular expression that stands for a list of them."""
     if isinstance(value, str) and value not in ("all-linear", "all_linear"):
-        names = module_names(value)
-        if names is None:
-            raise NoEquivalentError(
-                "a regular expression whose names cannot be listed; `all-linear` is trained "
-                "instead: write adapter.target_modules by hand"
-            )
+        names: str | list[str] | None = module_names(value)
+        if names is None:  # matched as a whole, as by PEFT
+            names = value
         return {"train.adapter.target_modules": names}
     found = "all-linear" if isinstance(value, str) else list(value)
     return {"train.adapter.target_modules": found}
