@@ -21,7 +21,9 @@ from headrace.trainer.optim.optimizer import build_optimizer, table_names
 from headrace.trainer.optim.states import tensors_of
 from headrace.trainer.planning.layer_activations import layer_activations
 from headrace.trainer.planning.memory_model import state_bytes
-from headrace.trainer.planning.plan_report import more_slices, parse_size, plan_run, report
+from headrace.trainer.planning.plan_report import parse_size, report
+from headrace.trainer.planning.remedies import more_slices
+from headrace.trainer.planning.run_plan import plan_run
 from tests.support.built import build_stage
 
 GIB = 1 << 30
