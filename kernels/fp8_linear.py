@@ -16,7 +16,6 @@ from torch import Tensor
 from headrace.kernels.dequantize import E4M3, LARGEST, SMALLEST_SCALE, e4m3
 from headrace.kernels.on_accelerator import on_accelerator
 
-WIDE_ROW = 8192  # columns from which a compiler would read a row twice to quantize it
 ALIGNMENT = 16  # inputs and outputs must be multiples of it, for the matrix units
 
 
@@ -31,32 +30,6 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     scales = e4m3_scales(x)
     return (x.float() / scales).to(E4M3), scales
-
-
-def quantize_input(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `quantize_rows` does, of wide rows by a kernel that reads each once.
-
-    Fused with a SwiGLU before it, a compiler's kernel goes over rows of 14,336 twice, and takes
-    longer than the SwiGLU alone and this kernel after it.
-    """
-    if not on_accelerator(x) or x.shape[-1] < WIDE_ROW:
-        return quantize_rows(x)
-    codes, scales = _quantize_wide_rows(x)
-    return codes, scales
-
-
-@torch.library.custom_op("headrace::quantize_wide_rows", mutates_args=())
-def _quantize_wide_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    if not on_accelerator(x):
-        return quantize_rows(x)
-    from headrace.kernels.experts.quantize_rows_triton import quantize_rows_pass
-
-    return quantize_rows_pass(x, None, x)
-
-
-@_quantize_wide_rows.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape, dtype=E4M3), x.new_empty(x.shape[0], 1, dtype=torch.float32)
 
 
 def e4m3_scales(x: Tensor) -> Tensor:
@@ -81,7 +54,7 @@ def fp8_linear(
         scales: [outputs] float32, what e4m3 codes of the weight's rows are multiplied with.
     """
     flat = x.reshape(-1, x.shape[-1])
-    quantized, row_scales = quantize_input(flat.detach())
+    quantized, row_scales = quantize_rows(flat.detach())
     product: Tensor = _fp8_product(
         flat, quantized, row_scales, list(parts), kind, list(shape), list(settings), scales
     )
@@ -99,7 +72,7 @@ def fp8_trained_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
         x: [..., inputs]; weight: [outputs, inputs]; bias: [outputs].
     """
     flat = x.reshape(-1, x.shape[-1])
-    quantized, row_scales = quantize_input(flat.detach())
+    quantized, row_scales = quantize_rows(flat.detach())
     scales = e4m3_scales(weight.detach()).squeeze(1)
     product: Tensor = _fp8_trained_product(flat, quantized, row_scales, weight, scales)
     output = product.view(*x.shape[:-1], weight.shape[0])
