@@ -18,7 +18,7 @@ from headrace.trainer.layers.router_loss import RouterLossSettings, count_router
 from headrace.trainer.layers.state_mixers import restart_at_documents, take_one_row
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
-from headrace.trainer.stage.stage import Stage, StageNames
+from headrace.trainer.stage.spec import StageNames, StageSpec
 
 
 def assemble(
@@ -31,8 +31,8 @@ def assemble(
     *,
     trains: bool = True,
     sequence: SequenceSlice = WHOLE,
-) -> Stage:
-    """A stage whose parameters have no memory yet; its buffers have, and their initial values.
+) -> StageSpec:
+    """Return a stage whose parameters have no memory yet; its buffers have, and initial values.
 
     Args:
         initial: made by `lay_out_with_buffers` for this stage alone, which takes parts of it.
@@ -75,8 +75,8 @@ def assemble(
     if family.rotary is not None:
         rotary = initial.get_submodule(family.rotary)
     checkpointing = config.activation_checkpointing if trains else "none"
-    stage_module = Stage(
-        modules,
+    spec = StageSpec(
+        modules=modules,
         names=names,
         layers=list(layers),
         rotary=None if rotary is None else rotary.to(device),
@@ -94,10 +94,10 @@ def assemble(
         sequence=sequence,
     )
     if config.trained_matmul == "fp8":
-        for layer in stage_module.layers:
+        for layer in spec.layer_modules:
             multiply_trained_in_fp8(layer, dtype)
-    materialize_buffers(stage_module, initial, device)
-    return stage_module
+    materialize_buffers(spec, initial, device)
+    return spec
 
 
 def check_embedding_on_cpu(
@@ -121,10 +121,10 @@ def check_embedding_on_cpu(
         )
 
 
-def materialize_buffers(stage: Stage, initial: nn.Module, device: torch.device) -> None:
+def materialize_buffers(spec: StageSpec, initial: nn.Module, device: torch.device) -> None:
     """Give buffers without memory the values that the model is constructed with."""
-    moving = set(stage.parts)
-    for prefix, part in stage.names.items():
+    moving = set(spec.moved)
+    for prefix, part in spec.modules.items():
         home = device if part in moving else torch.device("cpu")
         for slot in find_buffers({prefix: part}):
             if slot.value.is_meta:
