@@ -55,6 +55,7 @@ def run(config, part):
     family = built.model_config.model_type
     if family in BY_BOUNDS:
         attend_by_bounds(built.stage)
+        built.stage.by_bounds = True
         for layer in built.stage.layers if family in OURS else ():
             swap_attention(layer, built.architecture.family.attention_module)
         share_rows(built.stage.modules(), part)

@@ -17,7 +17,7 @@ from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.weight_source import RandomWeights, WeightSource, grown
 from headrace.trainer.quantized.cache import QuantizedCache
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
-from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.spec import StageSpec
 
 
 def fill_stage(
@@ -26,7 +26,7 @@ def fill_stage(
     cut: StageCut,
     device: torch.device,
     sequence: SequenceSlice = WHOLE,
-) -> tuple[Stage, Filled]:
+) -> tuple[StageSpec, Filled]:
     """Assemble a stage and give every weight and buffer of it memory and value.
 
     Raises:

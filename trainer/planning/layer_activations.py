@@ -164,7 +164,7 @@ def kept_by(
     seen: dict[int, int] = {}
     initial = lay_out_with_buffers(plan.architecture, dtype)
     cut = StageCut(1, 3, layer)  # neither the first stage nor the last
-    stage = copy.deepcopy(assemble(plan, config, cut, dtype, torch.device("cpu"), initial))
+    stage = copy.deepcopy(Stage(assemble(plan, config, cut, dtype, torch.device("cpu"), initial)))
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
     masked = not (fast and runs_without_masks(plan.architecture, dtype))

@@ -72,6 +72,7 @@ def test_attention_by_bounds_is_that_under_masks(family, tmp_path):
     if family in MASKED:
         return
     attend_by_bounds(stage)
+    stage.by_bounds = True
     names = {
         part.config._attn_implementation for part in stage.modules() if hasattr(part, "config")
     }
@@ -90,6 +91,7 @@ def test_compiled_layers_are_the_plain_twin_and_compile_no_more(family, recomput
     assert runs_compiled(stage.layers, config_of("unused"), architecture)
     if family not in MASKED:
         attend_by_bounds(stage)
+        stage.by_bounds = True
     counter = CompileCounterWithBackend("aot_eager")
     stage.layer_functions = LayerFunctions(
         compiled(run_layer, backend=counter), compiled(run_layer_checkpointed, backend=counter)
