@@ -18,8 +18,10 @@ from headrace.dataprep.input.pieces import Piece, Task
 from headrace.dataprep.input.streams import compression, decompressed, open_random
 from headrace.dataprep.planning import build_context, plan
 from headrace.dataprep.rows.blocks import process_block, read_blocks
-from headrace.dataprep.rows.task_stats import TaskStats, add_stats
+from headrace.dataprep.rows.task_stats import add_stats
+from headrace.dataprep.shards.findings import Findings
 from headrace.dataprep.text.encoding import encode_texts
+from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.local_engine import LocalEngine
 from headrace.schemas.prepare.prepare_config import PrepareConfig
@@ -43,9 +45,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Measured:
-    """Counts of one sample, the seconds of one core it took, and its rows' bytes as Parquet."""
+    """Findings of one sample, the seconds of one core it took, and its rows' bytes as Parquet."""
 
-    stats: TaskStats
+    findings: Findings
     seconds: float
     stored: int
 
@@ -66,7 +68,21 @@ class Estimate:
     work_bytes: float
 
 
+@dataclass(frozen=True)
+class Survey:
+    """An estimate, what was found in each source, and the tokenizer."""
+
+    estimate: Estimate
+    findings: dict[str, Findings]
+    tokenizer: TokenizerSpec
+
+
 def estimate(config: PrepareConfig, workers: int | None = None) -> Estimate:
+    """Return the estimate of a survey."""
+    return survey(config, workers).estimate
+
+
+def survey(config: PrepareConfig, workers: int | None = None) -> Survey:
     """Sample each source, evenly over its input, and scale what was found.
 
     Raises:
@@ -75,14 +91,16 @@ def estimate(config: PrepareConfig, workers: int | None = None) -> Estimate:
     context = build_context(config)
     tasks = plan(context, find_inputs(context.config.sources))
     with tempfile.TemporaryDirectory() as folder, closing(LocalEngine(workers)) as engine:
-        parts = []
+        parts, findings = [], {}
         for source in context.config.sources:
             own = [task for task in tasks if task.source.name == source.name]
             samples = choose_samples(own, context.config.block_bytes, Path(folder))
             measured = [result for _, result in engine.run(partial(measure, context), samples)]
             found = scale(own, samples, measured, context, engine.workers)
             parts.append(limit(found, source.max_rows, source.max_tokens))
-    return limit(sum_estimates(parts), context.config.max_rows, context.config.max_tokens)
+            findings[source.name] = Findings.sum([part.findings for part in measured])
+    total = limit(sum_estimates(parts), context.config.max_rows, context.config.max_tokens)
+    return Survey(total, findings, context.tokenizer)
 
 
 def limit(found: Estimate, rows: int | None, tokens: int | None) -> Estimate:
@@ -177,7 +195,7 @@ def measure(context: Context, sample: Sample) -> Measured:
     seconds = time.perf_counter() - started
     tables = [rows for result in results for rows in result.rows.values()]
     stored = stored_bytes(pa.concat_tables(tables), context.config.kind) if tables else 0
-    return Measured(add_stats(result.stats for result in results), seconds, stored)
+    return Measured(Findings.of_blocks(results), seconds, stored)
 
 
 def stored_bytes(rows: pa.Table, kind: str) -> int:
@@ -200,7 +218,7 @@ def scale(
     total = sum(task.size for task in tasks)
     sampled = sum(sample.size for sample in samples)
     factor = total / sampled if sampled else 1.0
-    stats = add_stats(part.stats for part in measured)
+    stats = add_stats(part.findings.stats for part in measured)
     kept = sum(stats.tokens.values())
     passes = 2 if context.config.deduplicate.enabled or context.config.mix_sources else 1
     seconds = sum(part.seconds for part in measured) + SHUFFLE_SECONDS * kept
@@ -233,6 +251,7 @@ def print_estimate(found: Estimate, config: PrepareConfig, console: Console) -> 
     share = found.sampled_bytes / max(1, found.input_bytes)
     title = f"estimate from {share:.1%} of {found.input_bytes / 1e6:,.1f} MB of input"
     console.print(title, highlight=False, soft_wrap=True)
+    row_tokens = config.sequence_len * (2 if config.kind == "preference" else 1)
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -241,7 +260,8 @@ def print_estimate(found: Estimate, config: PrepareConfig, console: Console) -> 
         ("refused", f"{found.refused:,.0f}"),
         ("rows", f"{found.rows:,.0f}"),
         ("tokens", f"{found.tokens:,.0f}"),
-        ("trained tokens", f"{found.trained:,.0f}"),
+        ("trained tokens", f"{found.trained:,.0f} ({found.trained / (found.tokens or 1):.1%})"),
+        ("fill of rows", f"{found.tokens / (row_tokens * found.rows or 1):.1%}"),
         ("time", show_time(found.seconds)),
         ("shards", f"{found.stored_bytes / 1e6:,.1f} MB"),
         ("needed meanwhile", f"{found.work_bytes / 1e6:,.1f} MB more"),

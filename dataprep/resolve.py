@@ -1,20 +1,26 @@
 """The config with the files that it names read into it, so that all that decides rows is in it."""
 
+import logging
 from pathlib import Path
 
+from headrace.dataprep.formats.extraction import library_version
 from headrace.dataprep.input.files import find_source_files
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.tasks import cut_file
+from headrace.dataprep.rows.contamination import open_sets
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import DataError
+from headrace.schemas.prepare.filter_config import DecontaminateConfig
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig
+
+logger = logging.getLogger(__name__)
 
 UNLIMITED = 1 << 62  # bytes
 
 
 def resolve(config: PrepareConfig, tokenizer: TokenizerSpec) -> PrepareConfig:
-    """The same config with the text of each chat template in place of its file.
+    """The same config with the text of each chat template in place of its file, and the like.
 
     Raises:
         DataError: a file cannot be read.
@@ -28,7 +34,21 @@ def resolve(config: PrepareConfig, tokenizer: TokenizerSpec) -> PrepareConfig:
             if source.split == "auto"
         )
         changes["evaluation_fraction"] = evaluation_share(config.evaluation_documents, int(records))
+    if config.decontaminate is not None:
+        changes["decontaminate"] = resolve_sets(config.decontaminate)
     return config.model_copy(update=changes)
+
+
+def resolve_sets(config: DecontaminateConfig) -> DecontaminateConfig:
+    """The same with what tells the sets' texts from others."""
+    sets = open_sets(config.model_dump_json())
+    if sets.short:
+        logger.warning(
+            "decontaminate: %d texts of the sets have fewer than %d words and are not looked for",
+            sets.short,
+            config.words,
+        )
+    return config.model_copy(update={"sha256": sets.sha256()})
 
 
 def evaluation_share(wanted: int, records: int) -> float:
@@ -55,6 +75,8 @@ def count_records(source: SourceConfig) -> int:
 
 def resolve_source(source: SourceConfig, tokenizer: TokenizerSpec) -> SourceConfig:
     """One source."""
+    if source.extract is not None:
+        return source.model_copy(update={"extract_version": library_version(source)})
     if source.axolotl is not None:
         from headrace.dataprep.axolotl.selection import resolve_options
 

@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from headrace.kernels.on_accelerator import on_accelerator
+
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # the largest number of e4m3
 SMALLEST_SCALE = 1e-12  # rows of zeros stay zeros
@@ -97,7 +99,7 @@ def e4m3(
     """
     if kind == "fp8":
         return transposed_bytes(parts[0]) if transposed else parts[0]
-    if not scales.is_cuda:
+    if not on_accelerator(scales):
         weight = dequantize(parts, kind, shape, settings, torch.float32)
         codes = (weight / scales.unsqueeze(1)).to(E4M3)
         return codes.t().contiguous() if transposed else codes
@@ -117,7 +119,7 @@ def e4m3(
 
 def transposed_bytes(codes: Tensor) -> Tensor:
     """Return `codes.T`, of one byte each, laid out row by row."""
-    if codes.is_cuda:
+    if on_accelerator(codes):
         from headrace.kernels.transpose_triton import transpose_bytes
 
         return transpose_bytes(codes.view(torch.uint8)).view(codes.dtype)
@@ -163,7 +165,7 @@ def dequantize_hqq(
 
     Source: https://github.com/dropbox/hqq, for the layout.
     """
-    if packed.is_cuda:
+    if on_accelerator(packed):
         from headrace.kernels.dequantize_hqq_triton import dequantize_hqq_pass
 
         steps = HQQ_WORDS[bits]

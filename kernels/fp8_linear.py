@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.dequantize import E4M3, LARGEST, SMALLEST_SCALE, e4m3
+from headrace.kernels.on_accelerator import on_accelerator
 
 ALIGNMENT = 16  # inputs and outputs must be multiples of it, for the matrix units
 
@@ -86,7 +87,7 @@ def scaled_product(
     Args:
         a: [m, k] and b: [n, k], e4m3; a_scales: [m, 1] and b_scales: [n], float32.
     """
-    if not a.is_cuda:
+    if not on_accelerator(a):
         return scaled_product_reference(a, b, a_scales, b_scales, dtype)
     product = torch._scaled_mm(
         a,

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from headrace.schemas.errors import DataError, HeadraceError
 from headrace.schemas.process_limits import open_closed_streams
@@ -74,10 +74,10 @@ def main(
     """
     open_closed_streams()
     options = parse_arguments(arguments)
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    configure_logging(rank)
+    configure_logging(int(os.environ.get("RANK", "0")))
     try:
-        run(options, rank, processes)
+        config = load_config(TrainConfig, options.config, options.set)
+        train(config, resume=options.resume, data_changed=options.data_changed)
     except HeadraceError as error:
         if options.debug:
             raise
@@ -86,30 +86,51 @@ def main(
     return 0
 
 
-def run(options: argparse.Namespace, rank: int, processes: int) -> None:
-    """Check everything that can be checked alone, then connect and train."""
-    config = load_config(TrainConfig, options.config, options.set)
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    data_changed: Literal["refuse", "continue"] = "refuse",
+) -> Path:
+    """Train in this process: alone, or as the one that a launcher's environment says.
+
+    All that can be checked alone is checked first.
+
+    Args:
+        resume: continue from the newest checkpoint.
+        data_changed: on `resume` with other datasets, weights, epochs or max_steps than before.
+
+    Returns:
+        The run directory, `output_dir`.
+
+    Raises:
+        HeadraceError: config, data, model or checkpoint are wrong, or a step went wrong; in one
+            line that says what to do.
+    """
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     inputs = check(config, processes)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     writes = local_rank == 0 if config.checkpoint.node_local else rank == 0
     with open_run_directory(Path(config.output_dir), writes=writes):
-        check_run_directory(config, inputs, options.resume, options.data_changed == "continue")
+        check_run_directory(config, inputs, resume, data_changed == "continue")
         if local_rank == 0:  # each machine may have shards of its own
             verify_shards(config, inputs)
-        connect_and_train(config, inputs, rank, resume=options.resume)
+        with SignalWatcher(Path(config.output_dir) if rank == 0 else None) as signals:
+            connect_and_train(config, inputs, signals, resume=resume)
+    return Path(config.output_dir)
 
 
-def connect_and_train(config: TrainConfig, inputs: Inputs, rank: int, *, resume: bool) -> None:
+def connect_and_train(
+    config: TrainConfig, inputs: Inputs, signals: SignalWatcher, *, resume: bool
+) -> None:
     """Join the other processes and train with them."""
-    signals = SignalWatcher(Path(config.output_dir) if rank == 0 else None)
-
     quiet_libraries()
     import_without("bitsandbytes", "hqq")
 
     import torch.distributed as dist
 
     from headrace.trainer.parallel import connect, set_threads
-    from headrace.trainer.run.loop import train
+    from headrace.trainer.run import loop
     from headrace.trainer.run.open_session import open_session
 
     layout = connect(inputs.dims)
@@ -118,7 +139,7 @@ def connect_and_train(config: TrainConfig, inputs: Inputs, rank: int, *, resume:
     if layout.publishes(node_local=config.checkpoint.node_local):
         record = {"config": config.model_dump(mode="json"), **resume_record(config, inputs)}
         write_atomic(Path(config.output_dir) / RUN_CONFIG_NAME, json.dumps(record, indent=1) + "\n")
-    train(config, inputs, layout, signals, open_session(config, inputs, layout, resume))
+    loop.train(config, inputs, layout, signals, open_session(config, inputs, layout, resume))
     dist.barrier(layout.world_group)
     dist.destroy_process_group()
 

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from headrace.schemas.train.parallel_dims import Coordinates, ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.rendezvous import TIMEOUT, local_ranks, meet, process_environment
 
 ONE_PROCESS, ORIGIN = ParallelDims(), Coordinates()
@@ -113,16 +114,13 @@ def connect(dims: ParallelDims) -> RankLayout:
     """Join the process group (NCCL on GPUs, gloo on CPU); all ranks build all groups."""
     rank, local_rank, world_size = process_environment()
     assert world_size == dims.world, "the launcher has checked it"
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
+    device = devices.take_device(local_rank)
     # No device_id: with one, a rank outside a new gloo group still takes part in a split of the
     # NCCL communicator, the members do not, and a later group hangs (torch 2.11 to 2.13). A mesh
     # binds nothing either: it makes its groups one by one unless the world is bound.
-    meet("nccl" if device.type == "cuda" else "gloo", rank, world_size)
+    meet(devices.COLLECTIVES[device.type], rank, world_size)
     mesh = make_mesh(dims, device.type)
-    control = mesh if device.type == "cpu" else make_mesh(dims, "cpu")
+    control = mesh if not devices.is_accelerator(device) else make_mesh(dims, "cpu")
     coordinates = coordinates_on(mesh)
     return RankLayout(
         device=device,
@@ -153,15 +151,8 @@ def make_mesh(dims: ParallelDims, device_type: str) -> DeviceMesh:
 
 def backend_of(device_type: str) -> Any:
     """Return the backend of a device's groups, with the timeout of the run."""
-    if device_type == "cpu":
-        return "gloo"
-    return "nccl", nccl_options()
-
-
-def nccl_options() -> Any:
-    options = dist.ProcessGroupNCCL.Options()
-    options._timeout = TIMEOUT
-    return options
+    backend, options = devices.COLLECTIVES[device_type], devices.group_options(device_type, TIMEOUT)
+    return backend if options is None else (backend, options)
 
 
 def coordinates_on(mesh: DeviceMesh) -> Coordinates:
@@ -178,7 +169,7 @@ def ends_of_pipelines(dims: ParallelDims) -> list[list[int]]:
 
 def group_of(lists: list[list[int]], device_type: str, options: Any = None) -> Any:
     """Make a group of each list of ranks, and return the one with this rank; None if in none."""
-    backend = "gloo" if device_type == "cpu" else "nccl"
+    backend = devices.COLLECTIVES[device_type]
     made = [
         dist.new_group(ranks, backend=backend, timeout=TIMEOUT, pg_options=options)
         for ranks in lists
@@ -193,8 +184,5 @@ def transfer_group(layout: RankLayout, ctas: int | None) -> Any:
     Args:
         ctas: on GPUs, how many multiprocessors a transfer may use; None leaves it to NCCL.
     """
-    options = None
-    if layout.device.type == "cuda":
-        options = nccl_options()
-        options.config.max_ctas = options.config.max_ctas if ctas is None else ctas
+    options = devices.group_options(layout.device.type, TIMEOUT, ctas)
     return group_of(layout.dims.lines("stage"), layout.device.type, options)

@@ -1,7 +1,7 @@
 """Checks of a run before a process group or a GPU is touched. Imports no torch."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,7 +54,8 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
         of_pairs = config.objective.of_pairs
-        check_shards(path, manifest, directory, text, config.weights == "random", of_pairs)
+        tokens = config.model_overrides.new_tokens
+        check_shards(path, manifest, directory, text, config.weights == "random", of_pairs, tokens)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
@@ -177,12 +178,14 @@ def check_shards(
     model_config: Mapping[str, object],
     random: bool,
     of_pairs: bool,
+    tokens: Sequence[str] = (),
 ) -> None:
     """Shards must come from the model's tokenizer and fit its positions and vocabulary.
 
     Args:
         random: the weights are made up, so that a tokenizer may be missing.
         of_pairs: the objective compares the sides of pairs. Others train on chosen answers.
+        tokens: that the model's tokenizer and its embedding get.
     """
     if of_pairs and manifest.kind != "preference":
         raise DataError(
@@ -194,13 +197,19 @@ def check_shards(
         raise ConfigError(
             f"{tokenizer}: not found; the model directory must hold the tokenizer of the shards"
         )
-    if tokenizer.is_file() and not is_tokenizer(manifest.tokenizer, tokenizer):
+    if tokenizer.is_file() and not is_tokenizer(manifest.tokenizer, tokenizer, tokens):
+        tokens_too = f" and added_tokens = {list(tokens)}" if tokens else ""
         raise DataError(
             f"{path}: made with another tokenizer than {tokenizer}; "
-            "prepare the shards with this model's"
+            f"prepare the shards with this model's{tokens_too}"
         )
     vocabulary = model_config.get("vocab_size")
-    if isinstance(vocabulary, int) and manifest.tokenizer.vocabulary_size > vocabulary:
+    grows = bool(tokens)  # the tokenizer's ids are then those of the embedding
+    if (
+        isinstance(vocabulary, int)
+        and manifest.tokenizer.vocabulary_size > vocabulary
+        and not grows
+    ):
         raise DataError(
             f"{path}: ids up to {manifest.tokenizer.vocabulary_size - 1}, "
             f"but the model has {vocabulary} embeddings"

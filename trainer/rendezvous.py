@@ -5,7 +5,7 @@ import os
 import socket
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed.distributed_c10d import Store
 
 from headrace.schemas.errors import ConfigError
@@ -43,11 +43,14 @@ def open_store(rank: int, world_size: int) -> Store | None:
 
     torch's own listens on all interfaces, for anyone. That of `headrace train` comes as a socket
     that the launcher has bound; without one, the ranks of a single machine meet on its loopback.
+    A process alone has nobody to meet.
 
     Raises:
         ConfigError: the port is in use.
     """
     given = os.environ.pop(STORE_VARIABLE, None)
+    if world_size == 1 and given is None:
+        return HashStore()  # no port, so that a process may train several times
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     on_loopback = host == "localhost" or host.startswith("127.")
     if REPORT_VARIABLE not in os.environ and (

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from headrace.dataprep.formats.extraction import ExtractionError, extract_text
 from headrace.dataprep.input.records import Record, Reject, find_field, refuse, top_fields
 from headrace.dataprep.text.document_ends import document_ends, encode_documents
 from headrace.dataprep.text.row_format import Encoded
@@ -16,6 +17,7 @@ class TextFormat:
 
     def __init__(self, source: SourceConfig, tokenizer: TokenizerSpec) -> None:
         self.field = source.text_field
+        self.extract = source.extract
         self.space = source.add_prefix_space
         self.ends = document_ends(source, tokenizer)
         self.tokenizer = tokenizer
@@ -46,6 +48,11 @@ class TextFormat:
             text = find_field(record.fields, self.field)
         except LookupError:
             return refuse(record.place, "missing field", f'no field "{self.field}"')
+        if self.extract is not None and isinstance(text, str | bytes) and text:
+            try:
+                text = extract_text(self.extract, text)
+            except ExtractionError as error:
+                return refuse(record.place, "no text", str(error))
         if not isinstance(text, str):
             detail = f'field "{self.field}" is {json_type(text)}'
             return refuse(record.place, "not a string", detail)

@@ -3,12 +3,14 @@
 import csv
 import json
 from collections.abc import Iterator
+from itertools import islice
 
 from headrace.dataprep.input.csv_scan import Span, scan_csv
 from headrace.dataprep.input.pieces import Columns, Piece
 from headrace.dataprep.input.records import Record, Reject, refuse, refuse_large
 from headrace.dataprep.input.streams import Place
 from headrace.schemas.errors import DataError
+from headrace.schemas.prepare.source_config import DELIMITERS, SourceConfig
 
 OTHERS = (";", "\t", "|", ",")  # delimiters that files have in place of the expected one
 ANY_SIZE = (1 << 63) - 1  # records are limited before they are parsed
@@ -42,6 +44,37 @@ def read_csv(
             yield refuse_large(place, limit)
         elif record := take_row(header, span.data, columns, place, delimiter):
             yield record
+
+
+def find_delimiter(source: SourceConfig, path: str, kind: str, limit: int) -> str:
+    """Return what stands between fields: what the config says; else what the first row tells.
+
+    It is another one than usual where the first row would be one field by that, and by the other
+    has several, as many as the second row.
+    """
+    usual = DELIMITERS["tsv" if kind == "tsv" else "csv"]
+    if source.delimiter is not None:
+        return source.delimiter
+    first = list(islice(scan_csv(path, usual, 0, limit), 1))
+    if not first or first[0].data is None or len(fields_of(first[0].data, usual)) != 1:
+        return usual
+    found = [other for other in OTHERS if other != usual and has_columns(path, other, limit)]
+    return found[0] if len(found) == 1 else usual
+
+
+def has_columns(path: str, delimiter: str, limit: int) -> bool:
+    """Return whether the first two rows have equally many fields, and more than one."""
+    rows = [span.data or b"" for span in islice(scan_csv(path, delimiter, 0, limit), 2)]
+    counts = {len(fields_of(row, delimiter)) for row in rows}
+    return len(counts) == 1 and counts.pop() > 1
+
+
+def fields_of(data: bytes, delimiter: str) -> list[str]:
+    """The fields of a record; none where it is broken."""
+    try:
+        return parse_row(data, delimiter)
+    except csv.Error:
+        return []
 
 
 def parse_row(data: bytes, delimiter: str) -> list[str]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from headrace.dataprep.input.json_scan import scan_json_list
+from headrace.dataprep.input.json_scan import scan_json
 from headrace.dataprep.input.json_shape import list_of_records
 from headrace.dataprep.input.pieces import Columns, Piece
 from headrace.dataprep.input.records import (
@@ -52,9 +52,10 @@ def parse_line(line: str, place: Place, wanted: Wanted) -> Record | Reject:
 
 
 def read_json_list(piece: Piece, wanted: Wanted, limit: int) -> Iterator[Record | Reject]:
-    """A JSON list of objects, each parsed on its own."""
+    """Objects of a JSON list, or over lines, each parsed on its own."""
     path = piece.file.path
-    for number, span in enumerate(scan_json_list(path, piece.start, limit), start=piece.first):
+    spans = scan_json(path, piece.format, piece.start, limit)
+    for number, span in enumerate(spans, start=piece.first):
         if piece.end is not None and span.start >= piece.end:
             return
         place = Place(path, 0, number)

@@ -1,4 +1,4 @@
-"""Scan for the values of a JSON list from its start, in bounded memory.
+"""Scan for the values of a JSON list, or of objects over lines, in bounded memory.
 
 Only strings and brackets are followed; whether a value is sound is seen when it is parsed. So a
 broken value is one record, and does not end the list.
@@ -8,7 +8,16 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from headrace.dataprep.input.streams import BOM, CHUNK_BYTES, lines_before, open_bytes, read_chunk
+import pyarrow as pa
+
+from headrace.dataprep.input.streams import (
+    BOM,
+    CHUNK_BYTES,
+    compression,
+    lines_before,
+    open_bytes,
+    read_chunk,
+)
 from headrace.schemas.errors import DataError
 
 SPACE = b" \t\n\r"
@@ -27,22 +36,35 @@ class Span(NamedTuple):
     data: bytes | None
 
 
-def scan_json_list(path: str, start: int, limit: int) -> Iterator[Span]:
-    """The values of a JSON list, from byte `start` on, at which one begins; 0 for all.
+def scan_json(path: str, layout: str, start: int, limit: int) -> Iterator[Span]:
+    """The values of a JSON file, from byte `start` on, at which one begins; 0 for all.
 
     Args:
+        layout: `"json"`: they are in a list, which is all of the file; `"inside"`: in a list, and
+            what is behind it is of no interest; `"objects"`: they follow each other.
         limit: bytes of a value above which they are not kept.
 
     Raises:
-        DataError: it is no list, or ends before its end.
+        DataError: it is not of that layout, or ends before its end.
     """
+    scan = (ObjectsScan if layout == "objects" else ListScan)(path, start, limit)
     with open_bytes(path) as stream:
-        scan = ListScan(path, start, limit)
         if start:
-            stream.seek(start)
-        while chunk := read_chunk(stream, path, max(CHUNK_BYTES, len(BOM))):
-            yield from scan.values(chunk)
+            pass_bytes(stream, path, start)
+        while not (scan.ended and layout == "inside") and (
+            chunk := read_chunk(stream, path, max(CHUNK_BYTES, len(BOM)))
+        ):
+            yield from scan.values(chunk, layout == "inside")
         scan.check_end()
+
+
+def pass_bytes(stream: pa.NativeFile, path: str, count: int) -> None:
+    """Go to a byte of a stream that stands at its start."""
+    if not compression(path):
+        stream.seek(count)
+        return
+    while count and (chunk := read_chunk(stream, path, min(CHUNK_BYTES, count))):
+        count -= len(chunk)
 
 
 class ListScan:
@@ -61,23 +83,31 @@ class ListScan:
         self.parts: list[bytes] = []
         self.size = 0
 
-    def values(self, chunk: bytes) -> Iterator[Span]:
-        """The values that end in a chunk."""
+    commas_at = 1  # depth at which they part values
+
+    def values(self, chunk: bytes, first_list: bool = False) -> Iterator[Span]:
+        """The values that end in a chunk.
+
+        Args:
+            first_list: what is behind the list is not looked at.
+        """
         place, kept = 0, 0  # the next byte to look at; the first that is not kept yet
         if self.position == 0 and chunk.startswith(BOM):
             place = kept = len(BOM)
         while place < len(chunk):
             if self.in_string:
                 place = self.pass_string(chunk, place)
+            elif self.depth == 0 and self.ended and first_list:
+                return
             elif self.depth == 0:
                 place = kept = self.pass_outside(chunk, place)
             else:
-                found = (IN_LIST if self.depth == 1 else IN_VALUE).search(chunk, place)
+                found = (IN_LIST if self.depth == self.commas_at else IN_VALUE).search(chunk, place)
                 if found is None:
                     break
                 place = found.end()
                 if self.note(found[0]):
-                    self.keep(chunk[kept : found.start()])
+                    self.keep(chunk[kept : self.value_end(found)])
                     yield from self.finish(self.position + place)
                     kept = place
         self.keep(chunk[kept:] if self.depth else b"")
@@ -117,6 +147,10 @@ class ListScan:
             return self.ended
         return mark == b","
 
+    def value_end(self, mark: re.Match[bytes]) -> int:
+        """The end of a value that a mark ends."""
+        return mark.start()
+
     def keep(self, data: bytes) -> None:
         """Take more bytes of the value."""
         self.size += len(data)
@@ -143,3 +177,41 @@ class ListScan:
         """Stop at a byte of the file."""
         line = lines_before(self.path, position) + 1
         raise DataError(f"{self.path}:{line}: {problem}; repair the JSON list, or write JSONL")
+
+
+class ObjectsScan(ListScan):
+    """Follows objects that stand one after the other, over lines or on one."""
+
+    commas_at = -1
+
+    def __init__(self, path: str, start: int, limit: int) -> None:
+        super().__init__(path, start, limit)
+        self.depth = 0
+
+    def pass_outside(self, chunk: bytes, place: int) -> int:
+        """Pass white space between objects, and the bracket that opens one."""
+        rest = chunk[place:].lstrip(SPACE)
+        if not rest:
+            return len(chunk)
+        place = len(chunk) - len(rest)
+        if rest[:1] != b"{":
+            self.fail(self.position + place, "Expecting '{'")
+        self.depth = 1
+        self.value_start = self.position + place
+        self.keep(b"{")
+        return place + 1
+
+    def note(self, mark: bytes) -> bool:
+        """Follow a bracket or quote; whether it ends an object."""
+        super().note(mark)
+        ends, self.ended = self.ended, False
+        return ends
+
+    def value_end(self, mark: re.Match[bytes]) -> int:
+        """The end of an object, its bracket included."""
+        return mark.end()
+
+    def check_end(self) -> None:
+        """Refuse an object that is cut short."""
+        if self.depth:
+            self.fail(self.value_start, "the file ends in the record that begins here")

@@ -1,9 +1,11 @@
 """Records of the input: a file, a part of one, and the task of one worker."""
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from headrace.schemas.prepare.source_config import FileFormat, SourceConfig
 
+PieceFormat = FileFormat | Literal["objects", "inside"]  # objects over lines, a list in an object
 Columns = frozenset[str] | None  # fields of a record; None: all
 
 
@@ -24,7 +26,7 @@ class Piece:
     """
 
     file: InputFile
-    format: FileFormat
+    format: PieceFormat
     start: int
     end: int | None
     size: int

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from headrace.dataprep.input.csv_records import read_csv
+from headrace.dataprep.input.csv_records import find_delimiter, read_csv
 from headrace.dataprep.input.json_records import Wanted, read_json_list, read_lines
 from headrace.dataprep.input.pieces import Columns, Piece
 from headrace.dataprep.input.records import Record, Reject, decode, refuse_large
@@ -29,10 +29,11 @@ def read_records(
             return read_text(source, piece, limit)
         case "jsonl":
             return read_lines(piece, wanted, limit)
-        case "json":
+        case "json" | "objects" | "inside":
             return read_json_list(piece, wanted, limit)
         case "csv" | "tsv":
-            return read_csv(piece, columns, source.delimiter_of(piece.format), limit)
+            delimiter = find_delimiter(source, piece.file.path, piece.format, limit)
+            return read_csv(piece, columns, delimiter, limit)
         case "parquet":
             return read_parquet(piece, columns, arrays, limit)
         case "arrow":
@@ -55,5 +56,8 @@ def read_text(source: SourceConfig, piece: Piece, limit: int) -> Iterator[Record
             data = data.removesuffix(b"\r")
             if not data.strip():
                 continue
+        if data is not None and source.extract == "pdf":
+            yield Record({source.text_field: data}, place)
+            continue
         text = refuse_large(place, limit) if data is None else decode(place, data)
         yield text if isinstance(text, Reject) else Record({source.text_field: text}, place)

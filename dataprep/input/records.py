@@ -62,7 +62,7 @@ def decode(place: Place, data: bytes) -> str | Reject:
 
 def characters(value: object) -> int:
     """The size of a record: characters in its strings, and 4 for each number."""
-    if isinstance(value, str):
+    if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, dict):
         return sum(map(characters, value.values()))

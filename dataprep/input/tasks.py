@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 
 from headrace.dataprep.input.arrow_batches import arrow_batches, find_type, is_text
 from headrace.dataprep.input.arrow_messages import check_messages
+from headrace.dataprep.input.csv_records import find_delimiter
 from headrace.dataprep.input.csv_scan import scan_csv
-from headrace.dataprep.input.json_scan import scan_json_list
-from headrace.dataprep.input.json_shape import check_lines
+from headrace.dataprep.input.json_scan import scan_json
+from headrace.dataprep.input.json_shape import Shape, find_shape
 from headrace.dataprep.input.pieces import Columns, InputFile, Piece, Task
 from headrace.dataprep.input.streams import (
     BOM,
@@ -34,7 +35,9 @@ SUFFIXES: dict[str, FileFormat] = {
     ".csv": "csv",
     ".tsv": "tsv",
 }
-SCANNED = (*DELIMITERS, "json")
+JSON = ("json", "objects", "inside")
+SCANNED = (*DELIMITERS, *JSON)
+HEADER_BYTES = 1 << 26
 TASKS_WANTED = 256  # tasks grow with the corpus once there are this many
 SMALLEST_TASK = 2 << 20  # bytes, unless blocks are smaller: a second or two of one core
 MOST_BLOCKS_IN_TASK = 64
@@ -84,37 +87,40 @@ def cut_file(
     if kind in ("parquet", "arrow"):
         yield from cut_table(source, file, kind, columns, target)
         return
-    if kind in SCANNED and not compression(file.path) and file.size > target:
-        yield from cut_scanned(source, file, kind, target)
+    shape = find_shape(file.path, columns) if kind == "jsonl" else Shape(kind)
+    if shape.format in SCANNED and not compression(file.path) and file.size > target:
+        yield from cut_scanned(source, file, shape, target)
         return
-    if kind == "jsonl":
-        check_lines(file.path)
-    lines = kind == "jsonl" or (kind == "text" and source.separator is not None)
-    count = 1 if not lines or compression(file.path) else max(1, -(-file.size // target))
+    lines = shape.format == "jsonl" or (kind == "text" and source.separator is not None)
+    if not lines or compression(file.path):
+        yield Piece(file, shape.format, shape.start, None, file.size - shape.start)
+        return
+    count = max(1, -(-file.size // target))
     for index in range(count):
         start, end = file.size * index // count, file.size * (index + 1) // count
         yield Piece(file, kind, start, end if index + 1 < count else None, end - start)
 
 
 def cut_scanned(
-    source: SourceConfig, file: InputFile, kind: FileFormat, target: int
+    source: SourceConfig, file: InputFile, shape: Shape, target: int
 ) -> Iterator[Piece]:
     """About equal pieces of a file whose records can only be told apart from its start."""
     count = -(-file.size // target)
-    starts, numbers = [0], [0]
-    for number, start in enumerate(record_starts(source, file.path, kind)):
+    starts, numbers = [shape.start], [0]
+    for number, start in enumerate(record_starts(source, file.path, shape)):
         if number and start >= file.size * len(starts) // count:
             starts.append(start)
             numbers.append(number)
     for start, end, first in zip(starts, [*starts[1:], None], numbers, strict=True):
-        yield Piece(file, kind, start, end, (end or file.size) - start, first)
+        yield Piece(file, shape.format, start, end, (end or file.size) - start, first)
 
 
-def record_starts(source: SourceConfig, path: str, kind: FileFormat) -> Iterator[int]:
-    """The first byte of each record of a CSV file or JSON list."""
-    if kind == "json":
-        return (span.start for span in scan_json_list(path, 0, 0))
-    return (span.start for span in scan_csv(path, source.delimiter_of(kind), 0, 0))
+def record_starts(source: SourceConfig, path: str, shape: Shape) -> Iterator[int]:
+    """The first byte of each record of a CSV or JSON file."""
+    if shape.format in JSON:
+        return (span.start for span in scan_json(path, shape.format, shape.start, 0))
+    delimiter = find_delimiter(source, path, shape.format, HEADER_BYTES)
+    return (span.start for span in scan_csv(path, delimiter, 0, 0))
 
 
 def file_format(source: SourceConfig, file: InputFile) -> FileFormat:

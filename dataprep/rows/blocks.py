@@ -19,6 +19,7 @@ from headrace.dataprep.input.records import (
     refuse_large,
     with_fields,
 )
+from headrace.dataprep.rows.contamination import decontaminate
 from headrace.dataprep.rows.encoded_spool import EncodedBlock
 from headrace.dataprep.rows.filters import apply_filters
 from headrace.dataprep.rows.overlong import drop_tail, fit_samples
@@ -215,7 +216,7 @@ def encode_block(
             rejects.append(with_fields(result, item) if isinstance(item, Record) else result)
         else:
             encoded.append(result)
-    filtered = apply_filters(config.filters, encoded)
+    filtered = decontaminate(config.decontaminate, apply_filters(config.filters, encoded))
     return take_sample(config, source_named(config, block.source), filtered), rejects
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
-from headrace.dataprep.work.console_report import print_ledger
+from headrace.dataprep.work.console_report import losses, print_ledger
 from headrace.dataprep.work.workspace import REJECTS_NAME
 from headrace.schemas.errors import DataError
 from headrace.schemas.outside_text import parse_json
@@ -45,6 +45,8 @@ def inspect(directory: Path, rows: int, console: Console) -> None:
         soft_wrap=True,
     )
     print_ledger(console, manifest)
+    for line in losses(manifest):
+        console.print(Text(line), soft_wrap=True)
     if manifest.columns is None:
         print_rejects(directory, console)
     print_histogram(directory, manifest, console)

@@ -17,6 +17,11 @@ def absent_role(role: str) -> str:
     return f'train_on names "{role}", {ABSENT}'
 
 
+def is_loss(name: str, count: int, documents: int) -> bool:
+    """Return whether a note is worth a word: a role only where all documents lack it."""
+    return not name.endswith(ABSENT) or count >= documents
+
+
 def text_losses(messages: Sequence[Message], chat: RenderedChat) -> Counter[str]:
     """Count the messages whose content, reasoning or tool calls the template left out."""
     notes: Counter[str] = Counter()

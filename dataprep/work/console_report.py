@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.dataprep.rows.task_stats import add_counts
-from headrace.dataprep.text.chat_losses import ABSENT
+from headrace.dataprep.text.chat_losses import is_loss
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.visible_text import visible
 
@@ -70,11 +70,18 @@ def plain(text: str) -> Text:
 
 def warn_of_losses(manifest: Manifest) -> None:
     """Log a line for each kind of text, end or role that documents of a source have lost."""
-    for source in manifest.sources:
-        for name, count in source.notes.items():
-            if name.endswith(ABSENT) and count < source.documents:
-                continue
-            logger.warning('source "%s": %s: %d', visible(source.name), visible(name), count)
+    for line in losses(manifest):
+        logger.warning("%s", line)
+
+
+def losses(manifest: Manifest) -> list[str]:
+    """A line for each kind of loss of each source, with its count."""
+    return [
+        visible(f'source "{source.name}": {name}: {count}')
+        for source in manifest.sources
+        for name, count in source.notes.items()
+        if is_loss(name, count, source.documents)
+    ]
 
 
 def ledger_table(manifest: Manifest) -> Table:

@@ -30,6 +30,8 @@ DECIDED_LATER = {
 def recorded_config(config: PrepareConfig) -> dict[str, object]:
     """Return what of a config decides rows, with its addresses as they may be saved."""
     values = config.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    if sets := values["decontaminate"]:
+        sets["paths"] = [recorded(path) for path in sets["paths"]]
     for source in values["sources"]:
         paths = source["path"]
         one = isinstance(paths, str)

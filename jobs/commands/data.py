@@ -29,20 +29,27 @@ def prepare(
     engine: EngineOption = EngineName.LOCAL,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Estimate tokens, time and disk from a sample.")
+        bool,
+        typer.Option("--dry-run", help="Estimate the result from a sample, and show rows."),
     ] = False,
+    rows: Annotated[int, typer.Option(min=0, help="Rows of each source for --dry-run.")] = 1,
 ) -> None:
     """Turn sources into a shard directory. Run again, it continues where it stopped."""
     from rich.console import Console
 
-    from headrace.dataprep.dry_run import estimate, print_estimate
+    from headrace.dataprep.dry_run import print_estimate, survey
     from headrace.dataprep.prepare import prepare
+    from headrace.dataprep.shards.findings import print_findings
+    from headrace.dataprep.text.tokenizer import open_tokenizer
     from headrace.schemas.prepare.prepare_config import PrepareConfig
     from headrace.schemas.toml_config import load_config
 
     settings = load_config(PrepareConfig, config, overrides or [])
     if dry_run:
-        print_estimate(estimate(settings, workers), settings, Console(markup=False, emoji=False))
+        console = Console(markup=False, emoji=False)
+        found = survey(settings, workers)
+        print_estimate(found.estimate, settings, console)
+        print_findings(found.findings, open_tokenizer(found.tokenizer, True), rows, console)
         return
     with open_engine(engine, workers) as chosen:
         prepare(settings, console=Console(markup=False, emoji=False), engine=chosen)
@@ -76,6 +83,22 @@ def repartition(
     blend = Blend(tuple(directories), out, shards, seed, shares)
     with open_engine(engine, workers) as chosen:
         repartition(blend, chosen, Console(markup=False, emoji=False))
+
+
+@app.command(epilog="Example: headrace convert-tokenizer models/llama-2-7b")
+def convert_tokenizer(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Model directory.")],
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="What cuts words, for tiktoken. Default: that of Llama 3."
+        ),
+    ] = None,
+) -> None:
+    """Write tokenizer.json from a directory's tokenizer.model or *.tiktoken."""
+    from headrace.jobs.commands.tokenizer_files import convert_tokenizer
+
+    print(convert_tokenizer(directory, pattern))
 
 
 @app.command(epilog="Example: headrace inspect shards/demo --rows 3")

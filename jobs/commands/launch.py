@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 
+from headrace.jobs.commands.machine import card_names, prepare_transfers
 from headrace.jobs.commands.nodes import Nodes, NodeWatch
 from headrace.jobs.commands.ranks import Rank, first_failure, kill_all, open_reports
 from headrace.jobs.commands.stalls import Stalls
@@ -130,6 +131,7 @@ def rank_environment(processes: int, port: int, nodes: Nodes | None = None) -> d
     """
     interface = nodes.interface() if nodes else LOOPBACK
     return {
+        **prepare_transfers(processes, os.environ, card_names()),
         "GLOO_SOCKET_IFNAME": interface,
         "NCCL_SOCKET_IFNAME": interface,
         "TORCH_CPP_LOG_LEVEL": "ERROR",

@@ -224,6 +224,6 @@ def count_gpus() -> int:
     """GPUs that torch can use. Without a driver torch, which takes seconds, is not loaded."""
     if not any(os.path.exists(path) for path in GPU_DRIVER_FILES):  # noqa: PTH110
         return 0
-    import torch
+    from headrace.trainer.devices import count_accelerators
 
-    return torch.cuda.device_count()
+    return count_accelerators()

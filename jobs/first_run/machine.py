@@ -31,11 +31,9 @@ class Fit:
 
 def this_machine() -> Machine:
     """Return what is there to train on."""
-    import torch
+    from headrace.trainer.devices import count_accelerators, smallest_memory
 
-    count = torch.cuda.device_count()
+    count = count_accelerators()
     if not count:
         return Machine()
-    properties = [torch.cuda.get_device_properties(index) for index in range(count)]
-    smallest = min(properties, key=lambda found: int(found.total_memory))
-    return Machine(count, int(smallest.total_memory), str(smallest.name))
+    return Machine(count, *smallest_memory())

@@ -225,24 +225,24 @@ def matmul_rate() -> dict[str, object]:
     """Rate of a large bfloat16 matrix product of random numbers in this process."""
     import torch
 
-    on_gpu = torch.cuda.is_available()
+    from headrace.trainer import devices
+
+    device = torch.device(devices.device_type())
+    on_gpu = devices.is_accelerator(device)
     size = MATMUL_SIZE if on_gpu else 512
-    torch.cuda.empty_cache()
-    device = torch.device("cuda" if on_gpu else "cpu")
+    devices.free_unused(device)
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
 
     def seconds(repeats: int) -> float:
         start = time.perf_counter()
         for _ in range(repeats):
             a @ b
-        if on_gpu:
-            torch.cuda.synchronize()
+        devices.synchronize(device)
         return time.perf_counter() - start
 
     seconds(5)
     rate = 2 * size**3 * MATMUL_REPEATS / seconds(MATMUL_REPEATS) / 1e12
-    name = torch.cuda.get_device_name() if on_gpu else "cpu"
-    return {"matmul_tflops": round(rate, 3), "device": name}
+    return {"matmul_tflops": round(rate, 3), "device": devices.device_name()}
 
 
 if __name__ == "__main__":

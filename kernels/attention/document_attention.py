@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from headrace.kernels.on_accelerator import on_accelerator
+
 HEAD_SIZES = range(8, 257, 8)  # that FlashAttention 2 has
 
 
@@ -102,7 +104,7 @@ def _attend(
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output and, [heads, tokens] float32, the logarithms of exponentials' sums."""
-    if query.is_cuda:
+    if on_accelerator(query):
         output, total, *_ = torch.ops.aten._flash_attention_forward(
             *(query, key, value, bounds, bounds, longest, longest),
             *(0.0, window < 0, False),  # dropout, plain causality, a mask for debugging
@@ -133,7 +135,7 @@ def _gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value."""
     tensors = (gradient.contiguous(), query, key, value, output, total)
-    if not query.is_cuda:
+    if not on_accelerator(query):
         return _gradient_reference(*tensors, bounds, scale, window)
     state = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of dropout: there is none
     of_query, of_key, of_value = torch.ops.aten._flash_attention_backward(

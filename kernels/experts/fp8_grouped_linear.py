@@ -13,6 +13,7 @@ from torch import Tensor
 from headrace.kernels.dequantize import e4m3
 from headrace.kernels.experts.grouped_linear import grouped_product_reference
 from headrace.kernels.fp8_linear import quantize_rows
+from headrace.kernels.on_accelerator import on_accelerator
 
 BY_MATRIX = ("fp8", "int8", "plain")  # kinds whose parts have a dimension for the matrices
 
@@ -49,7 +50,7 @@ def quantize_sorted(x: Tensor, groups: Tensor, factors: Tensor | None) -> tuple[
     Args:
         groups: [rows]; factors: [groups, columns] float32, what rows are multiplied with first.
     """
-    if x.is_cuda:
+    if on_accelerator(x):
         from headrace.kernels.experts.quantize_rows_triton import quantize_rows_pass
 
         return quantize_rows_pass(x, factors, groups)
@@ -92,7 +93,7 @@ def scaled_grouped_product(
     Args:
         a: [rows, k] and b: [groups, n, k], e4m3; a_scales: [rows, 1]; b_scales: [groups, n].
     """
-    if not a.is_cuda:
+    if not on_accelerator(a):
         wide = a.float() * a_scales
         matrices = b.float() * b_scales.unsqueeze(-1)
         return grouped_product_reference(wide, matrices.transpose(1, 2), offsets).to(dtype)

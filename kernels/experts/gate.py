@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headrace.kernels.on_accelerator import on_accelerator
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -95,7 +97,7 @@ def _gated(
     alpha: float,
     limit: float,
 ) -> Tensor:
-    if states.is_cuda:
+    if on_accelerator(states):
         from headrace.kernels.experts.gate_triton import gated_pass
 
         return gated_pass(states, weights, experts, bias, interleaved, alpha, limit)
@@ -114,7 +116,7 @@ def _gated_gradient(
     alpha: float,
     limit: float,
 ) -> tuple[Tensor, Tensor]:
-    if states.is_cuda:
+    if on_accelerator(states):
         from headrace.kernels.experts.gate_triton import gated_gradient_pass
 
         return gated_gradient_pass(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from headrace.kernels.dequantize import dequantize
+from headrace.kernels.on_accelerator import on_accelerator
 
 ALIGNMENT = 8  # numbers; the sizes that grouped products in half precision take are multiples of it
 
@@ -57,7 +58,7 @@ def grouped_product(x: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
     Args:
         x: [rows, k]; matrices: [groups, k, n], of any strides.
     """
-    if not x.is_cuda:
+    if not on_accelerator(x):
         return grouped_product_reference(x, matrices, offsets)
     columns = matrices.shape[2]
     product = functional.grouped_mm(_aligned(x, 1), _aligned(matrices, 2), offs=offsets)
@@ -78,7 +79,7 @@ def grouped_outer(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
     Args:
         a: [rows, m]; b: [rows, n].
     """
-    if not a.is_cuda:
+    if not on_accelerator(a):
         return grouped_outer_reference(a, b, offsets)
     product = functional.grouped_mm(_aligned(a, 1).t(), _aligned(b, 1), offs=offsets)
     return product[:, : a.shape[1], : b.shape[1]].contiguous()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headrace.kernels.on_accelerator import on_accelerator
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -74,7 +76,7 @@ def _gather_rows(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
 def _sum_rows(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
     if places.shape[1] == 1:
         return x.index_select(0, places.flatten())
-    if x.is_cuda:
+    if on_accelerator(x):
         from headrace.kernels.experts.routing_triton import sum_rows_pass
 
         return sum_rows_pass(x.contiguous(), places)

@@ -1,8 +1,10 @@
-"""The `[filters]` and `[deduplicate]` tables of `headrace prepare`."""
+"""The `[filters]`, `[deduplicate]` and `[decontaminate]` tables of `headrace prepare`."""
+
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.config_model import Config
+from headrace.schemas.config_model import Address, Config, Text
 
 
 class FiltersConfig(Config):
@@ -68,3 +70,28 @@ class DeduplicateConfig(Config):
     def enabled(self) -> bool:
         """Return whether duplicates are searched for."""
         return self.exact or self.near
+
+
+class DecontaminateConfig(Config):
+    """The `[decontaminate]` table: documents that share text with evaluation sets are left out."""
+
+    paths: Annotated[list[Address], Field(min_length=1)] = Field(
+        description="Files of evaluation sets, or globs: `.txt` and `.md` as texts, all others as "
+        "records."
+    )
+    fields: list[Text] = Field(
+        [], description="Fields of the records whose texts count. Default: all, at any depth."
+    )
+    words: int = Field(
+        13,
+        ge=5,
+        le=100,
+        description="Words of a run that no document may share with a set, whatever their case "
+        "and punctuation; a Chinese or Japanese character is a word. Shorter texts of a set are "
+        "not looked for.",
+    )
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="What `prepare.json` says of the sets' runs; the run stops where they differ.",
+    )

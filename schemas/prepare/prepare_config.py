@@ -7,7 +7,11 @@ from pydantic import Field, model_validator
 from headrace.schemas.config_model import Config, Text
 from headrace.schemas.prepare.axolotl_config import type_gives_answers, type_gives_pairs
 from headrace.schemas.prepare.axolotl_yaml import expand_axolotl
-from headrace.schemas.prepare.filter_config import DeduplicateConfig, FiltersConfig
+from headrace.schemas.prepare.filter_config import (
+    DecontaminateConfig,
+    DeduplicateConfig,
+    FiltersConfig,
+)
 from headrace.schemas.prepare.source_config import Kind, SourceConfig, Tokens, check_keys, reads
 
 Packing = Literal["concatenate", "best_fit", "none"]
@@ -127,6 +131,9 @@ class PrepareConfig(Config):
     deduplicate: DeduplicateConfig = Field(
         default_factory=DeduplicateConfig, description="Documents that repeat an earlier one."
     )
+    decontaminate: DecontaminateConfig | None = Field(
+        None, description="Documents that share text with evaluation sets."
+    )
     sources: list[SourceConfig] = Field(min_length=1, description="The inputs, one table each.")
 
     @property
@@ -240,6 +247,11 @@ class PrepareConfig(Config):
                     "other, unless path is an Axolotl YAML file"
                 )
             check_keys(source)
+            if self.decontaminate is not None and source.type == "pretokenized":
+                raise ValueError(
+                    f'source "{source.name}": rows of ids have no text that decontaminate could '
+                    "look at; prepare it without, or from its texts"
+                )
             if source.format is not None and not reads(source, source.format):
                 raise ValueError(
                     f'source "{source.name}": type = "{source.type}" does not read '

@@ -10,6 +10,7 @@ from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig
 
 Kind = Literal["causal", "preference"]
 Tokens = str | int | list[int]
+Extract = Literal["html", "markdown", "pdf"]
 FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 Delimiter = Annotated[str, Field(pattern=r"^[ -!#-~\t]$")]  # one byte, no quote or line end
 DELIMITERS: dict[FileFormat, str] = {"csv": ",", "tsv": "\t"}
@@ -23,6 +24,8 @@ OF_PLAIN_TEXTS = (
 READERS = {  # keys of a source that not every type reads
     "text_field": ("documents",),
     "document_separator": ("text",),
+    "extract": ("text", "documents"),
+    "extract_version": ("text", "documents"),
     "engine": ("axolotl",),
     "delimiter": ("documents", "chat", "preference", "axolotl"),
     "chat": ("chat", "preference"),
@@ -62,10 +65,22 @@ class SourceConfig(Config):
         "its first character; others are JSONL.",
     )
     delimiter: Delimiter | None = Field(
-        None, description='Character between the fields of CSV and TSV files, as `";"`.'
+        None,
+        description='Character between the fields of CSV and TSV files, as `";"`. Default: comma '
+        "or tab, or what else the first two rows agree on.",
     )
     document_separator: str | None = Field(
         None, description="Cut text files into documents at this string (`text` only)."
+    )
+    extract: Extract | None = Field(
+        None,
+        description="Take the text out of HTML, Markdown or (whole files) PDF; needs the extra "
+        "`documents`.",
+    )
+    extract_version: Text | None = Field(
+        None,
+        description="Library and version that take it out, as `prepare.json` has them; the run "
+        "stops where another is installed.",
     )
     split: Literal["auto", "train", "evaluation"] = Field(
         "auto", description="Put all documents into one split; `auto`: by `evaluation_fraction`."
@@ -121,10 +136,6 @@ class SourceConfig(Config):
         """Return the text that separates records in text files, or None."""
         return "\n" if self.type == "axolotl" else self.document_separator
 
-    def delimiter_of(self, kind: FileFormat) -> str:
-        """Return what stands between the fields of a CSV or TSV file."""
-        return self.delimiter or DELIMITERS[kind]
-
     @property
     def kind(self) -> Kind:
         """Return the kind of its rows; a shard directory holds one kind."""
@@ -151,6 +162,11 @@ def check_keys(source: SourceConfig) -> None:
         if key in given and source.type not in types:
             known = " or ".join(f'"{name}"' for name in types)
             raise ValueError(f'source "{source.name}": {key} is for type = {known}; remove it')
+    if source.extract == "pdf" and (source.type != "text" or source.document_separator):
+        raise ValueError(
+            f'source "{source.name}": extract = "pdf" is for whole files; set type = "text" '
+            "without document_separator"
+        )
     if source.preference is not None and source.preference.as_chat:
         for key in (key for key in OF_PLAIN_TEXTS if key in given):
             raise ValueError(

@@ -1,5 +1,6 @@
 """The content of a `tokenizer.json`, which is the same in whatever bytes it is written."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.schemas.fingerprint import file_sha256, fingerprint
@@ -32,8 +33,36 @@ def content_fingerprint(content: bytes, path: Path | str) -> str:
     return fingerprint(values)
 
 
-def is_tokenizer(record: TokenizerRecord, path: Path) -> bool:
-    """Return whether a tokenizer.json is that of a manifest, in the same bytes or others."""
+def with_tokens(content: bytes, tokens: Sequence[str]) -> tuple[bytes, list[int]]:
+    """Return a `tokenizer.json` with further tokens, as `added_tokens` of `headrace prepare` makes
+    it, and their ids.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    tokenizer = Tokenizer.from_str(content.decode())
+    for text in tokens:
+        tokenizer.add_tokens([AddedToken(text, normalized=False)])
+    ids = [found for text in tokens if (found := tokenizer.token_to_id(text)) is not None]
+    return tokenizer.to_str(pretty=True).encode(), ids
+
+
+def known_tokens(content: bytes, tokens: Sequence[str]) -> list[str]:
+    """Return those of some tokens that a `tokenizer.json` has."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(content.decode())
+    return [text for text in tokens if tokenizer.token_to_id(text) is not None]
+
+
+def is_tokenizer(record: TokenizerRecord, path: Path, tokens: Sequence[str] = ()) -> bool:
+    """Return whether a tokenizer.json is that of a manifest, in the same bytes or others.
+
+    Args:
+        tokens: that it lacks and the manifest's has.
+    """
+    if tokens:
+        content, _ = with_tokens(path.read_bytes(), tokens)
+        return record.content_fingerprint == content_fingerprint(content, path)
     if file_sha256(path) == record.fingerprint:
         return True
     wanted = record.content_fingerprint

@@ -15,7 +15,8 @@ else:
     TuningKind = Literal[tuple(TUNING_METHODS)]
 
 GAMMA = 0.5
-OF_PRODUCTS = ("exclude_modules", "rank_pattern", "alpha_pattern")  # keys for products alone
+# keys for products alone
+OF_PRODUCTS = ("exclude_modules", "rank_pattern", "alpha_pattern", "trainable_token_indices")
 
 
 class AdapterConfig(Config):
@@ -73,6 +74,12 @@ class AdapterConfig(Config):
     )
     modules_to_save: list[Text] = Field(
         [], description='Modules trained in full beside the adapters, such as `["lm_head"]`.'
+    )
+    trainable_token_indices: list[Annotated[int, Field(ge=0)]] = Field(
+        [],
+        description="Ids of tokens whose rows of embedding and head are trained beside adapters, "
+        "as in PEFT. Default: those of `model_overrides.new_tokens`, unless `modules_to_save` has "
+        "the embedding.",
     )
     gamma: float = Field(
         GAMMA,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.config_model import Config
+from headrace.schemas.config_model import Config, Text
 
 RopeType = Literal["linear", "dynamic", "yarn", "longrope", "llama3"]
 # type of scaling -> settings it needs, and others that it may have
@@ -91,3 +91,16 @@ class ModelOverrides(Config):
         None,
         description="Scaling of rotary positions, in place of the model's own. Default: that.",
     )
+    new_tokens: list[Text] = Field(
+        [],
+        description="Tokens that the model's tokenizer does not have yet, in the order of "
+        "`added_tokens` of `headrace prepare`. Embedding and head grow by them, each starting as "
+        "the mean of the rows there are.",
+    )
+
+    @model_validator(mode="after")
+    def check(self) -> "ModelOverrides":
+        for token in self.new_tokens:
+            if self.new_tokens.count(token) > 1:
+                raise ValueError(f'new_tokens: "{token}" is there twice; drop one')
+        return self

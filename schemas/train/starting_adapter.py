@@ -85,12 +85,26 @@ def settings_of(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         }
     if not config.get("target_modules"):
         found["target_modules"] = []
+    if (tokens := config.get("trainable_token_indices")) is not None:
+        found["trainable_token_indices"] = tokens_of(tokens, path)
     layers = config.get("layers_to_transform")
     if layers is not None and layers != []:
         found["layers"] = ",".join(map(str, layers if isinstance(layers, list) else [layers]))
     if config.get("layers_pattern") not in (None, "", [], "layers", ["layers"]):
         raise ValueError(f"{path}: layers_pattern = {config['layers_pattern']} is not supported")
     return found
+
+
+def tokens_of(value: Any, path: Path) -> Any:
+    """Return the ids of tokens whose rows are trained, which PEFT may have by module.
+
+    Raises:
+        ValueError: they differ by module.
+    """
+    lists = list(value.values()) if isinstance(value, dict) else [value]
+    if any(found != lists[0] for found in lists):
+        raise ValueError(f"{path}: trainable_token_indices differ by module, which is unsupported")
+    return sorted(lists[0]) if lists and isinstance(lists[0], list) else value
 
 
 def as_number(value: Any, where: str) -> float:

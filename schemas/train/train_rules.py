@@ -19,6 +19,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_trained_matmul(config)
     check_mixing(config)
     check_packing(config)
+    check_new_tokens(config)
     check_checkpointing(config)
     check_offload(config)
     check_adapters_only(config)
@@ -227,6 +228,17 @@ def check_adapters_only(config: "TrainConfig") -> None:
     if asked["regularization.product_decay"] and config.optimizer.record.keeps_dtype:
         raise ValueError(
             'regularization.product_decay needs float32 adapters; set optimizer.type = "adamw"'
+        )
+
+
+def check_new_tokens(config: "TrainConfig") -> None:
+    """Refuse new tokens whose rows nothing would train."""
+    adapter = config.adapter
+    trained = adapter.record.has_products or adapter.record.trains_all
+    if config.model_overrides.new_tokens and not trained:
+        raise ValueError(
+            f'model_overrides.new_tokens: adapter.kind = "{adapter.kind}" trains no rows of the '
+            'embedding; use kind = "lora" or "none"'
         )
 
 

@@ -19,6 +19,7 @@ HEADS = {"head_dim": 128}
 EXPERTS = {"num_experts_per_tok": 2}
 # settings of published checkpoints where transformers' defaults make no model, or an easier one
 PUBLISHED = {
+    "bamba": {"attn_layer_indices": [9, 18, 27]},
     "dbrx": {
         "attn_config": {"kv_n_heads": 8, "clip_qkv": 8.0, "rope_theta": 500000.0},
         "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 16, "moe_top_k": 4},

@@ -55,8 +55,9 @@ def run(config, part):
     family = built.model_config.model_type
     if family in BY_BOUNDS:
         attend_by_bounds(built.stage)
+        built.stage.by_bounds = True
         for layer in built.stage.layers if family in OURS else ():
-            swap_attention(layer)
+            swap_attention(layer, built.architecture.family.attention_module)
         share_rows(built.stage.modules(), part)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

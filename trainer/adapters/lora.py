@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from peft import LoraConfig
@@ -14,19 +15,29 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.initial_values import initial_values
 from headrace.trainer.adapters.method import TuningMethod
-from headrace.trainer.adapters.names import PEFT_PREFIX, base_name, is_whole, lora_layers, names_of
-from headrace.trainer.adapters.override_record import write_overrides
+from headrace.trainer.adapters.names import (
+    PEFT_PREFIX,
+    ROWS,
+    base_name,
+    file_name,
+    is_whole,
+    lora_layers,
+    names_of,
+    rows_name,
+)
+from headrace.trainer.adapters.peft_settings import write_overrides
 from headrace.trainer.adapters.starting_adapter import StartingAdapter
 from headrace.trainer.adapters.targets import (
     check_targets,
     lora_config,
     targets_by_weight,
 )
+from headrace.trainer.adapters.token_rows import RowAdapter, add_token_rows, row_adapters
 from headrace.trainer.adapters.whole_names import whole_names
 from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_directory import model_directory
-from headrace.trainer.architecture.model_writer import save_tensors
+from headrace.trainer.architecture.model_writer import save_tensors, write_tokenizer
 from headrace.trainer.architecture.weight_names import renamed_at_loading
 
 TENSORS_NAME = "adapter_model.safetensors"
@@ -56,6 +67,7 @@ class LoraTuning(TuningMethod):
             config = self.config = self.start.resolved(config)
         layers = architecture.config.num_hidden_layers
         self.peft = lora_config(config, plain, model, layers, dora=self.magnitudes)
+        self.tokens = trained_tokens(config, architecture)
         family = architecture.family
         self.embedding, self.head = f"{family.embedding}.weight", f"{family.head}.weight"
         self.by_weight = targets_by_weight(config, plain, dora=self.magnitudes)
@@ -63,8 +75,14 @@ class LoraTuning(TuningMethod):
     def install(self, model: nn.Module) -> nn.Module:
         wrapped = add_adapter(model, self.peft, self.by_weight)
         check_targets(self.config, self.plain, wrapped)
+        if self.tokens:
+            family = self.architecture.family
+            paths = [PEFT_PREFIX + path for path in (family.embedding, family.head)]
+            add_token_rows(wrapped, paths, self.tokens)
         if self.start is not None:
-            self.start.check(wrapped, (self.embedding, self.head))
+            tied = rows_name(PEFT_PREFIX, self.architecture.family.head)
+            absent = {file_name(tied)} if self.architecture.tied else set()
+            self.start.check(wrapped, (self.embedding, self.head), absent)
             names = [name for name in names_of(wrapped) if base_name(name) == self.embedding]
             self.shared = next((n for n in names if not is_whole(n)), None)
         head = wrapped.get_submodule(PEFT_PREFIX + self.architecture.family.head)
@@ -90,8 +108,8 @@ class LoraTuning(TuningMethod):
                 "because transformers renames them; leave them out"
             )
 
-    def adapters(self, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, LoraLayer]]:
-        return lora_layers(modules)
+    def adapters(self, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+        return chain(lora_layers(modules), row_adapters(modules))
 
     def taking_over(self, modules: Mapping[str, nn.Module]) -> dict[int, tuple[str, nn.Module]]:
         if not self.config.takes_over:
@@ -99,9 +117,11 @@ class LoraTuning(TuningMethod):
         return {id(layer.get_base_layer()): (name, layer) for name, layer in lora_layers(modules)}
 
     def initial_values(self, name: str, adapted: nn.Module) -> dict[str, Tensor]:
-        assert isinstance(adapted, LoraLayer)
         if self.start is not None:
             return self._started_values(name, adapted)
+        if isinstance(adapted, RowAdapter):
+            return adapted.initial_values()
+        assert isinstance(adapted, LoraLayer)
         return initial_values(name, adapted, self.config.init, self.seed)
 
     def started(self, name: str) -> Tensor | None:
@@ -112,15 +132,17 @@ class LoraTuning(TuningMethod):
             return None if self.shared is None else self.start.value(self.shared)
         return value
 
-    def _started_values(self, name: str, layer: LoraLayer) -> dict[str, Tensor]:
+    def _started_values(self, name: str, layer: nn.Module) -> dict[str, Tensor]:
         """Return an adapter's values in the file that training starts from."""
         assert self.start is not None
-        parts = [part for part, _ in layer.named_parameters() if part.startswith("lora_")]
+        if isinstance(layer, RowAdapter) and self.architecture.tied:
+            name = f"{PEFT_PREFIX}{self.architecture.family.embedding}.token_adapter"
+        parts = [part for part, _ in layer.named_parameters() if part.startswith(("lora_", ROWS))]
         values = {part: self.start.value(f"{name}.{part}") for part in parts}
         return {part: value for part, value in values.items() if value is not None}
 
     def keeps(self, part: str) -> bool:
-        return self.config.takes_over and "lora_embedding" not in part
+        return self.config.takes_over and part.startswith(("lora_A", "lora_B"))
 
     def write(self, directory: Path, tensors: dict[str, Tensor], width: int, base: Path) -> None:
         """Write one file with its config, as PEFT expects.
@@ -147,14 +169,32 @@ class LoraTuning(TuningMethod):
         for key in ("target_modules", "exclude_modules", "target_parameters"):
             if isinstance(getattr(config, key), set):  # whose order is another in each process
                 setattr(config, key, sorted(getattr(config, key)))
+        if self.tokens:
+            config.trainable_token_indices = self._tokens_by_module()
         config.save_pretrained(str(directory))
         write_overrides(directory, self.architecture.overrides)
+        write_tokenizer(base, directory, self.architecture.overrides.new_tokens)
+
+    def _tokens_by_module(self) -> dict[str, list[int]]:
+        """Return the trained rows as PEFT lists them; a tied head has the embedding's."""
+        family = self.architecture.family
+        paths = [family.embedding] if self.architecture.tied else [family.embedding, family.head]
+        return {path.rpartition(".")[2]: self.tokens for path in paths}
 
 
 class DoraTuning(LoraTuning):
     """LoRA with the magnitudes of the weights' columns trained apart."""
 
     magnitudes = True
+
+
+def trained_tokens(config: AdapterConfig, architecture: Architecture) -> list[int]:
+    """Return the tokens whose rows are trained: those of the config, or else new ones."""
+    embedding = architecture.family.embedding.rpartition(".")[2]
+    chosen: Sequence[int] = config.trainable_token_indices
+    if not chosen and architecture.growth and embedding not in config.modules_to_save:
+        chosen = architecture.growth.tokens
+    return sorted(set(chosen))
 
 
 def as_plain_lora(config: LoraConfig, times: int) -> LoraConfig:

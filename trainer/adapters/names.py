@@ -9,7 +9,9 @@ from torch import nn
 PEFT_PREFIX = "base_model.model."
 ADAPTER = "default"  # PEFT's name for the only adapter
 CONTROL = "control_adapter"  # name of a control adapter in its decoder layer
-WRAPPING = re.compile(rf"\.(base_layer|original_module|modules_to_save\.{ADAPTER})(?=\.)")
+ROWS = "trainable_tokens_delta"  # PEFT's name for trained rows of an embedding or a head
+WRAPPERS = rf"token_adapter|base_layer|original_module|modules_to_save\.{ADAPTER}"
+WRAPPING = re.compile(rf"\.({WRAPPERS})(?=\.)")
 
 
 def base_name(name: str) -> str:
@@ -24,7 +26,7 @@ def is_control(name: str) -> bool:
 
 def is_adapter(name: str) -> bool:
     """Return whether a parameter is an adapter's, and in no checkpoint of the base model."""
-    return ".lora_" in name or is_control(name)
+    return ".lora_" in name or is_control(name) or f".{ROWS}." in f"{name}."
 
 
 def is_whole(name: str) -> bool:
@@ -37,6 +39,11 @@ def file_name(name: str) -> str:
     name = name.replace(f".modules_to_save.{ADAPTER}.", ".")
     name = name.replace(f".lora_magnitude_vector.{ADAPTER}.weight", ".lora_magnitude_vector")
     return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
+
+
+def rows_name(prefix: str, path: str) -> str:
+    """Return the name of the trained rows of an embedding or a head at a path."""
+    return f"{prefix}{path}.token_adapter.{ROWS}.{ADAPTER}"
 
 
 def is_named(path: str, target: str) -> bool:

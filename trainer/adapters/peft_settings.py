@@ -4,16 +4,21 @@ Read against PEFT 0.21.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
+from pydantic import ValidationError
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.json_text import read_json_object
+from headrace.schemas.publish import write_atomic
+from headrace.schemas.train.model_overrides import ModelOverrides
 
 CONFIG_NAME = "adapter_config.json"
+RECORD_NAME = "model_overrides.json"  # beside an adapter: what the model under it must have
 # settings that change more than the weights that an ordinary merge changes
 UNSUPPORTED = (
     "alora_invocation_tokens",
@@ -22,7 +27,6 @@ UNSUPPORTED = (
     "layer_replication",
     "lora_bias",
     "megatron_config",
-    "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
     "velora_config",
@@ -83,3 +87,25 @@ def check_settings(path: Path, values: Mapping[str, Any]) -> None:
             "start was taken out; convert it by PEFT's "
             "save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
+
+
+def write_overrides(directory: Path, overrides: ModelOverrides) -> None:
+    """Write a record of what the model under an adapter must have, if that is not its own."""
+    if overrides != ModelOverrides():
+        text = json.dumps(overrides.model_dump(exclude_none=True, exclude_defaults=True), indent=1)
+        write_atomic(directory / RECORD_NAME, text + "\n")
+
+
+def read_overrides(adapter: Path) -> ModelOverrides:
+    """Read the record beside an adapter; nothing differs where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = adapter / RECORD_NAME
+    if not path.is_file():
+        return ModelOverrides()
+    try:
+        return ModelOverrides.model_validate(read_json_object(path))
+    except ValidationError as error:
+        raise DataError(f"{path}: {error.errors()[0]['msg']}; fetch the adapter again") from None

@@ -69,11 +69,12 @@ class StartingAdapter:
         """Return the value of a parameter of the wrapped model; None where the file has none."""
         return self.tensors.get(file_name(name))
 
-    def check(self, wrapped: nn.Module, others: tuple[str, ...]) -> None:
+    def check(self, wrapped: nn.Module, others: tuple[str, ...], absent: set[str]) -> None:
         """Compare the file with the model, name by name.
 
         Args:
             others: weights of the model without adapters that it may hold as well.
+            absent: names of tensors that another stands for.
 
         Raises:
             DataError: a tensor is missing, has no place, or is of another shape.
@@ -83,7 +84,7 @@ class StartingAdapter:
             shapes[file_name(name)] = tuple(parameter.shape)
             if is_adapter(name) or (parameter.requires_grad and base_name(name) not in others):
                 needed.add(file_name(name))
-        for name in sorted(needed - self.tensors.keys()):
+        for name in sorted(needed - absent - self.tensors.keys()):
             raise DataError(f"{self.directory}: no tensor {name}, which its config calls for")
         for name in sorted(self.tensors.keys() - shapes.keys()):
             raise DataError(f"{self.directory}: the model has no place for its tensor {name}")

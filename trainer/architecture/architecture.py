@@ -21,6 +21,14 @@ class Router:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """Growth of a model's vocabulary over that of its files."""
+
+    rows: int  # of the embedding in the files
+    tokens: tuple[int, ...]  # ids of the new tokens, of which some may have had rows to spare
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Description of a model with this config that tells how to run it piece by piece."""
 
@@ -31,12 +39,19 @@ class Architecture:
     rotary_types: list[str | None]  # by layer: which rotary table, where there are several
     stateful: list[bool]  # by layer: whether it has a state beside, or in place of, attention
     router: Router | None
+    growth: Growth | None = None
     overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
 
     @property
     def tied(self) -> bool:
         """Return whether the head uses the embedding's weights."""
         return bool(self.config.tie_word_embeddings)
+
+    @property
+    def attends(self) -> list[bool]:
+        """Return of each layer whether it takes a mask of attention."""
+        beside = self.family.states is not None and self.family.states.attends
+        return [beside or not stateful for stateful in self.stateful]
 
     @property
     def rotary_by_document(self) -> bool:

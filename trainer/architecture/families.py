@@ -20,18 +20,6 @@ class NormKind:
     rounds_first: bool = True
 
 
-@dataclass(frozen=True)
-class GgufKind:
-    """Name and weight layout of a family in llama.cpp.
-
-    `rotates_pairs`: it turns neighboring channels, transformers turns the two halves of a head, so
-    rows of query and key weights change places.
-    """
-
-    arch: str  # name in `gguf.MODEL_ARCH`
-    rotates_pairs: bool = False
-
-
 # names that transformers gives to them, in any family
 RESIDUAL = ("o_proj", "down_proj", "dense", "dense_4h_to_h", "fc2", "c_proj")
 
@@ -60,7 +48,6 @@ class Family:
     residual: tuple[str, ...] = RESIDUAL  # all layers or weights that do, by their last names
     side_by_side: str | None = None  # without this key of the config, only the last of `outputs`
     states: StateLayers | None = None  # where layers have a state; None: none has
-    gguf: GgufKind | None = None  # None: no export
     refused: tuple[str, ...] = ()  # config keys that must not be set
 
 
@@ -90,7 +77,6 @@ FAMILIES: Mapping[str, Family] = {
         logit_softcap="final_logit_softcapping",
         attention=NORM_TWICE,
         rms_norm=GEMMA_NORM,
-        gguf=GgufKind("GEMMA2"),
     ),
     "gemma3_text": Family(
         logit_softcap="final_logit_softcapping",
@@ -117,13 +103,11 @@ FAMILIES: Mapping[str, Family] = {
         attention=NORM_FIRST,
         rms_norm=LLAMA_NORM,
         llama_attention=True,
-        gguf=GgufKind("LLAMA", rotates_pairs=True),
     ),
     "mistral": Family(
         attention=NORM_FIRST,
         rms_norm=LLAMA_NORM,
         llama_attention=True,
-        gguf=GgufKind("LLAMA", rotates_pairs=True),
     ),
     "mixtral": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
     "olmo2": Family(attention=NORM_LAST, rms_norm=OLMO_NORM),
@@ -132,16 +116,10 @@ FAMILIES: Mapping[str, Family] = {
         embedding_dropout="embd_pdrop",
         outputs=("self_attn.dense", "mlp.fc2"),
     ),
-    "phi3": Family(
-        attention=(*NORM_FIRST, "resid_attn_dropout"), rms_norm=LLAMA_NORM, gguf=GgufKind("PHI3")
-    ),
-    "qwen2": Family(
-        attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True, gguf=GgufKind("QWEN2")
-    ),
+    "phi3": Family(attention=(*NORM_FIRST, "resid_attn_dropout"), rms_norm=LLAMA_NORM),
+    "qwen2": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True),
     "qwen2_moe": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
-    "qwen3": Family(
-        attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True, gguf=GgufKind("QWEN3")
-    ),
+    "qwen3": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM, llama_attention=True),
     "qwen3_moe": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
     "smollm3": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
     "starcoder2": Family(

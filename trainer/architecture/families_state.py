@@ -15,12 +15,24 @@ OTHER_TYPES = frozenset({"mlp", "moe"})
 
 
 @dataclass(frozen=True)
+class OneRow:
+    """Description of a mixer that can take all documents of a micro-batch as one row, with zeros
+    between them, which its convolution does not see through.
+    """
+
+    taps: str = "conv_kernel_size"  # attribute: how many tokens the convolution sees
+    bounds: str | None = None  # argument by which a kernel restarts a state; None: there is none
+
+
+@dataclass(frozen=True)
 class StateLayers:
     """Description of the layers of a family that have a state."""
 
     mixer: str  # path of the module with the state, in its layer
     mask: str = "attention_mask"  # argument of the layer that reaches the mixer as its mask
     bypassed: tuple[str, ...] = ()  # linear layers of the mixer that it reads the weights of
+    one_row: OneRow | None = None  # None: documents run by themselves
+    cached: bool = True  # transformers' cache holds the states when text is generated
 
     @property
     def attends(self) -> bool:
@@ -28,6 +40,8 @@ class StateLayers:
         return self.mask != "attention_mask"
 
 
+DELTA_NET = StateLayers("linear_attn", one_row=OneRow(bounds="cu_seq_lens_q"))
+SHORT_CONVOLUTION = StateLayers("conv", one_row=OneRow())
 # model_type in config.json -> record
 STATE_LAYERS: Mapping[str, StateLayers] = {
     "bamba": StateLayers("mamba"),
@@ -36,17 +50,17 @@ STATE_LAYERS: Mapping[str, StateLayers] = {
     "granitemoehybrid": StateLayers("mamba"),
     "jamba": StateLayers("mamba", bypassed=("dt_proj",)),
     "kimi_linear": StateLayers("self_attn"),
-    "lfm2": StateLayers("conv"),
-    "lfm2_moe": StateLayers("conv"),
+    "lfm2": SHORT_CONVOLUTION,
+    "lfm2_moe": SHORT_CONVOLUTION,
     "mamba": StateLayers("mixer", bypassed=("dt_proj",)),
     "mamba2": StateLayers("mixer"),
-    "minimax": StateLayers("self_attn"),
+    "minimax": StateLayers("self_attn", cached=False),
     "nemotron_h": StateLayers("mixer"),
-    "olmo_hybrid": StateLayers("linear_attn"),
-    "qwen3_5_moe_text": StateLayers("linear_attn"),
-    "qwen3_5_text": StateLayers("linear_attn"),
-    "qwen3_next": StateLayers("linear_attn"),
-    "recurrent_gemma": StateLayers("temporal_block"),
+    "olmo_hybrid": DELTA_NET,
+    "qwen3_5_moe_text": DELTA_NET,
+    "qwen3_5_text": DELTA_NET,
+    "qwen3_next": DELTA_NET,
+    "recurrent_gemma": StateLayers("temporal_block", cached=False),
 }
 
 

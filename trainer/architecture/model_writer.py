@@ -17,15 +17,17 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from headrace.schemas.publish import write_atomic
+from headrace.schemas.shards.tokenizer_content import with_tokens
 from headrace.trainer.architecture.model_files import INDEX_NAME
 from headrace.trainer.architecture.weight_names import as_stored, kept_in_float32
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its messages
 FILE_BYTES = 5 * 10**9  # transformers' own limit
 OVERRIDDEN = ("vocab_size", "max_position_embeddings", "rope_parameters")
+GENERATION_NAME, TOKENIZER_NAME = "generation_config.json", "tokenizer.json"
 COPIED = (
-    "generation_config.json",
-    "tokenizer.json",
+    GENERATION_NAME,
+    TOKENIZER_NAME,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -130,6 +132,17 @@ def write_index(directory: Path, files: Mapping[str, Mapping[str, int]]) -> None
     size = sum(sum(sizes.values()) for sizes in files.values())
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     write_atomic(directory / INDEX_NAME, json.dumps(index, indent=1) + "\n")
+
+
+def write_tokenizer(model: Path, directory: Path, tokens: Sequence[str]) -> None:
+    """Write the tokenizer of a model with new tokens, if it has any."""
+    if not tokens:
+        return
+    for name in COPIED:
+        if name not in (GENERATION_NAME, TOKENIZER_NAME) and (model / name).is_file():
+            shutil.copy2(model / name, directory / name)
+    content, _ = with_tokens((model / TOKENIZER_NAME).read_bytes(), tokens)
+    write_atomic(directory / TOKENIZER_NAME, content.decode())
 
 
 def overridden_keys(model: Path, config: Any) -> list[str]:

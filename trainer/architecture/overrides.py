@@ -1,15 +1,18 @@
 """A model's config with the settings that `[model_overrides]` puts in place of its own."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.shards.tokenizer_content import known_tokens, with_tokens
 from headrace.schemas.train.model_overrides import ORIGINAL, ModelOverrides, RopeScaling
-from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.architecture import Architecture, Growth
 from headrace.trainer.architecture.read_architecture import architecture_of
 
+TOKENIZER_NAME = "tokenizer.json"
 KEPT = ("rope_theta", "partial_rotary_factor")  # of the rotary settings there are
 POSITIONS = "max_position_embeddings"
 WITH_ORIGINAL = ("yarn", "longrope", "llama3")
@@ -30,7 +33,30 @@ def overridden(architecture: Architecture, overrides: ModelOverrides, path: str)
             "rope_scaling"
         )
     config = type(architecture.config).from_dict(values)
-    return replace(architecture_of(config, path), overrides=overrides)
+    growth = None
+    if overrides.new_tokens:
+        ids = new_ids(overrides.new_tokens, Path(path))
+        growth = Growth(architecture.config.vocab_size, tuple(ids))
+    return replace(architecture_of(config, path), overrides=overrides, growth=growth)
+
+
+def new_ids(tokens: Sequence[str], directory: Path) -> list[int]:
+    """Return the ids of new tokens in a model's tokenizer.
+
+    Raises:
+        ConfigError: it has none, or has one of them.
+    """
+    path = directory / TOKENIZER_NAME
+    if not path.is_file():
+        raise ConfigError(f"model_overrides.new_tokens: {path} not found; new tokens need one")
+    content = path.read_bytes()
+    there = known_tokens(content, tokens)
+    if there:
+        raise ConfigError(
+            f'model_overrides.new_tokens: "{there[0]}" is a token of {path} already; name its id '
+            "in adapter.trainable_token_indices to train its row, and leave it out"
+        )
+    return with_tokens(content, tokens)[1]
 
 
 def positions_differ(overrides: ModelOverrides) -> bool:
@@ -53,6 +79,9 @@ def with_overrides(
             values[ORIGINAL] = values["rope_parameters"][ORIGINAL]
     if overrides.max_position_embeddings is not None:
         values[POSITIONS] = overrides.max_position_embeddings
+    if overrides.new_tokens:
+        largest = max(new_ids(overrides.new_tokens, Path(path)))
+        values["vocab_size"] = max(values["vocab_size"], largest + 1)
     return values
 
 

@@ -3,12 +3,13 @@
 import torch
 
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 
 
 def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     """The type of frozen weights and of the computation."""
     if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if devices.is_accelerator(device) else torch.float32
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.train.parallel_dims import Coordinates
 from headrace.schemas.train.run_state import QuarantineRecord
+from headrace.trainer import devices
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.loader import GroupLoader
 from headrace.trainer.batches.step_inputs import Counts, StepInputs
@@ -67,9 +67,7 @@ def with_pinned(inputs: StepInputs) -> StepInputs:
 
 def pinned(tensor: Tensor | None) -> Tensor | None:
     """Copy a tensor to memory that a GPU can read from while the process goes on."""
-    if tensor is None or not torch.cuda.is_available():
-        return tensor
-    return tensor.pin_memory()
+    return None if tensor is None else devices.pin(tensor)
 
 
 def _inputs_of(batch: Batch, place: Coordinates, stages: int, total: Counts) -> StepInputs:

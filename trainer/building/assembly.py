@@ -15,10 +15,10 @@ from headrace.trainer.building.parameter_slots import find_buffers
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
-from headrace.trainer.layers.state_mixers import restart_at_documents
+from headrace.trainer.layers.state_mixers import restart_at_documents, take_one_row
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
-from headrace.trainer.stage.stage import Stage, StageNames
+from headrace.trainer.stage.spec import StageNames, StageSpec
 
 
 def assemble(
@@ -31,8 +31,8 @@ def assemble(
     *,
     trains: bool = True,
     sequence: SequenceSlice = WHOLE,
-) -> Stage:
-    """A stage whose parameters have no memory yet; its buffers have, and their initial values.
+) -> StageSpec:
+    """Return a stage whose parameters have no memory yet; its buffers have, and initial values.
 
     Args:
         initial: made by `lay_out_with_buffers` for this stage alone, which takes parts of it.
@@ -47,11 +47,14 @@ def assemble(
         norm=plan.prefix + family.norm if last and family.norm else None,
         head=plan.prefix + family.head if last else None,
     )
+    faster = config.kernels != "torch"
     used = [names.embedding, *names.layers, names.norm, names.head]
     modules = {name: plan.model.get_submodule(name) for name in used if name}
     for name, (index, half) in zip(names.layers, layers.pieces(), strict=True):
         if family.states is not None and architecture.stateful[index]:
-            restart_at_documents(mixer_of(modules[name], family.states))
+            mixer = mixer_of(modules[name], family.states)
+            restart_at_documents(mixer)
+            take_one_row(mixer, family.states.one_row if faster else None, device)
         if half is not None:
             modules[name] = half_of(modules[name], family, half)
     if first and config.embedding_on_cpu:
@@ -72,8 +75,8 @@ def assemble(
     if family.rotary is not None:
         rotary = initial.get_submodule(family.rotary)
     checkpointing = config.activation_checkpointing if trains else "none"
-    stage_module = Stage(
-        modules,
+    spec = StageSpec(
+        modules=modules,
         names=names,
         layers=list(layers),
         rotary=None if rotary is None else rotary.to(device),
@@ -91,10 +94,10 @@ def assemble(
         sequence=sequence,
     )
     if config.trained_matmul == "fp8":
-        for layer in stage_module.layers:
+        for layer in spec.layer_modules:
             multiply_trained_in_fp8(layer, dtype)
-    materialize_buffers(stage_module, initial, device)
-    return stage_module
+    materialize_buffers(spec, initial, device)
+    return spec
 
 
 def check_embedding_on_cpu(
@@ -118,10 +121,10 @@ def check_embedding_on_cpu(
         )
 
 
-def materialize_buffers(stage: Stage, initial: nn.Module, device: torch.device) -> None:
+def materialize_buffers(spec: StageSpec, initial: nn.Module, device: torch.device) -> None:
     """Give buffers without memory the values that the model is constructed with."""
-    moving = set(stage.parts)
-    for prefix, part in stage.names.items():
+    moving = set(spec.moved)
+    for prefix, part in spec.modules.items():
         home = device if part in moving else torch.device("cpu")
         for slot in find_buffers({prefix: part}):
             if slot.value.is_meta:

@@ -14,10 +14,10 @@ from headrace.trainer.building.held_values import HeldTypes, lay_out_with_buffer
 from headrace.trainer.building.materializer import Filled, Materializer
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import StageCut
-from headrace.trainer.building.weight_source import RandomWeights, WeightSource
+from headrace.trainer.building.weight_source import RandomWeights, WeightSource, grown
 from headrace.trainer.quantized.cache import QuantizedCache
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
-from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.spec import StageSpec
 
 
 def fill_stage(
@@ -26,7 +26,7 @@ def fill_stage(
     cut: StageCut,
     device: torch.device,
     sequence: SequenceSlice = WHOLE,
-) -> tuple[Stage, Filled]:
+) -> tuple[StageSpec, Filled]:
     """Assemble a stage and give every weight and buffer of it memory and value.
 
     Raises:
@@ -58,7 +58,8 @@ def weight_source(
         return RandomWeights(plan.plain, config.seed, device)
     kept = plan.quantization.stored if plan.quantization else None
     directory = model_directory(config.model, config.weights)
-    return StoredWeights(directory, plan.plain, types.of, device, kept or frozenset())
+    stored = StoredWeights(directory, plan.plain, types.of, device, kept or frozenset())
+    return grown(stored, plan.architecture)
 
 
 def open_cache(

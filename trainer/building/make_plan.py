@@ -27,7 +27,7 @@ def make_plan(config: TrainConfig, base: Architecture) -> Plan:
     architecture, reshaped = base, kind.reshape(config.adapter, base.config)
     if reshaped is not base.config:
         architecture = architecture_of(reshaped, str(directory))
-        architecture = replace(architecture, overrides=base.overrides)
+        architecture = replace(architecture, overrides=base.overrides, growth=base.growth)
     plain = lay_out(architecture)
     quantization = plan_quantization(config, directory, plain)
     method = kind(config.adapter, architecture, plain, config.model, config.seed)

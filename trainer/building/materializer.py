@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.method import TuningMethod
-from headrace.trainer.adapters.names import base_name, is_adapter
+from headrace.trainer.adapters.names import ADAPTER, base_name, is_adapter, rows_name
+from headrace.trainer.adapters.token_rows import row_adapters
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.held_values import HeldTypes
@@ -28,7 +29,7 @@ from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.weight_offload import is_offloaded
 from headrace.trainer.quantized.frozen_weight import FrozenWeight, Quantizer
 from headrace.trainer.quantized.modules import QuantizableModule, quantized_weights_of
-from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.spec import StageSpec
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,20 @@ class Materializer:
         self.embedding_name = f"{architecture.family.embedding}.weight"
         self.head_name = f"{architecture.family.head}.weight"
 
-    def fill(self, stage: Stage) -> Filled:
+    def fill(self, stage: StageSpec) -> Filled:
         """Load or initialize all parameters."""
-        slots = list(find_slots(stage.names))
-        self._adapted = self.method.taking_over(stage.names)
+        slots = list(find_slots(stage.modules))
+        self._adapted = self.method.taking_over(stage.modules)
         base = [slot for slot in slots if not is_adapter(slot.name)]
         tied_head = self._fill_base(self._fill_from_cache(base))
-        self._fill_buffers(stored_buffers(stage.names))
+        self._fill_buffers(stored_buffers(stage.modules))
         self._fill_cache(stage)
         initial = self._fill_adapters(stage)
-        swap_expert_adapters(stage)
-        left = [name for name, tensor in stage.named_parameters() if tensor.is_meta]
-        left += [name for name, tensor in stage.named_buffers() if tensor.is_meta]
+        if tied_head is None:
+            tied_head = self._share_rows(stage)
+        swap_expert_adapters(stage.tree)
+        left = [name for name, tensor in stage.tree.named_parameters() if tensor.is_meta]
+        left += [name for name, tensor in stage.tree.named_buffers() if tensor.is_meta]
         assert not left, f"not loaded: {left}"
         trained = [
             self._trained(slot, slot.owner._parameters[slot.attribute])
@@ -169,12 +172,12 @@ class Materializer:
             left += [slot for slot in group_slots if not (found and holds_quantized(slot))]
         return left
 
-    def _fill_cache(self, stage: Stage) -> None:
+    def _fill_cache(self, stage: StageSpec) -> None:
         """Keep what was quantized, a file for each decoder layer."""
         if self.cache is None:
             return
-        for name in stage.layer_names:
-            held = dict(quantized_weights_of({name: stage.names[name]}))
+        for name in stage.names.layers:
+            held = dict(quantized_weights_of({name: stage.modules[name]}))
             layer = self._layer_of(f"{name}.")
             if held and layer and layer not in self._from_cache:
                 self.cache.store(
@@ -230,10 +233,10 @@ class Materializer:
         head.fill(parameter)
         return parameter
 
-    def _fill_adapters(self, stage: Stage) -> dict[str, Tensor]:
+    def _fill_adapters(self, stage: StageSpec) -> dict[str, Tensor]:
         """Initialize adapters, after the weights that they may start from."""
         kept: dict[str, Tensor] = {}
-        for name, layer in self.method.adapters(stage.names):
+        for name, layer in self.method.adapters(stage.modules):
             values = self._taken.pop(name, None) or self.method.initial_values(name, layer)
             for part, value in values.items():
                 path, _, attribute = part.rpartition(".")
@@ -243,6 +246,16 @@ class Materializer:
                 if self.method.keeps(part):
                     kept[f"{name}.{part}"] = value.cpu().clone()
         return kept
+
+    def _share_rows(self, stage: StageSpec) -> nn.Parameter | None:
+        """Let a tied head have the embedding's trained rows, with a gradient of its own."""
+        rows = [adapter.trainable_tokens_delta for _, adapter in row_adapters(stage.modules)]
+        if not self.architecture.tied or len(rows) < 2:
+            return None
+        embedding, head = rows
+        shared = nn.Parameter(embedding[ADAPTER].data)
+        head[ADAPTER] = shared
+        return shared
 
     @property
     def _layers(self) -> str:
@@ -264,6 +277,10 @@ class Materializer:
 
     def _trained(self, slot: Slot, parameter: nn.Parameter | None) -> TrainedParameter:
         assert parameter is not None
+        family, prefix = self.architecture.family, self.method.prefix
+        if self.architecture.tied and slot.name == rows_name(prefix, family.head):
+            rows = rows_name(prefix, family.embedding)
+            return TrainedParameter(rows, parameter, owned=False)
         tied = self.architecture.tied and self._is_head(slot) and not self._is_copy(slot)
         if tied and not is_adapter(slot.name):
             return TrainedParameter(self.embedding_name, parameter, owned=False)

@@ -9,6 +9,7 @@ import torch
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.history import AdapterHistory
+from headrace.trainer.adapters.names import rows_name
 from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan
@@ -20,6 +21,7 @@ from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
 from headrace.trainer.quantized.selection import check_fp8_device
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.acceleration import accelerate
+from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
 
 
@@ -43,20 +45,19 @@ def build_stage(
     """
     check_fp8_device(config, device)
     cut = StageCut(stage, config.parts, partition(config, plan.size)[stage])
-    built, filled = fill_stage(config, plan, cut, device, sequence)
-    offload_weights(built, config, device)
+    spec, filled = fill_stage(config, plan, cut, device, sequence)
+    spec = replace(spec, weight_offload=offloaded(spec, config, device))
+    reference = None
     if config.objective.has_reference:
-        built.reference = reference_of(built, plan, config, cut, device)
-        built.reference.weight_offload = built.weight_offload
-        accelerate(built.reference, config, plan.architecture, device)
-    accelerate(built, config, plan.architecture, device)
-    share_rows(built.modules(), sequence)
-    embedding = f"{plan.architecture.family.embedding}.weight"
-    tied_name = embedding if plan.architecture.tied else None
+        reference = construct(reference_of(spec, plan, config, cut, device), config, device).eval()
+    built = construct(spec, config, device, reference)
+    embedding = plan.architecture.family.embedding
+    shared = {f"{embedding}.weight", rows_name(plan.method.prefix, embedding)}
+    tied = [p.parameter for p in filled.trained if p.name in shared and plan.architecture.tied]
     return BuiltStage(
         chunks=[built],
         trained=filled.trained,
-        tied_copy=next((p.parameter for p in filled.trained if p.name == tied_name), None),
+        tied_copy=next(iter(tied), None),
         tied_head=filled.tied_head,
         model_config=plan.architecture.config,
         method=plan.method,
@@ -68,22 +69,31 @@ def build_stage(
     )
 
 
-def offload_weights(stage: Stage, config: TrainConfig, device: torch.device) -> None:
-    """Leave the weights that the config names in host memory.
+def construct(
+    spec: StageSpec, config: TrainConfig, device: torch.device, reference: Stage | None = None
+) -> Stage:
+    """Return the stage of filled modules, with the faster parts that the config allows."""
+    faster = accelerate(spec, config, device)
+    share_rows(spec.tree.modules(), spec.sequence)
+    return Stage(replace(spec, acceleration=faster), reference)
+
+
+def offloaded(spec: StageSpec, config: TrainConfig, device: torch.device) -> WeightOffload | None:
+    """Leave the weights that the config names in host memory, and return what brings them.
 
     Raises:
         ConfigError: no layer of the model has such weights.
     """
     wish = config.weight_offload
     if wish == "none":
-        return
-    layers = list(zip(stage.layer_names, stage.layers, strict=True))
+        return None
+    layers = list(zip(spec.names.layers, spec.layer_modules, strict=True))
     if not any(find_weights(name, layer, wish) for name, layer in layers):
         raise ConfigError(
             f'weight_offload = "{wish}": the layers of this model have no frozen part of that '
             "name; drop it"
         )
-    stage.weight_offload = WeightOffload(layers, wish, device)
+    return WeightOffload(layers, wish, device)
 
 
 def build_chunks(

@@ -15,16 +15,16 @@ from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.quantized.modules import QuantizableModule
-from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.spec import StageSpec
 
 
 def reference_of(
-    policy: Stage,
+    policy: StageSpec,
     plan: Plan,
     config: TrainConfig,
     cut: StageCut,
     device: torch.device,
-) -> Stage:
+) -> StageSpec:
     """A stage of the same layers without adapters, to be run without gradients.
 
     Under adapters it is made of the very modules that they wrap and takes no memory. Where the
@@ -46,12 +46,12 @@ def reference_of(
     if plan.method.trains_base:
         copy_weights(policy, reference)
     share_buffers(policy, reference)
-    return reference.eval()
+    return replace(reference, weight_offload=policy.weight_offload)
 
 
-def share_modules(policy: Stage, model: Any) -> None:
+def share_modules(policy: StageSpec, model: Any) -> None:
     """Put the modules that adapters wrap, or leave alone, into a model without adapters."""
-    for prefix, module in policy.names.items():
+    for prefix, module in policy.modules.items():
         for name, part in module.named_modules():
             path = f"{prefix}.{name}." if name else f"{prefix}."
             frozen = not is_adapter(path) and ".modules_to_save." not in path
@@ -68,18 +68,18 @@ def share_modules(policy: Stage, model: Any) -> None:
                 model.set_submodule(place, part)
 
 
-def share_buffers(policy: Stage, reference: Stage) -> None:
+def share_buffers(policy: StageSpec, reference: StageSpec) -> None:
     """Give the reference the buffers that the checkpoint holds; nothing trains them."""
-    values = {base_name(slot.name): slot.value for slot in stored_buffers(policy.names)}
-    for slot in stored_buffers(reference.names):
+    values = {base_name(slot.name): slot.value for slot in stored_buffers(policy.modules)}
+    for slot in stored_buffers(reference.modules):
         slot.fill(values[slot.name])
 
 
-def copy_weights(policy: Stage, reference: Stage) -> None:
+def copy_weights(policy: StageSpec, reference: StageSpec) -> None:
     """Frozen copies of all weights; those that share memory share their copy."""
     copies: dict[int, Tensor] = {}
     weights = policy.canonical_parameters()
-    for slot in find_slots(reference.names):
+    for slot in find_slots(reference.modules):
         weight = weights[slot.name].detach()
         copy = copies.setdefault(weight.data_ptr(), weight.clone())
         slot.fill(nn.Parameter(copy, requires_grad=False))

@@ -208,8 +208,8 @@ def build_tiny(config: TrainConfig, plan: Plan) -> list[TinyStage]:
     cuts = [range(layers // 2), range(layers // 2, layers)] if layers > 1 else [range(1)]
     stages = []
     for number, part in enumerate(cuts):
-        stage, filled = fill_stage(config, plan, StageCut(number, len(cuts), Span.whole(part)), CPU)
-        stages.append(TinyStage(stage.eval(), filled.trained, filled.tied_head))
+        spec, filled = fill_stage(config, plan, StageCut(number, len(cuts), Span.whole(part)), CPU)
+        stages.append(TinyStage(Stage(spec).eval(), filled.trained, filled.tied_head))
     return stages
 
 
@@ -288,8 +288,8 @@ def tiny_stage(architecture: Architecture) -> Stage:
         shrunk.save_pretrained(folder)
         tiny = architecture_of(shrunk, folder)
         layers = Span.whole(range(shrunk.num_hidden_layers))
-        stage, _ = fill_stage(config, make_plan(config, tiny), StageCut(0, 1, layers), CPU)
-    return stage.eval()
+        spec, _ = fill_stage(config, make_plan(config, tiny), StageCut(0, 1, layers), CPU)
+    return Stage(spec).eval()
 
 
 def plan_model(config: TrainConfig) -> Plan:
@@ -302,7 +302,7 @@ def plan_model(config: TrainConfig) -> Plan:
     architecture = read_architecture(directory)
     if architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
-    architecture = overridden(architecture, config.model_overrides, config.model)
+    architecture = overridden(architecture, config.model_overrides, str(directory))
     if config.sequence_parallel > 1:
         check_rows_can_be_cut(config, architecture)
     plan = make_plan(config, architecture)

@@ -1,13 +1,15 @@
 """A source of a model's weights, and the one that initializes them at random."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
+from headrace.trainer.architecture.architecture import Architecture, Growth
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
 
@@ -27,6 +29,68 @@ class WeightSource(Protocol):
     def read_buffers(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | None]:
         """The values of persistent buffers, likewise; None leaves one as it was constructed."""
         ...
+
+
+class GrownWeights:
+    """Another source's weights with rows for new tokens: the mean of those there are.
+
+    Args:
+        names: of the weights and biases that have a row for each token.
+    """
+
+    def __init__(self, source: WeightSource, growth: Growth, names: Collection[str]) -> None:
+        self.source = source
+        self.growth = growth
+        self.names = names
+
+    def __enter__(self) -> "GrownWeights":
+        self.source.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.source.__exit__(*error)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.source
+
+    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | FrozenWeight]:
+        """Yield the values that `WeightSource` promises.
+
+        Raises:
+            DataError: the embedding or the head is stored quantized, or as the source says.
+        """
+        rows = self.growth.rows
+        stored = [
+            (name, torch.Size((rows, *shape[1:])) if name in self.names else shape)
+            for name, shape in wanted
+        ]
+        for (name, shape), value in zip(wanted, self.source.read(stored), strict=True):
+            if name not in self.names:
+                yield value
+            elif isinstance(value, Tensor):
+                yield self._grown(value, shape)
+            else:
+                raise DataError(f"{name} is stored quantized, and new tokens need rows of it")
+
+    def read_buffers(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | None]:
+        """Read buffers as the source does."""
+        return self.source.read_buffers(wanted)
+
+    def _grown(self, value: Tensor, shape: torch.Size) -> Tensor:
+        mean = value.float().mean(dim=0).to(value.dtype)
+        grown = mean.expand(shape).clone()
+        grown[: self.growth.rows] = value
+        grown[list(self.growth.tokens)] = mean  # whose rows may have been there, untrained
+        return grown
+
+
+def grown(source: WeightSource, architecture: Architecture) -> WeightSource:
+    """Return a source of the weights that a model with new tokens has."""
+    if architecture.growth is None:
+        return source
+    family = architecture.family
+    names = {f"{family.embedding}.weight", f"{family.head}.weight", f"{family.head}.bias"}
+    return GrownWeights(source, architecture.growth, names)
 
 
 class RandomWeights:

@@ -8,6 +8,7 @@ MLP reads what attention has already changed, and only the MLP's part can be fol
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.progress import Progress, silent
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.names import PEFT_PREFIX
+from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.architecture.model_writer import save_tensors
-from headrace.trainer.building.model_builder import build_stage
+from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan
+from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.export.control_file import LayerControl, read_control
 from headrace.trainer.export.output import check_new, new_output
@@ -56,18 +59,16 @@ def control_to_lora(
     """
     check_new(output)
     controls = {control.layer: control for control in read_control(adapter)}
-    config = measuring_config(model)
+    config = plain_config(model)
     plan = plan_model(config)
     layers = plan.architecture.config.num_hidden_layers
     if max(controls) >= layers:
         raise ConfigError(f"{adapter}: has layer {max(controls)}, but {model} only {layers}")
-    config = measuring_config(model, layers)
     targets, worst = writing_layers(plan), 0.0
     tensors: dict[str, Tensor] = {}
     hidden = random_ids(plan)
     for index in progress(range(layers), [1] * layers, "folding layers", "layers"):
-        stage = build_stage(config, index, torch.device("cpu"), plan).stage
-        stage.norm = None
+        stage = layer_alone(config, plan, index)
         hidden, error, folded = fold(stage, hidden, targets, controls.get(index), inverse)
         worst = max(worst, error)
         prefix = f"{PEFT_PREFIX}{stage.layer_names[0]}."
@@ -83,14 +84,20 @@ def control_to_lora(
     return worst
 
 
-def measuring_config(model: Path, stages: int = 1) -> TrainConfig:
-    """A stage a layer, so that one layer is in memory at a time."""
+def layer_alone(config: TrainConfig, plan: Plan, index: int) -> Stage:
+    """Return one layer as a stage, so that one is in memory at a time; without the last norm."""
+    layers = plan.architecture.config.num_hidden_layers
+    cut = StageCut(index, layers, Span.whole(range(index, index + 1)))
+    spec, _ = fill_stage(config, plan, cut, torch.device("cpu"))
+    return Stage(replace(spec, names=replace(spec.names, norm=None)))
+
+
+def plain_config(model: Path) -> TrainConfig:
+    """Return the config that trains the whole model in float32 with plain modules."""
     return TrainConfig.model_validate(
         {
             "model": str(model),
             "output_dir": "unused",
-            "pipeline_stages": stages,
-            "partition": "uniform",
             "dtype": "float32",
             "kernels": "torch",
             "adapter": {"kind": "none"},

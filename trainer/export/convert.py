@@ -28,13 +28,14 @@ from headrace.trainer.architecture.model_writer import (
     copy_model_files,
     file_count,
     write_index,
+    write_tokenizer,
 )
 from headrace.trainer.building.checkpoint_files import INITIAL, MERGED, PARAMETER, CheckpointTensors
 from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
 from headrace.trainer.building.self_check import plan_model
-from headrace.trainer.building.weight_source import WeightSource
+from headrace.trainer.building.weight_source import WeightSource, grown
 from headrace.trainer.export.export import saved_dtype, stored_dtype
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.export.output import check_new, new_output
@@ -164,13 +165,14 @@ def write_model(
     slots = {path: list(find_slots({path: skeleton.get_submodule(path)})) for path in paths}
     sizes = {p: sum(s.empty.numel() for s in slots[p]) * dtype.itemsize for p in paths}
     writer = ModelWriter(output, skeleton, 0, file_count(list(sizes.values())))
-    with StoredWeights(base, skeleton) as source:
+    with grown(StoredWeights(base, skeleton), architecture) as source:
         for path in progress(paths, list(sizes.values()), "convert"):
             values = module_values(slots[path], plan, tensors, source)
             values = as_saved(skeleton, values, dtype)
             writer.add(values | module_buffers(path, plan, source), sizes[path])
     write_index(output, writer.finish())
     copy_model_files(base, output, skeleton, dtype)
+    write_tokenizer(base, output, architecture.overrides.new_tokens)
 
 
 def module_buffers(path: str, plan: Plan, source: WeightSource) -> dict[str, Tensor]:

@@ -16,11 +16,13 @@ from headrace.trainer.architecture.model_writer import (
     copy_model_files,
     file_count,
     write_index,
+    write_tokenizer,
 )
 from headrace.trainer.architecture.weight_index import has_weights
 from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
+from headrace.trainer.building.weight_source import grown
 from headrace.trainer.export.model_card import write_card
 from headrace.trainer.messages import gather, gather_at_first
 from headrace.trainer.parallel import RankLayout
@@ -180,7 +182,7 @@ def unquantized(
         for name, (part, attribute) in held.items()
     ]
     values: dict[str, Tensor] = {}
-    with StoredWeights(model, built.skeleton) as source:
+    with grown(StoredWeights(model, built.skeleton), built.architecture) as source:
         for name, value in zip(held, source.read(wanted), strict=True):
             assert isinstance(value, Tensor)
             values[name] = value
@@ -197,6 +199,7 @@ def finish_model(
     """The index over the stages' files, config and tokenizer, as transformers expects."""
     write_index(directory, {name: sizes for part in files for name, sizes in part.items()})
     copy_model_files(model, directory, built.skeleton, dtype)
+    write_tokenizer(model, directory, built.architecture.overrides.new_tokens)
 
 
 def stored_dtype(config: Any) -> torch.dtype:

@@ -13,7 +13,7 @@ from gguf.quants import quant_shape_to_byte_shape, quantize
 
 from headrace.schemas.progress import Progress, silent
 from headrace.schemas.publish import writing
-from headrace.trainer.export.gguf_family import add_hyperparameters, gguf_family, read_model_config
+from headrace.trainer.export.gguf_family import add_hyperparameters, read_model_config
 from headrace.trainer.export.gguf_parts import (
     NameMap,
     Part,
@@ -23,6 +23,7 @@ from headrace.trainer.export.gguf_parts import (
 )
 from headrace.trainer.export.gguf_tokenizer import add_tokenizer
 from headrace.trainer.export.output import check_new, new_output
+from headrace.trainer.stored.gguf_records import gguf_record
 
 StoredType = Literal["f32", "f16", "bf16", "q8_0"]
 FILE_TYPES = {
@@ -56,14 +57,14 @@ def export_gguf(
     """
     check_new(output)
     config = read_model_config(model)
-    family = gguf_family(model, config["model_type"])
+    record = gguf_record(str(model), config)
     with new_output(output) as temporary:
-        writer = GGUFWriter(temporary, MODEL_ARCH_NAMES[family.arch])
-        names = NameMap(family, config)
+        writer = GGUFWriter(temporary, MODEL_ARCH_NAMES[record.arch])
+        names = NameMap(record, config)
         if adapter is not None:
             parts = list(adapter_parts(writer, names, adapter, base_shapes(model)))
         else:
-            add_hyperparameters(writer, config, family)
+            add_hyperparameters(writer, config, record)
             writer.add_file_type(FILE_TYPES[stored][1])
             add_tokenizer(writer, model, config["vocab_size"], pre)
             parts = list(model_parts(names, model))

@@ -1,48 +1,20 @@
 """Facts about an architecture that llama.cpp needs, and its layout of the weights."""
 
+import logging
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
+from gguf import GGUFWriter, RopeScalingType
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.architecture.config_limits import read_model_config as check_sizes
 from headrace.trainer.architecture.config_limits import transformers_reads
-from headrace.trainer.architecture.families import FAMILIES
+from headrace.trainer.stored.gguf_records import SLIDING, GgufRecord, window
 
-
-@dataclass(frozen=True)
-class GgufFamily:
-    """Architecture name and weight layout of a family in llama.cpp.
-
-    Attributes:
-        rotates_pairs: as in `GgufKind`.
-        norm_offset: added to the weights of norms.
-    """
-
-    arch: MODEL_ARCH
-    rotates_pairs: bool
-    norm_offset: float
-
-
-def gguf_family(model: Path, model_type: str) -> GgufFamily:
-    """Return the layout of a family's weights.
-
-    Raises:
-        ConfigError: the family cannot be exported.
-    """
-    family = FAMILIES.get(model_type)
-    if family is None or family.gguf is None:
-        known = ", ".join(name for name, other in FAMILIES.items() if other.gguf is not None)
-        raise ConfigError(
-            f'{model}: model_type "{model_type}" cannot be exported to GGUF; supported: {known}'
-        )
-    offset = 0.0 if family.rms_norm is None else family.rms_norm.offset
-    return GgufFamily(MODEL_ARCH[family.gguf.arch], family.gguf.rotates_pairs, offset)
+logger = logging.getLogger(__name__)
 
 
 def read_model_config(model: Path) -> dict[str, Any]:
@@ -59,42 +31,47 @@ def read_model_config(model: Path) -> dict[str, Any]:
     return values
 
 
-def add_hyperparameters(writer: GGUFWriter, config: dict[str, Any], family: GgufFamily) -> None:
+def add_hyperparameters(writer: GGUFWriter, config: dict[str, Any], record: GgufRecord) -> None:
     """Write the architecture's hyperparameters."""
-    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_context_length(context_length(config, record))
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_head_count_kv(config.get("num_key_value_heads") or config["num_attention_heads"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_key_length(config["head_dim"])
     writer.add_value_length(config["head_dim"])
-    writer.add_rope_dimension_count(config["head_dim"])
-    if family.arch is MODEL_ARCH.GEMMA2:
-        check_attention_scale(config)
-        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
-        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
-    if family.arch in (MODEL_ARCH.GEMMA2, MODEL_ARCH.PHI3) and config.get("sliding_window"):
-        writer.add_sliding_window(config["sliding_window"])
-    add_rope(writer, config["rope_parameters"])
+    rope = global_rope(config)
+    turned = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    writer.add_rope_dimension_count(int(config["head_dim"] * turned))
+    for write in record.writes:
+        write(writer, config)
+    add_rope(writer, rope)
 
 
-def check_attention_scale(config: dict[str, Any]) -> None:
-    """llama.cpp has no key for it: it takes the head size, or in the 27B shape the width of a head.
-
-    Raises:
-        ConfigError: the model has another scale.
+def context_length(config: dict[str, Any], record: GgufRecord) -> int:
+    """Return the tokens up to which llama.cpp computes the same: where its graph of a type has no
+    attention window, those of the model's window.
     """
-    is_27b = config["num_hidden_layers"] == 46
-    width = config["hidden_size"] // config["num_attention_heads"]
-    expected = width if is_27b else config["head_dim"]
-    if config["query_pre_attn_scalar"] != expected:
-        raise ConfigError(
-            f"query_pre_attn_scalar = {config['query_pre_attn_scalar']} has no form in GGUF, "
-            f"where it is always {expected}"
-        )
+    positions: int = config["max_position_embeddings"]
+    reach: int | None = config.get("sliding_window")
+    kinds = config.get("layer_types") or [SLIDING]
+    used = config.get("use_sliding_window") is not False and SLIDING in kinds
+    if reach is None or not used or window in record.writes or reach >= positions:
+        return positions
+    logger.warning(
+        "attention reaches %d tokens back, which llama.cpp does not do for this type of model: the "
+        "file's context is as long",
+        reach,
+    )
+    return reach
+
+
+def global_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the rotary settings of layers that see everything, where they differ by kind."""
+    rope: dict[str, Any] = config["rope_parameters"]
+    return rope.get("full_attention", rope)
 
 
 def add_rope(writer: GGUFWriter, rope: dict[str, Any]) -> None:
@@ -124,7 +101,7 @@ def rope_factors(config: dict[str, Any]) -> npt.NDArray[np.float32] | None:
     Wavelengths above the old context over `low_freq_factor` are stretched by `factor`, those below
     it over `high_freq_factor` are left, between them it is interpolated.
     """
-    rope = config["rope_parameters"]
+    rope = global_rope(config)
     if rope["rope_type"] != "llama3":
         return None
     exponents = np.arange(0, config["head_dim"], 2, dtype=np.float64) / config["head_dim"]

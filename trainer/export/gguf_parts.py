@@ -1,6 +1,7 @@
 """The tensors of a GGUF file: names, shapes, and values in llama.cpp's order."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,19 +9,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from gguf import GGUFWriter, get_tensor_name_map
 from safetensors import safe_open
 from torch import Tensor
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.json_text import read_json_object
+from headrace.trainer.architecture.model_files import StoredTensor
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
-from headrace.trainer.architecture.weight_index import adapter_file, read_header, weight_files
-from headrace.trainer.export.gguf_family import GgufFamily, rope_factors
+from headrace.trainer.architecture.weight_index import adapter_file, stored_tensors
+from headrace.trainer.export.gguf_family import rope_factors
+from headrace.trainer.stored.gguf_records import GgufRecord
 
 LORA_PREFIX = "base_model.model."
 HEAD = "lm_head"
 TIED = ("embed_tokens", HEAD)
+EXPERT = re.compile(r"experts\.(\d+)\.")  # its number in a name
 MATRICES = {"A.weight": "a", "B.weight": "b", "embedding_A": "a", "embedding_B": "b"}
 
 
@@ -36,10 +41,10 @@ class Part:
 class NameMap:
     """GGUF's name for a weight, and its values as llama.cpp wants them."""
 
-    def __init__(self, family: GgufFamily, config: dict[str, Any]) -> None:
-        self.family = family
+    def __init__(self, record: GgufRecord, config: dict[str, Any]) -> None:
+        self.record = record
         self.config = config
-        self.map = get_tensor_name_map(family.arch, config["num_hidden_layers"])
+        self.map = get_tensor_name_map(record.arch, config["num_hidden_layers"])
         self.is_tied = bool(config.get("tie_word_embeddings"))
 
     def name(self, name: str, source: Path) -> str:
@@ -56,8 +61,8 @@ class NameMap:
     def arrange(self, name: str, values: Tensor) -> Tensor:
         """Rows of query and key weights in llama.cpp's order, norms with their offset."""
         if name.endswith("norm.weight"):
-            return values + self.family.norm_offset
-        if not self.family.rotates_pairs:
+            return values + self.record.norm_offset
+        if not self.record.rotates_pairs:
             return values
         if ".q_proj." in name:
             return pair_rows(values, self.config["num_attention_heads"])
@@ -77,29 +82,44 @@ def pair_rows(values: Tensor, heads: int) -> Tensor:
 
 
 def model_parts(names: NameMap, model: Path) -> Iterator[Part]:
-    """Yield the weights of a model directory, without a head that is the embedding again."""
-    for file in weight_files(model):
-        read_header(file)
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                if names.is_tied and name == f"{HEAD}.weight":
-                    continue
-                shape = tuple(tensors.get_slice(name).get_shape())
-                yield Part(names.name(name, file), shape, reader(names, file, name))
+    """Yield the weights of a model directory, without a head that is the embedding again.
+
+    The experts of a layer, stored one by one, become one tensor.
+    """
+    stored = stored_tensors(model)
+    stacks: dict[str, list[str]] = {}
+    for name in stored:
+        if names.is_tied and name == f"{HEAD}.weight":
+            continue
+        stacks.setdefault(EXPERT.sub("experts.", name), []).append(name)
+    for name, own in stacks.items():
+        own.sort(key=lambda member: int((EXPERT.search(member) or [0, 0])[1]))
+        first = stored[own[0]]
+        shape = tuple(first.shape) if own == [name] else (len(own), *first.shape)
+        yield Part(names.name(name, first.path), shape, reader(names, stored, own, name))
     factors = rope_factors(names.config)
     if factors is not None:
         yield Part("rope_freqs.weight", factors.shape, lambda: factors)
 
 
-def reader(names: NameMap, file: Path, name: str) -> Callable[[], npt.NDArray[np.float32]]:
-    """Reads one weight when its turn comes."""
+def reader(
+    names: NameMap, stored: Mapping[str, StoredTensor], own: list[str], name: str
+) -> Callable[[], npt.NDArray[np.float32]]:
+    """Return what reads one weight, or all experts of one, when its turn comes."""
 
     def read() -> npt.NDArray[np.float32]:
-        with safe_open(file, framework="pt") as tensors:
-            values = names.arrange(name, tensors.get_tensor(name).float())
-        return np.ascontiguousarray(values.numpy())
+        values = [names.arrange(member, read_one(stored[member].path, member)) for member in own]
+        whole = values[0] if own == [name] else torch.stack(values)
+        return np.ascontiguousarray(whole.numpy())
 
     return read
+
+
+def read_one(file: Path, name: str) -> Tensor:
+    """Return a tensor of a file, in float32."""
+    with safe_open(file, framework="pt") as tensors:
+        values: Tensor = tensors.get_tensor(name)
+    return values.float()
 
 
 def base_shapes(model: Path) -> dict[str, tuple[int, ...]]:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.progress import Progress, silent
-from headrace.trainer.adapters.names import PEFT_PREFIX, base_name, file_name, is_adapter
-from headrace.trainer.adapters.override_record import read_overrides
+from headrace.trainer.adapters.names import PEFT_PREFIX, ROWS, base_name, file_name, is_adapter
 from headrace.trainer.adapters.patterns import name_modules
-from headrace.trainer.adapters.peft_settings import read_peft_settings
+from headrace.trainer.adapters.peft_settings import read_overrides, read_peft_settings
+from headrace.trainer.adapters.token_rows import RowAdapter, add_token_rows
 from headrace.trainer.adapters.whole_names import whole_names
 from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.architecture import Architecture
@@ -26,12 +26,13 @@ from headrace.trainer.architecture.model_writer import (
     copy_model_files,
     file_count,
     write_index,
+    write_tokenizer,
 )
 from headrace.trainer.architecture.overrides import overridden
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
 from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
-from headrace.trainer.building.weight_source import WeightSource
+from headrace.trainer.building.weight_source import WeightSource, grown
 
 
 def write_merged(
@@ -62,7 +63,10 @@ def write_merged(
     modules = names.modules or [n for n, _ in skeleton.named_modules()]
     parameters = [names.outward(n) for n, _ in skeleton.named_parameters()]
     name_modules(settings, modules, adapter, parameters, names.inward)
+    tokens, settings.trainable_token_indices = token_rows(settings), None
     wrapped = add_adapter(lay_out(architecture), settings)
+    if tokens:
+        add_token_rows(wrapped, rows_at(architecture), tokens)
     count = 0
     stored = load_file(adapter / "adapter_model.safetensors")
     tensors = {names.inward(name): value for name, value in stored.items()}
@@ -71,7 +75,7 @@ def write_merged(
     dtype = getattr(architecture.config, "dtype", None) or torch.float32
     sizes = [stored_size(skeleton.get_submodule(path), dtype) for path in paths]
     writer = ModelWriter(output, skeleton, 0, file_count(sizes))
-    with StoredWeights(model, lay_out(architecture)) as source:
+    with grown(StoredWeights(model, lay_out(architecture)), architecture) as source:
         for path, size in progress(list(zip(paths, sizes, strict=True)), sizes, "merge"):
             name, module = PEFT_PREFIX + path, wrapped.get_submodule(PEFT_PREFIX + path)
             slots = list(find_slots({name: module}))
@@ -88,7 +92,28 @@ def write_merged(
         raise DataError(f"{adapter}: {model} has no place for its tensor {sorted(unused)[0]}")
     write_index(output, writer.finish())
     copy_model_files(model, output, skeleton, dtype)
+    write_tokenizer(model, output, architecture.overrides.new_tokens)
     return count
+
+
+def token_rows(settings: LoraConfig) -> list[int]:
+    """Return the tokens whose rows an adapter has trained.
+
+    Raises:
+        ConfigError: they differ by module.
+    """
+    found = settings.trainable_token_indices or []
+    lists = list(found.values()) if isinstance(found, dict) else [found]
+    if any(tokens != lists[0] for tokens in lists):
+        raise ConfigError("trainable_token_indices differ by module; merge it with PEFT")
+    return sorted(lists[0])
+
+
+def rows_at(architecture: Architecture) -> list[str]:
+    """Return the modules that have trained rows; a tied head is written as the embedding."""
+    family = architecture.family
+    paths = [family.embedding] if architecture.tied else [family.embedding, family.head]
+    return [PEFT_PREFIX + path for path in paths]
 
 
 def check_scale(scale: float, settings: LoraConfig) -> None:
@@ -97,8 +122,9 @@ def check_scale(scale: float, settings: LoraConfig) -> None:
     Raises:
         ConfigError: its parts are no sums.
     """
-    if scale != 1 and (settings.use_dora or settings.modules_to_save):
-        kind = "DoRA adapters" if settings.use_dora else "whole modules"
+    whole = settings.modules_to_save or settings.trainable_token_indices
+    if scale != 1 and (settings.use_dora or whole):
+        kind = "DoRA adapters" if settings.use_dora else "whole modules and rows"
         raise ConfigError(f"--scale {scale}: {kind} cannot be scaled; merge them as they are")
 
 
@@ -116,7 +142,7 @@ def paths_to_write(
     paths += [path for path in (family.norm, family.head) if path]
     if architecture.tied:
         ends = (f".{family.embedding}.", f".{family.head}.")
-        if any(end in name for end in ends for name in tensors):
+        if any(end in name for end in ends for name in tensors if ROWS not in name):
             skeleton.config = copy.deepcopy(architecture.config)
             skeleton.config.tie_word_embeddings = False
         else:
@@ -132,7 +158,7 @@ def scale_and_count(module: nn.Module, scale: float) -> int:
             for name in part.scaling:
                 part.scaling[name] *= scale
             count += 1
-        elif hasattr(part, "modules_to_save"):
+        elif hasattr(part, "modules_to_save") or isinstance(part, RowAdapter):
             count += 1
     return count
 
@@ -232,6 +258,8 @@ def merged_values(name: str, module: Any) -> dict[str, Tensor]:
     for part in list(module.modules()):
         if isinstance(part, LoraLayer):
             part.merge(safe_merge=True)
+        elif isinstance(part, RowAdapter):
+            part.merge()
     return {
         base_name(key): parameter.detach()
         for key, parameter in module.named_parameters(prefix=name)

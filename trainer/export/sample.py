@@ -42,14 +42,25 @@ def config_below(model: Path, adapter: Path | None) -> Any:
     """Return a model's config as the adapter on it wants it."""
     from transformers import AutoConfig
 
-    from headrace.trainer.adapters.override_record import read_overrides
+    from headrace.trainer.adapters.peft_settings import read_overrides
     from headrace.trainer.architecture.overrides import with_overrides
 
     config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     if adapter is None:
         return config
-    values = with_overrides(config.to_dict(), read_overrides(adapter), str(model))
-    return type(config).from_dict(values)
+    overrides = read_overrides(adapter).model_copy(update={"new_tokens": []})
+    return type(config).from_dict(with_overrides(config.to_dict(), overrides, str(model)))
+
+
+def resize(network: Any, model: Path, adapter: Path) -> None:
+    """Give a model rows for the new tokens of an adapter, which holds their values."""
+    from headrace.trainer.adapters.peft_settings import read_overrides
+    from headrace.trainer.architecture.overrides import with_overrides
+
+    text = network.config.get_text_config().to_dict()
+    rows = with_overrides(text, read_overrides(adapter), str(model))["vocab_size"]
+    if rows > network.get_input_embeddings().weight.shape[0]:
+        network.resize_token_embeddings(rows, mean_resizing=False)
 
 
 class Sampler:
@@ -77,15 +88,17 @@ class Sampler:
         stored_tensors(model)
         quiet_libraries()
 
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from headrace.trainer import devices
 
         self.directory = model
         self.render = render
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = devices.device_type()
         local = {"local_files_only": True, "trust_remote_code": False}
         with tokenizer_errors(model), transformers_reads(model):
-            self.tokenizer = AutoTokenizer.from_pretrained(model, **local)
+            grown = adapter is not None and (adapter / "tokenizer.json").is_file()
+            self.tokenizer = AutoTokenizer.from_pretrained(adapter if grown else model, **local)
         with transformers_reads(model):
             network = AutoModelForCausalLM.from_pretrained(
                 model,
@@ -98,6 +111,7 @@ class Sampler:
         if adapter is not None:
             from headrace.trainer.export.applied_adapter import apply_adapter
 
+            resize(network, model, adapter)
             network = apply_adapter(network, adapter)
         self.network: Any = network.to(self.device).eval()
         self.has_adapter = adapter is not None

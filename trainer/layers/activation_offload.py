@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from headrace.trainer import devices
+
 
 @dataclass(eq=False)
 class Offloaded:
@@ -19,10 +21,10 @@ class Offloaded:
 
     host: Tensor  # pinned on a machine with a GPU
     device: torch.device
-    copied: torch.cuda.Event | None  # the copy to the host; None on CPU
+    copied: torch.Event | None  # the copy to the host; None on CPU
     before: "Offloaded | None"  # the one that was offloaded before, and is wanted back after it
     fetched: Tensor | None = None
-    ready: torch.cuda.Event | None = None  # the copy back
+    ready: torch.Event | None = None  # the copy back
 
 
 class ActivationOffload:
@@ -34,7 +36,7 @@ class ActivationOffload:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = devices.new_stream(device)
         self.last: Offloaded | None = None
 
     def begin(self) -> None:
@@ -67,8 +69,8 @@ class ActivationOffload:
             sent = Offloaded(kept.clone(), tensor.device, None, self.last)
         else:
             host = torch.empty(kept.shape, dtype=kept.dtype, pin_memory=True)
-            self.stream.wait_stream(torch.cuda.current_stream(tensor.device))
-            with torch.cuda.stream(self.stream):
+            self.stream.wait_stream(devices.current_stream(tensor.device))
+            with devices.on_stream(self.stream):
                 host.copy_(kept, non_blocking=True)
             kept.record_stream(self.stream)
             sent = Offloaded(host, tensor.device, self.stream.record_event(), self.last)
@@ -80,7 +82,7 @@ class ActivationOffload:
         tensor = sent.fetched
         assert tensor is not None
         if sent.ready is not None:
-            current = torch.cuda.current_stream(sent.device)
+            current = devices.current_stream(sent.device)
             current.wait_event(sent.ready)
             tensor.record_stream(current)
         sent.fetched = None
@@ -96,7 +98,7 @@ class ActivationOffload:
             sent.fetched = sent.host.clone()
             return
         assert sent.copied is not None
-        with torch.cuda.stream(self.stream):
+        with devices.on_stream(self.stream):
             self.stream.wait_event(sent.copied)
             sent.fetched = sent.host.to(sent.device, non_blocking=True)
         sent.ready = self.stream.record_event()

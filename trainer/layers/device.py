@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from headrace.trainer import devices
+
 
 def position_ids(document_lengths: Sequence[Sequence[int]]) -> Tensor:
     """[b, s] int64 positions that restart at every document."""
@@ -15,7 +17,7 @@ def position_ids(document_lengths: Sequence[Sequence[int]]) -> Tensor:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on the device that the host does not wait for."""
-    if device.type == "cuda":
+    if devices.is_accelerator(device):
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 

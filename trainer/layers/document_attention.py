@@ -25,6 +25,7 @@ from headrace.kernels.attention.document_attention import (
 )
 from headrace.kernels.attention.flex_attention import block_mask, flex_document_attention
 from headrace.schemas.errors import ConfigError
+from headrace.trainer import devices
 from headrace.trainer.layers.device import to_device
 
 NAME = "headrace_documents"
@@ -51,7 +52,7 @@ def fits(model_config: Any) -> bool:
     sizes = {
         value
         for key, value in vars(model_config).items()
-        if key.endswith("head_dim") and isinstance(value, int)
+        if key.endswith("head_dim") and not key.startswith("linear_") and isinstance(value, int)
     }
     if not sizes and getattr(model_config, "num_attention_heads", None) is None:
         return False  # a model without attention
@@ -90,7 +91,7 @@ def visible_tokens(
             found[given] = None
             continue
         blocks = None
-        if in_blocks and device.type == "cuda":
+        if in_blocks and devices.is_accelerator(device):
             blocks = block_mask(first_visible(bounds, sum(flat), window or -1))
         found[given] = VisibleTokens(bounds, window, blocks)
     return found

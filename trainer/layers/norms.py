@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from headrace.kernels.on_accelerator import on_accelerator
 from headrace.kernels.rms_norm import rms_norm
 from headrace.trainer.architecture.families import NormKind
 
@@ -20,7 +21,13 @@ class RmsNorm(nn.Module):
         self.settings = asdict(kind)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return rms_norm(hidden, self.weight, self.eps, triton=hidden.is_cuda, **self.settings)
+        return rms_norm(
+            hidden,
+            self.weight,
+            self.eps,
+            triton=on_accelerator(hidden),
+            **self.settings,
+        )
 
 
 def faster_norm(norm: nn.Module, kind: NormKind | None) -> nn.Module:

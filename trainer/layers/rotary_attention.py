@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from headrace.kernels.on_accelerator import on_accelerator
 from headrace.kernels.rotary import rotary
 from headrace.trainer.architecture.half_layer import Absent
 from headrace.trainer.layers.document_attention import VisibleTokens, attend
@@ -50,7 +51,7 @@ class RotaryAttention(nn.Module):
         value = self.v_proj(hidden_states).view(shape)
         if self.has_head_norms:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotary(query, key, *position_embeddings, triton=query.is_cuda)
+        query, key = rotary(query, key, *position_embeddings, triton=on_accelerator(query))
         mixed, _ = self.attend(
             self,
             query.transpose(1, 2),

@@ -1,23 +1,33 @@
 """Modules with a state, such as delta nets and convolutions, that restart at each document.
 
-Without a kernel that knows documents, each runs by itself through transformers' own module, which
-is exact. Read against transformers 5.23.
+Each document runs by itself through transformers' own module, which is exact. Short convolutions,
+and delta nets where flash-linear-attention (0.6) is installed, take all documents as one row.
+Read against transformers 5.23, which finds that package by itself.
 """
 
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from headrace.trainer.layers.documents import Documents
+from headrace.trainer.architecture.families_state import OneRow
+from headrace.trainer.layers.documents import GAP, Documents
 
 MASK = "attention_mask"  # argument of every mixer, by which documents come
 POSITIONS = "position_ids"
+KERNELS = "fla"  # import name of flash-linear-attention
 
 
 class RestartsAtDocuments(nn.Module):
-    """Base, before a mixer's own class, that takes documents for a mask."""
+    """Base, before a mixer's own class, that takes documents for a mask.
+
+    Attributes:
+        one_row: how all documents are taken as one row; None where they run by themselves.
+    """
+
+    one_row: OneRow | None = None
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all parts but of the mixer itself: in training it would take a path that
@@ -46,7 +56,12 @@ class RestartsAtDocuments(nn.Module):
             mixed: Tensor = output
             return mixed
 
-        states = documents.apply(mix, hidden_states)
+        if self.one_row is None or documents.whole:
+            states = documents.apply(mix, hidden_states)
+        else:
+            if self.one_row.bounds is not None:
+                named = named | {self.one_row.bounds: documents.bounds}
+            states = documents.apply_in_one_row(mix, hidden_states)
         return (states, *others) if others else states
 
 
@@ -62,3 +77,20 @@ def restart_at_documents(mixer: nn.Module) -> None:
     if not isinstance(mixer, RestartsAtDocuments):
         mixer.__class__ = restarting(kind)
         mixer.training = False
+
+
+def take_one_row(mixer: nn.Module, one_row: OneRow | None, device: torch.device) -> None:
+    """Let a mixer take all documents as one row where that is the same: its convolution sees no
+    further than a gap, its projections make zeros of zeros, and a kernel restarts its state.
+    """
+    assert isinstance(mixer, RestartsAtDocuments)
+    if one_row is None or getattr(mixer, one_row.taps) - 1 > GAP:
+        return
+    biased = any(
+        getattr(part, "bias", None) is not None
+        for part in mixer.modules()
+        if isinstance(part, nn.Linear)
+    )
+    kernel = one_row.bounds is None or (device.type == "cuda" and find_spec(KERNELS) is not None)
+    if kernel and not biased:
+        mixer.one_row = one_row

@@ -10,8 +10,6 @@ What autograd keeps of such a weight is the view, which takes no memory; before 
 gets it back, it asks for its layer.
 """
 
-import mmap
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from headrace.trainer import devices
 from headrace.trainer.adapters.names import base_name, is_adapter
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
@@ -57,21 +56,6 @@ class Weight:
         )
 
 
-def pinned(size: int) -> Tensor:
-    """[size] bytes of host memory that a GPU copies from without waiting.
-
-    Pages of its own, given back unregistered: memory of malloc shares pages with others and comes
-    back at the same address, which CUDA refuses to register twice (seen). torch's own pinned
-    memory comes in powers of two.
-    """
-    cudart = torch.cuda.cudart()
-    pages = mmap.mmap(-1, size)
-    host = torch.frombuffer(pages, dtype=torch.uint8)
-    torch.cuda.check_error(cudart.cudaHostRegister(host.data_ptr(), size, 0))
-    weakref.finalize(host, cudart.cudaHostUnregister, host.data_ptr())
-    return host
-
-
 class WeightOffload:
     """The offloaded weights of one stage.
 
@@ -90,7 +74,7 @@ class WeightOffload:
     def __init__(
         self, layers: Sequence[tuple[str, nn.Module]], wish: Offloaded, device: torch.device
     ) -> None:
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = devices.new_stream(device)
         found = [find_weights(name, layer, wish) for name, layer in layers]
         sizes = [weights[-1].stop if weights else 0 for weights in found]
         self.order = [index for index, size in enumerate(sizes) if size]
@@ -98,7 +82,7 @@ class WeightOffload:
             torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(PLACES)
         ]
         self.held: list[int | None] = [None] * PLACES
-        self.ready: list[torch.cuda.Event | None] = [None] * PLACES
+        self.ready: list[torch.Event | None] = [None] * PLACES
         self.hosts: dict[int, Tensor] = {}
         for position, index in enumerate(self.order):
             self.hosts[index] = self._take(found[index], sizes[index], position % PLACES)
@@ -108,7 +92,7 @@ class WeightOffload:
 
     def _take(self, weights: list[Weight], size: int, place: int) -> Tensor:
         """Move a layer's weights to memory of their own, and show the modules their place."""
-        host = torch.empty(size, dtype=torch.uint8) if self.stream is None else pinned(size)
+        host = devices.registered_memory(size, self.places[place].device)
         for weight in weights:
             flat = weight.value.detach().contiguous().view(-1).view(torch.uint8)
             host[weight.start : weight.stop].copy_(flat)
@@ -127,7 +111,7 @@ class WeightOffload:
         place = self._fetch(position)
         event = self.ready[place]
         if event is not None:
-            torch.cuda.current_stream(self.places[place].device).wait_event(event)
+            devices.current_stream(self.places[place].device).wait_event(event)
         following = position + self.direction
         if 0 <= following < len(self.order):
             self._fetch(following)
@@ -143,8 +127,8 @@ class WeightOffload:
             memory[: len(host)].copy_(host)
             return place
         # what was queued so far may still compute with the layer that was there
-        self.stream.wait_stream(torch.cuda.current_stream(memory.device))
-        with torch.cuda.stream(self.stream):
+        self.stream.wait_stream(devices.current_stream(memory.device))
+        with devices.on_stream(self.stream):
             memory[: len(host)].copy_(host, non_blocking=True)
             self.ready[place] = self.stream.record_event()
         return place

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
+from headrace.trainer import devices
 from headrace.trainer.batches.extras import pairs_of
 from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.metrics.token_summary import TokenSample
@@ -90,10 +91,7 @@ class HostCopy:
 
     def __init__(self, tensor: Tensor) -> None:
         self._values = tensor.detach().to("cpu", non_blocking=True)  # to pinned memory
-        self._done = None
-        if tensor.is_cuda:
-            self._done = torch.cuda.Event()
-            self._done.record()
+        self._done = devices.record_event(tensor.device)
 
     def get(self) -> NDArray[Any]:
         """The values, once they are there."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.schemas.train.optimizers import OFFLOAD_BUCKET
+from headrace.trainer import devices
 from headrace.trainer.optim import states
 from headrace.trainer.optim.optimizer import OptimizerAround, Stepped
 
@@ -32,13 +33,13 @@ class Bucket:
         self,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
-        stream: torch.cuda.Stream | None,
+        stream: Any,
     ) -> None:
         self.optimizer = optimizer
         self.device = device
         self.stream = stream
         self.hosts: dict[tuple[Tensor, str], Tensor] = {}
-        self.done: torch.cuda.Event | None = None  # the last copy
+        self.done: Any = None  # the last copy
 
     def fetch(self) -> None:
         """Begin to copy the states to the device."""
@@ -51,7 +52,7 @@ class Bucket:
     def wait(self) -> None:
         """Let the computation wait for the states."""
         if self.done is not None:
-            torch.cuda.current_stream(self.device).wait_event(self.done)
+            devices.current_stream(self.device).wait_event(self.done)
 
     def put_back(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Begin to copy states to host memory, once the computation is done with them.
@@ -90,8 +91,8 @@ class Bucket:
         if self.stream is None:
             yield
             return
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
+        self.stream.wait_stream(devices.current_stream(self.device))
+        with devices.on_stream(self.stream):
             yield
         self.done = self.stream.record_event()
 
@@ -104,8 +105,7 @@ class OffloadedOptimizer(OptimizerAround):
     """
 
     def __init__(self, stepped: Sequence[Stepped], build: Build, device: torch.device) -> None:
-        on_gpu = device.type == "cuda"
-        streams = [torch.cuda.Stream(device) if on_gpu else None for _ in range(2)]
+        streams = [devices.new_stream(device) for _ in range(2)]
         parts = list(cut(stepped)) or [[]]
         self.buckets = [
             Bucket(build(part), device, streams[number % 2]) for number, part in enumerate(parts)

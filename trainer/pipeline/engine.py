@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.metrics.step_losses import StepLosses
@@ -119,7 +120,7 @@ class StageEngine(PipelineEngine):
         a killed process; gloo serves as well.
         """
         compatible_operators["deepspeed_shm_comm"] = False
-        backend = "nccl" if layout.device.type == "cuda" else "gloo"
+        backend = devices.COLLECTIVES[layout.device.type]
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         assert deepspeed_comm.is_initialized()
 

@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-Moment: TypeAlias = "torch.cuda.Event | float"
+from headrace.trainer import devices
+
+Moment: TypeAlias = "torch.Event | float"
 PROFILE_FOLDER = "profile"
 
 
@@ -60,19 +62,15 @@ class Timeline:
     def take(self) -> list[Span]:
         """The spans of the step, from the first one's start on; waits for the device."""
         marks, self._marks = self._marks, []
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        devices.synchronize(self.device)
         if not marks:
             return []
         origin = marks[0][1]
         return [Span(name, _between(origin, a), _between(origin, b)) for name, a, b in marks]
 
     def _now(self) -> Moment:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        event: Moment | None = devices.record_event(self.device, timed=True)
+        return time.perf_counter() if event is None else event
 
 
 def _between(start: Moment, end: Moment) -> float:
@@ -107,6 +105,6 @@ def traced(run_directory: Path, rank: int, wanted: bool) -> Iterator[None]:
     with torch.profiler.profile() as profiler:
         yield
     profiler.export_chrome_trace(str(folder / f"trace-{rank:03d}.json.gz"))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.device_type()
     table = profiler.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=60)
     (folder / f"trace-{rank:03d}.txt").write_text(table, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Measurement of the tensors that one decoder layer keeps for the backward pass.
+"""Measurement of the tensors that decoder layers keep for the backward pass.
 
 It is not put into a formula but counted: a layer runs on tensors without memory, and what autograd
 keeps is added up. Where the run will compile the layer, the compiler's own partition is asked.
@@ -6,7 +6,7 @@ keeps is added up. Where the run will compile the layer, the compiler's own part
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +43,29 @@ from headrace.trainer.stage.acceleration import (
 )
 from headrace.trainer.stage.stage import Stage
 
+STATE_TOKENS = 256  # of a layer with a state, which keeps in proportion; a chunk of most families
+Kept = Mapping[tuple[int, Half | None], float]  # of a kind of layer, or of a half of one
+
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """Bytes that one decoder layer keeps for the backward pass of one micro-batch."""
+    """Bytes that decoder layers keep for the backward pass of one micro-batch.
 
-    kept: Mapping[Half | None, float]  # without recomputation; of a whole layer, of its halves
-    selected: Mapping[Half | None, float]  # with selective recomputation, beside its input
+    Layers of one kind, of the same modules that is, keep the same.
+    """
+
+    kinds: Sequence[int]  # by layer: the first layer of its kind
+    kept: Kept  # without recomputation
+    selected: Kept  # with selective recomputation, beside its input
     boundary: float  # its input alone, with recomputation
+
+    def kept_of(self, layer: int, half: Half | None) -> float:
+        """Return what a layer, or half of it, keeps without recomputation."""
+        return self.kept[self.kinds[layer], half]
+
+    def selected_of(self, layer: int, half: Half | None) -> float:
+        """Return what it keeps beside its input with selective recomputation."""
+        return self.selected[self.kinds[layer], half]
 
     def shared(self, ranks: int, key_bytes: float, key_heads: int) -> "LayerActivations":
         """Return those of one of the ranks that share rows.
@@ -60,10 +75,11 @@ class LayerActivations:
                 fewer key heads than ranks.
         """
         repeated = (ranks // math.gcd(ranks, key_heads) - 1) * key_bytes
-        kept = {half: size + (half != "mlp") * repeated for half, size in self.kept.items()}
+        kept = {key: size + (key[1] != "mlp") * repeated for key, size in self.kept.items()}
         return LayerActivations(
-            {half: size / ranks for half, size in kept.items()},
-            {half: size / ranks for half, size in self.selected.items()},
+            self.kinds,
+            {key: size / ranks for key, size in kept.items()},
+            {key: size / ranks for key, size in self.selected.items()},
             self.boundary / ranks,
         )
 
@@ -77,10 +93,15 @@ class ExpertsAsOne(nn.Module):
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         experts: Any = self.experts
-        up, down = experts.gate_up_proj, experts.down_proj
-        states = hidden.repeat(chosen.shape[-1], 1)
-        gate, rest = nn.functional.linear(states, up[0]).chunk(2, dim=-1)
-        states = nn.functional.linear(nn.functional.silu(gate) * rest, down[0])
+        gated, down = hasattr(experts, "gate_up_proj"), experts.down_proj
+        up = experts.gate_up_proj if gated else experts.up_proj
+        states = nn.functional.linear(hidden.repeat(chosen.shape[-1], 1), up[0])
+        if gated:
+            gate, rest = states.chunk(2, dim=-1)
+            states = nn.functional.silu(gate) * rest
+        else:
+            states = experts.act_fn(states)
+        states = nn.functional.linear(states, down[0])
         states = states * weights.T.reshape(-1, 1).to(states.dtype)
         return states.view(chosen.shape[-1], *hidden.shape).sum(0)
 
@@ -88,23 +109,45 @@ class ExpertsAsOne(nn.Module):
 def layer_activations(
     plan: Plan, config: TrainConfig, dtype: torch.dtype, sequence_len: int
 ) -> LayerActivations:
-    """Count what one layer keeps. All layers are taken to be like the one in the middle."""
-    middle = 2 * (plan.architecture.config.num_hidden_layers // 2)
-    spans: dict[Half | None, Span] = {None: Span(middle, middle + 2)}
-    if config.half_layers or isinstance(config.partition, list):
-        spans |= {"attention": Span(middle, middle + 1), "mlp": Span(middle + 1, middle + 2)}
-    if not plan.architecture.family.attention:
-        spans = {None: spans[None]}
+    """Count what layers keep, each kind of them once."""
+    kinds = kinds_of_layers(plan)
+    spans: dict[tuple[int, Half | None], Span] = {}
+    for layer in dict.fromkeys(kinds):
+        spans[layer, None] = Span(2 * layer, 2 * layer + 2)
+        in_halves = config.half_layers or isinstance(config.partition, list)
+        if in_halves and plan.architecture.family.attention:
+            spans[layer, "attention"] = Span(2 * layer, 2 * layer + 1)
+            spans[layer, "mlp"] = Span(2 * layer + 1, 2 * layer + 2)
     width = plan.architecture.config.hidden_size
     boundary = config.places * sequence_len * width * dtype.itemsize
-    kept = {half: kept_by(plan, config, span, dtype, sequence_len) for half, span in spans.items()}
+
+    def count(layer: int, span: Span, *, selective: bool = False) -> float:
+        tokens = sequence_len
+        if plan.architecture.stateful[layer]:
+            tokens = min(sequence_len, STATE_TOKENS)
+        kept = kept_by(plan, config, span, dtype, tokens, selective=selective)
+        return kept * sequence_len / tokens
+
+    kept = {key: count(key[0], span) for key, span in spans.items()}
     selected = dict.fromkeys(spans, 0.0)
     if config.activation_checkpointing == "selective":
-        selected = {
-            half: kept_by(plan, config, span, dtype, sequence_len, selective=True)
-            for half, span in spans.items()
-        }
-    return LayerActivations(kept, selected, float(boundary))
+        selected = {key: count(key[0], span, selective=True) for key, span in spans.items()}
+    return LayerActivations(kinds, kept, selected, float(boundary))
+
+
+def kinds_of_layers(plan: Plan) -> list[int]:
+    """Return of each layer the first one that has the same modules."""
+    layers = plan.plain.get_submodule(plan.architecture.family.layers)
+    described = [
+        tuple((name, type(part), shapes_of(part)) for name, part in layer.named_modules())
+        for layer in layers.children()
+    ]
+    return [described.index(modules) for modules in described]
+
+
+def shapes_of(module: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of a module's own parameters."""
+    return tuple(tuple(p.shape) for p in module._parameters.values() if p is not None)
 
 
 def kept_by(
@@ -121,7 +164,7 @@ def kept_by(
     seen: dict[int, int] = {}
     initial = lay_out_with_buffers(plan.architecture, dtype)
     cut = StageCut(1, 3, layer)  # neither the first stage nor the last
-    stage = copy.deepcopy(assemble(plan, config, cut, dtype, torch.device("cpu"), initial))
+    stage = copy.deepcopy(Stage(assemble(plan, config, cut, dtype, torch.device("cpu"), initial)))
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
     masked = not (fast and runs_without_masks(plan.architecture, dtype))
@@ -219,8 +262,12 @@ def fill_without_memory(module: nn.Module, dtype: torch.dtype, trained: torch.dt
             kind = trained if empty.requires_grad else dtype
             value = torch.empty(empty.shape, dtype=kind)
             module._parameters[name] = nn.Parameter(value, requires_grad=empty.requires_grad)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
     for name, child in list(module.named_children()):
         experts = child.get_base_layer() if isinstance(child, ParamWrapper) else child
         unknown = not isinstance(experts, GroupedExperts) and hasattr(experts, "num_experts")
-        if unknown and hasattr(experts, "gate_up_proj"):
+        stacked = getattr(experts, "gate_up_proj", getattr(experts, "up_proj", None))
+        if unknown and isinstance(stacked, Tensor):
             setattr(module, name, ExpertsAsOne(experts))

@@ -71,10 +71,15 @@ def stage_memory(
     trained_bytes = trained_dtype(config, dtype).itemsize
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
-    copies = 2 if has_reference and config.adapter.record.trains_base else 1
+    models = 2 if has_reference and config.adapter.record.trains_base else 1
     chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
     recomputed = max(
-        (activations.kept[half] for span in layers for n, half in span.pieces() if n in chosen),
+        (
+            activations.kept_of(n, half)
+            for span in layers
+            for n, half in span.pieces()
+            if n in chosen
+        ),
         default=0.0,
     )
     sent = activations.boundary * (2 if has_reference else 1)
@@ -82,7 +87,9 @@ def stage_memory(
     kept = [
         2 * sent
         + sum(
-            boundary + activations.selected[half] if n in chosen else activations.kept[half]
+            boundary + activations.selected_of(n, half)
+            if n in chosen
+            else activations.kept_of(n, half)
             for n, half in pieces
         )
         for pieces in (span.pieces() for span in layers)
@@ -90,7 +97,7 @@ def stage_memory(
     in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload
     mask = config.places * sequence_len**2
     return StageMemory(
-        weights=copies * (frozen * dtype.itemsize + trained * trained_bytes)
+        weights=models * (frozen * dtype.itemsize + trained * trained_bytes)
         + sum(part.quantized_bytes for part in parts)
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,

@@ -15,6 +15,7 @@ from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.building.model_plan import Plan
@@ -116,7 +117,7 @@ def plan_run(
     dims = config.dims(gpus)
     length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
     plan = plan or plan_model(config)
-    dtype = compute_dtype(config, torch.device("cuda"))
+    dtype = compute_dtype(config, devices.PLANNED)
     size = plan.size
     activations = activations or layer_activations(plan, config, dtype, length)
     cut = partition(config, size)
@@ -197,10 +198,11 @@ def layer_work(
     recomputed = index in recomputed_layers(config.activation_checkpointing, len(size.layers))
     frozen_share = 1 - min(1.0, part.trained / max(1.0, part.active))
     weight_passes = 2 + (1 - frozen_share) + recomputed
-    heads = getattr(settings, "num_attention_heads", 1)
+    heads = getattr(settings, "num_attention_heads", None) or 1
     width = heads * (getattr(settings, "head_dim", None) or settings.hidden_size // heads)
     window = plan.architecture.windows[index] or sequence_len
-    seen = min(window, sequence_len / 2) if half != "mlp" else 0.0
+    attends = plan.architecture.attends[index] and half != "mlp"
+    seen = min(window, sequence_len / 2) if attends else 0.0
     attention_passes = 3 + recomputed  # forward once, backward two products for each of two
     return 2 * part.active * weight_passes + 4 * seen * width * attention_passes
 

@@ -1,6 +1,6 @@
 """Selection of the weights to hold quantized, and their formats."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from headrace.kernels.fp8_linear import ALIGNMENT
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.quantization_config import QuantizationConfig, check_installed
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families_state import is_bypassed
 from headrace.trainer.architecture.weight_index import stored_tensors
@@ -92,13 +93,13 @@ def check_fp8_device(config: TrainConfig, device: torch.device) -> None:
         ConfigError: naming the GPU and what to use instead.
     """
     frozen = config.quantization is not None and config.quantization.in_fp8
-    if device.type != "cuda" or not (frozen or config.trained_matmul == "fp8"):
+    capability = devices.compute_capability(device)
+    if capability is None or not (frozen or config.trained_matmul == "fp8"):
         return
-    capability = torch.cuda.get_device_capability(device)
     if capability < FP8_CAPABILITY:
         key = "quantization" if frozen else "trained_matmul"
         raise ConfigError(
-            f"{key}: {torch.cuda.get_device_name(device)} has no matrix units for 8-bit floats "
+            f"{key}: {devices.device_name(device)} has no matrix units for 8-bit floats "
             f"(compute capability {capability[0]}.{capability[1]}, needed is 8.9); use "
             + ('backend = "bnb" without matmul = "fp8"' if frozen else 'trained_matmul = "auto"')
         )
@@ -175,7 +176,7 @@ def install_holders(
         return model
     check_skipped(model, quantization, architecture)
     wanted = dict(selected(model, quantization, architecture))
-    count = 0
+    weights: list[str] = []
     for parent_name, parent in list(model.named_modules()):
         for child_name, child in list(parent.named_children()):
             name = f"{parent_name}.{child_name}".lstrip(".")
@@ -193,12 +194,13 @@ def install_holders(
                     for attribute in holder.weights
                 }
                 setattr(parent, child_name, holder)
-                count += 1
-    if not count:
+                weights += [f"{name}.{attribute}" for attribute in holder.weights]
+    if not weights:
         raise ConfigError(
             f"quantization.skip_modules = {quantization.config.skip_modules}: nothing is left "
             "to quantize"
         )
+    check_overrides(weights, quantization.config)
     return model
 
 
@@ -217,6 +219,21 @@ def check_skipped(model: nn.Module, quantization: Quantization, architecture: Ar
             raise ConfigError(
                 f'quantization.skip_modules: no module that would be quantized has "{part}" in its '
                 f"name, so that it has no effect; drop it, or name some of {', '.join(ends)}"
+            )
+
+
+def check_overrides(weights: Sequence[str], config: QuantizationConfig) -> None:
+    """Check that each entry of `dynamic_config` is in the name of a quantized weight.
+
+    Raises:
+        ConfigError: naming one that is not, and the names of the modules that there are.
+    """
+    for part in config.dynamic_config:
+        if not any(part in name for name in weights):
+            ends = sorted({name.split(".")[-2] for name in weights})
+            raise ConfigError(
+                f'quantization.dynamic_config: no quantized weight has "{part}" in its name; '
+                f"modules with such weights end in {', '.join(ends)}"
             )
 
 

@@ -4,6 +4,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 SAVE_FILE = "save"
 SAVE_AND_QUIT_FILE = "save_quit"
@@ -35,11 +36,20 @@ class SignalWatcher:
         self._directory = directory
         self._save = False
         self._stop = False
+        self._before: dict[int, Any] = {}
         for number in STOPS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._on_stop)
+                self._before[number] = signal.signal(number, self._on_stop)
         for number in SAVES:
-            signal.signal(number, self._on_save)
+            self._before[number] = signal.signal(number, self._on_save)
+
+    def __enter__(self) -> "SignalWatcher":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let signals mean what they meant before, for a process that goes on."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def poll(self) -> StopOrSave:
         """Return the requests so far; a save is returned once, a stop stays."""

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-import torch
-
 from headrace.schemas.train.run_state import QuarantineRecord
+from headrace.trainer import devices
 from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.checkpoint.saver import Written
 from headrace.trainer.metrics.histogram import Histogram
@@ -61,16 +60,15 @@ class Report:
 
 def memory_gib() -> float:
     """Peak memory of this process: of its GPU, or the resident set on CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / GIB
+    allocated = devices.peak_memory()
+    if allocated is not None:
+        return allocated / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def peak_tflops() -> float | None:
     """Return the bfloat16 peak of this process's GPU by its data sheet; None if not listed."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
+    name = devices.device_name()
     return next((rate for part, rate in PEAK_TFLOPS.items() if part in name), None)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers import document_attention
 from headrace.trainer.layers.experts import GroupedExperts
@@ -21,16 +22,18 @@ from headrace.trainer.layers.layer_functions import LayerFunctions, compiled
 from headrace.trainer.layers.lora_layers import LoraLinear, swap_adapters
 from headrace.trainer.layers.norms import faster_norm, swap_norms
 from headrace.trainer.layers.rotary_attention import swap_attention
-from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.spec import Acceleration, StageSpec
 
 CAP, SINKS = "attn_logit_softcapping", "sink"  # as transformers 5.14 to 5.23 name them
 SMALL_HEAD = 64
 CHANGE_MASKS = {"doge"}  # model types whose attention computes with its mask
+# types whose attention is Qwen 3's, though their models do not say what they hand on
+HAND_ON = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 
 
 def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
     """Return whether the Triton kernels and compiled layers are used on this device."""
-    return config.kernels != "torch" and device.type == "cuda"
+    return config.kernels != "torch" and devices.is_accelerator(device)
 
 
 def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
@@ -41,8 +44,9 @@ def runs_without_masks(architecture: Architecture, dtype: torch.dtype) -> bool:
 
 def hands_on_attention(architecture: Architecture) -> bool:
     """Return whether the layers give all that attention needs to one that is registered."""
-    if architecture.config.model_type in CHANGE_MASKS:
-        return False
+    model_type = architecture.config.model_type
+    if model_type in CHANGE_MASKS | HAND_ON:
+        return model_type in HAND_ON
     known: Any = AutoModelForCausalLM._model_mapping  # private; of transformers 5.14 to 5.23
     return bool(known[type(architecture.config)]._supports_attention_backend)
 
@@ -64,36 +68,42 @@ def is_looped(part: Any) -> bool:
     return isinstance(part, ParamWrapper) or (experts and not isinstance(part, GroupedExperts))
 
 
-def accelerate(
-    stage: Stage, config: TrainConfig, architecture: Architecture, device: torch.device
-) -> None:
-    """Swap the faster parts in, in place."""
+def accelerate(spec: StageSpec, config: TrainConfig, device: torch.device) -> Acceleration:
+    """Swap faster parts into a stage's modules, whose weights are there, and return the others."""
     if not uses_kernels(config, device):
-        return
+        return Acceleration()
+    family, layers = spec.architecture.family, spec.layer_modules
     # A compiled recomputation keeps what a custom backward pass saves, here 13 GiB of an 8B Llama's
     adapters = [
         part
-        for layer, again in zip(stage.layers, stage.recomputed, strict=True)
-        for part in swap_adapters(layer, may_join=not again and stage.weight_offload is None)
+        for layer, again in zip(layers, spec.recomputed, strict=True)
+        for part in swap_adapters(layer, may_join=not again and spec.weight_offload is None)
     ]
-    stage.before_step = partial(LoraLinear.refresh, adapters)
-    if stage.loss is not None:
-        stage.loss.triton = True
-    compiles = runs_compiled(stage.layers, config, architecture)
+    compiles = runs_compiled(layers, config, spec.architecture)
     ours_inside = config.kernels == "triton"
-    if stage.norm is not None:
-        stage.norm = faster_norm(stage.norm, architecture.family.rms_norm)
+    norm = spec.modules[spec.names.norm] if spec.names.norm else None
+    faster = None if norm is None else faster_norm(norm, family.rms_norm)
     if ours_inside or not compiles:  # else the compiler makes kernels of its own
-        for layer in stage.layers:
-            swap_norms(layer, architecture.family.rms_norm)
-    if compiles:
-        plain = stage.layer_functions
-        stage.layer_functions = LayerFunctions(compiled(plain.plain), compiled(plain.checkpointed))
-    if runs_without_masks(architecture, stage.compute_dtype):
-        attend_by_bounds(stage)
-        stage.in_blocks = prefers_blocks(stage.layers, architecture)
-        for layer in stage.layers if ours_inside and architecture.family.llama_attention else ():
-            swap_attention(layer, architecture.family.attention_module)
+        for layer in layers:
+            swap_norms(layer, family.rms_norm)
+    by_bounds = runs_without_masks(spec.architecture, spec.compute_dtype)
+    if by_bounds:
+        attend_by_bounds(spec.tree)
+        for layer in layers if ours_inside and family.llama_attention else ():
+            swap_attention(layer, family.attention_module)
+    return Acceleration(
+        norm=faster,
+        layer_functions=compiled_functions(spec.layer_functions) if compiles else None,
+        before_step=partial(LoraLinear.refresh, adapters),
+        by_bounds=by_bounds,
+        in_blocks=by_bounds and prefers_blocks(layers, spec.architecture),
+        triton_loss=True,
+    )
+
+
+def compiled_functions(plain: LayerFunctions) -> LayerFunctions:
+    """Return the same ways to run a layer, compiled."""
+    return LayerFunctions(compiled(plain.plain), compiled(plain.checkpointed))
 
 
 def prefers_blocks(layers: Iterable[nn.Module], architecture: Architecture) -> bool:
@@ -109,10 +119,9 @@ def prefers_blocks(layers: Iterable[nn.Module], architecture: Architecture) -> b
     return size == SMALL_HEAD and any(SINKS in name for name in names)
 
 
-def attend_by_bounds(stage: Stage) -> None:
+def attend_by_bounds(tree: nn.Module) -> None:
     """Let layers attend within the documents' bounds, without masks."""
-    for part in stage.modules():  # transformers 5.14 to 5.23 look it up here at each call
+    for part in tree.modules():  # transformers 5.14 to 5.23 look it up here at each call
         part_config: Any = getattr(part, "config", None)
         if part_config is not None:
             part_config._attn_implementation = document_attention.NAME
-    stage.by_bounds = True

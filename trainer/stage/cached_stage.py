@@ -5,10 +5,16 @@ is compiled for training. Read against transformers 5.14 to 5.23.
 """
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import (
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.architecture.architecture import Architecture
@@ -18,7 +24,8 @@ from headrace.trainer.layers.layer_functions import run_layer
 from headrace.trainer.layers.rotary_tables import rotary_tables
 from headrace.trainer.stage.stage import Stage
 
-CACHE_NAMES = ("past_key_values", "layer_past")  # of the argument of transformers' layers
+# of the argument of transformers' layers
+CACHE_NAMES = ("past_key_values", "layer_past", "cache_params")
 
 
 class CachedStage:
@@ -32,7 +39,7 @@ class CachedStage:
     def __init__(self, stage: Stage, filling: list[int], longest: list[int]) -> None:
         self.stage = stage
         self.cache_name = cache_name(stage.layers[0])
-        self.cache = DynamicCache()  # whole, whatever the windows; masks keep them
+        self.cache = new_cache(stage)  # whole, whatever the windows; masks keep them
         self.columns = 0  # gone through
         self.filling, self.longest = torch.tensor(filling), torch.tensor(longest)
 
@@ -52,7 +59,9 @@ class CachedStage:
         last = to_device(self.longest, device).unsqueeze(1) - 1
         columns = torch.arange(start, self.columns, device=device)
         positions = (columns - filling).clamp(min=0).minimum(last)
-        masks = {window: self._mask(start, filling, window) for window in set(stage.windows)}
+        windows = set(stage.attention_windows)
+        masks = {window: self._mask(start, filling, window) for window in windows}
+        real = columns >= filling if filling.any() else None
         hidden = inputs
         with torch.autocast(device.type, stage.compute_dtype, enabled=stage.autocast):
             if stage.embedding is not None:
@@ -63,9 +72,8 @@ class CachedStage:
             ):
                 if stage.weight_offload is not None:
                     stage.weight_offload.bring(index)
-                arguments = stage.arguments_of_layer(
-                    index, masks[window], positions, tables.get(kind)
-                )
+                mask, table = masks.get(window), tables.get(kind)
+                arguments = stage.arguments_of_layer(index, mask, positions, table, real)
                 hidden = run_layer(layer, hidden, arguments | {self.cache_name: self.cache})
             if stage.norm is not None:
                 hidden = stage.norm(hidden)
@@ -86,6 +94,19 @@ class CachedStage:
         mask = mask.unsqueeze(1)
         dtype = self.stage.compute_dtype
         return additive_mask(mask, dtype) if self.stage.additive_mask else mask
+
+
+def new_cache(stage: Stage) -> Cache:
+    """Return an empty cache with a place for each layer of the model up to the stage's last."""
+    if stage.states is None:
+        return DynamicCache()
+    places: list[Any] = [DynamicLayer() for _ in range(stage.numbers[-1] + 1)]
+    beside = stage.states.attends
+    for number, stateful in zip(stage.numbers, stage.stateful, strict=True):
+        if stateful:
+            kind = LinearAttentionAndFullAttentionLayer if beside else LinearAttentionLayer
+            places[number] = kind()
+    return Cache(layers=places)
 
 
 def cache_name(layer: nn.Module) -> str:
@@ -111,6 +132,11 @@ def check_generates(stage: Stage, architecture: Architecture, tokens: int) -> No
         ConfigError: layers keep no keys, or rotary frequencies change, so that kept keys go wrong.
     """
     cache_name(stage.layers[0])
+    if stage.states is not None and not stage.states.cached:
+        raise ConfigError(
+            f"[rejected_sampling]: {architecture.config.model_type} keeps the states of its layers "
+            "outside of transformers' cache, and is not generated with; drop the table"
+        )
     steady = architecture.steady_rotary_tokens
     if steady is not None and tokens > steady:
         raise ConfigError(

@@ -40,10 +40,8 @@ class StageLoss:
     Args:
         head: the model's own, adapted or not.
         autocast: run it in `dtype` though its weights are float32.
+        triton: compute the loss in Triton.
         sequence: the slice of every row that hidden states are of.
-
-    Attributes:
-        triton: the loss is computed in Triton.
     """
 
     def __init__(
@@ -53,6 +51,7 @@ class StageLoss:
         dtype: torch.dtype,
         *,
         autocast: bool,
+        triton: bool = False,
         sequence: SequenceSlice = WHOLE,
     ) -> None:
         self.head = head
@@ -63,7 +62,7 @@ class StageLoss:
         self.shape = LogitShape(multiplier / divisor, architecture.setting(family.logit_softcap))
         self.dtype = dtype
         self.autocast = autocast
-        self.triton = False
+        self.triton = triton
 
     def cross_entropy(
         self,

@@ -1,9 +1,9 @@
 """One pipeline stage: decoder layers, the embedding before the first, the head after the last."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,43 +14,23 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.adapters.names import CONTROL
-from headrace.trainer.architecture.architecture import Architecture
-from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.attention_mask import attention_masks
 from headrace.trainer.layers.device import position_ids, to_device
 from headrace.trainer.layers.document_attention import VisibleTokens, visible_tokens
 from headrace.trainer.layers.documents import Documents, find_documents
 from headrace.trainer.layers.layer_arguments import LayerArguments
-from headrace.trainer.layers.layer_functions import (
-    LayerFunctions,
-    run_layer,
-    run_layer_checkpointed,
-    run_layer_selectively,
-)
 from headrace.trainer.layers.rotary_tables import rotary_tables
 from headrace.trainer.layers.router_loss import (
-    RouterLossSettings,
     balance_loss,
     real_tokens,
     tap_router,
     total_loss,
 )
 from headrace.trainer.layers.selective_checkpoint import kept_products
-from headrace.trainer.layers.weight_offload import WeightOffload
-from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.embedding import StageEmbedding
-from headrace.trainer.stage.loss import Objective, StageLoss
+from headrace.trainer.stage.loss import StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
-
-
-@dataclass(frozen=True)
-class StageNames:
-    """Names of a stage's modules in the whole (PEFT-wrapped) model, in order of use."""
-
-    embedding: str | None
-    layers: list[str]
-    norm: str | None
-    head: str | None
+from headrace.trainer.stage.spec import StageSpec
 
 
 class Stage(nn.Module):
@@ -60,104 +40,65 @@ class Stage(nn.Module):
     between stages. Where ranks share rows, s is what each of them holds.
 
     Args:
-        modules: canonical name in the whole model -> module, in order of use.
-        names: which of them is what.
-        layers: their numbers in the whole model.
-        rotary: positions -> cosine and sine, real buffers, no parameters; None for models without.
-        autocast: run in `compute_dtype` though the weights are float32 (full fine-tuning).
-        recompute: numbers of the layers that keep only their input for the backward pass.
-        selective: let these keep some results too, see `selective_checkpoint`.
-        offload: where these inputs are held in between, if not on the device.
-        seeded: set the random state before each layer, for dropout that is the same in any layout.
-        embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
-        objective: what the last stage computes.
-        noise_alpha: of NEFTune's noise at the embedding, if any.
-        sequence: the slice of every row that is held here.
-
-    Attributes:
-        layer_functions: how a layer is run.
-        before_step: to be called before the micro-batches of a step, with none in flight.
-        by_bounds: attention takes the documents' bounds and its window instead of a mask.
-        in_blocks: it is FlexAttention then, which wants them by blocks.
-        weight_offload: where the layers' weights come from, if they are not on the device.
         reference: the same layers as they were before training, for objectives that compare with
             them. Hidden states for both travel as one tensor, [2b, s, hidden size].
     """
 
-    embedding: StageEmbedding | None
-    loss: StageLoss | None
-    objective: Objective
-    reference: "Stage | None"
-
-    def __init__(
-        self,
-        modules: dict[str, nn.Module],
-        *,
-        names: StageNames,
-        layers: Sequence[int],
-        rotary: nn.Module | None,
-        architecture: Architecture,
-        router_loss: RouterLossSettings | None,
-        compute_dtype: torch.dtype,
-        autocast: bool,
-        recompute: frozenset[int],
-        selective: bool = False,
-        offload: ActivationOffload | None,
-        seeded: bool,
-        objective: Objective,
-        embedding_on_cpu: bool = False,
-        noise_alpha: float | None = None,
-        sequence: SequenceSlice = WHOLE,
-    ) -> None:
+    def __init__(self, spec: StageSpec, reference: "Stage | None" = None) -> None:
         super().__init__()
-        self.sequence = sequence
+        modules, names, faster = spec.modules, spec.names, spec.acceleration
+        architecture, layers = spec.architecture, spec.layers
+        self.sequence = spec.sequence
         self.names = dict(modules)
-        moved = [name for name in modules if not (embedding_on_cpu and name == names.embedding)]
-        self.parts = nn.ModuleList(modules[name] for name in moved)
-        self.embedding, self.loss = None, None
+        self.parts = nn.ModuleList(spec.moved)
+        self.embedding: StageEmbedding | None = None
+        self.loss: StageLoss | None = None
         if names.embedding:
             self.embedding = StageEmbedding(
                 modules[names.embedding],
                 architecture,
-                compute_dtype,
-                seeded=seeded,
-                noise_alpha=noise_alpha,
+                spec.compute_dtype,
+                seeded=spec.seeded,
+                noise_alpha=spec.noise_alpha,
             )
         if names.head:
             self.loss = StageLoss(
                 modules[names.head],
                 architecture,
-                compute_dtype,
-                autocast=autocast,
-                sequence=sequence,
+                spec.compute_dtype,
+                autocast=spec.autocast,
+                triton=faster.triton_loss,
+                sequence=spec.sequence,
             )
-        self.layers = [modules[name] for name in names.layers]
+        self.layers = spec.layer_modules
         self.layer_names = names.layers
-        self.norm = modules[names.norm] if names.norm else None
-        self.rotary = rotary
+        self.norm = modules[names.norm] if names.norm and faster.norm is None else faster.norm
+        self.rotary = spec.rotary
         self.windows = [architecture.windows[index] for index in layers]
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
         self.rotary_by_document = architecture.rotary_by_document
         self.stateful = [architecture.stateful[index] for index in layers]
+        self.attends = [architecture.attends[index] for index in layers]
         self.states = architecture.family.states
+        self.numbers = list(layers)
         self.additive_mask = architecture.attention == "eager"
-        self.router_loss = router_loss
-        self.taps = [tap_router(layer, router_loss) for layer in self.layers]
+        self.router_loss = spec.router_loss
+        self.taps = [tap_router(layer, spec.router_loss) for layer in self.layers]
         self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
-        self.compute_dtype = compute_dtype
-        self.autocast = autocast
-        self.recomputed = [index in recompute for index in layers]
-        self.offload = offload
-        self.seeded = seeded
-        self.weight_offload: WeightOffload | None = None
-        self.selective = selective
-        again = run_layer_selectively if selective else run_layer_checkpointed
-        self.layer_functions = LayerFunctions(run_layer, again)
-        self.before_step: Callable[[], None] | None = None
-        self.by_bounds, self.in_blocks = False, False
-        self.objective = objective
+        self.compute_dtype = spec.compute_dtype
+        self.autocast = spec.autocast
+        self.recomputed = spec.recomputed
+        self.offload = spec.offload
+        self.seeded = spec.seeded
+        self.weight_offload = spec.weight_offload
+        self.selective = spec.selective
+        self.layer_functions = faster.layer_functions or spec.layer_functions
+        self.stateful_functions = spec.layer_functions  # whose code goes by documents' lengths
+        self.before_step = faster.before_step
+        self.by_bounds, self.in_blocks = faster.by_bounds, faster.in_blocks
+        self.objective = spec.objective
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
-        self.reference = None
+        self.reference = reference
 
     @property
     def device(self) -> torch.device:
@@ -253,9 +194,8 @@ class Stage(nn.Module):
     @property
     def attention_windows(self) -> list[int | None]:
         """Return the windows of those layers that attend."""
-        beside = self.states is not None and self.states.attends
-        pairs = zip(self.windows, self.stateful, strict=True)
-        return [window for window, stateful in pairs if beside or not stateful]
+        pairs = zip(self.windows, self.attends, strict=True)
+        return [window for window, attends in pairs if attends]
 
     def _masks(
         self, lengths: list[list[int]], windows: list[int | None], device: torch.device
@@ -306,7 +246,8 @@ class Stage(nn.Module):
         weights = self.weight_offload
         outside = recompute and (seeded or routes or control is not None or weights is not None)
         within = recompute and not outside
-        function = self.layer_functions.checkpointed if within else self.layer_functions.plain
+        functions = self.stateful_functions if self.stateful[index] else self.layer_functions
+        function = functions.checkpointed if within else functions.plain
 
         def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
             if seeded:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.architecture.families import FAMILIES
 from headrace.trainer.architecture.model_files import StoredTensor
 from headrace.trainer.stored.codes import PIECE
 from headrace.trainer.stored.stored_weight import Parts, StoredWeight
@@ -82,17 +81,22 @@ def layout_of(path: str, config: Any) -> GgufLayout:
     Raises:
         ConfigError: it is not known.
     """
-    family = FAMILIES.get(config.model_type)
-    if family is None or family.gguf is None:
-        known = ", ".join(name for name, other in FAMILIES.items() if other.gguf is not None)
+    from headrace.trainer.stored.gguf_records import GGUF_RECORDS, experts
+
+    records = {
+        name: record for name, record in GGUF_RECORDS.items() if experts not in record.writes
+    }
+    record = records.get(config.model_type)
+    if record is None:
+        known = ", ".join(records)
         raise ConfigError(
             f'{path}: model_type "{config.model_type}" is not read from GGUF (read are {known}); '
             "load it with transformers (gguf_file=...) and write it with save_pretrained"
         )
-    turned = family.gguf.rotates_pairs
+    turned = record.rotates_pairs
     return GgufLayout(
-        family.gguf.arch,
-        family.rms_norm.offset if family.rms_norm else 0.0,
+        record.arch.name,
+        record.norm_offset,
         config.num_attention_heads if turned else 0,
         config.num_key_value_heads if turned else 0,
     )

@@ -1,14 +1,18 @@
 """A run tells at its end what was lost, and its tables what is trained."""
 
+import contextlib
 import io
 import json
 import logging
+import re
 
 import pytest
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from headrace.dataprep.prepare import prepare
+from headrace.dataprep.shards.inspection import inspect
+from headrace.jobs import cli
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 
 TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
@@ -77,3 +81,40 @@ def test_a_text_that_exhausts_the_tokenizer_s_expression_is_refused_alone(
     reject = json.loads((tmp_path / "out/rejects/rejects.jsonl").read_text())
     assert (reject["line"], reject["reason"]) == (2, "cannot be tokenized")
     assert "retry-limit-in-match over" in reject["detail"]
+
+
+def test_a_dry_run_shows_what_is_trained_refused_and_lost(tmp_path, monkeypatch, tokenizer_folder):
+    monkeypatch.chdir(tmp_path)
+    answer = {"role": "assistant", "content": "mill [b]wheel"}
+    calls = {"role": "assistant", "content": "race", "tool_calls": [{"function": {"name": "f"}}]}
+    rows = [{"messages": [QUESTION, answer]}, {"messages": [QUESTION, calls]}, {"messages": 7}]
+    rows += [{"messages": [QUESTION]}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "t.jinja").write_text(TEMPLATE)
+    (tmp_path / "p.toml").write_text(
+        f'output = "out"\ntokenizer = "{tokenizer_folder}"\n[[sources]]\nname = "talk"\n'
+        'type = "chat"\npath = "in.jsonl"\n[sources.chat]\ntemplate = "t.jinja"\n'
+    )
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
+        cli.main(["prepare", "p.toml", "--dry-run", "--workers", "1", "--rows", "2"])
+    shown = output.getvalue()
+    assert 'source "talk": refused: not a conversation: 1 of 4 (first: in.jsonl:3: field' in shown
+    assert 'source "talk": dropped: nothing in it is trained: 1 of 4' in shown
+    assert 'source "talk": tool_calls that the chat template does not write: 1 in 3' in shown
+    assert "trained turns that end without a token that ends them: 2 in 3 documents" in shown
+    assert shown.count("tool_calls that") == 1
+    assert "fill of rows" in shown
+    assert re.search(r"trained tokens .*\(\d+\.\d%\)", shown)
+    assert "a row of talk" in shown
+    assert "⟦mill [b]wheel" in shown.replace("⟦ ", "⟦")
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_tells_what_the_template_left_out(chats, tmp_path):
+    calls = {"role": "assistant", "content": "race", "tool_calls": [{"function": {"name": "f"}}]}
+    chats([{"messages": [QUESTION, calls]}])
+    console = Console(file=io.StringIO(), width=200)
+    inspect(tmp_path / "out", 1, console)
+    shown = console.file.getvalue()
+    assert 'source "talk": tool_calls that the chat template does not write: 1' in shown
+    assert "⟦" in shown

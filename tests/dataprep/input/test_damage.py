@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.dataprep.input.json_scan import scan_json_list
+from headrace.dataprep.input.json_scan import scan_json
 from headrace.schemas.errors import DataError
 
 SCRIPT = """
@@ -133,7 +133,7 @@ def test_a_json_list_of_300_mb_is_read_in_little_memory(tmp_path):
         file.write("]")
     tracemalloc.start()
     try:
-        assert sum(1 for _ in scan_json_list(str(tmp_path / "in.json"), 0, 1 << 26)) == count
+        assert sum(1 for _ in scan_json(str(tmp_path / "in.json"), "json", 0, 1 << 26)) == count
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
         tracemalloc.stop()

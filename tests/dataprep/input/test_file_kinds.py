@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import gzip
 import json
 import lzma
 import time
@@ -13,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.dataprep.input import streams
+from headrace.dataprep.input import json_scan, json_shape, streams
+from headrace.dataprep.input.json_scan import scan_json
+from headrace.dataprep.input.json_shape import Shape, find_shape
 from headrace.dataprep.input.records import find_field
 from headrace.dataprep.input.streams import split_range
 from headrace.schemas.errors import DataError
@@ -72,13 +75,27 @@ def test_the_config_may_say_what_is_in_a_file(corpus, make_config, run, document
 
 def test_a_table_may_have_another_delimiter(corpus, make_config, run, documents_of):
     write_csv("table.csv", delimiter=";")
-    line = (
-        r"^table\.csv:1: the first row is one field, 'n;text'; set delimiter = \";\" of the source"
-    )
-    with pytest.raises(DataError, match=line):
-        run(make_config(sources=documents("table.csv"), **WIDE))
     run(make_config(sources=documents("table.csv", delimiter=";"), block_bytes=4096, **WIDE))
     assert documents_of("out") == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("delimiter", [";", "|", "\t"])
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])
+def test_a_delimiter_is_found_in_the_first_rows(
+    name, delimiter, corpus, make_config, run, documents_of
+):
+    write_csv("table.csv", delimiter=delimiter)
+    if name.endswith(".gz"):
+        Path(name).write_bytes(gzip.compress(Path("table.csv").read_bytes()))
+    run(make_config(sources=documents(name), block_bytes=4096, **WIDE))
+    assert documents_of("out") == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("content", ["n;text\n1;2;3\n", "n;te|xt\n1;a|b\n"])
+def test_a_delimiter_that_rows_do_not_agree_on_is_asked_for(content, corpus, make_config, run):
+    Path("table.csv").write_text(content)
+    with pytest.raises(DataError, match=r"^table\.csv:1: the first row is one field, .* set delim"):
+        run(make_config(sources=documents("table.csv"), **WIDE))
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
@@ -90,20 +107,85 @@ def test_bytes_of_a_table_are_read_as_utf_8(kind, corpus, make_config, run, docu
     assert manifest.sources[0].rejected_documents == 1
 
 
+SPREAD = "".join(json.dumps({"n": [{}], "text": text}, indent=1) + "\n" for text in TEXTS)
+RECORDS = [{"text": text, "n": number} for number, text in enumerate(TEXTS)]
+AROUND = {"version": "[{1.0", "data": RECORDS, "more": {"data": [{"text": "no"}]}}
+SHAPES = {
+    "objects over lines": SPREAD,
+    "objects over lines without ends between": SPREAD.replace("}\n{", "}{"),
+    "one object over lines": json.dumps({"text": TEXTS[0]}, indent=1),
+    "a list in an object": json.dumps(AROUND),
+    "a list in an object over lines": json.dumps(AROUND, indent=1),
+    "a list in an object with a mark": "\ufeff \n" + json.dumps(AROUND, indent=2),
+}
+
+
+@pytest.mark.parametrize("shape", ["objects over lines", "a list in an object"])
+def test_json_in_other_shapes_than_lines(shape, corpus, make_config, run, documents_of, snapshot):
+    Path("in.jsonl").write_text(SHAPES[shape], encoding="utf-8")
+    run(make_config(sources=documents("in.jsonl"), block_bytes=4096, **WIDE))
+    assert documents_of("out") == sorted(TEXTS)
+    run(make_config("two", sources=documents("in.jsonl"), block_bytes=4096, **WIDE), workers=2)
+    assert snapshot("two") == snapshot("out")
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json.gz"])
+@pytest.mark.parametrize("chunk", [7, 64, 1 << 20])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_records_of_each_shape_are_found_from_any_of_them(shape, chunk, name, corpus, monkeypatch):
+    for module in (streams, json_scan, json_shape):
+        monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+    content = SHAPES[shape].encode()
+    Path(name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    found = find_shape(name, frozenset(["text"]))
+    spans = list(scan_json(name, found.format, found.start, 1 << 20))
+    one = shape == "one object over lines"
+    assert [json.loads(span.data)["text"] for span in spans] == (TEXTS[:1] if one else TEXTS)
+    middle = spans[len(spans) // 2]
+    assert list(scan_json(name, found.format, middle.start, 1 << 20)) == [
+        span for span in spans if span.start >= middle.start
+    ]
+
+
+def test_a_list_that_a_row_s_own_field_holds_is_no_list_of_rows(corpus, tmp_path):
+    chat = {"id": 1, "messages": [{"role": "user", "content": "a"}]}
+    Path("chat.json").write_text(json.dumps(chat, indent=1))
+    assert find_shape("chat.json", frozenset(["messages", "tools"])) == Shape("objects")
+    assert find_shape("chat.json", frozenset(["text"])).format == "inside"
+    Path("chat.json").write_text(json.dumps(chat) + "\n" + json.dumps(chat))
+    assert find_shape("chat.json", frozenset(["text"])) == Shape("jsonl")
+    long = {"notes": [{"a": "x" * 100_000}], "text": "a"}
+    Path("long.jsonl").write_text(json.dumps(long) + "\n" + json.dumps(long))
+    assert find_shape("long.jsonl", frozenset(["other"])) == Shape("jsonl")
+
+
 @pytest.mark.parametrize(
-    ("content", "line"),
+    ("content", "message"),
     [
-        ('{\n "text": "a"\n}\n{\n "text": "b"\n}\n', r"several lines.*`jq -c \. in\.json`"),
-        ('{"data": [\n{"text": "a"}\n]}', r"`jq -c '\.\[\"data\"\]\[\]' in\.json`"),
-        ('{"data": [{"text": "a"}]}', r"in\.json:1.*`jq -c '\.\[\"data\"\]\[\]'`"),
+        (
+            '{\n "text": "a"\n}\n{\n "text": "b"\n',
+            r"^in\.json:4: the file ends in the record",
+        ),
+        (
+            '{\n "text": "a"\n}\nword {}',
+            r"^in\.json:4: Expecting '\{'; repair the JSON list",
+        ),
+        ('{"data": [\n{"text": "a"},\n{"text": "b"', r"^in\.json:1: the file ends in the record"),
     ],
 )
-def test_json_without_a_record_a_line_is_refused_with_the_command_that_writes_it(
-    content, line, corpus, make_config, run
+def test_json_over_lines_that_is_cut_short_stops_the_run(
+    content, message, corpus, make_config, run
 ):
     Path("in.json").write_text(content)
-    with pytest.raises(DataError, match=line):
+    with pytest.raises(DataError, match=message):
         run(make_config(sources=documents("in.json"), **WIDE))
+
+
+def test_a_broken_object_over_lines_is_refused_alone(corpus, make_config, run, documents_of):
+    Path("in.json").write_text('{\n "text": "a"\n}\n{\n "text": oh\n}\n{\n "text": "b"\n}\n')
+    manifest = run(make_config(sources=documents("in.json"), max_reject_fraction=0.5, **WIDE))
+    assert documents_of("out") == ["a", "b"]
+    assert manifest.sources[0].rejected_documents == 1
 
 
 def test_a_first_line_cut_short_is_refused_alone(corpus, make_config, run, documents_of):

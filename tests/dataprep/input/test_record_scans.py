@@ -13,7 +13,7 @@ from headrace.dataprep.input import csv_scan, json_scan
 from headrace.dataprep.input.csv_records import parse_row, read_csv
 from headrace.dataprep.input.csv_scan import scan_csv
 from headrace.dataprep.input.json_records import Wanted, read_json_list
-from headrace.dataprep.input.json_scan import scan_json_list
+from headrace.dataprep.input.json_scan import scan_json
 from headrace.dataprep.input.pieces import InputFile, Piece
 from headrace.dataprep.input.records import Record
 from headrace.dataprep.input.tasks import cut_file
@@ -150,9 +150,9 @@ def test_a_json_list_is_read_value_by_value(values, chunk, indent, ascii_only, t
     before = json_scan.CHUNK_BYTES
     json_scan.CHUNK_BYTES = chunk
     try:
-        spans = list(scan_json_list(str(path), 0, 1 << 20))
+        spans = list(scan_json(str(path), "json", 0, 1 << 20))
         for span in spans:
-            assert list(scan_json_list(str(path), span.start, 1 << 20)) == [
+            assert list(scan_json(str(path), "json", span.start, 1 << 20)) == [
                 other for other in spans if other.start >= span.start
             ]
     finally:
@@ -178,7 +178,7 @@ def test_a_list_that_does_not_end_is_named_by_its_line(name, chunk, tmp_path, mo
     text, message = BROKEN_LISTS[name]
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=message):
-        list(scan_json_list(str(tmp_path / "a.json"), 0, 1 << 20))
+        list(scan_json(str(tmp_path / "a.json"), "json", 0, 1 << 20))
 
 
 def nested(depth):

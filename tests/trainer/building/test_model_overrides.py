@@ -10,7 +10,7 @@ from tiny_families import build, config_of, make_batch, reference_loss, run_stag
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.adapters.override_record import read_overrides
+from headrace.trainer.adapters.peft_settings import read_overrides
 from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.export.merge import merge
 

@@ -14,8 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.export.gguf_export import export_gguf
+from headrace.trainer.export.gguf_family import context_length
 from headrace.trainer.export.gguf_tokenizer import pre_tokenizer_name
 from headrace.trainer.export.merge import merge
+from headrace.trainer.stored.gguf_records import GGUF_RECORDS
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +57,58 @@ FAMILIES = {
         "sliding_window": 16,
     },
     "phi3": {"sliding_window": None},
+    "gemma": {"head_dim": 32, "tie_word_embeddings": True},
+    "gemma3_text": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "tie_word_embeddings": True,
+        "sliding_window": 16,
+        "num_hidden_layers": 7,
+    },
+    "mixtral": {"num_local_experts": 4, "sliding_window": None},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64,
+        "norm_topk_prob": False,
+    },
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "head_dim": 32,
+    },
+    "olmoe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+        "num_key_value_heads": 4,
+    },
+    "olmo2": {},
+    "arcee": {},
+    "seed_oss": {"head_dim": 32, "attention_bias": True, "attention_out_bias": False},
+    "starcoder2": {"sliding_window": None},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.3,
+    },
+    "cohere": {"logit_scale": 0.5, "tie_word_embeddings": True},
+    "cohere2": {
+        "logit_scale": 0.5,
+        "tie_word_embeddings": True,
+        "num_hidden_layers": 5,
+        "sliding_window": 16,
+    },
+    "phi": {"partial_rotary_factor": 0.5, "num_key_value_heads": 4},
+    "smollm3": {"num_hidden_layers": 5},
+    "stablelm": {"partial_rotary_factor": 0.5, "use_qkv_bias": True},
+    "nemotron": {"partial_rotary_factor": 0.5},
+    "ernie4_5": {"head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
 }
 
 
@@ -121,7 +175,7 @@ def make_tiny(name, tiny_model, directory):
 def tiny_difference(llama_cpp, model, tiny_model):
     """The largest difference after forty ids."""
     ids = torch.randint(2, 384, (40,), generator=torch.Generator().manual_seed(2)).tolist()
-    return largest_difference(llama_cpp, model, ids, never=parts_of_characters(tiny_model))
+    return largest_difference(llama_cpp, model, ids, never=[1, *parts_of_characters(tiny_model)])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -130,6 +184,18 @@ def test_each_family_gives_the_logits_of_transformers(name, tiny_model, tmp_path
     count = export_gguf(tmp_path / "model", tmp_path / "model.gguf", "f32")
     assert count == len(GGUFReader(tmp_path / "model.gguf").tensors)
     assert tiny_difference(LlamaCpp(tmp_path / "model.gguf"), model, tiny_model) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["cohere", "gemma3_text", "granite", "olmo2", "phi", "qwen3_moe"])
+def test_an_adapter_goes_over_each_family(name, tiny_model, tmp_path):
+    base = tmp_path / "base"
+    model = make_tiny(name, tiny_model, base)
+    adapter = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj", "k_proj", "v_proj"])
+    adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+    export_gguf(base, tmp_path / "adapter.gguf", "f32", adapter)
+    export_gguf(base, tmp_path / "base.gguf", "f32")
+    llama_cpp = LlamaCpp(tmp_path / "base.gguf", tmp_path / "adapter.gguf")
+    assert tiny_difference(llama_cpp, adapted, tiny_model) < 1e-3
 
 
 KINDS = {
@@ -283,7 +349,7 @@ def test_what_has_no_form_in_gguf_is_refused_by_name(tiny_model, tmp_path):
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(
-        ConfigError, match=r'model_type "gpt2" cannot be exported.*: gemma2, llama, '
+        ConfigError, match=r'model_type "gpt2" cannot be exported.*: llama, mistral, '
     ):
         export_gguf(other, output)
     adapter = tmp_path / "adapter"
@@ -299,3 +365,43 @@ def test_what_has_no_form_in_gguf_is_refused_by_name(tiny_model, tmp_path):
         pre_tokenizer_name({"type": "Whitespace"}, other / "tokenizer.json")
     assert list(tmp_path.glob("*.gguf")) == []
     assert list(tmp_path.glob(".*.gguf.tmp")) == []
+
+
+REFUSED = {
+    "an activation": ("qwen3", {"hidden_act": "gelu"}, r"hidden_act = 'gelu' has no form in GGUF"),
+    "weights of experts": (
+        "qwen3_moe",
+        FAMILIES["qwen3_moe"] | {"norm_topk_prob": False},
+        r"norm_topk_prob = False has no form in GGUF .*, where it is always True",
+    ),
+    "an order of layers": (
+        "gemma3_text",
+        FAMILIES["gemma3_text"] | {"layer_types": ["full_attention"] * 7},
+        r"layer_types is fixed in llama.cpp: each 6th layer is 'full_attention'",
+    ),
+    "dense layers among experts": (
+        "qwen3_moe",
+        FAMILIES["qwen3_moe"] | {"mlp_only_layers": [0]},
+        "layers without experts among others",
+    ),
+    "a type": (
+        "gpt_neox",
+        {},
+        r'model_type "gpt_neox" cannot be exported to GGUF; supported: llama',
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(what, tiny_model, tmp_path):
+    name, changes, message = REFUSED[what]
+    config = AutoConfig.for_model(name, **SHAPE | changes)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        export_gguf(tmp_path, tmp_path / "model.gguf", "f32")
+
+
+@pytest.mark.parametrize(("window", "context"), [(None, 256), (32, 32), (512, 256)])
+def test_a_window_that_llama_cpp_lacks_bounds_the_context(window, context):
+    config = AutoConfig.for_model("mistral", **SHAPE | {"sliding_window": window}).to_dict()
+    assert context_length(config, GGUF_RECORDS["mistral"]) == context

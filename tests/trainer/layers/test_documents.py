@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
-from headrace.trainer.layers.documents import find_documents
+from headrace.trainer.layers.documents import GAP, find_documents
 
 CPU = torch.device("cpu")
 
@@ -40,6 +41,33 @@ def test_no_document_sees_another_and_padding_is_zero(lengths, tokens):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(len(lengths), 8, 5, generator=generator, dtype=torch.float64)
     assert torch.equal(documents.apply(recurrence, hidden), alone(hidden, lengths, tokens))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens"), [([[3, 4, 1], [4, 4]], [8, 8]), ([[8], [2, 6]], [8, 2]), ([[8]], [0])]
+)
+def test_in_one_row_a_kernel_restarts_at_bounds(lengths, tokens):
+    documents = find_documents(lengths, tokens, CPU)
+    hidden = torch.randn(len(lengths), 8, 5, dtype=torch.float64)
+
+    def kernel(row):
+        parts = row.split(documents.bounds.diff().tolist(), 1)
+        return torch.cat([part.cumsum(1) for part in parts], 1)
+
+    found = documents.apply_in_one_row(kernel, hidden)
+    assert torch.equal(found, alone(hidden, lengths, tokens))
+
+
+def test_in_one_row_a_convolution_sees_no_other_document():
+    documents = find_documents([[3, 5], [1, 1, 6]], [8, 2], CPU)
+    hidden = torch.randn(2, 8, 2, dtype=torch.float64)
+
+    def convolve(row):
+        padded = functional.pad(row, (0, 0, GAP, 0))
+        return sum(padded[:, GAP - back : padded.shape[1] - back] for back in range(GAP + 1))
+
+    expected = documents.apply(convolve, hidden)
+    assert torch.allclose(documents.apply_in_one_row(convolve, hidden), expected, rtol=1e-12)
 
 
 def test_gradients_stay_in_their_document():

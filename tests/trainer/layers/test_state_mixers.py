@@ -1,11 +1,14 @@
 """Layers with a state within stages: recomputed, as a reference, and told of documents as masks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from model_types import architecture_for
 from tiny_families import config_of, make_batch, run_forward
+from transformers.models.qwen3_next import modeling_qwen3_next
 
-from headrace.trainer.architecture.read_architecture import read_architecture
+from headrace.trainer.architecture.read_architecture import architecture_of, read_architecture
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.building.self_check import save_tiny
@@ -25,15 +28,20 @@ def hybrid(tmp_path_factory):
     return directory
 
 
-def build(directory, **settings):
+def build(directory, device=CPU, **settings):
     """The whole model as one stage, without the trial of its type."""
     config = config_of(directory, 1, {"rank": 4}, router_loss=0.0, **settings)
-    built = build_stage(config, 0, CPU, make_plan(config, read_architecture(directory)))
+    built = build_stage(config, 0, device, make_plan(config, read_architecture(directory)))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for item in built.trained:
-            item.parameter.add_(0.05 * torch.randn(item.parameter.shape, generator=generator))
+            noise = torch.randn(item.parameter.shape, generator=generator)
+            item.parameter.add_(0.05 * noise.to(device))
     return built
+
+
+def mixers_of(built):
+    return [part for part in built.stage.modules() if isinstance(part, RestartsAtDocuments)]
 
 
 def gradients(built):
@@ -73,7 +81,7 @@ def test_a_reference_is_the_model_without_adapters(hybrid):
 
 def test_mixers_keep_their_class_and_attention_stays_as_it_is(hybrid):
     built = build(hybrid)
-    mixers = [part for part in built.stage.modules() if isinstance(part, RestartsAtDocuments)]
+    mixers = mixers_of(built)
     assert {type(mixer).__name__ for mixer in mixers} == {"Qwen3NextGatedDeltaNet"}
     assert len(mixers) == sum(built.stage.stateful) < len(built.stage.layers)
     assert len(run_forward([built], make_batch())[-1].token_losses) == 3
@@ -92,3 +100,65 @@ def test_mamba_gets_adapters_and_formats_where_its_layers_are_called(tmp_path):
     mixer = next(part for part in parts if isinstance(part, RestartsAtDocuments))
     assert not mixer.training
     assert mixer.in_proj.training
+
+
+def losses_and_gradients(built):
+    batch, device = make_batch(), built.stage.device
+    batch = replace(batch, ids=batch.ids.to(device), labels=batch.labels.to(device))
+    output = run_forward([built], batch)[-1]
+    output.value.backward()
+    return [output.token_losses, *(item.parameter.grad for item in built.trained)]
+
+
+def assert_alike(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+def test_convolutions_take_documents_as_one_row(tmp_path):
+    save_tiny(architecture_for("lfm2_moe", tiny=True), tmp_path)
+    row, alone = build(tmp_path), build(tmp_path, kernels="torch")
+    assert {mixer.one_row for mixer in mixers_of(row)} == {row.stage.states.one_row}
+    assert {mixer.one_row for mixer in mixers_of(alone)} == {None}
+    assert_alike(losses_and_gradients(row), losses_and_gradients(alone))
+
+
+def test_delta_nets_take_documents_as_one_row_where_a_kernel_restarts(hybrid, monkeypatch):
+    """The kernel's place is taken by transformers' own function, once for each document."""
+    alone = losses_and_gradients(build(hybrid))
+    function, calls = modeling_qwen3_next.torch_chunk_gated_delta_rule, []
+
+    def kernel(*states, g, beta, cu_seqlens, **others):
+        sizes = cu_seqlens.diff().tolist()
+        calls.append(len(sizes))
+        parts = zip(*(x.split(sizes, 1) for x in (*states, g, beta)), strict=True)
+        mixed = [function(*part[:3], g=part[3], beta=part[4], **others)[0] for part in parts]
+        return torch.cat(mixed, 1), None
+
+    built = build(hybrid)
+    for mixer in mixers_of(built):
+        assert mixer.one_row is None  # without a GPU
+        mixer.one_row = built.stage.states.one_row
+    monkeypatch.setattr(modeling_qwen3_next, "torch_chunk_gated_delta_rule", kernel)
+    assert_alike(losses_and_gradients(built), alone)
+    assert calls == [6] * len(mixers_of(built))
+
+
+def test_a_convolution_after_projections_with_biases_runs_by_document(tmp_path):
+    config = architecture_for("lfm2_moe", tiny=True).config
+    config.conv_bias = True
+    save_tiny(architecture_of(config, "lfm2_moe"), tmp_path)
+    assert {mixer.one_row for mixer in mixers_of(build(tmp_path))} == {None}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_flash_linear_attention_restarts_at_documents(hybrid):
+    pytest.importorskip("fla")
+    settings = {"dtype": "bfloat16", "device": torch.device("cuda")}
+    row, alone = build(hybrid, **settings), build(hybrid, kernels="torch", **settings)
+    assert all(mixer.one_row is not None for mixer in mixers_of(row))
+    found, expected = losses_and_gradients(row), losses_and_gradients(alone)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 0.05 * other.norm()

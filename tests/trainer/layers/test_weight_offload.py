@@ -20,8 +20,9 @@ from tiny_families import (
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.batches.extras import Extras
+from headrace.trainer.devices import registered_memory
 from headrace.trainer.layers.layer_functions import LayerFunctions, compiled, run_layer
-from headrace.trainer.layers.weight_offload import PLACES, WeightOffload, pinned
+from headrace.trainer.layers.weight_offload import PLACES, WeightOffload
 from headrace.trainer.stage.micro_batch import MicroBatch
 
 LORA = {"kind": "lora", "rank": 2, "init": "olora"}  # starts with gradients everywhere
@@ -255,7 +256,8 @@ def test_pinned_memory_has_pages_of_its_own_and_is_unregistered_when_it_is_gone(
     )
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "check_error", lambda code: None)
-    first, second = pinned(5000), pinned(5000)
+    gpu = torch.device("cuda")
+    first, second = registered_memory(5000, gpu), registered_memory(5000, gpu)
     assert all(address % mmap.PAGESIZE == 0 for address in registered)
     assert sorted(registered) == sorted([first.data_ptr(), second.data_ptr()])
     second.fill_(7)

@@ -142,7 +142,7 @@ def test_it_steps_as_its_librarys_reference(kind):
     run(optimizer, ours, range(20))
     run(reference(kind, [item.parameter for item in theirs]), theirs, range(20))
     for mine, its in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine.parameter, its.parameter, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine.parameter, its.parameter, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", RUN_ON_CPU)
@@ -274,7 +274,7 @@ def test_paged_states_are_those_of_its_substitute(kind, monkeypatch):
     for optimizer, items in ((one, paged), (other, plain)):
         run(optimizer, items, range(20))
     for mine, its in zip(paged, plain, strict=True):
-        torch.testing.assert_close(mine.parameter, its.parameter, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine.parameter, its.parameter, rtol=1e-6, atol=1e-6)
     item = paged[0]
     stepped, started = tensors_of(one, item.parameter), fresh_states(one, item.parameter)
     assert stepped.keys() == started.keys() - {"qmap1", "qmap2"}

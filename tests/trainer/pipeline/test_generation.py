@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from model_types import architecture_for
 from peft import get_peft_model
 from stage_threads import generate
 from tiny_families import FAMILIES, VOCABULARY, build, config_of, save_tiny
@@ -9,6 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.objective_config import RejectedSamplingConfig
+from headrace.trainer.architecture.families_state import STATE_LAYERS
+from headrace.trainer.architecture.read_architecture import read_architecture
+from headrace.trainer.building.make_plan import make_plan
+from headrace.trainer.building.model_builder import build_stage
+from headrace.trainer.building.self_check import save_tiny as save_tiny_type
 from headrace.trainer.pipeline.answers import Prompt
 from headrace.trainer.stage.cached_stage import check_generates
 
@@ -19,6 +25,7 @@ LORA = {"kind": "lora", "rank": 4, "dropout": 0.1}
 # the longest text of PROMPTS, up to which the model's rotary frequencies stay the same
 STEADY = {"phi3": {"original_max_position_embeddings": 20}}
 DEFAULT = ("llama", "gemma2", "phi3")
+EXHAUSTIVE = pytest.mark.exhaustive
 STAGES_OF = {"partition": 2, "weight_offload": 1}  # the only number that the change is made with
 
 
@@ -153,3 +160,33 @@ def test_what_cannot_be_generated_is_refused(tmp_path):
     built.stage.layers[0].forward = lambda hidden: hidden
     with pytest.raises(ConfigError, match="Phi3DecoderLayer keeps no keys and values"):
         check_generates(built.stage, built.architecture, 10)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[] if name in ("falcon_h1", "qwen3_next") else [EXHAUSTIVE])
+        for name, states in STATE_LAYERS.items()
+        if states.cached
+    ],
+)
+def test_states_are_kept_from_token_to_token(tmp_path, family):
+    save_tiny_type(architecture_for(family, tiny=True), tmp_path)
+    config = config_of(tmp_path, 2, {"kind": "lora", "rank": 4}, router_loss=0.0)
+    plan = make_plan(config, read_architecture(tmp_path))
+    built = [build_stage(config, stage, torch.device("cpu"), plan) for stage in range(2)]
+    move(built)
+    model = as_transformers(tmp_path, built)
+    expected = [greedy(model, prompt, []) for prompt in PROMPTS]
+    answers = generate(built, PROMPTS, settings(temperature=0), [])
+    assert [answer.ids for answer in answers] == expected
+
+
+@pytest.mark.parametrize("family", ["minimax", "recurrent_gemma"])
+def test_states_outside_of_the_cache_are_refused(tmp_path, family):
+    save_tiny_type(architecture_for(family, tiny=True), tmp_path)
+    config = config_of(tmp_path, 1, LORA, router_loss=0.0)
+    plan = make_plan(config, read_architecture(tmp_path))
+    built = build_stage(config, 0, torch.device("cpu"), plan)
+    with pytest.raises(ConfigError, match=f"{family} keeps the states of its layers outside"):
+        check_generates(built.stage, plan.architecture, 20)

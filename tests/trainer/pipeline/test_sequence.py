@@ -108,6 +108,25 @@ def test_chunks_of_stages_share_rows_too(training):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"adapter__kind": "control"},
+        {"adapter__kind": "dora"},
+        {"quantization__backend": "bnb", "weight_offload": "mlp"},
+        {"activation_checkpointing": "full", "activation_offload": True},
+        {"activation_checkpointing": "selective"},
+        {"adapter__kind": "none", "optimizer__shard": True, "optimizer__offload": True},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_what_else_a_stage_may_do_goes_with_shared_rows(training, settings):
+    settings = {**settings, "adapter__dropout": 0.0}
+    one = training.run("one", 1, **settings)
+    assert_alike(training.run("cut", 2, sequence_parallel=2, **settings), one)
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["dpo", "simpo"])
 def test_pairs_are_compared_over_whole_answers(pair_training, kind):
     settings = {"adapter__dropout": 0.0, "objective__kind": kind}

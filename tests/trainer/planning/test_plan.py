@@ -5,16 +5,22 @@ import json
 
 import pytest
 import torch
+from model_types import architecture_for
 from tiny_families import COMMON, CPU, config_of, save_tiny
 from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.read_architecture import read_architecture
+from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.self_check import plan_model
+from headrace.trainer.building.self_check import save_tiny as save_tiny_type
+from headrace.trainer.layers.documents import find_documents
 from headrace.trainer.optim.optimizer import build_optimizer, table_names
 from headrace.trainer.optim.states import tensors_of
 from headrace.trainer.planning.layer_activations import layer_activations
+from headrace.trainer.planning.memory_model import state_bytes
 from headrace.trainer.planning.plan_report import parse_size, plan_run, report
 from tests.support.built import build_stage
 
@@ -71,7 +77,7 @@ def test_activations_are_those_that_autograd_keeps(model, adapter, quantization)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         arguments = stage.arguments_of_layer(0, mask, positions, table)
         stage.layer_functions.plain(stage.layers[0], hidden, arguments)
-    assert predicted.kept[None] == sum(size for size, _ in kept.values())
+    assert predicted.kept_of(4, None) == sum(size for size, _ in kept.values())
     assert predicted.boundary == hidden.nbytes
 
 
@@ -244,6 +250,35 @@ def test_the_command_needs_a_config_alone(tmp_path, capsys):
     assert "Does not fit" in printed
 
 
+def test_each_kind_of_layer_is_counted_by_itself(tmp_path):
+    save_tiny_type(architecture_for("nemotron_h", tiny=True), tmp_path)
+    config = config_of(tmp_path, 1, LORA, dtype="float32", kernels="torch", router_loss=0.0)
+    plan = make_plan(config, read_architecture(tmp_path))
+    predicted, longer = (
+        layer_activations(plan, config, torch.float32, tokens) for tokens in (TOKENS, 1024)
+    )
+    assert list(predicted.kinds) == [0, 1, 2, 3]  # Mamba, experts, attention, MLP
+    assert len({predicted.kept_of(layer, None) for layer in range(4)}) == 4
+    assert longer.kept_of(0, None) < 1024 / TOKENS * predicted.kept_of(0, None) * 1.1
+
+    stage = build_stage(config, 0, CPU, plan).stage
+    weights = {t.untyped_storage().data_ptr() for t in (*stage.parameters(), *stage.buffers())}
+    hidden = torch.randn(1, TOKENS, 64, requires_grad=True)
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    documents = find_documents([[TOKENS]], [TOKENS], CPU)
+    arguments = stage.arguments_of_layer(0, None, torch.arange(TOKENS)[None], None, documents)
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        stage.layer_functions.plain(stage.layers[0], hidden, arguments)
+    assert predicted.kept_of(0, None) == sum(size for size, _ in kept.values())
+
+
 def test_ranks_that_share_rows_keep_a_share_of_the_activations(model):
     """The model has 2 key heads beside 4: for 4 ranks each is held twice."""
     whole, halves, quarters = (
@@ -256,3 +291,14 @@ def test_ranks_that_share_rows_keep_a_share_of_the_activations(model):
     assert [run.replicas for run in (whole, halves, quarters)] == [4, 2, 1]
     assert "2 replica(s), whose rows 2 ranks share." in report(halves, 4, None)
     assert "sequence_parallel = " in report(whole, 4, memory[0].peak * 0.6)
+
+
+def test_states_that_are_shared_out_or_in_host_memory_leave_the_gpu(model):
+    whole, shared, offloaded = (
+        planned(model, 2, gpus=8, optimizer={"lr": 1.0, **how}).stages[0].memory.optimizer
+        for how in ({}, {"shard": True}, {"offload": True})
+    )
+    assert shared == pytest.approx(whole / 4)
+    assert offloaded == whole, "a bucket holds all of so small a model"
+    numbers = state_bytes(config_of(model, optimizer={"lr": 1.0, "offload": True}), 10**9, 0, 4, 1)
+    assert numbers == 3 * 2**26 * 4 * 2

@@ -405,6 +405,13 @@ def test_a_name_to_skip_that_keeps_nothing_from_being_quantized_is_refused(
         plan_model(config_of(models[model], 1, LORA, quantization=settings))
 
 
+def test_a_name_with_settings_of_its_own_that_no_quantized_weight_has_is_refused(models):
+    settings = {**HQQ, "dynamic_config": {"block_sparse_moe.experts": {"bits": 2}}}
+    message = r'no quantized weight has "block_sparse_moe\.experts" in its name; .* experts, k_proj'
+    with pytest.raises(ConfigError, match=message):
+        plan_model(config_of(models["mixtral"], 1, LORA, quantization=settings))
+
+
 def test_a_part_of_the_name_of_experts_is_skipped(models):
     settings = {**NF4, "skip_modules": ["lm_head", "experts"]}
     plan_model(config_of(models["mixtral"], 1, LORA, quantization=settings))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from model_types import architecture_for
 from tiny_families import (
     DISCOVERED,
     FAMILIES,
@@ -14,6 +15,7 @@ from tiny_families import (
 )
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from headrace.trainer.building import self_check
 from headrace.trainer.layers.document_attention import NAME
 from headrace.trainer.layers.layer_functions import (
     LayerFunctions,
@@ -70,6 +72,7 @@ def test_attention_by_bounds_is_that_under_masks(family, tmp_path):
     if family in MASKED:
         return
     attend_by_bounds(stage)
+    stage.by_bounds = True
     names = {
         part.config._attn_implementation for part in stage.modules() if hasattr(part, "config")
     }
@@ -88,6 +91,7 @@ def test_compiled_layers_are_the_plain_twin_and_compile_no_more(family, recomput
     assert runs_compiled(stage.layers, config_of("unused"), architecture)
     if family not in MASKED:
         attend_by_bounds(stage)
+        stage.by_bounds = True
     counter = CompileCounterWithBackend("aot_eager")
     stage.layer_functions = LayerFunctions(
         compiled(run_layer, backend=counter), compiled(run_layer_checkpointed, backend=counter)
@@ -100,3 +104,24 @@ def test_compiled_layers_are_the_plain_twin_and_compile_no_more(family, recomput
         counts.append(counter.frame_count)
     assert 0 < counts[0] <= 2 * 3  # packed and not, of each kind of layer
     assert counts[1:] == counts[:1] * (len(counts) - 1)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's
+def test_layers_with_a_state_are_not_compiled_for_each_layout(tmp_path):
+    self_check.save_tiny(architecture_for("qwen3_next", tiny=True), tmp_path)
+    built = build(config_of(tmp_path))
+    stage, batch = built[0].stage, make_batch()
+    expected = results(built, batch)
+    assert any(stage.stateful) and not all(stage.stateful)
+    assert runs_without_masks(built[0].architecture, torch.bfloat16)
+    attend_by_bounds(stage)
+    counter = CompileCounterWithBackend("eager")
+    run = compiled(run_layer, backend=counter)
+    stage.layer_functions = LayerFunctions(run, run)
+    compare(results(built, batch), expected)
+    before = counter.frame_count
+    for lengths in LAYOUTS[1:]:
+        ids, inputs = micro_batch(lengths)
+        stage(ids, inputs).value.backward()
+    assert counter.frame_count == before > 0

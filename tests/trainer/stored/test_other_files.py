@@ -105,8 +105,8 @@ SHAPE = {
 }
 
 
-def gguf_model(family, kind, tiny_model, directory):
-    """A model directory with a GGUF file instead of safetensors."""
+def gguf_model(family, kind, tiny_model, directory, original=None):
+    """A model directory with a GGUF file instead of safetensors, which `original` keeps."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(family, **SHAPE | GGUF_FAMILIES[family]), dtype=torch.float32
@@ -117,6 +117,8 @@ def gguf_model(family, kind, tiny_model, directory):
     model.save_pretrained(directory)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_model / file, directory)
+    if original is not None:
+        shutil.copytree(directory, original)
     export_gguf(directory, directory / "model.gguf", kind)
     (directory / "model.safetensors").unlink()
     return directory
@@ -147,6 +149,28 @@ def test_gguf_gives_the_weights_that_transformers_reads_from_it(
     )
     expected = dict(theirs.named_parameters())
     assert built[0].architecture.tied == ("lm_head.weight" not in expected)
+    if built[0].architecture.tied:
+        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
+    same(held_by(built), expected)
+
+
+OTHERS = {
+    "cohere": {"logit_scale": 0.5, "tie_word_embeddings": True},
+    "granite": {"residual_multiplier": 0.5},
+    "olmo2": {},
+    "starcoder2": {"sliding_window": None},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", OTHERS)
+def test_gguf_gives_back_the_weights_that_were_exported(family, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(GGUF_FAMILIES, family, OTHERS[family])
+    kept = tmp_path / "kept"
+    directory = gguf_model(family, "f32", tiny_model, tmp_path / "model", kept)
+    original = AutoModelForCausalLM.from_pretrained(kept, dtype=torch.float32)
+    expected = dict(original.named_parameters())
+    built = build(config_of(directory, 2))
     if built[0].architecture.tied:
         expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
     same(held_by(built), expected)
@@ -189,10 +213,10 @@ def test_gguf_that_is_not_read_is_refused_by_name(tiny_model, tmp_path):
 
 def test_a_family_without_a_layout_in_gguf_is_refused_by_name(tmp_path, tiny_model):
     directory = gguf_model("llama", "f16", tiny_model, tmp_path / "model")
-    other = save_tiny("olmo2", tmp_path / "olmo2", num_hidden_layers=2)
+    other = save_tiny("qwen2_moe", tmp_path / "other", num_hidden_layers=2)
     (other / "model.safetensors").unlink()
     shutil.copy(directory / "model.gguf", Path(other) / "model.gguf")
-    with pytest.raises(ConfigError, match=r'"olmo2" is not read from GGUF \(read are '):
+    with pytest.raises(ConfigError, match=r'"qwen2_moe" is not read from GGUF \(read are '):
         build(config_of(other))
 
 

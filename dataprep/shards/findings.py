@@ -1,0 +1,89 @@
+"""Findings in a sample of a source before a long run: refusals, losses, and rows."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.text import Text
+from tokenizers import Tokenizer
+
+from headrace.dataprep.input.records import Reject
+from headrace.dataprep.rows.blocks import BlockRows
+from headrace.dataprep.rows.task_stats import TaskStats, add_stats
+from headrace.dataprep.shards.inspection import row_text, shows_no_style
+from headrace.dataprep.text.chat_losses import is_loss
+from headrace.schemas.visible_text import visible
+
+KEPT_ROWS = 3  # of each part of a sample
+SHOWN_CHARACTERS = 4000  # of a row
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Counts of a sample, a refused document for each reason, and the first rows."""
+
+    stats: TaskStats
+    examples: dict[str, Reject]
+    rows: list[pa.Table]
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[BlockRows]) -> "Findings":
+        """Return what some blocks give."""
+        results = list(blocks)
+        examples: dict[str, Reject] = {}
+        for reject in (reject for result in results for reject in result.rejects):
+            examples.setdefault(reject.reason, reject)
+        tables = [table for result in results for table in result.rows.values()]
+        rows = [tables[0].slice(0, KEPT_ROWS).combine_chunks()] if tables else []
+        return cls(add_stats(result.stats for result in results), examples, rows)
+
+    @classmethod
+    def sum(cls, parts: Sequence["Findings"]) -> "Findings":
+        """Return what several parts of a sample give together."""
+        examples: dict[str, Reject] = {}
+        for part in reversed(parts):
+            examples |= part.examples
+        rows = [table for part in parts for table in part.rows]
+        return cls(add_stats(part.stats for part in parts), examples, rows)
+
+    def first_rows(self, count: int) -> list[dict[str, Any]]:
+        """The first rows."""
+        if not self.rows:
+            return []
+        rows: list[dict[str, Any]] = pa.concat_tables(self.rows).slice(0, count).to_pylist()
+        return rows
+
+
+def finding_lines(source: str, found: Findings) -> list[str]:
+    """Each kind of refusal, drop and loss once, with its count in the sample."""
+    stats, lines = found.stats, []
+    total = stats.documents + stats.rejected
+    for reason, count in stats.rejects.items():
+        example = found.examples[reason]
+        where = f"{example.file}:{example.line}: {example.detail}"
+        lines.append(f"refused: {reason}: {count:,} of {total:,} (first: {where})")
+    for reason, count in stats.documents_dropped.items():
+        lines.append(f"dropped: {reason}: {count:,} of {total:,}")
+    for reason, tokens in stats.tokens_dropped.items():
+        if reason not in stats.documents_dropped:
+            lines.append(f"dropped: {reason}: {tokens:,} tokens")
+    for name, count in stats.notes.items():
+        if is_loss(name, count, stats.documents):
+            lines.append(f"{name}: {count:,} in {stats.documents:,} documents")
+    return [f'source "{source}": {line}' for line in lines]
+
+
+def print_findings(
+    found: dict[str, Findings], tokenizer: Tokenizer, rows: int, console: Console
+) -> None:
+    """The findings of each source, and its first rows with what is trained marked."""
+    for name, findings in found.items():
+        for line in finding_lines(name, findings):
+            console.print(Text(visible(line)), soft_wrap=True)
+        for row in findings.first_rows(rows):
+            console.rule(Text(visible(f"a row of {name}")))
+            text = row_text(tokenizer, row, shows_no_style(console))
+            more = len(text) > SHOWN_CHARACTERS
+            console.print(text[:SHOWN_CHARACTERS] + (" ..." if more else ""), soft_wrap=True)

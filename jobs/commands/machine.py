@@ -1,0 +1,62 @@
+"""Peculiarities of a machine that would make NCCL hang or fail, found before it starts."""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+DRIVER = Path("/proc/driver/nvidia/gpus")
+MODEL = re.compile(r"^Model:\s*(.+)$", re.MULTILINE)
+# cards whose driver offers peer-to-peer transfers that do not work
+WITHOUT_PEERS = re.compile(r"GeForce RTX 40[0-9]{2}\b")
+NO_PEERS = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+SHARED_MEMORY = Path("/dev/shm")
+LEAST_SHARED = 256 << 20  # bytes; a container has 64 MiB unless it is told otherwise
+
+
+def prepare_transfers(
+    processes: int, environment: Mapping[str, str], cards: list[str]
+) -> dict[str, str]:
+    """Return the variables that ranks on these cards need beside those that are set.
+
+    What is set or missing is said in one line each.
+    """
+    if processes < 2 or not cards:
+        return {}
+    if problem := shared_memory_problem(SHARED_MEMORY, environment):
+        logger.warning("%s", problem)
+    settings = transfer_settings(cards, environment)
+    if settings:
+        shown = " ".join(f"{key}={value}" for key, value in settings.items())
+        logger.info("%s: no peer-to-peer transfers; set %s", cards[0], shown)
+    return settings
+
+
+def card_names(driver: Path = DRIVER) -> list[str]:
+    """Return the names of the machine's NVIDIA cards, as the driver tells them."""
+    texts = [path.read_text(errors="replace") for path in sorted(driver.glob("*/information"))]
+    return [found[1].strip() for text in texts if (found := MODEL.search(text))]
+
+
+def transfer_settings(cards: list[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what keeps NCCL from transfers that these cards lack; the user's own settings stay."""
+    if not any(WITHOUT_PEERS.search(card) for card in cards):
+        return {}
+    return {key: value for key, value in NO_PEERS.items() if key not in environment}
+
+
+def shared_memory_problem(folder: Path, environment: Mapping[str, str]) -> str | None:
+    """Return what to do about shared memory that is too small for NCCL, if it is."""
+    if environment.get("NCCL_SHM_DISABLE") == "1" or not folder.is_dir():
+        return None
+    size = os.statvfs(folder)
+    total = size.f_blocks * size.f_frsize
+    if total >= LEAST_SHARED:
+        return None
+    return (
+        f"{folder} holds {total >> 20} MiB, which NCCL may find too little: start the container "
+        "with --shm-size=1g, or set NCCL_SHM_DISABLE=1"
+    )

@@ -1,0 +1,128 @@
+"""The frozen record that a stage is constructed from, complete: nobody adds to a `Stage` later."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.layers.activation_offload import ActivationOffload
+from headrace.trainer.layers.layer_functions import (
+    LayerFunctions,
+    run_layer,
+    run_layer_checkpointed,
+    run_layer_selectively,
+)
+from headrace.trainer.layers.router_loss import RouterLossSettings
+from headrace.trainer.layers.weight_offload import WeightOffload
+from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
+from headrace.trainer.stage.loss import Objective
+
+
+@dataclass(frozen=True)
+class StageNames:
+    """Names of a stage's modules in the whole (PEFT-wrapped) model, in order of use."""
+
+    embedding: str | None
+    layers: list[str]
+    norm: str | None
+    head: str | None
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """Faster parts of a stage; by default there are none.
+
+    Attributes:
+        norm: in the place of the model's own, over the same weight.
+        layer_functions: how a layer is run.
+        before_step: to be called before the micro-batches of a step, with none in flight.
+        by_bounds: attention takes the documents' bounds and its window instead of a mask.
+        in_blocks: it is FlexAttention then, which wants them by blocks.
+        triton_loss: the loss is computed in Triton.
+    """
+
+    norm: nn.Module | None = None
+    layer_functions: LayerFunctions | None = None
+    before_step: Callable[[], None] | None = None
+    by_bounds: bool = False
+    in_blocks: bool = False
+    triton_loss: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """The modules of one stage, and how they are run.
+
+    Attributes:
+        modules: canonical name in the whole model -> module, in order of use.
+        names: which of them is what.
+        layers: their numbers in the whole model.
+        rotary: positions -> cosine and sine, real buffers, no parameters; None for models without.
+        autocast: run in `compute_dtype` though the weights are float32 (full fine-tuning).
+        recompute: numbers of the layers that keep only their input for the backward pass.
+        selective: let these keep some results too, see `selective_checkpoint`.
+        offload: where these inputs are held in between, if not on the device.
+        seeded: set the random state before each layer, for dropout that is the same in any layout.
+        embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
+        objective: what the last stage computes.
+        noise_alpha: of NEFTune's noise at the embedding, if any.
+        sequence: the slice of every row that is held here.
+        weight_offload: where the layers' weights come from, if they are not on the device.
+    """
+
+    modules: dict[str, nn.Module]
+    names: StageNames
+    layers: Sequence[int]
+    rotary: nn.Module | None
+    architecture: Architecture
+    router_loss: RouterLossSettings | None
+    compute_dtype: torch.dtype
+    autocast: bool
+    recompute: frozenset[int]
+    selective: bool = False
+    offload: ActivationOffload | None
+    seeded: bool
+    objective: Objective
+    embedding_on_cpu: bool = False
+    noise_alpha: float | None = None
+    sequence: SequenceSlice = WHOLE
+    weight_offload: WeightOffload | None = None
+    acceleration: Acceleration = field(default_factory=Acceleration)
+
+    @property
+    def layer_modules(self) -> list[nn.Module]:
+        """The decoder layers, or halves of them."""
+        return [self.modules[name] for name in self.names.layers]
+
+    @property
+    def recomputed(self) -> list[bool]:
+        """Return for each layer whether it is run again in the backward pass."""
+        return [index in self.recompute for index in self.layers]
+
+    @property
+    def layer_functions(self) -> LayerFunctions:
+        """The plain ways to run a layer: once, and again for the backward pass."""
+        again = run_layer_selectively if self.selective else run_layer_checkpointed
+        return LayerFunctions(run_layer, again)
+
+    @property
+    def moved(self) -> list[nn.Module]:
+        """The modules that are on the device; an embedding may stay in host memory."""
+        stays = self.names.embedding if self.embedding_on_cpu else None
+        return [module for name, module in self.modules.items() if name != stays]
+
+    @property
+    def tree(self) -> nn.ModuleList:
+        """Return all modules under one, to walk through."""
+        rotary = [] if self.rotary is None else [self.rotary]
+        return nn.ModuleList([*self.modules.values(), *rotary])
+
+    def canonical_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters by their name in the whole model, in model order."""
+        return {
+            f"{prefix}.{name}": parameter
+            for prefix, module in self.modules.items()
+            for name, parameter in module.named_parameters()
+        }

@@ -1,0 +1,251 @@
+"""Types of models in llama.cpp, and what it must be told of one: one record for each.
+
+Read against gguf 0.19 and llama.cpp of 2026. Values that its graph has for granted are in `fixed`:
+a model with another one is refused.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gguf import MODEL_ARCH, GGUFWriter
+
+from headrace.schemas.errors import ConfigError
+
+Settings = dict[str, Any]
+Write = Callable[[GGUFWriter, Settings], None]
+Fixed = tuple[str, Any]  # key of config.json, and the value that it must have where it is there
+
+
+def norm_of_root(writer: GGUFWriter, config: Settings) -> None:
+    """Write the epsilon of RMSNorm."""
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+
+
+def norm_of_olmo(writer: GGUFWriter, config: Settings) -> None:
+    """Write the epsilon of a RMSNorm whose config names it after all norms."""
+    writer.add_layer_norm_rms_eps(config.get("rms_norm_eps") or config["layer_norm_eps"])
+
+
+def norm_of_layer(writer: GGUFWriter, config: Settings) -> None:
+    """Write the epsilon of LayerNorm, under whichever name the config has."""
+    names = ("layer_norm_eps", "norm_epsilon", "norm_eps")
+    writer.add_layer_norm_eps(next(config[name] for name in names if config.get(name)))
+
+
+def window(writer: GGUFWriter, config: Settings) -> None:
+    """Write the attention window, where there is one."""
+    if config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
+
+
+def caps(writer: GGUFWriter, config: Settings) -> None:
+    """Write Gemma 2's soft-caps."""
+    writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+    writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+
+
+def granite_scales(writer: GGUFWriter, config: Settings) -> None:
+    """Write Granite's four multipliers."""
+    writer.add_attention_scale(config["attention_multiplier"])
+    writer.add_embedding_scale(config["embedding_multiplier"])
+    writer.add_residual_scale(config["residual_multiplier"])
+    writer.add_logit_scale(config["logits_scaling"])
+
+
+def logit_scale(writer: GGUFWriter, config: Settings) -> None:
+    """Write Cohere's multiplier of the logits."""
+    writer.add_logit_scale(config["logit_scale"])
+
+
+def experts(writer: GGUFWriter, config: Settings) -> None:
+    """Write the number of experts, of those that a token uses, and their width."""
+    counts = ("num_local_experts", "num_experts", "n_routed_experts")
+    writer.add_expert_count(next(config[name] for name in counts if config.get(name)))
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    if config.get("moe_intermediate_size"):
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+
+
+def shared_experts(writer: GGUFWriter, config: Settings) -> None:
+    """Write the width of the experts that all tokens pass."""
+    writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+
+
+def sparse_everywhere(_: GGUFWriter, config: Settings) -> None:
+    """Refuse mixtures of which some layers are dense."""
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise ConfigError("layers without experts among others have no form in GGUF")
+
+
+def a_key_for_each_head(_: GGUFWriter, config: Settings) -> None:
+    """Refuse heads that share their keys, whose norms llama.cpp has for as wide as the model."""
+    if config["num_key_value_heads"] != config["num_attention_heads"]:
+        raise ConfigError("num_key_value_heads below num_attention_heads has no form in GGUF here")
+
+
+def gemma_scale(_: GGUFWriter, config: Settings) -> None:
+    """Check the scale of attention, for which llama.cpp has no key: it is the head's size, or in
+    the 27B shapes the width of a head.
+
+    Raises:
+        ConfigError: the model has another scale.
+    """
+    layers = {"gemma2": 46, "gemma3_text": 62}[config["model_type"]]
+    width = config["hidden_size"] // config["num_attention_heads"]
+    expected = width if config["num_hidden_layers"] == layers else config["head_dim"]
+    if config["query_pre_attn_scalar"] != expected:
+        raise ConfigError(
+            f"query_pre_attn_scalar = {config['query_pre_attn_scalar']} has no form in GGUF, "
+            f"where it is always {expected}"
+        )
+
+
+def every(period: int, key: str, usual: Any, other: Any) -> Write:
+    """Return a check that the last of every so many layers differs from those before it.
+
+    Args:
+        key: list by layer.
+    """
+
+    def check(_: GGUFWriter, config: Settings) -> None:
+        count = config["num_hidden_layers"]
+        wanted = [usual if (layer + 1) % period else other for layer in range(count)]
+        if list(config.get(key) or wanted) != wanted:
+            raise ConfigError(
+                f"{key} is fixed in llama.cpp: each {period}th layer is {other!r}, the others "
+                f"{usual!r}; this model has another order"
+            )
+
+    return check
+
+
+@dataclass(frozen=True)
+class GgufRecord:
+    """A type of model in llama.cpp.
+
+    Attributes:
+        rotates_pairs: it turns neighboring channels, transformers turns the two halves of a head,
+            so rows of query and key weights change places.
+        norm_offset: added to the weights of norms.
+        writes: what is written or checked beside what all types share.
+        fixed: settings that its graph has for granted.
+    """
+
+    arch: MODEL_ARCH
+    writes: tuple[Write, ...] = (norm_of_root,)
+    rotates_pairs: bool = False
+    norm_offset: float = 0.0
+    fixed: tuple[Fixed, ...] = ()
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+SILU: Fixed = ("hidden_act", "silu")
+GEMMA_ACT: Fixed = ("hidden_activation", "gelu_pytorch_tanh")
+LLAMA = GgufRecord(MODEL_ARCH.LLAMA, rotates_pairs=True, fixed=(SILU,))
+GGUF_RECORDS: Mapping[str, GgufRecord] = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "mixtral": GgufRecord(
+        MODEL_ARCH.LLAMA, (norm_of_root, experts), rotates_pairs=True, fixed=(SILU,)
+    ),
+    "arcee": GgufRecord(MODEL_ARCH.ARCEE, rotates_pairs=True, fixed=(("hidden_act", "relu2"),)),
+    "qwen2": GgufRecord(MODEL_ARCH.QWEN2, fixed=(SILU,)),
+    "qwen2_moe": GgufRecord(
+        MODEL_ARCH.QWEN2MOE,
+        (norm_of_root, experts, shared_experts, sparse_everywhere),
+        fixed=(SILU, ("norm_topk_prob", False)),
+    ),
+    "qwen3": GgufRecord(MODEL_ARCH.QWEN3, fixed=(SILU,)),
+    "qwen3_moe": GgufRecord(
+        MODEL_ARCH.QWEN3MOE,
+        (norm_of_root, experts, sparse_everywhere),
+        fixed=(SILU, ("norm_topk_prob", True)),
+    ),
+    "seed_oss": GgufRecord(MODEL_ARCH.SEED_OSS, fixed=(SILU,)),
+    "gemma": GgufRecord(MODEL_ARCH.GEMMA, norm_offset=1.0),
+    "gemma2": GgufRecord(
+        MODEL_ARCH.GEMMA2,
+        (
+            norm_of_root,
+            window,
+            caps,
+            gemma_scale,
+            every(2, "layer_types", "sliding_attention", "full_attention"),
+        ),
+        norm_offset=1.0,
+        fixed=(GEMMA_ACT,),
+    ),
+    "gemma3_text": GgufRecord(
+        MODEL_ARCH.GEMMA3,
+        (
+            norm_of_root,
+            window,
+            gemma_scale,
+            every(6, "layer_types", "sliding_attention", "full_attention"),
+        ),
+        norm_offset=1.0,
+        fixed=(GEMMA_ACT, ("final_logit_softcapping", None), ("attn_logit_softcapping", None)),
+    ),
+    "phi": GgufRecord(MODEL_ARCH.PHI2, (norm_of_layer,), fixed=(("qk_layernorm", False),)),
+    "phi3": GgufRecord(MODEL_ARCH.PHI3, (norm_of_root, window), fixed=(SILU,)),
+    "olmo2": GgufRecord(MODEL_ARCH.OLMO2, (norm_of_olmo,), fixed=(SILU,)),
+    "olmoe": GgufRecord(
+        MODEL_ARCH.OLMOE,
+        (norm_of_olmo, experts, a_key_for_each_head),
+        fixed=(SILU, ("norm_topk_prob", False), ("clip_qkv", None)),
+    ),
+    "starcoder2": GgufRecord(
+        MODEL_ARCH.STARCODER2, (norm_of_layer,), fixed=(("hidden_act", "gelu_pytorch_tanh"),)
+    ),
+    "granite": GgufRecord(
+        MODEL_ARCH.GRANITE, (norm_of_root, granite_scales), rotates_pairs=True, fixed=(SILU,)
+    ),
+    "cohere": GgufRecord(MODEL_ARCH.COMMAND_R, (norm_of_layer, logit_scale), fixed=(SILU,)),
+    "cohere2": GgufRecord(
+        MODEL_ARCH.COHERE2,
+        (
+            norm_of_layer,
+            logit_scale,
+            window,
+            every(4, "layer_types", "sliding_attention", "full_attention"),
+        ),
+        fixed=(SILU,),
+    ),
+    "smollm3": GgufRecord(
+        MODEL_ARCH.SMOLLM3,
+        (norm_of_root, every(4, "no_rope_layers", 1, 0)),
+        rotates_pairs=True,
+        fixed=(SILU, ("use_sliding_window", False)),
+    ),
+    "stablelm": GgufRecord(
+        MODEL_ARCH.STABLELM, (norm_of_layer,), fixed=(SILU, ("qk_layernorm", False))
+    ),
+    "nemotron": GgufRecord(
+        MODEL_ARCH.NEMOTRON, (norm_of_layer,), norm_offset=1.0, fixed=(("hidden_act", "relu2"),)
+    ),
+    "ernie4_5": GgufRecord(MODEL_ARCH.ERNIE4_5, fixed=(SILU,)),
+    "hunyuan_v1_dense": GgufRecord(MODEL_ARCH.HUNYUAN_DENSE, fixed=(SILU,)),
+}
+
+
+def gguf_record(model: str, config: Settings) -> GgufRecord:
+    """Return the record of a model's type.
+
+    Raises:
+        ConfigError: the type, or a setting of this model, has no form in GGUF.
+    """
+    model_type = config["model_type"]
+    record = GGUF_RECORDS.get(model_type)
+    if record is None:
+        raise ConfigError(
+            f'{model}: model_type "{model_type}" cannot be exported to GGUF; supported: '
+            f"{', '.join(GGUF_RECORDS)}"
+        )
+    for key, value in record.fixed:
+        if key in config and config[key] != value:
+            raise ConfigError(
+                f"{model}: {key} = {config[key]!r:.60} has no form in GGUF for model_type "
+                f'"{model_type}", where it is always {value!r}'
+            )
+    return record
