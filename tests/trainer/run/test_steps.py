@@ -21,7 +21,7 @@ from headrace.trainer.order.position import Position
 from headrace.trainer.order.run_length import find_run_length
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.preflight import check
-from headrace.trainer.run import evaluation, run_log
+from headrace.trainer.run import run_log
 from headrace.trainer.run.evaluation import evaluate
 from headrace.trainer.run.evaluation_sets import build_evaluation_sets
 from headrace.trainer.run.run_log import run_evaluation
@@ -34,7 +34,7 @@ ROWS_PER_CALL = 4
 def opened(training, layout, monkeypatch):
     """Config, inputs and engine of a run with these settings."""
     monkeypatch.setenv("LOCAL_RANK", "0")  # DeepSpeed wants it
-    monkeypatch.setattr(evaluation, "EVALUATION_MICRO_BATCHES", ROWS_PER_CALL)
+    monkeypatch.setattr(evaluation_sets, "EVALUATION_MICRO_BATCHES", ROWS_PER_CALL)
 
     def opened(*settings):
         config = load_config(TrainConfig, training.config, settings)
