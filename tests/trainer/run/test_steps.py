@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import torch
+from built_stages import build_stage
 from checkpoints import state
 
 from headrace.schemas.toml_config import load_config
@@ -21,11 +22,10 @@ from headrace.trainer.order.position import Position
 from headrace.trainer.order.run_length import find_run_length
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.preflight import check
-from headrace.trainer.run import run_log
+from headrace.trainer.run import evaluation_sets, run_log
 from headrace.trainer.run.evaluation import evaluate
 from headrace.trainer.run.evaluation_sets import build_evaluation_sets
 from headrace.trainer.run.run_log import run_evaluation
-from tests.support.built import build_stage
 
 ROWS_PER_CALL = 4
 
