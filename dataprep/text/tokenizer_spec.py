@@ -15,6 +15,7 @@ from headrace.schemas.outside_text import read_bytes
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 
 ROLES = ("bos", "eos", "pad", "unk")
+OTHER_FORMS = ("*.model", "*.tiktoken")  # of a tokenizer
 TEMPLATE_ROLES = (*ROLES, "sep", "cls", "mask")
 
 
@@ -27,7 +28,10 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
     folder = Path(config.tokenizer)
     path = folder / TOKENIZER_NAME
     if not path.is_file():
-        raise DataError(f"{path}: not found; set tokenizer to a directory with {TOKENIZER_NAME}")
+        remedy = f"set tokenizer to a directory with {TOKENIZER_NAME}"
+        if any(any(folder.glob(name)) for name in OTHER_FORMS):
+            remedy = f"run headrace convert-tokenizer {folder}, which writes it"
+        raise DataError(f"{path}: not found; {remedy}")
     added = added_tokens(config)
     try:
         raw = read_bytes(path)

@@ -85,6 +85,22 @@ def repartition(
         repartition(blend, chosen, Console(markup=False, emoji=False))
 
 
+@app.command(epilog="Example: headrace convert-tokenizer models/llama-2-7b")
+def convert_tokenizer(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Model directory.")],
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="What cuts words, for tiktoken. Default: that of Llama 3."
+        ),
+    ] = None,
+) -> None:
+    """Write tokenizer.json from a directory's tokenizer.model or *.tiktoken."""
+    from headrace.jobs.commands.tokenizer_files import convert_tokenizer
+
+    print(convert_tokenizer(directory, pattern))
+
+
 @app.command(epilog="Example: headrace inspect shards/demo --rows 3")
 def inspect(
     directory: Directory,

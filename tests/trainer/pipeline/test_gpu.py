@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.metrics.step_values import StepValues
-from headrace.trainer.planning.plan_report import plan_run
+from headrace.trainer.planning.run_plan import plan_run
 from headrace.trainer.sequence_slice import WHOLE
 from headrace.trainer.stage.micro_batch import MicroBatch
 
