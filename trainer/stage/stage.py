@@ -36,7 +36,7 @@ from headrace.trainer.stage.spec import StageSpec
 class Stage(nn.Module):
     """The modules of one stage under the names that they have in the whole (PEFT-wrapped) model.
 
-    Hidden states of one fixed shape, [b, s, hidden size] in the compute type, are all that passes
+    Hidden states of one fixed shape, [b, s, hidden size] in `hidden_dtype`, are all that passes
     between stages. Where ranks share rows, s is what each of them holds.
 
     Args:
@@ -86,6 +86,7 @@ class Stage(nn.Module):
         self.taps = [tap_router(layer, spec.router_loss) for layer in self.layers]
         self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
         self.compute_dtype = spec.compute_dtype
+        self.hidden_dtype = torch.float32 if architecture.keeps_float32 else self.compute_dtype
         self.autocast = spec.autocast
         self.recomputed = spec.recomputed
         self.offload = spec.offload
@@ -169,6 +170,7 @@ class Stage(nn.Module):
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, router_loss = run(hidden)
+                hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
                 router_losses += [] if router_loss is None else [router_loss]
             if self.norm is not None:
                 hidden = self.norm(hidden)
