@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from built_stages import build_stage
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 from transformers import LlamaConfig
 
@@ -11,7 +12,6 @@ from headrace.trainer.metrics.step_values import StepValues
 from headrace.trainer.planning.run_plan import plan_run
 from headrace.trainer.sequence_slice import WHOLE
 from headrace.trainer.stage.micro_batch import MicroBatch
-from tests.support.built import build_stage
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="no CUDA device")]

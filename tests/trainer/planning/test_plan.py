@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from built_stages import build_stage
 from model_types import architecture_for
 from tiny_families import COMMON, CPU, config_of, save_tiny
 from torch.autograd.graph import saved_tensors_hooks
@@ -24,7 +25,6 @@ from headrace.trainer.planning.memory_model import state_bytes
 from headrace.trainer.planning.plan_report import parse_size, report
 from headrace.trainer.planning.remedies import more_slices
 from headrace.trainer.planning.run_plan import plan_run
-from tests.support.built import build_stage
 
 GIB = 1 << 30
 TOKENS = 48
