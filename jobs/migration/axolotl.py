@@ -1,17 +1,11 @@
 """Axolotl's training keys (axolotl-ai-cloud/axolotl 0.19)."""
 
 from headrace.jobs.migration.axolotl_data import AXOLOTL_DATA, READ
-from headrace.jobs.migration.axolotl_model import (
-    ROPE,
-    overrides,
-    rope_scaling,
-    token_rows,
-    unless_started,
-)
 from headrace.jobs.migration.axolotl_optimizers import OPTIMIZER_ROWS
 from headrace.jobs.migration.axolotl_schedules import SCHEDULE_ROWS
 from headrace.jobs.migration.axolotl_unused import unused_rows
 from headrace.jobs.migration.axolotl_values import (
+    ROPE,
     accumulation,
     adapter,
     all_linear,
@@ -23,12 +17,16 @@ from headrace.jobs.migration.axolotl_values import (
     layers,
     logged,
     offload,
+    overrides,
     preference,
     reporting,
     restart_warmup,
     restarts,
+    rope_scaling,
     targets,
+    token_rows,
     unfrozen,
+    unless_started,
     whole,
 )
 from headrace.jobs.migration.equivalents import (

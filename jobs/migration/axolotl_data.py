@@ -1,6 +1,6 @@
 """Axolotl's keys of data: `prepare` reads them of the YAML file itself."""
 
-from headrace.jobs.migration.axolotl_model import new_tokens
+from headrace.jobs.migration.axolotl_values import new_tokens
 from headrace.jobs.migration.equivalents import computed, elsewhere, none
 from headrace.schemas.prepare.axolotl_yaml import FOR_EVERY_ENTRY
 

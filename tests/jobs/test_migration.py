@@ -1106,8 +1106,9 @@ def test_regular_expressions_as_targets(pattern, names):
 
 
 def test_targets_that_cannot_be_listed_are_matched_as_they_are(axolotl_train):
-    train = axolotl_train(f"{LORA_YAML}lora_target_modules: '(?!.*vision).*proj'\n")
-    assert train["adapter"]["target_modules"] == "(?!.*vision).*proj"
+    for pattern in ("(?!.*vision).*proj", r"model.layers.[0-9].mlp.up_proj"):
+        train = axolotl_train(f"{LORA_YAML}lora_target_modules: '{pattern}'\n")
+        assert train["adapter"]["target_modules"] == pattern
 
 
 @pytest.mark.parametrize(
