@@ -17,23 +17,27 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from built_stages import build_stage
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.stage.micro_batch import MicroBatch
-from tests.support.built import build_stage
 
 NF4 = 'quantization={backend="bnb",double_quantization=true}'
 VARIANTS = {  # name -> overrides of the config
     "bfloat16": [],
     "FP8": ['quantization={backend="fp8"}'],
+    "FP8, keys and values in bfloat16": [
+        'quantization={backend="fp8",skip_modules=["lm_head","k_proj","v_proj"]}'
+    ],
     "FP8, head too": ['quantization={backend="fp8",skip_modules=[]}'],
     "NF4": [NF4],
     "NF4, FP8 products": [NF4.replace("}", ',matmul="fp8"}')],
 }
-REFERENCE = {"FP8": "bfloat16", "FP8, head too": "bfloat16", "NF4, FP8 products": "NF4"}
+REFERENCE = {name: "bfloat16" for name in VARIANTS if name.startswith("FP8")}
+REFERENCE["NF4, FP8 products"] = "NF4"
 ROWS, EVALUATIONS = 16, 6
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 CONFIG = """\

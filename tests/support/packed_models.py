@@ -59,6 +59,12 @@ def fp8_blocks(block, scale_dtype=torch.float32):
     return pack
 
 
+def fp8_whole(name, value):
+    """Packer of `fp8` without blocks: one scale."""
+    scale = value.abs().max() / LARGEST_E4M3
+    return {name: (value / scale).to(torch.float8_e4m3fn), f"{name}_scale_inv": scale}
+
+
 def nearest_e2m1(values):
     """Codes of the nearest 4-bit floats."""
     codes = (values.abs().unsqueeze(-1) - E2M1).abs().argmin(-1)
@@ -164,6 +170,18 @@ def gptq(bits, size, act_order=False, first_version=True):
         }
 
     return pack
+
+
+def in_order_of_activation(name, value, size=8):
+    """Packer of compressed-tensors' 4 bits whose groups are of inputs that are not side by side."""
+    codes, _, scales, groups = grouped_codes(value, 4, size, torch.randperm(value.shape[1]))
+    return {
+        f"{name}_packed": in_words(codes.t(), 4),
+        f"{name}_scale": scales.t(),
+        f"{name}_shape": torch.tensor(value.shape),
+        f"{name}_g_idx": groups.int(),
+        f"{name.removesuffix('weight')}expected": (scales[groups] * (codes - 8)).t(),
+    }
 
 
 def awq(name, value, size=8):

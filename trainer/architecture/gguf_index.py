@@ -19,21 +19,22 @@ def gguf_files(directory: Path) -> list[Path]:
         DataError: several models, or a part of one that is missing.
     """
     found = sorted(directory.glob(f"*{SUFFIX}"))
-    parts = [SPLIT.match(path.name) for path in found]
-    whole = (
-        len(found) <= 1
-        if None in parts or not found
-        else (
-            len({(part[1], part[2]) for part in parts if part}) == 1
-            and len(found) == int(parts[0][2] if parts[0] else 0)
-        )
-    )
-    if not whole:
-        names = ", ".join(path.name for path in found)
+    names = [path.name for path in found]
+    if found and not is_one_model(names):
         raise DataError(
-            f"{directory}: {names} are not the parts of one model; leave one model's files in it"
+            f"{directory}: {', '.join(names)} are not the parts of one model; leave all files of "
+            "one model in it, and no others"
         )
     return found
+
+
+def is_one_model(names: list[str]) -> bool:
+    """Return whether files are one, or all the parts that their names tell of."""
+    parts = [SPLIT.match(name) for name in names]
+    if not any(parts):
+        return len(names) == 1
+    models = {(part[1], int(part[2])) for part in parts if part}
+    return all(parts) and len(models) == 1 and models.pop()[1] == len(names)
 
 
 def gguf_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -18,6 +18,7 @@ from headrace.trainer.stored.mxfp4 import Mxfp4
 from headrace.trainer.stored.settings import quantization_method, quantization_settings
 from headrace.trainer.stored.stored_weight import StoredFormat, StoredWeight
 
+MODELOPT_NAME = "hf_quant_config.json"  # of ModelOpt, whose older exports leave config.json alone
 # `quant_method` in config.json -> its class; `settings.READ` has the same names
 FORMATS: Mapping[str, type[StoredFormat]] = {
     "awq": Awq,
@@ -39,6 +40,9 @@ def stored_format(directory: Path) -> StoredFormat | None:
         ConfigError: one that is not read.
     """
     settings = quantization_settings(read_json_object(directory / CONFIG_NAME, MAX_CONFIG_BYTES))
+    if settings is None and (directory / MODELOPT_NAME).is_file():
+        found = read_json_object(directory / MODELOPT_NAME, MAX_CONFIG_BYTES)
+        settings = {**(found.get("quantization") or {}), "quant_method": "modelopt"}
     if settings is None:
         return None
     return FORMATS[quantization_method(str(directory), settings)](settings, str(directory))

@@ -14,6 +14,7 @@ from tiny_families import build, config_of, save_tiny
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
 from headrace.schemas.errors import ConfigError, DataError
+from headrace.trainer.architecture.gguf_index import gguf_files
 from headrace.trainer.architecture.weight_index import weights_fingerprint
 from headrace.trainer.building.parameter_slots import find_slots
 from headrace.trainer.export import gguf_export
@@ -217,3 +218,13 @@ def test_a_family_without_a_layout_in_gguf_is_refused_by_name(tmp_path, tiny_mod
     shutil.copy(directory / "model.gguf", Path(other) / "model.gguf")
     with pytest.raises(ConfigError, match=r'"qwen2_moe" is not read from GGUF \(read are '):
         build(config_of(other))
+
+
+def test_the_parts_of_one_gguf_model_are_read_together(tmp_path):
+    names = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [path.name for path in gguf_files(tmp_path)] == names
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(DataError, match="are not the parts of one model"):
+        gguf_files(tmp_path)

@@ -8,13 +8,16 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 from family_modes import loaded, lora, with_adapters
 from packed_models import (
     awq,
     compressed,
     fp8_blocks,
     fp8_rows,
+    fp8_whole,
     gptq,
+    in_order_of_activation,
     modelopt_nvfp4,
     mxfp4,
     repack,
@@ -23,6 +26,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from saved_parts import saved_adapter, saved_model, step
 from tiny_families import (
+    COMMON,
     FAMILIES,
     build,
     config_of,
@@ -80,6 +84,9 @@ MAKERS = {
     "FP8 in blocks, scales of powers of two": fp8(
         "mistral", [1, 8], torch.float8_e8m0fnu, scale_fmt="ue8m0"
     ),
+    "FP8 of one scale": lambda plain, output: repack(
+        plain("mistral"), output, fp8_whole, FP8 | {"weight_block_size": None}
+    ),
     "FP8 by row": compressed_tensors("mistral", "FP8_DYNAMIC"),
     "FP8 by tensor": compressed_tensors("mistral", "FP8"),
     "FP8 by block": compressed_tensors("mistral", "FP8_BLOCK", block_structure=[12, 24]),
@@ -113,6 +120,11 @@ OF_DOCUMENTS = {  # libraries that need other versions of torch, or a GPU
         {"quant_method": "gptq", "checkpoint_format": "gptq_v2"},
     ),
     "AWQ": ("mistral", awq, {"quant_method": "awq", "version": "gemm", "bits": 4}),
+    "4 bits of compressed-tensors in order of activation": (
+        "mistral",
+        in_order_of_activation,
+        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+    ),
     "ModelOpt's NVFP4": ("wide llama", modelopt_nvfp4, {"quant_method": "modelopt"}),
     "ModelOpt's FP8": (
         "mistral",
@@ -292,6 +304,45 @@ def test_it_is_held_as_the_model_that_it_stands_for_would_be(packed, plain, hold
         for name, weight in held[0].items():
             for part, value in weight.buffers_by_name.items():
                 assert torch.equal(value, held[1][name].buffers_by_name[part]), (name, part)
+
+
+def test_a_record_of_modelopt_beside_config_json_counts(plain, tmp_path):
+    settings = {"quantization": {"quant_algo": "FP8"}}
+    directory = repack(plain("mistral"), tmp_path / "model", partial(fp8_rows, rows=False), {})
+    expected = held_by(build(config_of(directory, weights="random")))
+    with pytest.raises(DataError, match="without the scales"):
+        build(config_of(directory))
+    (directory / "hf_quant_config.json").write_text(json.dumps(settings))
+    held = held_by(build(config_of(directory)))
+    stored = load_file(directory / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert held.keys() == expected.keys()
+    assert torch.equal(held[name], stored[name].float() * stored[f"{name}_scale"])
+
+
+def test_the_text_part_of_a_quantized_multimodal_checkpoint_is_read(tmp_path):
+    text = {**COMMON, "sliding_window": None, "model_type": "mistral", "num_hidden_layers": 2}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14, "head_dim": 8}
+    config = transformers.CONFIG_MAPPING["mistral3"](text_config=text, vision_config=vision)
+    torch.manual_seed(0)
+    transformers.Mistral3ForConditionalGeneration(config).save_pretrained(tmp_path / "plain")
+    skip = ["vision_tower", "multi_modal_projector"]
+    settings = FP8 | {"weight_block_size": [8, 4], "modules_to_not_convert": skip}
+    directory = repack(
+        tmp_path / "plain",
+        tmp_path / "model",
+        fp8_blocks([8, 4]),
+        settings,
+        skip=(*skip, "embed", "norm", "lm_head"),
+    )
+    model = transformers.Mistral3ForConditionalGeneration.from_pretrained(directory)
+    expected = {n.replace(".language_model.", "."): v for n, v in model.state_dict().items()}
+    built = build(config_of(directory, 2))
+    for name, value in held_by(built).items():
+        assert torch.equal(value, expected[name].float()), name
+    saved = saved_model(built, directory, tmp_path / "saved")
+    assert "quantization_config" not in (saved / "config.json").read_text()
 
 
 @pytest.mark.parametrize("kind", ["FP8 in blocks, experts one by one", "MXFP4"])
