@@ -46,6 +46,7 @@ DELTA_NET = StateLayers("linear_attn", one_row=OneRow(bounds="cu_seq_lens_q"))
 SHORT_CONVOLUTION = StateLayers("conv", one_row=OneRow())
 # model_type in config.json -> record
 STATE_LAYERS: Mapping[str, StateLayers] = {
+    "bailing_hybrid": StateLayers("self_attn"),
     "bamba": StateLayers("mamba"),
     "falcon_h1": StateLayers("mamba", mask="mamba_attention_mask"),
     "falcon_mamba": StateLayers("mixer", bypassed=("dt_proj",), float32=RESIDUAL),
@@ -54,6 +55,7 @@ STATE_LAYERS: Mapping[str, StateLayers] = {
     "kimi_linear": StateLayers("self_attn"),
     "lfm2": SHORT_CONVOLUTION,
     "lfm2_moe": SHORT_CONVOLUTION,
+    "lfm3": SHORT_CONVOLUTION,
     "mamba": StateLayers("mixer", bypassed=("dt_proj",), float32=RESIDUAL),
     "mamba2": StateLayers("mixer", float32=RESIDUAL),
     "minimax": StateLayers("self_attn", cached=False),
@@ -63,6 +65,14 @@ STATE_LAYERS: Mapping[str, StateLayers] = {
     "qwen3_5_text": DELTA_NET,
     "qwen3_next": DELTA_NET,
     "recurrent_gemma": StateLayers("temporal_block", cached=False),
+}
+
+EMBEDDINGS = "its layers take the embeddings again, which do not pass between stages"
+# model_type -> why layers with a state are not enough
+UNSUPPORTED: Mapping[str, str] = {
+    "zamba": EMBEDDINGS,
+    "zamba2": EMBEDDINGS,
+    "zaya": "its routers hand hidden states of their own from layer to layer",
 }
 
 

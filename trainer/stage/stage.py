@@ -94,7 +94,9 @@ class Stage(nn.Module):
         self.weight_offload = spec.weight_offload
         self.selective = spec.selective
         self.layer_functions = faster.layer_functions or spec.layer_functions
-        self.stateful_functions = spec.layer_functions  # whose code goes by documents' lengths
+        # For layers with a state, whose code goes by documents' lengths, and for selective
+        # recomputation from outside, which keeps results that compiled code writes over
+        self.uncompiled = spec.layer_functions
         self.before_step = faster.before_step
         self.by_bounds, self.in_blocks = faster.by_bounds, faster.in_blocks
         self.objective = spec.objective
@@ -248,7 +250,8 @@ class Stage(nn.Module):
         weights = self.weight_offload
         outside = recompute and (seeded or routes or control is not None or weights is not None)
         within = recompute and not outside
-        functions = self.stateful_functions if self.stateful[index] else self.layer_functions
+        as_it_is = self.stateful[index] or (outside and self.selective)
+        functions = self.uncompiled if as_it_is else self.layer_functions
         function = functions.checkpointed if within else functions.plain
 
         def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -111,10 +111,10 @@ def losses_and_gradients(built):
     return [output.token_losses, *(item.parameter.grad for item in built.trained)]
 
 
-def assert_alike(found, expected):
+def assert_alike(found, expected, tolerance=1e-5):
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        assert (one - other).norm() <= 1e-5 * other.norm()
+        assert (one - other).norm() <= tolerance * other.norm()
 
 
 def test_convolutions_take_documents_as_one_row(tmp_path):
@@ -142,7 +142,7 @@ def test_delta_nets_take_documents_as_one_row_where_a_kernel_restarts(hybrid, mo
         assert mixer.one_row is None  # without a GPU
         mixer.one_row = built.stage.states.one_row
     monkeypatch.setattr(modeling_qwen3_next, "torch_chunk_gated_delta_rule", kernel)
-    assert_alike(losses_and_gradients(built), alone)
+    assert_alike(losses_and_gradients(built), alone, tolerance=1e-4)  # see DRAWS in self_check
     assert calls == [6] * len(mixers_of(built))
 
 
