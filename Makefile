@@ -49,7 +49,7 @@ docs: .venv ## write docs/configuration.md and docs/migration.md from config mod
 	$(BIN)/python -m headrace.jobs.migration.migration_page
 
 families: .venv ## write the parity table of docs/families.md
-	$(BIN)/python tests/support/families_table.py
+	PYTHONPATH=. $(BIN)/python tests/support/families_table.py
 
 headrace.zip: .venv ## the sources, for spark-submit --py-files
 	$(BIN)/python -m headrace.jobs.tools.spark_zip $@

@@ -127,8 +127,9 @@ def plan(
 
     settings = load_config(TrainConfig, config, overrides or [])
     quiet_libraries()
-    from headrace.trainer.planning.plan_report import parse_size, plan_run, report
+    from headrace.trainer.planning.plan_report import parse_size, report
     from headrace.trainer.planning.proposals import proposals
+    from headrace.trainer.planning.run_plan import plan_run
 
     limit = parse_size(memory) if memory else None
     count = gpus or settings.replica_ranks

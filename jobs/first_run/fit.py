@@ -8,7 +8,7 @@ from headrace.schemas.errors import HeadraceError
 from headrace.schemas.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from headrace.trainer.planning.plan_report import RunPlan
+    from headrace.trainer.planning.run_plan import RunPlan
 
 KEPT_FREE = 0.08  # of a GPU's memory: what the driver and fragments take
 NF4 = {"backend": "bnb"}
@@ -67,7 +67,7 @@ def planned(
     config: TrainConfig, gpus: int, sequence_len: int, known: dict[bool, "RunPlan"]
 ) -> "RunPlan":
     """Return the plan of a run, with what was counted for others of the same model."""
-    from headrace.trainer.planning.plan_report import plan_run
+    from headrace.trainer.planning.run_plan import plan_run
 
     quantized = config.quantization is not None
     earlier = known.get(quantized)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from built_stages import build_stage
 from peft import get_peft_model
 from report import print_table
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -21,7 +22,6 @@ from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.pipeline.answers import Prompt
 from headrace.trainer.pipeline.generation import Generator
 from headrace.trainer.pipeline.links import PipelineLinks
-from tests.support.built import build_stage
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from built_stages import build_stage
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.stage.micro_batch import MicroBatch
-from tests.support.built import build_stage
 
 NF4 = 'quantization={backend="bnb",double_quantization=true}'
 VARIANTS = {  # name -> overrides of the config

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
+from built_stages import build_chunks, build_stage
 
 from headrace.jobs.commands.launch import launch
 from headrace.jobs.tools.bench_inputs import write_model
@@ -40,7 +41,6 @@ from headrace.trainer.pipeline.transfers import LARGEST_CTAS, Transfers
 from headrace.trainer.quiet import quiet_libraries
 from headrace.trainer.shards.packed_rows import PackedRow
 from headrace.trainer.stage.stage import MicroBatch
-from tests.support.built import build_chunks, build_stage
 
 NAME = Path(__file__).stem
 MEASURED, TINY = "measured", "tiny"  # models

@@ -123,7 +123,7 @@ def predict(config: Path, settings: list[str]) -> dict[str, object]:
     """What `headrace plan` says of the only stage."""
     from headrace.schemas.toml_config import load_config
     from headrace.schemas.train.train_config import TrainConfig
-    from headrace.trainer.planning.plan_report import GIB, plan_run
+    from headrace.trainer.planning.run_plan import GIB, plan_run
 
     (stage,) = plan_run(load_config(TrainConfig, config, settings), 1).stages
     memory = stage.memory

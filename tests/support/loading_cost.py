@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from built_stages import build_stage
 from packed_models import fp8_blocks, mxfp4, repack
 from tiny_families import CPU, config_of, save_tiny
 from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -15,7 +16,6 @@ from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForC
 from headrace.trainer.architecture import weights
 from headrace.trainer.building.partition import partition
 from headrace.trainer.building.self_check import plan_model
-from tests.support.built import build_stage
 
 CLEAR_PEAK = "5"  # proc(5), clear_refs
 AHEAD_BYTES = 8 << 20  # as small a share of this model as the usual number is of a large one

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from built_stages import build_stage
 
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.export.export import (
@@ -12,7 +13,6 @@ from headrace.trainer.export.export import (
     model_parts,
     save_model_part,
 )
-from tests.support.built import build_stage
 
 
 def step(built):

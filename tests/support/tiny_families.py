@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import torch
+from built_stages import build_stage
 from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.stage.stage import MicroBatch
-from tests.support.built import build_stage
 
 CPU = torch.device("cpu")
 VOCABULARY = 97

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from built_stages import build_stage
 
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
@@ -16,7 +17,6 @@ from headrace.trainer.parallel import connect, set_threads
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.preflight import check
 from headrace.trainer.rendezvous import process_environment
-from tests.support.built import build_stage
 
 
 def main(path: Path, output: Path, settings: list[str]) -> None:

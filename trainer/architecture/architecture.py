@@ -54,6 +54,12 @@ class Architecture:
         return [beside or not stateful for stateful in self.stateful]
 
     @property
+    def keeps_float32(self) -> bool:
+        """Return whether layers hand on hidden states in float32, whatever they compute in."""
+        key = self.family.states.float32 if self.family.states is not None else None
+        return bool(self.setting(key))
+
+    @property
     def rotary_by_document(self) -> bool:
         """Return whether rotary frequencies depend on the length of the text."""
         return self.steady_rotary_tokens is not None

@@ -32,6 +32,7 @@ class StateLayers:
     mask: str = "attention_mask"  # argument of the layer that reaches the mixer as its mask
     bypassed: tuple[str, ...] = ()  # linear layers of the mixer that it reads the weights of
     one_row: OneRow | None = None  # None: documents run by themselves
+    float32: str | None = None  # key of config.json that keeps hidden states in float32
     cached: bool = True  # transformers' cache holds the states when text is generated
 
     @property
@@ -40,20 +41,23 @@ class StateLayers:
         return self.mask != "attention_mask"
 
 
+RESIDUAL = "residual_in_fp32"
 DELTA_NET = StateLayers("linear_attn", one_row=OneRow(bounds="cu_seq_lens_q"))
 SHORT_CONVOLUTION = StateLayers("conv", one_row=OneRow())
 # model_type in config.json -> record
 STATE_LAYERS: Mapping[str, StateLayers] = {
+    "bailing_hybrid": StateLayers("self_attn"),
     "bamba": StateLayers("mamba"),
     "falcon_h1": StateLayers("mamba", mask="mamba_attention_mask"),
-    "falcon_mamba": StateLayers("mixer", bypassed=("dt_proj",)),
+    "falcon_mamba": StateLayers("mixer", bypassed=("dt_proj",), float32=RESIDUAL),
     "granitemoehybrid": StateLayers("mamba"),
     "jamba": StateLayers("mamba", bypassed=("dt_proj",)),
     "kimi_linear": StateLayers("self_attn"),
     "lfm2": SHORT_CONVOLUTION,
     "lfm2_moe": SHORT_CONVOLUTION,
-    "mamba": StateLayers("mixer", bypassed=("dt_proj",)),
-    "mamba2": StateLayers("mixer"),
+    "lfm3": SHORT_CONVOLUTION,
+    "mamba": StateLayers("mixer", bypassed=("dt_proj",), float32=RESIDUAL),
+    "mamba2": StateLayers("mixer", float32=RESIDUAL),
     "minimax": StateLayers("self_attn", cached=False),
     "nemotron_h": StateLayers("mixer"),
     "olmo_hybrid": DELTA_NET,
@@ -61,6 +65,14 @@ STATE_LAYERS: Mapping[str, StateLayers] = {
     "qwen3_5_text": DELTA_NET,
     "qwen3_next": DELTA_NET,
     "recurrent_gemma": StateLayers("temporal_block", cached=False),
+}
+
+EMBEDDINGS = "its layers take the embeddings again, which do not pass between stages"
+# model_type -> why layers with a state are not enough
+UNSUPPORTED: Mapping[str, str] = {
+    "zamba": EMBEDDINGS,
+    "zamba2": EMBEDDINGS,
+    "zaya": "its routers hand hidden states of their own from layer to layer",
 }
 
 

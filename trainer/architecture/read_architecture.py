@@ -15,6 +15,7 @@ from headrace.trainer.architecture.families_state import (
     OTHER_TYPES,
     STATE_LAYERS,
     STATE_TYPES,
+    UNSUPPORTED,
     has_state,
 )
 from headrace.trainer.architecture.weight_index import has_weights, same_bytes, stored_tensors
@@ -164,6 +165,8 @@ def attention_windows(config: Any, family: Family, path: str) -> list[int | None
     types = getattr(config, "layer_types", None)
     if types is None:
         return [window] * layers
+    if config.model_type in UNSUPPORTED:
+        raise refuse(path, config.model_type, UNSUPPORTED[config.model_type])
     known = ATTENTION_TYPES | (STATE_TYPES | OTHER_TYPES if family.states else set())
     unknown = set(types) - known
     if unknown:
@@ -184,7 +187,11 @@ def rotary_types(config: Any, model: nn.Module, family: Family) -> list[str | No
     if family.rotary is None:
         return [None] * layers
     accepted = inspect.signature(model.get_submodule(family.rotary).forward).parameters
-    return list(config.layer_types) if "layer_type" in accepted else [None] * layers
+    if "layer_type" not in accepted:
+        return [None] * layers
+    types = list(config.layer_types)
+    attention = next((kind for kind in types if not has_state(kind)), None)
+    return [attention if has_state(kind) else kind for kind in types]
 
 
 def discover(model: Any, path: str) -> Family:

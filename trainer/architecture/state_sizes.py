@@ -40,7 +40,7 @@ def set_state_sizes(values: dict[str, Any], original: dict[str, Any]) -> None:
         original: what they were.
     """
     values |= {key: size for key, size in STATE_SIZES.items() if is_size(original.get(key))}
-    width = values["hidden_size"] * expansion(original)
+    width = values.get("hidden_size", 0) * expansion(original)  # families of states have that name
     for key in GROUPS:
         if is_size(original.get(key)):
             values[key] = min(2, original[key])

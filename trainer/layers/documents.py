@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headrace.trainer.layers.device import to_device
 
-GAP = 3  # zeros after each document in a row of all: one less than the taps of the convolutions
+GAP = 6  # zeros after each document in a row of all: one less than the most taps of convolutions
 
 
 @dataclass(frozen=True)

@@ -112,4 +112,6 @@ def balance_loss(
     weight = real.float() / sequence.add(real.sum()).clamp(min=1)
     chosen = torch.topk(probabilities.detach(), top_k, dim=-1).indices
     sent = torch.zeros_like(probabilities).scatter_(1, chosen, 1.0)
-    return experts * (sequence.add(weight @ sent) * (weight @ probabilities)).sum()
+    # `weight @ sent` would reshape in place a product that selective recomputation keeps
+    shares, means = (torch.mv(part.t(), weight) for part in (sent, probabilities))
+    return experts * (sequence.add(shares) * means).sum()

@@ -136,7 +136,7 @@ class Generator:
             inputs = to_device(decoding.next_ids(), self.device)
         else:
             shape = (len(decoding.prompts), decoding.columns, self.hidden_size)
-            inputs = self.links.receive_states(shape, self.stage.compute_dtype)
+            inputs = self.links.receive_states(shape, self.stage.hidden_dtype)
         states = decoding.cached.run(inputs)
         if self.stage.loss is None:
             self.links.send_states(states)

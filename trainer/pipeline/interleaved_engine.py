@@ -90,4 +90,4 @@ class InterleavedEngine(StageEngine):
         lengths, chunk = self._inputs.document_lengths[index], self.chunks[0]
         rows = len(lengths) * (1 if chunk.reference is None else 2)
         shape = (rows, sum(lengths[0]) // self.sequence.ranks, self.width)
-        return torch.empty(shape, dtype=chunk.compute_dtype, device=self.device)
+        return torch.empty(shape, dtype=chunk.hidden_dtype, device=self.device)

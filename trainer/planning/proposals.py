@@ -15,7 +15,8 @@ from headrace.schemas.train.train_rules import check_rules
 from headrace.trainer.building.self_check import check_rows_can_be_cut
 from headrace.trainer.planning.layer_activations import LayerActivations
 from headrace.trainer.planning.layout_rates import HOST, LINK, PRODUCTS, tokens_per_second
-from headrace.trainer.planning.plan_report import GIB, RunPlan, plan_run, toml, with_changes
+from headrace.trainer.planning.remedies import toml, with_changes
+from headrace.trainer.planning.run_plan import GIB, RunPlan, plan_run
 
 FREE = 0.92  # of a GPU's memory: the rest is for its driver and fragments
 SHOWN = 6

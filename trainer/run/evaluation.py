@@ -21,8 +21,6 @@ from headrace.trainer.objectives.row_loss import RowLoss
 from headrace.trainer.order.position import Position
 from headrace.trainer.parallel import RankLayout
 
-EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
-
 
 class ForwardEngine(Protocol):
     """An engine that runs a forward pass alone."""

@@ -11,8 +11,10 @@ from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.position import Position
 from headrace.trainer.order.sequences import count_sequences, evaluation_stream
 from headrace.trainer.parallel import RankLayout
-from headrace.trainer.run.evaluation import EVALUATION_MICRO_BATCHES, EvaluationSet
+from headrace.trainer.run.evaluation import EvaluationSet
 from headrace.trainer.shards.shard_reader import ShardReader
+
+EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only in between
 
 
 def build_evaluation_sets(

@@ -36,7 +36,7 @@ from headrace.trainer.stage.spec import StageSpec
 class Stage(nn.Module):
     """The modules of one stage under the names that they have in the whole (PEFT-wrapped) model.
 
-    Hidden states of one fixed shape, [b, s, hidden size] in the compute type, are all that passes
+    Hidden states of one fixed shape, [b, s, hidden size] in `hidden_dtype`, are all that passes
     between stages. Where ranks share rows, s is what each of them holds.
 
     Args:
@@ -86,6 +86,7 @@ class Stage(nn.Module):
         self.taps = [tap_router(layer, spec.router_loss) for layer in self.layers]
         self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
         self.compute_dtype = spec.compute_dtype
+        self.hidden_dtype = torch.float32 if architecture.keeps_float32 else self.compute_dtype
         self.autocast = spec.autocast
         self.recomputed = spec.recomputed
         self.offload = spec.offload
@@ -93,7 +94,9 @@ class Stage(nn.Module):
         self.weight_offload = spec.weight_offload
         self.selective = spec.selective
         self.layer_functions = faster.layer_functions or spec.layer_functions
-        self.stateful_functions = spec.layer_functions  # whose code goes by documents' lengths
+        # For layers with a state, whose code goes by documents' lengths, and for selective
+        # recomputation from outside, which keeps results that compiled code writes over
+        self.uncompiled = spec.layer_functions
         self.before_step = faster.before_step
         self.by_bounds, self.in_blocks = faster.by_bounds, faster.in_blocks
         self.objective = spec.objective
@@ -169,6 +172,7 @@ class Stage(nn.Module):
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, router_loss = run(hidden)
+                hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
                 router_losses += [] if router_loss is None else [router_loss]
             if self.norm is not None:
                 hidden = self.norm(hidden)
@@ -246,7 +250,8 @@ class Stage(nn.Module):
         weights = self.weight_offload
         outside = recompute and (seeded or routes or control is not None or weights is not None)
         within = recompute and not outside
-        functions = self.stateful_functions if self.stateful[index] else self.layer_functions
+        as_it_is = self.stateful[index] or (outside and self.selective)
+        functions = self.uncompiled if as_it_is else self.layer_functions
         function = functions.checkpointed if within else functions.plain
 
         def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -23,10 +23,10 @@ from tiny_families import (
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.trainer.architecture import architecture
+from headrace.trainer.architecture import read_architecture
 from headrace.trainer.architecture.families import FAMILIES
 from headrace.trainer.architecture.weights import WeightFiles
-from headrace.trainer.building import model_builder
+from headrace.trainer.building import self_check
 from headrace.trainer.building.self_check import plan_model
 
 STAGES = 4
@@ -210,10 +210,10 @@ def test_a_family_whose_forward_pass_differs_is_found_out(tmp_path, monkeypatch)
     """granite scales its embedding; without record and key nothing says so."""
     directory = save_tiny("granite", tmp_path / "model")
     unlisted = {name: family for name, family in FAMILIES.items() if name != "granite"}
-    monkeypatch.setattr(architecture, "FAMILIES", unlisted)
-    monkeypatch.setattr(model_builder, "FAMILIES", unlisted)
+    monkeypatch.setattr(read_architecture, "FAMILIES", unlisted)
+    monkeypatch.setattr(self_check, "FAMILIES", unlisted)
     plan_model(config_of(directory))
-    monkeypatch.setattr(architecture, "SCALES", {})
+    monkeypatch.setattr(read_architecture, "SCALES", {})
     with pytest.raises(ConfigError, match=r"losses are off from transformers' .* supported: coh"):
         plan_model(config_of(directory))
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from alone import layout_of_one
+from built_stages import build_stage
 from checkpoints import state
 from safetensors.torch import load_file
 
@@ -15,7 +16,6 @@ from headrace.trainer.export.convert import convert
 from headrace.trainer.export.export import export
 from headrace.trainer.optim.optimizer import build_optimizer
 from headrace.trainer.optim.states import averaged
-from tests.support.built import build_stage
 
 KINDS = {
     "LoRA, averaged": {"optimizer": {"type": "adamw_schedule_free", "lr": 1e-2}},

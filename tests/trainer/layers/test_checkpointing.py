@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from built_stages import build_stage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headrace.schemas.errors import ConfigError
@@ -16,7 +17,6 @@ from headrace.trainer.layers.layer_functions import (
 )
 from headrace.trainer.layers.selective_checkpoint import ATTENTION, product_sizes
 from headrace.trainer.stage.stage import MicroBatch
-from tests.support.built import build_stage
 
 CPU = torch.device("cpu")
 TOKENS = 48

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from built_stages import build_stage
 from evaluation_losses import evaluation_loss
 from runs import STDLIB, checkpoint_tensors, exact_metrics, make_shards, read_metrics, source
 
@@ -12,7 +13,6 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.export.convert import convert
 from headrace.trainer.optim.optimizer import build_optimizer
 from headrace.trainer.optim.relora import is_due, prune, rate_factor, replay, restart
-from tests.support.built import build_stage
 
 RESTARTS = ReloraConfig(every_steps=4, warmup_steps=2, prune=0.75)
 

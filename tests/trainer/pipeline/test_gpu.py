@@ -2,16 +2,16 @@
 
 import pytest
 import torch
+from built_stages import build_stage
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 from transformers import LlamaConfig
 
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.metrics.step_values import StepValues
-from headrace.trainer.planning.plan_report import plan_run
+from headrace.trainer.planning.run_plan import plan_run
 from headrace.trainer.sequence_slice import WHOLE
 from headrace.trainer.stage.micro_batch import MicroBatch
-from tests.support.built import build_stage
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="no CUDA device")]

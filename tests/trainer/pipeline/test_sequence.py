@@ -54,6 +54,11 @@ def test_all_families_give_what_they_give_of_whole_rows(tmp_path):
     run_ranks("sequence_rank.py", 4, tmp_path, *families, "gpt_oss", "deepseek_v3", limit=900)
 
 
+@pytest.mark.exhaustive
+def test_layers_that_share_rows_compile_whole():
+    run_ranks("compiled_rank.py", 2)
+
+
 def test_stages_of_shared_rows_train_as_one_process_and_resume_as_one(training):
     kept = {"checkpoint__every_steps": 5, "checkpoint__keep_last": 9, **PACKED}
     one = training.run("one", 1, **kept)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from built_stages import build_stage
 from model_types import architecture_for
 from tiny_families import COMMON, CPU, config_of, save_tiny
 from torch.autograd.graph import saved_tensors_hooks
@@ -21,8 +22,9 @@ from headrace.trainer.optim.optimizer import build_optimizer, table_names
 from headrace.trainer.optim.states import tensors_of
 from headrace.trainer.planning.layer_activations import layer_activations
 from headrace.trainer.planning.memory_model import state_bytes
-from headrace.trainer.planning.plan_report import parse_size, plan_run, report
-from tests.support.built import build_stage
+from headrace.trainer.planning.plan_report import parse_size, report
+from headrace.trainer.planning.remedies import more_slices
+from headrace.trainer.planning.run_plan import plan_run
 
 GIB = 1 << 30
 TOKENS = 48
@@ -290,7 +292,7 @@ def test_ranks_that_share_rows_keep_a_share_of_the_activations(model):
     assert memory[1].weights == memory[0].weights
     assert [run.replicas for run in (whole, halves, quarters)] == [4, 2, 1]
     assert "2 replica(s), whose rows 2 ranks share." in report(halves, 4, None)
-    assert "sequence_parallel = " in report(whole, 4, memory[0].peak * 0.6)
+    assert more_slices(whole, 4) == [2, 4]
 
 
 def test_states_that_are_shared_out_or_in_host_memory_leave_the_gpu(model):

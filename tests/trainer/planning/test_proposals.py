@@ -9,8 +9,9 @@ from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.planning.layout_rates import tokens_per_second
-from headrace.trainer.planning.plan_report import plan_run, with_changes
 from headrace.trainer.planning.proposals import proposals, propose, shares_of_rows
+from headrace.trainer.planning.remedies import with_changes
+from headrace.trainer.planning.run_plan import plan_run
 
 GPUS, TOKENS = 8, 4096
 LORA = {"kind": "lora", "rank": 4}

@@ -1,10 +1,10 @@
 """A run follows from its config: same seed, same adapter and dropout; and adapters alone learn."""
 
 import torch
+from built_stages import build_stage
 
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.stage.stage import MicroBatch
-from tests.support.built import build_stage
 
 TOKENS = 24
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import torch
+from built_stages import build_stage
 from checkpoints import state
 
 from headrace.schemas.toml_config import load_config
@@ -21,11 +22,10 @@ from headrace.trainer.order.position import Position
 from headrace.trainer.order.run_length import find_run_length
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.preflight import check
-from headrace.trainer.run import evaluation, run_log
+from headrace.trainer.run import evaluation_sets, run_log
 from headrace.trainer.run.evaluation import evaluate
 from headrace.trainer.run.evaluation_sets import build_evaluation_sets
 from headrace.trainer.run.run_log import run_evaluation
-from tests.support.built import build_stage
 
 ROWS_PER_CALL = 4
 
@@ -34,7 +34,7 @@ ROWS_PER_CALL = 4
 def opened(training, layout, monkeypatch):
     """Config, inputs and engine of a run with these settings."""
     monkeypatch.setenv("LOCAL_RANK", "0")  # DeepSpeed wants it
-    monkeypatch.setattr(evaluation, "EVALUATION_MICRO_BATCHES", ROWS_PER_CALL)
+    monkeypatch.setattr(evaluation_sets, "EVALUATION_MICRO_BATCHES", ROWS_PER_CALL)
 
     def opened(*settings):
         config = load_config(TrainConfig, training.config, settings)

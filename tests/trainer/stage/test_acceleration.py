@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from built_stages import build_stage
 from tiny_families import (
     FAMILIES,
     build,
@@ -28,7 +29,6 @@ from headrace.trainer.layers.lora_layers import LoraLinear, swap_adapters
 from headrace.trainer.layers.norms import RmsNorm, faster_norm, swap_norms
 from headrace.trainer.layers.rotary_attention import RotaryAttention, swap_attention
 from headrace.trainer.stage.micro_batch import MicroBatch
-from tests.support.built import build_stage
 
 CPU = torch.device("cpu")
 TOKENS = 48

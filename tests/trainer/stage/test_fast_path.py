@@ -125,3 +125,16 @@ def test_layers_with_a_state_are_not_compiled_for_each_layout(tmp_path):
         ids, inputs = micro_batch(lengths)
         stage(ids, inputs).value.backward()
     assert counter.frame_count == before > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's
+def test_selective_recomputation_around_a_routers_loss_compiles_nothing(tmp_path):
+    directory = save_tiny("gpt_oss", tmp_path / "model")
+    expected = results(build(config_of(directory)), make_batch())
+    built = build(config_of(directory, activation_checkpointing="selective"))
+    stage, counter = built[0].stage, CompileCounterWithBackend("eager")
+    attend_by_bounds(stage)
+    run = compiled(run_layer, backend=counter)
+    stage.layer_functions = LayerFunctions(run, run)
+    compare(results(built, make_batch()), expected)
+    assert counter.frame_count == 0

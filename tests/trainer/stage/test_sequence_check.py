@@ -36,6 +36,11 @@ def test_layers_with_a_state_are_refused(model_type):
     assert "carry a state from token to token" in sequence_check.find_mixing(stage)
 
 
+@pytest.mark.parametrize("model_type", ["gptj", "dbrx"])
+def test_models_whose_width_has_another_name_are_made_small(model_type):
+    assert next(tiny_stage(architecture_for(model_type, tiny=True)).parameters()).ndim == 2
+
+
 class Shifted(nn.Module):
     """Takes a part of each token from the one before, as token shifts and convolutions do."""
 

@@ -13,7 +13,7 @@ from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.export.convert import convert
-from headrace.trainer.planning.plan_report import plan_run
+from headrace.trainer.planning.run_plan import plan_run
 
 BLOCK = [16, 8]
 FP8 = {"quant_method": "fp8", "weight_block_size": BLOCK}
