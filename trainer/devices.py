@@ -32,7 +32,7 @@ def device_type() -> str:
 
 def is_accelerator(device: torch.device | str) -> bool:
     """Return whether a device has memory and streams of its own."""
-    return torch.device(device).type != CPU
+    return torch.device(device).type not in (CPU, "meta")
 
 
 def count_accelerators() -> int:

@@ -5,6 +5,7 @@ from headrace.jobs.migration.axolotl_optimizers import OPTIMIZER_ROWS
 from headrace.jobs.migration.axolotl_schedules import SCHEDULE_ROWS
 from headrace.jobs.migration.axolotl_unused import unused_rows
 from headrace.jobs.migration.axolotl_values import (
+    ROPE,
     accumulation,
     adapter,
     all_linear,
@@ -16,12 +17,16 @@ from headrace.jobs.migration.axolotl_values import (
     layers,
     logged,
     offload,
+    overrides,
     preference,
     reporting,
     restart_warmup,
     restarts,
+    rope_scaling,
     targets,
+    token_rows,
     unfrozen,
+    unless_started,
     whole,
 )
 from headrace.jobs.migration.equivalents import (
@@ -63,28 +68,43 @@ AXOLOTL = OldSystem(
         number("rpo_alpha", "train.objective.sft_weight"),
         none("shuffle_merged_datasets", "rows are always shuffled globally", True),
         computed("adapter", "train.adapter.kind", adapter, "`qlora` too; left out: `none`"),
-        same("lora_r", "train.adapter.rank"),
-        number("lora_alpha", "train.adapter.alpha"),
+        same("lora_model_dir", "train.adapter.path", "which decides rank, alpha and targets too"),
+        unless_started(same("lora_r", "train.adapter.rank")),
+        unless_started(number("lora_alpha", "train.adapter.alpha")),
         number("lora_dropout", "train.adapter.dropout"),
-        computed(
-            "lora_target_modules",
-            "train.adapter.target_modules",
-            targets,
-            "of a regular expression the names that it stands for, where they can be listed",
+        unless_started(
+            computed(
+                "lora_target_modules",
+                "train.adapter.target_modules",
+                targets,
+                "of a regular expression the names that it stands for, where they can be listed",
+            )
         ),
-        computed("lora_target_linear", "train.adapter.target_modules", all_linear),
-        same("lora_target_parameters", "train.adapter.target_parameters"),
-        computed("peft_layers_to_transform", "train.adapter.layers", layers),
+        unless_started(computed("lora_target_linear", "train.adapter.target_modules", all_linear)),
+        unless_started(same("lora_target_parameters", "train.adapter.target_parameters")),
+        unless_started(computed("peft_layers_to_transform", "train.adapter.layers", layers)),
+        unless_started(
+            computed(
+                "peft_trainable_token_indices", "train.adapter.trainable_token_indices", token_rows
+            )
+        ),
+        computed(
+            "overrides_of_model_config",
+            ("train.model_overrides.max_position_embeddings", ROPE),
+            overrides,
+            "positions and their scaling; other settings in config.json itself",
+        ),
+        computed("rope_scaling", ROPE, rope_scaling),
         computed(
             "unfrozen_parameters",
             "train.adapter.target_modules",
             unfrozen,
             "names as they are; what a regular expression leaves open is refused",
         ),
-        same("lora_modules_to_save", "train.adapter.modules_to_save"),
+        unless_started(same("lora_modules_to_save", "train.adapter.modules_to_save")),
         none("lora_fan_in_fan_out", "known from the model's own layers"),
         elsewhere("peft_use_dora", "train.adapter.kind", '`true`: `"dora"`'),
-        same("peft_use_rslora", "train.adapter.rslora"),
+        unless_started(same("peft_use_rslora", "train.adapter.rslora")),
         choice(
             "peft_init_lora_weights",
             "train.adapter.init",

@@ -1,6 +1,7 @@
 """Axolotl's keys of data: `prepare` reads them of the YAML file itself."""
 
-from headrace.jobs.migration.equivalents import elsewhere, none
+from headrace.jobs.migration.axolotl_values import new_tokens
+from headrace.jobs.migration.equivalents import computed, elsewhere, none
 from headrace.schemas.prepare.axolotl_yaml import FOR_EVERY_ENTRY
 
 READ = "read from the YAML file itself: `type` axolotl, `path` the file"
@@ -77,7 +78,12 @@ AXOLOTL_DATA = (
     elsewhere("excess_length_strategy", "prepare.overlong", READ),
     elsewhere("val_set_size", "prepare.evaluation_fraction", READ),
     elsewhere("special_tokens", "prepare.special_tokens", READ),
-    elsewhere("tokens", "prepare.added_tokens", READ),
+    computed(
+        "tokens",
+        ("prepare.added_tokens", "train.model_overrides.new_tokens"),
+        new_tokens,
+        f"the first is {READ}; their rows are trained",
+    ),
     elsewhere("dataset_exact_deduplication", "prepare.deduplicate.exact", READ),
     elsewhere("dataset_prepared_path", "prepare.output"),
     elsewhere("dataset_processes", "headrace prepare --workers"),

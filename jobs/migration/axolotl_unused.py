@@ -94,7 +94,7 @@ HARMLESS = {
 ASKS_FOR_MORE = {
     "another revision: download it, and give its directory": "revision_of_model",
     "edit config.json of the model directory": """
-        overrides_of_model_config overrides_of_model_kwargs model_config rope_scaling rope_theta""",
+        overrides_of_model_kwargs model_config rope_theta""",
     "weights are computed in bfloat16 or float32": """
         fp16 float16 fp8 fp8_enable_fsdp_float8_all_gather""",
     "training for fewer bits is not there": "qat quantization peft",
@@ -116,11 +116,9 @@ ASKS_FOR_MORE = {
         kd_top_k_before_softmax kd_zscore_base_temp diffusion noise_schedule grpo ebft
         use_eaft eaft_alpha eaft_k num_labels""",
     "adapters are PEFT's LoRA and DoRA": """
-        peft_layers_pattern peft_layer_replication peft_trainable_token_indices
-        peft_ensure_weight_tying""",
+        peft_layers_pattern peft_layer_replication peft_ensure_weight_tying""",
     "adapters are float32": "peft_autocast_adapter_dtype",
     "restarts forget the smallest moments": "relora_prune_method relora_anneal_steps",
-    "training starts from an adapter by merging it first": "lora_model_dir",
     "the language model alone is trained": """
         image_size image_resize_algorithm freeze_mm_modules""",
     "checkpoints are written by steps, epochs and minutes": "dynamic_checkpoint",

@@ -1,21 +1,26 @@
 """Converters of the values of Axolotl's training keys."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from headrace.jobs.migration.equivalents import Converter, NoEquivalentError, Values
+from headrace.jobs.migration.equivalents import Converter, Equivalent, NoEquivalentError, Values
 from headrace.schemas.errors import ConfigError
 
 NUMBER = r"\(?(?:\?:)?\[?(?:\\d|0-9|\d-\d)\]?[+*]?\)?"
 FRONT = re.compile(
     rf"^(?:.*(?:layers|blocks|h)\\?\.(?:{NUMBER}|\.[+*])\\?\.|\^?\.[*+]\??(?:\\?\.)?)"
 )
+ONE_DIGIT = re.compile(r"(\[0-9\]|\[\\d\]|(?<!\[)\\d)(?![+*])")  # of a layer's number
 TOKEN = re.compile(r"\(\?:|\(|\)|\||\\?\.|[\w-]+|\$")
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 MLP_ENDS = ("up_proj", "down_proj", "gate_proj", "gate_up_proj", "fc1", "fc2", "w1", "w2", "w3")
 ABSENT = "cross_attn"  # which examples name in vain: no language model here has one
+
+ROPE = "train.model_overrides.rope_scaling"
+POSITIONS = "max_position_embeddings"
 
 
 def adapter(value: str, values: Values) -> dict[str, Any]:
@@ -103,12 +108,9 @@ def dynamic(value: bool, _: Values) -> dict[str, Any]:
 def targets(value: str | Sequence[str], _: Values) -> dict[str, Any]:
     """Convert names, or a regular expression that stands for a list of them."""
     if isinstance(value, str) and value not in ("all-linear", "all_linear"):
-        names = module_names(value)
-        if names is None:
-            raise NoEquivalentError(
-                "a regular expression whose names cannot be listed; `all-linear` is trained "
-                "instead: write adapter.target_modules by hand"
-            )
+        names: str | list[str] | None = None if ONE_DIGIT.search(value) else module_names(value)
+        if names is None:  # matched as a whole, as by PEFT
+            names = value
         return {"train.adapter.target_modules": names}
     found = "all-linear" if isinstance(value, str) else list(value)
     return {"train.adapter.target_modules": found}
@@ -166,6 +168,57 @@ def logged(value: float, _: Values) -> dict[str, Any]:
     if 0 < value < 1:
         raise NoEquivalentError("a share of all steps; every step has its line")
     return {"train.reporting.every_steps": int(value)} if value else {}
+
+
+def unless_started(row: Equivalent) -> Equivalent:
+    """Return a row that says nothing where training starts from an adapter, as in Axolotl."""
+    convert = row.convert
+    assert convert is not None
+
+    def converted(value: Any, values: Values) -> dict[str, Any]:
+        return {} if values.get("lora_model_dir") else convert(value, values)
+
+    return replace(row, convert=converted)
+
+
+def token_rows(value: Any, _: Values) -> dict[str, Any]:
+    """Convert ids of tokens whose rows are trained, which may be given by module."""
+    lists = list(value.values()) if isinstance(value, Mapping) else [value]
+    if any(found != lists[0] for found in lists):
+        raise NoEquivalentError("the same ids for embedding and head have one")
+    return {"train.adapter.trainable_token_indices": list(lists[0])} if lists else {}
+
+
+def new_tokens(value: Any, values: Values) -> dict[str, Any]:
+    """Convert tokens that are added to the tokenizer, with the special ones behind them."""
+    special = (values.get("special_tokens") or {}).get("additional_special_tokens") or []
+    found = [*(value or ()), *special]
+    return {"train.model_overrides.new_tokens": found} if found else {}
+
+
+def overrides(value: Any, values: Values) -> dict[str, Any]:
+    """Convert settings that take the place of those in config.json."""
+    found: dict[str, Any] = {}
+    for key, setting in (value or {}).items():
+        if key == POSITIONS:
+            found[f"train.model_overrides.{POSITIONS}"] = setting
+        elif key in ("rope_scaling", "rope_parameters"):
+            found |= rope_scaling(setting, values)
+    left = set(value or ()) - {POSITIONS, "rope_scaling", "rope_parameters"}
+    if left:
+        raise NoEquivalentError(f"{', '.join(sorted(left))}: edit config.json of the model", found)
+    return found
+
+
+def rope_scaling(value: Any, _: Values) -> dict[str, Any]:
+    """Convert the scaling of rotary positions, whose type is `type` in older files."""
+    if not value:
+        return {}
+    table = {("rope_type" if key == "type" else key): setting for key, setting in value.items()}
+    numbers = {
+        key: float(v) for key, v in table.items() if type(v) is int and "position" not in key
+    }
+    return {ROPE: table | numbers}
 
 
 # --- regular expressions: PEFT takes `model.layers.[\d]+.(mlp|self_attn).(up|q)_proj` for whole

@@ -46,7 +46,9 @@ class Imported:
         """
         models: list[tuple[str, type[Config], dict[str, Any]]] = []
         models += [(name, PrepareConfig, values) for name, values in self.prepare.items()]
-        models += [("train.toml", TrainConfig, self.train)]
+        adapter = {k: v for k, v in self.train.get("adapter", {}).items() if k != "path"}
+        train = self.train | ({"adapter": adapter} if adapter else {})
+        models += [("train.toml", TrainConfig, train)]  # the adapter may lie on another machine
         for name, model, values in models:
             try:
                 model.model_validate(values)

@@ -1105,12 +1105,52 @@ def test_regular_expressions_as_targets(pattern, names):
     assert module_names(pattern) == names
 
 
-def test_targets_that_cannot_be_listed_are_reported(axolotl_train):
-    train = axolotl_train(f"{LORA_YAML}lora_target_modules: '(?!.*vision).*proj'\n")
-    assert "target_modules" not in train["adapter"]
-    assert "a regular expression whose names cannot be listed; `all-linear` is trained" in head(
-        Path()
-    )
+@pytest.mark.parametrize("pattern", ["(?!.*vision).*proj", "model.layers.[0-9].mlp.up_proj"])
+def test_targets_that_cannot_be_listed_are_matched_as_they_are(axolotl_train, pattern):
+    train = axolotl_train(f"{LORA_YAML}lora_target_modules: '{pattern}'\n")
+    assert train["adapter"]["target_modules"] == pattern
+
+
+@pytest.mark.parametrize(
+    ("text", "table", "expected"),
+    [
+        (
+            "lora_model_dir: theirs\nlora_alpha: 4\nlora_target_linear: true\nlora_dropout: 0.1\n",
+            "adapter",
+            {"kind": "lora", "path": "theirs", "dropout": 0.1},
+        ),
+        (
+            "tokens: ['<a>', '<b>']\n",
+            "model_overrides",
+            {"new_tokens": ["<a>", "<b>"]},
+        ),
+        (
+            "overrides_of_model_config:\n  max_position_embeddings: 4096\n"
+            "  rope_scaling: {type: yarn, factor: 4, original_max_position_embeddings: 1024}\n",
+            "model_overrides",
+            {
+                "max_position_embeddings": 4096,
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 1024,
+                },
+            },
+        ),
+        (
+            "rope_scaling: {rope_type: linear, factor: 2.0}\n",
+            "model_overrides",
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        ),
+    ],
+)
+def test_what_axolotl_says_of_the_model_itself(axolotl_train, text, table, expected):
+    assert axolotl_train(LORA_YAML + text)[table] == expected
+
+
+def test_rows_of_tokens_of_axolotl_are_trained(axolotl_train):
+    lines = "peft_trainable_token_indices: {embed_tokens: [3, 5], lm_head: [3, 5]}\n"
+    assert axolotl_train(LORA_YAML + lines)["adapter"]["trainable_token_indices"] == [3, 5]
 
 
 def test_unfrozen_parameters_train_these_alone(axolotl_train):

@@ -39,46 +39,20 @@ def assemble(
         trains: there will be backward passes, for which activations are kept or recomputed.
         sequence: the slice of every row that is held here.
     """
-    family, architecture = plan.architecture.family, plan.architecture
-    layers, first, last = cut.layers, cut.is_first, cut.is_last
-    names = StageNames(
-        embedding=plan.prefix + family.embedding if first else None,
-        layers=[f"{plan.prefix}{family.layers}.{index}" for index in layers],
-        norm=plan.prefix + family.norm if last and family.norm else None,
-        head=plan.prefix + family.head if last else None,
-    )
-    faster = config.kernels != "torch"
-    used = [names.embedding, *names.layers, names.norm, names.head]
-    modules = {name: plan.model.get_submodule(name) for name in used if name}
-    for name, (index, half) in zip(names.layers, layers.pieces(), strict=True):
-        if family.states is not None and architecture.stateful[index]:
-            mixer = mixer_of(modules[name], family.states)
-            restart_at_documents(mixer)
-            take_one_row(mixer, family.states.one_row if faster else None, device)
-        if half is not None:
-            modules[name] = half_of(modules[name], family, half)
-    if first and config.embedding_on_cpu:
-        check_embedding_on_cpu(plan, modules, names, alone=last)
+    architecture, names = plan.architecture, stage_names(plan, cut)
+    modules = take_modules(plan, names, cut, device, faster=config.kernels != "torch")
+    if cut.is_first and config.embedding_on_cpu:
+        check_embedding_on_cpu(plan, modules, names, alone=cut.is_last)
     seeded = config.adapter.dropout > 0 or architecture.uses_chance
-    in_halves = any(half for _, half in layers.pieces())
-    if in_halves and seeded:
-        raise ConfigError(
-            "half_layers does not go with dropout, whose choices belong to whole layers; "
-            "use whole layers or set adapter.dropout = 0"
-        )
-    if in_halves and not plan.method.in_halves:
-        raise ConfigError(
-            f'half_layers does not go with adapter.kind = "{config.adapter.kind}", which follows '
-            "whole layers"
-        )
-    rotary = None
-    if family.rotary is not None:
-        rotary = initial.get_submodule(family.rotary)
+    if any(half for _, half in cut.layers.pieces()):
+        check_half_layers(plan, config, seeded=seeded)
+    path = architecture.family.rotary
+    rotary = None if path is None else initial.get_submodule(path)
     checkpointing = config.activation_checkpointing if trains else "none"
     spec = StageSpec(
         modules=modules,
         names=names,
-        layers=list(layers),
+        layers=list(cut.layers),
         rotary=None if rotary is None else rotary.to(device),
         architecture=architecture,
         router_loss=router_loss_settings(plan, config) if trains else None,
@@ -98,6 +72,52 @@ def assemble(
             multiply_trained_in_fp8(layer, dtype)
     materialize_buffers(spec, initial, device)
     return spec
+
+
+def stage_names(plan: Plan, cut: StageCut) -> StageNames:
+    """Return the names of a stage's modules in the whole model, as the plan's method has them."""
+    family, prefix = plan.architecture.family, plan.prefix
+    return StageNames(
+        embedding=prefix + family.embedding if cut.is_first else None,
+        layers=[f"{prefix}{family.layers}.{index}" for index in cut.layers],
+        norm=prefix + family.norm if cut.is_last and family.norm else None,
+        head=prefix + family.head if cut.is_last else None,
+    )
+
+
+def take_modules(
+    plan: Plan, names: StageNames, cut: StageCut, device: torch.device, *, faster: bool
+) -> dict[str, nn.Module]:
+    """Take a stage's modules out of the whole model; layers with a state restart at documents."""
+    family = plan.architecture.family
+    used = [names.embedding, *names.layers, names.norm, names.head]
+    modules = {name: plan.model.get_submodule(name) for name in used if name}
+    for name, (index, half) in zip(names.layers, cut.layers.pieces(), strict=True):
+        if family.states is not None and plan.architecture.stateful[index]:
+            mixer = mixer_of(modules[name], family.states)
+            restart_at_documents(mixer)
+            take_one_row(mixer, family.states.one_row if faster else None, device)
+        if half is not None:
+            modules[name] = half_of(modules[name], family, half)
+    return modules
+
+
+def check_half_layers(plan: Plan, config: TrainConfig, *, seeded: bool) -> None:
+    """Refuse what does not go with halves of layers.
+
+    Raises:
+        ConfigError: saying what to do.
+    """
+    if seeded:
+        raise ConfigError(
+            "half_layers does not go with dropout, whose choices belong to whole layers; "
+            "use whole layers or set adapter.dropout = 0"
+        )
+    if not plan.method.in_halves:
+        raise ConfigError(
+            f'half_layers does not go with adapter.kind = "{config.adapter.kind}", which follows '
+            "whole layers"
+        )
 
 
 def check_embedding_on_cpu(

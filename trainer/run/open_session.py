@@ -64,17 +64,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
     folder = CheckpointFolder(
         run_directory, config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
     )
-    rows = SequenceSlice(layout.coordinates.sequence, layout.dims.sequence, layout.sequence_group)
-    built = build_chunks(config, layout.stage, layout.device, plan_model(config), rows)
-    optimizer = open_optimizer(
-        config.optimizer,
-        built.trained,
-        layout,
-        triton=uses_kernels(config, layout.device),
-        tables=table_names(built),
-    )
-    if config.relora.every_steps is not None:
-        check_relora(built)
+    built, optimizer = build_model(config, layout)
     publishes = layout.publishes(node_local=config.checkpoint.node_local)
     found = agreed_checkpoint(folder, layout, check_files=publishes) if resume else None
     state = fresh_state(config, inputs, layout)
@@ -120,6 +110,24 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
         state=state,
         is_new=found is None,
     )
+
+
+def build_model(
+    config: TrainConfig, layout: RankLayout
+) -> tuple[BuiltStage, torch.optim.Optimizer]:
+    """Build this rank's part of the model, and the optimizer of what is trained in it."""
+    rows = SequenceSlice(layout.coordinates.sequence, layout.dims.sequence, layout.sequence_group)
+    built = build_chunks(config, layout.stage, layout.device, plan_model(config), rows)
+    optimizer = open_optimizer(
+        config.optimizer,
+        built.trained,
+        layout,
+        triton=uses_kernels(config, layout.device),
+        tables=table_names(built),
+    )
+    if config.relora.every_steps is not None:
+        check_relora(built)
+    return built, optimizer
 
 
 def load_checkpoint(
