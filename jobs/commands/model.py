@@ -25,12 +25,18 @@ def merge(
     device: Annotated[
         str, typer.Option(help="Where the sums are formed, as in cuda. One layer is there at once.")
     ] = "cpu",
+    pickled: Annotated[
+        bool,
+        typer.Option("--pickled", help="Read pytorch_model.bin, by torch's unpickler of tensors."),
+    ] = False,
 ) -> None:
     """Merge an adapter into its base model, one layer at a time."""
     from headrace.jobs.commands.progress import tracked
+    from headrace.trainer.architecture.model_files import PickledDirectory
     from headrace.trainer.export.merge import merge
 
-    count = merge(model, adapter, output, scale, device, tracked)
+    base = PickledDirectory(model) if pickled else model
+    count = merge(base, adapter, output, scale, device, tracked)
     print(f"{output}: written, {count} weights changed")
 
 

@@ -1105,10 +1105,10 @@ def test_regular_expressions_as_targets(pattern, names):
     assert module_names(pattern) == names
 
 
-def test_targets_that_cannot_be_listed_are_matched_as_they_are(axolotl_train):
-    for pattern in ("(?!.*vision).*proj", r"model.layers.[0-9].mlp.up_proj"):
-        train = axolotl_train(f"{LORA_YAML}lora_target_modules: '{pattern}'\n")
-        assert train["adapter"]["target_modules"] == pattern
+@pytest.mark.parametrize("pattern", ["(?!.*vision).*proj", "model.layers.[0-9].mlp.up_proj"])
+def test_targets_that_cannot_be_listed_are_matched_as_they_are(axolotl_train, pattern):
+    train = axolotl_train(f"{LORA_YAML}lora_target_modules: '{pattern}'\n")
+    assert train["adapter"]["target_modules"] == pattern
 
 
 @pytest.mark.parametrize(

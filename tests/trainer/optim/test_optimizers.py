@@ -361,6 +361,24 @@ def test_so_it_is_in_full_fine_tuning_with_every_new_schedule(training, kind, sc
     )
 
 
+@pytest.mark.exhaustive
+def test_a_run_is_prolonged_from_before_its_fall(training):
+    settings = {
+        "scheduler__type": "warmup_stable_decay",
+        "scheduler__decay_steps": 2,
+        "checkpoint__every_steps": 2,
+        "evaluation__before_first_step": False,
+        "evaluation__after_last_step": False,
+    }
+    whole = training.run("whole", max_steps=8, **settings)
+    longer = training.run("longer", max_steps=6, **settings)
+    shutil.rmtree(longer / "checkpoints" / "step-000006")
+    training.run("longer", 1, "--resume", "--data-changed=continue", max_steps=8, **settings)
+    assert exact_metrics(longer) == exact_metrics(whole)
+    found, tensors = checkpoint_tensors(longer), checkpoint_tensors(whole)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
 def check_layouts(training, **settings):
     """One stage, and two that are resumed as one, come to the same bits."""
     settings |= {"max_steps": 4, "checkpoint__every_steps": 2}

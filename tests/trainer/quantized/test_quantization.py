@@ -9,7 +9,6 @@ from family_modes import lora, relative, with_adapters
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 from saved_parts import saved_model
 from tiny_families import (
-    FAMILIES,
     build,
     config_of,
     gradients_of,
@@ -207,12 +206,11 @@ def test_adapters_on_quantized_experts_equal_peft(models):
 
 
 @pytest.mark.filterwarnings("ignore")  # of a family without a record
-def test_so_do_those_of_gpt_oss_with_biases_and_inputs_first(tmp_path, monkeypatch):
+def test_so_do_those_of_gpt_oss_with_biases_and_inputs_first(tmp_path):
     rotary = {"rope_type": "default", "rope_theta": 10000.0}
     family = {"num_experts_per_tok": 2, "num_local_experts": 4, "head_dim": 8, "sliding_window": 5}
     family |= {"router_aux_loss_coef": 0.0, "rope_parameters": rotary}
-    monkeypatch.setitem(FAMILIES, "gpt_oss", family)
-    directory = save_tiny("gpt_oss", tmp_path / "gpt_oss")
+    directory = save_tiny("gpt_oss", tmp_path / "gpt_oss", **family)
     adapter = {"target_modules": ["q_proj"], "target_parameters": "experts"}
     loss, gradient = lora(directory, 2, quantization=OURS["nf4"], **adapter)
     assert max(loss, gradient) <= 1e-5
@@ -359,9 +357,9 @@ def test_other_quantized_checkpoints_are_refused(models, tmp_path):
     directory = tmp_path / "model"
     shutil.copytree(models["mistral"], directory)
     config = json.loads((directory / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "aqlm"}
     (directory / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="quantized already, by gptq"):
+    with pytest.raises(ConfigError, match="quantized already, by aqlm"):
         plan_model(config_of(directory, 1, LORA))
 
 

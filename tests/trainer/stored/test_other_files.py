@@ -9,16 +9,18 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file
-from saved_parts import saved_model, step
+from saved_parts import adapter_of, saved_model, step
 from tiny_families import build, config_of, save_tiny
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
+from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.architecture.gguf_index import gguf_files
 from headrace.trainer.architecture.weight_index import weights_fingerprint
 from headrace.trainer.building.parameter_slots import find_slots
 from headrace.trainer.export import gguf_export
 from headrace.trainer.export.gguf_export import export_gguf
+from headrace.trainer.export.merge import merge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,6 +62,27 @@ def test_pickles_give_the_weights_that_safetensors_give(family, files, tmp_path)
         build(config_of(directory))
     built = build(config_of(directory, 2, weights="pickled"))
     same(held_by(built), held_by(build(config_of(model, 2))))
+
+
+def test_an_adapter_is_merged_into_a_pickled_model(tiny_model, tmp_path):
+    base = pickled(tiny_model, tmp_path / "base")
+    adapter = adapter_of(tiny_model, tmp_path / "adapter")
+    command = ["merge", "--adapter", str(adapter), "--model", str(base)]
+    with pytest.raises(SystemExit, match='read only with weights = "pickled"'):
+        cli.main([*command, "--output", str(tmp_path / "no")])
+    assert not (tmp_path / "no").exists()
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main([*command, "--output", str(tmp_path / "one"), "--pickled"])
+    merge(tiny_model, adapter, tmp_path / "other")
+    merged = [
+        {
+            key: value
+            for file in (tmp_path / name).glob("*.safetensors")
+            for key, value in load_file(file).items()
+        }
+        for name in ("one", "other")
+    ]
+    same(*merged)
 
 
 class Calls:

@@ -27,7 +27,6 @@ from safetensors.torch import load_file, save_file
 from saved_parts import saved_adapter, saved_model, step
 from tiny_families import (
     COMMON,
-    FAMILIES,
     build,
     config_of,
     gradients_of,
@@ -56,6 +55,7 @@ GPT_OSS = {
     "num_local_experts": 4,
     "head_dim": 8,
     "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention"],
     "router_aux_loss_coef": 0.0,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
@@ -142,13 +142,12 @@ def plain(tmp_path_factory):
 
     def make(family):
         if not (folder / family).exists():
-            wide = {"intermediate_size": 64} if family.startswith("wide") else {}
-            save_tiny(family.split()[-1], folder / family, num_hidden_layers=2, **wide)
+            changes = {"intermediate_size": 64} if family.startswith("wide") else {}
+            changes = GPT_OSS if family == "gpt_oss" else changes
+            save_tiny(family.split()[-1], folder / family, num_hidden_layers=2, **changes)
         return folder / family
 
-    FAMILIES["gpt_oss"] = GPT_OSS
-    yield make
-    del FAMILIES["gpt_oss"]
+    return make
 
 
 @pytest.fixture(scope="module")

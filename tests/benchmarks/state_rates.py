@@ -1,0 +1,89 @@
+"""Time of one mixer with a state, forward and backward, over packed documents.
+
+`python tests/benchmarks/state_rates.py [FAMILY ...]`. Documents by themselves, all of them as one
+row (delta nets: with flash-linear-attention on a GPU), and rows of single documents. A JSON line
+each: milliseconds, and how far both ways are apart.
+"""
+
+import json
+import sys
+import time
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from headrace.trainer.architecture.families_state import STATE_LAYERS, mixer_of
+from headrace.trainer.layers.documents import Documents, find_documents
+from headrace.trainer.layers.state_mixers import restart_at_documents, take_one_row
+
+ROW, ROWS, REPEATS = 4096, 2, 10
+PACKED = [900, 60, 512, 300, 28, 1200, 96, 400, 600]  # of one row, 455 on average
+SMALL = {"num_hidden_layers": 1, "vocab_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
+KINDS = {
+    "lfm2": {**SMALL, "layer_types": ["conv"]},
+    "qwen3_5_text": {**SMALL, "layer_types": ["linear_attention"]},
+    "qwen3_next": {**SMALL, "layer_types": ["linear_attention"]},
+}
+
+
+def mixer_for(family: str, device: torch.device) -> nn.Module:
+    """Return the mixer of a layer of the sizes of transformers' defaults."""
+    known = CONFIG_MAPPING[family]().to_dict()
+    config = CONFIG_MAPPING[family](**{k: v for k, v in KINDS[family].items() if k in known})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(device)
+    mixer = mixer_of(model.model.layers[0], STATE_LAYERS[family])
+    restart_at_documents(mixer)
+    return mixer
+
+
+def run(mixer: nn.Module, hidden: Tensor, documents: Documents) -> Tensor:
+    """Mix and go back; returns the gradient of the input."""
+    states = hidden.detach().requires_grad_()
+    mixer(states, attention_mask=documents).float().square().mean().backward()
+    assert states.grad is not None
+    return states.grad
+
+
+def milliseconds(mixer: nn.Module, hidden: Tensor, documents: Documents) -> float:
+    """Return the median time of a pass."""
+    times = []
+    for _ in range(REPEATS):
+        wait(hidden)
+        start = time.perf_counter()
+        run(mixer, hidden, documents)
+        wait(hidden)
+        times.append(1000 * (time.perf_counter() - start))
+    return median(times[REPEATS // 3 :])
+
+
+def wait(hidden: Tensor) -> None:
+    if hidden.is_cuda:
+        torch.cuda.synchronize()
+
+
+def measure(family: str, device: torch.device) -> dict[str, object]:
+    """Return the times of one family."""
+    mixer = mixer_for(family, device)
+    torch.manual_seed(0)
+    hidden = torch.randn(ROWS, ROW, mixer.hidden_size if hasattr(mixer, "hidden_size") else 2560)
+    hidden = hidden.to(device, torch.bfloat16)
+    packed = find_documents([PACKED] * ROWS, [ROW] * ROWS, device)
+    single = find_documents([[ROW]] * ROWS, [ROW] * ROWS, device)
+    found: dict[str, object] = {
+        "family": family,
+        "by_document": milliseconds(mixer, hidden, packed),
+    }
+    alone = run(mixer, hidden, packed)
+    take_one_row(mixer, STATE_LAYERS[family].one_row, device)
+    if getattr(mixer, "one_row", None) is not None:
+        found["one_row"] = milliseconds(mixer, hidden, packed)
+        found["apart"] = float((run(mixer, hidden, packed) - alone).norm() / alone.norm())
+    return found | {"single_documents": milliseconds(mixer, hidden, single)}
+
+
+if __name__ == "__main__":
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name in sys.argv[1:] or KINDS:
+        print(json.dumps(measure(name, place)), flush=True)
