@@ -71,6 +71,10 @@ def read_arrow(
         raise damaged(path, "Arrow", error) from None
 
 
+class UnpackedError(ValueError):
+    """Rows that take very many times the bytes of their file."""
+
+
 class Unpacked:
     """A count of what the rows of a part of a file take, against the bytes of that part."""
 
@@ -82,13 +86,13 @@ class Unpacked:
         """Count more.
 
         Raises:
-            ValueError: the rows are very many times what the file is.
+            UnpackedError: the rows are very many times what the file is.
         """
         self.bytes += size
         if is_bomb(self.packed, self.bytes):
-            raise ValueError(
-                f"its rows unpack from {self.packed} to more than {self.bytes} bytes; write each "
-                "text once"
+            raise UnpackedError(
+                f"its rows unpack from {self.packed} to more than {self.bytes} bytes, which is not "
+                "read; write each text once"
             )
 
 
@@ -157,6 +161,8 @@ def text_type(kind: pa.DataType) -> pa.DataType:
 
 def damaged(path: str, kind: str, error: Exception) -> DataError:
     """A file that cannot be read to its end."""
+    if isinstance(error, UnpackedError):
+        return DataError(f"{path}: {error}")
     reason = str(error).splitlines()[0].rstrip(".")
     return DataError(f"{path}: damaged {kind} ({reason}); replace the file")
 

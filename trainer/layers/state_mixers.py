@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from headrace.trainer import devices
 from headrace.trainer.architecture.families_state import OneRow
 from headrace.trainer.layers.documents import GAP, Documents
 
@@ -91,6 +92,8 @@ def take_one_row(mixer: nn.Module, one_row: OneRow | None, device: torch.device)
         for part in mixer.modules()
         if isinstance(part, nn.Linear)
     )
-    kernel = one_row.bounds is None or (device.type == "cuda" and find_spec(KERNELS) is not None)
+    kernel = one_row.bounds is None or (
+        devices.is_accelerator(device) and find_spec(KERNELS) is not None
+    )
     if kernel and not biased:
         mixer.one_row = one_row
