@@ -124,7 +124,13 @@ def check_scale(scale: float, settings: LoraConfig) -> None:
     """
     whole = settings.modules_to_save or settings.trainable_token_indices
     if scale != 1 and (settings.use_dora or whole):
-        kind = "DoRA adapters" if settings.use_dora else "whole modules and rows"
+        kind = (
+            "DoRA adapters"
+            if settings.use_dora
+            else "whole modules"
+            if settings.modules_to_save
+            else "rows"
+        )
         raise ConfigError(f"--scale {scale}: {kind} cannot be scaled; merge them as they are")
 
 

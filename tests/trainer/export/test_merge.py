@@ -61,7 +61,11 @@ def test_changing_no_weight_is_an_error(tiny_model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"kind": "dora"}, "DoRA adapters"), ({"modules_to_save": ["lm_head"]}, "whole modules")],
+    [
+        ({"kind": "dora"}, "DoRA adapters"),
+        ({"modules_to_save": ["lm_head"]}, "whole modules"),
+        ({"trainable_token_indices": [3]}, "rows"),
+    ],
 )
 def test_what_cannot_be_scaled_is_merged_only_as_it_is(tiny_model, tmp_path, settings, message):
     """qlora-pipe's bug 3.1.12: DoRA and modules_to_save ended in a bare RuntimeError."""
@@ -142,7 +146,7 @@ def test_an_embedding_of_another_size_is_named(tiny_model, tmp_path):
         ({"lora_bias": True}, "lora_bias is not supported"),
         ({"bias": "all"}, "bias = all: trained biases are not supported"),
         ({"layer_replication": [[0, 9**9]]}, "layer_replication is not supported"),
-        ({"trainable_token_indices": [3]}, "trainable_token_indices is not supported"),
+        ({"trainable_token_indices": [3]}, "no tensor .*trainable_tokens_delta"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = pissa_niter_4: the adapter"),
         ({"of_a_later_release": True}, "of_a_later_release is not supported"),
         ({"r": "four"}, "adapter_config.json: "),
