@@ -1,4 +1,4 @@
-"""Random weights of a trial: rounding may spoil one draw's gradients, nothing excuses its losses."""
+"""Random weights of a trial: rounding may spoil the gradients of one draw, never its losses."""
 
 import pytest
 
