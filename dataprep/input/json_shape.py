@@ -12,6 +12,7 @@ from headrace.dataprep.input.streams import BOM, CHUNK_BYTES, open_bytes, read_c
 
 HEAD_BYTES = 1 << 16
 MOST_NAMES = 1 << 10  # of fields that are looked at
+HOLDERS = frozenset(("data", "rows", "records", "examples", "instances", "items", "train"))
 STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?')
 OPENED = re.compile(rb"[{\[]")
 CLOSED = re.compile(rb"[}\]]")
@@ -43,7 +44,7 @@ def find_shape(path: str, columns: Collection[str] | None) -> Shape:
     objects, holds the records in that list.
 
     Args:
-        columns: the wanted fields; None: all.
+        columns: the wanted fields; None: all, of which those that usually hold records are none.
     """
     with open_bytes(path) as stream:
         head = read_chunk(stream, path, HEAD_BYTES).removeprefix(BOM).lstrip()
@@ -55,7 +56,8 @@ def find_shape(path: str, columns: Collection[str] | None) -> Shape:
     if survey is None:
         return Shape("objects" if newline and goes_on(head) else "jsonl")
     alone = survey.list_start is not None and not survey.more
-    if survey.list_start is not None and alone and not survey.names & {*(columns or ())}:
+    wanted = survey.names - HOLDERS if columns is None else survey.names & {*columns}
+    if survey.list_start is not None and alone and not wanted:
         return Shape("inside", survey.list_start)
     return Shape("objects" if survey.spread else "jsonl")
 

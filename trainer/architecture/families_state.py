@@ -6,8 +6,10 @@ models is found as in any other. Read against transformers 5.23.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 # layer types of config.json: those with a state, and those that neither attend nor have one
 STATE_TYPES = frozenset({"linear_attention", "conv", "hybrid"})
@@ -89,6 +91,6 @@ def has_state(layer_type: str) -> bool:
     return layer_type in STATE_TYPES
 
 
-def mixer_of(layer: nn.Module, states: StateLayers) -> nn.Module:
+def mixer_of(layer: "nn.Module", states: StateLayers) -> "nn.Module":
     """Return the module with the state of a layer that has one."""
     return layer.get_submodule(states.mixer)

@@ -159,6 +159,15 @@ def test_a_list_that_a_row_s_own_field_holds_is_no_list_of_rows(corpus, tmp_path
     assert find_shape("long.jsonl", frozenset(["other"])) == Shape("jsonl")
 
 
+def test_one_conversation_alone_in_its_file_is_a_record_whoever_asks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    Path("chat.json").write_text(json.dumps({"conversations": turns, "id": 1}))
+    assert find_shape("chat.json", None) == Shape("jsonl")
+    Path("rows.json").write_text(json.dumps({"data": [{"conversations": turns}]}))
+    assert find_shape("rows.json", None).format == "inside"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -13,7 +13,7 @@ READ_ALL = """
 import sys
 from pathlib import Path
 from headrace.schemas.train.data_config import LoaderConfig
-from headrace.schemas.shards.manifest import read_manifest
+from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.trainer.shards.decoded_rows import DecodedRows
 from headrace.trainer.shards.row_group_source import RowGroupSource
 from headrace.trainer.order.row_order import RowGroup
