@@ -1,14 +1,10 @@
 """A tiny Llama with its own tokenizer, shards of real text for it, and ways to train on them."""
 
-import os
 from pathlib import Path
 
 import pytest
 from runs import Training, make_pair_shards, make_shards
 from tiny_llama import write_tiny_llama
-
-if not Path("/dev/nvidia0").exists():  # before anything imports Triton
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 WORDS = "water wheel mill river stone grain flour gate shaft gear pond sluice".split()
 REAL_MODEL = Path(__file__).parents[2] / "models" / "smollm2-135m"
