@@ -8,6 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from headrace.dataprep.dry_run import Estimate, estimate
+from headrace.dataprep.text.chat_template import read_templates
+from headrace.dataprep.text.tokenizer import CONFIG_NAMES
+from headrace.dataprep.text.tokenizer import read_json as read_tokenizer_json
 from headrace.jobs.first_run.fit import fit
 from headrace.jobs.first_run.look import Found, look
 from headrace.jobs.first_run.machine import Fit, Machine, this_machine
@@ -100,10 +103,7 @@ def model_settings(model: Path) -> dict[str, Any]:
 
 def has_chat_template(model: Path) -> bool:
     """Return whether a model's tokenizer brings a chat template."""
-    if (model / "chat_template.jinja").is_file():
-        return True
-    path = model / "tokenizer_config.json"
-    return path.is_file() and bool(read_json(path).get("chat_template"))
+    return bool(read_templates(model, read_tokenizer_json(model / CONFIG_NAMES[0])))
 
 
 def row_length(config: dict[str, Any], machine: Machine) -> int:

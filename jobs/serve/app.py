@@ -31,14 +31,17 @@ class Served:
     answerer: Answerer
     names: dict[str, bool]  # name -> with the adapter; the first is the default
 
+    @property
+    def default(self) -> str:
+        """Return the name that answers requests without one."""
+        return next(iter(self.names))
+
     def wants_adapter(self, name: str) -> bool:
         """Return whether a name asks for the adapter.
 
         Raises:
             UnknownModelError: nothing is served under it.
         """
-        if not name:
-            return next(iter(self.names.values()))
         if name not in self.names:
             raise UnknownModelError(f"model {name!r:.80} is not served; {', '.join(self.names)} is")
         return self.names[name]
@@ -83,12 +86,15 @@ def build_app(served: Served, hosts: list[str] | None = None) -> Starlette:
             that no page in a browser reaches it under another name.
     """
 
+    async def begin(request: Any, form: Form, name: str) -> Answer:
+        adapter = served.wants_adapter(name)
+        ask = Ask(form.prompt(request), request.sampling(), request.stops, adapter)
+        return await run_in_threadpool(served.answerer.ask, ask)
+
     async def complete(http: HttpRequest, form: Form) -> Response:
         request = parse(form.request, await read_body(http))
-        adapter = served.wants_adapter(request.model)
-        ask = Ask(form.prompt(request), request.sampling(), request.stops, adapter)
-        answer = await run_in_threadpool(served.answerer.ask, ask)
-        name = request.model or next(iter(served.names))
+        name = request.model or served.default
+        answer = await begin(request, form, name)
         if request.stream:
             return StreamingResponse(streamed(answer, form, name), media_type="text/event-stream")
         text = await run_in_threadpool(lambda: "".join(answer))
@@ -103,14 +109,7 @@ def build_app(served: Served, hosts: list[str] | None = None) -> Starlette:
     async def generate(http: HttpRequest) -> Response:
         body = await read_body(http)
         form = CHAT if isinstance(body, dict) and "messages" in body else TEXT
-        request = parse(form.request, body)
-        ask = Ask(
-            form.prompt(request),
-            request.sampling(),
-            request.stops,
-            next(iter(served.names.values())),
-        )
-        answer = await run_in_threadpool(served.answerer.ask, ask)
+        answer = await begin(parse(form.request, body), form, served.default)
         return JSONResponse({"text": [await run_in_threadpool(lambda: "".join(answer))]})
 
     async def models(_: HttpRequest) -> Response:

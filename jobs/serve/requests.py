@@ -33,11 +33,15 @@ class Request(BaseModel):
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(text for text in given if text)
 
+    @property
+    def limit(self) -> int | None:
+        """Return the most tokens of an answer, where the request says so."""
+        return self.max_tokens
+
     def sampling(self) -> Sampling:
         """Return how tokens are chosen. OpenAI's default temperature is 1."""
         temperature = 1.0 if self.temperature is None else self.temperature
-        wanted = self.max_tokens or USUAL_TOKENS
-        return Sampling(wanted, temperature, self.seed or 0, self.top_p)
+        return Sampling(self.limit or USUAL_TOKENS, temperature, self.seed or 0, self.top_p)
 
 
 class Message(BaseModel):
@@ -68,13 +72,10 @@ class ChatRequest(Request):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
 
-    def sampling(self) -> Sampling:
-        """Return how tokens are chosen; the newer name of the limit goes first."""
-        wanted = self.max_completion_tokens or self.max_tokens
-        return self.model_copy(update={"max_tokens": wanted})._base_sampling()
-
-    def _base_sampling(self) -> Sampling:
-        return super().sampling()
+    @property
+    def limit(self) -> int | None:
+        """Return the most tokens; the newer name goes first."""
+        return self.max_completion_tokens or self.max_tokens
 
 
 class TextRequest(Request):
