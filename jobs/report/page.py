@@ -4,7 +4,7 @@ import datetime
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -65,8 +65,13 @@ def write_report(run: Path, output: Path | None = None, refresh: int | None = No
     return path
 
 
-def watch(run: Path, output: Path | None, seconds: int) -> Iterator[Path]:
-    """Yield after each writing of the page, when the run has written something new. Endless."""
+def watch(
+    run: Path, output: Path | None, seconds: int, pause: Callable[[float], None] = time.sleep
+) -> Iterator[Path]:
+    """Yield after each writing of the page, when the run has written something new. Endless.
+
+    `pause` waits for so many seconds between two looks.
+    """
     seen: tuple[int, ...] | None = None
     while True:
         stamp = tuple(
@@ -76,7 +81,7 @@ def watch(run: Path, output: Path | None, seconds: int) -> Iterator[Path]:
         if stamp != seen:
             yield write_report(run, output, seconds)
             seen = stamp
-        time.sleep(seconds)
+        pause(seconds)
 
 
 def render(run: RunRecord, refresh: int | None = None) -> str:

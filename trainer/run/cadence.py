@@ -1,6 +1,7 @@
 """Schedule of a run's evaluations, checkpoints and end, as functions of its state."""
 
 import time
+from collections.abc import Callable
 
 from headrace.schemas.train.run_state import RunState
 from headrace.schemas.train.train_config import TrainConfig
@@ -80,16 +81,18 @@ class Stopwatch:
 class Timer:
     """Minutes since the last save, by this rank's clock."""
 
-    def __init__(self, every_minutes: float | None) -> None:
-        self.every_minutes = every_minutes
+    def __init__(
+        self, every_minutes: float | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.every_minutes, self._clock = every_minutes, clock
         self.restart()
 
     def restart(self) -> None:
         """Begin a new interval."""
-        self._start = time.monotonic()
+        self._start = self._clock()
 
     def is_due(self) -> bool:
         """Return whether the interval has passed."""
         if self.every_minutes is None:
             return False
-        return time.monotonic() - self._start >= 60 * self.every_minutes
+        return self._clock() - self._start >= 60 * self.every_minutes

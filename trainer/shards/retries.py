@@ -24,10 +24,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Patience:
-    """Retry policy: `attempts` attempts of at most `timeout` seconds each."""
+    """Retry policy: `attempts` attempts of at most `timeout` seconds each, `pause` between."""
 
     attempts: int
     timeout: float
+    pause: Callable[[float], None] = time.sleep  # takes seconds
 
     def ask(self, what: str, operation: Callable[[], T]) -> T:
         """The result of `operation`, tried again after each `OSError` that may pass.
@@ -46,9 +47,9 @@ class Patience:
                 if is_final(error):
                     raise StorageError(f"{what}: refused ({reason}); check credentials") from None
             if attempt < self.attempts:
-                pause = pause_after(attempt)
-                logger.warning("%s: %s; trying again in %.1f s", what, reason, pause)
-                time.sleep(pause)
+                seconds = pause_after(attempt)
+                logger.warning("%s: %s; trying again in %.1f s", what, reason, seconds)
+                self.pause(seconds)
         raise StorageError(
             f"{what}: failed {self.attempts} times, the last time with: {reason}; check the "
             "network and the storage, then continue with --resume"

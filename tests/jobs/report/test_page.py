@@ -153,22 +153,21 @@ def test_shares_of_time_come_from_the_timelines(tmp_path):
     assert "0 1 50.0 % 5.0 % 25.0 % 20.0 %" in texts(run)
 
 
-def test_the_command_writes_beside_the_run_and_watches_only_what_changes(tmp_path, monkeypatch):
+def test_the_command_writes_beside_the_run_and_watches_only_what_changes(tmp_path):
     run = make_run(tmp_path / "run", step(1, 1.0))
     with pytest.raises(SystemExit) as stop:
         cli.main(["report", str(run)])
     assert stop.value.code == 0
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
-    sleeps = iter([None, lambda: (run / "metrics.jsonl").write_text("")])
+    changes = iter([None, lambda: (run / "metrics.jsonl").write_text("")])
 
-    def sleep(seconds: float) -> None:
-        change = next(sleeps)
+    def pause(seconds: float) -> None:
+        change = next(changes)
         if change is not None:
             change()
 
-    monkeypatch.setattr(page.time, "sleep", sleep)
-    pages = page.watch(run, tmp_path / "out.html", 30)
+    pages = page.watch(run, tmp_path / "out.html", 30, pause)
     assert next(pages).read_text(encoding="utf-8").count('http-equiv="refresh" content="30"') == 1
     assert "No step" in next(pages).read_text(encoding="utf-8")  # written anew after one idle look
 
