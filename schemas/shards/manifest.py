@@ -148,7 +148,7 @@ class PictureLedger(Record):
 
 
 class ImagesRecord(Record):
-    """What made tiles and placeholders of pictures: a vision family, and its processor's numbers.
+    """The maker of tiles and placeholders: a vision family, and its processor's numbers.
 
     `placeholder_id` is the token that pictures fill. The fingerprint is over family and settings.
     """
