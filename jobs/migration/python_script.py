@@ -22,6 +22,7 @@ OBJECTS = {
 }
 TRAINING_ARGUMENTS = {"learning_rate": 5e-5, "gradient_checkpointing": False}  # not as TRL's
 SWITCHES = {"is_bfloat16_supported": True, "is_bf16_supported": True}
+OWN_ROWS = "rows are made by the script's own code; write the source of your files in prepare.toml"
 NOT_WRITTEN = "its value is not written in the script; write it into the new config"
 
 
@@ -50,10 +51,25 @@ def read_script(text: str, path: Path, imported: Imported) -> dict[str, Any]:
             except Unknown:
                 imported.leave(key, ast.unparse(node), NOT_WRITTEN)
         values |= trainer_of(call)
+        note_own_code(call, imported)
     if "trainer" not in values:
         known = ", ".join(sorted(TRAINERS))
         raise ConfigError(f"{path}: no trainer of TRL is called; known are {known}")
     return values
+
+
+def note_own_code(call: ast.Call, imported: Imported) -> None:
+    """Report what a script does to rows or arguments by code of its own."""
+    _, name = name_of(call)
+    words = {keyword.arg: keyword.value for keyword in call.keywords}
+    if name == "map" and isinstance(call.func, ast.Attribute):
+        imported.leave("map", ast.unparse(call)[:60], OWN_ROWS)
+    if name in TRAINERS and not isinstance(
+        words.get("formatting_func"), (ast.Constant, type(None))
+    ):
+        imported.leave("formatting_func", ast.unparse(words["formatting_func"]), OWN_ROWS)
+    if None in words and (name in CONFIGS or name in ARGUMENTS or name in PREFIXED):
+        imported.leave(f"{name}(**...)", ast.unparse(words[None]), NOT_WRITTEN)
 
 
 def trainer_of(call: ast.Call) -> dict[str, Any]:

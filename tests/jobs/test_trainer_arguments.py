@@ -413,6 +413,17 @@ def test_an_unsloth_script_is_read_and_not_run(imported):
     ]
 
 
+def test_rows_and_arguments_that_a_scripts_own_code_makes_are_reported(imported):
+    text = """
+data = load_dataset("someone/chats").map(as_text)
+SFTTrainer("models/qwen", args=SFTConfig(max_steps=2, **common), formatting_func=as_text)
+"""
+    values, left = imported("own.py", text)
+    assert values["prepare.toml"]["sources"][0]["path"] == "hf:someone/chats::train"
+    reported = {line.removeprefix("not taken over: ").split(" = ")[0] for line in left}
+    assert reported >= {"map", "formatting_func", "SFTConfig(**...)"}
+
+
 def test_a_script_with_lora_config_has_its_defaults(imported):
     text = """
 from peft import LoraConfig
