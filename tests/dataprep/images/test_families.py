@@ -28,6 +28,8 @@ def sizes(count, largest, seed):
         height = chance.choice([width, chance.randint(1, largest), chance.randint(1, largest)])
         if number % 3 == 0:
             height = max(1, width // chance.randint(1, 60))
+        height = max(height, -(-width // 200))  # Qwen refuses what is longer
+        width = max(width, -(-height // 200))
         yield (width, height) if number % 2 else (height, width)
 
 
