@@ -19,7 +19,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ProcessorFiles:
-    """What a model directory says: of its image processor, its processor, the model itself and its
+    """The tables in a model directory: of its image processor, processor, the model itself and its
     tokenizer.
     """
 
