@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.dataprep.input.pieces import Task
@@ -33,9 +33,10 @@ from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokenizer import control_ids
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import DataError
-from headrace.schemas.fingerprint import derive_seeds
+from headrace.schemas.fingerprint import derive_seed_array
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig
+from headrace.schemas.shards.arrow_numbers import as_arrow
 from headrace.schemas.shards.shard_format import SPLITS, shard_schema
 
 SHOWN_CHARACTERS = 200
@@ -252,9 +253,11 @@ def is_of_one_record(error: BaseException) -> bool:
     return deep or type(error) is Exception or type(error).__name__ == "PanicException"
 
 
-def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Iterator[int]:
+def row_keys(
+    seed: int, source: str, split: str, task: int, block: int, rows: int
+) -> npt.NDArray[np.uint64]:
     """The 64-bit order keys of a block's rows: uniform, so that sorting by them shuffles."""
-    return derive_seeds(seed, "row", source, split, task, block)
+    return derive_seed_array(seed, "row", source, split, task, block, count=rows)
 
 
 def pack(
@@ -267,13 +270,13 @@ def pack(
     """The rows of one split of a block, in packing order, with every column of a shard."""
     row_len = config.sequence_len - len(options.prefix)
     packed = prefix_rows(pack_samples(samples, config.packing, row_len), options.prefix)
-    order_keys = row_keys(config.seed, block.source, split, block.task, block.number)
-    keys = list(islice(order_keys, len(packed.input_ids)))
+    rows = len(packed.input_ids)
+    keys = row_keys(config.seed, block.source, split, block.task, block.number, rows)
     schema = shard_schema(config.kind)
     columns = packed._asdict() | {
-        "source": source_column(config, block.source, len(keys)),
-        "row_key": pa.array(keys, pa.uint64()),
-        "control_class": pa.array([options.control_class] * len(keys), pa.int8()),
+        "source": source_column(config, block.source, rows),
+        "row_key": as_arrow(keys),
+        "control_class": pa.array([options.control_class] * rows, pa.int8()),
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
@@ -282,4 +285,4 @@ def source_column(config: PrepareConfig, name: str, rows: int) -> pa.DictionaryA
     """One source's name for each row, over the dictionary of all names, equal in every file."""
     names = [source.name for source in config.sources]
     indices = np.full(rows, names.index(name), dtype=np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(names))
+    return pa.DictionaryArray.from_arrays(as_arrow(indices), pa.array(names))
