@@ -7,7 +7,8 @@ of its own to each call, these go before those of the image processor's file, as
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from headrace.schemas.vision.numbers import (
+from headrace.schemas.vision.processor_files import ProcessorFiles
+from headrace.schemas.vision.processor_numbers import (
     BICUBIC,
     BILINEAR,
     CLIP_MEAN,
@@ -20,7 +21,6 @@ from headrace.schemas.vision.numbers import (
     given,
     whole,
 )
-from headrace.schemas.vision.processor_files import ProcessorFiles
 
 
 class FamilyRecord(NamedTuple):

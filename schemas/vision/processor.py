@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from headrace.schemas.shards.manifest import ImagesRecord, settings_fingerprint
 from headrace.schemas.vision.families import FAMILIES, OTHER_TYPES
-from headrace.schemas.vision.numbers import Settings
 from headrace.schemas.vision.processor_files import ProcessorFiles, read_files
+from headrace.schemas.vision.processor_numbers import Settings
 
 BACKENDS = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor")  # ends of classes' names
 
