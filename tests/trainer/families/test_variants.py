@@ -50,9 +50,7 @@ def test_every_variant_is_of_a_type_that_transformers_has():
 
 def test_rows_that_a_family_has_no_place_for_are_refused_with_the_key():
     check_lengths("model", {"model_type": "gpt_neo"}, document=2048, row=2048)
-    with pytest.raises(
-        ConfigError, match=r"rows may have 4096 tokens, but max_pos.* 2048"
-    ):
+    with pytest.raises(ConfigError, match=r"rows may have 4096 tokens, but max_pos.* 2048"):
         check_lengths("model", {"model_type": "gpt_neo"}, document=2048, row=4096)
     check_lengths("model", {"model_type": "mpt", "max_seq_len": 64}, document=64, row=128)
     with pytest.raises(ConfigError, match="documents may have 65 tokens, but max_seq_len = 64"):
