@@ -51,8 +51,10 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     check_model(config, text)
     if config.quantization is not None:
         check_installed(config.quantization.backend)
-    train = [manifest_of(dataset.path, config) for dataset in config.datasets]
-    evaluation = [manifest_of(dataset.path, config) for dataset in config.evaluation_datasets]
+    train = [manifest_of(dataset.path, config.loader) for dataset in config.datasets]
+    evaluation = [
+        manifest_of(dataset.path, config.loader) for dataset in config.evaluation_datasets
+    ]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
         of_pairs = config.objective.of_pairs
