@@ -18,6 +18,48 @@ from headrace.trainer.building.self_check import gradient_difference
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 OPT = {**NO_DROPOUT, "ffn_dim": 40, "word_embed_proj_dim": 32}
 FALCON = {"bias": True, "alibi": True}
+LLAMA4 = {
+    "head_dim": 8,
+    "intermediate_size": 24,
+    "intermediate_size_mlp": 40,
+    "num_local_experts": 4,
+    "interleave_moe_layer_step": 2,
+    "attention_chunk_size": 5,
+    "no_rope_layers": [1, 0, 1, 0],
+    "floor_scale": 4,
+    "attn_scale": 0.5,
+}
+GEMMA = {
+    "head_dim": 8,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 8,
+    "num_kv_shared_layers": 2,
+    "final_logit_softcapping": 3.0,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "qk_head_dim": 24,
+    "head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+}
+INDEX = {
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    "index_topk": 24,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "mlp_layer_types": None,
+    "n_shared_experts": 1,
+}
 # variant -> model type, and settings over those of `tiny_families.COMMON`
 VARIANTS = {
     "gpt2": ("gpt2", {"n_inner": 40}),
@@ -68,6 +110,68 @@ VARIANTS = {
     "nanochat-uncapped": ("nanochat", {"final_logit_softcapping": None}),
     "biogpt": ("biogpt", {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
     "openai-gpt": ("openai-gpt", {}),
+    "llama4-scout": ("llama4_text", {**LLAMA4, "interleave_moe_layer_step": 1}),
+    "llama4-maverick": ("llama4_text", {**LLAMA4, "use_qk_norm": False}),
+    "llama4-dense": ("llama4_text", {**LLAMA4, "moe_layers": [], "attn_temperature_tuning": False}),
+    "granite-swa": (
+        "granite_swa",
+        {
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "layer_rope_theta": [10000.0, 0, 50000.0, 10000.0],
+            "sliding_window": 5,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "gemma-3n": (
+        "gemma3n_text",
+        {
+            **GEMMA,
+            "vocab_size_per_layer_input": 80,
+            "altup_num_inputs": 3,
+            "laurel_rank": 4,
+            "intermediate_size": [40] * 4,
+            "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
+        },
+    ),
+    "gemma-3n-unshared": (
+        "gemma3n_text",
+        {
+            **GEMMA,
+            "num_kv_shared_layers": 0,
+            "laurel_rank": 4,
+            "intermediate_size": [40] * 4,
+            "activation_sparsity_pattern": [0.0] * 4,
+        },
+    ),
+    "gemma-4-e2b": (
+        "gemma4_text",
+        {
+            **GEMMA,
+            "vocab_size_per_layer_input": 97,
+            "global_head_dim": 16,
+            "num_global_key_value_heads": 1,
+            "use_double_wide_mlp": True,
+        },
+    ),
+    "longcat-flash": (
+        "longcat_flash",
+        {
+            **LATENT,
+            "num_hidden_layers": 8,
+            "num_layers": 4,
+            "ffn_hidden_size": 40,
+            "expert_ffn_hidden_size": 16,
+            "moe_topk": 2,
+            "zero_expert_num": 2,
+        },
+    ),
+    "deepseek-v3.2": ("deepseek_v32", {**LATENT, **INDEX}),
+    "glm-5": ("glm_moe_dsa", {**LATENT, **INDEX}),
+    "glm-5-shared": (
+        "glm_moe_dsa",
+        {**LATENT, **INDEX, "indexer_types": ["full", "shared", "shared", "full"]},
+    ),
 }
 
 

@@ -16,6 +16,10 @@ from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import Family
+from headrace.trainer.families.attention import layer_count
+
+FEWEST_OUTPUTS = 2  # of a block: its attention's and its MLP's
+BY_NUMBER = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "per_layer_config")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Expansion:
 class BlockTuning(TuningMethod):
     """New decoder blocks in a frozen model."""
 
+    beside_hidden = False
+
     def __init__(
         self,
         config: AdapterConfig,
@@ -73,10 +79,31 @@ class BlockTuning(TuningMethod):
         return expand(model_config, config.blocks)
 
     def install(self, model: nn.Module) -> nn.Module:
+        self._check_outputs(model)
         for name, parameter in model.named_parameters():
             new = self.expansion.is_new(name, self._layers)
             parameter.requires_grad_(parameter.requires_grad and new)
         return model
+
+    def _check_outputs(self, model: nn.Module) -> None:
+        """Check that the outputs of a new block's attention and MLP are known, to start at zero.
+
+        Raises:
+            ConfigError: they are not, so that it would change what the model computes.
+        """
+        family, new = self.architecture.family, sorted(self.expansion.new)
+        for name in [f"{family.layers}.{layer}" for layer in new]:
+            found = {
+                path.rpartition(".")[0]
+                for path, _ in model.get_submodule(name).named_modules()
+                if path.rpartition(".")[2] in family.residual
+            }
+            experts = any(part.endswith("experts") for part, _ in model.named_modules())
+            if len(found) < FEWEST_OUTPUTS and not experts:
+                raise ConfigError(
+                    'adapter.kind = "blocks": it is not known which layers of '
+                    f'{self.architecture.config.model_type} add to the hidden states; use "lora"'
+                )
 
     def stored_name(self, name: str) -> str:
         return self.expansion.stored_name(name, self._layers)
@@ -94,8 +121,11 @@ def expand(config: Any, blocks: int) -> Any:
     layers = config.num_hidden_layers
     if blocks > layers:
         raise ConfigError(f"adapter.blocks = {blocks}: the model has {layers} layers; add fewer")
-    if getattr(config, "mlp_only_layers", None):
-        raise ConfigError("adapter.blocks: the model's layers differ by number (mlp_only_layers)")
+    for key in BY_NUMBER:
+        if getattr(config, key, None):
+            raise ConfigError(f"adapter.blocks: the model's layers differ by number ({key})")
+    if layer_count(config) != layers:
+        raise ConfigError(f"adapter.blocks: a layer of {config.model_type} counts as two")
     origin = spread(layers, blocks).origin
     expanded = copy.deepcopy(config)
     for key, value in vars(config).items():

@@ -56,10 +56,11 @@ class ControlTuning(TuningMethod):
     """An adapter of each decoder layer over a frozen model."""
 
     in_halves = False
+    beside_hidden = False
 
     def install(self, model: nn.Module) -> nn.Module:
         config = self.architecture.config
-        wanted = adapter_layers(self.config, config.num_hidden_layers)
+        wanted = adapter_layers(self.config, self.architecture.layers)
         model.requires_grad_(False)
         layers = decoder_layers(self.architecture, model)
         add_control_adapters(layers, wanted, config.hidden_size, self.config)

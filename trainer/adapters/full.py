@@ -14,7 +14,7 @@ class FullTuning(TuningMethod):
     """Training of the weights themselves."""
 
     def install(self, model: nn.Module) -> nn.Module:
-        layers = self.architecture.config.num_hidden_layers
+        layers = self.architecture.layers
         select_trained(model, self.config, self.architecture.family.layers, layers)
         return model
 

@@ -65,7 +65,7 @@ class LoraTuning(TuningMethod):
             names = whole_names(model_directory(model), architecture)
             self.start = StartingAdapter(Path(config.path), plain, names)
             config = self.config = self.start.resolved(config)
-        layers = architecture.config.num_hidden_layers
+        layers = architecture.layers
         self.peft = lora_config(config, plain, model, layers, dora=self.magnitudes)
         self.tokens = trained_tokens(config, architecture)
         family = architecture.family

@@ -24,6 +24,7 @@ class TuningMethod:
         prefix: put before the model's own names.
         peft: the adapters in PEFT's terms, where it has them.
         in_halves: works on halves of decoder layers too.
+        beside_hidden: works where layers hand on more than hidden states.
 
     Raises:
         ConfigError: layers or parts that the model does not have.
@@ -32,6 +33,7 @@ class TuningMethod:
     prefix = ""
     peft: LoraConfig | None = None
     in_halves = True
+    beside_hidden = True
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from torch import nn
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.trainer.architecture.families import Family
 from headrace.trainer.families.alibi import Alibi
+from headrace.trainer.families.streams import StreamLayout
 
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
 
@@ -36,13 +37,20 @@ class Architecture:
     family: Family
     config: Any  # transformers' config of the language model
     attention: str  # transformers' name of the implementation
-    windows: list[int | None]  # by layer: tokens that attention reaches back, itself included
+    windows: list[int | None]  # by layer: tokens that attention reaches back, itself included, or
+    # the chunks of a document that it stays in (`Chunk`)
     rotary_types: list[str | None]  # by layer: which rotary table, where there are several
     stateful: list[bool]  # by layer: whether it has a state beside, or in place of, attention
     router: Router | None
+    stream: StreamLayout
     alibi: Alibi | None = None
     growth: Growth | None = None
     overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
+
+    @property
+    def layers(self) -> int:
+        """Return how many decoder layers the model has."""
+        return len(self.windows)
 
     @property
     def tied(self) -> bool:
@@ -104,7 +112,7 @@ class Architecture:
 
 def find_router(model: Any) -> Router | None:
     """The router modules, if the model has experts."""
-    for part in (model, getattr(model, model.base_model_prefix, None)):
+    for part in (model, *model.children()):
         recorder = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
         if recorder is not None and hasattr(recorder, "target_class"):
             return Router(recorder.target_class, recorder.index)

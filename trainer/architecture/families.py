@@ -22,7 +22,10 @@ class NormKind:
 
 
 # names that transformers gives to them, in any family
-RESIDUAL = ("o_proj", "down_proj", "dense", "dense_4h_to_h", "fc2", "c_proj")
+RESIDUAL = (
+    *("o_proj", "down_proj", "dense", "dense_4h_to_h", "fc2", "c_proj"),
+    *("out_proj", "fc_out", "w2"),
+)
 
 
 @dataclass(frozen=True)

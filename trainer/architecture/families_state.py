@@ -35,6 +35,8 @@ class StateLayers:
     bypassed: tuple[str, ...] = ()  # linear layers of the mixer that it reads the weights of
     one_row: OneRow | None = None  # None: documents run by themselves
     float32: str | None = None  # key of config.json that keeps hidden states in float32
+    absent_from: str | None = None  # key of a list by layer, true where a layer has none
+    only_if: str | None = None  # key of config.json without which no layer has one
     cached: bool = True  # transformers' cache holds the states when text is generated
 
     @property
@@ -58,6 +60,10 @@ STATE_LAYERS: Mapping[str, StateLayers] = {
     "lfm2": SHORT_CONVOLUTION,
     "lfm2_moe": SHORT_CONVOLUTION,
     "lfm3": SHORT_CONVOLUTION,
+    # no state, but scores that grow with the position in the whole row
+    "llama4_text": StateLayers(
+        "self_attn", absent_from="no_rope_layers", only_if="attn_temperature_tuning", cached=False
+    ),
     "mamba": StateLayers("mixer", bypassed=("dt_proj",), float32=RESIDUAL),
     "mamba2": StateLayers("mixer", float32=RESIDUAL),
     "minimax": StateLayers("self_attn", cached=False),

@@ -22,10 +22,9 @@ from headrace.trainer.architecture.families_state import (
 from headrace.trainer.architecture.weight_index import has_weights, same_bytes, stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
 from headrace.trainer.families.alibi import alibi_of
+from headrace.trainer.families.attention import ATTENTION_TYPES, layer_count, window_of
 from headrace.trainer.families.ends import ends_of
-
-ATTENTION_TYPES = {"full_attention", "sliding_attention"}
-
+from headrace.trainer.families.streams import stream_of
 
 # a field of `Family` -> the keys of config.json that models name it by
 SCALES = {
@@ -130,6 +129,7 @@ def architecture_of(config: Any, path: str) -> Architecture:
             rotary_types=rotary_types(config, model, family),
             stateful=stateful_layers(config, family),
             router=find_router(model),
+            stream=stream_of(config, model.get_submodule(family.layers)),
             alibi=alibi_of(config),
         )
     except (AttributeError, KeyError, RuntimeError) as error:
@@ -165,31 +165,35 @@ def lay_out_first(config: Any, path: str) -> tuple[nn.Module, str]:
 
 def attention_windows(config: Any, family: Family, path: str) -> list[int | None]:
     """Each layer's attention window; None reaches back to the start."""
-    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None) or None
     types = getattr(config, "layer_types", None)
     if types is None:
-        return [window] * layers
+        return [window_of(config, "sliding_attention")] * layer_count(config)
     if config.model_type in UNSUPPORTED:
         raise refuse(path, config.model_type, UNSUPPORTED[config.model_type])
     known = ATTENTION_TYPES | (STATE_TYPES | OTHER_TYPES if family.states else set())
     unknown = set(types) - known
     if unknown:
         raise refuse(path, config.model_type, f"layers of type {', '.join(sorted(unknown))}")
-    return [window if kind == "sliding_attention" else None for kind in types]
+    return [window_of(config, kind) for kind in types]
 
 
 def stateful_layers(config: Any, family: Family) -> list[bool]:
     """Return of each layer whether it has a state."""
     if family.states is None:
-        return [False] * config.num_hidden_layers
+        return [False] * layer_count(config)
+    if family.states.absent_from is not None:
+        absent = getattr(config, family.states.absent_from)
+        return [bool(getattr(config, str(family.states.only_if))) and not part for part in absent]
     return [has_state(kind) for kind in config.layer_types]
 
 
 def rotary_types(config: Any, model: nn.Module, family: Family) -> list[str | None]:
     """Return each layer's rotary table, where there are several."""
-    layers = config.num_hidden_layers
+    layers = layer_count(config)
     if family.rotary is None:
         return [None] * layers
+    if isinstance(model.get_submodule(family.rotary), nn.ModuleList):
+        return [str(theta) if theta else None for theta in config.layer_rope_theta]
     accepted = inspect.signature(model.get_submodule(family.rotary).forward).parameters
     if "layer_type" not in accepted:
         return [None] * layers
@@ -204,7 +208,7 @@ def discover(model: Any, path: str) -> Family:
     Raises:
         ConfigError: naming the part without one.
     """
-    model_type, layers = model.config.model_type, model.config.num_hidden_layers
+    model_type, layers = model.config.model_type, layer_count(model.config)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     body = body_of(model)
     if body is None or head is None:
@@ -226,7 +230,7 @@ def discover(model: Any, path: str) -> Family:
             found["embedding"] = full
         elif isinstance(part, nn.ModuleList) and len(part) == layers:
             found["layers"] = full
-        elif "rotary" in type(part).__name__.lower():
+        elif is_rotary(part):
             found["rotary"] = full
         elif "norm" in type(part).__name__.lower() and "norm" not in found:
             found["norm"] = full
@@ -247,6 +251,12 @@ def discover(model: Any, path: str) -> Family:
         ends=ends,
         **published_scales(model.config),
     )
+
+
+def is_rotary(part: nn.Module) -> bool:
+    """Return whether a module makes rotary tables, or is a list of such."""
+    parts = list(part) if isinstance(part, nn.ModuleList) else [part]
+    return bool(parts) and all("rotary" in type(one).__name__.lower() for one in parts)
 
 
 def body_of(model: Any) -> str | None:

@@ -59,7 +59,7 @@ def assemble(
         router_loss=router_loss_settings(plan, config) if trains else None,
         compute_dtype=dtype,
         autocast=plan.method.trains_base and trained_dtype(config, dtype) != dtype,
-        recompute=recomputed_layers(checkpointing, architecture.config.num_hidden_layers),
+        recompute=recomputed_layers(checkpointing, architecture.layers),
         selective=checkpointing == "selective",
         offload=ActivationOffload(device) if config.activation_offload and trains else None,
         seeded=seeded,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.registry import method_of
 from headrace.trainer.architecture.architecture import Architecture
@@ -24,6 +25,12 @@ def make_plan(config: TrainConfig, base: Architecture) -> Plan:
         ConfigError: an architecture that is not supported, adapters that match nothing.
     """
     directory, kind = model_directory(config.model, config.weights), method_of(config.adapter)
+    if not (kind.beside_hidden or base.stream.is_plain):
+        raise ConfigError(
+            f'adapter.kind = "{config.adapter.kind}" does not go with model_type '
+            f'"{base.config.model_type}", whose layers hand on more than hidden states; '
+            'use "lora"'
+        )
     architecture, reshaped = base, kind.reshape(config.adapter, base.config)
     if reshaped is not base.config:
         architecture = architecture_of(reshaped, str(directory))

@@ -208,7 +208,7 @@ class TinyStage:
 
 def build_tiny(config: TrainConfig, plan: Plan) -> list[TinyStage]:
     """Two stages, or one where there is a single layer, loaded from the checkpoint."""
-    layers = plan.architecture.config.num_hidden_layers
+    layers = plan.architecture.layers
     cuts = [range(layers // 2), range(layers // 2, layers)] if layers > 1 else [range(1)]
     stages = []
     for number, part in enumerate(cuts):
@@ -291,7 +291,7 @@ def tiny_stage(architecture: Architecture) -> Stage:
         shrunk = shrink(architecture.config)
         shrunk.save_pretrained(folder)
         tiny = architecture_of(shrunk, folder)
-        layers = Span.whole(range(shrunk.num_hidden_layers))
+        layers = Span.whole(range(tiny.layers))
         spec, _ = fill_stage(config, make_plan(config, tiny), StageCut(0, 1, layers), CPU)
     return Stage(spec).eval()
 

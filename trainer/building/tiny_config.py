@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from headrace.trainer.architecture.state_sizes import is_size, set_state_sizes
+from headrace.trainer.families.attention import layer_count
 
 HEAD = 16  # numbers of an attention head
 MOST_LAYERS = 8
@@ -32,6 +33,14 @@ SET = {
     "q_lora_rank": 24,
     "kv_lora_rank": 16,
     "sliding_window": 6,
+    "attention_chunk_size": 6,
+    "intermediate_size_mlp": 48,
+    "expert_ffn_hidden_size": 16,
+    "index_n_heads": 4,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 97,
+    "laurel_rank": 8,
+    "index_head_dim": HEAD,
     "original_max_position_embeddings": SHORT_TEXT,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -58,7 +67,7 @@ AT_MOST = {
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 KEY_HEADS = ("num_key_value_heads", "num_global_key_value_heads", "num_kv_heads", "kv_n_heads")
 GROUPS = ("n_group", "num_expert_group")
-LAYER_NUMBERS = ("mlp_only_layers", "attn_layer_indices")
+LAYER_NUMBERS = ("mlp_only_layers", "attn_layer_indices", "moe_layers")
 
 
 def shrink(config: Any) -> Any:
@@ -69,9 +78,14 @@ def shrink(config: Any) -> Any:
     """
     values = copy.deepcopy(config.to_dict())
     layers_key = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    layers = config.num_hidden_layers
-    kept = kept_layers(values, layers, getattr(config, "layer_types", None))
+    layers = layer_count(config)
+    if layers != config.num_hidden_layers:
+        layers_key = "num_layers"
+    sharing = values.get("num_kv_shared_layers") or 0
+    kept = kept_layers(values, layers, getattr(config, "layer_types", None), sharing)
     keep_layers(values, kept, layers)
+    if sharing:
+        values["num_kv_shared_layers"] = sum(layer >= layers - sharing for layer in kept)
     set_sizes(values, config)
     if layers_key in values:  # else it is how many types are listed
         values[layers_key] = len(kept)
@@ -79,7 +93,7 @@ def shrink(config: Any) -> Any:
 
 
 def kept_layers(
-    values: Mapping[str, Any], layers: int, types: Sequence[str] | None = None
+    values: Mapping[str, Any], layers: int, types: Sequence[str] | None = None, sharing: int = 0
 ) -> list[int]:
     """Return the numbers of the first two layers and of the first of each kind.
 
@@ -87,12 +101,14 @@ def kept_layers(
 
     Args:
         types: of the layers.
+        sharing: how many of the last take over keys and values.
     """
     if types is not None and not any(list(types) == value for value in values.values()):
         last = max(list(types).index(kind) for kind in set(types))
         return list(range(min(layers, max(last + 1, 4 if len(set(types)) == 1 else 2))))
     lists = [value for value in values.values() if isinstance(value, list) and len(value) == layers]
-    kinds = [str([value[layer] for value in lists]) for layer in range(layers)]
+    own = layers - sharing
+    kinds = [str([layer < own, *(value[layer] for value in lists)]) for layer in range(layers)]
     first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
     return sorted({*first[:MOST_LAYERS], *range(min(layers, 4 if len(first) == 1 else 2))})
 
@@ -120,6 +136,7 @@ def set_sizes(values: dict[str, Any], config: Any) -> None:
     for table in tables(values):
         wider = is_size(table.get("head_dim")) and table["head_dim"] > head
         table |= {key: value for key, value in SET.items() if is_size(table.get(key))}
+        table |= {k: [SET[k]] * len(table[k]) for k in SET if isinstance(table.get(k), list)}
         table |= {k: min(v, table[k]) for k, v in AT_MOST.items() if is_size(table.get(k))}
         table |= {k: 8 if grouped else 4 for k in EXPERTS if is_size(table.get(k)) and table[k] > 1}
         if wider:  # as gemma4's in its layers with full attention

@@ -61,7 +61,7 @@ def control_to_lora(
     controls = {control.layer: control for control in read_control(adapter)}
     config = plain_config(model)
     plan = plan_model(config)
-    layers = plan.architecture.config.num_hidden_layers
+    layers = plan.architecture.layers
     if max(controls) >= layers:
         raise ConfigError(f"{adapter}: has layer {max(controls)}, but {model} only {layers}")
     targets, worst = writing_layers(plan), 0.0
@@ -86,7 +86,7 @@ def control_to_lora(
 
 def layer_alone(config: TrainConfig, plan: Plan, index: int) -> Stage:
     """Return one layer as a stage, so that one is in memory at a time; without the last norm."""
-    layers = plan.architecture.config.num_hidden_layers
+    layers = plan.architecture.layers
     cut = StageCut(index, layers, Span.whole(range(index, index + 1)))
     spec, _ = fill_stage(config, plan, cut, torch.device("cpu"))
     return Stage(replace(spec, names=replace(spec.names, norm=None)))

@@ -143,7 +143,7 @@ def paths_to_write(
     skeleton's config unties them.
     """
     family = architecture.family
-    paths = family.parts(architecture.config.num_hidden_layers)
+    paths = family.parts(architecture.layers)
     if architecture.tied:
         ends = (f".{family.embedding}.", f".{family.head}.")
         if any(end in name for end in ends for name in tensors if ROWS not in name):

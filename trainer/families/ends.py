@@ -5,7 +5,7 @@ Most do nothing there. Read against transformers 5.23.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +24,11 @@ class Ends:
     positions: str | None = None  # a table with a row for each position, which is added
     by_name: bool = False  # the table takes its positions as `position_ids`
     norm: str | None = None  # of the sum
+    rows: str | None = None  # a table of inputs of every layer, see `streams`
+    rows_projection: str | None = None  # from embeddings to inputs of every layer
+    rows_norm: str | None = None  # of these, for each layer
+    copies_in: str | None = None  # a list: from embeddings to further copies of hidden states
+    copies_out: str | None = None  # a list: what these give to the last norm
     output: str | None = None  # projection of what the last norm gives, to the head's width
     dropout: str | None = None  # config key of the probability, before the first layer
     refused: Mapping[str, str] = field(default_factory=dict)  # key that must not be set -> what
@@ -31,15 +36,24 @@ class Ends:
     @property
     def first(self) -> list[str]:
         """List the modules of the first stage, beside the embedding."""
-        return [path for path in (self.projection, self.positions, self.norm) if path]
+        inputs = (self.projection, self.positions, self.norm)
+        rows = (self.rows, self.rows_projection, self.rows_norm)
+        return [path for path in (*inputs, *rows, self.copies_in) if path]
 
     @property
     def last(self) -> list[str]:
         """List the modules of the last stage, beside norm and head."""
-        return [self.output] if self.output else []
+        return [path for path in (self.copies_out, self.output) if path]
 
 
 NO_ENDS = Ends()
+PER_LAYER = Ends(
+    rows="model.embed_tokens_per_layer",
+    rows_projection="model.per_layer_model_projection",
+    rows_norm="model.per_layer_projection_norm",
+    copies_in="model.altup_projections",
+    copies_out="model.altup_unembed_projections",
+)
 # model_type in config.json -> record; most types have none
 ENDS: Mapping[str, Ends] = {
     "biogpt": Ends(
@@ -49,6 +63,9 @@ ENDS: Mapping[str, Ends] = {
         refused=LAYER_DROP,
     ),
     "bloom": Ends(norm="transformer.word_embeddings_layernorm"),
+    "gemma3n_text": PER_LAYER,
+    "gemma4_text": PER_LAYER,
+    "gemma4_unified_text": PER_LAYER,
     "gpt2": Ends(positions="transformer.wpe", dropout="embd_pdrop"),
     "gpt_bigcode": Ends(positions="transformer.wpe", dropout="embd_pdrop"),
     "gpt_neo": Ends(positions="transformer.wpe", dropout="embed_dropout"),
@@ -70,13 +87,8 @@ def ends_of(model: "nn.Module", model_type: str) -> Ends:
     ends = ENDS.get(model_type, NO_ENDS)
     there = {name for name, _ in model.named_modules()}
 
-    def found(path: str | None) -> str | None:
-        return path if path in there else None
-
-    return replace(
-        ends,
-        projection=found(ends.projection),
-        positions=found(ends.positions),
-        norm=found(ends.norm),
-        output=found(ends.output),
-    )
+    paths = {key: value for key, value in vars(ends).items() if isinstance(value, str)}
+    lacking: dict[str, Any] = {
+        key: None for key, path in paths.items() if key != "dropout" and path not in there
+    }
+    return replace(ends, **lacking)

@@ -27,8 +27,13 @@ class Limit:
 
 TABLE = "positions that it has"
 LOOKED_UP = Limit("n_positions", 1024, TABLE)
+INDEX = Limit("index_topk", 2048, "earlier tokens that its index chooses: here it must choose all")
 LIMITS: Mapping[str, Limit] = {
+    "axk2": INDEX,
     "codegen": Limit("n_positions", 2048, TABLE),
+    "deepseek_v32": INDEX,
+    "dots3_note_text": INDEX,
+    "glm_moe_dsa": INDEX,
     "gpt2": LOOKED_UP,
     "gpt_bigcode": LOOKED_UP,
     "gpt_neo": Limit("max_position_embeddings", 2048, "size of its masks", of_rows=True),

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from headrace.trainer.families.attention import Chunk
 from headrace.trainer.layers.device import document_mask
 
 
@@ -13,6 +14,8 @@ def attention_masks(
     windows: Iterable[int | None],
     device: torch.device,
     additive: torch.dtype | None = None,
+    *,
+    always: bool = False,
 ) -> dict[int | None, Tensor | None]:
     """One mask for each window.
 
@@ -20,6 +23,7 @@ def attention_masks(
         document_lengths: [b] lengths that sum to s.
         windows: tokens that a token may see, itself included; None is all.
         additive: for attention that adds its mask to the scores: their type.
+        always: make one of plain causal attention too.
 
     Returns:
         Window -> [b, 1, s, s], true where a token may attend, or 0 there and the type's least value
@@ -31,11 +35,15 @@ def attention_masks(
     masks: dict[int | None, Tensor | None] = {}
     for window in set(windows):
         mask = documents
-        if window is not None and window < longest:
+        if isinstance(window, Chunk):
+            mask = document_mask(window.documents(document_lengths), device)
+        elif window is not None and window < longest:
             mask = _causal(size, device) if mask is None else mask
             mask = mask & ~_causal(size, device).tril(-window)
-        if additive is not None:
-            mask = additive_mask(_causal(size, device) if mask is None else mask, additive)
+        if mask is None and (always or additive is not None):
+            mask = _causal(size, device)
+        if mask is not None and additive is not None:
+            mask = additive_mask(mask, additive)
         masks[window] = mask
     return masks
 

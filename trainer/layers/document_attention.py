@@ -26,6 +26,7 @@ from headrace.kernels.attention.document_attention import (
 from headrace.kernels.attention.flex_attention import block_mask, flex_document_attention
 from headrace.schemas.errors import ConfigError
 from headrace.trainer import devices
+from headrace.trainer.families.attention import Chunk
 from headrace.trainer.layers.device import to_device
 
 NAME = "headrace_documents"
@@ -86,6 +87,10 @@ def visible_tokens(
     single = all(len(lengths) == 1 for lengths in document_lengths)
     found: dict[int | None, VisibleTokens | None] = {}
     for given in set(windows):
+        if isinstance(given, Chunk):
+            chunks = given.documents(document_lengths)
+            found[given] = visible_tokens(chunks, [None], device, in_blocks=in_blocks)[None]
+            continue
         window = None if given is None or given >= size else given
         if single and window is None and not in_blocks:
             found[given] = None

@@ -34,9 +34,29 @@ def rotary_tables(
     }
 
 
-def _table(rotary: nn.Module, kind: str | None, hidden: Tensor, positions: Tensor) -> Table:
+def _table(rotary: nn.Module, kind: str | None, hidden: Tensor, positions: Tensor) -> Table | None:
+    if isinstance(rotary, nn.ModuleList):  # one for each base of frequencies; none without
+        found = [part for part in rotary if base_of(part) == kind]
+        return _table(found[0], None, hidden, positions) if found else None
     table: Table = rotary(hidden, positions, *([] if kind is None else [kind]))
     return table
+
+
+def base_of(rotary: Any) -> str:
+    """Return the base of a module's frequencies, as its layers name it."""
+    return str(rotary.config.rope_parameters["rope_theta"])
+
+
+def fresh(rotary: Any, config: Any) -> nn.Module:
+    """Return a module like another, with buffers of its own.
+
+    Args:
+        config: of the language model.
+    """
+    if isinstance(rotary, nn.ModuleList):
+        return nn.ModuleList(fresh(part, part.config) for part in rotary)
+    made: nn.Module = type(rotary)(config=config)
+    return made
 
 
 def _by_document(

@@ -32,6 +32,7 @@ from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import run_layer
 from headrace.trainer.layers.lora_layers import swap_adapters
+from headrace.trainer.layers.rotary_tables import fresh, rotary_tables
 from headrace.trainer.layers.selective_checkpoint import KeptBytes
 from headrace.trainer.planning.memory_model import LayerActivations
 from headrace.trainer.stage.acceleration import (
@@ -79,7 +80,7 @@ def layer_activations(
         if in_halves and plan.architecture.family.attention:
             spans[layer, "attention"] = Span(2 * layer, 2 * layer + 1)
             spans[layer, "mlp"] = Span(2 * layer + 1, 2 * layer + 2)
-    width = plan.architecture.config.hidden_size
+    width = plan.architecture.stream.width
     boundary = config.places * sequence_len * width * dtype.itemsize
 
     def count(layer: int, span: Span, *, selective: bool = False) -> float:
@@ -121,26 +122,27 @@ def kept_by(
     selective: bool = False,
 ) -> float:
     """Bytes that autograd, or selective recomputation, keeps of one layer, or half of it."""
-    rows, width = config.places, plan.architecture.config.hidden_size
+    rows, width = config.places, plan.architecture.stream.width
     stage = lay_out_layer(plan, config, layer, dtype)
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
     with FakeTensorMode():
         prepare_layer(stage, plan, config, dtype)
         compiles = fast and runs_compiled(stage.layers, config, plan.architecture)
-        hidden = torch.zeros(rows, sequence_len, width, dtype=dtype, requires_grad=True)
+        inputs = torch.zeros(rows, sequence_len, width, dtype=dtype, requires_grad=True)
+        hidden, carried = stage.stream.split(inputs)
         positions = torch.zeros(rows, sequence_len, dtype=torch.int64)
         mask = None
         if not (fast and runs_without_masks(plan.architecture, dtype)):
-            kind = dtype if plan.architecture.attention == "eager" else torch.bool
+            kind = dtype if stage.additive_mask else torch.bool
             mask = torch.ones(rows, 1, sequence_len, sequence_len, dtype=kind)
         else:
             attend_without_caps(stage)
-        table = None
-        if stage.rotary is not None:
-            kinds = [kind for kind in stage.rotary_types[:1] if kind]
-            table = stage.rotary(hidden, positions, *kinds)
-        arguments = stage.arguments_of_layer(0, mask, positions, table)
+        masks, further = stage.with_masks({None: mask}, positions, sequence_len)
+        further = further | carried.arguments(stage.numbers[0])
+        kinds = stage.rotary_types[:1]
+        table = rotary_tables(stage.rotary, kinds, hidden, positions, None).get(kinds[0])
+        arguments = stage.arguments_of_layer(0, masks[None], positions, table, None, further)
         with torch.autocast("cpu", dtype, enabled=stage.autocast):
             if selective:
                 with KeptBytes() as results:
@@ -150,7 +152,8 @@ def kept_by(
             saved = SavedBytes(stage.parameters())
             with saved_tensors_hooks(saved.note, lambda tensor: tensor):
                 output = run(stage.layers[0], hidden, arguments)
-        for tensor in [*([] if mask is None else [mask]), *(table or ())]:
+        shared = [mask, *further.values(), *(table if isinstance(table, tuple) else [table])]
+        for tensor in [value for value in shared if isinstance(value, Tensor)]:
             saved.leave_out(tensor)
         del output
     return float(saved.bytes + adapted)
@@ -171,7 +174,7 @@ def prepare_layer(stage: Stage, plan: Plan, config: TrainConfig, dtype: torch.dt
     if config.kernels == "auto":
         swap_adapters(stage.layers[0], may_join=False)
     if stage.rotary is not None:
-        stage.rotary = type(stage.rotary)(config=plan.architecture.config)
+        stage.rotary = fresh(stage.rotary, plan.architecture.config)
 
 
 class SavedBytes:

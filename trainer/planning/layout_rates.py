@@ -30,7 +30,14 @@ def exchanged_bytes(run: RunPlan, tokens: int) -> float:
     """Bytes that a rank sends for a micro-batch: rows' heads, and hidden states between stages."""
     config, settings = run.config, run.plan.architecture.config
     shares = config.sequence_parallel
-    sent = 2 * settings.hidden_size * ITEMSIZE * tokens / shares * (config.pipeline_stages > 1)
+    sent = (
+        2
+        * run.plan.architecture.stream.width
+        * ITEMSIZE
+        * tokens
+        / shares
+        * (config.pipeline_stages > 1)
+    )
     heads = settings.num_attention_heads
     size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
     keys = max(getattr(settings, "num_key_value_heads", None) or heads, shares)

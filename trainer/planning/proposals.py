@@ -85,7 +85,7 @@ def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
     rows = config.gradient_accumulation_steps * run.replicas
     for stages, shares in product(divisors(gpus), shares_of_rows(run, gpus)):
         replicas, rest = divmod(gpus, stages * shares)
-        if rest or rows % replicas or stages > run.plan.architecture.config.num_hidden_layers:
+        if rest or rows % replicas or stages > run.plan.architecture.layers:
             continue
         layout: dict[str, Any] = {
             "pipeline_stages": stages,

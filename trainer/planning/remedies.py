@@ -17,7 +17,7 @@ SMALLEST = QuantizationConfig(backend="bnb", double_quantization=True)
 def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str, Any], RunPlan]]:
     """Changes of the config with which the run fits, the mildest first."""
     config = run.config
-    layers = run.plan.architecture.config.num_hidden_layers
+    layers = run.plan.architecture.layers
     single: list[dict[str, Any]] = [
         {"partition": "memory"},
         {"activation_checkpointing": "full"},

@@ -204,7 +204,7 @@ def build_engine(built: BuiltStage, config: TrainConfig, layout: RankLayout) -> 
     """The engine of the config's schedule; every rank takes part."""
     if config.schedule == "1f1b":
         return StageEngine(built.chunks, config, layout)
-    width = built.architecture.config.hidden_size
+    width = built.architecture.stream.width
     return InterleavedEngine(built.chunks, config, layout, width, Transfers(layout))
 
 

@@ -18,6 +18,7 @@ from transformers.cache_utils import (
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.families.attention import Chunk
 from headrace.trainer.layers.attention_mask import additive_mask
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.layers.layer_functions import run_layer
@@ -66,6 +67,7 @@ class CachedStage:
         with torch.autocast(device.type, stage.compute_dtype, enabled=stage.autocast):
             if stage.embedding is not None:
                 hidden = stage.embedding.embed(inputs, positions, None, device)
+            nothing = stage.stream.split(hidden)[1]
             tables = rotary_tables(stage.rotary, stage.rotary_types, hidden, positions, None)
             for index, (layer, window, kind) in enumerate(
                 zip(stage.layers, stage.windows, stage.rotary_types, strict=True)
@@ -75,7 +77,7 @@ class CachedStage:
                 mask, table = masks.get(window), tables.get(kind)
                 arguments = stage.arguments_of_layer(index, mask, positions, table, real)
                 hidden = run_layer(layer, hidden, arguments | {self.cache_name: self.cache})
-            hidden = stage.ended(hidden)
+            hidden = stage.ended(hidden, nothing)
         return hidden
 
     def _mask(self, start: int, filling: Tensor, window: int | None) -> Tensor:
@@ -87,7 +89,10 @@ class CachedStage:
         keys = torch.arange(self.columns, device=device)
         queries = torch.arange(start, self.columns, device=device).unsqueeze(1)
         near = keys <= queries
-        if window is not None:
+        if isinstance(window, Chunk):
+            own, seen = ((at - filling.unsqueeze(1)) // int(window) for at in (queries, keys))
+            near = near & (own == seen)
+        elif window is not None:
             near = near & (keys > queries - window)
         mask = (near & (keys >= filling.unsqueeze(1))) | (keys == queries)
         mask = mask.unsqueeze(1)
@@ -135,6 +140,11 @@ def check_generates(stage: Stage, architecture: Architecture, tokens: int) -> No
         raise ConfigError(
             f"[rejected_sampling]: {architecture.config.model_type} keeps the states of its layers "
             "outside of transformers' cache, and is not generated with; drop the table"
+        )
+    if not stage.stream.layout.is_plain:
+        raise ConfigError(
+            f"[rejected_sampling]: layers of {architecture.config.model_type} hand on more than "
+            "hidden states, with which nothing is generated here; drop the table"
         )
     if stage.biases is not None:
         raise ConfigError(

@@ -19,6 +19,7 @@ from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.input_parts import InputParts
 from headrace.trainer.stage.loss import Objective
+from headrace.trainer.stage.stream import Stream, StreamParts
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,26 @@ class StageSpec:
     @property
     def input_parts(self) -> InputParts:
         """Return the modules that follow the embedding."""
-        ends = self.architecture.family.ends
-
-        def module(path: str | None) -> nn.Module | None:
-            return None if path is None else self.modules[self.names.prefix + path]
-
+        ends, found = self.architecture.family.ends, self._module
         return InputParts(
-            module(ends.projection), module(ends.positions), ends.by_name, module(ends.norm)
+            found(ends.projection), found(ends.positions), ends.by_name, found(ends.norm)
         )
+
+    @property
+    def stream(self) -> Stream:
+        """Return the way from what passes between stages to what layers are given."""
+        ends, found = self.architecture.family.ends, self._module
+        parts = StreamParts(
+            found(ends.rows),
+            found(ends.rows_projection),
+            found(ends.rows_norm),
+            found(ends.copies_in),
+            found(ends.copies_out),
+        )
+        return Stream(self.architecture.stream, parts, self.architecture.config)
+
+    def _module(self, path: str | None) -> nn.Module | None:
+        return None if path is None else self.modules.get(self.names.prefix + path)
 
     @property
     def recomputed(self) -> list[bool]:

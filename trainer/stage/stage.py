@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.adapters.names import CONTROL
+from headrace.trainer.families.attention import all_chosen, is_indexed
 from headrace.trainer.layers.attention_mask import attention_masks
 from headrace.trainer.layers.device import position_ids, to_device
 from headrace.trainer.layers.document_attention import VisibleTokens, visible_tokens
@@ -32,8 +33,10 @@ from headrace.trainer.stage.embedding import StageEmbedding
 from headrace.trainer.stage.loss import StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.stage.spec import StageSpec
+from headrace.trainer.stage.stream import Carried
 
-NOTHING: Mapping[str, Any] = {}
+NOTHING: dict[str, Any] = {}
+Masks = Mapping[int | None, Tensor | VisibleTokens | None]  # by window
 
 
 class Stage(nn.Module):
@@ -77,7 +80,9 @@ class Stage(nn.Module):
         self.layers = spec.layer_modules
         self.layer_names = names.layers
         self.norm = modules[names.norm] if names.norm and faster.norm is None else faster.norm
-        self.after_norm = [modules[name] for name in names.last]
+        output = architecture.family.ends.output
+        self.output = modules[names.prefix + output] if names.head and output else None
+        self.stream = spec.stream
         self.rotary = spec.rotary
         self.windows = [architecture.windows[index] for index in layers]
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
@@ -87,6 +92,7 @@ class Stage(nn.Module):
         self.states = architecture.family.states
         self.numbers = list(layers)
         self.additive_mask = architecture.attention == "eager" or architecture.alibi is not None
+        self.indexed = is_indexed(architecture.config)
         self.biases: DistanceBiases | None = None
         if architecture.alibi is not None:
             self.biases = DistanceBiases(
@@ -161,16 +167,20 @@ class Stage(nn.Module):
             states = find_documents(lengths, micro_batch.row_lengths, device)
         every_position = to_device(position_ids(lengths), device)
         positions = self.sequence.share(every_position)
-        masks, further = self._seen(lengths, positions)
+        masks = self._masks(lengths, self.attention_windows, device)
+        masks, further = self.with_masks(masks, positions, max(map(max, lengths)))
         real = None
         if self.router_loss is not None:
             real = real_tokens(micro_batch.row_lengths, sum(lengths[0]), device)
             real = self.sequence.share(real).flatten()
-        hidden, router_losses = inputs, []
+        router_losses: list[Tensor] = []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
-                hidden = self.embedding.embed(inputs, positions, chance, device)
+                embedded = self.embedding.embed(inputs, positions, chance, device)
+                hidden, carried = self.stream.begin(embedded, inputs)
+            else:
+                hidden, carried = self.stream.split(inputs)
             tables = self._rotary_tables(hidden, every_position, lengths)
             if self.offload is not None:
                 self.offload.begin()
@@ -178,22 +188,25 @@ class Stage(nn.Module):
                 window = self.windows[index]
                 table = tables.get(self.rotary_types[index])
                 mask = masks.get(window)
-                arguments = self.arguments_of_layer(index, mask, positions, table, states, further)
+                beside = further | carried.arguments(self.numbers[index])
+                arguments = self.arguments_of_layer(index, mask, positions, table, states, beside)
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, router_loss = run(hidden)
+                carried.take(self.numbers[index], arguments)
                 hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
                 router_losses += [] if router_loss is None else [router_loss]
-            hidden = self.ended(hidden)
+            hidden = self.ended(hidden, carried)
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
 
-    def ended(self, hidden: Tensor) -> Tensor:
-        """Return what the head is given, of the hidden states after the last layer."""
+    def ended(self, hidden: Tensor, carried: Carried) -> Tensor:
+        """Return what the head or the next stage is given, of what the last layer gives."""
+        if self.loss is None:
+            return self.stream.join(hidden, carried)
+        hidden = self.stream.end(hidden)
         if self.norm is not None:
             hidden = self.norm(hidden)
-        for part in self.after_norm:
-            hidden = part(hidden)
-        return hidden
+        return hidden if self.output is None else self.output(hidden)
 
     def _rotary_tables(
         self, hidden: Tensor, positions: Tensor, lengths: list[list[int]]
@@ -218,25 +231,30 @@ class Stage(nn.Module):
         pairs = zip(self.windows, self.attends, strict=True)
         return [window for window, attends in pairs if attends]
 
-    def _seen(
-        self, lengths: list[list[int]], positions: Tensor
-    ) -> tuple[Mapping[int | None, Tensor | VisibleTokens | None], Mapping[str, Any]]:
-        """Return what attention is given: masks by window, and what goes beside them."""
-        masks = self._masks(lengths, self.attention_windows, positions.device)
+    def with_masks(
+        self, masks: Masks, positions: Tensor, longest: int
+    ) -> tuple[Masks, dict[str, Any]]:
+        """Return masks as the family's layers want them, and what else these are given.
+
+        Args:
+            positions: [b, s] in documents.
+            longest: tokens of the longest document.
+        """
+        if self.indexed:
+            return masks, all_chosen(positions)
         if self.biases is None:
             return masks, NOTHING
-        longest = max(max(row) for row in lengths)
         biases = self.biases.of_rows(positions, longest)
         return self.biases.masks(masks, biases), self.biases.arguments(biases)
 
     def _masks(
         self, lengths: list[list[int]], windows: list[int | None], device: torch.device
-    ) -> Mapping[int | None, Tensor | VisibleTokens | None]:
+    ) -> Masks:
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
             return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks)
         additive = self.compute_dtype if self.additive_mask else None
-        return attention_masks(lengths, windows, device, additive)
+        return attention_masks(lengths, windows, device, additive, always=self.indexed)
 
     def _kept(self, index: int, hidden: Tensor) -> AbstractContextManager[None]:
         """Return the context that stores a layer's saved tensors, unless autograd holds them."""
@@ -252,7 +270,7 @@ class Stage(nn.Module):
         positions: Tensor,
         rotary: Any,
         states: Documents | Tensor | None = None,
-        further: Mapping[str, Any] = NOTHING,
+        further: dict[str, Any] = NOTHING,
     ) -> dict[str, Any]:
         """Return a layer's arguments beside the hidden states.
 
@@ -280,7 +298,7 @@ class Stage(nn.Module):
         weights = self.weight_offload
         outside = recompute and (seeded or routes or control is not None or weights is not None)
         within = recompute and not outside
-        as_it_is = self.stateful[index] or (outside and self.selective)
+        as_it_is = self.stateful[index] or bool(self.stream.modes) or (outside and self.selective)
         functions = self.uncompiled if as_it_is else self.layer_functions
         function = functions.checkpointed if within else functions.plain
 
