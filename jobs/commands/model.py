@@ -29,12 +29,20 @@ def merge(
         bool,
         typer.Option("--pickled", help="Read pytorch_model.bin, by torch's unpickler of tensors."),
     ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run the code in the base model's directory."),
+    ] = False,
 ) -> None:
     """Merge an adapter into its base model, one layer at a time."""
     from headrace.jobs.commands.progress import tracked
     from headrace.trainer.architecture.model_files import PickledDirectory
     from headrace.trainer.export.merge import merge
 
+    if trust_remote_code:
+        from headrace.trainer.families.remote_code import run_code_of
+
+        run_code_of(model)
     base = PickledDirectory(model) if pickled else model
     count = merge(base, adapter, output, scale, device, tracked)
     print(f"{output}: written, {count} weights changed")

@@ -47,7 +47,10 @@ AXOLOTL = OldSystem(
     "Axolotl",
     (
         same("base_model", "train.model"),
-        none("trust_remote_code", "no code of a model directory is run"),
+        none(
+            "trust_remote_code",
+            "no code of a model directory is run unless you set `trust_remote_code = true`",
+        ),
         elsewhere("tokenizer_config", "prepare.tokenizer"),
         same("output_dir", "train.output_dir", default="./model-out"),
         *AXOLOTL_DATA,

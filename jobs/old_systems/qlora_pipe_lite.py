@@ -54,7 +54,10 @@ QLORA_PIPE_LITE = OldSystem(
         elsewhere("--resume_from_checkpoint", "headrace train --resume"),
         elsewhere("--local_rank", "headrace train", "set by the launcher"),
         elsewhere("--add-prefix-space", "prepare.sources.add_prefix_space"),
-        none("--trust-remote-code", "no code of a model directory is run"),
+        none(
+            "--trust-remote-code",
+            "no code of a model directory is run unless you set `trust_remote_code = true`",
+        ),
         none("--deepspeed", "not needed"),
         none("--deepspeed_config", "the batch is set by the keys of train.toml alone"),
         *QLORA_PIPE_LITE_TOOLS,

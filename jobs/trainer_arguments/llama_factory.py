@@ -241,7 +241,10 @@ LLAMA_FACTORY = OldSystem(
     (
         same("model_name_or_path", "train.model"),
         none("model_revision", "download it, and give its directory", "main"),
-        none("trust_remote_code", "no code of a model directory is run"),
+        none(
+            "trust_remote_code",
+            "no code of a model directory is run unless you set `trust_remote_code = true`",
+        ),
         computed("adapter_name_or_path", "train.adapter.path", started),
         computed(
             "stage",

@@ -206,7 +206,10 @@ OBJECTIVE_ROWS: tuple[Equivalent, ...] = (
 MODEL_ROWS: tuple[Equivalent, ...] = (
     same("model_name_or_path", "train.model"),
     none("model_revision", "download it, and give its directory", "main"),
-    none("trust_remote_code", "no code of a model directory is run"),
+    none(
+        "trust_remote_code",
+        "no code of a model directory is run unless you set `trust_remote_code = true`",
+    ),
     none("attn_implementation", ATTENTION, "flash_attention_2", "sdpa", "eager"),
     dtype("dtype"),
     dtype("torch_dtype"),

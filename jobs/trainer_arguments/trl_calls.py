@@ -27,7 +27,7 @@ from headrace.jobs.trainer_arguments.adapter_arguments import (
 from headrace.jobs.trainer_arguments.transformers_trainer import recomputed
 
 RECOMPUTED = ("train.activation_checkpointing", "train.activation_offload")
-NO_CODE = "no code of a model directory is run"
+NO_CODE = "no code of a model directory is run unless you set `trust_remote_code = true`"
 TOKEN = "set HF_TOKEN in the environment"
 REVISION = "download it, and give its directory"
 

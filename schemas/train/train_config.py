@@ -100,6 +100,11 @@ class TrainConfig(Config):
         'tensors alone (`weights_only=True`). `"random"`: made up from config.json and `seed`, for '
         "benchmarks and dry runs.",
     )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run the code that lies in the model's directory (`auto_map` in its "
+        "config.json), with all that you may do on this machine. Read it before.",
+    )
     router_loss: float | None = Field(
         None,
         ge=0,

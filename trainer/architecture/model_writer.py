@@ -20,6 +20,7 @@ from headrace.schemas.publish import write_atomic
 from headrace.schemas.shards.tokenizer_content import with_tokens
 from headrace.trainer.architecture.model_files import INDEX_NAME
 from headrace.trainer.architecture.weight_names import as_stored, kept_in_float32
+from headrace.trainer.families.remote_code import has_code
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its messages
 FILE_BYTES = 5 * 10**9  # transformers' own limit
@@ -165,6 +166,9 @@ def copy_model_files(
     for name in COPIED:
         if (model / name).is_file():
             shutil.copy2(model / name, directory / name)
+    if has_code(model):
+        for path in model.glob("*.py"):
+            shutil.copy2(path, directory / path.name)
     base, config = json.loads((model / "config.json").read_text(encoding="utf-8")), skeleton.config
     unchanged = base.get("model_type") == config.model_type and all(
         base.get(key, default) == getattr(config, key)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from headrace.schemas.errors import ConfigError
 from headrace.trainer.architecture.architecture import Architecture, find_router
 from headrace.trainer.architecture.config_limits import read_model_config, transformers_reads
 from headrace.trainer.architecture.families import FAMILIES, Family, check_family, refuse
@@ -24,6 +25,7 @@ from headrace.trainer.architecture.weight_names import CheckpointNames
 from headrace.trainer.families.alibi import alibi_of
 from headrace.trainer.families.attention import ATTENTION_TYPES, layer_count, window_of
 from headrace.trainer.families.ends import ends_of
+from headrace.trainer.families.remote_code import MEANING, has_code
 from headrace.trainer.families.streams import stream_of
 
 # a field of `Family` -> the keys of config.json that models name it by
@@ -54,6 +56,8 @@ def read_architecture(directory: Path) -> Architecture:
                 directory, local_files_only=True, trust_remote_code=False
             )
         except (ValueError, KeyError) as error:
+            if has_code(directory):
+                raise ConfigError(f"{directory}: {MEANING}") from None
             reason = str(error).splitlines()[0]
             raise refuse(
                 str(directory), "?", f"transformers cannot read config.json ({reason})"

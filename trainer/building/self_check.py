@@ -37,6 +37,7 @@ from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.tiny_config import shrink
+from headrace.trainer.families.remote_code import run_code_of
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.sequence_check import find_mixing
 from headrace.trainer.stage.stage import Stage
@@ -303,6 +304,8 @@ def plan_model(config: TrainConfig) -> Plan:
         ConfigError: an architecture that is not supported, adapters that match nothing.
     """
     directory = model_directory(config.model, config.weights)
+    if config.trust_remote_code:
+        run_code_of(directory)
     architecture = read_architecture(directory)
     if architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))

@@ -20,6 +20,9 @@ class Chunk(int):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Chunk) and int(self) == int(other)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash((Chunk, int(self)))
 
