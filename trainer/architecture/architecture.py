@@ -55,7 +55,7 @@ class Architecture:
     @property
     def tied(self) -> bool:
         """Return whether the head uses the embedding's weights."""
-        return bool(self.config.tie_word_embeddings)
+        return bool(getattr(self.config, "tie_word_embeddings", False))
 
     @property
     def attends(self) -> list[bool]:

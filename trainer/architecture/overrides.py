@@ -34,6 +34,11 @@ def overridden(architecture: Architecture, overrides: ModelOverrides, path: str)
         )
     config = type(architecture.config).from_dict(values)
     growth = None
+    if overrides.new_tokens and architecture.family.ends.rows is not None:
+        raise ConfigError(
+            f"model_overrides.new_tokens: {path} has embeddings of its own for each layer, which "
+            "do not grow; leave new tokens out"
+        )
     if overrides.new_tokens:
         ids = new_ids(overrides.new_tokens, Path(path))
         growth = Growth(architecture.config.vocab_size, tuple(ids))

@@ -23,7 +23,7 @@ from headrace.trainer.architecture.families_state import (
 from headrace.trainer.architecture.weight_index import has_weights, same_bytes, stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
 from headrace.trainer.families.alibi import alibi_of
-from headrace.trainer.families.attention import ATTENTION_TYPES, layer_count, window_of
+from headrace.trainer.families.attention import known_types, layer_count, window_of
 from headrace.trainer.families.ends import ends_of
 from headrace.trainer.families.remote_code import MEANING, has_code
 from headrace.trainer.families.streams import stream_of
@@ -174,7 +174,7 @@ def attention_windows(config: Any, family: Family, path: str) -> list[int | None
         return [window_of(config, "sliding_attention")] * layer_count(config)
     if config.model_type in UNSUPPORTED:
         raise refuse(path, config.model_type, UNSUPPORTED[config.model_type])
-    known = ATTENTION_TYPES | (STATE_TYPES | OTHER_TYPES if family.states else set())
+    known = known_types(config) | (STATE_TYPES | OTHER_TYPES if family.states else set())
     unknown = set(types) - known
     if unknown:
         raise refuse(path, config.model_type, f"layers of type {', '.join(sorted(unknown))}")

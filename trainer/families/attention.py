@@ -7,7 +7,8 @@ from torch import Tensor, arange
 
 INDEXED = "indexed_attention"  # an index chooses among earlier tokens; see `limits`
 CHUNKED = "chunked_attention"
-ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention", CHUNKED, INDEXED})
+ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention", CHUNKED})
+INDEXED_TYPES = frozenset({"axk2", "deepseek_v32", "glm_moe_dsa"})  # that have been compared
 CHOSEN = "prev_topk_indices"  # argument of layers that take over another layer's choice
 
 
@@ -41,6 +42,12 @@ def window_of(config: Any, kind: str) -> int | None:
         return Chunk(config.attention_chunk_size)
     window = getattr(config, "sliding_window", None) or None
     return window if kind == "sliding_attention" else None
+
+
+def known_types(config: Any) -> frozenset[str]:
+    """Return the kinds of attention that layers of a model may have."""
+    indexed = config.model_type in INDEXED_TYPES
+    return ATTENTION_TYPES | {INDEXED} if indexed else ATTENTION_TYPES
 
 
 def is_indexed(config: Any) -> bool:

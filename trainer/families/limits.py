@@ -32,7 +32,6 @@ LIMITS: Mapping[str, Limit] = {
     "axk2": INDEX,
     "codegen": Limit("n_positions", 2048, TABLE),
     "deepseek_v32": INDEX,
-    "dots3_note_text": INDEX,
     "glm_moe_dsa": INDEX,
     "gpt2": LOOKED_UP,
     "gpt_bigcode": LOOKED_UP,

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.families.attention import INDEXED_TYPES
 from headrace.trainer.layers import document_attention
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import LayerFunctions, compiled
@@ -26,13 +27,7 @@ from headrace.trainer.stage.spec import Acceleration, StageSpec
 
 CAP, SINKS = "attn_logit_softcapping", "sink"  # as transformers 5.14 to 5.23 name them
 SMALL_HEAD = 64
-CHANGE_MASKS = {
-    "doge",
-    "deepseek_v32",
-    "glm_moe_dsa",
-    "axk2",
-    "dots3_note_text",
-}  # model types whose attention computes with its mask
+CHANGE_MASKS = {"doge", *INDEXED_TYPES}  # model types whose attention computes with its mask
 # types whose attention is Qwen 3's, though their models do not say what they hand on
 HAND_ON = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 

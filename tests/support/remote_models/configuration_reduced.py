@@ -16,6 +16,7 @@ class ReducedConfig(PretrainedConfig):
         max_position_embeddings=64,
         rms_norm_eps=1e-6,
         initializer_range=0.2,
+        tie_word_embeddings=False,
         **others,
     ):
         self.vocab_size = vocab_size
@@ -26,4 +27,4 @@ class ReducedConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range
-        super().__init__(**others)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **others)
