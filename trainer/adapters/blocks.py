@@ -19,7 +19,7 @@ from headrace.trainer.architecture.families import Family
 from headrace.trainer.families.attention import layer_count
 
 FEWEST_OUTPUTS = 2  # of a block: its attention's and its MLP's
-BY_NUMBER = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "per_layer_config")
+BY_NUMBER = ("mlp_only_layers", "moe_layers", "attn_layer_indices")
 
 
 @dataclass(frozen=True)
