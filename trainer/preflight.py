@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
 # of configs whose positions are rotary and computed, not looked up in a table of some length
 ROTARY_KEYS = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base")
+DIVIDED = {  # keys of configs: what ranks that share weights each have a part of
+    "num_attention_heads": "attention heads",
+    "num_key_value_heads": "key heads",
+    "vocab_size": "tokens of the vocabulary",
+}
 NOT_OF_MODEL = {"_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
 
 
@@ -60,6 +65,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
     check_sequence(config, text, sequence_tokens)
+    check_tensor(config, text)
     plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
         if not any(shard.rows for shard in manifest.split(EVALUATION)):
@@ -169,6 +175,22 @@ def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int
             f"sequence_parallel = {ranks} does not divide the {heads} attention heads of "
             f"{config.model}; use a divisor of them"
         )
+
+
+def check_tensor(config: TrainConfig, model: Mapping[str, object]) -> None:
+    """Attention heads, key heads and the vocabulary must be divisible among ranks that share them.
+
+    Raises:
+        ConfigError: naming what is not.
+    """
+    ranks = config.tensor_parallel
+    for key, what in DIVIDED.items():
+        count = model.get(key)
+        if isinstance(count, int) and count % ranks:
+            raise ConfigError(
+                f"tensor_parallel = {ranks} does not divide the {count} {what} of {config.model}; "
+                "use a divisor of them, or more pipeline_stages"
+            )
 
 
 def check_shards(

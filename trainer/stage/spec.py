@@ -18,6 +18,7 @@ from headrace.trainer.layers.router_loss import RouterLossSettings
 from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.loss import Objective
+from headrace.trainer.tensor_parallel.weight_cut import StageCuts
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class StageSpec:
         objective: what the last stage computes.
         noise_alpha: of NEFTune's noise at the embedding, if any.
         sequence: the slice of every row that is held here.
+        cuts: the parts of weights that are held here.
         weight_offload: where the layers' weights come from, if they are not on the device.
     """
 
@@ -88,6 +90,7 @@ class StageSpec:
     embedding_on_cpu: bool = False
     noise_alpha: float | None = None
     sequence: SequenceSlice = WHOLE
+    cuts: StageCuts = field(default_factory=StageCuts)
     weight_offload: WeightOffload | None = None
     acceleration: Acceleration = field(default_factory=Acceleration)
 

@@ -60,6 +60,7 @@ class Stage(nn.Module):
                 spec.compute_dtype,
                 seeded=spec.seeded,
                 noise_alpha=spec.noise_alpha,
+                shard=spec.cuts.shard,
             )
         if names.head:
             self.loss = StageLoss(
@@ -69,6 +70,7 @@ class Stage(nn.Module):
                 autocast=spec.autocast,
                 triton=faster.triton_loss,
                 sequence=spec.sequence,
+                shard=spec.cuts.shard,
             )
         self.layers = spec.layer_modules
         self.layer_names = names.layers
