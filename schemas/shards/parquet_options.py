@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from headrace.schemas.shards.shard_kind import ShardKind
+
 # Parquet options that decide a shard's bytes; measured in docs/shard-format.md
 COMPRESSION = "zstd"
 
@@ -15,13 +17,14 @@ PARQUET_VERSION = "2.6"
 PAGE_BYTES = 4 << 20
 
 
-BYTE_STREAM_SPLIT_COLUMNS = {
+BYTE_STREAM_SPLIT_COLUMNS: dict[ShardKind, tuple[str, ...]] = {
     "causal": ("input_ids.list.element",),
     "preference": ("input_ids.list.element", "rejected_input_ids.list.element"),
+    "unpaired": ("input_ids.list.element",),
 }
 
 
-def parquet_options(kind: str = "causal") -> dict[str, Any]:
+def parquet_options(kind: ShardKind = "causal") -> dict[str, Any]:
     """Return the arguments of `pyarrow.parquet.ParquetWriter` that shards are written with."""
     return {
         "version": PARQUET_VERSION,
