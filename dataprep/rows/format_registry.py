@@ -36,6 +36,6 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
 
             return PreferenceFormat(source, tokenizer)
         case "unpaired":
-            from headrace.dataprep.formats.unpaired import UnpairedFormat
+            from headrace.dataprep.formats.preference import UnpairedFormat
 
             return UnpairedFormat(source, tokenizer)

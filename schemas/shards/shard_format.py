@@ -4,6 +4,7 @@ from typing import Final
 
 import pyarrow as pa
 
+from headrace.schemas.shards.image_column import IMAGES_FIELD
 from headrace.schemas.shards.shard_kind import ShardKind
 
 SHARD_FORMAT: Final = "headrace-shards"
@@ -38,15 +39,18 @@ FURTHER_COLUMNS: dict[ShardKind, tuple[pa.Field, ...]] = {
 }
 
 
-def shard_schema(kind: ShardKind = "causal") -> pa.Schema:
+def shard_schema(kind: ShardKind = "causal", images: bool = False) -> pa.Schema:
     """The Arrow schema of one shard; format and version stand in its metadata, the Parquet footer.
 
     Args:
         kind: of the rows; some kinds have further columns.
+        images: whether rows have pictures.
     """
     schema = COLUMNS
     for field in FURTHER_COLUMNS[kind]:
         schema = schema.append(field)
+    if images:
+        schema = schema.append(IMAGES_FIELD)
     return schema.with_metadata(
         {"format": SHARD_FORMAT, "format_version": str(SHARD_FORMAT_VERSION), "kind": kind}
     )
