@@ -49,7 +49,7 @@ def parquet_options(kind: ShardKind = "causal", images: bool = False) -> dict[st
     }
 
 
-def mixed_compression(kind: str) -> dict[str, Any]:
+def mixed_compression(kind: ShardKind) -> dict[str, Any]:
     """Return the compression of each column where there are pictures."""
     packed = [name for name in leaves(shard_schema(kind, images=True)) if name != IMAGE_BYTES]
     return {
