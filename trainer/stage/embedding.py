@@ -9,6 +9,7 @@ from torch.nn import functional
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.device import to_device
+from headrace.trainer.stage.input_parts import InputParts
 from headrace.trainer.stage.micro_batch import MicroBatch
 
 
@@ -17,6 +18,7 @@ class StageEmbedding:
 
     Args:
         module: the model's own, adapted or not.
+        parts: what follows it before the first layer.
         seeded: set the random state, for dropout that is the same in any layout.
         noise_alpha: of NEFTune's noise, if any.
     """
@@ -24,6 +26,7 @@ class StageEmbedding:
     def __init__(
         self,
         module: nn.Module,
+        parts: InputParts,
         architecture: Architecture,
         dtype: torch.dtype,
         *,
@@ -31,6 +34,7 @@ class StageEmbedding:
         noise_alpha: float | None = None,
     ) -> None:
         self.module = module
+        self.parts = parts
         family = architecture.family
         self.multiplier = architecture.embedding_scale
         self.dropout = architecture.setting(family.embedding_dropout) or 0.0
@@ -43,10 +47,17 @@ class StageEmbedding:
         """Return the device on which rows are looked up, and ids are best kept."""
         return next(self.module.parameters(), torch.empty(0)).device
 
-    def embed(self, ids: Tensor, micro_batch: MicroBatch | None, device: torch.device) -> Tensor:
+    def embed(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        micro_batch: MicroBatch | None,
+        device: torch.device,
+    ) -> Tensor:
         """[b, s] ids to [b, s, hidden size] on a device, whichever the embedding itself is on.
 
         Args:
+            positions: [b, s] in documents.
             micro_batch: in training, where chance goes by it; None outside of it.
         """
         if micro_batch is not None and self.seeded:
@@ -59,6 +70,7 @@ class StageEmbedding:
             hidden = hidden + embedding_noise(hidden, lengths, self.noise_alpha, seed)
         if self.multiplier is not None:
             hidden = hidden * self.multiplier
+        hidden = self.parts.run(hidden, positions).to(self.dtype)
         if self.dropout:
             hidden = functional.dropout(hidden, self.dropout, training=micro_batch is not None)
         return hidden
