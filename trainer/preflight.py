@@ -10,6 +10,8 @@ from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION
 from headrace.schemas.shards.tokenizer_content import is_tokenizer
+from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.schemas.train.objectives import kinds_of
 from headrace.schemas.train.quantization_config import check_installed
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.config_limits import read_model_config
@@ -62,9 +64,9 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     ]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
-        of_pairs = config.objective.of_pairs
         tokens = config.model_overrides.new_tokens
-        check_shards(path, manifest, directory, text, config.weights == "random", of_pairs, tokens)
+        check_kind(path, manifest, config.objective)
+        check_shards(path, manifest, directory, text, config.weights == "random", tokens)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
@@ -205,21 +207,14 @@ def check_shards(
     model: Path,
     model_config: Mapping[str, object],
     random: bool,
-    of_pairs: bool,
     tokens: Sequence[str] = (),
 ) -> None:
     """Shards must come from the model's tokenizer and fit its positions and vocabulary.
 
     Args:
         random: the weights are made up, so that a tokenizer may be missing.
-        of_pairs: the objective compares the sides of pairs. Others train on chosen answers.
         tokens: that the model's tokenizer and its embedding get.
     """
-    if of_pairs and manifest.kind != "preference":
-        raise DataError(
-            f"{path}: holds no pairs, which the objective compares; prepare it with "
-            '`type = "preference"`, or use another objective.kind'
-        )
     tokenizer = model / "tokenizer.json"
     if not tokenizer.is_file() and not random:
         raise ConfigError(
@@ -243,6 +238,31 @@ def check_shards(
             f"but the model has {vocabulary} embeddings"
         )
     check_positions(path, manifest.sequence_len, model_config)
+
+
+def check_kind(path: str, manifest: Manifest, objective: ObjectiveConfig) -> None:
+    """Check that rows have the columns of the objective; of pairs all may train chosen answers.
+
+    Raises:
+        DataError: they have not, or hold answers that are not to be learned.
+    """
+    columns, kind = objective.record.columns, manifest.kind
+    if columns == "pairs" and kind != "preference":
+        raise DataError(
+            f"{path}: holds no pairs, which the objective compares; prepare it with "
+            '`type = "preference"`, or use another objective.kind'
+        )
+    if columns == "unpaired" and kind != "unpaired":
+        raise DataError(
+            f"{path}: holds no answers with labels, which the objective needs; prepare it with "
+            '`type = "unpaired"`, or use another objective.kind'
+        )
+    if columns == "rows" and kind == "unpaired":
+        raise DataError(
+            f"{path}: holds good and bad answers, and objective.kind = "
+            f'"{objective.kind}" would learn both; set kind = {kinds_of("unpaired")}, or prepare '
+            "the good ones alone"
+        )
 
 
 def check_positions(path: str, length: int, model_config: Mapping[str, object]) -> None:

@@ -249,8 +249,8 @@ class TrainConfig(Config):
 
     @property
     def places(self) -> int:
-        """Return the number of sequences in a micro-batch: one for each row, two for a pair."""
-        return self.micro_batch_size * (2 if self.objective.of_pairs else 1)
+        """Return the number of sequences in a micro-batch."""
+        return self.micro_batch_size * self.objective.sequences
 
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""

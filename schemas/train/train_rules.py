@@ -318,14 +318,15 @@ def check_objective(config: "TrainConfig") -> None:
             f'adapter.kind = "{adapter.kind}" is held in float32, which optimizer.type = '
             f'"{config.optimizer.type}" is not; choose another optimizer.type'
         )
-    if not config.objective.of_pairs:
-        if config.rejected_sampling is not None:
-            raise ValueError(
-                f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
-                f"no pairs; set kind = {kinds_of('pairs')}, or drop it"
-            )
+    if not config.objective.of_pairs and config.rejected_sampling is not None:
+        raise ValueError(
+            f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
+            f"no pairs; set kind = {kinds_of('pairs')}, or drop it"
+        )
+    if config.objective.record.columns == "rows":
         return
     check_rejected_sampling(config)
+    check_baseline(config)
     if adapter.record.by_class:
         raise ValueError(
             f'objective.kind = "{kind}" does not go with adapter.kind = "{adapter.kind}", whose '
@@ -340,6 +341,24 @@ def check_objective(config: "TrainConfig") -> None:
         raise ValueError(
             f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
             'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
+        )
+
+
+def check_baseline(config: "TrainConfig") -> None:
+    """Answers to other prompts of a micro-batch need others, each in a sequence of its own."""
+    objective = config.objective
+    if not objective.has_baseline:
+        return
+    asked = f'objective.kind = "{objective.kind}" with loss = "{objective.loss}"'
+    if config.micro_batch_size < 2:
+        raise ValueError(
+            f"micro_batch_size = {config.micro_batch_size}: {asked} compares with answers to the "
+            "other prompts of a micro-batch; set 2 or more"
+        )
+    if config.loader.pack != "none":
+        raise ValueError(
+            f'loader.pack = "{config.loader.pack}": {asked} puts prompts before answers to other '
+            'ones, whose lengths are not known in packing; set "none"'
         )
 
 

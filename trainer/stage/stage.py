@@ -166,7 +166,8 @@ class Stage(nn.Module):
         masks, further = self._seen(lengths, positions)
         real = None
         if self.router_loss is not None:
-            real = real_tokens(micro_batch.row_lengths, sum(lengths[0]), device)
+            counted = micro_batch.extras.counted(micro_batch.row_lengths)
+            real = real_tokens(counted, sum(lengths[0]), device)
             real = self.sequence.share(real).flatten()
         hidden, router_losses = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
