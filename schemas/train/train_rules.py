@@ -119,9 +119,7 @@ def check_tensor(config: "TrainConfig") -> None:
             "regularization.max_product_norm",
             "drop it",
         ),
-        (config.quantization is not None, "[quantization]", "drop it"),
-        (config.weight_offload != "none", "weight_offload", "drop it"),
-        (config.embedding_on_cpu, "embedding_on_cpu", "drop it"),
+        (config.trained_matmul == "fp8", 'trained_matmul = "fp8"', "drop it"),
         (config.checkpoint.node_local, "checkpoint.node_local", "drop it"),
         (
             not config.optimizer.record.shardable,
