@@ -298,7 +298,7 @@ def check_rows_can_be_cut(config: TrainConfig, architecture: Architecture) -> No
         )
 
 
-def check_weights_can_be_cut(config: TrainConfig, architecture: Architecture) -> None:
+def check_weights_can_be_cut(architecture: Architecture) -> None:
     """Refuse models of which a rank cannot hold a part of each weight.
 
     Raises:
@@ -366,7 +366,7 @@ def plan_model(config: TrainConfig) -> Plan:
     if config.sequence_parallel > 1:
         check_rows_can_be_cut(config, architecture)
     if config.tensor_parallel > 1:
-        check_weights_can_be_cut(config, architecture)
+        check_weights_can_be_cut(architecture)
     plan = make_plan(config, architecture)
     plan.method.check_result()
     if config.tensor_parallel > 1:

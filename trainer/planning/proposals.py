@@ -12,8 +12,9 @@ from typing import Any
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.schemas.train.train_rules import check_rules
+from headrace.trainer.building.model_size import ModelSize
 from headrace.trainer.building.self_check import check_rows_can_be_cut
-from headrace.trainer.planning.changes import toml, with_changes
+from headrace.trainer.planning.changes import parts_of_weights, toml, with_changes
 from headrace.trainer.planning.layout_rates import HOST, LINK, PRODUCTS, tokens_per_second
 from headrace.trainer.planning.memory_model import LayerActivations
 from headrace.trainer.planning.planned_run import GIB, RunPlan
@@ -36,7 +37,8 @@ class Proposal:
     def row(self) -> list[str]:
         """Return its line of the table."""
         config, peak = self.run.config, f"{self.run.peak / GIB:.1f}"
-        layout = (config.pipeline_stages, self.run.replicas, config.sequence_parallel)
+        shared = (config.sequence_parallel, config.tensor_parallel)
+        layout = (config.pipeline_stages, self.run.replicas, *shared)
         places = [key for key, value in self.changes.items() if value is True or value == "mlp"]
         return [
             f"{self.rate:,.0f}",
@@ -64,18 +66,22 @@ def propose(run: RunPlan, gpus: int, memory: float) -> list[Proposal]:
 
 def plans(run: RunPlan, gpus: int) -> Iterator[tuple[Changes, RunPlan]]:
     """Yield what a config may change, and the run that it then is."""
-    counted: dict[bool, LayerActivations] = {}
+    parts = run.config.tensor_parallel
+    counted: dict[tuple[bool, int], LayerActivations] = {}
+    sizes: dict[int, ModelSize] = {parts: run.size}
     if run.config.activation_checkpointing != "selective":
-        counted[False] = run.activations
+        counted[False, parts] = run.activations
     for changes in candidates(run, gpus):
         config = with_changes(run.config, changes)
-        selective = config.activation_checkpointing == "selective"
+        parts = config.tensor_parallel
+        key = (config.activation_checkpointing == "selective", parts)
+        known, size = counted.get(key), sizes.get(parts)
         try:
             check_rules(config)
-            tried = plan_run(config, run.plan, gpus, run.sequence_len, counted.get(selective))
+            tried = plan_run(config, run.plan, gpus, run.sequence_len, known, size)
         except (ValueError, ConfigError):
             continue  # keys that do not go together, or more stages than layers
-        counted[selective] = tried.activations
+        counted[key], sizes[parts] = tried.activations, tried.size
         yield changes, tried
 
 
@@ -83,13 +89,15 @@ def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
     """Yield changes of a config: each layout with each way to save memory."""
     config = run.config
     rows = config.gradient_accumulation_steps * run.replicas
-    for stages, shares in product(divisors(gpus), shares_of_rows(run, gpus)):
-        replicas, rest = divmod(gpus, stages * shares)
+    sharing = (shares_of_rows(run, gpus), [1, *parts_of_weights(run, gpus)])
+    for stages, shares, parts in product(divisors(gpus), *sharing):
+        replicas, rest = divmod(gpus, stages * shares * parts)
         if rest or rows % replicas or stages > run.plan.architecture.config.num_hidden_layers:
             continue
         layout: dict[str, Any] = {
             "pipeline_stages": stages,
             "sequence_parallel": shares,
+            "tensor_parallel": parts,
             "gradient_accumulation_steps": rows // replicas,
         }
         if stages == 1 and config.schedule != "1f1b":
@@ -155,7 +163,8 @@ def proposals(run: RunPlan, gpus: int, memory: float) -> str:
     found = propose(run, gpus, memory)
     if not found:
         return f"No layout of {gpus} GPU(s) of {memory / GIB:.1f} GiB holds this run."
-    head = ["tokens/s", "GiB", "stages", "replicas", "shares", "micro-batches", "checkpointing"]
+    head = ["tokens/s", "GiB", "stages", "replicas", "shares", "parts"]
+    head += ["micro-batches", "checkpointing"]
     rows = [[*head, "others"], *(proposal.row for proposal in different(found)[:SHOWN])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
@@ -176,5 +185,5 @@ def different(found: list[Proposal]) -> list[Proposal]:
     """Return the best of each layout, so that the table shows several."""
     best: dict[tuple[str, ...], Proposal] = {}
     for proposal in found:
-        best.setdefault(tuple(proposal.row[2:5]), proposal)
+        best.setdefault(tuple(proposal.row[2:6]), proposal)
     return list(best.values())
