@@ -15,9 +15,9 @@ from headrace.trainer.tensor_parallel.styles import (
     ColumnStyle,
     HeadStyle,
     Part,
-    SpreadInputs,
     Style,
     TableStyle,
+    spread_input,
     unwrapped,
 )
 from headrace.trainer.tensor_parallel.weight_cut import StageCuts, WeightCut
@@ -173,7 +173,24 @@ def fit_sizes(modules: Mapping[str, nn.Module], cuts: StageCuts) -> None:
 
 def connect_ranks(modules: Mapping[str, nn.Module], cuts: StageCuts) -> None:
     """Let the modules of a filled stage exchange states with the other ranks; in place."""
-    beside: dict[str, SpreadInputs] = {}
+    beside: dict[str, list[Styled]] = {}
     for found in styled(modules, cuts.styles):
-        inputs = beside.setdefault(found.name.rpartition(".")[0], SpreadInputs(cuts.shard))
-        found.style.connect(found.module, cuts.shard, inputs)
+        found.style.connect(found.module, cuts.shard)
+        beside.setdefault(found.name.rpartition(".")[0], []).append(found)
+    for group in beside.values():
+        for module in spreading(group):
+            spread_input(module, cuts.shard)
+
+
+def spreading(group: list[Styled]) -> list[nn.Module]:
+    """Return where inputs are to be spread: around modules that all have a style, once for all of
+    them, so that gradients are added up once over the ranks; else at each that asks for it.
+
+    Args:
+        group: the modules with a style that lie in one parent.
+    """
+    readers = [found.module for found in group if found.style.spreads]
+    parent, known = group[0].parent, {id(found.module) for found in group}
+    children = [child for child in parent.children() if any(True for _ in child.parameters())]
+    covers = readers and all(id(child) in known for child in children)
+    return [parent] if covers else readers

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from alike_runs import PACKED, assert_alike, forget_after
-from runs import checkpoint_tensors
+from runs import checkpoint_tensors, run_ranks
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -96,3 +96,8 @@ def test_pairs_are_compared_over_parts_of_the_vocabulary(pair_training):
     one = pair_training.run("one", 1, **settings)
     cut = pair_training.run("cut", 2, tensor_parallel=2, **settings)
     assert_alike(cut, one)
+
+
+@pytest.mark.exhaustive
+def test_layers_in_parts_compile_whole(tmp_path):
+    run_ranks("compiled_parts_rank.py", 2, tmp_path)
