@@ -9,10 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from headrace.dataprep.images.picture import Picture
 from headrace.dataprep.input.records import Reject
 from headrace.dataprep.text.row_format import Document
 from headrace.dataprep.text.sample import Sample
 
+PICTURE_TYPE = pa.struct(
+    [
+        pa.field("tiles", pa.list_(pa.large_binary())),
+        *(pa.field(name, pa.int32()) for name in Picture._fields[1:]),
+    ]
+)
 SCHEMA = pa.schema(
     [
         pa.field("document", pa.int32()),
@@ -20,6 +27,7 @@ SCHEMA = pa.schema(
         pa.field("trained", pa.list_(pa.bool_())),
         pa.field("rejected_ids", pa.list_(pa.int32())),
         pa.field("rejected_trained", pa.list_(pa.bool_())),
+        pa.field("pictures", pa.list_(PICTURE_TYPE)),
     ]
 )
 
@@ -56,7 +64,7 @@ def describe(block: EncodedBlock) -> dict[str, str]:
     """Return a block as metadata, without its samples."""
     value = {
         "place": (block.source, block.task, block.number),
-        "documents": [(document.split, document.dropped) for document in block.documents],
+        "documents": [(d.split, d.dropped, d.lost) for d in block.documents],
         "rejects": block.rejects,
         "notes": block.notes,
     }
@@ -65,10 +73,11 @@ def describe(block: EncodedBlock) -> dict[str, str]:
 
 def restore(batch: pa.RecordBatch, block: dict[str, Any]) -> EncodedBlock:
     """The block of a batch and its description."""
-    documents = [Document(split, [], dropped) for split, dropped in block["documents"]]
+    documents = [Document(split, [], *counts) for split, *counts in block["documents"]]
     owners = batch.column("document").to_pylist()
-    columns = (arrays(batch.column(name)) for name in SCHEMA.names[1:])
-    for owner, *values in zip(owners, *columns, strict=True):
+    columns = (arrays(batch.column(name)) for name in SCHEMA.names[1:-1])
+    pictures = map(restored, batch.column("pictures").to_pylist())
+    for owner, *values in zip(owners, *columns, pictures, strict=True):
         documents[owner].samples.append(Sample(*values))
     rejects = [Reject(*reject) for reject in block["rejects"]]
     source, task, number = block["place"]
@@ -82,9 +91,16 @@ def sample_batch(documents: Sequence[Document]) -> pa.RecordBatch:
     owners = np.repeat(np.arange(len(documents), dtype=np.int32), counts)
     columns = [
         lists([getattr(sample, name) for sample in samples], SCHEMA.field(name).type)
-        for name in Sample._fields
+        for name in Sample._fields[:-1]
     ]
+    kept = [[p._asdict() for p in sample.pictures] or None for sample in samples]
+    columns.append(pa.array(kept, SCHEMA.field("pictures").type))
     return pa.record_batch([pa.array(owners), *columns], schema=SCHEMA)
+
+
+def restored(pictures: list[dict[str, Any]] | None) -> tuple[Picture, ...]:
+    """Return the pictures of a sample."""
+    return tuple(Picture(**p | {"tiles": tuple(p["tiles"])}) for p in pictures or ())
 
 
 def lists(values: list[npt.NDArray[Any] | None], kind: pa.DataType) -> pa.ListArray:

@@ -7,6 +7,7 @@ from typing import Any
 
 from headrace.dataprep.text.chat_mask import RenderedChat
 from headrace.dataprep.text.chat_template import REASONING, Message
+from headrace.dataprep.text.picture_places import PLACE
 
 UNWRITTEN = "that the chat template does not write"
 ABSENT = "a role that none of these documents has"  # worth a word only where all lack it
@@ -46,8 +47,8 @@ def writes(text: str, value: Any) -> bool:
     """Return whether a text holds a value, or what follows its reasoning, as it is or in JSON."""
     if not isinstance(value, str):
         return True
-    bare = value.split("</think>")[-1].strip()
-    return bare in text or json.dumps(bare, ensure_ascii=False)[1:-1] in text
+    pieces = [piece.strip() for piece in value.split("</think>")[-1].split(PLACE)]
+    return all(p in text or json.dumps(p, ensure_ascii=False)[1:-1] in text for p in pieces)
 
 
 def names(calls: object) -> Iterator[str]:

@@ -12,6 +12,7 @@ from headrace.schemas.prepare.filter_config import (
     DeduplicateConfig,
     FiltersConfig,
 )
+from headrace.schemas.prepare.images_config import ImagesConfig
 from headrace.schemas.prepare.source_config import Kind, SourceConfig, Tokens, check_keys, reads
 
 Packing = Literal["concatenate", "best_fit", "none"]
@@ -134,6 +135,9 @@ class PrepareConfig(Config):
     decontaminate: DecontaminateConfig | None = Field(
         None, description="Documents that share text with evaluation sets."
     )
+    images: ImagesConfig | None = Field(
+        None, description="Pictures in chats and pairs, for a vision-language model."
+    )
     sources: list[SourceConfig] = Field(min_length=1, description="The inputs, one table each.")
 
     @property
@@ -197,6 +201,25 @@ class PrepareConfig(Config):
             )
         if self.kind == "preference" and self.overlong == "split":
             raise ValueError('overlong = "split": pairs cannot be split; set "truncate" or "drop"')
+        return self
+
+    @model_validator(mode="after")
+    def check_images(self) -> "PrepareConfig":
+        if self.images is None:
+            return self
+        if self.packing == "concatenate":
+            raise ValueError(
+                'images: packing = "concatenate" would cut documents from their pictures; set '
+                '"best_fit" or "none"'
+            )
+        if self.mix_sources:
+            raise ValueError("images: mix_sources is not supported with pictures; remove it")
+        for source in self.sources:
+            if source.engine == "axolotl":
+                raise ValueError(
+                    f'source "{source.name}": engine = "axolotl" gives no pictures; remove it, or '
+                    "[images]"
+                )
         return self
 
     @model_validator(mode="after")
