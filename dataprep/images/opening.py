@@ -1,5 +1,6 @@
 """Bytes to an RGB image: checked before a pixel is unpacked, turned as its camera says."""
 
+import functools
 import io
 import struct
 import warnings
@@ -12,8 +13,8 @@ from headrace.dataprep.images.picture import PictureError
 from headrace.schemas.named_files import shown
 from headrace.schemas.prepare.images_config import ImagesConfig
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-STILL = ("MPO",)  # its further frames are other views of the same photograph
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+STILL = ("MPO",)  # a kind of JPEG, whose further frames are other views of the same photograph
 KINDS = {  # what files that are no pictures begin with
     b"<svg": "SVG, which is no raster image",
     b"<?xml": "XML (SVG is no raster image)",
@@ -68,7 +69,7 @@ def open_picture(data: bytes, config: ImagesConfig) -> Image.Image:
 def identified(data: bytes) -> Image.Image:
     """Return a picture of which only the header is read."""
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=known_formats())
     except UnidentifiedImageError:
         start = data.lstrip()[:24].lower()
         kind = next((name for mark, name in KINDS.items() if start.startswith(mark)), None)
@@ -79,6 +80,13 @@ def identified(data: bytes) -> Image.Image:
         raise PictureError("too many pixels", reason_of(error)) from None
     except DECODING as error:
         raise PictureError("damaged picture", reason_of(error)) from None
+
+
+@functools.cache
+def known_formats() -> tuple[str, ...]:
+    """Return the formats that are read and that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def check(image: Image.Image, config: ImagesConfig) -> None:
