@@ -275,6 +275,7 @@ def check_objective(config: "TrainConfig") -> None:
         return
     check_rejected_sampling(config)
     check_baseline(config)
+    check_scores(config)
     if adapter.record.by_class:
         raise ValueError(
             f'objective.kind = "{kind}" does not go with adapter.kind = "{adapter.kind}", whose '
@@ -289,6 +290,31 @@ def check_objective(config: "TrainConfig") -> None:
         raise ValueError(
             f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
             'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
+        )
+
+
+def check_scores(config: "TrainConfig") -> None:
+    """Refuse what wants logits, or rows in one piece, of a model that gives one number."""
+    objective, record = config.objective, config.adapter.record
+    if not objective.record.scores:
+        return
+    asked = f'objective.kind = "{objective.kind}"'
+    if not (record.has_products or record.trains_all):
+        raise ValueError(
+            f'adapter.kind = "{config.adapter.kind}": {asked} trains a head of its own; use '
+            '"lora", "dora" or "none"'
+        )
+    if record.trains_all and config.adapter.layers is not None:
+        raise ValueError(
+            f'adapter.layers = "{config.adapter.layers}": {asked} trains a head behind all layers; '
+            'drop it, or use kind = "lora"'
+        )
+    if config.rejected_sampling is not None:
+        raise ValueError(f"[rejected_sampling]: {asked} generates nothing; drop the table")
+    if config.sequence_parallel > 1:
+        raise ValueError(
+            f"sequence_parallel = {config.sequence_parallel}: {asked} needs the last token of "
+            "every answer on one rank; use more pipeline_stages or replicas"
         )
 
 

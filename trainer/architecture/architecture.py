@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.trainer.architecture.families import Family
@@ -42,12 +43,18 @@ class Architecture:
     router: Router | None
     alibi: Alibi | None = None
     growth: Growth | None = None
+    scored: bool = False  # its head gives one number, see `scored.py`
     overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
 
     @property
     def tied(self) -> bool:
         """Return whether the head uses the embedding's weights."""
         return bool(self.config.tie_word_embeddings)
+
+    @property
+    def auto_model(self) -> Any:
+        """Return the class of transformers that makes the model of the config."""
+        return AutoModelForSequenceClassification if self.scored else AutoModelForCausalLM
 
     @property
     def attends(self) -> list[bool]:

@@ -140,7 +140,7 @@ def architecture_of(config: Any, path: str) -> Architecture:
 def lay_out(architecture: Architecture) -> nn.Module:
     """The whole model on the meta device."""
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(
+        model: nn.Module = architecture.auto_model.from_config(
             architecture.config, attn_implementation=architecture.attention
         )
     return model

@@ -20,6 +20,8 @@ class Extras:
         pairs: [b/2] tokens of both sides of the pairs in each sequence; on the last stage only.
             Of single answers: of each, and of the same prompt with another answer, if any.
         desirable: the label of each single answer, in order; on the last stage only.
+        ends: [2n] sequence and place of the last token of each chosen answer, then of each rejected
+            one; on the last stage only, where a head gives one number of each.
         mismatched: the second half of the sequences holds prompts with answers to other ones,
             which count for nothing but the baseline.
         control_classes: [b, s] int8: -1, 0, 1.
@@ -27,6 +29,7 @@ class Extras:
 
     pairs: Pairs | None = None
     control_classes: Tensor | None = None
+    ends: list[tuple[int, int]] | None = None
     desirable: list[bool] | None = None
     mismatched: bool = False
 
@@ -42,7 +45,7 @@ class Extras:
 
     def of_stage(self, *, last: bool) -> "Extras":
         """Return what a stage is sent of it."""
-        return self if last else replace(self, pairs=None, desirable=None)
+        return self if last else replace(self, pairs=None, desirable=None, ends=None)
 
     def to(self, device: torch.device, sequence: SequenceSlice) -> "Extras":
         """Return it with a slice of its tensors on a device."""

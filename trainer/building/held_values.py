@@ -8,7 +8,6 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM
 
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.weight_names import kept_in_float32
@@ -25,7 +24,7 @@ def lay_out_with_buffers(architecture: Architecture, dtype: torch.dtype) -> nn.M
     """
     config = copy.deepcopy(architecture.config)  # which is given the type otherwise
     with init_empty_weights(include_buffers=False), _LargeOnMeta():
-        model: nn.Module = AutoModelForCausalLM.from_config(
+        model: nn.Module = architecture.auto_model.from_config(
             config, attn_implementation=architecture.attention, dtype=dtype
         )
     return model
