@@ -72,6 +72,11 @@ class AdapterConfig(Config):
         description='Decoder layers that are trained, such as `"0:15,20"`; ends count. '
         "Default: all.",
     )
+    vision: bool = Field(
+        False,
+        description="Targets in the vision tower and the projector get adapters too. Needs "
+        "`[vision]`.",
+    )
     modules_to_save: list[Text] = Field(
         [], description='Modules trained in full beside the adapters, such as `["lm_head"]`.'
     )

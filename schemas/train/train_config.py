@@ -25,6 +25,7 @@ from headrace.schemas.train.run_config import (
     ReportingConfig,
 )
 from headrace.schemas.train.train_rules import check_rules
+from headrace.schemas.train.vision_config import VisionConfig
 
 HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]
 
@@ -93,6 +94,11 @@ class TrainConfig(Config):
         False,
         description="Let stages also begin between a layer's attention and its MLP; "
         "for families whose layers have one after the other, and without dropout.",
+    )
+    vision_stages: Literal[0, 1] = Field(
+        0,
+        description="Stages of the vision tower's own: with 1 the first holds the tower, the "
+        "projector and the embedding, and no decoder layer. Needs `[vision]`.",
     )
     weights: Literal["stored", "pickled", "random"] = Field(
         "stored",
@@ -178,6 +184,11 @@ class TrainConfig(Config):
         "Default: from the shards.",
     )
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
+    vision: VisionConfig | None = Field(
+        None,
+        description="Train on pictures, with the vision tower of the model. Default: its text part "
+        "alone.",
+    )
     quantization: QuantizationConfig | None = Field(
         None, description="How frozen weights are held. Default: as they are, in `dtype`."
     )

@@ -19,6 +19,7 @@ from headrace.trainer.layers.state_mixers import restart_at_documents, take_one_
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.spec import StageNames, StageSpec
+from headrace.trainer.vision.tower import VisionTower
 
 
 def assemble(
@@ -66,6 +67,7 @@ def assemble(
         objective=plan.objective,
         noise_alpha=config.regularization.neftune_alpha,
         sequence=sequence,
+        tower=tower_of(plan, config, names, modules, trains=trains),
     )
     if config.trained_matmul == "fp8":
         for layer in spec.layer_modules:
@@ -82,7 +84,26 @@ def stage_names(plan: Plan, cut: StageCut) -> StageNames:
         layers=[f"{prefix}{family.layers}.{index}" for index in cut.layers],
         norm=prefix + family.norm if cut.is_last and family.norm else None,
         head=prefix + family.head if cut.is_last else None,
+        vision=tuple(prefix + path for path in plan.vision_paths if cut.is_first),
     )
+
+
+def tower_of(
+    plan: Plan,
+    config: TrainConfig,
+    names: StageNames,
+    modules: dict[str, nn.Module],
+    *,
+    trains: bool,
+) -> VisionTower | None:
+    """Return what runs the vision tower, on the stage that has it."""
+    vision = plan.architecture.vision
+    if vision is None or not names.vision:
+        return None
+    again = trains and config.activation_checkpointing != "none"
+    own = {name: modules[name] for name in names.vision}
+    body = plan.model.get_submodule(plan.prefix + vision.body)
+    return VisionTower(body, own, vision, again=again)
 
 
 def take_modules(
@@ -90,7 +111,7 @@ def take_modules(
 ) -> dict[str, nn.Module]:
     """Take a stage's modules out of the whole model; layers with a state restart at documents."""
     family = plan.architecture.family
-    used = [names.embedding, *names.layers, names.norm, names.head]
+    used = [*names.vision, names.embedding, *names.layers, names.norm, names.head]
     modules = {name: plan.model.get_submodule(name) for name in used if name}
     for name, (index, half) in zip(names.layers, cut.layers.pieces(), strict=True):
         if family.states is not None and plan.architecture.stateful[index]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.registry import method_of
+from headrace.trainer.adapters.vision_parts import freeze_vision, with_projector
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.read_architecture import architecture_of, lay_out
@@ -30,10 +31,13 @@ def make_plan(config: TrainConfig, base: Architecture) -> Plan:
         architecture = replace(architecture, overrides=base.overrides, growth=base.growth)
     plain = lay_out(architecture)
     quantization = plan_quantization(config, directory, plain)
-    method = kind(config.adapter, architecture, plain, config.model, config.seed)
+    adapter = with_projector(config.adapter, config.vision, architecture, plain)
+    method = kind(adapter, architecture, plain, config.model, config.seed)
     model = install_experts(lay_out(architecture))
     install_holders(model, quantization, architecture)
     model = method.install(model)
+    if config.vision is not None and method.trains_base:
+        freeze_vision(model, config.vision, architecture)
     size = measure(model, architecture, method.prefix)
     objective = objective_of(config.objective)
     return Plan(architecture, plain, model, method, method.prefix, quantization, objective, size)

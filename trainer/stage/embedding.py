@@ -10,6 +10,8 @@ from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.stage.micro_batch import MicroBatch
+from headrace.trainer.vision.inputs import VisionInputs
+from headrace.trainer.vision.tower import VisionTower
 
 
 class StageEmbedding:
@@ -19,6 +21,7 @@ class StageEmbedding:
         module: the model's own, adapted or not.
         seeded: set the random state, for dropout that is the same in any layout.
         noise_alpha: of NEFTune's noise, if any.
+        tower: whose features take the place of placeholders.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class StageEmbedding:
         *,
         seeded: bool,
         noise_alpha: float | None = None,
+        tower: VisionTower | None = None,
     ) -> None:
         self.module = module
         family = architecture.family
@@ -37,17 +41,25 @@ class StageEmbedding:
         self.dtype = dtype
         self.seeded = seeded
         self.noise_alpha = noise_alpha
+        self.tower = tower
 
     @property
     def device(self) -> torch.device:
         """Return the device on which rows are looked up, and ids are best kept."""
         return next(self.module.parameters(), torch.empty(0)).device
 
-    def embed(self, ids: Tensor, micro_batch: MicroBatch | None, device: torch.device) -> Tensor:
+    def embed(
+        self,
+        ids: Tensor,
+        micro_batch: MicroBatch | None,
+        device: torch.device,
+        vision: VisionInputs | None = None,
+    ) -> Tensor:
         """[b, s] ids to [b, s, hidden size] on a device, whichever the embedding itself is on.
 
         Args:
             micro_batch: in training, where chance goes by it; None outside of it.
+            vision: pictures among the tokens.
         """
         if micro_batch is not None and self.seeded:
             torch.manual_seed(derive_seed(micro_batch.seed, "embedding"))
@@ -59,6 +71,11 @@ class StageEmbedding:
             hidden = hidden + embedding_noise(hidden, lengths, self.noise_alpha, seed)
         if self.multiplier is not None:
             hidden = hidden * self.multiplier
+        if self.tower is not None and vision is not None and vision.places is not None:
+            if micro_batch is not None and self.seeded:
+                torch.manual_seed(derive_seed(micro_batch.seed, "vision"))
+            features = self.tower.features(vision.arguments, vision.places)
+            hidden = features.insert(hidden)
         if self.dropout:
             hidden = functional.dropout(hidden, self.dropout, training=micro_batch is not None)
         return hidden

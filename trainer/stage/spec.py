@@ -18,6 +18,7 @@ from headrace.trainer.layers.router_loss import RouterLossSettings
 from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.loss import Objective
+from headrace.trainer.vision.tower import VisionTower
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class StageNames:
     layers: list[str]
     norm: str | None
     head: str | None
+    vision: tuple[str, ...] = ()  # tower and projector
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class StageSpec:
         noise_alpha: of NEFTune's noise at the embedding, if any.
         sequence: the slice of every row that is held here.
         weight_offload: where the layers' weights come from, if they are not on the device.
+        tower: runs the vision tower, on the stage that holds it.
     """
 
     modules: dict[str, nn.Module]
@@ -89,6 +92,7 @@ class StageSpec:
     noise_alpha: float | None = None
     sequence: SequenceSlice = WHOLE
     weight_offload: WeightOffload | None = None
+    tower: VisionTower | None = None
     acceleration: Acceleration = field(default_factory=Acceleration)
 
     @property

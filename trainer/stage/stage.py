@@ -60,6 +60,7 @@ class Stage(nn.Module):
                 spec.compute_dtype,
                 seeded=spec.seeded,
                 noise_alpha=spec.noise_alpha,
+                tower=spec.tower,
             )
         if names.head:
             self.loss = StageLoss(
@@ -106,7 +107,8 @@ class Stage(nn.Module):
     @property
     def device(self) -> torch.device:
         """Return the device of the layers; the embedding may be elsewhere."""
-        return next(self.layers[0].parameters()).device
+        modules = self.layers or self.parts  # none with layers: the stage of a vision tower
+        return next(modules[-1].parameters()).device
 
     def train(self, mode: bool = True) -> "Stage":
         """Set the mode of all modules; the reference stays in evaluation mode."""
@@ -146,7 +148,9 @@ class Stage(nn.Module):
         """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
         device = self.device
         lengths = micro_batch.document_lengths
-        masks = self._masks(lengths, self.attention_windows, device)
+        vision = micro_batch.extras.vision
+        groups = None if vision is None else vision.groups
+        masks = self._masks(lengths, self.attention_windows, device, groups)
         states = None
         if any(self.stateful):
             states = find_documents(lengths, micro_batch.row_lengths, device)
@@ -160,8 +164,11 @@ class Stage(nn.Module):
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
-                hidden = self.embedding.embed(inputs, chance, device)
-            tables = self._rotary_tables(hidden, every_position, lengths)
+                hidden = self.embedding.embed(inputs, chance, device, vision)
+            axes = every_position
+            if vision is not None and vision.positions is not None:
+                axes = vision.positions.long()
+            tables = self._rotary_tables(hidden, axes, lengths)
             if self.offload is not None:
                 self.offload.begin()
             for index in range(len(self.layers)):
@@ -202,13 +209,17 @@ class Stage(nn.Module):
         return [window for window, attends in pairs if attends]
 
     def _masks(
-        self, lengths: list[list[int]], windows: list[int | None], device: torch.device
+        self,
+        lengths: list[list[int]],
+        windows: list[int | None],
+        device: torch.device,
+        groups: Tensor | None = None,
     ) -> Mapping[int | None, Tensor | VisibleTokens | None]:
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
             return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks)
         additive = self.compute_dtype if self.additive_mask else None
-        return attention_masks(lengths, windows, device, additive)
+        return attention_masks(lengths, windows, device, additive, groups)
 
     def _kept(self, index: int, hidden: Tensor) -> AbstractContextManager[None]:
         """Return the context that stores a layer's saved tensors, unless autograd holds them."""
