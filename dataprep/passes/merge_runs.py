@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 from rich.console import Console
 
-from headrace.dataprep.passes.row_rank import RowCuts
+from headrace.dataprep.passes.limit_rank import RowCuts
 from headrace.dataprep.passes.shard_writer import ShardPlan, Target, finished_shard, write_shard
 from headrace.dataprep.passes.sorted_runs import ALL_KEYS, KeyRange, Runs, cut_keys, parts_of
 from headrace.dataprep.text.fast_tokenizer import close_tokenizers

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from headrace.dataprep.passes.row_rank import RowCuts, ranks
+from headrace.dataprep.passes.limit_rank import RowCuts, ranks
 from headrace.dataprep.rows.row_tables import sort_rows
 from headrace.dataprep.work.workspace import Workspace, rows_path, work_folder
 

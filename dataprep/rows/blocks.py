@@ -24,6 +24,7 @@ from headrace.dataprep.rows.encoded_spool import EncodedBlock
 from headrace.dataprep.rows.filters import apply_filters
 from headrace.dataprep.rows.overlong import drop_tail, fit_samples
 from headrace.dataprep.rows.packing import full_mask, pack_samples, prefix_rows
+from headrace.dataprep.rows.row_keys import row_keys
 from headrace.dataprep.rows.row_tables import count_tokens
 from headrace.dataprep.rows.split_and_sample import choose_split, take_sample
 from headrace.dataprep.rows.task_stats import TaskStats, add_counts
@@ -33,7 +34,6 @@ from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokenizer import control_ids
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import DataError
-from headrace.schemas.fingerprint import derive_seeds
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig
 from headrace.schemas.shards.shard_format import SPLITS, shard_schema
@@ -250,11 +250,6 @@ def is_of_one_record(error: BaseException) -> bool:
     """
     deep = isinstance(error, RecursionError | UnicodeError)
     return deep or type(error) is Exception or type(error).__name__ == "PanicException"
-
-
-def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Iterator[int]:
-    """The 64-bit order keys of a block's rows: uniform, so that sorting by them shuffles."""
-    return derive_seeds(seed, "row", source, split, task, block)
 
 
 def pack(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from headrace.jobs.commands.nodes import SECRET_VARIABLE, TIMEOUT_SECONDS, Nodes
 from headrace.jobs.commands.options import ConfigFile, Overrides
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.process_limits import allow_open_files
@@ -66,22 +67,19 @@ def train(
     ] = None,
     node_timeout: Annotated[
         float, typer.Option(min=5, help="Seconds of silence after which a node is given up.")
-    ] = 60.0,
+    ] = TIMEOUT_SECONDS,
 ) -> None:
     """Fine-tune on shards, over the GPUs of one machine or several, or as processes on CPUs.
 
     SIGTERM, SIGHUP, SIGQUIT or Ctrl-C saves after the current step and exits with 0.
     """
     from headrace.jobs.commands.launch import launch
-    from headrace.jobs.commands.nodes import SECRET_VARIABLE, Nodes
     from headrace.schemas.toml_config import load_config
     from headrace.schemas.train.train_config import TrainConfig
     from headrace.trainer.checkpoint.resume_record import check_run_directory
     from headrace.trainer.preflight import check
 
-    for name in ("torch", "deepspeed", "transformers", "peft"):
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(name=name)
+    check_libraries()
     settings = load_config(TrainConfig, config, overrides or [])
     if (master is None) == (nodes > 1):
         raise ConfigError("--nodes and --master go together; give both or neither")
@@ -100,9 +98,15 @@ def train(
     arguments = ["--config", str(config), "--data-changed", data_changed]
     arguments += ["--resume"] if resume else []
     arguments += ["--debug"] if context.obj else []
-    for override in overrides or []:
-        arguments += ["--set", override]
+    arguments += [part for override in overrides or [] for part in ("--set", override)]
     raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port, machines))
+
+
+def check_libraries() -> None:
+    """Raise the error of a missing import here, before ranks are started that would miss it."""
+    for name in ("torch", "deepspeed", "transformers", "peft"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
 
 
 @app.command(epilog="Example: headrace plan train.toml --gpus 4 --memory 24GiB")

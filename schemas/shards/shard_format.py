@@ -4,6 +4,8 @@ from typing import Final
 
 import pyarrow as pa
 
+from headrace.schemas.shards.image_column import IMAGES_FIELD
+
 SHARD_FORMAT: Final = "headrace-shards"
 SHARD_FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -32,15 +34,18 @@ PREFERENCE_COLUMNS = (
 )
 
 
-def shard_schema(kind: str = "causal") -> pa.Schema:
+def shard_schema(kind: str = "causal", images: bool = False) -> pa.Schema:
     """The Arrow schema of one shard; format and version stand in its metadata, the Parquet footer.
 
     Args:
         kind: "causal", or "preference" which adds the rejected columns.
+        images: whether rows have pictures.
     """
     schema = COLUMNS
     for field in PREFERENCE_COLUMNS if kind == "preference" else ():
         schema = schema.append(field)
+    if images:
+        schema = schema.append(IMAGES_FIELD)
     return schema.with_metadata(
         {"format": SHARD_FORMAT, "format_version": str(SHARD_FORMAT_VERSION), "kind": kind}
     )

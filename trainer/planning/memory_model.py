@@ -61,40 +61,16 @@ def stage_memory(
         activations: of this rank's slice of rows.
         dtype: of frozen weights and of the computation.
     """
-    stages = config.pipeline_stages
     tokens = config.places * sequence_len // config.sequence_parallel
     parts = parts_of_stage(config, size, layers, stage)
     trained = sum(part.trained for part in parts)
     matrices = sum(part.trained_matrices for part in parts)
-    quantized = sum(part.quantized for part in parts)
-    frozen = sum(part.weights for part in parts) - trained - quantized
+    frozen = sum(part.weights - part.quantized for part in parts) - trained
     trained_bytes = trained_dtype(config, dtype).itemsize
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
     models = 2 if has_reference and config.adapter.record.trains_base else 1
-    chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
-    recomputed = max(
-        (
-            activations.kept_of(n, half)
-            for span in layers
-            for n, half in span.pieces()
-            if n in chosen
-        ),
-        default=0.0,
-    )
-    sent = activations.boundary * (2 if has_reference else 1)
-    boundary = 0.0 if config.activation_offload else activations.boundary
-    kept = [
-        2 * sent
-        + sum(
-            boundary + activations.selected_of(n, half)
-            if n in chosen
-            else activations.kept_of(n, half)
-            for n, half in pieces
-        )
-        for pieces in (span.pieces() for span in layers)
-    ]
-    in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload
+    is_last = stage == config.pipeline_stages - 1
     mask = config.places * sequence_len**2
     return StageMemory(
         weights=models * (frozen * dtype.itemsize + trained * trained_bytes)
@@ -102,13 +78,45 @@ def stage_memory(
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
         optimizer=state_bytes(config, trained, matrices, trained_bytes, copies),
-        activations=in_flight(config, stage, kept)
-        + in_transit
-        + recomputed
+        activations=activation_bytes(config, len(size.layers), layers, stage, activations)
         + dequantized * dtype.itemsize,
-        logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
+        logits=head_bytes(size.head, size, tokens, dtype) * is_last,
         masks=in_flight(config, stage, [mask] * len(layers)),
     )
+
+
+def activation_bytes(
+    config: TrainConfig,
+    count: int,
+    layers: Sequence[Span],
+    stage: int,
+    activations: LayerActivations,
+) -> float:
+    """Bytes of all micro-batches in flight, and of the layer that is recomputed.
+
+    Args:
+        count: of the model's layers.
+    """
+    chosen = recomputed_layers(config.activation_checkpointing, count)
+    pieces = [span.pieces() for span in layers]
+    recomputed = max(
+        (activations.kept_of(n, half) for part in pieces for n, half in part if n in chosen),
+        default=0.0,
+    )
+    sent = activations.boundary * (2 if config.objective.has_reference else 1)
+    boundary = 0.0 if config.activation_offload else activations.boundary
+    kept = [
+        2 * sent
+        + sum(
+            boundary + activations.selected_of(n, half)
+            if n in chosen
+            else activations.kept_of(n, half)
+            for n, half in part
+        )
+        for part in pieces
+    ]
+    in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload
+    return in_flight(config, stage, kept) + in_transit + recomputed
 
 
 def state_bytes(

@@ -22,7 +22,7 @@ from headrace.trainer.messages import from_first_rank, gather
 from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.reporters import open_reporters
 from headrace.trainer.optim.open_optimizer import open_optimizer
-from headrace.trainer.optim.optimizer import table_names
+from headrace.trainer.optim.parameter_groups import table_names
 from headrace.trainer.optim.relora import check_relora, replay
 from headrace.trainer.order.data_history import describe_change, open_history, resume_history
 from headrace.trainer.order.datasets import Inputs

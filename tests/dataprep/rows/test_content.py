@@ -16,7 +16,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from headrace.dataprep.prepare import prepare
-from headrace.dataprep.rows.blocks import row_keys
+from headrace.dataprep.rows.row_keys import row_keys
 from headrace.dataprep.rows.split_and_sample import choose_split
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.shards.manifest_file import read_manifest

@@ -18,7 +18,8 @@ from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.building.self_check import save_tiny as save_tiny_type
 from headrace.trainer.layers.documents import find_documents
-from headrace.trainer.optim.optimizer import build_optimizer, table_names
+from headrace.trainer.optim.optimizer import build_optimizer
+from headrace.trainer.optim.parameter_groups import table_names
 from headrace.trainer.optim.states import tensors_of
 from headrace.trainer.planning.layer_activations import layer_activations
 from headrace.trainer.planning.memory_model import state_bytes

@@ -3,23 +3,7 @@
 from bisect import bisect_right
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.keyed_hash import mix_numbers
-
-Keys = npt.NDArray[np.uint64]
-
-
-def permute_keys(keys: Keys, seed: int, *purpose: int | str) -> Keys:
-    """New keys, a permutation of all 64-bit numbers: different rows never get equal ones.
-
-    Two rounds of the keyed hash, each with a key derived from the seed.
-    """
-    for number in range(2):
-        keys = mix_numbers(keys ^ np.uint64(derive_seed(seed, *purpose, number)))
-    return keys
+from headrace.dataprep.rows.row_keys import Keys, permute_keys
 
 
 def ranks(keys: Keys, seed: int) -> Keys:
