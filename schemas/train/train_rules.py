@@ -360,7 +360,8 @@ def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
         ),
         (
             f'adapter.kind = "{adapter.kind}"',
-            adapter.record.by_class or (adapter.record.trains_base and not adapter.record.trains_all),
+            adapter.record.by_class
+            or (adapter.record.trains_base and not adapter.record.trains_all),
             'use "lora", "dora" or "none"',
         ),
         ("adapter.path", adapter.path is not None, "start a new adapter"),

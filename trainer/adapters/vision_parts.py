@@ -8,7 +8,10 @@ from headrace.trainer.architecture.architecture import Architecture
 
 
 def with_projector(
-    adapter: AdapterConfig, wanted: VisionConfig | None, architecture: Architecture, plain: nn.Module
+    adapter: AdapterConfig,
+    wanted: VisionConfig | None,
+    architecture: Architecture,
+    plain: nn.Module,
 ) -> AdapterConfig:
     """Return the adapter with the projector among the modules that are trained in full, if asked.
 
@@ -21,8 +24,10 @@ def with_projector(
     paths: list[str] = []
     for path in vision.projectors:
         part = plain.get_submodule(path)
-        several = isinstance(part, nn.ModuleList)
-        paths += [f"{path}.{index}" for index in range(len(part))] if several else [path]
+        if isinstance(part, nn.ModuleList):
+            paths += [f"{path}.{index}" for index in range(len(part))]
+        else:
+            paths.append(path)
     return adapter.model_copy(update={"modules_to_save": [*adapter.modules_to_save, *paths]})
 
 

@@ -27,7 +27,7 @@ from headrace.trainer.architecture.families_state import (
 )
 from headrace.trainer.architecture.weight_index import has_weights, same_bytes, stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
-from headrace.trainer.vision.families import VISION_FAMILIES, vision_family
+from headrace.trainer.vision.families import vision_family
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 
@@ -170,13 +170,7 @@ def vision_architecture(whole: Any, path: str) -> Architecture:
     Raises:
         ConfigError: there is no record of it, or it cannot be laid out.
     """
-    vision, text = vision_family(whole), whole.get_text_config()
-    if vision is None:
-        known = ", ".join(sorted(VISION_FAMILIES))
-        raise ConfigError(
-            f'{path}: [vision]: model_type "{whole.model_type}" is not supported with pictures; '
-            f"supported: {known}. Drop [vision] to train its text part"
-        )
+    vision, text = vision_family(path, whole.model_type), whole.get_text_config()
     language = LANGUAGE_FAMILIES.get(text.model_type) or FAMILIES.get(text.model_type)
     if language is None:
         reason = f'[vision]: its language model is a "{text.model_type}", which has no record'
@@ -185,7 +179,8 @@ def vision_architecture(whole: Any, path: str) -> Architecture:
     try:
         with transformers_reads(path):
             model, attention = lay_out_first(whole, path, AutoModelForImageTextToText)
-        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        ends: Any = model
+        head, embedding = ends.get_output_embeddings(), ends.get_input_embeddings()
         whole.tie_word_embeddings = text.tie_word_embeddings = head.weight is embedding.weight
         return Architecture(
             family=family,

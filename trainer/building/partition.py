@@ -69,9 +69,7 @@ def cut(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0
     return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
-def cut_as_listed(
-    sizes: Sequence[float], stages: int, layers: int, apart: str = ""
-) -> list[Span]:
+def cut_as_listed(sizes: Sequence[float], stages: int, layers: int, apart: str = "") -> list[Span]:
     """The cut that a config spells out, in layers and halves of them.
 
     Args:

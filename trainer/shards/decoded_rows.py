@@ -99,9 +99,7 @@ class ImageColumn:
         if self.rows is None:
             return ()
         found: list[dict[str, Any]] = self.rows[index].as_py() or []
-        return tuple(
-            Tile(tile["bytes"], *(tile[name] for name in IMAGE_NUMBERS)) for tile in found
-        )
+        return tuple(Tile(tile["bytes"], *(tile[name] for name in IMAGE_NUMBERS)) for tile in found)
 
 
 class DecodedRows:

@@ -1,18 +1,18 @@
 """Arguments of a tower, made of decoded pictures: patches, tiles, or padded pictures.
 
-Names are those of transformers' `get_image_features`, read against 5.23.
+Imports no torch. Names are those of transformers' `get_image_features`, read against 5.23.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from headrace.trainer.vision.pictures import Picture, Values
 
-Arguments = dict[str, Tensor]
+Arguments = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def patches(pictures: Sequence[Picture], numbers: Numbers) -> Arguments:
     tiles = [tile for picture in pictures for tile in picture.tiles]
     values = np.concatenate([cut_into_patches(tile, numbers) for tile in tiles])
     grids = [[1, *grid_of(tile, numbers)] for tile in tiles]
-    return {"pixel_values": torch.from_numpy(values), "image_grid_thw": torch.tensor(grids)}
+    return {"pixel_values": values, "image_grid_thw": np.array(grids)}
 
 
 def grid_of(tile: Values, numbers: Numbers) -> tuple[int, int]:
@@ -53,17 +53,17 @@ def cut_into_patches(tile: Values, numbers: Numbers) -> Values:
 def tiles(pictures: Sequence[Picture], numbers: Numbers) -> Arguments:
     """Return tiles, all of one size."""
     values = [tile for picture in pictures for tile in picture.tiles]
-    return {"pixel_values": torch.from_numpy(np.stack(values))}
+    return {"pixel_values": np.stack(values)}
 
 
 def tiles_of_one_row(pictures: Sequence[Picture], numbers: Numbers) -> Arguments:
     """Return tiles as those of a single text."""
-    return {"pixel_values": tiles(pictures, numbers)["pixel_values"].unsqueeze(0)}
+    return {"pixel_values": tiles(pictures, numbers)["pixel_values"][None]}
 
 
 def tiles_with_sizes(pictures: Sequence[Picture], numbers: Numbers) -> Arguments:
     """Return tiles, and the sizes of whole pictures, by which padding is left out."""
-    sizes = torch.tensor([[picture.height, picture.width] for picture in pictures])
+    sizes = np.array([[picture.height, picture.width] for picture in pictures])
     return tiles(pictures, numbers) | {"image_sizes": sizes}
 
 
@@ -74,5 +74,5 @@ def padded(pictures: Sequence[Picture], numbers: Numbers) -> Arguments:
     whole = np.zeros((len(values), 3, height, width), np.float32)
     for place, tile in zip(whole, values, strict=True):
         place[:, : tile.shape[1], : tile.shape[2]] = tile
-    sizes = torch.tensor([tile.shape[1:] for tile in values])
-    return {"pixel_values": torch.from_numpy(whole), "image_sizes": sizes}
+    sizes = np.array([tile.shape[1:] for tile in values])
+    return {"pixel_values": whole, "image_sizes": sizes}

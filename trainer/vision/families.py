@@ -1,22 +1,14 @@
 """The families of vision-language models, each a small record over transformers' own modules.
 
 A record says where a model keeps its parts, how its tower is given pictures, and what its decoder
-layers ask of them. Read against transformers 5.23.
+layers ask of them. Read against transformers 5.23. Imports no torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from headrace.trainer.vision.arrangement import (
-    Arguments,
-    Numbers,
-    padded,
-    patches,
-    tiles,
-    tiles_of_one_row,
-    tiles_with_sizes,
-)
+from headrace.schemas.errors import ConfigError
+from headrace.trainer.vision.arrangement import Arguments, Numbers, patches
 from headrace.trainer.vision.pictures import Picture
 
 
@@ -29,10 +21,8 @@ class VisionFamily:
     tower: str = "model.vision_tower"
     projectors: tuple[str, ...] = ("model.multi_modal_projector",)  # inside the tower, maybe
     language: str = "model.language_model"
-    parameters: tuple[str, ...] = ()  # of the projector, that lie at the body itself
     three_axes: bool = False  # rotary positions in time, height and width
     two_way: bool = False  # tokens of a picture see each other both ways
-    stacked: int = 0  # first decoder layers to which features of the tower are added again
 
     @property
     def modules(self) -> list[str]:
@@ -42,25 +32,20 @@ class VisionFamily:
 
     def is_projector(self, name: str) -> bool:
         """Return whether a weight of this name, in the whole model, is the projector's."""
-        return name in self.parameters or name.startswith(
-            tuple(f"{path}." for path in self.projectors)
-        )
+        return is_inside(name, self.projectors)
 
     def is_vision(self, name: str) -> bool:
         """Return whether a module or weight of this name is the tower's or the projector's."""
-        parts = (*self.modules, *self.parameters)
-        return name in parts or name.startswith(tuple(f"{path}." for path in parts))
+        return is_inside(name, self.modules)
+
+
+def is_inside(name: str, paths: Sequence[str]) -> bool:
+    """Return whether a name is one of these paths, or of a part below one."""
+    return f"{name}.".startswith(tuple(f"{path}." for path in paths))
 
 
 QWEN = VisionFamily(
     patches, tower="model.visual", projectors=("model.visual.merger",), three_axes=True
-)
-LLAVA = VisionFamily(tiles)
-IDEFICS = VisionFamily(
-    tiles_of_one_row,
-    tower="model.vision_model",
-    projectors=("model.connector",),
-    language="model.text_model",
 )
 # model_type in config.json -> record
 VISION_FAMILIES: Mapping[str, VisionFamily] = {
@@ -68,6 +53,16 @@ VISION_FAMILIES: Mapping[str, VisionFamily] = {
 }
 
 
-def vision_family(config: Any) -> VisionFamily | None:
-    """Return the record of a model by its config of transformers; None if there is none."""
-    return VISION_FAMILIES.get(config.model_type)
+def vision_family(path: str, model_type: str) -> VisionFamily:
+    """Return the record of a type of models.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if model_type not in VISION_FAMILIES:
+        known = ", ".join(sorted(VISION_FAMILIES))
+        raise ConfigError(
+            f'{path}: [vision]: model_type "{model_type}" is not supported with pictures; '
+            f"supported: {known}. Drop [vision] to train its text part"
+        )
+    return VISION_FAMILIES[model_type]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import AutoImageProcessor
 
 from headrace.schemas.errors import ConfigError, DataError
@@ -74,9 +75,14 @@ class Processor:
         return VisionInputs(
             positions,
             groups,
-            self.family.arrange(found, self.numbers) if found else {},
+            self._arguments(found),
             torch.from_numpy(np.flatnonzero(is_picture)) if found else None,
         )
+
+    def _arguments(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """Return what the tower is called with; nothing without pictures."""
+        made = self.family.arrange(pictures, self.numbers) if pictures else {}
+        return {name: torch.from_numpy(value) for name, value in made.items()}
 
     def _grid(self, picture: Picture) -> tuple[int, int]:
         """Return a picture's tokens down and across."""
