@@ -25,7 +25,7 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
         planning optim export checkpoint metrics pipeline run""".split(),
     "dataprep": "input text formats axolotl rows work passes shards".split(),
     "schemas": "shards train prepare".split(),
-    "jobs": "migration report first_run serve commands tools".split(),
+    "jobs": "old_systems trainer_arguments migration report first_run serve commands tools".split(),
 }
 # of the trainer: imported by any folder, import no folder
 BASE = {"messages", "parallel", "sequence_slice", "rendezvous", "quiet", "failure", "devices"}

@@ -70,7 +70,21 @@ def exchange(fields: Mapping[str, Any], chat: ChatConfig) -> list[Any] | None:
     sides = ((chat.prompt, "user"), (chat.completion, "assistant"))
     if any(fields.get(name) is None for name, _ in sides):
         return None
-    return [message for name, role in sides for message in side_messages(fields[name], role, name)]
+    given = dict(fields) | {chat.prompt: whole_prompt(fields, chat)}
+    return [message for name, role in sides for message in side_messages(given[name], role, name)]
+
+
+def whole_prompt(fields: Mapping[str, Any], chat: ChatConfig) -> Any:
+    """Return the question with what it is about, if the config and the row name such a text."""
+    prompt = fields[chat.prompt]
+    about = fields.get(chat.prompt_input) if chat.prompt_input else None
+    if about in (None, ""):
+        return prompt
+    if not (isinstance(prompt, str) and isinstance(about, str)):
+        raise ConversationError(
+            "not a conversation", f'fields "{chat.prompt}" and "{chat.prompt_input}" are not texts'
+        )
+    return f"{prompt}\n{about}" if prompt else about
 
 
 def side_messages(value: object, role: str, name: str) -> list[Any]:

@@ -255,8 +255,8 @@ def import_config(
         Path,
         typer.Argument(
             metavar="OLD",
-            help="TOML of qlora-pipe or qlora-pipe-lite, YAML of Axolotl, or a script with the "
-            "commands of jllm or fsdp_qlora.",
+            help="TOML of qlora-pipe or qlora-pipe-lite, YAML of Axolotl, LLaMA-Factory or TRL, a "
+            "Python script for TRL or Unsloth, or one with the commands of jllm or fsdp_qlora.",
         ),
     ],
     output: Annotated[Path, typer.Option(help="Where the configs are written.")] = Path(),

@@ -20,6 +20,11 @@ class ChatConfig(Config):
         description="Field with a question, a text or messages, in rows that have no list of "
         "messages.",
     )
+    prompt_input: Text | None = Field(
+        None,
+        description="Field whose text follows the question's on a line of its own where a row has "
+        'one, as `"input"` of alpaca rows.',
+    )
     completion: Text = Field(
         "completion", description="Field with the answer to it, which becomes the last turn."
     )

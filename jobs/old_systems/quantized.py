@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from headrace.jobs.migration.equivalents import (
+from headrace.jobs.old_systems.equivalents import (
     Equivalent,
     NoEquivalentError,
     Values,

@@ -1,7 +1,7 @@
 """qlora-pipe's keys (tdrussell/qlora-pipe at 90b8e7d)."""
 
-from headrace.jobs.migration.command_lines import QLORA_PIPE_TOOLS
-from headrace.jobs.migration.equivalents import (
+from headrace.jobs.old_systems.command_lines import QLORA_PIPE_TOOLS
+from headrace.jobs.old_systems.equivalents import (
     Equivalent,
     OldSystem,
     activation_checkpointing,
@@ -15,7 +15,7 @@ from headrace.jobs.migration.equivalents import (
     same,
     warmup,
 )
-from headrace.jobs.migration.qlora_pipe_values import (
+from headrace.jobs.old_systems.qlora_pipe_values import (
     SAMPLING,
     adapter_dtype,
     adapter_kind,
@@ -26,7 +26,7 @@ from headrace.jobs.migration.qlora_pipe_values import (
     tokens_per_batch,
     weight_offload,
 )
-from headrace.jobs.migration.quantized import QUANTIZED
+from headrace.jobs.old_systems.quantized import QUANTIZED
 
 COMMAND_LINE = (
     elsewhere("--config", "headrace train"),

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from headrace.jobs.migration.command_lines import JLLM_TOOLS
-from headrace.jobs.migration.equivalents import (
+from headrace.jobs.old_systems.command_lines import JLLM_TOOLS
+from headrace.jobs.old_systems.equivalents import (
     NoEquivalentError,
     OldSystem,
     Values,

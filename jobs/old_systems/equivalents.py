@@ -52,13 +52,23 @@ class OldSystem:
     Attributes:
         title: heading of its table.
         fixed: what the old system does always, as values of our keys.
-        rows: every key.
+        rows: every key of its own.
+        shared: keys that it has from a library; its own rows of the same name count.
     """
 
     title: str
     rows: tuple[Equivalent, ...]
     fixed: Mapping[str, Any]
     fixed_note: str = ""
+    shared: tuple[Equivalent, ...] = ()
+
+    def own_keys(self) -> set[str]:
+        """Return the keys that are not a library's."""
+        return {row.old for row in self.rows}
+
+    def by_key(self) -> dict[str, Equivalent]:
+        """Return the row of each key."""
+        return {row.old: row for row in (*self.shared, *self.rows)}
 
 
 def same(old: str, new: str, note: str = "", default: Any = None) -> Equivalent:
@@ -148,7 +158,7 @@ def refused(old: str, reason: str) -> Equivalent:
     """
 
     def convert(value: Any, _: Values) -> dict[str, Any]:
-        if value not in (None, False, "", [], 0):
+        if value:
             raise ConfigError(f"{old}: {value!r}: {reason}; remove the key to train without it")
         return {}
 

@@ -1,7 +1,7 @@
 """Axolotl's keys of data: `prepare` reads them of the YAML file itself."""
 
-from headrace.jobs.migration.axolotl_values import new_tokens
-from headrace.jobs.migration.equivalents import computed, elsewhere, none
+from headrace.jobs.old_systems.axolotl_values import new_tokens
+from headrace.jobs.old_systems.equivalents import computed, elsewhere, none
 from headrace.schemas.prepare.axolotl_yaml import FOR_EVERY_ENTRY
 
 READ = "read from the YAML file itself: `type` axolotl, `path` the file"

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from headrace.jobs.migration.command_lines import FSDP_QLORA_TOOLS
-from headrace.jobs.migration.equivalents import (
+from headrace.jobs.old_systems.command_lines import FSDP_QLORA_TOOLS
+from headrace.jobs.old_systems.equivalents import (
     Converter,
     NoEquivalentError,
     OldSystem,
@@ -17,7 +17,7 @@ from headrace.jobs.migration.equivalents import (
     number,
     same,
 )
-from headrace.jobs.migration.quantized import BACKEND, TYPE
+from headrace.jobs.old_systems.quantized import BACKEND, TYPE
 from headrace.schemas.errors import ConfigError
 
 SHARDING = "the model is cut into stages instead: `pipeline_stages`"

@@ -1,6 +1,6 @@
 """Axolotl's keys that have no equivalent, by the reason; harmless ones and others."""
 
-from headrace.jobs.migration.equivalents import Equivalent, none, refused
+from headrace.jobs.old_systems.equivalents import Equivalent, none, refused
 
 SHARDING = "the model is cut into stages instead: `pipeline_stages`"
 ACCELERATION = "`kernels` and `compile` choose what is faster"

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from headrace.jobs.migration.command_lines import QLORA_PIPE_LITE_TOOLS
-from headrace.jobs.migration.equivalents import (
+from headrace.jobs.old_systems.command_lines import QLORA_PIPE_LITE_TOOLS
+from headrace.jobs.old_systems.equivalents import (
     OldSystem,
     Values,
     choice,
@@ -14,8 +14,8 @@ from headrace.jobs.migration.equivalents import (
     same,
     share_of_epoch,
 )
-from headrace.jobs.migration.qlora_pipe import NEIGHBORS
-from headrace.jobs.migration.quantized import BACKEND, TYPE, nf4
+from headrace.jobs.old_systems.qlora_pipe import NEIGHBORS
+from headrace.jobs.old_systems.quantized import BACKEND, TYPE, nf4
 
 
 def adapter_kind(full: bool, values: Values) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Axolotl's training keys (axolotl-ai-cloud/axolotl 0.19)."""
 
-from headrace.jobs.migration.axolotl_data import AXOLOTL_DATA, READ
-from headrace.jobs.migration.axolotl_optimizers import OPTIMIZER_ROWS
-from headrace.jobs.migration.axolotl_schedules import SCHEDULE_ROWS
-from headrace.jobs.migration.axolotl_unused import unused_rows
-from headrace.jobs.migration.axolotl_values import (
+from headrace.jobs.old_systems.axolotl_data import AXOLOTL_DATA, READ
+from headrace.jobs.old_systems.axolotl_optimizers import OPTIMIZER_ROWS
+from headrace.jobs.old_systems.axolotl_schedules import SCHEDULE_ROWS
+from headrace.jobs.old_systems.axolotl_unused import unused_rows
+from headrace.jobs.old_systems.axolotl_values import (
     ROPE,
     accumulation,
     adapter,
@@ -29,7 +29,7 @@ from headrace.jobs.migration.axolotl_values import (
     unless_started,
     whole,
 )
-from headrace.jobs.migration.equivalents import (
+from headrace.jobs.old_systems.equivalents import (
     OldSystem,
     activation_checkpointing,
     choice,
@@ -41,7 +41,7 @@ from headrace.jobs.migration.equivalents import (
     same,
     share_of_epoch,
 )
-from headrace.jobs.migration.quantized import INT8, NF4_TWICE, int8, nf4_twice
+from headrace.jobs.old_systems.quantized import INT8, NF4_TWICE, int8, nf4_twice
 
 AXOLOTL = OldSystem(
     "Axolotl",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from headrace.jobs.migration.equivalents import (
+from headrace.jobs.old_systems.equivalents import (
     Equivalent,
     NoEquivalentError,
     Values,

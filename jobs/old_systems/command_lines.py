@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from headrace.jobs.migration.equivalents import elsewhere, none
+from headrace.jobs.old_systems.equivalents import elsewhere, none
 from headrace.schemas.errors import ConfigError
 
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=([^$`]*)$")

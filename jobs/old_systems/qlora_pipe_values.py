@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from headrace.jobs.migration.equivalents import NoEquivalentError, Values
+from headrace.jobs.old_systems.equivalents import NoEquivalentError, Values
 
 NO_LIMIT = 1_000_000_000  # their default number of new tokens
 SAMPLING = {  # their key -> ours

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from headrace.jobs.migration.equivalents import Converter, Equivalent, NoEquivalentError, Values
+from headrace.jobs.old_systems.equivalents import Converter, Equivalent, NoEquivalentError, Values
 from headrace.schemas.errors import ConfigError
 
 NUMBER = r"\(?(?:\?:)?\[?(?:\\d|0-9|\d-\d)\]?[+*]?\)?"

@@ -6,7 +6,7 @@ with quadratic warmup, and one that ends before the run.
 
 from typing import Any
 
-from headrace.jobs.migration.equivalents import (
+from headrace.jobs.old_systems.equivalents import (
     Equivalent,
     NoEquivalentError,
     Values,
