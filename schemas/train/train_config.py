@@ -95,8 +95,10 @@ class TrainConfig(Config):
         description="Let stages also begin between a layer's attention and its MLP; "
         "for families whose layers have one after the other, and without dropout.",
     )
-    vision_stages: Literal[0, 1] = Field(
+    vision_stages: int = Field(
         0,
+        ge=0,
+        le=1,
         description="Stages of the vision tower's own: with 1 the first holds the tower, the "
         "projector and the embedding, and no decoder layer. Needs `[vision]`.",
     )

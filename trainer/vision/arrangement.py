@@ -3,7 +3,7 @@
 Imports no torch. Names are those of transformers' `get_image_features`, read against 5.23.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,3 +76,12 @@ def padded(pictures: Sequence[Picture], numbers: Numbers) -> Arguments:
         place[:, : tile.shape[1], : tile.shape[2]] = tile
     sizes = np.array([tile.shape[1:] for tile in values])
     return {"pixel_values": whole, "image_sizes": sizes}
+
+
+ARRANGEMENTS: Mapping[str, Callable[[Sequence[Picture], Numbers], Arguments]] = {
+    "patches": patches,
+    "tiles": tiles,
+    "tiles of one row": tiles_of_one_row,
+    "tiles with sizes": tiles_with_sizes,
+    "padded": padded,
+}

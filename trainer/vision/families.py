@@ -4,19 +4,17 @@ A record says where a model keeps its parts, how its tower is given pictures, an
 layers ask of them. Read against transformers 5.23. Imports no torch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.vision.arrangement import Arguments, Numbers, patches
-from headrace.trainer.vision.pictures import Picture
 
 
 @dataclass(frozen=True)
 class VisionFamily:
     """A model of tower, projector and language model. Paths are relative to the whole model."""
 
-    arrange: Callable[[Sequence[Picture], Numbers], Arguments]
+    arrangement: str  # of pictures in what the tower is given, one of `ARRANGEMENTS`
     body: str = "model"  # whose `get_image_features` runs tower and projector
     tower: str = "model.vision_tower"
     projectors: tuple[str, ...] = ("model.multi_modal_projector",)  # inside the tower, maybe
@@ -45,7 +43,7 @@ def is_inside(name: str, paths: Sequence[str]) -> bool:
 
 
 QWEN = VisionFamily(
-    patches, tower="model.visual", projectors=("model.visual.merger",), three_axes=True
+    "patches", tower="model.visual", projectors=("model.visual.merger",), three_axes=True
 )
 # model_type in config.json -> record
 VISION_FAMILIES: Mapping[str, VisionFamily] = {

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.trainer.vision.arrangement import Numbers
+from headrace.trainer.vision.arrangement import ARRANGEMENTS, Numbers
 from headrace.trainer.vision.families import VisionFamily
 from headrace.trainer.vision.inputs import VisionInputs
 from headrace.trainer.vision.pictures import Normalization, Picture, Tile, pictures_of
@@ -81,7 +81,8 @@ class Processor:
 
     def _arguments(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """Return what the tower is called with; nothing without pictures."""
-        made = self.family.arrange(pictures, self.numbers) if pictures else {}
+        arrange = ARRANGEMENTS[self.family.arrangement]
+        made = arrange(pictures, self.numbers) if pictures else {}
         return {name: torch.from_numpy(value) for name, value in made.items()}
 
     def _grid(self, picture: Picture) -> tuple[int, int]:
