@@ -15,8 +15,8 @@ from headrace.trainer.architecture.read_architecture import read_architecture
 from headrace.trainer.batches.vision_batch import make_vision_batch
 from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.shards.decoded_rows import Row
-from headrace.trainer.vision.pictures import Tile
 from headrace.trainer.vision.processor import open_processor
+from headrace.trainer.vision.tile import Tile
 
 VOCABULARY = 97
 LAYERS = 4
@@ -168,7 +168,7 @@ def their_arguments(model, family, tiles):
     """What transformers' own processor makes of pictures."""
     import io
 
-    images = [Image.open(io.BytesIO(tile.content)) for tile in tiles]
+    images = [Image.open(io.BytesIO(tile.bytes)) for tile in tiles]
     processor = AutoImageProcessor.from_pretrained(model, backend="pil")
     return dict(processor(images=images, return_tensors="pt"))
 

@@ -7,9 +7,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.schemas.shards.arrow_numbers import bools_of, numbers_of, one_chunk
-from headrace.schemas.shards.image_column import IMAGE_NUMBERS, IMAGES
 from headrace.trainer.shards.packed_rows import PackedRow
-from headrace.trainer.vision.pictures import Tile
+from headrace.trainer.vision.tile import Tile
 
 
 class Row(NamedTuple):
@@ -91,15 +90,14 @@ class ImageColumn:
     """The pictures of each row; none of a table without the column."""
 
     def __init__(self, table: pa.Table) -> None:
-        there = IMAGES in table.column_names
-        self.rows = one_chunk(table[IMAGES]) if there else None
+        there = "images" in table.column_names
+        self.rows = one_chunk(table["images"]) if there else None
 
     def tiles(self, index: int) -> tuple[Tile, ...]:
         """Return one row's tiles."""
         if self.rows is None:
             return ()
-        found: list[dict[str, Any]] = self.rows[index].as_py() or []
-        return tuple(Tile(tile["bytes"], *(tile[name] for name in IMAGE_NUMBERS)) for tile in found)
+        return tuple(Tile(**tile) for tile in self.rows[index].as_py() or ())
 
 
 class DecodedRows:
@@ -116,7 +114,7 @@ class DecodedRows:
         "source",
         "row_key",
         "control_class",
-        IMAGES,
+        "images",
     ]
 
     def __init__(self, table: pa.Table) -> None:

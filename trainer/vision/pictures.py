@@ -7,29 +7,17 @@ which round in the same order.
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.schemas.errors import ConfigError, DataError
+from headrace.trainer.vision.tile import Tile
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_PIXELS = 1 << 26  # of a tile; 8,192 x 8,192
 Values = NDArray[np.float32]
-
-
-class Tile(NamedTuple):
-    """One input of the tower, encoded: all of a picture, or a part of it.
-
-    `tokens`, `width` and `height` are those of the whole picture, before it was resized.
-    """
-
-    content: bytes
-    picture: int
-    tokens: int
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,7 @@ def pictures_of(tiles: Sequence[Tile], normalization: Normalization, what: str) 
     """Return the pictures of a row in order."""
     found: list[Picture] = []
     for number, tile in enumerate(tiles):
-        pixels = decode(tile.content, f"{what}, picture {tile.picture}, tile {number}")
+        pixels = decode(tile.bytes, f"{what}, picture {tile.picture}, tile {number}")
         values = normalization.apply(pixels)
         if tile.picture == len(found):
             found.append(Picture([values], tile.tokens, tile.width, tile.height))

@@ -15,8 +15,9 @@ from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.vision.arrangement import ARRANGEMENTS, Numbers
 from headrace.trainer.vision.families import VisionFamily
 from headrace.trainer.vision.inputs import VisionInputs
-from headrace.trainer.vision.pictures import Normalization, Picture, Tile, pictures_of
+from headrace.trainer.vision.pictures import Normalization, Picture, pictures_of
 from headrace.trainer.vision.positions import picture_groups, three_axes
+from headrace.trainer.vision.tile import Tile
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 

@@ -28,9 +28,6 @@ def shards(model, tmp_path_factory):
         }
         for row in make_rows("qwen2_vl", counts)
     ]
-    for row in rows:
-        for entry in row["images"] or []:
-            entry["bytes"] = entry.pop("content")
     folder = tmp_path_factory.mktemp("shards")
     record = images_record("qwen2_vl", {}, PLACEHOLDER)
     manifest = write_picture_shards(folder, rows, record, evaluation=rows[:3])
