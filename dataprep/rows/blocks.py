@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +35,7 @@ from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig
+from headrace.schemas.shards.arrow_numbers import as_arrow
 from headrace.schemas.shards.shard_format import SPLITS, shard_schema
 
 SHOWN_CHARACTERS = 200
@@ -262,13 +262,13 @@ def pack(
     """The rows of one split of a block, in packing order, with every column of a shard."""
     row_len = config.sequence_len - len(options.prefix)
     packed = prefix_rows(pack_samples(samples, config.packing, row_len), options.prefix)
-    order_keys = row_keys(config.seed, block.source, split, block.task, block.number)
-    keys = list(islice(order_keys, len(packed.input_ids)))
+    rows = len(packed.input_ids)
+    keys = row_keys(config.seed, block.source, split, block.task, block.number, rows)
     schema = shard_schema(config.kind)
     columns = packed._asdict() | {
-        "source": source_column(config, block.source, len(keys)),
-        "row_key": pa.array(keys, pa.uint64()),
-        "control_class": pa.array([options.control_class] * len(keys), pa.int8()),
+        "source": source_column(config, block.source, rows),
+        "row_key": as_arrow(keys),
+        "control_class": pa.array([options.control_class] * rows, pa.int8()),
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
@@ -277,4 +277,4 @@ def source_column(config: PrepareConfig, name: str, rows: int) -> pa.DictionaryA
     """One source's name for each row, over the dictionary of all names, equal in every file."""
     names = [source.name for source in config.sources]
     indices = np.full(rows, names.index(name), dtype=np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(names))
+    return pa.DictionaryArray.from_arrays(as_arrow(indices), pa.array(names))

@@ -9,6 +9,7 @@ import pyarrow as pa
 from headrace.dataprep.rows.best_fit import best_fit_rows
 from headrace.dataprep.text.sample import Mask, Sample
 from headrace.schemas.prepare.prepare_config import Packing
+from headrace.schemas.shards.arrow_numbers import as_arrow
 
 Numbers = npt.NDArray[np.integer]
 
@@ -88,7 +89,7 @@ def pack_pairs(samples: list[Sample], lengths: npt.NDArray[np.int64]) -> PackedR
 def list_array(values: Numbers, offsets: Numbers) -> pa.ListArray:
     """Arrow lists of int32 over one flat array: list i is values[offsets[i]:offsets[i + 1]]."""
     return pa.ListArray.from_arrays(
-        pa.array(offsets.astype(np.int32)), pa.array(values.astype(np.int32, copy=False))
+        as_arrow(offsets.astype(np.int32)), as_arrow(values.astype(np.int32, copy=False))
     )
 
 
@@ -108,7 +109,7 @@ def mask_array(samples: list[Sample], offsets: Numbers) -> pa.ListArray:
     kept = trained[np.repeat(~whole, lengths)]
     kept_offsets = np.append(0, np.cumsum(np.where(whole, 0, lengths))).astype(np.int32)
     return pa.ListArray.from_arrays(
-        pa.array(kept_offsets), pa.array(kept), type=kind, mask=pa.array(whole)
+        as_arrow(kept_offsets), pa.array(kept), type=kind, mask=pa.array(whole)
     )
 
 

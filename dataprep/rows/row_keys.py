@@ -1,19 +1,17 @@
 """Sort keys of rows: the order of a shard directory is that of these numbers."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 
-from headrace.schemas.fingerprint import derive_seed, derive_seeds
+from headrace.schemas.fingerprint import derive_seed, derive_seed_array
 from headrace.schemas.keyed_hash import mix_numbers
 
 Keys = npt.NDArray[np.uint64]
 
 
-def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Iterator[int]:
+def row_keys(seed: int, source: str, split: str, task: int, block: int, rows: int) -> Keys:
     """The 64-bit order keys of a block's rows: uniform, so that sorting by them shuffles."""
-    return derive_seeds(seed, "row", source, split, task, block)
+    return derive_seed_array(seed, "row", source, split, task, block, count=rows)
 
 
 def permute_keys(keys: Keys, seed: int, *purpose: int | str) -> Keys:
