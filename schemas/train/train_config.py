@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from headrace.schemas.config_model import Config, Text
-from headrace.schemas.train.adapter_config import AdapterConfig
+from headrace.schemas.train.adapter_config import AdapterConfig, VisionConfig
 from headrace.schemas.train.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
@@ -25,7 +25,6 @@ from headrace.schemas.train.run_config import (
     ReportingConfig,
 )
 from headrace.schemas.train.train_rules import check_rules
-from headrace.schemas.train.vision_config import VisionConfig
 
 HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]
 

@@ -2,15 +2,14 @@
 
 from torch import nn
 
-from headrace.schemas.train.adapter_config import AdapterConfig
-from headrace.schemas.train.vision_config import VisionConfig
-from headrace.trainer.architecture.architecture import Architecture
+from headrace.schemas.train.adapter_config import AdapterConfig, VisionConfig
+from headrace.trainer.vision.families import VisionFamily
 
 
 def with_projector(
     adapter: AdapterConfig,
     wanted: VisionConfig | None,
-    architecture: Architecture,
+    vision: VisionFamily | None,
     plain: nn.Module,
 ) -> AdapterConfig:
     """Return the adapter with the projector among the modules that are trained in full, if asked.
@@ -18,7 +17,6 @@ def with_projector(
     Args:
         plain: the model without adapters.
     """
-    vision = architecture.vision
     if vision is None or wanted is None or not wanted.projector or adapter.record.trains_base:
         return adapter
     paths: list[str] = []
@@ -31,10 +29,8 @@ def with_projector(
     return adapter.model_copy(update={"modules_to_save": [*adapter.modules_to_save, *paths]})
 
 
-def freeze_vision(model: nn.Module, wanted: VisionConfig, architecture: Architecture) -> None:
+def freeze_vision(model: nn.Module, wanted: VisionConfig, vision: VisionFamily) -> None:
     """Freeze those of tower and projector that full fine-tuning is not to train."""
-    vision = architecture.vision
-    assert vision is not None
     for name, parameter in model.named_parameters():
         trained = wanted.projector if vision.is_projector(name) else wanted.train
         if vision.is_vision(name) and not trained:
