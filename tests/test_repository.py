@@ -23,8 +23,8 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
     "trainer": """vision shards order architecture stored adapters quantized layers batches stage
         objectives building
         planning optim export checkpoint metrics pipeline run""".split(),
-    "dataprep": "input text formats axolotl rows work passes shards".split(),
-    "schemas": "shards train prepare".split(),
+    "dataprep": "input images text formats axolotl rows work passes shards".split(),
+    "schemas": "shards vision train prepare".split(),
     "jobs": "old_systems trainer_arguments migration report first_run serve commands tools".split(),
 }
 # of the trainer: imported by any folder, import no folder
