@@ -1,4 +1,4 @@
-"""What a micro-batch has of pictures, and which stage is given it."""
+"""Pictures of a micro-batch, and which stage is given them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

@@ -31,7 +31,7 @@ class Picture:
 
 
 class Normalization:
-    """What becomes of the values of a channel, 0 to 255, as one table.
+    """Table of what the values of a channel, 0 to 255, become.
 
     Args:
         scale: factor of all values.

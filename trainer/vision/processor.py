@@ -24,11 +24,10 @@ FILES = ("preprocessor_config.json", "processor_config.json")
 
 @dataclass(frozen=True)
 class Processor:
-    """What the loader makes of the pictures of rows.
+    """Rules by which the loader makes inputs of the pictures of rows.
 
     Attributes:
         placeholder: id of the tokens that pictures fill.
-        unknown: whether it has no row in the embedding, which is then not asked for it.
     """
 
     family: VisionFamily

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """All of a picture, or a part of it, encoded; fields are those of the column.
+    """Encoded picture, or a part of one; fields are those of the column.
 
     `picture` is its number in the row; `tokens`, `width` and `height` are those of the whole
     picture, before it was resized.
