@@ -17,6 +17,7 @@ from headrace.trainer.architecture.families import FAMILIES, check_family, text_
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.stop_tokens import stop_tokens
 from headrace.trainer.architecture.weight_index import weights_fingerprint
+from headrace.trainer.families.limits import check_lengths
 from headrace.trainer.order.data_plan import plan_data
 from headrace.trainer.order.datasets import RANDOM, Inputs
 from headrace.trainer.shards.decoded_pairs import SIDES
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
 # of configs whose positions are rotary and computed, not looked up in a table of some length
 ROTARY_KEYS = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base")
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 NOT_OF_MODEL = {"_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
 
 
@@ -52,8 +54,10 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     check_model(config, text)
     if config.quantization is not None:
         check_installed(config.quantization.backend)
-    train = [manifest_of(dataset.path, config) for dataset in config.datasets]
-    evaluation = [manifest_of(dataset.path, config) for dataset in config.evaluation_datasets]
+    train = [manifest_of(dataset.path, config.loader) for dataset in config.datasets]
+    evaluation = [
+        manifest_of(dataset.path, config.loader) for dataset in config.evaluation_datasets
+    ]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
         of_pairs = config.objective.of_pairs
@@ -64,6 +68,8 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
     check_sequence(config, text, sequence_tokens)
+    longest = max(manifest.sequence_len for manifest in train + evaluation)
+    check_lengths(config.model, text, longest, sequence_tokens)
     plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
         if not any(shard.rows for shard in manifest.split(EVALUATION)):
@@ -145,7 +151,7 @@ def model_config_fingerprint(values: Mapping[str, object]) -> str:
 
 def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
     """There must be a layer for each stage, or chunk of one."""
-    layers = model.get("num_hidden_layers")
+    layers = next((model[key] for key in LAYER_KEYS if key in model), None)
     if isinstance(layers, int) and config.parts - config.vision_stages > layers:
         chunks = config.parts // config.pipeline_stages
         of_chunks = f" of {chunks} chunks" if chunks > 1 else ""

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headrace.schemas.config_model import Address, Config, IsNumber, Text
+from headrace.schemas.addresses import Address
+from headrace.schemas.config_model import Config, IsNumber, Text
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig, type_gives_answers
 from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig
 

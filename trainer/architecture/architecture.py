@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.trainer.architecture.families import Family
+from headrace.trainer.families.alibi import Alibi
 from headrace.trainer.vision.families import VisionFamily
 
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
@@ -41,6 +42,7 @@ class Architecture:
     rotary_types: list[str | None]  # by layer: which rotary table, where there are several
     stateful: list[bool]  # by layer: whether it has a state beside, or in place of, attention
     router: Router | None
+    alibi: Alibi | None = None
     growth: Growth | None = None
     overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
     vision: VisionFamily | None = None  # where the model is run with its vision tower

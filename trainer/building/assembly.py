@@ -18,6 +18,7 @@ from headrace.trainer.layers.router_loss import RouterLossSettings, count_router
 from headrace.trainer.layers.state_mixers import restart_at_documents, take_one_row
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
+from headrace.trainer.stage.distance_biases import take_rows
 from headrace.trainer.stage.spec import StageNames, StageSpec
 from headrace.trainer.vision.tower import VisionTower
 
@@ -84,7 +85,10 @@ def stage_names(plan: Plan, cut: StageCut) -> StageNames:
         layers=[f"{prefix}{family.layers}.{index}" for index in cut.layers],
         norm=prefix + family.norm if cut.is_last and family.norm else None,
         head=prefix + family.head if cut.is_last else None,
-        vision=tuple(prefix + path for path in plan.vision_paths if cut.is_first),
+        prefix=prefix,
+        first=[prefix + path for path in family.ends.first] if cut.is_first else [],
+        last=[prefix + path for path in family.ends.last] if cut.is_last else [],
+        vision=[prefix + path for path in plan.vision_paths] if cut.is_first else [],
     )
 
 
@@ -111,13 +115,13 @@ def take_modules(
 ) -> dict[str, nn.Module]:
     """Take a stage's modules out of the whole model; layers with a state restart at documents."""
     family = plan.architecture.family
-    used = [*names.vision, names.embedding, *names.layers, names.norm, names.head]
-    modules = {name: plan.model.get_submodule(name) for name in used if name}
+    modules = {name: plan.model.get_submodule(name) for name in names.used}
     for name, (index, half) in zip(names.layers, cut.layers.pieces(), strict=True):
         if family.states is not None and plan.architecture.stateful[index]:
             mixer = mixer_of(modules[name], family.states)
             restart_at_documents(mixer)
             take_one_row(mixer, family.states.one_row if faster else None, device)
+        take_rows(modules[name], plan.architecture.alibi)
         if half is not None:
             modules[name] = half_of(modules[name], family, half)
     return modules

@@ -9,6 +9,7 @@ from torch.nn import functional
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.device import to_device
+from headrace.trainer.stage.input_parts import InputParts
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.vision.inputs import VisionInputs
 from headrace.trainer.vision.tower import VisionTower
@@ -19,6 +20,7 @@ class StageEmbedding:
 
     Args:
         module: the model's own, adapted or not.
+        parts: what follows it before the first layer.
         seeded: set the random state, for dropout that is the same in any layout.
         noise_alpha: of NEFTune's noise, if any.
         tower: whose features take the place of placeholders.
@@ -27,6 +29,7 @@ class StageEmbedding:
     def __init__(
         self,
         module: nn.Module,
+        parts: InputParts,
         architecture: Architecture,
         dtype: torch.dtype,
         *,
@@ -35,6 +38,7 @@ class StageEmbedding:
         tower: VisionTower | None = None,
     ) -> None:
         self.module = module
+        self.parts = parts
         family = architecture.family
         self.multiplier = architecture.embedding_scale
         self.dropout = architecture.setting(family.embedding_dropout) or 0.0
@@ -51,6 +55,7 @@ class StageEmbedding:
     def embed(
         self,
         ids: Tensor,
+        positions: Tensor,
         micro_batch: MicroBatch | None,
         device: torch.device,
         vision: VisionInputs | None = None,
@@ -58,6 +63,7 @@ class StageEmbedding:
         """[b, s] ids to [b, s, hidden size] on a device, whichever the embedding itself is on.
 
         Args:
+            positions: [b, s] in documents.
             micro_batch: in training, where chance goes by it; None outside of it.
             vision: pictures among the tokens.
         """
@@ -76,6 +82,7 @@ class StageEmbedding:
                 torch.manual_seed(derive_seed(micro_batch.seed, "vision"))
             features = self.tower.features(vision.arguments, vision.places)
             hidden = features.insert(hidden)
+        hidden = self.parts.run(hidden, positions).to(self.dtype)
         if self.dropout:
             hidden = functional.dropout(hidden, self.dropout, training=micro_batch is not None)
         return hidden

@@ -27,10 +27,13 @@ from headrace.trainer.layers.router_loss import (
     total_loss,
 )
 from headrace.trainer.layers.selective_checkpoint import kept_products
+from headrace.trainer.stage.distance_biases import DistanceBiases
 from headrace.trainer.stage.embedding import StageEmbedding
 from headrace.trainer.stage.loss import StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.stage.spec import StageSpec
+
+NOTHING: Mapping[str, Any] = {}
 
 
 class Stage(nn.Module):
@@ -56,6 +59,7 @@ class Stage(nn.Module):
         if names.embedding:
             self.embedding = StageEmbedding(
                 modules[names.embedding],
+                spec.input_parts,
                 architecture,
                 spec.compute_dtype,
                 seeded=spec.seeded,
@@ -74,6 +78,7 @@ class Stage(nn.Module):
         self.layers = spec.layer_modules
         self.layer_names = names.layers
         self.norm = modules[names.norm] if names.norm and faster.norm is None else faster.norm
+        self.after_norm = [modules[name] for name in names.last]
         self.rotary = spec.rotary
         self.windows = [architecture.windows[index] for index in layers]
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
@@ -82,7 +87,12 @@ class Stage(nn.Module):
         self.attends = [architecture.attends[index] for index in layers]
         self.states = architecture.family.states
         self.numbers = list(layers)
-        self.additive_mask = architecture.attention == "eager"
+        self.additive_mask = architecture.attention == "eager" or architecture.alibi is not None
+        self.biases: DistanceBiases | None = None
+        if architecture.alibi is not None:
+            self.biases = DistanceBiases(
+                architecture.alibi, architecture.config, spec.compute_dtype
+            )
         self.router_loss = spec.router_loss
         self.taps = [tap_router(layer, spec.router_loss) for layer in self.layers]
         self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
@@ -149,13 +159,13 @@ class Stage(nn.Module):
         device = self.device
         lengths = micro_batch.document_lengths
         vision = micro_batch.extras.vision
-        groups = None if vision is None else vision.groups
-        masks = self._masks(lengths, self.attention_windows, device, groups)
         states = None
         if any(self.stateful):
             states = find_documents(lengths, micro_batch.row_lengths, device)
         every_position = to_device(position_ids(lengths), device)
         positions = self.sequence.share(every_position)
+        groups = None if vision is None else vision.groups
+        masks, further = self._seen(lengths, positions, groups)
         real = None
         if self.router_loss is not None:
             real = real_tokens(micro_batch.row_lengths, sum(lengths[0]), device)
@@ -164,7 +174,7 @@ class Stage(nn.Module):
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
-                hidden = self.embedding.embed(inputs, chance, device, vision)
+                hidden = self.embedding.embed(inputs, positions, chance, device, vision)
             axes = every_position
             if vision is not None and vision.positions is not None:
                 axes = vision.positions.long()
@@ -175,15 +185,22 @@ class Stage(nn.Module):
                 window = self.windows[index]
                 table = tables.get(self.rotary_types[index])
                 mask = masks.get(window)
-                arguments = self.arguments_of_layer(index, mask, positions, table, states)
+                arguments = self.arguments_of_layer(index, mask, positions, table, states, further)
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, router_loss = run(hidden)
                 hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
                 router_losses += [] if router_loss is None else [router_loss]
-            if self.norm is not None:
-                hidden = self.norm(hidden)
+            hidden = self.ended(hidden)
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
+
+    def ended(self, hidden: Tensor) -> Tensor:
+        """Return what the head is given, of the hidden states after the last layer."""
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        for part in self.after_norm:
+            hidden = part(hidden)
+        return hidden
 
     def _rotary_tables(
         self, hidden: Tensor, positions: Tensor, lengths: list[list[int]]
@@ -207,6 +224,17 @@ class Stage(nn.Module):
         """Return the windows of those layers that attend."""
         pairs = zip(self.windows, self.attends, strict=True)
         return [window for window, attends in pairs if attends]
+
+    def _seen(
+        self, lengths: list[list[int]], positions: Tensor, groups: Tensor | None
+    ) -> tuple[Mapping[int | None, Tensor | VisibleTokens | None], Mapping[str, Any]]:
+        """Return what attention is given: masks by window, and what goes beside them."""
+        masks = self._masks(lengths, self.attention_windows, positions.device, groups)
+        if self.biases is None:
+            return masks, NOTHING
+        longest = max(max(row) for row in lengths)
+        biases = self.biases.of_rows(positions, longest)
+        return self.biases.masks(masks, biases), self.biases.arguments(biases)
 
     def _masks(
         self,
@@ -235,13 +263,15 @@ class Stage(nn.Module):
         positions: Tensor,
         rotary: Any,
         states: Documents | Tensor | None = None,
+        further: Mapping[str, Any] = NOTHING,
     ) -> dict[str, Any]:
         """Return a layer's arguments beside the hidden states.
 
         Args:
             states: what a layer with a state is given for a mask of it.
+            further: what else the layers of a family are given.
         """
-        arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
+        arguments = {"attention_mask": mask, "position_ids": positions, **further}
         if rotary is not None:
             arguments["position_embeddings"] = rotary
         if self.states is not None and self.stateful[index]:
