@@ -59,6 +59,12 @@ class Architecture:
         return AutoModelForCausalLM if self.vision is None else AutoModelForImageTextToText
 
     @property
+    def parts(self) -> list[str]:
+        """List the paths of all parts that have weights, in order of use, each once."""
+        tower = [] if self.vision is None else self.vision.modules
+        return [*tower, *self.family.parts(self.config.num_hidden_layers)]
+
+    @property
     def tied(self) -> bool:
         """Return whether the head uses the embedding's weights."""
         return bool(self.config.tie_word_embeddings)
