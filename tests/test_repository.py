@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 FOLDERS = {  # each may import those before it; files outside of folders stand at both ends
     "trainer": """vision shards order families architecture stored adapters quantized layers
-        batches stage
+        tensor_parallel batches stage
         objectives building
         planning optim export checkpoint metrics pipeline run""".split(),
     "dataprep": "input images text formats axolotl rows work passes shards".split(),

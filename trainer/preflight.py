@@ -10,6 +10,8 @@ from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION
 from headrace.schemas.shards.tokenizer_content import is_tokenizer
+from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.schemas.train.objectives import kinds_of
 from headrace.schemas.train.quantization_config import check_installed
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.config_limits import read_model_config
@@ -30,6 +32,11 @@ logger = logging.getLogger(__name__)
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
 # of configs whose positions are rotary and computed, not looked up in a table of some length
 ROTARY_KEYS = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base")
+DIVIDED = {  # keys of configs: what ranks that share weights each have a part of
+    "num_attention_heads": "attention heads",
+    "num_key_value_heads": "key heads",
+    "vocab_size": "tokens of the vocabulary",
+}
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 NOT_OF_MODEL = {"_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
 
@@ -60,14 +67,15 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     ]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
-        of_pairs = config.objective.of_pairs
         tokens = config.model_overrides.new_tokens
-        check_shards(path, manifest, directory, text, config.weights == "random", of_pairs, tokens)
+        check_kind(path, manifest, config.objective)
+        check_shards(path, manifest, directory, text, config.weights == "random", tokens)
         check_pictures(config, path, manifest)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
     check_sequence(config, text, sequence_tokens)
+    check_tensor(config, text)
     longest = max(manifest.sequence_len for manifest in train + evaluation)
     check_lengths(config.model, text, longest, sequence_tokens)
     plan = plan_data(config, train)
@@ -181,27 +189,36 @@ def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int
         )
 
 
+def check_tensor(config: TrainConfig, model: Mapping[str, object]) -> None:
+    """Attention heads, key heads and the vocabulary must be divisible among ranks that share them.
+
+    Raises:
+        ConfigError: naming what is not.
+    """
+    ranks = config.tensor_parallel
+    for key, what in DIVIDED.items():
+        count = model.get(key)
+        if isinstance(count, int) and count % ranks:
+            raise ConfigError(
+                f"tensor_parallel = {ranks} does not divide the {count} {what} of {config.model}; "
+                "use a divisor of them, or more pipeline_stages"
+            )
+
+
 def check_shards(
     path: str,
     manifest: Manifest,
     model: Path,
     model_config: Mapping[str, object],
     random: bool,
-    of_pairs: bool,
     tokens: Sequence[str] = (),
 ) -> None:
     """Shards must come from the model's tokenizer and fit its positions and vocabulary.
 
     Args:
         random: the weights are made up, so that a tokenizer may be missing.
-        of_pairs: the objective compares the sides of pairs. Others train on chosen answers.
         tokens: that the model's tokenizer and its embedding get.
     """
-    if of_pairs and manifest.kind != "preference":
-        raise DataError(
-            f"{path}: holds no pairs, which the objective compares; prepare it with "
-            '`type = "preference"`, or use another objective.kind'
-        )
     tokenizer = model / "tokenizer.json"
     if not tokenizer.is_file() and not random:
         raise ConfigError(
@@ -237,6 +254,31 @@ def check_pictures(config: TrainConfig, path: str, manifest: Manifest) -> None:
         raise DataError(
             f"{path}: its rows hold pictures ({manifest.images.family}); add the table [vision] to "
             "train on them"
+        )
+
+
+def check_kind(path: str, manifest: Manifest, objective: ObjectiveConfig) -> None:
+    """Check that rows have the columns of the objective; of pairs all may train chosen answers.
+
+    Raises:
+        DataError: they have not, or hold answers that are not to be learned.
+    """
+    columns, kind = objective.record.columns, manifest.kind
+    if columns == "pairs" and kind != "preference":
+        raise DataError(
+            f"{path}: holds no pairs, which the objective compares; prepare it with "
+            '`type = "preference"`, or use another objective.kind'
+        )
+    if columns == "unpaired" and kind != "unpaired":
+        raise DataError(
+            f"{path}: holds no answers with labels, which the objective needs; prepare it with "
+            '`type = "unpaired"`, or use another objective.kind'
+        )
+    if columns == "rows" and kind == "unpaired":
+        raise DataError(
+            f"{path}: holds good and bad answers, and objective.kind = "
+            f'"{objective.kind}" would learn both; set kind = {kinds_of("unpaired")}, or prepare '
+            "the good ones alone"
         )
 
 

@@ -16,8 +16,8 @@ class Row(NamedTuple):
 
     `input_ids` [tokens] uint16 or int32; `loss_mask` [tokens] bool, None when every token is
     trained; `document_lengths` sum to tokens; `source` is the dataset's name; `row_key` its stable
-    identity; `control_class` -1, 0 or 1, None where its source has none; `images` its pictures'
-    tiles in the order of their tokens.
+    identity; `control_class` -1, 0 or 1, None where its source has none; `desirable` the label of a
+    single answer, None of other rows; `images` its pictures' tiles in the order of their tokens.
     """
 
     input_ids: NDArray[np.integer[Any]]
@@ -26,6 +26,7 @@ class Row(NamedTuple):
     source: str
     row_key: int
     control_class: int | None = None
+    desirable: bool | None = None
     images: tuple[Tile, ...] = ()
 
 
@@ -137,7 +138,7 @@ class DecodedRows:
             self._sources[index],
             self._keys[index],
             None if self._classes is None else self._classes[index],
-            self._images.tiles(index),
+            images=self._images.tiles(index),
         )
 
 

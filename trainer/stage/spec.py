@@ -19,6 +19,7 @@ from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.input_parts import InputParts
 from headrace.trainer.stage.loss import Objective
+from headrace.trainer.tensor_parallel.weight_cut import StageCuts
 from headrace.trainer.vision.tower import VisionTower
 
 
@@ -81,6 +82,7 @@ class StageSpec:
         objective: what the last stage computes.
         noise_alpha: of NEFTune's noise at the embedding, if any.
         sequence: the slice of every row that is held here.
+        cuts: the parts of weights that are held here.
         weight_offload: where the layers' weights come from, if they are not on the device.
         tower: runs the vision tower, on the stage that holds it.
     """
@@ -101,6 +103,7 @@ class StageSpec:
     embedding_on_cpu: bool = False
     noise_alpha: float | None = None
     sequence: SequenceSlice = WHOLE
+    cuts: StageCuts = field(default_factory=StageCuts)
     weight_offload: WeightOffload | None = None
     tower: VisionTower | None = None
     acceleration: Acceleration = field(default_factory=Acceleration)

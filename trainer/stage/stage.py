@@ -65,6 +65,7 @@ class Stage(nn.Module):
                 seeded=spec.seeded,
                 noise_alpha=spec.noise_alpha,
                 tower=spec.tower,
+                shard=spec.cuts.shard,
             )
         if names.head:
             self.loss = StageLoss(
@@ -74,6 +75,7 @@ class Stage(nn.Module):
                 autocast=spec.autocast,
                 triton=faster.triton_loss,
                 sequence=spec.sequence,
+                shard=spec.cuts.shard,
             )
         self.layers = spec.layer_modules
         self.layer_names = names.layers
@@ -168,7 +170,8 @@ class Stage(nn.Module):
         masks, further = self._seen(lengths, positions, groups)
         real = None
         if self.router_loss is not None:
-            real = real_tokens(micro_batch.row_lengths, sum(lengths[0]), device)
+            counted = micro_batch.extras.counted(micro_batch.row_lengths)
+            real = real_tokens(counted, sum(lengths[0]), device)
             real = self.sequence.share(real).flatten()
         hidden, router_losses = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
