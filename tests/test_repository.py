@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "jobs": {"schemas", "kernels", "dataprep", "trainer"},
 }
 FOLDERS = {  # each may import those before it; files outside of folders stand at both ends
-    "trainer": """shards order families architecture stored adapters quantized layers
+    "trainer": """vision shards order families architecture stored adapters quantized layers
         tensor_parallel batches stage
         objectives building
         planning optim export checkpoint metrics pipeline run""".split(),

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from headrace.schemas.config_model import Config, Text
-from headrace.schemas.train.adapter_config import AdapterConfig
+from headrace.schemas.train.adapter_config import AdapterConfig, VisionConfig
 from headrace.schemas.train.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
@@ -101,6 +101,13 @@ class TrainConfig(Config):
         description="Let stages also begin between a layer's attention and its MLP; "
         "for families whose layers have one after the other, and without dropout.",
     )
+    vision_stages: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Stages of the vision tower's own: with 1 the first holds the tower, the "
+        "projector and the embedding, and no decoder layer. Needs `[vision]`.",
+    )
     weights: Literal["stored", "pickled", "random"] = Field(
         "stored",
         description='`"pickled"`: `pytorch_model.bin` may be read, by the unpickler of torch for '
@@ -185,6 +192,11 @@ class TrainConfig(Config):
         "Default: from the shards.",
     )
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
+    vision: VisionConfig | None = Field(
+        None,
+        description="Train on pictures, with the vision tower of the model. Default: its text part "
+        "alone.",
+    )
     quantization: QuantizationConfig | None = Field(
         None, description="How frozen weights are held. Default: as they are, in `dtype`."
     )

@@ -27,6 +27,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_adapters_only(config)
     check_objective(config)
     check_evaluation(config)
+    check_vision(config)
 
 
 def check_steps_and_rate(config: "TrainConfig") -> None:
@@ -387,3 +388,69 @@ def check_evaluation(config: "TrainConfig") -> None:
             raise ValueError(
                 f'two evaluation datasets are named "{name}"; give each its own `name`'
             )
+
+
+def check_vision(config: "TrainConfig") -> None:
+    """Refuse what does not go with pictures, and keys of pictures without `[vision]`."""
+    adapter = config.adapter
+    if config.vision is None:
+        for key, value in (("vision_stages", config.vision_stages), ("vision", adapter.vision)):
+            if value:
+                name = key if key == "vision_stages" else f"adapter.{key}"
+                raise ValueError(f"{name} = {value} needs the table [vision]; add it, or drop this")
+        return
+    if adapter.vision and not adapter.record.has_products:
+        raise ValueError(
+            f'adapter.vision is of adapters, and adapter.kind = "{adapter.kind}"; set vision.train'
+        )
+    if config.vision.train and not adapter.record.trains_all:
+        raise ValueError(
+            f'vision.train trains the tower itself, and adapter.kind = "{adapter.kind}" freezes '
+            "it; set adapter.vision = true"
+        )
+    if config.vision_stages >= config.pipeline_stages:
+        raise ValueError(
+            f"vision_stages = {config.vision_stages} leaves no stage for the decoder layers; raise "
+            "pipeline_stages"
+        )
+    for key, found, remedy in not_with_pictures(config):
+        if found:
+            raise ValueError(f"[vision] does not go with {key}; {remedy}")
+
+
+def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
+    """Return what has no place for pictures: the key, whether it is asked for, and a remedy."""
+    adapter, loader = config.adapter, config.loader
+    return [
+        ("sequence_parallel", config.sequence_parallel > 1, "use more pipeline_stages"),
+        ("tensor_parallel", config.tensor_parallel > 1, "use more pipeline_stages"),
+        ("half_layers", config.half_layers, "use whole layers"),
+        (
+            'schedule = "interleaved"',
+            config.schedule == "interleaved",
+            'set "1f1b"',
+        ),
+        (
+            f'adapter.kind = "{adapter.kind}"',
+            adapter.record.by_class
+            or (adapter.record.trains_base and not adapter.record.trains_all),
+            'use "lora", "dora" or "none"',
+        ),
+        ("adapter.path", adapter.path is not None, "start a new adapter"),
+        (
+            f'objective.kind = "{config.objective.kind}"',
+            config.objective.record.columns != "rows",
+            "use one of rows",
+        ),
+        ("relora.every_steps", bool(config.relora.every_steps), "drop one"),
+        (
+            "[model_overrides]",
+            config.model_overrides != type(config.model_overrides)(),
+            "change config.json",
+        ),
+        (
+            'loader.overlong = "truncate"',
+            loader.pack != "none" and loader.overlong == "truncate",
+            'set "error" or "drop"',
+        ),
+    ]

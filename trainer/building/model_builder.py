@@ -94,7 +94,7 @@ def offloaded(spec: StageSpec, config: TrainConfig, device: torch.device) -> Wei
     if wish == "none":
         return None
     layers = list(zip(spec.names.layers, spec.layer_modules, strict=True))
-    if not any(find_weights(name, layer, wish) for name, layer in layers):
+    if layers and not any(find_weights(name, layer, wish) for name, layer in layers):
         raise ConfigError(
             f'weight_offload = "{wish}": the layers of this model have no frozen part of that '
             "name; drop it"

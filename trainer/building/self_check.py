@@ -352,8 +352,8 @@ def plan_model(config: TrainConfig) -> Plan:
         ConfigError: an architecture that is not supported, adapters that match nothing.
     """
     directory = model_directory(config.model, config.weights)
-    architecture = read_architecture(directory)
-    if architecture.config.model_type not in FAMILIES:
+    architecture = read_architecture(directory, vision=config.vision is not None)
+    if architecture.vision is None and architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
     architecture = overridden(architecture, config.model_overrides, str(directory))
     if config.sequence_parallel > 1:
