@@ -25,12 +25,18 @@ from headrace.trainer.order.datasets import RANDOM, Inputs
 from headrace.trainer.shards.decoded_pairs import SIDES
 from headrace.trainer.shards.storage import manifest_of
 from headrace.trainer.stored.settings import check_readable
+from headrace.trainer.vision.families import vision_family
 
 logger = logging.getLogger(__name__)
 
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
 # of configs whose positions are rotary and computed, not looked up in a table of some length
 ROTARY_KEYS = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base")
+DIVIDED = {  # keys of configs: what ranks that share weights each have a part of
+    "num_attention_heads": "attention heads",
+    "num_key_value_heads": "key heads",
+    "vocab_size": "tokens of the vocabulary",
+}
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 NOT_OF_MODEL = {"_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
 
@@ -47,6 +53,8 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     directory = model_directory(config.model, config.weights)
     model = read_model_config(directory)
     check_family(config.model, model)
+    if config.vision is not None:
+        vision_family(config.model, str(model.get("model_type")))
     check_readable(config.model, model)
     text = text_settings(model)
     text = {**text, **override_positions(config, text)}
@@ -62,10 +70,12 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         tokens = config.model_overrides.new_tokens
         check_kind(path, manifest, config.objective)
         check_shards(path, manifest, directory, text, config.weights == "random", tokens)
+        check_pictures(config, path, manifest)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
     check_sequence(config, text, sequence_tokens)
+    check_tensor(config, text)
     longest = max(manifest.sequence_len for manifest in train + evaluation)
     check_lengths(config.model, text, longest, sequence_tokens)
     plan = plan_data(config, train)
@@ -150,12 +160,12 @@ def model_config_fingerprint(values: Mapping[str, object]) -> str:
 def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
     """There must be a layer for each stage, or chunk of one."""
     layers = next((model[key] for key in LAYER_KEYS if key in model), None)
-    if isinstance(layers, int) and config.parts > layers:
+    if isinstance(layers, int) and config.parts - config.vision_stages > layers:
         chunks = config.parts // config.pipeline_stages
         of_chunks = f" of {chunks} chunks" if chunks > 1 else ""
         raise ConfigError(
             f"pipeline_stages = {config.pipeline_stages}{of_chunks}, but {config.model} has "
-            f"{layers} layers; use at most {layers // chunks}"
+            f"{layers} layers; use at most {layers // chunks + config.vision_stages}"
         )
 
 
@@ -177,6 +187,22 @@ def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int
             f"sequence_parallel = {ranks} does not divide the {heads} attention heads of "
             f"{config.model}; use a divisor of them"
         )
+
+
+def check_tensor(config: TrainConfig, model: Mapping[str, object]) -> None:
+    """Attention heads, key heads and the vocabulary must be divisible among ranks that share them.
+
+    Raises:
+        ConfigError: naming what is not.
+    """
+    ranks = config.tensor_parallel
+    for key, what in DIVIDED.items():
+        count = model.get(key)
+        if isinstance(count, int) and count % ranks:
+            raise ConfigError(
+                f"tensor_parallel = {ranks} does not divide the {count} {what} of {config.model}; "
+                "use a divisor of them, or more pipeline_stages"
+            )
 
 
 def check_shards(
@@ -216,6 +242,19 @@ def check_shards(
             f"but the model has {vocabulary} embeddings"
         )
     check_positions(path, manifest.sequence_len, model_config)
+
+
+def check_pictures(config: TrainConfig, path: str, manifest: Manifest) -> None:
+    """Refuse pictures that the model would not see.
+
+    Raises:
+        DataError: saying what to do.
+    """
+    if manifest.images is not None and config.vision is None:
+        raise DataError(
+            f"{path}: its rows hold pictures ({manifest.images.family}); add the table [vision] to "
+            "train on them"
+        )
 
 
 def check_kind(path: str, manifest: Manifest, objective: ObjectiveConfig) -> None:

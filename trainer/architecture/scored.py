@@ -32,6 +32,8 @@ def with_score(base: Architecture, path: str) -> Architecture:
     model_type = base.config.model_type
     if type(base.config) not in known:
         raise refuse(path, model_type, "transformers has no model of it that gives a score")
+    if base.vision is not None:
+        raise refuse(path, model_type, "a score of pictures is not trained; drop [vision]")
     config = copy.deepcopy(base.config)
     config.num_labels, config.tie_word_embeddings = 1, False
     family = replace(base.family, head=SCORE)

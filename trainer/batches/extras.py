@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.sequence_slice import SequenceSlice
+from headrace.trainer.vision.inputs import VisionInputs
 
 Pairs = list[list[tuple[int, int]]]
 
@@ -25,6 +27,7 @@ class Extras:
         mismatched: the second half of the sequences holds prompts with answers to other ones,
             which count for nothing but the baseline.
         control_classes: [b, s] int8: -1, 0, 1.
+        vision: pictures among the tokens.
     """
 
     pairs: Pairs | None = None
@@ -32,6 +35,7 @@ class Extras:
     ends: list[tuple[int, int]] | None = None
     desirable: list[bool] | None = None
     mismatched: bool = False
+    vision: VisionInputs | None = None
 
     @property
     def in_halves(self) -> bool:
@@ -43,16 +47,20 @@ class Extras:
         own = len(row_lengths) // 2 if self.mismatched else len(row_lengths)
         return row_lengths[:own] + [0] * (len(row_lengths) - own)
 
-    def of_stage(self, *, last: bool) -> "Extras":
+    def of_stage(self, *, first: bool, last: bool) -> "Extras":
         """Return what a stage is sent of it."""
-        return self if last else replace(self, pairs=None, desirable=None, ends=None)
+        vision = None if self.vision is None else self.vision.of_stage(first=first)
+        kept = self if last else replace(self, pairs=None, desirable=None, ends=None)
+        return replace(kept, vision=vision)
 
     def to(self, device: torch.device, sequence: SequenceSlice) -> "Extras":
         """Return it with a slice of its tensors on a device."""
-        if self.control_classes is None:
-            return self
-        classes = sequence.share(self.control_classes)
-        return replace(self, control_classes=to_device(classes, device))
+        classes, vision = self.control_classes, self.vision
+        if classes is not None:
+            classes = to_device(sequence.share(classes), device)
+        if vision is not None:
+            vision = vision.through(partial(to_device, device=device))
+        return replace(self, control_classes=classes, vision=vision)
 
 
 NO_EXTRAS = Extras()

@@ -242,7 +242,9 @@ def _as_pipeline_module(chunks: Sequence[Stage], layout: RankLayout) -> Pipeline
     """Wrap the chunks as one DeepSpeed layer, so that cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
     places[layout.stage] = nn.ModuleList(chunks)
-    names = {"replica": "data", "stage": "pipe", "sequence": "model"}  # DeepSpeed knows these three
+    # DeepSpeed knows three; sequence and tensor, the innermost, are one to it
+    names = {"replica": "data", "stage": "pipe"}
     axes = {names[axis]: size for axis, size in layout.dims.axes.items() if axis in names}
+    axes["model"] = layout.dims.sequence * layout.dims.tensor
     topology = ProcessTopology(axes=list(axes), dims=list(axes.values()))
     return PipelineModule(layers=places, topology=topology, partition_method="uniform")

@@ -64,6 +64,8 @@ class Stage(nn.Module):
                 spec.compute_dtype,
                 seeded=spec.seeded,
                 noise_alpha=spec.noise_alpha,
+                tower=spec.tower,
+                shard=spec.cuts.shard,
             )
         if names.head:
             self.loss = StageLoss(
@@ -73,6 +75,7 @@ class Stage(nn.Module):
                 autocast=spec.autocast,
                 triton=faster.triton_loss,
                 sequence=spec.sequence,
+                shard=spec.cuts.shard,
             )
         self.layers = spec.layer_modules
         self.layer_names = names.layers
@@ -116,7 +119,8 @@ class Stage(nn.Module):
     @property
     def device(self) -> torch.device:
         """Return the device of the layers; the embedding may be elsewhere."""
-        return next(self.layers[0].parameters()).device
+        modules = self.layers or self.parts  # none with layers: the stage of a vision tower
+        return next(modules[-1].parameters()).device
 
     def train(self, mode: bool = True) -> "Stage":
         """Set the mode of all modules; the reference stays in evaluation mode."""
@@ -156,12 +160,14 @@ class Stage(nn.Module):
         """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
         device = self.device
         lengths = micro_batch.document_lengths
+        vision = micro_batch.extras.vision
         states = None
         if any(self.stateful):
             states = find_documents(lengths, micro_batch.row_lengths, device)
         every_position = to_device(position_ids(lengths), device)
         positions = self.sequence.share(every_position)
-        masks, further = self._seen(lengths, positions)
+        groups = None if vision is None else vision.groups
+        masks, further = self._seen(lengths, positions, groups)
         real = None
         if self.router_loss is not None:
             counted = micro_batch.extras.counted(micro_batch.row_lengths)
@@ -171,8 +177,11 @@ class Stage(nn.Module):
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
-                hidden = self.embedding.embed(inputs, positions, chance, device)
-            tables = self._rotary_tables(hidden, every_position, lengths)
+                hidden = self.embedding.embed(inputs, positions, chance, device, vision)
+            axes = every_position
+            if vision is not None and vision.positions is not None:
+                axes = vision.positions.long()
+            tables = self._rotary_tables(hidden, axes, lengths)
             if self.offload is not None:
                 self.offload.begin()
             for index in range(len(self.layers)):
@@ -220,10 +229,10 @@ class Stage(nn.Module):
         return [window for window, attends in pairs if attends]
 
     def _seen(
-        self, lengths: list[list[int]], positions: Tensor
+        self, lengths: list[list[int]], positions: Tensor, groups: Tensor | None
     ) -> tuple[Mapping[int | None, Tensor | VisibleTokens | None], Mapping[str, Any]]:
         """Return what attention is given: masks by window, and what goes beside them."""
-        masks = self._masks(lengths, self.attention_windows, positions.device)
+        masks = self._masks(lengths, self.attention_windows, positions.device, groups)
         if self.biases is None:
             return masks, NOTHING
         longest = max(max(row) for row in lengths)
@@ -231,13 +240,17 @@ class Stage(nn.Module):
         return self.biases.masks(masks, biases), self.biases.arguments(biases)
 
     def _masks(
-        self, lengths: list[list[int]], windows: list[int | None], device: torch.device
+        self,
+        lengths: list[list[int]],
+        windows: list[int | None],
+        device: torch.device,
+        groups: Tensor | None = None,
     ) -> Mapping[int | None, Tensor | VisibleTokens | None]:
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
             return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks)
         additive = self.compute_dtype if self.additive_mask else None
-        return attention_masks(lengths, windows, device, additive)
+        return attention_masks(lengths, windows, device, additive, groups)
 
     def _kept(self, index: int, hidden: Tensor) -> AbstractContextManager[None]:
         """Return the context that stores a layer's saved tensors, unless autograd holds them."""
