@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from headrace.trainer.layers.device import to_device
+from headrace.trainer.row_slice import WHOLE_ROWS, RowSlice
 from headrace.trainer.sequence_slice import SequenceSlice
 
 Pairs = list[list[tuple[int, int]]]
@@ -28,11 +29,13 @@ class Extras:
         """Return what a stage is sent of it."""
         return self if last else replace(self, pairs=None)
 
-    def to(self, device: torch.device, sequence: SequenceSlice) -> "Extras":
+    def to(
+        self, device: torch.device, sequence: SequenceSlice, rows: RowSlice = WHOLE_ROWS
+    ) -> "Extras":
         """Return it with a slice of its tensors on a device."""
         if self.control_classes is None:
             return self
-        classes = sequence.share(self.control_classes)
+        classes = sequence.share(rows.share(self.control_classes))
         return replace(self, control_classes=to_device(classes, device))
 
 
