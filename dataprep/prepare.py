@@ -14,12 +14,12 @@ from rich.console import Console
 from headrace.dataprep.input.files import find_inputs, inputs_fingerprint
 from headrace.dataprep.input.pieces import InputFile, Task
 from headrace.dataprep.passes.dedup_pass import find_duplicates
+from headrace.dataprep.passes.limit_rank import RowCuts
 from headrace.dataprep.passes.merge_runs import write_shards
 from headrace.dataprep.passes.mixing import mix
 from headrace.dataprep.passes.recorded_inputs import changed_input, record_inputs
 from headrace.dataprep.passes.rejects import check_rejects, check_sources, collect_rejects
 from headrace.dataprep.passes.row_limits import limit_rows
-from headrace.dataprep.passes.row_rank import RowCuts
 from headrace.dataprep.passes.shard_writer import Target
 from headrace.dataprep.passes.sorted_runs import Runs
 from headrace.dataprep.passes.task_runner import finished_task, run_task

@@ -1,7 +1,6 @@
 """JSON of files from elsewhere, read within limits; one line says what is wrong with it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from headrace.schemas.outside_text import json_type
 
 MAX_BYTES = 1 << 30
 MAX_DEPTH = 64
+NESTED = frozenset((dict, list))  # what JSON nests
 
 
 def parse_json(content: bytes, path: Path | str, remedy: str = "") -> Any:
@@ -27,7 +27,8 @@ def parse_json(content: bytes, path: Path | str, remedy: str = "") -> Any:
         raise too_deep(path) from None
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}){remedy}") from None
-    if depth_of(values) > MAX_DEPTH:
+    brackets = content.count(b"[") + content.count(b"{")
+    if brackets > MAX_DEPTH and depth_of(values) > MAX_DEPTH:
         raise too_deep(path)
     return values
 
@@ -41,10 +42,12 @@ def depth_of(values: Any) -> int:
     return depth
 
 
-def parts_of(parent: Any) -> Iterator[Any]:
-    """Yield the lists and objects directly in one of them."""
+def parts_of(parent: Any) -> list[Any]:
+    """Return the lists and objects directly in one of them."""
     values = parent.values() if isinstance(parent, dict) else parent
-    return (value for value in values if isinstance(value, dict | list))
+    if not NESTED.intersection(map(type, values)):  # a vocabulary, or a pair of many merges
+        return []
+    return [value for value in values if type(value) in NESTED]
 
 
 def too_deep(path: Path | str) -> DataError:

@@ -40,7 +40,7 @@ class ChatFormat:
         self.templates = ChatTemplates(chat, tokenizer)
         self.turns = TurnMask(chat, end_tokens(tokenizer))
         self.columns = frozenset([*([chat.field] if chat.field else FIELDS), "system", "tools"])
-        self.columns |= {chat.prompt, chat.completion}
+        self.columns |= {chat.prompt, chat.completion, *filter(None, [chat.prompt_input])}
 
     def encode(self, records: Sequence[Record]) -> Iterator[Encoded | Reject]:
         """One document for each conversation."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 from rich.console import Console
 
-from headrace.dataprep.passes.row_rank import RowCuts
+from headrace.dataprep.passes.limit_rank import RowCuts
 from headrace.dataprep.passes.shard_writer import ShardPlan, Target, finished_shard, write_shard
 from headrace.dataprep.passes.sorted_runs import ALL_KEYS, KeyRange, Runs, cut_keys, parts_of
 from headrace.dataprep.text.fast_tokenizer import close_tokenizers
@@ -165,9 +165,9 @@ def merge_runs(target: Target, plan: MergePlan) -> Merged:
     rows = 0
     with pa.ipc.new_file(str(unfinished), target.schema) as writer:
         parts = parts_of(plan.size)
-        for table in plan.runs.read_sorted(output, plan.groups, plan.keys, parts, target.schema):
-            writer.write_table(table)
-            rows += table.num_rows
+        for part in plan.runs.read_sorted(output, plan.groups, plan.keys, parts, target.schema):
+            writer.write_table(part.copy())
+            rows += len(part.order)
     if (first := finished_merge(target, plan)) is not None:
         return first  # another attempt's; the file may be in use by now
     rename_durably(unfinished, path)

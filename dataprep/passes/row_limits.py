@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.dataprep.input.pieces import Task
-from headrace.dataprep.passes.row_rank import ALL, RowCuts, ranks
+from headrace.dataprep.passes.limit_rank import ALL, RowCuts, ranks
 from headrace.dataprep.rows.task_stats import StatsSum, TaskStats, add_counts
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.local_engine import Engine

@@ -1,22 +1,26 @@
 """The shuffle's end: each shard owns a range of row keys and gathers its rows from all tasks."""
 
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headrace.dataprep.passes.sorted_runs import ALL_KEYS, Runs, cut_keys, parts_of
-from headrace.dataprep.rows.row_tables import count_tokens, sides
+from headrace.dataprep.rows.row_tables import SortedRows, count_tokens, sides
 from headrace.dataprep.text.fast_tokenizer import close_tokenizers
+from headrace.dataprep.work.local_engine import start_light
 from headrace.dataprep.work.workspace import Workspace, read_marker, write_marker
 from headrace.schemas.fingerprint import file_sha256, fingerprint
 from headrace.schemas.publish import rename_durably
 from headrace.schemas.shards.manifest import RowGroupRecord, ShardRecord
 from headrace.schemas.shards.parquet_options import parquet_options
 from headrace.schemas.shards.shard_format import TOKEN_COLUMNS, TRAIN, shard_file_name, shard_schema
+from headrace.schemas.shards.shard_kind import ShardKind
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Target:
     """A shard directory in the making, and how its files are written; small and picklable."""
 
     space: Workspace
-    kind: str
+    kind: ShardKind
     rows_in_group: int
 
     @property
@@ -69,46 +73,69 @@ def finished_shard(target: Target, plan: ShardPlan) -> ShardRecord | None:
 def write_shard(target: Target, plan: ShardPlan) -> ShardRecord:
     """Gather, sort and publish one shard; its bytes depend on the rows alone."""
     close_tokenizers()
+    start_light()
     output = target.space.output
     unfinished = target.space.temporary(output / plan.file)
     keys = cut_keys(ALL_KEYS, plan.count)[plan.index]
-    parts = parts_of(plan.size)
-    size = target.rows_in_group
+    parts = plan.runs.read_sorted(
+        output, range(plan.runs.groups), keys, parts_of(plan.size), target.schema
+    )
+    counts: list[GroupCount] = []
     with pq.ParquetWriter(unfinished, target.schema, **parquet_options(target.kind)) as writer:
-        rest = target.schema.empty_table()
-        for part in plan.runs.read_sorted(
-            output, range(plan.runs.groups), keys, parts, target.schema
-        ):
-            rows = pa.concat_tables([rest, part])
-            whole = rows.num_rows - rows.num_rows % size
-            for start in range(0, whole, size):
-                writer.write_table(rows.slice(start, size).combine_chunks())
-            rest = rows.take(pa.array(range(whole, rows.num_rows), pa.int64()))
-            del part, rows  # large, and not needed while the next is gathered
-        if rest.num_rows:
-            writer.write_table(rest)
-    record = describe_shard(unfinished, plan)
+        for rows in row_groups(parts, target.rows_in_group, target.schema):
+            writer.write_table(rows)
+            counts.append(GroupCount(count_tokens(rows), count_trained(rows)))
+    record = describe_written(unfinished, plan, counts)
     rename_durably(unfinished, output / plan.file)
     write_marker(target.space, plan.file, shard_key(target, plan), record)
     return record
 
 
+def row_groups(parts: Iterable[SortedRows], size: int, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of all parts in tables of `size` rows, the last one smaller."""
+    rest = schema.empty_table()
+    for part in parts:
+        rows = part.after(rest)
+        whole = len(rows.order) - len(rows.order) % size
+        for start in range(0, whole, size):
+            yield rows.copy(start, start + size)
+        rest = rows.copy(whole)
+        del part, rows  # large, and not needed while the next is gathered
+    if rest.num_rows:
+        yield rest
+
+
+class GroupCount(NamedTuple):
+    """Counts of a row group, taken as it is written."""
+
+    tokens: int
+    trained: int
+
+
 def describe_shard(path: Path, plan: ShardPlan) -> ShardRecord:
     """The manifest's record of a written file, its counts read back from it."""
-    groups: list[RowGroupRecord] = []
-    trained = 0
+    counts: list[GroupCount] = []
     with pq.ParquetFile(path) as file:
         for index in range(file.num_row_groups):
             names = [name for name in file.schema_arrow.names if name in TOKEN_COLUMNS]
             rows = file.read_row_group(index, columns=names)
-            groups.append(describe_row_group(file.metadata.row_group(index), rows))
-            trained += count_trained(rows)
+            counts.append(GroupCount(count_tokens(rows), count_trained(rows)))
+    return describe_written(path, plan, counts)
+
+
+def describe_written(path: Path, plan: ShardPlan, counts: list[GroupCount]) -> ShardRecord:
+    """The manifest's record of a written file, whose row groups have been counted."""
+    metadata = pq.read_metadata(path)
+    found = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    groups = [
+        place_row_group(group, count.tokens) for group, count in zip(found, counts, strict=True)
+    ]
     record = ShardRecord(
         file=plan.file,
         split="train" if plan.runs.split == TRAIN else "evaluation",
         rows=sum(group.rows for group in groups),
         tokens=sum(group.tokens for group in groups),
-        trained_tokens=trained,
+        trained_tokens=sum(count.trained for count in counts),
         bytes=path.stat().st_size,
         sha256=file_sha256(path),
         row_groups=groups,
@@ -133,11 +160,16 @@ def with_checksums(path: Path, record: ShardRecord) -> ShardRecord:
 
 
 def describe_row_group(group: pq.RowGroupMetaData, rows: pa.Table) -> RowGroupRecord:
-    """Rows, tokens and place of one row group; its columns lie one after another."""
+    """Rows, tokens and place of one row group."""
+    return place_row_group(group, count_tokens(rows))
+
+
+def place_row_group(group: pq.RowGroupMetaData, tokens: int) -> RowGroupRecord:
+    """The record of a row group of so many tokens; its columns lie one after another."""
     columns = [group.column(index) for index in range(group.num_columns)]
     return RowGroupRecord(
         rows=group.num_rows,
-        tokens=count_tokens(rows),
+        tokens=tokens,
         byte_offset=min(c.dictionary_page_offset or c.data_page_offset for c in columns),
         bytes=sum(column.total_compressed_size for column in columns),
     )

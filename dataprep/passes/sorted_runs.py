@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from headrace.dataprep.passes.row_rank import RowCuts, ranks
-from headrace.dataprep.rows.row_tables import sort_rows
+from headrace.dataprep.passes.limit_rank import RowCuts, ranks
+from headrace.dataprep.rows.row_tables import SortedRows, sort_rows
 from headrace.dataprep.work.workspace import Workspace, rows_path, work_folder
+from headrace.schemas.shards.arrow_numbers import numbers_of
 
 KEYS = 1 << 64
 HELD_TOKENS = 1 << 23  # 32 MiB of ids are sorted and written at once, and copied twice for that
 GATHERED_TOKENS = 1 << 20  # 4 MiB are gathered and sorted at once
-FILES_AT_ONCE = 8  # are mapped in: Linux maps 64 KiB around each page that is read
+SLICES_AT_ONCE = 256  # are mapped in: Linux maps 64 KiB around each page that is read
 
 KeyRange = tuple[int, int]  # keys [low, high)
 ALL_KEYS = (0, KEYS)
@@ -61,7 +62,7 @@ class Spool:
     def flush(self) -> None:
         """Write what is held as one sorted batch."""
         rows, self.held, self.held_tokens = sort_rows(self.held), [], 0
-        self.writer.write_table(rows)
+        self.writer.write_table(rows.copy())
 
     def close(self) -> tuple[Path, Path]:
         """End the file, also where there are no rows: a file not seen is an error.
@@ -105,8 +106,11 @@ class Runs:
 
     def read_sorted(
         self, output: Path, groups: Iterable[int], keys: KeyRange, parts: int, schema: pa.Schema
-    ) -> Iterator[pa.Table]:
-        """The rows with these keys, in key order, as a table for each of so many parts."""
+    ) -> Iterator[SortedRows]:
+        """The rows with these keys, in key order, in so many parts.
+
+        A part's rows may lie in mapped files, and must be copied before the next is asked for.
+        """
         ranges = overlapping(cut_keys(ALL_KEYS, self.ranges), keys)
         cuts = cut_keys(keys, parts)
         files = [
@@ -116,7 +120,8 @@ class Runs:
         ]
         for part in range(parts):
             yield sort_rows([schema.empty_table(), *gather(files, part)])
-            pa.default_memory_pool().release_unused()
+            for file in files:
+                file.forget()
 
 
 class RunFile:
@@ -148,7 +153,7 @@ class RunFile:
         """The rows that are not left out."""
         if self.top is None:
             return rows
-        stays = ranks(rows.column("row_key").to_numpy(), self.seed) < np.uint64(self.top)
+        stays = ranks(numbers_of(rows.column("row_key")), self.seed) < np.uint64(self.top)
         return rows.filter(pa.array(stays))
 
     def forget(self) -> None:
@@ -158,19 +163,27 @@ class RunFile:
 
 def cut_batch(batch: pa.RecordBatch, parts: list[KeyRange]) -> list[int]:
     """The rows of a sorted batch at which the ranges begin, and the one at which the last ends."""
-    keys = batch.column("row_key").to_numpy()
+    keys = numbers_of(batch.column("row_key"))
     lows = np.array([low for low, _ in parts], np.uint64)
     high = parts[-1][1]
     end = len(keys) if high >= KEYS else int(np.searchsorted(keys, np.uint64(high)))
     return [*np.searchsorted(keys, lows).tolist(), end]
 
 
-def gather(files: list[RunFile], part: int) -> Iterator[pa.Table]:
-    """The rows in one range of keys, in the order of the files, copied out of some at a time."""
-    for first in range(0, len(files), FILES_AT_ONCE):
-        some = files[first : first + FILES_AT_ONCE]
-        tables = [table for file in some for table in file.rows(part)]
-        if tables:
-            yield pa.concat_tables(tables).combine_chunks()
-        for file in some:
-            file.forget()
+def gather(files: list[RunFile], part: int) -> list[pa.Table]:
+    """The rows in one range of keys, in the order of the files, where they lie.
+
+    Of more than `SLICES_AT_ONCE` pieces all but the last are copied out of the files.
+    """
+    found: list[pa.Table] = []
+    mapped: list[pa.Table] = []
+    first = 0  # of the files that are mapped in
+    for number, file in enumerate(files, start=1):
+        mapped += file.rows(part)
+        if len(mapped) >= SLICES_AT_ONCE and number < len(files):
+            found.append(pa.concat_tables(mapped).combine_chunks())
+            mapped = []
+            for done in files[first:number]:
+                done.forget()
+            first = number
+    return found + mapped

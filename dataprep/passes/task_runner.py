@@ -11,6 +11,7 @@ from headrace.dataprep.passes.sorted_runs import Spool
 from headrace.dataprep.rows.blocks import BlockRows, pack_block, process_block, read_blocks
 from headrace.dataprep.rows.task_stats import StatsSum, TaskStats
 from headrace.dataprep.work.context import Context, check_unchanged
+from headrace.dataprep.work.local_engine import start_light
 from headrace.dataprep.work.task_progress import write_note
 from headrace.dataprep.work.workspace import (
     read_marker,
@@ -33,6 +34,8 @@ def run_task(context: Context, task: Task) -> TaskStats:
     Raises:
         DataError: an input is damaged, or changed since the work was planned.
     """
+    if task.source.axolotl is None:  # its libraries may want pandas
+        start_light()
     rejects = rejects_path(context.output, task.number)
     unfinished = context.space.temporary(rejects)
     schema = shard_schema(context.config.kind)

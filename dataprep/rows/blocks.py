@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from headrace.dataprep.rows.encoded_spool import EncodedBlock
 from headrace.dataprep.rows.filters import apply_filters
 from headrace.dataprep.rows.overlong import drop_tail, fit_samples
 from headrace.dataprep.rows.packing import full_mask, pack_samples, prefix_rows
+from headrace.dataprep.rows.row_keys import row_keys
 from headrace.dataprep.rows.row_tables import count_tokens
 from headrace.dataprep.rows.split_and_sample import choose_split, take_sample
 from headrace.dataprep.rows.task_stats import TaskStats, add_counts
@@ -33,9 +33,9 @@ from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokenizer import control_ids
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import DataError
-from headrace.schemas.fingerprint import derive_seeds
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig
+from headrace.schemas.shards.arrow_numbers import as_arrow
 from headrace.schemas.shards.shard_format import SPLITS, shard_schema
 
 SHOWN_CHARACTERS = 200
@@ -197,7 +197,8 @@ def mask_sample(sample: Sample, masked: list[int]) -> Sample:
     if not masked:
         return sample
     sides = [
-        Sample(side.ids, full_mask(side) & ~np.isin(side.ids, masked)) for side in sample.sides()
+        side._replace(trained=full_mask(side) & ~np.isin(side.ids, masked))
+        for side in sample.sides()
     ]
     return pair(*sides) if len(sides) == 2 else sides[0]
 
@@ -252,11 +253,6 @@ def is_of_one_record(error: BaseException) -> bool:
     return deep or type(error) is Exception or type(error).__name__ == "PanicException"
 
 
-def row_keys(seed: int, source: str, split: str, task: int, block: int) -> Iterator[int]:
-    """The 64-bit order keys of a block's rows: uniform, so that sorting by them shuffles."""
-    return derive_seeds(seed, "row", source, split, task, block)
-
-
 def pack(
     config: PrepareConfig,
     block: EncodedBlock,
@@ -267,13 +263,13 @@ def pack(
     """The rows of one split of a block, in packing order, with every column of a shard."""
     row_len = config.sequence_len - len(options.prefix)
     packed = prefix_rows(pack_samples(samples, config.packing, row_len), options.prefix)
-    order_keys = row_keys(config.seed, block.source, split, block.task, block.number)
-    keys = list(islice(order_keys, len(packed.input_ids)))
+    rows = len(packed.input_ids)
+    keys = row_keys(config.seed, block.source, split, block.task, block.number, rows)
     schema = shard_schema(config.kind)
     columns = packed._asdict() | {
-        "source": source_column(config, block.source, len(keys)),
-        "row_key": pa.array(keys, pa.uint64()),
-        "control_class": pa.array([options.control_class] * len(keys), pa.int8()),
+        "source": source_column(config, block.source, rows),
+        "row_key": as_arrow(keys),
+        "control_class": pa.array([options.control_class] * rows, pa.int8()),
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
@@ -282,4 +278,4 @@ def source_column(config: PrepareConfig, name: str, rows: int) -> pa.DictionaryA
     """One source's name for each row, over the dictionary of all names, equal in every file."""
     names = [source.name for source in config.sources]
     indices = np.full(rows, names.index(name), dtype=np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(names))
+    return pa.DictionaryArray.from_arrays(as_arrow(indices), pa.array(names))

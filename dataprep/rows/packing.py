@@ -9,6 +9,7 @@ import pyarrow as pa
 from headrace.dataprep.rows.best_fit import best_fit_rows
 from headrace.dataprep.text.sample import Mask, Sample
 from headrace.schemas.prepare.prepare_config import Packing
+from headrace.schemas.shards.arrow_numbers import as_arrow
 
 Numbers = npt.NDArray[np.integer]
 
@@ -21,6 +22,7 @@ class PackedRows(NamedTuple):
     document_lengths: pa.ListArray
     rejected_input_ids: pa.ListArray | None = None  # of pairs
     rejected_loss_mask: pa.ListArray | None = None
+    desirable: pa.BooleanArray | None = None  # of answers with a label
 
 
 def pack_samples(samples: list[Sample], packing: Packing, sequence_len: int) -> PackedRows:
@@ -33,6 +35,9 @@ def pack_samples(samples: list[Sample], packing: Packing, sequence_len: int) -> 
     lengths = np.array([len(sample.ids) for sample in samples])
     if samples[0].rejected_ids is not None:
         return pack_pairs(samples, lengths)
+    if samples[0].desirable is not None:
+        labels = pa.array([sample.desirable for sample in samples], pa.bool_())
+        return pack_whole(samples, lengths, np.arange(len(samples)))._replace(desirable=labels)
     match packing:
         case "concatenate":
             return pack_concatenated(samples, lengths, sequence_len)
@@ -88,7 +93,7 @@ def pack_pairs(samples: list[Sample], lengths: npt.NDArray[np.int64]) -> PackedR
 def list_array(values: Numbers, offsets: Numbers) -> pa.ListArray:
     """Arrow lists of int32 over one flat array: list i is values[offsets[i]:offsets[i + 1]]."""
     return pa.ListArray.from_arrays(
-        pa.array(offsets.astype(np.int32)), pa.array(values.astype(np.int32, copy=False))
+        as_arrow(offsets.astype(np.int32)), as_arrow(values.astype(np.int32, copy=False))
     )
 
 
@@ -108,7 +113,7 @@ def mask_array(samples: list[Sample], offsets: Numbers) -> pa.ListArray:
     kept = trained[np.repeat(~whole, lengths)]
     kept_offsets = np.append(0, np.cumsum(np.where(whole, 0, lengths))).astype(np.int32)
     return pa.ListArray.from_arrays(
-        pa.array(kept_offsets), pa.array(kept), type=kind, mask=pa.array(whole)
+        as_arrow(kept_offsets), pa.array(kept), type=kind, mask=pa.array(whole)
     )
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from headrace.dataprep.passes.row_limits import row_tokens
-from headrace.dataprep.passes.row_rank import permute_keys
 from headrace.dataprep.passes.shard_writer import Target, count_trained
 from headrace.dataprep.passes.sorted_runs import Spool
+from headrace.dataprep.rows.row_keys import permute_keys
 from headrace.dataprep.rows.row_tables import count_tokens
 from headrace.dataprep.work.workspace import read_marker, rows_path, write_marker
 from headrace.schemas.errors import DataError

@@ -18,7 +18,8 @@ from headrace.schemas.progress import Progress, silent
 from headrace.schemas.shards.manifest import Manifest, ShardRecord
 from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
-from headrace.schemas.shards.shard_format import MANIFEST_NAME, shard_schema
+from headrace.schemas.shards.shard_checks import schema_of
+from headrace.schemas.shards.shard_format import MANIFEST_NAME
 from headrace.schemas.shards.shard_rows import open_shard, read_row_group
 
 
@@ -123,7 +124,7 @@ def check_shard(path: Path, shard: ShardRecord, manifest: Manifest) -> list[str]
 def check_content(file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest) -> Iterator[str]:
     """Row groups and rows of one shard, whose columns and sizes have been checked."""
     if manifest.columns is None:
-        for name in sorted(set(file.schema_arrow.names) - set(shard_schema(manifest.kind).names)):
+        for name in sorted(set(file.schema_arrow.names) - set(schema_of(manifest).names)):
             yield f"column {name} is none of the shard format"
     totals = {"rows": 0, "tokens": 0, "trained_tokens": 0}
     last_key = -1

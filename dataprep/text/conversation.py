@@ -21,6 +21,7 @@ ROLES = {  # as ShareGPT and its like name them
 ROLE_FIELDS = ("role", "from")
 CONTENT_FIELDS = ("content", "value")
 FLAGS = ("train", "weight")
+LABELS = {"true": True, "1": True, "false": False, "0": False}  # CSV has texts
 
 
 class ConversationError(Exception):
@@ -70,7 +71,21 @@ def exchange(fields: Mapping[str, Any], chat: ChatConfig) -> list[Any] | None:
     sides = ((chat.prompt, "user"), (chat.completion, "assistant"))
     if any(fields.get(name) is None for name, _ in sides):
         return None
-    return [message for name, role in sides for message in side_messages(fields[name], role, name)]
+    given = dict(fields) | {chat.prompt: whole_prompt(fields, chat)}
+    return [message for name, role in sides for message in side_messages(given[name], role, name)]
+
+
+def whole_prompt(fields: Mapping[str, Any], chat: ChatConfig) -> Any:
+    """Return the question with what it is about, if the config and the row name such a text."""
+    prompt = fields[chat.prompt]
+    about = fields.get(chat.prompt_input) if chat.prompt_input else None
+    if about in (None, ""):
+        return prompt
+    if not (isinstance(prompt, str) and isinstance(about, str)):
+        raise ConversationError(
+            "not a conversation", f'fields "{chat.prompt}" and "{chat.prompt_input}" are not texts'
+        )
+    return f"{prompt}\n{about}" if prompt else about
 
 
 def side_messages(value: object, role: str, name: str) -> list[Any]:
@@ -294,3 +309,19 @@ def without_none(value: Any) -> Any:
 def quoted(name: object) -> str:
     """A name as messages show it."""
     return f'"{name}"'
+
+
+def read_label(fields: Mapping[str, Any], name: str) -> bool:
+    """Return whether an answer is desirable: true or false, 1 or 0, or these as text.
+
+    Raises:
+        ConversationError: the field says neither.
+    """
+    value = fields.get(name)
+    if value is None:
+        raise ConversationError("missing field", f"no field {quoted(name)}")
+    found = LABELS.get(str(value).strip().lower())
+    if found is None or isinstance(value, float):
+        seen = f"{value!r:.40}" if isinstance(value, str | int | float) else json_type(value)
+        raise ConversationError("no label", f"field {quoted(name)} is {seen}, not true or false")
+    return found

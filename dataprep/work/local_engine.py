@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import pyarrow as pa
 
 from headrace.schemas.errors import DataError
+from headrace.schemas.shards.arrow_numbers import leave_pandas_out
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -92,6 +93,12 @@ def prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def start_light() -> None:
+    """Spare a process of the pool the import of pandas; the caller's own process may need it."""
+    if multiprocessing.parent_process() is not None:
+        leave_pandas_out()
 
 
 def use_one_thread() -> None:

@@ -3,29 +3,29 @@
 Why not DeepSpeed's launcher: docs/notes.md, 2026-11-21.
 """
 
-import ctypes
-import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 
-from headrace.jobs.commands.machine import card_names, prepare_transfers
 from headrace.jobs.commands.nodes import Nodes, NodeWatch
-from headrace.jobs.commands.ranks import Rank, first_failure, kill_all, open_reports
+from headrace.jobs.commands.ranks import (
+    SAVES,
+    Rank,
+    first_failure,
+    kill_all,
+    open_rank,
+    rank_environment,
+)
 from headrace.jobs.commands.stalls import Stalls
 from headrace.schemas.errors import ConfigError
 
-LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
-PR_SET_PDEATHSIG = 1  # prctl(2)
 POLL_SECONDS = 0.1
 WAITING_RANKS = 4096  # that may ask for the store before it answers
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-SAVES = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -122,90 +122,11 @@ def received_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def rank_environment(processes: int, port: int, nodes: Nodes | None = None) -> dict[str, str]:
-    """Return what torch.distributed and DeepSpeed read, less the rank itself.
-
-    Ranks of one machine talk over its loopback interface, those of several over the one that leads
-    to node 0; left alone, gloo takes the one that the host name resolves to, which may lead
-    nowhere. torch's own log tells of each first transfer between two GPUs; its errors stay.
-    """
-    interface = nodes.interface() if nodes else LOOPBACK
-    return {
-        **prepare_transfers(processes, os.environ, card_names()),
-        "GLOO_SOCKET_IFNAME": interface,
-        "NCCL_SOCKET_IFNAME": interface,
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        **os.environ,
-        "WORLD_SIZE": str(processes * (nodes.count if nodes else 1)),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "LOCAL_SIZE": str(processes),
-        "MASTER_ADDR": nodes.master if nodes else "127.0.0.1",
-        "MASTER_PORT": str(nodes.port if nodes else port),
-    }
-
-
 def free_port() -> int:
     """Return a TCP port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def open_rank(
-    command: Sequence[str],
-    environment: dict[str, str],
-    number: int,
-    local_rank: int,
-    store: int | None,
-) -> Rank:
-    """Start one rank, with a pipe for what it tells the launcher, and the store's socket."""
-    reports, writes = open_reports()
-    fds = {"HEADRACE_REPORT_FD": writes}
-    if store is not None:
-        fds["HEADRACE_STORE_FD"] = store
-    environment = environment | {name: str(fd) for name, fd in fds.items()}
-    try:
-        process = start_rank(command, environment, number, local_rank, tuple(fds.values()))
-    finally:
-        os.close(writes)
-    return Rank(number, process, reports)
-
-
-def start_rank(
-    command: Sequence[str],
-    environment: dict[str, str],
-    rank: int,
-    local_rank: int,
-    fds: tuple[int, ...] = (),
-) -> subprocess.Popen[bytes]:
-    """Start one rank in its own process group, so that Ctrl-C comes once, through the launcher."""
-    return subprocess.Popen(
-        command,
-        env={**environment, "RANK": str(rank), "LOCAL_RANK": str(local_rank)},
-        stdin=subprocess.DEVNULL,
-        process_group=0,
-        pass_fds=fds,
-        preexec_fn=die_with(os.getpid()),
-    )
-
-
-def die_with(launcher: int) -> Callable[[], None]:
-    """Return a function for a rank to run first: it asks Linux to kill it with the launcher.
-
-    It also ignores requests to save until the rank has installed its handler.
-    """
-    if sys.platform != "linux":
-        return lambda: None
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def prepare() -> None:
-        for number in SAVES:
-            signal.signal(number, signal.SIG_IGN)
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:  # it went between fork and prctl
-            os._exit(1)
-
-    return prepare
 
 
 def wait_for_all(

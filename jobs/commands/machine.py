@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ LEAST_SHARED = 256 << 20  # bytes; a container has 64 MiB unless it is told othe
 
 
 def prepare_transfers(
-    processes: int, environment: Mapping[str, str], cards: list[str]
+    processes: int, environment: Mapping[str, str], cards: Sequence[str]
 ) -> dict[str, str]:
     """Return the variables that ranks on these cards need beside those that are set.
 
@@ -41,7 +41,7 @@ def card_names(driver: Path = DRIVER) -> list[str]:
     return [found[1].strip() for text in texts if (found := MODEL.search(text))]
 
 
-def transfer_settings(cards: list[str], environment: Mapping[str, str]) -> dict[str, str]:
+def transfer_settings(cards: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
     """Return what keeps NCCL from transfers that these cards lack; the user's own settings stay."""
     if not any(WITHOUT_PEERS.search(card) for card in cards):
         return {}

@@ -18,6 +18,7 @@ from headrace.schemas.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+TIMEOUT_SECONDS = 60.0  # of silence, after which a node is given up, unless asked otherwise
 JOIN_SECONDS = 600.0  # for all launchers to be started
 BEAT_SECONDS = 1.0
 ALIVE, DONE, FAILED, HELLO, NONCE = "alive", "done", "failed", "hello", "nonce"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from headrace.jobs.commands.nodes import SECRET_VARIABLE, TIMEOUT_SECONDS, Nodes
 from headrace.jobs.commands.options import ConfigFile, Overrides
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.process_limits import allow_open_files
@@ -33,10 +34,13 @@ def init(
     """Look at a model, your files and this machine, and write prepare.toml and train.toml."""
     from rich.console import Console
 
-    from headrace.jobs.first_run.init import Wanted, init
+    from headrace.dataprep.dry_run import estimate
+    from headrace.jobs.first_run.fit import fit
+    from headrace.jobs.first_run.init import Forecasts, Wanted, init
 
     wanted = Wanted(model, tuple(data), output, force, sequence_len)
-    init(wanted, Console(markup=False, emoji=False, highlight=False))
+    console = Console(markup=False, emoji=False, highlight=False)
+    init(wanted, console, Forecasts(estimate, fit))
 
 
 @app.command(epilog="Example: headrace train train.toml --gpus 2 --set optimizer.lr=1e-4")
@@ -66,28 +70,29 @@ def train(
     ] = None,
     node_timeout: Annotated[
         float, typer.Option(min=5, help="Seconds of silence after which a node is given up.")
-    ] = 60.0,
+    ] = TIMEOUT_SECONDS,
 ) -> None:
     """Fine-tune on shards, over the GPUs of one machine or several, or as processes on CPUs.
 
     SIGTERM, SIGHUP, SIGQUIT or Ctrl-C saves after the current step and exits with 0.
     """
     from headrace.jobs.commands.launch import launch
-    from headrace.jobs.commands.nodes import SECRET_VARIABLE, Nodes
     from headrace.schemas.toml_config import load_config
     from headrace.schemas.train.train_config import TrainConfig
     from headrace.trainer.checkpoint.resume_record import check_run_directory
     from headrace.trainer.preflight import check
 
-    for name in ("torch", "deepspeed", "transformers", "peft"):
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(name=name)
+    check_libraries()
     settings = load_config(TrainConfig, config, overrides or [])
     if (master is None) == (nodes > 1):
         raise ConfigError("--nodes and --master go together; give both or neither")
     allow_open_files()
     processes = count_processes(
-        gpus, settings.pipeline_stages, nodes, sequence_parallel=settings.sequence_parallel
+        gpus,
+        settings.pipeline_stages,
+        nodes,
+        sequence_parallel=settings.sequence_parallel,
+        tensor_parallel=settings.tensor_parallel,
     )
     inputs = check(settings, processes * nodes)
     check_run_directory(settings, inputs, resume, data_changed == "continue")
@@ -100,9 +105,15 @@ def train(
     arguments = ["--config", str(config), "--data-changed", data_changed]
     arguments += ["--resume"] if resume else []
     arguments += ["--debug"] if context.obj else []
-    for override in overrides or []:
-        arguments += ["--set", override]
+    arguments += [part for override in overrides or [] for part in ("--set", override)]
     raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port, machines))
+
+
+def check_libraries() -> None:
+    """Raise the error of a missing import here, before ranks are started that would miss it."""
+    for name in ("torch", "deepspeed", "transformers", "peft"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
 
 
 @app.command(epilog="Example: headrace plan train.toml --gpus 4 --memory 24GiB")
@@ -127,14 +138,16 @@ def plan(
 
     settings = load_config(TrainConfig, config, overrides or [])
     quiet_libraries()
+    from headrace.trainer.building.self_check import plan_model
     from headrace.trainer.planning.plan_report import parse_size, report
     from headrace.trainer.planning.proposals import proposals
+    from headrace.trainer.planning.remedies import remedies
     from headrace.trainer.planning.run_plan import plan_run
 
     limit = parse_size(memory) if memory else None
     count = gpus or settings.replica_ranks
-    run = plan_run(settings, count, sequence_len)
-    print(report(run, count, limit))
+    run = plan_run(settings, plan_model(settings), count, sequence_len)
+    print(report(run, limit, remedies(run, count, limit) if limit else ()))
     if limit and gpus:
         print(f"\n{proposals(run, gpus, limit)}")
 
@@ -197,13 +210,21 @@ def plan_data(
 
 
 def count_processes(
-    gpus: int | None, pipeline_stages: int, nodes: int = 1, *, sequence_parallel: int = 1
+    gpus: int | None,
+    pipeline_stages: int,
+    nodes: int = 1,
+    *,
+    sequence_parallel: int = 1,
+    tensor_parallel: int = 1,
 ) -> int:
     """Return the number of ranks to start here, checked against the layout and the GPUs here."""
-    available, replica = count_gpus(), pipeline_stages * sequence_parallel
+    available = count_gpus()
+    replica = pipeline_stages * sequence_parallel * tensor_parallel
     cut = f"pipeline_stages = {pipeline_stages}"
     if sequence_parallel > 1:
         cut += f" times sequence_parallel = {sequence_parallel}"
+    if tensor_parallel > 1:
+        cut += f" times tensor_parallel = {tensor_parallel}"
     processes = gpus or available or -(-replica // nodes)
     if available and processes > available:
         raise ConfigError(f"--gpus {processes}: this machine has {available}; ask for fewer")

@@ -4,16 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headrace.jobs.migration.axolotl import AXOLOTL
-from headrace.jobs.migration.command_lines import JLLM_PROGRAMS, find_programs
-from headrace.jobs.migration.equivalents import OldSystem
-from headrace.jobs.migration.fsdp_qlora import FSDP_QLORA
 from headrace.jobs.migration.imported import Imported, apply, entry_rows, flatten, nest, translate
-from headrace.jobs.migration.jllm import JLLM
 from headrace.jobs.migration.old_datasets import OldDatasets, lite_datasets, qlora_datasets
-from headrace.jobs.migration.qlora_pipe import QLORA_PIPE
-from headrace.jobs.migration.qlora_pipe_lite import QLORA_PIPE_LITE
-from headrace.jobs.migration.quantized import DYNAMIC
+from headrace.jobs.migration.python_script import read_script
+from headrace.jobs.migration.trainer_data import factory_sources, trl_sources
+from headrace.jobs.old_systems.axolotl import AXOLOTL
+from headrace.jobs.old_systems.command_lines import JLLM_PROGRAMS, find_programs
+from headrace.jobs.old_systems.equivalents import OldSystem
+from headrace.jobs.old_systems.fsdp_qlora import FSDP_QLORA
+from headrace.jobs.old_systems.jllm import JLLM
+from headrace.jobs.old_systems.qlora_pipe import QLORA_PIPE
+from headrace.jobs.old_systems.qlora_pipe_lite import QLORA_PIPE_LITE
+from headrace.jobs.old_systems.quantized import DYNAMIC
+from headrace.jobs.trainer_arguments.llama_factory import LLAMA_FACTORY, listed
+from headrace.jobs.trainer_arguments.trl import TRL, trainer_of
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.outside_text import (
     MOST_YAML_BYTES,
@@ -25,7 +29,8 @@ from headrace.schemas.outside_text import (
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.toml_config import MOST_CONFIG_BYTES
 
-SYSTEMS = (QLORA_PIPE, QLORA_PIPE_LITE, AXOLOTL, JLLM, FSDP_QLORA)
+SYSTEMS = (QLORA_PIPE, QLORA_PIPE_LITE, AXOLOTL, JLLM, FSDP_QLORA, LLAMA_FACTORY, TRL)
+MODEL_KEYS = {"base_model", "model_name_or_path"}
 YAML_SUFFIXES = (".yaml", ".yml")
 FOLDERS_ABOVE = 4  # a config's own folder and the ones above it
 JLLM_SHARDS = "their Parquet needs a manifest: run `headrace index` on it first"
@@ -78,7 +83,9 @@ def read_old(path: Path) -> Imported:
     if suffix == ".toml":
         return from_toml(read_toml(text, path), path)
     if suffix in YAML_SUFFIXES:
-        return from_axolotl(read_yaml(text, path), path)
+        return from_yaml(read_yaml(text, path), path)
+    if suffix == ".py":
+        return from_script(text, path)
     return from_commands(text, path)
 
 
@@ -95,9 +102,98 @@ def read_yaml(text: str, path: Path) -> dict[str, Any]:
     except OutsideTextError as error:
         line = f":{error.line}" if error.line else ""
         raise ConfigError(f"{path}{line}: {error}") from None
-    if not isinstance(values, dict) or "base_model" not in values:
-        raise ConfigError(f"{path}: no base_model, so not a config of Axolotl")
-    return {key: value for key, value in values.items() if value is not None}
+    if not isinstance(values, dict) or not values.keys() & MODEL_KEYS:
+        raise ConfigError(
+            f"{path}: neither base_model (Axolotl) nor model_name_or_path (LLaMA-Factory, TRL)"
+        )
+    return {str(key): value for key, value in values.items() if value is not None}
+
+
+def from_yaml(values: Mapping[str, Any], path: Path) -> Imported:
+    """Convert a YAML file of Axolotl, LLaMA-Factory or TRL, told apart by their keys."""
+    if "base_model" in values:
+        return from_axolotl(values, path)
+    own = LLAMA_FACTORY.own_keys() - TRL.own_keys()
+    if values.keys() & own:
+        return from_llama_factory(values, path)
+    return from_trl(values, path, Imported())
+
+
+def from_script(text: str, path: Path) -> Imported:
+    """Convert a Python script for TRL or Unsloth, whose calls are read and not run."""
+    imported = Imported()
+    return from_trl(read_script(text, path, imported), path, imported)
+
+
+def from_trl(values: Mapping[str, Any], path: Path, imported: Imported) -> Imported:
+    """Convert TRL's arguments; the data becomes one shard directory."""
+    new = apply(TRL, values, imported)
+    imported.train = nest(new, "train")
+    if "model" not in imported.train:
+        raise ConfigError(f"{path}: no name of a model is written in it; add one")
+    sources = trl_sources(values, trainer_of(values), imported)
+    fraction = values.get("test_split_size")
+    held = {"evaluation_fraction": float(fraction)} if fraction else {}
+    add_prepared(imported, path, new, sources, held)
+    return imported
+
+
+def from_llama_factory(values: Mapping[str, Any], path: Path) -> Imported:
+    """Convert LLaMA-Factory's config; with weights each dataset gets a directory of its own."""
+    imported = Imported()
+    new = apply(LLAMA_FACTORY, values, imported)
+    imported.train = nest(new, "train")
+    sources = factory_sources(values, path)
+    size = float(values.get("val_size") or 0)
+    key = "evaluation_documents" if size >= 1 else "evaluation_fraction"
+    held = {key: int(size) if size >= 1 else size} if size else {}
+    if str(values.get("mix_strategy", "concat")) == "concat":
+        add_prepared(imported, path, new, list(sources.values()), held)
+        return imported
+    weights = [float(part) for part in listed(values.get("interleave_probs"))]
+    trained = [name for name, source in sources.items() if source.get("split") != "evaluation"]
+    if weights and len(weights) != len(trained):
+        raise ConfigError(f"interleave_probs: {len(weights)} for {len(trained)} datasets")
+    for name, source in sources.items():
+        add_prepared(imported, path, new, [source], held, name)
+    for place, weight in enumerate(weights):
+        imported.train["datasets"][place]["weight"] = weight
+    imported.train["mixing"] = "interleave"
+    return imported
+
+
+def add_prepared(
+    imported: Imported,
+    path: Path,
+    new: Mapping[str, Any],
+    sources: list[dict[str, Any]],
+    held: Mapping[str, Any],
+    name: str | None = None,
+) -> None:
+    """Add a prepare.toml for these sources, and the shard directory that it makes.
+
+    Args:
+        new: our keys, those of `prepare` among them.
+        held: how much of it is for evaluation.
+        name: of the directory, where there are several.
+    """
+    shards = f"shards/{name or path.stem}"
+    file = f"prepare-{name}.toml" if name else "prepare.toml"
+    imported.prepare[file] = {
+        "output": shards,
+        "tokenizer": imported.train["model"],
+        **nest(new, "prepare"),
+        "evaluation_fraction": 0.0,
+        **held,
+        "sources": sources,
+    }
+    splits = {source.get("split", "auto") for source in sources}
+    if splits != {"evaluation"}:
+        imported.train.setdefault("datasets", []).append({"path": shards})
+    if held or "evaluation" in splits:
+        imported.train.setdefault("evaluation_datasets", []).append({"path": shards})
+    else:
+        drop_evaluation(imported)
 
 
 def from_toml(values: Mapping[str, Any], path: Path) -> Imported:
@@ -192,8 +288,8 @@ def from_commands(text: str, path: Path) -> Imported:
     programs, counts = find_programs(text, path)
     if not programs:
         raise ConfigError(
-            f"{path}: give a .toml of qlora-pipe, a .yaml of Axolotl, or a file with the command "
-            "lines of jllm or fsdp_qlora"
+            f"{path}: give a .toml of qlora-pipe, a .yaml of Axolotl, LLaMA-Factory or TRL, a .py "
+            "for TRL or Unsloth, or a file with the command lines of jllm or fsdp_qlora"
         )
     notes = Imported()
     known = {name: known_flags(flags, notes) for name, flags in programs.items()}

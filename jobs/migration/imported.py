@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from headrace.jobs.migration.equivalents import Equivalent, NoEquivalentError, OldSystem
+from headrace.jobs.old_systems.equivalents import Equivalent, NoEquivalentError, OldSystem
 from headrace.schemas.config_errors import describe_errors
 from headrace.schemas.config_model import Config
 from headrace.schemas.errors import ConfigError
@@ -80,11 +80,11 @@ def apply(system: OldSystem, old: Mapping[str, Any], imported: Imported) -> dict
     Args:
         old: flat: tables as dotted keys. Lists of tables are left to the system.
     """
-    rows = {row.old: row for row in system.rows}
+    rows = system.by_key()
     new: dict[str, Any] = dict(system.fixed)
-    for row in system.rows:
+    for row in rows.values():
         if row.old not in old and row.default is not None and row.convert is not None:
-            new |= converted(row, row.default, old)
+            new |= translate(row, row.default, old, imported)
     for key, value in old.items():
         if key in rows:
             new |= translate(rows[key], value, old, imported)

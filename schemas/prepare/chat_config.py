@@ -20,6 +20,11 @@ class ChatConfig(Config):
         description="Field with a question, a text or messages, in rows that have no list of "
         "messages.",
     )
+    prompt_input: Text | None = Field(
+        None,
+        description="Field whose text follows the question's on a line of its own where a row has "
+        'one, as `"input"` of alpaca rows.',
+    )
     completion: Text = Field(
         "completion", description="Field with the answer to it, which becomes the last turn."
     )
@@ -65,6 +70,21 @@ class PreferenceConfig(Config):
     )
     chosen: Text = Field("chosen", description="Field with the better answer.")
     rejected: Text = Field("rejected", description="Field with the worse answer.")
+    as_chat: bool = Field(
+        False,
+        description="Take rows of plain strings for a user's turn and its answer, rendered by the "
+        "chat template. Otherwise prompt and answer are one text.",
+    )
+
+
+class UnpairedConfig(Config):
+    """Names of the fields that hold a prompt, an answer to it, and whether that is a good one."""
+
+    prompt: Text = Field("prompt", description="Field with the prompt: a text or messages.")
+    completion: Text = Field("completion", description="Field with the answer.")
+    label: Text = Field(
+        "label", description="Field that is true where the answer is desirable, else false."
+    )
     as_chat: bool = Field(
         False,
         description="Take rows of plain strings for a user's turn and its answer, rendered by the "

@@ -1,5 +1,7 @@
 """Arrow columns as numpy arrays, without Arrow's `to_numpy`: that imports pandas, 25 MiB."""
 
+import sys
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 import numpy as np
@@ -52,3 +54,28 @@ def as_arrow(numbers: NDArray[Any]) -> pa.Array:
     """Numbers where they lie. `pa.array` imports pandas, to ask whether it is given some."""
     kind = pa.from_numpy_dtype(numbers.dtype)
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def leave_pandas_out() -> None:
+    """Let Arrow do without pandas in this process, which then cannot `to_pandas`.
+
+    `pa.array`, `to_pylist` and others import it, for 0.2 s and 25 MiB, to ask whether they are
+    given some of it; pyarrow 26 tries that once.
+    """
+    if "pandas" in sys.modules:
+        return
+    finder = WithoutPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class WithoutPandas(MetaPathFinder):
+    """Finds pandas to be missing."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        """Leave all other modules to the finders behind."""
+        if name == "pandas":
+            raise ModuleNotFoundError("left out", name=name)

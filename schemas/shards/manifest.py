@@ -2,11 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.named_files import PlainName, PlainText
 from headrace.schemas.shards.foreign_columns import ForeignColumns
 from headrace.schemas.shards.shard_format import SHARD_FORMAT, SHARD_FORMAT_VERSION
+from headrace.schemas.shards.shard_kind import ShardKind
 
 MAX_GROUP_ROWS = 1 << 24  # of one row group: it is read, and its rows are mixed, as a whole
 MAX_GROUP_TOKENS = 1 << 27
@@ -131,15 +133,55 @@ class TokenLedger(Record):
         return self.tokens_in - sum(self.tokens_out.values()) - sum(self.tokens_dropped.values())
 
 
+class PictureLedger(Record):
+    """Every picture of a document that was not refused is in a row of a split, or dropped for a
+    named reason; those of refused documents are counted by what the documents were refused for.
+    """
+
+    pictures_in: Count = 0
+    pictures_out: dict[str, Count] = {}
+    pictures_dropped: dict[PlainText, Count] = {}
+
+    def difference(self) -> int:
+        """Pictures unaccounted for; 0 in every sound directory."""
+        out, dropped = sum(self.pictures_out.values()), sum(self.pictures_dropped.values())
+        return self.pictures_in - out - dropped
+
+
+class ImagesRecord(Record):
+    """The maker of tiles and placeholders: a vision family, and its processor's numbers.
+
+    `placeholder_id` is the token that pictures fill. The fingerprint is over family and settings.
+    """
+
+    family: PlainName
+    settings: dict[str, JsonValue]
+    placeholder_id: int = Field(strict=True, ge=0, le=MAX_ID)
+    fingerprint: str
+    ledger: PictureLedger = PictureLedger()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ImagesRecord":
+        if self.fingerprint != settings_fingerprint(self.family, self.settings):
+            raise ValueError("fingerprint is not that of family and settings")
+        return self
+
+
+def settings_fingerprint(family: str, settings: dict[str, JsonValue]) -> str:
+    """Return the SHA-256 of a vision family and its settings."""
+    return fingerprint([family, settings])
+
+
 class Manifest(Record):
     """The whole of `manifest.json`, less its own checksum.
 
-    `columns` stands where something else wrote the Parquet: what its columns mean.
+    `columns` stands where something else wrote the Parquet: what its columns mean. `images` stands
+    where rows have pictures.
     """
 
     format: Literal["headrace-shards"] = SHARD_FORMAT
     format_version: int = SHARD_FORMAT_VERSION
-    kind: Literal["causal", "preference"] = "causal"
+    kind: ShardKind = "causal"
     tokenizer: TokenizerRecord
     sequence_len: int = Field(strict=True, ge=1, le=MAX_ID)
     packing: PlainText
@@ -150,12 +192,15 @@ class Manifest(Record):
     sources: list[SourceRecord]
     ledger: TokenLedger
     columns: ForeignColumns | None = None
+    images: ImagesRecord | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
         """Each file is there once, and rows hold no more tokens than fit into them."""
         if len({shard.file for shard in self.shards}) < len(self.shards):
             raise ValueError("shards: a file is named twice")
+        if self.images is not None and self.columns is not None:
+            raise ValueError("images: foreign columns have none")
         for shard in self.shards:
             if shard.tokens > shard.rows * self.row_tokens:
                 raise ValueError(
@@ -176,6 +221,8 @@ class Manifest(Record):
         """
         values = self.model_dump(mode="json")
         values.get("tokenizer", {}).pop("content_fingerprint", None)
+        if values.get("images") is None:
+            values.pop("images", None)
         for source in values["sources"]:
             if not source["notes"]:
                 del source["notes"]

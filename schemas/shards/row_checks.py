@@ -9,10 +9,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.schemas.shards.arrow_numbers import numbers_of, one_chunk
+from headrace.schemas.shards.image_column import IMAGES, problems_of_images
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import SIDES
 
 CONTROL_CLASSES = (-1, 1)
+NULLABLE = ("loss_mask", "rejected_loss_mask", "control_class", IMAGES)
 
 
 def problems_in_rows(rows: pa.Table, manifest: Manifest) -> Iterator[str]:
@@ -31,6 +33,8 @@ def problems_in_rows(rows: pa.Table, manifest: Manifest) -> Iterator[str]:
         if ids in rows.column_names:
             yield from problems_of_side(rows, ids, mask, manifest)
     yield from problems_of_classes(rows)
+    if manifest.images is not None and IMAGES in rows.column_names:
+        yield from problems_of_images(rows, manifest.images.placeholder_id)
 
 
 def at(column: str, row: int) -> str:
@@ -39,10 +43,10 @@ def at(column: str, row: int) -> str:
 
 
 def nulls(rows: pa.Table) -> Iterator[str]:
-    """Yield columns with nulls where the format has none: but for masks and classes, all."""
+    """Yield columns with nulls where the format has none."""
     for name in rows.column_names:
         column = one_chunk(rows[name])
-        nullable = name in ("loss_mask", "rejected_loss_mask", "control_class")
+        nullable = name in NULLABLE
         if column.null_count and not nullable:
             yield f"{at(name, pc.index(column.is_null(), True).as_py())}: null"
         if pa.types.is_list(column.type) and (values := column.flatten()).null_count:

@@ -15,6 +15,7 @@ MAX_UNPACKED_BYTES = 2 << 30  # of a row group, as the footer gives it
 TOKEN_BYTES = 32  # of ids, mask and documents of one token each, as `unpacked_bytes` counts
 ROW_BYTES = 128
 GROUP_BYTES = 4 << 20  # names of sources, and what Parquet adds
+PICTURE_TIMES = 4  # bytes of pictures and of their numbers, for one in the file
 
 LISTS_OF_INTEGERS = ("input_ids", "labels", "document_lengths", "cu_seqlens", "position_ids")
 LISTS_OF_FLAGS = ("loss_mask", "attention_mask")
@@ -28,11 +29,16 @@ def check_schema(schema: pa.Schema, manifest: Manifest) -> None:
     """
     if manifest.columns is None:
         check_format(schema, manifest)
-        problems = wrong_columns(schema, shard_schema(manifest.kind))
+        problems = wrong_columns(schema, schema_of(manifest))
     else:
         problems = wrong_foreign_columns(schema, manifest.columns)
     for problem in problems:
         raise ValueError(problem)
+
+
+def schema_of(manifest: Manifest) -> pa.Schema:
+    """Return the columns of the shards of a directory that `prepare` wrote."""
+    return shard_schema(manifest.kind, manifest.images is not None)
 
 
 def check_format(schema: pa.Schema, manifest: Manifest) -> None:
@@ -112,6 +118,8 @@ def check_size(
     limit = MAX_UNPACKED_BYTES
     if manifest.columns is None:
         declared = TOKEN_BYTES * record.tokens + ROW_BYTES * record.rows + GROUP_BYTES
+        if manifest.images is not None:
+            declared += PICTURE_TIMES * record.bytes
         limit = min(limit, declared)
     if size > limit:
         raise ValueError(

@@ -33,7 +33,8 @@ from report import MODEL, print_table, text_config
 from torch.utils.data import DataLoader
 
 from headrace.dataprep.prepare import prepare
-from headrace.jobs.commands.launch import free_port, rank_environment
+from headrace.jobs.commands.launch import free_port
+from headrace.jobs.commands.ranks import rank_environment
 from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.batch import Batch

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from headrace.jobs.commands import launch, machine
+from headrace.jobs.commands import machine, ranks
 
 INFORMATION = "Model: \t\t NVIDIA {}\nIRQ:   \t\t 36\nGPU UUID: \t GPU-0\n"
 
@@ -40,9 +40,9 @@ def test_what_the_user_set_stays_and_one_process_needs_nothing():
 
 
 def test_ranks_get_them(monkeypatch):
-    monkeypatch.setattr(launch, "card_names", lambda: ["NVIDIA GeForce RTX 4090"])
+    cards = ["NVIDIA GeForce RTX 4090"]
     monkeypatch.delenv("NCCL_P2P_DISABLE", raising=False)
-    assert launch.rank_environment(2, 1234)["NCCL_P2P_DISABLE"] == "1"
+    assert ranks.rank_environment(2, 1234, cards=cards)["NCCL_P2P_DISABLE"] == "1"
 
 
 @pytest.mark.parametrize(("megabytes", "told"), [(64, True), (1024, False)])

@@ -9,15 +9,15 @@ import typer
 
 from headrace.jobs import cli
 from headrace.jobs.migration import import_config as import_config_module
-from headrace.jobs.migration.axolotl import AXOLOTL
-from headrace.jobs.migration.axolotl_values import module_names
-from headrace.jobs.migration.equivalents import Equivalent, OldSystem
-from headrace.jobs.migration.fsdp_qlora import FSDP_QLORA
 from headrace.jobs.migration.import_config import SYSTEMS, import_config, read_old
-from headrace.jobs.migration.jllm import JLLM
 from headrace.jobs.migration.migration_page import QLORA_PIPE_TAGS, migration_page
-from headrace.jobs.migration.qlora_pipe import QLORA_PIPE
-from headrace.jobs.migration.qlora_pipe_lite import QLORA_PIPE_LITE
+from headrace.jobs.old_systems.axolotl import AXOLOTL
+from headrace.jobs.old_systems.axolotl_values import module_names
+from headrace.jobs.old_systems.equivalents import Equivalent, OldSystem
+from headrace.jobs.old_systems.fsdp_qlora import FSDP_QLORA
+from headrace.jobs.old_systems.jllm import JLLM
+from headrace.jobs.old_systems.qlora_pipe import QLORA_PIPE
+from headrace.jobs.old_systems.qlora_pipe_lite import QLORA_PIPE_LITE
 from headrace.schemas.config_errors import table_model
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
@@ -679,7 +679,7 @@ def test_a_mistyped_key_is_named(tmp_path):
         ("old.toml", "a = 1", "neither `model`"),
         ("old.toml", "model = 'm'\n[[datasets]]\npath = 'shards'", "with a `dataset_path`"),
         ("old.toml", "a = ", "not valid TOML"),
-        ("old.yaml", "a: 1", "no base_model"),
+        ("old.yaml", "a: 1", "neither base_model (Axolotl)"),
         ("old.sh", "echo hello", "command lines of jllm or fsdp_qlora"),
         ("old.toml", QLORA_PIPE_TOML.replace("lr = 2e-5", ""), '"optimizer.lr"'),
         ("old.toml", QLORA_PIPE_TOML.replace("doclist", "docs"), "sources"),

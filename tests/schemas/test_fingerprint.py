@@ -3,7 +3,13 @@
 import hashlib
 from itertools import islice
 
-from headrace.schemas.fingerprint import derive_seed, derive_seeds, file_sha256, fingerprint
+from headrace.schemas.fingerprint import (
+    derive_seed,
+    derive_seed_array,
+    derive_seeds,
+    file_sha256,
+    fingerprint,
+)
 from headrace.schemas.shards.manifest import Manifest, SourceRecord
 
 EARLIER_DIGEST = "6c51b753f66d2f7d058558782c08b57efe7a26d5493338c3c73c60dff38af133"
@@ -19,6 +25,8 @@ def test_derived_seeds_are_these_for_ever():
 def test_many_seeds_of_one_purpose_are_those_derived_one_by_one():
     many = list(islice(derive_seeds(7, "row", "mill", 3), 300))
     assert many == [derive_seed(7, "row", "mill", 3, number) for number in range(300)]
+    assert derive_seed_array(7, "row", "mill", 3, count=300).tolist() == many
+    assert not len(derive_seed_array(7, "row", "mill", 3, count=0))
 
 
 def test_seeds_of_different_purposes_differ():

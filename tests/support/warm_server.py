@@ -86,9 +86,9 @@ def run_command(request: dict) -> int:
     os.environ.clear()
     os.environ.update(request["environment"])
     from headrace.jobs import cli
-    from headrace.jobs.commands import launch
+    from headrace.jobs.commands import launch, ranks
 
-    launch.start_rank = fork_rank
+    ranks.start_rank = fork_rank
     if request["script"]:
         return launch.launch(request["script"], request["arguments"], request["ranks"])
     cli.main(request["arguments"])
@@ -136,8 +136,8 @@ def fork_rank(
     local_rank: int,
     fds: tuple[int, ...] = (),  # inherited
 ) -> ForkedRank:
-    """In place of `headrace.jobs.commands.launch.start_rank`."""
-    from headrace.jobs.commands.launch import die_with
+    """In place of `headrace.jobs.commands.ranks.start_rank`."""
+    from headrace.jobs.commands.ranks import die_with
 
     prepare = die_with(os.getpid())
     child = os.fork()

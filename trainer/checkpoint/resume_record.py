@@ -19,6 +19,7 @@ FREE_ON_RESUME = {
     "pipeline_stages",
     "sequence_parallel",
     "sequence_slices",
+    "tensor_parallel",
     "schedule",
     "stage_chunks",
     "partition",

@@ -14,6 +14,7 @@ def attention_masks(
     windows: Iterable[int | None],
     device: torch.device,
     additive: torch.dtype | None = None,
+    groups: Tensor | None = None,
     rows: RowSlice = WHOLE_ROWS,
 ) -> dict[int | None, Tensor | None]:
     """One mask for each window.
@@ -22,6 +23,7 @@ def attention_masks(
         document_lengths: [b] lengths that sum to s.
         windows: tokens that a token may see, itself included; None is all.
         additive: for attention that adds its mask to the scores: their type.
+        groups: [b, s] of tokens that see each other both ways, -1 for none; of whole rows alone.
         rows: the slice that attends, to all up to its end.
 
     Returns:
@@ -34,6 +36,9 @@ def attention_masks(
         documents = _causal(bounds, device)  # plain causality would be that of the first tokens
     longest = max(max(lengths) for lengths in document_lengths)
     masks: dict[int | None, Tensor | None] = {}
+    if groups is not None:
+        before = _causal(bounds, device) if documents is None else documents
+        documents = before | in_one_group(groups)
     for window in set(windows):
         mask = documents
         if window is not None and window < longest:
@@ -43,6 +48,12 @@ def attention_masks(
             mask = additive_mask(_causal(bounds, device) if mask is None else mask, additive)
         masks[window] = mask
     return masks
+
+
+def in_one_group(groups: Tensor) -> Tensor:
+    """[b, s] to [b, 1, s, s], true where both tokens are of one group."""
+    same = groups.unsqueeze(2) == groups.unsqueeze(1)
+    return (same & (groups >= 0).unsqueeze(1)).unsqueeze(1)
 
 
 def _causal(bounds: tuple[int, int], device: torch.device) -> Tensor:

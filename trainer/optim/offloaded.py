@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from headrace.schemas.train.optimizers import OFFLOAD_BUCKET
 from headrace.trainer import devices
 from headrace.trainer.optim import states
-from headrace.trainer.optim.optimizer import OptimizerAround, Stepped
+from headrace.trainer.optim.optimizer import OptimizerAround
+from headrace.trainer.optim.parameter_groups import Stepped
 
 Build = Callable[[Sequence[Stepped]], torch.optim.Optimizer]
 

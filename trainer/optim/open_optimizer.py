@@ -8,7 +8,8 @@ import torch
 from headrace.schemas.train.optimizer_config import OptimizerConfig
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.optim.offloaded import OffloadedOptimizer
-from headrace.trainer.optim.optimizer import Stepped, optimizer_of
+from headrace.trainer.optim.optimizer import optimizer_of
+from headrace.trainer.optim.parameter_groups import Stepped
 from headrace.trainer.optim.sharded import ShardedOptimizer
 from headrace.trainer.parallel import RankLayout
 

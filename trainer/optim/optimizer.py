@@ -3,8 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Collection, Sequence
-from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +12,8 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.optimizer_config import OptimizerConfig
 from headrace.schemas.train.optimizer_record import OptimizerRecord
 from headrace.schemas.train.optimizers import OPTIMIZERS
-from headrace.trainer.adapters.names import is_control
 from headrace.trainer.building.parameter_slots import TrainedParameter
-
-if TYPE_CHECKING:
-    from headrace.trainer.building.built_stage import BuiltStage
-
-
-class Stepped(NamedTuple):
-    """A trained weight, and what an optimizer steps of it: the weight itself, or a part."""
-
-    item: TrainedParameter
-    parameter: nn.Parameter
+from headrace.trainer.optim.parameter_groups import Stepped, parameter_groups
 
 
 class OptimizerAround(torch.optim.Optimizer):
@@ -43,10 +32,6 @@ class OptimizerAround(torch.optim.Optimizer):
     def restore(self, parameter: nn.Parameter, read: Callable[[str, torch.Size], Tensor]) -> None:
         """Give a weight the states that `read` finds by their names and shapes."""
         raise NotImplementedError
-
-
-ORTHOGONAL = "orthogonal"  # key of a group: hidden matrices, where an optimizer tells them apart
-LORA_UP = (".lora_B.", ".lora_embedding_B.")
 
 
 def build_optimizer(
@@ -76,19 +61,7 @@ def optimizer_of(
     tables: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a config for weights or parts of them, as `build_optimizer`."""
-    groups: dict[tuple[bool, ...], dict[str, Any]] = {}
-    for orthogonal, decayed, up in product((False, True), (True, False), (False, True)):
-        groups[decayed, up, orthogonal] = {
-            "params": [],
-            "weight_decay": config.weight_decay if decayed else 0.0,
-            "rate_factor": config.lora_plus_ratio if up else 1.0,
-            ORTHOGONAL: orthogonal,
-        }
-    for item, parameter in stepped:
-        orthogonal = config.record.orthogonalizes and is_hidden_matrix(item, tables)
-        groups[is_decayed(item), is_up(item.name), orthogonal]["params"].append(parameter)
-    used = [group for group in groups.values() if group["params"]]
-    return make_optimizer(config, used or [*groups.values()][:1], triton)  # a stage may train none
+    return make_optimizer(config, parameter_groups(config, stepped, tables), triton)
 
 
 def make_optimizer(
@@ -105,8 +78,6 @@ def make_optimizer(
         raise ConfigError(
             f'optimizer.type = "{config.type}" needs a GPU; set "{record.cpu_substitute}"'
         )
-    if not record.decays:
-        groups = [group | {"weight_decay": 0.0} for group in groups]
     given = {
         "lr": config.lr,
         "betas": (config.beta1, config.beta2),
@@ -138,29 +109,6 @@ def record_of(optimizer: torch.optim.Optimizer) -> OptimizerRecord:
     raise TypeError(
         f"{type(optimizer).__qualname__}: no record in headrace.schemas.train.optimizers"
     )
-
-
-def is_decayed(item: TrainedParameter) -> bool:
-    """Return whether weight decay applies: to matrices only, without those of control adapters."""
-    return item.parameter.ndim > 1 and not is_control(item.name)
-
-
-def table_names(built: "BuiltStage") -> list[str]:
-    """List the names of embedding, head and other tables of a stage's model."""
-    family = built.architecture.family
-    others = [name for name, module in built.names.items() if isinstance(module, nn.Embedding)]
-    return [family.embedding, family.head, *others]
-
-
-def is_hidden_matrix(item: TrainedParameter, tables: Collection[str]) -> bool:
-    """Return whether a parameter is a matrix, and of no embedding or head."""
-    of_table = any(f".{table}." in f".{item.name}." for table in tables)
-    return item.parameter.ndim == 2 and not of_table and not is_control(item.name)
-
-
-def is_up(name: str) -> bool:
-    """Return whether a parameter is the B of an adapter."""
-    return any(part in f"{name}." for part in LORA_UP)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from headrace.schemas.train.optimizer_record import OF_A_WEIGHT
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.optim import states
-from headrace.trainer.optim.optimizer import OptimizerAround, Stepped, record_of
+from headrace.trainer.optim.optimizer import OptimizerAround, record_of
+from headrace.trainer.optim.parameter_groups import Stepped
 
 ALIGNMENT = 64  # entries: shares begin where a whole weight's vectors of numbers do
 BUCKET = 1 << 24  # entries of a share that travel at once, at least one weight's

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from headrace.schemas.errors import CheckpointError
 from headrace.schemas.train.optimizer_record import Fresh, Holder, State
 from headrace.trainer.building.parameter_slots import TrainedParameter
-from headrace.trainer.optim.optimizer import ORTHOGONAL, OptimizerAround, record_of
+from headrace.trainer.optim.optimizer import OptimizerAround, record_of
+from headrace.trainer.optim.parameter_groups import ORTHOGONAL
 
 FIXED = ("qmap1", "qmap2")  # bitsandbytes' code books, the same for all weights and never changed
 Read = Callable[[str, torch.Size], Tensor]

@@ -208,7 +208,8 @@ class StageEngine(PipelineEngine):
     def _router_scale(self, index: int) -> float:
         """Return the share of a micro-batch's tokens in those of the global batch."""
         assert self._inputs is not None
-        return sum(self._inputs.row_lengths[index]) / max(1, self._inputs.tokens)
+        counted = self._inputs.extras[index].counted(self._inputs.row_lengths[index])
+        return sum(counted) / max(1, self._inputs.tokens)
 
     def _seed(self, index: int, rows: RowSlice) -> int:
         """Return the seed of a micro-batch's dropout, of each slice of rows another."""
@@ -256,7 +257,9 @@ def _as_pipeline_module(chunks: Sequence[Stage], layout: RankLayout) -> Pipeline
     """Wrap the chunks as one DeepSpeed layer, so that cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
     places[layout.stage] = nn.ModuleList(chunks)
-    names = {"replica": "data", "stage": "pipe", "sequence": "model"}  # DeepSpeed knows these three
+    # DeepSpeed knows three; sequence and tensor, the innermost, are one to it
+    names = {"replica": "data", "stage": "pipe"}
     axes = {names[axis]: size for axis, size in layout.dims.axes.items() if axis in names}
+    axes["model"] = layout.dims.sequence * layout.dims.tensor
     topology = ProcessTopology(axes=list(axes), dims=list(axes.values()))
     return PipelineModule(layers=places, topology=topology, partition_method="uniform")

@@ -5,9 +5,7 @@ keeps is added up. Where the run will compile the layer, the compiler's own part
 """
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +33,7 @@ from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import run_layer
 from headrace.trainer.layers.lora_layers import swap_adapters
 from headrace.trainer.layers.selective_checkpoint import KeptBytes
+from headrace.trainer.planning.memory_model import LayerActivations
 from headrace.trainer.stage.acceleration import (
     CAP,
     attend_by_bounds,
@@ -44,44 +43,6 @@ from headrace.trainer.stage.acceleration import (
 from headrace.trainer.stage.stage import Stage
 
 STATE_TOKENS = 256  # of a layer with a state, which keeps in proportion; a chunk of most families
-Kept = Mapping[tuple[int, Half | None], float]  # of a kind of layer, or of a half of one
-
-
-@dataclass(frozen=True)
-class LayerActivations:
-    """Bytes that decoder layers keep for the backward pass of one micro-batch.
-
-    Layers of one kind, of the same modules that is, keep the same.
-    """
-
-    kinds: Sequence[int]  # by layer: the first layer of its kind
-    kept: Kept  # without recomputation
-    selected: Kept  # with selective recomputation, beside its input
-    boundary: float  # its input alone, with recomputation
-
-    def kept_of(self, layer: int, half: Half | None) -> float:
-        """Return what a layer, or half of it, keeps without recomputation."""
-        return self.kept[self.kinds[layer], half]
-
-    def selected_of(self, layer: int, half: Half | None) -> float:
-        """Return what it keeps beside its input with selective recomputation."""
-        return self.selected[self.kinds[layer], half]
-
-    def shared(self, ranks: int, key_bytes: float, key_heads: int) -> "LayerActivations":
-        """Return those of one of the ranks that share rows.
-
-        Args:
-            key_bytes: of the keys and values of whole rows, which are repeated where there are
-                fewer key heads than ranks.
-        """
-        repeated = (ranks // math.gcd(ranks, key_heads) - 1) * key_bytes
-        kept = {key: size + (key[1] != "mlp") * repeated for key, size in self.kept.items()}
-        return LayerActivations(
-            self.kinds,
-            {key: size / ranks for key, size in kept.items()},
-            {key: size / ranks for key, size in self.selected.items()},
-            self.boundary / ranks,
-        )
 
 
 class ExpertsAsOne(nn.Module):
@@ -161,58 +122,80 @@ def kept_by(
 ) -> float:
     """Bytes that autograd, or selective recomputation, keeps of one layer, or half of it."""
     rows, width = config.places, plan.architecture.config.hidden_size
-    seen: dict[int, int] = {}
-    initial = lay_out_with_buffers(plan.architecture, dtype)
-    cut = StageCut(1, 3, layer)  # neither the first stage nor the last
-    stage = copy.deepcopy(Stage(assemble(plan, config, cut, dtype, torch.device("cpu"), initial)))
+    stage = lay_out_layer(plan, config, layer, dtype)
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
-    masked = not (fast and runs_without_masks(plan.architecture, dtype))
     with FakeTensorMode():
-        for module in list(stage.modules()):
-            fill_without_memory(module, dtype, trained_dtype(config, dtype))
-        swap_expert_adapters(stage)
-        if fast:
-            swap_adapters(stage.layers[0], may_join=False)
+        prepare_layer(stage, plan, config, dtype)
         compiles = fast and runs_compiled(stage.layers, config, plan.architecture)
-        if stage.rotary is not None:
-            stage.rotary = type(stage.rotary)(config=plan.architecture.config)
-        weights = {parameter.untyped_storage()._cdata for parameter in stage.parameters()}
         hidden = torch.zeros(rows, sequence_len, width, dtype=dtype, requires_grad=True)
         positions = torch.zeros(rows, sequence_len, dtype=torch.int64)
-        mask: Tensor | None = None
-        if not masked:
-            attend_without_caps(stage)
+        mask = None
+        if not (fast and runs_without_masks(plan.architecture, dtype)):
+            kind = dtype if plan.architecture.attention == "eager" else torch.bool
+            mask = torch.ones(rows, 1, sequence_len, sequence_len, dtype=kind)
         else:
-            mask = torch.ones(rows, 1, sequence_len, sequence_len, dtype=torch.bool)
-        if mask is not None and plan.architecture.attention == "eager":
-            mask = mask.to(dtype)
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                seen[storage._cdata] = storage.nbytes()
-            return tensor
-
-        table, kind = None, stage.rotary_types[0]
+            attend_without_caps(stage)
+        table = None
         if stage.rotary is not None:
-            table = stage.rotary(hidden, positions, *([kind] if kind else []))
-        shared = [*([] if mask is None else [mask]), *(table or ())]
+            kinds = [kind for kind in stage.rotary_types[:1] if kind]
+            table = stage.rotary(hidden, positions, *kinds)
         arguments = stage.arguments_of_layer(0, mask, positions, table)
-        with (
-            saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", dtype, enabled=stage.autocast),
-        ):
+        with torch.autocast("cpu", dtype, enabled=stage.autocast):
             if selective:
                 with KeptBytes() as results:
                     run_layer(stage.layers[0], hidden, arguments)
                 return float(results.bytes)
             run = run_as_compiled if compiles else run_layer
-            output = run(stage.layers[0], hidden, arguments)
-        for tensor in shared:
-            seen.pop(tensor.untyped_storage()._cdata, None)
+            saved = SavedBytes(stage.parameters())
+            with saved_tensors_hooks(saved.note, lambda tensor: tensor):
+                output = run(stage.layers[0], hidden, arguments)
+        for tensor in [*([] if mask is None else [mask]), *(table or ())]:
+            saved.leave_out(tensor)
         del output
-    return float(sum(seen.values()) + adapted)
+    return float(saved.bytes + adapted)
+
+
+def lay_out_layer(plan: Plan, config: TrainConfig, layer: Span, dtype: torch.dtype) -> Stage:
+    """Return a stage of one layer, or half of one, whose weights have no memory."""
+    initial = lay_out_with_buffers(plan.architecture, dtype)
+    cut = StageCut(1, 3, layer)  # neither the first stage nor the last
+    return copy.deepcopy(Stage(assemble(plan, config, cut, dtype, torch.device("cpu"), initial)))
+
+
+def prepare_layer(stage: Stage, plan: Plan, config: TrainConfig, dtype: torch.dtype) -> None:
+    """Give a stage's weights their types, and its layer the parts that a run swaps in."""
+    for module in list(stage.modules()):
+        fill_without_memory(module, dtype, trained_dtype(config, dtype))
+    swap_expert_adapters(stage)
+    if config.kernels == "auto":
+        swap_adapters(stage.layers[0], may_join=False)
+    if stage.rotary is not None:
+        stage.rotary = type(stage.rotary)(config=plan.architecture.config)
+
+
+class SavedBytes:
+    """Count of the bytes of tensors that autograd saves, those of weights left out."""
+
+    def __init__(self, weights: Iterable[nn.Parameter]) -> None:
+        self._weights = {weight.untyped_storage()._cdata for weight in weights}
+        self._seen: dict[int, int] = {}
+
+    def note(self, tensor: Tensor) -> Tensor:
+        """Count a tensor's storage once, and return the tensor."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._weights:
+            self._seen[storage._cdata] = storage.nbytes()
+        return tensor
+
+    def leave_out(self, tensor: Tensor) -> None:
+        """Do not count a tensor that all layers share."""
+        self._seen.pop(tensor.untyped_storage()._cdata, None)
+
+    @property
+    def bytes(self) -> int:
+        """Return their sum."""
+        return sum(self._seen.values())
 
 
 def attend_without_caps(stage: Stage) -> None:

@@ -1,6 +1,7 @@
 """Model of a stage's peak memory, computed from shapes alone."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,15 +10,54 @@ from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.optimizers import OFFLOAD_BUCKET, OFFLOAD_BUCKETS
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.architecture.half_layer import Span
+from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.interleaved_schedule import most_held
 from headrace.trainer.building.model_size import ModelSize, PartSize
 from headrace.trainer.layers.weight_offload import PLACES
-from headrace.trainer.planning.layer_activations import LayerActivations
 
 OFFLOADED_IN_TRANSIT = 3  # layer inputs on their way to the host or back
 LOGIT_BYTES = 4 + 2  # float32 for the softmax and its gradient, and the gradient once in bfloat16
+
+
+Kept = Mapping[tuple[int, Half | None], float]  # of a kind of layer, or of a half of one
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """Bytes that decoder layers keep for the backward pass of one micro-batch.
+
+    Layers of one kind, of the same modules that is, keep the same.
+    """
+
+    kinds: Sequence[int]  # by layer: the first layer of its kind
+    kept: Kept  # without recomputation
+    selected: Kept  # with selective recomputation, beside its input
+    boundary: float  # its input alone, with recomputation
+
+    def kept_of(self, layer: int, half: Half | None) -> float:
+        """Return what a layer, or half of it, keeps without recomputation."""
+        return self.kept[self.kinds[layer], half]
+
+    def selected_of(self, layer: int, half: Half | None) -> float:
+        """Return what it keeps beside its input with selective recomputation."""
+        return self.selected[self.kinds[layer], half]
+
+    def shared(self, ranks: int, key_bytes: float, key_heads: int) -> "LayerActivations":
+        """Return those of one of the ranks that share rows.
+
+        Args:
+            key_bytes: of the keys and values of whole rows, which are repeated where there are
+                fewer key heads than ranks.
+        """
+        repeated = (ranks // math.gcd(ranks, key_heads) - 1) * key_bytes
+        kept = {key: size + (key[1] != "mlp") * repeated for key, size in self.kept.items()}
+        return LayerActivations(
+            self.kinds,
+            {key: size / ranks for key, size in kept.items()},
+            {key: size / ranks for key, size in self.selected.items()},
+            self.boundary / ranks,
+        )
 
 
 @dataclass(frozen=True)
@@ -61,40 +101,16 @@ def stage_memory(
         activations: of this rank's slice of rows.
         dtype: of frozen weights and of the computation.
     """
-    stages = config.pipeline_stages
     tokens = config.places * sequence_len // config.sequence_parallel
     parts = parts_of_stage(config, size, layers, stage)
     trained = sum(part.trained for part in parts)
     matrices = sum(part.trained_matrices for part in parts)
-    quantized = sum(part.quantized for part in parts)
-    frozen = sum(part.weights for part in parts) - trained - quantized
+    frozen = sum(part.weights - part.quantized for part in parts) - trained
     trained_bytes = trained_dtype(config, dtype).itemsize
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
     models = 2 if has_reference and config.adapter.record.trains_base else 1
-    chosen = recomputed_layers(config.activation_checkpointing, len(size.layers))
-    recomputed = max(
-        (
-            activations.kept_of(n, half)
-            for span in layers
-            for n, half in span.pieces()
-            if n in chosen
-        ),
-        default=0.0,
-    )
-    sent = activations.boundary * (2 if has_reference else 1)
-    boundary = 0.0 if config.activation_offload else activations.boundary
-    kept = [
-        2 * sent
-        + sum(
-            boundary + activations.selected_of(n, half)
-            if n in chosen
-            else activations.kept_of(n, half)
-            for n, half in pieces
-        )
-        for pieces in (span.pieces() for span in layers)
-    ]
-    in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload
+    is_last = stage == config.pipeline_stages - 1
     mask = config.places * sequence_len**2
     return StageMemory(
         weights=models * (frozen * dtype.itemsize + trained * trained_bytes)
@@ -102,13 +118,45 @@ def stage_memory(
         - at_host(config, size, layers, stage, dtype),
         gradients=trained * trained_bytes,
         optimizer=state_bytes(config, trained, matrices, trained_bytes, copies),
-        activations=in_flight(config, stage, kept)
-        + in_transit
-        + recomputed
+        activations=activation_bytes(config, len(size.layers), layers, stage, activations)
         + dequantized * dtype.itemsize,
-        logits=head_bytes(size.head, size, tokens, dtype) * (stage == stages - 1),
+        logits=head_bytes(size.head, size, tokens, dtype) * is_last,
         masks=in_flight(config, stage, [mask] * len(layers)),
     )
+
+
+def activation_bytes(
+    config: TrainConfig,
+    count: int,
+    layers: Sequence[Span],
+    stage: int,
+    activations: LayerActivations,
+) -> float:
+    """Bytes of all micro-batches in flight, and of the layer that is recomputed.
+
+    Args:
+        count: of the model's layers.
+    """
+    chosen = recomputed_layers(config.activation_checkpointing, count)
+    pieces = [span.pieces() for span in layers]
+    recomputed = max(
+        (activations.kept_of(n, half) for part in pieces for n, half in part if n in chosen),
+        default=0.0,
+    )
+    sent = activations.boundary * (2 if config.objective.has_reference else 1)
+    boundary = 0.0 if config.activation_offload else activations.boundary
+    kept = [
+        2 * sent
+        + sum(
+            boundary + activations.selected_of(n, half)
+            if n in chosen
+            else activations.kept_of(n, half)
+            for n, half in part
+        )
+        for part in pieces
+    ]
+    in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload
+    return in_flight(config, stage, kept) + in_transit + recomputed
 
 
 def state_bytes(

@@ -514,6 +514,25 @@ def test_two_columns_are_a_conversation(row, tokenizers):
     assert encode(spec, row, **names).content == encode(spec, expected).content
 
 
+def test_what_a_question_is_about_follows_it_on_a_line_of_its_own(tokenizers):
+    spec, _ = tokenizers("chatml")
+    names = {"prompt": "instruction", "prompt_input": "input", "completion": "output"}
+    row = {"instruction": "Translate.", "input": "Mühle", "output": "Mill"}
+
+    def asked(**changes):
+        return encode(spec, row | changes, **names).content
+
+    def expected(question):
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "Mill"}]
+        return encode(spec, {"messages": turns}).content
+
+    assert asked() == expected("Translate.\nMühle")
+    assert asked(input="") == asked(input=None) == expected("Translate.")
+    assert asked(instruction="") == expected("Mühle")
+    refused = encode(spec, row | {"input": 3}, **names)
+    assert 'fields "instruction" and "input" are not texts' in refused.detail
+
+
 LOST = {
     "tool calls": ({"content": "", "tool_calls": [{"function": {"name": "turn"}}]}, "tool_calls"),
     "reasoning": ({"content": "Yes.", "reasoning_content": "It turned."}, "reasoning_content"),

@@ -9,7 +9,7 @@ import pytest
 
 from headrace.dataprep.input.files import find_inputs
 from headrace.dataprep.passes import merge_runs, row_limits
-from headrace.dataprep.passes.row_rank import ranks
+from headrace.dataprep.passes.limit_rank import ranks
 from headrace.dataprep.planning import build_context, plan
 from headrace.dataprep.shards.verify import verify
 from headrace.dataprep.work.local_engine import LocalEngine

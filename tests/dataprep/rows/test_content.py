@@ -16,8 +16,8 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from headrace.dataprep.prepare import prepare
-from headrace.dataprep.rows.blocks import row_keys
 from headrace.dataprep.rows.split_and_sample import choose_split
+from headrace.schemas.fingerprint import derive_seeds
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.shards.manifest_file import read_manifest
 
@@ -34,7 +34,7 @@ def rows_in_packing_order(directory, config, split):
             in_task = len(found)
             for block in range(1000):
                 in_block = len(found)
-                for key in row_keys(config.seed, source.name, split, task, block):
+                for key in derive_seeds(config.seed, "row", source.name, split, task, block):
                     if key not in rows:
                         break
                     found.append(rows[key])

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from headrace.dataprep.passes import sorted_runs
-from headrace.dataprep.passes.row_rank import permute_keys
+from headrace.dataprep.rows.row_keys import permute_keys
 from headrace.dataprep.shards import row_slices
 from headrace.dataprep.shards.blend_inputs import Blend
 from headrace.dataprep.shards.blend_manifest import LEFT_OUT

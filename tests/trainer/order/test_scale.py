@@ -13,7 +13,8 @@ from data_configs import make_config
 from loaders import open_loader
 from sparse import make_sparse
 
-from headrace.jobs.commands.launch import free_port, rank_environment
+from headrace.jobs.commands.launch import free_port
+from headrace.jobs.commands.ranks import rank_environment
 from headrace.schemas.shards.manifest_file import write_manifest
 from headrace.trainer.order.data_history import open_history
 from headrace.trainer.order.data_plan import plan_data

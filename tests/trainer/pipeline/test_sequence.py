@@ -3,13 +3,14 @@
 import shutil
 
 import pytest
-from layouts import PACKED, assert_alike, forget_after
+from alike_runs import assert_alike, forget_after
 from runs import make_shards, read_metrics, run_ranks
 from tiny_families import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.slow
 
 FEW = ("gemma3_text", "phi3", "qwen3", "gpt_oss", "deepseek_v3")
+PACKED = {"loader__pack": "best_fit", "loader__tokens_per_row": 96, "adapter__dropout": 0.0}
 
 
 def test_layers_of_families_give_what_they_give_of_whole_rows(tmp_path):

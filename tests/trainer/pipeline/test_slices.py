@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 import pytest
-from layouts import PACKED, assert_alike
+from alike_runs import assert_alike, forget_after
 from schedules import carry_out
 
 from headrace.trainer.building.interleaved_schedule import (
@@ -12,6 +12,7 @@ from headrace.trainer.building.interleaved_schedule import (
     sliced_schedule,
 )
 
+PACKED = {"loader__pack": "best_fit", "loader__tokens_per_row": 96, "adapter__dropout": 0.0}
 SHAPES = [(1, 3, 2), (2, 3, 4), (3, 2, 5), (4, 4, 2), (4, 2, 8)]  # stages, slices, micro-batches
 
 
@@ -51,3 +52,5 @@ def test_stages_of_sliced_rows_train_as_one_process_and_resume_as_one(training):
     one = training.run("one", 1, **kept)
     cut = training.run("cut", 2, pipeline_stages=2, sequence_slices=3, **kept)
     assert_alike(cut, one)
+    forget_after(cut, 5)
+    assert_alike(training.run("cut", 1, "--resume", **kept), one)

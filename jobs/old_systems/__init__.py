@@ -1,0 +1,1 @@
+"""Tables of what keys and flags of other systems stand for here, one file or more for each."""

@@ -1,0 +1,1 @@
+"""Tables of arguments of transformers' Trainer, and of what is built on it."""
