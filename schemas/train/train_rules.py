@@ -16,6 +16,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_steps_and_rate(config)
     check_schedule(config)
     check_sequence(config)
+    check_slices(config)
     check_tensor(config)
     check_quantization(config)
     check_trained_matmul(config)
@@ -90,6 +91,32 @@ def check_sequence(config: "TrainConfig") -> None:
             f"sequence_parallel = {config.sequence_parallel} does not go with "
             "[rejected_sampling], whose answers are generated token by token, so that there is "
             "nothing to cut; use more pipeline_stages or replicas"
+        )
+
+
+def check_slices(config: "TrainConfig") -> None:
+    """Refuse what needs whole rows in a stage at once, or another order of passes."""
+    slices = f"sequence_slices = {config.sequence_slices} does not go with"
+    if config.sequence_slices == 1:
+        return
+    if config.schedule != "1f1b":
+        raise ValueError(
+            f'{slices} schedule = "{config.schedule}", whose passes have another order; set '
+            '"1f1b", or use one of both'
+        )
+    if config.objective.record.columns != "rows":
+        raise ValueError(
+            f'{slices} objective.kind = "{config.objective.kind}", which compares whole answers '
+            "before the first gradient; set sequence_slices = 1 and use more micro-batches"
+        )
+    if config.vision is not None:
+        raise ValueError(
+            f"{slices} [vision], whose pictures belong to whole rows; drop one of them"
+        )
+    if config.sequence_parallel > 1:
+        raise ValueError(
+            f"{slices} sequence_parallel = {config.sequence_parallel}, which cuts the same rows "
+            "among processes; set one of them to 1"
         )
 
 

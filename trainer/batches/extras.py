@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from headrace.trainer.layers.device import to_device
+from headrace.trainer.row_slice import WHOLE_ROWS, RowSlice
 from headrace.trainer.sequence_slice import SequenceSlice
 from headrace.trainer.vision.inputs import VisionInputs
 
@@ -53,11 +54,13 @@ class Extras:
         kept = self if last else replace(self, pairs=None, desirable=None, ends=None)
         return replace(kept, vision=vision)
 
-    def to(self, device: torch.device, sequence: SequenceSlice) -> "Extras":
+    def to(
+        self, device: torch.device, sequence: SequenceSlice, rows: RowSlice = WHOLE_ROWS
+    ) -> "Extras":
         """Return it with a slice of its tensors on a device."""
         classes, vision = self.control_classes, self.vision
         if classes is not None:
-            classes = to_device(sequence.share(classes), device)
+            classes = to_device(sequence.share(rows.share(classes)), device)
         if vision is not None:
             vision = vision.through(partial(to_device, device=device))
         return replace(self, control_classes=classes, vision=vision)
