@@ -24,7 +24,7 @@ from headrace.trainer.adapters.linear_layers import (
 )
 from headrace.trainer.adapters.names import PEFT_PREFIX, is_named, names_of
 from headrace.trainer.adapters.pattern_checks import check_expressions, check_patterns, unmatched
-from headrace.trainer.architecture.scored import is_scored
+from headrace.trainer.families.score import is_scored
 from headrace.trainer.vision.families import VisionFamily
 
 logger = logging.getLogger(__name__)

@@ -48,7 +48,7 @@ class Architecture:
     router: Router | None
     alibi: Alibi | None = None
     growth: Growth | None = None
-    scored: bool = False  # its head gives one number, see `scored.py`
+    scored: bool = False  # its head gives one number, see `objectives/scored_model.py`
     overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
     vision: VisionFamily | None = None  # where the model is run with its vision tower
     whole: Any = None  # transformers' config of that model

@@ -19,8 +19,8 @@ from transformers import AutoConfig
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.shards.tokenizer_content import with_tokens
 from headrace.trainer.architecture.model_files import INDEX_NAME
-from headrace.trainer.architecture.scored import is_scored
 from headrace.trainer.architecture.weight_names import as_stored, kept_in_float32
+from headrace.trainer.families.score import is_scored
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its messages
 FILE_BYTES = 5 * 10**9  # transformers' own limit

@@ -7,11 +7,12 @@ from headrace.trainer.adapters.registry import method_of
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.read_architecture import architecture_of, lay_out
-from headrace.trainer.architecture.scored import SCORE, with_score
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import measure
+from headrace.trainer.families.score import SCORE
 from headrace.trainer.layers.experts import install_experts
 from headrace.trainer.objectives.registry import objective_of
+from headrace.trainer.objectives.scored_model import with_score
 from headrace.trainer.quantized.selection import install_holders, plan_quantization
 from headrace.trainer.vision.trained import freeze_vision, with_projector
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.architecture.architecture import Architecture, Growth
-from headrace.trainer.architecture.scored import WEIGHT, initial_score, split_score
+from headrace.trainer.families.score import WEIGHT
+from headrace.trainer.objectives.scored_model import initial_score, split_score
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
 

@@ -30,10 +30,10 @@ from headrace.trainer.architecture.model_writer import (
 )
 from headrace.trainer.architecture.overrides import overridden
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
-from headrace.trainer.architecture.scored import with_score
 from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
 from headrace.trainer.building.weight_source import ScoredWeights, WeightSource, grown
+from headrace.trainer.objectives.scored_model import with_score
 
 
 def write_merged(

@@ -17,9 +17,7 @@ from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import refuse
 from headrace.trainer.architecture.read_architecture import lay_out
-
-SCORE = "score"
-WEIGHT = f"{SCORE}.weight"
+from headrace.trainer.families.score import SCORE, WEIGHT, is_scored
 
 
 def with_score(base: Architecture, path: str) -> Architecture:
@@ -44,12 +42,6 @@ def with_score(base: Architecture, path: str) -> Architecture:
         reason = f"its model that gives a score has no {', '.join(missing[:1]) or 'plain head'}"
         raise refuse(path, model_type, reason)
     return architecture
-
-
-def is_scored(model: nn.Module) -> bool:
-    """Return whether a model's head gives one number, without a bias."""
-    head = getattr(model, SCORE, None)
-    return isinstance(head, nn.Linear) and head.out_features == 1 and head.bias is None
 
 
 def has(model: nn.Module, path: str) -> bool:
