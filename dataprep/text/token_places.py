@@ -24,7 +24,7 @@ FOLLOWS = 0x80  # the upper two bits of a byte that goes on a character, under 0
 
 
 class TokenPlaces(NamedTuple):
-    """What tells the places of a tokenizer's tokens.
+    """Bytes and spaces of all tokens of a tokenizer, which tell their places.
 
     `sizes` are the bytes of each id; `leading` and `trailing` the spaces at its ends that its place
     leaves out, or None where places keep them. `first_kept` tells that the first token of a text
