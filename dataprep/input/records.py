@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headrace.dataprep.input.streams import Place
-from headrace.schemas.addresses import redact
+from headrace.schemas.errors import redact
 
 MISSING_FIELD = "missing field"
 SHOWN_FIELDS, SHOWN_NAME = 12, 60

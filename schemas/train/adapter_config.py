@@ -1,4 +1,4 @@
-"""The `[adapter]` table: the weights that `headrace train` trains."""
+"""The tables `[adapter]` and `[vision]`: the weights that `headrace train` trains."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -71,6 +71,11 @@ class AdapterConfig(Config):
         None,
         description='Decoder layers that are trained, such as `"0:15,20"`; ends count. '
         "Default: all.",
+    )
+    vision: bool = Field(
+        False,
+        description="Targets in the vision tower and the projector get adapters too. Needs "
+        "`[vision]`.",
     )
     modules_to_save: list[Text] = Field(
         [], description='Modules trained in full beside the adapters, such as `["lm_head"]`.'
@@ -170,3 +175,18 @@ class AdapterConfig(Config):
             if getattr(self, key):
                 raise ValueError(f'{key} has no meaning with kind = "{self.kind}"; drop it')
         return self
+
+
+class VisionConfig(Config):
+    """`[vision]`."""
+
+    train: bool = Field(
+        False,
+        description='With `adapter.kind = "none"`: train the vision tower too. Under adapters: '
+        "`adapter.vision`.",
+    )
+    projector: bool = Field(
+        False,
+        description="Train the projector between tower and language model, in full; under LoRA it "
+        "becomes one of `adapter.modules_to_save`.",
+    )

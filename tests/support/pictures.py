@@ -48,11 +48,16 @@ def noise(size: tuple[int, int], seed: int = 0, mode: str = "RGB") -> Image.Imag
     """A picture of random values, smooth enough that no resizing hides a difference."""
     generator = np.random.default_rng(seed)
     channels = len(Image.new(mode, (1, 1)).getbands())
-    coarse = generator.integers(0, 256, (9, 9, channels), np.uint8)
-    picture = Image.fromarray(coarse.squeeze()).resize(size, Image.Resampling.BICUBIC)
-    fine = generator.integers(-20, 20, (size[1], size[0], channels))
-    mixed = np.clip(np.asarray(picture).reshape(fine.shape).astype(int) + fine, 0, 255)
-    return Image.fromarray(mixed.astype(np.uint8).squeeze())
+    shape = (size[1], size[0], channels)
+    coarse = Image.fromarray(flat(generator.integers(0, 256, (9, 9, channels), np.uint8)))
+    smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)).reshape(shape)
+    mixed = smooth.astype(int) + generator.integers(-20, 20, shape)
+    return Image.fromarray(flat(np.clip(mixed, 0, 255).astype(np.uint8)))
+
+
+def flat(values: Any) -> Any:
+    """Values of one channel without the axis of channels."""
+    return values[..., 0] if values.shape[-1] == 1 else values
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

@@ -12,6 +12,7 @@ from headrace.trainer.building.model_size import measure
 from headrace.trainer.layers.experts import install_experts
 from headrace.trainer.objectives.registry import objective_of
 from headrace.trainer.quantized.selection import install_holders, plan_quantization
+from headrace.trainer.vision.trained import freeze_vision, with_projector
 
 
 def make_plan(config: TrainConfig, base: Architecture) -> Plan:
@@ -30,10 +31,13 @@ def make_plan(config: TrainConfig, base: Architecture) -> Plan:
         architecture = replace(architecture, overrides=base.overrides, growth=base.growth)
     plain = lay_out(architecture)
     quantization = plan_quantization(config, directory, plain)
-    method = kind(config.adapter, architecture, plain, config.model, config.seed)
+    adapter = with_projector(config.adapter, config.vision, architecture.vision, plain)
+    method = kind(adapter, architecture, plain, config.model, config.seed)
     model = install_experts(lay_out(architecture))
     install_holders(model, quantization, architecture)
     model = method.install(model)
+    if config.vision is not None and architecture.vision is not None and method.trains_base:
+        freeze_vision(model, config.vision, architecture.vision)
     size = measure(model, architecture, method.prefix)
     objective = objective_of(config.objective)
     return Plan(architecture, plain, model, method, method.prefix, quantization, objective, size)

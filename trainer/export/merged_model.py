@@ -143,14 +143,13 @@ def paths_to_write(
     skeleton's config unties them.
     """
     family = architecture.family
-    layers = range(architecture.config.num_hidden_layers)
-    paths = [family.embedding, *(f"{family.layers}.{index}" for index in layers)]
-    paths += [path for path in (family.norm, family.head) if path]
+    paths = architecture.parts
     if architecture.tied:
         ends = (f".{family.embedding}.", f".{family.head}.")
         if any(end in name for end in ends for name in tensors if ROWS not in name):
-            skeleton.config = copy.deepcopy(architecture.config)
-            skeleton.config.tie_word_embeddings = False
+            skeleton.config = copy.deepcopy(architecture.model_config)
+            for config in (skeleton.config, skeleton.config.get_text_config()):
+                config.tie_word_embeddings = False
         else:
             paths.remove(family.head)
     return paths
