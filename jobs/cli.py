@@ -9,8 +9,8 @@ import typer
 
 from headrace.jobs.commands import data, model, train
 from headrace.schemas.errors import HeadraceError, install_hint
+from headrace.schemas.outside_text import visible
 from headrace.schemas.process_limits import open_closed_streams
-from headrace.schemas.visible_text import visible
 
 TRAIN_EXTRA = {
     "deepspeed",

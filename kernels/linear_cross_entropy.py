@@ -158,7 +158,7 @@ def _in_triton(
         gradient=gradient,
         logit_scale=shape[0],
         softcap=shape[1],
-        statistics=statistics,
+        statistics=None if statistics is None else (statistics.entropy, statistics.rank),
     )
     return logits
 

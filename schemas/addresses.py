@@ -1,55 +1,14 @@
-"""Addresses that may hold credentials: checked when they are given, and shown without them."""
+"""Addresses that may hold credentials: checked when they are given, and saved without them."""
 
 import hashlib
 import re
-from urllib.parse import parse_qsl, unquote_plus
+from typing import Annotated
+from urllib.parse import parse_qsl
 
-HIDDEN = "***"
-SHORTEST_SECRET = 8  # characters
-OPTIONS = frozenset({"anonymous", "endpoint_override", "region", "revision", "scheme"})
-URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s\"'<>|\\^`{}]*[^\s\"'<>|\\^`{}:;,.]")
-USER = re.compile(  # a secret may hold slashes; a port is none
-    r"(?P<scheme>\w+)://(?P<user>[^/?#@:]*:(?!\d+/)[^?#@]*|[^/?#@]*)@"
-)
-NAMED = ("s3", "http", "https")  # where even a name alone may be a key
-PARAMETER = re.compile(r"(?P<name>[^?&#=]+)=(?P<value>[^&#;),]*)")
-CREDENTIAL = re.compile(
-    r"token|secret|signature|password|passwd|credential|auth|session|expires|policy|date"
-    r"|(^|[^a-z])(api|access)?_?key|^(se|sig|sp|sr|sv|st|spr|skoid|sktid|ske|sks|skt|skv)$|^x-",
-    re.IGNORECASE,
-)
+from pydantic import AfterValidator
 
-
-def redact(text: str) -> str:
-    """Return a text in which addresses have neither users nor values of their parameters.
-
-    Options that a storage takes (`region`, `endpoint_override`, ...) stay readable.
-    """
-    return URL.sub(lambda found: redact_url(found[0]), text) if "://" in text else text
-
-
-def redact_url(url: str) -> str:
-    """Return one address without its user and the values of its parameters."""
-    address, mark, query = url.partition("?")
-    address = USER.sub(hide_user, address, count=1)
-    return address + mark + PARAMETER.sub(hide_value, query)
-
-
-def hide_user(found: re.Match[str]) -> str:
-    """Return what stands in place of `scheme://user:password@`."""
-    return f"{found['scheme']}://{HIDDEN}@" if is_secret(found) else found[0]
-
-
-def is_secret(found: re.Match[str]) -> bool:
-    """Return whether the user of an address is more than a name, as of Azure's containers."""
-    return ":" in found["user"] or found["scheme"] in NAMED
-
-
-def hide_value(found: re.Match[str]) -> str:
-    """Return a parameter without its value, unless that is no secret by its name or length."""
-    name = unquote_plus(found["name"])
-    short = len(found["value"]) < SHORTEST_SECRET and not CREDENTIAL.search(name)
-    return found[0] if name in OPTIONS or short else f"{found['name']}={HIDDEN}"
+from headrace.schemas.config_model import Text
+from headrace.schemas.errors import CREDENTIAL, OPTIONS, USER, is_secret, redact_url
 
 
 def recorded(url: str) -> str:
@@ -86,6 +45,9 @@ def check_address(url: str) -> str:
             f"{redact_url(url)}: {keys[0]} does not belong into an address; {remedy(url)}"
         )
     return url
+
+
+Address = Annotated[Text, AfterValidator(check_address)]  # a path or a URL
 
 
 def remedy(url: str) -> str:

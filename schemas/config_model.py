@@ -4,7 +4,6 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
-from headrace.schemas.addresses import check_address
 from headrace.schemas.fingerprint import fingerprint
 
 
@@ -24,9 +23,6 @@ def check_characters(text: str) -> str:
 
 
 Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(check_characters)]
-
-
-Address = Annotated[Text, AfterValidator(check_address)]  # a path or a URL
 
 
 def no_truth_value(value: object) -> object:

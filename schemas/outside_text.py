@@ -1,4 +1,7 @@
-"""Text from outside, read and parsed within limits: whatever is wrong with it is one line."""
+"""Text from outside, read and parsed within limits, and as it may be shown.
+
+Whatever is wrong with it is one line.
+"""
 
 import json
 import os
@@ -14,6 +17,9 @@ MOST_YAML_BYTES = 1 << 20  # PyYAML reads 0.2 MB a second
 MOST_NESTED = 100  # lists and tables in each other; what follows is recursive
 MOST_NODES = 100_000  # of YAML, with what its aliases stand for
 LARGEST = 1 << 64
+PICTURES = {code: chr(0x2400 + code) for code in range(32)} | {127: "\u2421"}
+PICTURES |= dict.fromkeys([*range(128, 160), *range(0xD800, 0xE000)], "\ufffd")
+IN_ROWS = {code: picture for code, picture in PICTURES.items() if chr(code) not in "\n\t"}
 WRONG_VALUES = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError)
 
 
@@ -192,3 +198,16 @@ def json_type(value: object) -> str:
     """A value's type in JSON's words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
     return "null" if value is None else names.get(type(value), "a number")
+
+
+def visible(text: str) -> str:
+    """Return a line without control characters, which terminals obey: each as its picture.
+
+    Halves of surrogate pairs, which no file takes, are replaced as well.
+    """
+    return text.translate(PICTURES)
+
+
+def visible_lines(text: str) -> str:
+    """Return a text of several lines, in which line ends and tabs stay."""
+    return text.translate(IN_ROWS)

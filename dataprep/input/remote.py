@@ -8,7 +8,6 @@ import email.utils
 import fnmatch
 import functools
 import io
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -17,14 +16,15 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from headrace.schemas.errors import DataError
+from headrace.schemas.errors import DataError, redact
 from headrace.schemas.google_storage import open_google
+from headrace.schemas.retries import Patience
 from headrace.schemas.seekable_file import SeekableFile
 
 ResultT = TypeVar("ResultT")
 PACKAGES = {"abfs": "adlfs", "az": "adlfs"}
 ANSWER_SECONDS = 60
-HTTP_TRIES = 4
+HTTP = Patience(4, ANSWER_SECONDS, first_pause=0.25)
 HTTP_BUFFER = 1 << 20
 MOST_DIGITS = 18  # of a file's size
 HF_EXPORT = "hf://datasets/{name}@refs/convert/parquet/{config}/{split}/*.parquet"
@@ -209,20 +209,17 @@ def modified(date: str | None) -> int:
 def request_range(url: str, first: int, last: int) -> Any:
     """The reply to a request for bytes first to last; tried again where the server fails."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={first}-{last}"})
-    for attempt in range(HTTP_TRIES):
+
+    def send() -> Any:
         try:
-            return urllib.request.urlopen(request, timeout=ANSWER_SECONDS)
+            return urllib.request.urlopen(request, timeout=HTTP.timeout)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == 404:
                 raise FileNotFoundError(url) from None
-            if error.code < 500 or attempt + 1 == HTTP_TRIES:
-                raise
-        except (urllib.error.URLError, TimeoutError):
-            if attempt + 1 == HTTP_TRIES:
-                raise
-        time.sleep(0.25 * 2**attempt)
-    raise AssertionError("every attempt returns or raises")
+            raise
+
+    return HTTP.repeat(redact(url), send)
 
 
 class HttpFile(SeekableFile):

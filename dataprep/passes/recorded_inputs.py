@@ -10,8 +10,8 @@ from typing import Any
 from headrace.dataprep.input.pieces import InputFile
 from headrace.dataprep.input.remote import is_remote
 from headrace.dataprep.work.workspace import CONFIG_NAME
-from headrace.schemas.addresses import recorded, redact
-from headrace.schemas.errors import DataError
+from headrace.schemas.addresses import recorded
+from headrace.schemas.errors import DataError, redact
 from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.outside_text import OutsideTextError, parse_json
 from headrace.schemas.publish import open_atomic

@@ -21,6 +21,7 @@ from headrace.schemas.publish import rename_durably
 from headrace.schemas.shards.manifest import RowGroupRecord, ShardRecord
 from headrace.schemas.shards.parquet_options import parquet_options
 from headrace.schemas.shards.shard_format import TOKEN_COLUMNS, TRAIN, shard_file_name, shard_schema
+from headrace.schemas.shards.shard_kind import ShardKind
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Target:
     """
 
     space: Workspace
-    kind: str
+    kind: ShardKind
     rows_in_group: int
     group_bytes: int | None = None
 

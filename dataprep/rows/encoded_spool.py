@@ -27,9 +27,12 @@ SCHEMA = pa.schema(
         pa.field("trained", pa.list_(pa.bool_())),
         pa.field("rejected_ids", pa.list_(pa.int32())),
         pa.field("rejected_trained", pa.list_(pa.bool_())),
+        pa.field("desirable", pa.bool_()),
         pa.field("pictures", pa.list_(PICTURE_TYPE)),
     ]
 )
+
+LISTS = ("ids", "trained", "rejected_ids", "rejected_trained")  # of a sample, in its order
 
 
 class EncodedBlock(NamedTuple):
@@ -75,10 +78,12 @@ def restore(batch: pa.RecordBatch, block: dict[str, Any]) -> EncodedBlock:
     """The block of a batch and its description."""
     documents = [Document(split, [], *counts) for split, *counts in block["documents"]]
     owners = batch.column("document").to_pylist()
-    columns = (arrays(batch.column(name)) for name in SCHEMA.names[1:-1])
+    columns = (arrays(batch.column(name)) for name in LISTS)
+    labels = batch.column("desirable").to_pylist()
     pictures = map(restored, batch.column("pictures").to_pylist())
-    for owner, *values in zip(owners, *columns, pictures, strict=True):
-        documents[owner].samples.append(Sample(*values))
+    for owner, label, shown, *values in zip(owners, labels, pictures, *columns, strict=True):
+        sample = Sample(*values)._replace(desirable=label, pictures=shown)
+        documents[owner].samples.append(sample)
     rejects = [Reject(*reject) for reject in block["rejects"]]
     source, task, number = block["place"]
     return EncodedBlock(source, task, number, documents, rejects, block["notes"])
@@ -91,11 +96,12 @@ def sample_batch(documents: Sequence[Document]) -> pa.RecordBatch:
     owners = np.repeat(np.arange(len(documents), dtype=np.int32), counts)
     columns = [
         lists([getattr(sample, name) for sample in samples], SCHEMA.field(name).type)
-        for name in Sample._fields[:-1]
+        for name in LISTS
     ]
+    labels = pa.array([sample.desirable for sample in samples], pa.bool_())
     kept = [[p._asdict() for p in sample.pictures] or None for sample in samples]
-    columns.append(pa.array(kept, SCHEMA.field("pictures").type))
-    return pa.record_batch([pa.array(owners), *columns], schema=SCHEMA)
+    pictures = pa.array(kept, SCHEMA.field("pictures").type)
+    return pa.record_batch([pa.array(owners), *columns, labels, pictures], schema=SCHEMA)
 
 
 def restored(pictures: list[dict[str, Any]] | None) -> tuple[Picture, ...]:

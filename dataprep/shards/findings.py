@@ -14,7 +14,7 @@ from headrace.dataprep.rows.blocks import BlockRows
 from headrace.dataprep.rows.task_stats import TaskStats, add_stats
 from headrace.dataprep.shards.inspection import row_text, shows_no_style
 from headrace.dataprep.text.chat_losses import is_loss
-from headrace.schemas.visible_text import visible
+from headrace.schemas.outside_text import visible
 
 KEPT_ROWS = 3  # of each part of a sample
 SHOWN_CHARACTERS = 4000  # of a row

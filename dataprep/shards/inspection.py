@@ -18,14 +18,13 @@ from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
 from headrace.dataprep.work.console_report import losses, print_ledger
 from headrace.dataprep.work.workspace import REJECTS_NAME
 from headrace.schemas.errors import DataError
-from headrace.schemas.outside_text import parse_json
+from headrace.schemas.outside_text import parse_json, visible, visible_lines
 from headrace.schemas.shards.arrow_numbers import numbers_of
 from headrace.schemas.shards.manifest import Manifest, ShardRecord
 from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
 from headrace.schemas.shards.shard_format import SIDES
 from headrace.schemas.shards.shard_rows import open_shard, read_row_group
-from headrace.schemas.visible_text import visible, visible_lines
 
 BAR_WIDTH = 40
 LONGEST_LINE = 1 << 20  # of rejects.jsonl: bytes

@@ -23,6 +23,7 @@ ROLES = {  # as ShareGPT and its like name them
 ROLE_FIELDS = ("role", "from")
 CONTENT_FIELDS = ("content", "value")
 FLAGS = ("train", "weight")
+LABELS = {"true": True, "1": True, "false": False, "0": False}  # CSV has texts
 
 
 class ConversationError(Exception):
@@ -36,17 +37,20 @@ class ConversationError(Exception):
 
 class Conversation(NamedTuple):
     """Messages as templates take them, for each whether it says itself that it is trained, the
-    tools, whether special tokens in them are marked as text, and the pictures in the order of their
-    places."""
+    tools, whether special tokens in them are marked as text, its content once that is known, and
+    the pictures in the order of their places."""
 
     messages: list[Message]
     flags: list[bool | None]
     tools: list[Any] | None
     marked: bool = False
+    written: str | None = None
     pictures: tuple[Reference, ...] = ()
 
     def content(self) -> str:
         """One text for equal conversations; marks of special tokens are none of it."""
+        if self.written is not None:
+            return self.written
         content = canonical_json([self.messages, self.flags, self.tools])
         return unmarked(content) if self.marked else content
 
@@ -115,10 +119,10 @@ def side_messages(value: object, role: str, name: str) -> list[Any]:
 def checked(conversation: Conversation) -> Conversation:
     """A conversation without the characters that mark places in it."""
     content = conversation.content()
-    for character in RESERVED:
+    for character in () if content.isascii() else RESERVED:
         if character in content:
             raise ConversationError("reserved character", f"U+{ord(character):04X} is no text")
-    return conversation
+    return conversation._replace(written=content)
 
 
 def read_messages(
@@ -161,6 +165,9 @@ def read_message(
     """One message, and whether it says itself that it is trained."""
     if not isinstance(value, dict):
         raise ConversationError("not a conversation", f"{where} is {json_type(value)}")
+    role, content = value.get("role"), value.get("content")
+    if len(value) == 2 and isinstance(role, str) and isinstance(content, str):  # as most are
+        return {"role": roles.get(role, role), "content": content}, None
     message = without_none(value)
     flag = read_flag({name: message.pop(name) for name in FLAGS if name in message}, where)
     message = expand_single(message)
@@ -327,3 +334,19 @@ def without_none(value: Any) -> Any:
 def quoted(name: object) -> str:
     """A name as messages show it."""
     return f'"{name}"'
+
+
+def read_label(fields: Mapping[str, Any], name: str) -> bool:
+    """Return whether an answer is desirable: true or false, 1 or 0, or these as text.
+
+    Raises:
+        ConversationError: the field says neither.
+    """
+    value = fields.get(name)
+    if value is None:
+        raise ConversationError("missing field", f"no field {quoted(name)}")
+    found = LABELS.get(str(value).strip().lower())
+    if found is None or isinstance(value, float):
+        seen = f"{value!r:.40}" if isinstance(value, str | int | float) else json_type(value)
+        raise ConversationError("no label", f"field {quoted(name)} is {seen}, not true or false")
+    return found

@@ -15,14 +15,16 @@ class Sample(NamedTuple):
     """One tokenized document of at least one token; a preference pair holds two answers.
 
     `ids` and `trained` are of shape [tokens]; `trained` tells which tokens are labels, None that
-    all are. `rejected_ids` is None but in preference sets. `pictures` fill the placeholders
-    among the ids, in their order; both sides of a pair share them.
+    all are. `rejected_ids` is None but in preference sets, and `desirable`, the label of an answer
+    that has no other beside it, but in unpaired ones. `pictures` fill the placeholders among the
+    ids, in their order; both sides of a pair share them.
     """
 
     ids: Ids
     trained: Mask | None = None
     rejected_ids: Ids | None = None
     rejected_trained: Mask | None = None
+    desirable: bool | None = None
     pictures: tuple[Picture, ...] = ()
 
     def sides(self) -> list["Sample"]:

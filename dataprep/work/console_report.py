@@ -16,8 +16,8 @@ from rich.text import Text
 
 from headrace.dataprep.rows.task_stats import add_counts
 from headrace.dataprep.text.chat_losses import is_loss
+from headrace.schemas.outside_text import visible
 from headrace.schemas.shards.manifest import ImagesRecord, Manifest
-from headrace.schemas.visible_text import visible
 
 logger = logging.getLogger(__name__)
 

@@ -34,10 +34,13 @@ def init(
     """Look at a model, your files and this machine, and write prepare.toml and train.toml."""
     from rich.console import Console
 
-    from headrace.jobs.first_run.init import Wanted, init
+    from headrace.dataprep.dry_run import estimate
+    from headrace.jobs.first_run.fit import fit
+    from headrace.jobs.first_run.init import Forecasts, Wanted, init
 
     wanted = Wanted(model, tuple(data), output, force, sequence_len)
-    init(wanted, Console(markup=False, emoji=False, highlight=False))
+    console = Console(markup=False, emoji=False, highlight=False)
+    init(wanted, console, Forecasts(estimate, fit))
 
 
 @app.command(epilog="Example: headrace train train.toml --gpus 2 --set optimizer.lr=1e-4")
@@ -85,7 +88,11 @@ def train(
         raise ConfigError("--nodes and --master go together; give both or neither")
     allow_open_files()
     processes = count_processes(
-        gpus, settings.pipeline_stages, nodes, sequence_parallel=settings.sequence_parallel
+        gpus,
+        settings.pipeline_stages,
+        nodes,
+        sequence_parallel=settings.sequence_parallel,
+        tensor_parallel=settings.tensor_parallel,
     )
     inputs = check(settings, processes * nodes)
     check_run_directory(settings, inputs, resume, data_changed == "continue")
@@ -131,14 +138,16 @@ def plan(
 
     settings = load_config(TrainConfig, config, overrides or [])
     quiet_libraries()
+    from headrace.trainer.building.self_check import plan_model
     from headrace.trainer.planning.plan_report import parse_size, report
     from headrace.trainer.planning.proposals import proposals
+    from headrace.trainer.planning.remedies import remedies
     from headrace.trainer.planning.run_plan import plan_run
 
     limit = parse_size(memory) if memory else None
     count = gpus or settings.replica_ranks
-    run = plan_run(settings, count, sequence_len)
-    print(report(run, count, limit))
+    run = plan_run(settings, plan_model(settings), count, sequence_len)
+    print(report(run, limit, remedies(run, count, limit) if limit else ()))
     if limit and gpus:
         print(f"\n{proposals(run, gpus, limit)}")
 
@@ -201,13 +210,21 @@ def plan_data(
 
 
 def count_processes(
-    gpus: int | None, pipeline_stages: int, nodes: int = 1, *, sequence_parallel: int = 1
+    gpus: int | None,
+    pipeline_stages: int,
+    nodes: int = 1,
+    *,
+    sequence_parallel: int = 1,
+    tensor_parallel: int = 1,
 ) -> int:
     """Return the number of ranks to start here, checked against the layout and the GPUs here."""
-    available, replica = count_gpus(), pipeline_stages * sequence_parallel
+    available = count_gpus()
+    replica = pipeline_stages * sequence_parallel * tensor_parallel
     cut = f"pipeline_stages = {pipeline_stages}"
     if sequence_parallel > 1:
         cut += f" times sequence_parallel = {sequence_parallel}"
+    if tensor_parallel > 1:
+        cut += f" times tensor_parallel = {tensor_parallel}"
     processes = gpus or available or -(-replica // nodes)
     if available and processes > available:
         raise ConfigError(f"--gpus {processes}: this machine has {available}; ask for fewer")

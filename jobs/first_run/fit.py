@@ -8,7 +8,7 @@ from headrace.schemas.errors import HeadraceError
 from headrace.schemas.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from headrace.trainer.planning.run_plan import RunPlan
+    from headrace.trainer.planning.planned_run import RunPlan
 
 KEPT_FREE = 0.08  # of a GPU's memory: what the driver and fragments take
 NF4 = {"backend": "bnb"}
@@ -67,13 +67,14 @@ def planned(
     config: TrainConfig, gpus: int, sequence_len: int, known: dict[bool, "RunPlan"]
 ) -> "RunPlan":
     """Return the plan of a run, with what was counted for others of the same model."""
+    from headrace.trainer.building.self_check import plan_model
     from headrace.trainer.planning.run_plan import plan_run
 
     quantized = config.quantization is not None
     earlier = known.get(quantized)
-    plan = earlier.plan if earlier else None
+    plan = earlier.plan if earlier else plan_model(config)
     counted = earlier.activations if earlier else None
-    run = plan_run(config, gpus, sequence_len, plan, counted)
+    run = plan_run(config, plan, gpus, sequence_len, counted)
     known.setdefault(quantized, run)
     return run
 

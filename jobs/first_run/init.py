@@ -1,22 +1,21 @@
 """The steps of `headrace init`: look, estimate, plan, write."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
-from headrace.dataprep.dry_run import Estimate, estimate
 from headrace.dataprep.text.chat_template import read_templates
 from headrace.dataprep.text.tokenizer import CONFIG_NAMES
 from headrace.dataprep.text.tokenizer import read_json as read_tokenizer_json
-from headrace.jobs.first_run.fit import fit
 from headrace.jobs.first_run.look import Found, look
 from headrace.jobs.first_run.machine import Fit, Machine, this_machine
-from headrace.jobs.first_run.write import comment, prepare_toml, train_toml
+from headrace.jobs.first_run.write import prepare_toml, train_toml
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.json_text import read_json
+from headrace.schemas.outside_text import visible
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.publish import write_atomic, writing
 from headrace.schemas.toml_config import load_config
@@ -42,7 +41,28 @@ class Wanted:
     sequence_len: int | None = None
 
 
-def init(wanted: Wanted, console: Console, machine: Machine | None = None) -> None:
+class Sizes(Protocol):
+    """Estimated sizes of what `headrace prepare` will make."""
+
+    @property
+    def documents(self) -> float: ...
+    @property
+    def rows(self) -> float: ...
+    @property
+    def tokens(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Estimates that the configs rest on: sizes of the data, and keys with which a run fits."""
+
+    sizes: Callable[[PrepareConfig], Sizes]
+    fit: Callable[[dict[str, Any], int, Machine], Fit]
+
+
+def init(
+    wanted: Wanted, console: Console, forecasts: Forecasts, machine: Machine | None = None
+) -> None:
     """Look at data, model and machine, and write prepare.toml and train.toml for them.
 
     Raises:
@@ -65,12 +85,12 @@ def init(wanted: Wanted, console: Console, machine: Machine | None = None) -> No
     shards, run = wanted.folder / "shards", wanted.folder / "run"
     rows = GPU_EVALUATION_ROWS if machine.gpus else CPU_EVALUATION_ROWS
     values = train_values(wanted.model, run, shards, rows, pairs=kinds == {True})
-    fitting = fit(values, sequence_len, machine)
+    fitting = forecasts.fit(values, sequence_len, machine)
     wanted.folder.mkdir(parents=True, exist_ok=True)
     prepare_path, train_path = wanted.folder / PREPARE, wanted.folder / TRAIN
     least, most = EVALUATION_SHARES
     write(prepare_path, prepare_toml(wanted.model, shards, usable, sequence_len, least))
-    sizes = estimate(load_config(PrepareConfig, prepare_path))
+    sizes = forecasts.sizes(load_config(PrepareConfig, prepare_path))
     share = min(most, max(least, EVALUATION_DOCUMENTS / max(1.0, sizes.documents)))
     text = prepare_toml(wanted.model, shards, usable, sequence_len, round(share, 3))
     write(prepare_path, text)
@@ -142,13 +162,13 @@ def tell(found: Sequence[Found], machine: Machine, console: Console) -> None:
     for item in found:
         size = f"{len(item.files):,} file(s), {item.size / 2**20:,.1f} MiB"
         problem = item.kind.problem
-        what = f"left out: {comment(problem)}" if problem else comment(item.kind.seen)
-        console.print(f"{comment(str(item.root))}: {size}: {what}", soft_wrap=True)
+        what = f"left out: {visible(problem)}" if problem else visible(item.kind.seen)
+        console.print(f"{visible(str(item.root))}: {size}: {what}", soft_wrap=True)
     console.print(f"machine: {machine.describe()}")
 
 
 def tell_result(
-    wanted: Wanted, machine: Machine, fitting: Fit, sizes: Estimate, console: Console
+    wanted: Wanted, machine: Machine, fitting: Fit, sizes: Sizes, console: Console
 ) -> None:
     """Say what was written and what comes next."""
     console.print(f"about {sizes.tokens:,.0f} tokens in {sizes.rows:,.0f} rows")

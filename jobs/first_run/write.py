@@ -7,6 +7,7 @@ from typing import Any
 
 from headrace.jobs.first_run.look import Found
 from headrace.jobs.first_run.machine import Fit, Machine
+from headrace.schemas.outside_text import visible
 
 LEAST_STEPS = 40  # of an epoch, if the data allow it: fewer say little
 MOST_ROWS_OF_STEP = 64
@@ -39,18 +40,13 @@ def prepare_toml(
         patterns = item.patterns()
         lines += [
             "",
-            f"[[sources]]  # {len(item.files):,} file(s): {comment(item.kind.seen)}",
+            f"[[sources]]  # {len(item.files):,} file(s): {visible(item.kind.seen)}",
             f"name = {toml(name)}",
             f"type = {toml(item.kind.type)}",
             f"path = {toml(patterns[0] if len(patterns) == 1 else patterns)}",
             *(f"{key} = {toml(value)}" for key, value in item.kind.settings.items()),
         ]
     return "\n".join(lines) + "\n"
-
-
-def comment(text: str) -> str:
-    """Return a text that stays within its line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def source_names(found: Sequence[Found]) -> list[str]:

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.config_model import Address, Config, Text
+from headrace.schemas.addresses import Address
+from headrace.schemas.config_model import Config, Text
 
 
 class FiltersConfig(Config):

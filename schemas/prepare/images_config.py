@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
-from headrace.schemas.config_model import Address, Config, Text
+from headrace.schemas.addresses import Address
+from headrace.schemas.config_model import Config, Text
 
 MOST_PIXELS = 89_478_485  # from which on Pillow warns of a bomb
 

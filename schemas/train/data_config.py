@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from headrace.schemas.config_model import Address, Config, Text
+from headrace.schemas.addresses import Address
+from headrace.schemas.config_model import Config, Text
 
 
 class DatasetConfig(Config):

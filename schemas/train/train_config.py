@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from headrace.schemas.config_model import Config, Text
-from headrace.schemas.train.adapter_config import AdapterConfig
+from headrace.schemas.train.adapter_config import AdapterConfig, VisionConfig
 from headrace.schemas.train.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
@@ -67,6 +67,21 @@ class TrainConfig(Config):
         "the tokens, and in attention, which sees whole rows, its share of the heads (Ulysses). "
         "Must divide the model's attention heads and the tokens of a row.",
     )
+    sequence_slices: int = Field(
+        1,
+        ge=1,
+        description="Slices into which every row of a micro-batch is cut: they go through the "
+        "stages one after the other, which wait less for the first and the last micro-batches and "
+        "hold fewer activations. Attention sees the kept keys and values of earlier slices, so "
+        "results are the same. Must divide the tokens of a row.",
+    )
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        description="Processes of each stage among which weights are cut, by transformers' plan "
+        "for the model: linear layers by outputs or inputs, experts, embedding and head by tokens. "
+        "Must divide the attention's key heads, the MLP's width, experts and vocabulary.",
+    )
     schedule: Literal["1f1b", "interleaved"] = Field(
         "1f1b",
         description='`"interleaved"`: each stage holds several chunks of layers, and a micro-batch '
@@ -93,6 +108,13 @@ class TrainConfig(Config):
         False,
         description="Let stages also begin between a layer's attention and its MLP; "
         "for families whose layers have one after the other, and without dropout.",
+    )
+    vision_stages: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Stages of the vision tower's own: with 1 the first holds the tower, the "
+        "projector and the embedding, and no decoder layer. Needs `[vision]`.",
     )
     weights: Literal["stored", "pickled", "random"] = Field(
         "stored",
@@ -178,6 +200,11 @@ class TrainConfig(Config):
         "Default: from the shards.",
     )
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
+    vision: VisionConfig | None = Field(
+        None,
+        description="Train on pictures, with the vision tower of the model. Default: its text part "
+        "alone.",
+    )
     quantization: QuantizationConfig | None = Field(
         None, description="How frozen weights are held. Default: as they are, in `dtype`."
     )
@@ -218,7 +245,7 @@ class TrainConfig(Config):
     @property
     def replica_ranks(self) -> int:
         """Return the number of processes that hold one replica of the model."""
-        return self.pipeline_stages * self.sequence_parallel
+        return self.pipeline_stages * self.sequence_parallel * self.tensor_parallel
 
     def dims(self, processes: int) -> ParallelDims:
         """Return how a run of so many processes lies along the parallel dimensions.
@@ -230,6 +257,7 @@ class TrainConfig(Config):
             processes,
             stages=self.pipeline_stages,
             sequence=self.sequence_parallel,
+            tensor=self.tensor_parallel,
             neighbors=self.neighbors,
         )
 
@@ -241,8 +269,8 @@ class TrainConfig(Config):
 
     @property
     def places(self) -> int:
-        """Return the number of sequences in a micro-batch: one for each row, two for a pair."""
-        return self.micro_batch_size * (2 if self.objective.of_pairs else 1)
+        """Return the number of sequences in a micro-batch."""
+        return self.micro_batch_size * self.objective.sequences
 
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""

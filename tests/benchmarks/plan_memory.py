@@ -123,9 +123,12 @@ def predict(config: Path, settings: list[str]) -> dict[str, object]:
     """What `headrace plan` says of the only stage."""
     from headrace.schemas.toml_config import load_config
     from headrace.schemas.train.train_config import TrainConfig
-    from headrace.trainer.planning.run_plan import GIB, plan_run
+    from headrace.trainer.building.self_check import plan_model
+    from headrace.trainer.planning.planned_run import GIB
+    from headrace.trainer.planning.run_plan import plan_run
 
-    (stage,) = plan_run(load_config(TrainConfig, config, settings), 1).stages
+    loaded = load_config(TrainConfig, config, settings)
+    (stage,) = plan_run(loaded, plan_model(loaded), 1).stages
     memory = stage.memory
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "masks")
     return {"predicted_gib": round(memory.peak / GIB, 2)} | {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from headrace.schemas.addresses import check_address, recorded, redact
-from headrace.schemas.errors import DataError
+from headrace.schemas.addresses import check_address, recorded
+from headrace.schemas.errors import DataError, redact
 from headrace.schemas.prepare.source_config import SourceConfig
 from headrace.schemas.train.data_config import DatasetConfig
 

@@ -72,7 +72,7 @@ def pinned(tensor: Tensor | None) -> Tensor | None:
 
 def _inputs_of(batch: Batch, place: Coordinates, stages: int, total: Counts) -> StepInputs:
     first, last = place.stage == 0, place.stage == stages - 1
-    tells = (first or last) and place.sequence == 0
+    tells = (first or last) and place.sequence == place.tensor == 0
     return StepInputs(
         micro_batches=len(batch.document_lengths),
         document_lengths=batch.document_lengths,
@@ -83,5 +83,5 @@ def _inputs_of(batch: Batch, place: Coordinates, stages: int, total: Counts) -> 
         input_ids=batch.input_ids if first else None,
         labels=batch.labels if last else None,
         rows=batch.rows if tells else None,
-        extras=[extras.of_stage(last=last) for extras in batch.extras],
+        extras=[extras.of_stage(first=first, last=last) for extras in batch.extras],
     )

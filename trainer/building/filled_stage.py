@@ -14,10 +14,16 @@ from headrace.trainer.building.held_values import HeldTypes, lay_out_with_buffer
 from headrace.trainer.building.materializer import Filled, Materializer
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import StageCut
-from headrace.trainer.building.weight_source import RandomWeights, WeightSource, grown
+from headrace.trainer.building.weight_source import (
+    RandomWeights,
+    ScoredWeights,
+    WeightSource,
+    grown,
+)
 from headrace.trainer.quantized.cache import QuantizedCache
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.spec import StageSpec
+from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 
 def fill_stage(
@@ -26,6 +32,7 @@ def fill_stage(
     cut: StageCut,
     device: torch.device,
     sequence: SequenceSlice = WHOLE,
+    shard: TensorShard = WHOLE_WEIGHTS,
 ) -> tuple[StageSpec, Filled]:
     """Assemble a stage and give every weight and buffer of it memory and value.
 
@@ -34,7 +41,7 @@ def fill_stage(
     """
     dtype = compute_dtype(config, device)
     initial = lay_out_with_buffers(plan.architecture, dtype)
-    assembled = assemble(plan, config, cut, dtype, device, initial, sequence=sequence)
+    assembled = assemble(plan, config, cut, dtype, device, initial, sequence=sequence, shard=shard)
     types = HeldTypes(initial, dtype)
     with weight_source(config, plan, types, device) as source:
         materializer = Materializer(
@@ -59,7 +66,10 @@ def weight_source(
     kept = plan.quantization.stored if plan.quantization else None
     directory = model_directory(config.model, config.weights)
     stored = StoredWeights(directory, plan.plain, types.of, device, kept or frozenset())
-    return grown(stored, plan.architecture)
+    source = grown(stored, plan.architecture)
+    if not plan.architecture.scored:
+        return source
+    return ScoredWeights(source, plan.architecture.config, config.seed)
 
 
 def open_cache(

@@ -141,7 +141,7 @@ def reopen(config: TrainConfig, segment: DataSegment, stop_row: int) -> Phase:
         | {"datasets": tables}
         | (mixing if segment.mixing == "interleave" else {})
     )
-    manifests = [manifest_of(dataset.path, earlier) for dataset in segment.datasets]
+    manifests = [manifest_of(dataset.path, config.loader) for dataset in segment.datasets]
     for dataset, manifest in zip(segment.datasets, manifests, strict=True):
         if manifest_fingerprint(manifest) != dataset.fingerprint:
             raise CheckpointError(

@@ -12,9 +12,8 @@ from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION, TRAIN
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.order.datasets import Inputs
-from headrace.trainer.shards.retries import patience_of
 from headrace.trainer.shards.shard_file import ShardFile, footer_damage
-from headrace.trainer.shards.storage import open_storage
+from headrace.trainer.shards.storage import open_storage, patience_of
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,7 @@ keeps is added up. Where the run will compile the layer, the compiler's own part
 """
 
 import copy
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +33,7 @@ from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.layers.layer_functions import run_layer
 from headrace.trainer.layers.lora_layers import swap_adapters
 from headrace.trainer.layers.selective_checkpoint import KeptBytes
+from headrace.trainer.planning.memory_model import LayerActivations
 from headrace.trainer.stage.acceleration import (
     CAP,
     attend_by_bounds,
@@ -44,44 +43,6 @@ from headrace.trainer.stage.acceleration import (
 from headrace.trainer.stage.stage import Stage
 
 STATE_TOKENS = 256  # of a layer with a state, which keeps in proportion; a chunk of most families
-Kept = Mapping[tuple[int, Half | None], float]  # of a kind of layer, or of a half of one
-
-
-@dataclass(frozen=True)
-class LayerActivations:
-    """Bytes that decoder layers keep for the backward pass of one micro-batch.
-
-    Layers of one kind, of the same modules that is, keep the same.
-    """
-
-    kinds: Sequence[int]  # by layer: the first layer of its kind
-    kept: Kept  # without recomputation
-    selected: Kept  # with selective recomputation, beside its input
-    boundary: float  # its input alone, with recomputation
-
-    def kept_of(self, layer: int, half: Half | None) -> float:
-        """Return what a layer, or half of it, keeps without recomputation."""
-        return self.kept[self.kinds[layer], half]
-
-    def selected_of(self, layer: int, half: Half | None) -> float:
-        """Return what it keeps beside its input with selective recomputation."""
-        return self.selected[self.kinds[layer], half]
-
-    def shared(self, ranks: int, key_bytes: float, key_heads: int) -> "LayerActivations":
-        """Return those of one of the ranks that share rows.
-
-        Args:
-            key_bytes: of the keys and values of whole rows, which are repeated where there are
-                fewer key heads than ranks.
-        """
-        repeated = (ranks // math.gcd(ranks, key_heads) - 1) * key_bytes
-        kept = {key: size + (key[1] != "mlp") * repeated for key, size in self.kept.items()}
-        return LayerActivations(
-            self.kinds,
-            {key: size / ranks for key, size in kept.items()},
-            {key: size / ranks for key, size in self.selected.items()},
-            self.boundary / ranks,
-        )
 
 
 class ExpertsAsOne(nn.Module):

@@ -4,7 +4,7 @@ The operations of the slowest stage at one rate, and what travels at two others;
 memory go on beside the computation.
 """
 
-from headrace.trainer.planning.run_plan import RunPlan
+from headrace.trainer.planning.planned_run import RunPlan
 
 PRODUCTS = 500e12  # operations a second of one GPU while it trains: what an H200 was measured at
 LINK = 100e9  # bytes a second between GPUs

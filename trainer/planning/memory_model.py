@@ -1,6 +1,7 @@
 """Model of a stage's peak memory, computed from shapes alone."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,15 +10,54 @@ from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.optimizers import OFFLOAD_BUCKET, OFFLOAD_BUCKETS
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.architecture.half_layer import Span
+from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.interleaved_schedule import most_held
 from headrace.trainer.building.model_size import ModelSize, PartSize
 from headrace.trainer.layers.weight_offload import PLACES
-from headrace.trainer.planning.layer_activations import LayerActivations
 
 OFFLOADED_IN_TRANSIT = 3  # layer inputs on their way to the host or back
 LOGIT_BYTES = 4 + 2  # float32 for the softmax and its gradient, and the gradient once in bfloat16
+
+
+Kept = Mapping[tuple[int, Half | None], float]  # of a kind of layer, or of a half of one
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """Bytes that decoder layers keep for the backward pass of one micro-batch.
+
+    Layers of one kind, of the same modules that is, keep the same.
+    """
+
+    kinds: Sequence[int]  # by layer: the first layer of its kind
+    kept: Kept  # without recomputation
+    selected: Kept  # with selective recomputation, beside its input
+    boundary: float  # its input alone, with recomputation
+
+    def kept_of(self, layer: int, half: Half | None) -> float:
+        """Return what a layer, or half of it, keeps without recomputation."""
+        return self.kept[self.kinds[layer], half]
+
+    def selected_of(self, layer: int, half: Half | None) -> float:
+        """Return what it keeps beside its input with selective recomputation."""
+        return self.selected[self.kinds[layer], half]
+
+    def shared(self, ranks: int, key_bytes: float, key_heads: int) -> "LayerActivations":
+        """Return those of one of the ranks that share rows.
+
+        Args:
+            key_bytes: of the keys and values of whole rows, which are repeated where there are
+                fewer key heads than ranks.
+        """
+        repeated = (ranks // math.gcd(ranks, key_heads) - 1) * key_bytes
+        kept = {key: size + (key[1] != "mlp") * repeated for key, size in self.kept.items()}
+        return LayerActivations(
+            self.kinds,
+            {key: size / ranks for key, size in kept.items()},
+            {key: size / ranks for key, size in self.selected.items()},
+            self.boundary / ranks,
+        )
 
 
 @dataclass(frozen=True)

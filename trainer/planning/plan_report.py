@@ -1,13 +1,16 @@
 """`headrace plan`: what each stage of a run will hold and do, as a table, and what makes it fit."""
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.planning.remedies import remedies, toml
-from headrace.trainer.planning.run_plan import GIB, RunPlan
+from headrace.trainer.planning.changes import toml
+from headrace.trainer.planning.planned_run import GIB, RunPlan
 
 UNITS = {"": 1, "B": 1, "MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": GIB}
 SHOWN_REMEDIES = 4
+Remedies = Iterable[tuple[Mapping[str, Any], RunPlan]]
 
 
 def parse_size(text: str) -> float:
@@ -22,8 +25,13 @@ def parse_size(text: str) -> float:
     return float(match[1]) * UNITS[match[2].upper()]
 
 
-def report(run: RunPlan, gpus: int, memory: float | None) -> str:
-    """The table, and what to change if it does not fit."""
+def report(run: RunPlan, memory: float | None = None, remedies: Remedies = ()) -> str:
+    """The table, and what to change if it does not fit.
+
+    Args:
+        memory: bytes of each GPU.
+        remedies: changes with which it does; asked for as many as are shown.
+    """
     rows = [
         (
             "stage layers parameters trained  weights gradients optimizer activations logits+masks"
@@ -61,16 +69,16 @@ def report(run: RunPlan, gpus: int, memory: float | None) -> str:
         f"Bubble {run.bubble:.1%}, balance {run.balance:.1%}, "
         f"expected efficiency {run.efficiency:.1%} of as many GPUs without a pipeline.",
     ]
-    return "\n".join(lines + (verdict(run, gpus, memory) if memory else []))
+    return "\n".join(lines + (verdict(run, memory, remedies) if memory else []))
 
 
-def verdict(run: RunPlan, gpus: int, memory: float) -> list[str]:
+def verdict(run: RunPlan, memory: float, remedies: Remedies) -> list[str]:
     """Say whether the run fits, and if not, the settings with which it would."""
     limit = f"{memory / GIB:.1f} GiB"
     if run.peak <= memory:
         return [f"Fits: the fullest stage takes {run.peak / GIB:.2f} of {limit}."]
     lines = [f"Does not fit: the fullest stage takes {run.peak / GIB:.2f} of {limit}."]
-    for number, (change, tried) in enumerate(remedies(run, gpus, memory)):
+    for number, (change, tried) in enumerate(remedies):
         if number == SHOWN_REMEDIES:
             break
         settings = ", ".join(f"{key} = {toml(value)}" for key, value in change.items())

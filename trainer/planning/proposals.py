@@ -13,10 +13,11 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.schemas.train.train_rules import check_rules
 from headrace.trainer.building.self_check import check_rows_can_be_cut
-from headrace.trainer.planning.layer_activations import LayerActivations
+from headrace.trainer.planning.changes import toml, with_changes
 from headrace.trainer.planning.layout_rates import HOST, LINK, PRODUCTS, tokens_per_second
-from headrace.trainer.planning.remedies import toml, with_changes
-from headrace.trainer.planning.run_plan import GIB, RunPlan, plan_run
+from headrace.trainer.planning.memory_model import LayerActivations
+from headrace.trainer.planning.planned_run import GIB, RunPlan
+from headrace.trainer.planning.run_plan import plan_run
 
 FREE = 0.92  # of a GPU's memory: the rest is for its driver and fragments
 SHOWN = 6
@@ -71,7 +72,7 @@ def plans(run: RunPlan, gpus: int) -> Iterator[tuple[Changes, RunPlan]]:
         selective = config.activation_checkpointing == "selective"
         try:
             check_rules(config)
-            tried = plan_run(config, gpus, run.sequence_len, run.plan, counted.get(selective))
+            tried = plan_run(config, run.plan, gpus, run.sequence_len, counted.get(selective))
         except (ValueError, ConfigError):
             continue  # keys that do not go together, or more stages than layers
         counted[selective] = tried.activations

@@ -1,17 +1,17 @@
 """Changes of a config with which a run fits the memory of its GPUs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import combinations
 from operator import attrgetter
 from typing import Any
 
 from headrace.schemas.train.quantization_config import QuantizationConfig
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.building.self_check import plan_model
-from headrace.trainer.planning.run_plan import RunPlan, plan_run
+from headrace.trainer.planning.changes import with_changes
+from headrace.trainer.planning.planned_run import RunPlan
+from headrace.trainer.planning.run_plan import plan_run
 
 SMALLEST = QuantizationConfig(backend="bnb", double_quantization=True)
-NESTED = "optimizer."
 
 
 def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str, Any], RunPlan]]:
@@ -62,23 +62,12 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
             changed, quantized = with_changes(config, change), "quantization" in change
             if gpus % changed.replica_ranks:
                 continue
-            plan = quantized_plan if quantized else run.plan
+            plan = quantized_plan if quantized and quantized_plan else run.plan
             known = counted.get((quantized, changed.places))
-            tried = plan_run(changed, gpus, run.sequence_len, plan, known)
+            tried = plan_run(changed, plan, gpus, run.sequence_len, known)
             counted[quantized, changed.places] = tried.activations
             if tried.peak <= memory:
                 yield change, tried
-
-
-def with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """Return a config with other values for some keys, of which those of optimizers have a dot."""
-    of_optimizer = {
-        key.removeprefix(NESTED): value for key, value in changes.items() if key.startswith(NESTED)
-    }
-    others = {key: value for key, value in changes.items() if not key.startswith(NESTED)}
-    if of_optimizer:
-        others["optimizer"] = config.optimizer.model_copy(update=of_optimizer)
-    return config.model_copy(update=others)
 
 
 def more_slices(run: RunPlan, gpus: int) -> list[int]:
@@ -88,10 +77,3 @@ def more_slices(run: RunPlan, gpus: int) -> list[int]:
         return []
     fitting = range(now + 1, gpus + 1)
     return [n for n in fitting if not (gpus % n or heads % n or run.sequence_len % n)]
-
-
-def toml(value: object) -> str:
-    """A setting as a config has it."""
-    if isinstance(value, QuantizationConfig):
-        return '{ backend = "bnb", double_quantization = true }'
-    return f'"{value}"' if isinstance(value, str) else str(value).lower()

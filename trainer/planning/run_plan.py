@@ -1,10 +1,10 @@
 """A run laid out on GPUs before there is one: what each stage holds and does."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.train_config import TrainConfig
@@ -14,86 +14,35 @@ from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import ModelSize
 from headrace.trainer.building.partition import partition
-from headrace.trainer.building.self_check import plan_model
-from headrace.trainer.planning.layer_activations import LayerActivations, layer_activations
-from headrace.trainer.planning.memory_model import StageMemory, parts_of_stage, stage_memory
-
-GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One process of a replica."""
-
-    layers: list[Span]  # of each chunk
-    weights: int  # parameters
-    trained: int
-    memory: StageMemory
-    work: float  # floating-point operations a token
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """One replica, and how well its stages work together."""
-
-    config: TrainConfig
-    plan: Plan
-    replicas: int
-    sequence_len: int
-    activations: LayerActivations
-    stages: list[StagePlan]
-
-    @property
-    def peak(self) -> float:
-        """Bytes of the fullest process."""
-        return max(stage.memory.peak for stage in self.stages)
-
-    @property
-    def layout(self) -> str:
-        """Return the sizes of the parallel dimensions, beside the stages."""
-        shares = self.config.sequence_parallel
-        rows = f", whose rows {shares} ranks share" if shares > 1 else ""
-        return f"{self.replicas} replica(s){rows}"
-
-    @property
-    def bubble(self) -> float:
-        """Share of the time in which a stage waits for the pipeline to fill and drain."""
-        waiting = self.config.pipeline_stages - 1
-        chunks = self.config.parts // self.config.pipeline_stages
-        return waiting / (self.config.gradient_accumulation_steps * chunks + waiting)
-
-    @property
-    def balance(self) -> float:
-        """Work of the mean stage over that of the slowest."""
-        work = [stage.work for stage in self.stages]
-        return sum(work) / len(work) / max(work)
-
-    @property
-    def efficiency(self) -> float:
-        """Share of the time in which the mean stage computes; transfers left out."""
-        return self.balance * (1 - self.bubble)
+from headrace.trainer.planning.layer_activations import layer_activations
+from headrace.trainer.planning.memory_model import LayerActivations, parts_of_stage, stage_memory
+from headrace.trainer.planning.planned_run import RunPlan, StagePlan
 
 
 def plan_run(
     config: TrainConfig,
+    plan: Plan,
     gpus: int,
     sequence_len: int | None = None,
-    plan: Plan | None = None,
     activations: LayerActivations | None = None,
 ) -> RunPlan:
     """Lay a run out on GPUs.
 
     Args:
+        plan: the model of the config.
         sequence_len: None takes the one of the first dataset.
-        plan: the model, where several runs of it are planned.
         activations: of a layer, where they were counted for a run with the same rows and plan.
 
     Raises:
-        ConfigError, DataError: model or datasets that do not fit.
+        ConfigError, DataError: layout or datasets that do not fit.
     """
+    if config.tensor_parallel > 1:
+        raise ConfigError(
+            f"tensor_parallel = {config.tensor_parallel}: its memory is not counted yet; plan "
+            "with 1, which is more than each process will need"
+        )
     dims = config.dims(gpus)
     length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
-    plan = plan or plan_model(config)
     dtype = compute_dtype(config, devices.PLANNED)
     size = plan.size
     activations = activations or layer_activations(plan, config, dtype, length)

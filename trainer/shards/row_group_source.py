@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from headrace.schemas.retries import Patience
 from headrace.schemas.seekable_file import SeekableFile
 from headrace.schemas.shards.arrow_numbers import as_arrow, one_chunk
 from headrace.schemas.shards.manifest import MAX_GROUP_TOKENS, Manifest
@@ -17,11 +18,10 @@ from headrace.schemas.shards.shard_checks import check_size, check_unpacked
 from headrace.schemas.shards.shard_rows import columns_of, read_row_group, repeated_text
 from headrace.schemas.train.data_config import LoaderConfig
 from headrace.trainer.shards.decoded_rows import DecodedRows, ListColumn
-from headrace.trainer.shards.retries import Patience, patience_of
 from headrace.trainer.shards.row_group_cache import RowGroupCache
 from headrace.trainer.shards.row_groups import CorruptRowGroupError, RowGroup
 from headrace.trainer.shards.shard_file import ShardFile, check_footer, damage
-from headrace.trainer.shards.storage import open_storage
+from headrace.trainer.shards.storage import open_storage, patience_of
 from headrace.trainer.shards.token_pages import Ids, read_tokens
 
 HELD_FOOTER_BYTES = 4 << 20  # as written: decoded they take ten times as much
@@ -33,6 +33,7 @@ class RowGroupSource:
 
     Args:
         columns: those that are wanted; of foreign files all are read.
+        patience: with remote storages; None is what the config says.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class RowGroupSource:
         split: str,
         config: LoaderConfig,
         columns: Sequence[str] = DecodedRows.COLUMNS,
+        patience: Patience | None = None,
     ) -> None:
         self.columns = list(columns)
-        patience = patience_of(config)
+        patience = patience or patience_of(config)
         storages = [open_storage(str(directory), patience) for directory in directories]
         self.files = [
             [ShardFile(storage, manifest, record) for record in manifest.split(split)]

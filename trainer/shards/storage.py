@@ -10,15 +10,15 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from headrace.schemas.addresses import check_address, redact
-from headrace.schemas.errors import ConfigError, DataError
+from headrace.schemas.addresses import check_address
+from headrace.schemas.errors import ConfigError, DataError, redact
 from headrace.schemas.google_storage import open_google
 from headrace.schemas.named_files import open_regular
+from headrace.schemas.retries import Patience
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.manifest_file import missing_manifest, parse_manifest, read_manifest
 from headrace.schemas.shards.shard_format import MANIFEST_NAME
-from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.shards.retries import Patience, patience_of
+from headrace.schemas.train.data_config import LoaderConfig
 
 CONNECT_SECONDS = 10
 OPEN_FILES = 32
@@ -53,6 +53,11 @@ class Storage(Protocol):
         Raises:
             FileNotFoundError, OSError: local damage; StorageError: a storage that does not answer.
         """
+
+
+def patience_of(config: LoaderConfig) -> Patience:
+    """Return the retry policy that the config asks for."""
+    return Patience(config.read_attempts, config.read_timeout)
 
 
 def open_storage(path: str, patience: Patience) -> Storage:
@@ -213,6 +218,6 @@ def open_fsspec(url: str, scheme: str) -> pafs.FileSystem:
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
 
 
-def manifest_of(path: str, config: TrainConfig) -> Manifest:
+def manifest_of(path: str, config: LoaderConfig) -> Manifest:
     """The manifest of a local or remote shard directory."""
-    return open_storage(path, patience_of(config.loader)).manifest()
+    return open_storage(path, patience_of(config)).manifest()

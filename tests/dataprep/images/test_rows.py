@@ -291,3 +291,15 @@ def test_another_pillow_than_the_config_names_is_refused(config, run, write_rows
     assert saved["family"] == "qwen2_vl"
     with pytest.raises(ConfigError, match=r"images\.identity: pillow of the config is not what"):
         run(config(output="other", images={"identity": saved | {"pillow": "1.0"}}))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"type": "axolotl", "axolotl": {"type": "chat_template"}},
+        {"type": "unpaired"},
+    ],
+)
+def test_types_that_read_no_pictures_are_refused(config, source):
+    with pytest.raises(ValidationError, match=r'type = "\w+" reads no pictures; set "chat"'):
+        config(packing="none", sources=[{"name": "drawn", "path": "rows.jsonl", **source}])

@@ -61,7 +61,7 @@ def fresh_connections():
 
 
 @pytest.fixture
-def web(tmp_path, monkeypatch):
+def web(tmp_path):
     """A web server over `web/` of the working folder."""
     (tmp_path / "web").mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -69,7 +69,6 @@ def web(tmp_path, monkeypatch):
     server.longer = 0
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
     yield server
     server.shutdown()
     server.server_close()
@@ -119,7 +118,7 @@ def test_ranges_are_read_of_a_large_file_and_not_all_of_it_each_time(corpus, mak
 
 def test_a_server_that_fails_for_a_moment_is_asked_again(corpus, make_config, run, web):
     write_files(web.folder)
-    web.failures = 3
+    web.failures = 2
     manifest = run(make_config(sources=documents(f"{web.url}/in.jsonl")))
     assert manifest.sources[0].documents == len(TEXTS)
 

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from headrace.dataprep.dry_run import estimate
 from headrace.jobs.first_run.fit import fit
-from headrace.jobs.first_run.init import Wanted, init
+from headrace.jobs.first_run.init import Forecasts, Wanted, init
 from headrace.jobs.first_run.look import look
 from headrace.jobs.first_run.machine import Machine
 from headrace.jobs.first_run.write import accumulation
@@ -104,7 +105,7 @@ def wanted(tmp_path, monkeypatch):
 def run(wanted: Wanted, machine: Machine) -> str:
     console = Console(markup=False, width=200)
     with console.capture() as capture:
-        init(wanted, console, machine)
+        init(wanted, console, Forecasts(estimate, fit), machine)
     return capture.get()
 
 

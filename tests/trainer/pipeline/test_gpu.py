@@ -7,6 +7,7 @@ from runs import checkpoint_tensors, exact_metrics, read_metrics
 from transformers import LlamaConfig
 
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.metrics.step_values import StepValues
 from headrace.trainer.planning.run_plan import plan_run
@@ -209,7 +210,8 @@ def test_offloaded_weights_change_no_loss_and_free_what_is_predicted(checkpointi
                 loss.backward()
         gradients = [p.grad.clone() for p in stage.parameters() if p.requires_grad]
         peak = torch.cuda.max_memory_allocated()
-        return losses, gradients, peak, plan_run(config, 1, 256).stages[0].memory.weights
+        planned = plan_run(config, plan_model(config), 1, 256)
+        return losses, gradients, peak, planned.stages[0].memory.weights
 
     losses, gradients, peak, weights = train("mlp")
     torch.cuda.empty_cache()

@@ -24,7 +24,7 @@ from headrace.trainer.optim.states import tensors_of
 from headrace.trainer.planning.layer_activations import layer_activations
 from headrace.trainer.planning.memory_model import state_bytes
 from headrace.trainer.planning.plan_report import parse_size, report
-from headrace.trainer.planning.remedies import more_slices
+from headrace.trainer.planning.remedies import more_slices, remedies
 from headrace.trainer.planning.run_plan import plan_run
 
 GIB = 1 << 30
@@ -43,10 +43,15 @@ def planned(model, stages, gpus=None, adapter=None, **settings):
     return plan_once(config.model_dump_json(exclude_unset=True), gpus or stages)
 
 
+def told(run, gpus, memory):
+    return report(run, memory, remedies(run, gpus, memory))
+
+
 @functools.cache
 def plan_once(config, gpus):
     """Counting what a layer keeps takes seconds, and most tests count the same one."""
-    return plan_run(TrainConfig.model_validate_json(config), gpus, TOKENS)
+    settings = TrainConfig.model_validate_json(config)
+    return plan_run(settings, plan_model(settings), gpus, TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +139,8 @@ def test_chunks_shorten_the_bubble_and_hold_more(model):
     assert chunks.stages[1].work == pytest.approx(plain.stages[1].work)
     held = [run.stages[0].memory.activations for run in (plain, chunks)]
     assert 1.25 * held[0] <= held[1] < 1.35 * held[0]  # 5 passes of 2 layers, not 2 of 4
-    assert "0-1, 4-5" in report(chunks, 2, None)
-    assert 'schedule = "1f1b"' in report(chunks, 2, plain.peak)
+    assert "0-1, 4-5" in report(chunks)
+    assert 'schedule = "1f1b"' in told(chunks, 2, plain.peak)
 
 
 @pytest.mark.parametrize(("adapter", "copies"), [(None, 2), (LORA, 1)], ids=["full", "LoRA"])
@@ -159,12 +164,12 @@ def test_recomputation_takes_less_memory_and_more_work(model):
 def test_what_makes_it_fit_is_said_and_does(model):
     run = planned(model, 2, gpus=4, adapter=LORA)
     limit = 0.75 * run.peak
-    text = report(run, 4, limit)
+    text = told(run, 4, limit)
     assert f"Does not fit: the fullest stage takes {run.peak / GIB:.2f}" in text
     assert 'activation_checkpointing = "full"' in text
     again = planned(model, 2, gpus=4, adapter=LORA, activation_checkpointing="full")
     assert again.peak <= limit
-    assert "Fits" in report(again, 4, limit)
+    assert "Fits" in told(again, 4, limit)
 
 
 def test_quantized_weights_take_what_they_will(model):
@@ -176,7 +181,7 @@ def test_quantized_weights_take_what_they_will(model):
     saved = 2 * sum(part.quantized for part in size) - sum(part.quantized_bytes for part in size)
     memory, without = smaller.stages[0].memory, plain.stages[0].memory
     assert without.weights - memory.weights == pytest.approx(saved)
-    text = report(plain, 2, (plain.peak + smaller.peak) / 2)
+    text = told(plain, 2, (plain.peak + smaller.peak) / 2)
     assert 'quantization = { backend = "bnb", double_quantization = true }' in text
 
 
@@ -204,7 +209,7 @@ def test_an_embedding_in_host_memory_is_left_out(model):
     embedding = COMMON["vocab_size"] * COMMON["hidden_size"] * 2
     assert kept.stages[0].memory.peak - moved.stages[0].memory.peak == embedding
     assert kept.stages[1].memory.peak == moved.stages[1].memory.peak
-    assert "embedding_on_cpu = true" in report(kept, 2, (kept.peak + moved.peak) / 2)
+    assert "embedding_on_cpu = true" in told(kept, 2, (kept.peak + moved.peak) / 2)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gemma2", "gemma3_text"])
@@ -292,7 +297,7 @@ def test_ranks_that_share_rows_keep_a_share_of_the_activations(model):
     assert memory[0].activations / 4 < memory[2].activations < memory[0].activations / 3
     assert memory[1].weights == memory[0].weights
     assert [run.replicas for run in (whole, halves, quarters)] == [4, 2, 1]
-    assert "2 replica(s), whose rows 2 ranks share." in report(halves, 4, None)
+    assert "2 replica(s), whose rows 2 ranks share." in report(halves)
     assert more_slices(whole, 4) == [2, 4]
 
 

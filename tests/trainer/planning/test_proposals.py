@@ -8,9 +8,10 @@ from tiny_families import config_of, save_tiny
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.building.self_check import plan_model
+from headrace.trainer.planning.changes import with_changes
 from headrace.trainer.planning.layout_rates import tokens_per_second
 from headrace.trainer.planning.proposals import proposals, propose, shares_of_rows
-from headrace.trainer.planning.remedies import with_changes
 from headrace.trainer.planning.run_plan import plan_run
 
 GPUS, TOKENS = 8, 4096
@@ -25,7 +26,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(model):
     config = config_of(model, 1, LORA, gradient_accumulation_steps=4)
-    return plan_run(config, GPUS, TOKENS)
+    return plan_run(config, plan_model(config), GPUS, TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_what_does_not_fit_is_left_out(run, found):
 def test_what_saves_memory_costs_time(run):
     def rate(**changes):
         config = with_changes(run.config, changes)
-        return tokens_per_second(plan_run(config, GPUS, TOKENS, run.plan, run.activations))
+        return tokens_per_second(plan_run(config, run.plan, GPUS, TOKENS, run.activations))
 
     assert rate(activation_checkpointing="full") < rate()
     assert rate(pipeline_stages=2) < rate()

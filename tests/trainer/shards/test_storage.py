@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -14,21 +15,19 @@ from gcs_server import serving_google
 from s3_server import S3Server
 
 from headrace.schemas.errors import ConfigError, DataError, StorageError
+from headrace.schemas.retries import Patience
 from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.train.data_config import LoaderConfig
-from headrace.trainer.shards import retries
-from headrace.trainer.shards.retries import Patience
 from headrace.trainer.shards.row_group_source import RowGroupSource
 from headrace.trainer.shards.row_groups import RowGroup
 from headrace.trainer.shards.storage import open_storage
 
-BRIEF = Patience(4, 1.0)
+BRIEF = Patience(4, 1.0, first_pause=0.05)
 
 
 @pytest.fixture
 def s3(tiny_shards, tmp_path, monkeypatch):
     """The tiny shards as s3://bucket/tiny, on a server that can be told to fail."""
-    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.05)
     shutil.copytree(tiny_shards, tmp_path / "bucket" / "tiny")
     server = S3Server(tmp_path / "bucket")
     for name, value in server.environment.items():
@@ -37,10 +36,9 @@ def s3(tiny_shards, tmp_path, monkeypatch):
     server.close()
 
 
-def make_source(path, shards, **settings):
-    settings = {"read_attempts": BRIEF.attempts, "read_timeout": BRIEF.timeout} | settings
-    config = LoaderConfig.model_validate(settings)
-    return RowGroupSource([str(path)], [read_manifest(shards)], "train", config)
+def make_source(path, shards, patience=BRIEF, **settings):
+    config, manifests = LoaderConfig.model_validate(settings), [read_manifest(shards)]
+    return RowGroupSource([str(path)], manifests, "train", config, patience=patience)
 
 
 def row_groups(shards):
@@ -96,7 +94,7 @@ def test_sizes_come_from_a_listing(s3, tiny_shards):
 @pytest.mark.parametrize("fault", [500, "cut", "hang"])
 def test_an_attempt_that_fails_is_made_again(s3, tiny_shards, fault):
     s3.faults = [("GET", fault, 2), ("HEAD", fault, 1)]
-    source = make_source("s3://bucket/tiny", tiny_shards, read_timeout=0.5)
+    source = make_source("s3://bucket/tiny", tiny_shards, replace(BRIEF, timeout=0.5))
     expected = pq.ParquetFile(tiny_shards / "shard-00000.parquet").read_row_group(0)
     assert_same_values(source.read(row_groups(tiny_shards)[0]), expected)
     assert all(times == 0 for _, _, times in s3.faults), "the faults must have been met"
@@ -107,7 +105,7 @@ def test_an_attempt_that_fails_is_made_again(s3, tiny_shards, fault):
 )
 def test_a_storage_that_keeps_failing_ends_in_a_named_error(s3, tiny_shards, fault, reason):
     s3.faults = [("shard-00000", fault, 99)]
-    source = make_source("s3://bucket/tiny", tiny_shards, read_timeout=0.3)
+    source = make_source("s3://bucket/tiny", tiny_shards, replace(BRIEF, timeout=0.3))
     started = time.monotonic()
     with pytest.raises(StorageError) as caught:
         source.read(row_groups(tiny_shards)[0])
@@ -125,9 +123,8 @@ def test_a_refusal_is_not_asked_again(s3, tiny_shards):
     assert len(s3.requests) == 1
 
 
-def test_a_server_that_is_restarted_is_found_again(s3, tiny_shards, monkeypatch):
-    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.3)
-    source = make_source("s3://bucket/tiny", tiny_shards)
+def test_a_server_that_is_restarted_is_found_again(s3, tiny_shards):
+    source = make_source("s3://bucket/tiny", tiny_shards, Patience(4, 1.0, first_pause=0.3))
     groups = row_groups(tiny_shards)
     source.read(groups[0])
     s3.stop()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.export.convert import convert
 from headrace.trainer.planning.run_plan import plan_run
 
@@ -56,5 +57,6 @@ def test_it_is_planned_as_the_model_that_it_stands_for(twins, training, quantiza
     peaks = []
     for path in twins:
         config = load_config(TrainConfig, training.config, [f"model={path}"])
-        peaks.append(plan_run(config.model_copy(update={"quantization": quantization}), 1).peak)
+        config = config.model_copy(update={"quantization": quantization})
+        peaks.append(plan_run(config, plan_model(config), 1).peak)
     assert peaks[0] == peaks[1] > 0

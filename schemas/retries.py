@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.error import HTTPError
 
 from headrace.schemas.errors import StorageError
-from headrace.schemas.train.data_config import LoaderConfig
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class Patience:
     attempts: int
     timeout: float
     pause: Callable[[float], None] = time.sleep  # takes seconds
+    first_pause: float = FIRST_PAUSE
 
     def ask(self, what: str, operation: Callable[[], T]) -> T:
         """The result of `operation`, tried again after each `OSError` that may pass.
@@ -37,33 +38,49 @@ class Patience:
             StorageError: `what` failed to the last attempt, or was refused.
             FileNotFoundError: it is not there, which no further attempt would change.
         """
-        for attempt in range(1, self.attempts + 1):
+        try:
+            return self.repeat(what, lambda: within(self.timeout, operation))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if is_final(error):
+                raise StorageError(
+                    f"{what}: refused ({reason_of(error)}); check credentials"
+                ) from None
+            raise StorageError(
+                f"{what}: failed {self.attempts} times, the last time with: {reason_of(error)}; "
+                "check the network and the storage, then continue with --resume"
+            ) from None
+
+    def repeat(self, what: str, operation: Callable[[], T]) -> T:
+        """The same for an operation that bounds its own time; raises its last error as it is."""
+        for attempt in range(1, self.attempts):
             try:
-                return within(self.timeout, operation)
-            except FileNotFoundError:
-                raise
+                return operation()
             except OSError as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
                 if is_final(error):
-                    raise StorageError(f"{what}: refused ({reason}); check credentials") from None
-            if attempt < self.attempts:
-                seconds = pause_after(attempt)
-                logger.warning("%s: %s; trying again in %.1f s", what, reason, seconds)
+                    raise
+                seconds = self.pause_after(attempt)
+                logger.warning("%s: %s; trying again in %.1f s", what, reason_of(error), seconds)
                 self.pause(seconds)
-        raise StorageError(
-            f"{what}: failed {self.attempts} times, the last time with: {reason}; check the "
-            "network and the storage, then continue with --resume"
-        )
+        return operation()
+
+    def pause_after(self, attempt: int) -> float:
+        """Seconds to wait: doubled each time, and of random length so that ranks spread out."""
+        longest = min(LONGEST_PAUSE, self.first_pause * 2 ** (attempt - 1))
+        return longest * random.uniform(0.5, 1.0)
+
+
+def reason_of(error: OSError) -> str:
+    """Return what an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def is_final(error: OSError) -> bool:
     """Return whether an error will not go away by trying again."""
+    if isinstance(error, HTTPError):
+        return error.code < 500
     return isinstance(error, FINAL_ERRORS) or any(text in str(error) for text in FINAL_MESSAGES)
-
-
-def pause_after(attempt: int) -> float:
-    """Seconds to wait: doubled each time, and of random length so that ranks spread out."""
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 
 def within(seconds: float, operation: Callable[[], T]) -> T:
@@ -91,8 +108,3 @@ def within(seconds: float, operation: Callable[[], T]) -> T:
     if good:
         return result  # type: ignore[return-value]
     raise result  # type: ignore[misc]
-
-
-def patience_of(config: LoaderConfig) -> Patience:
-    """Return the retry policy that the config asks for."""
-    return Patience(config.read_attempts, config.read_timeout)
