@@ -177,16 +177,26 @@ def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int
         tokens: of a row.
     """
     ranks, heads = config.sequence_parallel, model.get("num_attention_heads")
-    if tokens % ranks:
-        raise ConfigError(
-            f"sequence_parallel = {ranks} does not divide rows of {tokens} tokens; set "
-            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % ranks}, '
-            "or prepare with another sequence_len"
-        )
+    check_divides("sequence_slices", config.sequence_slices, tokens)
+    check_divides("sequence_parallel", ranks, tokens)
     if isinstance(heads, int) and heads % ranks:
         raise ConfigError(
             f"sequence_parallel = {ranks} does not divide the {heads} attention heads of "
             f"{config.model}; use a divisor of them"
+        )
+
+
+def check_divides(key: str, parts: int, tokens: int) -> None:
+    """Refuse rows that cannot be cut into so many equal parts.
+
+    Raises:
+        ConfigError: with the lengths that can.
+    """
+    if tokens % parts:
+        raise ConfigError(
+            f"{key} = {parts} does not divide rows of {tokens} tokens; set "
+            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % parts}, '
+            "or prepare with another sequence_len"
         )
 
 
