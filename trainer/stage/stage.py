@@ -205,13 +205,9 @@ class Stage(nn.Module):
                 arguments = self.arguments_of_layer(index, mask, positions, table, states, further)
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
-<<<<<<< HEAD
-                    hidden, router_loss = run(hidden)
+                    hidden, parts = run(hidden)
                 if features is not None:
                     hidden = features.add(hidden, self.numbers[index])
-=======
-                    hidden, parts = run(hidden)
->>>>>>> main
                 hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
                 router_parts += [] if parts is None else [parts]
             hidden = self.ended(hidden)
