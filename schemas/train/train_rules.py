@@ -502,6 +502,7 @@ def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
     return [
         ("sequence_parallel", config.sequence_parallel > 1, "use more pipeline_stages"),
         ("tensor_parallel", config.tensor_parallel > 1, "use more pipeline_stages"),
+        ("sequence_slices", config.sequence_slices > 1, "use more micro-batches"),
         ("half_layers", config.half_layers, "use whole layers"),
         (
             'schedule = "interleaved"',

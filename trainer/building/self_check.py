@@ -37,7 +37,7 @@ from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
-from headrace.trainer.building.partition import StageCut
+from headrace.trainer.building.partition import StageCut, check_stacked
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced
@@ -392,6 +392,7 @@ def plan_model(config: TrainConfig) -> Plan:
     plan.method.check_result()
     if config.tensor_parallel > 1:
         check_parts(config, plan)
+    check_stacked(config, plan.size, architecture)
     return plan
 
 

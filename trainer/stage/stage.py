@@ -36,6 +36,8 @@ from headrace.trainer.stage.loss import StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.stage.sliced_attention import keys_in_use
 from headrace.trainer.stage.spec import StageSpec
+from headrace.trainer.vision.inputs import VisionInputs
+from headrace.trainer.vision.tower import Features
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -68,7 +70,6 @@ class Stage(nn.Module):
                 spec.compute_dtype,
                 seeded=spec.seeded,
                 noise_alpha=spec.noise_alpha,
-                tower=spec.tower,
                 shard=spec.cuts.shard,
             )
         if names.head:
@@ -93,6 +94,7 @@ class Stage(nn.Module):
         self.attends = [architecture.attends[index] for index in layers]
         self.states = architecture.family.states
         self.numbers = list(layers)
+        self.tower = spec.tower
         self.additive_mask = architecture.attention == "eager" or architecture.alibi is not None
         self.biases: DistanceBiases | None = None
         if architecture.alibi is not None:
@@ -192,9 +194,10 @@ class Stage(nn.Module):
             real = self.sequence.share(rows.share(real)).flatten()
         hidden, router_parts = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
+            features = self._features(vision, micro_batch.seed)
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
-                hidden = self.embedding.embed(inputs, positions, chance, device, vision)
+                hidden = self.embedding.embed(inputs, positions, chance, device, features)
             axes = every_position
             if vision is not None and vision.positions is not None:
                 axes = vision.positions.long()
@@ -209,10 +212,19 @@ class Stage(nn.Module):
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, parts = run(hidden)
+                if features is not None:
+                    hidden = features.add(hidden, self.numbers[index])
                 hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
                 router_parts += [] if parts is None else [parts]
             hidden = self.ended(hidden)
         return hidden, router_parts
+
+    def _features(self, vision: VisionInputs | None, seed: int) -> Features | None:
+        """Return the features of a micro-batch's pictures, where the tower is and there are any."""
+        if self.tower is None or vision is None or vision.places is None:
+            return None
+        seeds = derive_seed(seed, "vision") if self.seeded and self.training else None
+        return self.tower.features(vision.arguments, vision.places, seeds)
 
     def ended(self, hidden: Tensor) -> Tensor:
         """Return what the head is given, of the hidden states after the last layer."""
