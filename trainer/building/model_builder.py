@@ -55,8 +55,10 @@ def build_stage(
     reference = None
     if config.objective.has_reference:
         reference = construct(reference_of(spec, plan, config, cut, device), config, device).eval()
-    elif config.objective.teacher is not None:
-        reference = construct(teacher_of(config, stage, device), config, device).eval()
+    elif plan.teacher is not None:
+        of_teacher = config.of_teacher()
+        spec_of_teacher = teacher_of(plan.teacher, of_teacher, stage, device)
+        reference = construct(spec_of_teacher, of_teacher, device).eval()
     built = construct(spec, config, device, reference)
     embedding = plan.architecture.family.embedding
     shared = {f"{embedding}.weight", rows_name(plan.method.prefix, embedding)}

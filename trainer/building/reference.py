@@ -6,10 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.schemas.train.adapter_config import AdapterConfig
-from headrace.schemas.train.model_overrides import ModelOverrides
-from headrace.schemas.train.objective_config import ObjectiveConfig
-from headrace.schemas.train.optimizer_config import RegularizationConfig
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.names import base_name, is_adapter
 from headrace.trainer.architecture.read_architecture import lay_out
@@ -19,7 +15,6 @@ from headrace.trainer.building.held_values import lay_out_with_buffers
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
 from headrace.trainer.building.partition import StageCut, partition
-from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.quantized.modules import QuantizableModule
 from headrace.trainer.stage.spec import StageSpec
 
@@ -55,42 +50,20 @@ def reference_of(
     return replace(reference, weight_offload=policy.weight_offload)
 
 
-def teacher_of(config: TrainConfig, stage: int, device: torch.device) -> StageSpec:
+def teacher_of(plan: Plan, config: TrainConfig, stage: int, device: torch.device) -> StageSpec:
     """A stage of the model that an objective learns from, whole and frozen.
 
-    `[quantization]` holds its weights too.
+    Args:
+        plan: of the teacher.
+        config: by which it is laid out, `TrainConfig.of_teacher`.
 
     Raises:
-        ConfigError, DataError: it cannot be run in these stages, or its weights are not there.
+        DataError: its weights are not there.
     """
-    own = teacher_config(config)
-    plan = plan_model(own)
     plan.model.requires_grad_(False)
-    cut = StageCut(stage, own.parts, partition(own, plan.size)[stage])
-    spec, _ = fill_stage(own, plan, cut, device)
+    cut = StageCut(stage, config.parts, partition(config, plan.size)[stage])
+    spec, _ = fill_stage(config, plan, cut, device)
     return replace(spec, autocast=False, router_loss=None, recompute=frozenset())
-
-
-def teacher_config(config: TrainConfig) -> TrainConfig:
-    """Return the config by which a teacher is laid out and filled: that of a model alone."""
-    partition = config.partition if isinstance(config.partition, str) else "cost"
-    changes = {
-        "model": config.objective.teacher,
-        "model_overrides": ModelOverrides(),
-        "weights": "stored",
-        "adapter": AdapterConfig(kind="none"),
-        "objective": ObjectiveConfig(),
-        "regularization": RegularizationConfig(),
-        "partition": partition,
-        "half_layers": False,
-        "activation_checkpointing": "none",
-        "activation_offload": False,
-        "weight_offload": "none",
-        "embedding_on_cpu": False,
-        "trained_matmul": "auto",
-        "router_loss": 0.0,
-    }
-    return config.model_copy(update=changes)
 
 
 def share_modules(policy: StageSpec, model: Any) -> None:
