@@ -14,6 +14,7 @@ from headrace.schemas.train.objective_config import ObjectiveConfig
 from headrace.schemas.train.objectives import kinds_of
 from headrace.schemas.train.quantization_config import check_installed
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.vision.processor import differing, read_processor
 from headrace.trainer.architecture.config_limits import read_model_config
 from headrace.trainer.architecture.families import FAMILIES, check_family, text_settings
 from headrace.trainer.architecture.model_directory import model_directory
@@ -54,7 +55,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     model = read_model_config(directory)
     check_family(config.model, model)
     if config.vision is not None:
-        vision_family(config.model, str(model.get("model_type")))
+        check_vision(config, directory, model)
     check_readable(config.model, model)
     text = text_settings(model)
     text = {**text, **override_positions(config, text)}
@@ -70,7 +71,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         tokens = config.model_overrides.new_tokens
         check_kind(path, manifest, config.objective)
         check_shards(path, manifest, directory, text, config.weights == "random", tokens)
-        check_pictures(config, path, manifest)
+        check_pictures(config, path, manifest, directory)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
@@ -176,16 +177,26 @@ def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int
         tokens: of a row.
     """
     ranks, heads = config.sequence_parallel, model.get("num_attention_heads")
-    if tokens % ranks:
-        raise ConfigError(
-            f"sequence_parallel = {ranks} does not divide rows of {tokens} tokens; set "
-            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % ranks}, '
-            "or prepare with another sequence_len"
-        )
+    check_divides("sequence_slices", config.sequence_slices, tokens)
+    check_divides("sequence_parallel", ranks, tokens)
     if isinstance(heads, int) and heads % ranks:
         raise ConfigError(
             f"sequence_parallel = {ranks} does not divide the {heads} attention heads of "
             f"{config.model}; use a divisor of them"
+        )
+
+
+def check_divides(key: str, parts: int, tokens: int) -> None:
+    """Refuse rows that cannot be cut into so many equal parts.
+
+    Raises:
+        ConfigError: with the lengths that can.
+    """
+    if tokens % parts:
+        raise ConfigError(
+            f"{key} = {parts} does not divide rows of {tokens} tokens; set "
+            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % parts}, '
+            "or prepare with another sequence_len"
         )
 
 
@@ -244,16 +255,34 @@ def check_shards(
     check_positions(path, manifest.sequence_len, model_config)
 
 
-def check_pictures(config: TrainConfig, path: str, manifest: Manifest) -> None:
-    """Refuse pictures that the model would not see.
+def check_vision(config: TrainConfig, directory: Path, model: Mapping[str, object]) -> None:
+    """Check that a model is of a known vision family, with its processor's files.
+
+    Raises:
+        ConfigError: it is not, or numbers of its processor cannot be followed.
+    """
+    tower = model.get("vision_config")
+    kind = tower.get("model_type") if isinstance(tower, Mapping) else None
+    vision_family(config.model, str(model.get("model_type")), kind)
+    read_processor(directory)
+
+
+def check_pictures(config: TrainConfig, path: str, manifest: Manifest, directory: Path) -> None:
+    """Refuse pictures that the model would not see, or see otherwise than they were prepared.
 
     Raises:
         DataError: saying what to do.
     """
-    if manifest.images is not None and config.vision is None:
+    if manifest.images is None:
+        return
+    if config.vision is None:
         raise DataError(
             f"{path}: its rows hold pictures ({manifest.images.family}); add the table [vision] to "
             "train on them"
+        )
+    for problem in differing(manifest.images, read_processor(directory)):
+        raise DataError(
+            f"{path}: its pictures were prepared with {problem}; prepare them with this model"
         )
 
 

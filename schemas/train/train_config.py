@@ -67,6 +67,14 @@ class TrainConfig(Config):
         "the tokens, and in attention, which sees whole rows, its share of the heads (Ulysses). "
         "Must divide the model's attention heads and the tokens of a row.",
     )
+    sequence_slices: int = Field(
+        1,
+        ge=1,
+        description="Slices into which every row of a micro-batch is cut: they go through the "
+        "stages one after the other, which wait less for the first and the last micro-batches and "
+        "hold fewer activations. Attention sees the kept keys and values of earlier slices, so "
+        "results are the same. Must divide the tokens of a row.",
+    )
     tensor_parallel: int = Field(
         1,
         ge=1,

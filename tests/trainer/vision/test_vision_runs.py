@@ -1,13 +1,15 @@
 """Runs on pictures, as a user starts them: layouts, resuming, adapters, models."""
 
 import pytest
+import torch
 from pictures import images_record, write_picture_shards
-from runs import Training, exact_metrics
+from runs import Training, checkpoint_tensors, exact_metrics
 from tiny_vision import PLACEHOLDER, VOCABULARY, make_rows, save_tiny
 
 from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.shards.manifest import TokenizerRecord
 from headrace.schemas.shards.manifest_file import write_manifest
+from headrace.schemas.vision.processor import read_processor
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,8 @@ def shards(model, tmp_path_factory):
         for row in make_rows("qwen2_vl", counts)
     ]
     folder = tmp_path_factory.mktemp("shards")
-    record = images_record("qwen2_vl", {}, PLACEHOLDER)
+    own = read_processor(model)
+    record = images_record(own.family, own.settings, PLACEHOLDER)
     manifest = write_picture_shards(folder, rows, record, evaluation=rows[:3])
     tokenizer = TokenizerRecord(
         fingerprint=file_sha256(model / "tokenizer.json"),
@@ -66,7 +69,24 @@ def training(model, shards, tmp_path):
     return Training(tmp_path, config)
 
 
-def test_pictures_train_alike_in_every_layout(training):
+def test_a_tower_on_a_stage_of_its_own_trains_bitwise_alike(training):
     one = training.run("one")
-    two = training.run("two", 2, pipeline_stages=2)
-    assert exact_metrics(one) == exact_metrics(two)
+    apart = training.run("apart", 2, pipeline_stages=2, vision_stages=1)
+    assert exact_metrics(apart) == exact_metrics(one)
+
+
+@pytest.mark.exhaustive
+def test_pictures_train_alike_in_replicas_with_recomputation_and_after_a_stop(training):
+    one = training.run("one")
+    losses = exact_metrics(one)
+    again = training.run("again", 1, activation_checkpointing="full")
+    assert [line["loss"] for line in exact_metrics(again)] == [line["loss"] for line in losses]
+    replicas = training.run("replicas", 2, gradient_accumulation_steps=2)
+    for line, other in zip(losses, exact_metrics(replicas), strict=True):
+        assert other["loss"] == pytest.approx(line["loss"], rel=1e-5)
+        assert other["rows_sha256"] == line["rows_sha256"]
+    stopped = training.run("stopped", max_steps=2)
+    assert exact_metrics(training.run("stopped", 1, "--resume", "--data-changed", "continue"))
+    assert checkpoint_tensors(stopped).keys() == checkpoint_tensors(one).keys()
+    for name, value in checkpoint_tensors(one).items():
+        assert torch.equal(value, checkpoint_tensors(stopped)[name]), name
