@@ -9,7 +9,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -390,6 +390,8 @@ def plan_model(config: TrainConfig) -> Plan:
         check_weights_can_be_cut(config, architecture)
     plan = make_plan(config, architecture)
     plan.method.check_result()
+    if config.objective.teacher is not None:
+        plan = replace(plan, teacher=plan_model(config.of_teacher()))
     if config.tensor_parallel > 1:
         check_parts(config, plan)
     check_stacked(config, plan.size, architecture)
