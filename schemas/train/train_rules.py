@@ -351,10 +351,12 @@ def check_objective(config: "TrainConfig") -> None:
             f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
             f"no pairs; set kind = {kinds_of('pairs')}, or drop it"
         )
+    check_teacher(config)
     if config.objective.record.columns == "rows":
         return
     check_rejected_sampling(config)
     check_baseline(config)
+    check_scores(config)
     if adapter.record.by_class:
         raise ValueError(
             f'objective.kind = "{kind}" does not go with adapter.kind = "{adapter.kind}", whose '
@@ -369,6 +371,55 @@ def check_objective(config: "TrainConfig") -> None:
         raise ValueError(
             f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
             'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
+        )
+
+
+def check_teacher(config: "TrainConfig") -> None:
+    """Refuse layouts in which a teacher of another width cannot go along."""
+    if config.objective.teacher is None:
+        return
+    whole = {
+        "sequence_parallel": config.sequence_parallel,
+        "sequence_slices": config.sequence_slices,
+        "tensor_parallel": config.tensor_parallel,
+    }
+    for key, value in whole.items():
+        if value > 1:
+            raise ValueError(
+                f"{key} = {value}: objective.teacher goes through the stages with whole rows and "
+                "weights; use more pipeline_stages or replicas"
+            )
+    if config.schedule != "1f1b":
+        raise ValueError(
+            f'schedule = "{config.schedule}": objective.teacher goes once through each stage; set '
+            '"1f1b"'
+        )
+    if config.vision is not None:
+        raise ValueError("[vision]: objective.teacher reads texts alone; drop one")
+
+
+def check_scores(config: "TrainConfig") -> None:
+    """Refuse what wants logits, or rows in one piece, of a model that gives one number."""
+    objective, record = config.objective, config.adapter.record
+    if not objective.record.scores:
+        return
+    asked = f'objective.kind = "{objective.kind}"'
+    if not (record.has_products or record.trains_all):
+        raise ValueError(
+            f'adapter.kind = "{config.adapter.kind}": {asked} trains a head of its own; use '
+            '"lora", "dora" or "none"'
+        )
+    if record.trains_all and config.adapter.layers is not None:
+        raise ValueError(
+            f'adapter.layers = "{config.adapter.layers}": {asked} trains a head behind all layers; '
+            'drop it, or use kind = "lora"'
+        )
+    if config.rejected_sampling is not None:
+        raise ValueError(f"[rejected_sampling]: {asked} generates nothing; drop the table")
+    if config.sequence_parallel > 1:
+        raise ValueError(
+            f"sequence_parallel = {config.sequence_parallel}: {asked} needs the last token of "
+            "every answer on one rank; use more pipeline_stages or replicas"
         )
 
 
@@ -451,6 +502,7 @@ def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
     return [
         ("sequence_parallel", config.sequence_parallel > 1, "use more pipeline_stages"),
         ("tensor_parallel", config.tensor_parallel > 1, "use more pipeline_stages"),
+        ("sequence_slices", config.sequence_slices > 1, "use more micro-batches"),
         ("half_layers", config.half_layers, "use whole layers"),
         (
             'schedule = "interleaved"',

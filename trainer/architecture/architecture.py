@@ -5,7 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+)
 
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.trainer.architecture.families import Family
@@ -44,6 +48,7 @@ class Architecture:
     router: Router | None
     alibi: Alibi | None = None
     growth: Growth | None = None
+    scored: bool = False  # its head gives one number, see `objectives/scored_model.py`
     overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
     vision: VisionFamily | None = None  # where the model is run with its vision tower
     whole: Any = None  # transformers' config of that model
@@ -56,7 +61,15 @@ class Architecture:
     @property
     def model_class(self) -> Any:
         """Return transformers' class that lays a model out by `model_config`."""
+        if self.scored:
+            return AutoModelForSequenceClassification
         return AutoModelForCausalLM if self.vision is None else AutoModelForImageTextToText
+
+    @property
+    def stacked_layers(self) -> int:
+        """Return the number of first decoder layers after which features of a tower are added."""
+        stacks = self.vision is not None and self.vision.stacked
+        return len(self.whole.vision_config.deepstack_visual_indexes) if stacks else 0
 
     @property
     def parts(self) -> list[str]:
