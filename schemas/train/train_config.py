@@ -272,6 +272,26 @@ class TrainConfig(Config):
         """Return the number of sequences in a micro-batch."""
         return self.micro_batch_size * self.objective.sequences
 
+    def of_teacher(self) -> "TrainConfig":
+        """Return the config by which an objective's teacher is laid out: a model alone, frozen."""
+        changes = {
+            "model": self.objective.teacher,
+            "model_overrides": ModelOverrides(),
+            "weights": "stored",
+            "adapter": AdapterConfig(kind="none"),
+            "objective": ObjectiveConfig(),
+            "regularization": RegularizationConfig(),
+            "partition": self.partition if isinstance(self.partition, str) else "cost",
+            "half_layers": False,
+            "activation_checkpointing": "none",
+            "activation_offload": False,
+            "weight_offload": "none",
+            "embedding_on_cpu": False,
+            "trained_matmul": "auto",
+            "router_loss": 0.0,
+        }
+        return self.model_copy(update=changes)
+
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""
         return [
