@@ -59,7 +59,7 @@ from headrace.schemas.shards.manifest import (
 from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 from headrace.schemas.shards.tokenizer_content import content_fingerprint
-from headrace.schemas.vision.processor import Processor
+from headrace.schemas.vision.processor_record import Processor
 
 TOKENS_IN_EVALUATION_FILE = 1 << 26
 SHOWN_KEYS = 8

@@ -12,7 +12,7 @@ from headrace.dataprep.images.opening import open_picture
 from headrace.dataprep.images.picture import Picture, PictureError
 from headrace.dataprep.images.references import Reference
 from headrace.schemas.prepare.images_config import ImagesConfig
-from headrace.schemas.vision.processor import Processor
+from headrace.schemas.vision.processor_record import Processor
 
 
 class PreparedPictures(NamedTuple):
