@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.dataprep.formats.marked_messages import check_marks, mark_conversation
+from headrace.dataprep.formats.picture_template import PictureTemplate, expand_pictures
 from headrace.dataprep.formats.turn_mask import Chat, TurnMask
 from headrace.dataprep.images.picture import PictureError
 from headrace.dataprep.images.references import FIELDS as PICTURE_FIELDS
@@ -20,7 +21,6 @@ from headrace.dataprep.text.conversation import (
     read_conversation,
 )
 from headrace.dataprep.text.encoding import encode_chats
-from headrace.dataprep.text.picture_template import PictureTemplate, expand_pictures
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokenizer import open_marked

@@ -8,6 +8,7 @@ import numpy as np
 
 from headrace.dataprep.formats.chat import UNTRAINED, ChatFormat, attempt, picture_fields
 from headrace.dataprep.formats.turn_mask import Chat
+from headrace.dataprep.images.picture_places import PicturePlaces
 from headrace.dataprep.images.references import Reference, row_references
 from headrace.dataprep.input.records import Record, Reject, refuse
 from headrace.dataprep.text.chat_losses import text_losses
@@ -26,7 +27,6 @@ from headrace.dataprep.text.conversation import (
 )
 from headrace.dataprep.text.document_ends import document_ends, surround
 from headrace.dataprep.text.encoding import encode_located
-from headrace.dataprep.text.picture_places import PicturePlaces
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokens import Located, TokenizerSpec

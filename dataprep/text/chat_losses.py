@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from headrace.dataprep.images.picture_places import PLACE
 from headrace.dataprep.text.chat_mask import RenderedChat
 from headrace.dataprep.text.chat_template import REASONING, Message
-from headrace.dataprep.text.picture_places import PLACE
 
 CALLS = ("tool_calls", "function_call")
 FURTHER = frozenset([*REASONING, *CALLS])

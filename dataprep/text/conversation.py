@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from headrace.dataprep.images.picture_places import PicturePlaces
 from headrace.dataprep.images.references import Reference, row_references
 from headrace.dataprep.text.chat_template import RESERVED, Message
-from headrace.dataprep.text.picture_places import PicturePlaces
 from headrace.dataprep.text.special_pieces import unmarked
 from headrace.schemas.fingerprint import canonical_json
 from headrace.schemas.outside_text import json_type

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
+from headrace.dataprep.images.picture_places import PLACE
 from headrace.dataprep.text.chat_mask import RenderedChat, Turn
 from headrace.dataprep.text.chat_template import (
     ChatTemplate,
@@ -12,7 +13,6 @@ from headrace.dataprep.text.chat_template import (
     Span,
     TemplateRefusedError,
 )
-from headrace.dataprep.text.picture_places import PLACE
 from headrace.schemas.errors import DataError
 
 WORDS = ("alder", "birch", "cedar")  # of a conversation that tells how a template takes pictures
