@@ -1,4 +1,4 @@
-"""What rows say about their pictures: paths, addresses, data in place, and where they belong."""
+"""Pictures as rows name them: paths, addresses, data in place, and where they belong."""
 
 import re
 from collections.abc import Mapping

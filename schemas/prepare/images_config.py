@@ -11,7 +11,7 @@ MOST_PIXELS = 89_478_485  # from which on Pillow warns of a bomb
 
 
 class ImagesConfig(Config):
-    """Where pictures lie, which are taken, and how they are kept."""
+    """Keys of pictures: their folder, their limits, and the form in which they are kept."""
 
     model: Text = Field(
         description="Directory of the vision-language model: its processor's files decide how "
