@@ -181,7 +181,7 @@ def answer_pictures(
     """Print a vision-language model's answer to a prompt with pictures."""
     from headrace.jobs.commands.chat_prompt import chat_prompt
     from headrace.jobs.commands.picture_prompt import picture_prompt
-    from headrace.trainer.export.picture_sample import PictureSampler
+    from headrace.jobs.commands.picture_sampler import PictureSampler
 
     render = chat_prompt(model) if chat else None
     text, tiles = picture_prompt(model, prompt, images, render, system)
