@@ -14,6 +14,7 @@ from headrace.schemas.train.objective_config import ObjectiveConfig
 from headrace.schemas.train.objectives import kinds_of
 from headrace.schemas.train.quantization_config import check_installed
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.vision.processor import differing, read_processor
 from headrace.trainer.architecture.config_limits import read_model_config
 from headrace.trainer.architecture.families import FAMILIES, check_family, text_settings
 from headrace.trainer.architecture.model_directory import model_directory
@@ -25,6 +26,7 @@ from headrace.trainer.order.datasets import RANDOM, Inputs
 from headrace.trainer.shards.decoded_pairs import SIDES
 from headrace.trainer.shards.storage import manifest_of
 from headrace.trainer.stored.settings import check_readable
+from headrace.trainer.vision.families import vision_family
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     directory = model_directory(config.model, config.weights)
     model = read_model_config(directory)
     check_family(config.model, model)
+    if config.vision is not None:
+        check_vision(config, directory, model)
     check_readable(config.model, model)
     text = text_settings(model)
     text = {**text, **override_positions(config, text)}
@@ -66,7 +70,9 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     for path, manifest in zip(paths, train + evaluation, strict=True):
         tokens = config.model_overrides.new_tokens
         check_kind(path, manifest, config.objective)
+        check_teacher(config, path, manifest, text)
         check_shards(path, manifest, directory, text, config.weights == "random", tokens)
+        check_pictures(config, path, manifest, directory)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
@@ -156,12 +162,12 @@ def model_config_fingerprint(values: Mapping[str, object]) -> str:
 def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
     """There must be a layer for each stage, or chunk of one."""
     layers = next((model[key] for key in LAYER_KEYS if key in model), None)
-    if isinstance(layers, int) and config.parts > layers:
+    if isinstance(layers, int) and config.parts - config.vision_stages > layers:
         chunks = config.parts // config.pipeline_stages
         of_chunks = f" of {chunks} chunks" if chunks > 1 else ""
         raise ConfigError(
             f"pipeline_stages = {config.pipeline_stages}{of_chunks}, but {config.model} has "
-            f"{layers} layers; use at most {layers // chunks}"
+            f"{layers} layers; use at most {layers // chunks + config.vision_stages}"
         )
 
 
@@ -172,16 +178,26 @@ def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int
         tokens: of a row.
     """
     ranks, heads = config.sequence_parallel, model.get("num_attention_heads")
-    if tokens % ranks:
-        raise ConfigError(
-            f"sequence_parallel = {ranks} does not divide rows of {tokens} tokens; set "
-            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % ranks}, '
-            "or prepare with another sequence_len"
-        )
+    check_divides("sequence_slices", config.sequence_slices, tokens)
+    check_divides("sequence_parallel", ranks, tokens)
     if isinstance(heads, int) and heads % ranks:
         raise ConfigError(
             f"sequence_parallel = {ranks} does not divide the {heads} attention heads of "
             f"{config.model}; use a divisor of them"
+        )
+
+
+def check_divides(key: str, parts: int, tokens: int) -> None:
+    """Refuse rows that cannot be cut into so many equal parts.
+
+    Raises:
+        ConfigError: with the lengths that can.
+    """
+    if tokens % parts:
+        raise ConfigError(
+            f"{key} = {parts} does not divide rows of {tokens} tokens; set "
+            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % parts}, '
+            "or prepare with another sequence_len"
         )
 
 
@@ -238,6 +254,69 @@ def check_shards(
             f"but the model has {vocabulary} embeddings"
         )
     check_positions(path, manifest.sequence_len, model_config)
+
+
+def check_vision(config: TrainConfig, directory: Path, model: Mapping[str, object]) -> None:
+    """Check that a model is of a known vision family, with its processor's files.
+
+    Raises:
+        ConfigError: it is not, or numbers of its processor cannot be followed.
+    """
+    tower = model.get("vision_config")
+    kind = tower.get("model_type") if isinstance(tower, Mapping) else None
+    vision_family(config.model, str(model.get("model_type")), kind)
+    read_processor(directory)
+
+
+def check_pictures(config: TrainConfig, path: str, manifest: Manifest, directory: Path) -> None:
+    """Refuse pictures that the model would not see, or see otherwise than they were prepared.
+
+    Raises:
+        DataError: saying what to do.
+    """
+    if manifest.images is None:
+        return
+    if config.vision is None:
+        raise DataError(
+            f"{path}: its rows hold pictures ({manifest.images.family}); add the table [vision] to "
+            "train on them"
+        )
+    for problem in differing(manifest.images, read_processor(directory)):
+        raise DataError(
+            f"{path}: its pictures were prepared with {problem}; prepare them with this model"
+        )
+
+
+def check_teacher(
+    config: TrainConfig, path: str, manifest: Manifest, model: Mapping[str, object]
+) -> None:
+    """Check that a teacher, if there is one, reads the shards' ids as the model does.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    if config.objective.teacher is None:
+        return
+    directory = model_directory(config.objective.teacher, "stored")
+    teacher = text_settings(read_model_config(directory))
+    sizes = [settings.get("vocab_size") for settings in (model, teacher)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"objective.teacher: {directory} has a vocabulary of {sizes[1]}, {config.model} of "
+            f"{sizes[0]}; the distributions of a token must be over the same ids"
+        )
+    tokens = config.model_overrides.new_tokens
+    if tokens:
+        raise ConfigError(f"model_overrides.new_tokens = {list(tokens)}: the teacher has none")
+    tokenizer = directory / "tokenizer.json"
+    if tokenizer.is_file() and not is_tokenizer(manifest.tokenizer, tokenizer, ()):
+        raise ConfigError(f"{path}: made with another tokenizer than the teacher's, {tokenizer}")
+    layers = teacher.get("num_hidden_layers")
+    if isinstance(layers, int) and layers < config.parts:
+        raise ConfigError(
+            f"objective.teacher: {directory} has {layers} layers for {config.parts} stages; use at "
+            f"most pipeline_stages = {layers}"
+        )
 
 
 def check_kind(path: str, manifest: Manifest, objective: ObjectiveConfig) -> None:

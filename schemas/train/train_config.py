@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from headrace.schemas.config_model import Config, Text
-from headrace.schemas.train.adapter_config import AdapterConfig
+from headrace.schemas.train.adapter_config import AdapterConfig, VisionConfig
 from headrace.schemas.train.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
@@ -67,6 +67,14 @@ class TrainConfig(Config):
         "the tokens, and in attention, which sees whole rows, its share of the heads (Ulysses). "
         "Must divide the model's attention heads and the tokens of a row.",
     )
+    sequence_slices: int = Field(
+        1,
+        ge=1,
+        description="Slices into which every row of a micro-batch is cut: they go through the "
+        "stages one after the other, which wait less for the first and the last micro-batches and "
+        "hold fewer activations. Attention sees the kept keys and values of earlier slices, so "
+        "results are the same. Must divide the tokens of a row.",
+    )
     tensor_parallel: int = Field(
         1,
         ge=1,
@@ -100,6 +108,13 @@ class TrainConfig(Config):
         False,
         description="Let stages also begin between a layer's attention and its MLP; "
         "for families whose layers have one after the other, and without dropout.",
+    )
+    vision_stages: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Stages of the vision tower's own: with 1 the first holds the tower, the "
+        "projector and the embedding, and no decoder layer. Needs `[vision]`.",
     )
     weights: Literal["stored", "pickled", "random"] = Field(
         "stored",
@@ -185,6 +200,11 @@ class TrainConfig(Config):
         "Default: from the shards.",
     )
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
+    vision: VisionConfig | None = Field(
+        None,
+        description="Train on pictures, with the vision tower of the model. Default: its text part "
+        "alone.",
+    )
     quantization: QuantizationConfig | None = Field(
         None, description="How frozen weights are held. Default: as they are, in `dtype`."
     )
@@ -251,6 +271,26 @@ class TrainConfig(Config):
     def places(self) -> int:
         """Return the number of sequences in a micro-batch."""
         return self.micro_batch_size * self.objective.sequences
+
+    def of_teacher(self) -> "TrainConfig":
+        """Return the config by which an objective's teacher is laid out: a model alone, frozen."""
+        changes = {
+            "model": self.objective.teacher,
+            "model_overrides": ModelOverrides(),
+            "weights": "stored",
+            "adapter": AdapterConfig(kind="none"),
+            "objective": ObjectiveConfig(),
+            "regularization": RegularizationConfig(),
+            "partition": self.partition if isinstance(self.partition, str) else "cost",
+            "half_layers": False,
+            "activation_checkpointing": "none",
+            "activation_offload": False,
+            "weight_offload": "none",
+            "embedding_on_cpu": False,
+            "trained_matmul": "auto",
+            "router_loss": 0.0,
+        }
+        return self.model_copy(update=changes)
 
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""

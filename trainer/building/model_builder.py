@@ -15,12 +15,13 @@ from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import flops_per_token
 from headrace.trainer.building.partition import StageCut, partition
-from headrace.trainer.building.reference import reference_of
+from headrace.trainer.building.reference import reference_of, teacher_of
 from headrace.trainer.layers.sequence_attention import share_rows
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
 from headrace.trainer.quantized.selection import check_fp8_device
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.acceleration import accelerate
+from headrace.trainer.stage.sliced_attention import slice_rows
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
 from headrace.trainer.tensor_parallel.cut_stage import connect_ranks
@@ -55,6 +56,10 @@ def build_stage(
     reference = None
     if config.objective.has_reference:
         reference = construct(reference_of(spec, plan, config, cut, device), config, device).eval()
+    elif plan.teacher is not None:
+        of_teacher = config.of_teacher()
+        spec_of_teacher = teacher_of(plan.teacher, of_teacher, stage, device)
+        reference = construct(spec_of_teacher, of_teacher, device).eval()
     built = construct(spec, config, device, reference)
     embedding = plan.architecture.family.embedding
     shared = {f"{embedding}.weight", rows_name(plan.method.prefix, embedding)}
@@ -80,6 +85,8 @@ def construct(
 ) -> Stage:
     """Return the stage of filled modules, with the faster parts that the config allows."""
     faster = accelerate(spec, config, device)
+    if config.sequence_slices > 1:
+        slice_rows(spec.layer_modules)
     share_rows(spec.tree.modules(), spec.sequence)
     connect_ranks(spec.modules, spec.cuts)
     return Stage(replace(spec, acceleration=faster), reference)
@@ -95,7 +102,7 @@ def offloaded(spec: StageSpec, config: TrainConfig, device: torch.device) -> Wei
     if wish == "none":
         return None
     layers = list(zip(spec.names.layers, spec.layer_modules, strict=True))
-    if not any(find_weights(name, layer, wish) for name, layer in layers):
+    if layers and not any(find_weights(name, layer, wish) for name, layer in layers):
         raise ConfigError(
             f'weight_offload = "{wish}": the layers of this model have no frozen part of that '
             "name; drop it"

@@ -49,6 +49,8 @@ class ModelSize:
     hidden_size: int
     vocabulary: int
     tied: bool
+    vision: PartSize | None = None  # tower and projector, where the model is run with them
+    stacked: int = 0  # first layers that take features of the tower, and stand beside it
 
     def piece(self, layer: int, half: Half | None) -> PartSize:
         """A decoder layer or half of it."""
@@ -58,6 +60,7 @@ class ModelSize:
         """List the parts that one stage holds. Alone, it holds a tied embedding once."""
         parts = [self.piece(layer, half) for layer, half in layers.pieces()]
         parts += [self.embedding] * (stage == 0)
+        parts += [self.vision] if stage == 0 and self.vision is not None else []
         if stage == stages - 1:
             shared = self.vocabulary * self.hidden_size * (self.tied and stages == 1)
             trained = max(0, self.head.trained - shared)
@@ -103,7 +106,17 @@ def measure(
         hidden_size=config.hidden_size,
         vocabulary=config.vocab_size // of_tokens,
         tied=architecture.tied,
+        vision=vision_size(model, architecture, prefix),
+        stacked=architecture.stacked_layers,
     )
+
+
+def vision_size(model: nn.Module, architecture: Architecture, prefix: str) -> PartSize | None:
+    """Count the weights of tower and projector; None without."""
+    if architecture.vision is None:
+        return None
+    paths = architecture.vision.modules
+    return part_size([model.get_submodule(prefix + path) for path in paths], 1.0)
 
 
 def flops_per_token(size: ModelSize, full: bool) -> float:

@@ -44,16 +44,18 @@ class RunPlan:
         """Return the sizes of the parallel dimensions, beside the stages."""
         shares = self.config.sequence_parallel
         rows = f", whose rows {shares} ranks share" if shares > 1 else ""
-        parts = self.config.tensor_parallel
+        parts, slices = self.config.tensor_parallel, self.config.sequence_slices
         weights = f", whose weights {parts} ranks share" if parts > 1 else ""
-        return f"{self.replicas} replica(s){rows}{weights}"
+        sliced = f", rows in {slices} slices" if slices > 1 else ""
+        return f"{self.replicas} replica(s){rows}{weights}{sliced}"
 
     @property
     def bubble(self) -> float:
         """Share of the time in which a stage waits for the pipeline to fill and drain."""
         waiting = self.config.pipeline_stages - 1
         chunks = self.config.parts // self.config.pipeline_stages
-        return waiting / (self.config.gradient_accumulation_steps * chunks + waiting)
+        passes = self.config.gradient_accumulation_steps * chunks * self.config.sequence_slices
+        return waiting / (passes + waiting)
 
     @property
     def balance(self) -> float:

@@ -1,5 +1,6 @@
 """A run laid out on GPUs before there is one: what each stage holds and does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -91,7 +92,8 @@ def share_of_activations(
     key_heads = max(1, key_heads // config.tensor_parallel)
     head_size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
     key_bytes = 2 * key_heads * head_size * config.places * sequence_len * dtype.itemsize
-    return activations.shared(config.sequence_parallel, key_bytes, key_heads)
+    shared = activations.shared(config.sequence_parallel, key_bytes, key_heads)
+    return replace(shared, keys=float(key_bytes))
 
 
 def stage_plan(

@@ -12,6 +12,7 @@ from headrace.trainer.layers.device import to_device
 from headrace.trainer.stage.input_parts import InputParts
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
+from headrace.trainer.vision.tower import Features
 
 
 class StageEmbedding:
@@ -58,12 +59,14 @@ class StageEmbedding:
         positions: Tensor,
         micro_batch: MicroBatch | None,
         device: torch.device,
+        features: Features | None = None,
     ) -> Tensor:
         """[b, s] ids to [b, s, hidden size] on a device, whichever the embedding itself is on.
 
         Args:
             positions: [b, s] in documents.
             micro_batch: in training, where chance goes by it; None outside of it.
+            features: of pictures, which take the place of their tokens' rows.
         """
         if micro_batch is not None and self.seeded:
             torch.manual_seed(derive_seed(micro_batch.seed, "embedding"))
@@ -73,6 +76,8 @@ class StageEmbedding:
             hidden = hidden + embedding_noise(hidden, lengths, self.noise_alpha, seed)
         if self.multiplier is not None:
             hidden = hidden * self.multiplier
+        if features is not None:
+            hidden = features.insert(hidden)
         hidden = self.parts.run(hidden, positions).to(self.dtype)
         if self.dropout:
             hidden = functional.dropout(hidden, self.dropout, training=micro_batch is not None)

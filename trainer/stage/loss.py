@@ -23,6 +23,10 @@ from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 class Objective(Protocol):
     """The loss of the last stage; its classes are in `headrace.trainer.objectives`."""
 
+    @property
+    def takes_teacher(self) -> bool:
+        """Return whether `reference` is a teacher's hidden states, and its head `head.teacher`."""
+
     def loss(
         self,
         head: "StageLoss",
@@ -58,6 +62,7 @@ class StageLoss:
         shard: TensorShard = WHOLE_WEIGHTS,
     ) -> None:
         self.head = head
+        self.teacher: StageLoss | None = None  # of the model that is learned from
         self.shard = shard
         self.is_plain = is_plain(head) and shard.is_whole
         self.sequence = sequence
@@ -96,6 +101,14 @@ class StageLoss:
         """[rows, hidden size] to [rows, vocabulary], float32."""
         with self._precision(hidden):
             return logits_of(self.head, self._rows(hidden), self.shape)
+
+    def scores(self, rows: Tensor, seed: int | None) -> Tensor:
+        """[n, hidden size] to [n] float32, by a head of one number."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        with self._precision(rows):
+            scores: Tensor = self.head(rows.to(self.dtype))
+        return scores.float().squeeze(-1)
 
     def token_losses(
         self,
