@@ -31,6 +31,7 @@ from headrace.trainer.order.run_length import find_run_length
 from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.pipeline.interleaved_engine import InterleavedEngine
+from headrace.trainer.pipeline.prompted_answers import open_prompted_answers
 from headrace.trainer.pipeline.rejected_sampling import open_rejected_sampling
 from headrace.trainer.pipeline.sliced_engine import SlicedEngine
 from headrace.trainer.pipeline.transfers import Transfers
@@ -106,6 +107,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
         feed=Feed(layout, loader),
         rejected_sampling=open_rejected_sampling(config, inputs, layout, built),
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
+        prompted=open_prompted_answers(config, inputs, layout, built),
         folder=folder,
         log=open_log(config, state.step if found else -1) if layout.rank == 0 else None,
         data_history=data_history,
