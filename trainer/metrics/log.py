@@ -113,7 +113,7 @@ class MetricsLog:
 
     def _labels(self, prefix: str, metrics: StepMetrics | EvaluationMetrics) -> None:
         if metrics.labels is not None:
-            self._board(f"{prefix}/answers_with_labels", asdict(metrics.labels), metrics.step)
+            self._board(f"{prefix}/labels", asdict(metrics.labels), metrics.step)
 
     def _tokens(self, prefix: str, metrics: StepMetrics | EvaluationMetrics) -> None:
         summary = metrics.token_summary
