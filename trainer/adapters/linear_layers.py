@@ -15,8 +15,8 @@ from peft.tuners.tuners_utils import (
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 
-from headrace.trainer.architecture.architecture import find_router
 from headrace.trainer.architecture.families_state import is_bypassed
+from headrace.trainer.architecture.router import find_router
 
 EXPERT_PARAMETERS = re.compile(r"(?:^|\.)(\w+\.experts\.\w+)$")
 

@@ -9,7 +9,7 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.names import base_name
 from headrace.trainer.architecture.families_state import mixer_of
 from headrace.trainer.architecture.half_layer import half_of
-from headrace.trainer.architecture.precision import trained_dtype
+from headrace.trainer.building.held_values import trained_dtype
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import find_buffers
 from headrace.trainer.building.partition import StageCut
@@ -57,7 +57,7 @@ def assemble(
         architecture=architecture,
         router_loss=router_loss_settings(plan, config) if trains else None,
         compute_dtype=dtype,
-        autocast=plan.method.trains_base and trained_dtype(config, dtype) != dtype,
+        autocast=plan.method.trains_base and trained_dtype(config.optimizer, dtype) != dtype,
         recompute=recomputed_layers(checkpointing, architecture.config.num_hidden_layers),
         selective=checkpointing == "selective",
         offload=ActivationOffload(device) if config.activation_offload and trains else None,

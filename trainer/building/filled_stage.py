@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer import devices
 from headrace.trainer.architecture.model_directory import model_directory
-from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.architecture.weight_index import weights_fingerprint
 from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.directory_weights import StoredWeights
@@ -32,7 +32,7 @@ def fill_stage(
     Raises:
         DataError: weights missing or of another shape than config.json says.
     """
-    dtype = compute_dtype(config, device)
+    dtype = devices.compute_dtype(config.dtype, device)
     initial = lay_out_with_buffers(plan.architecture, dtype)
     assembled = assemble(plan, config, cut, dtype, device, initial, sequence=sequence)
     types = HeldTypes(initial, dtype)

@@ -14,8 +14,7 @@ from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.adapters.names import ADAPTER, base_name, is_adapter, rows_name
 from headrace.trainer.adapters.token_rows import row_adapters
 from headrace.trainer.architecture.architecture import Architecture
-from headrace.trainer.architecture.precision import trained_dtype
-from headrace.trainer.building.held_values import HeldTypes
+from headrace.trainer.building.held_values import HeldTypes, trained_dtype
 from headrace.trainer.building.parameter_slots import (
     BufferSlot,
     Slot,
@@ -75,7 +74,7 @@ class Materializer:
         self.source = source
         self.types = types
         self.dtype = types.dtype
-        self.trained_dtype = trained_dtype(config, self.dtype)
+        self.trained_dtype = trained_dtype(config.optimizer, self.dtype)
         self.device = device
         self.method = method
         self.quantization = quantization

@@ -23,9 +23,8 @@ from torch.func import functional_call
 
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.half_layer import Half, Span
-from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.assembly import assemble
-from headrace.trainer.building.held_values import lay_out_with_buffers
+from headrace.trainer.building.held_values import lay_out_with_buffers, trained_dtype
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.expert_adapters import swap_expert_adapters
@@ -166,7 +165,7 @@ def lay_out_layer(plan: Plan, config: TrainConfig, layer: Span, dtype: torch.dty
 def prepare_layer(stage: Stage, plan: Plan, config: TrainConfig, dtype: torch.dtype) -> None:
     """Give a stage's weights their types, and its layer the parts that a run swaps in."""
     for module in list(stage.modules()):
-        fill_without_memory(module, dtype, trained_dtype(config, dtype))
+        fill_without_memory(module, dtype, trained_dtype(config.optimizer, dtype))
     swap_expert_adapters(stage)
     if config.kernels == "auto":
         swap_adapters(stage.layers[0], may_join=False)

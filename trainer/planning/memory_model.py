@@ -11,7 +11,7 @@ from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.optimizers import OFFLOAD_BUCKET, OFFLOAD_BUCKETS
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.half_layer import Half, Span
-from headrace.trainer.architecture.precision import trained_dtype
+from headrace.trainer.building.held_values import trained_dtype
 from headrace.trainer.building.interleaved_schedule import most_held
 from headrace.trainer.building.model_size import ModelSize, PartSize
 from headrace.trainer.layers.weight_offload import PLACES
@@ -106,7 +106,7 @@ def stage_memory(
     trained = sum(part.trained for part in parts)
     matrices = sum(part.trained_matrices for part in parts)
     frozen = sum(part.weights - part.quantized for part in parts) - trained
-    trained_bytes = trained_dtype(config, dtype).itemsize
+    trained_bytes = trained_dtype(config.optimizer, dtype).itemsize
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
     models = 2 if has_reference and config.adapter.record.trains_base else 1

@@ -22,6 +22,7 @@ from headrace.trainer.layers.layer_functions import LayerFunctions, compiled
 from headrace.trainer.layers.lora_layers import LoraLinear, swap_adapters
 from headrace.trainer.layers.norms import faster_norm, swap_norms
 from headrace.trainer.layers.rotary_attention import swap_attention
+from headrace.trainer.layers.selective_checkpoint import layer_functions
 from headrace.trainer.stage.spec import Acceleration, StageSpec
 
 CAP, SINKS = "attn_logit_softcapping", "sink"  # as transformers 5.14 to 5.23 name them
@@ -91,9 +92,12 @@ def accelerate(spec: StageSpec, config: TrainConfig, device: torch.device) -> Ac
         attend_by_bounds(spec.tree)
         for layer in layers if ours_inside and family.llama_attention else ():
             swap_attention(layer, family.attention_module)
+    plain = layer_functions(selective=spec.selective)
     return Acceleration(
         norm=faster,
-        layer_functions=compiled_functions(spec.layer_functions) if compiles else None,
+        layer_functions=compiled_functions(layer_functions(selective=spec.selective))
+        if compiles
+        else None,
         before_step=partial(LoraLinear.refresh, adapters),
         by_bounds=by_bounds,
         in_blocks=by_bounds and prefers_blocks(layers, spec.architecture),

@@ -1,7 +1,6 @@
 """The head of the last stage, and the cross-entropy over it."""
 
 import contextlib
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +15,6 @@ from headrace.trainer.stage.head_loss import (
     is_plain,
     logits_of,
 )
-from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
-
-
-class Objective(Protocol):
-    """The loss of the last stage; its classes are in `headrace.trainer.objectives`."""
-
-    def loss(
-        self,
-        head: "StageLoss",
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        """Return the loss of a micro-batch, from hidden states after the norm."""
 
 
 class StageLoss:
