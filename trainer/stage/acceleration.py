@@ -95,9 +95,7 @@ def accelerate(spec: StageSpec, config: TrainConfig, device: torch.device) -> Ac
     plain = layer_functions(selective=spec.selective)
     return Acceleration(
         norm=faster,
-        layer_functions=compiled_functions(layer_functions(selective=spec.selective))
-        if compiles
-        else None,
+        layer_functions=compiled_functions(plain) if compiles else None,
         before_step=partial(LoraLinear.refresh, adapters),
         by_bounds=by_bounds,
         in_blocks=by_bounds and prefers_blocks(layers, spec.architecture),
