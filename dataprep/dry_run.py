@@ -26,6 +26,7 @@ from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.local_engine import LocalEngine
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.shards.parquet_options import parquet_options
+from headrace.schemas.shards.shard_kind import ShardKind
 
 SAMPLED_SHARE = 0.01
 LEAST_SAMPLED_BYTES = 8 << 20  # of each source
@@ -198,7 +199,7 @@ def measure(context: Context, sample: Sample) -> Measured:
     return Measured(Findings.of_blocks(results), seconds, stored)
 
 
-def stored_bytes(rows: pa.Table, kind: str) -> int:
+def stored_bytes(rows: pa.Table, kind: ShardKind) -> int:
     """Bytes of the columns of some rows in a shard."""
     target = pa.BufferOutputStream()
     with pq.ParquetWriter(target, rows.schema, **parquet_options(kind)) as writer:

@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "jobs": {"schemas", "kernels", "dataprep", "trainer"},
 }
 FOLDERS = {  # each may import those before it; files outside of folders stand at both ends
-    "trainer": """shards order architecture stored adapters quantized layers batches stage
+    "trainer": """shards order families architecture stored adapters quantized layers
+        tensor_parallel batches stage
         objectives building
         planning optim export checkpoint metrics pipeline run""".split(),
     "dataprep": "input images text formats axolotl rows work passes shards".split(),

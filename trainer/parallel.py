@@ -29,6 +29,7 @@ class RankLayout:
     first_stage_group: Any = None  # gloo, the data leaders of all replicas
     copies_group: Any = None  # device backend, all ranks that hold the same weights
     sequence_group: Any = None  # device backend, the slices of this replica's rows in this stage
+    tensor_group: Any = None  # device backend, the ranks that share the weights of this stage
     tied_group: Any = None  # device backend, first and last stage of a pipeline
 
     @property
@@ -93,6 +94,11 @@ class RankLayout:
             return self.is_first_copy
         return all(rank // local_ranks() != self.node for rank in self._copies_before())
 
+    @property
+    def writes_weights(self) -> bool:
+        """Return whether this rank writes what ranks that share weights put together."""
+        return self.coordinates.tensor == 0
+
     def _copies_before(self) -> list[int]:
         """Return the ranks before this one that hold the same weights."""
         (copies,) = (ranks for ranks in self.dims.copies if self.rank in ranks)
@@ -134,6 +140,7 @@ def connect(dims: ParallelDims) -> RankLayout:
         else None,
         copies_group=group_of(dims.copies, device.type),
         sequence_group=mesh.get_group("sequence"),
+        tensor_group=mesh.get_group("tensor"),
         tied_group=group_of(ends_of_pipelines(dims), device.type),
     )
 

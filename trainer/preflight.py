@@ -10,6 +10,8 @@ from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION
 from headrace.schemas.shards.tokenizer_content import is_tokenizer
+from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.schemas.train.objectives import kinds_of
 from headrace.schemas.train.quantization_config import check_installed
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.config_limits import read_model_config
@@ -17,6 +19,7 @@ from headrace.trainer.architecture.families import FAMILIES, check_family, text_
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.stop_tokens import stop_tokens
 from headrace.trainer.architecture.weight_index import weights_fingerprint
+from headrace.trainer.families.limits import check_lengths
 from headrace.trainer.order.data_plan import plan_data
 from headrace.trainer.order.datasets import RANDOM, Inputs
 from headrace.trainer.shards.decoded_pairs import SIDES
@@ -28,6 +31,12 @@ logger = logging.getLogger(__name__)
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
 # of configs whose positions are rotary and computed, not looked up in a table of some length
 ROTARY_KEYS = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base")
+DIVIDED = {  # keys of configs: what ranks that share weights each have a part of
+    "num_attention_heads": "attention heads",
+    "num_key_value_heads": "key heads",
+    "vocab_size": "tokens of the vocabulary",
+}
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 NOT_OF_MODEL = {"_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
 
 
@@ -55,13 +64,16 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     ]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
-        of_pairs = config.objective.of_pairs
         tokens = config.model_overrides.new_tokens
-        check_shards(path, manifest, directory, text, config.weights == "random", of_pairs, tokens)
+        check_kind(path, manifest, config.objective)
+        check_shards(path, manifest, directory, text, config.weights == "random", tokens)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
     check_sequence(config, text, sequence_tokens)
+    check_tensor(config, text)
+    longest = max(manifest.sequence_len for manifest in train + evaluation)
+    check_lengths(config.model, text, longest, sequence_tokens)
     plan = plan_data(config, train)
     for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
         if not any(shard.rows for shard in manifest.split(EVALUATION)):
@@ -143,7 +155,7 @@ def model_config_fingerprint(values: Mapping[str, object]) -> str:
 
 def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
     """There must be a layer for each stage, or chunk of one."""
-    layers = model.get("num_hidden_layers")
+    layers = next((model[key] for key in LAYER_KEYS if key in model), None)
     if isinstance(layers, int) and config.parts > layers:
         chunks = config.parts // config.pipeline_stages
         of_chunks = f" of {chunks} chunks" if chunks > 1 else ""
@@ -173,27 +185,36 @@ def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int
         )
 
 
+def check_tensor(config: TrainConfig, model: Mapping[str, object]) -> None:
+    """Attention heads, key heads and the vocabulary must be divisible among ranks that share them.
+
+    Raises:
+        ConfigError: naming what is not.
+    """
+    ranks = config.tensor_parallel
+    for key, what in DIVIDED.items():
+        count = model.get(key)
+        if isinstance(count, int) and count % ranks:
+            raise ConfigError(
+                f"tensor_parallel = {ranks} does not divide the {count} {what} of {config.model}; "
+                "use a divisor of them, or more pipeline_stages"
+            )
+
+
 def check_shards(
     path: str,
     manifest: Manifest,
     model: Path,
     model_config: Mapping[str, object],
     random: bool,
-    of_pairs: bool,
     tokens: Sequence[str] = (),
 ) -> None:
     """Shards must come from the model's tokenizer and fit its positions and vocabulary.
 
     Args:
         random: the weights are made up, so that a tokenizer may be missing.
-        of_pairs: the objective compares the sides of pairs. Others train on chosen answers.
         tokens: that the model's tokenizer and its embedding get.
     """
-    if of_pairs and manifest.kind != "preference":
-        raise DataError(
-            f"{path}: holds no pairs, which the objective compares; prepare it with "
-            '`type = "preference"`, or use another objective.kind'
-        )
     tokenizer = model / "tokenizer.json"
     if not tokenizer.is_file() and not random:
         raise ConfigError(
@@ -217,6 +238,31 @@ def check_shards(
             f"but the model has {vocabulary} embeddings"
         )
     check_positions(path, manifest.sequence_len, model_config)
+
+
+def check_kind(path: str, manifest: Manifest, objective: ObjectiveConfig) -> None:
+    """Check that rows have the columns of the objective; of pairs all may train chosen answers.
+
+    Raises:
+        DataError: they have not, or hold answers that are not to be learned.
+    """
+    columns, kind = objective.record.columns, manifest.kind
+    if columns == "pairs" and kind != "preference":
+        raise DataError(
+            f"{path}: holds no pairs, which the objective compares; prepare it with "
+            '`type = "preference"`, or use another objective.kind'
+        )
+    if columns == "unpaired" and kind != "unpaired":
+        raise DataError(
+            f"{path}: holds no answers with labels, which the objective needs; prepare it with "
+            '`type = "unpaired"`, or use another objective.kind'
+        )
+    if columns == "rows" and kind == "unpaired":
+        raise DataError(
+            f"{path}: holds good and bad answers, and objective.kind = "
+            f'"{objective.kind}" would learn both; set kind = {kinds_of("unpaired")}, or prepare '
+            "the good ones alone"
+        )
 
 
 def check_positions(path: str, length: int, model_config: Mapping[str, object]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from headrace.dataprep.axolotl.chat import ChatStrategy, TrainRules
-from headrace.dataprep.axolotl.naming import split_type
+from headrace.dataprep.axolotl.prompts import split_type
 from headrace.dataprep.axolotl.strategy import TokenRules
 from headrace.dataprep.axolotl.templates import (
     choose_template,

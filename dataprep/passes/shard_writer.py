@@ -20,6 +20,7 @@ from headrace.schemas.publish import rename_durably
 from headrace.schemas.shards.manifest import RowGroupRecord, ShardRecord
 from headrace.schemas.shards.parquet_options import parquet_options
 from headrace.schemas.shards.shard_format import TOKEN_COLUMNS, TRAIN, shard_file_name, shard_schema
+from headrace.schemas.shards.shard_kind import ShardKind
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Target:
     """A shard directory in the making, and how its files are written; small and picklable."""
 
     space: Workspace
-    kind: str
+    kind: ShardKind
     rows_in_group: int
 
     @property

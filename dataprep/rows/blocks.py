@@ -197,7 +197,8 @@ def mask_sample(sample: Sample, masked: list[int]) -> Sample:
     if not masked:
         return sample
     sides = [
-        Sample(side.ids, full_mask(side) & ~np.isin(side.ids, masked)) for side in sample.sides()
+        side._replace(trained=full_mask(side) & ~np.isin(side.ids, masked))
+        for side in sample.sides()
     ]
     return pair(*sides) if len(sides) == 2 else sides[0]
 

@@ -20,8 +20,11 @@ SCHEMA = pa.schema(
         pa.field("trained", pa.list_(pa.bool_())),
         pa.field("rejected_ids", pa.list_(pa.int32())),
         pa.field("rejected_trained", pa.list_(pa.bool_())),
+        pa.field("desirable", pa.bool_()),
     ]
 )
+
+LISTS = ("ids", "trained", "rejected_ids", "rejected_trained")  # of a sample, in its order
 
 
 class EncodedBlock(NamedTuple):
@@ -67,9 +70,10 @@ def restore(batch: pa.RecordBatch, block: dict[str, Any]) -> EncodedBlock:
     """The block of a batch and its description."""
     documents = [Document(split, [], dropped) for split, dropped in block["documents"]]
     owners = batch.column("document").to_pylist()
-    columns = (arrays(batch.column(name)) for name in SCHEMA.names[1:])
-    for owner, *values in zip(owners, *columns, strict=True):
-        documents[owner].samples.append(Sample(*values))
+    columns = (arrays(batch.column(name)) for name in LISTS)
+    labels = batch.column("desirable").to_pylist()
+    for owner, label, *values in zip(owners, labels, *columns, strict=True):
+        documents[owner].samples.append(Sample(*values)._replace(desirable=label))
     rejects = [Reject(*reject) for reject in block["rejects"]]
     source, task, number = block["place"]
     return EncodedBlock(source, task, number, documents, rejects, block["notes"])
@@ -82,9 +86,10 @@ def sample_batch(documents: Sequence[Document]) -> pa.RecordBatch:
     owners = np.repeat(np.arange(len(documents), dtype=np.int32), counts)
     columns = [
         lists([getattr(sample, name) for sample in samples], SCHEMA.field(name).type)
-        for name in Sample._fields
+        for name in LISTS
     ]
-    return pa.record_batch([pa.array(owners), *columns], schema=SCHEMA)
+    labels = pa.array([sample.desirable for sample in samples], pa.bool_())
+    return pa.record_batch([pa.array(owners), *columns, labels], schema=SCHEMA)
 
 
 def lists(values: list[npt.NDArray[Any] | None], kind: pa.DataType) -> pa.ListArray:

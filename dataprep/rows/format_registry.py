@@ -35,3 +35,7 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
             from headrace.dataprep.formats.preference import PreferenceFormat
 
             return PreferenceFormat(source, tokenizer)
+        case "unpaired":
+            from headrace.dataprep.formats.preference import UnpairedFormat
+
+            return UnpairedFormat(source, tokenizer)

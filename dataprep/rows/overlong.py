@@ -72,7 +72,7 @@ def split(sample: Sample, sequence_len: int) -> list[Sample]:
 def cut_sample(sample: Sample, start: int, end: int) -> Sample:
     """The tokens [start, end) of a sample of one side."""
     trained = None if sample.trained is None else sample.trained[start:end]
-    return Sample(sample.ids[start:end], trained)
+    return sample._replace(ids=sample.ids[start:end], trained=trained)
 
 
 def drop_tail(samples: list[Sample], row_len: int) -> Fitted:

@@ -22,6 +22,7 @@ class PackedRows(NamedTuple):
     document_lengths: pa.ListArray
     rejected_input_ids: pa.ListArray | None = None  # of pairs
     rejected_loss_mask: pa.ListArray | None = None
+    desirable: pa.BooleanArray | None = None  # of answers with a label
 
 
 def pack_samples(samples: list[Sample], packing: Packing, sequence_len: int) -> PackedRows:
@@ -34,6 +35,9 @@ def pack_samples(samples: list[Sample], packing: Packing, sequence_len: int) -> 
     lengths = np.array([len(sample.ids) for sample in samples])
     if samples[0].rejected_ids is not None:
         return pack_pairs(samples, lengths)
+    if samples[0].desirable is not None:
+        labels = pa.array([sample.desirable for sample in samples], pa.bool_())
+        return pack_whole(samples, lengths, np.arange(len(samples)))._replace(desirable=labels)
     match packing:
         case "concatenate":
             return pack_concatenated(samples, lengths, sequence_len)

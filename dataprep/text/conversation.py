@@ -21,6 +21,7 @@ ROLES = {  # as ShareGPT and its like name them
 ROLE_FIELDS = ("role", "from")
 CONTENT_FIELDS = ("content", "value")
 FLAGS = ("train", "weight")
+LABELS = {"true": True, "1": True, "false": False, "0": False}  # CSV has texts
 
 
 class ConversationError(Exception):
@@ -308,3 +309,19 @@ def without_none(value: Any) -> Any:
 def quoted(name: object) -> str:
     """A name as messages show it."""
     return f'"{name}"'
+
+
+def read_label(fields: Mapping[str, Any], name: str) -> bool:
+    """Return whether an answer is desirable: true or false, 1 or 0, or these as text.
+
+    Raises:
+        ConversationError: the field says neither.
+    """
+    value = fields.get(name)
+    if value is None:
+        raise ConversationError("missing field", f"no field {quoted(name)}")
+    found = LABELS.get(str(value).strip().lower())
+    if found is None or isinstance(value, float):
+        seen = f"{value!r:.40}" if isinstance(value, str | int | float) else json_type(value)
+        raise ConversationError("no label", f"field {quoted(name)} is {seen}, not true or false")
+    return found

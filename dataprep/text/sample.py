@@ -14,13 +14,15 @@ class Sample(NamedTuple):
     """One tokenized document of at least one token; a preference pair holds two answers.
 
     `ids` and `trained` are of shape [tokens]; `trained` tells which tokens are labels, None that
-    all are. `rejected_ids` is None but in preference sets.
+    all are. `rejected_ids` is None but in preference sets, and `desirable`, the label of an answer
+    that has no other beside it, but in unpaired ones.
     """
 
     ids: Ids
     trained: Mask | None = None
     rejected_ids: Ids | None = None
     rejected_trained: Mask | None = None
+    desirable: bool | None = None
 
     def sides(self) -> list["Sample"]:
         """The sample, or the two sides of a pair, each as one of its own."""

@@ -5,6 +5,7 @@ from headrace.jobs.old_systems.axolotl_optimizers import OPTIMIZER_ROWS
 from headrace.jobs.old_systems.axolotl_schedules import SCHEDULE_ROWS
 from headrace.jobs.old_systems.axolotl_unused import unused_rows
 from headrace.jobs.old_systems.axolotl_values import (
+    KTO_WEIGHTS,
     ROPE,
     accumulation,
     adapter,
@@ -53,12 +54,17 @@ AXOLOTL = OldSystem(
         *AXOLOTL_DATA,
         computed(
             "rl",
-            tuple(f"train.objective.{key}" for key in ("kind", "loss", "gamma", "sft_weight")),
+            tuple(
+                f"train.objective.{key}"
+                for key in ("kind", "loss", "gamma", "sft_weight", *KTO_WEIGHTS)
+            ),
             preference,
-            f"`dpo`, `orpo`, `simpo`; also {READ}",
+            f"`dpo`, `kto`, `orpo`, `simpo`; also {READ}",
         ),
         elsewhere("simpo_gamma", "train.objective.gamma"),
         elsewhere("cpo_alpha", "train.objective.sft_weight"),
+        elsewhere("kto_desirable_weight", "train.objective.desirable_weight"),
+        elsewhere("kto_undesirable_weight", "train.objective.undesirable_weight"),
         computed("dft", "train.objective.kind", dynamic, '`true`: `"dft"`'),
         computed("use_dynamic_finetuning", "train.objective.kind", dynamic, '`true`: `"dft"`'),
         number("rl_beta", "train.objective.beta"),

@@ -111,7 +111,7 @@ ASKS_FOR_MORE = {
         use_pose pose_split_on_token_ids pose_max_context_len pose_num_chunks""",
     "rows are always shuffled globally": "curriculum_sampling sample_packing_keep_order",
     "not among the objectives": """
-        dpo_use_weighting dpo_loss_type dpo_norm_loss kto_desirable_weight kto_undesirable_weight
+        dpo_use_weighting dpo_loss_type dpo_norm_loss
         kd_trainer kd_ce_alpha kd_alpha kd_temperature
         kd_top_k_before_softmax kd_zscore_base_temp diffusion noise_schedule grpo ebft
         use_eaft eaft_alpha eaft_k num_labels""",

@@ -75,3 +75,18 @@ class PreferenceConfig(Config):
         description="Take rows of plain strings for a user's turn and its answer, rendered by the "
         "chat template. Otherwise prompt and answer are one text.",
     )
+
+
+class UnpairedConfig(Config):
+    """Names of the fields that hold a prompt, an answer to it, and whether that is a good one."""
+
+    prompt: Text = Field("prompt", description="Field with the prompt: a text or messages.")
+    completion: Text = Field("completion", description="Field with the answer.")
+    label: Text = Field(
+        "label", description="Field that is true where the answer is desirable, else false."
+    )
+    as_chat: bool = Field(
+        False,
+        description="Take rows of plain strings for a user's turn and its answer, rendered by the "
+        "chat template. Otherwise prompt and answer are one text.",
+    )

@@ -67,6 +67,13 @@ class TrainConfig(Config):
         "the tokens, and in attention, which sees whole rows, its share of the heads (Ulysses). "
         "Must divide the model's attention heads and the tokens of a row.",
     )
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        description="Processes of each stage among which weights are cut, by transformers' plan "
+        "for the model: linear layers by outputs or inputs, experts, embedding and head by tokens. "
+        "Must divide the attention's key heads, the MLP's width, experts and vocabulary.",
+    )
     schedule: Literal["1f1b", "interleaved"] = Field(
         "1f1b",
         description='`"interleaved"`: each stage holds several chunks of layers, and a micro-batch '
@@ -218,7 +225,7 @@ class TrainConfig(Config):
     @property
     def replica_ranks(self) -> int:
         """Return the number of processes that hold one replica of the model."""
-        return self.pipeline_stages * self.sequence_parallel
+        return self.pipeline_stages * self.sequence_parallel * self.tensor_parallel
 
     def dims(self, processes: int) -> ParallelDims:
         """Return how a run of so many processes lies along the parallel dimensions.
@@ -230,6 +237,7 @@ class TrainConfig(Config):
             processes,
             stages=self.pipeline_stages,
             sequence=self.sequence_parallel,
+            tensor=self.tensor_parallel,
             neighbors=self.neighbors,
         )
 
@@ -241,8 +249,8 @@ class TrainConfig(Config):
 
     @property
     def places(self) -> int:
-        """Return the number of sequences in a micro-batch: one for each row, two for a pair."""
-        return self.micro_batch_size * (2 if self.objective.of_pairs else 1)
+        """Return the number of sequences in a micro-batch."""
+        return self.micro_batch_size * self.objective.sequences
 
     def evaluation_names(self) -> list[str]:
         """The name of each evaluation dataset, as it appears in logs."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.schemas.train.objectives import kinds_of
 from headrace.schemas.train.optimizers import OPTIMIZERS
+from headrace.schemas.train.tuning_methods import TUNING_METHODS
 
 if TYPE_CHECKING:
     from headrace.schemas.train.train_config import TrainConfig
@@ -15,6 +16,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_steps_and_rate(config)
     check_schedule(config)
     check_sequence(config)
+    check_tensor(config)
     check_quantization(config)
     check_trained_matmul(config)
     check_mixing(config)
@@ -88,6 +90,56 @@ def check_sequence(config: "TrainConfig") -> None:
             "[rejected_sampling], whose answers are generated token by token, so that there is "
             "nothing to cut; use more pipeline_stages or replicas"
         )
+
+
+def check_tensor(config: "TrainConfig") -> None:
+    """Refuse what needs whole weights at one process."""
+    if config.tensor_parallel == 1:
+        return
+    kind, objective = config.adapter.kind, config.objective.kind
+    entrywise = ", ".join(name for name, record in OPTIMIZERS.items() if record.shardable)
+    refusals = [
+        (config.rejected_sampling is not None, "[rejected_sampling]", "drop it"),
+        (
+            not config.adapter.record.has_parts,
+            f'adapter.kind = "{kind}"',
+            f"use kind = {kinds_with_parts()}",
+        ),
+        (config.adapter.takes_over, f'adapter.init = "{config.adapter.init}"', 'use "kaiming"'),
+        (
+            bool(config.adapter.trainable_token_indices or config.model_overrides.new_tokens),
+            "trained rows of single tokens",
+            'use modules_to_save = ["embed_tokens", "lm_head"]',
+        ),
+        (config.objective.has_reference, f'objective.kind = "{objective}"', "use another"),
+        (bool(config.relora.every_steps), "relora.every_steps", "drop it"),
+        (bool(config.regularization.product_decay), "regularization.product_decay", "drop it"),
+        (
+            bool(config.regularization.max_product_norm),
+            "regularization.max_product_norm",
+            "drop it",
+        ),
+        (config.quantization is not None, "[quantization]", "drop it"),
+        (config.weight_offload != "none", "weight_offload", "drop it"),
+        (config.embedding_on_cpu, "embedding_on_cpu", "drop it"),
+        (config.checkpoint.node_local, "checkpoint.node_local", "drop it"),
+        (
+            not config.optimizer.record.shardable,
+            f'optimizer.type = "{config.optimizer.type}"',
+            f"use one that steps each entry by itself: {entrywise}",
+        ),
+    ]
+    for is_wrong, key, remedy in refusals:
+        if is_wrong:
+            raise ValueError(
+                f"tensor_parallel = {config.tensor_parallel} does not go with {key}, which needs "
+                f"whole weights; {remedy}, or use more pipeline_stages"
+            )
+
+
+def kinds_with_parts() -> str:
+    """List the kinds of adapters that go with parts of weights, for messages."""
+    return " or ".join(f'"{kind}"' for kind, it in TUNING_METHODS.items() if it.has_parts)
 
 
 def check_quantization(config: "TrainConfig") -> None:
@@ -266,14 +318,15 @@ def check_objective(config: "TrainConfig") -> None:
             f'adapter.kind = "{adapter.kind}" is held in float32, which optimizer.type = '
             f'"{config.optimizer.type}" is not; choose another optimizer.type'
         )
-    if not config.objective.of_pairs:
-        if config.rejected_sampling is not None:
-            raise ValueError(
-                f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
-                f"no pairs; set kind = {kinds_of('pairs')}, or drop it"
-            )
+    if not config.objective.of_pairs and config.rejected_sampling is not None:
+        raise ValueError(
+            f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
+            f"no pairs; set kind = {kinds_of('pairs')}, or drop it"
+        )
+    if config.objective.record.columns == "rows":
         return
     check_rejected_sampling(config)
+    check_baseline(config)
     if adapter.record.by_class:
         raise ValueError(
             f'objective.kind = "{kind}" does not go with adapter.kind = "{adapter.kind}", whose '
@@ -288,6 +341,24 @@ def check_objective(config: "TrainConfig") -> None:
         raise ValueError(
             f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
             'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
+        )
+
+
+def check_baseline(config: "TrainConfig") -> None:
+    """Answers to other prompts of a micro-batch need others, each in a sequence of its own."""
+    objective = config.objective
+    if not objective.has_baseline:
+        return
+    asked = f'objective.kind = "{objective.kind}" with loss = "{objective.loss}"'
+    if config.micro_batch_size < 2:
+        raise ValueError(
+            f"micro_batch_size = {config.micro_batch_size}: {asked} compares with answers to the "
+            "other prompts of a micro-batch; set 2 or more"
+        )
+    if config.loader.pack != "none":
+        raise ValueError(
+            f'loader.pack = "{config.loader.pack}": {asked} puts prompts before answers to other '
+            'ones, whose lengths are not known in packing; set "none"'
         )
 
 

@@ -4,6 +4,7 @@ import math
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import transpose
 from torch import Tensor
 
 from headrace.schemas.fingerprint import derive_seed
@@ -54,7 +55,7 @@ def _generator(name: str, part: str, seed: int) -> torch.Generator:
 def _taken_from_base(name: str, layer: LoraLayer, init: str, seed: int) -> dict[str, Tensor]:
     """The principal part of the frozen weight, by singular values or by QR; taken out of it."""
     base, rank, scale = layer.get_base_layer().weight, layer.r[ADAPTER], layer.scaling[ADAPTER]
-    weight = base.data.float()
+    weight = transpose(base.data.float(), layer.fan_in_fan_out)  # GPT-2's are [in, out]
     if init == "pissa":
         torch.manual_seed(derive_seed(seed, "adapter", name))
         left, values, right = torch.svd_lowrank(weight, rank, niter=SVD_ITERATIONS)
@@ -63,7 +64,8 @@ def _taken_from_base(name: str, layer: LoraLayer, init: str, seed: int) -> dict[
     else:
         left, triangle = torch.linalg.qr(weight)
         down, up = triangle[:rank].clone(), left[:, :rank].clone()
-    base.data = (weight - scale * (up @ down)).to(base.dtype)
+    rest = transpose(weight - scale * (up @ down), layer.fan_in_fan_out)
+    base.data = rest.to(base.dtype).contiguous()
     return {
         f"lora_A.{ADAPTER}.weight": down.contiguous(),
         f"lora_B.{ADAPTER}.weight": up.contiguous(),

@@ -14,19 +14,21 @@ from peft.tuners.tuners_utils import (
 )
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from headrace.trainer.architecture.families_state import is_bypassed
 from headrace.trainer.architecture.router import find_router
 
+LINEAR = (nn.Linear, Conv1D)
 EXPERT_PARAMETERS = re.compile(r"(?:^|\.)(\w+\.experts\.\w+)$")
 
 
-def linear_layers(model: Any) -> Iterator[tuple[str, nn.Linear]]:
+def linear_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Yield all linear layers, the head, routers, and those that take no adapter left out."""
     left_out = {id(module) for _, module in routing_linears(model)}
     left_out.add(id(model.get_output_embeddings()))
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or id(module) in left_out:
+        if not isinstance(module, LINEAR) or id(module) in left_out:
             continue
         if not takes_no_adapter(name, model):
             yield name, module
@@ -48,7 +50,7 @@ def takes_no_adapter(name: str, model: Any) -> bool:
 def has_unadaptable(model: Any) -> bool:
     """Return whether a model has linear layers that take no adapter."""
     return any(
-        isinstance(module, nn.Linear) and takes_no_adapter(name, model)
+        isinstance(module, LINEAR) and takes_no_adapter(name, model)
         for name, module in model.named_modules()
     )
 

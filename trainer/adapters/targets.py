@@ -7,11 +7,13 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.trainer.adapters.linear_layers import (
+    LINEAR,
     fused_experts,
     has_unadaptable,
     linear_layers,
@@ -56,6 +58,7 @@ def lora_config(
         modules_to_save=adapter.modules_to_save or None,
         use_rslora=adapter.rslora,
         use_dora=dora,
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),  # as in GPT-2
         task_type="CAUSAL_LM",
         base_model_name_or_path=name,
     )
@@ -93,7 +96,7 @@ def resolved(adapter: AdapterConfig, model: nn.Module, taken: set[str]) -> list[
     wanted = asked(adapter, adapter.target_modules)
     found = [(n, m) for n, m in model.named_modules() if check_target_module_exists(wanted, n)]
     for name, module in found:
-        if not isinstance(module, nn.Linear | nn.Embedding):
+        if not isinstance(module, (*LINEAR, nn.Embedding)):
             raise ConfigError(
                 f'adapter.target_modules: "{adapter.target_pattern}" matches {name}, a '
                 f"{type(module).__name__}, which has no weight that an adapter can be put on; "

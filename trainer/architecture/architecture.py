@@ -8,6 +8,7 @@ import torch
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.trainer.architecture.families import Family
 from headrace.trainer.architecture.router import Router
+from headrace.trainer.families.alibi import Alibi
 
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
 
@@ -31,6 +32,7 @@ class Architecture:
     rotary_types: list[str | None]  # by layer: which rotary table, where there are several
     stateful: list[bool]  # by layer: whether it has a state beside, or in place of, attention
     router: Router | None
+    alibi: Alibi | None = None
     growth: Growth | None = None
     overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
 

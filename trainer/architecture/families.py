@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.architecture.families_state import StateLayers
+from headrace.trainer.families.ends import NO_ENDS, Ends
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,15 @@ class Family:
     residual: tuple[str, ...] = RESIDUAL  # all layers or weights that do, by their last names
     side_by_side: str | None = None  # without this key of the config, only the last of `outputs`
     states: StateLayers | None = None  # where layers have a state; None: none has
+    ends: Ends = NO_ENDS  # between embedding and first layer, and last norm and head
     refused: tuple[str, ...] = ()  # config keys that must not be set
+
+    def parts(self, layers: int) -> list[str]:
+        """List the paths of all parts that have weights, in order of use, each once."""
+        found = [self.embedding, *self.ends.first]
+        found += [f"{self.layers}.{index}" for index in range(layers)]
+        found += [path for path in (self.norm, *self.ends.last, self.head) if path]
+        return list(dict.fromkeys(found))
 
 
 LLAMA_NORM = NormKind()
@@ -71,7 +80,6 @@ FAMILIES: Mapping[str, Family] = {
         rotary="transformer.rotary_emb",
         outputs=("self_attention.dense", "mlp.dense_4h_to_h"),
         side_by_side="parallel_attn",
-        refused=("alibi",),
     ),
     "gemma2": Family(
         logit_softcap="final_logit_softcapping",

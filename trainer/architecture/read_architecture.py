@@ -1,6 +1,7 @@
 """Reads a model directory, and lays the model out without memory to see how it is to be run."""
 
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from headrace.trainer.architecture.families_state import (
 from headrace.trainer.architecture.router import find_router
 from headrace.trainer.architecture.weight_index import has_weights, same_bytes, stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
+from headrace.trainer.families.alibi import alibi_of
+from headrace.trainer.families.ends import ends_of
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 
@@ -128,6 +131,7 @@ def architecture_of(config: Any, path: str) -> Architecture:
             rotary_types=rotary_types(config, model, family),
             stateful=stateful_layers(config, family),
             router=find_router(model),
+            alibi=alibi_of(config),
         )
     except (AttributeError, KeyError, RuntimeError) as error:
         reason = f"it cannot be laid out ({type(error).__name__}: {str(error).splitlines()[0]})"
@@ -202,20 +206,23 @@ def discover(model: Any, path: str) -> Family:
         ConfigError: naming the part without one.
     """
     model_type, layers = model.config.model_type, model.config.num_hidden_layers
-    base = getattr(model, model.base_model_prefix, None)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if base is None or base is model or head is None:
+    body = body_of(model)
+    if body is None or head is None:
         raise refuse(path, model_type, "it has no separate body and head")
+    ends = ends_of(model, model_type)
+    for key, what in ends.refused.items():
+        if getattr(model.config, key):
+            raise refuse(path, model_type, f"{key} in config.json ({what})")
     found: dict[str, str] = {}
-    for name, part in [*base.named_children(), *model.named_children()]:
-        full = f"{model.base_model_prefix}.{name}"
-        if part is base:
+    for full, part in parts_of(model, body):
+        if full in ends.first + ends.last:
             continue
-        if isinstance(part, nn.Dropout) and part.p:
+        if isinstance(part, nn.Dropout) and part.p and ends.dropout is None:
             reason = f"the pipeline has no place for its part {full}, a dropout of {part.p}"
             raise refuse(path, model_type, reason)
         if part is head:
-            found["head"] = name
+            found["head"] = full
         elif part is embedding:
             found["embedding"] = full
         elif isinstance(part, nn.ModuleList) and len(part) == layers:
@@ -232,13 +239,45 @@ def discover(model: Any, path: str) -> Family:
     return Family(
         embedding=found["embedding"],
         layers=found["layers"],
-        norm=found.get("norm"),
+        norm=found.get("norm", ends.norm),  # one that has both places is met as the first
         rotary=found.get("rotary"),
         head=found["head"],
         states=STATE_LAYERS.get(model_type),
-        embedding_root="hidden_size" if hasattr(base, NORMALIZER) else None,
+        embedding_root=root_of(model.get_submodule(body)),
+        embedding_dropout=ends.dropout,
+        ends=ends,
         **published_scales(model.config),
     )
+
+
+def body_of(model: Any) -> str | None:
+    """Return the path of the part of a model that has embedding and layers; None without one."""
+    embedding, path = model.get_input_embeddings(), None
+    inner = model
+    while embedding not in inner.children():
+        found = [name for name, part in inner.named_children() if embedding in part.modules()]
+        if not found:
+            return None
+        path = found[0] if path is None else f"{path}.{found[0]}"
+        inner = model.get_submodule(path)
+    return path
+
+
+def parts_of(model: nn.Module, body: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the parts of a model's body, and those beside it, by their paths."""
+    for name, part in model.get_submodule(body).named_children():
+        yield f"{body}.{name}", part
+    while body:
+        outer, _, inner = body.rpartition(".")
+        for name, part in model.get_submodule(outer).named_children():
+            if name != inner:
+                yield f"{outer}.{name}" if outer else name, part
+        body = outer
+
+
+def root_of(body: nn.Module) -> str | None:
+    """Return the config key whose root embeddings are multiplied by, if they are."""
+    return "hidden_size" if hasattr(body, NORMALIZER) else None
 
 
 def published_scales(config: Any) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def pinned(tensor: Tensor | None) -> Tensor | None:
 
 def _inputs_of(batch: Batch, place: Coordinates, stages: int, total: Counts) -> StepInputs:
     first, last = place.stage == 0, place.stage == stages - 1
-    tells = (first or last) and place.sequence == 0
+    tells = (first or last) and place.sequence == place.tensor == 0
     return StepInputs(
         micro_batches=len(batch.document_lengths),
         document_lengths=batch.document_lengths,

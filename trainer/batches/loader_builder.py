@@ -4,7 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from headrace.schemas.train.objectives import Columns
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.batches.answer_batch import make_answer_batch
 from headrace.trainer.batches.batch import Batch, make_batch
 from headrace.trainer.batches.control_classes import make_controlled_batch
 from headrace.trainer.batches.loader import GroupLoader
@@ -17,8 +19,9 @@ from headrace.trainer.order.sequences import (
     train_stream,
 )
 from headrace.trainer.parallel import RankLayout
+from headrace.trainer.shards.decoded_answers import DecodedAnswers
 from headrace.trainer.shards.decoded_pairs import DecodedPairs
-from headrace.trainer.shards.decoded_rows import DecodedRows
+from headrace.trainer.shards.decoded_rows import Decoded, DecodedRows
 from headrace.trainer.shards.shard_reader import ShardReader
 
 TOKEN_BYTES = 8  # of a batch: id and label, both int32
@@ -48,7 +51,7 @@ def build_loader(
     stop_row: int | None,
 ) -> GroupLoader:
     """A loader over a stream, with a reader of its own."""
-    reader: ShardReader[Any] = ShardReader(DecodedPairs if stream.of_pairs else DecodedRows, stream)
+    reader: ShardReader[Any] = ShardReader(DECODERS[stream.columns], stream)
     return GroupLoader(
         reader,
         partial(open_sequences, inputs.sequence_tokens, stream, reader, stop_row),
@@ -62,14 +65,24 @@ def build_loader(
     )
 
 
-LAYOUTS: dict[str, Callable[..., Batch]] = {"rows": make_batch, "pairs": make_pair_batch}
+DECODERS: dict[Columns, type[Decoded[Any]]] = {
+    "rows": DecodedRows,
+    "pairs": DecodedPairs,
+    "unpaired": DecodedAnswers,
+}
+LAYOUTS: dict[Columns, Callable[..., Batch]] = {
+    "rows": make_batch,
+    "pairs": make_pair_batch,
+    "unpaired": make_answer_batch,
+}
 
 
 def batch_maker(config: TrainConfig) -> Callable[..., Batch]:
     """Return the function that makes batches of rows, as objective and adapter need them."""
     if config.adapter.record.by_class:
         return partial(make_controlled_batch, seed=config.seed)
-    return LAYOUTS[config.objective.record.columns]
+    lay_out = LAYOUTS[config.objective.record.columns]
+    return partial(lay_out, mismatched=True) if config.objective.has_baseline else lay_out
 
 
 def prefetch_depth(config: TrainConfig, micro_batches: int, room: int) -> int:

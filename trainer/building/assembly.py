@@ -1,5 +1,7 @@
 """Puts the modules of one stage together; their parameters have no memory yet."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -18,7 +20,10 @@ from headrace.trainer.layers.router_loss import RouterLossSettings, count_router
 from headrace.trainer.layers.state_mixers import restart_at_documents, take_one_row
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
+from headrace.trainer.stage.distance_biases import take_rows
 from headrace.trainer.stage.spec import StageNames, StageSpec
+from headrace.trainer.tensor_parallel.cut_stage import cut_stage
+from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 
 def assemble(
@@ -31,6 +36,7 @@ def assemble(
     *,
     trains: bool = True,
     sequence: SequenceSlice = WHOLE,
+    shard: TensorShard = WHOLE_WEIGHTS,
 ) -> StageSpec:
     """Return a stage whose parameters have no memory yet; its buffers have, and initial values.
 
@@ -38,6 +44,7 @@ def assemble(
         initial: made by `lay_out_with_buffers` for this stage alone, which takes parts of it.
         trains: there will be backward passes, for which activations are kept or recomputed.
         sequence: the slice of every row that is held here.
+        shard: the part of the weights that is held here.
     """
     architecture, names = plan.architecture, stage_names(plan, cut)
     modules = take_modules(plan, names, cut, device, faster=config.kernels != "torch")
@@ -66,12 +73,20 @@ def assemble(
         objective=plan.objective,
         noise_alpha=config.regularization.neftune_alpha,
         sequence=sequence,
+        cuts=cut_stage(modules, architecture, base_prefix(plan), shard),
     )
     if config.trained_matmul == "fp8":
         for layer in spec.layer_modules:
             multiply_trained_in_fp8(layer, dtype)
     materialize_buffers(spec, initial, device)
     return spec
+
+
+def base_prefix(plan: Plan) -> str:
+    """Return the path of the base model in the whole one."""
+    plain: Any = plan.plain
+    prefix: str = plain.base_model_prefix
+    return prefix
 
 
 def stage_names(plan: Plan, cut: StageCut) -> StageNames:
@@ -82,6 +97,9 @@ def stage_names(plan: Plan, cut: StageCut) -> StageNames:
         layers=[f"{prefix}{family.layers}.{index}" for index in cut.layers],
         norm=prefix + family.norm if cut.is_last and family.norm else None,
         head=prefix + family.head if cut.is_last else None,
+        prefix=prefix,
+        first=[prefix + path for path in family.ends.first] if cut.is_first else [],
+        last=[prefix + path for path in family.ends.last] if cut.is_last else [],
     )
 
 
@@ -90,13 +108,13 @@ def take_modules(
 ) -> dict[str, nn.Module]:
     """Take a stage's modules out of the whole model; layers with a state restart at documents."""
     family = plan.architecture.family
-    used = [names.embedding, *names.layers, names.norm, names.head]
-    modules = {name: plan.model.get_submodule(name) for name in used if name}
+    modules = {name: plan.model.get_submodule(name) for name in names.used}
     for name, (index, half) in zip(names.layers, cut.layers.pieces(), strict=True):
         if family.states is not None and plan.architecture.stateful[index]:
             mixer = mixer_of(modules[name], family.states)
             restart_at_documents(mixer)
             take_one_row(mixer, family.states.one_row if faster else None, device)
+        take_rows(modules[name], plan.architecture.alibi)
         if half is not None:
             modules[name] = half_of(modules[name], family, half)
     return modules

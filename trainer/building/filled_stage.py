@@ -18,6 +18,7 @@ from headrace.trainer.building.weight_source import RandomWeights, WeightSource,
 from headrace.trainer.quantized.cache import QuantizedCache
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.spec import StageSpec
+from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 
 def fill_stage(
@@ -26,6 +27,7 @@ def fill_stage(
     cut: StageCut,
     device: torch.device,
     sequence: SequenceSlice = WHOLE,
+    shard: TensorShard = WHOLE_WEIGHTS,
 ) -> tuple[StageSpec, Filled]:
     """Assemble a stage and give every weight and buffer of it memory and value.
 
@@ -34,7 +36,7 @@ def fill_stage(
     """
     dtype = devices.compute_dtype(config.dtype, device)
     initial = lay_out_with_buffers(plan.architecture, dtype)
-    assembled = assemble(plan, config, cut, dtype, device, initial, sequence=sequence)
+    assembled = assemble(plan, config, cut, dtype, device, initial, sequence=sequence, shard=shard)
     types = HeldTypes(initial, dtype)
     with weight_source(config, plan, types, device) as source:
         materializer = Materializer(

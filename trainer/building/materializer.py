@@ -29,6 +29,8 @@ from headrace.trainer.layers.weight_offload import is_offloaded
 from headrace.trainer.quantized.frozen_weight import FrozenWeight, Quantizer
 from headrace.trainer.quantized.modules import QuantizableModule, quantized_weights_of
 from headrace.trainer.stage.spec import StageSpec
+from headrace.trainer.tensor_parallel.cut_stage import fit_sizes
+from headrace.trainer.tensor_parallel.weight_cut import StageCuts
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Materializer:
         self.cache = cache
         self._adapted: dict[int, tuple[str, nn.Module]] = {}  # frozen module -> its adapter
         self._from_cache: set[str] = set()
+        self._cuts = StageCuts()
         self._taken: dict[str, dict[str, Tensor]] = {}  # adapters begun while weights were whole
         self.embedding_name = f"{architecture.family.embedding}.weight"
         self.head_name = f"{architecture.family.head}.weight"
@@ -88,6 +91,7 @@ class Materializer:
     def fill(self, stage: StageSpec) -> Filled:
         """Load or initialize all parameters."""
         slots = list(find_slots(stage.modules))
+        self._cuts = stage.cuts
         self._adapted = self.method.taking_over(stage.modules)
         base = [slot for slot in slots if not is_adapter(slot.name)]
         tied_head = self._fill_base(self._fill_from_cache(base))
@@ -97,6 +101,7 @@ class Materializer:
         if tied_head is None:
             tied_head = self._share_rows(stage)
         swap_expert_adapters(stage.tree)
+        fit_sizes(stage.modules, self._cuts)
         left = [name for name, tensor in stage.tree.named_parameters() if tensor.is_meta]
         left += [name for name, tensor in stage.tree.named_buffers() if tensor.is_meta]
         assert not left, f"not loaded: {left}"
@@ -118,7 +123,7 @@ class Materializer:
         dtype = self.types.of(self._source_name(slot.name))
         if trained:
             dtype = torch.promote_types(dtype, self.trained_dtype)
-        value = value.to(self._home(slot), dtype)
+        value = self._cuts.part(slot.name, value).to(self._home(slot), dtype)
         slot.fill(nn.Parameter(value, requires_grad=trained))
 
     def _hold(self, slot: Slot, value: Tensor | FrozenWeight) -> None:
@@ -240,6 +245,7 @@ class Materializer:
             for part, value in values.items():
                 path, _, attribute = part.rpartition(".")
                 owner = layer.get_submodule(path)
+                value = self._cuts.part(f"{name}.{part}", value)
                 value = value.to(self.device, self.trained_dtype)
                 owner._parameters[attribute] = nn.Parameter(value)
                 if self.method.keeps(part):
@@ -276,11 +282,16 @@ class Materializer:
 
     def _trained(self, slot: Slot, parameter: nn.Parameter | None) -> TrainedParameter:
         assert parameter is not None
+        name, owned = self._trained_name(slot)
+        is_partial = slot.name in self._cuts.partial
+        return TrainedParameter(name, parameter, owned, self._cuts.cuts.get(slot.name), is_partial)
+
+    def _trained_name(self, slot: Slot) -> tuple[str, bool]:
+        """Return the name under which a parameter is trained, and whether it is counted here."""
         family, prefix = self.architecture.family, self.method.prefix
         if self.architecture.tied and slot.name == rows_name(prefix, family.head):
-            rows = rows_name(prefix, family.embedding)
-            return TrainedParameter(rows, parameter, owned=False)
+            return rows_name(prefix, family.embedding), False
         tied = self.architecture.tied and self._is_head(slot) and not self._is_copy(slot)
         if tied and not is_adapter(slot.name):
-            return TrainedParameter(self.embedding_name, parameter, owned=False)
-        return TrainedParameter(slot.name, parameter, owned=True)
+            return self.embedding_name, False
+        return slot.name, True

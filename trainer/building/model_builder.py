@@ -23,6 +23,8 @@ from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.acceleration import accelerate
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
+from headrace.trainer.tensor_parallel.cut_stage import connect_ranks
+from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 
 def build_stage(
@@ -31,6 +33,7 @@ def build_stage(
     device: torch.device,
     plan: Plan,
     sequence: SequenceSlice = WHOLE,
+    shard: TensorShard = WHOLE_WEIGHTS,
 ) -> BuiltStage:
     """Keep a stage's modules of a whole model without memory, and load their weights.
 
@@ -38,6 +41,7 @@ def build_stage(
         stage: of an interleaved schedule, the part of the model.
         plan: of this config.
         sequence: the slice of every row that the stage is to hold.
+        shard: the part of the weights that it is to hold.
 
     Raises:
         ConfigError: the device, or the cut, does not go with the config.
@@ -45,7 +49,7 @@ def build_stage(
     """
     check_fp8_device(config, device)
     cut = StageCut(stage, config.parts, partition(config, plan.size)[stage])
-    spec, filled = fill_stage(config, plan, cut, device, sequence)
+    spec, filled = fill_stage(config, plan, cut, device, sequence, shard)
     spec = replace(spec, weight_offload=offloaded(spec, config, device))
     reference = None
     if config.objective.has_reference:
@@ -65,6 +69,7 @@ def build_stage(
         architecture=plan.architecture,
         skeleton=plan.plain,
         history=AdapterHistory(filled.initial),
+        cuts=spec.cuts,
         flops_per_token=flops_per_token(plan.size, plan.method.trains_all),
     )
 
@@ -75,6 +80,7 @@ def construct(
     """Return the stage of filled modules, with the faster parts that the config allows."""
     faster = accelerate(spec, config, device)
     share_rows(spec.tree.modules(), spec.sequence)
+    connect_ranks(spec.modules, spec.cuts)
     return Stage(replace(spec, acceleration=faster), reference)
 
 
@@ -102,6 +108,7 @@ def build_chunks(
     device: torch.device,
     plan: Plan,
     sequence: SequenceSlice = WHOLE,
+    shard: TensorShard = WHOLE_WEIGHTS,
 ) -> BuiltStage:
     """Build the parts of the model that a stage holds: every n-th of n stages.
 
@@ -109,7 +116,7 @@ def build_chunks(
         ConfigError, DataError: as `build_stage`.
     """
     mine = range(stage, config.parts, config.pipeline_stages)
-    return join([build_stage(config, part, device, plan, sequence) for part in mine])
+    return join([build_stage(config, part, device, plan, sequence, shard) for part in mine])
 
 
 def join(built: Sequence[BuiltStage]) -> BuiltStage:

@@ -77,10 +77,12 @@ def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> M
     family, config = architecture.family, architecture.config
     layers = model.get_submodule(prefix + family.layers)
     embedding = model.get_submodule(prefix + family.embedding)
-    last = [model.get_submodule(prefix + path) for path in (family.norm, family.head) if path]
+    first = [embedding, *(model.get_submodule(prefix + path) for path in family.ends.first)]
+    ends = (family.norm, *family.ends.last, family.head)
+    last = [model.get_submodule(prefix + path) for path in ends if path]
     sent = expert_share(config)
     return ModelSize(
-        embedding=part_size([embedding], sent, looked_up=True, of_table=True),
+        embedding=part_size(first, sent, looked_up=True, of_table=True),
         layers=[part_size([layer], sent) for layer in layers.children()],
         halves=[
             part_size([half_of(layer, family, half)], sent)

@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.architecture.overrides import overridden
 from headrace.trainer.architecture.read_architecture import architecture_of, read_architecture
 from headrace.trainer.architecture.weight_names import as_stored
+from headrace.trainer.building.assembly import base_prefix
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan
@@ -39,7 +41,12 @@ from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.sequence_check import find_mixing
+from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.tensor_check import VOCABULARY as TRIAL_VOCABULARY
+from headrace.trainer.stage.tensor_check import TinyPart, find_difference
+from headrace.trainer.tensor_parallel.cut_stage import connect_ranks, cut_stage, refused
+from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 logger = logging.getLogger(__name__)
 
@@ -284,16 +291,58 @@ def check_rows_can_be_cut(config: TrainConfig, architecture: Architecture) -> No
         )
 
 
+def check_weights_can_be_cut(config: TrainConfig, architecture: Architecture) -> None:
+    """Refuse models of which a rank cannot hold a part of each weight.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    model_type = architecture.config.model_type
+    if architecture.uses_chance:
+        raise refused(model_type, "the model's own dropout would differ from that of whole weights")
+    try:
+        difference = find_difference(partial(tiny_part, architecture))
+    except ConfigError:
+        raise
+    except FAILURES as error:
+        text = FOLDER.sub("", str(error)).splitlines()[0] if str(error) else ""
+        reason = f"a tiny one cannot be run in parts ({type(error).__name__}: {text})"
+        raise refused(model_type, reason) from None
+    if not difference <= TOLERANCE:
+        reason = f"losses or gradients of a tiny one in parts are off by {difference:.1e}"
+        raise refused(model_type, reason)
+
+
+def tiny_part(architecture: Architecture, shard: TensorShard) -> TinyPart:
+    """Return a tiny model of the same kind, with a rank's part of its random weights."""
+    spec = tiny_spec(architecture, shard, vocab_size=TRIAL_VOCABULARY)
+    connect_ranks(spec.modules, spec.cuts)
+    return TinyPart(Stage(spec).eval(), spec.cuts)
+
+
 def tiny_stage(architecture: Architecture) -> Stage:
     """Return a whole tiny model of the same kind, with random weights, in evaluation mode."""
+    return Stage(tiny_spec(architecture)).eval()
+
+
+def tiny_spec(
+    architecture: Architecture, shard: TensorShard = WHOLE_WEIGHTS, **changes: int
+) -> StageSpec:
+    """Fill a tiny model of the same kind with random weights.
+
+    Args:
+        changes: of its config.
+    """
     with tempfile.TemporaryDirectory(prefix="headrace-trial-") as folder:
         config = trial_config(folder, "none").model_copy(update={"weights": "random"})
         shrunk = shrink(architecture.config)
+        shrunk.update(changes)
         shrunk.save_pretrained(folder)
         tiny = architecture_of(shrunk, folder)
         layers = Span.whole(range(shrunk.num_hidden_layers))
-        spec, _ = fill_stage(config, make_plan(config, tiny), StageCut(0, 1, layers), CPU)
-    return Stage(spec).eval()
+        plan = make_plan(config, tiny)
+        spec, _ = fill_stage(config, plan, StageCut(0, 1, layers), CPU, shard=shard)
+    return spec
 
 
 def plan_model(config: TrainConfig) -> Plan:
@@ -309,6 +358,29 @@ def plan_model(config: TrainConfig) -> Plan:
     architecture = overridden(architecture, config.model_overrides, str(directory))
     if config.sequence_parallel > 1:
         check_rows_can_be_cut(config, architecture)
+    if config.tensor_parallel > 1:
+        check_weights_can_be_cut(config, architecture)
     plan = make_plan(config, architecture)
     plan.method.check_result()
+    if config.tensor_parallel > 1:
+        check_parts(config, plan)
     return plan
+
+
+def check_parts(config: TrainConfig, plan: Plan) -> None:
+    """Refuse weights that the ranks do not divide, or that are held in a form that is not cut.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    cut_stage({"": plan.model}, plan.architecture, base_prefix(plan), shard_of(config))
+    if plan.quantization is not None:
+        raise ConfigError(
+            f"tensor_parallel = {config.tensor_parallel} does not go with weights that the model's "
+            "files hold quantized; use more pipeline_stages"
+        )
+
+
+def shard_of(config: TrainConfig) -> TensorShard:
+    """Return the part of the weights that a first rank holds, without a group to exchange with."""
+    return TensorShard(0, config.tensor_parallel)

@@ -136,5 +136,7 @@ class RandomWeights:
         module = copy.deepcopy(self.model.get_submodule(owner)).to_empty(device="cpu")
         vector: nn.Parameter = getattr(module, attribute)
         nn.init.ones_(vector)
-        self.model._init_weights(module)
+        with torch.random.fork_rng(devices=[]):  # sinks of attention are drawn
+            torch.manual_seed(derive_seed(self.seed, "weights", name))
+            self.model._init_weights(module)
         return vector.detach()

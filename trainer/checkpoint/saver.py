@@ -87,7 +87,11 @@ class Saver:
         else:
             tensors = collect_tensors(trained, states, kept, copy=self.background)
             path = self.folder.unfinished(state.step) / stage_file(self.layout.stage)
-            written = self._thread.submit(write, path, tensors)
+            written = Future()
+            if self.layout.writes_weights:
+                written = self._thread.submit(write, path, tensors)
+            else:
+                written.set_result(Written())
         self._pending = Pending(state, written)
         if not self.background:
             self.finish()

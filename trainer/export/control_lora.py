@@ -140,7 +140,8 @@ def fold(
     batch = MicroBatch([[SAMPLE_TOKENS]], [SAMPLE_TOKENS], None, 1.0, 1.0, seed=0)
     before = inputs
     if stage.embedding is not None:
-        before = stage.embedding.embed(inputs, None, stage.device)
+        positions = torch.arange(inputs.shape[1], device=stage.device).unsqueeze(0)
+        before = stage.embedding.embed(inputs, positions, None, stage.device)
     plain, _ = stage.run(inputs, batch)
     if control is None:
         return plain, 0.0, {}

@@ -157,9 +157,7 @@ def write_model(
     """
     architecture, skeleton = plan.architecture, plan.plain
     family = architecture.family
-    layers = range(architecture.config.num_hidden_layers)
-    paths = [family.embedding, *(f"{family.layers}.{index}" for index in layers)]
-    paths += [path for path in (family.norm, family.head) if path]
+    paths = family.parts(architecture.config.num_hidden_layers)
     if architecture.tied:
         paths.remove(family.head)
     slots = {path: list(find_slots({path: skeleton.get_submodule(path)})) for path in paths}

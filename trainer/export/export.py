@@ -80,7 +80,8 @@ def export_adapter(
     built: BuiltStage, layout: RankLayout, model: Path, directory: Path, dtype: torch.dtype
 ) -> None:
     """Write the adapters of all stages to one file, at the first rank."""
-    parts = gather_at_first(adapter_tensors(built, dtype) if layout.is_first_copy else {}, layout)
+    mine = adapter_tensors(built, dtype) if layout.is_first_copy else {}
+    parts = gather_at_first(mine if layout.writes_weights else {}, layout)
     tensors = {name: value for part in parts for name, value in part.items()}
     width = max(gather(built.history.width, layout.world_group))
     if layout.rank == 0:
@@ -110,7 +111,7 @@ def export_model(
 
 def adapter_tensors(built: BuiltStage, dtype: torch.dtype) -> dict[str, Tensor]:
     """One stage's share of an adapter, under PEFT's names."""
-    values = {item.name: item.parameter.detach().cpu() for item in built.trained}
+    values = {item.name: item.whole(item.parameter.detach()).cpu() for item in built.trained}
     exported = built.history.exported(values)
     return {name: tensor.to(dtype) for name, tensor in exported.items()}
 

@@ -143,9 +143,7 @@ def paths_to_write(
     skeleton's config unties them.
     """
     family = architecture.family
-    layers = range(architecture.config.num_hidden_layers)
-    paths = [family.embedding, *(f"{family.layers}.{index}" for index in layers)]
-    paths += [path for path in (family.norm, family.head) if path]
+    paths = family.parts(architecture.config.num_hidden_layers)
     if architecture.tied:
         ends = (f".{family.embedding}.", f".{family.head}.")
         if any(end in name for end in ends for name in tensors if ROWS not in name):

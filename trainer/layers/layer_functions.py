@@ -27,7 +27,7 @@ class LayerFunctions:
 def run_layer(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     """One decoder layer as it is."""
     output = layer(hidden, **arguments)
-    states: Tensor = output[0] if isinstance(output, tuple) else output
+    states: Tensor = output[0] if isinstance(output, tuple | list) else output
     return states
 
 

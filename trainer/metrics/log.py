@@ -74,6 +74,7 @@ class MetricsLog:
             curves = {name: getattr(metrics, name) for name in EVALUATION_CURVES}
             self._board(f"evaluation/{metrics.name}", curves, metrics.step)
             self._pairs(f"evaluation/{metrics.name}", metrics)
+            self._labels(f"evaluation/{metrics.name}", metrics)
             sources = metrics.source_losses
             self._board(f"evaluation/{metrics.name}/source_loss", sources, metrics.step)
             self._tokens(f"evaluation/{metrics.name}", metrics)
@@ -84,6 +85,7 @@ class MetricsLog:
             norms = metrics.product_norm_histogram
             self._histogram("train/product_norm_histogram", norms, metrics.step)
         self._pairs("train", metrics)
+        self._labels("train", metrics)
         if metrics.answers is not None:
             self._board("train/answers", asdict(metrics.answers), metrics.step)
         self._board("train/source_loss", metrics.source_losses, metrics.step)
@@ -93,6 +95,10 @@ class MetricsLog:
         if metrics.pairs is not None:
             values = asdict(metrics.pairs)
             self._board(f"{prefix}/pairs", {k: values[k] for k in PAIR_CURVES}, metrics.step)
+
+    def _labels(self, prefix: str, metrics: StepMetrics | EvaluationMetrics) -> None:
+        if metrics.labels is not None:
+            self._board(f"{prefix}/answers_with_labels", asdict(metrics.labels), metrics.step)
 
     def _tokens(self, prefix: str, metrics: StepMetrics | EvaluationMetrics) -> None:
         summary = metrics.token_summary

@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION, TRAIN
+from headrace.schemas.train.objectives import Columns
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.order.data_history import DataHistory
 from headrace.trainer.order.mixed_order import MixedOrder
@@ -34,12 +35,12 @@ class RowStream(RowSource):
 
     order: RowOrder | MixedOrder | DataHistory
     epoch_end: Callable[[int], int | None]
-    of_pairs: bool = False
+    columns: Columns = "rows"
 
     @property
     def facts(self) -> type[Decoded[PackedRow]]:
         """Decodes lengths and names alone."""
-        return PairFacts if self.of_pairs else RowFacts
+        return PairFacts if self.columns == "pairs" else RowFacts
 
 
 class RowReader(Protocol[T_co]):
@@ -64,7 +65,7 @@ def train_stream(config: TrainConfig, data_history: DataHistory) -> RowStream:
         apart=any(phase.plan.schedule is not None for phase in phases),
         epoch_end=data_history.epoch_end,
         loader=config.loader,
-        of_pairs=config.objective.of_pairs,
+        columns=config.objective.record.columns,
     )
 
 
@@ -81,7 +82,7 @@ def evaluation_stream(config: TrainConfig, path: str, manifest: Manifest) -> Row
         epoch_end=lambda index: None,
         loader=config.loader,
         may_replace=False,
-        of_pairs=config.objective.of_pairs,
+        columns=config.objective.record.columns,
     )
 
 

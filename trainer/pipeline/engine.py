@@ -183,14 +183,15 @@ class StageEngine(PipelineEngine):
         labels = None
         if labeled and inputs.labels is not None:
             labels = to_device(self.sequence.share(inputs.labels[index]), self.device).long()
+        extras, row_lengths = inputs.extras[index], inputs.row_lengths[index]
         return MicroBatch(
             document_lengths=inputs.document_lengths[index],
-            row_lengths=inputs.row_lengths[index],
+            row_lengths=row_lengths,
             labels=labels,
             loss_scale=1.0 / max(1, inputs.pair_count or inputs.trained_tokens),
-            router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
+            router_scale=sum(extras.counted(row_lengths)) / max(1, inputs.tokens),
             seed=self._seed(index),
-            extras=inputs.extras[index].to(self.device, self.sequence),
+            extras=extras.to(self.device, self.sequence),
             chosen_scale=1.0 / max(1, inputs.chosen_tokens),
             wants_statistics=self._wants_statistics,
         )
@@ -241,7 +242,9 @@ def _as_pipeline_module(chunks: Sequence[Stage], layout: RankLayout) -> Pipeline
     """Wrap the chunks as one DeepSpeed layer, so that cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
     places[layout.stage] = nn.ModuleList(chunks)
-    names = {"replica": "data", "stage": "pipe", "sequence": "model"}  # DeepSpeed knows these three
+    # DeepSpeed knows three; sequence and tensor, the innermost, are one to it
+    names = {"replica": "data", "stage": "pipe"}
     axes = {names[axis]: size for axis, size in layout.dims.axes.items() if axis in names}
+    axes["model"] = layout.dims.sequence * layout.dims.tensor
     topology = ProcessTopology(axes=list(axes), dims=list(axes.values()))
     return PipelineModule(layers=places, topology=topology, partition_method="uniform")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.train_config import TrainConfig
@@ -34,6 +35,11 @@ def plan_run(
     Raises:
         ConfigError, DataError: layout or datasets that do not fit.
     """
+    if config.tensor_parallel > 1:
+        raise ConfigError(
+            f"tensor_parallel = {config.tensor_parallel}: its memory is not counted yet; plan "
+            "with 1, which is more than each process will need"
+        )
     dims = config.dims(gpus)
     length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
     dtype = devices.compute_dtype(config.dtype, devices.PLANNED)

@@ -176,7 +176,7 @@ class Loop:
         return Report(
             losses=losses.rows,
             rows=inputs.leader_rows,
-            router_loss=losses.router_loss,
+            router_loss=losses.router_loss if self.layout.coordinates.tensor == 0 else None,
             memory_gib=memory_gib(),
             stop=stop_or_save.stop,
             save=stop_or_save.save or self.timer.is_due(),

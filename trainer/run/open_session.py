@@ -37,6 +37,7 @@ from headrace.trainer.run.evaluation_sets import build_evaluation_sets
 from headrace.trainer.run.session import Session
 from headrace.trainer.sequence_slice import SequenceSlice
 from headrace.trainer.stage.acceleration import uses_kernels
+from headrace.trainer.tensor_parallel.shard import TensorShard
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ LAYOUT = {  # what a resumed run takes from its own config and layout, not from 
     "stages",
     "replicas",
     "sequence_ranks",
+    "tensor_ranks",
     "config_fingerprint",
     "data_fingerprint",
     "files",
@@ -117,7 +119,8 @@ def build_model(
 ) -> tuple[BuiltStage, torch.optim.Optimizer]:
     """Build this rank's part of the model, and the optimizer of what is trained in it."""
     rows = SequenceSlice(layout.coordinates.sequence, layout.dims.sequence, layout.sequence_group)
-    built = build_chunks(config, layout.stage, layout.device, plan_model(config), rows)
+    shard = TensorShard(layout.coordinates.tensor, layout.dims.tensor, layout.tensor_group)
+    built = build_chunks(config, layout.stage, layout.device, plan_model(config), rows, shard)
     optimizer = open_optimizer(
         config.optimizer,
         built.trained,
@@ -226,6 +229,7 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: RankLayout) -> RunS
         stages=layout.stages,
         replicas=layout.replicas,
         sequence_ranks=layout.dims.sequence,
+        tensor_ranks=layout.dims.tensor,
         config_fingerprint=config.fingerprint(),
         data_fingerprint=inputs.data_fingerprint,
         files={},
@@ -236,17 +240,18 @@ def describe(built: BuiltStage, inputs: Inputs, layout: RankLayout, total_steps:
     """Say once what is about to run."""
     counts = (
         sum(len(chunk) for chunk in built.layers),
-        sum(item.parameter.numel() for item in built.trained if item.owned),
+        sum(item.shape.numel() for item in built.trained if item.owned),
     )
     stages = gather(counts, layout.pipeline_group)
     layers = " + ".join(str(count) for count, _ in stages)
     trained = sum(count for _, count in stages)
     logger.info(
-        "%d stage(s) of %s layers x %d replica(s)%s on %s, %s; %s trained parameters",
+        "%d stage(s) of %s layers x %d replica(s)%s%s on %s, %s; %s trained parameters",
         layout.stages,
         layers,
         layout.replicas,
         f" x {shares} shares of rows" if (shares := layout.dims.sequence) > 1 else "",
+        f" x {parts} parts of weights" if (parts := layout.dims.tensor) > 1 else "",
         layout.device.type,
         str(built.chunks[0].compute_dtype).removeprefix("torch."),
         f"{trained:,}",

@@ -15,7 +15,8 @@ class Row(NamedTuple):
 
     `input_ids` [tokens] uint16 or int32; `loss_mask` [tokens] bool, None when every token is
     trained; `document_lengths` sum to tokens; `source` is the dataset's name; `row_key` its stable
-    identity; `control_class` -1, 0 or 1, None where its source has none.
+    identity; `control_class` -1, 0 or 1, None where its source has none; `desirable` the label of a
+    single answer, None of other rows.
     """
 
     input_ids: NDArray[np.integer[Any]]
@@ -24,6 +25,7 @@ class Row(NamedTuple):
     source: str
     row_key: int
     control_class: int | None = None
+    desirable: bool | None = None
 
 
 RowT = TypeVar("RowT", covariant=True)

@@ -65,7 +65,7 @@ class CachedStage:
         hidden = inputs
         with torch.autocast(device.type, stage.compute_dtype, enabled=stage.autocast):
             if stage.embedding is not None:
-                hidden = stage.embedding.embed(inputs, None, device)
+                hidden = stage.embedding.embed(inputs, positions, None, device)
             tables = rotary_tables(stage.rotary, stage.rotary_types, hidden, positions, None)
             for index, (layer, window, kind) in enumerate(
                 zip(stage.layers, stage.windows, stage.rotary_types, strict=True)
@@ -75,8 +75,7 @@ class CachedStage:
                 mask, table = masks.get(window), tables.get(kind)
                 arguments = stage.arguments_of_layer(index, mask, positions, table, real)
                 hidden = run_layer(layer, hidden, arguments | {self.cache_name: self.cache})
-            if stage.norm is not None:
-                hidden = stage.norm(hidden)
+            hidden = stage.ended(hidden)
         return hidden
 
     def _mask(self, start: int, filling: Tensor, window: int | None) -> Tensor:
@@ -136,6 +135,11 @@ def check_generates(stage: Stage, architecture: Architecture, tokens: int) -> No
         raise ConfigError(
             f"[rejected_sampling]: {architecture.config.model_type} keeps the states of its layers "
             "outside of transformers' cache, and is not generated with; drop the table"
+        )
+    if stage.biases is not None:
+        raise ConfigError(
+            f"[rejected_sampling]: {architecture.config.model_type} has biases of attention by "
+            "distance (ALiBi), with which nothing is generated here; drop the table"
         )
     steady = architecture.steady_rotary_tokens
     if steady is not None and tokens > steady:

@@ -1,6 +1,7 @@
 """The head of the last stage, and the cross-entropy over it."""
 
 import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from headrace.trainer.stage.head_loss import (
     is_plain,
     logits_of,
 )
+from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 
 class StageLoss:
@@ -25,6 +27,7 @@ class StageLoss:
         autocast: run it in `dtype` though its weights are float32.
         triton: compute the loss in Triton.
         sequence: the slice of every row that hidden states are of.
+        shard: the part of the tokens whose logits are computed here.
     """
 
     def __init__(
@@ -36,8 +39,11 @@ class StageLoss:
         autocast: bool,
         triton: bool = False,
         sequence: SequenceSlice = WHOLE,
+        shard: TensorShard = WHOLE_WEIGHTS,
     ) -> None:
         self.head = head
+        self.shard = shard
+        self.is_plain = is_plain(head) and shard.is_whole
         self.sequence = sequence
         family = architecture.family
         divisor = architecture.setting(family.logit_divisor, 1.0) or 1.0
@@ -63,11 +69,11 @@ class StageLoss:
             statistics: of all tokens, to be filled in.
         """
         arguments = (self.head, self._rows(hidden), labels.reshape(-1), scale, self.shape)
-        if is_plain(self.head):
+        if self.is_plain:
             loss, losses = head_loss(*arguments, triton=self.triton, statistics=statistics)
         else:
             with self._precision(hidden):
-                loss, losses = head_loss(*arguments, seed, statistics=statistics)
+                loss, losses = head_loss(*arguments, seed, statistics=statistics, shard=self.shard)
         return loss, losses.view(labels.shape)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -87,9 +93,9 @@ class StageLoss:
         """Per-token cross-entropy of `factor` times the logits, [b, s], to be differentiated."""
         shape = self.shape.times(factor)
         arguments = (self.head, self._rows(hidden), labels.reshape(-1), shape)
-        plain = is_plain(self.head)
-        with contextlib.nullcontext() if plain else self._precision(hidden):
-            losses = head_token_losses(*arguments, seed, triton=self.triton, statistics=statistics)
+        options: Any = {"triton": self.triton, "statistics": statistics, "shard": self.shard}
+        with contextlib.nullcontext() if self.is_plain else self._precision(hidden):
+            losses = head_token_losses(*arguments, seed, **options)
         return losses.view(labels.shape)
 
     def _rows(self, hidden: Tensor) -> Tensor:

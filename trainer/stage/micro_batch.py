@@ -38,6 +38,20 @@ class PairLosses:
 
 
 @dataclass(frozen=True)
+class AnswerLosses:
+    """Losses and rewards of n single answers, and the baseline of each, [n]."""
+
+    loss: Tensor
+    reward: Tensor
+    baseline: Tensor
+
+    def detach(self) -> "AnswerLosses":
+        """Return the values without gradient."""
+        values = (self.loss, self.reward, self.baseline)
+        return AnswerLosses(*(value.detach() for value in values))
+
+
+@dataclass(frozen=True)
 class StageOutput:
     """Outputs of a stage.
 
@@ -48,7 +62,7 @@ class StageOutput:
     value: Tensor  # hidden states for the next stage, or the loss: the scalar to differentiate
     token_losses: Tensor | None = None  # last stage: [b, s] cross-entropy, float32, detached
     adjusted_losses: Tensor | None = None  # what is minimized in its place, likewise
-    pairs: PairLosses | None = None  # last stage, objectives of pairs; detached
+    pairs: PairLosses | AnswerLosses | None = None  # last stage, objectives of answers; detached
     router_loss: Tensor | None = None  # stages with routers: scalar, scaled as it enters the loss
     statistics: TokenStatistics | None = None  # last stage, where wanted; of b * s tokens
     hidden_norms: Tensor | None = None  # likewise, [b, s] float32: of what the head is given

@@ -14,7 +14,9 @@ from headrace.trainer.layers.layer_functions import LayerFunctions
 from headrace.trainer.layers.router_loss import RouterLossSettings
 from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
+from headrace.trainer.stage.input_parts import InputParts
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
+from headrace.trainer.tensor_parallel.weight_cut import StageCuts
 
 if TYPE_CHECKING:
     from headrace.trainer.stage.loss import StageLoss
@@ -43,6 +45,15 @@ class StageNames:
     layers: list[str]
     norm: str | None
     head: str | None
+    prefix: str  # before the model's own names
+    first: list[str]  # beside the embedding
+    last: list[str]  # between norm and head
+
+    @property
+    def used(self) -> list[str]:
+        """List the names of all that are there, in order of use."""
+        found = [self.embedding, *self.first, *self.layers, self.norm, *self.last, self.head]
+        return [name for name in found if name]
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ class StageSpec:
         objective: what the last stage computes.
         noise_alpha: of NEFTune's noise at the embedding, if any.
         sequence: the slice of every row that is held here.
+        cuts: the parts of weights that are held here.
         weight_offload: where the layers' weights come from, if they are not on the device.
     """
 
@@ -103,6 +115,7 @@ class StageSpec:
     embedding_on_cpu: bool = False
     noise_alpha: float | None = None
     sequence: SequenceSlice = WHOLE
+    cuts: StageCuts = field(default_factory=StageCuts)
     weight_offload: WeightOffload | None = None
     acceleration: Acceleration = field(default_factory=Acceleration)
 
@@ -110,6 +123,18 @@ class StageSpec:
     def layer_modules(self) -> list[nn.Module]:
         """The decoder layers, or halves of them."""
         return [self.modules[name] for name in self.names.layers]
+
+    @property
+    def input_parts(self) -> InputParts:
+        """Return the modules that follow the embedding."""
+        ends = self.architecture.family.ends
+
+        def module(path: str | None) -> nn.Module | None:
+            return None if path is None else self.modules[self.names.prefix + path]
+
+        return InputParts(
+            module(ends.projection), module(ends.positions), ends.by_name, module(ends.norm)
+        )
 
     @property
     def recomputed(self) -> list[bool]:

@@ -27,10 +27,13 @@ from headrace.trainer.layers.router_loss import (
     total_loss,
 )
 from headrace.trainer.layers.selective_checkpoint import kept_products, layer_functions
+from headrace.trainer.stage.distance_biases import DistanceBiases
 from headrace.trainer.stage.embedding import StageEmbedding
 from headrace.trainer.stage.loss import StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.stage.spec import StageSpec
+
+NOTHING: Mapping[str, Any] = {}
 
 
 class Stage(nn.Module):
@@ -56,10 +59,12 @@ class Stage(nn.Module):
         if names.embedding:
             self.embedding = StageEmbedding(
                 modules[names.embedding],
+                spec.input_parts,
                 architecture,
                 spec.compute_dtype,
                 seeded=spec.seeded,
                 noise_alpha=spec.noise_alpha,
+                shard=spec.cuts.shard,
             )
         if names.head:
             self.loss = StageLoss(
@@ -69,10 +74,12 @@ class Stage(nn.Module):
                 autocast=spec.autocast,
                 triton=faster.triton_loss,
                 sequence=spec.sequence,
+                shard=spec.cuts.shard,
             )
         self.layers = spec.layer_modules
         self.layer_names = names.layers
         self.norm = modules[names.norm] if names.norm and faster.norm is None else faster.norm
+        self.after_norm = [modules[name] for name in names.last]
         self.rotary = spec.rotary
         self.windows = [architecture.windows[index] for index in layers]
         self.rotary_types = [architecture.rotary_types[index] for index in layers]
@@ -81,7 +88,12 @@ class Stage(nn.Module):
         self.attends = [architecture.attends[index] for index in layers]
         self.states = architecture.family.states
         self.numbers = list(layers)
-        self.additive_mask = architecture.attention == "eager"
+        self.additive_mask = architecture.attention == "eager" or architecture.alibi is not None
+        self.biases: DistanceBiases | None = None
+        if architecture.alibi is not None:
+            self.biases = DistanceBiases(
+                architecture.alibi, architecture.config, spec.compute_dtype
+            )
         self.router_loss = spec.router_loss
         self.taps = [tap_router(layer, spec.router_loss) for layer in self.layers]
         self.layer_arguments = [LayerArguments(layer) for layer in self.layers]
@@ -146,21 +158,22 @@ class Stage(nn.Module):
         """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
         device = self.device
         lengths = micro_batch.document_lengths
-        masks = self._masks(lengths, self.attention_windows, device)
         states = None
         if any(self.stateful):
             states = find_documents(lengths, micro_batch.row_lengths, device)
         every_position = to_device(position_ids(lengths), device)
         positions = self.sequence.share(every_position)
+        masks, further = self._seen(lengths, positions)
         real = None
         if self.router_loss is not None:
-            real = real_tokens(micro_batch.row_lengths, sum(lengths[0]), device)
+            counted = micro_batch.extras.counted(micro_batch.row_lengths)
+            real = real_tokens(counted, sum(lengths[0]), device)
             real = self.sequence.share(real).flatten()
         hidden, router_losses = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
-                hidden = self.embedding.embed(inputs, chance, device)
+                hidden = self.embedding.embed(inputs, positions, chance, device)
             tables = self._rotary_tables(hidden, every_position, lengths)
             if self.offload is not None:
                 self.offload.begin()
@@ -168,15 +181,22 @@ class Stage(nn.Module):
                 window = self.windows[index]
                 table = tables.get(self.rotary_types[index])
                 mask = masks.get(window)
-                arguments = self.arguments_of_layer(index, mask, positions, table, states)
+                arguments = self.arguments_of_layer(index, mask, positions, table, states, further)
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, router_loss = run(hidden)
                 hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
                 router_losses += [] if router_loss is None else [router_loss]
-            if self.norm is not None:
-                hidden = self.norm(hidden)
+            hidden = self.ended(hidden)
         return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
+
+    def ended(self, hidden: Tensor) -> Tensor:
+        """Return what the head is given, of the hidden states after the last layer."""
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        for part in self.after_norm:
+            hidden = part(hidden)
+        return hidden
 
     def _rotary_tables(
         self, hidden: Tensor, positions: Tensor, lengths: list[list[int]]
@@ -201,6 +221,17 @@ class Stage(nn.Module):
         pairs = zip(self.windows, self.attends, strict=True)
         return [window for window, attends in pairs if attends]
 
+    def _seen(
+        self, lengths: list[list[int]], positions: Tensor
+    ) -> tuple[Mapping[int | None, Tensor | VisibleTokens | None], Mapping[str, Any]]:
+        """Return what attention is given: masks by window, and what goes beside them."""
+        masks = self._masks(lengths, self.attention_windows, positions.device)
+        if self.biases is None:
+            return masks, NOTHING
+        longest = max(max(row) for row in lengths)
+        biases = self.biases.of_rows(positions, longest)
+        return self.biases.masks(masks, biases), self.biases.arguments(biases)
+
     def _masks(
         self, lengths: list[list[int]], windows: list[int | None], device: torch.device
     ) -> Mapping[int | None, Tensor | VisibleTokens | None]:
@@ -224,13 +255,15 @@ class Stage(nn.Module):
         positions: Tensor,
         rotary: Any,
         states: Documents | Tensor | None = None,
+        further: Mapping[str, Any] = NOTHING,
     ) -> dict[str, Any]:
         """Return a layer's arguments beside the hidden states.
 
         Args:
             states: what a layer with a state is given for a mask of it.
+            further: what else the layers of a family are given.
         """
-        arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
+        arguments = {"attention_mask": mask, "position_ids": positions, **further}
         if rotary is not None:
             arguments["position_embeddings"] = rotary
         if self.states is not None and self.stateful[index]:

@@ -28,7 +28,7 @@ def test_an_embedding_on_the_cpu_stays_there_when_the_stage_is_moved(models, fam
     assert stage.embedding.device == CPU
     assert torch.equal(stage.embedding.module(ids), rows)
     assert all(not tensor.is_meta for tensor in stage.embedding.module.buffers())
-    assert stage.embedding.embed(ids, None, stage.device).is_meta
+    assert stage.embedding.embed(ids, torch.zeros_like(ids), None, stage.device).is_meta
 
 
 def test_the_embedding_is_moved_with_its_stage_unless_it_is_to_stay(models):

@@ -1,0 +1,1 @@
+"""Parts of model families beside their layers, and what goes to these: records by model type."""
