@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from headrace.schemas.train.data_config import DataConfig
 from headrace.schemas.train.objectives import Columns
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.answer_batch import make_answer_batch
 from headrace.trainer.batches.batch import Batch, make_batch
 from headrace.trainer.batches.control_classes import make_controlled_batch
@@ -28,7 +28,7 @@ TOKEN_BYTES = 8  # of a batch: id and label, both int32
 
 
 def build_train_loader(
-    config: TrainConfig,
+    config: DataConfig,
     inputs: Inputs,
     layout: RankLayout,
     data_history: DataHistory,
@@ -43,7 +43,7 @@ def build_train_loader(
 
 
 def build_loader(
-    config: TrainConfig,
+    config: DataConfig,
     inputs: Inputs,
     layout: RankLayout,
     stream: RowStream,
@@ -77,7 +77,7 @@ LAYOUTS: dict[Columns, Callable[..., Batch]] = {
 }
 
 
-def batch_maker(config: TrainConfig) -> Callable[..., Batch]:
+def batch_maker(config: DataConfig) -> Callable[..., Batch]:
     """Return the function that makes batches of rows, as objective and adapter need them."""
     if config.adapter.record.by_class:
         return partial(make_controlled_batch, seed=config.seed)
@@ -85,7 +85,7 @@ def batch_maker(config: TrainConfig) -> Callable[..., Batch]:
     return partial(lay_out, mismatched=True) if config.objective.has_baseline else lay_out
 
 
-def prefetch_depth(config: TrainConfig, micro_batches: int, room: int) -> int:
+def prefetch_depth(config: DataConfig, micro_batches: int, room: int) -> int:
     """Batches to read ahead: as many as asked for, and as fit into `prefetch_bytes`, but one."""
     tokens = config.micro_batch_size * micro_batches * room
     fitting = config.loader.prefetch_bytes // (TOKEN_BYTES * tokens)

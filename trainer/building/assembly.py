@@ -7,7 +7,7 @@ from torch import nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.layer_ranges import recomputed_layers
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.names import base_name
 from headrace.trainer.architecture.families_state import mixer_of
 from headrace.trainer.architecture.half_layer import half_of
@@ -28,7 +28,7 @@ from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 def assemble(
     plan: Plan,
-    config: TrainConfig,
+    config: ModelConfig,
     cut: StageCut,
     dtype: torch.dtype,
     device: torch.device,
@@ -120,7 +120,7 @@ def take_modules(
     return modules
 
 
-def check_half_layers(plan: Plan, config: TrainConfig, *, seeded: bool) -> None:
+def check_half_layers(plan: Plan, config: ModelConfig, *, seeded: bool) -> None:
     """Refuse what does not go with halves of layers.
 
     Raises:
@@ -169,7 +169,7 @@ def materialize_buffers(spec: StageSpec, initial: nn.Module, device: torch.devic
                 slot.fill(initial.get_buffer(base_name(slot.name)).to(home, copy=True))
 
 
-def router_loss_settings(plan: Plan, config: TrainConfig) -> RouterLossSettings | None:
+def router_loss_settings(plan: Plan, config: ModelConfig) -> RouterLossSettings | None:
     """The routers' loss as config or model ask for it; None without routers or at 0."""
     architecture = plan.architecture
     coefficient = config.router_loss

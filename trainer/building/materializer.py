@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.adapters.names import ADAPTER, base_name, is_adapter, rows_name
 from headrace.trainer.adapters.token_rows import row_adapters
@@ -62,7 +62,7 @@ class Materializer:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: ModelConfig,
         architecture: Architecture,
         source: WeightSource,
         types: HeldTypes,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import LayoutConfig
 from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.building.model_size import ModelSize, PartSize
 
@@ -83,7 +83,7 @@ def cut_as_listed(sizes: Sequence[float], stages: int, layers: int) -> list[Span
     return [Span(start, stop) for start, stop in bounds]
 
 
-def partition(config: TrainConfig, size: ModelSize) -> list[Span]:
+def partition(config: LayoutConfig, size: ModelSize) -> list[Span]:
     """Return the decoder layers of each stage, or chunk of one, as `partition` in the config asks.
 
     Raises:

@@ -8,8 +8,8 @@ import torch
 
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.train.layer_ranges import recomputed_layers
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.optimizers import OFFLOAD_BUCKET, OFFLOAD_BUCKETS
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.building.held_values import trained_dtype
 from headrace.trainer.building.interleaved_schedule import most_held
@@ -84,7 +84,7 @@ class StageMemory:
 
 
 def stage_memory(
-    config: TrainConfig,
+    config: ModelConfig,
     size: ModelSize,
     layers: Sequence[Span],
     stage: int,
@@ -126,7 +126,7 @@ def stage_memory(
 
 
 def activation_bytes(
-    config: TrainConfig,
+    config: ModelConfig,
     count: int,
     layers: Sequence[Span],
     stage: int,
@@ -160,7 +160,7 @@ def activation_bytes(
 
 
 def state_bytes(
-    config: TrainConfig, trained: int, matrices: int, itemsize: int, copies: int
+    config: ModelConfig, trained: int, matrices: int, itemsize: int, copies: int
 ) -> float:
     """Bytes of the optimizer's states on the device of one rank.
 
@@ -180,7 +180,7 @@ def state_bytes(
 
 
 def at_host(
-    config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int, dtype: torch.dtype
+    config: ModelConfig, size: ModelSize, layers: Sequence[Span], stage: int, dtype: torch.dtype
 ) -> float:
     """Bytes of frozen weights that are in host memory instead; two layers' of a chunk come back."""
     saved = 0.0
@@ -198,7 +198,7 @@ def at_host(
 
 
 def parts_of_stage(
-    config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int
+    config: ModelConfig, size: ModelSize, layers: Sequence[Span], stage: int
 ) -> list[PartSize]:
     """List the parts of the model that one stage holds in all its chunks."""
     numbers = range(stage, config.parts, config.pipeline_stages)
@@ -209,7 +209,7 @@ def parts_of_stage(
     ]
 
 
-def in_flight(config: TrainConfig, stage: int, sizes: Sequence[float]) -> float:
+def in_flight(config: ModelConfig, stage: int, sizes: Sequence[float]) -> float:
     """Return the activations that a stage holds for backward passes, each of `sizes` by chunk."""
     stages, micro_batches = config.pipeline_stages, config.gradient_accumulation_steps
     if config.schedule == "interleaved":

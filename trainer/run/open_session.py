@@ -205,10 +205,12 @@ def agreed_checkpoint(
 
 def build_engine(built: BuiltStage, config: TrainConfig, layout: RankLayout) -> StageEngine:
     """The engine of the config's schedule; every rank takes part."""
+    timed = config.profile.timeline
     if config.schedule == "1f1b":
-        return StageEngine(built.chunks, config, layout)
+        return StageEngine(built.chunks, config, layout, timed=timed)
     width = built.architecture.config.hidden_size
-    return InterleavedEngine(built.chunks, config, layout, width, Transfers(layout))
+    transfers = Transfers(layout)
+    return InterleavedEngine(built.chunks, config, layout, width, transfers, timed=timed)
 
 
 def open_log(config: TrainConfig, step: int) -> MetricsLog:

@@ -13,7 +13,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers import document_attention
@@ -32,7 +32,7 @@ CHANGE_MASKS = {"doge"}  # model types whose attention computes with its mask
 HAND_ON = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 
 
-def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
+def uses_kernels(config: ModelConfig, device: torch.device) -> bool:
     """Return whether the Triton kernels and compiled layers are used on this device."""
     return config.kernels != "torch" and devices.is_accelerator(device)
 
@@ -53,7 +53,7 @@ def hands_on_attention(architecture: Architecture) -> bool:
 
 
 def runs_compiled(
-    layers: Iterable[nn.Module], config: TrainConfig, architecture: Architecture
+    layers: Iterable[nn.Module], config: ModelConfig, architecture: Architecture
 ) -> bool:
     """Return whether layers run compiled on a GPU.
 
@@ -69,7 +69,7 @@ def is_looped(part: Any) -> bool:
     return isinstance(part, ParamWrapper) or (experts and not isinstance(part, GroupedExperts))
 
 
-def accelerate(spec: StageSpec, config: TrainConfig, device: torch.device) -> Acceleration:
+def accelerate(spec: StageSpec, config: ModelConfig, device: torch.device) -> Acceleration:
     """Swap faster parts into a stage's modules, whose weights are there, and return the others."""
     if not uses_kernels(config, device):
         return Acceleration()
