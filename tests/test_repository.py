@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "jobs": {"schemas", "kernels", "dataprep", "trainer"},
 }
 FOLDERS = {  # each may import those before it; files outside of folders stand at both ends
-    "trainer": """shards order families architecture stored adapters quantized layers
+    "trainer": """vision shards order families architecture stored adapters quantized layers
         tensor_parallel batches stage
         objectives building
         planning optim export checkpoint metrics pipeline run""".split(),
@@ -29,7 +29,7 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
     "jobs": "old_systems trainer_arguments migration report first_run serve commands tools".split(),
 }
 # of the trainer: imported by any folder, import no folder
-BASE = {"messages", "parallel", "sequence_slice", "rendezvous", "quiet", "failure", "devices"}
+BASE = set("messages parallel sequence_slice row_slice rendezvous quiet failure devices".split())
 MOST_FILES = 18  # in a folder, its __init__ left out
 LONGEST_CHAIN = 15  # modules that import one the next; it may only fall
 WHOLE_CONFIG = 14  # files of the trainer that are given the whole config; it may only fall

@@ -25,6 +25,7 @@ from headrace.trainer.order.datasets import RANDOM, Inputs
 from headrace.trainer.shards.decoded_pairs import SIDES
 from headrace.trainer.shards.storage import manifest_of
 from headrace.trainer.stored.settings import check_readable
+from headrace.trainer.vision.families import vision_family
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     directory = model_directory(config.model, config.weights)
     model = read_model_config(directory)
     check_family(config.model, model)
+    if config.vision is not None:
+        vision_family(config.model, str(model.get("model_type")))
     check_readable(config.model, model)
     text = text_settings(model)
     text = {**text, **override_positions(config, text)}
@@ -67,6 +70,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         tokens = config.model_overrides.new_tokens
         check_kind(path, manifest, config.objective)
         check_shards(path, manifest, directory, text, config.weights == "random", tokens)
+        check_pictures(config, path, manifest)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
@@ -156,12 +160,12 @@ def model_config_fingerprint(values: Mapping[str, object]) -> str:
 def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
     """There must be a layer for each stage, or chunk of one."""
     layers = next((model[key] for key in LAYER_KEYS if key in model), None)
-    if isinstance(layers, int) and config.parts > layers:
+    if isinstance(layers, int) and config.parts - config.vision_stages > layers:
         chunks = config.parts // config.pipeline_stages
         of_chunks = f" of {chunks} chunks" if chunks > 1 else ""
         raise ConfigError(
             f"pipeline_stages = {config.pipeline_stages}{of_chunks}, but {config.model} has "
-            f"{layers} layers; use at most {layers // chunks}"
+            f"{layers} layers; use at most {layers // chunks + config.vision_stages}"
         )
 
 
@@ -172,16 +176,26 @@ def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int
         tokens: of a row.
     """
     ranks, heads = config.sequence_parallel, model.get("num_attention_heads")
-    if tokens % ranks:
-        raise ConfigError(
-            f"sequence_parallel = {ranks} does not divide rows of {tokens} tokens; set "
-            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % ranks}, '
-            "or prepare with another sequence_len"
-        )
+    check_divides("sequence_slices", config.sequence_slices, tokens)
+    check_divides("sequence_parallel", ranks, tokens)
     if isinstance(heads, int) and heads % ranks:
         raise ConfigError(
             f"sequence_parallel = {ranks} does not divide the {heads} attention heads of "
             f"{config.model}; use a divisor of them"
+        )
+
+
+def check_divides(key: str, parts: int, tokens: int) -> None:
+    """Refuse rows that cannot be cut into so many equal parts.
+
+    Raises:
+        ConfigError: with the lengths that can.
+    """
+    if tokens % parts:
+        raise ConfigError(
+            f"{key} = {parts} does not divide rows of {tokens} tokens; set "
+            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % parts}, '
+            "or prepare with another sequence_len"
         )
 
 
@@ -238,6 +252,19 @@ def check_shards(
             f"but the model has {vocabulary} embeddings"
         )
     check_positions(path, manifest.sequence_len, model_config)
+
+
+def check_pictures(config: TrainConfig, path: str, manifest: Manifest) -> None:
+    """Refuse pictures that the model would not see.
+
+    Raises:
+        DataError: saying what to do.
+    """
+    if manifest.images is not None and config.vision is None:
+        raise DataError(
+            f"{path}: its rows hold pictures ({manifest.images.family}); add the table [vision] to "
+            "train on them"
+        )
 
 
 def check_kind(path: str, manifest: Manifest, objective: ObjectiveConfig) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from headrace.dataprep.formats.marked_messages import check_marks, mark_conversation
 from headrace.dataprep.formats.turn_mask import Chat, TurnMask
 from headrace.dataprep.input.records import Record, Reject, refuse
 from headrace.dataprep.text.chat_losses import absent_role, text_losses
@@ -17,7 +18,6 @@ from headrace.dataprep.text.conversation import (
     read_conversation,
 )
 from headrace.dataprep.text.encoding import encode_chats
-from headrace.dataprep.text.marked_messages import check_marks, mark_conversation
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokenizer import open_marked

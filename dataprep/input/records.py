@@ -64,10 +64,9 @@ def characters(value: object) -> int:
     """The size of a record: characters in its strings, and 4 for each number."""
     if isinstance(value, str | bytes):
         return len(value)
-    if isinstance(value, dict):
-        return sum(map(characters, value.values()))
-    if isinstance(value, list):
-        return sum(map(characters, value))
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return sum([len(part) if type(part) is str else characters(part) for part in parts])
     if isinstance(value, np.ndarray):
         return 4 * value.size
     return 4 if isinstance(value, int | float) else 0

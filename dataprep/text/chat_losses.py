@@ -8,6 +8,8 @@ from typing import Any
 from headrace.dataprep.text.chat_mask import RenderedChat
 from headrace.dataprep.text.chat_template import REASONING, Message
 
+CALLS = ("tool_calls", "function_call")
+FURTHER = frozenset([*REASONING, *CALLS])
 UNWRITTEN = "that the chat template does not write"
 ABSENT = "a role that none of these documents has"  # worth a word only where all lack it
 
@@ -33,13 +35,19 @@ def text_losses(messages: Sequence[Message], chat: RenderedChat) -> Counter[str]
             elsewhere = begin is not None and writes(chat.text, message["content"])
             if not elsewhere:
                 notes[f'contents of role "{message.get("role")}" {UNWRITTEN}'] += 1
-        reasoning = next((name for name in REASONING if message.get(name)), None)
-        if reasoning is not None and not writes(text, message[reasoning]):
-            notes[f"{reasoning} {UNWRITTEN}"] += 1
-        for name in ("tool_calls", "function_call"):
-            if not all(called in text for called in names(message.get(name))):
-                notes[f"{name} {UNWRITTEN}"] += 1
+        if not message.keys().isdisjoint(FURTHER):
+            notes.update(further_losses(message, text))
     return notes
+
+
+def further_losses(message: Message, text: str) -> Iterator[str]:
+    """Yield what a message's text lacks beside its content."""
+    reasoning = next((name for name in REASONING if message.get(name)), None)
+    if reasoning is not None and not writes(text, message[reasoning]):
+        yield f"{reasoning} {UNWRITTEN}"
+    for name in CALLS:
+        if not all(called in text for called in names(message.get(name))):
+            yield f"{name} {UNWRITTEN}"
 
 
 def writes(text: str, value: Any) -> bool:

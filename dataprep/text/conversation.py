@@ -35,15 +35,18 @@ class ConversationError(Exception):
 
 class Conversation(NamedTuple):
     """Messages as templates take them, for each whether it says itself that it is trained, the
-    tools, and whether special tokens in them are marked as text."""
+    tools, whether special tokens in them are marked as text, and its content once that is known."""
 
     messages: list[Message]
     flags: list[bool | None]
     tools: list[Any] | None
     marked: bool = False
+    written: str | None = None
 
     def content(self) -> str:
         """One text for equal conversations; marks of special tokens are none of it."""
+        if self.written is not None:
+            return self.written
         content = canonical_json([self.messages, self.flags, self.tools])
         return unmarked(content) if self.marked else content
 
@@ -101,10 +104,10 @@ def side_messages(value: object, role: str, name: str) -> list[Any]:
 def checked(conversation: Conversation) -> Conversation:
     """A conversation without the characters that mark places in it."""
     content = conversation.content()
-    for character in RESERVED:
+    for character in () if content.isascii() else RESERVED:
         if character in content:
             raise ConversationError("reserved character", f"U+{ord(character):04X} is no text")
-    return conversation
+    return conversation._replace(written=content)
 
 
 def read_messages(
@@ -124,7 +127,8 @@ def read_messages(
         raise ConversationError("not a conversation", f'field "{name}" is {json_type(value)}')
     if not value:
         raise ConversationError("not a conversation", f'field "{name}" is an empty list')
-    read = [read_message(m, ROLES | dict(roles), f"{name}[{i}]") for i, m in enumerate(value)]
+    known = ROLES | dict(roles)
+    read = [read_message(message, known, f"{name}[{i}]") for i, message in enumerate(value)]
     return [message for message, _ in read], [flag for _, flag in read]
 
 
@@ -145,6 +149,9 @@ def read_message(
     """One message, and whether it says itself that it is trained."""
     if not isinstance(value, dict):
         raise ConversationError("not a conversation", f"{where} is {json_type(value)}")
+    role, content = value.get("role"), value.get("content")
+    if len(value) == 2 and isinstance(role, str) and isinstance(content, str):  # as most are
+        return {"role": roles.get(role, role), "content": content}, None
     message = without_none(value)
     flag = read_flag({name: message.pop(name) for name in FLAGS if name in message}, where)
     message = expand_single(message)

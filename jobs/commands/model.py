@@ -1,5 +1,6 @@
 """The commands on models, adapters and old configs."""
 
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -38,6 +39,43 @@ def merge(
     base = PickledDirectory(model) if pickled else model
     count = merge(base, adapter, output, scale, device, tracked)
     print(f"{output}: written, {count} weights changed")
+
+
+class Scheme(StrEnum):
+    """Formats of compressed-tensors that `quantize` writes."""
+
+    FP8 = "fp8"
+    FP8_BLOCK = "fp8-block"
+    INT8 = "int8"
+    INT4 = "int4"
+    NVFP4 = "nvfp4"
+    MXFP4 = "mxfp4"
+
+
+@app.command(
+    epilog="Example: headrace quantize models/merged --format fp8 --output models/merged-fp8"
+)
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of whole weights.")],
+    output: Annotated[Path, typer.Option(help="Model directory to write.")],
+    scheme: Annotated[
+        Scheme,
+        typer.Option(
+            "--format",
+            help="fp8: scales by row, activations by token; fp8-block: by blocks of 128. int8: the "
+            "same as fp8 in integers. int4, nvfp4, mxfp4: weights alone, in groups of inputs.",
+        ),
+    ] = Scheme.FP8,
+    device: Annotated[
+        str, typer.Option(help="Where weights are rounded, as in cuda. One is there at once.")
+    ] = "cpu",
+) -> None:
+    """Write a model's linear layers in fewer bits, as vLLM and transformers load them."""
+    from headrace.jobs.commands.progress import tracked
+    from headrace.trainer.export.quantize import describe, quantize
+
+    result = quantize(model, output, scheme.value, device, tracked)
+    print(f"{output}: written, {describe(result)}")
 
 
 @app.command(epilog="Example: headrace convert runs/demo --step 200 --output models/step-200")

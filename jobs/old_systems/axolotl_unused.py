@@ -157,7 +157,6 @@ def unused_rows() -> tuple[Equivalent, ...]:
     ]
     return (
         *rows,
-        refused("reward_model", "a reward model has another head and loss; none are trained here"),
         refused("process_reward_model", "rewards of steps are not trained"),
     )
 

@@ -108,6 +108,10 @@ def preference(value: str, values: Values) -> dict[str, Any]:
     return {"train.objective.kind": value}
 
 
+def scoring(value: bool, _: Values) -> dict[str, Any]:
+    return {"train.objective.kind": "reward"} if value else {}
+
+
 def dynamic(value: bool, _: Values) -> dict[str, Any]:
     return {"train.objective.kind": "dft"} if value else {}
 

@@ -11,7 +11,8 @@ from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig, U
 from headrace.schemas.shards.shard_kind import ShardKind
 
 Tokens = str | int | list[int]
-Extract = Literal["html", "markdown", "pdf"]
+Extract = Literal["html", "markdown", "pdf", "epub"]
+WHOLE_FILES = ("pdf", "epub")  # that are no text, so that nothing cuts them
 FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 Delimiter = Annotated[str, Field(pattern=r"^[ -!#-~\t]$")]  # one byte, no quote or line end
 DELIMITERS: dict[FileFormat, str] = {"csv": ",", "tsv": "\t"}
@@ -80,8 +81,8 @@ class SourceConfig(Config):
     )
     extract: Extract | None = Field(
         None,
-        description="Take the text out of HTML, Markdown or (whole files) PDF; needs the extra "
-        "`documents`.",
+        description="Take the text out of HTML, Markdown or (whole files) PDF and EPUB; needs the "
+        "extra `documents`.",
     )
     extract_version: Text | None = Field(
         None,
@@ -170,10 +171,10 @@ def check_keys(source: SourceConfig) -> None:
         if key in given and source.type not in types:
             known = " or ".join(f'"{name}"' for name in types)
             raise ValueError(f'source "{source.name}": {key} is for type = {known}; remove it')
-    if source.extract == "pdf" and (source.type != "text" or source.document_separator):
+    if source.extract in WHOLE_FILES and (source.type != "text" or source.document_separator):
         raise ValueError(
-            f'source "{source.name}": extract = "pdf" is for whole files; set type = "text" '
-            "without document_separator"
+            f'source "{source.name}": extract = "{source.extract}" is for whole files; '
+            'set type = "text" without document_separator'
         )
     answers = source.preference or source.unpaired
     if answers is not None and answers.as_chat:

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from headrace.schemas.addresses import Address
 from headrace.schemas.config_model import Config, Text
-from headrace.schemas.train.adapter_config import AdapterConfig
-from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.schemas.train.adapter_config import AdapterConfig, VisionConfig
+from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
 
 
 class DatasetConfig(Config):
@@ -107,7 +107,17 @@ class BatchConfig(Config):
         description="Micro-batches per replica and step; more of them fill the pipeline better.",
     )
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What is minimized.")
+    rejected_sampling: RejectedSamplingConfig | None = Field(
+        None,
+        description="Rejected answers come from the model as it is before each step. "
+        "Default: from the shards.",
+    )
     adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
+    vision: VisionConfig | None = Field(
+        None,
+        description="Train on pictures, with the vision tower of the model. Default: its text part "
+        "alone.",
+    )
 
     @property
     def places(self) -> int:

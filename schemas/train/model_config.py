@@ -7,7 +7,12 @@ from pydantic import Field, model_validator
 from headrace.schemas.config_model import Text
 from headrace.schemas.train.data_config import BatchConfig
 from headrace.schemas.train.model_overrides import ModelOverrides
-from headrace.schemas.train.optimizer_config import OptimizerConfig, RegularizationConfig
+from headrace.schemas.train.optimizer_config import (
+    OptimizerConfig,
+    RegularizationConfig,
+    ReloraConfig,
+    SchedulerConfig,
+)
 from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.quantization_config import QuantizationConfig
 
@@ -33,6 +38,14 @@ class LayoutConfig(BatchConfig):
         description="Processes of each stage among which weights are cut, by transformers' plan "
         "for the model: linear layers by outputs or inputs, experts, embedding and head by tokens. "
         "Must divide the attention's key heads, the MLP's width, experts and vocabulary.",
+    )
+    sequence_slices: int = Field(
+        1,
+        ge=1,
+        description="Slices into which every row of a micro-batch is cut: they go through the "
+        "stages one after the other, which wait less for the first and the last micro-batches and "
+        "hold fewer activations. Attention sees the kept keys and values of earlier slices, so "
+        "results are the same. Must divide the tokens of a row.",
     )
     schedule: Literal["1f1b", "interleaved"] = Field(
         "1f1b",
@@ -60,6 +73,13 @@ class LayoutConfig(BatchConfig):
         False,
         description="Let stages also begin between a layer's attention and its MLP; "
         "for families whose layers have one after the other, and without dropout.",
+    )
+    vision_stages: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Stages of the vision tower's own: with 1 the first holds the tower, the "
+        "projector and the embedding, and no decoder layer. Needs `[vision]`.",
     )
 
     @model_validator(mode="before")
@@ -165,6 +185,10 @@ class ModelConfig(LayoutConfig):
         None, description="How frozen weights are held. Default: as they are, in `dtype`."
     )
     optimizer: OptimizerConfig = Field(description="How it is trained.")
+    scheduler: SchedulerConfig = Field(
+        SchedulerConfig(), description="The learning rate over time."
+    )
     regularization: RegularizationConfig = Field(
         RegularizationConfig(), description="What holds the trained weights back."
     )
+    relora: ReloraConfig = Field(ReloraConfig(), description="Restarts of LoRA adapters.")

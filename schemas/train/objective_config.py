@@ -59,6 +59,13 @@ class ObjectiveConfig(Config):
     desirable_weight: float = Field(1.0, ge=0, description="Weight of KTO's good answers.")
     undesirable_weight: float = Field(1.0, ge=0, description="Weight of its bad ones.")
 
+    center: float = Field(
+        0.0,
+        ge=0,
+        description="Reward models: weight of the mean square of both rewards' sum beside the "
+        "loss, which holds them about 0.",
+    )
+
     @property
     def record(self) -> ObjectiveRecord:
         """Return all that is known of the objective."""

@@ -24,6 +24,7 @@ class ObjectiveRecord:
         gamma: a value to name where the config lacks the gamma that it needs.
         losses: values of `loss` that it knows; the first is the default.
         baselines: those of them that compare with answers to other prompts.
+        scores: its model's head gives one number in place of logits.
         has_reference: compares with the model as it was before training.
         sft_weight: weight of the chosen answers' cross-entropy, if the config names none.
     """
@@ -35,6 +36,7 @@ class ObjectiveRecord:
     gamma: float | None = None
     losses: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
+    scores: bool = False
     has_reference: bool = False
     sft_weight: float = 0.0
 
@@ -83,6 +85,13 @@ OBJECTIVES = {
         settings=("loss", "beta", "label_smoothing", "sft_weight"),
         losses=("sigmoid", "hinge", "ipo"),
         sft_weight=1.0,
+    ),
+    "reward": ObjectiveRecord(
+        "a reward model: a head of one number, that of the chosen answer above the rejected one's.",
+        f"{FOLDER}.reward:Reward",
+        columns="pairs",
+        settings=("center",),
+        scores=True,
     ),
     "simpo": ObjectiveRecord(
         "rewards by mean token, gamma apart.",

@@ -5,8 +5,6 @@ from pydantic import Field, model_validator
 from headrace.schemas.config_model import Text
 from headrace.schemas.train.data_config import DataConfig
 from headrace.schemas.train.model_config import ModelConfig
-from headrace.schemas.train.objective_config import RejectedSamplingConfig
-from headrace.schemas.train.optimizer_config import ReloraConfig, SchedulerConfig
 from headrace.schemas.train.run_config import (
     AnomalyConfig,
     CheckpointConfig,
@@ -28,15 +26,6 @@ class TrainConfig(ModelConfig, DataConfig):
         ge=1,
         description="CPU threads per process. Default: the machine's cores over its processes.",
     )
-    rejected_sampling: RejectedSamplingConfig | None = Field(
-        None,
-        description="Rejected answers come from the model as it is before each step. "
-        "Default: from the shards.",
-    )
-    scheduler: SchedulerConfig = Field(
-        SchedulerConfig(), description="The learning rate over time."
-    )
-    relora: ReloraConfig = Field(ReloraConfig(), description="Restarts of LoRA adapters.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="When to evaluate.")
     checkpoint: CheckpointConfig = Field(
         CheckpointConfig(),

@@ -16,6 +16,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_steps_and_rate(config)
     check_schedule(config)
     check_sequence(config)
+    check_slices(config)
     check_tensor(config)
     check_quantization(config)
     check_trained_matmul(config)
@@ -27,6 +28,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_adapters_only(config)
     check_objective(config)
     check_evaluation(config)
+    check_vision(config)
 
 
 def check_steps_and_rate(config: "TrainConfig") -> None:
@@ -89,6 +91,32 @@ def check_sequence(config: "TrainConfig") -> None:
             f"sequence_parallel = {config.sequence_parallel} does not go with "
             "[rejected_sampling], whose answers are generated token by token, so that there is "
             "nothing to cut; use more pipeline_stages or replicas"
+        )
+
+
+def check_slices(config: "TrainConfig") -> None:
+    """Refuse what needs whole rows in a stage at once, or another order of passes."""
+    slices = f"sequence_slices = {config.sequence_slices} does not go with"
+    if config.sequence_slices == 1:
+        return
+    if config.schedule != "1f1b":
+        raise ValueError(
+            f'{slices} schedule = "{config.schedule}", whose passes have another order; set '
+            '"1f1b", or use one of both'
+        )
+    if config.objective.record.columns != "rows":
+        raise ValueError(
+            f'{slices} objective.kind = "{config.objective.kind}", which compares whole answers '
+            "before the first gradient; set sequence_slices = 1 and use more micro-batches"
+        )
+    if config.vision is not None:
+        raise ValueError(
+            f"{slices} [vision], whose pictures belong to whole rows; drop one of them"
+        )
+    if config.sequence_parallel > 1:
+        raise ValueError(
+            f"{slices} sequence_parallel = {config.sequence_parallel}, which cuts the same rows "
+            "among processes; set one of them to 1"
         )
 
 
@@ -327,6 +355,7 @@ def check_objective(config: "TrainConfig") -> None:
         return
     check_rejected_sampling(config)
     check_baseline(config)
+    check_scores(config)
     if adapter.record.by_class:
         raise ValueError(
             f'objective.kind = "{kind}" does not go with adapter.kind = "{adapter.kind}", whose '
@@ -341,6 +370,31 @@ def check_objective(config: "TrainConfig") -> None:
         raise ValueError(
             f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
             'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
+        )
+
+
+def check_scores(config: "TrainConfig") -> None:
+    """Refuse what wants logits, or rows in one piece, of a model that gives one number."""
+    objective, record = config.objective, config.adapter.record
+    if not objective.record.scores:
+        return
+    asked = f'objective.kind = "{objective.kind}"'
+    if not (record.has_products or record.trains_all):
+        raise ValueError(
+            f'adapter.kind = "{config.adapter.kind}": {asked} trains a head of its own; use '
+            '"lora", "dora" or "none"'
+        )
+    if record.trains_all and config.adapter.layers is not None:
+        raise ValueError(
+            f'adapter.layers = "{config.adapter.layers}": {asked} trains a head behind all layers; '
+            'drop it, or use kind = "lora"'
+        )
+    if config.rejected_sampling is not None:
+        raise ValueError(f"[rejected_sampling]: {asked} generates nothing; drop the table")
+    if config.sequence_parallel > 1:
+        raise ValueError(
+            f"sequence_parallel = {config.sequence_parallel}: {asked} needs the last token of "
+            "every answer on one rank; use more pipeline_stages or replicas"
         )
 
 
@@ -387,3 +441,69 @@ def check_evaluation(config: "TrainConfig") -> None:
             raise ValueError(
                 f'two evaluation datasets are named "{name}"; give each its own `name`'
             )
+
+
+def check_vision(config: "TrainConfig") -> None:
+    """Refuse what does not go with pictures, and keys of pictures without `[vision]`."""
+    adapter = config.adapter
+    if config.vision is None:
+        for key, value in (("vision_stages", config.vision_stages), ("vision", adapter.vision)):
+            if value:
+                name = key if key == "vision_stages" else f"adapter.{key}"
+                raise ValueError(f"{name} = {value} needs the table [vision]; add it, or drop this")
+        return
+    if adapter.vision and not adapter.record.has_products:
+        raise ValueError(
+            f'adapter.vision is of adapters, and adapter.kind = "{adapter.kind}"; set vision.train'
+        )
+    if config.vision.train and not adapter.record.trains_all:
+        raise ValueError(
+            f'vision.train trains the tower itself, and adapter.kind = "{adapter.kind}" freezes '
+            "it; set adapter.vision = true"
+        )
+    if config.vision_stages >= config.pipeline_stages:
+        raise ValueError(
+            f"vision_stages = {config.vision_stages} leaves no stage for the decoder layers; raise "
+            "pipeline_stages"
+        )
+    for key, found, remedy in not_with_pictures(config):
+        if found:
+            raise ValueError(f"[vision] does not go with {key}; {remedy}")
+
+
+def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
+    """Return what has no place for pictures: the key, whether it is asked for, and a remedy."""
+    adapter, loader = config.adapter, config.loader
+    return [
+        ("sequence_parallel", config.sequence_parallel > 1, "use more pipeline_stages"),
+        ("tensor_parallel", config.tensor_parallel > 1, "use more pipeline_stages"),
+        ("half_layers", config.half_layers, "use whole layers"),
+        (
+            'schedule = "interleaved"',
+            config.schedule == "interleaved",
+            'set "1f1b"',
+        ),
+        (
+            f'adapter.kind = "{adapter.kind}"',
+            adapter.record.by_class
+            or (adapter.record.trains_base and not adapter.record.trains_all),
+            'use "lora", "dora" or "none"',
+        ),
+        ("adapter.path", adapter.path is not None, "start a new adapter"),
+        (
+            f'objective.kind = "{config.objective.kind}"',
+            config.objective.record.columns != "rows",
+            "use one of rows",
+        ),
+        ("relora.every_steps", bool(config.relora.every_steps), "drop one"),
+        (
+            "[model_overrides]",
+            config.model_overrides != type(config.model_overrides)(),
+            "change config.json",
+        ),
+        (
+            'loader.overlong = "truncate"',
+            loader.pack != "none" and loader.overlong == "truncate",
+            'set "error" or "drop"',
+        ),
+    ]

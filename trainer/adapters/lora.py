@@ -65,8 +65,9 @@ class LoraTuning(TuningMethod):
             names = whole_names(model_directory(model), architecture)
             self.start = StartingAdapter(Path(config.path), plain, names)
             config = self.config = self.start.resolved(config)
+        vision = architecture.vision
         layers = architecture.config.num_hidden_layers
-        self.peft = lora_config(config, plain, model, layers, dora=self.magnitudes)
+        self.peft = lora_config(config, plain, model, layers, dora=self.magnitudes, vision=vision)
         self.tokens = trained_tokens(config, architecture)
         family = architecture.family
         self.embedding, self.head = f"{family.embedding}.weight", f"{family.head}.weight"

@@ -4,11 +4,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+)
 
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.trainer.architecture.families import Family
 from headrace.trainer.architecture.router import Router
 from headrace.trainer.families.alibi import Alibi
+from headrace.trainer.vision.families import VisionFamily
 
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
 
@@ -34,7 +40,28 @@ class Architecture:
     router: Router | None
     alibi: Alibi | None = None
     growth: Growth | None = None
+    scored: bool = False  # its head gives one number, see `objectives/scored_model.py`
     overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
+    vision: VisionFamily | None = None  # where the model is run with its vision tower
+    whole: Any = None  # transformers' config of that model
+
+    @property
+    def model_config(self) -> Any:
+        """Return transformers' config of the model that is laid out."""
+        return self.config if self.vision is None else self.whole
+
+    @property
+    def model_class(self) -> Any:
+        """Return transformers' class that lays a model out by `model_config`."""
+        if self.scored:
+            return AutoModelForSequenceClassification
+        return AutoModelForCausalLM if self.vision is None else AutoModelForImageTextToText
+
+    @property
+    def parts(self) -> list[str]:
+        """List the paths of all parts that have weights, in order of use, each once."""
+        tower = [] if self.vision is None else self.vision.modules
+        return [*tower, *self.family.parts(self.config.num_hidden_layers)]
 
     @property
     def tied(self) -> bool:

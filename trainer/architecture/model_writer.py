@@ -20,6 +20,7 @@ from headrace.schemas.publish import write_atomic
 from headrace.schemas.shards.tokenizer_content import with_tokens
 from headrace.trainer.architecture.model_files import INDEX_NAME
 from headrace.trainer.architecture.weight_names import as_stored, kept_in_float32
+from headrace.trainer.families.score import is_scored
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its messages
 FILE_BYTES = 5 * 10**9  # transformers' own limit
@@ -173,7 +174,7 @@ def copy_model_files(
             ("tie_word_embeddings", config.tie_word_embeddings),
         )
     )
-    unchanged = unchanged and not overridden_keys(model, config)
+    unchanged = unchanged and not is_scored(skeleton) and not overridden_keys(model, config)
     quantized = {"quantization_config", "compression_config"} & base.keys()
     if unchanged and quantized:
         kept = {key: value for key, value in base.items() if key not in quantized}

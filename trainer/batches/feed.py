@@ -99,5 +99,5 @@ def _inputs_of(batch: Batch, place: Coordinates, stages: int, total: Counts) -> 
         input_ids=batch.input_ids if first else None,
         labels=batch.labels if last else None,
         rows=batch.rows if tells else None,
-        extras=[extras.of_stage(last=last) for extras in batch.extras],
+        extras=[extras.of_stage(first=first, last=last) for extras in batch.extras],
     )

@@ -4,13 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from headrace.schemas.train.data_config import DataConfig
+from transformers import AutoConfig
+
 from headrace.schemas.train.objectives import Columns
+from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.architecture.model_directory import model_directory
+from headrace.trainer.architecture.read_architecture import read_architecture
 from headrace.trainer.batches.answer_batch import make_answer_batch
 from headrace.trainer.batches.batch import Batch, make_batch
 from headrace.trainer.batches.control_classes import make_controlled_batch
 from headrace.trainer.batches.loader import GroupLoader
-from headrace.trainer.batches.pair_batch import make_pair_batch
+from headrace.trainer.batches.pair_batch import make_pair_batch, make_scored_batch
+from headrace.trainer.batches.vision_batch import make_vision_batch
 from headrace.trainer.order.data_history import DataHistory
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.sequences import (
@@ -23,12 +28,13 @@ from headrace.trainer.shards.decoded_answers import DecodedAnswers
 from headrace.trainer.shards.decoded_pairs import DecodedPairs
 from headrace.trainer.shards.decoded_rows import Decoded, DecodedRows
 from headrace.trainer.shards.shard_reader import ShardReader
+from headrace.trainer.vision.processor import Processor, open_processor
 
 TOKEN_BYTES = 8  # of a batch: id and label, both int32
 
 
 def build_train_loader(
-    config: DataConfig,
+    config: TrainConfig,
     inputs: Inputs,
     layout: RankLayout,
     data_history: DataHistory,
@@ -43,7 +49,7 @@ def build_train_loader(
 
 
 def build_loader(
-    config: DataConfig,
+    config: TrainConfig,
     inputs: Inputs,
     layout: RankLayout,
     stream: RowStream,
@@ -77,15 +83,35 @@ LAYOUTS: dict[Columns, Callable[..., Batch]] = {
 }
 
 
-def batch_maker(config: DataConfig) -> Callable[..., Batch]:
+def batch_maker(config: TrainConfig) -> Callable[..., Batch]:
     """Return the function that makes batches of rows, as objective and adapter need them."""
+    if config.vision is not None:
+        return partial(make_vision_batch, processor=processor_of(config))
     if config.adapter.record.by_class:
         return partial(make_controlled_batch, seed=config.seed)
+    if config.objective.record.scores:
+        return partial(make_scored_batch, padding=padding_id(config))
     lay_out = LAYOUTS[config.objective.record.columns]
     return partial(lay_out, mismatched=True) if config.objective.has_baseline else lay_out
 
 
-def prefetch_depth(config: DataConfig, micro_batches: int, room: int) -> int:
+def padding_id(config: TrainConfig) -> int | None:
+    """Return the id that transformers takes for padding in the model, if any."""
+    directory = model_directory(config.model, config.weights)
+    model = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    found: int | None = model.get_text_config().pad_token_id
+    return found
+
+
+def processor_of(config: TrainConfig) -> Processor:
+    """Return what makes inputs of pictures, by the files of the model."""
+    directory = model_directory(config.model, config.weights)
+    architecture = read_architecture(directory, vision=True)
+    assert architecture.vision is not None
+    return open_processor(directory, architecture.vision, architecture.whole)
+
+
+def prefetch_depth(config: TrainConfig, micro_batches: int, room: int) -> int:
     """Batches to read ahead: as many as asked for, and as fit into `prefetch_bytes`, but one."""
     tokens = config.micro_batch_size * micro_batches * room
     fitting = config.loader.prefetch_bytes // (TOKEN_BYTES * tokens)

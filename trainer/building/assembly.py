@@ -24,6 +24,7 @@ from headrace.trainer.stage.distance_biases import take_rows
 from headrace.trainer.stage.spec import StageNames, StageSpec
 from headrace.trainer.tensor_parallel.cut_stage import cut_stage
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
+from headrace.trainer.vision.tower import VisionTower
 
 
 def assemble(
@@ -73,6 +74,7 @@ def assemble(
         objective=plan.objective,
         noise_alpha=config.regularization.neftune_alpha,
         sequence=sequence,
+        tower=tower_of(plan, config, names, modules, trains=trains),
         cuts=cut_stage(modules, architecture, base_prefix(plan), shard),
     )
     if config.trained_matmul == "fp8":
@@ -100,7 +102,26 @@ def stage_names(plan: Plan, cut: StageCut) -> StageNames:
         prefix=prefix,
         first=[prefix + path for path in family.ends.first] if cut.is_first else [],
         last=[prefix + path for path in family.ends.last] if cut.is_last else [],
+        vision=[prefix + path for path in plan.vision_paths] if cut.is_first else [],
     )
+
+
+def tower_of(
+    plan: Plan,
+    config: ModelConfig,
+    names: StageNames,
+    modules: dict[str, nn.Module],
+    *,
+    trains: bool,
+) -> VisionTower | None:
+    """Return what runs the vision tower, on the stage that has it."""
+    vision = plan.architecture.vision
+    if vision is None or not names.vision:
+        return None
+    again = trains and config.activation_checkpointing != "none"
+    own = {name: modules[name] for name in names.vision}
+    body = plan.model.get_submodule(plan.prefix + vision.body)
+    return VisionTower(body, own, vision, again=again)
 
 
 def take_modules(

@@ -14,7 +14,12 @@ from headrace.trainer.building.held_values import HeldTypes, lay_out_with_buffer
 from headrace.trainer.building.materializer import Filled, Materializer
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import StageCut
-from headrace.trainer.building.weight_source import RandomWeights, WeightSource, grown
+from headrace.trainer.building.weight_source import (
+    RandomWeights,
+    ScoredWeights,
+    WeightSource,
+    grown,
+)
 from headrace.trainer.quantized.cache import QuantizedCache
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.spec import StageSpec
@@ -61,7 +66,10 @@ def weight_source(
     kept = plan.quantization.stored if plan.quantization else None
     directory = model_directory(config.model, config.weights)
     stored = StoredWeights(directory, plan.plain, types.of, device, kept or frozenset())
-    return grown(stored, plan.architecture)
+    source = grown(stored, plan.architecture)
+    if not plan.architecture.scored:
+        return source
+    return ScoredWeights(source, plan.architecture.config, config.seed)
 
 
 def open_cache(

@@ -21,6 +21,7 @@ from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
 from headrace.trainer.quantized.selection import check_fp8_device
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.acceleration import accelerate
+from headrace.trainer.stage.sliced_attention import slice_rows
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
 from headrace.trainer.tensor_parallel.cut_stage import connect_ranks
@@ -79,6 +80,8 @@ def construct(
 ) -> Stage:
     """Return the stage of filled modules, with the faster parts that the config allows."""
     faster = accelerate(spec, config, device)
+    if config.sequence_slices > 1:
+        slice_rows(spec.layer_modules)
     share_rows(spec.tree.modules(), spec.sequence)
     connect_ranks(spec.modules, spec.cuts)
     return Stage(replace(spec, acceleration=faster), reference)
@@ -94,7 +97,7 @@ def offloaded(spec: StageSpec, config: ModelConfig, device: torch.device) -> Wei
     if wish == "none":
         return None
     layers = list(zip(spec.names.layers, spec.layer_modules, strict=True))
-    if not any(find_weights(name, layer, wish) for name, layer in layers):
+    if layers and not any(find_weights(name, layer, wish) for name, layer in layers):
         raise ConfigError(
             f'weight_offload = "{wish}": the layers of this model have no frozen part of that '
             "name; drop it"

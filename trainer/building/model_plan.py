@@ -23,3 +23,9 @@ class Plan:
     quantization: Quantizer | None
     objective: Objective
     size: ModelSize  # taken before any stage is filled, which leaves quantized weights out
+
+    @property
+    def vision_paths(self) -> list[str]:
+        """Return the paths of vision tower and projector, if the model is run with them."""
+        vision = self.architecture.vision
+        return [] if vision is None else vision.modules

@@ -48,6 +48,7 @@ class ModelSize:
     hidden_size: int
     vocabulary: int
     tied: bool
+    vision: PartSize | None = None  # tower and projector, where the model is run with them
 
     def piece(self, layer: int, half: Half | None) -> PartSize:
         """A decoder layer or half of it."""
@@ -57,6 +58,7 @@ class ModelSize:
         """List the parts that one stage holds. Alone, it holds a tied embedding once."""
         parts = [self.piece(layer, half) for layer, half in layers.pieces()]
         parts += [self.embedding] * (stage == 0)
+        parts += [self.vision] if stage == 0 and self.vision is not None else []
         if stage == stages - 1:
             shared = self.vocabulary * self.hidden_size * (self.tied and stages == 1)
             trained = max(0, self.head.trained - shared)
@@ -94,7 +96,16 @@ def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> M
         hidden_size=config.hidden_size,
         vocabulary=config.vocab_size,
         tied=architecture.tied,
+        vision=vision_size(model, architecture, prefix),
     )
+
+
+def vision_size(model: nn.Module, architecture: Architecture, prefix: str) -> PartSize | None:
+    """Count the weights of tower and projector; None without."""
+    if architecture.vision is None:
+        return None
+    paths = architecture.vision.modules
+    return part_size([model.get_submodule(prefix + path) for path in paths], 1.0)
 
 
 def flops_per_token(size: ModelSize, full: bool) -> float:

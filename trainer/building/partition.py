@@ -9,6 +9,10 @@ from headrace.schemas.train.model_config import LayoutConfig
 from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.building.model_size import ModelSize, PartSize
 
+# Patches that a tower sees for each token of a row: about 4 for each of a picture's tokens, and
+# pictures fill about half of the rows of a usual set.
+PATCHES_PER_TOKEN = 2.0
+
 
 @dataclass(frozen=True)
 class StageCut:
@@ -65,15 +69,19 @@ def cut(costs: Sequence[float], stages: int, first: float = 0.0, last: float = 0
     return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
-def cut_as_listed(sizes: Sequence[float], stages: int, layers: int) -> list[Span]:
+def cut_as_listed(sizes: Sequence[float], stages: int, layers: int, apart: str = "") -> list[Span]:
     """The cut that a config spells out, in layers and halves of them.
+
+    Args:
+        apart: what is taken off the stages, for messages.
 
     Raises:
         ConfigError: it does not fit the model or the stages.
     """
     if len(sizes) != stages:
         raise ConfigError(
-            f"partition = {list(sizes)} has {len(sizes)} entries, but pipeline_stages = {stages}"
+            f"partition = {list(sizes)} has {len(sizes)} entries, but pipeline_stages"
+            f"{apart} = {stages}"
         )
     if sum(sizes) != layers:
         raise ConfigError(
@@ -89,9 +97,11 @@ def partition(config: LayoutConfig, size: ModelSize) -> list[Span]:
     Raises:
         ConfigError: an explicit list that does not fit, or layers that have no halves.
     """
-    stages = config.parts
+    stages = config.parts - config.vision_stages
+    apart = [Span(0, 0)] * config.vision_stages
     if isinstance(config.partition, list):
-        spans = cut_as_listed(config.partition, stages, len(size.layers))
+        less = " - vision_stages" if apart else ""
+        spans = apart + cut_as_listed(config.partition, stages, len(size.layers), less)
         if any(half for span in spans for _, half in span.pieces()):
             check_halves(size, f"partition = {config.partition}")
         return spans
@@ -101,12 +111,22 @@ def partition(config: LayoutConfig, size: ModelSize) -> list[Span]:
     cost = {"uniform": lambda part: 1.0, "memory": held, "cost": lambda part: part.active}
     price = cost[config.partition]
     unit = max(price(part) for part in size.layers)
-    first = held(size.embedding) / unit if config.partition == "memory" else 0.0
+    first = 0.0 if apart else first_cost(config, size) / unit
     last = price(size.head) / unit if config.partition != "uniform" else 0.0
     ranges = cut([price(part) / unit for part in pieces], stages, first, last)
     if config.half_layers:
         return [Span(part.start, part.stop) for part in ranges]
-    return [Span.whole(part) for part in ranges]
+    return apart + [Span.whole(part) for part in ranges]
+
+
+def first_cost(config: LayoutConfig, size: ModelSize) -> float:
+    """Return what the first stage's embedding, and a vision tower beside it, count in a cut."""
+    if config.partition == "memory":
+        return held(size.embedding) + (0.0 if size.vision is None else held(size.vision))
+    if config.partition == "uniform" or size.vision is None:
+        return 0.0
+    frozen = 1.0 if size.vision.trained else 0.5  # no backward pass
+    return PATCHES_PER_TOKEN * frozen * size.vision.active
 
 
 def check_halves(size: ModelSize, wish: str) -> None:

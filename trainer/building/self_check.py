@@ -8,7 +8,7 @@ import copy
 import logging
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from headrace.trainer.building.parameter_slots import TrainedParameter, stored_b
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.stage.micro_batch import MicroBatch
-from headrace.trainer.stage.sequence_check import find_mixing
+from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
 from headrace.trainer.stage.tensor_check import VOCABULARY as TRIAL_VOCABULARY
@@ -278,15 +278,41 @@ def check_rows_can_be_cut(config: ModelConfig, architecture: Architecture) -> No
     Raises:
         ConfigError: with the reason.
     """
+    setting = f"sequence_parallel = {config.sequence_parallel}"
+    check_tiny(setting, "use more pipeline_stages in its place", architecture, find_mixing)
+
+
+def check_rows_can_be_sliced(config: ModelConfig, architecture: Architecture) -> None:
+    """Refuse models through which rows cannot go in slices.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    setting = f"sequence_slices = {config.sequence_slices}"
+    remedy = "use a larger gradient_accumulation_steps in its place"
+    check_tiny(setting, remedy, architecture, find_unsliced)
+
+
+def check_tiny(
+    setting: str, remedy: str, architecture: Architecture, find: Callable[[Stage], str | None]
+) -> None:
+    """Refuse models in which parts of rows are not what they are in whole ones.
+
+    Args:
+        find: what is wrong with a tiny model of the kind.
+
+    Raises:
+        ConfigError: with the reason.
+    """
     try:
-        problem = find_mixing(tiny_stage(architecture))
+        problem = find(tiny_stage(architecture))
     except (*FAILURES, HeadraceError) as error:
         text = FOLDER.sub("", str(error)).splitlines()[0] if str(error) else ""
         problem = f"a tiny one cannot be run in part ({type(error).__name__}: {text})"
     if problem is not None:
         raise ConfigError(
-            f"sequence_parallel = {config.sequence_parallel} does not go with model_type "
-            f'"{architecture.config.model_type}": {problem}; use more pipeline_stages in its place'
+            f'{setting} does not go with model_type "{architecture.config.model_type}": '
+            f"{problem}; {remedy}"
         )
 
 
@@ -351,12 +377,14 @@ def plan_model(config: ModelConfig) -> Plan:
         ConfigError: an architecture that is not supported, adapters that match nothing.
     """
     directory = model_directory(config.model, config.weights)
-    architecture = read_architecture(directory)
-    if architecture.config.model_type not in FAMILIES:
+    architecture = read_architecture(directory, vision=config.vision is not None)
+    if architecture.vision is None and architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
     architecture = overridden(architecture, config.model_overrides, str(directory))
     if config.sequence_parallel > 1:
         check_rows_can_be_cut(config, architecture)
+    if config.sequence_slices > 1:
+        check_rows_can_be_sliced(config, architecture)
     if config.tensor_parallel > 1:
         check_weights_can_be_cut(config, architecture)
     plan = make_plan(config, architecture)

@@ -18,6 +18,7 @@ FREE_ON_RESUME = {
     "output_dir",
     "pipeline_stages",
     "sequence_parallel",
+    "sequence_slices",
     "tensor_parallel",
     "schedule",
     "stage_chunks",

@@ -157,7 +157,7 @@ def write_model(
     """
     architecture, skeleton = plan.architecture, plan.plain
     family = architecture.family
-    paths = family.parts(architecture.config.num_hidden_layers)
+    paths = architecture.parts
     if architecture.tied:
         paths.remove(family.head)
     slots = {path: list(find_slots({path: skeleton.get_submodule(path)})) for path in paths}

@@ -8,7 +8,11 @@ from typing import Any
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import derive_seed
-from headrace.trainer.architecture.config_limits import read_model_config, transformers_reads
+from headrace.trainer.architecture.config_limits import (
+    read_model_config,
+    refuse_scored,
+    transformers_reads,
+)
 from headrace.trainer.architecture.weight_index import stored_tensors
 from headrace.trainer.quiet import quiet_libraries
 
@@ -85,6 +89,9 @@ class Sampler:
             if directory is not None and not (directory / name).is_file():
                 raise ConfigError(f"{directory}: no {name}; is the path right?")
         read_model_config(model)
+        refuse_scored(model)
+        if adapter is not None:
+            refuse_scored(adapter, "adapter_config.json")
         stored_tensors(model)
         quiet_libraries()
 

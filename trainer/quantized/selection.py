@@ -244,6 +244,8 @@ def selected(
     without layers that are not called.
     """
     for name, module in model.named_modules(remove_duplicate=False):
+        if architecture.vision is not None and architecture.vision.is_vision(name):
+            continue
         if is_table(name, architecture) or is_bypassed(name, architecture.config.model_type):
             continue
         if isinstance(module, nn.Linear):

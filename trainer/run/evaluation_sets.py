@@ -3,7 +3,7 @@
 from functools import partial
 
 from headrace.schemas.shards.shard_format import EVALUATION
-from headrace.schemas.train.data_config import DataConfig
+from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.batches.feed import Feed
 from headrace.trainer.batches.loader_builder import build_loader
 from headrace.trainer.messages import from_first_rank
@@ -18,7 +18,7 @@ EVALUATION_MICRO_BATCHES = 32  # per replica and call: the pipeline drains only 
 
 
 def build_evaluation_sets(
-    config: DataConfig, inputs: Inputs, layout: RankLayout
+    config: TrainConfig, inputs: Inputs, layout: RankLayout
 ) -> list[EvaluationSet]:
     """One set per `[[evaluation_datasets]]` table: its first rows in file order, each once."""
     sets = []

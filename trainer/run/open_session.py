@@ -32,6 +32,7 @@ from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.pipeline.interleaved_engine import InterleavedEngine
 from headrace.trainer.pipeline.rejected_sampling import open_rejected_sampling
+from headrace.trainer.pipeline.sliced_engine import SlicedEngine
 from headrace.trainer.pipeline.transfers import Transfers
 from headrace.trainer.run.evaluation_sets import build_evaluation_sets
 from headrace.trainer.run.session import Session
@@ -205,12 +206,12 @@ def agreed_checkpoint(
 
 def build_engine(built: BuiltStage, config: TrainConfig, layout: RankLayout) -> StageEngine:
     """The engine of the config's schedule; every rank takes part."""
-    timed = config.profile.timeline
-    if config.schedule == "1f1b":
+    timed, sliced = config.profile.timeline, config.sequence_slices > 1
+    if config.schedule == "1f1b" and not sliced:
         return StageEngine(built.chunks, config, layout, timed=timed)
     width = built.architecture.config.hidden_size
-    transfers = Transfers(layout)
-    return InterleavedEngine(built.chunks, config, layout, width, transfers, timed=timed)
+    engine = SlicedEngine if sliced else InterleavedEngine
+    return engine(built.chunks, config, layout, width, Transfers(layout), timed=timed)
 
 
 def open_log(config: TrainConfig, step: int) -> MetricsLog:

@@ -81,6 +81,14 @@ class StageLoss:
         with self._precision(hidden):
             return logits_of(self.head, self._rows(hidden), self.shape)
 
+    def scores(self, rows: Tensor, seed: int | None) -> Tensor:
+        """[n, hidden size] to [n] float32, by a head of one number."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        with self._precision(rows):
+            scores: Tensor = self.head(rows.to(self.dtype))
+        return scores.float().squeeze(-1)
+
     def token_losses(
         self,
         hidden: Tensor,

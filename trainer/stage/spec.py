@@ -17,6 +17,7 @@ from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.input_parts import InputParts
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.tensor_parallel.weight_cut import StageCuts
+from headrace.trainer.vision.tower import VisionTower
 
 if TYPE_CHECKING:
     from headrace.trainer.stage.loss import StageLoss
@@ -48,12 +49,13 @@ class StageNames:
     prefix: str  # before the model's own names
     first: list[str]  # beside the embedding
     last: list[str]  # between norm and head
+    vision: list[str]  # tower and projector
 
     @property
     def used(self) -> list[str]:
         """List the names of all that are there, in order of use."""
-        found = [self.embedding, *self.first, *self.layers, self.norm, *self.last, self.head]
-        return [name for name in found if name]
+        found = [*self.vision, self.embedding, *self.first, *self.layers]
+        return [name for name in [*found, self.norm, *self.last, self.head] if name]
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class StageSpec:
         sequence: the slice of every row that is held here.
         cuts: the parts of weights that are held here.
         weight_offload: where the layers' weights come from, if they are not on the device.
+        tower: runs the vision tower, on the stage that holds it.
     """
 
     modules: dict[str, nn.Module]
@@ -117,6 +120,7 @@ class StageSpec:
     sequence: SequenceSlice = WHOLE
     cuts: StageCuts = field(default_factory=StageCuts)
     weight_offload: WeightOffload | None = None
+    tower: VisionTower | None = None
     acceleration: Acceleration = field(default_factory=Acceleration)
 
     @property

@@ -22,15 +22,18 @@ from headrace.trainer.layers.layer_arguments import LayerArguments
 from headrace.trainer.layers.rotary_tables import rotary_tables
 from headrace.trainer.layers.router_loss import (
     balance_loss,
+    balance_parts,
     real_tokens,
     tap_router,
     total_loss,
 )
 from headrace.trainer.layers.selective_checkpoint import kept_products, layer_functions
+from headrace.trainer.row_slice import RowSlice
 from headrace.trainer.stage.distance_biases import DistanceBiases
 from headrace.trainer.stage.embedding import StageEmbedding
 from headrace.trainer.stage.loss import StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
+from headrace.trainer.stage.sliced_attention import keys_in_use
 from headrace.trainer.stage.spec import StageSpec
 
 NOTHING: Mapping[str, Any] = {}
@@ -64,6 +67,7 @@ class Stage(nn.Module):
                 spec.compute_dtype,
                 seeded=spec.seeded,
                 noise_alpha=spec.noise_alpha,
+                tower=spec.tower,
                 shard=spec.cuts.shard,
             )
         if names.head:
@@ -113,12 +117,14 @@ class Stage(nn.Module):
         self.by_bounds, self.in_blocks = faster.by_bounds, faster.in_blocks
         self.objective = spec.objective
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
+        self.keys_in_use = [keys_in_use(layer) for layer in self.layers]
         self.reference = reference
 
     @property
     def device(self) -> torch.device:
         """Return the device of the layers; the embedding may be elsewhere."""
-        return next(self.layers[0].parameters()).device
+        modules = self.layers or self.parts  # none with layers: the stage of a vision tower
+        return next(modules[-1].parameters()).device
 
     def train(self, mode: bool = True) -> "Stage":
         """Set the mode of all modules; the reference stays in evaluation mode."""
@@ -142,39 +148,51 @@ class Stage(nn.Module):
             own, before = (inputs, inputs) if self.embedding is not None else inputs.chunk(2)
             with torch.no_grad():
                 reference, _ = self.reference.run(before, micro_batch)
-        hidden, router_loss = self.run(own, micro_batch)
+        hidden, parts = self.run(own, micro_batch)
+        router_loss = None
+        if micro_batch.rows.is_whole:
+            losses, parts = [balance_loss(part, self.sequence) for part in parts], []
+            router_loss = total_loss(losses, self.router_loss, micro_batch.router_scale)
         if self.loss is None:
             value = hidden if reference is None else torch.cat([hidden, reference])
-            return StageOutput(value, router_loss=router_loss)
+            return StageOutput(value, router_loss=router_loss, router_parts=parts)
         output = self._losses(self.loss, hidden, reference, micro_batch)
         if micro_batch.wants_statistics:
             norms = torch.linalg.vector_norm(hidden.detach(), dim=-1, dtype=torch.float32)
             output = replace(output, hidden_norms=norms)
         if router_loss is None:
-            return output
+            return replace(output, router_parts=parts)
         return replace(output, value=output.value + router_loss, router_loss=router_loss)
 
-    def run(self, inputs: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
-        """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
-        device = self.device
+    def run(self, inputs: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, list[Tensor]]:
+        """Return hidden states after the last layer, or after the norm, and each router's
+        `balance_parts`.
+        """
+        device, rows = self.device, micro_batch.rows
         lengths = micro_batch.document_lengths
+        vision = micro_batch.extras.vision
         states = None
         if any(self.stateful):
             states = find_documents(lengths, micro_batch.row_lengths, device)
         every_position = to_device(position_ids(lengths), device)
-        positions = self.sequence.share(every_position)
-        masks, further = self._seen(lengths, positions)
+        positions = self.sequence.share(rows.share(every_position))
+        groups = None if vision is None else vision.groups
+        keys = positions if rows.is_whole else every_position[:, : rows.bounds(sum(lengths[0]))[1]]
+        masks, further = self._seen(lengths, keys, groups, rows)
         real = None
         if self.router_loss is not None:
             counted = micro_batch.extras.counted(micro_batch.row_lengths)
             real = real_tokens(counted, sum(lengths[0]), device)
-            real = self.sequence.share(real).flatten()
-        hidden, router_losses = inputs, []
+            real = self.sequence.share(rows.share(real)).flatten()
+        hidden, router_parts = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
-                hidden = self.embedding.embed(inputs, positions, chance, device)
-            tables = self._rotary_tables(hidden, every_position, lengths)
+                hidden = self.embedding.embed(inputs, positions, chance, device, vision)
+            axes = every_position
+            if vision is not None and vision.positions is not None:
+                axes = vision.positions.long()
+            tables = self._rotary_tables(hidden, axes, lengths, rows)
             if self.offload is not None:
                 self.offload.begin()
             for index in range(len(self.layers)):
@@ -184,11 +202,11 @@ class Stage(nn.Module):
                 arguments = self.arguments_of_layer(index, mask, positions, table, states, further)
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
-                    hidden, router_loss = run(hidden)
+                    hidden, parts = run(hidden)
                 hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
-                router_losses += [] if router_loss is None else [router_loss]
+                router_parts += [] if parts is None else [parts]
             hidden = self.ended(hidden)
-        return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
+        return hidden, router_parts
 
     def ended(self, hidden: Tensor) -> Tensor:
         """Return what the head is given, of the hidden states after the last layer."""
@@ -199,7 +217,7 @@ class Stage(nn.Module):
         return hidden
 
     def _rotary_tables(
-        self, hidden: Tensor, positions: Tensor, lengths: list[list[int]]
+        self, hidden: Tensor, positions: Tensor, lengths: list[list[int]], rows: RowSlice
     ) -> dict[str | None, Any]:
         """Return cosines and sines of the tokens that are here.
 
@@ -207,11 +225,11 @@ class Stage(nn.Module):
             positions: of whole rows, whose documents may decide the frequencies.
         """
         if not self.rotary_by_document:
-            positions = self.sequence.share(positions)
+            positions = self.sequence.share(rows.share(positions))
             return rotary_tables(self.rotary, self.rotary_types, hidden, positions, None)
         tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, lengths)
         return {
-            kind: tuple(self.sequence.share(table) for table in pair)
+            kind: tuple(self.sequence.share(rows.share(table)) for table in pair)
             for kind, pair in tables.items()
         }
 
@@ -222,10 +240,10 @@ class Stage(nn.Module):
         return [window for window, attends in pairs if attends]
 
     def _seen(
-        self, lengths: list[list[int]], positions: Tensor
+        self, lengths: list[list[int]], positions: Tensor, groups: Tensor | None, rows: RowSlice
     ) -> tuple[Mapping[int | None, Tensor | VisibleTokens | None], Mapping[str, Any]]:
         """Return what attention is given: masks by window, and what goes beside them."""
-        masks = self._masks(lengths, self.attention_windows, positions.device)
+        masks = self._masks(lengths, self.attention_windows, positions.device, groups, rows)
         if self.biases is None:
             return masks, NOTHING
         longest = max(max(row) for row in lengths)
@@ -233,13 +251,18 @@ class Stage(nn.Module):
         return self.biases.masks(masks, biases), self.biases.arguments(biases)
 
     def _masks(
-        self, lengths: list[list[int]], windows: list[int | None], device: torch.device
+        self,
+        lengths: list[list[int]],
+        windows: list[int | None],
+        device: torch.device,
+        groups: Tensor | None,
+        rows: RowSlice,
     ) -> Mapping[int | None, Tensor | VisibleTokens | None]:
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
-            return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks)
+            return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks, rows=rows)
         additive = self.compute_dtype if self.additive_mask else None
-        return attention_masks(lengths, windows, device, additive)
+        return attention_masks(lengths, windows, device, additive, groups, rows)
 
     def _kept(self, index: int, hidden: Tensor) -> AbstractContextManager[None]:
         """Return the context that stores a layer's saved tensors, unless autograd holds them."""
@@ -273,15 +296,19 @@ class Stage(nn.Module):
     def _layer_runner(
         self, index: int, arguments: dict[str, Any], real: Tensor | None, micro_batch: MicroBatch
     ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-        """A function for one layer: hidden states in, hidden states and router loss out."""
+        """A function for one layer: hidden states in, these and its router's parts out."""
         layer, name, tap = self.layers[index], self.layer_names[index], self.taps[index]
         control, classes = self.controls[index], micro_batch.extras.control_classes
         assert control is None or classes is not None
-        seed = micro_batch.seed
+        seed, rows, joins = micro_batch.seed, micro_batch.rows, self.keys_in_use[index]
+        kept = None if rows.kept is None or joins is None else rows.kept.layers[index]
+        places = sum(micro_batch.document_lengths[0])
+        tokens = sum(micro_batch.extras.counted(micro_batch.row_lengths))
         seeded, recompute = self.seeded and self.training, self.recomputed[index] and self.training
         routes = tap is not None and real is not None and self.router_loss is not None
         weights = self.weight_offload
-        outside = recompute and (seeded or routes or control is not None or weights is not None)
+        beside = (control, weights, kept)
+        outside = recompute and (seeded or routes or any(part is not None for part in beside))
         within = recompute and not outside
         as_it_is = self.stateful[index] or (outside and self.selective)
         functions = self.uncompiled if as_it_is else self.layer_functions
@@ -292,13 +319,17 @@ class Stage(nn.Module):
                 torch.manual_seed(derive_seed(seed, name))
             if weights is not None:
                 weights.bring(index)
-            states = function(layer, hidden, arguments)
+            sliced: AbstractContextManager[None] = contextlib.nullcontext()
+            if joins is not None and kept is not None:
+                sliced = joins.of(kept, rows.bounds(places)[0], places)
+            with sliced:
+                states = function(layer, hidden, arguments)
             if control is not None:
                 states = control(hidden, states, classes)
             if tap is None or real is None or self.router_loss is None:
                 return states, None
             top_k = self.router_loss.top_k
-            return states, balance_loss(tap.take(), top_k, real, self.sequence)
+            return states, balance_parts(tap.take(), top_k, real, tokens)
 
         if outside:
             contexts = kept_products if self.selective else noop_context_fn

@@ -1,0 +1,197 @@
+"""Tiny random vision-language models of every family, with their processors' files, and rows."""
+
+import json
+
+import numpy as np
+import torch
+from pictures import encoded, noise
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch.nn import functional
+from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoModelForImageTextToText
+
+from headrace.trainer.architecture.read_architecture import read_architecture
+from headrace.trainer.batches.vision_batch import make_vision_batch
+from headrace.trainer.order.position import OverlongCount, Position
+from headrace.trainer.shards.decoded_rows import Row
+from headrace.trainer.vision.processor import open_processor
+from headrace.trainer.vision.tile import Tile
+
+VOCABULARY = 97
+LAYERS = 4
+PLACEHOLDER = 7
+START, END = 8, 9
+
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+}
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+QWEN_IDS = {
+    "image_token_id": PLACEHOLDER,
+    "video_token_id": 6,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+    "tie_word_embeddings": False,
+}
+PATCHES = {
+    "patch_size": 4,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "size": {"shortest_edge": 64, "longest_edge": 4096},
+}
+# family -> (config, processor)
+FAMILIES = {
+    "qwen2_vl": (
+        {
+            **QWEN_IDS,
+            "text_config": {**TEXT, "rope_parameters": MROPE},
+            "vision_config": {
+                "depth": 2,
+                "embed_dim": 24,
+                "hidden_size": 32,
+                "num_heads": 2,
+                "mlp_ratio": 2,
+                "patch_size": 4,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+            },
+        },
+        {"image_processor_type": "Qwen2VLImageProcessor", **PATCHES},
+    ),
+}
+# sizes (width, height) of tiles of each family, and the tokens of one
+SIZES = {"qwen2_vl": [(16, 8), (8, 8), (24, 16), (16, 16)]}
+
+
+def save_tiny(family, directory, **changes):
+    """A model directory with random weights, norms and biases included, and its processor."""
+    settings, processor = FAMILIES[family]
+    config = CONFIG_MAPPING[family](**settings | changes)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            else:
+                parameter.copy_(torch.randn_like(parameter) * 0.15)
+    model.save_pretrained(directory)
+    normal = {
+        "do_resize": False,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": [0.48, 0.45, 0.40],
+        "image_std": [0.26, 0.26, 0.27],
+        "rescale_factor": 1 / 255,
+    }
+    text = json.dumps(normal | processor)
+    (directory / "preprocessor_config.json").write_text(text)
+    words = {f"w{number}": number for number in range(VOCABULARY)}
+    Tokenizer(WordLevel(words, "w0")).save(str(directory / "tokenizer.json"))
+    special = {"eos_token": "w2", "pad_token": "w0", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(special))
+    return directory
+
+
+def tokens_of(family, size):
+    """Placeholders of one picture."""
+    width, height = size
+    return (width // 8) * (height // 8)
+
+
+def make_rows(family, documents=((2, 0), (1, 4, 0), (3,)), seed=0):
+    """Rows of documents with these many pictures each."""
+    chance = np.random.default_rng(seed)
+    rows = []
+    for number, counts in enumerate(documents):
+        ids, lengths, images = [], [], []
+        for count in counts:
+            document = chance.integers(10, VOCABULARY, chance.integers(3, 7)).tolist()
+            for _ in range(count):
+                size = SIZES[family][int(chance.integers(len(SIZES[family])))]
+                tokens = tokens_of(family, size)
+                picture = noise(size, int(chance.integers(1 << 20)))
+                images.append(Tile(encoded(picture), len(images), tokens, *size))
+                document += [START, *[PLACEHOLDER] * tokens, END]
+                document += chance.integers(10, VOCABULARY, chance.integers(1, 5)).tolist()
+            ids += document
+            lengths.append(len(document))
+        ids = np.array(ids, np.int32)
+        mask = ids != PLACEHOLDER
+        rows.append(
+            Row(ids, mask, np.array(lengths, np.int32), "drawn", number, None, tuple(images))
+        )
+    return rows
+
+
+def batch_of(model, rows, length=None):
+    """One micro-batch of all rows, as the loader makes it."""
+    architecture = read_architecture(model, vision=True)
+    processor = open_processor(model, architecture.vision, architecture.whole)
+    length = length or max(len(row.input_ids) for row in rows) + 3
+    return make_vision_batch(
+        [[[row] for row in rows]], length, Position(), OverlongCount(), processor=processor
+    )
+
+
+def documents_of(rows):
+    """Each document alone: ids, and the images that it has, in order."""
+    for row in rows:
+        start, images = 0, iter(row.images)
+        left = None
+        for length in row.document_lengths:
+            ids = row.input_ids[start : start + length]
+            filled, own = int((ids == PLACEHOLDER).sum()), []
+            while filled:
+                tile = left or next(images)
+                left = None
+                if not own or own[-1].picture != tile.picture:
+                    filled -= tile.tokens
+                own.append(tile)
+            yield ids, row.loss_mask[start : start + length], own
+            start += length
+
+
+def their_arguments(model, family, tiles):
+    """What transformers' own processor makes of pictures."""
+    import io
+
+    images = [Image.open(io.BytesIO(tile.bytes)) for tile in tiles]
+    processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+    return dict(processor(images=images, return_tensors="pt"))
+
+
+def reference_losses(model, theirs, family, rows):
+    """transformers' losses of each document alone; the sum, and how many tokens are trained."""
+    total, count = 0.0, 0
+    for ids, mask, tiles in documents_of(rows):
+        inputs = torch.tensor(ids[None]).long()
+        arguments = their_arguments(model, family, tiles) if tiles else {}
+        if tiles:
+            kinds = (inputs == PLACEHOLDER).int()
+            arguments |= extra_arguments(family, kinds)
+        logits = theirs(input_ids=inputs, use_cache=False, **arguments).logits
+        labels = inputs[0, 1:].clone()
+        labels[~torch.from_numpy(mask[1:])] = -100
+        total = total + functional.cross_entropy(logits[0, :-1].float(), labels, reduction="sum")
+        count += int((labels >= 0).sum())
+    return total, count
+
+
+def extra_arguments(family, kinds):
+    """What a family's model asks for beside pixels."""
+    if family.startswith("qwen"):
+        return {"mm_token_type_ids": kinds}
+    return {"token_type_ids": kinds} if family == "gemma3" else {}

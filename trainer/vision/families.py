@@ -1,0 +1,66 @@
+"""The families of vision-language models, each a small record over transformers' own modules.
+
+A record says where a model keeps its parts, how its tower is given pictures, and what its decoder
+layers ask of them. Read against transformers 5.23. Imports no torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from headrace.schemas.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class VisionFamily:
+    """A model of tower, projector and language model. Paths are relative to the whole model."""
+
+    arrangement: str  # of pictures in what the tower is given, one of `ARRANGEMENTS`
+    body: str = "model"  # whose `get_image_features` runs tower and projector
+    tower: str = "model.vision_tower"
+    projectors: tuple[str, ...] = ("model.multi_modal_projector",)  # inside the tower, maybe
+    language: str = "model.language_model"
+    three_axes: bool = False  # rotary positions in time, height and width
+    two_way: bool = False  # tokens of a picture see each other both ways
+
+    @property
+    def modules(self) -> list[str]:
+        """Paths of tower and projector, each once."""
+        inside = f"{self.tower}."
+        return [self.tower, *(path for path in self.projectors if not path.startswith(inside))]
+
+    def is_projector(self, name: str) -> bool:
+        """Return whether a weight of this name, in the whole model, is the projector's."""
+        return is_inside(name, self.projectors)
+
+    def is_vision(self, name: str) -> bool:
+        """Return whether a module or weight of this name is the tower's or the projector's."""
+        return is_inside(name, self.modules)
+
+
+def is_inside(name: str, paths: Sequence[str]) -> bool:
+    """Return whether a name is one of these paths, or of a part below one."""
+    return f"{name}.".startswith(tuple(f"{path}." for path in paths))
+
+
+QWEN = VisionFamily(
+    "patches", tower="model.visual", projectors=("model.visual.merger",), three_axes=True
+)
+# model_type in config.json -> record
+VISION_FAMILIES: Mapping[str, VisionFamily] = {
+    "qwen2_vl": QWEN,
+}
+
+
+def vision_family(path: str, model_type: str) -> VisionFamily:
+    """Return the record of a type of models.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if model_type not in VISION_FAMILIES:
+        known = ", ".join(sorted(VISION_FAMILIES))
+        raise ConfigError(
+            f'{path}: [vision]: model_type "{model_type}" is not supported with pictures; '
+            f"supported: {known}. Drop [vision] to train its text part"
+        )
+    return VISION_FAMILIES[model_type]
