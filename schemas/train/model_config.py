@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from headrace.schemas.config_model import Text
+from headrace.schemas.train.adapter_config import AdapterConfig
 from headrace.schemas.train.data_config import BatchConfig
 from headrace.schemas.train.model_overrides import ModelOverrides
+from headrace.schemas.train.objective_config import ObjectiveConfig
 from headrace.schemas.train.optimizer_config import (
     OptimizerConfig,
     RegularizationConfig,
@@ -192,3 +194,23 @@ class ModelConfig(LayoutConfig):
         RegularizationConfig(), description="What holds the trained weights back."
     )
     relora: ReloraConfig = Field(ReloraConfig(), description="Restarts of LoRA adapters.")
+
+    def of_teacher(self) -> "ModelConfig":
+        """Return the config by which an objective's teacher is laid out: a model alone, frozen."""
+        changes = {
+            "model": self.objective.teacher,
+            "model_overrides": ModelOverrides(),
+            "weights": "stored",
+            "adapter": AdapterConfig(kind="none"),
+            "objective": ObjectiveConfig(),
+            "regularization": RegularizationConfig(),
+            "partition": self.partition if isinstance(self.partition, str) else "cost",
+            "half_layers": False,
+            "activation_checkpointing": "none",
+            "activation_offload": False,
+            "weight_offload": "none",
+            "embedding_on_cpu": False,
+            "trained_matmul": "auto",
+            "router_loss": 0.0,
+        }
+        return self.model_copy(update=changes)

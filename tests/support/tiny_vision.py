@@ -51,6 +51,41 @@ PATCHES = {
     "temporal_patch_size": 2,
     "size": {"shortest_edge": 64, "longest_edge": 4096},
 }
+IDS = {"image_token_id": PLACEHOLDER, "tie_word_embeddings": False}
+ENCODER = {  # of SigLIP, CLIP and Idefics 3
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+QWEN_3 = {
+    "depth": 3,
+    "hidden_size": 24,
+    "out_hidden_size": 32,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0, 1],
+}
+QWEN_PROCESSOR = {"image_processor_type": "Qwen2VLImageProcessor", **PATCHES}
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+SQUARE = {"size": {"height": 16, "width": 16}}
+PIXTRAL_TOWER = {
+    "model_type": "pixtral",
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+CLIP = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False, **SQUARE}
 # family -> (config, processor)
 FAMILIES = {
     "qwen2_vl": (
@@ -68,17 +103,131 @@ FAMILIES = {
                 "temporal_patch_size": 2,
             },
         },
-        {"image_processor_type": "Qwen2VLImageProcessor", **PATCHES},
+        QWEN_PROCESSOR,
+    ),
+    "qwen2_5_vl": (
+        {
+            **QWEN_IDS,
+            "text_config": {**TEXT, "rope_parameters": MROPE},
+            "vision_config": {
+                **{key: QWEN_3[key] for key in QWEN_3 if "deep" not in key and "pos" not in key},
+                "window_size": 16,
+                "fullatt_block_indexes": [1],
+            },
+        },
+        QWEN_PROCESSOR,
+    ),
+    "qwen3_vl": (
+        {
+            **QWEN_IDS,
+            "text_config": {**TEXT, "head_dim": 8, "rope_parameters": MROPE},
+            "vision_config": QWEN_3,
+        },
+        QWEN_PROCESSOR,
+    ),
+    "gemma3": (
+        {
+            "image_token_index": PLACEHOLDER,
+            "mm_tokens_per_image": 4,
+            "text_config": {
+                **TEXT,
+                "head_dim": 8,
+                "sliding_window": 7,
+                "query_pre_attn_scalar": 8,
+                "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+                "tie_word_embeddings": True,
+            },
+            "vision_config": {**ENCODER, "vision_use_head": False},
+        },
+        {"image_processor_type": "Gemma3ImageProcessor", **SQUARE},
+    ),
+    "internvl": (
+        {
+            **IDS,
+            "image_seq_length": 4,
+            "text_config": {"model_type": "qwen2", **TEXT},
+            "vision_config": {
+                **ENCODER,
+                "image_size": [16, 16],
+                "patch_size": [4, 4],
+                "use_qk_norm": True,
+            },
+        },
+        {"image_processor_type": "GotOcr2ImageProcessor", "crop_to_patches": False, **SQUARE},
+    ),
+    "llava": (
+        {
+            **IDS,
+            "text_config": {"model_type": "llama", **TEXT},
+            "vision_config": {"model_type": "clip_vision_model", **ENCODER},
+        },
+        CLIP,
+    ),
+    "pixtral": (
+        {
+            **IDS,
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            "text_config": {"model_type": "mistral", **TEXT},
+            "vision_config": PIXTRAL_TOWER,
+        },
+        {"image_processor_type": "PixtralImageProcessor", "patch_size": 4},
+    ),
+    "mistral3": (
+        {
+            **IDS,
+            "spatial_merge_size": 2,
+            "text_config": {"model_type": "mistral", **TEXT},
+            "vision_config": PIXTRAL_TOWER,
+        },
+        {"image_processor_type": "PixtralImageProcessor", "patch_size": 4},
+    ),
+    "idefics3": (
+        {
+            **IDS,
+            "scale_factor": 2,
+            "text_config": {"model_type": "llama", **TEXT},
+            "vision_config": ENCODER,
+        },
+        {
+            "image_processor_type": "Idefics3ImageProcessor",
+            "do_image_splitting": False,
+            "max_image_size": {"longest_edge": 16},
+            "size": {"longest_edge": 16},
+        },
+    ),
+    "smolvlm": (
+        {
+            **IDS,
+            "scale_factor": 2,
+            "text_config": {"model_type": "llama", **TEXT},
+            "vision_config": ENCODER,
+        },
+        {
+            "image_processor_type": "SmolVLMImageProcessor",
+            "do_image_splitting": False,
+            "max_image_size": {"longest_edge": 16},
+            "size": {"longest_edge": 16},
+        },
+    ),
+    "qwen3_vl_moe": (
+        {
+            **QWEN_IDS,
+            "text_config": {**TEXT, **MIXTURE, "head_dim": 8, "rope_parameters": MROPE},
+            "vision_config": QWEN_3,
+        },
+        QWEN_PROCESSOR,
     ),
 }
-# sizes (width, height) of tiles of each family, and the tokens of one
-SIZES = {"qwen2_vl": [(16, 8), (8, 8), (24, 16), (16, 16)]}
+TYPES = {"pixtral": "llava"}  # family -> model_type, where they differ
+ANY_SIZE = [(16, 8), (8, 8), (24, 16), (16, 16)]
+OF_ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3", "pixtral")
 
 
 def save_tiny(family, directory, **changes):
     """A model directory with random weights, norms and biases included, and its processor."""
     settings, processor = FAMILIES[family]
-    config = CONFIG_MAPPING[family](**settings | changes)
+    config = CONFIG_MAPPING[TYPES.get(family, family)](**settings | changes)
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config).float()
     with torch.no_grad():
@@ -89,7 +238,7 @@ def save_tiny(family, directory, **changes):
                 parameter.copy_(torch.randn_like(parameter) * 0.15)
     model.save_pretrained(directory)
     normal = {
-        "do_resize": False,
+        "do_resize": True,  # which pictures of shards have behind them
         "do_rescale": True,
         "do_normalize": True,
         "image_mean": [0.48, 0.45, 0.40],
@@ -105,10 +254,19 @@ def save_tiny(family, directory, **changes):
     return directory
 
 
+def sizes_of(family):
+    """Sizes (width, height) of the pictures of a family."""
+    if family in OF_ANY_SIZE:
+        return ANY_SIZE
+    return [(32, 16), (20, 30), (16, 16)] if family == "llava_next" else [(16, 16)]
+
+
 def tokens_of(family, size):
     """Placeholders of one picture."""
     width, height = size
-    return (width // 8) * (height // 8)
+    if family == "pixtral":
+        return (width // 4) * (height // 4)
+    return 16 if family == "llava" else (width // 8) * (height // 8)
 
 
 def make_rows(family, documents=((2, 0), (1, 4, 0), (3,)), seed=0):
@@ -120,7 +278,7 @@ def make_rows(family, documents=((2, 0), (1, 4, 0), (3,)), seed=0):
         for count in counts:
             document = chance.integers(10, VOCABULARY, chance.integers(3, 7)).tolist()
             for _ in range(count):
-                size = SIZES[family][int(chance.integers(len(SIZES[family])))]
+                size = sizes_of(family)[int(chance.integers(len(sizes_of(family))))]
                 tokens = tokens_of(family, size)
                 picture = noise(size, int(chance.integers(1 << 20)))
                 images.append(Tile(encoded(picture), len(images), tokens, *size))
@@ -130,9 +288,8 @@ def make_rows(family, documents=((2, 0), (1, 4, 0), (3,)), seed=0):
             lengths.append(len(document))
         ids = np.array(ids, np.int32)
         mask = ids != PLACEHOLDER
-        rows.append(
-            Row(ids, mask, np.array(lengths, np.int32), "drawn", number, None, tuple(images))
-        )
+        lengths = np.array(lengths, np.int32)
+        rows.append(Row(ids, mask, lengths, "drawn", number, images=tuple(images)))
     return rows
 
 
@@ -170,7 +327,7 @@ def their_arguments(model, family, tiles):
 
     images = [Image.open(io.BytesIO(tile.bytes)) for tile in tiles]
     processor = AutoImageProcessor.from_pretrained(model, backend="pil")
-    return dict(processor(images=images, return_tensors="pt"))
+    return dict(processor(images=images, return_tensors="pt", do_resize=False))
 
 
 def reference_losses(model, theirs, family, rows):

@@ -58,6 +58,12 @@ class Architecture:
         return AutoModelForCausalLM if self.vision is None else AutoModelForImageTextToText
 
     @property
+    def stacked_layers(self) -> int:
+        """Return the number of first decoder layers after which features of a tower are added."""
+        stacks = self.vision is not None and self.vision.stacked
+        return len(self.whole.vision_config.deepstack_visual_indexes) if stacks else 0
+
+    @property
     def parts(self) -> list[str]:
         """List the paths of all parts that have weights, in order of use, each once."""
         tower = [] if self.vision is None else self.vision.modules

@@ -175,7 +175,8 @@ def vision_architecture(whole: Any, path: str) -> Architecture:
     Raises:
         ConfigError: there is no record of it, or it cannot be laid out.
     """
-    vision, text = vision_family(path, whole.model_type), whole.get_text_config()
+    tower, text = getattr(whole, "vision_config", None), whole.get_text_config()
+    vision = vision_family(path, whole.model_type, getattr(tower, "model_type", None))
     language = LANGUAGE_FAMILIES.get(text.model_type) or FAMILIES.get(text.model_type)
     if language is None:
         reason = f'[vision]: its language model is a "{text.model_type}", which has no record'

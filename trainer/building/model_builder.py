@@ -15,7 +15,7 @@ from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import flops_per_token
 from headrace.trainer.building.partition import StageCut, partition
-from headrace.trainer.building.reference import reference_of
+from headrace.trainer.building.reference import reference_of, teacher_of
 from headrace.trainer.layers.sequence_attention import share_rows
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
 from headrace.trainer.quantized.selection import check_fp8_device
@@ -55,6 +55,10 @@ def build_stage(
     reference = None
     if config.objective.has_reference:
         reference = construct(reference_of(spec, plan, config, cut, device), config, device).eval()
+    elif plan.teacher is not None:
+        of_teacher = config.of_teacher()
+        spec_of_teacher = teacher_of(plan.teacher, of_teacher, stage, device)
+        reference = construct(spec_of_teacher, of_teacher, device).eval()
     built = construct(spec, config, device, reference)
     embedding = plan.architecture.family.embedding
     shared = {f"{embedding}.weight", rows_name(plan.method.prefix, embedding)}

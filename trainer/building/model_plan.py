@@ -23,6 +23,7 @@ class Plan:
     quantization: Quantizer | None
     objective: Objective
     size: ModelSize  # taken before any stage is filled, which leaves quantized weights out
+    teacher: "Plan | None" = None  # of the model that is learned from
 
     @property
     def vision_paths(self) -> list[str]:

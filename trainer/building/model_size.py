@@ -49,6 +49,7 @@ class ModelSize:
     vocabulary: int
     tied: bool
     vision: PartSize | None = None  # tower and projector, where the model is run with them
+    stacked: int = 0  # first layers that take features of the tower, and stand beside it
 
     def piece(self, layer: int, half: Half | None) -> PartSize:
         """A decoder layer or half of it."""
@@ -97,6 +98,7 @@ def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> M
         vocabulary=config.vocab_size,
         tied=architecture.tied,
         vision=vision_size(model, architecture, prefix),
+        stacked=architecture.stacked_layers,
     )
 
 

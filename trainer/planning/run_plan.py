@@ -1,5 +1,6 @@
 """A run laid out on GPUs before there is one: what each stage holds and does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -74,7 +75,8 @@ def share_of_activations(
     key_heads = getattr(settings, "num_key_value_heads", None) or heads
     head_size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
     key_bytes = 2 * key_heads * head_size * config.places * sequence_len * dtype.itemsize
-    return activations.shared(config.sequence_parallel, key_bytes, key_heads)
+    shared = activations.shared(config.sequence_parallel, key_bytes, key_heads)
+    return replace(shared, keys=float(key_bytes))
 
 
 def stage_plan(

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer import devices
@@ -48,8 +47,10 @@ def hands_on_attention(architecture: Architecture) -> bool:
     model_type = architecture.config.model_type
     if model_type in CHANGE_MASKS | HAND_ON:
         return model_type in HAND_ON
-    known: Any = AutoModelForCausalLM._model_mapping  # private; of transformers 5.14 to 5.23
-    return bool(known[type(architecture.config)]._supports_attention_backend)
+    if architecture.vision is not None and architecture.vision.two_way:
+        return False  # pictures' tokens see each other both ways, which bounds do not tell
+    known: Any = architecture.model_class._model_mapping  # private; of transformers 5.14 to 5.23
+    return bool(known[type(architecture.model_config)]._supports_attention_backend)
 
 
 def runs_compiled(
@@ -89,7 +90,7 @@ def accelerate(spec: StageSpec, config: ModelConfig, device: torch.device) -> Ac
             swap_norms(layer, family.rms_norm)
     by_bounds = runs_without_masks(spec.architecture, spec.compute_dtype)
     if by_bounds:
-        attend_by_bounds(spec.tree)
+        attend_by_bounds(nn.ModuleList(layers))
         for layer in layers if ours_inside and family.llama_attention else ():
             swap_attention(layer, family.attention_module)
     plain = layer_functions(selective=spec.selective)

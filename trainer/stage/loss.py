@@ -42,6 +42,7 @@ class StageLoss:
         shard: TensorShard = WHOLE_WEIGHTS,
     ) -> None:
         self.head = head
+        self.teacher: StageLoss | None = None  # of the model that is learned from
         self.shard = shard
         self.is_plain = is_plain(head) and shard.is_whole
         self.sequence = sequence

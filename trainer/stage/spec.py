@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 class Objective(Protocol):
     """The loss of the last stage; its classes are in `headrace.trainer.objectives`."""
 
+    @property
+    def takes_teacher(self) -> bool:
+        """Return whether `reference` is a teacher's hidden states, and its head `head.teacher`."""
+
     def loss(
         self,
         head: "StageLoss",

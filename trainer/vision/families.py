@@ -5,7 +5,7 @@ layers ask of them. Read against transformers 5.23. Imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.schemas.errors import ConfigError
 
@@ -21,6 +21,7 @@ class VisionFamily:
     language: str = "model.language_model"
     three_axes: bool = False  # rotary positions in time, height and width
     two_way: bool = False  # tokens of a picture see each other both ways
+    stacked: bool = False  # features of the tower are added again after the first decoder layers
 
     @property
     def modules(self) -> list[str]:
@@ -45,18 +46,39 @@ def is_inside(name: str, paths: Sequence[str]) -> bool:
 QWEN = VisionFamily(
     "patches", tower="model.visual", projectors=("model.visual.merger",), three_axes=True
 )
-# model_type in config.json -> record
+QWEN_3 = replace(
+    QWEN, projectors=(*QWEN.projectors, "model.visual.deepstack_merger_list"), stacked=True
+)
+IDEFICS_3 = VisionFamily(
+    "tiles of one row",
+    tower="model.vision_model",
+    projectors=("model.connector",),
+    language="model.text_model",
+)
+# name of a family -> record; names are those of `schemas.vision`
 VISION_FAMILIES: Mapping[str, VisionFamily] = {
+    "gemma3": VisionFamily("tiles", two_way=True),
+    "idefics3": IDEFICS_3,
+    "internvl": VisionFamily("tiles"),
+    "llava": VisionFamily("tiles"),
+    "mistral3": VisionFamily("padded"),
+    "pixtral": VisionFamily("padded"),
+    "qwen2_5_vl": QWEN,
     "qwen2_vl": QWEN,
+    "qwen3_vl": QWEN_3,
+    "qwen3_vl_moe": QWEN_3,
+    "smolvlm": IDEFICS_3,
 }
 
 
-def vision_family(path: str, model_type: str) -> VisionFamily:
-    """Return the record of a type of models.
+def vision_family(path: str, model_type: str, tower_type: str | None) -> VisionFamily:
+    """Return the record of a type of models, whose tower may be of another family.
 
     Raises:
         ConfigError: there is none.
     """
+    if model_type == "llava" and tower_type == "pixtral":
+        return VISION_FAMILIES["pixtral"]
     if model_type not in VISION_FAMILIES:
         known = ", ".join(sorted(VISION_FAMILIES))
         raise ConfigError(

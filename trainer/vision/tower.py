@@ -53,16 +53,24 @@ class VisionTower:
         self.family = family
         self.again = again
 
-    def features(self, arguments: Mapping[str, Tensor], places: Tensor) -> Features:
-        """Run tower and projector over the pictures of a micro-batch."""
-        run = partial(self._run, dict(arguments))
+    def features(
+        self, arguments: Mapping[str, Tensor], places: Tensor, seed: int | None = None
+    ) -> Features:
+        """Run tower and projector over the pictures of a micro-batch.
+
+        Args:
+            seed: of dropout, which is then the same in a second run.
+        """
+        run = partial(self._run, dict(arguments), seed)
         if self.again and torch.is_grad_enabled():
             values, *stacked = checkpoint(run, use_reentrant=False, preserve_rng_state=False)
         else:
             values, *stacked = run()
         return Features(values, stacked, places)
 
-    def _run(self, arguments: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def _run(self, arguments: dict[str, Tensor], seed: int | None) -> tuple[Tensor, ...]:
+        if seed is not None:
+            torch.manual_seed(seed)
         made = self.body.get_image_features(**arguments, return_dict=True)
         stacked = getattr(made, "deepstack_features", None) or ()
         return (joined(made.pooler_output), *map(joined, stacked))
