@@ -9,8 +9,10 @@ from tokenizers import Tokenizer
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.shards.tokenizer_content import with_tokens
+from headrace.schemas.train.data_config import DataConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.objective_config import RejectedSamplingConfig
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.run_config import EvaluationConfig
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.stop_tokens import stop_tokens
 from headrace.trainer.building.built_stage import BuiltStage
@@ -75,23 +77,32 @@ class PromptedAnswers:
 
 
 def open_prompted_answers(
-    config: TrainConfig, inputs: Inputs, layout: RankLayout, built: BuiltStage
+    config: ModelConfig,
+    evaluation: EvaluationConfig,
+    rows: Sequence[Asked],
+    inputs: Inputs,
+    layout: RankLayout,
+    built: BuiltStage,
 ) -> PromptedAnswers | None:
     """Return what answers the prompts of the config, if it has any; every rank takes part.
+
+    Args:
+        rows: prompts of rows, where this rank leads its replica.
 
     Raises:
         ConfigError: the model cannot generate in the pipeline, has no tokenizer, or no stop token.
     """
-    evaluation, architecture = config.evaluation, built.architecture
+    architecture = built.architecture
     if not evaluation.asks:
         return None
     tokenizer = tokenizer_of(config)
     asked = None
     if layout.leads:
         texts = [Asked(tokenizer.encode(text).ids) for text in evaluation.prompts]
-        asked = texts + list(asked_by_rows(config, inputs))
+        asked = [*texts, *rows]
     asked = broadcast(asked, layout.leader, layout.pipeline_group)
-    limit, settings = evaluation.max_new_tokens, sampling_of(config)
+    limit = evaluation.max_new_tokens
+    settings = RejectedSamplingConfig(temperature=evaluation.temperature)
     prompts = [
         Prompt(item.ids, limit, derive_seed(config.seed, "prompted answers", number))
         for number, item in enumerate(asked)
@@ -110,12 +121,7 @@ def open_prompted_answers(
     return PromptedAnswers(generator, layout, tokenizer, asked, prompts)
 
 
-def sampling_of(config: TrainConfig) -> RejectedSamplingConfig:
-    """Return how tokens are drawn."""
-    return RejectedSamplingConfig(temperature=config.evaluation.temperature)
-
-
-def tokenizer_of(config: TrainConfig) -> Tokenizer:
+def tokenizer_of(config: ModelConfig) -> Tokenizer:
     """Return the tokenizer of the model, with the tokens that the config adds.
 
     Raises:
@@ -128,14 +134,17 @@ def tokenizer_of(config: TrainConfig) -> Tokenizer:
     return Tokenizer.from_str(content.decode())
 
 
-def asked_by_rows(config: TrainConfig, inputs: Inputs) -> Iterator[Asked]:
-    """Yield the prompts of the first rows of each evaluation set that have some."""
-    if not config.evaluation.prompt_rows:
+def asked_by_rows(config: DataConfig, inputs: Inputs, count: int) -> Iterator[Asked]:
+    """Yield the prompts of the first rows of each evaluation set that have some, `count` of each.
+
+    For the rank that leads a replica, which alone opens shards.
+    """
+    if not count:
         return
     for dataset, manifest in zip(config.evaluation_datasets, inputs.evaluation, strict=True):
         stream = evaluation_stream(config, dataset.path, manifest)
         reader = ShardReader(DecodedRows, stream)
-        left = config.evaluation.prompt_rows
+        left = count
         for index in range(sum(shard.rows for shard in manifest.split("evaluation"))):
             found = asked_by_row(reader.row(stream.order[index]))
             if found is not None:
