@@ -70,6 +70,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     for path, manifest in zip(paths, train + evaluation, strict=True):
         tokens = config.model_overrides.new_tokens
         check_kind(path, manifest, config.objective)
+        check_teacher(config, path, manifest, text)
         check_shards(path, manifest, directory, text, config.weights == "random", tokens)
         check_pictures(config, path, manifest, directory)
     if config.rejected_sampling is not None:
@@ -283,6 +284,38 @@ def check_pictures(config: TrainConfig, path: str, manifest: Manifest, directory
     for problem in differing(manifest.images, read_processor(directory)):
         raise DataError(
             f"{path}: its pictures were prepared with {problem}; prepare them with this model"
+        )
+
+
+def check_teacher(
+    config: TrainConfig, path: str, manifest: Manifest, model: Mapping[str, object]
+) -> None:
+    """Check that a teacher, if there is one, reads the shards' ids as the model does.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    if config.objective.teacher is None:
+        return
+    directory = model_directory(config.objective.teacher, "stored")
+    teacher = text_settings(read_model_config(directory))
+    sizes = [settings.get("vocab_size") for settings in (model, teacher)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"objective.teacher: {directory} has a vocabulary of {sizes[1]}, {config.model} of "
+            f"{sizes[0]}; the distributions of a token must be over the same ids"
+        )
+    tokens = config.model_overrides.new_tokens
+    if tokens:
+        raise ConfigError(f"model_overrides.new_tokens = {list(tokens)}: the teacher has none")
+    tokenizer = directory / "tokenizer.json"
+    if tokenizer.is_file() and not is_tokenizer(manifest.tokenizer, tokenizer, ()):
+        raise ConfigError(f"{path}: made with another tokenizer than the teacher's, {tokenizer}")
+    layers = teacher.get("num_hidden_layers")
+    if isinstance(layers, int) and layers < config.parts:
+        raise ConfigError(
+            f"objective.teacher: {directory} has {layers} layers for {config.parts} stages; use at "
+            f"most pipeline_stages = {layers}"
         )
 
 

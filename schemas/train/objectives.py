@@ -25,6 +25,7 @@ class ObjectiveRecord:
         losses: values of `loss` that it knows; the first is the default.
         baselines: those of them that compare with answers to other prompts.
         scores: its model's head gives one number in place of logits.
+        has_teacher: learns from another model, which the config names.
         has_reference: compares with the model as it was before training.
         sft_weight: weight of the chosen answers' cross-entropy, if the config names none.
     """
@@ -37,6 +38,7 @@ class ObjectiveRecord:
     losses: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
     scores: bool = False
+    has_teacher: bool = False
     has_reference: bool = False
     sft_weight: float = 0.0
 
@@ -53,6 +55,12 @@ OBJECTIVES = {
     "inverse_focal": _adjusted("-(1 + p)^gamma log p.", "InverseFocal"),
     "exponentiated": _adjusted("(-log p)^gamma / gamma.", "Exponentiated"),
     "dft": ObjectiveRecord("-p log p, with no gradient through the first p.", f"{FOLDER}.dft:Dft"),
+    "distill": ObjectiveRecord(
+        "divergence from the distribution of a teacher.",
+        f"{FOLDER}.distill:Distill",
+        settings=("teacher", "teacher_weight", "divergence", "temperature"),
+        has_teacher=True,
+    ),
     "dpo": ObjectiveRecord(
         "rewards against the model before training.",
         f"{FOLDER}.dpo:Dpo",

@@ -351,6 +351,7 @@ def check_objective(config: "TrainConfig") -> None:
             f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
             f"no pairs; set kind = {kinds_of('pairs')}, or drop it"
         )
+    check_teacher(config)
     if config.objective.record.columns == "rows":
         return
     check_rejected_sampling(config)
@@ -371,6 +372,30 @@ def check_objective(config: "TrainConfig") -> None:
             f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
             'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
         )
+
+
+def check_teacher(config: "TrainConfig") -> None:
+    """Refuse layouts in which a teacher of another width cannot go along."""
+    if config.objective.teacher is None:
+        return
+    whole = {
+        "sequence_parallel": config.sequence_parallel,
+        "sequence_slices": config.sequence_slices,
+        "tensor_parallel": config.tensor_parallel,
+    }
+    for key, value in whole.items():
+        if value > 1:
+            raise ValueError(
+                f"{key} = {value}: objective.teacher goes through the stages with whole rows and "
+                "weights; use more pipeline_stages or replicas"
+            )
+    if config.schedule != "1f1b":
+        raise ValueError(
+            f'schedule = "{config.schedule}": objective.teacher goes once through each stage; set '
+            '"1f1b"'
+        )
+    if config.vision is not None:
+        raise ValueError("[vision]: objective.teacher reads texts alone; drop one")
 
 
 def check_scores(config: "TrainConfig") -> None:

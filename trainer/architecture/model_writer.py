@@ -39,6 +39,14 @@ COPIED = (
 )
 
 
+PROCESSOR_FILES = (  # of pictures
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
+
+
 def part_name(number: int, count: int) -> str:
     return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
@@ -152,6 +160,13 @@ def overridden_keys(model: Path, config: Any) -> list[str]:
     return [key for key in OVERRIDDEN if getattr(base, key, None) != getattr(config, key, None)]
 
 
+def copy_files(model: Path, directory: Path, names: Sequence[str]) -> None:
+    """Copy those files of a model directory that are there."""
+    for name in names:
+        if (model / name).is_file():
+            shutil.copy2(model / name, directory / name)
+
+
 def copy_model_files(
     model: Path, directory: Path, skeleton: Any, dtype: torch.dtype | None = None
 ) -> None:
@@ -163,14 +178,14 @@ def copy_model_files(
     Args:
         dtype: of the weights, where it may differ from the base model's.
     """
-    for name in COPIED:
-        if (model / name).is_file():
-            shutil.copy2(model / name, directory / name)
+    copy_files(model, directory, COPIED)
+    if skeleton.config.get_text_config() is not skeleton.config:  # with its vision tower
+        copy_files(model, directory, PROCESSOR_FILES)
     base, config = json.loads((model / "config.json").read_text(encoding="utf-8")), skeleton.config
     unchanged = base.get("model_type") == config.model_type and all(
-        base.get(key, default) == getattr(config, key)
-        for key, default in (
-            ("num_hidden_layers", config.num_hidden_layers),
+        base.get(key, own) == own
+        for key, own in (
+            ("num_hidden_layers", config.get_text_config().num_hidden_layers),
             ("tie_word_embeddings", config.tie_word_embeddings),
         )
     )

@@ -21,6 +21,7 @@ from headrace.trainer.adapters.whole_names import whole_names
 from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_writer import (
+    PROCESSOR_FILES,
     ModelWriter,
     as_saved,
     copy_model_files,
@@ -56,7 +57,9 @@ def write_merged(
             cannot be scaled.
         DataError: the adapter does not belong to the model.
     """
-    architecture = overridden(read_architecture(model), read_overrides(adapter), str(model))
+    vision = any((adapter / name).is_file() for name in PROCESSOR_FILES)  # trained with its tower
+    base = read_architecture(model, vision=vision)
+    architecture = overridden(base, read_overrides(adapter), str(model))
     settings = read_peft_settings(adapter)
     if settings.task_type == "SEQ_CLS":
         architecture = with_score(architecture, str(model))

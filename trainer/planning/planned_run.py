@@ -42,14 +42,17 @@ class RunPlan:
         """Return the sizes of the parallel dimensions, beside the stages."""
         shares = self.config.sequence_parallel
         rows = f", whose rows {shares} ranks share" if shares > 1 else ""
-        return f"{self.replicas} replica(s){rows}"
+        slices = self.config.sequence_slices
+        parts = f", rows in {slices} slices" if slices > 1 else ""
+        return f"{self.replicas} replica(s){rows}{parts}"
 
     @property
     def bubble(self) -> float:
         """Share of the time in which a stage waits for the pipeline to fill and drain."""
         waiting = self.config.pipeline_stages - 1
         chunks = self.config.parts // self.config.pipeline_stages
-        return waiting / (self.config.gradient_accumulation_steps * chunks + waiting)
+        passes = self.config.gradient_accumulation_steps * chunks * self.config.sequence_slices
+        return waiting / (passes + waiting)
 
     @property
     def balance(self) -> float:

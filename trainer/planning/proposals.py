@@ -12,7 +12,7 @@ from typing import Any
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.schemas.train.train_rules import check_rules
-from headrace.trainer.building.self_check import check_rows_can_be_cut
+from headrace.trainer.building.self_check import check_rows_can_be_cut, check_rows_can_be_sliced
 from headrace.trainer.planning.changes import toml, with_changes
 from headrace.trainer.planning.layout_rates import HOST, LINK, PRODUCTS, tokens_per_second
 from headrace.trainer.planning.memory_model import LayerActivations
@@ -21,6 +21,7 @@ from headrace.trainer.planning.run_plan import plan_run
 
 FREE = 0.92  # of a GPU's memory: the rest is for its driver and fragments
 SHOWN = 6
+SLICES, LEAST_SLICE = (2, 4, 8), 2048  # tokens that fill a GPU
 Changes = Mapping[str, Any]
 
 
@@ -37,11 +38,13 @@ class Proposal:
         """Return its line of the table."""
         config, peak = self.run.config, f"{self.run.peak / GIB:.1f}"
         layout = (config.pipeline_stages, self.run.replicas, config.sequence_parallel)
+        slices = config.sequence_slices
         places = [key for key, value in self.changes.items() if value is True or value == "mlp"]
         return [
             f"{self.rate:,.0f}",
             peak,
             *map(str, layout),
+            str(slices),
             str(config.gradient_accumulation_steps),
             str(config.activation_checkpointing),
             " ".join(places) or "-",
@@ -83,13 +86,17 @@ def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
     """Yield changes of a config: each layout with each way to save memory."""
     config = run.config
     rows = config.gradient_accumulation_steps * run.replicas
-    for stages, shares in product(divisors(gpus), shares_of_rows(run, gpus)):
+    cuts = product(divisors(gpus), shares_of_rows(run, gpus), slices_of_rows(run))
+    for stages, shares, slices in cuts:
         replicas, rest = divmod(gpus, stages * shares)
         if rest or rows % replicas or stages > run.plan.architecture.config.num_hidden_layers:
             continue
+        if slices > 1 and stages == 1:
+            continue  # nobody waits
         layout: dict[str, Any] = {
             "pipeline_stages": stages,
             "sequence_parallel": shares,
+            "sequence_slices": slices,
             "gradient_accumulation_steps": rows // replicas,
         }
         if stages == 1 and config.schedule != "1f1b":
@@ -150,13 +157,27 @@ def shares_of_rows(run: RunPlan, gpus: int) -> list[int]:
     return fitting
 
 
+def slices_of_rows(run: RunPlan) -> list[int]:
+    """List the numbers of slices in which rows of this model could go through stages."""
+    now, tokens = run.config.sequence_slices, run.sequence_len
+    fitting = [n for n in SLICES if not tokens % n and tokens // n >= LEAST_SLICE]
+    numbers = sorted({1, now, *fitting})
+    if numbers == [1]:
+        return numbers
+    try:
+        check_rows_can_be_sliced(run.config, run.plan.architecture)
+    except ConfigError:
+        return [1]
+    return numbers
+
+
 def proposals(run: RunPlan, gpus: int, memory: float) -> str:
     """Return the table of the best layouts, and the keys of the first."""
     found = propose(run, gpus, memory)
     if not found:
         return f"No layout of {gpus} GPU(s) of {memory / GIB:.1f} GiB holds this run."
-    head = ["tokens/s", "GiB", "stages", "replicas", "shares", "micro-batches", "checkpointing"]
-    rows = [[*head, "others"], *(proposal.row for proposal in different(found)[:SHOWN])]
+    head = "tokens/s GiB stages replicas shares slices micro-batches checkpointing others".split()
+    rows = [head, *(proposal.row for proposal in different(found)[:SHOWN])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
     changes = [f"  {key} = {toml(value)}" for key, value in found[0].changes.items()]

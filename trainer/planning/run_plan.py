@@ -1,5 +1,6 @@
 """A run laid out on GPUs before there is one: what each stage holds and does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,6 @@ from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer import devices
 from headrace.trainer.architecture.half_layer import Half, Span
-from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import ModelSize
 from headrace.trainer.building.partition import partition
@@ -43,7 +43,7 @@ def plan_run(
         )
     dims = config.dims(gpus)
     length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
-    dtype = compute_dtype(config, devices.PLANNED)
+    dtype = devices.compute_dtype(config.dtype, devices.PLANNED)
     size = plan.size
     activations = activations or layer_activations(plan, config, dtype, length)
     cut = partition(config, size)
@@ -75,7 +75,8 @@ def share_of_activations(
     key_heads = getattr(settings, "num_key_value_heads", None) or heads
     head_size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
     key_bytes = 2 * key_heads * head_size * config.places * sequence_len * dtype.itemsize
-    return activations.shared(config.sequence_parallel, key_bytes, key_heads)
+    shared = activations.shared(config.sequence_parallel, key_bytes, key_heads)
+    return replace(shared, keys=float(key_bytes))
 
 
 def stage_plan(
