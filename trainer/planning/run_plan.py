@@ -11,7 +11,6 @@ from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer import devices
 from headrace.trainer.architecture.half_layer import Half, Span
-from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import ModelSize, PartSize
 from headrace.trainer.building.partition import PATCHES_PER_TOKEN, partition
@@ -44,7 +43,7 @@ def plan_run(
         )
     dims = config.dims(gpus)
     length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
-    dtype = compute_dtype(config, devices.PLANNED)
+    dtype = devices.compute_dtype(config.dtype, devices.PLANNED)
     size = plan.size
     activations = activations or layer_activations(plan, config, dtype, length)
     cut = partition(config, size)
