@@ -24,6 +24,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_packing(config)
     check_new_tokens(config)
     check_checkpointing(config)
+    check_tiles(config)
     check_offload(config)
     check_adapters_only(config)
     check_objective(config)
@@ -104,7 +105,8 @@ def check_slices(config: "TrainConfig") -> None:
             f'{slices} schedule = "{config.schedule}", whose passes have another order; set '
             '"1f1b", or use one of both'
         )
-    if config.objective.record.columns != "rows":
+    record = config.objective.record
+    if record.columns != "rows" or record.scores or record.has_reference:
         raise ValueError(
             f'{slices} objective.kind = "{config.objective.kind}", which compares whole answers '
             "before the first gradient; set sequence_slices = 1 and use more micro-batches"
@@ -235,6 +237,25 @@ def check_checkpointing(config: "TrainConfig") -> None:
             "activation_offload moves the inputs of recomputed layers; "
             'set activation_checkpointing = "full" or drop it'
         )
+
+
+def check_tiles(config: "TrainConfig") -> None:
+    """Refuse what else decides over the memory of MLPs."""
+    if config.tiles == 1:
+        return
+    again = config.activation_checkpointing
+    refusals = [
+        (again == "selective", 'activation_checkpointing = "selective"', 'set "full" or "none"'),
+        (
+            config.weight_offload != "none" and again != "full",
+            f'weight_offload = "{config.weight_offload}"',
+            'set activation_checkpointing = "full"',
+        ),
+        (config.tensor_parallel > 1, f"tensor_parallel = {config.tensor_parallel}", "drop one"),
+    ]
+    for is_wrong, key, remedy in refusals:
+        if is_wrong:
+            raise ValueError(f"tiles = {config.tiles} does not go with {key}; {remedy}")
 
 
 def check_offload(config: "TrainConfig") -> None:
