@@ -111,10 +111,6 @@ def check_slices(config: "TrainConfig") -> None:
             f'{slices} objective.kind = "{config.objective.kind}", which compares whole answers '
             "before the first gradient; set sequence_slices = 1 and use more micro-batches"
         )
-    if config.vision is not None:
-        raise ValueError(
-            f"{slices} [vision], whose pictures belong to whole rows; drop one of them"
-        )
     if config.sequence_parallel > 1:
         raise ValueError(
             f"{slices} sequence_parallel = {config.sequence_parallel}, which cuts the same rows "
@@ -524,6 +520,7 @@ def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
         ("sequence_parallel", config.sequence_parallel > 1, "use more pipeline_stages"),
         ("tensor_parallel", config.tensor_parallel > 1, "use more pipeline_stages"),
         ("sequence_slices", config.sequence_slices > 1, "use more micro-batches"),
+        ("tiles", config.tiles > 1, 'use activation_checkpointing = "full" without it'),
         ("half_layers", config.half_layers, "use whole layers"),
         (
             'schedule = "interleaved"',

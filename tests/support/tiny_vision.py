@@ -8,6 +8,7 @@ from pictures import encoded, noise
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoModelForImageTextToText
 
@@ -23,6 +24,8 @@ LAYERS = 4
 PLACEHOLDER = 7
 START, END = 8, 9
 
+WORDS = [f"w{number}" for number in range(VOCABULARY)]
+WORDS[PLACEHOLDER : END + 1] = ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>"]
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -30,7 +33,7 @@ TEXT = {
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -224,8 +227,12 @@ ANY_SIZE = [(16, 8), (8, 8), (24, 16), (16, 16)]
 OF_ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3", "pixtral")
 
 
-def save_tiny(family, directory, **changes):
-    """A model directory with random weights, norms and biases included, and its processor."""
+def save_tiny(family, directory, scale=0.15, **changes):
+    """A model directory with random weights, norms and biases included, and its processor.
+
+    Args:
+        scale: of random weights.
+    """
     settings, processor = FAMILIES[family]
     config = CONFIG_MAPPING[TYPES.get(family, family)](**settings | changes)
     torch.manual_seed(0)
@@ -235,7 +242,7 @@ def save_tiny(family, directory, **changes):
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             else:
-                parameter.copy_(torch.randn_like(parameter) * 0.15)
+                parameter.copy_(torch.randn_like(parameter) * scale)
     model.save_pretrained(directory)
     normal = {
         "do_resize": True,  # which pictures of shards have behind them
@@ -247,8 +254,10 @@ def save_tiny(family, directory, **changes):
     }
     text = json.dumps(normal | processor)
     (directory / "preprocessor_config.json").write_text(text)
-    words = {f"w{number}": number for number in range(VOCABULARY)}
-    Tokenizer(WordLevel(words, "w0")).save(str(directory / "tokenizer.json"))
+    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(WORDS)}, "w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens([WORDS[number] for number in (PLACEHOLDER, START, END)])
+    tokenizer.save(str(directory / "tokenizer.json"))
     special = {"eos_token": "w2", "pad_token": "w0", "tokenizer_class": "PreTrainedTokenizerFast"}
     (directory / "tokenizer_config.json").write_text(json.dumps(special))
     return directory

@@ -73,6 +73,7 @@ class Sampler:
     Args:
         adapter: PEFT adapter directory to put on the model, or None.
         render: what makes a text of messages, as `headrace.jobs.commands.chat_prompt` does.
+        pictures: the model is to see pictures, with its vision tower.
 
     Raises:
         ConfigError: no model or adapter there, or one that cannot be used.
@@ -84,6 +85,8 @@ class Sampler:
         model: Path,
         adapter: Path | None,
         render: Callable[[Messages], str] | None = None,
+        *,
+        pictures: bool = False,
     ) -> None:
         for directory, name in ((model, "config.json"), (adapter, "adapter_config.json")):
             if directory is not None and not (directory / name).is_file():
@@ -95,7 +98,7 @@ class Sampler:
         stored_tensors(model)
         quiet_libraries()
 
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
         from headrace.trainer import devices
 
@@ -107,7 +110,8 @@ class Sampler:
             grown = adapter is not None and (adapter / "tokenizer.json").is_file()
             self.tokenizer = AutoTokenizer.from_pretrained(adapter if grown else model, **local)
         with transformers_reads(model):
-            network = AutoModelForCausalLM.from_pretrained(
+            kind: Any = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+            network = kind.from_pretrained(
                 model,
                 config=config_below(model, adapter),
                 dtype="auto",

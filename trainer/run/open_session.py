@@ -206,12 +206,12 @@ def agreed_checkpoint(
 
 def build_engine(built: BuiltStage, config: TrainConfig, layout: RankLayout) -> StageEngine:
     """The engine of the config's schedule; every rank takes part."""
-    sliced = config.sequence_slices > 1
+    timed, sliced = config.profile.timeline, config.sequence_slices > 1
     if config.schedule == "1f1b" and not sliced:
-        return StageEngine(built.chunks, config, layout)
+        return StageEngine(built.chunks, config, layout, timed=timed)
     width = built.architecture.config.hidden_size
     engine = SlicedEngine if sliced else InterleavedEngine
-    return engine(built.chunks, config, layout, width, Transfers(layout))
+    return engine(built.chunks, config, layout, width, Transfers(layout), timed=timed)
 
 
 def open_log(config: TrainConfig, step: int) -> MetricsLog:

@@ -21,6 +21,7 @@ class VisionFamily:
     language: str = "model.language_model"
     three_axes: bool = False  # rotary positions in time, height and width
     two_way: bool = False  # tokens of a picture see each other both ways
+    marks: str | None = None  # argument of the model that tells tokens of pictures from others
     stacked: bool = False  # features of the tower are added again after the first decoder layers
 
     @property
@@ -44,7 +45,11 @@ def is_inside(name: str, paths: Sequence[str]) -> bool:
 
 
 QWEN = VisionFamily(
-    "patches", tower="model.visual", projectors=("model.visual.merger",), three_axes=True
+    "patches",
+    tower="model.visual",
+    projectors=("model.visual.merger",),
+    three_axes=True,
+    marks="mm_token_type_ids",
 )
 QWEN_3 = replace(
     QWEN, projectors=(*QWEN.projectors, "model.visual.deepstack_merger_list"), stacked=True
@@ -57,7 +62,7 @@ IDEFICS_3 = VisionFamily(
 )
 # name of a family -> record; names are those of `schemas.vision`
 VISION_FAMILIES: Mapping[str, VisionFamily] = {
-    "gemma3": VisionFamily("tiles", two_way=True),
+    "gemma3": VisionFamily("tiles", two_way=True, marks="token_type_ids"),
     "idefics3": IDEFICS_3,
     "internvl": VisionFamily("tiles"),
     "llava": VisionFamily("tiles"),

@@ -16,7 +16,9 @@ from tiny_vision import (
     their_arguments,
 )
 from transformers import AutoModelForImageTextToText
+from typer.testing import CliRunner
 
+from headrace.jobs import cli
 from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.shards.manifest import TokenizerRecord
 from headrace.schemas.shards.manifest_file import write_manifest
@@ -106,9 +108,27 @@ def test_adapters_on_tower_and_projector_are_read_by_peft_and_merged(training, m
     names = set(load_file(run / "adapter" / "adapter_model.safetensors"))
     assert any("visual.blocks.1.attn.qkv.lora_A" in name for name in names)
     assert any("visual.merger.mlp.2.weight" in name for name in names)
+    sampled = answer_of(model, rows, run / "adapter")
     merge(model, run / "adapter", tmp_path / "merged")
+    assert answer_of(tmp_path / "merged", rows) == sampled
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits_of(merged, tmp_path / "merged", rows), adapted)
+
+
+def answer_of(model, rows, adapter=None):
+    """What `headrace sample --image` prints for a document's pictures."""
+    tiles = next(tiles for _, _, tiles in documents_of(rows) if tiles)
+    files = []
+    for number, tile in enumerate(tiles):
+        files.append(model.parent / f"{model.name}-{number}.png")
+        files[-1].write_bytes(tile.bytes)
+    images = [part for file in files for part in ("--image", str(file))]
+    prompt = "w10 " + " w11 ".join(["<|vision_start|> <image> <|vision_end|>"] * len(files))
+    options = [] if adapter is None else ["--adapter", str(adapter)]
+    command = ["sample", str(model), prompt, *images, *options, "--max-new-tokens", "4"]
+    done = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output.strip().splitlines()[-1]
 
 
 @pytest.mark.exhaustive
