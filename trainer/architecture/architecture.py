@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -13,18 +12,11 @@ from transformers import (
 
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.trainer.architecture.families import Family
+from headrace.trainer.architecture.router import Router
 from headrace.trainer.families.alibi import Alibi
 from headrace.trainer.vision.families import VisionFamily
 
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
-
-
-@dataclass(frozen=True)
-class Router:
-    """Module that computes the logits by which tokens choose experts, as transformers names it."""
-
-    module_type: type[nn.Module]
-    output_index: int  # of the logits in the module's output
 
 
 @dataclass(frozen=True)
@@ -133,12 +125,3 @@ class Architecture:
         """A number of the config that the family's record names."""
         value = getattr(self.config, key, None) if key else None
         return default if value is None else float(value)
-
-
-def find_router(model: Any) -> Router | None:
-    """The router modules, if the model has experts."""
-    for part in (model, getattr(model, model.base_model_prefix, None)):
-        recorder = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
-        if recorder is not None and hasattr(recorder, "target_class"):
-            return Router(recorder.target_class, recorder.index)
-    return None

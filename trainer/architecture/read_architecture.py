@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from headrace.trainer.architecture.architecture import Architecture, find_router
+from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.config_limits import read_model_config, transformers_reads
 from headrace.trainer.architecture.families import (
     FAMILIES,
@@ -26,6 +26,7 @@ from headrace.trainer.architecture.families_state import (
     UNSUPPORTED,
     has_state,
 )
+from headrace.trainer.architecture.router import find_router
 from headrace.trainer.architecture.weight_index import has_weights, same_bytes, stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
 from headrace.trainer.families.alibi import alibi_of

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
+from headrace.trainer import devices
 from headrace.trainer.architecture.model_directory import model_directory
-from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.architecture.weight_index import weights_fingerprint
 from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.directory_weights import StoredWeights
@@ -27,7 +27,7 @@ from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 
 def fill_stage(
-    config: TrainConfig,
+    config: ModelConfig,
     plan: Plan,
     cut: StageCut,
     device: torch.device,
@@ -39,7 +39,7 @@ def fill_stage(
     Raises:
         DataError: weights missing or of another shape than config.json says.
     """
-    dtype = compute_dtype(config, device)
+    dtype = devices.compute_dtype(config.dtype, device)
     initial = lay_out_with_buffers(plan.architecture, dtype)
     assembled = assemble(plan, config, cut, dtype, device, initial, sequence=sequence, shard=shard)
     types = HeldTypes(initial, dtype)
@@ -58,7 +58,7 @@ def fill_stage(
 
 
 def weight_source(
-    config: TrainConfig, plan: Plan, types: HeldTypes, device: torch.device
+    config: ModelConfig, plan: Plan, types: HeldTypes, device: torch.device
 ) -> WeightSource:
     """Return what the config names: the model's files, or random initialization."""
     if config.weights == "random":
@@ -73,7 +73,7 @@ def weight_source(
 
 
 def open_cache(
-    config: TrainConfig, plan: Plan, dtype: torch.dtype, device: torch.device
+    config: ModelConfig, plan: Plan, dtype: torch.dtype, device: torch.device
 ) -> QuantizedCache | None:
     """Open the cache of quantized layers, if any: one folder for all that decides their bits."""
     settings, quantization = config.quantization, plan.quantization

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.registry import method_of
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_directory import model_directory
@@ -17,7 +17,7 @@ from headrace.trainer.quantized.selection import install_holders, plan_quantizat
 from headrace.trainer.vision.trained import freeze_vision, with_projector
 
 
-def make_plan(config: TrainConfig, base: Architecture) -> Plan:
+def make_plan(config: ModelConfig, base: Architecture) -> Plan:
     """Lay the whole model out without memory, adapters included.
 
     Args:

@@ -9,13 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.adapters.names import ADAPTER, base_name, is_adapter, rows_name
 from headrace.trainer.adapters.token_rows import row_adapters
 from headrace.trainer.architecture.architecture import Architecture
-from headrace.trainer.architecture.precision import trained_dtype
-from headrace.trainer.building.held_values import HeldTypes
+from headrace.trainer.building.held_values import HeldTypes, trained_dtype
 from headrace.trainer.building.parameter_slots import (
     BufferSlot,
     Slot,
@@ -63,7 +62,7 @@ class Materializer:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: ModelConfig,
         architecture: Architecture,
         source: WeightSource,
         types: HeldTypes,
@@ -77,7 +76,7 @@ class Materializer:
         self.source = source
         self.types = types
         self.dtype = types.dtype
-        self.trained_dtype = trained_dtype(config, self.dtype)
+        self.trained_dtype = trained_dtype(config.optimizer, self.dtype)
         self.device = device
         self.method = method
         self.quantization = quantization

@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.adapters.names import rows_name
 from headrace.trainer.building.built_stage import BuiltStage
@@ -29,7 +29,7 @@ from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 
 def build_stage(
-    config: TrainConfig,
+    config: ModelConfig,
     stage: int,
     device: torch.device,
     plan: Plan,
@@ -80,7 +80,7 @@ def build_stage(
 
 
 def construct(
-    spec: StageSpec, config: TrainConfig, device: torch.device, reference: Stage | None = None
+    spec: StageSpec, config: ModelConfig, device: torch.device, reference: Stage | None = None
 ) -> Stage:
     """Return the stage of filled modules, with the faster parts that the config allows."""
     faster = accelerate(spec, config, device)
@@ -91,7 +91,7 @@ def construct(
     return Stage(replace(spec, acceleration=faster), reference)
 
 
-def offloaded(spec: StageSpec, config: TrainConfig, device: torch.device) -> WeightOffload | None:
+def offloaded(spec: StageSpec, config: ModelConfig, device: torch.device) -> WeightOffload | None:
     """Leave the weights that the config names in host memory, and return what brings them.
 
     Raises:
@@ -110,7 +110,7 @@ def offloaded(spec: StageSpec, config: TrainConfig, device: torch.device) -> Wei
 
 
 def build_chunks(
-    config: TrainConfig,
+    config: ModelConfig,
     stage: int,
     device: torch.device,
     plan: Plan,

@@ -8,7 +8,7 @@ from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.building.model_size import ModelSize
 from headrace.trainer.quantized.frozen_weight import Quantizer
-from headrace.trainer.stage.loss import Objective
+from headrace.trainer.stage.spec import Objective
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import LayoutConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.building.model_size import ModelSize, PartSize
@@ -96,7 +96,7 @@ def cut_as_listed(sizes: Sequence[float], stages: int, layers: int, apart: str =
     return [Span(start, stop) for start, stop in bounds]
 
 
-def partition(config: TrainConfig, size: ModelSize) -> list[Span]:
+def partition(config: LayoutConfig, size: ModelSize) -> list[Span]:
     """Return the decoder layers of each stage, or chunk of one, as `partition` in the config asks.
 
     Raises:
@@ -124,7 +124,7 @@ def partition(config: TrainConfig, size: ModelSize) -> list[Span]:
     return apart + [Span.whole(part) for part in ranges]
 
 
-def first_cost(config: TrainConfig, size: ModelSize) -> float:
+def first_cost(config: LayoutConfig, size: ModelSize) -> float:
     """Return what the first stage's embedding, and a vision tower beside it, count in a cut."""
     if config.partition == "memory":
         return held(size.embedding) + (0.0 if size.vision is None else held(size.vision))
@@ -151,7 +151,7 @@ def held(part: PartSize) -> float:
     return part.weights - part.quantized + part.quantized_bytes / 2 + 7.0 * part.trained
 
 
-def check_stacked(config: TrainConfig, size: ModelSize, architecture: Architecture) -> None:
+def check_stacked(config: LayoutConfig, size: ModelSize, architecture: Architecture) -> None:
     """Check that features which are added after decoder layers find these beside their tower.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.names import base_name, is_adapter
 from headrace.trainer.architecture.read_architecture import lay_out
 from headrace.trainer.building.assembly import assemble
@@ -22,7 +22,7 @@ from headrace.trainer.stage.spec import StageSpec
 def reference_of(
     policy: StageSpec,
     plan: Plan,
-    config: TrainConfig,
+    config: ModelConfig,
     cut: StageCut,
     device: torch.device,
 ) -> StageSpec:
@@ -50,7 +50,7 @@ def reference_of(
     return replace(reference, weight_offload=policy.weight_offload)
 
 
-def teacher_of(plan: Plan, config: TrainConfig, stage: int, device: torch.device) -> StageSpec:
+def teacher_of(plan: Plan, config: ModelConfig, stage: int, device: torch.device) -> StageSpec:
     """A stage of the model that an objective learns from, whole and frozen.
 
     Args:

@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError, HeadraceError
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import FAMILIES, refuse
 from headrace.trainer.architecture.half_layer import Span
@@ -127,21 +127,20 @@ def try_out(architecture: Architecture, kind: str, draw: int = 0) -> tuple[float
         return compare(config, make_plan(config, tiny), theirs)
 
 
-def trial_config(model: str, kind: str) -> TrainConfig:
+def trial_config(model: str, kind: str, weights: str = "stored") -> ModelConfig:
     """Return the config of a trial.
 
     Args:
         kind: of what is trained.
     """
-    return TrainConfig.model_validate(
+    return ModelConfig.model_validate(
         {
             "model": model,
-            "output_dir": "unused",
+            "weights": weights,
             "adapter": {"kind": kind},
             "router_loss": 0.0,
             "dtype": "float32",
             "optimizer": {"lr": 1.0},
-            "datasets": [{"path": "unused"}],
         }
     )
 
@@ -179,7 +178,7 @@ def randomize(model: Any) -> None:
             slot.value.add_(torch.randn_like(slot.value) * SPREAD)
 
 
-def compare(config: TrainConfig, plan: Plan, theirs: Any) -> tuple[float, float]:
+def compare(config: ModelConfig, plan: Plan, theirs: Any) -> tuple[float, float]:
     """Return what `try_out` does, of a checkpoint that transformers has loaded."""
     stages = build_tiny(config, plan)
     trained = [item for stage in stages for item in stage.trained]
@@ -213,7 +212,7 @@ class TinyStage:
     tied_head: nn.Parameter | None
 
 
-def build_tiny(config: TrainConfig, plan: Plan) -> list[TinyStage]:
+def build_tiny(config: ModelConfig, plan: Plan) -> list[TinyStage]:
     """Two stages, or one where there is a single layer, loaded from the checkpoint."""
     layers = plan.architecture.config.num_hidden_layers
     cuts = [range(layers // 2), range(layers // 2, layers)] if layers > 1 else [range(1)]
@@ -273,7 +272,7 @@ def gradient_difference(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
     return torch.stack(differences).max().item()
 
 
-def check_rows_can_be_cut(config: TrainConfig, architecture: Architecture) -> None:
+def check_rows_can_be_cut(config: ModelConfig, architecture: Architecture) -> None:
     """Refuse models of which a rank cannot hold a part of each row.
 
     Raises:
@@ -283,7 +282,7 @@ def check_rows_can_be_cut(config: TrainConfig, architecture: Architecture) -> No
     check_tiny(setting, "use more pipeline_stages in its place", architecture, find_mixing)
 
 
-def check_rows_can_be_sliced(config: TrainConfig, architecture: Architecture) -> None:
+def check_rows_can_be_sliced(config: ModelConfig, architecture: Architecture) -> None:
     """Refuse models through which rows cannot go in slices.
 
     Raises:
@@ -317,7 +316,7 @@ def check_tiny(
         )
 
 
-def check_weights_can_be_cut(config: TrainConfig, architecture: Architecture) -> None:
+def check_weights_can_be_cut(config: ModelConfig, architecture: Architecture) -> None:
     """Refuse models of which a rank cannot hold a part of each weight.
 
     Raises:
@@ -360,7 +359,7 @@ def tiny_spec(
         changes: of its config.
     """
     with tempfile.TemporaryDirectory(prefix="headrace-trial-") as folder:
-        config = trial_config(folder, "none").model_copy(update={"weights": "random"})
+        config = trial_config(folder, "none", weights="random")
         shrunk = shrink(architecture.config)
         shrunk.update(changes)
         shrunk.save_pretrained(folder)
@@ -371,7 +370,7 @@ def tiny_spec(
     return spec
 
 
-def plan_model(config: TrainConfig) -> Plan:
+def plan_model(config: ModelConfig) -> Plan:
     """Lay out the model that a config names; one whose type has no record is tried out first.
 
     Raises:
@@ -398,7 +397,7 @@ def plan_model(config: TrainConfig) -> Plan:
     return plan
 
 
-def check_parts(config: TrainConfig, plan: Plan) -> None:
+def check_parts(config: ModelConfig, plan: Plan) -> None:
     """Refuse weights that the ranks do not divide, or that are held in a form that is not cut.
 
     Raises:
@@ -412,6 +411,6 @@ def check_parts(config: TrainConfig, plan: Plan) -> None:
         )
 
 
-def shard_of(config: TrainConfig) -> TensorShard:
+def shard_of(config: ModelConfig) -> TensorShard:
     """Return the part of the weights that a first rank holds, without a group to exchange with."""
     return TensorShard(0, config.tensor_parallel)

@@ -21,11 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.architecture.half_layer import Half, Span
-from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.assembly import assemble
-from headrace.trainer.building.held_values import lay_out_with_buffers
+from headrace.trainer.building.held_values import lay_out_with_buffers, trained_dtype
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.expert_adapters import swap_expert_adapters
@@ -68,7 +67,7 @@ class ExpertsAsOne(nn.Module):
 
 
 def layer_activations(
-    plan: Plan, config: TrainConfig, dtype: torch.dtype, sequence_len: int
+    plan: Plan, config: ModelConfig, dtype: torch.dtype, sequence_len: int
 ) -> LayerActivations:
     """Count what layers keep, each kind of them once."""
     kinds = kinds_of_layers(plan)
@@ -113,7 +112,7 @@ def shapes_of(module: nn.Module) -> tuple[tuple[int, ...], ...]:
 
 def kept_by(
     plan: Plan,
-    config: TrainConfig,
+    config: ModelConfig,
     layer: Span,
     dtype: torch.dtype,
     sequence_len: int,
@@ -156,17 +155,17 @@ def kept_by(
     return float(saved.bytes + adapted)
 
 
-def lay_out_layer(plan: Plan, config: TrainConfig, layer: Span, dtype: torch.dtype) -> Stage:
+def lay_out_layer(plan: Plan, config: ModelConfig, layer: Span, dtype: torch.dtype) -> Stage:
     """Return a stage of one layer, or half of one, whose weights have no memory."""
     initial = lay_out_with_buffers(plan.architecture, dtype)
     cut = StageCut(1, 3, layer)  # neither the first stage nor the last
     return copy.deepcopy(Stage(assemble(plan, config, cut, dtype, torch.device("cpu"), initial)))
 
 
-def prepare_layer(stage: Stage, plan: Plan, config: TrainConfig, dtype: torch.dtype) -> None:
+def prepare_layer(stage: Stage, plan: Plan, config: ModelConfig, dtype: torch.dtype) -> None:
     """Give a stage's weights their types, and its layer the parts that a run swaps in."""
     for module in list(stage.modules()):
-        fill_without_memory(module, dtype, trained_dtype(config, dtype))
+        fill_without_memory(module, dtype, trained_dtype(config.optimizer, dtype))
     swap_expert_adapters(stage)
     if config.kernels == "auto":
         swap_adapters(stage.layers[0], may_join=False)

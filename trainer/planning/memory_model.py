@@ -8,10 +8,10 @@ import torch
 
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.train.layer_ranges import recomputed_layers
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.optimizers import OFFLOAD_BUCKET, OFFLOAD_BUCKETS
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.half_layer import Half, Span
-from headrace.trainer.architecture.precision import trained_dtype
+from headrace.trainer.building.held_values import trained_dtype
 from headrace.trainer.building.interleaved_schedule import most_held, most_slices
 from headrace.trainer.building.model_size import ModelSize, PartSize
 from headrace.trainer.layers.weight_offload import PLACES
@@ -85,7 +85,7 @@ class StageMemory:
 
 
 def stage_memory(
-    config: TrainConfig,
+    config: ModelConfig,
     size: ModelSize,
     layers: Sequence[Span],
     stage: int,
@@ -107,7 +107,7 @@ def stage_memory(
     trained = sum(part.trained for part in parts)
     matrices = sum(part.trained_matrices for part in parts)
     frozen = sum(part.weights - part.quantized for part in parts) - trained
-    trained_bytes = trained_dtype(config, dtype).itemsize
+    trained_bytes = trained_dtype(config.optimizer, dtype).itemsize
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
     models = 2 if has_reference and config.adapter.record.trains_base else 1
@@ -127,7 +127,7 @@ def stage_memory(
 
 
 def activation_bytes(
-    config: TrainConfig,
+    config: ModelConfig,
     count: int,
     layers: Sequence[Span],
     stage: int,
@@ -166,7 +166,7 @@ def activation_bytes(
     )
 
 
-def kept_keys(config: TrainConfig, stage: int, keys: float, recomputed: Sequence[bool]) -> float:
+def kept_keys(config: ModelConfig, stage: int, keys: float, recomputed: Sequence[bool]) -> float:
     """Bytes of keys and values that slices of rows keep, beside what autograd keeps of them.
 
     Args:
@@ -184,7 +184,7 @@ def kept_keys(config: TrainConfig, stage: int, keys: float, recomputed: Sequence
 
 
 def state_bytes(
-    config: TrainConfig, trained: int, matrices: int, itemsize: int, copies: int
+    config: ModelConfig, trained: int, matrices: int, itemsize: int, copies: int
 ) -> float:
     """Bytes of the optimizer's states on the device of one rank.
 
@@ -204,7 +204,7 @@ def state_bytes(
 
 
 def at_host(
-    config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int, dtype: torch.dtype
+    config: ModelConfig, size: ModelSize, layers: Sequence[Span], stage: int, dtype: torch.dtype
 ) -> float:
     """Bytes of frozen weights that are in host memory instead; two layers' of a chunk come back."""
     saved = 0.0
@@ -222,7 +222,7 @@ def at_host(
 
 
 def parts_of_stage(
-    config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int
+    config: ModelConfig, size: ModelSize, layers: Sequence[Span], stage: int
 ) -> list[PartSize]:
     """List the parts of the model that one stage holds in all its chunks."""
     numbers = range(stage, config.parts, config.pipeline_stages)
@@ -233,7 +233,7 @@ def parts_of_stage(
     ]
 
 
-def in_flight(config: TrainConfig, stage: int, sizes: Sequence[float]) -> float:
+def in_flight(config: ModelConfig, stage: int, sizes: Sequence[float]) -> float:
     """Return the activations that a stage holds for backward passes, each of `sizes` by chunk."""
     stages, micro_batches = config.pipeline_stages, config.gradient_accumulation_steps
     if config.schedule == "interleaved":

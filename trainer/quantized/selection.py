@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from headrace.kernels.fp8_linear import ALIGNMENT
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.quantization_config import QuantizationConfig, check_installed
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families_state import is_bypassed
@@ -86,7 +86,7 @@ class Quantization:
         return bits
 
 
-def check_fp8_device(config: TrainConfig, device: torch.device) -> None:
+def check_fp8_device(config: ModelConfig, device: torch.device) -> None:
     """Check that a GPU has matrix units for 8-bit floats, where they are asked for.
 
     Raises:
@@ -119,7 +119,7 @@ def check_fp8_shape(name: str, shape: torch.Size) -> None:
 
 
 def plan_quantization(
-    config: TrainConfig, directory: Path, plain: nn.Module
+    config: ModelConfig, directory: Path, plain: nn.Module
 ) -> Quantization | None:
     """Return the quantization that the config asks for, or that the model's files have.
 

@@ -12,7 +12,7 @@ import torch
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers import document_attention
@@ -21,6 +21,7 @@ from headrace.trainer.layers.layer_functions import LayerFunctions, compiled
 from headrace.trainer.layers.lora_layers import LoraLinear, swap_adapters
 from headrace.trainer.layers.norms import faster_norm, swap_norms
 from headrace.trainer.layers.rotary_attention import swap_attention
+from headrace.trainer.layers.selective_checkpoint import layer_functions
 from headrace.trainer.stage.spec import Acceleration, StageSpec
 
 CAP, SINKS = "attn_logit_softcapping", "sink"  # as transformers 5.14 to 5.23 name them
@@ -30,7 +31,7 @@ CHANGE_MASKS = {"doge"}  # model types whose attention computes with its mask
 HAND_ON = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 
 
-def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
+def uses_kernels(config: ModelConfig, device: torch.device) -> bool:
     """Return whether the Triton kernels and compiled layers are used on this device."""
     return config.kernels != "torch" and devices.is_accelerator(device)
 
@@ -53,7 +54,7 @@ def hands_on_attention(architecture: Architecture) -> bool:
 
 
 def runs_compiled(
-    layers: Iterable[nn.Module], config: TrainConfig, architecture: Architecture
+    layers: Iterable[nn.Module], config: ModelConfig, architecture: Architecture
 ) -> bool:
     """Return whether layers run compiled on a GPU.
 
@@ -69,7 +70,7 @@ def is_looped(part: Any) -> bool:
     return isinstance(part, ParamWrapper) or (experts and not isinstance(part, GroupedExperts))
 
 
-def accelerate(spec: StageSpec, config: TrainConfig, device: torch.device) -> Acceleration:
+def accelerate(spec: StageSpec, config: ModelConfig, device: torch.device) -> Acceleration:
     """Swap faster parts into a stage's modules, whose weights are there, and return the others."""
     if not uses_kernels(config, device):
         return Acceleration()
@@ -92,9 +93,10 @@ def accelerate(spec: StageSpec, config: TrainConfig, device: torch.device) -> Ac
         attend_by_bounds(nn.ModuleList(layers))
         for layer in layers if ours_inside and family.llama_attention else ():
             swap_attention(layer, family.attention_module)
+    plain = layer_functions(selective=spec.selective)
     return Acceleration(
         norm=faster,
-        layer_functions=compiled_functions(spec.layer_functions) if compiles else None,
+        layer_functions=compiled_functions(plain) if compiles else None,
         before_step=partial(LoraLinear.refresh, adapters),
         by_bounds=by_bounds,
         in_blocks=by_bounds and prefers_blocks(layers, spec.architecture),

@@ -1,7 +1,7 @@
 """The head of the last stage, and the cross-entropy over it."""
 
 import contextlib
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +16,7 @@ from headrace.trainer.stage.head_loss import (
     is_plain,
     logits_of,
 )
-from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
-
-
-class Objective(Protocol):
-    """The loss of the last stage; its classes are in `headrace.trainer.objectives`."""
-
-    @property
-    def takes_teacher(self) -> bool:
-        """Return whether `reference` is a teacher's hidden states, and its head `head.teacher`."""
-
-    def loss(
-        self,
-        head: "StageLoss",
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        """Return the loss of a micro-batch, from hidden states after the norm."""
 
 
 class StageLoss:

@@ -27,7 +27,7 @@ from headrace.trainer.layers.router_loss import (
     tap_router,
     total_loss,
 )
-from headrace.trainer.layers.selective_checkpoint import kept_products
+from headrace.trainer.layers.selective_checkpoint import kept_products, layer_functions
 from headrace.trainer.row_slice import RowSlice
 from headrace.trainer.stage.companion import joined, parted
 from headrace.trainer.stage.distance_biases import DistanceBiases
@@ -112,10 +112,10 @@ class Stage(nn.Module):
         self.seeded = spec.seeded
         self.weight_offload = spec.weight_offload
         self.selective = spec.selective
-        self.layer_functions = faster.layer_functions or spec.layer_functions
+        self.uncompiled = layer_functions(selective=spec.selective)
+        self.layer_functions = faster.layer_functions or self.uncompiled
         # For layers with a state, whose code goes by documents' lengths, and for selective
         # recomputation from outside, which keeps results that compiled code writes over
-        self.uncompiled = spec.layer_functions
         self.before_step = faster.before_step
         self.by_bounds, self.in_blocks = faster.by_bounds, faster.in_blocks
         self.objective = spec.objective
