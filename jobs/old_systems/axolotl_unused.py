@@ -69,7 +69,7 @@ HARMLESS = {
         otel_metrics_host otel_metrics_port include_tokens_per_second include_tkps
         axolotl_config_path""",
     ANSWERS: """
-        eval_table_size eval_max_new_tokens do_causal_lm_eval eval_causal_lm_metrics do_bench_eval
+        do_causal_lm_eval eval_causal_lm_metrics do_bench_eval
         bench_dataset bench_split gradio_title gradio_share gradio_server_name gradio_server_port
         gradio_max_new_tokens gradio_temperature generate_samples num_generation_samples
         generation_max_new_tokens generation_temperature generation_top_p generation_top_k

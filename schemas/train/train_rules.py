@@ -477,6 +477,7 @@ def check_evaluation(config: "TrainConfig") -> None:
             raise ValueError(
                 f"{key} needs an evaluation loss; add [[evaluation_datasets]] or remove it"
             )
+    check_prompts(config)
     names = config.evaluation_names()
     for name in names:
         if names.count(name) > 1:
@@ -551,3 +552,32 @@ def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
             'set "error" or "drop"',
         ),
     ]
+
+
+def check_prompts(config: "TrainConfig") -> None:
+    """Refuse prompts where nothing can be generated."""
+    evaluation, objective = config.evaluation, config.objective
+    for key in ("max_new_tokens", "temperature"):
+        if key in evaluation.model_fields_set and not evaluation.asks:
+            raise ValueError(
+                f"evaluation.{key} has no meaning without evaluation.prompts or prompt_rows; "
+                "drop it"
+            )
+    if not evaluation.asks:
+        return
+    if evaluation.prompt_rows and not config.evaluation_datasets:
+        raise ValueError(
+            "evaluation.prompt_rows needs [[evaluation_datasets]], whose rows it takes"
+        )
+    refusals = [
+        (objective.record.scores, f'objective.kind = "{objective.kind}"', "which writes no text"),
+        (config.schedule != "1f1b", f'schedule = "{config.schedule}"', 'use "1f1b"'),
+        (config.sequence_parallel > 1, "sequence_parallel", "which cuts rows"),
+        (config.sequence_slices > 1, "sequence_slices", "which cuts rows"),
+        (config.tensor_parallel > 1, "tensor_parallel", "which cuts weights"),
+        (config.vision is not None, "[vision]", "whose pictures a prompt cannot hold"),
+        (config.adapter.record.by_class, f'adapter.kind = "{config.adapter.kind}"', "by class"),
+    ]
+    for is_wrong, key, reason in refusals:
+        if is_wrong:
+            raise ValueError(f"evaluation.prompts do not go with {key}, {reason}; drop one")
