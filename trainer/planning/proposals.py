@@ -13,7 +13,11 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.schemas.train.train_rules import check_rules
 from headrace.trainer.building.model_size import ModelSize
-from headrace.trainer.building.self_check import check_rows_can_be_cut, check_rows_can_be_sliced
+from headrace.trainer.building.self_check import (
+    check_mlps_can_be_tiled,
+    check_rows_can_be_cut,
+    check_rows_can_be_sliced,
+)
 from headrace.trainer.planning.changes import parts_of_weights, toml, with_changes
 from headrace.trainer.planning.layout_rates import HOST, LINK, PRODUCTS, tokens_per_second
 from headrace.trainer.planning.memory_model import LayerActivations
@@ -22,6 +26,7 @@ from headrace.trainer.planning.run_plan import plan_run
 
 FREE = 0.92  # of a GPU's memory: the rest is for its driver and fragments
 SHOWN = 6
+TILES, LONG_ROW = 8, 32768  # tokens from which MLPs are tried in tiles
 SLICES, LEAST_SLICE = (2, 4, 8), 2048  # tokens that fill a GPU
 Changes = Mapping[str, Any]
 
@@ -42,6 +47,7 @@ class Proposal:
         layout = (config.pipeline_stages, self.run.replicas, *shared)
         slices = config.sequence_slices
         places = [key for key, value in self.changes.items() if value is True or value == "mlp"]
+        places += ["tiles"] * (config.tiles > 1)
         return [
             f"{self.rate:,.0f}",
             peak,
@@ -70,21 +76,21 @@ def propose(run: RunPlan, gpus: int, memory: float) -> list[Proposal]:
 def plans(run: RunPlan, gpus: int) -> Iterator[tuple[Changes, RunPlan]]:
     """Yield what a config may change, and the run that it then is."""
     parts = run.config.tensor_parallel
-    counted: dict[tuple[bool, int], LayerActivations] = {}
+    counted: dict[tuple[bool, int, int], LayerActivations] = {}
     sizes: dict[int, ModelSize] = {parts: run.size}
     if run.config.activation_checkpointing != "selective":
-        counted[False, parts] = run.activations
+        counted[False, run.config.tiles, parts] = run.activations
     for changes in candidates(run, gpus):
         config = with_changes(run.config, changes)
         parts = config.tensor_parallel
-        key = (config.activation_checkpointing == "selective", parts)
-        known, size = counted.get(key), sizes.get(parts)
+        kind = config.activation_checkpointing == "selective", config.tiles, parts
+        known, size = counted.get(kind), sizes.get(parts)
         try:
             check_rules(config)
             tried = plan_run(config, run.plan, gpus, run.sequence_len, known, size)
         except (ValueError, ConfigError):
             continue  # keys that do not go together, or more stages than layers
-        counted[key], sizes[parts] = tried.activations, tried.size
+        counted[kind], sizes[parts] = tried.activations, tried.size
         yield changes, tried
 
 
@@ -92,6 +98,7 @@ def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
     """Yield changes of a config: each layout with each way to save memory."""
     config = run.config
     rows = config.gradient_accumulation_steps * run.replicas
+    tiled = can_tile(run)
     sharing = (shares_of_rows(run, gpus), [1, *parts_of_weights(run, gpus)], slices_of_rows(run))
     for stages, shares, parts, slices in product(divisors(gpus), *sharing):
         replicas, rest = divmod(gpus, stages * shares * parts)
@@ -110,7 +117,7 @@ def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
             layout["schedule"] = "1f1b"
         if isinstance(config.partition, list) and stages != config.pipeline_stages:
             layout["partition"] = "cost"
-        for saved in ways_to_save(config, copies=replicas * shares):
+        for saved in ways_to_save(config, copies=replicas * shares, tiled=tiled):
             changes = {**layout, **saved}
             now = {key: value_of(config, key) for key in changes}
             yield {key: value for key, value in changes.items() if now[key] != value}
@@ -124,11 +131,14 @@ def value_of(config: TrainConfig, key: str) -> Any:
     return value
 
 
-def ways_to_save(config: TrainConfig, *, copies: int) -> Iterator[dict[str, Any]]:
+def ways_to_save(
+    config: TrainConfig, *, copies: int, tiled: bool = False
+) -> Iterator[dict[str, Any]]:
     """Yield settings that take memory off a GPU, the mildest first.
 
     Args:
         copies: ranks that hold the same weights.
+        tiled: MLPs may go over tiles of the tokens.
     """
     record, frozen = config.optimizer.record, not config.adapter.record.trains_base
     recomputed: list[dict[str, Any]] = [
@@ -136,6 +146,8 @@ def ways_to_save(config: TrainConfig, *, copies: int) -> Iterator[dict[str, Any]
         for kind in ("none", "selective", "full")
     ]
     recomputed.append({"activation_checkpointing": "full", "activation_offload": True})
+    if tiled:
+        recomputed += [{**recomputed[-2], "tiles": TILES}, {**recomputed[-1], "tiles": TILES}]
     states: list[dict[str, Any]] = [{"optimizer.shard": False, "optimizer.offload": False}]
     if copies > 1 and record.shardable and not config.relora.every_steps:
         states.append({"optimizer.shard": True, "optimizer.offload": False})
@@ -162,6 +174,17 @@ def shares_of_rows(run: RunPlan, gpus: int) -> list[int]:
     except ConfigError:
         return [1]
     return fitting
+
+
+def can_tile(run: RunPlan) -> bool:
+    """Return whether MLPs of this model are tried in tiles."""
+    if run.sequence_len < LONG_ROW or run.config.tiles > 1:
+        return False
+    try:
+        check_mlps_can_be_tiled(run.config, run.plan.architecture)
+    except ConfigError:
+        return False
+    return True
 
 
 def slices_of_rows(run: RunPlan) -> list[int]:
