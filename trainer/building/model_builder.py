@@ -24,6 +24,7 @@ from headrace.trainer.stage.acceleration import accelerate
 from headrace.trainer.stage.sliced_attention import slice_rows
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.tiled_mlp import tile_mlps
 from headrace.trainer.tensor_parallel.cut_stage import connect_ranks
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
@@ -84,6 +85,8 @@ def construct(
 ) -> Stage:
     """Return the stage of filled modules, with the faster parts that the config allows."""
     faster = accelerate(spec, config, device)
+    if config.tiles > 1:
+        tile_mlps(spec.layer_modules, config.tiles, keeps_chance=spec.seeded)
     if config.sequence_slices > 1:
         slice_rows(spec.layer_modules)
     share_rows(spec.tree.modules(), spec.sequence)

@@ -40,7 +40,7 @@ from headrace.trainer.building.parameter_slots import TrainedParameter, stored_b
 from headrace.trainer.building.partition import StageCut, check_stacked
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.stage.micro_batch import MicroBatch
-from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced
+from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced, find_untiled
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
 from headrace.trainer.stage.tensor_check import VOCABULARY as TRIAL_VOCABULARY
@@ -293,6 +293,16 @@ def check_rows_can_be_sliced(config: ModelConfig, architecture: Architecture) ->
     check_tiny(setting, remedy, architecture, find_unsliced)
 
 
+def check_mlps_can_be_tiled(config: ModelConfig, architecture: Architecture) -> None:
+    """Refuse models whose MLPs cannot go over parts of the tokens.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    remedy = 'use activation_checkpointing = "full" without it'
+    check_tiny(f"tiles = {config.tiles}", remedy, architecture, find_untiled)
+
+
 def check_tiny(
     setting: str, remedy: str, architecture: Architecture, find: Callable[[Stage], str | None]
 ) -> None:
@@ -385,6 +395,8 @@ def plan_model(config: ModelConfig) -> Plan:
         check_rows_can_be_cut(config, architecture)
     if config.sequence_slices > 1:
         check_rows_can_be_sliced(config, architecture)
+    if config.tiles > 1:
+        check_mlps_can_be_tiled(config, architecture)
     if config.tensor_parallel > 1:
         check_weights_can_be_cut(config, architecture)
     plan = make_plan(config, architecture)

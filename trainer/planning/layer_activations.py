@@ -40,6 +40,7 @@ from headrace.trainer.stage.acceleration import (
     runs_without_masks,
 )
 from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.tiled_mlp import tile_mlps
 
 STATE_TOKENS = 256  # of a layer with a state, which keeps in proportion; a chunk of most families
 
@@ -81,18 +82,23 @@ def layer_activations(
     width = plan.architecture.config.hidden_size
     boundary = config.places * sequence_len * width * dtype.itemsize
 
-    def count(layer: int, span: Span, *, selective: bool = False) -> float:
+    def count(layer: int, span: Span, *, selective: bool = False, tiles: int = 1) -> float:
         tokens = sequence_len
         if plan.architecture.stateful[layer]:
             tokens = min(sequence_len, STATE_TOKENS)
-        kept = kept_by(plan, config, span, dtype, tokens, selective=selective)
+        kept = kept_by(plan, config, span, dtype, tokens, selective=selective, tiles=tiles)
         return kept * sequence_len / tokens
 
     kept = {key: count(key[0], span) for key, span in spans.items()}
     selected = dict.fromkeys(spans, 0.0)
     if config.activation_checkpointing == "selective":
         selected = {key: count(key[0], span, selective=True) for key, span in spans.items()}
-    return LayerActivations(kinds, kept, selected, float(boundary))
+    tile, tiles = 0.0, config.tiles
+    if tiles > 1:
+        whole = kept
+        kept = {key: count(key[0], span, tiles=tiles) for key, span in spans.items()}
+        tile = max(max(0.0, whole[key] - kept[key]) for key in spans) / tiles
+    return LayerActivations(kinds, kept, selected, float(boundary), tile=tile)
 
 
 def kinds_of_layers(plan: Plan) -> list[int]:
@@ -118,14 +124,20 @@ def kept_by(
     sequence_len: int,
     *,
     selective: bool = False,
+    tiles: int = 1,
 ) -> float:
-    """Bytes that autograd, or selective recomputation, keeps of one layer, or half of it."""
+    """Bytes that autograd, or selective recomputation, keeps of one layer, or half of it.
+
+    Args:
+        tiles: over which its MLP goes.
+    """
     rows, width = config.places, plan.architecture.config.hidden_size
     stage = lay_out_layer(plan, config, layer, dtype)
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
     with FakeTensorMode():
         prepare_layer(stage, plan, config, dtype)
+        tiled = tiles > 1 and tile_mlps(list(stage.layers), tiles, keeps_chance=False)
         compiles = fast and runs_compiled(stage.layers, config, plan.architecture)
         hidden = torch.zeros(rows, sequence_len, width, dtype=dtype, requires_grad=True)
         positions = torch.zeros(rows, sequence_len, dtype=torch.int64)
@@ -152,7 +164,8 @@ def kept_by(
         for tensor in [*([] if mask is None else [mask]), *(table or ())]:
             saved.leave_out(tensor)
         del output
-    return float(saved.bytes + adapted)
+    of_tiles = hidden.nbytes if tiled else 0  # their inputs, which recomputation holds
+    return float(saved.bytes + adapted + of_tiles)
 
 
 def lay_out_layer(plan: Plan, config: ModelConfig, layer: Span, dtype: torch.dtype) -> Stage:

@@ -12,7 +12,11 @@ from typing import Any
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.schemas.train.train_rules import check_rules
-from headrace.trainer.building.self_check import check_rows_can_be_cut, check_rows_can_be_sliced
+from headrace.trainer.building.self_check import (
+    check_mlps_can_be_tiled,
+    check_rows_can_be_cut,
+    check_rows_can_be_sliced,
+)
 from headrace.trainer.planning.changes import toml, with_changes
 from headrace.trainer.planning.layout_rates import HOST, LINK, PRODUCTS, tokens_per_second
 from headrace.trainer.planning.memory_model import LayerActivations
@@ -21,6 +25,7 @@ from headrace.trainer.planning.run_plan import plan_run
 
 FREE = 0.92  # of a GPU's memory: the rest is for its driver and fragments
 SHOWN = 6
+TILES, LONG_ROW = 8, 32768  # tokens from which MLPs are tried in tiles
 SLICES, LEAST_SLICE = (2, 4, 8), 2048  # tokens that fill a GPU
 Changes = Mapping[str, Any]
 
@@ -40,6 +45,7 @@ class Proposal:
         layout = (config.pipeline_stages, self.run.replicas, config.sequence_parallel)
         slices = config.sequence_slices
         places = [key for key, value in self.changes.items() if value is True or value == "mlp"]
+        places += ["tiles"] * (config.tiles > 1)
         return [
             f"{self.rate:,.0f}",
             peak,
@@ -67,18 +73,18 @@ def propose(run: RunPlan, gpus: int, memory: float) -> list[Proposal]:
 
 def plans(run: RunPlan, gpus: int) -> Iterator[tuple[Changes, RunPlan]]:
     """Yield what a config may change, and the run that it then is."""
-    counted: dict[bool, LayerActivations] = {}
+    counted: dict[tuple[bool, int], LayerActivations] = {}
     if run.config.activation_checkpointing != "selective":
-        counted[False] = run.activations
+        counted[False, run.config.tiles] = run.activations
     for changes in candidates(run, gpus):
         config = with_changes(run.config, changes)
-        selective = config.activation_checkpointing == "selective"
+        kind = config.activation_checkpointing == "selective", config.tiles
         try:
             check_rules(config)
-            tried = plan_run(config, run.plan, gpus, run.sequence_len, counted.get(selective))
+            tried = plan_run(config, run.plan, gpus, run.sequence_len, counted.get(kind))
         except (ValueError, ConfigError):
             continue  # keys that do not go together, or more stages than layers
-        counted[selective] = tried.activations
+        counted[kind] = tried.activations
         yield changes, tried
 
 
@@ -86,6 +92,7 @@ def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
     """Yield changes of a config: each layout with each way to save memory."""
     config = run.config
     rows = config.gradient_accumulation_steps * run.replicas
+    tiled = can_tile(run)
     cuts = product(divisors(gpus), shares_of_rows(run, gpus), slices_of_rows(run))
     for stages, shares, slices in cuts:
         replicas, rest = divmod(gpus, stages * shares)
@@ -103,7 +110,7 @@ def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
             layout["schedule"] = "1f1b"
         if isinstance(config.partition, list) and stages != config.pipeline_stages:
             layout["partition"] = "cost"
-        for saved in ways_to_save(config, copies=replicas * shares):
+        for saved in ways_to_save(config, copies=replicas * shares, tiled=tiled):
             changes = {**layout, **saved}
             now = {key: value_of(config, key) for key in changes}
             yield {key: value for key, value in changes.items() if now[key] != value}
@@ -117,11 +124,14 @@ def value_of(config: TrainConfig, key: str) -> Any:
     return value
 
 
-def ways_to_save(config: TrainConfig, *, copies: int) -> Iterator[dict[str, Any]]:
+def ways_to_save(
+    config: TrainConfig, *, copies: int, tiled: bool = False
+) -> Iterator[dict[str, Any]]:
     """Yield settings that take memory off a GPU, the mildest first.
 
     Args:
         copies: ranks that hold the same weights.
+        tiled: MLPs may go over tiles of the tokens.
     """
     record, frozen = config.optimizer.record, not config.adapter.record.trains_base
     recomputed: list[dict[str, Any]] = [
@@ -129,6 +139,8 @@ def ways_to_save(config: TrainConfig, *, copies: int) -> Iterator[dict[str, Any]
         for kind in ("none", "selective", "full")
     ]
     recomputed.append({"activation_checkpointing": "full", "activation_offload": True})
+    if tiled:
+        recomputed += [{**recomputed[-2], "tiles": TILES}, {**recomputed[-1], "tiles": TILES}]
     states: list[dict[str, Any]] = [{"optimizer.shard": False, "optimizer.offload": False}]
     if copies > 1 and record.shardable and not config.relora.every_steps:
         states.append({"optimizer.shard": True, "optimizer.offload": False})
@@ -155,6 +167,17 @@ def shares_of_rows(run: RunPlan, gpus: int) -> list[int]:
     except ConfigError:
         return [1]
     return fitting
+
+
+def can_tile(run: RunPlan) -> bool:
+    """Return whether MLPs of this model are tried in tiles."""
+    if run.sequence_len < LONG_ROW or run.config.tiles > 1:
+        return False
+    try:
+        check_mlps_can_be_tiled(run.config, run.plan.architecture)
+    except ConfigError:
+        return False
+    return True
 
 
 def slices_of_rows(run: RunPlan) -> list[int]:

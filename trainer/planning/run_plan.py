@@ -141,4 +141,7 @@ def layer_work(
     attends = plan.architecture.attends[index] and half != "mlp"
     seen = min(window, sequence_len / 2) if attends else 0.0
     attention_passes = 3 + recomputed  # forward once, backward two products for each of two
-    return 2 * part.active * weight_passes + 4 * seen * width * attention_passes
+    work = 2 * part.active * weight_passes + 4 * seen * width * attention_passes
+    if config.tiles > 1 and half != "attention":  # each MLP runs once more
+        work += 2 * (size.piece(index, "mlp") if size.halves else part).active
+    return work
