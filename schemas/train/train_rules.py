@@ -24,6 +24,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_packing(config)
     check_new_tokens(config)
     check_checkpointing(config)
+    check_tiles(config)
     check_offload(config)
     check_adapters_only(config)
     check_objective(config)
@@ -104,14 +105,11 @@ def check_slices(config: "TrainConfig") -> None:
             f'{slices} schedule = "{config.schedule}", whose passes have another order; set '
             '"1f1b", or use one of both'
         )
-    if config.objective.record.columns != "rows":
+    record = config.objective.record
+    if record.columns != "rows" or record.scores or record.has_reference:
         raise ValueError(
             f'{slices} objective.kind = "{config.objective.kind}", which compares whole answers '
             "before the first gradient; set sequence_slices = 1 and use more micro-batches"
-        )
-    if config.vision is not None:
-        raise ValueError(
-            f"{slices} [vision], whose pictures belong to whole rows; drop one of them"
         )
     if config.sequence_parallel > 1:
         raise ValueError(
@@ -128,6 +126,8 @@ def check_tensor(config: "TrainConfig") -> None:
     entrywise = ", ".join(name for name, record in OPTIMIZERS.items() if record.shardable)
     refusals = [
         (config.rejected_sampling is not None, "[rejected_sampling]", "drop it"),
+        (config.sequence_slices > 1, "sequence_slices", "use more micro-batches"),
+        (config.tiles > 1, "tiles", "drop it"),
         (
             not config.adapter.record.has_parts,
             f'adapter.kind = "{kind}"',
@@ -148,9 +148,7 @@ def check_tensor(config: "TrainConfig") -> None:
             "regularization.max_product_norm",
             "drop it",
         ),
-        (config.quantization is not None, "[quantization]", "drop it"),
-        (config.weight_offload != "none", "weight_offload", "drop it"),
-        (config.embedding_on_cpu, "embedding_on_cpu", "drop it"),
+        (config.trained_matmul == "fp8", 'trained_matmul = "fp8"', "drop it"),
         (config.checkpoint.node_local, "checkpoint.node_local", "drop it"),
         (
             not config.optimizer.record.shardable,
@@ -236,6 +234,25 @@ def check_checkpointing(config: "TrainConfig") -> None:
             "activation_offload moves the inputs of recomputed layers; "
             'set activation_checkpointing = "full" or drop it'
         )
+
+
+def check_tiles(config: "TrainConfig") -> None:
+    """Refuse what else decides over the memory of MLPs."""
+    if config.tiles == 1:
+        return
+    again = config.activation_checkpointing
+    refusals = [
+        (again == "selective", 'activation_checkpointing = "selective"', 'set "full" or "none"'),
+        (
+            config.weight_offload != "none" and again != "full",
+            f'weight_offload = "{config.weight_offload}"',
+            'set activation_checkpointing = "full"',
+        ),
+        (config.tensor_parallel > 1, f"tensor_parallel = {config.tensor_parallel}", "drop one"),
+    ]
+    for is_wrong, key, remedy in refusals:
+        if is_wrong:
+            raise ValueError(f"tiles = {config.tiles} does not go with {key}; {remedy}")
 
 
 def check_offload(config: "TrainConfig") -> None:
@@ -505,6 +522,7 @@ def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
         ("sequence_parallel", config.sequence_parallel > 1, "use more pipeline_stages"),
         ("tensor_parallel", config.tensor_parallel > 1, "use more pipeline_stages"),
         ("sequence_slices", config.sequence_slices > 1, "use more micro-batches"),
+        ("tiles", config.tiles > 1, 'use activation_checkpointing = "full" without it'),
         ("half_layers", config.half_layers, "use whole layers"),
         (
             'schedule = "interleaved"',
