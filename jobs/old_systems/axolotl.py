@@ -237,6 +237,7 @@ AXOLOTL = OldSystem(
         none("use_tensorboard", "always", True),
         same("context_parallel_size", "train.sequence_parallel"),
         same("sequence_parallel_degree", "train.sequence_parallel"),
+        same("tensor_parallel_size", "train.tensor_parallel"),
         none("local_rank", "set by the launcher"),
         none("strict", "an unknown key is always an error"),
         *unused_rows(),

@@ -126,6 +126,8 @@ def check_tensor(config: "TrainConfig") -> None:
     entrywise = ", ".join(name for name, record in OPTIMIZERS.items() if record.shardable)
     refusals = [
         (config.rejected_sampling is not None, "[rejected_sampling]", "drop it"),
+        (config.sequence_slices > 1, "sequence_slices", "use more micro-batches"),
+        (config.tiles > 1, "tiles", "drop it"),
         (
             not config.adapter.record.has_parts,
             f'adapter.kind = "{kind}"',
@@ -138,6 +140,7 @@ def check_tensor(config: "TrainConfig") -> None:
             'use modules_to_save = ["embed_tokens", "lm_head"]',
         ),
         (config.objective.has_reference, f'objective.kind = "{objective}"', "use another"),
+        (config.objective.record.scores, f'objective.kind = "{objective}"', "use another"),
         (bool(config.relora.every_steps), "relora.every_steps", "drop it"),
         (bool(config.regularization.product_decay), "regularization.product_decay", "drop it"),
         (
@@ -145,9 +148,7 @@ def check_tensor(config: "TrainConfig") -> None:
             "regularization.max_product_norm",
             "drop it",
         ),
-        (config.quantization is not None, "[quantization]", "drop it"),
-        (config.weight_offload != "none", "weight_offload", "drop it"),
-        (config.embedding_on_cpu, "embedding_on_cpu", "drop it"),
+        (config.trained_matmul == "fp8", 'trained_matmul = "fp8"', "drop it"),
         (config.checkpoint.node_local, "checkpoint.node_local", "drop it"),
         (
             not config.optimizer.record.shardable,

@@ -26,6 +26,7 @@ from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.building.assembly import assemble
 from headrace.trainer.building.held_values import lay_out_with_buffers, trained_dtype
 from headrace.trainer.building.model_plan import Plan
+from headrace.trainer.building.parameter_slots import find_slots
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts
@@ -41,6 +42,9 @@ from headrace.trainer.stage.acceleration import (
 )
 from headrace.trainer.stage.stage import Stage
 from headrace.trainer.stage.tiled_mlp import tile_mlps
+from headrace.trainer.tensor_parallel.cut_stage import connect_ranks, fit_sizes
+from headrace.trainer.tensor_parallel.shard import TensorShard
+from headrace.trainer.tensor_parallel.weight_cut import StageCuts
 
 STATE_TOKENS = 256  # of a layer with a state, which keeps in proportion; a chunk of most families
 
@@ -132,12 +136,13 @@ def kept_by(
         tiles: over which its MLP goes.
     """
     rows, width = config.places, plan.architecture.config.hidden_size
-    stage = lay_out_layer(plan, config, layer, dtype)
+    stage, cuts = lay_out_layer(plan, config, layer, dtype)
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
     with FakeTensorMode():
         prepare_layer(stage, plan, config, dtype)
         tiled = tiles > 1 and tile_mlps(list(stage.layers), tiles, keeps_chance=False)
+        connect_ranks(stage.names, cuts)
         compiles = fast and runs_compiled(stage.layers, config, plan.architecture)
         hidden = torch.zeros(rows, sequence_len, width, dtype=dtype, requires_grad=True)
         positions = torch.zeros(rows, sequence_len, dtype=torch.int64)
@@ -168,11 +173,32 @@ def kept_by(
     return float(saved.bytes + adapted + of_tiles)
 
 
-def lay_out_layer(plan: Plan, config: ModelConfig, layer: Span, dtype: torch.dtype) -> Stage:
-    """Return a stage of one layer, or half of one, whose weights have no memory."""
+class LonelyRank(TensorShard):
+    """A rank that sends nothing, and takes the others for copies of itself."""
+
+    def all_reduce(self, tensor: Tensor, *, largest: bool = False) -> Tensor:
+        return tensor.detach().clone()
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor.detach()] * self.ranks
+
+
+def lay_out_layer(
+    plan: Plan, config: ModelConfig, layer: Span, dtype: torch.dtype
+) -> tuple[Stage, StageCuts]:
+    """Return a stage of one layer, or half of one, whose weights have no memory, as a rank has it;
+    and what of them that is.
+    """
     initial = lay_out_with_buffers(plan.architecture, dtype)
     cut = StageCut(1, 3, layer)  # neither the first stage nor the last
-    return copy.deepcopy(Stage(assemble(plan, config, cut, dtype, torch.device("cpu"), initial)))
+    rank, cpu = LonelyRank(0, config.tensor_parallel), torch.device("cpu")
+    spec = assemble(plan, config, cut, dtype, cpu, initial, shard=rank)
+    stage = copy.deepcopy(Stage(spec))
+    for slot in find_slots(stage.names):
+        part = spec.cuts.part(slot.name, slot.empty.detach())
+        slot.fill(nn.Parameter(part, requires_grad=slot.empty.requires_grad))
+    fit_sizes(stage.names, spec.cuts)
+    return stage, spec.cuts
 
 
 def prepare_layer(stage: Stage, plan: Plan, config: ModelConfig, dtype: torch.dtype) -> None:

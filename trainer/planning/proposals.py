@@ -12,12 +12,13 @@ from typing import Any
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.schemas.train.train_rules import check_rules
+from headrace.trainer.building.model_size import ModelSize
 from headrace.trainer.building.self_check import (
     check_mlps_can_be_tiled,
     check_rows_can_be_cut,
     check_rows_can_be_sliced,
 )
-from headrace.trainer.planning.changes import toml, with_changes
+from headrace.trainer.planning.changes import parts_of_weights, toml, with_changes
 from headrace.trainer.planning.layout_rates import HOST, LINK, PRODUCTS, tokens_per_second
 from headrace.trainer.planning.memory_model import LayerActivations
 from headrace.trainer.planning.planned_run import GIB, RunPlan
@@ -42,7 +43,8 @@ class Proposal:
     def row(self) -> list[str]:
         """Return its line of the table."""
         config, peak = self.run.config, f"{self.run.peak / GIB:.1f}"
-        layout = (config.pipeline_stages, self.run.replicas, config.sequence_parallel)
+        shared = (config.sequence_parallel, config.tensor_parallel)
+        layout = (config.pipeline_stages, self.run.replicas, *shared)
         slices = config.sequence_slices
         places = [key for key, value in self.changes.items() if value is True or value == "mlp"]
         places += ["tiles"] * (config.tiles > 1)
@@ -73,18 +75,22 @@ def propose(run: RunPlan, gpus: int, memory: float) -> list[Proposal]:
 
 def plans(run: RunPlan, gpus: int) -> Iterator[tuple[Changes, RunPlan]]:
     """Yield what a config may change, and the run that it then is."""
-    counted: dict[tuple[bool, int], LayerActivations] = {}
+    parts = run.config.tensor_parallel
+    counted: dict[tuple[bool, int, int], LayerActivations] = {}
+    sizes: dict[int, ModelSize] = {parts: run.size}
     if run.config.activation_checkpointing != "selective":
-        counted[False, run.config.tiles] = run.activations
+        counted[False, run.config.tiles, parts] = run.activations
     for changes in candidates(run, gpus):
         config = with_changes(run.config, changes)
-        kind = config.activation_checkpointing == "selective", config.tiles
+        parts = config.tensor_parallel
+        kind = config.activation_checkpointing == "selective", config.tiles, parts
+        known, size = counted.get(kind), sizes.get(parts)
         try:
             check_rules(config)
-            tried = plan_run(config, run.plan, gpus, run.sequence_len, counted.get(kind))
+            tried = plan_run(config, run.plan, gpus, run.sequence_len, known, size)
         except (ValueError, ConfigError):
             continue  # keys that do not go together, or more stages than layers
-        counted[kind] = tried.activations
+        counted[kind], sizes[parts] = tried.activations, tried.size
         yield changes, tried
 
 
@@ -93,9 +99,9 @@ def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
     config = run.config
     rows = config.gradient_accumulation_steps * run.replicas
     tiled = can_tile(run)
-    cuts = product(divisors(gpus), shares_of_rows(run, gpus), slices_of_rows(run))
-    for stages, shares, slices in cuts:
-        replicas, rest = divmod(gpus, stages * shares)
+    sharing = (shares_of_rows(run, gpus), [1, *parts_of_weights(run, gpus)], slices_of_rows(run))
+    for stages, shares, parts, slices in product(divisors(gpus), *sharing):
+        replicas, rest = divmod(gpus, stages * shares * parts)
         if rest or rows % replicas or stages > run.plan.architecture.config.num_hidden_layers:
             continue
         if slices > 1 and stages == 1:
@@ -103,6 +109,7 @@ def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
         layout: dict[str, Any] = {
             "pipeline_stages": stages,
             "sequence_parallel": shares,
+            "tensor_parallel": parts,
             "sequence_slices": slices,
             "gradient_accumulation_steps": rows // replicas,
         }
@@ -199,8 +206,8 @@ def proposals(run: RunPlan, gpus: int, memory: float) -> str:
     found = propose(run, gpus, memory)
     if not found:
         return f"No layout of {gpus} GPU(s) of {memory / GIB:.1f} GiB holds this run."
-    head = "tokens/s GiB stages replicas shares slices micro-batches checkpointing others".split()
-    rows = [head, *(proposal.row for proposal in different(found)[:SHOWN])]
+    head = "tokens/s GiB stages replicas shares parts slices micro-batches checkpointing others"
+    rows = [head.split(), *(proposal.row for proposal in different(found)[:SHOWN])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
     changes = [f"  {key} = {toml(value)}" for key, value in found[0].changes.items()]
@@ -220,5 +227,5 @@ def different(found: list[Proposal]) -> list[Proposal]:
     """Return the best of each layout, so that the table shows several."""
     best: dict[tuple[str, ...], Proposal] = {}
     for proposal in found:
-        best.setdefault(tuple(proposal.row[2:5]), proposal)
+        best.setdefault(tuple(proposal.row[2:6]), proposal)
     return list(best.values())
