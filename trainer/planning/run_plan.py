@@ -12,8 +12,8 @@ from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer import devices
 from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.model_size import ModelSize
-from headrace.trainer.building.partition import partition
+from headrace.trainer.building.model_size import ModelSize, PartSize
+from headrace.trainer.building.partition import PATCHES_PER_TOKEN, partition
 from headrace.trainer.planning.layer_activations import layer_activations
 from headrace.trainer.planning.memory_model import LayerActivations, parts_of_stage, stage_memory
 from headrace.trainer.planning.planned_run import RunPlan, StagePlan
@@ -97,6 +97,8 @@ def stage_plan(
         for chunk in layers
         for index, half in chunk.pieces()
     )
+    if stage == 0 and size.vision is not None:
+        work += tower_work(size.vision, again=config.activation_checkpointing != "none")
     if stage == config.pipeline_stages - 1:
         work += size.head.active * (6 if size.head.trained else 4)
     return StagePlan(
@@ -106,6 +108,14 @@ def stage_plan(
         memory=stage_memory(config, size, layers, stage, activations, dtype, sequence_len, copies),
         work=work,
     )
+
+
+def tower_work(vision: PartSize, *, again: bool) -> float:
+    """Floating-point operations of a vision tower for one token of a row, by the patches that it
+    sees for each; frozen, it has no backward pass.
+    """
+    passes = 1 + (2 + again) * bool(vision.trained)
+    return 2 * vision.active * PATCHES_PER_TOKEN * passes
 
 
 def layer_work(
