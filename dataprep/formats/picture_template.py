@@ -4,6 +4,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from headrace.dataprep.images.picture_places import PLACE
 from headrace.dataprep.text.chat_mask import RenderedChat, Turn
 from headrace.dataprep.text.chat_template import (
@@ -13,6 +15,7 @@ from headrace.dataprep.text.chat_template import (
     Span,
     TemplateRefusedError,
 )
+from headrace.dataprep.text.tokens import Located
 from headrace.schemas.errors import DataError
 
 WORDS = ("alder", "birch", "cedar")  # of a conversation that tells how a template takes pictures
@@ -113,6 +116,21 @@ class Expansion:
         if count and old < self.starts[count - 1] + self.width:
             return self.spans[count - 1][0]
         return old + self.gained[count]
+
+    def before(self, found: Located) -> Located:
+        """Return tokens of the text with the characters that they had: those of a picture's text
+        have its marker's.
+        """
+        begins = np.array([span[0] for span in self.spans], np.int64)
+        ends = np.array([span[1] for span in self.spans], np.int64)
+        marks, gained = np.array([*self.starts, 0]), np.array(self.gained)
+        inside = np.searchsorted(begins, found.starts, side="right")
+        within = (inside > 0) & (found.starts < np.append(0, ends)[inside])
+        starts = np.where(within, marks[inside - 1], found.starts - gained[inside])
+        after = np.searchsorted(begins, found.ends, side="left")
+        touches = (after > 0) & (found.ends <= np.append(0, ends)[after])
+        stops = np.where(touches, marks[after - 1] + self.width, found.ends - gained[after])
+        return Located(found.ids, starts.astype(np.int32), stops.astype(np.int32))
 
     def span(self, old: Span) -> Span:
         """Return where characters are."""

@@ -68,7 +68,7 @@ class ImagesConfig(Config):
     )
     row_group_bytes: int = Field(
         64 << 20,
-        ge=1 << 16,
+        ge=1 << 12,
         le=1 << 30,
         description="Bytes of pictures that end a Parquet row group, as `row_group_tokens` do.",
     )

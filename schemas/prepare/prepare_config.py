@@ -23,7 +23,6 @@ SpecialToken = Literal[
     "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"
 ]
 ONE_A_ROW: dict[ShardKind, str] = {"preference": "a pair", "unpaired": "an answer"}
-WITHOUT_PICTURES = ("axolotl", "unpaired")  # types whose rows may name some
 MIXED = "mixed"  # the source of rows that hold documents of several
 
 
@@ -221,7 +220,7 @@ class PrepareConfig(Config):
         if self.mix_sources:
             raise ValueError("images: mix_sources is not supported with pictures; remove it")
         for source in self.sources:
-            if source.type in WITHOUT_PICTURES:
+            if source.type == "unpaired" or source.engine == "axolotl":
                 raise ValueError(
                     f'source "{source.name}": type = "{source.type}" reads no pictures; set "chat" '
                     'or "preference", or prepare it without [images]'

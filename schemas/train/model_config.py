@@ -164,6 +164,13 @@ class ModelConfig(LayoutConfig):
         False,
         description="Hold these inputs in host memory until the backward pass asks for them.",
     )
+    tiles: int = Field(
+        1,
+        ge=1,
+        description="Parts of a row's tokens over which each MLP goes one after the other, run "
+        "once more in the backward pass: for long rows, of which a layer's MLP takes most memory. "
+        "Layers are not compiled then.",
+    )
     weight_offload: Literal["none", "mlp", "experts"] = Field(
         "none",
         description="Frozen weights that are held in host memory, all but two layers' at a time: "

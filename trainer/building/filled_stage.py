@@ -52,7 +52,7 @@ def fill_stage(
             device,
             plan.method,
             plan.quantization,
-            open_cache(config, plan, dtype, device),
+            open_cache(config, plan, dtype, device, shard),
         )
         return assembled, materializer.fill(assembled)
 
@@ -73,7 +73,11 @@ def weight_source(
 
 
 def open_cache(
-    config: ModelConfig, plan: Plan, dtype: torch.dtype, device: torch.device
+    config: ModelConfig,
+    plan: Plan,
+    dtype: torch.dtype,
+    device: torch.device,
+    shard: TensorShard,
 ) -> QuantizedCache | None:
     """Open the cache of quantized layers, if any: one folder for all that decides their bits."""
     settings, quantization = config.quantization, plan.quantization
@@ -82,5 +86,7 @@ def open_cache(
     weights = f"random {config.seed}"
     if config.weights != "random":
         weights = weights_fingerprint(model_directory(config.model, config.weights))
+    if not shard.is_whole:
+        weights += f", part {shard.rank} of {shard.ranks}"
     computed = str(quantization.compute_dtype(dtype))
     return QuantizedCache(Path(settings.cache), weights, settings, computed, device.type)

@@ -131,7 +131,7 @@ class Materializer:
         assert isinstance(slot.owner, QuantizableModule) and self.quantization is not None
         dtype = self.quantization.compute_dtype(self.dtype)
         if isinstance(value, FrozenWeight):
-            slot.owner.set_quantized(slot.attribute, value.to(self._home(slot)), dtype)
+            slot.owner.set_quantized(slot.attribute, self._part(slot, value), dtype)
             return
         value = value.to(self.device)
         adapted = self._adapted.get(id(slot.owner))
@@ -143,7 +143,13 @@ class Materializer:
             value = whole.data
         name = self._source_name(slot.name)
         made = self.quantization.make(slot.owner.as_held(value), name, dtype)
-        slot.owner.set_quantized(slot.attribute, made.to(self._home(slot)), dtype)
+        slot.owner.set_quantized(slot.attribute, self._part(slot, made), dtype)
+
+    def _part(self, slot: Slot, value: FrozenWeight) -> FrozenWeight:
+        """Return what is held here of a quantized weight, where it is held."""
+        cut = self._cuts.cuts.get(slot.name)
+        held = value if cut is None else value.part(cut.dim, cut.shard.rank, cut.shard.ranks)
+        return held.to(self._home(slot))
 
     def _home(self, slot: Slot) -> torch.device:
         """The device, or the host for what is kept there."""

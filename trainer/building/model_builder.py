@@ -24,8 +24,10 @@ from headrace.trainer.stage.acceleration import accelerate
 from headrace.trainer.stage.sliced_attention import slice_rows
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.tiled_mlp import tile_mlps
 from headrace.trainer.tensor_parallel.cut_stage import connect_ranks
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
+from headrace.trainer.tensor_parallel.weight_cut import join_cuts
 
 
 def build_stage(
@@ -84,6 +86,8 @@ def construct(
 ) -> Stage:
     """Return the stage of filled modules, with the faster parts that the config allows."""
     faster = accelerate(spec, config, device)
+    if config.tiles > 1:
+        tile_mlps(spec.layer_modules, config.tiles, keeps_chance=spec.seeded)
     if config.sequence_slices > 1:
         slice_rows(spec.layer_modules)
     share_rows(spec.tree.modules(), spec.sequence)
@@ -134,6 +138,7 @@ def join(built: Sequence[BuiltStage]) -> BuiltStage:
         trained=list(chain.from_iterable(part.trained for part in built)),
         tied_copy=next((part.tied_copy for part in built if part.tied_copy is not None), None),
         layers=list(chain.from_iterable(part.layers for part in built)),
+        cuts=join_cuts([part.cuts for part in built]),
         history=AdapterHistory(
             {name: value for part in built for name, value in part.history.initial.items()}
         ),

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError, HeadraceError
 from headrace.schemas.train.model_config import ModelConfig
+from headrace.trainer.adapters.names import base_name
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import FAMILIES, refuse
 from headrace.trainer.architecture.half_layer import Span
@@ -36,11 +37,17 @@ from headrace.trainer.building.assembly import base_prefix
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
+from headrace.trainer.building.parameter_slots import (
+    TrainedParameter,
+    find_slots,
+    holds_quantized,
+    stored_buffers,
+)
 from headrace.trainer.building.partition import StageCut, check_stacked
 from headrace.trainer.building.tiny_config import shrink
+from headrace.trainer.quantized.modules import QuantizableModule
 from headrace.trainer.stage.micro_batch import MicroBatch
-from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced
+from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced, find_untiled
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
 from headrace.trainer.stage.tensor_check import VOCABULARY as TRIAL_VOCABULARY
@@ -293,6 +300,16 @@ def check_rows_can_be_sliced(config: ModelConfig, architecture: Architecture) ->
     check_tiny(setting, remedy, architecture, find_unsliced)
 
 
+def check_mlps_can_be_tiled(config: ModelConfig, architecture: Architecture) -> None:
+    """Refuse models whose MLPs cannot go over parts of the tokens.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    remedy = 'use activation_checkpointing = "full" without it'
+    check_tiny(f"tiles = {config.tiles}", remedy, architecture, find_untiled)
+
+
 def check_tiny(
     setting: str, remedy: str, architecture: Architecture, find: Callable[[Stage], str | None]
 ) -> None:
@@ -316,7 +333,7 @@ def check_tiny(
         )
 
 
-def check_weights_can_be_cut(config: ModelConfig, architecture: Architecture) -> None:
+def check_weights_can_be_cut(architecture: Architecture) -> None:
     """Refuse models of which a rank cannot hold a part of each weight.
 
     Raises:
@@ -385,8 +402,10 @@ def plan_model(config: ModelConfig) -> Plan:
         check_rows_can_be_cut(config, architecture)
     if config.sequence_slices > 1:
         check_rows_can_be_sliced(config, architecture)
+    if config.tiles > 1:
+        check_mlps_can_be_tiled(config, architecture)
     if config.tensor_parallel > 1:
-        check_weights_can_be_cut(config, architecture)
+        check_weights_can_be_cut(architecture)
     plan = make_plan(config, architecture)
     plan.method.check_result()
     if config.objective.teacher is not None:
@@ -403,14 +422,10 @@ def check_parts(config: ModelConfig, plan: Plan) -> None:
     Raises:
         ConfigError: naming one.
     """
-    cut_stage({"": plan.model}, plan.architecture, base_prefix(plan), shard_of(config))
-    if plan.quantization is not None:
-        raise ConfigError(
-            f"tensor_parallel = {config.tensor_parallel} does not go with weights that the model's "
-            "files hold quantized; use more pipeline_stages"
-        )
-
-
-def shard_of(config: ModelConfig) -> TensorShard:
-    """Return the part of the weights that a first rank holds, without a group to exchange with."""
-    return TensorShard(0, config.tensor_parallel)
+    first = TensorShard(0, config.tensor_parallel)  # without a group: nothing is exchanged
+    cuts = cut_stage({"": plan.model}, plan.architecture, base_prefix(plan), first).cuts
+    for slot in find_slots({"": plan.model}):
+        if slot.name in cuts and holds_quantized(slot) and plan.quantization is not None:
+            assert isinstance(slot.owner, QuantizableModule)
+            shape = slot.owner.as_held(slot.empty).shape
+            plan.quantization.check_part(base_name(slot.name), shape, cuts[slot.name])

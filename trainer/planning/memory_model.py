@@ -35,6 +35,7 @@ class LayerActivations:
     selected: Kept  # with selective recomputation, beside its input
     boundary: float  # its input alone, with recomputation
     keys: float = 0.0  # of them, keys and values of whole rows, which slices of rows keep
+    tile: float = 0.0  # of one tile of an MLP, while it runs again
 
     def kept_of(self, layer: int, half: Half | None) -> float:
         """Return what a layer, or half of it, keeps without recomputation."""
@@ -58,6 +59,7 @@ class LayerActivations:
             {key: size / ranks for key, size in kept.items()},
             {key: size / ranks for key, size in self.selected.items()},
             self.boundary / ranks,
+            tile=self.tile / ranks,
         )
 
 
@@ -161,7 +163,7 @@ def activation_bytes(
     attending = [(n in chosen) for part in pieces for n, half in part if half != "mlp"]
     return (
         in_flight(config, stage, kept)
-        + (in_transit + recomputed) / slices
+        + (in_transit + recomputed + activations.tile) / slices
         + kept_keys(config, stage, activations.keys, attending)
     )
 

@@ -18,6 +18,8 @@ from headrace.trainer.architecture.families_state import is_bypassed
 from headrace.trainer.architecture.weight_index import stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
 from headrace.trainer.quantized.formats import format_of
+from headrace.trainer.quantized.fp8 import Fp8
+from headrace.trainer.quantized.frozen_weight import Cut
 from headrace.trainer.quantized.modules import (
     QuantizableModule,
     QuantizedEmbedding,
@@ -66,6 +68,16 @@ class Quantization:
         if self.config.in_fp8:
             made.multiply_in_fp8()
         return made
+
+    def check_part(self, name: str, shape: torch.Size, cut: Cut) -> None:
+        """Check that ranks can hold their parts of a weight.
+
+        Raises:
+            ConfigError: naming it.
+        """
+        if self.config.in_fp8:
+            Fp8.check_part(name, shape, cut.dim, cut.ranks, self.config)
+        format_of(self.config).check_part(name, shape, cut.dim, cut.ranks, self.config)
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The type of the computation, given that of the run."""

@@ -75,6 +75,9 @@ def run_evaluation(session: Session, layout: RankLayout, state: RunState) -> Run
     """Evaluate and write the results down; the state then knows the loss over all sets."""
     with averaged(session.optimizer, session.built.trained):
         results = evaluate(session.evaluation_sets, session.engine, layout, state.step)
+        answers = [] if session.prompted is None else session.prompted.answer()
+    if session.log is not None and answers:
+        session.log.write_answers(state.step, answers)
     for result in results:
         if session.log is not None:
             session.log.write(result)

@@ -58,10 +58,11 @@ def runs_compiled(
 ) -> bool:
     """Return whether layers run compiled on a GPU.
 
-    Experts that are looped over, and those that PEFT adapts, would be compiled again and again.
+    Experts that are looped over, and those that PEFT adapts, would be compiled again and again;
+    of tiles the compiler may run several at once.
     """
     looped = any(is_looped(part) for layer in layers for part in layer.modules())
-    return config.compile and architecture.family.compiles and not looped
+    return config.compile and architecture.family.compiles and not looped and config.tiles == 1
 
 
 def is_looped(part: Any) -> bool:

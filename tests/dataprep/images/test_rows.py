@@ -293,10 +293,55 @@ def test_another_pillow_than_the_config_names_is_refused(config, run, write_rows
         run(config(output="other", images={"identity": saved | {"pillow": "1.0"}}))
 
 
+AXOLOTL = {"name": "drawn", "type": "axolotl", "path": "rows.jsonl"}
+
+
+@pytest.mark.parametrize(
+    "shape", ["parts with paths", "base64", "listed, with places in parts", "listed, with markers"]
+)
+def test_axolotls_chats_give_the_same_document(shape, config, run, write_rows):
+    write_rows([SHAPES[shape]()])
+    run(config(shards=1, sources=[AXOLOTL | {"axolotl": {"type": "chat_template"}}]))
+    assert_document(*rows_of("out"), "qwen2_vl")
+    assert verify(Path("out")) == []
+
+
+@pytest.mark.parametrize("kind", ["chat", "axolotl"])
+def test_pictures_in_trained_turns_are_not_trained(kind, config, run, write_rows):
+    row = asked("Draw.")
+    row["messages"][1]["content"] = parts(
+        {"type": "image", "path": "0.png"}, {"type": "image", "path": "7.png"}
+    )
+    write_rows([row])
+    source = AXOLOTL | {"axolotl": {"type": "chat_template"}}
+    source = source if kind == "axolotl" else {**AXOLOTL, "type": "chat"}
+    run(config(shards=1, sources=[source]))
+    (found,) = rows_of("out")
+    tokenizer = Tokenizer.from_file("qwen2_vl/tokenizer.json")
+    trained = [i for i, t in zip(found["input_ids"], found["loss_mask"], strict=True) if t]
+    shown = tokenizer.decode(trained, skip_special_tokens=False)
+    assert shown == f"{''.join(TEXTS)}<|im_end|>"
+
+
+def test_bad_pictures_refuse_axolotls_rows_alone(config, run, write_rows):
+    bad = asked([{"type": "image", "path": "none.png"}])
+    write_rows([SHAPES["parts with paths"](), bad, asked("<|image_pad|>")])
+    manifest = run(config(shards=1, sources=[AXOLOTL | {"axolotl": {"type": "chat_template"}}]))
+    rejects = map(json.loads, Path("out/rejects/rejects.jsonl").read_text().splitlines())
+    assert [r["reason"] for r in rejects] == ["missing picture", "placeholder in a text"]
+    assert manifest.images.ledger.difference() == 0
+
+
+def test_other_types_of_axolotl_are_refused(config, run, write_rows):
+    write_rows([asked("x")])
+    with pytest.raises(ConfigError, match='type = "alpaca" reads no pictures; set type = "chat_'):
+        run(config(sources=[AXOLOTL | {"axolotl": {"type": "alpaca"}}]))
+
+
 @pytest.mark.parametrize(
     "source",
     [
-        {"type": "axolotl", "axolotl": {"type": "chat_template"}},
+        {"type": "axolotl", "axolotl": {"type": "chat_template"}, "engine": "axolotl"},
         {"type": "unpaired"},
     ],
 )

@@ -327,6 +327,19 @@ def test_slices_shorten_the_bubble_and_keep_keys_in_place_of_activations(model):
     assert first[1].logits <= first[0].logits
 
 
+def test_tiles_leave_a_part_of_the_mlp_in_memory_and_run_it_once_more(model):
+    """A layer's MLP has 40 wide intermediates, of each of which a tile has a quarter."""
+    again = {"adapter": LORA, "activation_checkpointing": "full", "kernels": "torch"}
+    whole, tiled = (planned(model, 1, gpus=1, tiles=tiles, **again) for tiles in (1, 4))
+    kept, left = (run.activations.kept_of(0, None) for run in (whole, tiled))
+    assert left < kept - 2 * 40 * TOKENS * 2, "gate and up are left out"
+    assert tiled.activations.tile == pytest.approx((kept - left) / 4)
+    memory = [run.stages[0].memory.activations for run in (whole, tiled)]
+    assert memory[0] - memory[1] == pytest.approx((kept - left) * 3 / 4)
+    layers = len(whole.stages[0].layers[0])
+    assert tiled.stages[0].work - whole.stages[0].work == 2 * layers * 3 * 32 * 40
+
+
 def test_states_that_are_shared_out_or_in_host_memory_leave_the_gpu(model):
     whole, shared, offloaded = (
         planned(model, 2, gpus=8, optimizer={"lr": 1.0, **how}).stages[0].memory.optimizer

@@ -1,5 +1,6 @@
 """Layouts that `headrace plan` proposes."""
 
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -13,10 +14,12 @@ from headrace.trainer.planning import proposals as layouts
 from headrace.trainer.planning.changes import with_changes
 from headrace.trainer.planning.layout_rates import tokens_per_second
 from headrace.trainer.planning.proposals import (
+    can_tile,
     proposals,
     propose,
     shares_of_rows,
     slices_of_rows,
+    ways_to_save,
 )
 from headrace.trainer.planning.run_plan import plan_run
 
@@ -103,6 +106,13 @@ def test_slices_are_proposed_where_stages_would_wait(run, found, monkeypatch):
         assert proposal.rate > GPUS * tokens_per_second(whole)
     monkeypatch.setattr(layouts, "check_rows_can_be_sliced", Mock(side_effect=ConfigError("no")))
     assert slices_of_rows(run) == [1]
+
+
+def test_mlps_of_long_rows_are_tried_in_tiles(run):
+    assert not can_tile(run)
+    assert can_tile(replace(run, sequence_len=1 << 15))
+    tried = [way for way in ways_to_save(run.config, copies=1, tiled=True) if "tiles" in way]
+    assert {way["activation_checkpointing"] for way in tried} == {"full"}
 
 
 def test_the_command_names_the_keys_of_the_best(model, tmp_path, capsys):
