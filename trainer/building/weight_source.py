@@ -154,10 +154,7 @@ class RandomWeights:
         """Yield the values that `WeightSource` promises, made on the device."""
         for name, shape in wanted:
             if len(shape) > 1:
-                generator = torch.Generator(self.device)
-                generator.manual_seed(derive_seed(self.seed, "weights", name))
-                value = torch.empty(shape, device=self.device)
-                yield value.normal_(std=self.deviation, generator=generator)
+                yield self._drawn(name, shape)
             else:
                 yield self._vector(name, shape)
 
@@ -165,11 +162,20 @@ class RandomWeights:
         """Return None for each: all stay as they were constructed."""
         return iter([None] * len(wanted))
 
+    def _drawn(self, name: str, shape: torch.Size) -> Tensor:
+        """Draw normal values, on the device."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed(derive_seed(self.seed, "weights", name))
+        value = torch.empty(shape, device=self.device)
+        return value.normal_(std=self.deviation, generator=generator)
+
     def _vector(self, name: str, shape: torch.Size) -> Tensor:
         """Biases are 0, norms as the model's own initialization sets them."""
         owner, _, attribute = name.rpartition(".")
         if attribute.endswith("bias"):
             return torch.zeros(shape)
+        if owner == self.model.base_model_prefix:  # a vision projector's; a copy would be the model
+            return self._drawn(name, shape)
         module = copy.deepcopy(self.model.get_submodule(owner)).to_empty(device="cpu")
         vector: nn.Parameter = getattr(module, attribute)
         nn.init.ones_(vector)

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -29,8 +30,11 @@ def test_pixels_are_those_of_transformers_processor_to_the_last_bit(family, tmp_
     rows = make_rows(family, [[4, 3]])
     given = batch_of(save_tiny(family, tmp_path), rows).extras[0].vision.arguments
     theirs = their_arguments(tmp_path, family, rows[0].images)
-    own = given["pixel_values"].reshape(-1)
-    assert torch.equal(own, torch.as_tensor(np.asarray(theirs["pixel_values"])).reshape(-1))
+    pixels = torch.as_tensor(np.asarray(theirs["pixel_values"]))
+    if family == "llava_next":  # which fills up with tiles of zeros
+        counts = Counter(tile.picture for tile in rows[0].images)
+        pixels = torch.cat([pixels[picture, :count] for picture, count in counts.items()])
+    assert torch.equal(given["pixel_values"].reshape(-1), pixels.reshape(-1))
     for name in given.keys() - {"pixel_values"}:
         assert torch.equal(given[name], torch.as_tensor(theirs[name])), name
     assert len(sizes_of(family)) >= 1
