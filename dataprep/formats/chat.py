@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from headrace.dataprep.formats.marked_messages import check_marks, mark_conversation
-from headrace.dataprep.formats.picture_template import expand_pictures, open_source, open_template
+from headrace.dataprep.formats.picture_template import expand_pictures, open_template
 from headrace.dataprep.formats.turn_mask import Chat, TurnMask
 from headrace.dataprep.images.picture import PictureError
 from headrace.dataprep.images.references import FIELDS as PICTURE_FIELDS
@@ -202,6 +202,15 @@ class ChatTemplates:
         """The template for a conversation: with tools, the one for tools if there is one."""
         default = self.by_name["default"]
         return self.by_name.get("tool_use", default) if conversation.tools else default
+
+
+def open_source(images: ImagesConfig | None) -> "PictureSource | None":
+    """Return what prepares pictures, if there may be some: only then Pillow is needed."""
+    if images is None:
+        return None
+    from headrace.dataprep.images.source import PictureSource
+
+    return PictureSource(images)
 
 
 def picture_fields(chat: ChatConfig) -> frozenset[str]:

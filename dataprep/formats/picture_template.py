@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +17,6 @@ from headrace.dataprep.text.chat_template import (
 )
 from headrace.dataprep.text.tokens import Located
 from headrace.schemas.errors import DataError
-from headrace.schemas.prepare.images_config import ImagesConfig
-
-if TYPE_CHECKING:
-    from headrace.dataprep.images.source import PictureSource
 
 WORDS = ("alder", "birch", "cedar")  # of a conversation that tells how a template takes pictures
 STYLES = ("mixed", "parts", "text")
@@ -171,12 +167,3 @@ def expand_pictures(
 def open_template(marker: str | None, *template: Any) -> ChatTemplate:
     """Return a compiled template, over messages with pictures if there is a marker."""
     return ChatTemplate(*template) if marker is None else PictureTemplate(marker, *template)
-
-
-def open_source(images: ImagesConfig | None) -> "PictureSource | None":
-    """Return what prepares pictures, if there may be some: only then Pillow is needed."""
-    if images is None:
-        return None
-    from headrace.dataprep.images.source import PictureSource
-
-    return PictureSource(images)
