@@ -17,7 +17,8 @@ from headrace.dataprep.axolotl.templates import (
     template_text,
 )
 from headrace.dataprep.axolotl.turns import property_names, read_messages, turn_reader
-from headrace.dataprep.formats.picture_template import Expansion, open_source
+from headrace.dataprep.formats.chat import open_source
+from headrace.dataprep.formats.picture_template import Expansion
 from headrace.dataprep.images.picture import Picture, PictureError
 from headrace.dataprep.images.picture_places import PicturePlaces
 from headrace.dataprep.images.references import MARKER, Reference, is_picture, row_references
