@@ -139,6 +139,7 @@ def check_tensor(config: "TrainConfig") -> None:
             'use modules_to_save = ["embed_tokens", "lm_head"]',
         ),
         (config.objective.has_reference, f'objective.kind = "{objective}"', "use another"),
+        (config.objective.record.scores, f'objective.kind = "{objective}"', "use another"),
         (bool(config.relora.every_steps), "relora.every_steps", "drop it"),
         (bool(config.regularization.product_decay), "regularization.product_decay", "drop it"),
         (
