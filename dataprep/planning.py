@@ -1,5 +1,6 @@
 """The plan of a run: what can be checked before the input is read, and the tasks of its inputs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from headrace.dataprep.input.pieces import InputFile, Task
@@ -8,7 +9,7 @@ from headrace.dataprep.passes.duplicate_keys import check_library
 from headrace.dataprep.resolve import resolve
 from headrace.dataprep.rows.blocks import block_options
 from headrace.dataprep.rows.format_registry import build_format
-from headrace.dataprep.text.fast_tokenizer import check_backend
+from headrace.dataprep.text.fast_tokenizer import choose_backend
 from headrace.dataprep.text.tokenizer_spec import read_spec
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.workspace import Workspace
@@ -18,8 +19,7 @@ from headrace.schemas.prepare.prepare_config import PrepareConfig
 def build_context(config: PrepareConfig) -> Context:
     """Everything that can be checked before the input is looked at."""
     tokenizer = read_spec(config)
-    if config.tokenizer_backend != "tokenizers":
-        check_backend(tokenizer)
+    tokenizer = replace(tokenizer, backend=choose_backend(tokenizer, config.tokenizer_backend))
     check_library(config.deduplicate)
     config = resolve(config, tokenizer)
     for source in config.sources:
