@@ -104,7 +104,7 @@ def main() -> None:
     phases["the rest"] = total - sum(phases.values())
     ns = 1e9 / tokens
     print_table(
-        f"{tokens / 1e6:.1f} M tokens; fastokens alone {alone * ns:.1f} ns a token; {WORKERS} workers "
+        f"{tokens / 1e6:.1f} M tokens; fastokens alone {alone * ns:.1f} ns each; {WORKERS} workers "
         f"{several * ns:.1f} ns of processors, {several / alone:.1f} times that, at "
         f"{tokens / wall / 1e6:.1f} M tokens/s; a run of nothing: {start:.1f} s in one process. "
         "Below: one process under a profiler, which makes calls of Python slower",
