@@ -4,10 +4,12 @@ import logging
 from pathlib import Path
 
 from headrace.dataprep.formats.extraction import library_version
+from headrace.dataprep.images.resolving import resolve_images
 from headrace.dataprep.input.files import find_source_files
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.tasks import cut_file
 from headrace.dataprep.rows.contamination import open_sets
+from headrace.dataprep.text.tokenizer import open_tokenizer
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.filter_config import DecontaminateConfig
@@ -36,6 +38,9 @@ def resolve(config: PrepareConfig, tokenizer: TokenizerSpec) -> PrepareConfig:
         changes["evaluation_fraction"] = evaluation_share(config.evaluation_documents, int(records))
     if config.decontaminate is not None:
         changes["decontaminate"] = resolve_sets(config.decontaminate)
+    if config.images is not None:
+        token_id = open_tokenizer(tokenizer, True).token_to_id
+        changes["images"] = resolve_images(config.images, token_id)
     return config.model_copy(update=changes)
 
 

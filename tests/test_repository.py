@@ -32,6 +32,7 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
 BASE = set("messages parallel sequence_slice row_slice rendezvous quiet failure devices".split())
 MOST_FILES = 18  # in a folder, its __init__ left out
 LONGEST_CHAIN = 15  # modules that import one the next; it may only fall
+WHOLE_CONFIG = 14  # files of the trainer that are given the whole config; it may only fall
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
 FORBIDDEN = {"schemas": {*LEARNING, "rich"}, "dataprep": LEARNING, "trainer": {"rich"}}
 KERNELS_THIRD_PARTY = {"torch", "triton"}
@@ -170,6 +171,17 @@ def test_chains_of_imports_stay_short():
     """Reaching the bottom from the top takes few steps; imports inside functions count."""
     chain = longest_chain()
     assert len(chain) <= LONGEST_CHAIN, " -> ".join(chain)
+
+
+def test_few_files_of_the_trainer_are_given_the_whole_config():
+    """Others take the keys that they read: `ModelConfig`, `DataConfig`, `LoaderConfig`, ..."""
+    whole = "headrace.schemas.train.train_config"
+    found = [
+        name
+        for name, path in zip(names(SOURCES), SOURCES, strict=True)
+        if name.startswith("trainer/") and whole in imported_modules(path)
+    ]
+    assert len(found) <= WHOLE_CONFIG, found
 
 
 def test_no_folder_holds_too_many_files():

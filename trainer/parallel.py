@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from headrace.schemas.train.parallel_dims import Coordinates, ParallelDims
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer import devices
 from headrace.trainer.rendezvous import TIMEOUT, local_ranks, meet, process_environment
 
@@ -110,10 +109,10 @@ class RankLayout:
         return self.rank % local_ranks() == 0 if node_local else self.rank == 0
 
 
-def set_threads(config: TrainConfig) -> None:
+def set_threads(wanted: int | None) -> None:
     """CPU threads of this process: the machine's cores are shared by its processes."""
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(config.threads or max(1, cores // local_ranks()))
+    torch.set_num_threads(wanted or max(1, cores // local_ranks()))
 
 
 def connect(dims: ParallelDims) -> RankLayout:

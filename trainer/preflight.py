@@ -14,6 +14,7 @@ from headrace.schemas.train.objective_config import ObjectiveConfig
 from headrace.schemas.train.objectives import kinds_of
 from headrace.schemas.train.quantization_config import check_installed
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.vision.processor import differing, read_processor
 from headrace.trainer.architecture.config_limits import read_model_config
 from headrace.trainer.architecture.families import FAMILIES, check_family, text_settings
 from headrace.trainer.architecture.model_directory import model_directory
@@ -54,7 +55,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     model = read_model_config(directory)
     check_family(config.model, model)
     if config.vision is not None:
-        vision_family(config.model, str(model.get("model_type")))
+        check_vision(config, directory, model)
     check_readable(config.model, model)
     text = text_settings(model)
     text = {**text, **override_positions(config, text)}
@@ -69,8 +70,9 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     for path, manifest in zip(paths, train + evaluation, strict=True):
         tokens = config.model_overrides.new_tokens
         check_kind(path, manifest, config.objective)
+        check_teacher(config, path, manifest, text)
         check_shards(path, manifest, directory, text, config.weights == "random", tokens)
-        check_pictures(config, path, manifest)
+        check_pictures(config, path, manifest, directory)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
@@ -254,16 +256,66 @@ def check_shards(
     check_positions(path, manifest.sequence_len, model_config)
 
 
-def check_pictures(config: TrainConfig, path: str, manifest: Manifest) -> None:
-    """Refuse pictures that the model would not see.
+def check_vision(config: TrainConfig, directory: Path, model: Mapping[str, object]) -> None:
+    """Check that a model is of a known vision family, with its processor's files.
+
+    Raises:
+        ConfigError: it is not, or numbers of its processor cannot be followed.
+    """
+    tower = model.get("vision_config")
+    kind = tower.get("model_type") if isinstance(tower, Mapping) else None
+    vision_family(config.model, str(model.get("model_type")), kind)
+    read_processor(directory)
+
+
+def check_pictures(config: TrainConfig, path: str, manifest: Manifest, directory: Path) -> None:
+    """Refuse pictures that the model would not see, or see otherwise than they were prepared.
 
     Raises:
         DataError: saying what to do.
     """
-    if manifest.images is not None and config.vision is None:
+    if manifest.images is None:
+        return
+    if config.vision is None:
         raise DataError(
             f"{path}: its rows hold pictures ({manifest.images.family}); add the table [vision] to "
             "train on them"
+        )
+    for problem in differing(manifest.images, read_processor(directory)):
+        raise DataError(
+            f"{path}: its pictures were prepared with {problem}; prepare them with this model"
+        )
+
+
+def check_teacher(
+    config: TrainConfig, path: str, manifest: Manifest, model: Mapping[str, object]
+) -> None:
+    """Check that a teacher, if there is one, reads the shards' ids as the model does.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    if config.objective.teacher is None:
+        return
+    directory = model_directory(config.objective.teacher, "stored")
+    teacher = text_settings(read_model_config(directory))
+    sizes = [settings.get("vocab_size") for settings in (model, teacher)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"objective.teacher: {directory} has a vocabulary of {sizes[1]}, {config.model} of "
+            f"{sizes[0]}; the distributions of a token must be over the same ids"
+        )
+    tokens = config.model_overrides.new_tokens
+    if tokens:
+        raise ConfigError(f"model_overrides.new_tokens = {list(tokens)}: the teacher has none")
+    tokenizer = directory / "tokenizer.json"
+    if tokenizer.is_file() and not is_tokenizer(manifest.tokenizer, tokenizer, ()):
+        raise ConfigError(f"{path}: made with another tokenizer than the teacher's, {tokenizer}")
+    layers = teacher.get("num_hidden_layers")
+    if isinstance(layers, int) and layers < config.parts:
+        raise ConfigError(
+            f"objective.teacher: {directory} has {layers} layers for {config.parts} stages; use at "
+            f"most pipeline_stages = {layers}"
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from headrace.dataprep.axolotl.build_chat import chat, sharegpt
+from headrace.dataprep.axolotl.build_chat import chat, pictured_chat, sharegpt
 from headrace.dataprep.axolotl.build_pairs import bradley_terry, labeled_answers, orpo, text_pairs
 from headrace.dataprep.axolotl.dialogues import Llama2Chat, Messages, Pygmalion
 from headrace.dataprep.axolotl.instruct import USER_DEFINED, Instruct, Reflection, UserDefined
@@ -50,7 +50,11 @@ def build_axolotl_format(
             strategy = EngineStrategy(options, tokenizer, config.sequence_len)
         else:
             rules = token_rules(tokenizer, config.sequence_len, options.train_on_inputs)
-            strategy = build_strategy(options, rules)
+            strategy = (
+                build_strategy(options, rules)
+                if config.images is None
+                else pictured_chat(options, rules, config.images)
+            )
     except ConfigError as error:
         raise ConfigError(f'source "{source.name}": {error}') from None
     return AxolotlFormat(strategy, tokenizer, options, config.sequence_len, config.seed)

@@ -1,16 +1,19 @@
 """Pairs of a better and a worse answer, and answers with labels: as conversations or as texts."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from headrace.dataprep.formats.chat import UNTRAINED, ChatFormat, attempt
+from headrace.dataprep.formats.chat import UNTRAINED, ChatFormat, attempt, picture_fields
 from headrace.dataprep.formats.turn_mask import Chat
+from headrace.dataprep.images.picture_places import PicturePlaces
+from headrace.dataprep.images.references import Reference, row_references
 from headrace.dataprep.input.records import Record, Reject, refuse
 from headrace.dataprep.text.chat_losses import text_losses
 from headrace.dataprep.text.chat_mask import span_tokens
+from headrace.dataprep.text.chat_template import Message
 from headrace.dataprep.text.conversation import (
     FIELDS,
     Conversation,
@@ -30,6 +33,7 @@ from headrace.dataprep.text.tokens import Located, TokenizerSpec
 from headrace.schemas.fingerprint import canonical_json
 from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig, UnpairedConfig
+from headrace.schemas.prepare.images_config import ImagesConfig
 from headrace.schemas.prepare.source_config import SourceConfig
 
 
@@ -55,7 +59,10 @@ class ChatPair(NamedTuple):
 class PreferenceFormat:
     """Each record is one pair; the answers are trained, what both follow is not."""
 
-    def __init__(self, source: SourceConfig, tokenizer: TokenizerSpec) -> None:
+    def __init__(
+        self, source: SourceConfig, tokenizer: TokenizerSpec, images: ImagesConfig | None = None
+    ) -> None:
+        self.images = images
         self.fields = source.preference or PreferenceConfig()
         self.chat = source.chat or ChatConfig()
         self.tokenizer = tokenizer
@@ -65,12 +72,14 @@ class PreferenceFormat:
         names = (self.fields.prompt, self.fields.chosen, self.fields.rejected)
         history = [self.chat.field] if self.chat.field else FIELDS
         self.columns = frozenset([*names, *history, "system", "tools"])
+        if images is not None:
+            self.columns |= picture_fields(self.chat)
         if source.chat is not None or self.fields.as_chat:
             self.chat_format()  # without a template it says so at once
 
     def chat_format(self) -> ChatFormat:
         """Return the format that renders conversations; rows of plain text need none."""
-        self.format = self.format or ChatFormat(self.chat, self.tokenizer)
+        self.format = self.format or ChatFormat(self.chat, self.tokenizer, self.images)
         return self.format
 
     def encode(self, records: Sequence[Record]) -> Iterator[Encoded | Reject]:
@@ -111,10 +120,13 @@ class PreferenceFormat:
             raise ConversationError("equal answers", "chosen and rejected are the same")
         prompt = self.read_prompt(fields)
         texts = [prompt, *answers]
-        if not self.fields.as_chat and all(isinstance(text, str) for text in texts):
+        listed = row_references(fields, self.chat.images) if self.images is not None else []
+        if not listed and not self.fields.as_chat and all(isinstance(text, str) for text in texts):
             space = " " if self.space and not f"{prompt}{answers[0]}".startswith(" ") else ""
             return PlainPair(f"{space}{prompt}", *map(str, answers))
-        chosen, rejected = (self.read_side(fields, prompt, answer) for answer in answers)
+        chosen, rejected = (self.read_side(fields, prompt, answer, listed) for answer in answers)
+        if chosen.pictures != rejected.pictures:
+            raise ConversationError("answers with other pictures", "both sides share the pictures")
         start = common_turns(chosen, rejected)
         return ChatPair(self.render(chosen, start), self.render(rejected, start))
 
@@ -123,18 +135,35 @@ class PreferenceFormat:
         names = [self.fields.prompt, *([self.chat.field] if self.chat.field else FIELDS)]
         return next((parse_json(fields[n]) for n in names if fields.get(n) is not None), None)
 
-    def read_side(self, fields: dict[str, Any], prompt: object, answer: object) -> Conversation:
-        """One conversation: the prompt and an answer, or the answer if it holds all."""
-        messages, flags = read_messages(as_messages(answer, "assistant"), self.chat.roles, "answer")
-        if messages[0]["role"] == "assistant":
+    def read_side(
+        self,
+        fields: dict[str, Any],
+        prompt: object,
+        answer: object,
+        listed: Sequence[Reference] = (),
+    ) -> Conversation:
+        """One conversation: the prompt and an answer, or the answer if it holds all.
+
+        Args:
+            listed: pictures of the row.
+        """
+        roles, answer = self.chat.roles, as_messages(answer, "assistant")
+        places = None if self.images is None else PicturePlaces(listed)
+        before: tuple[list[Message], list[bool | None]] = ([], [])
+        if first_role(answer, roles) == "assistant":
             if prompt is None:
                 raise ConversationError("missing field", f"no field {quoted(self.fields.prompt)}")
-            before, marks = read_messages(as_messages(prompt, "user"), self.chat.roles, "prompt")
-            messages, flags = [*before, *messages], [*marks, *flags]
+            before = read_messages(as_messages(prompt, "user"), roles, "prompt", places)
+        messages, flags = read_messages(answer, roles, "answer", places)
+        messages, flags = [*before[0], *messages], [*before[1], *flags]
+        if places is not None:
+            places.settle(messages)
         system = fields.get("system")
         if isinstance(system, str) and system and messages[0]["role"] != "system":
             messages, flags = [{"role": "system", "content": system}, *messages], [None, *flags]
-        return checked(Conversation(messages, flags, read_tools(fields.get("tools"))))
+        found = () if places is None else tuple(places.found)
+        tools = read_tools(fields.get("tools"))
+        return checked(Conversation(messages, flags, tools, pictures=found))
 
     def render(self, conversation: Conversation, start: int) -> Chat:
         """A side as text; turns that both sides have are not trained."""
@@ -151,20 +180,26 @@ class PreferenceFormat:
             content = canonical_json(found)
             sides = [self.plain_side(found.prompt, located) for located in (chosen, rejected)]
         else:
-            content = canonical_json([side.conversation.content() for side in found])
+            content = canonical_json([side.content() for side in found])
             for side in found:
                 notes += text_losses(side.conversation.messages, side.rendered)
             masks = [
                 self.chat_format().turns.mask(c, t, notes)
                 for c, t in zip(found, (chosen, rejected), strict=True)
             ]
-            sides = [Sample(t.ids, m) for t, m in zip((chosen, rejected), masks, strict=True)]
+            made = found.chosen.pictures
+            pictures = () if made is None else made.pictures
+            sides = [
+                Sample(t.ids, m, pictures=pictures)
+                for t, m in zip((chosen, rejected), masks, strict=True)
+            ]
         if not all(len(side.ids) for side in sides):
             return refuse(record.place, "empty document", "the tokenizer gives no token")
         tokens = sum(side.tokens for side in sides)
         sample = pair(*sides)
         if not sample.is_trained:
-            return Encoded(content, [], {UNTRAINED: tokens}, notes)
+            lost = {UNTRAINED: len(sample.pictures)} if sample.pictures else {}
+            return Encoded(content, [], {UNTRAINED: tokens}, notes, lost)
         return Encoded(content, [sample], notes=notes)
 
     def plain_side(self, prompt: str, located: Located) -> Sample:
@@ -177,6 +212,19 @@ class PreferenceFormat:
             first = span_tokens(located, (len(prompt), len(prompt))).start
             trained[: len(self.ends.prefix) + bos + first] = False
         return Sample(ids, trained)
+
+
+def first_role(answer: object, roles: Mapping[str, str]) -> object:
+    """Return the role of the first message of an answer, whose pictures are not looked at."""
+    found, _ = read_messages(answer, roles, "answer", Ignored(()))
+    return found[0]["role"]
+
+
+class Ignored(PicturePlaces):
+    """Places whose pictures are not taken."""
+
+    def next(self) -> None:
+        """Take none."""
 
 
 def as_messages(value: object, role: str) -> object:

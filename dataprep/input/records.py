@@ -26,12 +26,23 @@ class Record(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """One refused record. `line` counts from 1; in JSON lists and tables it is the record."""
+    """One refused record. `line` counts from 1; in JSON lists and tables it is the record.
+
+    `pictures` are those that it had, as far as they were told apart.
+    """
 
     file: str
     line: int
     reason: str
     detail: str
+    pictures: int = 0
+
+    def described(self) -> dict[str, Any]:
+        """Return what `rejects.jsonl` tells of it."""
+        values = self._asdict()
+        if not self.pictures:
+            del values["pictures"]
+        return values
 
 
 def refuse(place: Place, reason: str, detail: str, further: int = 0) -> Reject:

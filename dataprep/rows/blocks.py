@@ -3,11 +3,17 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from headrace.dataprep.images.references import (
+    FIELDS,
+    count_pictures,
+    listed_pictures,
+    picture_bytes,
+)
 from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.records import (
@@ -21,8 +27,9 @@ from headrace.dataprep.input.records import (
 from headrace.dataprep.rows.contamination import decontaminate
 from headrace.dataprep.rows.encoded_spool import EncodedBlock
 from headrace.dataprep.rows.filters import apply_filters
-from headrace.dataprep.rows.overlong import drop_tail, fit_samples
+from headrace.dataprep.rows.overlong import Fitted, drop_tail, fit_samples
 from headrace.dataprep.rows.packing import full_mask, pack_samples, prefix_rows
+from headrace.dataprep.rows.picture_rows import row_picture_bytes, row_pictures
 from headrace.dataprep.rows.row_keys import row_keys
 from headrace.dataprep.rows.row_tables import count_tokens
 from headrace.dataprep.rows.split_and_sample import choose_split, take_sample
@@ -33,12 +40,15 @@ from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokenizer import control_ids
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import DataError
+from headrace.schemas.prepare.images_config import ImagesConfig
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig
 from headrace.schemas.shards.arrow_numbers import as_arrow
+from headrace.schemas.shards.image_column import IMAGES_FIELD
 from headrace.schemas.shards.shard_format import SPLITS, shard_schema
 
 SHOWN_CHARACTERS = 200
+REFUSED = "refused"  # begins the reason for which pictures of a refused document are dropped
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterat
         for item in read_records(task.source, piece, row_format.columns, limit):
             if isinstance(item, Record):
                 length = characters(item.fields)
-                size += length
+                size += block_size(config, item, length)
                 item = refuse_large(item.place, limit) if length > limit else item
             items.append(item)
             if size >= config.block_bytes:
@@ -77,6 +87,14 @@ def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterat
                 items, number, size = [], number + 1, 0
     if items:
         yield Block(task.source.name, task.number_in_source, number, items)
+
+
+def block_size(config: PrepareConfig, record: Record, length: int) -> int:
+    """Return what a record takes of a block: its characters, and so much for each picture."""
+    if config.images is None:
+        return length
+    share = config.block_bytes // config.images.block_pictures
+    return length - picture_bytes(record.fields) + share * count_pictures(record.fields)
 
 
 def process_block(
@@ -97,6 +115,7 @@ def settle(
             choose_split(config, document.content) if fixed == "auto" else fixed,
             document.samples,
             document.dropped,
+            document.lost,
         )
         for document in encoded
     ]
@@ -150,8 +169,27 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
         rejects=dict(Counter(reject.reason for reject in block.rejects)),
         document_lengths=dict(lengths),
         notes={name: count for name, count in block.notes.items() if count},
+        **(count_block_pictures(block, fitted, rows) if config.images else {}),
     )
     return BlockRows(block.source, rows, block.rejects, stats)
+
+
+def count_block_pictures(
+    block: EncodedBlock, fitted: dict[str, Fitted], rows: dict[str, pa.Table]
+) -> dict[str, Any]:
+    """Return the counts of a block's pictures: in by its documents, out by its rows."""
+    documents = block.documents
+    refused = Counter[str]()
+    for reject in block.rejects:
+        refused[f"{REFUSED}: {reject.reason}"] += reject.pictures
+    lost = [*(document.lost for document in documents), {k: v for k, v in refused.items() if v}]
+    held = sum(len(sample.pictures) for document in documents for sample in document.samples)
+    return {
+        "pictures_in": held + sum(add_counts(lost).values()),
+        "pictures": {split: int(row_pictures(table).sum()) for split, table in rows.items()},
+        "picture_bytes": {s: int(row_picture_bytes(table).sum()) for s, table in rows.items()},
+        "pictures_dropped": add_counts([*lost, *(fit.pictures_dropped for fit in fitted.values())]),
+    }
 
 
 def last_reason(document: Document) -> str:
@@ -213,12 +251,37 @@ def encode_block(
     rejects: list[Reject] = []
     for item in block.items:
         result = item if isinstance(item, Reject) else next(results)
+        if isinstance(item, Record) and config.images is not None:
+            result = with_pictures(config.images, item, result)
         if isinstance(result, Reject):
             rejects.append(with_fields(result, item) if isinstance(item, Record) else result)
         else:
             encoded.append(result)
     filtered = decontaminate(config.decontaminate, apply_filters(config.filters, encoded))
     return take_sample(config, source_named(config, block.source), filtered), rejects
+
+
+def with_pictures(
+    images: ImagesConfig, record: Record, result: Encoded | Reject
+) -> Encoded | Reject:
+    """Return the result of a record: refused if pictures fill other placeholders than it has; what
+    is refused tells how many pictures it had.
+    """
+    if isinstance(result, Encoded):
+        assert images.identity is not None, "the config is resolved"
+        placeholder = images.identity["placeholder_id"]
+        sides = [side for sample in result.samples for side in sample.sides()]
+        if all(np.count_nonzero(s.ids == placeholder) == filled(s) for s in sides):
+            return result
+        result = refuse(record.place, "placeholder in a text", "a text holds the pictures' token")
+    listed = {name: record.fields.get(name) for name in FIELDS}
+    count = max(count_pictures(record.fields), sum(map(listed_pictures, listed.values())))
+    return result._replace(pictures=count)
+
+
+def filled(sample: Sample) -> int:
+    """Return the placeholders that a sample's pictures fill."""
+    return sum(picture.tokens for picture in sample.pictures)
 
 
 def encode_records(row_format: Format, records: list[Record]) -> list[Encoded | Reject]:
@@ -265,12 +328,14 @@ def pack(
     packed = prefix_rows(pack_samples(samples, config.packing, row_len), options.prefix)
     rows = len(packed.input_ids)
     keys = row_keys(config.seed, block.source, split, block.task, block.number, rows)
-    schema = shard_schema(config.kind)
+    schema = shard_schema(config.kind, config.images is not None)
     columns = packed._asdict() | {
         "source": source_column(config, block.source, rows),
         "row_key": as_arrow(keys),
         "control_class": pa.array([options.control_class] * rows, pa.int8()),
     }
+    if columns["images"] is None:
+        columns["images"] = pa.nulls(len(keys), IMAGES_FIELD.type)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 

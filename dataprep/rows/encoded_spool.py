@@ -9,10 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from headrace.dataprep.images.picture import Picture
 from headrace.dataprep.input.records import Reject
 from headrace.dataprep.text.row_format import Document
 from headrace.dataprep.text.sample import Sample
 
+PICTURE_TYPE = pa.struct(
+    [
+        pa.field("tiles", pa.list_(pa.large_binary())),
+        *(pa.field(name, pa.int32()) for name in Picture._fields[1:]),
+    ]
+)
 SCHEMA = pa.schema(
     [
         pa.field("document", pa.int32()),
@@ -21,6 +28,7 @@ SCHEMA = pa.schema(
         pa.field("rejected_ids", pa.list_(pa.int32())),
         pa.field("rejected_trained", pa.list_(pa.bool_())),
         pa.field("desirable", pa.bool_()),
+        pa.field("pictures", pa.list_(PICTURE_TYPE)),
     ]
 )
 
@@ -59,7 +67,7 @@ def describe(block: EncodedBlock) -> dict[str, str]:
     """Return a block as metadata, without its samples."""
     value = {
         "place": (block.source, block.task, block.number),
-        "documents": [(document.split, document.dropped) for document in block.documents],
+        "documents": [(d.split, d.dropped, d.lost) for d in block.documents],
         "rejects": block.rejects,
         "notes": block.notes,
     }
@@ -68,12 +76,14 @@ def describe(block: EncodedBlock) -> dict[str, str]:
 
 def restore(batch: pa.RecordBatch, block: dict[str, Any]) -> EncodedBlock:
     """The block of a batch and its description."""
-    documents = [Document(split, [], dropped) for split, dropped in block["documents"]]
+    documents = [Document(split, [], *counts) for split, *counts in block["documents"]]
     owners = batch.column("document").to_pylist()
     columns = (arrays(batch.column(name)) for name in LISTS)
     labels = batch.column("desirable").to_pylist()
-    for owner, label, *values in zip(owners, labels, *columns, strict=True):
-        documents[owner].samples.append(Sample(*values)._replace(desirable=label))
+    pictures = map(restored, batch.column("pictures").to_pylist())
+    for owner, label, shown, *values in zip(owners, labels, pictures, *columns, strict=True):
+        sample = Sample(*values)._replace(desirable=label, pictures=shown)
+        documents[owner].samples.append(sample)
     rejects = [Reject(*reject) for reject in block["rejects"]]
     source, task, number = block["place"]
     return EncodedBlock(source, task, number, documents, rejects, block["notes"])
@@ -89,7 +99,14 @@ def sample_batch(documents: Sequence[Document]) -> pa.RecordBatch:
         for name in LISTS
     ]
     labels = pa.array([sample.desirable for sample in samples], pa.bool_())
-    return pa.record_batch([pa.array(owners), *columns, labels], schema=SCHEMA)
+    kept = [[p._asdict() for p in sample.pictures] or None for sample in samples]
+    pictures = pa.array(kept, SCHEMA.field("pictures").type)
+    return pa.record_batch([pa.array(owners), *columns, labels, pictures], schema=SCHEMA)
+
+
+def restored(pictures: list[dict[str, Any]] | None) -> tuple[Picture, ...]:
+    """Return the pictures of a sample."""
+    return tuple(Picture(**p | {"tiles": tuple(p["tiles"])}) for p in pictures or ())
 
 
 def lists(values: list[npt.NDArray[Any] | None], kind: pa.DataType) -> pa.ListArray:

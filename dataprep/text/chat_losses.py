@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from headrace.dataprep.images.picture_places import PLACE
 from headrace.dataprep.text.chat_mask import RenderedChat
 from headrace.dataprep.text.chat_template import REASONING, Message
 
@@ -54,8 +55,8 @@ def writes(text: str, value: Any) -> bool:
     """Return whether a text holds a value, or what follows its reasoning, as it is or in JSON."""
     if not isinstance(value, str):
         return True
-    bare = value.split("</think>")[-1].strip()
-    return bare in text or json.dumps(bare, ensure_ascii=False)[1:-1] in text
+    pieces = [piece.strip() for piece in value.split("</think>")[-1].split(PLACE)]
+    return all(p in text or json.dumps(p, ensure_ascii=False)[1:-1] in text for p in pieces)
 
 
 def names(calls: object) -> Iterator[str]:

@@ -3,11 +3,14 @@
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from headrace.schemas.errors import ConfigError, install_hint
+
+if TYPE_CHECKING:
+    from headrace.trainer.export.sample import Sampling
 
 app = typer.Typer()
 
@@ -165,6 +168,32 @@ def export_gguf(
     print(f"{output}: {count} tensors")
 
 
+def answer_pictures(
+    model: Path,
+    adapter: Path | None,
+    prompt: str,
+    images: list[Path],
+    chat: bool,
+    system: str | None,
+    sampling: "Sampling",
+    compare: bool,
+) -> None:
+    """Print a vision-language model's answer to a prompt with pictures."""
+    from headrace.jobs.commands.chat_prompt import chat_prompt
+    from headrace.jobs.commands.picture_prompt import picture_prompt
+    from headrace.jobs.commands.picture_sampler import PictureSampler
+
+    render = chat_prompt(model) if chat else None
+    text, tiles = picture_prompt(model, prompt, images, render, system)
+    sampler = PictureSampler(model, adapter)
+    if compare:
+        plain = sampler.answer_pictures(text, tiles, sampling, adapter=False)
+        print(f"without adapter: {plain}")
+        print(f"with adapter:    {sampler.answer_pictures(text, tiles, sampling)}")
+    else:
+        print(sampler.answer_pictures(text, tiles, sampling))
+
+
 @app.command(epilog='Example: headrace sample models/merged "def parse(" --max-new-tokens 60')
 def sample(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
@@ -179,6 +208,10 @@ def sample(
         bool, typer.Option("--chat", help="Take the prompt for a user's turn: chat template.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="System text before it.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="Picture for `<image>` in the prompt, or before it; once for each."),
+    ] = None,
     source: Annotated[
         Path | None,
         typer.Option("--input", metavar="JSONL", help="Lines with `prompt` or `messages`."),
@@ -200,8 +233,13 @@ def sample(
         raise ConfigError("give either a PROMPT, or --input and --output")
     if compare and adapter is None:
         raise ConfigError("--compare needs an --adapter to leave out")
-    sampler = Sampler(model, adapter, chat_prompt(model))
     sampling = Sampling(max_new_tokens, temperature, seed)
+    if image:
+        if prompt is None:
+            raise ConfigError("--image goes with a PROMPT; leave --input out")
+        answer_pictures(model, adapter, prompt, image, chat, system, sampling, compare)
+        return
+    sampler = Sampler(model, adapter, chat_prompt(model))
     if source is not None and output is not None:
         from headrace.jobs.commands.progress import tracked
         from headrace.trainer.export.sample_file import sample_file

@@ -108,6 +108,14 @@ def preference(value: str, values: Values) -> dict[str, Any]:
     return {"train.objective.kind": value}
 
 
+def answer_limit(value: int, values: Values) -> dict[str, Any]:
+    return {"train.evaluation.max_new_tokens": int(value)} if values.get("eval_table_size") else {}
+
+
+def scoring(value: bool, _: Values) -> dict[str, Any]:
+    return {"train.objective.kind": "reward"} if value else {}
+
+
 def dynamic(value: bool, _: Values) -> dict[str, Any]:
     return {"train.objective.kind": "dft"} if value else {}
 

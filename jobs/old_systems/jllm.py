@@ -77,9 +77,6 @@ def packed(value: bool, _: Values) -> dict[str, Any]:
 IMAGES = "text only"
 
 
-TENSOR = "a model is cut by layers only; more `pipeline_stages` spread it further"
-
-
 TRAINED = "trained weights only; `headrace convert` makes an adapter or a model of them"
 
 
@@ -136,7 +133,7 @@ JLLM = OldSystem(
         none("--no_pin_memory", "memory is pinned on GPUs"),
         none("--skip_train_steps", "`anomalies` skips steps that go wrong"),
         same("--pipe_parallel_size", "train.pipeline_stages"),
-        none("--model_parallel_size", TENSOR, 1),
+        same("--model_parallel_size", "train.tensor_parallel"),
         same("--sequence_parallel_size", "train.sequence_parallel"),
         none("--encoder_pipe_parallel_size", IMAGES, 0),
         none("--attention_alpha", "the cost of a layer is counted from its shape", 3),
@@ -147,7 +144,7 @@ JLLM = OldSystem(
         same("--split_dlayer", "train.half_layers"),
         none("--num_layers_per_decoder", "a layer stays whole"),
         none("--emb_partitions", "embedding and head stay whole", 1),
-        none("--async_tensor_model_parallel_allreduce", TENSOR),
+        none("--async_tensor_model_parallel_allreduce", "sums are waited for where they are used"),
         none("--zero_stage", "1: `optimizer.shard`; weights and gradients stay whole", 0),
         none("--offload", "nothing is moved to the host", False),
         none("--timeout", "30 minutes", 1800),

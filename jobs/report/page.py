@@ -16,6 +16,7 @@ from headrace.jobs.report.waits import time_shares
 from headrace.schemas.publish import write_atomic, writing
 
 PAGE_NAME = "report.html"
+WATCHED = ("metrics.jsonl", "answers.jsonl", "checkpoints", "train.json")
 TEMPLATE = "page.html.jinja"
 STEP_CURVES = {  # of a step's line: title, its fields with their names in the legend, unit
     "Learning rate": ({"lr": "learning rate"}, "learning rate"),
@@ -76,7 +77,7 @@ def watch(
     while True:
         stamp = tuple(
             path.stat().st_mtime_ns if path.exists() else 0
-            for path in (run / "metrics.jsonl", run / "checkpoints", run / "train.json")
+            for path in (run / name for name in WATCHED)
         )
         if stamp != seen:
             yield write_report(run, output, seconds)

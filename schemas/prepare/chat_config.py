@@ -15,6 +15,11 @@ class ChatConfig(Config):
         description="Field with the list of messages. Default: `messages`, `conversations` or "
         "`conversation`, whichever a row has.",
     )
+    images: Text | None = Field(
+        None,
+        description="Field that lists a row's pictures, where [images] is set. Default: `images` "
+        "or `image`.",
+    )
     prompt: Text = Field(
         "prompt",
         description="Field with a question, a text or messages, in rows that have no list of "

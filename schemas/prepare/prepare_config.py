@@ -12,6 +12,7 @@ from headrace.schemas.prepare.filter_config import (
     DeduplicateConfig,
     FiltersConfig,
 )
+from headrace.schemas.prepare.images_config import ImagesConfig
 from headrace.schemas.prepare.source_config import KINDS, SourceConfig, Tokens, check_keys, reads
 from headrace.schemas.shards.shard_kind import ShardKind
 
@@ -137,6 +138,9 @@ class PrepareConfig(Config):
     decontaminate: DecontaminateConfig | None = Field(
         None, description="Documents that share text with evaluation sets."
     )
+    images: ImagesConfig | None = Field(
+        None, description="Pictures in chats and pairs, for a vision-language model."
+    )
     sources: list[SourceConfig] = Field(min_length=1, description="The inputs, one table each.")
 
     @property
@@ -203,6 +207,25 @@ class PrepareConfig(Config):
             raise ValueError(
                 f'overlong = "split": {self.kind} rows cannot be split; set "truncate" or "drop"'
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_images(self) -> "PrepareConfig":
+        if self.images is None:
+            return self
+        if self.packing == "concatenate":
+            raise ValueError(
+                'images: packing = "concatenate" would cut documents from their pictures; set '
+                '"best_fit" or "none"'
+            )
+        if self.mix_sources:
+            raise ValueError("images: mix_sources is not supported with pictures; remove it")
+        for source in self.sources:
+            if source.type == "unpaired" or source.engine == "axolotl":
+                raise ValueError(
+                    f'source "{source.name}": type = "{source.type}" reads no pictures; set "chat" '
+                    'or "preference", or prepare it without [images]'
+                )
         return self
 
     @model_validator(mode="after")

@@ -106,6 +106,14 @@ class AdapterConfig(Config):
         """Return what the rules of a config ask of the kind."""
         return TUNING_METHODS[self.kind]
 
+    def training_too(self, part: str) -> "AdapterConfig":
+        """Return the same with one more part of the model that is trained whole."""
+        if self.record.has_products:
+            return self.model_copy(update={"modules_to_save": [*self.modules_to_save, part]})
+        if isinstance(self.target_modules, str):
+            return self
+        return self.model_copy(update={"target_modules": [*self.target_modules, part]})
+
     @property
     def target_pattern(self) -> str | None:
         """Return the regular expression that names the targets, if one does."""

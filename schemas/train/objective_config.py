@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.config_model import Config
+from headrace.schemas.config_model import Config, Text
 from headrace.schemas.train.objectives import OBJECTIVES, ObjectiveRecord, described
 
 if TYPE_CHECKING:
@@ -59,6 +59,32 @@ class ObjectiveConfig(Config):
     desirable_weight: float = Field(1.0, ge=0, description="Weight of KTO's good answers.")
     undesirable_weight: float = Field(1.0, ge=0, description="Weight of its bad ones.")
 
+    center: float = Field(
+        0.0,
+        ge=0,
+        description="Reward models: weight of the mean square of both rewards' sum beside the "
+        "loss, which holds them about 0.",
+    )
+
+    teacher: Text | None = Field(
+        None,
+        description="Directory of the model that is learned from, or its id on the hub. It has the "
+        "same tokenizer, and goes through the same stages.",
+    )
+    teacher_weight: float = Field(
+        1.0, gt=0, le=1, description="Weight of the divergence; the rest is the cross-entropy's."
+    )
+    divergence: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="0: KL(teacher || student). 1: KL(student || teacher). Between them the "
+        "generalized Jensen-Shannon divergence.",
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="Divides the logits of both before the divergence is taken."
+    )
+
     @property
     def record(self) -> ObjectiveRecord:
         """Return all that is known of the objective."""
@@ -95,6 +121,8 @@ class ObjectiveConfig(Config):
             raise ValueError(
                 f'kind = "{self.kind}" needs a gamma, for example gamma = {self.record.gamma}'
             )
+        if self.record.has_teacher and self.teacher is None:
+            raise ValueError(f'kind = "{self.kind}" needs a teacher, a model directory')
         if self.record.losses and self.loss not in self.record.losses:
             known = ", ".join(f'"{name}"' for name in self.record.losses)
             raise ValueError(

@@ -24,6 +24,8 @@ class ObjectiveRecord:
         gamma: a value to name where the config lacks the gamma that it needs.
         losses: values of `loss` that it knows; the first is the default.
         baselines: those of them that compare with answers to other prompts.
+        scores: its model's head gives one number in place of logits.
+        has_teacher: learns from another model, which the config names.
         has_reference: compares with the model as it was before training.
         sft_weight: weight of the chosen answers' cross-entropy, if the config names none.
     """
@@ -35,6 +37,8 @@ class ObjectiveRecord:
     gamma: float | None = None
     losses: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
+    scores: bool = False
+    has_teacher: bool = False
     has_reference: bool = False
     sft_weight: float = 0.0
 
@@ -51,6 +55,12 @@ OBJECTIVES = {
     "inverse_focal": _adjusted("-(1 + p)^gamma log p.", "InverseFocal"),
     "exponentiated": _adjusted("(-log p)^gamma / gamma.", "Exponentiated"),
     "dft": ObjectiveRecord("-p log p, with no gradient through the first p.", f"{FOLDER}.dft:Dft"),
+    "distill": ObjectiveRecord(
+        "divergence from the distribution of a teacher.",
+        f"{FOLDER}.distill:Distill",
+        settings=("teacher", "teacher_weight", "divergence", "temperature"),
+        has_teacher=True,
+    ),
     "dpo": ObjectiveRecord(
         "rewards against the model before training.",
         f"{FOLDER}.dpo:Dpo",
@@ -83,6 +93,13 @@ OBJECTIVES = {
         settings=("loss", "beta", "label_smoothing", "sft_weight"),
         losses=("sigmoid", "hinge", "ipo"),
         sft_weight=1.0,
+    ),
+    "reward": ObjectiveRecord(
+        "a reward model: a head of one number, that of the chosen answer above the rejected one's.",
+        f"{FOLDER}.reward:Reward",
+        columns="pairs",
+        settings=("center",),
+        scores=True,
     ),
     "simpo": ObjectiveRecord(
         "rewards by mean token, gamma apart.",

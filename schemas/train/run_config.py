@@ -24,6 +24,26 @@ class EvaluationConfig(Config):
         description="Stop early after so many evaluations in a row that find no new lowest loss "
         "(over all sets, weighted by tokens). Default: never.",
     )
+    prompts: list[Text] = Field(
+        [],
+        description="Texts that the model goes on with at each evaluation, as they stand; a chat "
+        "has its markers, `<|im_start|>` and so on, up to where an answer begins.",
+    )
+    prompt_rows: int = Field(
+        0,
+        ge=0,
+        description="The same with the first rows of each evaluation set: with what stands before "
+        "a row's first trained token. Its own answer is shown beside.",
+    )
+    max_new_tokens: int = Field(128, ge=1, description="Tokens of such an answer at most.")
+    temperature: float = Field(
+        0.0, ge=0, description="Divides the logits; 0 takes the likeliest token."
+    )
+
+    @property
+    def asks(self) -> bool:
+        """Return whether prompts are answered."""
+        return bool(self.prompts or self.prompt_rows)
 
 
 class CheckpointConfig(Config):

@@ -24,6 +24,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_packing(config)
     check_new_tokens(config)
     check_checkpointing(config)
+    check_tiles(config)
     check_offload(config)
     check_adapters_only(config)
     check_objective(config)
@@ -104,14 +105,11 @@ def check_slices(config: "TrainConfig") -> None:
             f'{slices} schedule = "{config.schedule}", whose passes have another order; set '
             '"1f1b", or use one of both'
         )
-    if config.objective.record.columns != "rows":
+    record = config.objective.record
+    if record.columns != "rows" or record.scores or record.has_reference:
         raise ValueError(
             f'{slices} objective.kind = "{config.objective.kind}", which compares whole answers '
             "before the first gradient; set sequence_slices = 1 and use more micro-batches"
-        )
-    if config.vision is not None:
-        raise ValueError(
-            f"{slices} [vision], whose pictures belong to whole rows; drop one of them"
         )
     if config.sequence_parallel > 1:
         raise ValueError(
@@ -128,6 +126,8 @@ def check_tensor(config: "TrainConfig") -> None:
     entrywise = ", ".join(name for name, record in OPTIMIZERS.items() if record.shardable)
     refusals = [
         (config.rejected_sampling is not None, "[rejected_sampling]", "drop it"),
+        (config.sequence_slices > 1, "sequence_slices", "use more micro-batches"),
+        (config.tiles > 1, "tiles", "drop it"),
         (
             not config.adapter.record.has_parts,
             f'adapter.kind = "{kind}"',
@@ -140,6 +140,7 @@ def check_tensor(config: "TrainConfig") -> None:
             'use modules_to_save = ["embed_tokens", "lm_head"]',
         ),
         (config.objective.has_reference, f'objective.kind = "{objective}"', "use another"),
+        (config.objective.record.scores, f'objective.kind = "{objective}"', "use another"),
         (bool(config.relora.every_steps), "relora.every_steps", "drop it"),
         (bool(config.regularization.product_decay), "regularization.product_decay", "drop it"),
         (
@@ -147,9 +148,7 @@ def check_tensor(config: "TrainConfig") -> None:
             "regularization.max_product_norm",
             "drop it",
         ),
-        (config.quantization is not None, "[quantization]", "drop it"),
-        (config.weight_offload != "none", "weight_offload", "drop it"),
-        (config.embedding_on_cpu, "embedding_on_cpu", "drop it"),
+        (config.trained_matmul == "fp8", 'trained_matmul = "fp8"', "drop it"),
         (config.checkpoint.node_local, "checkpoint.node_local", "drop it"),
         (
             not config.optimizer.record.shardable,
@@ -235,6 +234,25 @@ def check_checkpointing(config: "TrainConfig") -> None:
             "activation_offload moves the inputs of recomputed layers; "
             'set activation_checkpointing = "full" or drop it'
         )
+
+
+def check_tiles(config: "TrainConfig") -> None:
+    """Refuse what else decides over the memory of MLPs."""
+    if config.tiles == 1:
+        return
+    again = config.activation_checkpointing
+    refusals = [
+        (again == "selective", 'activation_checkpointing = "selective"', 'set "full" or "none"'),
+        (
+            config.weight_offload != "none" and again != "full",
+            f'weight_offload = "{config.weight_offload}"',
+            'set activation_checkpointing = "full"',
+        ),
+        (config.tensor_parallel > 1, f"tensor_parallel = {config.tensor_parallel}", "drop one"),
+    ]
+    for is_wrong, key, remedy in refusals:
+        if is_wrong:
+            raise ValueError(f"tiles = {config.tiles} does not go with {key}; {remedy}")
 
 
 def check_offload(config: "TrainConfig") -> None:
@@ -351,10 +369,12 @@ def check_objective(config: "TrainConfig") -> None:
             f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
             f"no pairs; set kind = {kinds_of('pairs')}, or drop it"
         )
+    check_teacher(config)
     if config.objective.record.columns == "rows":
         return
     check_rejected_sampling(config)
     check_baseline(config)
+    check_scores(config)
     if adapter.record.by_class:
         raise ValueError(
             f'objective.kind = "{kind}" does not go with adapter.kind = "{adapter.kind}", whose '
@@ -369,6 +389,55 @@ def check_objective(config: "TrainConfig") -> None:
         raise ValueError(
             f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
             'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
+        )
+
+
+def check_teacher(config: "TrainConfig") -> None:
+    """Refuse layouts in which a teacher of another width cannot go along."""
+    if config.objective.teacher is None:
+        return
+    whole = {
+        "sequence_parallel": config.sequence_parallel,
+        "sequence_slices": config.sequence_slices,
+        "tensor_parallel": config.tensor_parallel,
+    }
+    for key, value in whole.items():
+        if value > 1:
+            raise ValueError(
+                f"{key} = {value}: objective.teacher goes through the stages with whole rows and "
+                "weights; use more pipeline_stages or replicas"
+            )
+    if config.schedule != "1f1b":
+        raise ValueError(
+            f'schedule = "{config.schedule}": objective.teacher goes once through each stage; set '
+            '"1f1b"'
+        )
+    if config.vision is not None:
+        raise ValueError("[vision]: objective.teacher reads texts alone; drop one")
+
+
+def check_scores(config: "TrainConfig") -> None:
+    """Refuse what wants logits, or rows in one piece, of a model that gives one number."""
+    objective, record = config.objective, config.adapter.record
+    if not objective.record.scores:
+        return
+    asked = f'objective.kind = "{objective.kind}"'
+    if not (record.has_products or record.trains_all):
+        raise ValueError(
+            f'adapter.kind = "{config.adapter.kind}": {asked} trains a head of its own; use '
+            '"lora", "dora" or "none"'
+        )
+    if record.trains_all and config.adapter.layers is not None:
+        raise ValueError(
+            f'adapter.layers = "{config.adapter.layers}": {asked} trains a head behind all layers; '
+            'drop it, or use kind = "lora"'
+        )
+    if config.rejected_sampling is not None:
+        raise ValueError(f"[rejected_sampling]: {asked} generates nothing; drop the table")
+    if config.sequence_parallel > 1:
+        raise ValueError(
+            f"sequence_parallel = {config.sequence_parallel}: {asked} needs the last token of "
+            "every answer on one rank; use more pipeline_stages or replicas"
         )
 
 
@@ -409,6 +478,7 @@ def check_evaluation(config: "TrainConfig") -> None:
             raise ValueError(
                 f"{key} needs an evaluation loss; add [[evaluation_datasets]] or remove it"
             )
+    check_prompts(config)
     names = config.evaluation_names()
     for name in names:
         if names.count(name) > 1:
@@ -451,6 +521,8 @@ def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
     return [
         ("sequence_parallel", config.sequence_parallel > 1, "use more pipeline_stages"),
         ("tensor_parallel", config.tensor_parallel > 1, "use more pipeline_stages"),
+        ("sequence_slices", config.sequence_slices > 1, "use more micro-batches"),
+        ("tiles", config.tiles > 1, 'use activation_checkpointing = "full" without it'),
         ("half_layers", config.half_layers, "use whole layers"),
         (
             'schedule = "interleaved"',
@@ -481,3 +553,32 @@ def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
             'set "error" or "drop"',
         ),
     ]
+
+
+def check_prompts(config: "TrainConfig") -> None:
+    """Refuse prompts where nothing can be generated."""
+    evaluation, objective = config.evaluation, config.objective
+    for key in ("max_new_tokens", "temperature"):
+        if key in evaluation.model_fields_set and not evaluation.asks:
+            raise ValueError(
+                f"evaluation.{key} has no meaning without evaluation.prompts or prompt_rows; "
+                "drop it"
+            )
+    if not evaluation.asks:
+        return
+    if evaluation.prompt_rows and not config.evaluation_datasets:
+        raise ValueError(
+            "evaluation.prompt_rows needs [[evaluation_datasets]], whose rows it takes"
+        )
+    refusals = [
+        (objective.record.scores, f'objective.kind = "{objective.kind}"', "which writes no text"),
+        (config.schedule != "1f1b", f'schedule = "{config.schedule}"', 'use "1f1b"'),
+        (config.sequence_parallel > 1, "sequence_parallel", "which cuts rows"),
+        (config.sequence_slices > 1, "sequence_slices", "which cuts rows"),
+        (config.tensor_parallel > 1, "tensor_parallel", "which cuts weights"),
+        (config.vision is not None, "[vision]", "whose pictures a prompt cannot hold"),
+        (config.adapter.record.by_class, f'adapter.kind = "{config.adapter.kind}"', "by class"),
+    ]
+    for is_wrong, key, reason in refusals:
+        if is_wrong:
+            raise ValueError(f"evaluation.prompts do not go with {key}, {reason}; drop one")

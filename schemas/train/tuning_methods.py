@@ -60,6 +60,7 @@ TUNING_METHODS = {
         unused=("modules_to_save", "target_parameters"),
         trains_base=True,
         trains_all=True,
+        has_parts=True,
     ),
 }
 DESCRIPTION = " ".join(f'`"{kind}"`: {it.description}' for kind, it in TUNING_METHODS.items())

@@ -1164,7 +1164,6 @@ def test_unfrozen_parameters_train_these_alone(axolotl_train):
     ("text", "message"),
     [
         ("unfrozen_parameters:\n  - model.layers.2[0-9]+.mlp\n", "a regular expression; list"),
-        ("reward_model: true\nnum_labels: 1\n", "reward_model: True: a reward model has another"),
         ("process_reward_model: true\n", "process_reward_model: True: rewards of steps"),
         ("adapter: llama-adapter\n", "adapter: 'llama-adapter': only lora and qlora"),
         ("batch_size: 5\n", "batch_size: 5: not a multiple of micro_batch_size 2"),

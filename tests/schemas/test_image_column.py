@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +23,7 @@ def problems(folder, rows):
     manifest = write_picture_shards(folder, rows, RECORD, rows_in_group=20)
     (shard,) = manifest.shards
     with open_shard(folder / shard.file, manifest, shard) as file:
-        return list(check_content(file, shard, manifest))
+        return list(check_content(file, shard, manifest, Counter()))
 
 
 def changed(change):

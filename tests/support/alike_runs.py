@@ -5,6 +5,8 @@ import shutil
 import pytest
 from runs import read_metrics
 
+PACKED = {"loader__pack": "best_fit", "loader__tokens_per_row": 96, "adapter__dropout": 0.0}
+
 
 def assert_alike(run, reference):
     """Rows in the same order, losses to 1e-6, gradients and statistics to 1e-5, relative."""

@@ -37,7 +37,12 @@ from headrace.trainer.adapters.whole_names import whole_names
 from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_directory import model_directory
-from headrace.trainer.architecture.model_writer import save_tensors, write_tokenizer
+from headrace.trainer.architecture.model_writer import (
+    PROCESSOR_FILES,
+    copy_files,
+    save_tensors,
+    write_tokenizer,
+)
 from headrace.trainer.architecture.weight_names import renamed_at_loading
 
 TENSORS_NAME = "adapter_model.safetensors"
@@ -173,6 +178,8 @@ class LoraTuning(TuningMethod):
         if self.tokens:
             config.trainable_token_indices = self._tokens_by_module()
         config.save_pretrained(str(directory))
+        if self.architecture.vision is not None:
+            copy_files(base, directory, PROCESSOR_FILES)
         write_overrides(directory, self.architecture.overrides)
         write_tokenizer(base, directory, self.architecture.overrides.new_tokens)
 

@@ -24,6 +24,7 @@ from headrace.trainer.adapters.linear_layers import (
 )
 from headrace.trainer.adapters.names import PEFT_PREFIX, is_named, names_of
 from headrace.trainer.adapters.pattern_checks import check_expressions, check_patterns, unmatched
+from headrace.trainer.families.score import is_scored
 from headrace.trainer.vision.families import VisionFamily
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def lora_config(
         use_rslora=adapter.rslora,
         use_dora=dora,
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),  # as in GPT-2
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if is_scored(model) else "CAUSAL_LM",
         base_model_name_or_path=name,
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from headrace.trainer.architecture.architecture import Architecture, find_router
+from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.config_limits import read_model_config, transformers_reads
 from headrace.trainer.architecture.families import (
     FAMILIES,
@@ -26,6 +26,7 @@ from headrace.trainer.architecture.families_state import (
     UNSUPPORTED,
     has_state,
 )
+from headrace.trainer.architecture.router import find_router
 from headrace.trainer.architecture.weight_index import has_weights, same_bytes, stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
 from headrace.trainer.families.alibi import alibi_of
@@ -174,7 +175,8 @@ def vision_architecture(whole: Any, path: str) -> Architecture:
     Raises:
         ConfigError: there is no record of it, or it cannot be laid out.
     """
-    vision, text = vision_family(path, whole.model_type), whole.get_text_config()
+    tower, text = getattr(whole, "vision_config", None), whole.get_text_config()
+    vision = vision_family(path, whole.model_type, getattr(tower, "model_type", None))
     language = LANGUAGE_FAMILIES.get(text.model_type) or FAMILIES.get(text.model_type)
     if language is None:
         reason = f'[vision]: its language model is a "{text.model_type}", which has no record'

@@ -23,6 +23,8 @@ class Extras:
         pairs: [b/2] tokens of both sides of the pairs in each sequence; on the last stage only.
             Of single answers: of each, and of the same prompt with another answer, if any.
         desirable: the label of each single answer, in order; on the last stage only.
+        ends: [2n] sequence and place of the last token of each chosen answer, then of each rejected
+            one; on the last stage only, where a head gives one number of each.
         mismatched: the second half of the sequences holds prompts with answers to other ones,
             which count for nothing but the baseline.
         control_classes: [b, s] int8: -1, 0, 1.
@@ -31,8 +33,10 @@ class Extras:
 
     pairs: Pairs | None = None
     control_classes: Tensor | None = None
+    ends: list[tuple[int, int]] | None = None
     desirable: list[bool] | None = None
     mismatched: bool = False
+    vision: VisionInputs | None = None
 
     @property
     def in_halves(self) -> bool:
@@ -44,12 +48,10 @@ class Extras:
         own = len(row_lengths) // 2 if self.mismatched else len(row_lengths)
         return row_lengths[:own] + [0] * (len(row_lengths) - own)
 
-    vision: VisionInputs | None = None
-
     def of_stage(self, *, first: bool, last: bool) -> "Extras":
         """Return what a stage is sent of it."""
         vision = None if self.vision is None else self.vision.of_stage(first=first)
-        kept = self if last else replace(self, pairs=None, desirable=None)
+        kept = self if last else replace(self, pairs=None, desirable=None, ends=None)
         return replace(kept, vision=vision)
 
     def to(

@@ -1,6 +1,7 @@
 """Gives every rank its inputs of a step: the leader reads, the others get their part from it."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from headrace.schemas.train.run_state import QuarantineRecord
 from headrace.trainer import devices
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.loader import GroupLoader
-from headrace.trainer.batches.step_inputs import Counts, StepInputs
+from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.messages import gather, receive, send
 from headrace.trainer.parallel import RankLayout
 
@@ -58,6 +59,21 @@ class Feed:
             inputs = _inputs_of(batch, place, self.layout.stages, total)
             send(inputs, self.layout.dims.rank(place), self.layout.replica_group)
         return with_pinned(_inputs_of(batch, self.layout.coordinates, self.layout.stages, total))
+
+
+class Counts(NamedTuple):
+    """Denominators of the losses, with the names of `StepInputs`."""
+
+    trained_tokens: int
+    tokens: int
+    pair_count: int
+    chosen_tokens: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Counts":
+        """One replica's share."""
+        pairs = sum(len(place) for extras in batch.extras for place in extras.pairs or ())
+        return cls(batch.trained_tokens, batch.tokens, pairs, batch.chosen_tokens)
 
 
 def with_pinned(inputs: StepInputs) -> StepInputs:

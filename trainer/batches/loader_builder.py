@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from transformers import AutoConfig
+
 from headrace.schemas.train.objectives import Columns
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.model_directory import model_directory
@@ -12,7 +14,7 @@ from headrace.trainer.batches.answer_batch import make_answer_batch
 from headrace.trainer.batches.batch import Batch, make_batch
 from headrace.trainer.batches.control_classes import make_controlled_batch
 from headrace.trainer.batches.loader import GroupLoader
-from headrace.trainer.batches.pair_batch import make_pair_batch
+from headrace.trainer.batches.pair_batch import make_pair_batch, make_scored_batch
 from headrace.trainer.batches.vision_batch import make_vision_batch
 from headrace.trainer.order.data_history import DataHistory
 from headrace.trainer.order.datasets import Inputs
@@ -87,8 +89,18 @@ def batch_maker(config: TrainConfig) -> Callable[..., Batch]:
         return partial(make_vision_batch, processor=processor_of(config))
     if config.adapter.record.by_class:
         return partial(make_controlled_batch, seed=config.seed)
+    if config.objective.record.scores:
+        return partial(make_scored_batch, padding=padding_id(config))
     lay_out = LAYOUTS[config.objective.record.columns]
     return partial(lay_out, mismatched=True) if config.objective.has_baseline else lay_out
+
+
+def padding_id(config: TrainConfig) -> int | None:
+    """Return the id that transformers takes for padding in the model, if any."""
+    directory = model_directory(config.model, config.weights)
+    model = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    found: int | None = model.get_text_config().pad_token_id
+    return found
 
 
 def processor_of(config: TrainConfig) -> Processor:

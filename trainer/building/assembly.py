@@ -7,11 +7,11 @@ from torch import nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.layer_ranges import recomputed_layers
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.names import base_name
 from headrace.trainer.architecture.families_state import mixer_of
 from headrace.trainer.architecture.half_layer import half_of
-from headrace.trainer.architecture.precision import trained_dtype
+from headrace.trainer.building.held_values import trained_dtype
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import find_buffers
 from headrace.trainer.building.partition import StageCut
@@ -29,7 +29,7 @@ from headrace.trainer.vision.tower import VisionTower
 
 def assemble(
     plan: Plan,
-    config: TrainConfig,
+    config: ModelConfig,
     cut: StageCut,
     dtype: torch.dtype,
     device: torch.device,
@@ -65,7 +65,7 @@ def assemble(
         architecture=architecture,
         router_loss=router_loss_settings(plan, config) if trains else None,
         compute_dtype=dtype,
-        autocast=plan.method.trains_base and trained_dtype(config, dtype) != dtype,
+        autocast=plan.method.trains_base and trained_dtype(config.optimizer, dtype) != dtype,
         recompute=recomputed_layers(checkpointing, architecture.config.num_hidden_layers),
         selective=checkpointing == "selective",
         offload=ActivationOffload(device) if config.activation_offload and trains else None,
@@ -108,7 +108,7 @@ def stage_names(plan: Plan, cut: StageCut) -> StageNames:
 
 def tower_of(
     plan: Plan,
-    config: TrainConfig,
+    config: ModelConfig,
     names: StageNames,
     modules: dict[str, nn.Module],
     *,
@@ -129,7 +129,10 @@ def take_modules(
 ) -> dict[str, nn.Module]:
     """Take a stage's modules out of the whole model; layers with a state restart at documents."""
     family = plan.architecture.family
-    modules = {name: plan.model.get_submodule(name) for name in names.used}
+    whole, prefix = plan.architecture, names.prefix
+    modules = {
+        name: whole.part(plan.model, name.removeprefix(prefix), prefix) for name in names.used
+    }
     for name, (index, half) in zip(names.layers, cut.layers.pieces(), strict=True):
         if family.states is not None and plan.architecture.stateful[index]:
             mixer = mixer_of(modules[name], family.states)
@@ -141,7 +144,7 @@ def take_modules(
     return modules
 
 
-def check_half_layers(plan: Plan, config: TrainConfig, *, seeded: bool) -> None:
+def check_half_layers(plan: Plan, config: ModelConfig, *, seeded: bool) -> None:
     """Refuse what does not go with halves of layers.
 
     Raises:
@@ -190,7 +193,7 @@ def materialize_buffers(spec: StageSpec, initial: nn.Module, device: torch.devic
                 slot.fill(initial.get_buffer(base_name(slot.name)).to(home, copy=True))
 
 
-def router_loss_settings(plan: Plan, config: TrainConfig) -> RouterLossSettings | None:
+def router_loss_settings(plan: Plan, config: ModelConfig) -> RouterLossSettings | None:
     """The routers' loss as config or model ask for it; None without routers or at 0."""
     architecture = plan.architecture
     coefficient = config.router_loss

@@ -9,6 +9,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from headrace.schemas.train.optimizer_config import OptimizerConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.weight_names import kept_in_float32
 
@@ -28,6 +29,11 @@ def lay_out_with_buffers(architecture: Architecture, dtype: torch.dtype) -> nn.M
             config, attn_implementation=architecture.attention, dtype=dtype
         )
     return model
+
+
+def trained_dtype(config: OptimizerConfig, dtype: torch.dtype) -> torch.dtype:
+    """Return the type of trained weights, given that of the computation."""
+    return dtype if config.record.keeps_dtype else torch.float32
 
 
 class HeldTypes:

@@ -9,13 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.adapters.names import ADAPTER, base_name, is_adapter, rows_name
 from headrace.trainer.adapters.token_rows import row_adapters
 from headrace.trainer.architecture.architecture import Architecture
-from headrace.trainer.architecture.precision import trained_dtype
-from headrace.trainer.building.held_values import HeldTypes
+from headrace.trainer.building.held_values import HeldTypes, trained_dtype
 from headrace.trainer.building.parameter_slots import (
     BufferSlot,
     Slot,
@@ -63,7 +62,7 @@ class Materializer:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: ModelConfig,
         architecture: Architecture,
         source: WeightSource,
         types: HeldTypes,
@@ -77,7 +76,7 @@ class Materializer:
         self.source = source
         self.types = types
         self.dtype = types.dtype
-        self.trained_dtype = trained_dtype(config, self.dtype)
+        self.trained_dtype = trained_dtype(config.optimizer, self.dtype)
         self.device = device
         self.method = method
         self.quantization = quantization
@@ -132,7 +131,7 @@ class Materializer:
         assert isinstance(slot.owner, QuantizableModule) and self.quantization is not None
         dtype = self.quantization.compute_dtype(self.dtype)
         if isinstance(value, FrozenWeight):
-            slot.owner.set_quantized(slot.attribute, value.to(self._home(slot)), dtype)
+            slot.owner.set_quantized(slot.attribute, self._part(slot, value), dtype)
             return
         value = value.to(self.device)
         adapted = self._adapted.get(id(slot.owner))
@@ -144,7 +143,13 @@ class Materializer:
             value = whole.data
         name = self._source_name(slot.name)
         made = self.quantization.make(slot.owner.as_held(value), name, dtype)
-        slot.owner.set_quantized(slot.attribute, made.to(self._home(slot)), dtype)
+        slot.owner.set_quantized(slot.attribute, self._part(slot, made), dtype)
+
+    def _part(self, slot: Slot, value: FrozenWeight) -> FrozenWeight:
+        """Return what is held here of a quantized weight, where it is held."""
+        cut = self._cuts.cuts.get(slot.name)
+        held = value if cut is None else value.part(cut.dim, cut.shard.rank, cut.shard.ranks)
+        return held.to(self._home(slot))
 
     def _home(self, slot: Slot) -> torch.device:
         """The device, or the host for what is kept there."""

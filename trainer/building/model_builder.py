@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.adapters.names import rows_name
 from headrace.trainer.building.built_stage import BuiltStage
@@ -15,7 +15,7 @@ from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import flops_per_token
 from headrace.trainer.building.partition import StageCut, partition
-from headrace.trainer.building.reference import reference_of
+from headrace.trainer.building.reference import reference_of, teacher_of
 from headrace.trainer.layers.sequence_attention import share_rows
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
 from headrace.trainer.quantized.selection import check_fp8_device
@@ -24,12 +24,14 @@ from headrace.trainer.stage.acceleration import accelerate
 from headrace.trainer.stage.sliced_attention import slice_rows
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.tiled_mlp import tile_mlps
 from headrace.trainer.tensor_parallel.cut_stage import connect_ranks
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
+from headrace.trainer.tensor_parallel.weight_cut import join_cuts
 
 
 def build_stage(
-    config: TrainConfig,
+    config: ModelConfig,
     stage: int,
     device: torch.device,
     plan: Plan,
@@ -55,6 +57,10 @@ def build_stage(
     reference = None
     if config.objective.has_reference:
         reference = construct(reference_of(spec, plan, config, cut, device), config, device).eval()
+    elif plan.teacher is not None:
+        of_teacher = config.of_teacher()
+        spec_of_teacher = teacher_of(plan.teacher, of_teacher, stage, device)
+        reference = construct(spec_of_teacher, of_teacher, device).eval()
     built = construct(spec, config, device, reference)
     embedding = plan.architecture.family.embedding
     shared = {f"{embedding}.weight", rows_name(plan.method.prefix, embedding)}
@@ -76,10 +82,12 @@ def build_stage(
 
 
 def construct(
-    spec: StageSpec, config: TrainConfig, device: torch.device, reference: Stage | None = None
+    spec: StageSpec, config: ModelConfig, device: torch.device, reference: Stage | None = None
 ) -> Stage:
     """Return the stage of filled modules, with the faster parts that the config allows."""
     faster = accelerate(spec, config, device)
+    if config.tiles > 1:
+        tile_mlps(spec.layer_modules, config.tiles, keeps_chance=spec.seeded)
     if config.sequence_slices > 1:
         slice_rows(spec.layer_modules)
     share_rows(spec.tree.modules(), spec.sequence)
@@ -87,7 +95,7 @@ def construct(
     return Stage(replace(spec, acceleration=faster), reference)
 
 
-def offloaded(spec: StageSpec, config: TrainConfig, device: torch.device) -> WeightOffload | None:
+def offloaded(spec: StageSpec, config: ModelConfig, device: torch.device) -> WeightOffload | None:
     """Leave the weights that the config names in host memory, and return what brings them.
 
     Raises:
@@ -106,7 +114,7 @@ def offloaded(spec: StageSpec, config: TrainConfig, device: torch.device) -> Wei
 
 
 def build_chunks(
-    config: TrainConfig,
+    config: ModelConfig,
     stage: int,
     device: torch.device,
     plan: Plan,
@@ -130,6 +138,7 @@ def join(built: Sequence[BuiltStage]) -> BuiltStage:
         trained=list(chain.from_iterable(part.trained for part in built)),
         tied_copy=next((part.tied_copy for part in built if part.tied_copy is not None), None),
         layers=list(chain.from_iterable(part.layers for part in built)),
+        cuts=join_cuts([part.cuts for part in built]),
         history=AdapterHistory(
             {name: value for part in built for name, value in part.history.initial.items()}
         ),

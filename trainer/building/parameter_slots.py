@@ -37,7 +37,9 @@ class TrainedParameter:
     def whole(self, value: Tensor) -> Tensor:
         """Put the parts of a tensor like the parameter together; ranks that share it take part."""
         cut = self.cut
-        return value if cut is None or value.shape != self.parameter.shape else cut.whole(value)
+        if cut is None or value.shape != self.parameter.shape:
+            return value
+        return cut.whole(value.to(self.parameter.device))
 
     def part(self, whole: Tensor) -> Tensor:
         """Return what this rank holds of a tensor like the whole weight."""

@@ -9,7 +9,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError, HeadraceError
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
+from headrace.trainer.adapters.names import base_name
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import FAMILIES, refuse
 from headrace.trainer.architecture.half_layer import Span
@@ -36,11 +37,17 @@ from headrace.trainer.building.assembly import base_prefix
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
-from headrace.trainer.building.partition import StageCut
+from headrace.trainer.building.parameter_slots import (
+    TrainedParameter,
+    find_slots,
+    holds_quantized,
+    stored_buffers,
+)
+from headrace.trainer.building.partition import StageCut, check_stacked
 from headrace.trainer.building.tiny_config import shrink
+from headrace.trainer.quantized.modules import QuantizableModule
 from headrace.trainer.stage.micro_batch import MicroBatch
-from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced
+from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced, find_untiled
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
 from headrace.trainer.stage.tensor_check import VOCABULARY as TRIAL_VOCABULARY
@@ -127,21 +134,20 @@ def try_out(architecture: Architecture, kind: str, draw: int = 0) -> tuple[float
         return compare(config, make_plan(config, tiny), theirs)
 
 
-def trial_config(model: str, kind: str) -> TrainConfig:
+def trial_config(model: str, kind: str, weights: str = "stored") -> ModelConfig:
     """Return the config of a trial.
 
     Args:
         kind: of what is trained.
     """
-    return TrainConfig.model_validate(
+    return ModelConfig.model_validate(
         {
             "model": model,
-            "output_dir": "unused",
+            "weights": weights,
             "adapter": {"kind": kind},
             "router_loss": 0.0,
             "dtype": "float32",
             "optimizer": {"lr": 1.0},
-            "datasets": [{"path": "unused"}],
         }
     )
 
@@ -179,7 +185,7 @@ def randomize(model: Any) -> None:
             slot.value.add_(torch.randn_like(slot.value) * SPREAD)
 
 
-def compare(config: TrainConfig, plan: Plan, theirs: Any) -> tuple[float, float]:
+def compare(config: ModelConfig, plan: Plan, theirs: Any) -> tuple[float, float]:
     """Return what `try_out` does, of a checkpoint that transformers has loaded."""
     stages = build_tiny(config, plan)
     trained = [item for stage in stages for item in stage.trained]
@@ -213,7 +219,7 @@ class TinyStage:
     tied_head: nn.Parameter | None
 
 
-def build_tiny(config: TrainConfig, plan: Plan) -> list[TinyStage]:
+def build_tiny(config: ModelConfig, plan: Plan) -> list[TinyStage]:
     """Two stages, or one where there is a single layer, loaded from the checkpoint."""
     layers = plan.architecture.config.num_hidden_layers
     cuts = [range(layers // 2), range(layers // 2, layers)] if layers > 1 else [range(1)]
@@ -273,7 +279,7 @@ def gradient_difference(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
     return torch.stack(differences).max().item()
 
 
-def check_rows_can_be_cut(config: TrainConfig, architecture: Architecture) -> None:
+def check_rows_can_be_cut(config: ModelConfig, architecture: Architecture) -> None:
     """Refuse models of which a rank cannot hold a part of each row.
 
     Raises:
@@ -283,7 +289,7 @@ def check_rows_can_be_cut(config: TrainConfig, architecture: Architecture) -> No
     check_tiny(setting, "use more pipeline_stages in its place", architecture, find_mixing)
 
 
-def check_rows_can_be_sliced(config: TrainConfig, architecture: Architecture) -> None:
+def check_rows_can_be_sliced(config: ModelConfig, architecture: Architecture) -> None:
     """Refuse models through which rows cannot go in slices.
 
     Raises:
@@ -292,6 +298,16 @@ def check_rows_can_be_sliced(config: TrainConfig, architecture: Architecture) ->
     setting = f"sequence_slices = {config.sequence_slices}"
     remedy = "use a larger gradient_accumulation_steps in its place"
     check_tiny(setting, remedy, architecture, find_unsliced)
+
+
+def check_mlps_can_be_tiled(config: ModelConfig, architecture: Architecture) -> None:
+    """Refuse models whose MLPs cannot go over parts of the tokens.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    remedy = 'use activation_checkpointing = "full" without it'
+    check_tiny(f"tiles = {config.tiles}", remedy, architecture, find_untiled)
 
 
 def check_tiny(
@@ -317,7 +333,7 @@ def check_tiny(
         )
 
 
-def check_weights_can_be_cut(config: TrainConfig, architecture: Architecture) -> None:
+def check_weights_can_be_cut(architecture: Architecture) -> None:
     """Refuse models of which a rank cannot hold a part of each weight.
 
     Raises:
@@ -360,7 +376,7 @@ def tiny_spec(
         changes: of its config.
     """
     with tempfile.TemporaryDirectory(prefix="headrace-trial-") as folder:
-        config = trial_config(folder, "none").model_copy(update={"weights": "random"})
+        config = trial_config(folder, "none", weights="random")
         shrunk = shrink(architecture.config)
         shrunk.update(changes)
         shrunk.save_pretrained(folder)
@@ -371,7 +387,7 @@ def tiny_spec(
     return spec
 
 
-def plan_model(config: TrainConfig) -> Plan:
+def plan_model(config: ModelConfig) -> Plan:
     """Lay out the model that a config names; one whose type has no record is tried out first.
 
     Raises:
@@ -386,29 +402,30 @@ def plan_model(config: TrainConfig) -> Plan:
         check_rows_can_be_cut(config, architecture)
     if config.sequence_slices > 1:
         check_rows_can_be_sliced(config, architecture)
+    if config.tiles > 1:
+        check_mlps_can_be_tiled(config, architecture)
     if config.tensor_parallel > 1:
-        check_weights_can_be_cut(config, architecture)
+        check_weights_can_be_cut(architecture)
     plan = make_plan(config, architecture)
     plan.method.check_result()
+    if config.objective.teacher is not None:
+        plan = replace(plan, teacher=plan_model(config.of_teacher()))
     if config.tensor_parallel > 1:
         check_parts(config, plan)
+    check_stacked(config, plan.size, architecture)
     return plan
 
 
-def check_parts(config: TrainConfig, plan: Plan) -> None:
+def check_parts(config: ModelConfig, plan: Plan) -> None:
     """Refuse weights that the ranks do not divide, or that are held in a form that is not cut.
 
     Raises:
         ConfigError: naming one.
     """
-    cut_stage({"": plan.model}, plan.architecture, base_prefix(plan), shard_of(config))
-    if plan.quantization is not None:
-        raise ConfigError(
-            f"tensor_parallel = {config.tensor_parallel} does not go with weights that the model's "
-            "files hold quantized; use more pipeline_stages"
-        )
-
-
-def shard_of(config: TrainConfig) -> TensorShard:
-    """Return the part of the weights that a first rank holds, without a group to exchange with."""
-    return TensorShard(0, config.tensor_parallel)
+    first = TensorShard(0, config.tensor_parallel)  # without a group: nothing is exchanged
+    cuts = cut_stage({"": plan.model}, plan.architecture, base_prefix(plan), first).cuts
+    for slot in find_slots({"": plan.model}):
+        if slot.name in cuts and holds_quantized(slot) and plan.quantization is not None:
+            assert isinstance(slot.owner, QuantizableModule)
+            shape = slot.owner.as_held(slot.empty).shape
+            plan.quantization.check_part(base_name(slot.name), shape, cuts[slot.name])

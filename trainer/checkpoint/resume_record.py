@@ -29,6 +29,7 @@ FREE_ON_RESUME = {
     "gradient_accumulation_steps",
     "activation_checkpointing",
     "activation_offload",
+    "tiles",
     "weight_offload",
     "embedding_on_cpu",
     "kernels",

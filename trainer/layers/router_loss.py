@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.trainer.architecture.architecture import Router
+from headrace.trainer.architecture.router import Router
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 

@@ -11,7 +11,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from headrace.schemas.publish import write_atomic, writing
+from headrace.trainer.metrics.answers_log import AnswersLog, PromptedAnswer, as_markdown
 from headrace.trainer.metrics.histogram import Histogram
+from headrace.trainer.metrics.loss_changes import LossChanges
 from headrace.trainer.metrics.metrics import EvaluationMetrics, StepMetrics
 from headrace.trainer.metrics.reporters import Reporter
 
@@ -57,6 +59,10 @@ class MetricsLog:
         with writing(self.path, REMEDY):
             write_atomic(self.path, "".join(kept_lines(self.path, step)))
             self.file = self.path.open("a", encoding="utf-8")
+        self.answers = AnswersLog(directory, step, REMEDY)
+        self.changes = LossChanges()
+        for line in self.path.read_bytes().splitlines():
+            self.changes.note_line(line)
         self.board_directory = directory / "tensorboard"
         with writing(self.board_directory, REMEDY):
             self.board = SummaryWriter(str(self.board_directory), purge_step=step + 1)
@@ -69,9 +75,18 @@ class MetricsLog:
         with writing(self.board_directory, REMEDY):
             self._draw(metrics)
 
+    def write_answers(self, step: int, answers: Sequence[PromptedAnswer]) -> None:
+        """Write what an evaluation was answered."""
+        self.answers.write(step, answers)
+        with writing(self.board_directory, REMEDY):
+            self.board.add_text("evaluation/answers", as_markdown(answers), step)
+        for reporter in self.reporters:
+            reporter.log_answers(answers, step)
+
     def _draw(self, metrics: StepMetrics | EvaluationMetrics) -> None:
         if isinstance(metrics, EvaluationMetrics):
             curves = {name: getattr(metrics, name) for name in EVALUATION_CURVES}
+            curves |= self.changes.note(metrics.name, metrics.loss)
             self._board(f"evaluation/{metrics.name}", curves, metrics.step)
             self._pairs(f"evaluation/{metrics.name}", metrics)
             self._labels(f"evaluation/{metrics.name}", metrics)
@@ -98,7 +113,7 @@ class MetricsLog:
 
     def _labels(self, prefix: str, metrics: StepMetrics | EvaluationMetrics) -> None:
         if metrics.labels is not None:
-            self._board(f"{prefix}/answers_with_labels", asdict(metrics.labels), metrics.step)
+            self._board(f"{prefix}/labels", asdict(metrics.labels), metrics.step)
 
     def _tokens(self, prefix: str, metrics: StepMetrics | EvaluationMetrics) -> None:
         summary = metrics.token_summary

@@ -7,8 +7,8 @@ from typing import Protocol, TypeVar
 
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION, TRAIN
+from headrace.schemas.train.data_config import DataConfig
 from headrace.schemas.train.objectives import Columns
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.order.data_history import DataHistory
 from headrace.trainer.order.mixed_order import MixedOrder
 from headrace.trainer.order.position import Position
@@ -53,7 +53,7 @@ class RowReader(Protocol[T_co]):
         """Return the row's decoded row group, and its place in there."""
 
 
-def train_stream(config: TrainConfig, data_history: DataHistory) -> RowStream:
+def train_stream(config: DataConfig, data_history: DataHistory) -> RowStream:
     """The train splits of all datasets of a course."""
     phases = data_history.phases
     return RowStream(
@@ -69,7 +69,7 @@ def train_stream(config: TrainConfig, data_history: DataHistory) -> RowStream:
     )
 
 
-def evaluation_stream(config: TrainConfig, path: str, manifest: Manifest) -> RowStream:
+def evaluation_stream(config: DataConfig, path: str, manifest: Manifest) -> RowStream:
     """One evaluation split in file order, and no other row in place of a damaged one."""
     groups = list_row_groups([manifest], EVALUATION)
     return RowStream(

@@ -24,7 +24,7 @@ from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import Tensor, nn
 
 from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.data_config import BatchConfig
 from headrace.trainer import devices
 from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.layers.device import to_device
@@ -77,7 +77,14 @@ class StageEngine(PipelineEngine):
         timeline: of the instructions, if `profile.timeline` is set.
     """
 
-    def __init__(self, chunks: Sequence[Stage], config: TrainConfig, layout: RankLayout) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[Stage],
+        config: BatchConfig,
+        layout: RankLayout,
+        *,
+        timed: bool = False,
+    ) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self._join_process_group(layout)
         settings = {
@@ -105,8 +112,8 @@ class StageEngine(PipelineEngine):
         self._next_micro_batch = 0
         self._step_seed = 0
         self._wants_statistics = False
-        self.timeline = Timeline(layout.device, wanted=config.profile.timeline)
-        if config.profile.timeline:
+        self.timeline = Timeline(layout.device, wanted=timed)
+        if timed:
             self._INSTRUCTION_MAP = {
                 kind: self.timeline.timed(kind.__name__, run) if run is not _nothing else run
                 for kind, run in self._INSTRUCTION_MAP.items()

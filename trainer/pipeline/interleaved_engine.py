@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.data_config import BatchConfig
 from headrace.trainer.building.interleaved_schedule import (
     Instruction,
     Pass,
@@ -35,12 +35,14 @@ class InterleavedEngine(StageEngine):
     def __init__(
         self,
         chunks: Sequence[Stage],
-        config: TrainConfig,
+        config: BatchConfig,
         layout: RankLayout,
         width: int,
         transfers: Transfers,
+        *,
+        timed: bool = False,
     ) -> None:
-        super().__init__(chunks, config, layout)
+        super().__init__(chunks, config, layout, timed=timed)
         self.width = width
         self.transfers = transfers
         self._kept: dict[Pass, tuple[Tensor, ForwardOutput]] = {}  # by backward pass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.token_statistics import TokenStatistics
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import LayoutConfig
 from headrace.trainer.building.interleaved_schedule import Instruction, Pass, sliced_schedule
 from headrace.trainer.layers.router_loss import balance_loss, total_loss
 from headrace.trainer.parallel import RankLayout
@@ -28,12 +28,14 @@ class SlicedEngine(InterleavedEngine):
     def __init__(
         self,
         chunks: Sequence[Stage],
-        config: TrainConfig,
+        config: LayoutConfig,
         layout: RankLayout,
         width: int,
         transfers: Transfers,
+        *,
+        timed: bool = False,
     ) -> None:
-        super().__init__(chunks, config, layout, width, transfers)
+        super().__init__(chunks, config, layout, width, transfers, timed=timed)
         self.slices = config.sequence_slices
         self._in_slices = False
         self._kept_rows: dict[int, KeptRows] = {}  # by micro-batch

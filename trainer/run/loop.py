@@ -115,7 +115,7 @@ class Loop:
                     parameters = [item.parameter for item in built.trained]
                     gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
                     optimizer.step()
-                    norms = hold_back(config, built, lr)
+                    norms = hold_back(config.regularization, built, lr)
                 self.restart_adapters_if_due()
                 optimizer.zero_grad()
         report = self.report_of(inputs, losses, answers, norms, data_seconds)
@@ -256,7 +256,7 @@ class Loop:
         """Wait for the last checkpoint, and export the result of a run that is complete."""
         self.saver.finish()
         if self.cadence.has_ended(self.state):
-            written = write_result(self.config, self.session, self.layout, self.state)
+            written = write_result(self.config.checkpoint, self.session, self.layout, self.state)
             logger.info(
                 "done%s: %s tokens; %s written",
                 ending(self.cadence, self.state),

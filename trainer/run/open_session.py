@@ -31,6 +31,7 @@ from headrace.trainer.order.run_length import find_run_length
 from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.pipeline.interleaved_engine import InterleavedEngine
+from headrace.trainer.pipeline.prompted_answers import Asked, asked_by_rows, open_prompted_answers
 from headrace.trainer.pipeline.rejected_sampling import open_rejected_sampling
 from headrace.trainer.pipeline.sliced_engine import SlicedEngine
 from headrace.trainer.pipeline.transfers import Transfers
@@ -97,6 +98,9 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
         loader.reader.quarantine.restore(state.quarantined)
     describe(built, inputs, layout, run_length.total_steps)
     warn_of_long_warmup(config, run_length.total_steps)
+    asked: list[Asked] = []
+    if layout.leads:
+        asked += asked_by_rows(config, inputs, config.evaluation.prompt_rows)
     return Session(
         model=model_directory(config.model, config.weights),
         run_directory=run_directory,
@@ -106,6 +110,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
         feed=Feed(layout, loader),
         rejected_sampling=open_rejected_sampling(config, inputs, layout, built),
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
+        prompted=open_prompted_answers(config, config.evaluation, asked, inputs, layout, built),
         folder=folder,
         log=open_log(config, state.step if found else -1) if layout.rank == 0 else None,
         data_history=data_history,
@@ -206,12 +211,12 @@ def agreed_checkpoint(
 
 def build_engine(built: BuiltStage, config: TrainConfig, layout: RankLayout) -> StageEngine:
     """The engine of the config's schedule; every rank takes part."""
-    sliced = config.sequence_slices > 1
+    timed, sliced = config.profile.timeline, config.sequence_slices > 1
     if config.schedule == "1f1b" and not sliced:
-        return StageEngine(built.chunks, config, layout)
+        return StageEngine(built.chunks, config, layout, timed=timed)
     width = built.architecture.config.hidden_size
     engine = SlicedEngine if sliced else InterleavedEngine
-    return engine(built.chunks, config, layout, width, Transfers(layout))
+    return engine(built.chunks, config, layout, width, Transfers(layout), timed=timed)
 
 
 def open_log(config: TrainConfig, step: int) -> MetricsLog:

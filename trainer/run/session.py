@@ -19,6 +19,7 @@ from headrace.trainer.order.data_history import (
     DataHistory,
 )
 from headrace.trainer.pipeline.engine import StageEngine
+from headrace.trainer.pipeline.prompted_answers import PromptedAnswers
 from headrace.trainer.run.evaluation import EvaluationSet
 
 
@@ -41,6 +42,7 @@ class Session:
     feed: Feed
     rejected_sampling: RejectedAnswers | None
     evaluation_sets: list[EvaluationSet]
+    prompted: PromptedAnswers | None
     folder: CheckpointFolder
     log: MetricsLog | None  # first rank only
     data_history: DataHistory

@@ -9,7 +9,7 @@ from itertools import chain
 from headrace.schemas.train.run_state import QuarantineRecord
 from headrace.trainer import devices
 from headrace.trainer.batches.step_inputs import StepInputs
-from headrace.trainer.checkpoint.saver import Written
+from headrace.trainer.building.checkpoint_files import Written
 from headrace.trainer.metrics.histogram import Histogram
 from headrace.trainer.metrics.metrics import (
     AnswerFacts,

@@ -12,8 +12,7 @@ from headrace.trainer.layers.device import to_device
 from headrace.trainer.stage.input_parts import InputParts
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
-from headrace.trainer.vision.inputs import VisionInputs
-from headrace.trainer.vision.tower import VisionTower
+from headrace.trainer.vision.tower import Features
 
 
 class StageEmbedding:
@@ -24,7 +23,6 @@ class StageEmbedding:
         parts: what follows it before the first layer.
         seeded: set the random state, for dropout that is the same in any layout.
         noise_alpha: of NEFTune's noise, if any.
-        tower: whose features take the place of placeholders.
         shard: the part of the tokens whose rows are held here.
     """
 
@@ -37,7 +35,6 @@ class StageEmbedding:
         *,
         seeded: bool,
         noise_alpha: float | None = None,
-        tower: VisionTower | None = None,
         shard: TensorShard = WHOLE_WEIGHTS,
     ) -> None:
         self.module = module
@@ -48,7 +45,6 @@ class StageEmbedding:
         self.dtype = dtype
         self.seeded = seeded
         self.noise_alpha = noise_alpha
-        self.tower = tower
         self.shard = shard
         self.tokens = architecture.config.vocab_size // shard.ranks  # whose rows are held
 
@@ -63,14 +59,14 @@ class StageEmbedding:
         positions: Tensor,
         micro_batch: MicroBatch | None,
         device: torch.device,
-        vision: VisionInputs | None = None,
+        features: Features | None = None,
     ) -> Tensor:
         """[b, s] ids to [b, s, hidden size] on a device, whichever the embedding itself is on.
 
         Args:
             positions: [b, s] in documents.
             micro_batch: in training, where chance goes by it; None outside of it.
-            vision: pictures among the tokens.
+            features: of pictures, which take the place of their tokens' rows.
         """
         if micro_batch is not None and self.seeded:
             torch.manual_seed(derive_seed(micro_batch.seed, "embedding"))
@@ -80,10 +76,7 @@ class StageEmbedding:
             hidden = hidden + embedding_noise(hidden, lengths, self.noise_alpha, seed)
         if self.multiplier is not None:
             hidden = hidden * self.multiplier
-        if self.tower is not None and vision is not None and vision.places is not None:
-            if micro_batch is not None and self.seeded:
-                torch.manual_seed(derive_seed(micro_batch.seed, "vision"))
-            features = self.tower.features(vision.arguments, vision.places)
+        if features is not None:
             hidden = features.insert(hidden)
         hidden = self.parts.run(hidden, positions).to(self.dtype)
         if self.dropout:

@@ -1,7 +1,7 @@
 """The head of the last stage, and the cross-entropy over it."""
 
 import contextlib
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +16,7 @@ from headrace.trainer.stage.head_loss import (
     is_plain,
     logits_of,
 )
-from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
-
-
-class Objective(Protocol):
-    """The loss of the last stage; its classes are in `headrace.trainer.objectives`."""
-
-    def loss(
-        self,
-        head: "StageLoss",
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        """Return the loss of a micro-batch, from hidden states after the norm."""
 
 
 class StageLoss:
@@ -58,6 +42,7 @@ class StageLoss:
         shard: TensorShard = WHOLE_WEIGHTS,
     ) -> None:
         self.head = head
+        self.teacher: StageLoss | None = None  # of the model that is learned from
         self.shard = shard
         self.is_plain = is_plain(head) and shard.is_whole
         self.sequence = sequence
@@ -96,6 +81,14 @@ class StageLoss:
         """[rows, hidden size] to [rows, vocabulary], float32."""
         with self._precision(hidden):
             return logits_of(self.head, self._rows(hidden), self.shape)
+
+    def scores(self, rows: Tensor, seed: int | None) -> Tensor:
+        """[n, hidden size] to [n] float32, by a head of one number."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        with self._precision(rows):
+            scores: Tensor = self.head(rows.to(self.dtype))
+        return scores.float().squeeze(-1)
 
     def token_losses(
         self,

@@ -16,6 +16,7 @@ from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.sliced_attention import keys_in_use, slice_rows
 from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.tiled_mlp import tile_mlps
 
 NAME = "headrace_trial_of_rows"
 HALVES = (SequenceSlice(0, 2), SequenceSlice(1, 2))  # without a group: nothing is exchanged
@@ -91,6 +92,21 @@ def find_unsliced(stage: Stage) -> str | None:
         return f"of {len(stage.layers)} layers {keeping} have an attention whose keys can be kept"
     if is_far(torch.cat([*found, *slices], dim=1), whole):
         return "slices of a row give something else than the row"
+    return None
+
+
+def find_untiled(stage: Stage) -> str | None:
+    """Return why MLPs cannot go over tiles of the tokens; None if they can.
+
+    Args:
+        stage: as above.
+    """
+    whole = run(stage, token_ids(), WHOLE)
+    tiled = tile_mlps(list(stage.layers), SLICES, keeps_chance=False)
+    if tiled != len(stage.layers):
+        return f"of {len(stage.layers)} layers {tiled} have an MLP for all tokens alike"
+    if is_far(run(stage, token_ids(), WHOLE), whole):
+        return "an MLP of a part of the tokens gives something else"
     return None
 
 

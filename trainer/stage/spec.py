@@ -2,25 +2,44 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.activation_offload import ActivationOffload
-from headrace.trainer.layers.layer_functions import (
-    LayerFunctions,
-    run_layer,
-    run_layer_checkpointed,
-    run_layer_selectively,
-)
+from headrace.trainer.layers.layer_functions import LayerFunctions
 from headrace.trainer.layers.router_loss import RouterLossSettings
 from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.input_parts import InputParts
-from headrace.trainer.stage.loss import Objective
+from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.tensor_parallel.weight_cut import StageCuts
 from headrace.trainer.vision.tower import VisionTower
+
+if TYPE_CHECKING:
+    from headrace.trainer.stage.loss import StageLoss
+
+
+class Objective(Protocol):
+    """The loss of the last stage; its classes are in `headrace.trainer.objectives`."""
+
+    @property
+    def takes_teacher(self) -> bool:
+        """Return whether `reference` is a teacher's hidden states, and its head `head.teacher`."""
+
+    def loss(
+        self,
+        head: "StageLoss",
+        hidden: Tensor,
+        micro_batch: MicroBatch,
+        seed: int | None,
+        reference: Tensor | None,
+        statistics: TokenStatistics | None,
+    ) -> StageOutput:
+        """Return the loss of a micro-batch, from hidden states after the norm."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +148,6 @@ class StageSpec:
     def recomputed(self) -> list[bool]:
         """Return for each layer whether it is run again in the backward pass."""
         return [index in self.recompute for index in self.layers]
-
-    @property
-    def layer_functions(self) -> LayerFunctions:
-        """The plain ways to run a layer: once, and again for the backward pass."""
-        again = run_layer_selectively if self.selective else run_layer_checkpointed
-        return LayerFunctions(run_layer, again)
 
     @property
     def moved(self) -> list[nn.Module]:

@@ -27,14 +27,17 @@ from headrace.trainer.layers.router_loss import (
     tap_router,
     total_loss,
 )
-from headrace.trainer.layers.selective_checkpoint import kept_products
+from headrace.trainer.layers.selective_checkpoint import kept_products, layer_functions
 from headrace.trainer.row_slice import RowSlice
+from headrace.trainer.stage.companion import joined, parted
 from headrace.trainer.stage.distance_biases import DistanceBiases
 from headrace.trainer.stage.embedding import StageEmbedding
 from headrace.trainer.stage.loss import StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.stage.sliced_attention import keys_in_use
 from headrace.trainer.stage.spec import StageSpec
+from headrace.trainer.vision.inputs import VisionInputs
+from headrace.trainer.vision.tower import Features
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -47,7 +50,7 @@ class Stage(nn.Module):
 
     Args:
         reference: the same layers as they were before training, for objectives that compare with
-            them. Hidden states for both travel as one tensor, [2b, s, hidden size].
+            them, or a stage of a teacher. Hidden states for both travel as one tensor.
     """
 
     def __init__(self, spec: StageSpec, reference: "Stage | None" = None) -> None:
@@ -67,7 +70,6 @@ class Stage(nn.Module):
                 spec.compute_dtype,
                 seeded=spec.seeded,
                 noise_alpha=spec.noise_alpha,
-                tower=spec.tower,
                 shard=spec.cuts.shard,
             )
         if names.head:
@@ -92,6 +94,7 @@ class Stage(nn.Module):
         self.attends = [architecture.attends[index] for index in layers]
         self.states = architecture.family.states
         self.numbers = list(layers)
+        self.tower = spec.tower
         self.additive_mask = architecture.attention == "eager" or architecture.alibi is not None
         self.biases: DistanceBiases | None = None
         if architecture.alibi is not None:
@@ -109,16 +112,17 @@ class Stage(nn.Module):
         self.seeded = spec.seeded
         self.weight_offload = spec.weight_offload
         self.selective = spec.selective
-        self.layer_functions = faster.layer_functions or spec.layer_functions
+        self.uncompiled = layer_functions(selective=spec.selective)
+        self.layer_functions = faster.layer_functions or self.uncompiled
         # For layers with a state, whose code goes by documents' lengths, and for selective
         # recomputation from outside, which keeps results that compiled code writes over
-        self.uncompiled = spec.layer_functions
         self.before_step = faster.before_step
         self.by_bounds, self.in_blocks = faster.by_bounds, faster.in_blocks
         self.objective = spec.objective
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
         self.keys_in_use = [keys_in_use(layer) for layer in self.layers]
         self.reference = reference
+        self.width = architecture.config.hidden_size
 
     @property
     def device(self) -> torch.device:
@@ -145,7 +149,9 @@ class Stage(nn.Module):
         """Token ids [b, s] or hidden states in; hidden states, or losses on the last stage, out."""
         own, reference = inputs, None
         if self.reference is not None:
-            own, before = (inputs, inputs) if self.embedding is not None else inputs.chunk(2)
+            own, before = inputs, inputs
+            if self.embedding is None:
+                own, before = parted(inputs, self.width, wide=self.objective.takes_teacher)
             with torch.no_grad():
                 reference, _ = self.reference.run(before, micro_batch)
         hidden, parts = self.run(own, micro_batch)
@@ -154,7 +160,9 @@ class Stage(nn.Module):
             losses, parts = [balance_loss(part, self.sequence) for part in parts], []
             router_loss = total_loss(losses, self.router_loss, micro_batch.router_scale)
         if self.loss is None:
-            value = hidden if reference is None else torch.cat([hidden, reference])
+            value = hidden
+            if reference is not None:
+                value = joined(hidden, reference, wide=self.objective.takes_teacher)
             return StageOutput(value, router_loss=router_loss, router_parts=parts)
         output = self._losses(self.loss, hidden, reference, micro_batch)
         if micro_batch.wants_statistics:
@@ -186,9 +194,10 @@ class Stage(nn.Module):
             real = self.sequence.share(rows.share(real)).flatten()
         hidden, router_parts = inputs, []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
+            features = self._features(vision, micro_batch.seed)
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
-                hidden = self.embedding.embed(inputs, positions, chance, device, vision)
+                hidden = self.embedding.embed(inputs, positions, chance, device, features)
             axes = every_position
             if vision is not None and vision.positions is not None:
                 axes = vision.positions.long()
@@ -203,10 +212,19 @@ class Stage(nn.Module):
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
                     hidden, parts = run(hidden)
+                if features is not None:
+                    hidden = features.add(hidden, self.numbers[index])
                 hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
                 router_parts += [] if parts is None else [parts]
             hidden = self.ended(hidden)
         return hidden, router_parts
+
+    def _features(self, vision: VisionInputs | None, seed: int) -> Features | None:
+        """Return the features of a micro-batch's pictures, where the tower is and there are any."""
+        if self.tower is None or vision is None or vision.places is None:
+            return None
+        seeds = derive_seed(seed, "vision") if self.seeded and self.training else None
+        return self.tower.features(vision.arguments, vision.places, seeds)
 
     def ended(self, hidden: Tensor) -> Tensor:
         """Return what the head is given, of the hidden states after the last layer."""
@@ -355,6 +373,9 @@ class Stage(nn.Module):
         if reference is not None:
             assert self.reference is not None and self.reference.loss is not None
             assert micro_batch.labels is not None
+            if self.objective.takes_teacher:
+                loss.teacher = self.reference.loss
+                return self.objective.loss(loss, hidden, micro_batch, seed, reference, statistics)
             with torch.no_grad():
                 before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
         return self.objective.loss(loss, hidden, micro_batch, seed, before, statistics)

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.adapters.names import PEFT_PREFIX, base_name
@@ -11,10 +12,12 @@ from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.tensor_parallel.shard import TensorShard
 from headrace.trainer.tensor_parallel.styles import (
     STYLES,
+    ColumnStyle,
     HeadStyle,
-    SpreadInputs,
+    Part,
     Style,
     TableStyle,
+    spread_input,
     unwrapped,
 )
 from headrace.trainer.tensor_parallel.weight_cut import StageCuts, WeightCut
@@ -55,16 +58,24 @@ def refused(model_type: str, reason: str) -> ConfigError:
     )
 
 
-def styled(
-    modules: Mapping[str, nn.Module], styles: Mapping[str, Style]
-) -> Iterator[tuple[str, nn.Module, Style]]:
-    """Yield the modules below named ones that have a style, adapters included, with whole names."""
+class Styled(NamedTuple):
+    """A module with a style, adapters included, by its name in the whole model."""
+
+    name: str
+    module: nn.Module
+    parent: nn.Module
+    style: Style
+
+
+def styled(modules: Mapping[str, nn.Module], styles: Mapping[str, Style]) -> Iterator[Styled]:
+    """Yield the modules below named ones that have a style."""
     for prefix, module in modules.items():
-        for name, part in module.named_modules(remove_duplicate=False):
+        parts = dict(module.named_modules(remove_duplicate=False))
+        for name, part in parts.items():
             whole = ".".join(filter(None, (prefix, name)))
             style = styles.get(NUMBER.sub("*", whole.removeprefix(PEFT_PREFIX)))
             if style is not None:
-                yield whole, part, style
+                yield Styled(whole, part, parts[name.rpartition(".")[0]], style)
 
 
 def cut_stage(
@@ -81,60 +92,105 @@ def cut_stage(
     """
     if shard.is_whole:
         return StageCuts()
-    styles = plan_of(architecture, prefix)
+    styles, model_type = plan_of(architecture, prefix), architecture.config.model_type
     cuts: dict[str, WeightCut] = {}
-    partial = set()
-    for whole, module, style in styled(modules, styles):
-        check_kind(whole, module, style, architecture)
-        for path, parameter in module.named_parameters():
-            name = f"{whole}.{path}"
-            try:
-                part = style.part(path, parameter, module)
-            except ConfigError as error:
-                reason = f"{error} ({base_name(name)})"
-                raise refused(architecture.config.model_type, reason) from None
+    partial: set[str] = set()
+    for found in styled(modules, styles):
+        check_kind(found, model_type)
+        check_heads(found, shard.ranks)
+        for path, parameter in found.module.named_parameters():
+            name = f"{found.name}.{path}"
+            part = part_of(found, path, parameter, model_type)
             if part.is_partial:
                 partial.add(name)
             if part.dim is not None:
-                check_divides(name, parameter.shape[part.dim] // part.blocks, part.dim, shard.ranks)
+                check_divides(name, parameter, part, shard.ranks)
                 cuts[name] = WeightCut(shard, parameter.shape, part.dim, part.blocks)
     return StageCuts(shard, styles, cuts, frozenset(partial))
 
 
-def check_kind(name: str, module: nn.Module, style: Style, architecture: Architecture) -> None:
+def part_of(found: Styled, path: str, parameter: Tensor, model_type: str) -> Part:
+    """Return what a rank holds of a parameter below a module.
+
+    Raises:
+        ConfigError: it cannot be cut.
+    """
+    try:
+        return found.style.part(path, parameter, found.module)
+    except ConfigError as error:
+        name = base_name(f"{found.name}.{path}")
+        raise refused(model_type, f"{error} ({name})") from None
+
+
+def check_kind(found: Styled, model_type: str) -> None:
     """Check that a module is of the kind that its style cuts.
 
     Raises:
         ConfigError: naming it.
     """
-    module = unwrapped(module)
-    if style.holds is not None and not isinstance(module, style.holds):
-        reason = f"{base_name(name)} is a {type(module).__name__}"
-        raise refused(architecture.config.model_type, reason)
+    module, kind = unwrapped(found.module), found.style.holds
+    if kind is not None and not isinstance(module, kind):
+        raise refused(model_type, f"{base_name(found.name)} is a {type(module).__name__}")
 
 
-def check_divides(name: str, size: int, dim: int, ranks: int) -> None:
-    """Check that the ranks divide a dimension.
+def check_heads(found: Styled, ranks: int) -> None:
+    """Check that the ranks divide the heads of an attention.
+
+    Raises:
+        ConfigError: naming the layer that makes them.
+    """
+    size, style = getattr(found.parent, "head_dim", None), found.style
+    if not (isinstance(style, ColumnStyle) and not style.gathers and isinstance(size, int)):
+        return
+    heads, rest = divmod(unwrapped(found.module).out_features, size)
+    if heads % ranks and not rest:
+        raise ConfigError(
+            f"tensor_parallel = {ranks} does not divide the {heads} heads of "
+            f"{base_name(found.name)}; use a divisor of them, or more pipeline_stages"
+        )
+
+
+def check_divides(name: str, parameter: Tensor, part: Part, ranks: int) -> None:
+    """Check that the ranks divide the dimension of a weight that is cut.
 
     Raises:
         ConfigError: naming the weight.
     """
+    assert part.dim is not None
+    size = parameter.shape[part.dim] // part.blocks
     if size % ranks:
         raise ConfigError(
-            f"tensor_parallel = {ranks} does not divide the {size} {'inputs' if dim else 'rows'} "
-            f"of {base_name(name)}; use a divisor"
+            f"tensor_parallel = {ranks} does not divide the {size} "
+            f"{'inputs' if part.dim else 'rows'} of {base_name(name)}; use a divisor"
         )
 
 
 def fit_sizes(modules: Mapping[str, nn.Module], cuts: StageCuts) -> None:
     """Let filled modules know the sizes of the parts that they hold; in place."""
-    for _, module, style in styled(modules, cuts.styles):
-        style.fit(module, cuts.shard)
+    for found in styled(modules, cuts.styles):
+        found.style.fit(found.module, cuts.shard)
 
 
 def connect_ranks(modules: Mapping[str, nn.Module], cuts: StageCuts) -> None:
     """Let the modules of a filled stage exchange states with the other ranks; in place."""
-    beside: dict[str, SpreadInputs] = {}
-    for whole, module, style in styled(modules, cuts.styles):
-        inputs = beside.setdefault(whole.rpartition(".")[0], SpreadInputs(cuts.shard))
-        style.connect(module, cuts.shard, inputs)
+    beside: dict[str, list[Styled]] = {}
+    for found in styled(modules, cuts.styles):
+        found.style.connect(found.module, cuts.shard)
+        beside.setdefault(found.name.rpartition(".")[0], []).append(found)
+    for group in beside.values():
+        for module in spreading(group):
+            spread_input(module, cuts.shard)
+
+
+def spreading(group: list[Styled]) -> list[nn.Module]:
+    """Return where inputs are to be spread: around modules that all have a style, once for all of
+    them, so that gradients are added up once over the ranks; else at each that asks for it.
+
+    Args:
+        group: the modules with a style that lie in one parent.
+    """
+    readers = [found.module for found in group if found.style.spreads]
+    parent, known = group[0].parent, {id(found.module) for found in group}
+    children = [child for child in parent.children() if any(True for _ in child.parameters())]
+    covers = readers and all(id(child) in known for child in children)
+    return [parent] if covers else readers

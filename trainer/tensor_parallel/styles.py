@@ -3,7 +3,6 @@
 Read against transformers 5.23.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +15,8 @@ from headrace.trainer.adapters.names import ADAPTER, ROWS
 from headrace.trainer.layers.expert_adapters import AdaptedExperts
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.tensor_parallel.shard import TensorShard
+
+HIDDEN = "hidden_states"  # as transformers' modules name their input
 
 
 def unwrapped(module: Any) -> Any:
@@ -47,6 +48,7 @@ class Style:
     """A module that every rank has whole, and whose gradients every rank finds in part."""
 
     holds: ClassVar[type[nn.Module] | None] = None  # what the module must be, adapters aside
+    spreads: ClassVar[bool] = False  # its input is one that all ranks have alike
 
     def part(self, path: str, parameter: Tensor, module: nn.Module) -> Part:
         """Return what a rank holds of a parameter, given its path below the module.
@@ -59,18 +61,15 @@ class Style:
     def fit(self, module: nn.Module, shard: TensorShard) -> None:
         """Let a filled module know the size of the part that it holds; in place."""
 
-    def connect(self, module: nn.Module, shard: TensorShard, inputs: "SpreadInputs") -> None:
-        """Let a module with its part of the weights exchange states with the others; in place.
-
-        Args:
-            inputs: of the modules beside it.
-        """
+    def connect(self, module: nn.Module, shard: TensorShard) -> None:
+        """Let a module with its part of the weights exchange states with the others; in place."""
 
 
 class ColumnStyle(Style):
     """A linear layer cut by outputs; its adapters' B is cut with them."""
 
     holds = nn.Linear
+    spreads = True
 
     def __init__(self, *, gathers: bool = False) -> None:
         self.gathers = gathers  # outputs are put together again
@@ -81,8 +80,7 @@ class ColumnStyle(Style):
     def fit(self, module: nn.Module, shard: TensorShard) -> None:
         unwrapped(module).out_features //= shard.ranks
 
-    def connect(self, module: nn.Module, shard: TensorShard, inputs: "SpreadInputs") -> None:
-        inputs.of(module)
+    def connect(self, module: nn.Module, shard: TensorShard) -> None:
         if self.gathers:
             module.register_forward_hook(lambda _, args, output: shard.joined(output))
 
@@ -102,14 +100,14 @@ class RowStyle(Style):
 
     def fit(self, module: nn.Module, shard: TensorShard) -> None:
         unwrapped(module).in_features //= shard.ranks
-
-    def connect(self, module: nn.Module, shard: TensorShard, inputs: "SpreadInputs") -> None:
-        if self.splits:
-            module.register_forward_pre_hook(lambda _, args: (shard.own(args[0]), *args[1:]))
-        module.register_forward_hook(lambda _, args, output: shard.total(output))
         dropouts: Any = getattr(module, "lora_dropout", None)
         if dropouts is not None and isinstance(dropouts[ADAPTER], nn.Dropout):
             dropouts[ADAPTER] = WholeDropout(dropouts[ADAPTER].p, shard)
+
+    def connect(self, module: nn.Module, shard: TensorShard) -> None:
+        if self.splits:
+            module.register_forward_pre_hook(lambda _, args: (shard.own(args[0]), *args[1:]))
+        module.register_forward_hook(lambda _, args, output: shard.total(output))
 
 
 class ExpertsStyle(Style):
@@ -127,7 +125,7 @@ class ExpertsStyle(Style):
             if isinstance(part, AdaptedExperts | GroupedExperts):
                 part.num_experts //= shard.ranks
 
-    def connect(self, module: nn.Module, shard: TensorShard, inputs: "SpreadInputs") -> None:
+    def connect(self, module: nn.Module, shard: TensorShard) -> None:
         held: int = unwrapped(module).num_experts
         start = shard.rank * held
 
@@ -162,6 +160,8 @@ class TableStyle(Style):
 class HeadStyle(ColumnStyle):
     """A head cut by tokens; its loss is computed over the parts."""
 
+    spreads = False  # the loss does
+
     def part(self, path: str, parameter: Tensor, module: nn.Module) -> Part:
         if ROWS in path:
             raise ConfigError("rows of single tokens that are trained")
@@ -170,7 +170,7 @@ class HeadStyle(ColumnStyle):
     def fit(self, module: nn.Module, shard: TensorShard) -> None:
         """Leave its size, that of the vocabulary."""
 
-    def connect(self, module: nn.Module, shard: TensorShard, inputs: "SpreadInputs") -> None:
+    def connect(self, module: nn.Module, shard: TensorShard) -> None:
         """Leave it as it is: `sharded_cross_entropy` knows of the ranks."""
 
 
@@ -183,41 +183,6 @@ STYLES: dict[str, Style] = {
     "moe_tp_experts": ExpertsStyle(),  # whose matrices transformers cuts, and we do not
     "ep_dispatch_experts": ExpertsStyle(),
 }
-
-
-class SpreadInputs:
-    """Modules that are called one after the other with the same input, such as q, k and v.
-
-    Their input is spread once, so that its gradient is added up once over the ranks.
-    """
-
-    def __init__(self, shard: TensorShard) -> None:
-        self.shard = shard
-        self.modules: list[nn.Module] = []
-        self.input: Tensor | None = None
-        self.spread: Tensor | None = None
-
-    def of(self, module: nn.Module) -> None:
-        """Count a module among them; in place."""
-        place = len(self.modules)
-        self.modules.append(module)
-        module.register_forward_pre_hook(self._hook(place))
-
-    def _hook(self, place: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def spread(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return self._take(place, args[0]), *args[1:]
-
-        return spread
-
-    def _take(self, place: int, states: Tensor) -> Tensor:
-        spread = self.spread
-        if spread is None or self.input is not states:
-            self.input, self.spread = states, self.shard.spread(states)
-            spread = self.spread
-        if place == len(self.modules) - 1:
-            self.input, self.spread = None, None
-        assert spread is not None
-        return spread
 
 
 class WholeDropout(nn.Module):
@@ -233,3 +198,16 @@ class WholeDropout(nn.Module):
             return states
         whole = states.new_ones(*states.shape[:-1], states.shape[-1] * self.shard.ranks)
         return states * self.shard.part(functional.dropout(whole, self.p), -1)
+
+
+def spread_input(module: nn.Module, shard: TensorShard) -> None:
+    """Let a module spread the hidden states that it is called with; in place."""
+
+    def spread(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (shard.spread(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, HIDDEN: shard.spread(kwargs[HIDDEN])}
+
+    module.register_forward_pre_hook(spread, with_kwargs=True)

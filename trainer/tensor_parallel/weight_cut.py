@@ -1,7 +1,7 @@
 """The parts of weights that a rank holds, of weights that several ranks share."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,11 @@ class WeightCut:
     shape: torch.Size
     dim: int
     blocks: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """Return how many ranks share the weight."""
+        return self.shard.ranks
 
     def part(self, whole: Tensor) -> Tensor:
         """Return this rank's part of a tensor like the whole weight, in memory of its own."""
@@ -66,7 +71,16 @@ class StageCuts:
         cut = self.cuts.get(name)
         return value if cut is None else cut.whole(value)
 
-    def count(self, name: str, parameter: Tensor) -> int:
-        """Return how many numbers a parameter has at all ranks that share it."""
+    def shape(self, name: str, part: torch.Size) -> torch.Size:
+        """Return the shape of a whole parameter, given that of its part."""
         cut = self.cuts.get(name)
-        return parameter.numel() if cut is None else cut.shape.numel()
+        return part if cut is None else cut.shape
+
+
+def join_cuts(parts: Sequence[StageCuts]) -> StageCuts:
+    """Return the cuts of several parts of one model as one."""
+    return replace(
+        parts[0],
+        cuts={name: cut for part in parts for name, cut in part.cuts.items()},
+        partial=frozenset().union(*(part.partial for part in parts)),
+    )

@@ -75,11 +75,11 @@ class Processor:
         return VisionInputs(
             positions,
             groups,
-            self._arguments(found),
+            self.arguments(found),
             torch.from_numpy(np.flatnonzero(is_picture)) if found else None,
         )
 
-    def _arguments(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    def arguments(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """Return what the tower is called with; nothing without pictures."""
         arrange = ARRANGEMENTS[self.family.arrangement]
         made = arrange(pictures, self.numbers) if pictures else {}

@@ -36,6 +36,24 @@ class Features:
         return flat.view_as(hidden)
 
 
+class OwnParameters(nn.Module):
+    """The parameters that lie at a module itself, without the modules below it; they are shared."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_parameters"] = owner._parameters
+
+
+def vision_part(model: nn.Module, family: VisionFamily, path: str, prefix: str = "") -> nn.Module:
+    """Return one of the parts of `VisionFamily.paths`.
+
+    Args:
+        prefix: before the model's own names.
+    """
+    part = model.get_submodule(prefix + path)
+    return OwnParameters(part) if path == family.body else part
+
+
 class VisionTower:
     """Tower and projector of a model, run by transformers' own `get_image_features`.
 
@@ -53,16 +71,24 @@ class VisionTower:
         self.family = family
         self.again = again
 
-    def features(self, arguments: Mapping[str, Tensor], places: Tensor) -> Features:
-        """Run tower and projector over the pictures of a micro-batch."""
-        run = partial(self._run, dict(arguments))
+    def features(
+        self, arguments: Mapping[str, Tensor], places: Tensor, seed: int | None = None
+    ) -> Features:
+        """Run tower and projector over the pictures of a micro-batch.
+
+        Args:
+            seed: of dropout, which is then the same in a second run.
+        """
+        run = partial(self._run, dict(arguments), seed)
         if self.again and torch.is_grad_enabled():
             values, *stacked = checkpoint(run, use_reentrant=False, preserve_rng_state=False)
         else:
             values, *stacked = run()
         return Features(values, stacked, places)
 
-    def _run(self, arguments: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def _run(self, arguments: dict[str, Tensor], seed: int | None) -> tuple[Tensor, ...]:
+        if seed is not None:
+            torch.manual_seed(seed)
         made = self.body.get_image_features(**arguments, return_dict=True)
         stacked = getattr(made, "deepstack_features", None) or ()
         return (joined(made.pooler_output), *map(joined, stacked))

@@ -96,6 +96,30 @@ def test_a_slice_of_rows_attends_to_what_it_would_in_whole_ones(window):
             torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("window", [None, 100])
+def test_on_a_gpu_a_slice_attends_as_by_the_twin(window):
+    """The last 300 tokens of a document of 500, and 212 of the next."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = ((512, 4, 64), (712, 2, 64), (712, 2, 64))
+    made = [torch.randn(s, generator=generator, device="cuda").bfloat16() for s in shapes]
+    places = [[0, 300, 512], [0, 500, 712]]
+    bounds, keys = (torch.tensor(x, dtype=torch.int32, device="cuda") for x in places)
+    given = torch.randn(shapes[0], generator=generator, device="cuda")
+    found = []
+    for states in ([x.requires_grad_() for x in made], [x.detach().float() for x in made]):
+        settings = {"scale": 0.125, "window": window, "key_bounds": keys}
+        if states[0].dtype == torch.bfloat16:
+            output = document_attention(*states, bounds, 512, longest_keys=712, **settings)
+        else:
+            states = [x.requires_grad_() for x in states]
+            output = document_attention_reference(*states, bounds, **settings)
+        found.append([output, *torch.autograd.grad(output, states, given.to(output.dtype))])
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine.float() - theirs).norm() <= 1e-2 * theirs.norm()
+
+
 def test_blocks_of_a_slice_hold_what_its_tokens_see():
     """Two documents of 300 tokens: a slice has the last 100 of one and the first of the next."""
     bounds = torch.tensor([0, 100, 200], dtype=torch.int32)

@@ -49,9 +49,15 @@ def test_models_that_are_not_cut_are_refused_by_name(family, tmp_path):
 
 
 def test_weights_that_the_ranks_do_not_divide_are_refused_by_name(tmp_path):
-    line = "tensor_parallel = 3 does not divide the 32 rows of model.layers.0.self_attn.q_proj"
+    line = "tensor_parallel = 3 does not divide the 4 heads of model.layers.0.self_attn.q_proj"
     with pytest.raises(ConfigError, match=line):
         plan_in_parts("llama", tmp_path / "model", ranks=3)
+
+
+def test_key_heads_that_the_ranks_do_not_divide_are_refused_by_name(tmp_path):
+    line = "tensor_parallel = 4 does not divide the 2 heads of model.layers.0.self_attn.k_proj"
+    with pytest.raises(ConfigError, match=line):
+        plan_in_parts("llama", tmp_path / "model", ranks=4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,19 @@
+"""Fixtures of layouts of a run."""
+
+import shutil
+
+import pytest
+from runs import make_shards
+from tiny_families import save_tiny
+
+
+@pytest.fixture(params=["llama", "gemma3_text", "qwen3_moe"])
+def family_training(request, training, tiny_model, tiny_shards, tmp_path):
+    """The same training of a family's tiny model, on the same shards."""
+    model = save_tiny(request.param, tmp_path / "model", vocab_size=384)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, model)
+    shards = make_shards(model, tmp_path / "shards")
+    text = training.config.read_text().replace(str(tiny_model), str(model))
+    training.config.write_text(text.replace(str(tiny_shards), str(shards)))
+    return training
