@@ -138,6 +138,43 @@ def test_pictures_in_columns_of_datasets_are_read(config, run, write_rows):
     assert_document(*rows_of("out"), "qwen2_vl")
 
 
+def test_pictures_at_addresses_are_read_where_the_config_allows_them(config, run, write_rows):
+    folder = Path("pictures").resolve().as_uri()
+    rows = [
+        [{"user": [MARKED, f"{folder}/0.png", f"{folder}/7.png"]}, {"assistant": ANSWER}],
+        [{"user": ["<image>", f"{folder}-secret/0.png"]}, {"assistant": ANSWER}],
+        [{"user": ["<image>", f"{folder}/none.png"]}, {"assistant": ANSWER}],
+    ]
+    write_rows(rows)
+    run(config(shards=1, images={"folder": None, "addresses": [folder]}))
+    assert_document(*rows_of("out"), "qwen2_vl")
+    rejects = map(json.loads, Path("out/rejects/rejects.jsonl").read_text().splitlines())
+    assert [r["reason"] for r in rejects] == ["address not allowed", "unreachable picture"]
+
+
+def test_paths_may_be_relative_to_a_folder_elsewhere(config, run, write_rows):
+    write_rows([SHAPES["jllm"](), [{"user": ["<image>", "../rows.jsonl"]}, {"assistant": "x"}]])
+    run(config(shards=1, images={"folder": Path("pictures").resolve().as_uri()}))
+    assert_document(*rows_of("out"), "qwen2_vl")
+    (reject,) = map(json.loads, Path("out/rejects/rejects.jsonl").read_text().splitlines())
+    assert reject["reason"] == "path escapes the folder"
+
+
+@pytest.mark.parametrize("encoding", ["webp", "jpeg"])
+def test_other_encodings_hold_the_same_pictures(encoding, config, run, write_rows):
+    write_rows([SHAPES["jllm"]()])
+    run(config(shards=1, images={"encoding": encoding}))
+    (row,) = rows_of("out")
+    _, prepared = expected("qwen2_vl")
+    for entry, picture in zip(row["images"], prepared, strict=True):
+        found = Image.open(io.BytesIO(entry["bytes"]))
+        assert found.format == encoding.upper()
+        wanted = np.asarray(picture.tiles[0]).astype(int)
+        worst = np.abs(np.asarray(found.convert("RGB")) - wanted).max()
+        assert worst <= (0 if encoding == "webp" else 60)
+    assert verify(Path("out")) == []
+
+
 def test_pictures_of_a_row_without_places_stand_before_its_first_question(config, run, write_rows):
     write_rows([asked("Which?", images=["0.png"]), asked("<image>Which?", images=["0.png"])])
     run(config(shards=1))
