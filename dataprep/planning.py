@@ -1,13 +1,10 @@
 """The plan of a run: what can be checked before the input is read, and the tasks of its inputs.
 
-<<<<<<< HEAD
-from dataclasses import replace
-=======
 Files that the config names are read into it, so that all that decides rows is in it.
 """
 
 import logging
->>>>>>> main
+from dataclasses import replace
 from pathlib import Path
 
 from headrace.dataprep.formats.extraction import library_version
@@ -19,13 +16,9 @@ from headrace.dataprep.input.tasks import cut_file, plan_tasks
 from headrace.dataprep.passes.duplicate_keys import check_library
 from headrace.dataprep.rows.contamination import open_sets
 from headrace.dataprep.rows.format_registry import build_format
-<<<<<<< HEAD
-from headrace.dataprep.text.fast_tokenizer import choose_backend
-=======
 from headrace.dataprep.rows.pack_blocks import block_options
-from headrace.dataprep.text.fast_tokenizer import check_backend
+from headrace.dataprep.text.fast_tokenizer import choose_backend
 from headrace.dataprep.text.tokenizer import open_tokenizer
->>>>>>> main
 from headrace.dataprep.text.tokenizer_spec import read_spec
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.dataprep.work.context import Context
