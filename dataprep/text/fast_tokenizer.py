@@ -14,7 +14,6 @@ import pyarrow as pa
 from headrace.dataprep.text.tokenizer import control_ids, open_marked, open_tokenizer, text_content
 from headrace.dataprep.text.tokens import Ids, TokenizerSpec
 from headrace.schemas.errors import ConfigError, DataError, install_hint
-from headrace.schemas.prepare.prepare_config import TokenizerBackend
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ HARD_TEXTS = (
 )
 
 
-def choose_backend(spec: TokenizerSpec, wanted: TokenizerBackend) -> str:
+def choose_backend(spec: TokenizerSpec, wanted: str) -> str:
     """Return the library that tokenizes: the faster one, of "auto", where it may be trusted.
 
     Raises:
