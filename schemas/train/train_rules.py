@@ -126,7 +126,6 @@ def check_tensor(config: "TrainConfig") -> None:
     entrywise = ", ".join(name for name, record in OPTIMIZERS.items() if record.shardable)
     refusals = [
         (config.rejected_sampling is not None, "[rejected_sampling]", "drop it"),
-        (config.sequence_slices > 1, "sequence_slices", "use more micro-batches"),
         (config.tiles > 1, "tiles", "drop it"),
         (
             not config.adapter.record.has_parts,

@@ -11,7 +11,6 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.architecture.architecture import Architecture, Growth
 from headrace.trainer.families.score import WEIGHT
-from headrace.trainer.objectives.scored_model import initial_score, split_score
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
 
@@ -184,3 +183,22 @@ class RandomWeights:
             torch.manual_seed(derive_seed(self.seed, "weights", name))
             self.model._init_weights(module)
         return vector.detach()
+
+
+def initial_score(config: Any, shape: Sequence[int], seed: int) -> Tensor:
+    """Return the weight of a new head, normal with the model's own deviation."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "weights", WEIGHT))
+    deviation = getattr(config, "initializer_range", None) or 0.02
+    return torch.empty(tuple(shape)).normal_(std=deviation, generator=generator)
+
+
+def split_score(
+    wanted: Sequence[tuple[str, torch.Size]], stored: bool
+) -> tuple[list[tuple[str, torch.Size]], Iterator[bool]]:
+    """Return what is asked of the files, and of each thing wanted whether that is there.
+
+    Args:
+        stored: whether the files have a score already.
+    """
+    there = [stored or name != WEIGHT for name, _ in wanted]
+    return [item for item, found in zip(wanted, there, strict=True) if found], iter(there)

@@ -10,7 +10,7 @@ import torch
 from pictures import encoded, noise
 from PIL import Image
 from tiny_families import config_of
-from tiny_vision import FAMILIES, batch_of, make_rows, save_tiny, sizes_of, their_arguments
+from tiny_vision import batch_of, make_rows, save_tiny, sizes_of, their_arguments
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.building.self_check import plan_model
@@ -25,7 +25,7 @@ def model(tmp_path_factory):
     return save_tiny("qwen2_vl", tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "idefics3", "llava_next", "mistral3"])
 def test_pixels_are_those_of_transformers_processor_to_the_last_bit(family, tmp_path):
     rows = make_rows(family, [[4, 3]])
     given = batch_of(save_tiny(family, tmp_path), rows).extras[0].vision.arguments
@@ -79,6 +79,10 @@ def test_a_row_without_tokens_for_its_pictures_is_refused(model):
         ({"adapter": {"kind": "control"}}, '[vision] does not go with adapter.kind = "control"'),
         ({"objective": {"kind": "dpo"}}, '[vision] does not go with objective.kind = "dpo"'),
         ({"vision": {"train": True}, "adapter": {}}, "set adapter.vision = true"),
+        (
+            {"objective": {"kind": "distill", "teacher": "model"}},
+            "[vision]: objective.teacher reads texts alone",
+        ),
         ({"vision_stages": 1}, "leaves no stage for the decoder layers"),
         ({"vision": None, "adapter": {"vision": True}}, "needs the table [vision]"),
     ],
