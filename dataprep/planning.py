@@ -4,6 +4,7 @@ Files that the config names are read into it, so that all that decides rows is i
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from headrace.dataprep.formats.extraction import library_version
@@ -16,7 +17,7 @@ from headrace.dataprep.passes.duplicate_keys import check_library
 from headrace.dataprep.rows.contamination import open_sets
 from headrace.dataprep.rows.format_registry import build_format
 from headrace.dataprep.rows.pack_blocks import block_options
-from headrace.dataprep.text.fast_tokenizer import check_backend
+from headrace.dataprep.text.fast_tokenizer import choose_backend
 from headrace.dataprep.text.tokenizer import open_tokenizer
 from headrace.dataprep.text.tokenizer_spec import read_spec
 from headrace.dataprep.text.tokens import TokenizerSpec
@@ -35,8 +36,7 @@ UNLIMITED = 1 << 62  # bytes
 def build_context(config: PrepareConfig) -> Context:
     """Everything that can be checked before the input is looked at."""
     tokenizer = read_spec(config)
-    if config.tokenizer_backend != "tokenizers":
-        check_backend(tokenizer)
+    tokenizer = replace(tokenizer, backend=choose_backend(tokenizer, config.tokenizer_backend))
     check_library(config.deduplicate)
     config = resolve(config, tokenizer)
     for source in config.sources:

@@ -79,6 +79,10 @@ def test_a_row_without_tokens_for_its_pictures_is_refused(model):
         ({"adapter": {"kind": "control"}}, '[vision] does not go with adapter.kind = "control"'),
         ({"objective": {"kind": "dpo"}}, '[vision] does not go with objective.kind = "dpo"'),
         ({"vision": {"train": True}, "adapter": {}}, "set adapter.vision = true"),
+        (
+            {"objective": {"kind": "distill", "teacher": "model"}},
+            "[vision]: objective.teacher reads texts alone",
+        ),
         ({"vision_stages": 1}, "leaves no stage for the decoder layers"),
         ({"vision": None, "adapter": {"vision": True}}, "needs the table [vision]"),
     ],
