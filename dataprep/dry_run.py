@@ -194,14 +194,15 @@ def measure(context: Context, sample: Sample) -> Measured:
     ]
     seconds = time.perf_counter() - started
     tables = [rows for result in results for rows in result.rows.values()]
-    stored = stored_bytes(pa.concat_tables(tables), context.config.kind) if tables else 0
+    stored = stored_bytes(pa.concat_tables(tables), context.config) if tables else 0
     return Measured(Findings.of_blocks(results), seconds, stored)
 
 
-def stored_bytes(rows: pa.Table, kind: str) -> int:
+def stored_bytes(rows: pa.Table, config: PrepareConfig) -> int:
     """Bytes of the columns of some rows in a shard."""
     target = pa.BufferOutputStream()
-    with pq.ParquetWriter(target, rows.schema, **parquet_options(kind)) as writer:
+    options = parquet_options(config.kind, config.images is not None)
+    with pq.ParquetWriter(target, rows.schema, **options) as writer:
         writer.write_table(rows.combine_chunks())
     group = pq.read_metadata(pa.BufferReader(target.getvalue())).row_group(0)
     return sum(group.column(index).total_compressed_size for index in range(group.num_columns))

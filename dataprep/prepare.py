@@ -48,10 +48,18 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.publish import write_atomic
-from headrace.schemas.shards.manifest import Manifest, ShardRecord, TokenizerRecord, TokenLedger
+from headrace.schemas.shards.manifest import (
+    ImagesRecord,
+    Manifest,
+    PictureLedger,
+    ShardRecord,
+    TokenizerRecord,
+    TokenLedger,
+)
 from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLITS, TRAIN
 from headrace.schemas.shards.tokenizer_content import content_fingerprint
+from headrace.schemas.vision.processor_record import Processor
 
 TOKENS_IN_EVALUATION_FILE = 1 << 26
 SHOWN_KEYS = 8
@@ -226,14 +234,14 @@ def plan_splits(
         raise DataError(
             f"the evaluation split took every document ({total.kept}); lower evaluation_fraction"
         )
-    evaluation_tokens = total.tokens.get(EVALUATION, 0)
+    evaluation_tokens = total.weight(EVALUATION)
     counts = {
         TRAIN: context.config.shards,
         EVALUATION: -(-evaluation_tokens // TOKENS_IN_EVALUATION_FILE),
     }
     rows_key = fingerprint([*map(context.task_key, tasks), *([asdict(cuts)] if cuts.tops else [])])
     return [
-        (Runs(split, len(tasks), total.tokens.get(split, 0), rows_key, cuts=cuts), counts[split])
+        (Runs(split, len(tasks), total.weight(split), rows_key, cuts=cuts), counts[split])
         for split in SPLITS
     ]
 
@@ -241,7 +249,9 @@ def plan_splits(
 def shard_target(context: Context) -> Target:
     """Return the target that shards are written to."""
     rows_in_group = max(1, context.config.row_group_tokens // context.config.sequence_len)
-    return Target(context.space, context.config.kind, rows_in_group)
+    images = context.config.images
+    group_bytes = None if images is None else images.row_group_bytes
+    return Target(context.space, context.config.kind, rows_in_group, group_bytes)
 
 
 def build_manifest(
@@ -274,5 +284,29 @@ def build_manifest(
         inputs_fingerprint=inputs_key,
         shards=shards,
         sources=[source_record(name, stats) for name, stats in by_source.items()],
+        ledger=ledger,
+        images=images_record(context, by_source),
+    )
+
+
+def images_record(context: Context, by_source: dict[str, TaskStats]) -> ImagesRecord | None:
+    """Return what the manifest tells of pictures: in as they were read, out as rows have them."""
+    if context.config.images is None:
+        return None
+    identity = context.config.images.identity
+    assert identity is not None, "the config is resolved"
+    total = add_stats(by_source.values())
+    ledger = PictureLedger(
+        pictures_in=total.pictures_in,
+        pictures_out={split: total.pictures.get(split, 0) for split in SPLITS},
+        pictures_dropped=total.pictures_dropped,
+    )
+    assert ledger.difference() == 0, f"picture ledger is off by {ledger.difference()}"
+    processor = Processor(identity["family"], identity["settings"])
+    return ImagesRecord(
+        family=processor.family,
+        settings=processor.settings,
+        placeholder_id=identity["placeholder_id"],
+        fingerprint=processor.fingerprint,
         ledger=ledger,
     )

@@ -54,7 +54,7 @@ def dequantize(
         codes, magnitudes = parts
         return (codes * (magnitudes / settings[0]).unsqueeze(-1)).to(dtype)
     return _dequantize_four_bit(
-        parts[0], _block_scales(parts, settings), kind, settings[0], shape, dtype
+        parts[0], block_scales(parts, settings), kind, settings[0], shape, dtype
     )
 
 
@@ -107,7 +107,7 @@ def e4m3(
 
     if kind in FOUR_BIT and shape[1] % settings[0] == 0:
         table = _four_bit_table(kind, scales.device)
-        blocks = _block_scales(parts, settings)
+        blocks = block_scales(parts, settings)
         return four_bit_e4m3(
             parts[0], blocks, table, settings[0], shape, scales, transposed=transposed
         )
@@ -126,7 +126,7 @@ def transposed_bytes(codes: Tensor) -> Tensor:
     return codes.t().contiguous()
 
 
-def _block_scales(parts: Sequence[Tensor], settings: Sequence[int]) -> Tensor:
+def block_scales(parts: Sequence[Tensor], settings: Sequence[int]) -> Tensor:
     """Return the largest magnitude of each block of a 4-bit weight, float32."""
     if len(parts) == 2:
         return parts[1]

@@ -22,6 +22,13 @@ COLLECTIVES = {"cuda": "nccl", "xpu": "xccl", "npu": "hccl", CPU: "gloo"}
 PLANNED = torch.device("cuda")  # what `headrace plan` plans for, on any machine
 
 
+def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """Return the type of frozen weights and of the computation, as config key `dtype` has it."""
+    if wanted == "auto":
+        return torch.bfloat16 if is_accelerator(device) else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
 def device_type() -> str:
     """Return the type of this machine's accelerator; that of the CPU without one."""
     found = torch.accelerator.current_accelerator()

@@ -134,7 +134,7 @@ def connect_and_train(
     from headrace.trainer.run.open_session import open_session
 
     layout = connect(inputs.dims)
-    set_threads(config)
+    set_threads(config.threads)
     check_agreement(inputs, layout)
     if layout.publishes(node_local=config.checkpoint.node_local):
         record = {"config": config.model_dump(mode="json"), **resume_record(config, inputs)}

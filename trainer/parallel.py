@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from headrace.schemas.train.parallel_dims import Coordinates, ParallelDims
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer import devices
 from headrace.trainer.rendezvous import TIMEOUT, local_ranks, meet, process_environment
 
@@ -30,6 +29,7 @@ class RankLayout:
     first_stage_group: Any = None  # gloo, the data leaders of all replicas
     copies_group: Any = None  # device backend, all ranks that hold the same weights
     sequence_group: Any = None  # device backend, the slices of this replica's rows in this stage
+    tensor_group: Any = None  # device backend, the ranks that share the weights of this stage
     tied_group: Any = None  # device backend, first and last stage of a pipeline
 
     @property
@@ -94,6 +94,11 @@ class RankLayout:
             return self.is_first_copy
         return all(rank // local_ranks() != self.node for rank in self._copies_before())
 
+    @property
+    def writes_weights(self) -> bool:
+        """Return whether this rank writes what ranks that share weights put together."""
+        return self.coordinates.tensor == 0
+
     def _copies_before(self) -> list[int]:
         """Return the ranks before this one that hold the same weights."""
         (copies,) = (ranks for ranks in self.dims.copies if self.rank in ranks)
@@ -104,10 +109,10 @@ class RankLayout:
         return self.rank % local_ranks() == 0 if node_local else self.rank == 0
 
 
-def set_threads(config: TrainConfig) -> None:
+def set_threads(wanted: int | None) -> None:
     """CPU threads of this process: the machine's cores are shared by its processes."""
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(config.threads or max(1, cores // local_ranks()))
+    torch.set_num_threads(wanted or max(1, cores // local_ranks()))
 
 
 def connect(dims: ParallelDims) -> RankLayout:
@@ -135,6 +140,7 @@ def connect(dims: ParallelDims) -> RankLayout:
         else None,
         copies_group=group_of(dims.copies, device.type),
         sequence_group=mesh.get_group("sequence"),
+        tensor_group=mesh.get_group("tensor"),
         tied_group=group_of(ends_of_pipelines(dims), device.type),
     )
 

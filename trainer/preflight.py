@@ -10,8 +10,11 @@ from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION
 from headrace.schemas.shards.tokenizer_content import is_tokenizer
+from headrace.schemas.train.objective_config import ObjectiveConfig
+from headrace.schemas.train.objectives import kinds_of
 from headrace.schemas.train.quantization_config import check_installed
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.vision.processor import differing, read_processor
 from headrace.trainer.architecture.config_limits import read_model_config
 from headrace.trainer.architecture.families import FAMILIES, check_family, text_settings
 from headrace.trainer.architecture.model_directory import model_directory
@@ -23,12 +26,18 @@ from headrace.trainer.order.datasets import RANDOM, Inputs
 from headrace.trainer.shards.decoded_pairs import SIDES
 from headrace.trainer.shards.storage import manifest_of
 from headrace.trainer.stored.settings import check_readable
+from headrace.trainer.vision.families import vision_family
 
 logger = logging.getLogger(__name__)
 
 REPORTING_LIBRARIES = {"mlflow": "mlflow-skinny>=3.1", "wandb": "wandb>=0.19"}
 # of configs whose positions are rotary and computed, not looked up in a table of some length
 ROTARY_KEYS = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base")
+DIVIDED = {  # keys of configs: what ranks that share weights each have a part of
+    "num_attention_heads": "attention heads",
+    "num_key_value_heads": "key heads",
+    "vocab_size": "tokens of the vocabulary",
+}
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 NOT_OF_MODEL = {"_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
 
@@ -45,6 +54,8 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     directory = model_directory(config.model, config.weights)
     model = read_model_config(directory)
     check_family(config.model, model)
+    if config.vision is not None:
+        check_vision(config, directory, model)
     check_readable(config.model, model)
     text = text_settings(model)
     text = {**text, **override_positions(config, text)}
@@ -57,13 +68,16 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     ]
     paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
     for path, manifest in zip(paths, train + evaluation, strict=True):
-        of_pairs = config.objective.of_pairs
         tokens = config.model_overrides.new_tokens
-        check_shards(path, manifest, directory, text, config.weights == "random", of_pairs, tokens)
+        check_kind(path, manifest, config.objective)
+        check_teacher(config, path, manifest, text)
+        check_shards(path, manifest, directory, text, config.weights == "random", tokens)
+        check_pictures(config, path, manifest, directory)
     if config.rejected_sampling is not None:
         stop_tokens(config.rejected_sampling, directory, train)
     sequence_tokens = find_place_tokens(config, train + evaluation)
     check_sequence(config, text, sequence_tokens)
+    check_tensor(config, text)
     longest = max(manifest.sequence_len for manifest in train + evaluation)
     check_lengths(config.model, text, longest, sequence_tokens)
     plan = plan_data(config, train)
@@ -148,12 +162,12 @@ def model_config_fingerprint(values: Mapping[str, object]) -> str:
 def check_model(config: TrainConfig, model: Mapping[str, object]) -> None:
     """There must be a layer for each stage, or chunk of one."""
     layers = next((model[key] for key in LAYER_KEYS if key in model), None)
-    if isinstance(layers, int) and config.parts > layers:
+    if isinstance(layers, int) and config.parts - config.vision_stages > layers:
         chunks = config.parts // config.pipeline_stages
         of_chunks = f" of {chunks} chunks" if chunks > 1 else ""
         raise ConfigError(
             f"pipeline_stages = {config.pipeline_stages}{of_chunks}, but {config.model} has "
-            f"{layers} layers; use at most {layers // chunks}"
+            f"{layers} layers; use at most {layers // chunks + config.vision_stages}"
         )
 
 
@@ -164,17 +178,43 @@ def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int
         tokens: of a row.
     """
     ranks, heads = config.sequence_parallel, model.get("num_attention_heads")
-    if tokens % ranks:
-        raise ConfigError(
-            f"sequence_parallel = {ranks} does not divide rows of {tokens} tokens; set "
-            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % ranks}, '
-            "or prepare with another sequence_len"
-        )
+    check_divides("sequence_slices", config.sequence_slices, tokens)
+    check_divides("sequence_parallel", ranks, tokens)
     if isinstance(heads, int) and heads % ranks:
         raise ConfigError(
             f"sequence_parallel = {ranks} does not divide the {heads} attention heads of "
             f"{config.model}; use a divisor of them"
         )
+
+
+def check_divides(key: str, parts: int, tokens: int) -> None:
+    """Refuse rows that cannot be cut into so many equal parts.
+
+    Raises:
+        ConfigError: with the lengths that can.
+    """
+    if tokens % parts:
+        raise ConfigError(
+            f"{key} = {parts} does not divide rows of {tokens} tokens; set "
+            f'loader.pack = "best_fit" and loader.tokens_per_row = {tokens + -tokens % parts}, '
+            "or prepare with another sequence_len"
+        )
+
+
+def check_tensor(config: TrainConfig, model: Mapping[str, object]) -> None:
+    """Attention heads, key heads and the vocabulary must be divisible among ranks that share them.
+
+    Raises:
+        ConfigError: naming what is not.
+    """
+    ranks = config.tensor_parallel
+    for key, what in DIVIDED.items():
+        count = model.get(key)
+        if isinstance(count, int) and count % ranks:
+            raise ConfigError(
+                f"tensor_parallel = {ranks} does not divide the {count} {what} of {config.model}; "
+                "use a divisor of them, or more pipeline_stages"
+            )
 
 
 def check_shards(
@@ -183,21 +223,14 @@ def check_shards(
     model: Path,
     model_config: Mapping[str, object],
     random: bool,
-    of_pairs: bool,
     tokens: Sequence[str] = (),
 ) -> None:
     """Shards must come from the model's tokenizer and fit its positions and vocabulary.
 
     Args:
         random: the weights are made up, so that a tokenizer may be missing.
-        of_pairs: the objective compares the sides of pairs. Others train on chosen answers.
         tokens: that the model's tokenizer and its embedding get.
     """
-    if of_pairs and manifest.kind != "preference":
-        raise DataError(
-            f"{path}: holds no pairs, which the objective compares; prepare it with "
-            '`type = "preference"`, or use another objective.kind'
-        )
     tokenizer = model / "tokenizer.json"
     if not tokenizer.is_file() and not random:
         raise ConfigError(
@@ -221,6 +254,94 @@ def check_shards(
             f"but the model has {vocabulary} embeddings"
         )
     check_positions(path, manifest.sequence_len, model_config)
+
+
+def check_vision(config: TrainConfig, directory: Path, model: Mapping[str, object]) -> None:
+    """Check that a model is of a known vision family, with its processor's files.
+
+    Raises:
+        ConfigError: it is not, or numbers of its processor cannot be followed.
+    """
+    tower = model.get("vision_config")
+    kind = tower.get("model_type") if isinstance(tower, Mapping) else None
+    vision_family(config.model, str(model.get("model_type")), kind)
+    read_processor(directory)
+
+
+def check_pictures(config: TrainConfig, path: str, manifest: Manifest, directory: Path) -> None:
+    """Refuse pictures that the model would not see, or see otherwise than they were prepared.
+
+    Raises:
+        DataError: saying what to do.
+    """
+    if manifest.images is None:
+        return
+    if config.vision is None:
+        raise DataError(
+            f"{path}: its rows hold pictures ({manifest.images.family}); add the table [vision] to "
+            "train on them"
+        )
+    for problem in differing(manifest.images, read_processor(directory)):
+        raise DataError(
+            f"{path}: its pictures were prepared with {problem}; prepare them with this model"
+        )
+
+
+def check_teacher(
+    config: TrainConfig, path: str, manifest: Manifest, model: Mapping[str, object]
+) -> None:
+    """Check that a teacher, if there is one, reads the shards' ids as the model does.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    if config.objective.teacher is None:
+        return
+    directory = model_directory(config.objective.teacher, "stored")
+    teacher = text_settings(read_model_config(directory))
+    sizes = [settings.get("vocab_size") for settings in (model, teacher)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"objective.teacher: {directory} has a vocabulary of {sizes[1]}, {config.model} of "
+            f"{sizes[0]}; the distributions of a token must be over the same ids"
+        )
+    tokens = config.model_overrides.new_tokens
+    if tokens:
+        raise ConfigError(f"model_overrides.new_tokens = {list(tokens)}: the teacher has none")
+    tokenizer = directory / "tokenizer.json"
+    if tokenizer.is_file() and not is_tokenizer(manifest.tokenizer, tokenizer, ()):
+        raise ConfigError(f"{path}: made with another tokenizer than the teacher's, {tokenizer}")
+    layers = teacher.get("num_hidden_layers")
+    if isinstance(layers, int) and layers < config.parts:
+        raise ConfigError(
+            f"objective.teacher: {directory} has {layers} layers for {config.parts} stages; use at "
+            f"most pipeline_stages = {layers}"
+        )
+
+
+def check_kind(path: str, manifest: Manifest, objective: ObjectiveConfig) -> None:
+    """Check that rows have the columns of the objective; of pairs all may train chosen answers.
+
+    Raises:
+        DataError: they have not, or hold answers that are not to be learned.
+    """
+    columns, kind = objective.record.columns, manifest.kind
+    if columns == "pairs" and kind != "preference":
+        raise DataError(
+            f"{path}: holds no pairs, which the objective compares; prepare it with "
+            '`type = "preference"`, or use another objective.kind'
+        )
+    if columns == "unpaired" and kind != "unpaired":
+        raise DataError(
+            f"{path}: holds no answers with labels, which the objective needs; prepare it with "
+            '`type = "unpaired"`, or use another objective.kind'
+        )
+    if columns == "rows" and kind == "unpaired":
+        raise DataError(
+            f"{path}: holds good and bad answers, and objective.kind = "
+            f'"{objective.kind}" would learn both; set kind = {kinds_of("unpaired")}, or prepare '
+            "the good ones alone"
+        )
 
 
 def check_positions(path: str, length: int, model_config: Mapping[str, object]) -> None:

@@ -4,13 +4,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from headrace.dataprep.axolotl.build_chat import chat, sharegpt
-from headrace.dataprep.axolotl.build_pairs import bradley_terry, orpo, text_pairs
+from headrace.dataprep.axolotl.build_chat import chat, pictured_chat, sharegpt
+from headrace.dataprep.axolotl.build_pairs import bradley_terry, labeled_answers, orpo, text_pairs
 from headrace.dataprep.axolotl.dialogues import Llama2Chat, Messages, Pygmalion
 from headrace.dataprep.axolotl.instruct import USER_DEFINED, Instruct, Reflection, UserDefined
-from headrace.dataprep.axolotl.naming import check_format, split_type, unknown
 from headrace.dataprep.axolotl.plain import Completion, InputOutput, Pretrain
-from headrace.dataprep.axolotl.prompts import instruct_types, prompt_texts, styles
+from headrace.dataprep.axolotl.prompts import (
+    check_format,
+    instruct_types,
+    prompt_texts,
+    split_type,
+    styles,
+    unknown,
+)
 from headrace.dataprep.axolotl.row_format import AxolotlFormat
 from headrace.dataprep.axolotl.strategy import Strategy, TokenRules
 from headrace.dataprep.axolotl.turns import property_names
@@ -44,7 +50,11 @@ def build_axolotl_format(
             strategy = EngineStrategy(options, tokenizer, config.sequence_len)
         else:
             rules = token_rules(tokenizer, config.sequence_len, options.train_on_inputs)
-            strategy = build_strategy(options, rules)
+            strategy = (
+                build_strategy(options, rules)
+                if config.images is None
+                else pictured_chat(options, rules, config.images)
+            )
     except ConfigError as error:
         raise ConfigError(f'source "{source.name}": {error}') from None
     return AxolotlFormat(strategy, tokenizer, options, config.sequence_len, config.seed)
@@ -56,6 +66,8 @@ def build_strategy(config: AxolotlConfig, rules: TokenRules) -> Strategy:
     Raises:
         ConfigError: no such type or style, or options that do not go together.
     """
+    if config.rl == "kto":
+        return labeled_answers(config, rules)
     if config.rl is not None:
         return text_pairs(config, rules)
     if isinstance(config.type, CustomType):

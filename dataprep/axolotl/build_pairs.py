@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from headrace.dataprep.axolotl.naming import check_format, unknown
 from headrace.dataprep.axolotl.preference import (
     CUSTOM_PAIR,
     LAYOUTS,
@@ -19,9 +18,18 @@ from headrace.dataprep.axolotl.preference_chat import (
     StagedPairs,
     TemplatePairs,
 )
+from headrace.dataprep.axolotl.prompts import check_format, unknown
 from headrace.dataprep.axolotl.strategy import Row, TokenRules
 from headrace.dataprep.axolotl.templates import choose_template
 from headrace.dataprep.axolotl.turns import property_names, turn_reader
+from headrace.dataprep.axolotl.unpaired import (
+    ANSWER_LAYOUTS,
+    CUSTOM_ANSWER,
+    Answer,
+    CustomAnswers,
+    LabeledAnswers,
+    plain_answer,
+)
 from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig, CustomType
 
@@ -34,6 +42,30 @@ def text_pairs(config: AxolotlConfig, rules: TokenRules) -> TextPairs:
     rules.need_eos()
     eos = dict(rules.spec.token_texts)["eos_token"]
     return TextPairs(rules, pair_reader(config, rules), eos)
+
+
+def labeled_answers(config: AxolotlConfig, rules: TokenRules) -> LabeledAnswers:
+    """Rows of `rl: kto`."""
+    rules.need_eos()
+    eos = dict(rules.spec.token_texts)["eos_token"]
+    label = config.type.field_label if isinstance(config.type, CustomType) else None
+    return LabeledAnswers(rules, answer_reader(config), eos, label or CUSTOM_ANSWER["field_label"])
+
+
+def answer_reader(config: AxolotlConfig) -> Callable[[Row], Answer]:
+    """Return a function that reads the prompt and the answer of a row with a label."""
+    if isinstance(config.type, CustomType):
+        options = CUSTOM_ANSWER | config.type.model_dump(
+            include=set(CUSTOM_ANSWER), exclude_none=True
+        )
+        check_format("prompt_format", options["prompt_format"], {"system", "prompt"})
+        check_format("completion_format", options["completion_format"], {"completion"})
+        return CustomAnswers(options)
+    if config.type == "passthrough":
+        return plain_answer
+    if config.type not in ANSWER_LAYOUTS:
+        raise unknown("type for kto", config.type, [*ANSWER_LAYOUTS, "passthrough"])
+    return ANSWER_LAYOUTS[config.type]
 
 
 def orpo(config: AxolotlConfig, rules: TokenRules, style: str | None) -> StagedPairs:

@@ -59,14 +59,15 @@ class TextPairs:
 
     def build(self, found: list[Located]) -> Built:
         """Two sequences, trained from where the prompt ends in either."""
-        prompt, chosen, rejected = (self.own(part.ids) for part in found)
+        prompt, chosen, rejected = (own_tokens(self.rules, part.ids) for part in found)
         start = min(common_length(prompt, chosen), common_length(prompt, rejected))
         return one_pair(chosen, start, rejected, start)
 
-    def own(self, ids: Ids) -> list[int]:
-        """Add the tokenizer's own special tokens, but never BOS twice."""
-        result = self.rules.own(ids)[0]
-        return result[1:] if result[:2] == [self.rules.bos] * 2 else result
+
+def own_tokens(rules: TokenRules, ids: Ids) -> list[int]:
+    """Return ids with the tokenizer's own special tokens, but never BOS twice."""
+    result = rules.own(ids)[0]
+    return result[1:] if result[:2] == [rules.bos] * 2 else result
 
 
 def one_pair(chosen: list[int], start: int, rejected: list[int], rejected_start: int) -> Built:

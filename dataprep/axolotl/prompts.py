@@ -1,11 +1,15 @@
-"""The prompt texts of `prompts.toml`, by type and style."""
+"""The prompt texts of `prompts.toml`, by type and style; names that are not known are refused."""
 
+import difflib
 import functools
 import string
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
+
+from headrace.schemas.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -72,3 +76,31 @@ def inherit(name: str) -> dict[str, Any]:
 def placeholders(text: str) -> tuple[str, ...]:
     """The names in a format's braces."""
     return tuple(name for _, name, _, _ in string.Formatter().parse(text) if name is not None)
+
+
+def split_type(name: str) -> tuple[str, str | None]:
+    """A type without `.load`, and the style after its colon."""
+    name = name.replace(":load_", ".load_").removesuffix(".load")
+    base, _, style = name.partition(":")
+    return base, style or None
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """No such type or style, with the nearest there is."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0)
+    return ConfigError(f'axolotl {what} "{name}" is not known; nearest: "{near[0]}"')
+
+
+def check_format(key: str, text: str, known: set[str]) -> None:
+    """A user's format may name nothing but the texts there are."""
+    try:
+        names = set(placeholders(text))
+    except ValueError as error:
+        raise ConfigError(
+            f'type.{key} = "{text}": {error}; write braces twice to keep them'
+        ) from None
+    if names - known:
+        shown = ", ".join(f"{{{name}}}" for name in sorted(known))
+        raise ConfigError(
+            f'type.{key} = "{text}": {{{min(names - known)}}} is not known; it may hold {shown}'
+        )

@@ -78,6 +78,7 @@ class AxolotlFormat:
         if not built.samples:
             return refuse(record.place, "empty document", "the tokenizer gives no token")
         dropped = Counter({CUT: built.cut})
+        lost = Counter[str]()
         kept = []
         for sample in built.samples:
             reason = self.drop_reason(record, sample)
@@ -85,9 +86,11 @@ class AxolotlFormat:
                 kept.append(sample)
             else:
                 dropped[reason] += sample.tokens
+                lost[reason] += len(sample.pictures)
         counts = {reason: count for reason, count in dropped.items() if count}
         content = "\0".join(plan.texts) if plan.content is None else plan.content
-        return Encoded(content, kept, counts, built.notes)
+        pictures = {reason: count for reason, count in lost.items() if count}
+        return Encoded(content, kept, counts, built.notes, pictures)
 
     def drop_reason(self, record: Record, sample: Sample) -> str | None:
         """Why a sample is left out, or None."""

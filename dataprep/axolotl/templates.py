@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2.nodes
 
+from headrace.dataprep.formats.picture_template import open_template
 from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import ConfigError
@@ -25,8 +26,13 @@ def named_templates() -> dict[str, str]:
     return {name: value for name, value in json.loads(text).items() if name != "origin"}
 
 
-def choose_template(config: AxolotlConfig, spec: TokenizerSpec) -> ChatTemplate:
+def choose_template(
+    config: AxolotlConfig, spec: TokenizerSpec, marker: str | None = None
+) -> ChatTemplate:
     """The compiled template of a source.
+
+    Args:
+        marker: what it writes for a picture, where there may be some.
 
     Raises:
         ConfigError: there is none of that name, or the tokenizer has none.
@@ -36,7 +42,7 @@ def choose_template(config: AxolotlConfig, spec: TokenizerSpec) -> ChatTemplate:
     if config.default_system_message and name == "chatml":
         text = text.replace("You are a helpful assistant.", config.default_system_message)
     variables: dict[str, Any] = dict(spec.token_texts) | (config.chat_template_kwargs or {})
-    return ChatTemplate(name, text, variables, config.date)
+    return open_template(marker, name, text, variables, config.date)
 
 
 def template_text(config: AxolotlConfig, spec: TokenizerSpec) -> tuple[str, str]:

@@ -1,9 +1,13 @@
 """Conversations: rendered by a chat template, with the turns of some roles trained."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from headrace.dataprep.formats.marked_messages import check_marks, mark_conversation
+from headrace.dataprep.formats.picture_template import expand_pictures, open_template
 from headrace.dataprep.formats.turn_mask import Chat, TurnMask
+from headrace.dataprep.images.picture import PictureError
+from headrace.dataprep.images.references import FIELDS as PICTURE_FIELDS
 from headrace.dataprep.input.records import Record, Reject, refuse
 from headrace.dataprep.text.chat_losses import absent_role, text_losses
 from headrace.dataprep.text.chat_mask import render_chat
@@ -17,7 +21,6 @@ from headrace.dataprep.text.conversation import (
     read_conversation,
 )
 from headrace.dataprep.text.encoding import encode_chats
-from headrace.dataprep.text.marked_messages import check_marks, mark_conversation
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokenizer import open_marked
@@ -25,6 +28,10 @@ from headrace.dataprep.text.tokens import Located, TokenizerSpec
 from headrace.dataprep.text.turn_ends import end_tokens
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.chat_config import ChatConfig
+from headrace.schemas.prepare.images_config import ImagesConfig
+
+if TYPE_CHECKING:
+    from headrace.dataprep.images.source import PictureSource
 
 ResultT = TypeVar("ResultT")
 
@@ -34,13 +41,19 @@ UNTRAINED = "nothing in it is trained"
 class ChatFormat:
     """Conversations in any of the usual shapes; only the wanted turns are trained."""
 
-    def __init__(self, chat: ChatConfig, tokenizer: TokenizerSpec) -> None:
+    def __init__(
+        self, chat: ChatConfig, tokenizer: TokenizerSpec, images: ImagesConfig | None = None
+    ) -> None:
         self.chat = chat
         self.tokenizer = tokenizer
-        self.templates = ChatTemplates(chat, tokenizer)
+        self.pictures = open_source(images)
+        marker = None if self.pictures is None else self.pictures.marker
+        self.templates = ChatTemplates(chat, tokenizer, marker)
         self.turns = TurnMask(chat, end_tokens(tokenizer))
         self.columns = frozenset([*([chat.field] if chat.field else FIELDS), "system", "tools"])
         self.columns |= {chat.prompt, chat.completion, *filter(None, [chat.prompt_input])}
+        if self.pictures is not None:
+            self.columns |= picture_fields(chat)
 
     def encode(self, records: Sequence[Record]) -> Iterator[Encoded | Reject]:
         """One document for each conversation."""
@@ -61,7 +74,9 @@ class ChatFormat:
         """The conversation of a record as text."""
 
         def rendered() -> Chat:
-            conversation = self.keep_text(read_conversation(record.fields, self.chat))
+            pictured = self.pictures is not None
+            read = read_conversation(record.fields, self.chat, pictured)
+            conversation = self.keep_text(read)
             return self.render(conversation, self.turns.trained_turns(conversation))
 
         return attempt(record, rendered)
@@ -85,7 +100,25 @@ class ChatFormat:
         chat = self.render_arguments(conversation, trained)
         if conversation.marked:
             check_marks(chat.rendered.text)
-        return chat
+        return chat if self.pictures is None else self.with_pictures(chat, self.pictures)
+
+    def with_pictures(self, chat: Chat, source: "PictureSource") -> Chat:
+        """A conversation with its pictures, and the text that stands for them.
+
+        Raises:
+            ConversationError: the rendering has other places than there are pictures.
+            PictureError: one cannot be taken.
+        """
+        references = chat.conversation.pictures
+        found = chat.rendered.text.count(source.marker)
+        if found != len(references):
+            raise ConversationError(
+                "placeholder in a text",
+                f"{found} times {source.marker} where there are {len(references)} pictures",
+            )
+        made = source.prepare(references)
+        rendered, spans = expand_pictures(chat.rendered, source.marker, made.texts)
+        return chat._replace(rendered=rendered, pictures=made, picture_spans=spans)
 
     def render_arguments(self, conversation: Conversation, trained: list[int]) -> Chat:
         """The same with arguments of tool calls as tables, or as text where the template takes
@@ -108,10 +141,12 @@ class ChatFormat:
         roles = {message["role"] for message in chat.conversation.messages}
         notes.update(absent_role(role) for role in self.chat.train_on if role not in roles)
         trained = self.turns.mask(chat, located, notes)
-        content = chat.conversation.content()
+        content, pictures = chat.content(), chat.pictures.pictures if chat.pictures else ()
         if not trained[1:].any():  # nothing predicts the first
-            return Encoded(content, [], {UNTRAINED: len(trained)}, notes)
-        sample = Sample(located.ids, None if trained.all() else trained)
+            lost = {UNTRAINED: len(pictures)} if pictures else {}
+            return Encoded(content, [], {UNTRAINED: len(trained)}, notes, lost)
+        mask = None if trained.all() else trained
+        sample = Sample(located.ids, mask, pictures=pictures)
         return Encoded(content, [sample], notes=notes)
 
 
@@ -125,6 +160,8 @@ def attempt(record: Record, read: Callable[[], ResultT]) -> ResultT | Reject:
         return read()
     except ConversationError as error:
         return refuse(record.place, error.reason, error.detail)
+    except PictureError as error:
+        return refuse(record.place, error.reason, error.detail)
     except TemplateRefusedError as error:
         return refuse(record.place, "refused by the chat template", str(error))
     except DataError as error:
@@ -134,11 +171,16 @@ def attempt(record: Record, read: Callable[[], ResultT]) -> ResultT | Reject:
 class ChatTemplates:
     """The templates of one source: the config's, or the tokenizer's own.
 
+    Args:
+        marker: what they write for a picture, where there may be some.
+
     Raises:
         DataError: there is none, or it is no template.
     """
 
-    def __init__(self, chat: ChatConfig, tokenizer: TokenizerSpec) -> None:
+    def __init__(
+        self, chat: ChatConfig, tokenizer: TokenizerSpec, marker: str | None = None
+    ) -> None:
         texts = dict(tokenizer.chat_templates)
         folder = str(tokenizer.folder)
         if chat.template is not None:
@@ -151,7 +193,7 @@ class ChatTemplates:
             raise DataError(f"{tokenizer.folder}: {has}; set template in [sources.chat]")
         variables = dict(tokenizer.token_texts) | chat.template_arguments
         self.by_name = {
-            name: ChatTemplate(label(folder, name), text, variables, chat.date)
+            name: open_template(marker, label(folder, name), text, variables, chat.date)
             for name, text in texts.items()
             if name in ("default", "tool_use")
         }
@@ -160,6 +202,20 @@ class ChatTemplates:
         """The template for a conversation: with tools, the one for tools if there is one."""
         default = self.by_name["default"]
         return self.by_name.get("tool_use", default) if conversation.tools else default
+
+
+def open_source(images: ImagesConfig | None) -> "PictureSource | None":
+    """Return what prepares pictures, if there may be some: only then Pillow is needed."""
+    if images is None:
+        return None
+    from headrace.dataprep.images.source import PictureSource
+
+    return PictureSource(images)
+
+
+def picture_fields(chat: ChatConfig) -> frozenset[str]:
+    """Return the fields of a row that may list its pictures."""
+    return frozenset([chat.images] if chat.images else PICTURE_FIELDS)
 
 
 def label(folder: str, name: str) -> str:

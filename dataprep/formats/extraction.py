@@ -1,4 +1,4 @@
-"""The text in HTML, Markdown and PDF, by libraries behind an extra."""
+"""The text in HTML, Markdown, PDF and EPUB, by libraries behind an extra."""
 
 import io
 import logging
@@ -13,6 +13,7 @@ LIBRARIES: dict[Extract, str] = {
     "html": "trafilatura",
     "markdown": "markdown-it-py",
     "pdf": "pypdf",
+    "epub": "lxml",
 }
 
 
@@ -104,8 +105,17 @@ def of_pdf(content: str | bytes) -> str:
     return "\n\n".join(text for page in pages if (text := page.extract_text().strip()))
 
 
+def of_epub(content: str | bytes) -> str:
+    """The text of all chapters, parted by empty lines."""
+    from headrace.dataprep.formats.epub import epub_text
+
+    assert isinstance(content, bytes)
+    return epub_text(content)
+
+
 EXTRACTORS: dict[Extract, Callable[[str | bytes], str | None]] = {
     "html": of_html,
     "markdown": of_markdown,
     "pdf": of_pdf,
+    "epub": of_epub,
 }

@@ -1,27 +1,40 @@
 """The loss mask of a conversation: the turns that are trained, and which of their tokens."""
 
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from headrace.dataprep.text.chat_mask import RenderedChat, Turn, span_tokens
+from headrace.dataprep.text.chat_template import Span
 from headrace.dataprep.text.conversation import Conversation
 from headrace.dataprep.text.sample import Mask
 from headrace.dataprep.text.tokens import Located
 from headrace.dataprep.text.turn_ends import EndTokens, body_tokens
 from headrace.schemas.prepare.chat_config import ChatConfig
 
+if TYPE_CHECKING:
+    from headrace.dataprep.images.source import PreparedPictures
+
 NO_END = "trained turns that end without a token that ends them"
 NO_PLACE = "turns that were to be trained, but have no text of their own in the rendering"
 
 
 class Chat(NamedTuple):
-    """One rendered conversation, and which of its turns are trained."""
+    """One rendered conversation, which of its turns are trained, and its pictures, with the
+    characters that stand for each."""
 
     conversation: Conversation
     trained_turns: list[int]
     rendered: RenderedChat
+    pictures: "PreparedPictures | None" = None
+    picture_spans: Sequence[Span] = ()
+
+    def content(self) -> str:
+        """One text for equal conversations with equal pictures."""
+        text = self.conversation.content()
+        return text if self.pictures is None else "\0".join([text, *self.pictures.digests])
 
 
 class TurnMask:
@@ -47,11 +60,18 @@ class TurnMask:
 
     def mask(self, chat: Chat, located: Located, notes: Counter[str]) -> Mask:
         """Return the loss mask: the generated spans of each turn, else all from where the model
-        begins to write it to the tokens that end it.
+        begins to write it to the tokens that end it. Pictures are not trained.
 
         Args:
             notes: counts what is not as it should be.
         """
+        trained = self.mask_turns(chat, located, notes)
+        for span in chat.picture_spans:
+            trained[span_tokens(located, span)] = False
+        return trained
+
+    def mask_turns(self, chat: Chat, located: Located, notes: Counter[str]) -> Mask:
+        """Return the loss mask, pictures in trained turns included."""
         trained = np.zeros(len(located.ids), np.bool_)
         for index in chat.trained_turns:
             turn = chat.rendered.turns[index]

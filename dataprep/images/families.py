@@ -9,7 +9,7 @@ from headrace.dataprep.images.llava import LlavaFamily, LlavaNextFamily
 from headrace.dataprep.images.picture import Family
 from headrace.dataprep.images.pixtral import PixtralFamily
 from headrace.dataprep.images.qwen_vl import QwenFamily
-from headrace.schemas.vision.processor import Processor
+from headrace.schemas.vision.processor_record import Processor
 
 RULES: Mapping[str, Callable[[Processor], Family]] = {
     "qwen2_vl": QwenFamily,

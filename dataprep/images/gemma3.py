@@ -6,7 +6,7 @@ from PIL import Image
 
 from headrace.dataprep.images.picture import Prepared
 from headrace.dataprep.images.resizing import Size, cut, resize
-from headrace.schemas.vision.processor import Processor
+from headrace.schemas.vision.processor_record import Processor
 
 
 class Gemma3Family:

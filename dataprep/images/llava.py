@@ -14,7 +14,7 @@ from headrace.dataprep.images.resizing import (
     resize,
     target_size,
 )
-from headrace.schemas.vision.processor import Processor
+from headrace.schemas.vision.processor_record import Processor
 
 
 class LlavaFamily:

@@ -1,8 +1,9 @@
 """A picture as rows hold it, and the error of one that cannot be taken."""
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class PictureError(Exception):
@@ -21,7 +22,7 @@ class Prepared(NamedTuple):
     holds `tokens` placeholders.
     """
 
-    tiles: list[Image.Image]
+    tiles: "list[Image.Image]"
     text: str
     tokens: int
 
@@ -29,7 +30,7 @@ class Prepared(NamedTuple):
 class Family(Protocol):
     """A rule by which a vision family prepares pictures."""
 
-    def prepare(self, image: Image.Image) -> Prepared:
+    def prepare(self, image: "Image.Image") -> Prepared:
         """Return the tiles of an RGB image, and the text that stands for it.
 
         Raises:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from headrace.dataprep.images.picture import PictureError, Prepared
 from headrace.dataprep.images.resizing import Size, resize
-from headrace.schemas.vision.processor import Processor
+from headrace.schemas.vision.processor_record import Processor
 
 MOST_RATIO = 200  # of the longer side to the shorter
 

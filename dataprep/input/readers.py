@@ -8,7 +8,7 @@ from headrace.dataprep.input.pieces import Columns, Piece
 from headrace.dataprep.input.records import Record, Reject, decode, refuse_large
 from headrace.dataprep.input.streams import BOM, Place, read_all, split_range
 from headrace.dataprep.input.table_records import read_arrow, read_parquet
-from headrace.schemas.prepare.source_config import SourceConfig
+from headrace.schemas.prepare.source_config import WHOLE_FILES, SourceConfig
 
 LIST_FIELDS = {"chat": "messages"}  # a row may be the list of messages itself
 
@@ -56,7 +56,7 @@ def read_text(source: SourceConfig, piece: Piece, limit: int) -> Iterator[Record
             data = data.removesuffix(b"\r")
             if not data.strip():
                 continue
-        if data is not None and source.extract == "pdf":
+        if data is not None and source.extract in WHOLE_FILES:
             yield Record({source.text_field: data}, place)
             continue
         text = refuse_large(place, limit) if data is None else decode(place, data)

@@ -26,12 +26,23 @@ class Record(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """One refused record. `line` counts from 1; in JSON lists and tables it is the record."""
+    """One refused record. `line` counts from 1; in JSON lists and tables it is the record.
+
+    `pictures` are those that it had, as far as they were told apart.
+    """
 
     file: str
     line: int
     reason: str
     detail: str
+    pictures: int = 0
+
+    def described(self) -> dict[str, Any]:
+        """Return what `rejects.jsonl` tells of it."""
+        values = self._asdict()
+        if not self.pictures:
+            del values["pictures"]
+        return values
 
 
 def refuse(place: Place, reason: str, detail: str, further: int = 0) -> Reject:
@@ -64,10 +75,9 @@ def characters(value: object) -> int:
     """The size of a record: characters in its strings, and 4 for each number."""
     if isinstance(value, str | bytes):
         return len(value)
-    if isinstance(value, dict):
-        return sum(map(characters, value.values()))
-    if isinstance(value, list):
-        return sum(map(characters, value))
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return sum([len(part) if type(part) is str else characters(part) for part in parts])
     if isinstance(value, np.ndarray):
         return 4 * value.size
     return 4 if isinstance(value, int | float) else 0

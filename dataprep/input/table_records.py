@@ -19,6 +19,7 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.shards.unpacked_sizes import is_bomb
 
 MOST_BYTES = 4  # of a character in UTF-8
+PICTURE_FIELDS = {"bytes", "path"}  # of pictures in tables of `datasets`
 HELD_BYTES = 1 << 26  # of rows that are made into Python values at once
 
 
@@ -147,13 +148,17 @@ def as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def text_type(kind: pa.DataType) -> pa.DataType:
-    """Return a type with strings in place of bytes, in lists and structs too."""
+    """Return a type with strings in place of bytes, in lists and structs too, but for pictures as
+    `datasets` keeps them.
+    """
     if is_bytes(kind):
         return pa.large_string()
     if pa.types.is_dictionary(kind):
         return pa.large_string() if is_bytes(kind.value_type) else kind
     if pa.types.is_list(kind):
         return pa.list_(text_type(kind.value_type))
+    if pa.types.is_struct(kind) and {field.name for field in kind} == PICTURE_FIELDS:
+        return kind
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(text_type(field.type)) for field in kind])
     return kind

@@ -40,6 +40,7 @@ SCANNED = (*DELIMITERS, *JSON)
 HEADER_BYTES = 1 << 26
 TASKS_WANTED = 256  # tasks grow with the corpus once there are this many
 SMALLEST_TASK = 2 << 20  # bytes, unless blocks are smaller: a second or two of one core
+SMALLEST_PICTURED_TASK = 1 << 16  # of rows with pictures, which are most of the work
 MOST_BLOCKS_IN_TASK = 64
 
 
@@ -55,7 +56,8 @@ def plan_tasks(
     """
     total = sum(file.size for files in inputs for file in files)
     blocks = min(total // TASKS_WANTED // config.block_bytes, MOST_BLOCKS_IN_TASK)
-    smallest = min(config.block_bytes, max(SMALLEST_TASK, total // TASKS_WANTED))
+    least = SMALLEST_TASK if config.images is None else SMALLEST_PICTURED_TASK
+    smallest = min(config.block_bytes, max(least, total // TASKS_WANTED))
     target = max(blocks * config.block_bytes, smallest)
     tasks: list[Task] = []
     for source, files, names in zip(config.sources, inputs, columns, strict=True):

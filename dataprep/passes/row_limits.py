@@ -18,6 +18,11 @@ import pyarrow.compute as pc
 
 from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.passes.limit_rank import ALL, RowCuts, ranks
+from headrace.dataprep.rows.picture_rows import (
+    has_pictures,
+    row_picture_bytes,
+    row_pictures,
+)
 from headrace.dataprep.rows.task_stats import StatsSum, TaskStats, add_counts
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.local_engine import Engine
@@ -174,6 +179,7 @@ def count_kept(context: Context, item: Item) -> TaskStats:
             if stays.any():
                 sums.add(
                     TaskStats(
+                        **kept_pictures(split, batch, stays),
                         rows={split: int(stays.sum())},
                         tokens={split: int(row_tokens(batch)[stays].sum())},
                         trained_tokens={split: int(row_trained(batch)[stays].sum())},
@@ -182,18 +188,35 @@ def count_kept(context: Context, item: Item) -> TaskStats:
     return sums.total()
 
 
+def kept_pictures(
+    split: str, batch: pa.RecordBatch, stays: npt.NDArray[np.bool_]
+) -> dict[str, dict[str, int]]:
+    """Return the counts of the pictures of what stays, if rows have any."""
+    if not has_pictures(batch):
+        return {}
+    return {
+        "pictures": {split: int(row_pictures(batch)[stays].sum())},
+        "picture_bytes": {split: int(row_picture_bytes(batch)[stays].sum())},
+    }
+
+
 def without(stats: TaskStats, kept: TaskStats, own: Cut, last: Cut) -> TaskStats:
     """A source's counts, less its rows that do not stay; their tokens under the limit's name."""
     read, stay = sum(stats.tokens.values()), sum(kept.tokens.values())
     within = own.tokens if own.reason else read
     left = {own.reason: read - within, last.reason: within - stay}
     dropped = {f"left out by {reason}": tokens for reason, tokens in left.items() if tokens}
+    lost = sum(stats.pictures.values()) - sum(kept.pictures.values())
+    pictures = {"left out by limits": lost} if lost else {}
     return stats.model_copy(
         update={
             "rows": kept.rows,
             "tokens": kept.tokens,
             "trained_tokens": kept.trained_tokens,
             "tokens_dropped": add_counts([stats.tokens_dropped, dropped]),
+            "pictures": kept.pictures,
+            "picture_bytes": kept.picture_bytes,
+            "pictures_dropped": add_counts([stats.pictures_dropped, pictures]),
         }
     )
 

@@ -4,12 +4,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from headrace.dataprep.passes.picture_groups import picture_groups
 from headrace.dataprep.passes.sorted_runs import ALL_KEYS, Runs, cut_keys, parts_of
 from headrace.dataprep.rows.row_tables import SortedRows, count_tokens, sides
 from headrace.dataprep.text.fast_tokenizer import close_tokenizers
@@ -20,20 +21,37 @@ from headrace.schemas.publish import rename_durably
 from headrace.schemas.shards.manifest import RowGroupRecord, ShardRecord
 from headrace.schemas.shards.parquet_options import parquet_options
 from headrace.schemas.shards.shard_format import TOKEN_COLUMNS, TRAIN, shard_file_name, shard_schema
+from headrace.schemas.shards.shard_kind import ShardKind
 
 
 @dataclass(frozen=True)
 class Target:
-    """A shard directory in the making, and how its files are written; small and picklable."""
+    """A shard directory in the making, and how its files are written; small and picklable.
+
+    Args:
+        group_bytes: of pictures that end a row group; None: rows have no pictures.
+    """
 
     space: Workspace
-    kind: str
+    kind: ShardKind
     rows_in_group: int
+    group_bytes: int | None = None
 
     @property
     def schema(self) -> pa.Schema:
         """The columns of its rows."""
-        return shard_schema(self.kind)
+        return shard_schema(self.kind, self.group_bytes is not None)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of its Parquet."""
+        return parquet_options(self.kind, self.group_bytes is not None)
+
+    def groups(self, parts: Iterable[SortedRows]) -> Iterator[pa.Table]:
+        """The row groups of sorted rows."""
+        if self.group_bytes is None:
+            return row_groups(parts, self.rows_in_group, self.schema)
+        return picture_groups(parts, self.rows_in_group, self.group_bytes, self.schema)
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,8 @@ class ShardPlan:
 
 def shard_key(target: Target, plan: ShardPlan) -> str:
     """Return the key of the work that decides the shard's bytes."""
-    return fingerprint([plan.runs.work_key, plan.count, target.rows_in_group])
+    by_bytes = [] if target.group_bytes is None else [target.group_bytes]
+    return fingerprint([plan.runs.work_key, plan.count, target.rows_in_group, *by_bytes])
 
 
 def finished_shard(target: Target, plan: ShardPlan) -> ShardRecord | None:
@@ -80,8 +99,8 @@ def write_shard(target: Target, plan: ShardPlan) -> ShardRecord:
         output, range(plan.runs.groups), keys, parts_of(plan.size), target.schema
     )
     counts: list[GroupCount] = []
-    with pq.ParquetWriter(unfinished, target.schema, **parquet_options(target.kind)) as writer:
-        for rows in row_groups(parts, target.rows_in_group, target.schema):
+    with pq.ParquetWriter(unfinished, target.schema, **target.options) as writer:
+        for rows in target.groups(parts):
             writer.write_table(rows)
             counts.append(GroupCount(count_tokens(rows), count_trained(rows)))
     record = describe_written(unfinished, plan, counts)

@@ -8,7 +8,8 @@ from headrace.dataprep.input.records import Reject
 from headrace.dataprep.passes.encoded_tasks import unique_blocks
 from headrace.dataprep.passes.mixing import MixedTask, mixed_blocks
 from headrace.dataprep.passes.sorted_runs import Spool
-from headrace.dataprep.rows.blocks import BlockRows, pack_block, process_block, read_blocks
+from headrace.dataprep.rows.blocks import process_block, read_blocks
+from headrace.dataprep.rows.pack_blocks import BlockRows, pack_block
 from headrace.dataprep.rows.task_stats import StatsSum, TaskStats
 from headrace.dataprep.work.context import Context, check_unchanged
 from headrace.dataprep.work.local_engine import start_light
@@ -38,7 +39,7 @@ def run_task(context: Context, task: Task) -> TaskStats:
         start_light()
     rejects = rejects_path(context.output, task.number)
     unfinished = context.space.temporary(rejects)
-    schema = shard_schema(context.config.kind)
+    schema = shard_schema(context.config.kind, context.config.images is not None)
     spools = {
         split: Spool(context.space, rows_path(context.output, task.number, split), schema)
         for split in SPLITS
@@ -47,7 +48,7 @@ def run_task(context: Context, task: Task) -> TaskStats:
     with unfinished.open("w", encoding="utf-8") as lines:
         for result in process_blocks(context, task):
             for split, rows in result.rows.items():
-                spools[split].add(rows, result.stats.tokens[split])
+                spools[split].add(rows, result.stats.weight(split))
             lines.writelines(reject_line(result.source, reject) for reject in result.rejects)
             total.add(result.stats)
             numbers = total.numbers
@@ -84,4 +85,4 @@ def task_name(task: Task) -> str:
 
 def reject_line(source: str, reject: Reject) -> str:
     """One line of `rejects.jsonl`."""
-    return json.dumps({"source": source, **reject._asdict()}, ensure_ascii=False) + "\n"
+    return json.dumps({"source": source, **reject.described()}, ensure_ascii=False) + "\n"

@@ -1,13 +1,16 @@
 """One block of documents to rows: a pure function of documents, config and tokenizer."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
+from headrace.dataprep.images.references import (
+    FIELDS,
+    count_pictures,
+    listed_pictures,
+    picture_bytes,
+)
 from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.records import (
@@ -21,22 +24,14 @@ from headrace.dataprep.input.records import (
 from headrace.dataprep.rows.contamination import decontaminate
 from headrace.dataprep.rows.encoded_spool import EncodedBlock
 from headrace.dataprep.rows.filters import apply_filters
-from headrace.dataprep.rows.overlong import drop_tail, fit_samples
-from headrace.dataprep.rows.packing import full_mask, pack_samples, prefix_rows
-from headrace.dataprep.rows.row_keys import row_keys
-from headrace.dataprep.rows.row_tables import count_tokens
+from headrace.dataprep.rows.pack_blocks import BlockRows, pack_block, source_named
 from headrace.dataprep.rows.split_and_sample import choose_split, take_sample
-from headrace.dataprep.rows.task_stats import TaskStats, add_counts
-from headrace.dataprep.text.document_ends import token_ids
+from headrace.dataprep.rows.task_stats import add_counts
 from headrace.dataprep.text.row_format import Document, Encoded, Format
-from headrace.dataprep.text.sample import Sample, pair
-from headrace.dataprep.text.tokenizer import control_ids
+from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokens import TokenizerSpec
-from headrace.schemas.errors import DataError
+from headrace.schemas.prepare.images_config import ImagesConfig
 from headrace.schemas.prepare.prepare_config import PrepareConfig
-from headrace.schemas.prepare.source_config import SourceConfig
-from headrace.schemas.shards.arrow_numbers import as_arrow
-from headrace.schemas.shards.shard_format import SPLITS, shard_schema
 
 SHOWN_CHARACTERS = 200
 
@@ -51,16 +46,6 @@ class Block:
     items: list[Record | Reject]
 
 
-@dataclass(frozen=True)
-class BlockRows:
-    """Result of a block: rows of each split in packing order, refused records, and counts."""
-
-    source: str
-    rows: dict[str, pa.Table]
-    rejects: list[Reject]
-    stats: TaskStats
-
-
 def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterator[Block]:
     """Cut a task's records into blocks of about `block_bytes` characters in the fields read."""
     items: list[Record | Reject] = []
@@ -69,7 +54,7 @@ def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterat
         for item in read_records(task.source, piece, row_format.columns, limit):
             if isinstance(item, Record):
                 length = characters(item.fields)
-                size += length
+                size += block_size(config, item, length)
                 item = refuse_large(item.place, limit) if length > limit else item
             items.append(item)
             if size >= config.block_bytes:
@@ -77,6 +62,14 @@ def read_blocks(config: PrepareConfig, row_format: Format, task: Task) -> Iterat
                 items, number, size = [], number + 1, 0
     if items:
         yield Block(task.source.name, task.number_in_source, number, items)
+
+
+def block_size(config: PrepareConfig, record: Record, length: int) -> int:
+    """Return what a record takes of a block: its characters, and so much for each picture."""
+    if config.images is None:
+        return length
+    share = config.block_bytes // config.images.block_pictures
+    return length - picture_bytes(record.fields) + share * count_pictures(record.fields)
 
 
 def process_block(
@@ -97,109 +90,12 @@ def settle(
             choose_split(config, document.content) if fixed == "auto" else fixed,
             document.samples,
             document.dropped,
+            document.lost,
         )
         for document in encoded
     ]
     notes = add_counts(document.notes for document in encoded)
     return EncodedBlock(block.source, block.task, block.number, documents, rejects, notes)
-
-
-def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBlock) -> BlockRows:
-    """Pack the documents of each split into rows, and count everything."""
-    options = block_options(config, block.source, tokenizer)
-    row_len = config.sequence_len - len(options.prefix)
-    overlong = config.overlong_of(source_named(config, block.source))
-    samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    for document in block.documents:
-        samples[document.split] += [
-            mask_sample(sample, options.masked) for sample in document.samples
-        ]
-    fitted = {
-        split: drop_tail(found, row_len)
-        if config.drop_tails
-        else fit_samples(found, row_len, overlong)
-        for split, found in samples.items()
-    }
-    rows = {
-        split: pack(config, block, split, fit.samples, options)
-        for split, fit in fitted.items()
-        if fit.samples
-    }
-    lengths = Counter(sample.tokens for found in samples.values() for sample in found)
-    dropped = [document.dropped for document in block.documents]
-    emptied = [document for document in block.documents if not document.samples]
-    prefixes = sum(table.num_rows for table in rows.values()) * len(options.prefix)
-    stats = TaskStats(
-        documents=lengths.total() + len(emptied),
-        tokens_in=sum(length * count for length, count in lengths.items())
-        + sum(add_counts(dropped).values())
-        + prefixes,
-        rows={split: table.num_rows for split, table in rows.items()},
-        tokens={split: count_tokens(table) for split, table in rows.items()},
-        trained_tokens={
-            split: fitted[split].trained_tokens + table.num_rows * len(options.prefix)
-            for split, table in rows.items()
-        },
-        tokens_dropped=add_counts([*dropped, *(fit.tokens_dropped for fit in fitted.values())]),
-        documents_dropped=add_counts(
-            [
-                Counter(last_reason(document) for document in emptied),
-                *(fit.documents_dropped for fit in fitted.values()),
-            ]
-        ),
-        rejects=dict(Counter(reject.reason for reject in block.rejects)),
-        document_lengths=dict(lengths),
-        notes={name: count for name, count in block.notes.items() if count},
-    )
-    return BlockRows(block.source, rows, block.rejects, stats)
-
-
-def last_reason(document: Document) -> str:
-    """Why a document has no samples left."""
-    return next(reversed(document.dropped))
-
-
-class Options(NamedTuple):
-    """Options of the config that concern the rows of one source, as tokens."""
-
-    prefix: list[int]
-    masked: list[int]
-    control_class: int | None
-
-
-def block_options(config: PrepareConfig, name: str, tokenizer: TokenizerSpec) -> Options:
-    """The options of a source.
-
-    Raises:
-        DataError: a token id of the config does not exist, or the prefix fills the row.
-    """
-    source = source_named(config, name)
-    prefix = token_ids(tokenizer, config.sequence_prefix)
-    if len(prefix) >= config.sequence_len:
-        raise DataError(f"sequence_prefix has {len(prefix)} tokens, which leaves no room in a row")
-    return Options(prefix, masked_ids(source, tokenizer), source.control_class)
-
-
-def source_named(config: PrepareConfig, name: str) -> SourceConfig:
-    """The source of a block; names are unique."""
-    return next(source for source in config.sources if source.name == name)
-
-
-def masked_ids(source: SourceConfig, tokenizer: TokenizerSpec) -> list[int]:
-    """The tokens of a source that are never trained."""
-    if source.mask_tokens is True:
-        return sorted(control_ids(tokenizer))
-    return [token for value in source.mask_tokens for token in token_ids(tokenizer, value)]
-
-
-def mask_sample(sample: Sample, masked: list[int]) -> Sample:
-    """A sample in which some tokens are not trained."""
-    if not masked:
-        return sample
-    sides = [
-        Sample(side.ids, full_mask(side) & ~np.isin(side.ids, masked)) for side in sample.sides()
-    ]
-    return pair(*sides) if len(sides) == 2 else sides[0]
 
 
 def encode_block(
@@ -212,12 +108,37 @@ def encode_block(
     rejects: list[Reject] = []
     for item in block.items:
         result = item if isinstance(item, Reject) else next(results)
+        if isinstance(item, Record) and config.images is not None:
+            result = with_pictures(config.images, item, result)
         if isinstance(result, Reject):
             rejects.append(with_fields(result, item) if isinstance(item, Record) else result)
         else:
             encoded.append(result)
     filtered = decontaminate(config.decontaminate, apply_filters(config.filters, encoded))
     return take_sample(config, source_named(config, block.source), filtered), rejects
+
+
+def with_pictures(
+    images: ImagesConfig, record: Record, result: Encoded | Reject
+) -> Encoded | Reject:
+    """Return the result of a record: refused if pictures fill other placeholders than it has; what
+    is refused tells how many pictures it had.
+    """
+    if isinstance(result, Encoded):
+        assert images.identity is not None, "the config is resolved"
+        placeholder = images.identity["placeholder_id"]
+        sides = [side for sample in result.samples for side in sample.sides()]
+        if all(np.count_nonzero(s.ids == placeholder) == filled(s) for s in sides):
+            return result
+        result = refuse(record.place, "placeholder in a text", "a text holds the pictures' token")
+    listed = {name: record.fields.get(name) for name in FIELDS}
+    count = max(count_pictures(record.fields), sum(map(listed_pictures, listed.values())))
+    return result._replace(pictures=count)
+
+
+def filled(sample: Sample) -> int:
+    """Return the placeholders that a sample's pictures fill."""
+    return sum(picture.tokens for picture in sample.pictures)
 
 
 def encode_records(row_format: Format, records: list[Record]) -> list[Encoded | Reject]:
@@ -250,31 +171,3 @@ def is_of_one_record(error: BaseException) -> bool:
     """
     deep = isinstance(error, RecursionError | UnicodeError)
     return deep or type(error) is Exception or type(error).__name__ == "PanicException"
-
-
-def pack(
-    config: PrepareConfig,
-    block: EncodedBlock,
-    split: str,
-    samples: list[Sample],
-    options: Options,
-) -> pa.Table:
-    """The rows of one split of a block, in packing order, with every column of a shard."""
-    row_len = config.sequence_len - len(options.prefix)
-    packed = prefix_rows(pack_samples(samples, config.packing, row_len), options.prefix)
-    rows = len(packed.input_ids)
-    keys = row_keys(config.seed, block.source, split, block.task, block.number, rows)
-    schema = shard_schema(config.kind)
-    columns = packed._asdict() | {
-        "source": source_column(config, block.source, rows),
-        "row_key": as_arrow(keys),
-        "control_class": pa.array([options.control_class] * rows, pa.int8()),
-    }
-    return pa.table([columns[name] for name in schema.names], schema=schema)
-
-
-def source_column(config: PrepareConfig, name: str, rows: int) -> pa.DictionaryArray:
-    """One source's name for each row, over the dictionary of all names, equal in every file."""
-    names = [source.name for source in config.sources]
-    indices = np.full(rows, names.index(name), dtype=np.int32)
-    return pa.DictionaryArray.from_arrays(as_arrow(indices), pa.array(names))

@@ -9,10 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from headrace.dataprep.images.picture import Picture
 from headrace.dataprep.input.records import Reject
 from headrace.dataprep.text.row_format import Document
 from headrace.dataprep.text.sample import Sample
 
+PICTURE_TYPE = pa.struct(
+    [
+        pa.field("tiles", pa.list_(pa.large_binary())),
+        *(pa.field(name, pa.int32()) for name in Picture._fields[1:]),
+    ]
+)
 SCHEMA = pa.schema(
     [
         pa.field("document", pa.int32()),
@@ -20,8 +27,12 @@ SCHEMA = pa.schema(
         pa.field("trained", pa.list_(pa.bool_())),
         pa.field("rejected_ids", pa.list_(pa.int32())),
         pa.field("rejected_trained", pa.list_(pa.bool_())),
+        pa.field("desirable", pa.bool_()),
+        pa.field("pictures", pa.list_(PICTURE_TYPE)),
     ]
 )
+
+LISTS = ("ids", "trained", "rejected_ids", "rejected_trained")  # of a sample, in its order
 
 
 class EncodedBlock(NamedTuple):
@@ -56,7 +67,7 @@ def describe(block: EncodedBlock) -> dict[str, str]:
     """Return a block as metadata, without its samples."""
     value = {
         "place": (block.source, block.task, block.number),
-        "documents": [(document.split, document.dropped) for document in block.documents],
+        "documents": [(d.split, d.dropped, d.lost) for d in block.documents],
         "rejects": block.rejects,
         "notes": block.notes,
     }
@@ -65,11 +76,14 @@ def describe(block: EncodedBlock) -> dict[str, str]:
 
 def restore(batch: pa.RecordBatch, block: dict[str, Any]) -> EncodedBlock:
     """The block of a batch and its description."""
-    documents = [Document(split, [], dropped) for split, dropped in block["documents"]]
+    documents = [Document(split, [], *counts) for split, *counts in block["documents"]]
     owners = batch.column("document").to_pylist()
-    columns = (arrays(batch.column(name)) for name in SCHEMA.names[1:])
-    for owner, *values in zip(owners, *columns, strict=True):
-        documents[owner].samples.append(Sample(*values))
+    columns = (arrays(batch.column(name)) for name in LISTS)
+    labels = batch.column("desirable").to_pylist()
+    pictures = map(restored, batch.column("pictures").to_pylist())
+    for owner, label, shown, *values in zip(owners, labels, pictures, *columns, strict=True):
+        sample = Sample(*values)._replace(desirable=label, pictures=shown)
+        documents[owner].samples.append(sample)
     rejects = [Reject(*reject) for reject in block["rejects"]]
     source, task, number = block["place"]
     return EncodedBlock(source, task, number, documents, rejects, block["notes"])
@@ -82,9 +96,17 @@ def sample_batch(documents: Sequence[Document]) -> pa.RecordBatch:
     owners = np.repeat(np.arange(len(documents), dtype=np.int32), counts)
     columns = [
         lists([getattr(sample, name) for sample in samples], SCHEMA.field(name).type)
-        for name in Sample._fields
+        for name in LISTS
     ]
-    return pa.record_batch([pa.array(owners), *columns], schema=SCHEMA)
+    labels = pa.array([sample.desirable for sample in samples], pa.bool_())
+    kept = [[p._asdict() for p in sample.pictures] or None for sample in samples]
+    pictures = pa.array(kept, SCHEMA.field("pictures").type)
+    return pa.record_batch([pa.array(owners), *columns, labels, pictures], schema=SCHEMA)
+
+
+def restored(pictures: list[dict[str, Any]] | None) -> tuple[Picture, ...]:
+    """Return the pictures of a sample."""
+    return tuple(Picture(**p | {"tiles": tuple(p["tiles"])}) for p in pictures or ())
 
 
 def lists(values: list[npt.NDArray[Any] | None], kind: pa.DataType) -> pa.ListArray:

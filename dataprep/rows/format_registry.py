@@ -26,7 +26,7 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
         case "chat":
             from headrace.dataprep.formats.chat import ChatFormat
 
-            return ChatFormat(source.chat or ChatConfig(), tokenizer)
+            return ChatFormat(source.chat or ChatConfig(), tokenizer, config.images)
         case "pretokenized":
             from headrace.dataprep.formats.pretokenized import PretokenizedFormat
 
@@ -34,4 +34,8 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
         case "preference":
             from headrace.dataprep.formats.preference import PreferenceFormat
 
-            return PreferenceFormat(source, tokenizer)
+            return PreferenceFormat(source, tokenizer, config.images)
+        case "unpaired":
+            from headrace.dataprep.formats.preference import UnpairedFormat
+
+            return UnpairedFormat(source, tokenizer)

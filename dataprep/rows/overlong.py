@@ -8,14 +8,16 @@ from headrace.schemas.prepare.prepare_config import Overlong
 TRUNCATED = "overlong document truncated"
 TAIL = "tail of a block dropped"
 DROPPED = "overlong document dropped"
+PICTURES_DROPPED = "overlong document with pictures dropped"
 
 
 class Fitted(NamedTuple):
-    """Samples that fit into rows, and by reason the tokens and whole samples left out."""
+    """Samples that fit into rows, and by reason the tokens, whole samples and pictures left out."""
 
     samples: list[Sample]
     tokens_dropped: dict[str, int]
     documents_dropped: dict[str, int]
+    pictures_dropped: dict[str, int] = {}  # noqa: RUF012  never written to
 
     @property
     def trained_tokens(self) -> int:
@@ -26,8 +28,36 @@ class Fitted(NamedTuple):
 def fit_samples(samples: list[Sample], sequence_len: int, overlong: Overlong | None) -> Fitted:
     """Split, truncate or drop what is longer than `sequence_len`; None leaves all as it is.
 
-    A pair is too long if one side is. What has nothing to train on after truncating is dropped.
+    A pair is too long if one side is. What has nothing to train on after truncating is dropped, and
+    so is what has pictures, which are not cut.
     """
+    whole, long = without_long_pictures(samples, sequence_len)
+    fitted = fit_texts(whole, sequence_len, overlong)
+    if not long:
+        return fitted
+    tokens = sum(sample.tokens for sample in long)
+    return fitted._replace(
+        tokens_dropped=fitted.tokens_dropped | {PICTURES_DROPPED: tokens},
+        documents_dropped=fitted.documents_dropped | {PICTURES_DROPPED: len(long)},
+        pictures_dropped={PICTURES_DROPPED: sum(len(sample.pictures) for sample in long)},
+    )
+
+
+def without_long_pictures(
+    samples: list[Sample], sequence_len: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples that may be cut or fit as they are, and those that have pictures and do
+    not fit.
+    """
+    long = [bool(s.pictures) and is_long(s, sequence_len) for s in samples]
+    if not any(long):
+        return samples, []
+    marked = list(zip(samples, long, strict=True))
+    return [s for s, out in marked if not out], [s for s, out in marked if out]
+
+
+def fit_texts(samples: list[Sample], sequence_len: int, overlong: Overlong | None) -> Fitted:
+    """Split, truncate or drop samples without pictures."""
     if overlong is None or not any(is_long(sample, sequence_len) for sample in samples):
         return Fitted(samples, {}, {})
     if overlong == "split":
@@ -72,7 +102,7 @@ def split(sample: Sample, sequence_len: int) -> list[Sample]:
 def cut_sample(sample: Sample, start: int, end: int) -> Sample:
     """The tokens [start, end) of a sample of one side."""
     trained = None if sample.trained is None else sample.trained[start:end]
-    return Sample(sample.ids[start:end], trained)
+    return sample._replace(ids=sample.ids[start:end], trained=trained)
 
 
 def drop_tail(samples: list[Sample], row_len: int) -> Fitted:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.dataprep.rows.best_fit import best_fit_rows
+from headrace.dataprep.rows.picture_rows import images_array
 from headrace.dataprep.text.sample import Mask, Sample
 from headrace.schemas.prepare.prepare_config import Packing
 from headrace.schemas.shards.arrow_numbers import as_arrow
@@ -22,6 +23,8 @@ class PackedRows(NamedTuple):
     document_lengths: pa.ListArray
     rejected_input_ids: pa.ListArray | None = None  # of pairs
     rejected_loss_mask: pa.ListArray | None = None
+    desirable: pa.BooleanArray | None = None  # of answers with a label
+    images: pa.ListArray | None = None  # where a row has some
 
 
 def pack_samples(samples: list[Sample], packing: Packing, sequence_len: int) -> PackedRows:
@@ -34,6 +37,9 @@ def pack_samples(samples: list[Sample], packing: Packing, sequence_len: int) -> 
     lengths = np.array([len(sample.ids) for sample in samples])
     if samples[0].rejected_ids is not None:
         return pack_pairs(samples, lengths)
+    if samples[0].desirable is not None:
+        labels = pa.array([sample.desirable for sample in samples], pa.bool_())
+        return pack_whole(samples, lengths, np.arange(len(samples)))._replace(desirable=labels)
     match packing:
         case "concatenate":
             return pack_concatenated(samples, lengths, sequence_len)
@@ -73,13 +79,14 @@ def pack_whole(
         list_array(ids, offsets),
         mask_array(ordered, offsets),
         list_array(lengths[order], np.append(0, ends)),
+        images=images_array(ordered, ends.tolist()) if any(s.pictures for s in samples) else None,
     )
 
 
 def pack_pairs(samples: list[Sample], lengths: npt.NDArray[np.int64]) -> PackedRows:
     """Each pair as a row."""
     chosen = pack_whole(samples, lengths, np.arange(len(samples)))
-    other = [sample.other_side() for sample in samples]
+    other = [sample.other_side()._replace(pictures=()) for sample in samples]
     rejected = pack_samples(other, "none", 0)
     return chosen._replace(
         rejected_input_ids=rejected.input_ids, rejected_loss_mask=rejected.loss_mask

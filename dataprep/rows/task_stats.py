@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from headrace.dataprep.rows.picture_rows import weight
 from headrace.schemas.shards.manifest import SourceRecord
 
 KeyT = TypeVar("KeyT", int, str)
@@ -16,7 +17,8 @@ class TaskStats(BaseModel):
     """Counts of one task, or of several added up.
 
     `documents` leaves out the refused ones, and holds the dropped ones. `mixed_tokens` are those of
-    a mixture's documents by their source, before packing.
+    a mixture's documents by their source, before packing. `pictures_in` are those of all records,
+    refused ones included.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -32,6 +34,14 @@ class TaskStats(BaseModel):
     document_lengths: dict[int, int] = {}
     mixed_tokens: dict[str, int] = {}
     notes: dict[str, int] = {}
+    pictures_in: int = 0
+    pictures: dict[str, int] = {}
+    picture_bytes: dict[str, int] = {}
+    pictures_dropped: dict[str, int] = {}
+
+    def weight(self, split: str) -> int:
+        """Return what the rows of a split take in memory and files, in tokens."""
+        return weight(self.tokens.get(split, 0), self.picture_bytes.get(split, 0))
 
     @property
     def rejected(self) -> int:

@@ -7,6 +7,7 @@ from headrace.dataprep.work.workspace import CONFIG_NAME
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.outside_text import OutsideTextError, parse_json, read_text
+from headrace.schemas.prepare.images_config import ImagesConfig
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.shards.shard_format import TRAIN
@@ -77,6 +78,7 @@ def describe(manifest: Manifest) -> dict[str, object]:
         "sequence_len": manifest.sequence_len,
         "tokenizer": manifest.tokenizer.fingerprint[:12],
         "special tokens": manifest.tokenizer.special_tokens,
+        "images": None if manifest.images is None else manifest.images.fingerprint[:12],
     }
 
 
@@ -103,6 +105,15 @@ def row_group_tokens(inputs: Inputs) -> int:
     tokens = own_config(inputs.settings[0]).get("row_group_tokens", ROW_GROUP_TOKENS)
     assert isinstance(tokens, int)
     return tokens
+
+
+def picture_group_bytes(inputs: Inputs) -> int:
+    """Bytes of pictures in a row group, as the first directory was prepared."""
+    images = own_config(inputs.settings[0]).get("images")
+    default = ImagesConfig.model_fields["row_group_bytes"].default
+    found = images.get("row_group_bytes", default) if isinstance(images, dict) else default
+    assert isinstance(found, int)
+    return found
 
 
 def keeps_order(inputs: Inputs, seed: int) -> bool:

@@ -6,7 +6,14 @@ from headrace.dataprep.rows.task_stats import add_counts
 from headrace.dataprep.shards.blend_inputs import Inputs, source_names
 from headrace.dataprep.shards.row_slices import RowSliceStats, SourceCounts
 from headrace.schemas.fingerprint import fingerprint
-from headrace.schemas.shards.manifest import Manifest, ShardRecord, SourceRecord, TokenLedger
+from headrace.schemas.shards.manifest import (
+    ImagesRecord,
+    Manifest,
+    PictureLedger,
+    ShardRecord,
+    SourceRecord,
+    TokenLedger,
+)
 from headrace.schemas.shards.shard_format import SPLITS
 
 LEFT_OUT = "left out by weight"
@@ -42,10 +49,30 @@ def build_manifest(
             for name in source_names(inputs)
         ],
         ledger=merge_ledgers([manifest.ledger for manifest in inputs.manifests], tokens_out, stats),
+        images=merge_images(inputs, stats),
     )
     difference = manifest.ledger.difference()
     assert difference == 0, f"token ledger is off by {difference}"
     return manifest
+
+
+def merge_images(inputs: Inputs, stats: RowSliceStats) -> ImagesRecord | None:
+    """Return what the directories share about pictures, with their ledgers added up."""
+    records = [manifest.images for manifest in inputs.manifests if manifest.images is not None]
+    if not records:
+        return None
+    ledgers = [record.ledger for record in records]
+    out = {split: stats.pictures.get(split, 0) for split in SPLITS}
+    held = sum(sum(ledger.pictures_out.values()) for ledger in ledgers)
+    left = held - sum(out.values())
+    dropped = [ledger.pictures_dropped for ledger in ledgers]
+    ledger = PictureLedger(
+        pictures_in=sum(ledger.pictures_in for ledger in ledgers),
+        pictures_out=out,
+        pictures_dropped=add_counts([*dropped, {LEFT_OUT: left} if left else {}]),
+    )
+    assert ledger.difference() == 0, f"picture ledger is off by {ledger.difference()}"
+    return records[0].model_copy(update={"ledger": ledger})
 
 
 def merge_records(records: Sequence[SourceRecord], counts: SourceCounts) -> SourceRecord:

@@ -1,5 +1,6 @@
 """`report.html` in the shard directory: what it holds at a glance, in one file without scripts."""
 
+import base64
 import html
 import io
 import math
@@ -16,12 +17,14 @@ from tokenizers import Tokenizer
 from headrace.dataprep.rows.task_stats import TaskStats
 from headrace.dataprep.shards.inspection import read_rows, row_text
 from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
+from headrace.dataprep.work.console_report import picture_rows
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.shards.manifest import Manifest, SourceRecord
 
 REPORT_NAME = "report.html"
 SHOWN_ROWS = 2  # of each split
 SHOWN_TOKENS = 400  # of each row
+SHOWN_TILES, LARGEST_SHOWN = 8, 1 << 20  # of each row, and bytes of one
 BAR_WIDTH, BAR_HEIGHT, LABEL_WIDTH, NUMBER_WIDTH = 420, 18, 180, 130
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
@@ -30,6 +33,8 @@ table { border-collapse: collapse } td, th { padding: .15em .8em; text-align: ri
 td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #8884 }
 svg { font: 13px system-ui, sans-serif; fill: currentColor } rect { fill: #3b7ea1 }
 pre { white-space: pre-wrap; background: #8881; padding: .8em; font-size: 13px }
+figure { display: inline-block; margin: .3em } figure img { max-width: 14em; max-height: 14em }
+figcaption { font-size: 12px }
 .masked { opacity: .45 } .mark { color: #3b7ea1; font-weight: bold }
 @media (prefers-color-scheme: dark) { body { background: #16191d; color: #dde } }
 """
@@ -48,6 +53,7 @@ def write_report(directory: Path, manifest: Manifest, stats: Mapping[str, TaskSt
         section("Fill of rows by source", bars(fill_bars(manifest))),
         section("Documents by length in tokens", bars(length_bars(stats.values()))),
         section("Tokens by fate", table(("", "tokens"), ledger_rows(manifest))),
+        *pictures_section(manifest),
         section("Dropped documents", reasons_table("dropped", dropped(manifest.sources))),
         section("Refused documents", reasons_table("refused", refused(stats))),
         section("Some rows", rows_text(directory, manifest)),
@@ -152,7 +158,37 @@ def rows_text(directory: Path, manifest: Manifest) -> str:
             text = row_text(tokenizer, cut_row(row, SHOWN_TOKENS))
             parts.append(f"<h3>{escape(name)}, {escape(row['source'])}</h3>")
             parts.append(f"<pre>{text_html(text)}</pre>")
+            parts += pictures_html(row)
     return "\n".join(parts)
+
+
+def pictures_section(manifest: Manifest) -> list[str]:
+    """The ledger of pictures, where rows have some."""
+    if manifest.images is None:
+        return []
+    rows = picture_rows(manifest.images)
+    title = f"Pictures by fate ({escape(manifest.images.family)})"
+    return [section(title, table(("", "pictures"), rows))]
+
+
+def pictures_html(row: dict[str, Any]) -> list[str]:
+    """The first tiles of a row, each in the page itself."""
+    first = (row.get("images") or [])[:SHOWN_TILES]
+    small = [tile for tile in first if len(tile["bytes"]) <= LARGEST_SHOWN]
+    return [
+        f'<figure><img src="data:{media_type(tile["bytes"])};base64,'
+        f'{base64.b64encode(tile["bytes"]).decode()}" alt="picture {tile["picture"]}"><figcaption>'
+        f"picture {tile['picture']}: {tile['width']} x {tile['height']}, {tile['tokens']} tokens"
+        "</figcaption></figure>"
+        for tile in small
+    ]
+
+
+def media_type(content: bytes) -> str:
+    """Return the type of a tile's file."""
+    if content.startswith(b"RIFF"):
+        return "image/webp"
+    return "image/jpeg" if content.startswith(b"\xff\xd8") else "image/png"
 
 
 def cut_row(row: dict[str, Any], tokens: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from headrace.schemas.shards.arrow_numbers import numbers_of
 from headrace.schemas.shards.manifest import Manifest, ShardRecord
 from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.schemas.shards.row_checks import problems_in_rows
+from headrace.schemas.shards.shard_format import SIDES
 from headrace.schemas.shards.shard_rows import open_shard, read_row_group
 
 BAR_WIDTH = 40
@@ -104,6 +105,20 @@ def print_rows(directory: Path, manifest: Manifest, rows: int, console: Console)
         for name, row in islice(read_rows(directory, manifest, split), rows):
             console.rule(Text(visible(f"{name}, {row['source']}")))
             console.print(row_text(tokenizer, row, shows_no_style(console)), soft_wrap=True)
+            print_pictures(row, console)
+
+
+def print_pictures(row: dict[str, Any], console: Console) -> None:
+    """A line for each picture of a row."""
+    tiles = Counter(tile["picture"] for tile in row.get("images") or [])
+    firsts = {tile["picture"]: tile for tile in reversed(row.get("images") or [])}
+    for picture, count in tiles.items():
+        tile = firsts[picture]
+        console.print(
+            f"picture {picture}: {tile['width']} x {tile['height']}, {count} tiles, "
+            f"{tile['tokens']} tokens",
+            highlight=False,
+        )
 
 
 def print_rows_of_keys(directory: Path, keys: Sequence[int], console: Console) -> None:
@@ -119,12 +134,14 @@ def print_rows_of_keys(directory: Path, keys: Sequence[int], console: Console) -
         for group, table in row_groups(directory, manifest, shard):
             found = numbers_of(table["row_key"])
             places = np.flatnonzero(np.isin(found, np.array(keys, np.uint64)))
-            for index, row in zip(places.tolist(), table.take(places).to_pylist(), strict=True):
+            for index, whole in zip(places.tolist(), table.take(places).to_pylist(), strict=True):
+                row = without_runs(whole, manifest)
                 missing.pop(row["row_key"], None)
                 name = f"{shard.file} row {shard.rows_before(group) + index}"
                 title = f"{name}, {row['source']}, key {row['row_key']}"
                 console.rule(Text(visible(title)))
                 console.print(row_text(tokenizer, row, shows_no_style(console)), soft_wrap=True)
+                print_pictures(row, console)
     if missing:
         raise DataError(
             f"{directory}: no row has the key {', '.join(map(str, missing))}; look in the other "
@@ -139,8 +156,29 @@ def read_rows(
     for shard in manifest.split(split):
         for group, table in row_groups(directory, manifest, shard):
             for index in range(table.num_rows):
-                row = table.slice(index, 1).to_pylist()[0]
+                row = without_runs(table.slice(index, 1).to_pylist()[0], manifest)
                 yield f"{shard.file} row {shard.rows_before(group) + index}", row
+
+
+def without_runs(row: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """A row with one placeholder where pictures fill many one after the other."""
+    if manifest.images is None:
+        return row
+    placeholder = manifest.images.placeholder_id
+    changed = dict(row)
+    for ids_name, mask_name in SIDES:
+        if row.get(ids_name) is None:
+            continue
+        ids = np.array(row[ids_name])
+        same = ids == placeholder
+        kept = ~(same & np.append(False, same[:-1]))
+        changed[ids_name] = ids[kept].tolist()
+        if row[mask_name] is not None:
+            changed[mask_name] = np.array(row[mask_name])[kept].tolist()
+        if ids_name == "input_ids":
+            ends = np.append(0, np.cumsum(kept))[np.cumsum(row["document_lengths"])]
+            changed["document_lengths"] = np.diff(ends, prepend=0).tolist()
+    return changed
 
 
 def row_groups(

@@ -17,6 +17,7 @@ from headrace.dataprep.shards.blend_inputs import (
     inputs_fingerprint,
     keeps_order,
     new_settings,
+    picture_group_bytes,
     read_inputs,
     row_group_tokens,
     source_names,
@@ -107,14 +108,16 @@ def run(
     if any((directory / INPUTS_NAME).is_file() for directory in inputs.directories):
         join_files(inputs, blend.output, INPUTS_NAME)
     rows_in_group = max(1, row_group_tokens(inputs) // inputs.first.sequence_len)
-    target = Target(space, inputs.first.kind, rows_in_group)
+    pictured = inputs.first.images is not None
+    group_bytes = picture_group_bytes(inputs) if pictured else None
+    target = Target(space, inputs.first.kind, rows_in_group, group_bytes)
     rekeying = Rekeying(source_names(inputs), None if keeps_order(inputs, seed) else seed)
     row_slices = plan_row_slices(inputs.directories, inputs.manifests, blend.weights)
     stats = run_portions(target, rekeying, row_slices, engine, console)
     splits: list[tuple[Runs, int]] = []
     for split, count in count_shards(blend, stats).items():
         own = [row_slice.work_key(rekeying) for row_slice in row_slices if row_slice.split == split]
-        splits.append((Runs(split, len(own), stats.tokens(split), fingerprint(own)), count))
+        splits.append((Runs(split, len(own), stats.weight(split), fingerprint(own)), count))
     shards = write_shards(target, splits, engine, console)
     manifest = build_manifest(inputs, seed, settings, inputs_key, stats, shards)
     write_manifest(blend.output, manifest)
@@ -181,7 +184,7 @@ def join_files(inputs: Inputs, output: Path, name: str) -> None:
 
 def count_shards(blend: Blend, stats: RowSliceStats) -> dict[str, int]:
     """The files of each split."""
-    evaluation = -(-stats.tokens(EVALUATION) // TOKENS_IN_EVALUATION_FILE)
+    evaluation = -(-stats.weight(EVALUATION) // TOKENS_IN_EVALUATION_FILE)
     return {TRAIN: blend.shards, EVALUATION: evaluation}
 
 

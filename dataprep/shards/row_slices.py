@@ -16,8 +16,15 @@ from pydantic import BaseModel
 from headrace.dataprep.passes.row_limits import row_tokens
 from headrace.dataprep.passes.shard_writer import Target, count_trained
 from headrace.dataprep.passes.sorted_runs import Spool
+from headrace.dataprep.rows.picture_rows import (
+    has_pictures,
+    row_picture_bytes,
+    row_pictures,
+    weight,
+)
 from headrace.dataprep.rows.row_keys import permute_keys
 from headrace.dataprep.rows.row_tables import count_tokens
+from headrace.dataprep.rows.task_stats import add_counts
 from headrace.dataprep.work.workspace import read_marker, rows_path, write_marker
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
@@ -99,6 +106,12 @@ class RowSliceStats(BaseModel):
 
     sources: dict[str, SourceCounts] = {}
     split_tokens: dict[str, int] = {}
+    pictures: dict[str, int] = {}
+    picture_bytes: dict[str, int] = {}
+
+    def weight(self, split: str) -> int:
+        """Return what the rows of a split take in memory and files, in tokens."""
+        return weight(self.tokens(split), self.picture_bytes.get(split, 0))
 
     def tokens(self, split: str) -> int:
         """Tokens of one split."""
@@ -113,6 +126,8 @@ class RowSliceStats(BaseModel):
             own.trained_tokens += counts.trained_tokens
         for split, tokens in other.split_tokens.items():
             self.split_tokens[split] = self.tokens(split) + tokens
+        self.pictures = add_counts([self.pictures, other.pictures])
+        self.picture_bytes = add_counts([self.picture_bytes, other.picture_bytes])
 
 
 @dataclass(frozen=True)
@@ -242,7 +257,7 @@ def run_row_slice(target: Target, rekeying: Rekeying, row_slice: RowSlice) -> Ro
         left -= rows.num_rows
         counts = count_rows(rows, row_slice.split)
         stats.add(counts)
-        spool.add(rekeying.apply(rows, row_slice.directory), counts.tokens(row_slice.split))
+        spool.add(rekeying.apply(rows, row_slice.directory), counts.weight(row_slice.split))
     if left or stats.tokens(row_slice.split) != row_slice.tokens:
         raise DataError(
             f"{row_slice.path}: not what its manifest says; prepare the directory again"
@@ -309,7 +324,11 @@ def count_rows(rows: pa.Table, split: str) -> RowSliceStats:
             rows=own.num_rows, tokens=count_tokens(own), trained_tokens=count_trained(own)
         )
     tokens = sum(counts.tokens for counts in sources.values())
-    return RowSliceStats(sources=sources, split_tokens={split: tokens})
+    stats = RowSliceStats(sources=sources, split_tokens={split: tokens})
+    if has_pictures(rows):
+        stats.pictures = {split: int(row_pictures(rows).sum())}
+        stats.picture_bytes = {split: int(row_picture_bytes(rows).sum())}
+    return stats
 
 
 def recode(column: pa.ChunkedArray, names: Sequence[str]) -> pa.Array:

@@ -1,5 +1,6 @@
 """Check that a shard directory is as its manifest says: every byte, row and token of it."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headrace.dataprep.passes.shard_writer import count_trained, describe_row_group, with_checksums
+from headrace.dataprep.rows.picture_rows import row_pictures
 from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
 from headrace.dataprep.work.workspace import CONFIG_NAME, REJECTS_NAME
 from headrace.schemas.errors import DataError
@@ -31,9 +33,11 @@ def verify(directory: Path, progress: Progress = silent) -> list[str]:
         return [str(error)]
     problems = [*check_counts(directory, manifest), *check_other_files(directory, manifest)]
     sizes = [shard.bytes for shard in manifest.shards]
+    pictures = Counter[str]()
     for shard in progress(manifest.shards, sizes, "verify"):
-        problems += check_shard(directory / shard.file, shard, manifest)
-    return problems
+        problems += check_shard(directory / shard.file, shard, manifest, pictures)
+    path = directory / MANIFEST_NAME
+    return problems + [f"{path}: {problem}" for problem in check_pictures(manifest, pictures)]
 
 
 def check_counts(directory: Path, manifest: Manifest) -> Iterator[str]:
@@ -51,6 +55,18 @@ def check_counts(directory: Path, manifest: Manifest) -> Iterator[str]:
         in_shards = sum(getattr(shard, name) for shard in manifest.shards)
         if in_sources != in_shards:
             yield f"{path}: the sources have {in_sources} {name}, the shards {in_shards}"
+
+
+def check_pictures(manifest: Manifest, found: Counter[str]) -> Iterator[str]:
+    """The ledger of pictures against those in the shards, by split."""
+    if manifest.images is None:
+        return
+    ledger = manifest.images.ledger
+    if ledger.difference():
+        yield f"the picture ledger is off by {ledger.difference()}"
+    for split, pictures in ledger.pictures_out.items():
+        if found[split] != pictures:
+            yield f"the ledger has {pictures} {split} pictures, the shards {found[split]}"
 
 
 def check_other_files(directory: Path, manifest: Manifest) -> Iterator[str]:
@@ -101,8 +117,14 @@ def check_rejects(path: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{path}: {found} lines, the sources count {counted} refused documents"
 
 
-def check_shard(path: Path, shard: ShardRecord, manifest: Manifest) -> list[str]:
-    """One Parquet file; its content is only read if its bytes are those that were written."""
+def check_shard(
+    path: Path, shard: ShardRecord, manifest: Manifest, pictures: Counter[str]
+) -> list[str]:
+    """One Parquet file; its content is only read if its bytes are those that were written.
+
+    Args:
+        pictures: counts those of each split.
+    """
     if not path.is_file():
         return [f"{path}: missing"]
     size = path.stat().st_size
@@ -115,13 +137,17 @@ def check_shard(path: Path, shard: ShardRecord, manifest: Manifest) -> list[str]
         problems.append(f"{path}: the manifest has other checksums of its row groups")
     try:
         with open_shard(path, manifest, shard) as file:
-            found = [f"{path}: {problem}" for problem in check_content(file, shard, manifest)]
+            found = [
+                f"{path}: {problem}" for problem in check_content(file, shard, manifest, pictures)
+            ]
             return problems + found
     except (pa.ArrowException, OSError, ValueError) as error:
         return [*problems, f"{path}: {' '.join(str(error).split())}"]
 
 
-def check_content(file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest) -> Iterator[str]:
+def check_content(
+    file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest, pictures: Counter[str]
+) -> Iterator[str]:
     """Row groups and rows of one shard, whose columns and sizes have been checked."""
     if manifest.columns is None:
         for name in sorted(set(file.schema_arrow.names) - set(schema_of(manifest).names)):
@@ -140,6 +166,8 @@ def check_content(file: pq.ParquetFile, shard: ShardRecord, manifest: Manifest) 
         totals["rows"] += found.rows
         totals["tokens"] += found.tokens
         totals["trained_tokens"] += count_trained(rows)
+        if manifest.images is not None:
+            pictures[shard.split] += int(row_pictures(rows).sum())
     for name, total in totals.items():
         if total != getattr(shard, name):
             yield f"{total} {name}, the manifest has {getattr(shard, name)}"

@@ -5,9 +5,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from headrace.dataprep.images.picture_places import PLACE
 from headrace.dataprep.text.chat_mask import RenderedChat
 from headrace.dataprep.text.chat_template import REASONING, Message
 
+CALLS = ("tool_calls", "function_call")
+FURTHER = frozenset([*REASONING, *CALLS])
 UNWRITTEN = "that the chat template does not write"
 ABSENT = "a role that none of these documents has"  # worth a word only where all lack it
 
@@ -33,21 +36,27 @@ def text_losses(messages: Sequence[Message], chat: RenderedChat) -> Counter[str]
             elsewhere = begin is not None and writes(chat.text, message["content"])
             if not elsewhere:
                 notes[f'contents of role "{message.get("role")}" {UNWRITTEN}'] += 1
-        reasoning = next((name for name in REASONING if message.get(name)), None)
-        if reasoning is not None and not writes(text, message[reasoning]):
-            notes[f"{reasoning} {UNWRITTEN}"] += 1
-        for name in ("tool_calls", "function_call"):
-            if not all(called in text for called in names(message.get(name))):
-                notes[f"{name} {UNWRITTEN}"] += 1
+        if not message.keys().isdisjoint(FURTHER):
+            notes.update(further_losses(message, text))
     return notes
+
+
+def further_losses(message: Message, text: str) -> Iterator[str]:
+    """Yield what a message's text lacks beside its content."""
+    reasoning = next((name for name in REASONING if message.get(name)), None)
+    if reasoning is not None and not writes(text, message[reasoning]):
+        yield f"{reasoning} {UNWRITTEN}"
+    for name in CALLS:
+        if not all(called in text for called in names(message.get(name))):
+            yield f"{name} {UNWRITTEN}"
 
 
 def writes(text: str, value: Any) -> bool:
     """Return whether a text holds a value, or what follows its reasoning, as it is or in JSON."""
     if not isinstance(value, str):
         return True
-    bare = value.split("</think>")[-1].strip()
-    return bare in text or json.dumps(bare, ensure_ascii=False)[1:-1] in text
+    pieces = [piece.strip() for piece in value.split("</think>")[-1].split(PLACE)]
+    return all(p in text or json.dumps(p, ensure_ascii=False)[1:-1] in text for p in pieces)
 
 
 def names(calls: object) -> Iterator[str]:

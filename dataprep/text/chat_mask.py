@@ -10,8 +10,6 @@ renderings does not grow with the conversation.
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from headrace.dataprep.text.chat_template import (
     REASONING,
     ChatTemplate,
@@ -55,8 +53,11 @@ class RenderedChat(NamedTuple):
 
     def next_begin(self, index: int) -> int:
         """Return where the text of the next message that has one begins."""
-        following = (begin for begin in self.begins[index + 1 :] if begin is not None)
-        return next(following, len(self.text))
+        for place in range(index + 1, len(self.begins)):
+            begin = self.begins[place]
+            if begin is not None:
+                return begin
+        return len(self.text)
 
 
 def render_chat(
@@ -140,14 +141,14 @@ class TurnFinder:
             start = self.probe(index, key)
             if start is not None:
                 return start
-        region = self.rendering.text[begin:end]
-        known = [self.prompts.get(key), *self.longest_prompts()]
-        for prompt in known:
-            if prompt and region.startswith(prompt):
+        text, own = self.rendering.text, self.prompts[key]
+        if own and text.startswith(own, begin, end):
+            return begin + len(own)
+        for prompt in self.longest_prompts():
+            if text.startswith(prompt, begin, end):
                 return begin + len(prompt)
-        if self.prompts.get(key) == "":
+        if own == "":
             return begin
-        own = self.prompts.get(key)
         return None if own is None else self.shared_start(index, own)
 
     def shared_start(self, index: int, prompt: str) -> int | None:
@@ -329,5 +330,5 @@ def common_prefix(left: str, right: str) -> int:
 
 def span_tokens(located: Located, span: Span) -> slice:
     """The tokens that have characters of a span, those over its edges included."""
-    first = int(np.searchsorted(located.ends, span[0], side="right"))
-    return slice(first, max(first, int(np.searchsorted(located.starts, span[1], side="left"))))
+    first = int(located.ends.searchsorted(span[0], side="right"))
+    return slice(first, max(first, int(located.starts.searchsorted(span[1], side="left"))))

@@ -13,8 +13,8 @@ from headrace.dataprep.text.template_environment import (
     RESERVED,
     Environment,
     Span,
+    TurnMarks,
     holds_marks,
-    number_turns,
     read_marks,
 )
 from headrace.dataprep.text.template_limits import limited
@@ -98,7 +98,7 @@ class ChatTemplate:
         plain = [alias_reasoning(message) for message in messages]
         if holds_marks([plain, tools]):
             raise TemplateRefusedError("U+FDD0 to U+FDD3 are no text")
-        values |= {"messages": plain, "tools": tools, NUMBER_OF_TURN: number_turns(plain)}
+        values |= {"messages": plain, "tools": tools, NUMBER_OF_TURN: TurnMarks(plain)}
         try:
             with limited(self.name):
                 return Rendering(*read_marks(self.template.render(values), len(plain)))
@@ -119,6 +119,8 @@ class ChatTemplate:
 
 def alias_reasoning(message: Message) -> Message:
     """A message with its reasoning under all names that templates read, and no None values."""
+    if message.keys().isdisjoint(REASONING) and None not in message.values():
+        return dict(message)
     message = {name: value for name, value in message.items() if value is not None}
     reasoning = next((message[name] for name in REASONING if name in message), None)
     if reasoning is None:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from headrace.dataprep.images.picture_places import PicturePlaces
+from headrace.dataprep.images.references import Reference, row_references
 from headrace.dataprep.text.chat_template import RESERVED, Message
 from headrace.dataprep.text.special_pieces import unmarked
 from headrace.schemas.fingerprint import canonical_json
@@ -21,6 +23,7 @@ ROLES = {  # as ShareGPT and its like name them
 ROLE_FIELDS = ("role", "from")
 CONTENT_FIELDS = ("content", "value")
 FLAGS = ("train", "weight")
+LABELS = {"true": True, "1": True, "false": False, "0": False}  # CSV has texts
 
 
 class ConversationError(Exception):
@@ -34,35 +37,51 @@ class ConversationError(Exception):
 
 class Conversation(NamedTuple):
     """Messages as templates take them, for each whether it says itself that it is trained, the
-    tools, and whether special tokens in them are marked as text."""
+    tools, whether special tokens in them are marked as text, its content once that is known, and
+    the pictures in the order of their places."""
 
     messages: list[Message]
     flags: list[bool | None]
     tools: list[Any] | None
     marked: bool = False
+    written: str | None = None
+    pictures: tuple[Reference, ...] = ()
 
     def content(self) -> str:
         """One text for equal conversations; marks of special tokens are none of it."""
+        if self.written is not None:
+            return self.written
         content = canonical_json([self.messages, self.flags, self.tools])
         return unmarked(content) if self.marked else content
 
 
-def read_conversation(fields: Mapping[str, Any], chat: ChatConfig) -> Conversation:
+def read_conversation(
+    fields: Mapping[str, Any], chat: ChatConfig, pictured: bool = False
+) -> Conversation:
     """The conversation of one row.
+
+    Args:
+        pictured: whether pictures are read; otherwise a row with some is refused.
 
     Raises:
         ConversationError: there is none.
+        PictureError: its pictures have no places, or the like.
     """
+    places = PicturePlaces(row_references(fields, chat.images)) if pictured else None
     names = [chat.field] if chat.field else FIELDS
     name = next((name for name in names if fields.get(name) is not None), None)
     value = fields[name] if name is not None else exchange(fields, chat)
     if value is None:
         raise ConversationError("missing field", f"no field {' or '.join(map(quoted, names))}")
-    messages, flags = read_messages(value, chat.roles, name or chat.prompt)
+    messages, flags = read_messages(value, chat.roles, name or chat.prompt, places)
     system = fields.get("system")
     if isinstance(system, str) and system and messages[0]["role"] != "system":
         messages, flags = [{"role": "system", "content": system}, *messages], [None, *flags]
-    return checked(Conversation(messages, flags, read_tools(fields.get("tools"))))
+    if places is not None:
+        places.settle(messages)
+    found = () if places is None else tuple(places.found)
+    tools = read_tools(fields.get("tools"))
+    return checked(Conversation(messages, flags, tools, pictures=found))
 
 
 def exchange(fields: Mapping[str, Any], chat: ChatConfig) -> list[Any] | None:
@@ -100,20 +119,21 @@ def side_messages(value: object, role: str, name: str) -> list[Any]:
 def checked(conversation: Conversation) -> Conversation:
     """A conversation without the characters that mark places in it."""
     content = conversation.content()
-    for character in RESERVED:
+    for character in () if content.isascii() else RESERVED:
         if character in content:
             raise ConversationError("reserved character", f"U+{ord(character):04X} is no text")
-    return conversation
+    return conversation._replace(written=content)
 
 
 def read_messages(
-    value: object, roles: Mapping[str, str], name: str
+    value: object, roles: Mapping[str, str], name: str, places: PicturePlaces | None = None
 ) -> tuple[list[Message], list[bool | None]]:
     """Messages and their own marks of training.
 
     Args:
         roles: further names of roles.
         name: what error messages call the list.
+        places: takes the pictures; None: there must be none.
 
     Raises:
         ConversationError: it is no list of messages.
@@ -123,7 +143,8 @@ def read_messages(
         raise ConversationError("not a conversation", f'field "{name}" is {json_type(value)}')
     if not value:
         raise ConversationError("not a conversation", f'field "{name}" is an empty list')
-    read = [read_message(m, ROLES | dict(roles), f"{name}[{i}]") for i, m in enumerate(value)]
+    known = ROLES | dict(roles)
+    read = [read_message(m, known, f"{name}[{i}]", places) for i, m in enumerate(value)]
     return [message for message, _ in read], [flag for _, flag in read]
 
 
@@ -139,11 +160,14 @@ def in_rows(value: object) -> object:
 
 
 def read_message(
-    value: object, roles: Mapping[str, str], where: str
+    value: object, roles: Mapping[str, str], where: str, places: PicturePlaces | None = None
 ) -> tuple[Message, bool | None]:
     """One message, and whether it says itself that it is trained."""
     if not isinstance(value, dict):
         raise ConversationError("not a conversation", f"{where} is {json_type(value)}")
+    role, content = value.get("role"), value.get("content")
+    if len(value) == 2 and isinstance(role, str) and isinstance(content, str):  # as most are
+        return {"role": roles.get(role, role), "content": content}, None
     message = without_none(value)
     flag = read_flag({name: message.pop(name) for name in FLAGS if name in message}, where)
     message = expand_single(message)
@@ -153,7 +177,7 @@ def read_message(
     content = take(message, CONTENT_FIELDS)
     result: Message = {"role": roles.get(role, role)}
     if content is not None:
-        result["content"] = read_content(content, where)
+        result["content"] = read_content(content, where, places)
     if "tool_calls" in message:
         message["tool_calls"] = parse_arguments(message["tool_calls"])
     if result.keys() | message.keys() == {"role"}:
@@ -184,9 +208,11 @@ def read_flag(flags: Mapping[str, object], where: str) -> bool | None:
     return None
 
 
-def read_content(content: object, where: str) -> str:
-    """A text, or the texts of a list of parts one after another."""
+def read_content(content: object, where: str, places: PicturePlaces | None = None) -> str:
+    """A text, or the texts of a list of parts one after another, with places for pictures."""
     parts = content if isinstance(content, list) else [content]
+    if places is not None:
+        parts = places.read(content, where)
     return "".join(read_part(part, where) for part in parts)
 
 
@@ -308,3 +334,19 @@ def without_none(value: Any) -> Any:
 def quoted(name: object) -> str:
     """A name as messages show it."""
     return f'"{name}"'
+
+
+def read_label(fields: Mapping[str, Any], name: str) -> bool:
+    """Return whether an answer is desirable: true or false, 1 or 0, or these as text.
+
+    Raises:
+        ConversationError: the field says neither.
+    """
+    value = fields.get(name)
+    if value is None:
+        raise ConversationError("missing field", f"no field {quoted(name)}")
+    found = LABELS.get(str(value).strip().lower())
+    if found is None or isinstance(value, float):
+        seen = f"{value!r:.40}" if isinstance(value, str | int | float) else json_type(value)
+        raise ConversationError("no label", f"field {quoted(name)} is {seen}, not true or false")
+    return found

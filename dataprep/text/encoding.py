@@ -8,10 +8,12 @@ from tokenizers import Encoding, Tokenizer
 from headrace.dataprep.text.fast_tokenizer import encode_fast
 from headrace.dataprep.text.long_texts import encode_long
 from headrace.dataprep.text.special_pieces import MARK
+from headrace.dataprep.text.token_places import token_places
 from headrace.dataprep.text.tokenizer import open_marked, open_tokenizer
 from headrace.dataprep.text.tokens import Ids, Located, TokenizerSpec
 
 BATCH_BYTES = 1 << 19  # an encoding takes about 500 bytes a token until its ids are taken out
+FAST_BATCH_BYTES = 1 << 20  # of the faster one, which is compared in each
 LONG_TEXT = 1 << 20  # characters; longer ones are tokenized in pieces
 
 
@@ -36,7 +38,7 @@ def encode_ids(
 ) -> Iterator[Ids]:
     """Token ids of each text, by the backend that the config names."""
     if spec.backend != "tokenizers":
-        for batch in batches(texts):
+        for batch in batches(texts, FAST_BATCH_BYTES):
             yield from encode_fast(spec, batch, add_special_tokens, parse_special_tokens)
         return
     tokenizer = open_tokenizer(spec, parse_special_tokens)
@@ -74,8 +76,18 @@ def encode_located(
     add_special_tokens: bool = False,
     parse_special_tokens: bool = True,
 ) -> list[Located]:
-    """The same with each token's place in its text, in characters: a quarter slower."""
-    return locate_all(open_tokenizer(spec, parse_special_tokens), texts, add_special_tokens)
+    """The same with each token's place in its text, in characters.
+
+    Of byte-level tokenizers the places come from the ids, which the config's backend may give.
+    """
+    places = None if add_special_tokens else token_places(spec, parse_special_tokens)
+    if places is None:
+        return locate_all(open_tokenizer(spec, parse_special_tokens), texts, add_special_tokens)
+    ids = encode_ids(spec, texts, False, parse_special_tokens)
+    found = [places.locate(text, own) for text, own in zip(texts, ids, strict=True)]
+    others = [text for text, located in zip(texts, found, strict=True) if located is None]
+    rest = iter(locate_all(open_tokenizer(spec, parse_special_tokens), others, False))
+    return [next(rest) if located is None else located for located in found]
 
 
 def encode_chats(spec: TokenizerSpec, texts: Sequence[str], marked: bool) -> list[Located]:
@@ -118,15 +130,15 @@ def locate(encoding: Encoding) -> Located:
     return Located(np.array(encoding.ids, dtype=np.int32), places[:, 0], places[:, 1])
 
 
-def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Consecutive texts of about BATCH_BYTES characters, each long one by itself."""
+def batches(texts: Sequence[str], limit: int = BATCH_BYTES) -> Iterator[Sequence[str]]:
+    """Consecutive texts of about `limit` characters, each long one by itself."""
     start, size = 0, 0
     for end, text in enumerate(texts, start=1):
         if len(text) > LONG_TEXT and start < end - 1:
             yield texts[start : end - 1]
             start, size = end - 1, 0
         size += len(text)
-        if size >= BATCH_BYTES:
+        if size >= limit:
             yield texts[start:end]
             start, size = end, 0
     if start < len(texts):

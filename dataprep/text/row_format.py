@@ -13,13 +13,15 @@ class Encoded(NamedTuple):
     `content` is the record's text in one canonical form: it decides the evaluation split, which all
     `samples` of the record share, and which records are duplicates. `dropped` counts, by reason,
     tokens that the format itself cut off. A record without samples has dropped ones. `notes` counts
-    by name what a reader of the rows would want to know: text that was lost, and the like.
+    by name what a reader of the rows would want to know: text that was lost, and the like. `lost`
+    counts by reason the pictures that are in no sample.
     """
 
     content: str | bytes
     samples: list[Sample]
     dropped: dict[str, int] = {}  # noqa: RUF012  never written to
     notes: Mapping[str, int] = {}
+    lost: dict[str, int] = {}  # noqa: RUF012  never written to
 
 
 class Format(Protocol):
@@ -39,12 +41,13 @@ class Document(NamedTuple):
     """A record's samples and counts, once its text is no longer needed.
 
     `dropped` counts by reason the tokens that are in no sample; where there are no samples, its
-    last reason is that of the whole document.
+    last reason is that of the whole document. `lost` counts pictures alike.
     """
 
     split: str
     samples: list[Sample]
     dropped: dict[str, int]
+    lost: dict[str, int] = {}  # noqa: RUF012  never written to
 
 
 DocumentT = TypeVar("DocumentT", Encoded, Document)
@@ -53,4 +56,9 @@ DocumentT = TypeVar("DocumentT", Encoded, Document)
 def without_samples(document: DocumentT, reason: str) -> DocumentT:
     """A document whose tokens are all dropped, those of its samples for a reason."""
     tokens = sum(sample.tokens for sample in document.samples)
-    return document._replace(samples=[], dropped=document.dropped | {reason: tokens})
+    pictures = sum(len(sample.pictures) for sample in document.samples)
+    return document._replace(
+        samples=[],
+        dropped=document.dropped | {reason: tokens},
+        lost=document.lost | ({reason: pictures} if pictures else {}),
+    )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from headrace.dataprep.images.picture import Picture
 from headrace.dataprep.text.tokens import Ids
 
 Mask = npt.NDArray[np.bool_]
@@ -14,24 +15,29 @@ class Sample(NamedTuple):
     """One tokenized document of at least one token; a preference pair holds two answers.
 
     `ids` and `trained` are of shape [tokens]; `trained` tells which tokens are labels, None that
-    all are. `rejected_ids` is None but in preference sets.
+    all are. `rejected_ids` is None but in preference sets, and `desirable`, the label of an answer
+    that has no other beside it, but in unpaired ones. `pictures` fill the placeholders among the
+    ids, in their order; both sides of a pair share them.
     """
 
     ids: Ids
     trained: Mask | None = None
     rejected_ids: Ids | None = None
     rejected_trained: Mask | None = None
+    desirable: bool | None = None
+    pictures: tuple[Picture, ...] = ()
 
     def sides(self) -> list["Sample"]:
         """The sample, or the two sides of a pair, each as one of its own."""
         if self.rejected_ids is None:
             return [self]
-        return [Sample(self.ids, self.trained), self.other_side()]
+        chosen = self._replace(rejected_ids=None, rejected_trained=None)
+        return [chosen, self.other_side()]
 
     def other_side(self) -> "Sample":
         """The rejected side of a pair."""
         assert self.rejected_ids is not None
-        return Sample(self.rejected_ids, self.rejected_trained)
+        return Sample(self.rejected_ids, self.rejected_trained, pictures=self.pictures)
 
     @property
     def tokens(self) -> int:
@@ -55,7 +61,7 @@ class Sample(NamedTuple):
 
 def pair(chosen: Sample, rejected: Sample) -> Sample:
     """Two samples as the sides of one."""
-    return Sample(chosen.ids, chosen.trained, rejected.ids, rejected.trained)
+    return chosen._replace(rejected_ids=rejected.ids, rejected_trained=rejected.trained)
 
 
 def count_trained(ids: Ids, trained: Mask | None) -> int:

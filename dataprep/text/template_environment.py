@@ -11,6 +11,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 from jinja2.exceptions import SecurityError
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -25,6 +26,7 @@ RESERVED = "\ufdd0\ufdd1\ufdd2\ufdd3"  # noncharacters: Unicode keeps them for i
 MARK = re.compile("\ufdd0|\ufdd1|\ufdd2(/|\\d*)\ufdd3")
 END_OF_ITEM = "\ufdd2/\ufdd3"
 NUMBER_OF_TURN = "headrace_turn"  # the variable that holds a function from messages to marks
+OF_LOOPS = frozenset(("first", "last", "index", "index0", "length", "previtem", "nextitem"))
 WIDTH = re.compile(r"\d{5,}|\*")
 
 
@@ -77,10 +79,25 @@ class Environment(ImmutableSandboxedEnvironment):
             f"access to attribute {attribute!r} of a {type(obj).__name__} is not allowed"
         )
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """An attribute; those of loops are looked up at once, which are most of them."""
+        if type(obj) is LoopContext and attribute in OF_LOOPS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def call(self, context: jinja2.runtime.Context, called: Any, *args: Any, **named: Any) -> Any:
+        """A call within the sandbox; of our own marks without asking it."""
+        if type(called) is TurnMarks:
+            return called(*args)
+        return super().call(context, called, *args, **named)
+
     def call_binop(
         self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
     ) -> Any:
         """Sums, repetition, powers and formatted texts up to a size that memory can hold."""
+        texts = operator == "+" and type(left) is str and type(right) is str  # nearly all there are
+        if texts and len(left) + len(right) <= LARGEST:
+            return left + right
         if not fits(operator, left, right):
             raise SecurityError(f"a result of {operator} is too large")
         return super().call_binop(context, operator, left, right)
@@ -240,25 +257,34 @@ def extend(spans: list[Span], start: int, end: int) -> None:
     spans.append((start, end))
 
 
-def number_turns(messages: Sequence[object]) -> Any:
-    """A function from what a loop looks at to its mark: the number of that message, if it is
-    one."""
-    numbers = {id(message): index for index, message in enumerate(messages)}
+class TurnMarks:
+    """A function from what a loop looks at to its mark: the number of a message, if it is one."""
 
-    def mark(*items: object) -> str:
-        found = (numbers[id(item)] for item in items if id(item) in numbers)
-        return f"\ufdd2{next(found, '')}\ufdd3"
+    def __init__(self, messages: Sequence[object]) -> None:
+        self.numbers = {id(message): index for index, message in enumerate(messages)}
 
-    return mark
+    def __call__(self, *items: object) -> str:
+        for item in items:
+            if id(item) in self.numbers:
+                return f"\ufdd2{self.numbers[id(item)]}\ufdd3"
+        return "\ufdd2\ufdd3"
 
 
 def holds_marks(value: object) -> bool:
-    """Return whether a value has characters of marks in one of its texts."""
+    """Return whether a value has characters of marks in one of its texts.
+
+    Python writes them as escapes, and looks through a conversation in a tenth of the time.
+    """
+    return "\\ufdd" in repr(value) and finds_marks(value)
+
+
+def finds_marks(value: object) -> bool:
+    """Return the same, found text by text."""
     if isinstance(value, str):
         return not value.isascii() and any(character in value for character in RESERVED)
     if isinstance(value, dict):
-        return any(holds_marks(part) for item in value.items() for part in item)
-    return isinstance(value, list) and any(map(holds_marks, value))
+        return any(map(finds_marks, value)) or any(map(finds_marks, value.values()))
+    return isinstance(value, list) and any(map(finds_marks, value))
 
 
 def raise_exception(message: str) -> None:

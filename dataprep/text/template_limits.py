@@ -1,5 +1,7 @@
 """Limits of processor time and memory for templates, which come from outside."""
 
+import functools
+import os
 import resource
 import signal
 import threading
@@ -67,11 +69,17 @@ def stop_rendering(number: int, frame: FrameType | None) -> None:
     raise TooSlow
 
 
+@functools.lru_cache(maxsize=1)
+def open_sizes(process: int) -> int:
+    """Return the descriptor of a process's sizes, which tells them anew at each reading."""
+    return os.open(SIZES, os.O_RDONLY | os.O_CLOEXEC)
+
+
 @contextmanager
 def memory_limit() -> Iterator[None]:
     """Let the address space grow by MEGABYTES and no more, where the system tells its size."""
     try:
-        pages = int(SIZES.read_bytes().split()[0])
+        pages = int(os.pread(open_sizes(os.getpid()), 64, 0).split()[0])
     except OSError:  # macOS has neither this file nor the limit
         yield
         return

@@ -75,8 +75,11 @@ class EndTokens:
 
     def next_content(self, chat: RenderedChat, index: int) -> int:
         """The end of what the end of a turn may stand in."""
-        following = (turn.start for turn in chat.turns[index + 1 :] if turn is not None)
-        return next(following, len(chat.text))
+        for place in range(index + 1, len(chat.turns)):
+            turn = chat.turns[place]
+            if turn is not None:
+                return turn.start
+        return len(chat.text)
 
     def run_end(self, located: Located, token: int, limit: int) -> int:
         """Return the end of a run of ending tokens that goes on to one which stops generation."""

@@ -17,7 +17,7 @@ from rich.text import Text
 from headrace.dataprep.rows.task_stats import add_counts
 from headrace.dataprep.text.chat_losses import is_loss
 from headrace.schemas.outside_text import visible
-from headrace.schemas.shards.manifest import Manifest
+from headrace.schemas.shards.manifest import ImagesRecord, Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,8 @@ def print_ledger(console: Console, manifest: Manifest) -> None:
             table.add_row(plain(f"  {name}"), "", "", "", f"{tokens:,}", "", "", "")
     console.print(table)
     console.print(ledger_table(manifest))
+    if manifest.images is not None:
+        console.print(picture_table(manifest.images))
 
 
 def plain(text: str) -> Text:
@@ -81,6 +83,27 @@ def losses(manifest: Manifest) -> list[str]:
         for source in manifest.sources
         for name, count in source.notes.items()
         if is_loss(name, count, source.documents)
+    ]
+
+
+def picture_table(images: ImagesRecord) -> Table:
+    """Pictures in, out by split, dropped by reason, the difference."""
+    table = Table(title=f"pictures, for {images.family}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, count in picture_rows(images):
+        table.add_row(plain(name), f"{count:,}")
+    return table
+
+
+def picture_rows(images: ImagesRecord) -> list[tuple[str, int]]:
+    """Return the lines of the picture ledger."""
+    ledger = images.ledger
+    return [
+        ("in", ledger.pictures_in),
+        *((f"out: {split}", count) for split, count in ledger.pictures_out.items()),
+        *((f"dropped: {reason}", count) for reason, count in ledger.pictures_dropped.items()),
+        ("difference", ledger.difference()),
     ]
 
 

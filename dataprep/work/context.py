@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from headrace.dataprep.input.pieces import InputFile, Task
 from headrace.dataprep.input.remote import describe_remote, is_remote
@@ -29,13 +30,29 @@ DECIDED_LATER = {
 
 def recorded_config(config: PrepareConfig) -> dict[str, object]:
     """Return what of a config decides rows, with its addresses as they may be saved."""
-    values = config.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    values = deciding(config, WITHOUT_EFFECT)
+    if images := values.get("images"):
+        folder = images["folder"]
+        images["folder"] = None if folder is None else recorded(folder)
+        images["addresses"] = [recorded(address) for address in images["addresses"]]
     if sets := values["decontaminate"]:
         sets["paths"] = [recorded(path) for path in sets["paths"]]
     for source in values["sources"]:
         paths = source["path"]
         one = isinstance(paths, str)
         source["path"] = recorded(paths) if one else [recorded(path) for path in paths]
+    return values
+
+
+def deciding(config: PrepareConfig, without: set[str]) -> dict[str, Any]:
+    """Return a config less some keys, and less the path of a vision model: what its files say is in
+    the identity.
+    """
+    values = config.model_dump(mode="json", exclude=without)
+    if values.get("images") is None:
+        values.pop("images", None)
+    else:
+        del values["images"]["model"]
     return values
 
 
@@ -81,7 +98,7 @@ class Context:
 
     def task_key(self, task: Task) -> str:
         """Return the key of a task's rows: settings that matter only later are left out."""
-        config = self.config.model_dump(mode="json", exclude=WITHOUT_EFFECT | DECIDED_LATER)
+        config = deciding(self.config, WITHOUT_EFFECT | DECIDED_LATER)
         names = [source.name for source in self.config.sources]
         corpus = None if self.corpus is None else self.corpus.key
         return fingerprint(

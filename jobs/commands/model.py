@@ -1,12 +1,16 @@
 """The commands on models, adapters and old configs."""
 
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from headrace.schemas.errors import ConfigError, install_hint
+
+if TYPE_CHECKING:
+    from headrace.trainer.export.sample import Sampling
 
 app = typer.Typer()
 
@@ -46,6 +50,43 @@ def merge(
     base = PickledDirectory(model) if pickled else model
     count = merge(base, adapter, output, scale, device, tracked)
     print(f"{output}: written, {count} weights changed")
+
+
+class Scheme(StrEnum):
+    """Formats of compressed-tensors that `quantize` writes."""
+
+    FP8 = "fp8"
+    FP8_BLOCK = "fp8-block"
+    INT8 = "int8"
+    INT4 = "int4"
+    NVFP4 = "nvfp4"
+    MXFP4 = "mxfp4"
+
+
+@app.command(
+    epilog="Example: headrace quantize models/merged --format fp8 --output models/merged-fp8"
+)
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of whole weights.")],
+    output: Annotated[Path, typer.Option(help="Model directory to write.")],
+    scheme: Annotated[
+        Scheme,
+        typer.Option(
+            "--format",
+            help="fp8: scales by row, activations by token; fp8-block: by blocks of 128. int8: the "
+            "same as fp8 in integers. int4, nvfp4, mxfp4: weights alone, in groups of inputs.",
+        ),
+    ] = Scheme.FP8,
+    device: Annotated[
+        str, typer.Option(help="Where weights are rounded, as in cuda. One is there at once.")
+    ] = "cpu",
+) -> None:
+    """Write a model's linear layers in fewer bits, as vLLM and transformers load them."""
+    from headrace.jobs.commands.progress import tracked
+    from headrace.trainer.export.quantize import describe, quantize
+
+    result = quantize(model, output, scheme.value, device, tracked)
+    print(f"{output}: written, {describe(result)}")
 
 
 @app.command(epilog="Example: headrace convert runs/demo --step 200 --output models/step-200")
@@ -135,6 +176,32 @@ def export_gguf(
     print(f"{output}: {count} tensors")
 
 
+def answer_pictures(
+    model: Path,
+    adapter: Path | None,
+    prompt: str,
+    images: list[Path],
+    chat: bool,
+    system: str | None,
+    sampling: "Sampling",
+    compare: bool,
+) -> None:
+    """Print a vision-language model's answer to a prompt with pictures."""
+    from headrace.jobs.commands.chat_prompt import chat_prompt
+    from headrace.jobs.commands.picture_prompt import picture_prompt
+    from headrace.jobs.commands.picture_sampler import PictureSampler
+
+    render = chat_prompt(model) if chat else None
+    text, tiles = picture_prompt(model, prompt, images, render, system)
+    sampler = PictureSampler(model, adapter)
+    if compare:
+        plain = sampler.answer_pictures(text, tiles, sampling, adapter=False)
+        print(f"without adapter: {plain}")
+        print(f"with adapter:    {sampler.answer_pictures(text, tiles, sampling)}")
+    else:
+        print(sampler.answer_pictures(text, tiles, sampling))
+
+
 @app.command(epilog='Example: headrace sample models/merged "def parse(" --max-new-tokens 60')
 def sample(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
@@ -149,6 +216,10 @@ def sample(
         bool, typer.Option("--chat", help="Take the prompt for a user's turn: chat template.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="System text before it.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="Picture for `<image>` in the prompt, or before it; once for each."),
+    ] = None,
     source: Annotated[
         Path | None,
         typer.Option("--input", metavar="JSONL", help="Lines with `prompt` or `messages`."),
@@ -170,8 +241,13 @@ def sample(
         raise ConfigError("give either a PROMPT, or --input and --output")
     if compare and adapter is None:
         raise ConfigError("--compare needs an --adapter to leave out")
-    sampler = Sampler(model, adapter, chat_prompt(model))
     sampling = Sampling(max_new_tokens, temperature, seed)
+    if image:
+        if prompt is None:
+            raise ConfigError("--image goes with a PROMPT; leave --input out")
+        answer_pictures(model, adapter, prompt, image, chat, system, sampling, compare)
+        return
+    sampler = Sampler(model, adapter, chat_prompt(model))
     if source is not None and output is not None:
         from headrace.jobs.commands.progress import tracked
         from headrace.trainer.export.sample_file import sample_file

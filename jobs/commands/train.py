@@ -88,7 +88,11 @@ def train(
         raise ConfigError("--nodes and --master go together; give both or neither")
     allow_open_files()
     processes = count_processes(
-        gpus, settings.pipeline_stages, nodes, sequence_parallel=settings.sequence_parallel
+        gpus,
+        settings.pipeline_stages,
+        nodes,
+        sequence_parallel=settings.sequence_parallel,
+        tensor_parallel=settings.tensor_parallel,
     )
     inputs = check(settings, processes * nodes)
     check_run_directory(settings, inputs, resume, data_changed == "continue")
@@ -206,13 +210,21 @@ def plan_data(
 
 
 def count_processes(
-    gpus: int | None, pipeline_stages: int, nodes: int = 1, *, sequence_parallel: int = 1
+    gpus: int | None,
+    pipeline_stages: int,
+    nodes: int = 1,
+    *,
+    sequence_parallel: int = 1,
+    tensor_parallel: int = 1,
 ) -> int:
     """Return the number of ranks to start here, checked against the layout and the GPUs here."""
-    available, replica = count_gpus(), pipeline_stages * sequence_parallel
+    available = count_gpus()
+    replica = pipeline_stages * sequence_parallel * tensor_parallel
     cut = f"pipeline_stages = {pipeline_stages}"
     if sequence_parallel > 1:
         cut += f" times sequence_parallel = {sequence_parallel}"
+    if tensor_parallel > 1:
+        cut += f" times tensor_parallel = {tensor_parallel}"
     processes = gpus or available or -(-replica // nodes)
     if available and processes > available:
         raise ConfigError(f"--gpus {processes}: this machine has {available}; ask for fewer")

@@ -8,23 +8,31 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from headrace.dataprep.formats.extraction import library_version
 from headrace.dataprep.input.files import describe_file
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.records import Record
 from headrace.dataprep.input.streams import compression
 from headrace.dataprep.input.tasks import cut_file
 from headrace.dataprep.text.conversation import FIELDS
-from headrace.schemas.errors import DataError
-from headrace.schemas.prepare.source_config import SourceConfig
+from headrace.schemas.errors import ConfigError, DataError, install_hint
+from headrace.schemas.prepare.source_config import Extract, SourceConfig
 
 RECORDS_LOOKED_AT = 32
 LARGEST_RECORD = 1 << 24
 MOST_FILES = 100_000
 TEXT_SUFFIXES = frozenset(
     ".txt .text .md .markdown .mdx .rst .org .tex .py .js .ts .tsx .jsx .java .c .h .cc .cpp .hpp "
-    ".cs .go .rs .rb .php .swift .kt .scala .lua .r .jl .sql .sh .html .htm .xml .yaml .yml "
+    ".cs .go .rs .rb .php .swift .kt .scala .lua .r .jl .sql .sh .xml .yaml .yml "
     ".toml .ini .cfg .srt .vtt .log".split()
 )
+EXTRACTED: dict[str, Extract] = {
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".pdf": "pdf",
+    ".epub": "epub",
+}
 RECORD_SUFFIXES = frozenset(
     ".jsonl .ndjson .json .csv .tsv .parquet .pq .arrow .ipc .feather".split()
 )
@@ -133,6 +141,8 @@ def kind_of(path: Path, chats: bool) -> Kind:
     suffix = endings(path)[0]
     if suffix in TEXT_SUFFIXES:
         return Kind("text", seen="plain text, a file is a document")
+    if suffix in EXTRACTED:
+        return extracted_kind(EXTRACTED[suffix])
     if suffix in PICTURES:
         return Kind("", problem="pictures are not trained on; only the text part of models is")
     if suffix not in RECORD_SUFFIXES:
@@ -144,6 +154,18 @@ def kind_of(path: Path, chats: bool) -> Kind:
     if not records:
         return Kind("", problem=f"{path}: no record could be read")
     return kind_of_records(records, chats)
+
+
+def extracted_kind(extract: Extract) -> Kind:
+    """Return the kind of files whose text a library takes out, if it is there."""
+    try:
+        source = SourceConfig(name="look", type="text", path="-", extract=extract)
+        library = library_version(source)
+    except ConfigError:
+        hint = install_hint("documents")
+        return Kind("", problem=f"the text of {extract} needs another library; {hint}")
+    seen = f"text that {library} takes out of {extract}, a file is a document"
+    return Kind("text", {"extract": extract}, seen)
 
 
 def first_records(path: Path) -> list[Record]:
@@ -199,7 +221,8 @@ def exchange_kind(
     """Return the kind of rows that hold a question and its answer."""
     prompt, completion = pair
     seen = f"questions in `{prompt}` and answers in `{completion}`"
-    if pair == ("instruction", "output") and any(row.get("input") for row in rows):
+    alpaca = pair[0] == "instruction" and any(row.get("input") for row in rows)
+    if alpaca and not chats:
         return Kind("axolotl", {"axolotl": {"type": "alpaca"}}, f"{seen}, with `input` (Alpaca)")
     if not chats:
         table = {
@@ -210,8 +233,9 @@ def exchange_kind(
         table |= {"no_input_format": "{instruction}\n"}
         return Kind("axolotl", {"axolotl": {"type": table}}, f"{seen}; no chat template is there")
     fields = {"prompt": prompt, "completion": completion}
-    defaults = {"prompt": "prompt", "completion": "completion"}
-    changed = {key: value for key, value in fields.items() if value != defaults[key]}
+    changed = {key: value for key, value in fields.items() if value != key}
+    if alpaca:
+        changed["prompt_input"], seen = "input", f"{seen}, with `input`"
     return Kind("chat", {"chat": changed} if changed else {}, seen)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from headrace.jobs.migration.imported import Imported
 from headrace.schemas.errors import ConfigError
 
-TRAINERS = {f"{name}Trainer": name.lower() for name in ("SFT", "DPO", "ORPO", "CPO", "KTO", "GRPO")}
-CONFIGS = ("SFTConfig", "DPOConfig", "ORPOConfig", "CPOConfig", "KTOConfig", "GRPOConfig")
+NAMES = ("SFT", "DPO", "ORPO", "CPO", "KTO", "Reward", "GRPO")
+TRAINERS = {f"{name}Trainer": name.lower() for name in NAMES}
+CONFIGS = tuple(f"{name}Config" for name in NAMES)
 ARGUMENTS = ("TrainingArguments", "UnslothTrainingArguments")
 PREFIXED = ("LoraConfig", "BitsAndBytesConfig", "get_peft_model", "load_dataset")
 UNSLOTH_MODELS = ("FastLanguageModel", "FastModel", "FastVisionModel")

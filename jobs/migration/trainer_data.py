@@ -86,7 +86,7 @@ def entries(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def trl_kind(values: Mapping[str, Any], trainer: str) -> dict[str, Any]:
     """Return what a source's rows are: pairs, texts of a named column, or conversations."""
     if trainer != "sft":
-        return {"type": "preference"}
+        return {"type": "unpaired" if trainer == "kto" else "preference"}
     if values.get("dataset_text_field"):
         return {"type": "documents", "text_field": str(values["dataset_text_field"])}
     chat = {
@@ -130,8 +130,6 @@ class DatasetInfo:
         columns = entry.get("columns") or {}
         if columns.keys() & {"images", "videos", "audios"}:
             raise ConfigError(f"dataset: {name!r}: pictures and sound are not imported")
-        if "kto_tag" in columns:
-            raise ConfigError(f"dataset: {name!r}: judged answers (KTO) are not imported")
         if values.get("stage") == "pt":
             return source | {
                 "type": "documents",
@@ -169,6 +167,14 @@ def alpaca(name: str, entry: Mapping[str, Any], columns: Mapping[str, Any]) -> d
             "them as messages"
         )
     given = columns or {"prompt": "instruction", "query": "input", "response": "output"}
+    if columns.get("kto_tag"):
+        if given.get("query"):
+            raise ConfigError(
+                f"dataset: {name!r}: judged answers with a second column of the question"
+            )
+        fields = {"prompt": given.get("prompt", "instruction"), "label": columns["kto_tag"]}
+        fields["completion"] = given.get("response", "output")
+        return {"type": "unpaired", "unpaired": fields | {"as_chat": True}}
     if entry.get("ranking"):
         if given.get("query") and columns:
             raise ConfigError(f"dataset: {name!r}: pairs with a second column of the question")
@@ -188,6 +194,8 @@ def conversations(
     Raises:
         ConfigError: the parts of a message have other names than rows can have.
     """
+    if columns.get("kto_tag"):
+        raise ConfigError("kto_tag: judged conversations; write them as prompt, completion, label")
     field = columns.get("messages", "conversations" if not columns else None)
     tags = entry.get("tags") or {}
     for tag, names in TAGS.items():

@@ -5,10 +5,12 @@ from headrace.jobs.old_systems.axolotl_optimizers import OPTIMIZER_ROWS
 from headrace.jobs.old_systems.axolotl_schedules import SCHEDULE_ROWS
 from headrace.jobs.old_systems.axolotl_unused import unused_rows
 from headrace.jobs.old_systems.axolotl_values import (
+    KTO_WEIGHTS,
     ROPE,
     accumulation,
     adapter,
     all_linear,
+    answer_limit,
     compiled,
     computation,
     dynamic,
@@ -23,6 +25,7 @@ from headrace.jobs.old_systems.axolotl_values import (
     restart_warmup,
     restarts,
     rope_scaling,
+    scoring,
     targets,
     token_rows,
     unfrozen,
@@ -56,12 +59,21 @@ AXOLOTL = OldSystem(
         *AXOLOTL_DATA,
         computed(
             "rl",
-            tuple(f"train.objective.{key}" for key in ("kind", "loss", "gamma", "sft_weight")),
+            tuple(
+                f"train.objective.{key}"
+                for key in ("kind", "loss", "gamma", "sft_weight", *KTO_WEIGHTS)
+            ),
             preference,
-            f"`dpo`, `orpo`, `simpo`; also {READ}",
+            f"`dpo`, `kto`, `orpo`, `simpo`; also {READ}",
         ),
         elsewhere("simpo_gamma", "train.objective.gamma"),
         elsewhere("cpo_alpha", "train.objective.sft_weight"),
+        elsewhere("kto_desirable_weight", "train.objective.desirable_weight"),
+        elsewhere("kto_undesirable_weight", "train.objective.undesirable_weight"),
+        same("eval_table_size", "train.evaluation.prompt_rows"),
+        computed("eval_max_new_tokens", "train.evaluation.max_new_tokens", answer_limit),
+        computed("reward_model", "train.objective.kind", scoring, '`true`: `"reward"`'),
+        number("center_rewards_coefficient", "train.objective.center"),
         computed("dft", "train.objective.kind", dynamic, '`true`: `"dft"`'),
         computed("use_dynamic_finetuning", "train.objective.kind", dynamic, '`true`: `"dft"`'),
         number("rl_beta", "train.objective.beta"),
@@ -228,6 +240,7 @@ AXOLOTL = OldSystem(
         none("use_tensorboard", "always", True),
         same("context_parallel_size", "train.sequence_parallel"),
         same("sequence_parallel_degree", "train.sequence_parallel"),
+        same("tensor_parallel_size", "train.tensor_parallel"),
         none("local_rank", "set by the launcher"),
         none("strict", "an unknown key is always an error"),
         *unused_rows(),

@@ -56,7 +56,10 @@ CUSTOM_TYPE_KEYS = (
     "field_prompt",
     "field_chosen",
     "field_rejected",
+    "field_completion",
+    "field_label",
     "prompt_format",
+    "completion_format",
     "chosen_format",
     "rejected_format",
 )
@@ -70,8 +73,6 @@ AXOLOTL_DATA = (
         for key in CUSTOM_TYPE_KEYS
     ),
     *(none(f"datasets[].{key}", "rewards of steps are not trained") for key in STEPWISE_KEYS),
-    none("datasets[].type.field_completion", "one judged answer a row (KTO) is not trained"),
-    none("datasets[].type.field_label", "one judged answer a row (KTO) is not trained"),
     none("added_tokens_overrides", "rename the tokens in tokenizer.json itself"),
     elsewhere("sequence_len", "prepare.sequence_len", READ),
     elsewhere("sample_packing", "prepare.packing", READ),

@@ -15,7 +15,7 @@ ANSWERS = "`headrace sample --input` answers a file of prompts"
 # reason -> keys
 HARMLESS = {
     SHARDING: """
-        deepspeed fsdp fsdp_config fsdp_version fsdp_final_state_dict_type tensor_parallel_size
+        deepspeed fsdp fsdp_config fsdp_version fsdp_final_state_dict_type
         dp_shard_size dp_replicate_size ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers
         ddp_find_unused_parameters accelerator_config qlora_sharded_model_loading
         expert_parallel_size pipeline_parallel_size""",
@@ -69,7 +69,7 @@ HARMLESS = {
         otel_metrics_host otel_metrics_port include_tokens_per_second include_tkps
         axolotl_config_path""",
     ANSWERS: """
-        eval_table_size eval_max_new_tokens do_causal_lm_eval eval_causal_lm_metrics do_bench_eval
+        do_causal_lm_eval eval_causal_lm_metrics do_bench_eval
         bench_dataset bench_split gradio_title gradio_share gradio_server_name gradio_server_port
         gradio_max_new_tokens gradio_temperature generate_samples num_generation_samples
         generation_max_new_tokens generation_temperature generation_top_p generation_top_k
@@ -111,7 +111,7 @@ ASKS_FOR_MORE = {
         use_pose pose_split_on_token_ids pose_max_context_len pose_num_chunks""",
     "rows are always shuffled globally": "curriculum_sampling sample_packing_keep_order",
     "not among the objectives": """
-        dpo_use_weighting dpo_loss_type dpo_norm_loss kto_desirable_weight kto_undesirable_weight
+        dpo_use_weighting dpo_loss_type dpo_norm_loss
         kd_trainer kd_ce_alpha kd_alpha kd_temperature
         kd_top_k_before_softmax kd_zscore_base_temp diffusion noise_schedule grpo ebft
         use_eaft eaft_alpha eaft_k num_labels""",
@@ -136,7 +136,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "eval_sample_packing": (True,),
     "pad_to_sequence_len": (True,),
     "attn_implementation": ("flash_attention_2", "sdpa"),
-    "tensor_parallel_size": (1,),
     "wandb_log_model": ("false",),
     "use_wandb": (True,),
     "use_mlflow": (True,),
@@ -157,7 +156,6 @@ def unused_rows() -> tuple[Equivalent, ...]:
     ]
     return (
         *rows,
-        refused("reward_model", "a reward model has another head and loss; none are trained here"),
         refused("process_reward_model", "rewards of steps are not trained"),
     )
 

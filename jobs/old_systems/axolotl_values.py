@@ -78,6 +78,9 @@ def restarts(value: bool, values: Values) -> dict[str, Any]:
     return {"train.relora.every_steps": int(steps)}
 
 
+KTO_WEIGHTS = ("desirable_weight", "undesirable_weight")
+
+
 def restart_warmup(value: int, values: Values) -> dict[str, Any]:
     return {"train.relora.warmup_steps": int(value)} if values.get("relora") else {}
 
@@ -96,9 +99,21 @@ def preference(value: str, values: Values) -> dict[str, Any]:
             "train.objective.gamma": float(values.get("simpo_gamma", 0.5)),
             "train.objective.sft_weight": float(values.get("cpo_alpha", 1.0)),
         }
+    if value == "kto":
+        names = [name for name in KTO_WEIGHTS if values.get(f"kto_{name}") is not None]
+        weights = {f"train.objective.{name}": float(values[f"kto_{name}"]) for name in names}
+        return {"train.objective.kind": value, **weights}
     if value not in ("dpo", "orpo"):
-        raise NoEquivalentError("only dpo, ipo, orpo and simpo are trained")
+        raise NoEquivalentError("only dpo, ipo, kto, orpo and simpo are trained")
     return {"train.objective.kind": value}
+
+
+def answer_limit(value: int, values: Values) -> dict[str, Any]:
+    return {"train.evaluation.max_new_tokens": int(value)} if values.get("eval_table_size") else {}
+
+
+def scoring(value: bool, _: Values) -> dict[str, Any]:
+    return {"train.objective.kind": "reward"} if value else {}
 
 
 def dynamic(value: bool, _: Values) -> dict[str, Any]:

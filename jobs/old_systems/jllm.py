@@ -70,14 +70,17 @@ def shuffle(value: bool, _: Values) -> dict[str, Any]:
     return {"train.loader.shuffle": not value}
 
 
-def packed(value: bool, _: Values) -> dict[str, Any]:
-    return {"prepare.packing": "concatenate"} if value else {}
+def packed(value: bool, values: Values) -> dict[str, Any]:
+    whole = bool(values.get("raw2ids --image_path"))
+    return {"prepare.packing": "best_fit" if whole else "concatenate"} if value else {}
+
+
+def pictured(value: str, values: Values) -> dict[str, Any]:
+    model = values.get("raw2ids --tokenizer")
+    return {"prepare.images.folder": value, "prepare.images.model": model} if value else {}
 
 
 IMAGES = "text only"
-
-
-TENSOR = "a model is cut by layers only; more `pipeline_stages` spread it further"
 
 
 TRAINED = "trained weights only; `headrace convert` makes an adapter or a model of them"
@@ -101,9 +104,14 @@ RAW2IDS = (
     ),
     none("raw2ids --pad", "nothing is padded on disk"),
     none("raw2ids --filter", "rows without a trained token add nothing to a loss by tokens"),
-    none("raw2ids --image_path", IMAGES),
-    none("raw2ids --max_pixels", IMAGES),
-    none("raw2ids --max_num", IMAGES),
+    computed(
+        "raw2ids --image_path",
+        ("prepare.images.folder", "prepare.images.model"),
+        pictured,
+        "the model's directory is that of the tokenizer; documents are not cut",
+    ),
+    elsewhere("raw2ids --max_pixels", "prepare.images.processor", "`{max_pixels = ...}`"),
+    elsewhere("raw2ids --max_num", "prepare.images.processor", "`{max_patches = ...}`"),
     none("raw2ids --tmp", "no scratch directory is needed; it is beside the output"),
     none("raw2ids -T", "processes; the tokenizer leaves the interpreter's lock by itself"),
     none("raw2ids -C", "remove the output directory"),
@@ -136,7 +144,7 @@ JLLM = OldSystem(
         none("--no_pin_memory", "memory is pinned on GPUs"),
         none("--skip_train_steps", "`anomalies` skips steps that go wrong"),
         same("--pipe_parallel_size", "train.pipeline_stages"),
-        none("--model_parallel_size", TENSOR, 1),
+        same("--model_parallel_size", "train.tensor_parallel"),
         same("--sequence_parallel_size", "train.sequence_parallel"),
         none("--encoder_pipe_parallel_size", IMAGES, 0),
         none("--attention_alpha", "the cost of a layer is counted from its shape", 3),
@@ -147,7 +155,7 @@ JLLM = OldSystem(
         same("--split_dlayer", "train.half_layers"),
         none("--num_layers_per_decoder", "a layer stays whole"),
         none("--emb_partitions", "embedding and head stay whole", 1),
-        none("--async_tensor_model_parallel_allreduce", TENSOR),
+        none("--async_tensor_model_parallel_allreduce", "sums are waited for where they are used"),
         none("--zero_stage", "1: `optimizer.shard`; weights and gradients stay whole", 0),
         none("--offload", "nothing is moved to the host", False),
         none("--timeout", "30 minutes", 1800),

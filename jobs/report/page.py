@@ -16,6 +16,7 @@ from headrace.jobs.report.waits import time_shares
 from headrace.schemas.publish import write_atomic, writing
 
 PAGE_NAME = "report.html"
+WATCHED = ("metrics.jsonl", "answers.jsonl", "checkpoints", "train.json")
 TEMPLATE = "page.html.jinja"
 STEP_CURVES = {  # of a step's line: title, its fields with their names in the legend, unit
     "Learning rate": ({"lr": "learning rate"}, "learning rate"),
@@ -26,7 +27,11 @@ STEP_CURVES = {  # of a step's line: title, its fields with their names in the l
     "How full batches are": ({"fill": "fill", "trained_share": "trained share"}, "share"),
     "Router loss": ({"router_loss": "router loss"}, "loss"),
     "Norms of what adapters add": (
-        {"product_norm_mean": "mean", "product_norm_max": "largest"},
+        {
+            "product_norm_mean": "mean",
+            "product_norm_min": "smallest",
+            "product_norm_max": "largest",
+        },
         "norm",
     ),
 }
@@ -76,7 +81,7 @@ def watch(
     while True:
         stamp = tuple(
             path.stat().st_mtime_ns if path.exists() else 0
-            for path in (run / "metrics.jsonl", run / "checkpoints", run / "train.json")
+            for path in (run / name for name in WATCHED)
         )
         if stamp != seen:
             yield write_report(run, output, seconds)

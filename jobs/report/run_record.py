@@ -12,6 +12,8 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.train.run_state import RUN_CONFIG_NAME
 
 METRICS_NAME = "metrics.jsonl"
+ANSWERS_NAME = "answers.jsonl"
+TEXTS = ("prompt", "answer")
 Line = dict[str, Any]
 
 
@@ -58,6 +60,7 @@ class RunRecord:
     evaluations: list[Evaluation]
     checkpoints: list[str]
     damaged: int
+    answers: list[Line]
 
     @property
     def not_finite(self) -> list[int]:
@@ -88,7 +91,26 @@ def read_run(directory: Path) -> RunRecord:
         list(by_name(line for line in lines if line["kind"] == "evaluation")),
         [found.name for found in published_checkpoints(directory / CHECKPOINTS_FOLDER)],
         damaged,
+        list(read_answers(directory / ANSWERS_NAME)),
     )
+
+
+def read_answers(path: Path) -> Iterator[Line]:
+    """Yield the answers of the newest evaluation that was answered; damaged lines are left out."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    found = [line for line in map(parse_answer, lines) if line is not None]
+    newest = max((line["step"] for line in found), default=0)
+    yield from (line for line in found if line["step"] == newest)
+
+
+def parse_answer(line: bytes) -> Line | None:
+    """Return the values of a line; None of one that is cut off, or no answer."""
+    try:
+        value = json.loads(line)
+        known = isinstance(value["step"], int) and all(isinstance(value[key], str) for key in TEXTS)
+        return value if known else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def read_lines(path: Path) -> tuple[list[Line], int]:

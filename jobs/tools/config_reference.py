@@ -101,12 +101,9 @@ def table_sections(command: str, model: type[BaseModel], prefix: str) -> list[st
 
 
 def key_table(model: type[BaseModel]) -> list[str]:
-    """A Markdown table of the keys that are not tables themselves."""
-    rows = [
-        key_row(name, field)
-        for name, field in model.model_fields.items()
-        if table_model(field.annotation) is None
-    ]
+    """A Markdown table of the keys that are not tables themselves, required ones first."""
+    fields = sorted(model.model_fields.items(), key=lambda item: not item[1].is_required())
+    rows = [key_row(name, field) for name, field in fields if table_model(field.annotation) is None]
     return ["| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""]
 
 

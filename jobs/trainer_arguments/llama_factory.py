@@ -20,9 +20,10 @@ from headrace.jobs.trainer_arguments.adapter_arguments import DOUBLE
 from headrace.jobs.trainer_arguments.transformers_trainer import TRAINING_ROWS
 from headrace.schemas.errors import ConfigError
 
-STAGES = ("sft", "pt", "dpo")
+STAGES = ("sft", "pt", "dpo", "kto", "rm")
 KIND, LOSS, SFT, BETA = (f"train.objective.{key}" for key in ("kind", "loss", "sft_weight", "beta"))
 GAMMA = "train.objective.gamma"
+WEIGHTS = {"desirable_weight": "kto_chosen_weight", "undesirable_weight": "kto_rejected_weight"}
 PAIR_LOSSES: dict[str, tuple[str, str | None]] = {
     "sigmoid": ("dpo", "sigmoid"),
     "hinge": ("dpo", "hinge"),
@@ -43,6 +44,15 @@ def stage(value: Any, values: Values) -> dict[str, Any]:
     """
     if value not in STAGES:
         raise ConfigError(f"stage: {value!r}: only {', '.join(STAGES)} have an equivalent")
+    if value == "rm":
+        return {KIND: "reward"}
+    if value == "kto":
+        weights = {
+            f"train.objective.{ours}": float(values[theirs])
+            for ours, theirs in WEIGHTS.items()
+            if theirs in values
+        }
+        return {KIND: "kto", BETA: float(values.get("pref_beta", 0.1))} | weights
     if value != "dpo":
         return {}
     loss = str(values.get("pref_loss", "sigmoid"))
@@ -199,7 +209,7 @@ UNUSED = {  # reason -> keys
     "the reference is the model before training": """
         ref_model ref_model_adapters ref_model_quantization_bit""",
     "of an objective that is refused": """
-        kto_chosen_weight kto_rejected_weight ppo_buffer_size ppo_epochs ppo_score_norm ppo_target
+        ppo_buffer_size ppo_epochs ppo_score_norm ppo_target
         ppo_whiten_rewards reward_model reward_model_adapters reward_model_quantization_bit
         reward_model_type asft_alpha eaft_alpha oft_rank oft_block_size oft_target module_dropout
         freeze_trainable_layers freeze_trainable_modules freeze_extra_modules
@@ -248,15 +258,16 @@ LLAMA_FACTORY = OldSystem(
         computed("adapter_name_or_path", "train.adapter.path", started),
         computed(
             "stage",
-            (KIND, LOSS, SFT, BETA, GAMMA),
+            (KIND, LOSS, SFT, BETA, GAMMA, *(f"train.objective.{key}" for key in WEIGHTS)),
             stage,
-            "`sft`, `pt` and `dpo` with its losses; others are refused",
+            "`sft`, `pt`, `dpo` with its losses, `kto` and `rm`; others are refused",
             default="sft",
         ),
         elsewhere("pref_loss", LOSS),
         elsewhere("pref_beta", BETA),
         elsewhere("pref_ftx", SFT),
         elsewhere("simpo_gamma", GAMMA),
+        *(elsewhere(theirs, f"train.objective.{ours}") for ours, theirs in WEIGHTS.items()),
         number("dpo_label_smoothing", "train.objective.label_smoothing"),
         choice("use_dft_loss", KIND, {True: "dft", False: None}),
         computed(

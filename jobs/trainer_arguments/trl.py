@@ -39,7 +39,7 @@ PACKED = {
     "wrapped": ("concatenate", None),
 }
 PACKING_KEYS = ("prepare.packing", "prepare.overlong")
-RATES = {"sft": 2e-5, "dpo": 1e-6, "orpo": 1e-6, "cpo": 1e-6}
+RATES = {"sft": 2e-5, "dpo": 1e-6, "orpo": 1e-6, "cpo": 1e-6, "kto": 1e-6, "reward": 1e-4}
 BY_KEYS = "by the keys"
 PAIRS_ONLY = ("beta", "precompute_ref_log_probs", "ld_alpha", "f_divergence_type", "loss_weights")
 DATA = "a set of the hub is `hf:NAME:CONFIG:SPLIT`"
@@ -104,6 +104,8 @@ def losses(value: Any, values: Values) -> dict[str, Any]:
         return {OBJECTIVE: "dft"} if names == ["dft"] else {}
     if trainer_of(values) == "cpo" and names == ["simpo"]:
         return {OBJECTIVE: "simpo"}
+    if trainer_of(values) == "kto" and names in (["kto"], ["apo_zero_unpaired"]):
+        return {OBJECTIVE: "kto"} | ({LOSS: "apo_zero"} if names[0] != "kto" else {})
     weights = values.get("loss_weights") or [1.0] * len(names)
     by_name = dict(zip(names, map(float, weights), strict=True))
     pairs = [name for name in by_name if name in LOSSES]
@@ -186,6 +188,9 @@ OBJECTIVE_ROWS: tuple[Equivalent, ...] = (
     computed("loss_type", (OBJECTIVE, LOSS, SFT), losses, "others are refused"),
     elsewhere("loss_weights", SFT),
     number("beta", "train.objective.beta"),
+    number("desirable_weight", "train.objective.desirable_weight"),
+    number("undesirable_weight", "train.objective.undesirable_weight"),
+    number("center_rewards_coefficient", "train.objective.center"),
     number("simpo_gamma", "train.objective.gamma"),
     number("cpo_alpha", "train.objective.sft_weight"),
     number("rpo_alpha", "train.objective.sft_weight"),
@@ -235,7 +240,13 @@ MODEL_ROWS: tuple[Equivalent, ...] = (
 TRL = OldSystem(
     "TRL and Unsloth",
     (
-        computed("learning_rate", "train.optimizer.lr", rate, "SFT 2e-5, pairs 1e-6", "by trainer"),
+        computed(
+            "learning_rate",
+            "train.optimizer.lr",
+            rate,
+            "SFT 2e-5, rewards 1e-4, others 1e-6",
+            "by trainer",
+        ),
         *MODEL_ROWS,
         *OBJECTIVE_ROWS,
         *DATA_ROWS,

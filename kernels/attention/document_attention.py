@@ -26,22 +26,30 @@ def document_attention(
     scale: float,
     window: int | None = None,
     sinks: Tensor | None = None,
+    key_bounds: Tensor | None = None,
+    longest_keys: int | None = None,
 ) -> Tensor:
     """Return [tokens, heads, value size]: each token's attention to those before it, and itself.
 
     Args:
-        query: [tokens, heads, size]; key: [tokens, key heads, size]; half precision on a GPU.
-        value: [tokens, key heads, value size], at most size.
+        query: [tokens, heads, size]; key: [keys, key heads, size]; half precision on a GPU.
+        value: [keys, key heads, value size], at most size.
         bounds: [documents + 1] int32, where each document starts, and the number of tokens.
         longest: tokens of the longest document, or more.
         scale: of the scores.
         window: tokens that one attends to, itself included; None for all.
         sinks: [heads], scores of a further key in every document, whose value is zero.
+        key_bounds: [documents + 1] int32, where each document's keys start, if more keys are given
+            than tokens: a document's last token is that of its last key.
+        longest_keys: keys of the document that has most, or more.
     """
+    key_bounds = bounds if key_bounds is None else key_bounds
+    longest_keys = longest if longest_keys is None else longest_keys
     missing = query.shape[-1] - value.shape[-1]
     wide = functional.pad(value, (0, missing)) if missing else value
     reach = -1 if window is None else window
-    output: Tensor = _attend(query, key, wide, bounds, longest, scale, reach, sinks)[0]
+    places = (bounds, key_bounds, longest, longest_keys)
+    output: Tensor = _attend(query, key, wide, *places, scale, reach, sinks)[0]
     return output[..., : value.shape[-1]] if missing else output
 
 
@@ -55,9 +63,11 @@ def document_attention_reference(
     window: int | None = None,
     sinks: Tensor | None = None,
     softcap: float | None = None,
+    key_bounds: Tensor | None = None,
 ) -> Tensor:
     """Return the same in plain torch, and with a soft-cap of the scores where there is one."""
-    scores = _scores(query, key, bounds, scale, -1 if window is None else window, softcap)
+    places = (bounds, bounds if key_bounds is None else key_bounds)
+    scores = _scores(query, key, places, scale, -1 if window is None else window, softcap)
     if sinks is not None:
         further = sinks.float().view(-1, 1, 1).expand(-1, scores.shape[1], 1)
         scores = torch.cat([scores, further], dim=-1)
@@ -66,11 +76,19 @@ def document_attention_reference(
     return torch.einsum("hqk,khd->qhd", shares, value).to(query.dtype)
 
 
-def first_visible(bounds: Tensor, tokens: int, window: int) -> Tensor:
-    """Return [tokens] int64: the first token that each attends to; a window of -1 is none."""
+def visible_keys(
+    bounds: Tensor, key_bounds: Tensor, tokens: int, window: int
+) -> tuple[Tensor, Tensor]:
+    """Return the first and the last key that each token attends to, each [tokens] int64.
+
+    Args:
+        window: -1 is none.
+    """
     places = torch.arange(tokens, device=bounds.device)
-    starts = bounds.long()[torch.searchsorted(bounds, places, right=True) - 1]
-    return starts if window < 0 else torch.maximum(starts, places - window + 1)
+    document = torch.searchsorted(bounds, places, right=True) - 1
+    last = places + (key_bounds - bounds)[document + 1]
+    first = key_bounds.long()[document]
+    return first if window < 0 else torch.maximum(first, last - window + 1), last
 
 
 def _repeated(states: Tensor, heads: int) -> Tensor:
@@ -78,16 +96,21 @@ def _repeated(states: Tensor, heads: int) -> Tensor:
 
 
 def _scores(
-    query: Tensor, key: Tensor, bounds: Tensor, scale: float, window: int, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    scale: float,
+    window: int,
+    softcap: float | None,
 ) -> Tensor:
-    """Return [heads, tokens, tokens] float32, with -inf where a token does not attend."""
+    """Return [heads, tokens, keys] float32, with -inf where a token does not attend."""
     key = _repeated(key, query.shape[1]).float()
     scores = torch.einsum("qhd,khd->hqk", query.float() * scale, key)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    places = torch.arange(query.shape[0], device=query.device)
-    first = first_visible(bounds, query.shape[0], window)
-    seen = (places <= places.unsqueeze(1)) & (places >= first.unsqueeze(1))
+    places = torch.arange(key.shape[0], device=query.device)
+    first, last = visible_keys(*bounds, query.shape[0], window)
+    seen = (places <= last.unsqueeze(1)) & (places >= first.unsqueeze(1))
     return scores.masked_fill(~seen, float("-inf"))
 
 
@@ -98,7 +121,9 @@ def _attend(
     key: Tensor,
     value: Tensor,
     bounds: Tensor,
+    key_bounds: Tensor,
     longest: int,
+    longest_keys: int,
     scale: float,
     window: int,
     sinks: Tensor | None,
@@ -106,13 +131,13 @@ def _attend(
     """Return the output and, [heads, tokens] float32, the logarithms of exponentials' sums."""
     if on_accelerator(query):
         output, total, *_ = torch.ops.aten._flash_attention_forward(
-            *(query, key, value, bounds, bounds, longest, longest),
+            *(query, key, value, bounds, key_bounds, longest, longest_keys),
             *(0.0, window < 0, False),  # dropout, plain causality, a mask for debugging
             scale=scale,
             **_reach(window),
         )
     else:
-        output, total = _attend_reference(query, key, value, bounds, scale, window)
+        output, total = _attend_reference(query, key, value, (bounds, key_bounds), scale, window)
     if sinks is None:
         return output.contiguous(), total
     whole = torch.logaddexp(total, sinks.float().unsqueeze(1))
@@ -129,17 +154,19 @@ def _gradient(
     output: Tensor,
     total: Tensor,
     bounds: Tensor,
+    key_bounds: Tensor,
     longest: int,
+    longest_keys: int,
     scale: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value."""
     tensors = (gradient.contiguous(), query, key, value, output, total)
     if not on_accelerator(query):
-        return _gradient_reference(*tensors, bounds, scale, window)
+        return _gradient_reference(*tensors, (bounds, key_bounds), scale, window)
     state = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of dropout: there is none
     of_query, of_key, of_value = torch.ops.aten._flash_attention_backward(
-        *(*tensors, bounds, bounds, longest, longest, 0.0, window < 0, state, state),
+        *(*tensors, bounds, key_bounds, longest, longest_keys, 0.0, window < 0, state, state),
         scale=scale,
         **_reach(window),
     )
@@ -152,7 +179,12 @@ def _reach(window: int) -> dict[str, int]:
 
 
 def _attend_reference(
-    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float, window: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    scale: float,
+    window: int,
 ) -> tuple[Tensor, Tensor]:
     scores = _scores(query, key, bounds, scale, window, None)
     total = scores.logsumexp(dim=-1)
@@ -169,7 +201,7 @@ def _gradient_reference(
     value: Tensor,
     output: Tensor,
     total: Tensor,
-    bounds: Tensor,
+    bounds: tuple[Tensor, Tensor],
     scale: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,7 +225,9 @@ def _(
     key: Tensor,
     value: Tensor,
     bounds: Tensor,
+    key_bounds: Tensor,
     longest: int,
+    longest_keys: int,
     scale: float,
     window: int,
     sinks: Tensor | None,
@@ -212,7 +246,9 @@ def _(
     output: Tensor,
     total: Tensor,
     bounds: Tensor,
+    key_bounds: Tensor,
     longest: int,
+    longest_keys: int,
     scale: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,23 +257,21 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, bounds, ctx.longest, ctx.scale, ctx.window, sinks = inputs
-    ctx.save_for_backward(query, key, value, *output, bounds, sinks)
+    query, key, value, bounds, key_bounds, *ctx.settings, sinks = inputs
+    ctx.save_for_backward(query, key, value, *output, bounds, key_bounds, sinks)
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    query, key, value, output, total, bounds, sinks = ctx.saved_tensors
-    found = _gradient(
-        *(gradient, query, key, value, output, total, bounds),
-        *(ctx.longest, ctx.scale, ctx.window),
-    )
+    query, key, value, output, total, bounds, key_bounds, sinks = ctx.saved_tensors
+    tensors = (gradient, query, key, value, output, total, bounds, key_bounds)
+    found = _gradient(*tensors, *ctx.settings)
     of_sinks = None
-    if sinks is not None and ctx.needs_input_grad[7]:
+    if sinks is not None and ctx.needs_input_grad[9]:
         mean = (gradient.float() * output.float()).sum(-1)
         shares = torch.exp(sinks.float().unsqueeze(1) - total).t()
         of_sinks = -(shares * mean).sum(0).to(sinks.dtype)
-    return (*found, None, None, None, None, of_sinks)
+    return (*found, *(None,) * 6, of_sinks)
 
 
 _attend.register_autograd(_gradients, setup_context=_keep)

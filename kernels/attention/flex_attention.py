@@ -11,27 +11,30 @@ BLOCK = 128
 _COMPILED: Any = torch.compile(flex_attention, dynamic=False)  # where layers are not
 
 
-def block_mask(first: Tensor) -> BlockMask:
+def block_mask(first: Tensor, last: Tensor, keys: int) -> BlockMask:
     """Return which blocks of keys each block of queries needs, from what each token sees.
 
     Args:
-        first: [tokens] int64, the first token that each attends to, itself the last; rising.
+        first: [tokens] int64, the first key that each attends to; rising.
+        last: likewise, that of the token itself.
+        keys: how many there are.
     """
     tokens = first.shape[0]
-    blocks = -(-tokens // BLOCK)
-    numbers = torch.arange(blocks, device=first.device)
-    lowest = first[::BLOCK] // BLOCK  # of any query of a block
-    ends = torch.clamp((numbers + 1) * BLOCK, max=tokens) - 1
-    whole_from = -(-first[ends] // BLOCK)  # from here, all queries see all keys
-    is_whole = (numbers >= whole_from.unsqueeze(1)) & (numbers < numbers.unsqueeze(1))
-    needed = (numbers >= lowest.unsqueeze(1)) & (numbers <= numbers.unsqueeze(1))
+    starts = torch.arange(0, tokens, BLOCK, device=first.device)
+    ends = torch.clamp(starts + BLOCK, max=tokens) - 1
+    numbers = torch.arange(-(-keys // BLOCK), device=first.device)
+    lowest, highest = first[starts] // BLOCK, last[ends] // BLOCK  # of any query of a block
+    whole_from = -(-first[ends] // BLOCK)  # from here, all queries see all keys,
+    whole_to = (last[starts] + 1) // BLOCK  # up to here
+    is_whole = (numbers >= whole_from.unsqueeze(1)) & (numbers < whole_to.unsqueeze(1))
+    needed = (numbers >= lowest.unsqueeze(1)) & (numbers <= highest.unsqueeze(1))
     partial = _listed(needed & ~is_whole)
     return BlockMask.from_kv_blocks(
         *partial,
         *_listed(is_whole),
         BLOCK_SIZE=BLOCK,
-        mask_mod=_sees(first),
-        seq_lengths=(tokens, tokens),
+        mask_mod=_sees(first, last),
+        seq_lengths=(tokens, keys),
     )
 
 
@@ -42,9 +45,9 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return counts[None, None], columns[None, None].contiguous()
 
 
-def _sees(first: Tensor) -> Callable[..., Tensor]:
+def _sees(first: Tensor, last: Tensor) -> Callable[..., Tensor]:
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (key >= first[query])
+        return (key <= last[query]) & (key >= first[query])
 
     return sees
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from headrace.schemas.config_model import Config, Text
+from headrace.schemas.shards.shard_kind import ShardKind
 
 OF_TEXTS = ("completion", "pretrain")  # types without a prompt
 Ends = Literal["turn", "all", "last", "none"]
@@ -13,7 +14,8 @@ Ends = Literal["turn", "all", "last", "none"]
 class CustomType(Config):
     """A `type` that is a table: columns, and formats with `{instruction}`, `{input}`, `{system}`.
 
-    For preference rows the formats hold `{system}`, `{prompt}`, `{chosen}` and `{rejected}`.
+    For preference rows the formats hold `{system}`, `{prompt}`, `{chosen}` and `{rejected}`, or
+    `{completion}` where `rl` is `kto`.
     """
 
     system_prompt: str | None = Field(None, description="System text of rows without the column.")
@@ -27,9 +29,12 @@ class CustomType(Config):
     field_prompt: str | None = Field(None, description='Default: `"prompt"`.')
     field_chosen: str | None = Field(None, description='Default: `"chosen"`.')
     field_rejected: str | None = Field(None, description='Default: `"rejected"`.')
+    field_completion: str | None = Field(None, description='Default: `"completion"`.')
+    field_label: str | None = Field(None, description='Default: `"label"`.')
     prompt_format: str | None = Field(None, description='Default: `"{prompt}"`.')
     chosen_format: str | None = Field(None, description='Default: `"{chosen}"`.')
     rejected_format: str | None = Field(None, description='Default: `"{rejected}"`.')
+    completion_format: str | None = Field(None, description='Default: `"{completion}"`.')
 
 
 def name_or_table(value: object) -> str:
@@ -46,8 +51,10 @@ class AxolotlConfig(Config):
     ] = Field(
         description='Axolotl\'s type, as `"alpaca"` or `"chat_template"`, or a table of formats.'
     )
-    rl: Literal["dpo", "ipo", "simpo", "orpo"] | None = Field(
-        None, description="Preference training: rows have a chosen and a rejected answer."
+    rl: Literal["dpo", "ipo", "simpo", "orpo", "kto"] | None = Field(
+        None,
+        description="Preference training: rows have a chosen and a rejected answer, of `kto` one "
+        "answer and a label.",
     )
     train_on_inputs: bool = Field(False, description="Train prompts as well as answers.")
     min_sample_len: int = Field(2, ge=1, description="Samples of fewer tokens are dropped.")
@@ -139,17 +146,15 @@ class AxolotlConfig(Config):
         None, description="Take this share of the rows, chosen by content."
     )
 
-    @property
-    def gives_pairs(self) -> bool:
-        """Return whether rows have a chosen and a rejected answer."""
-        return type_gives_pairs(self.rl, self.type)
-
 
 def type_gives_answers(rl: object, kind: object) -> bool:
     """Return whether rows of a type are prompts and answers, which no row's end must part."""
-    return not type_gives_pairs(rl, kind) and kind not in OF_TEXTS
+    return kind_of_type(rl, kind) == "causal" and kind not in OF_TEXTS
 
 
-def type_gives_pairs(rl: object, kind: object) -> bool:
-    """Return whether rows of a type have a chosen and a rejected answer."""
-    return rl is not None or kind in ("orpo.chat_template", "bradley_terry.chat_template")
+def kind_of_type(rl: object, kind: object) -> ShardKind:
+    """Return the kind of rows of a type: with one answer, two, or one with a label."""
+    if rl == "kto":
+        return "unpaired"
+    pairs = rl is not None or kind in ("orpo.chat_template", "bradley_terry.chat_template")
+    return "preference" if pairs else "causal"

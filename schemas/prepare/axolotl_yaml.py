@@ -42,9 +42,8 @@ WITHOUT_EFFECT = {  # on tokens; or on anything, in Axolotl too
     "temperature",
     "trust_remote_code",
 }
-PAIRED = ("dpo", "ipo", "simpo", "orpo")
-NOT_PAIRED = {
-    "kto": "has one answer a row, which no objective of the trainer takes",
+PREFERENCES = ("dpo", "ipo", "simpo", "orpo", "kto")
+NO_PREFERENCES = {
     "grpo": "makes its answers while it trains",
 }
 REFUSED = {
@@ -184,9 +183,9 @@ class AxolotlFile:
             for key in ("chat_template", "chat_template_jinja"):
                 top.pop(key, None)
         rl = self.values.get("rl")
-        if rl is not None and rl not in PAIRED:
-            reason = NOT_PAIRED.get(rl, "is not supported")
-            raise self.error(("rl",), f'rl: "{rl}" {reason}; it may be {", ".join(PAIRED)}')
+        if rl is not None and rl not in PREFERENCES:
+            reason = NO_PREFERENCES.get(rl, "is not supported")
+            raise self.error(("rl",), f'rl: "{rl}" {reason}; it may be {", ".join(PREFERENCES)}')
         extra: dict[str, Any] = {}
         if self.values.get("sample_packing") and rl is None:
             extra["drop_untrained"] = True

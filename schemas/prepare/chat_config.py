@@ -15,6 +15,11 @@ class ChatConfig(Config):
         description="Field with the list of messages. Default: `messages`, `conversations` or "
         "`conversation`, whichever a row has.",
     )
+    images: Text | None = Field(
+        None,
+        description="Field that lists a row's pictures, where [images] is set. Default: `images` "
+        "or `image`.",
+    )
     prompt: Text = Field(
         "prompt",
         description="Field with a question, a text or messages, in rows that have no list of "
@@ -70,6 +75,21 @@ class PreferenceConfig(Config):
     )
     chosen: Text = Field("chosen", description="Field with the better answer.")
     rejected: Text = Field("rejected", description="Field with the worse answer.")
+    as_chat: bool = Field(
+        False,
+        description="Take rows of plain strings for a user's turn and its answer, rendered by the "
+        "chat template. Otherwise prompt and answer are one text.",
+    )
+
+
+class UnpairedConfig(Config):
+    """Names of the fields that hold a prompt, an answer to it, and whether that is a good one."""
+
+    prompt: Text = Field("prompt", description="Field with the prompt: a text or messages.")
+    completion: Text = Field("completion", description="Field with the answer.")
+    label: Text = Field(
+        "label", description="Field that is true where the answer is desirable, else false."
+    )
     as_chat: bool = Field(
         False,
         description="Take rows of plain strings for a user's turn and its answer, rendered by the "

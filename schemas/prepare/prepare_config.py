@@ -5,21 +5,24 @@ from typing import Any, Literal, cast
 from pydantic import Field, model_validator
 
 from headrace.schemas.config_model import Config, Text
-from headrace.schemas.prepare.axolotl_config import type_gives_answers, type_gives_pairs
+from headrace.schemas.prepare.axolotl_config import kind_of_type, type_gives_answers
 from headrace.schemas.prepare.axolotl_yaml import expand_axolotl
 from headrace.schemas.prepare.filter_config import (
     DecontaminateConfig,
     DeduplicateConfig,
     FiltersConfig,
 )
-from headrace.schemas.prepare.source_config import Kind, SourceConfig, Tokens, check_keys, reads
+from headrace.schemas.prepare.images_config import ImagesConfig
+from headrace.schemas.prepare.source_config import KINDS, SourceConfig, Tokens, check_keys, reads
+from headrace.schemas.shards.shard_kind import ShardKind
 
 Packing = Literal["concatenate", "best_fit", "none"]
 Overlong = Literal["split", "truncate", "drop"]
-TokenizerBackend = Literal["tokenizers", "fastokens"]
+TokenizerBackend = Literal["auto", "tokenizers", "fastokens"]
 SpecialToken = Literal[
     "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"
 ]
+ONE_A_ROW: dict[ShardKind, str] = {"preference": "a pair", "unpaired": "an answer"}
 MIXED = "mixed"  # the source of rows that hold documents of several
 
 
@@ -31,10 +34,11 @@ class PrepareConfig(Config):
         description="Directory with `tokenizer.json` (a model directory will do)."
     )
     tokenizer_backend: TokenizerBackend = Field(
-        "tokenizers",
+        "auto",
         description='`"fastokens"` is many times faster. Its ids are compared with those of '
         "`tokenizers` on a sample of every block, and any difference stops the run, so that the "
-        "choice changes nothing in the output.",
+        'choice changes nothing in the output. `"auto"` takes it where it is installed and gives '
+        "the ids of hard texts.",
     )
     sequence_len: int = Field(1024, ge=8, le=1 << 20, description="Tokens in one training row.")
     packing: Packing = Field(
@@ -134,10 +138,13 @@ class PrepareConfig(Config):
     decontaminate: DecontaminateConfig | None = Field(
         None, description="Documents that share text with evaluation sets."
     )
+    images: ImagesConfig | None = Field(
+        None, description="Pictures in chats and pairs, for a vision-language model."
+    )
     sources: list[SourceConfig] = Field(min_length=1, description="The inputs, one table each.")
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ShardKind:
         """Return the kind of row that all sources give."""
         return self.sources[0].kind
 
@@ -147,7 +154,7 @@ class PrepareConfig(Config):
         if not isinstance(values, dict):
             return values
         values = expand_axolotl(values)
-        pairs = holds_pairs(values.get("sources"))
+        pairs = kind_of_sources(values.get("sources")) != "causal"
         chats = count_chats(values.get("sources"))
         packing = values.get("packing")
         if packing is None:
@@ -185,18 +192,40 @@ class PrepareConfig(Config):
                     f'source "{source.name}" gives {source.kind} rows, "{self.sources[0].name}" '
                     f"{self.kind} ones; prepare each kind into a directory of its own"
                 )
-        if self.kind == "preference" and self.packing != "none":
+        if self.kind != "causal" and self.packing != "none":
             raise ValueError(
-                f'packing = "{self.packing}": a pair is a row of its own; remove it, or set "none"'
+                f'packing = "{self.packing}": {ONE_A_ROW[self.kind]} is a row of its own; remove '
+                'it, or set "none"'
             )
-        if self.kind == "preference" and self.sequence_prefix != "":
-            raise ValueError("sequence_prefix: pairs are not packed; remove it")
+        if self.kind != "causal" and self.sequence_prefix != "":
+            raise ValueError(f"sequence_prefix: {self.kind} rows are not packed; remove it")
         if self.drop_tails and self.packing != "concatenate":
             raise ValueError(
                 'drop_tails: only packing = "concatenate" cuts rows at their length; remove it'
             )
-        if self.kind == "preference" and self.overlong == "split":
-            raise ValueError('overlong = "split": pairs cannot be split; set "truncate" or "drop"')
+        if self.kind != "causal" and self.overlong == "split":
+            raise ValueError(
+                f'overlong = "split": {self.kind} rows cannot be split; set "truncate" or "drop"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_images(self) -> "PrepareConfig":
+        if self.images is None:
+            return self
+        if self.packing == "concatenate":
+            raise ValueError(
+                'images: packing = "concatenate" would cut documents from their pictures; set '
+                '"best_fit" or "none"'
+            )
+        if self.mix_sources:
+            raise ValueError("images: mix_sources is not supported with pictures; remove it")
+        for source in self.sources:
+            if source.type == "unpaired" or source.engine == "axolotl":
+                raise ValueError(
+                    f'source "{source.name}": type = "{source.type}" reads no pictures; set "chat" '
+                    'or "preference", or prepare it without [images]'
+                )
         return self
 
     @model_validator(mode="after")
@@ -278,12 +307,12 @@ def is_chat(table: dict[str, Any]) -> bool:
     return type_gives_answers(options.get("rl"), options.get("type"))
 
 
-def holds_pairs(sources: Any) -> bool:
-    """Return whether the first of some unchecked sources gives pairs."""
+def kind_of_sources(sources: Any) -> ShardKind:
+    """Return the kind of rows that the first of some unchecked sources gives."""
     first = sources[0] if isinstance(sources, list) and sources else None
     if not isinstance(first, dict):
-        return False
+        return "causal"
     options = first.get("axolotl")
-    return first.get("type") == "preference" or (
-        isinstance(options, dict) and type_gives_pairs(options.get("rl"), options.get("type"))
-    )
+    if isinstance(options, dict):
+        return kind_of_type(options.get("rl"), options.get("type"))
+    return KINDS.get(str(first.get("type")), "causal")

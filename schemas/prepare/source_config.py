@@ -6,31 +6,34 @@ from pydantic import Field
 
 from headrace.schemas.addresses import Address
 from headrace.schemas.config_model import Config, IsNumber, Text
-from headrace.schemas.prepare.axolotl_config import AxolotlConfig, type_gives_answers
-from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig
+from headrace.schemas.prepare.axolotl_config import AxolotlConfig, kind_of_type, type_gives_answers
+from headrace.schemas.prepare.chat_config import ChatConfig, PreferenceConfig, UnpairedConfig
+from headrace.schemas.shards.shard_kind import ShardKind
 
-Kind = Literal["causal", "preference"]
 Tokens = str | int | list[int]
-Extract = Literal["html", "markdown", "pdf"]
+Extract = Literal["html", "markdown", "pdf", "epub"]
+WHOLE_FILES = ("pdf", "epub")  # that are no text, so that nothing cuts them
 FileFormat = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 Delimiter = Annotated[str, Field(pattern=r"^[ -!#-~\t]$")]  # one byte, no quote or line end
 DELIMITERS: dict[FileFormat, str] = {"csv": ",", "tsv": "\t"}
-PLAIN = ("text", "documents", "preference")
+PLAIN = ("text", "documents", "preference", "unpaired")
 OF_PLAIN_TEXTS = (
     "document_prefix",
     "document_suffix",
     "add_prefix_space",
     "parse_special_tokens",
 )
+KINDS: dict[str, ShardKind] = {"preference": "preference", "unpaired": "unpaired"}  # of types
 READERS = {  # keys of a source that not every type reads
     "text_field": ("documents",),
     "document_separator": ("text",),
     "extract": ("text", "documents"),
     "extract_version": ("text", "documents"),
     "engine": ("axolotl",),
-    "delimiter": ("documents", "chat", "preference", "axolotl"),
-    "chat": ("chat", "preference"),
+    "delimiter": ("documents", "chat", "preference", "unpaired", "axolotl"),
+    "chat": ("chat", "preference", "unpaired"),
     "preference": ("preference",),
+    "unpaired": ("unpaired",),
     **dict.fromkeys(OF_PLAIN_TEXTS, PLAIN),
 }
 
@@ -41,10 +44,13 @@ class SourceConfig(Config):
     name: Text = Field(
         description="Name of the source: appears in rows, ledger and per-source loss. Unique."
     )
-    type: Literal["text", "documents", "chat", "preference", "pretokenized", "axolotl"] = Field(
+    type: Literal[
+        "text", "documents", "chat", "preference", "unpaired", "pretokenized", "axolotl"
+    ] = Field(
         description='`"text"`: a file is a document, unless `document_separator` cuts it. '
         '`"documents"`: one document a record. `"chat"`: one conversation a record. '
         '`"preference"`: a better and a worse answer in each record. '
+        '`"unpaired"`: an answer in each record, and whether it is a good one (KTO). '
         '`"pretokenized"`: `input_ids` in each record. '
         '`"axolotl"`: rows as Axolotl reads them; `path` may be its YAML file.'
     )
@@ -75,8 +81,8 @@ class SourceConfig(Config):
     )
     extract: Extract | None = Field(
         None,
-        description="Take the text out of HTML, Markdown or (whole files) PDF; needs the extra "
-        "`documents`.",
+        description="Take the text out of HTML, Markdown or (whole files) PDF and EPUB; needs the "
+        "extra `documents`.",
     )
     extract_version: Text | None = Field(
         None,
@@ -128,9 +134,10 @@ class SourceConfig(Config):
         None, ge=1, description="The same by tokens: as many whole rows as have no more."
     )
     chat: ChatConfig | None = Field(
-        None, description='For `type = "chat"` and `type = "preference"`.'
+        None, description='For `type = "chat"`, `"preference"` and `"unpaired"`.'
     )
     preference: PreferenceConfig | None = Field(None, description='For `type = "preference"`.')
+    unpaired: UnpairedConfig | None = Field(None, description='For `type = "unpaired"`.')
 
     @property
     def separator(self) -> str | None:
@@ -138,10 +145,11 @@ class SourceConfig(Config):
         return "\n" if self.type == "axolotl" else self.document_separator
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ShardKind:
         """Return the kind of its rows; a shard directory holds one kind."""
-        pairs = self.type == "preference" or (self.axolotl is not None and self.axolotl.gives_pairs)
-        return "preference" if pairs else "causal"
+        if self.axolotl is not None:
+            return kind_of_type(self.axolotl.rl, self.axolotl.type)
+        return KINDS.get(self.type, "causal")
 
     @property
     def gives_answers(self) -> bool:
@@ -163,16 +171,17 @@ def check_keys(source: SourceConfig) -> None:
         if key in given and source.type not in types:
             known = " or ".join(f'"{name}"' for name in types)
             raise ValueError(f'source "{source.name}": {key} is for type = {known}; remove it')
-    if source.extract == "pdf" and (source.type != "text" or source.document_separator):
+    if source.extract in WHOLE_FILES and (source.type != "text" or source.document_separator):
         raise ValueError(
-            f'source "{source.name}": extract = "pdf" is for whole files; set type = "text" '
-            "without document_separator"
+            f'source "{source.name}": extract = "{source.extract}" is for whole files; '
+            'set type = "text" without document_separator'
         )
-    if source.preference is not None and source.preference.as_chat:
+    answers = source.preference or source.unpaired
+    if answers is not None and answers.as_chat:
         for key in (key for key in OF_PLAIN_TEXTS if key in given):
             raise ValueError(
-                f'source "{source.name}": {key} is for plain texts, and preference.as_chat makes '
-                "chats of them; remove one of the two"
+                f'source "{source.name}": {key} is for plain texts, and {source.type}.as_chat '
+                "makes chats of them; remove one of the two"
             )
 
 

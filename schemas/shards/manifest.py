@@ -8,6 +8,7 @@ from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.named_files import PlainName, PlainText
 from headrace.schemas.shards.foreign_columns import ForeignColumns
 from headrace.schemas.shards.shard_format import SHARD_FORMAT, SHARD_FORMAT_VERSION
+from headrace.schemas.shards.shard_kind import ShardKind
 
 MAX_GROUP_ROWS = 1 << 24  # of one row group: it is read, and its rows are mixed, as a whole
 MAX_GROUP_TOKENS = 1 << 27
@@ -180,7 +181,7 @@ class Manifest(Record):
 
     format: Literal["headrace-shards"] = SHARD_FORMAT
     format_version: int = SHARD_FORMAT_VERSION
-    kind: Literal["causal", "preference"] = "causal"
+    kind: ShardKind = "causal"
     tokenizer: TokenizerRecord
     sequence_len: int = Field(strict=True, ge=1, le=MAX_ID)
     packing: PlainText

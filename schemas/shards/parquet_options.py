@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace.schemas.shards.image_column import IMAGE_BYTES
-from headrace.schemas.shards.shard_format import shard_schema
+from headrace.schemas.shards.shard_format import IMAGE_BYTES, shard_schema
+from headrace.schemas.shards.shard_kind import ShardKind
 
 # Parquet options that decide a shard's bytes; measured in docs/shard-format.md
 COMPRESSION = "zstd"
@@ -25,13 +25,14 @@ PARQUET_VERSION = "2.6"
 PAGE_BYTES = 4 << 20
 
 
-BYTE_STREAM_SPLIT_COLUMNS = {
+BYTE_STREAM_SPLIT_COLUMNS: dict[ShardKind, tuple[str, ...]] = {
     "causal": ("input_ids.list.element",),
     "preference": ("input_ids.list.element", "rejected_input_ids.list.element"),
+    "unpaired": ("input_ids.list.element",),
 }
 
 
-def parquet_options(kind: str = "causal", images: bool = False) -> dict[str, Any]:
+def parquet_options(kind: ShardKind = "causal", images: bool = False) -> dict[str, Any]:
     """Return the arguments of `pyarrow.parquet.ParquetWriter` that shards are written with.
 
     Pictures are packed already, and are not packed again.
@@ -47,7 +48,7 @@ def parquet_options(kind: str = "causal", images: bool = False) -> dict[str, Any
     }
 
 
-def mixed_compression(kind: str) -> dict[str, Any]:
+def mixed_compression(kind: ShardKind) -> dict[str, Any]:
     """Return the compression of each column where there are pictures."""
     packed = [name for name in leaves(shard_schema(kind, images=True)) if name != IMAGE_BYTES]
     return {

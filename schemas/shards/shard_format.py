@@ -4,7 +4,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from headrace.schemas.shards.image_column import IMAGES_FIELD
+from headrace.schemas.shards.shard_kind import ShardKind
 
 SHARD_FORMAT: Final = "headrace-shards"
 SHARD_FORMAT_VERSION = 1
@@ -15,6 +15,14 @@ EVALUATION: Final = "evaluation"
 SPLITS = (TRAIN, EVALUATION)
 FILE_STEMS = {TRAIN: "shard", EVALUATION: "evaluation"}
 
+
+IMAGES = "images"
+IMAGE_BYTES = "images.list.element.bytes"  # its path in Parquet
+IMAGE_NUMBERS = ("picture", "tokens", "width", "height")
+IMAGE_TYPE = pa.struct(
+    [pa.field("bytes", pa.binary()), *(pa.field(name, pa.int32()) for name in IMAGE_NUMBERS)]
+)
+IMAGES_FIELD = pa.field(IMAGES, pa.list_(IMAGE_TYPE))
 
 COLUMNS = pa.schema(
     [
@@ -28,21 +36,25 @@ COLUMNS = pa.schema(
 )
 SIDES = (("input_ids", "loss_mask"), ("rejected_input_ids", "rejected_loss_mask"))
 TOKEN_COLUMNS = tuple(name for side in SIDES for name in side)
-PREFERENCE_COLUMNS = (
-    pa.field("rejected_input_ids", pa.list_(pa.int32())),
-    pa.field("rejected_loss_mask", pa.list_(pa.bool_())),
-)
+FURTHER_COLUMNS: dict[ShardKind, tuple[pa.Field, ...]] = {
+    "causal": (),
+    "preference": (
+        pa.field("rejected_input_ids", pa.list_(pa.int32())),
+        pa.field("rejected_loss_mask", pa.list_(pa.bool_())),
+    ),
+    "unpaired": (pa.field("desirable", pa.bool_(), nullable=False),),
+}
 
 
-def shard_schema(kind: str = "causal", images: bool = False) -> pa.Schema:
+def shard_schema(kind: ShardKind = "causal", images: bool = False) -> pa.Schema:
     """The Arrow schema of one shard; format and version stand in its metadata, the Parquet footer.
 
     Args:
-        kind: "causal", or "preference" which adds the rejected columns.
+        kind: of the rows; some kinds have further columns.
         images: whether rows have pictures.
     """
     schema = COLUMNS
-    for field in PREFERENCE_COLUMNS if kind == "preference" else ():
+    for field in FURTHER_COLUMNS[kind]:
         schema = schema.append(field)
     if images:
         schema = schema.append(IMAGES_FIELD)

@@ -1,4 +1,4 @@
-"""The `[adapter]` table: the weights that `headrace train` trains."""
+"""The tables `[adapter]` and `[vision]`: the weights that `headrace train` trains."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -72,6 +72,11 @@ class AdapterConfig(Config):
         description='Decoder layers that are trained, such as `"0:15,20"`; ends count. '
         "Default: all.",
     )
+    vision: bool = Field(
+        False,
+        description="Targets in the vision tower and the projector get adapters too. Needs "
+        "`[vision]`.",
+    )
     modules_to_save: list[Text] = Field(
         [], description='Modules trained in full beside the adapters, such as `["lm_head"]`.'
     )
@@ -100,6 +105,14 @@ class AdapterConfig(Config):
     def record(self) -> TuningRecord:
         """Return what the rules of a config ask of the kind."""
         return TUNING_METHODS[self.kind]
+
+    def training_too(self, part: str) -> "AdapterConfig":
+        """Return the same with one more part of the model that is trained whole."""
+        if self.record.has_products:
+            return self.model_copy(update={"modules_to_save": [*self.modules_to_save, part]})
+        if isinstance(self.target_modules, str):
+            return self
+        return self.model_copy(update={"target_modules": [*self.target_modules, part]})
 
     @property
     def target_pattern(self) -> str | None:
@@ -170,3 +183,18 @@ class AdapterConfig(Config):
             if getattr(self, key):
                 raise ValueError(f'{key} has no meaning with kind = "{self.kind}"; drop it')
         return self
+
+
+class VisionConfig(Config):
+    """`[vision]`."""
+
+    train: bool = Field(
+        False,
+        description='With `adapter.kind = "none"`: train the vision tower too. Under adapters: '
+        "`adapter.vision`.",
+    )
+    projector: bool = Field(
+        False,
+        description="Train the projector between tower and language model, in full; under LoRA it "
+        "becomes one of `adapter.modules_to_save`.",
+    )

@@ -1,5 +1,5 @@
 """The tables that name what `headrace train` reads, and how: `[[datasets]]`,
-`[[evaluation_datasets]]`, `[loader]`.
+`[[evaluation_datasets]]`, `[loader]`; and the keys beside them.
 """
 
 from typing import Literal
@@ -8,6 +8,8 @@ from pydantic import Field
 
 from headrace.schemas.addresses import Address
 from headrace.schemas.config_model import Config, Text
+from headrace.schemas.train.adapter_config import AdapterConfig, VisionConfig
+from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
 
 
 class DatasetConfig(Config):
@@ -88,3 +90,71 @@ class LoaderConfig(Config):
         8, ge=1, description="Attempts to read from a URL, with growing pauses in between."
     )
     read_timeout: float = Field(60.0, gt=0, description="Longest wait for one of them, in seconds.")
+
+
+class BatchConfig(Config):
+    """Top-level keys of what a step computes."""
+
+    seed: int = Field(
+        0, ge=0, description="Root of every random choice: row order, initial adapter, dropout."
+    )
+    micro_batch_size: int = Field(
+        1, ge=1, description="Rows that pass through the pipeline together."
+    )
+    gradient_accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="Micro-batches per replica and step; more of them fill the pipeline better.",
+    )
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What is minimized.")
+    rejected_sampling: RejectedSamplingConfig | None = Field(
+        None,
+        description="Rejected answers come from the model as it is before each step. "
+        "Default: from the shards.",
+    )
+    adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
+    vision: VisionConfig | None = Field(
+        None,
+        description="Train on pictures, with the vision tower of the model. Default: its text part "
+        "alone.",
+    )
+
+    @property
+    def places(self) -> int:
+        """Return the number of sequences in a micro-batch."""
+        return self.micro_batch_size * self.objective.sequences
+
+
+class DataConfig(BatchConfig):
+    """Top-level keys of the rows of a run, and of their order."""
+
+    epochs: int | None = Field(
+        None, ge=1, description="Passes over the data. Default 1, unless `max_steps` is given."
+    )
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of `epochs`.")
+    mixing: Literal["concatenate", "interleave"] = Field(
+        "concatenate",
+        description='`"concatenate"`: rows of all datasets shuffled together. `"interleave"`: '
+        "evenly spread by weight, to within one row at any moment.",
+    )
+    mixing_unit: Literal["tokens", "rows"] = Field(
+        "tokens", description="What the weights count; tokens by each dataset's mean row."
+    )
+    mixing_stop: Literal["first_exhausted", "all_exhausted"] = Field(
+        "first_exhausted",
+        description="An epoch ends when one dataset has given its rows, or when all have, the "
+        "others going on from their start.",
+    )
+    datasets: list[DatasetConfig] = Field(
+        min_length=1,
+        description="Train splits; `mixing` says how several become one.",
+    )
+    evaluation_datasets: list[EvaluationDatasetConfig] = Field([], description="Evaluation splits.")
+    loader: LoaderConfig = Field(LoaderConfig(), description="How shards are read.")
+
+    def evaluation_names(self) -> list[str]:
+        """The name of each evaluation dataset, as it appears in logs."""
+        return [
+            dataset.name or dataset.path.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
+            for dataset in self.evaluation_datasets
+        ]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from headrace.schemas.config_model import Config
+from headrace.schemas.config_model import Config, Text
 from headrace.schemas.train.objectives import OBJECTIVES, ObjectiveRecord, described
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ class ObjectiveConfig(Config):
     kind: ObjectiveKind = Field(
         "cross_entropy",
         description=f"Loss of each token, with p its probability: {described('rows')} "
-        f"Or of each pair of a preference set: {described('pairs')}",
+        f"Or of each pair of a preference set: {described('pairs')} "
+        f"Or of each labeled answer: {described('unpaired')}",
     )
     gamma: float | None = Field(
         None,
@@ -34,13 +35,13 @@ class ObjectiveConfig(Config):
         description="DPO's and CPO's loss of the margin m between the rewards of both answers. "
         '`"sigmoid"`: -log sigmoid(m). `"hinge"`: max(0, 1 - m). `"ipo"`: rewards by token, '
         '(m / beta - 1 / (2 beta))^2. `"apo_zero"`: 1 - sigmoid(chosen) + sigmoid(rejected), '
-        "KTO's without its baseline.",
+        "KTO's without its baseline; both are losses of KTO too.",
     )
     beta: float = Field(
         0.1,
         gt=0,
-        description="DPO: reward = beta * (log p - log p of the reference). CPO and SimPO: without "
-        "one. ORPO: weight of the odds ratio.",
+        description="DPO and KTO: reward = beta * (log p - log p of the reference). CPO and SimPO: "
+        "without one. ORPO: weight of the odds ratio.",
     )
     label_smoothing: float = Field(
         0.0,
@@ -55,6 +56,35 @@ class ObjectiveConfig(Config):
         "Default: 0 for DPO and SimPO, 1 for ORPO and CPO.",
     )
 
+    desirable_weight: float = Field(1.0, ge=0, description="Weight of KTO's good answers.")
+    undesirable_weight: float = Field(1.0, ge=0, description="Weight of its bad ones.")
+
+    center: float = Field(
+        0.0,
+        ge=0,
+        description="Reward models: weight of the mean square of both rewards' sum beside the "
+        "loss, which holds them about 0.",
+    )
+
+    teacher: Text | None = Field(
+        None,
+        description="Directory of the model that is learned from, or its id on the hub. It has the "
+        "same tokenizer, and goes through the same stages.",
+    )
+    teacher_weight: float = Field(
+        1.0, gt=0, le=1, description="Weight of the divergence; the rest is the cross-entropy's."
+    )
+    divergence: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="0: KL(teacher || student). 1: KL(student || teacher). Between them the "
+        "generalized Jensen-Shannon divergence.",
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="Divides the logits of both before the divergence is taken."
+    )
+
     @property
     def record(self) -> ObjectiveRecord:
         """Return all that is known of the objective."""
@@ -64,6 +94,16 @@ class ObjectiveConfig(Config):
     def of_pairs(self) -> bool:
         """Return whether it compares the two sides of a pair."""
         return self.record.columns == "pairs"
+
+    @property
+    def has_baseline(self) -> bool:
+        """Return whether it compares with answers to other prompts of the micro-batch."""
+        return self.loss in self.record.baselines
+
+    @property
+    def sequences(self) -> int:
+        """Return the number of sequences that a row takes: two for a pair, or with a baseline."""
+        return 2 if self.of_pairs or self.has_baseline else 1
 
     @property
     def has_reference(self) -> bool:
@@ -81,6 +121,8 @@ class ObjectiveConfig(Config):
             raise ValueError(
                 f'kind = "{self.kind}" needs a gamma, for example gamma = {self.record.gamma}'
             )
+        if self.record.has_teacher and self.teacher is None:
+            raise ValueError(f'kind = "{self.kind}" needs a teacher, a model directory')
         if self.record.losses and self.loss not in self.record.losses:
             known = ", ".join(f'"{name}"' for name in self.record.losses)
             raise ValueError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FOLDER = "headrace.trainer.objectives"
+Columns = Literal["rows", "pairs", "unpaired"]
 
 
 @dataclass(frozen=True)
@@ -17,20 +18,27 @@ class ObjectiveRecord:
     Attributes:
         description: for the config reference.
         factory: its class, as `module:name`.
-        columns: what it reads of a shard: rows of tokens, or pairs of answers to one prompt.
+        columns: what it reads of a shard: rows of tokens, pairs of answers to one prompt, or
+            single answers with a label.
         settings: keys of `[objective]` that mean something beside it.
         gamma: a value to name where the config lacks the gamma that it needs.
         losses: values of `loss` that it knows; the first is the default.
+        baselines: those of them that compare with answers to other prompts.
+        scores: its model's head gives one number in place of logits.
+        has_teacher: learns from another model, which the config names.
         has_reference: compares with the model as it was before training.
         sft_weight: weight of the chosen answers' cross-entropy, if the config names none.
     """
 
     description: str
     factory: str
-    columns: Literal["rows", "pairs"] = "rows"
+    columns: Columns = "rows"
     settings: tuple[str, ...] = ()
     gamma: float | None = None
     losses: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
+    scores: bool = False
+    has_teacher: bool = False
     has_reference: bool = False
     sft_weight: float = 0.0
 
@@ -47,12 +55,28 @@ OBJECTIVES = {
     "inverse_focal": _adjusted("-(1 + p)^gamma log p.", "InverseFocal"),
     "exponentiated": _adjusted("(-log p)^gamma / gamma.", "Exponentiated"),
     "dft": ObjectiveRecord("-p log p, with no gradient through the first p.", f"{FOLDER}.dft:Dft"),
+    "distill": ObjectiveRecord(
+        "divergence from the distribution of a teacher.",
+        f"{FOLDER}.distill:Distill",
+        settings=("teacher", "teacher_weight", "divergence", "temperature"),
+        has_teacher=True,
+    ),
     "dpo": ObjectiveRecord(
         "rewards against the model before training.",
         f"{FOLDER}.dpo:Dpo",
         columns="pairs",
         settings=("loss", "beta", "label_smoothing", "sft_weight"),
         losses=("sigmoid", "hinge", "ipo", "apo_zero"),
+        has_reference=True,
+    ),
+    "kto": ObjectiveRecord(
+        "the reward of a good answer above, or of a bad one below, the mean of answers to other "
+        "prompts.",
+        f"{FOLDER}.kto:Kto",
+        columns="unpaired",
+        settings=("loss", "beta", "desirable_weight", "undesirable_weight"),
+        losses=("sigmoid", "apo_zero"),
+        baselines=("sigmoid",),
         has_reference=True,
     ),
     "orpo": ObjectiveRecord(
@@ -70,6 +94,13 @@ OBJECTIVES = {
         losses=("sigmoid", "hinge", "ipo"),
         sft_weight=1.0,
     ),
+    "reward": ObjectiveRecord(
+        "a reward model: a head of one number, that of the chosen answer above the rejected one's.",
+        f"{FOLDER}.reward:Reward",
+        columns="pairs",
+        settings=("center",),
+        scores=True,
+    ),
     "simpo": ObjectiveRecord(
         "rewards by mean token, gamma apart.",
         f"{FOLDER}.simpo:SimPo",
@@ -80,7 +111,7 @@ OBJECTIVES = {
 }
 
 
-def described(columns: str) -> str:
+def described(columns: Columns) -> str:
     """Return the objectives that read these columns, for the config reference."""
     return " ".join(
         f'`"{kind}"`: {record.description}'
@@ -89,7 +120,7 @@ def described(columns: str) -> str:
     )
 
 
-def kinds_of(columns: str) -> str:
+def kinds_of(columns: Columns) -> str:
     """Return the objectives that read these columns, for messages."""
     names = [f'"{kind}"' for kind, record in OBJECTIVES.items() if record.columns == columns]
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

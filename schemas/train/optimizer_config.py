@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from headrace.schemas.config_model import Config
-from headrace.schemas.train.optimizer_record import OptimizerRecord
-from headrace.schemas.train.optimizers import DESCRIPTION, OPTIMIZERS
+from headrace.schemas.train.optimizers import DESCRIPTION, OPTIMIZERS, OptimizerRecord
 from headrace.schemas.train.schedules import (
     OWN_KEYS,
     SCHEDULE_DESCRIPTION,

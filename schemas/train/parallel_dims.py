@@ -13,7 +13,6 @@ ORDERS = {
     "stages": ("replica", "stage", "sequence", "tensor"),
     "replicas": ("stage", "replica", "sequence", "tensor"),
 }
-NOT_YET = ("tensor",)
 
 
 class Coordinates(NamedTuple):
@@ -46,8 +45,6 @@ class ParallelDims:
         for axis, size in self.sizes._asdict().items():
             if size < 1:
                 raise ConfigError(f"{axis} ranks = {size}: each parallel dimension has 1 or more")
-            if size > 1 and axis in NOT_YET:
-                raise ConfigError(f"{axis} ranks = {size}: {axis}s are not cut; use 1")
 
     @classmethod
     def of(
@@ -56,6 +53,7 @@ class ParallelDims:
         *,
         stages: int,
         sequence: int = 1,
+        tensor: int = 1,
         neighbors: Literal["stages", "replicas"] = "stages",
     ) -> "ParallelDims":
         """Return the dimensions of a run of so many processes; what the rest leaves are replicas.
@@ -63,16 +61,22 @@ class ParallelDims:
         Raises:
             ConfigError: the ranks of a replica do not divide the processes.
         """
-        ranks = stages * sequence
+        ranks = stages * sequence * tensor
         if processes % ranks:
             cut = f"pipeline_stages = {stages}"
             if sequence > 1:
                 cut += f" times sequence_parallel = {sequence}"
+            if tensor > 1:
+                cut += f" times tensor_parallel = {tensor}"
             raise ConfigError(
                 f"{cut} does not divide the {processes} processes; launch a multiple of {ranks}"
             )
         return cls(
-            stages=stages, replicas=processes // ranks, sequence=sequence, neighbors=neighbors
+            stages=stages,
+            replicas=processes // ranks,
+            sequence=sequence,
+            tensor=tensor,
+            neighbors=neighbors,
         )
 
     @property

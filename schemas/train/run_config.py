@@ -24,6 +24,26 @@ class EvaluationConfig(Config):
         description="Stop early after so many evaluations in a row that find no new lowest loss "
         "(over all sets, weighted by tokens). Default: never.",
     )
+    prompts: list[Text] = Field(
+        [],
+        description="Texts that the model goes on with at each evaluation, as they stand; a chat "
+        "has its markers, `<|im_start|>` and so on, up to where an answer begins.",
+    )
+    prompt_rows: int = Field(
+        0,
+        ge=0,
+        description="The same with the first rows of each evaluation set: with what stands before "
+        "a row's first trained token. Its own answer is shown beside.",
+    )
+    max_new_tokens: int = Field(128, ge=1, description="Tokens of such an answer at most.")
+    temperature: float = Field(
+        0.0, ge=0, description="Divides the logits; 0 takes the likeliest token."
+    )
+
+    @property
+    def asks(self) -> bool:
+        """Return whether prompts are answered."""
+        return bool(self.prompts or self.prompt_rows)
 
 
 class CheckpointConfig(Config):
@@ -107,6 +127,12 @@ class ReportingConfig(Config):
         description="Steps between two reports, each of all steps since the last. Processes tell "
         "each other of losses, stops and damage only then, and wherever an evaluation or a save is "
         "due. `anomalies.spike_factor` needs every step, and gets it.",
+    )
+    adapter_norms_every: int = Field(
+        10,
+        ge=0,
+        description="Steps between two that report the norms of what LoRA adapters add. 0: none "
+        "does, unless `regularization.max_product_norm` needs them at every step.",
     )
     token_statistics_every: int = Field(
         0,

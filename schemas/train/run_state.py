@@ -92,6 +92,7 @@ class RunState(BaseModel):
     stages: int
     replicas: int
     sequence_ranks: int = 1
+    tensor_ranks: int = 1
     config_fingerprint: str
     data_fingerprint: str
     files: dict[str, str]  # name -> SHA-256

@@ -1,22 +1,10 @@
 """The config of `headrace train`."""
 
-from typing import Annotated, Any, Literal
-
 from pydantic import Field, model_validator
 
-from headrace.schemas.config_model import Config, Text
-from headrace.schemas.train.adapter_config import AdapterConfig
-from headrace.schemas.train.data_config import DatasetConfig, EvaluationDatasetConfig, LoaderConfig
-from headrace.schemas.train.model_overrides import ModelOverrides
-from headrace.schemas.train.objective_config import ObjectiveConfig, RejectedSamplingConfig
-from headrace.schemas.train.optimizer_config import (
-    OptimizerConfig,
-    RegularizationConfig,
-    ReloraConfig,
-    SchedulerConfig,
-)
-from headrace.schemas.train.parallel_dims import ParallelDims
-from headrace.schemas.train.quantization_config import QuantizationConfig
+from headrace.schemas.config_model import Text
+from headrace.schemas.train.data_config import DataConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.run_config import (
     AnomalyConfig,
     CheckpointConfig,
@@ -26,174 +14,18 @@ from headrace.schemas.train.run_config import (
 )
 from headrace.schemas.train.train_rules import check_rules
 
-HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]
 
+class TrainConfig(ModelConfig, DataConfig):
+    """Top-level keys of the model, of the data, and of the run itself."""
 
-class TrainConfig(Config):
-    """Top-level keys."""
-
-    model: Text = Field(
-        description="Hugging Face model directory (config.json, *.safetensors, tokenizer.json), "
-        "or the id of a model on the hub."
-    )
-    model_overrides: ModelOverrides = Field(
-        ModelOverrides(), description="Settings of the model that differ from its config.json."
-    )
     output_dir: Text = Field(
         description="Run directory: checkpoints, adapter, metrics, TensorBoard."
-    )
-    seed: int = Field(
-        0, ge=0, description="Root of every random choice: row order, initial adapter, dropout."
-    )
-    epochs: int | None = Field(
-        None, ge=1, description="Passes over the data. Default 1, unless `max_steps` is given."
-    )
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of `epochs`.")
-    micro_batch_size: int = Field(
-        1, ge=1, description="Rows that pass through the pipeline together."
-    )
-    gradient_accumulation_steps: int = Field(
-        1,
-        ge=1,
-        description="Micro-batches per replica and step; more of them fill the pipeline better.",
-    )
-    pipeline_stages: int = Field(
-        1, ge=1, description="Parts the model is cut into; must divide the number of processes."
-    )
-    sequence_parallel: int = Field(
-        1,
-        ge=1,
-        description="Processes of each stage among which every row is cut: each holds its share of "
-        "the tokens, and in attention, which sees whole rows, its share of the heads (Ulysses). "
-        "Must divide the model's attention heads and the tokens of a row.",
-    )
-    schedule: Literal["1f1b", "interleaved"] = Field(
-        "1f1b",
-        description='`"interleaved"`: each stage holds several chunks of layers, and a micro-batch '
-        "goes round the stages as often. They wait less for the first and the last micro-batches, "
-        "hold more activations and send more. Needs `gradient_accumulation_steps` to be a multiple "
-        "of `pipeline_stages`; results are the same.",
-    )
-    stage_chunks: int = Field(
-        2, ge=2, description='Chunks of each stage with `schedule = "interleaved"`.'
-    )
-    neighbors: Literal["stages", "replicas"] = Field(
-        "stages",
-        description="Which ranks are next to each other, and so on one machine as far as possible: "
-        'the stages of a replica, or the replicas of a stage (`"replicas"`).',
-    )
-    partition: Literal["cost", "memory", "uniform"] | list[HalfLayers] = Field(
-        "cost",
-        description='How layers are given to stages. `"cost"`: the slowest stage is as fast as can '
-        'be. `"memory"`: the fullest is as small as can be. `"uniform"`: as many layers each. Or a '
-        "list of the numbers of layers, such as [9.5, 9, 8, 5.5]. Interleaved, of chunks in the "
-        "order of the model: those of stages 0, 1, ..., then these stages' second ones.",
-    )
-    half_layers: bool = Field(
-        False,
-        description="Let stages also begin between a layer's attention and its MLP; "
-        "for families whose layers have one after the other, and without dropout.",
-    )
-    weights: Literal["stored", "pickled", "random"] = Field(
-        "stored",
-        description='`"pickled"`: `pytorch_model.bin` may be read, by the unpickler of torch for '
-        'tensors alone (`weights_only=True`). `"random"`: made up from config.json and `seed`, for '
-        "benchmarks and dry runs.",
-    )
-    trust_remote_code: bool = Field(
-        False,
-        description="Run the code that lies in the model's directory (`auto_map` in its "
-        "config.json), with all that you may do on this machine. Read it before.",
-    )
-    router_loss: float | None = Field(
-        None,
-        ge=0,
-        description="Weight of the loss that balances a mixture's experts, beside the loss of the "
-        "tokens; 0 leaves it out. Default: the model's own `router_aux_loss_coef`.",
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, '
-        "float32 on CPU. Trained weights are held in float32, unless `optimizer.type` differs.",
-    )
-    trained_matmul: Literal["auto", "fp8"] = Field(
-        "auto",
-        description='`"fp8"`: multiply trained weights of the decoder layers\' linear layers in '
-        "8-bit floats, in the forward pass and for the gradient of the input; their own gradients "
-        "are products in `dtype`. For full fine-tuning; frozen weights: `[quantization]`.",
-    )
-    activation_checkpointing: (
-        Literal["none", "selective", "full"] | Annotated[int, Field(ge=1)] | Text
-    ) = Field(
-        "none",
-        description='`"full"`: keep only the input of each layer and compute the rest again. '
-        '`"selective"`: keep attention and most matrix products as well. '
-        'A number n: of every n-th layer. Or a list of layers such as `"0:15,20"`; ends count.',
-    )
-    activation_offload: bool = Field(
-        False,
-        description="Hold these inputs in host memory until the backward pass asks for them.",
-    )
-    weight_offload: Literal["none", "mlp", "experts"] = Field(
-        "none",
-        description="Frozen weights that are held in host memory, all but two layers' at a time: "
-        "of the MLPs, experts included, or of a mixture's experts alone.",
-    )
-    embedding_on_cpu: bool = Field(
-        False,
-        description="Hold the frozen embedding in host memory and look rows up there.",
-    )
-    kernels: Literal["auto", "triton", "torch"] = Field(
-        "auto",
-        description='`"auto"`: on GPUs, our Triton kernels and attention without masks. '
-        '`"triton"`: RMSNorm and rotary embedding by our kernels inside compiled layers as well, '
-        "where the compiler's serve otherwise. `\"torch\"`: their plain twins, transformers' and "
-        "PEFT's own modules.",
-    )
-    compile: bool = Field(
-        True, description='On GPUs, unless `kernels = "torch"`: compile decoder layers.'
     )
     threads: int | None = Field(
         None,
         ge=1,
         description="CPU threads per process. Default: the machine's cores over its processes.",
     )
-    mixing: Literal["concatenate", "interleave"] = Field(
-        "concatenate",
-        description='`"concatenate"`: rows of all datasets shuffled together. `"interleave"`: '
-        "evenly spread by weight, to within one row at any moment.",
-    )
-    mixing_unit: Literal["tokens", "rows"] = Field(
-        "tokens", description="What the weights count; tokens by each dataset's mean row."
-    )
-    mixing_stop: Literal["first_exhausted", "all_exhausted"] = Field(
-        "first_exhausted",
-        description="An epoch ends when one dataset has given its rows, or when all have, the "
-        "others going on from their start.",
-    )
-    datasets: list[DatasetConfig] = Field(
-        min_length=1,
-        description="Train splits; `mixing` says how several become one.",
-    )
-    evaluation_datasets: list[EvaluationDatasetConfig] = Field([], description="Evaluation splits.")
-    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What is minimized.")
-    rejected_sampling: RejectedSamplingConfig | None = Field(
-        None,
-        description="Rejected answers come from the model as it is before each step. "
-        "Default: from the shards.",
-    )
-    adapter: AdapterConfig = Field(AdapterConfig(), description="What is trained.")
-    quantization: QuantizationConfig | None = Field(
-        None, description="How frozen weights are held. Default: as they are, in `dtype`."
-    )
-    optimizer: OptimizerConfig = Field(description="How it is trained.")
-    scheduler: SchedulerConfig = Field(
-        SchedulerConfig(), description="The learning rate over time."
-    )
-    regularization: RegularizationConfig = Field(
-        RegularizationConfig(), description="What holds the trained weights back."
-    )
-    relora: ReloraConfig = Field(ReloraConfig(), description="Restarts of LoRA adapters.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="When to evaluate.")
     checkpoint: CheckpointConfig = Field(
         CheckpointConfig(),
@@ -202,56 +34,10 @@ class TrainConfig(Config):
     anomalies: AnomalyConfig = Field(
         AnomalyConfig(), description="What to do with steps that go wrong."
     )
-    loader: LoaderConfig = Field(LoaderConfig(), description="How shards are read.")
     reporting: ReportingConfig = Field(ReportingConfig(), description="Who else gets the curves.")
     profile: ProfileConfig = Field(ProfileConfig(), description="Where a step's time goes.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def read_earlier_spelling(cls, values: Any) -> Any:
-        """Accept `neighbours`, which configs of earlier runs have."""
-        if isinstance(values, dict) and "neighbours" in values and "neighbors" not in values:
-            values = {**values, "neighbors": values["neighbours"]}
-            del values["neighbours"]
-        return values
 
     @model_validator(mode="after")
     def check(self) -> "TrainConfig":
         check_rules(self)
         return self
-
-    @property
-    def replica_ranks(self) -> int:
-        """Return the number of processes that hold one replica of the model."""
-        return self.pipeline_stages * self.sequence_parallel
-
-    def dims(self, processes: int) -> ParallelDims:
-        """Return how a run of so many processes lies along the parallel dimensions.
-
-        Raises:
-            ConfigError: they do not fit.
-        """
-        return ParallelDims.of(
-            processes,
-            stages=self.pipeline_stages,
-            sequence=self.sequence_parallel,
-            neighbors=self.neighbors,
-        )
-
-    @property
-    def parts(self) -> int:
-        """Return the number of parts of the model: one for each stage, or each chunk of a stage."""
-        chunks = self.stage_chunks if self.schedule == "interleaved" else 1
-        return self.pipeline_stages * chunks
-
-    @property
-    def places(self) -> int:
-        """Return the number of sequences in a micro-batch: one for each row, two for a pair."""
-        return self.micro_batch_size * (2 if self.objective.of_pairs else 1)
-
-    def evaluation_names(self) -> list[str]:
-        """The name of each evaluation dataset, as it appears in logs."""
-        return [
-            dataset.name or dataset.path.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
-            for dataset in self.evaluation_datasets
-        ]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from headrace.schemas.train.layer_ranges import parse_layers
 from headrace.schemas.train.objectives import kinds_of
 from headrace.schemas.train.optimizers import OPTIMIZERS
+from headrace.schemas.train.tuning_methods import TUNING_METHODS
 
 if TYPE_CHECKING:
     from headrace.schemas.train.train_config import TrainConfig
@@ -15,16 +16,20 @@ def check_rules(config: "TrainConfig") -> None:
     check_steps_and_rate(config)
     check_schedule(config)
     check_sequence(config)
+    check_slices(config)
+    check_tensor(config)
     check_quantization(config)
     check_trained_matmul(config)
     check_mixing(config)
     check_packing(config)
     check_new_tokens(config)
     check_checkpointing(config)
+    check_tiles(config)
     check_offload(config)
     check_adapters_only(config)
     check_objective(config)
     check_evaluation(config)
+    check_vision(config)
 
 
 def check_steps_and_rate(config: "TrainConfig") -> None:
@@ -88,6 +93,79 @@ def check_sequence(config: "TrainConfig") -> None:
             "[rejected_sampling], whose answers are generated token by token, so that there is "
             "nothing to cut; use more pipeline_stages or replicas"
         )
+
+
+def check_slices(config: "TrainConfig") -> None:
+    """Refuse what needs whole rows in a stage at once, or another order of passes."""
+    slices = f"sequence_slices = {config.sequence_slices} does not go with"
+    if config.sequence_slices == 1:
+        return
+    if config.schedule != "1f1b":
+        raise ValueError(
+            f'{slices} schedule = "{config.schedule}", whose passes have another order; set '
+            '"1f1b", or use one of both'
+        )
+    record = config.objective.record
+    if record.columns != "rows" or record.scores or record.has_reference:
+        raise ValueError(
+            f'{slices} objective.kind = "{config.objective.kind}", which compares whole answers '
+            "before the first gradient; set sequence_slices = 1 and use more micro-batches"
+        )
+    if config.sequence_parallel > 1:
+        raise ValueError(
+            f"{slices} sequence_parallel = {config.sequence_parallel}, which cuts the same rows "
+            "among processes; set one of them to 1"
+        )
+
+
+def check_tensor(config: "TrainConfig") -> None:
+    """Refuse what needs whole weights at one process."""
+    if config.tensor_parallel == 1:
+        return
+    kind, objective = config.adapter.kind, config.objective.kind
+    entrywise = ", ".join(name for name, record in OPTIMIZERS.items() if record.shardable)
+    refusals = [
+        (config.rejected_sampling is not None, "[rejected_sampling]", "drop it"),
+        (config.tiles > 1, "tiles", "drop it"),
+        (
+            not config.adapter.record.has_parts,
+            f'adapter.kind = "{kind}"',
+            f"use kind = {kinds_with_parts()}",
+        ),
+        (config.adapter.takes_over, f'adapter.init = "{config.adapter.init}"', 'use "kaiming"'),
+        (
+            bool(config.adapter.trainable_token_indices or config.model_overrides.new_tokens),
+            "trained rows of single tokens",
+            'use modules_to_save = ["embed_tokens", "lm_head"]',
+        ),
+        (config.objective.has_reference, f'objective.kind = "{objective}"', "use another"),
+        (config.objective.record.scores, f'objective.kind = "{objective}"', "use another"),
+        (bool(config.relora.every_steps), "relora.every_steps", "drop it"),
+        (bool(config.regularization.product_decay), "regularization.product_decay", "drop it"),
+        (
+            bool(config.regularization.max_product_norm),
+            "regularization.max_product_norm",
+            "drop it",
+        ),
+        (config.trained_matmul == "fp8", 'trained_matmul = "fp8"', "drop it"),
+        (config.checkpoint.node_local, "checkpoint.node_local", "drop it"),
+        (
+            not config.optimizer.record.shardable,
+            f'optimizer.type = "{config.optimizer.type}"',
+            f"use one that steps each entry by itself: {entrywise}",
+        ),
+    ]
+    for is_wrong, key, remedy in refusals:
+        if is_wrong:
+            raise ValueError(
+                f"tensor_parallel = {config.tensor_parallel} does not go with {key}, which needs "
+                f"whole weights; {remedy}, or use more pipeline_stages"
+            )
+
+
+def kinds_with_parts() -> str:
+    """List the kinds of adapters that go with parts of weights, for messages."""
+    return " or ".join(f'"{kind}"' for kind, it in TUNING_METHODS.items() if it.has_parts)
 
 
 def check_quantization(config: "TrainConfig") -> None:
@@ -155,6 +233,25 @@ def check_checkpointing(config: "TrainConfig") -> None:
             "activation_offload moves the inputs of recomputed layers; "
             'set activation_checkpointing = "full" or drop it'
         )
+
+
+def check_tiles(config: "TrainConfig") -> None:
+    """Refuse what else decides over the memory of MLPs."""
+    if config.tiles == 1:
+        return
+    again = config.activation_checkpointing
+    refusals = [
+        (again == "selective", 'activation_checkpointing = "selective"', 'set "full" or "none"'),
+        (
+            config.weight_offload != "none" and again != "full",
+            f'weight_offload = "{config.weight_offload}"',
+            'set activation_checkpointing = "full"',
+        ),
+        (config.tensor_parallel > 1, f"tensor_parallel = {config.tensor_parallel}", "drop one"),
+    ]
+    for is_wrong, key, remedy in refusals:
+        if is_wrong:
+            raise ValueError(f"tiles = {config.tiles} does not go with {key}; {remedy}")
 
 
 def check_offload(config: "TrainConfig") -> None:
@@ -266,14 +363,17 @@ def check_objective(config: "TrainConfig") -> None:
             f'adapter.kind = "{adapter.kind}" is held in float32, which optimizer.type = '
             f'"{config.optimizer.type}" is not; choose another optimizer.type'
         )
-    if not config.objective.of_pairs:
-        if config.rejected_sampling is not None:
-            raise ValueError(
-                f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
-                f"no pairs; set kind = {kinds_of('pairs')}, or drop it"
-            )
+    if not config.objective.of_pairs and config.rejected_sampling is not None:
+        raise ValueError(
+            f'[rejected_sampling] has no meaning with objective.kind = "{kind}", which has '
+            f"no pairs; set kind = {kinds_of('pairs')}, or drop it"
+        )
+    check_teacher(config)
+    if config.objective.record.columns == "rows":
         return
     check_rejected_sampling(config)
+    check_baseline(config)
+    check_scores(config)
     if adapter.record.by_class:
         raise ValueError(
             f'objective.kind = "{kind}" does not go with adapter.kind = "{adapter.kind}", whose '
@@ -288,6 +388,73 @@ def check_objective(config: "TrainConfig") -> None:
         raise ValueError(
             f'objective.kind = "{kind}" cannot cut or drop rows in packing; set '
             'loader.overlong = "error", and overlong = "truncate" or "drop" in preparing'
+        )
+
+
+def check_teacher(config: "TrainConfig") -> None:
+    """Refuse layouts in which a teacher of another width cannot go along."""
+    if config.objective.teacher is None:
+        return
+    whole = {
+        "sequence_parallel": config.sequence_parallel,
+        "sequence_slices": config.sequence_slices,
+        "tensor_parallel": config.tensor_parallel,
+    }
+    for key, value in whole.items():
+        if value > 1:
+            raise ValueError(
+                f"{key} = {value}: objective.teacher goes through the stages with whole rows and "
+                "weights; use more pipeline_stages or replicas"
+            )
+    if config.schedule != "1f1b":
+        raise ValueError(
+            f'schedule = "{config.schedule}": objective.teacher goes once through each stage; set '
+            '"1f1b"'
+        )
+    if config.vision is not None:
+        raise ValueError("[vision]: objective.teacher reads texts alone; drop one")
+
+
+def check_scores(config: "TrainConfig") -> None:
+    """Refuse what wants logits, or rows in one piece, of a model that gives one number."""
+    objective, record = config.objective, config.adapter.record
+    if not objective.record.scores:
+        return
+    asked = f'objective.kind = "{objective.kind}"'
+    if not (record.has_products or record.trains_all):
+        raise ValueError(
+            f'adapter.kind = "{config.adapter.kind}": {asked} trains a head of its own; use '
+            '"lora", "dora" or "none"'
+        )
+    if record.trains_all and config.adapter.layers is not None:
+        raise ValueError(
+            f'adapter.layers = "{config.adapter.layers}": {asked} trains a head behind all layers; '
+            'drop it, or use kind = "lora"'
+        )
+    if config.rejected_sampling is not None:
+        raise ValueError(f"[rejected_sampling]: {asked} generates nothing; drop the table")
+    if config.sequence_parallel > 1:
+        raise ValueError(
+            f"sequence_parallel = {config.sequence_parallel}: {asked} needs the last token of "
+            "every answer on one rank; use more pipeline_stages or replicas"
+        )
+
+
+def check_baseline(config: "TrainConfig") -> None:
+    """Answers to other prompts of a micro-batch need others, each in a sequence of its own."""
+    objective = config.objective
+    if not objective.has_baseline:
+        return
+    asked = f'objective.kind = "{objective.kind}" with loss = "{objective.loss}"'
+    if config.micro_batch_size < 2:
+        raise ValueError(
+            f"micro_batch_size = {config.micro_batch_size}: {asked} compares with answers to the "
+            "other prompts of a micro-batch; set 2 or more"
+        )
+    if config.loader.pack != "none":
+        raise ValueError(
+            f'loader.pack = "{config.loader.pack}": {asked} puts prompts before answers to other '
+            'ones, whose lengths are not known in packing; set "none"'
         )
 
 
@@ -310,9 +477,107 @@ def check_evaluation(config: "TrainConfig") -> None:
             raise ValueError(
                 f"{key} needs an evaluation loss; add [[evaluation_datasets]] or remove it"
             )
+    check_prompts(config)
     names = config.evaluation_names()
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
                 f'two evaluation datasets are named "{name}"; give each its own `name`'
             )
+
+
+def check_vision(config: "TrainConfig") -> None:
+    """Refuse what does not go with pictures, and keys of pictures without `[vision]`."""
+    adapter = config.adapter
+    if config.vision is None:
+        for key, value in (("vision_stages", config.vision_stages), ("vision", adapter.vision)):
+            if value:
+                name = key if key == "vision_stages" else f"adapter.{key}"
+                raise ValueError(f"{name} = {value} needs the table [vision]; add it, or drop this")
+        return
+    if adapter.vision and not adapter.record.has_products:
+        raise ValueError(
+            f'adapter.vision is of adapters, and adapter.kind = "{adapter.kind}"; set vision.train'
+        )
+    if config.vision.train and not adapter.record.trains_all:
+        raise ValueError(
+            f'vision.train trains the tower itself, and adapter.kind = "{adapter.kind}" freezes '
+            "it; set adapter.vision = true"
+        )
+    if config.vision_stages >= config.pipeline_stages:
+        raise ValueError(
+            f"vision_stages = {config.vision_stages} leaves no stage for the decoder layers; raise "
+            "pipeline_stages"
+        )
+    for key, found, remedy in not_with_pictures(config):
+        if found:
+            raise ValueError(f"[vision] does not go with {key}; {remedy}")
+
+
+def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
+    """Return what has no place for pictures: the key, whether it is asked for, and a remedy."""
+    adapter, loader = config.adapter, config.loader
+    return [
+        ("sequence_parallel", config.sequence_parallel > 1, "use more pipeline_stages"),
+        ("tensor_parallel", config.tensor_parallel > 1, "use more pipeline_stages"),
+        ("sequence_slices", config.sequence_slices > 1, "use more micro-batches"),
+        ("tiles", config.tiles > 1, 'use activation_checkpointing = "full" without it'),
+        ("half_layers", config.half_layers, "use whole layers"),
+        (
+            'schedule = "interleaved"',
+            config.schedule == "interleaved",
+            'set "1f1b"',
+        ),
+        (
+            f'adapter.kind = "{adapter.kind}"',
+            adapter.record.by_class
+            or (adapter.record.trains_base and not adapter.record.trains_all),
+            'use "lora", "dora" or "none"',
+        ),
+        ("adapter.path", adapter.path is not None, "start a new adapter"),
+        (
+            f'objective.kind = "{config.objective.kind}"',
+            config.objective.record.columns != "rows",
+            "use one of rows",
+        ),
+        ("relora.every_steps", bool(config.relora.every_steps), "drop one"),
+        (
+            "[model_overrides]",
+            config.model_overrides != type(config.model_overrides)(),
+            "change config.json",
+        ),
+        (
+            'loader.overlong = "truncate"',
+            loader.pack != "none" and loader.overlong == "truncate",
+            'set "error" or "drop"',
+        ),
+    ]
+
+
+def check_prompts(config: "TrainConfig") -> None:
+    """Refuse prompts where nothing can be generated."""
+    evaluation, objective = config.evaluation, config.objective
+    for key in ("max_new_tokens", "temperature"):
+        if key in evaluation.model_fields_set and not evaluation.asks:
+            raise ValueError(
+                f"evaluation.{key} has no meaning without evaluation.prompts or prompt_rows; "
+                "drop it"
+            )
+    if not evaluation.asks:
+        return
+    if evaluation.prompt_rows and not config.evaluation_datasets:
+        raise ValueError(
+            "evaluation.prompt_rows needs [[evaluation_datasets]], whose rows it takes"
+        )
+    refusals = [
+        (objective.record.scores, f'objective.kind = "{objective.kind}"', "which writes no text"),
+        (config.schedule != "1f1b", f'schedule = "{config.schedule}"', 'use "1f1b"'),
+        (config.sequence_parallel > 1, "sequence_parallel", "which cuts rows"),
+        (config.sequence_slices > 1, "sequence_slices", "which cuts rows"),
+        (config.tensor_parallel > 1, "tensor_parallel", "which cuts weights"),
+        (config.vision is not None, "[vision]", "whose pictures a prompt cannot hold"),
+        (config.adapter.record.by_class, f'adapter.kind = "{config.adapter.kind}"', "by class"),
+    ]
+    for is_wrong, key, reason in refusals:
+        if is_wrong:
+            raise ValueError(f"evaluation.prompts do not go with {key}, {reason}; drop one")

@@ -19,6 +19,7 @@ class TuningRecord:
         restarts: adapters can be added to their weights and start anew.
         takes_over: adapters can start from a part of the frozen weights, taken out of these.
         adapts_parameters: adapters can be put on fused weights, `target_parameters`.
+        has_parts: works on weights that are cut among processes.
         by_class: tokens are treated by the class of their document; adapters are held in float32.
     """
 
@@ -30,6 +31,7 @@ class TuningRecord:
     restarts: bool = False
     takes_over: bool = False
     adapts_parameters: bool = False
+    has_parts: bool = False
     by_class: bool = False
 
 
@@ -40,6 +42,7 @@ TUNING_METHODS = {
         restarts=True,
         takes_over=True,
         adapts_parameters=True,
+        has_parts=True,
     ),
     "dora": TuningRecord("these with magnitudes apart.", has_products=True),
     "control": TuningRecord(
@@ -57,6 +60,7 @@ TUNING_METHODS = {
         unused=("modules_to_save", "target_parameters"),
         trains_base=True,
         trains_all=True,
+        has_parts=True,
     ),
 }
 DESCRIPTION = " ".join(f'`"{kind}"`: {it.description}' for kind, it in TUNING_METHODS.items())

@@ -15,12 +15,12 @@ from headrace.schemas.vision.processor_numbers import (
     CLIP_STD,
     HALVES,
     LANCZOS,
-    Settings,
     common,
     edges,
     given,
     whole,
 )
+from headrace.schemas.vision.processor_record import Settings
 
 
 class FamilyRecord(NamedTuple):

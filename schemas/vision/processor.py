@@ -2,35 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from headrace.schemas.shards.manifest import ImagesRecord, settings_fingerprint
+from headrace.schemas.shards.manifest import ImagesRecord
 from headrace.schemas.vision.families import FAMILIES, OTHER_TYPES
 from headrace.schemas.vision.processor_files import ProcessorFiles, read_files
-from headrace.schemas.vision.processor_numbers import Settings
+from headrace.schemas.vision.processor_record import Processor
 
 BACKENDS = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor")  # ends of classes' names
-
-
-class Processor(NamedTuple):
-    """A vision family and the numbers by which it prepares pictures."""
-
-    family: str
-    settings: Settings
-
-    @property
-    def tokens(self) -> dict[str, str]:
-        """Return the texts of its tokens: `marker`, which stands for a picture in a rendered chat,
-        `placeholder`, which the features of pictures replace, and others around them.
-        """
-        tokens = self.settings["tokens"]
-        assert isinstance(tokens, dict)
-        return {name: str(text) for name, text in tokens.items()}
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the SHA-256 over family and settings."""
-        return settings_fingerprint(self.family, self.settings)
 
 
 def read_processor(directory: Path, changes: Mapping[str, Any] | None = None) -> Processor:

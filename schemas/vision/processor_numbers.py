@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import JsonValue
-
 from headrace.schemas.vision.processor_files import ProcessorFiles
+from headrace.schemas.vision.processor_record import Settings
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -13,8 +12,6 @@ HALVES = [0.5, 0.5, 0.5]
 BILINEAR, BICUBIC, LANCZOS = 2, 3, 1  # as Pillow numbers its filters
 FILTERS = (0, 1, 2, 3, 4, 5)
 MUST_BE_SET = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
-
-Settings = dict[str, JsonValue]
 
 
 def common(files: ProcessorFiles, resample: int, mean: list[float], std: list[float]) -> Settings:
@@ -66,7 +63,7 @@ def whole(files: ProcessorFiles, name: str, value: object) -> int:
     return value
 
 
-def edges(files: ProcessorFiles, name: str, default: Mapping[str, int]) -> dict[str, JsonValue]:
+def edges(files: ProcessorFiles, name: str, default: Mapping[str, int]) -> Settings:
     """Return a size, as `{height, width}`, `{shortest_edge}` or `{longest_edge}`; a number alone is
     the side of a square.
     """

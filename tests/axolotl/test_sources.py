@@ -366,6 +366,43 @@ def test_preference_sets_give_pairs():
     assert verify(Path("out")) == []
 
 
+KTO_CHATML = "<s><|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n«{}<|im_end|></s>»"
+KTO_LLAMA = (  # the line ends are tokens of another kind before a text, and so trained with it
+    "<s><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>«\n\n{}<|eot_id|></s>»"
+)
+KTO_TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes"}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        ("chatml.argilla", {"instruction": "q", "completion": "yes"}, KTO_CHATML),
+        ("chatml.intel", {"question": "q", "completion": "yes"}, KTO_CHATML),
+        ("chatml.prompt_pairs", {"prompt": "q", "completion": "yes"}, KTO_CHATML),
+        ("chatml.ultra", {"prompt": "q", "completion": "yes"}, KTO_CHATML),
+        ("chatml.argilla_chat", {"completion": KTO_TALK}, KTO_CHATML),
+        ("llama3.argilla", {"instruction": "q", "completion": "yes"}, KTO_LLAMA),
+        ("llama3.ultra", {"prompt": "q", "completion": "yes"}, KTO_LLAMA),
+        ("llama3.argilla_chat", {"completion": KTO_TALK}, KTO_LLAMA),
+        (
+            "{field_prompt: a, field_completion: b, field_label: c, prompt_format: 'Q {prompt}: '}",
+            {"a": "q", "b": "yes", "c": True},
+            "<s>Q {}: «{}</s>»",
+        ),
+        ("passthrough", {"prompt": "q\n", "completion": "yes</s>"}, "<s>{}\n«{}</s>»"),
+    ],
+)
+def test_rows_of_kto_give_answers_with_labels(kind, row, expected):
+    write_rows("answers.jsonl", [{"label": False} | row])
+    manifest = run(from_yaml(f"rl: kto\ndatasets: [{{path: answers.jsonl, type: {kind}}}]"))
+    assert manifest.kind == "unpaired"
+    assert texts() == [expected.format("q", "yes")]
+    (table,) = [pq.read_table(path) for path in Path("out").glob("shard*.parquet") if path.stat()]
+    assert table["desirable"].to_pylist() == ["c" in row]
+    assert verify(Path("out")) == []
+
+
 def test_removed_sharegpt_types_work():
     rows = [
         {

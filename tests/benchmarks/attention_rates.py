@@ -20,7 +20,7 @@ from torch.nn import functional
 from headrace.kernels.attention.document_attention import (
     document_attention,
     document_attention_reference,
-    first_visible,
+    visible_keys,
 )
 from headrace.kernels.attention.flex_attention import block_mask, flex_document_attention
 
@@ -69,8 +69,8 @@ def ways(shape: Shape, bounds: Tensor, packed: bool) -> dict[str, Callable[..., 
         found["varlen"] = lambda q, k, v, sinks: document_attention(
             q, k, v, bounds, ROW, scale=scale, sinks=sinks, **settings
         )
-    first = first_visible(bounds, ROW * ROWS, shape.window or -1)
-    mask = block_mask(first)
+    first, last = visible_keys(bounds, bounds, ROW * ROWS, shape.window or -1)
+    mask = block_mask(first, last, ROW * ROWS)
     found["flex"] = lambda q, k, v, sinks: FLEX(
         q, k, v, mask, scale=scale, sinks=sinks, softcap=shape.softcap
     )

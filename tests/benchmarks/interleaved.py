@@ -313,7 +313,7 @@ def run_rank(options: argparse.Namespace) -> None:
     quiet_libraries()
     layout = connect(ParallelDims(stages=options.stages))
     config = config_of(options, options.folder / MEASURED)
-    set_threads(config)
+    set_threads(config.threads)
     show(check_gradients(options, layout), layout)
     free_memory()
     vocabulary = vocabulary_of(options.folder / MEASURED)

@@ -24,8 +24,8 @@ from headrace.dataprep.prepare import prepare
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.adapters.targets import lora_config
-from headrace.trainer.architecture.precision import compute_dtype
 from headrace.trainer.batches.batch import Batch
+from headrace.trainer.devices import compute_dtype
 from headrace.trainer.layers.device import position_ids
 from headrace.trainer.optim.optimizer import learning_rate, set_learning_rate
 from headrace.trainer.run.step_report import memory_gib
@@ -77,7 +77,7 @@ def run_plain(path: Path) -> None:
     device = torch.device("cuda" if GPUS else "cpu")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model: Any = AutoModelForCausalLM.from_pretrained(
-        config.model, dtype=compute_dtype(config, device)
+        config.model, dtype=compute_dtype(config.dtype, device)
     )
     layers = model.config.num_hidden_layers
     adapter = lora_config(config.adapter, model, config.model, layers, dora=False)

@@ -607,6 +607,14 @@ def test_axolotl(tmp_path, monkeypatch):
     assert head(Path()).count("not taken over") == 1  # gptq
 
 
+def test_jllms_folder_of_pictures_becomes_a_table(tmp_path):
+    options = "--image_path images --max_pixels 602112 -o"
+    script = JLLM_SCRIPT.replace("-t pretrain", "-t ft").replace("-o", options, 1)
+    prepare = imported(tmp_path, "run.sh", script)["prepare.toml"]
+    assert prepare["images"] == {"folder": "images", "model": "models/big"}
+    assert prepare["packing"] == "best_fit"
+
+
 def test_jllm(tmp_path):
     files = imported(tmp_path, "run.sh", JLLM_SCRIPT)
     assert files["prepare.toml"] == {
@@ -1164,7 +1172,6 @@ def test_unfrozen_parameters_train_these_alone(axolotl_train):
     ("text", "message"),
     [
         ("unfrozen_parameters:\n  - model.layers.2[0-9]+.mlp\n", "a regular expression; list"),
-        ("reward_model: true\nnum_labels: 1\n", "reward_model: True: a reward model has another"),
         ("process_reward_model: true\n", "process_reward_model: True: rewards of steps"),
         ("adapter: llama-adapter\n", "adapter: 'llama-adapter': only lora and qlora"),
         ("batch_size: 5\n", "batch_size: 5: not a multiple of micro_batch_size 2"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import tomllib
 
 import pytest
@@ -143,6 +144,10 @@ DATASET_INFO = {
         "formatting": "sharegpt",
         "columns": {"messages": "conversations", "chosen": "good", "rejected": "bad"},
     },
+    "judged": {
+        "file_name": "judged.json",
+        "columns": {"prompt": "q", "response": "a", "kto_tag": "good"},
+    },
     "old": {"file_name": "old.json", "columns": {"prompt": "q", "response": "a", "history": "h"}},
     "seen": {"file_name": "seen.json", "columns": {"images": "images"}},
 }
@@ -246,6 +251,21 @@ def test_values_of_llama_factory(imported, lines, table, expected):
 
 
 @pytest.mark.usefixtures("dataset_info")
+def test_judged_answers_and_reward_models_of_llama_factory(imported, tmp_path):
+    text = "model_name_or_path: m\nlearning_rate: 1.0e-5\n"
+    values, _ = imported("kto.yaml", f"{text}stage: kto\ndataset: judged\nkto_chosen_weight: 2.0\n")
+    expected = {"kind": "kto", "beta": 0.1, "desirable_weight": 2.0}
+    assert values["train.toml"]["objective"] == expected
+    fields = {"prompt": "q", "completion": "a", "label": "good", "as_chat": True}
+    assert values["prepare.toml"]["sources"] == [
+        {"name": "judged", "path": "data/judged.json", "type": "unpaired", "unpaired": fields}
+    ]
+    shutil.rmtree(tmp_path / "out")
+    values, _ = imported("rm.yaml", f"{text}stage: rm\ndataset: pairs\n")
+    assert values["train.toml"]["objective"] == {"kind": "reward"}
+
+
+@pytest.mark.usefixtures("dataset_info")
 def test_mixed_sets_of_llama_factory_have_directories_and_weights(imported):
     text = SFT_YAML + "mix_strategy: interleave_under\ninterleave_probs: 0.7,0.3\n"
     values, _ = imported("mix.yaml", text)
@@ -263,7 +283,7 @@ def test_mixed_sets_of_llama_factory_have_directories_and_weights(imported):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("stage: ppo", "stage: 'ppo': only sft, pt, dpo"),
+        ("stage: ppo", "stage: 'ppo': only sft, pt, dpo, kto, rm"),
         ("stage: dpo\npref_loss: kto_pair", "pref_loss: 'kto_pair': only sigmoid"),
         ("finetuning_type: freeze", "finetuning_type: 'freeze': only lora and full"),
         ("use_galore: true", "use_galore: True: GaLore"),
@@ -443,11 +463,29 @@ DPOTrainer("models/qwen", args=DPOConfig(beta=0.2, output_dir="runs/x"), train_d
 
 
 @pytest.mark.parametrize(
+    ("call", "objective", "kind", "rate"),
+    [
+        ("KTOTrainer('m', args=KTOConfig(beta=0.2, desirable_weight=2.0))",
+         {"kind": "kto", "beta": 0.2, "desirable_weight": 2.0}, "unpaired", 1e-6),
+        ("RewardTrainer('m', args=RewardConfig(center_rewards_coefficient=0.01))",
+         {"kind": "reward", "center": 0.01}, "preference", 1e-4),
+        ("CPOTrainer('m', args=CPOConfig(loss_type='simpo', simpo_gamma=1.0, cpo_alpha=0.0))",
+         {"kind": "simpo", "gamma": 1.0, "sft_weight": 0.0}, "preference", 1e-6),
+    ],
+)  # fmt: skip
+def test_other_trainers(imported, call, objective, kind, rate):
+    values, _ = imported("other.py", call)
+    assert values["train.toml"]["objective"] == objective
+    assert values["train.toml"]["optimizer"]["lr"] == rate
+    assert values["prepare.toml"]["sources"][0]["type"] == kind
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("x = (", "old.py: not a Python script"),
         ("x = 1", "no trainer of TRL is called"),
-        ("GRPOTrainer('m')", "grpo: of the trainers only sft, dpo, orpo, cpo"),
+        ("GRPOTrainer('m')", "grpo: of the trainers only sft, dpo, orpo, cpo, kto, reward"),
         ("SFTTrainer('m', args=SFTConfig(loss_type='sigmoid'))", "loss_type: 'sigmoid'"),
         ("SFTTrainer(model)", "no name of a model is written in it"),
         ("SFTTrainer('m', peft_config=LoraConfig(r=8, bias='all'))", "biases are not trained"),

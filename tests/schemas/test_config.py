@@ -156,7 +156,8 @@ WRONG_PREPARE = [
     ]),
     ("a word that is no choice", 'type = "documents"', 'type = "chatt"', [
         'config.toml:11: sources.1.type = "chatt": expected '
-        '"text" or "documents" or "chat" or "preference" or "pretokenized" or "axolotl"',
+        '"text" or "documents" or "chat" or "preference" or "unpaired" or "pretokenized" '
+        'or "axolotl"',
     ]),
     ("a number for a path", 'path = "a/*.txt"', "path = 3", [
         "config.toml:7: sources.0.path = 3: expected string or list of strings",

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,9 +10,8 @@ from pictures import images_record, random_rows, write_picture_shards
 from pydantic import ValidationError
 
 from headrace.dataprep.shards.verify import check_content
-from headrace.schemas.shards.image_column import IMAGE_BYTES
 from headrace.schemas.shards.manifest import ImagesRecord
-from headrace.schemas.shards.shard_format import shard_schema
+from headrace.schemas.shards.shard_format import IMAGE_BYTES, shard_schema
 from headrace.schemas.shards.shard_rows import open_shard
 
 RECORD = images_record("qwen2_vl", {"patch_size": 14, "merge_size": 2}, placeholder=5)
@@ -22,7 +22,7 @@ def problems(folder, rows):
     manifest = write_picture_shards(folder, rows, RECORD, rows_in_group=20)
     (shard,) = manifest.shards
     with open_shard(folder / shard.file, manifest, shard) as file:
-        return list(check_content(file, shard, manifest))
+        return list(check_content(file, shard, manifest, Counter()))
 
 
 def changed(change):

@@ -21,8 +21,7 @@ def test_neighboring_ranks_are_stages_or_replicas_as_asked_for(neighbors, pipeli
     assert dims.rank(Coordinates(stage=1, replica=1)) == pipelines[1][1]
 
 
-def test_sequence_and_tensor_ranks_of_a_stage_are_the_closest_neighbors(monkeypatch):
-    monkeypatch.setattr("headrace.schemas.train.parallel_dims.NOT_YET", ())
+def test_sequence_and_tensor_ranks_of_a_stage_are_the_closest_neighbors():
     dims = ParallelDims(stages=3, sequence=2, tensor=2)
     assert dims.lines("tensor")[:2] == [[0, 1], [2, 3]]
     assert dims.lines("sequence")[:2] == [[0, 2], [1, 3]]
@@ -33,7 +32,6 @@ def test_sequence_and_tensor_ranks_of_a_stage_are_the_closest_neighbors(monkeypa
     ("sizes", "message"),
     [
         ({"sequence": 0}, "sequence ranks = 0: each parallel dimension has 1 or more"),
-        ({"tensor": 4}, "tensor ranks = 4: tensors are not cut; use 1"),
         ({"replicas": 0}, "replica ranks = 0: each parallel dimension has 1 or more"),
     ],
 )

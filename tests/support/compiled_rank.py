@@ -12,8 +12,8 @@ from headrace.trainer.layers.device import position_ids
 from headrace.trainer.layers.layer_functions import (
     run_layer,
     run_layer_checkpointed,
-    run_layer_selectively,
 )
+from headrace.trainer.layers.selective_checkpoint import run_layer_selectively
 from headrace.trainer.layers.sequence_attention import share_rows
 from headrace.trainer.parallel import connect
 from headrace.trainer.sequence_slice import SequenceSlice

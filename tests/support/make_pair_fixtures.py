@@ -1,4 +1,4 @@
-"""Ask TRL's DPOTrainer for losses and gradients of the cases, and write them beside this file.
+"""Ask TRL's DPOTrainer and KTOTrainer for losses and gradients of the cases, and keep them here.
 
 Run by hand where TRL is installed beside Headrace: it is no dependency of the tests.
 
@@ -13,11 +13,22 @@ from pathlib import Path
 import torch
 import trl
 from datasets import Dataset
-from pair_cases import KINDS, LOSSES, RANK, VOCABULARY, make_pairs, move, probe, save_model
+from pair_cases import (
+    KINDS,
+    KTO_LOSSES,
+    LOSSES,
+    RANK,
+    VOCABULARY,
+    make_answers,
+    make_pairs,
+    move,
+    probe,
+    save_model,
+)
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 FIXTURE = Path(__file__).with_name("pair_losses.json")
 
@@ -63,11 +74,55 @@ def answer(directory, work, kind, loss_types, weights, beta):
         "chosen_reward": metrics["rewards/chosen"],
         "rejected_reward": metrics["rewards/rejected"],
         "accuracy": metrics["rewards/accuracies"],
-        "gradients": {
-            name: probe(parameter.grad)
-            for name, parameter in policy.named_parameters()
-            if parameter.grad is not None
-        },
+        "gradients": gradients(policy),
+    }
+
+
+def gradients(policy):
+    """Three numbers of each gradient."""
+    named = policy.named_parameters()
+    return {name: probe(value.grad) for name, value in named if value.grad is not None}
+
+
+def answer_of_kto(directory, work, kind, beta, settings):
+    """Loss, baseline, rewards and gradients of one case."""
+    rows = [{"prompt": "w3", "completion": "w4", "label": label} for label in (True, False)]
+    trainer = KTOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
+        ref_model=None if kind == "lora" else AutoModelForCausalLM.from_pretrained(directory),
+        args=KTOConfig(
+            output_dir=str(work),
+            beta=beta,
+            per_device_train_batch_size=len(make_answers()),
+            train_sampling_strategy="sequential",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+            **settings,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer(),
+        peft_config=LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear")
+        if kind == "lora"
+        else None,
+    )
+    policy = trainer.model.train()
+    move(kind, [item for item in policy.named_parameters() if item[1].requires_grad])
+    answers = make_answers()
+    rows = [{"prompt_ids": p, "completion_ids": c, "label": label} for p, c, label in answers]
+    if trainer.calculate_KL:
+        for number, row in enumerate(rows):
+            row["KL_completion_ids"] = rows[number - 1]["completion_ids"]
+    loss = trainer.compute_loss(policy, trainer.data_collator(rows))
+    loss.backward()
+    metrics = {key: values[-1] for key, values in trainer._metrics["train"].items()}
+    return {
+        "loss": loss.item(),
+        "baseline": beta * metrics["kl"],
+        "chosen_reward": metrics["rewards/chosen"],
+        "rejected_reward": metrics["rewards/rejected"],
+        "gradients": gradients(policy),
     }
 
 
@@ -79,7 +134,13 @@ def main():
             for kind in KINDS
             for name, (settings, types, weights) in LOSSES.items()
         }
-    FIXTURE.write_text(json.dumps({"trl": trl.__version__, "answers": answers}, indent=1) + "\n")
+        kto = {
+            f"{kind}, {name}": answer_of_kto(directory, work, kind, settings["beta"], further)
+            for kind in KINDS
+            for name, (settings, further) in KTO_LOSSES.items()
+        }
+    found = {"trl": trl.__version__, "answers": answers, "kto": kto}
+    FIXTURE.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,3 +46,21 @@ def probe(gradient):
     angles = torch.arange(len(flat), dtype=torch.float64)
     parts = (flat.norm(), flat @ torch.cos(angles), flat @ torch.sin(1.7 * angles))
     return [part.item() for part in parts]
+
+
+# our objective -> further arguments of TRL's KTOConfig
+KTO_LOSSES = {
+    "kto": ({"beta": 0.3}, {"loss_type": "kto"}),
+    "kto, weighted": (
+        {"beta": 0.2, "desirable_weight": 1.5, "undesirable_weight": 0.7},
+        {"loss_type": "kto", "desirable_weight": 1.5, "undesirable_weight": 0.7},
+    ),
+    "apo_zero": ({"beta": 0.3, "loss": "apo_zero"}, {"loss_type": "apo_zero_unpaired"}),
+}
+LABELS = (True, False, False, True)
+
+
+def make_answers():
+    """Prompt and answer ids, and a label: both sides of the pairs by turns."""
+    pairs = zip(make_pairs(), LABELS, strict=True)
+    return [(p, c if label else r, label) for (p, c, r), label in pairs]

@@ -37,7 +37,12 @@ def make_shards(model, output, **changes):
     return output
 
 
-def make_pair_shards(model, folder, name, rows, **changes):
+def make_answer_shards(model, folder, rows, **changes):
+    """Prepare a source of single answers with labels; returns the shard directory."""
+    return make_pair_shards(model, folder, "answers", rows, kind="unpaired", **changes)
+
+
+def make_pair_shards(model, folder, name, rows, kind="preference", **changes):
     """Prepare a source of pairs, given as objects of its fields; returns the shard directory."""
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -48,7 +53,7 @@ def make_pair_shards(model, folder, name, rows, **changes):
         "packing": "none",
         "overlong": "drop",
         "evaluation_fraction": 0.2,
-        "sources": [{"name": name, "type": "preference", "path": str(path)}],
+        "sources": [{"name": name, "type": kind, "path": str(path)}],
     }
     prepare(PrepareConfig.model_validate(settings | changes), workers=1)
     return folder / "shards"

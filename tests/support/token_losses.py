@@ -24,7 +24,7 @@ def main(path: Path, output: Path, settings: list[str]) -> None:
     _, _, processes = process_environment()
     inputs = check(config, processes)
     layout = connect(inputs.dims)
-    set_threads(config)
+    set_threads(config.threads)
     built = build_stage(config, layout.stage, layout.device)
     engine = StageEngine([built.stage], config, layout)
     data_history = open_history(config, inputs, history=[], first_row=0)

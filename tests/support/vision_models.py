@@ -261,3 +261,39 @@ VISION_MODELS = {
         small={"size": {"longest_edge": 130}, "max_image_size": {"longest_edge": 32}},
     ),
 }  # fmt: skip
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{% if p.type == 'image' %}MARK{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_vision_model(folder: Path, name: str = "qwen2_vl") -> Path:
+    """Write a small model directory: processor files, a tokenizer over bytes with the family's
+    tokens, and a chat template.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from headrace.schemas.vision.processor import read_processor
+
+    VISION_MODELS[name].write(folder, small=True)
+    tokens = read_processor(folder).tokens
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["a red circle left of a blue square\n\n"] * 8, trainer)
+    names = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", *dict.fromkeys(tokens.values())]
+    rows = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in [*names, *rows]])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
+    settings["chat_template"] = CHAT.replace("MARK", tokens["marker"])
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder

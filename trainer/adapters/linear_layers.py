@@ -16,8 +16,8 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from headrace.trainer.architecture.architecture import find_router
 from headrace.trainer.architecture.families_state import is_bypassed
+from headrace.trainer.architecture.router import find_router
 
 LINEAR = (nn.Linear, Conv1D)
 EXPERT_PARAMETERS = re.compile(r"(?:^|\.)(\w+\.experts\.\w+)$")

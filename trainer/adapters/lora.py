@@ -37,7 +37,12 @@ from headrace.trainer.adapters.whole_names import whole_names
 from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_directory import model_directory
-from headrace.trainer.architecture.model_writer import save_tensors, write_tokenizer
+from headrace.trainer.architecture.model_writer import (
+    PROCESSOR_FILES,
+    copy_files,
+    save_tensors,
+    write_tokenizer,
+)
 from headrace.trainer.architecture.weight_names import renamed_at_loading
 
 TENSORS_NAME = "adapter_model.safetensors"
@@ -65,8 +70,8 @@ class LoraTuning(TuningMethod):
             names = whole_names(model_directory(model), architecture)
             self.start = StartingAdapter(Path(config.path), plain, names)
             config = self.config = self.start.resolved(config)
-        layers = architecture.layers
-        self.peft = lora_config(config, plain, model, layers, dora=self.magnitudes)
+        vision, layers = architecture.vision, architecture.layers
+        self.peft = lora_config(config, plain, model, layers, dora=self.magnitudes, vision=vision)
         self.tokens = trained_tokens(config, architecture)
         family = architecture.family
         self.embedding, self.head = f"{family.embedding}.weight", f"{family.head}.weight"
@@ -172,6 +177,8 @@ class LoraTuning(TuningMethod):
         if self.tokens:
             config.trainable_token_indices = self._tokens_by_module()
         config.save_pretrained(str(directory))
+        if self.architecture.vision is not None:
+            copy_files(base, directory, PROCESSOR_FILES)
         write_overrides(directory, self.architecture.overrides)
         write_tokenizer(base, directory, self.architecture.overrides.new_tokens)
 

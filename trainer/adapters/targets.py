@@ -24,6 +24,8 @@ from headrace.trainer.adapters.linear_layers import (
 )
 from headrace.trainer.adapters.names import PEFT_PREFIX, is_named, names_of
 from headrace.trainer.adapters.pattern_checks import check_expressions, check_patterns, unmatched
+from headrace.trainer.families.score import is_scored
+from headrace.trainer.vision.families import VisionFamily
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,13 @@ SHOWN = 3  # modules that a message names
 
 
 def lora_config(
-    adapter: AdapterConfig, model: nn.Module, name: str, layers: int, *, dora: bool
+    adapter: AdapterConfig,
+    model: nn.Module,
+    name: str,
+    layers: int,
+    *,
+    dora: bool,
+    vision: VisionFamily | None = None,
 ) -> LoraConfig:
     """Return the adapter in PEFT's terms.
 
@@ -40,26 +48,30 @@ def lora_config(
         name: of the base model, for adapter_config.json.
         layers: how many the model has.
         dora: with magnitudes apart.
+        vision: where the model is run with its vision tower.
 
     Raises:
         ConfigError: layers or experts that the model does not have.
     """
     check_expressions(adapter, model)
+    targets = target_modules(adapter, model)
+    if vision is not None:
+        targets = vision_targets(adapter, model, vision, targets)
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha if adapter.alpha is not None else adapter.rank,
         lora_dropout=adapter.dropout,
-        target_modules=target_modules(adapter, model),
+        target_modules=targets,
         exclude_modules=adapter.exclude_modules or None,
         rank_pattern=dict(adapter.rank_pattern),
         alpha_pattern=dict(adapter.alpha_pattern),
         target_parameters=expert_parameters(adapter, model),
-        layers_to_transform=adapter_layers(adapter, layers),
+        layers_to_transform=None if vision else adapter_layers(adapter, layers),
         modules_to_save=adapter.modules_to_save or None,
         use_rslora=adapter.rslora,
         use_dora=dora,
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),  # as in GPT-2
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if is_scored(model) else "CAUSAL_LM",
         base_model_name_or_path=name,
     )
 
@@ -85,6 +97,36 @@ def target_modules(adapter: AdapterConfig, model: Any) -> str | list[str]:
     if not (mixture or routers or adapter.layers or has_unadaptable(model)):
         return wanted
     return sorted(linear - taken)
+
+
+def vision_targets(
+    adapter: AdapterConfig, model: Any, vision: VisionFamily, targets: str | list[str]
+) -> list[str]:
+    """Return the modules of a vision-language model that get adapters, by their whole names, as
+    tower and language model have parts of the same names.
+
+    Raises:
+        ConfigError: none of them is in the tower, though the config asks for it.
+    """
+    names = sorted(linear_names(model)) if targets == "all-linear" else targets
+    everywhere = asked(adapter.model_copy(update={"layers": None}), names)
+    limited = asked(adapter, names)
+    saved = adapter.modules_to_save
+    found = []
+    for name, module in model.named_modules():
+        wanted = everywhere if vision.is_vision(name) else limited
+        linear = isinstance(module, nn.Linear | nn.Embedding)
+        inside = any(f".{part}." in f".{name}." for part in saved)
+        if linear and not inside and check_target_module_exists(wanted, name):
+            found.append(name)
+    seen = [name for name in found if vision.is_vision(name)]
+    if adapter.vision and not seen:
+        ends = sorted({n.split(".")[-1] for n, _ in linear_layers(model) if vision.is_vision(n)})
+        raise ConfigError(
+            f"adapter.vision = true: adapter.target_modules = {adapter.target_modules} names "
+            f"nothing in the vision tower; add some of {', '.join(ends)}"
+        )
+    return [name for name in found if adapter.vision or name not in seen]
 
 
 def resolved(adapter: AdapterConfig, model: nn.Module, taken: set[str]) -> list[str]:

@@ -35,6 +35,8 @@ def whole_names(directory: Path, architecture: Architecture) -> WholeNames:
     """Return the names in the model that a directory's config describes; none that differ if it
     describes the text model itself.
     """
+    if architecture.vision is not None:
+        return WholeNames()
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     if config.get_text_config() is config or type(config) not in _multimodal():
         return WholeNames()

@@ -27,6 +27,7 @@ def add_adapter(
     Raises:
         ConfigError: targets that match nothing, or that cannot be adapted.
     """
+    saved = list(adapter.modules_to_save or ())
     try:
         with warnings.catch_warnings():
             # of tied weights with adapters on one side: `headrace merge` unties them
@@ -44,7 +45,8 @@ def add_adapter(
         raise ConfigError(
             f"adapter.target_modules = {adapter.target_modules}: {str(error).splitlines()[0]}"
         ) from None
-    for module in adapter.modules_to_save or ():
+    adapter.modules_to_save = saved or None  # PEFT adds what heads of scores are called elsewhere
+    for module in saved:
         if not any(f".{module}.modules_to_save." in f".{name}" for name in names_of(wrapped)):
             raise ConfigError(f'adapter.modules_to_save: no module is called "{module}"')
     for name, parameter in wrapped.named_parameters():

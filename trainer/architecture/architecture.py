@@ -5,21 +5,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+)
 
 from headrace.schemas.train.model_overrides import ModelOverrides
 from headrace.trainer.architecture.families import Family
+from headrace.trainer.architecture.router import Router
 from headrace.trainer.families.alibi import Alibi
 from headrace.trainer.families.streams import StreamLayout
+from headrace.trainer.vision.families import VisionFamily
+from headrace.trainer.vision.tower import vision_part
 
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
-
-
-@dataclass(frozen=True)
-class Router:
-    """Module that computes the logits by which tokens choose experts, as transformers names it."""
-
-    module_type: type[nn.Module]
-    output_index: int  # of the logits in the module's output
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,44 @@ class Architecture:
     stream: StreamLayout
     alibi: Alibi | None = None
     growth: Growth | None = None
+    scored: bool = False  # its head gives one number, see `objectives/scored_model.py`
     overrides: ModelOverrides = field(default_factory=ModelOverrides)  # of its config.json
+    vision: VisionFamily | None = None  # where the model is run with its vision tower
+    whole: Any = None  # transformers' config of that model
+
+    @property
+    def model_config(self) -> Any:
+        """Return transformers' config of the model that is laid out."""
+        return self.config if self.vision is None else self.whole
+
+    @property
+    def model_class(self) -> Any:
+        """Return transformers' class that lays a model out by `model_config`."""
+        if self.scored:
+            return AutoModelForSequenceClassification
+        return AutoModelForCausalLM if self.vision is None else AutoModelForImageTextToText
+
+    @property
+    def stacked_layers(self) -> int:
+        """Return the number of first decoder layers after which features of a tower are added."""
+        stacks = self.vision is not None and self.vision.stacked
+        return len(self.whole.vision_config.deepstack_visual_indexes) if stacks else 0
+
+    @property
+    def parts(self) -> list[str]:
+        """List the paths of all parts that have weights, in order of use, each once."""
+        tower = [] if self.vision is None else self.vision.paths
+        return [*tower, *self.family.parts(self.layers)]
+
+    def part(self, model: nn.Module, path: str, prefix: str = "") -> nn.Module:
+        """Return the part of a model at one of the paths of `parts`.
+
+        Args:
+            prefix: before the model's own names.
+        """
+        if self.vision is not None and path in self.vision.paths:
+            return vision_part(model, self.vision, path, prefix)
+        return model.get_submodule(prefix + path)
 
     @property
     def layers(self) -> int:
@@ -108,12 +145,3 @@ class Architecture:
         """A number of the config that the family's record names."""
         value = getattr(self.config, key, None) if key else None
         return default if value is None else float(value)
-
-
-def find_router(model: Any) -> Router | None:
-    """The router modules, if the model has experts."""
-    for part in (model, *model.children()):
-        recorder = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits")
-        if recorder is not None and hasattr(recorder, "target_class"):
-            return Router(recorder.target_class, recorder.index)
-    return None

@@ -49,6 +49,24 @@ def read_model_config(directory: Path) -> dict[str, Any]:
     return values
 
 
+def refuse_scored(directory: Path, name: str = CONFIG_NAME) -> None:
+    """Refuse a model, or an adapter of one, that gives a score where one that writes is wanted.
+
+    Args:
+        name: of its config, config.json or PEFT's adapter_config.json.
+
+    Raises:
+        ConfigError: saying what to do.
+    """
+    values = read_json_object(directory / name, MAX_CONFIG_BYTES)
+    kinds = [*(values.get("architectures") or []), values.get("task_type")]
+    if any(str(kind).endswith(("ForSequenceClassification", "SEQ_CLS")) for kind in kinds):
+        raise ConfigError(
+            f"{directory}: a reward model, which gives a score and writes no text; load it with "
+            "transformers' AutoModelForSequenceClassification"
+        )
+
+
 def stored_values(directory: Path) -> tuple[int, int] | None:
     """Return how many tensors a directory's weights have, and how many values; None without any."""
     if not has_weights(directory):

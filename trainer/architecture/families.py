@@ -137,6 +137,13 @@ FAMILIES: Mapping[str, Family] = {
         embedding_dropout="embedding_dropout", attention=NORM_FIRST, outputs=("mlp.c_proj",)
     ),
 }
+# types of language models that are run with their vision tower only
+LANGUAGE_FAMILIES: Mapping[str, Family] = {
+    "qwen2_vl_text": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
+    "qwen2_5_vl_text": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
+    "qwen3_vl_text": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
+    "qwen3_vl_moe_text": Family(attention=NORM_FIRST, rms_norm=LLAMA_NORM),
+}
 # multimodal model_type -> its text model is trained, the rest of the checkpoint is left alone
 TEXT_PART_OF = ("gemma3", "mistral3")
 

@@ -81,5 +81,7 @@ class Span:
             layer, half = piece
             return str(layer) if half is None else f"{layer} ({half})"
 
+        if not self.pieces():
+            return "none"
         first, *others = map(name, self.pieces())
         return f"{first}-{others[-1]}" if others else first

@@ -21,6 +21,7 @@ from headrace.schemas.shards.tokenizer_content import with_tokens
 from headrace.trainer.architecture.model_files import INDEX_NAME
 from headrace.trainer.architecture.weight_names import as_stored, kept_in_float32
 from headrace.trainer.families.remote_code import has_code
+from headrace.trainer.families.score import is_scored
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its messages
 FILE_BYTES = 5 * 10**9  # transformers' own limit
@@ -36,6 +37,14 @@ COPIED = (
     "vocab.json",
     "merges.txt",
     "added_tokens.json",
+)
+
+
+PROCESSOR_FILES = (  # of pictures
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
 )
 
 
@@ -152,6 +161,13 @@ def overridden_keys(model: Path, config: Any) -> list[str]:
     return [key for key in OVERRIDDEN if getattr(base, key, None) != getattr(config, key, None)]
 
 
+def copy_files(model: Path, directory: Path, names: Sequence[str]) -> None:
+    """Copy those files of a model directory that are there."""
+    for name in names:
+        if (model / name).is_file():
+            shutil.copy2(model / name, directory / name)
+
+
 def copy_model_files(
     model: Path, directory: Path, skeleton: Any, dtype: torch.dtype | None = None
 ) -> None:
@@ -163,21 +179,20 @@ def copy_model_files(
     Args:
         dtype: of the weights, where it may differ from the base model's.
     """
-    for name in COPIED:
-        if (model / name).is_file():
-            shutil.copy2(model / name, directory / name)
+    copy_files(model, directory, COPIED)
     if has_code(model):
-        for path in model.glob("*.py"):
-            shutil.copy2(path, directory / path.name)
+        copy_files(model, directory, [path.name for path in model.glob("*.py")])
+    if skeleton.config.get_text_config() is not skeleton.config:  # with its vision tower
+        copy_files(model, directory, PROCESSOR_FILES)
     base, config = json.loads((model / "config.json").read_text(encoding="utf-8")), skeleton.config
     unchanged = base.get("model_type") == config.model_type and all(
-        base.get(key, default) == getattr(config, key)
-        for key, default in (
-            ("num_hidden_layers", config.num_hidden_layers),
+        base.get(key, own) == own
+        for key, own in (
+            ("num_hidden_layers", config.get_text_config().num_hidden_layers),
             ("tie_word_embeddings", config.tie_word_embeddings),
         )
     )
-    unchanged = unchanged and not overridden_keys(model, config)
+    unchanged = unchanged and not is_scored(skeleton) and not overridden_keys(model, config)
     quantized = {"quantization_config", "compression_config"} & base.keys()
     if unchanged and quantized:
         kept = {key: value for key, value in base.items() if key not in quantized}

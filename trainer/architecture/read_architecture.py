@@ -2,17 +2,24 @@
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.architecture.architecture import Architecture, find_router
+from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.config_limits import read_model_config, transformers_reads
-from headrace.trainer.architecture.families import FAMILIES, Family, check_family, refuse
+from headrace.trainer.architecture.families import (
+    FAMILIES,
+    LANGUAGE_FAMILIES,
+    Family,
+    check_family,
+    refuse,
+)
 from headrace.trainer.architecture.families_state import (
     OTHER_TYPES,
     STATE_LAYERS,
@@ -20,6 +27,7 @@ from headrace.trainer.architecture.families_state import (
     UNSUPPORTED,
     has_state,
 )
+from headrace.trainer.architecture.router import find_router
 from headrace.trainer.architecture.weight_index import has_weights, same_bytes, stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
 from headrace.trainer.families.alibi import alibi_of
@@ -27,6 +35,7 @@ from headrace.trainer.families.attention import known_types, layer_count, window
 from headrace.trainer.families.ends import ends_of
 from headrace.trainer.families.remote_code import MEANING, has_code
 from headrace.trainer.families.streams import stream_of
+from headrace.trainer.vision.families import vision_family
 
 # a field of `Family` -> the keys of config.json that models name it by
 SCALES = {
@@ -43,11 +52,44 @@ PACKED_HEADS = {"qweight", "weight_packed"}  # what a quantized head's weight is
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 
 
-def read_architecture(directory: Path) -> Architecture:
+def read_architecture(directory: Path, *, vision: bool = False) -> Architecture:
     """The architecture of a model directory.
+
+    Args:
+        vision: with its vision tower; else the text part of a multimodal model.
 
     Raises:
         ConfigError: the model cannot be run by pipeline stages, with the reason.
+    """
+    whole = read_whole_config(directory)
+    text = whole.get_text_config()
+    forget_quantization(whole, text)
+    if vision:
+        return with_own_head(vision_architecture(whole, str(directory)), directory)
+    if text is not whole and has_weights(directory):
+        # whose setting counts differs by model; the files tell
+        text.tie_word_embeddings = not any(
+            ".lm_head." in f".{name}" for name in stored_tensors(directory)
+        )
+    architecture = architecture_of(text, str(directory))
+    if text is whole and has_weights(directory):
+        text.tie_word_embeddings = is_tied(directory, architecture)
+    return architecture
+
+
+def with_own_head(architecture: Architecture, directory: Path) -> Architecture:
+    """Return the architecture, untied where the files hold a head of their own."""
+    if has_weights(directory) and architecture.tied and has_own_head(directory, architecture):
+        architecture.config.tie_word_embeddings = False
+        architecture.whole.tie_word_embeddings = False
+    return architecture
+
+
+def read_whole_config(directory: Path) -> Any:
+    """Return transformers' config of a model directory.
+
+    Raises:
+        ConfigError: it cannot be read, or is of a family that is known not to work.
     """
     read_model_config(directory)
     with transformers_reads(directory / "config.json"):
@@ -63,17 +105,7 @@ def read_architecture(directory: Path) -> Architecture:
                 str(directory), "?", f"transformers cannot read config.json ({reason})"
             ) from None
     check_family(str(directory), whole.to_dict())
-    text = whole.get_text_config()
-    forget_quantization(whole, text)
-    if text is not whole and has_weights(directory):
-        # whose setting counts differs by model; the files tell
-        text.tie_word_embeddings = not any(
-            ".lm_head." in f".{name}" for name in stored_tensors(directory)
-        )
-    architecture = architecture_of(text, str(directory))
-    if text is whole and has_weights(directory):
-        text.tie_word_embeddings = is_tied(directory, architecture)
-    return architecture
+    return whole
 
 
 def forget_quantization(*configs: Any) -> None:
@@ -141,24 +173,74 @@ def architecture_of(config: Any, path: str) -> Architecture:
         raise refuse(path, config.model_type, reason) from None
 
 
+def vision_architecture(whole: Any, path: str) -> Architecture:
+    """Return the architecture of a model with its vision tower.
+
+    Raises:
+        ConfigError: there is no record of it, or it cannot be laid out.
+    """
+    tower, text = getattr(whole, "vision_config", None), whole.get_text_config()
+    vision = vision_family(path, whole.model_type, getattr(tower, "model_type", None))
+    language = LANGUAGE_FAMILIES.get(text.model_type) or FAMILIES.get(text.model_type)
+    if language is None:
+        reason = f'[vision]: its language model is a "{text.model_type}", which has no record'
+        raise refuse(path, whole.model_type, reason)
+    family = within(language, vision.language)
+    try:
+        with transformers_reads(path):
+            model, attention = lay_out_first(whole, path, AutoModelForImageTextToText)
+        ends: Any = model
+        head, embedding = ends.get_output_embeddings(), ends.get_input_embeddings()
+        whole.tie_word_embeddings = text.tie_word_embeddings = head.weight is embedding.weight
+        return Architecture(
+            family=family,
+            config=text,
+            attention=attention,
+            windows=attention_windows(text, family, path),
+            rotary_types=rotary_types(text, model, family),
+            stateful=[False] * text.num_hidden_layers,
+            router=find_router(model.get_submodule(vision.language)),
+            stream=stream_of(text, model.get_submodule(family.layers)),
+            vision=vision,
+            whole=whole,
+        )
+    except (AttributeError, KeyError, RuntimeError) as error:
+        reason = f"it cannot be laid out ({type(error).__name__}: {str(error).splitlines()[0]})"
+        raise refuse(path, whole.model_type, reason) from None
+
+
+def within(family: Family, language: str) -> Family:
+    """Return the record of a language model that lies in a larger one, under a path."""
+    inner = [family.embedding, family.layers, family.norm, family.rotary]
+    embedding, layers, norm, rotary = (
+        None if path is None else f"{language}.{path.partition('.')[2]}" for path in inner
+    )
+    assert embedding is not None and layers is not None
+    return replace(family, embedding=embedding, layers=layers, norm=norm, rotary=rotary)
+
+
 def lay_out(architecture: Architecture) -> nn.Module:
     """The whole model on the meta device."""
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(
-            architecture.config, attn_implementation=architecture.attention
+        model: nn.Module = architecture.model_class.from_config(
+            architecture.model_config, attn_implementation=architecture.attention
         )
     return model
 
 
-def lay_out_first(config: Any, path: str) -> tuple[nn.Module, str]:
-    """The model on the meta device, and the fastest attention that it can be laid out with."""
+def lay_out_first(
+    config: Any, path: str, kind: Any = AutoModelForCausalLM
+) -> tuple[nn.Module, str]:
+    """The model on the meta device, and the fastest attention that it can be laid out with.
+
+    Args:
+        kind: transformers' class that lays it out.
+    """
     reason = ""
     for attention in ("sdpa", "eager"):
         try:
             with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(
-                    config, attn_implementation=attention
-                ), attention
+                return kind.from_config(config, attn_implementation=attention), attention
         except (
             TypeError,
             ValueError,

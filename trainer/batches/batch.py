@@ -26,7 +26,8 @@ class Batch:
     a run) holds such filling only.
 
     Of preference sets, places [0, b/2) of a micro-batch hold chosen answers and the other half the
-    rejected ones of the same pairs; `rows` then has a place for both.
+    rejected ones of the same pairs; `rows` then has a place for both. So it has of single answers
+    with a baseline, where the other half holds mismatched ones.
     """
 
     input_ids: Tensor  # [m, b, s] int32; 64 bits wide on the device only
@@ -43,8 +44,9 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Real tokens, filling left out."""
-        return sum(map(sum, self.row_lengths))
+        """Tokens of the rows; filling is left out, and so are mismatched answers."""
+        placed = chain.from_iterable(chain.from_iterable(self.rows))
+        return sum(row.tokens for row in placed)
 
 
 def make_batch(

@@ -1,6 +1,7 @@
 """Gives every rank its inputs of a step: the leader reads, the others get their part from it."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from headrace.schemas.train.run_state import QuarantineRecord
 from headrace.trainer import devices
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.loader import GroupLoader
-from headrace.trainer.batches.step_inputs import Counts, StepInputs
+from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.messages import gather, receive, send
 from headrace.trainer.parallel import RankLayout
 
@@ -60,6 +61,21 @@ class Feed:
         return with_pinned(_inputs_of(batch, self.layout.coordinates, self.layout.stages, total))
 
 
+class Counts(NamedTuple):
+    """Denominators of the losses, with the names of `StepInputs`."""
+
+    trained_tokens: int
+    tokens: int
+    pair_count: int
+    chosen_tokens: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Counts":
+        """One replica's share."""
+        pairs = sum(len(place) for extras in batch.extras for place in extras.pairs or ())
+        return cls(batch.trained_tokens, batch.tokens, pairs, batch.chosen_tokens)
+
+
 def with_pinned(inputs: StepInputs) -> StepInputs:
     """Return inputs with their tokens in memory that a GPU can read from."""
     return replace(inputs, input_ids=pinned(inputs.input_ids), labels=pinned(inputs.labels))
@@ -72,7 +88,7 @@ def pinned(tensor: Tensor | None) -> Tensor | None:
 
 def _inputs_of(batch: Batch, place: Coordinates, stages: int, total: Counts) -> StepInputs:
     first, last = place.stage == 0, place.stage == stages - 1
-    tells = (first or last) and place.sequence == 0
+    tells = (first or last) and place.sequence == place.tensor == 0
     return StepInputs(
         micro_batches=len(batch.document_lengths),
         document_lengths=batch.document_lengths,
@@ -83,5 +99,5 @@ def _inputs_of(batch: Batch, place: Coordinates, stages: int, total: Counts) -> 
         input_ids=batch.input_ids if first else None,
         labels=batch.labels if last else None,
         rows=batch.rows if tells else None,
-        extras=[extras.of_stage(last=last) for extras in batch.extras],
+        extras=[extras.of_stage(first=first, last=last) for extras in batch.extras],
     )

@@ -1,11 +1,9 @@
-"""Inputs of one rank for one step, and what its losses are divided by."""
+"""Inputs of one rank for one step."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from torch import Tensor
 
-from headrace.trainer.batches.batch import Batch
 from headrace.trainer.batches.extras import Extras
 from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.shards.packed_rows import PackedRow
@@ -33,18 +31,3 @@ class StepInputs:
     def leader_rows(self) -> list[list[list[PackedRow]]] | None:
         """The rows, at the leader only."""
         return None if self.input_ids is None else self.rows
-
-
-class Counts(NamedTuple):
-    """Denominators of the losses, with the names of `StepInputs`."""
-
-    trained_tokens: int
-    tokens: int
-    pair_count: int
-    chosen_tokens: int
-
-    @classmethod
-    def of(cls, batch: Batch) -> "Counts":
-        """One replica's share."""
-        pairs = sum(len(place) for extras in batch.extras for place in extras.pairs or ())
-        return cls(batch.trained_tokens, batch.tokens, pairs, batch.chosen_tokens)

@@ -1,15 +1,17 @@
 """Puts the modules of one stage together; their parameters have no memory yet."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.layer_ranges import recomputed_layers
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.names import base_name
 from headrace.trainer.architecture.families_state import mixer_of
 from headrace.trainer.architecture.half_layer import half_of
-from headrace.trainer.architecture.precision import trained_dtype
+from headrace.trainer.building.held_values import trained_dtype
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import find_buffers
 from headrace.trainer.building.partition import StageCut
@@ -20,11 +22,14 @@ from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.distance_biases import take_rows
 from headrace.trainer.stage.spec import StageNames, StageSpec
+from headrace.trainer.tensor_parallel.cut_stage import cut_stage
+from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
+from headrace.trainer.vision.tower import VisionTower
 
 
 def assemble(
     plan: Plan,
-    config: TrainConfig,
+    config: ModelConfig,
     cut: StageCut,
     dtype: torch.dtype,
     device: torch.device,
@@ -32,6 +37,7 @@ def assemble(
     *,
     trains: bool = True,
     sequence: SequenceSlice = WHOLE,
+    shard: TensorShard = WHOLE_WEIGHTS,
 ) -> StageSpec:
     """Return a stage whose parameters have no memory yet; its buffers have, and initial values.
 
@@ -39,6 +45,7 @@ def assemble(
         initial: made by `lay_out_with_buffers` for this stage alone, which takes parts of it.
         trains: there will be backward passes, for which activations are kept or recomputed.
         sequence: the slice of every row that is held here.
+        shard: the part of the weights that is held here.
     """
     architecture, names = plan.architecture, stage_names(plan, cut)
     modules = take_modules(plan, names, cut, device, faster=config.kernels != "torch")
@@ -58,7 +65,7 @@ def assemble(
         architecture=architecture,
         router_loss=router_loss_settings(plan, config) if trains else None,
         compute_dtype=dtype,
-        autocast=plan.method.trains_base and trained_dtype(config, dtype) != dtype,
+        autocast=plan.method.trains_base and trained_dtype(config.optimizer, dtype) != dtype,
         recompute=recomputed_layers(checkpointing, architecture.layers),
         selective=checkpointing == "selective",
         offload=ActivationOffload(device) if config.activation_offload and trains else None,
@@ -67,12 +74,21 @@ def assemble(
         objective=plan.objective,
         noise_alpha=config.regularization.neftune_alpha,
         sequence=sequence,
+        tower=tower_of(plan, config, names, modules, trains=trains),
+        cuts=cut_stage(modules, architecture, base_prefix(plan), shard),
     )
     if config.trained_matmul == "fp8":
         for layer in spec.layer_modules:
             multiply_trained_in_fp8(layer, dtype)
     materialize_buffers(spec, initial, device)
     return spec
+
+
+def base_prefix(plan: Plan) -> str:
+    """Return the path of the base model in the whole one."""
+    plain: Any = plan.plain
+    prefix: str = plain.base_model_prefix
+    return prefix
 
 
 def stage_names(plan: Plan, cut: StageCut) -> StageNames:
@@ -86,7 +102,26 @@ def stage_names(plan: Plan, cut: StageCut) -> StageNames:
         prefix=prefix,
         first=[prefix + path for path in family.ends.first] if cut.is_first else [],
         last=[prefix + path for path in family.ends.last] if cut.is_last else [],
+        vision=[prefix + path for path in plan.vision_paths] if cut.is_first else [],
     )
+
+
+def tower_of(
+    plan: Plan,
+    config: ModelConfig,
+    names: StageNames,
+    modules: dict[str, nn.Module],
+    *,
+    trains: bool,
+) -> VisionTower | None:
+    """Return what runs the vision tower, on the stage that has it."""
+    vision = plan.architecture.vision
+    if vision is None or not names.vision:
+        return None
+    again = trains and config.activation_checkpointing != "none"
+    own = {name: modules[name] for name in names.vision}
+    body = plan.model.get_submodule(plan.prefix + vision.body)
+    return VisionTower(body, own, vision, again=again)
 
 
 def take_modules(
@@ -94,7 +129,10 @@ def take_modules(
 ) -> dict[str, nn.Module]:
     """Take a stage's modules out of the whole model; layers with a state restart at documents."""
     family = plan.architecture.family
-    modules = {name: plan.model.get_submodule(name) for name in names.used}
+    whole, prefix = plan.architecture, names.prefix
+    modules = {
+        name: whole.part(plan.model, name.removeprefix(prefix), prefix) for name in names.used
+    }
     for name, (index, half) in zip(names.layers, cut.layers.pieces(), strict=True):
         if family.states is not None and plan.architecture.stateful[index]:
             mixer = mixer_of(modules[name], family.states)
@@ -106,7 +144,7 @@ def take_modules(
     return modules
 
 
-def check_half_layers(plan: Plan, config: TrainConfig, *, seeded: bool) -> None:
+def check_half_layers(plan: Plan, config: ModelConfig, *, seeded: bool) -> None:
     """Refuse what does not go with halves of layers.
 
     Raises:
@@ -155,7 +193,7 @@ def materialize_buffers(spec: StageSpec, initial: nn.Module, device: torch.devic
                 slot.fill(initial.get_buffer(base_name(slot.name)).to(home, copy=True))
 
 
-def router_loss_settings(plan: Plan, config: TrainConfig) -> RouterLossSettings | None:
+def router_loss_settings(plan: Plan, config: ModelConfig) -> RouterLossSettings | None:
     """The routers' loss as config or model ask for it; None without routers or at 0."""
     architecture = plan.architecture
     coefficient = config.router_loss

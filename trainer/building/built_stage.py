@@ -12,6 +12,7 @@ from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.building.checkpoint_files import INITIAL, MERGED, tensor_name
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.stage.stage import Stage
+from headrace.trainer.tensor_parallel.weight_cut import StageCuts
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class BuiltStage:
     layers: list[Span]  # of each chunk
     architecture: Architecture
     skeleton: Any  # the whole model without adapters, on the meta device
+    cuts: StageCuts = field(default_factory=StageCuts)  # of all chunks
     history: AdapterHistory = field(default_factory=AdapterHistory)
     flops_per_token: float = 0.0  # of the whole model, forward and backward
 

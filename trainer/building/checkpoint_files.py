@@ -1,5 +1,6 @@
-"""Names of the tensors in a checkpoint, and reading them from whichever file holds them."""
+"""Files of a checkpoint and names of the tensors in them, read from whichever holds them."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ def tensor_name(kind: str, name: str) -> str:
 def stage_file(stage: int) -> str:
     """Return the name of a stage's file."""
     return f"stage-{stage:02d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files that one rank has put into a checkpoint: name -> SHA-256; or why it could not."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    problem: str | None = None
 
 
 class CheckpointTensors:

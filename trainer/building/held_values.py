@@ -8,8 +8,8 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM
 
+from headrace.schemas.train.optimizer_config import OptimizerConfig
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.weight_names import kept_in_float32
 
@@ -23,12 +23,17 @@ def lay_out_with_buffers(architecture: Architecture, dtype: torch.dtype) -> nn.M
     Buffers hold what each module's constructor and the model's own initialization give them;
     all have the types that transformers gives them when it loads in `dtype`.
     """
-    config = copy.deepcopy(architecture.config)  # which is given the type otherwise
+    config = copy.deepcopy(architecture.model_config)  # which is given the type otherwise
     with init_empty_weights(include_buffers=False), _LargeOnMeta():
-        model: nn.Module = AutoModelForCausalLM.from_config(
+        model: nn.Module = architecture.model_class.from_config(
             config, attn_implementation=architecture.attention, dtype=dtype
         )
     return model
+
+
+def trained_dtype(config: OptimizerConfig, dtype: torch.dtype) -> torch.dtype:
+    """Return the type of trained weights, given that of the computation."""
+    return dtype if config.record.keeps_dtype else torch.float32
 
 
 class HeldTypes:

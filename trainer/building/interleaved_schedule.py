@@ -1,31 +1,42 @@
-"""The order of work in a pipeline whose stages hold several chunks of layers each.
+"""The order of work in a pipeline that fills and drains in less than the time of whole stages.
 
 Interleaved 1F1B: chunk c of stage s is part c * stages + s of the model, so a micro-batch goes
 round all stages as often as there are chunks. A stage starts after the time of a chunk, not of a
 whole stage, and the pipeline fills and drains in so much less. Narayanan et al. 2021, section 2.2:
 https://arxiv.org/abs/2104.04473
+
+Sliced 1F1B: every row goes through in slices, and a stage starts after the time of a slice. It
+holds slices where it would hold whole micro-batches. The backward passes of a micro-batch begin
+with its last slice, from which all earlier ones' keys and values take gradients.
+https://arxiv.org/abs/2406.03488
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from typing import TypeAlias
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One micro-batch through one part of the model, forward or backward."""
+    """One micro-batch, or a slice of its rows, through one part of the model."""
 
     is_forward: bool
     part: int
     micro_batch: int
+    row_slice: int = 0
 
     @property
     def before(self) -> "Pass":
         """Return the pass whose result this one needs; there is none at the ends of the model."""
         part = self.part - 1 if self.is_forward else self.part + 1
-        return Pass(self.is_forward, part, self.micro_batch)
+        return Pass(self.is_forward, part, self.micro_batch, self.row_slice)
+
+    @property
+    def reverse(self) -> "Pass":
+        """Return the backward pass of a forward one, and the other way round."""
+        return Pass(not self.is_forward, self.part, self.micro_batch, self.row_slice)
 
     @property
     def next_part(self) -> int:
@@ -57,15 +68,25 @@ def schedule(
 ) -> list[list[Instruction]]:
     """Return the instructions of each stage, in order.
 
+    Args:
+        trains: backward passes too.
+    """
+    ordered = [passes(stage, stages, chunks, micro_batches, trains) for stage in range(stages)]
+    return with_transfers(ordered, chunks)
+
+
+def with_transfers(ordered: Sequence[Iterable[Pass]], chunks: int = 1) -> list[list[Instruction]]:
+    """Return the passes of each stage with the transfers between them.
+
     Transfers have one order over all stages, so that none waits for another in a circle even where
     each blocks its stage.
 
     Args:
-        stages: at least 2.
-        trains: backward passes too.
+        chunks: of each stage.
     """
+    stages = len(ordered)
     parts = range(stages * chunks)
-    left = [deque(passes(stage, stages, chunks, micro_batches, trains)) for stage in range(stages)]
+    left = [deque(mine) for mine in ordered]
     instructions: list[list[Instruction]] = [[] for _ in range(stages)]
     done: set[Pass] = set()
     while any(left):
@@ -130,3 +151,33 @@ def turns(stages: int, chunks: int, micro_batches: int) -> Iterator[tuple[int, i
         for chunk in range(chunks):
             for index in range(start, min(start + stages, micro_batches)):
                 yield chunk, index
+
+
+def sliced_schedule(stages: int, slices: int, micro_batches: int) -> list[list[Instruction]]:
+    """Return the instructions of each stage, in order, forward and backward."""
+    return with_transfers(
+        [sliced_passes(stage, stages, slices, micro_batches) for stage in range(stages)]
+    )
+
+
+def sliced_passes(stage: int, stages: int, slices: int, micro_batches: int) -> Iterator[Pass]:
+    """Yield a stage's passes: forward ones ahead, then one of each kind in turn, then backward
+    ones.
+    """
+    order = list(product(range(micro_batches), range(slices)))
+    forward = (Pass(True, stage, *place) for place in order)
+    backward = (Pass(False, stage, index, slices - 1 - number) for index, number in order)
+    for _ in range(ahead(stage, stages, slices, micro_batches)):
+        yield next(forward)
+    yield from chain.from_iterable(zip(forward, backward, strict=False))
+    yield from backward
+
+
+def ahead(stage: int, stages: int, slices: int, micro_batches: int) -> int:
+    """Return how many forward passes a stage makes before each backward pass comes with one."""
+    return min(micro_batches * slices, stages - stage - 1 + slices - 1)
+
+
+def most_slices(stage: int, stages: int, slices: int, micro_batches: int) -> int:
+    """Return the most slices that a stage holds at a time for backward passes."""
+    return min(micro_batches * slices, ahead(stage, stages, slices, micro_batches) + 1)

@@ -9,13 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.adapters.names import ADAPTER, base_name, is_adapter, rows_name
 from headrace.trainer.adapters.token_rows import row_adapters
 from headrace.trainer.architecture.architecture import Architecture
-from headrace.trainer.architecture.precision import trained_dtype
-from headrace.trainer.building.held_values import HeldTypes
+from headrace.trainer.building.held_values import HeldTypes, trained_dtype
 from headrace.trainer.building.parameter_slots import (
     BufferSlot,
     Slot,
@@ -30,6 +29,8 @@ from headrace.trainer.layers.weight_offload import is_offloaded
 from headrace.trainer.quantized.frozen_weight import FrozenWeight, Quantizer
 from headrace.trainer.quantized.modules import QuantizableModule, quantized_weights_of
 from headrace.trainer.stage.spec import StageSpec
+from headrace.trainer.tensor_parallel.cut_stage import fit_sizes
+from headrace.trainer.tensor_parallel.weight_cut import StageCuts
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Materializer:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: ModelConfig,
         architecture: Architecture,
         source: WeightSource,
         types: HeldTypes,
@@ -75,13 +76,14 @@ class Materializer:
         self.source = source
         self.types = types
         self.dtype = types.dtype
-        self.trained_dtype = trained_dtype(config, self.dtype)
+        self.trained_dtype = trained_dtype(config.optimizer, self.dtype)
         self.device = device
         self.method = method
         self.quantization = quantization
         self.cache = cache
         self._adapted: dict[int, tuple[str, nn.Module]] = {}  # frozen module -> its adapter
         self._from_cache: set[str] = set()
+        self._cuts = StageCuts()
         self._taken: dict[str, dict[str, Tensor]] = {}  # adapters begun while weights were whole
         self.embedding_name = f"{architecture.family.embedding}.weight"
         self.head_name = f"{architecture.family.head}.weight"
@@ -89,6 +91,7 @@ class Materializer:
     def fill(self, stage: StageSpec) -> Filled:
         """Load or initialize all parameters."""
         slots = list(find_slots(stage.modules))
+        self._cuts = stage.cuts
         self._adapted = self.method.taking_over(stage.modules)
         base = [slot for slot in slots if not is_adapter(slot.name)]
         tied_head = self._fill_base(self._fill_from_cache(base))
@@ -98,6 +101,7 @@ class Materializer:
         if tied_head is None:
             tied_head = self._share_rows(stage)
         swap_expert_adapters(stage.tree)
+        fit_sizes(stage.modules, self._cuts)
         left = [name for name, tensor in stage.tree.named_parameters() if tensor.is_meta]
         left += [name for name, tensor in stage.tree.named_buffers() if tensor.is_meta]
         assert not left, f"not loaded: {left}"
@@ -119,7 +123,7 @@ class Materializer:
         dtype = self.types.of(self._source_name(slot.name))
         if trained:
             dtype = torch.promote_types(dtype, self.trained_dtype)
-        value = value.to(self._home(slot), dtype)
+        value = self._cuts.part(slot.name, value).to(self._home(slot), dtype)
         slot.fill(nn.Parameter(value, requires_grad=trained))
 
     def _hold(self, slot: Slot, value: Tensor | FrozenWeight) -> None:
@@ -127,7 +131,7 @@ class Materializer:
         assert isinstance(slot.owner, QuantizableModule) and self.quantization is not None
         dtype = self.quantization.compute_dtype(self.dtype)
         if isinstance(value, FrozenWeight):
-            slot.owner.set_quantized(slot.attribute, value.to(self._home(slot)), dtype)
+            slot.owner.set_quantized(slot.attribute, self._part(slot, value), dtype)
             return
         value = value.to(self.device)
         adapted = self._adapted.get(id(slot.owner))
@@ -139,7 +143,13 @@ class Materializer:
             value = whole.data
         name = self._source_name(slot.name)
         made = self.quantization.make(slot.owner.as_held(value), name, dtype)
-        slot.owner.set_quantized(slot.attribute, made.to(self._home(slot)), dtype)
+        slot.owner.set_quantized(slot.attribute, self._part(slot, made), dtype)
+
+    def _part(self, slot: Slot, value: FrozenWeight) -> FrozenWeight:
+        """Return what is held here of a quantized weight, where it is held."""
+        cut = self._cuts.cuts.get(slot.name)
+        held = value if cut is None else value.part(cut.dim, cut.shard.rank, cut.shard.ranks)
+        return held.to(self._home(slot))
 
     def _home(self, slot: Slot) -> torch.device:
         """The device, or the host for what is kept there."""
@@ -241,6 +251,7 @@ class Materializer:
             for part, value in values.items():
                 path, _, attribute = part.rpartition(".")
                 owner = layer.get_submodule(path)
+                value = self._cuts.part(f"{name}.{part}", value)
                 value = value.to(self.device, self.trained_dtype)
                 owner._parameters[attribute] = nn.Parameter(value)
                 if self.method.keeps(part):
@@ -277,11 +288,16 @@ class Materializer:
 
     def _trained(self, slot: Slot, parameter: nn.Parameter | None) -> TrainedParameter:
         assert parameter is not None
+        name, owned = self._trained_name(slot)
+        is_partial = slot.name in self._cuts.partial
+        return TrainedParameter(name, parameter, owned, self._cuts.cuts.get(slot.name), is_partial)
+
+    def _trained_name(self, slot: Slot) -> tuple[str, bool]:
+        """Return the name under which a parameter is trained, and whether it is counted here."""
         family, prefix = self.architecture.family, self.method.prefix
         if self.architecture.tied and slot.name == rows_name(prefix, family.head):
-            rows = rows_name(prefix, family.embedding)
-            return TrainedParameter(rows, parameter, owned=False)
+            return rows_name(prefix, family.embedding), False
         tied = self.architecture.tied and self._is_head(slot) and not self._is_copy(slot)
         if tied and not is_adapter(slot.name):
-            return TrainedParameter(self.embedding_name, parameter, owned=False)
-        return TrainedParameter(slot.name, parameter, owned=True)
+            return self.embedding_name, False
+        return slot.name, True

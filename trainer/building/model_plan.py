@@ -8,7 +8,7 @@ from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.building.model_size import ModelSize
 from headrace.trainer.quantized.frozen_weight import Quantizer
-from headrace.trainer.stage.loss import Objective
+from headrace.trainer.stage.spec import Objective
 
 
 @dataclass(frozen=True)
@@ -23,3 +23,10 @@ class Plan:
     quantization: Quantizer | None
     objective: Objective
     size: ModelSize  # taken before any stage is filled, which leaves quantized weights out
+    teacher: "Plan | None" = None  # of the model that is learned from
+
+    @property
+    def vision_paths(self) -> list[str]:
+        """Return the paths of vision tower and projector, if the model is run with them."""
+        vision = self.architecture.vision
+        return [] if vision is None else vision.paths

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headrace.trainer.adapters.names import is_adapter, is_control
 from headrace.trainer.architecture.architecture import Architecture
@@ -48,6 +49,8 @@ class ModelSize:
     hidden_size: int
     vocabulary: int
     tied: bool
+    vision: PartSize | None = None  # tower and projector, where the model is run with them
+    stacked: int = 0  # first layers that take features of the tower, and stand beside it
 
     def piece(self, layer: int, half: Half | None) -> PartSize:
         """A decoder layer or half of it."""
@@ -57,6 +60,7 @@ class ModelSize:
         """List the parts that one stage holds. Alone, it holds a tied embedding once."""
         parts = [self.piece(layer, half) for layer, half in layers.pieces()]
         parts += [self.embedding] * (stage == 0)
+        parts += [self.vision] if stage == 0 and self.vision is not None else []
         if stage == stages - 1:
             shared = self.vocabulary * self.hidden_size * (self.tied and stages == 1)
             trained = max(0, self.head.trained - shared)
@@ -67,8 +71,15 @@ class ModelSize:
         return parts
 
 
-def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> ModelSize:
-    """Count a model's weights.
+# ranks that share a weight, by the id of its parameter; 1 where it is not there
+Ranks = Mapping[int, int]
+UNSHARED: Ranks = MappingProxyType({})
+
+
+def measure(
+    model: nn.Module, architecture: Architecture, prefix: str = "", ranks: Ranks = UNSHARED
+) -> ModelSize:
+    """Count a model's weights, or those of one of the ranks that share them.
 
     Args:
         model: on the meta device, with or without adapters; what is trained requires gradients.
@@ -80,21 +91,32 @@ def measure(model: nn.Module, architecture: Architecture, prefix: str = "") -> M
     first = [embedding, *(model.get_submodule(prefix + path) for path in family.ends.first)]
     ends = (family.norm, *family.ends.last, family.head)
     last = [model.get_submodule(prefix + path) for path in ends if path]
-    sent = expert_share(config)
+    size_of = partial(part_size, sent=expert_share(config), ranks=ranks)
+    of_tokens = max(ranks.get(id(parameter), 1) for parameter in embedding.parameters())
     return ModelSize(
-        embedding=part_size(first, sent, looked_up=True, of_table=True),
-        layers=[part_size([layer], sent) for layer in layers.children()],
+        embedding=size_of(first, looked_up=True, of_table=True),
+        layers=[size_of([layer]) for layer in layers.children()],
         halves=[
-            part_size([half_of(layer, family, half)], sent)
+            size_of([half_of(layer, family, half)])
             for layer in layers.children()
             for half in HALVES
             if family.attention
         ],
-        head=part_size(last, sent, of_table=True),
+        head=size_of(last, of_table=True),
         hidden_size=config.hidden_size,
-        vocabulary=config.vocab_size,
+        vocabulary=config.vocab_size // of_tokens,
         tied=architecture.tied,
+        vision=vision_size(model, architecture, prefix),
+        stacked=architecture.stacked_layers,
     )
+
+
+def vision_size(model: nn.Module, architecture: Architecture, prefix: str) -> PartSize | None:
+    """Count the weights of tower and projector; None without."""
+    if architecture.vision is None:
+        return None
+    paths = architecture.vision.paths
+    return part_size([architecture.part(model, path, prefix) for path in paths], 1.0)
 
 
 def flops_per_token(size: ModelSize, full: bool) -> float:
@@ -115,7 +137,11 @@ def expert_share(config: object) -> float:
 
 
 def part_size(
-    modules: list[nn.Module], sent: float, looked_up: bool = False, of_table: bool = False
+    modules: list[nn.Module],
+    sent: float,
+    looked_up: bool = False,
+    of_table: bool = False,
+    ranks: Ranks = UNSHARED,
 ) -> PartSize:
     """The size of some modules together.
 
@@ -127,26 +153,32 @@ def part_size(
     active = 0.0
     for module in modules:
         for name, parameter in module.named_parameters():
-            weights += parameter.numel()
-            trained += parameter.numel() * parameter.requires_grad
+            count = numbers(parameter, ranks)
+            weights += count
+            trained += count * parameter.requires_grad
             if parameter.requires_grad and parameter.ndim == 2 and not is_control(name):
-                matrices += parameter.numel()
+                matrices += count
             if parameter.ndim > 1 and not is_adapter(name) and not looked_up:
-                active += parameter.numel() * (sent if parameter.ndim == 3 else 1.0)
-    held = [weight for module in modules for weight in quantized_weights(module)]
+                active += count * (sent if parameter.ndim == 3 else 1.0)
+    held = [weight for module in modules for weight in quantized_weights(module, ranks)]
     return PartSize(
         weights,
         trained,
         active,
-        quantized=sum(shape.numel() for shape, _ in held),
-        quantized_bytes=sum(shape.numel() * bits / 8 for shape, bits in held),
-        largest_quantized=max((shape.numel() for shape, _ in held), default=0),
-        offloadable={wish: frozen_of(modules, wish) for wish in OFFLOADED},
+        quantized=sum(count for count, _ in held),
+        quantized_bytes=sum(count * bits / 8 for count, bits in held),
+        largest_quantized=max((count for count, _ in held), default=0),
+        offloadable={wish: frozen_of(modules, wish, ranks) for wish in OFFLOADED},
         trained_matrices=0 if of_table else matrices,
     )
 
 
-def frozen_of(modules: list[nn.Module], wish: str) -> Frozen:
+def numbers(parameter: Tensor, ranks: Ranks) -> int:
+    """Count the numbers of a parameter that a rank holds."""
+    return parameter.numel() // ranks.get(id(parameter), 1)
+
+
+def frozen_of(modules: list[nn.Module], wish: str, ranks: Ranks) -> Frozen:
     """Count the weights that would be held in host memory."""
     weights, quantized = 0, 0.0
     for module in modules:
@@ -155,16 +187,17 @@ def frozen_of(modules: list[nn.Module], wish: str) -> Frozen:
                 bits = part.bits if isinstance(part, QuantizableModule) else {}
                 for attribute, parameter in part._parameters.items():
                     if parameter is not None and not parameter.requires_grad:
-                        weights += parameter.numel() * (attribute not in bits)
-                        quantized += parameter.numel() * bits.get(attribute, 0.0) / 8
+                        count = numbers(parameter, ranks)
+                        weights += count * (attribute not in bits)
+                        quantized += count * bits.get(attribute, 0.0) / 8
     return Frozen(weights, quantized)
 
 
-def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Size, float]]:
-    """Shape, and bits a weight, of what a module laid out without memory will hold quantized."""
+def quantized_weights(module: nn.Module, ranks: Ranks) -> Iterator[tuple[int, float]]:
+    """Numbers, and bits a weight, of what a module laid out without memory will hold quantized."""
     for part in module.modules():
         if isinstance(part, QuantizableModule):
             for attribute, bits in part.bits.items():
                 parameter = part._parameters[attribute]
                 if parameter is not None and not parameter.requires_grad:
-                    yield parameter.shape, bits
+                    yield numbers(parameter, ranks), bits

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 from headrace.trainer.quantized.modules import QuantizableModule
+from headrace.trainer.tensor_parallel.weight_cut import WeightCut
 
 
 @dataclass(frozen=True)
@@ -15,11 +17,33 @@ class TrainedParameter:
 
     `owned` is false for the copy of a tied embedding that the last stage keeps as its head: it is
     stepped there as well, but counted, clipped by and saved from the first stage only.
+
+    Attributes:
+        cut: where several ranks share the weight; None: the parameter is all of it.
+        is_partial: the gradients of the ranks that share weights are to be added up.
     """
 
     name: str
     parameter: nn.Parameter
     owned: bool
+    cut: WeightCut | None = None
+    is_partial: bool = False
+
+    @property
+    def shape(self) -> torch.Size:
+        """Return the shape of the whole weight."""
+        return self.parameter.shape if self.cut is None else self.cut.shape
+
+    def whole(self, value: Tensor) -> Tensor:
+        """Put the parts of a tensor like the parameter together; ranks that share it take part."""
+        cut = self.cut
+        if cut is None or value.shape != self.parameter.shape:
+            return value
+        return cut.whole(value.to(self.parameter.device))
+
+    def part(self, whole: Tensor) -> Tensor:
+        """Return what this rank holds of a tensor like the whole weight."""
+        return whole if self.cut is None else self.cut.part(whole)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Weights of the model as it was before training: what DPO compares with."""
+"""Models that the trained one is compared with: itself before training, or a teacher."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.names import base_name, is_adapter
 from headrace.trainer.architecture.read_architecture import lay_out
 from headrace.trainer.building.assembly import assemble
@@ -21,7 +21,7 @@ from headrace.trainer.stage.spec import StageSpec
 def reference_of(
     policy: StageSpec,
     plan: Plan,
-    config: TrainConfig,
+    config: ModelConfig,
     cut: StageCut,
     device: torch.device,
 ) -> StageSpec:

@@ -8,8 +8,9 @@ import copy
 import logging
 import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError, HeadraceError
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
+from headrace.trainer.adapters.names import base_name
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import FAMILIES, refuse
 from headrace.trainer.architecture.half_layer import Span
@@ -31,16 +33,28 @@ from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.architecture.overrides import overridden
 from headrace.trainer.architecture.read_architecture import architecture_of, read_architecture
 from headrace.trainer.architecture.weight_names import as_stored
+from headrace.trainer.building.assembly import base_prefix
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
-from headrace.trainer.building.partition import StageCut
+from headrace.trainer.building.parameter_slots import (
+    TrainedParameter,
+    find_slots,
+    holds_quantized,
+    stored_buffers,
+)
+from headrace.trainer.building.partition import StageCut, check_stacked
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.families.remote_code import run_code_of
+from headrace.trainer.quantized.modules import QuantizableModule
 from headrace.trainer.stage.micro_batch import MicroBatch
-from headrace.trainer.stage.sequence_check import find_mixing
+from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced, find_untiled
+from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.tensor_check import VOCABULARY as TRIAL_VOCABULARY
+from headrace.trainer.stage.tensor_check import TinyPart, find_difference
+from headrace.trainer.tensor_parallel.cut_stage import connect_ranks, cut_stage, refused
+from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 logger = logging.getLogger(__name__)
 
@@ -121,21 +135,20 @@ def try_out(architecture: Architecture, kind: str, draw: int = 0) -> tuple[float
         return compare(config, make_plan(config, tiny), theirs)
 
 
-def trial_config(model: str, kind: str) -> TrainConfig:
+def trial_config(model: str, kind: str, weights: str = "stored") -> ModelConfig:
     """Return the config of a trial.
 
     Args:
         kind: of what is trained.
     """
-    return TrainConfig.model_validate(
+    return ModelConfig.model_validate(
         {
             "model": model,
-            "output_dir": "unused",
+            "weights": weights,
             "adapter": {"kind": kind},
             "router_loss": 0.0,
             "dtype": "float32",
             "optimizer": {"lr": 1.0},
-            "datasets": [{"path": "unused"}],
         }
     )
 
@@ -173,7 +186,7 @@ def randomize(model: Any) -> None:
             slot.value.add_(torch.randn_like(slot.value) * SPREAD)
 
 
-def compare(config: TrainConfig, plan: Plan, theirs: Any) -> tuple[float, float]:
+def compare(config: ModelConfig, plan: Plan, theirs: Any) -> tuple[float, float]:
     """Return what `try_out` does, of a checkpoint that transformers has loaded."""
     stages = build_tiny(config, plan)
     trained = [item for stage in stages for item in stage.trained]
@@ -207,7 +220,7 @@ class TinyStage:
     tied_head: nn.Parameter | None
 
 
-def build_tiny(config: TrainConfig, plan: Plan) -> list[TinyStage]:
+def build_tiny(config: ModelConfig, plan: Plan) -> list[TinyStage]:
     """Two stages, or one where there is a single layer, loaded from the checkpoint."""
     layers = plan.architecture.layers
     cuts = [range(layers // 2), range(layers // 2, layers)] if layers > 1 else [range(1)]
@@ -267,37 +280,115 @@ def gradient_difference(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
     return torch.stack(differences).max().item()
 
 
-def check_rows_can_be_cut(config: TrainConfig, architecture: Architecture) -> None:
+def check_rows_can_be_cut(config: ModelConfig, architecture: Architecture) -> None:
     """Refuse models of which a rank cannot hold a part of each row.
 
     Raises:
         ConfigError: with the reason.
     """
+    setting = f"sequence_parallel = {config.sequence_parallel}"
+    check_tiny(setting, "use more pipeline_stages in its place", architecture, find_mixing)
+
+
+def check_rows_can_be_sliced(config: ModelConfig, architecture: Architecture) -> None:
+    """Refuse models through which rows cannot go in slices.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    setting = f"sequence_slices = {config.sequence_slices}"
+    remedy = "use a larger gradient_accumulation_steps in its place"
+    check_tiny(setting, remedy, architecture, find_unsliced)
+
+
+def check_mlps_can_be_tiled(config: ModelConfig, architecture: Architecture) -> None:
+    """Refuse models whose MLPs cannot go over parts of the tokens.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    remedy = 'use activation_checkpointing = "full" without it'
+    check_tiny(f"tiles = {config.tiles}", remedy, architecture, find_untiled)
+
+
+def check_tiny(
+    setting: str, remedy: str, architecture: Architecture, find: Callable[[Stage], str | None]
+) -> None:
+    """Refuse models in which parts of rows are not what they are in whole ones.
+
+    Args:
+        find: what is wrong with a tiny model of the kind.
+
+    Raises:
+        ConfigError: with the reason.
+    """
     try:
-        problem = find_mixing(tiny_stage(architecture))
+        problem = find(tiny_stage(architecture))
     except (*FAILURES, HeadraceError) as error:
         text = FOLDER.sub("", str(error)).splitlines()[0] if str(error) else ""
         problem = f"a tiny one cannot be run in part ({type(error).__name__}: {text})"
     if problem is not None:
         raise ConfigError(
-            f"sequence_parallel = {config.sequence_parallel} does not go with model_type "
-            f'"{architecture.config.model_type}": {problem}; use more pipeline_stages in its place'
+            f'{setting} does not go with model_type "{architecture.config.model_type}": '
+            f"{problem}; {remedy}"
         )
+
+
+def check_weights_can_be_cut(architecture: Architecture) -> None:
+    """Refuse models of which a rank cannot hold a part of each weight.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    model_type = architecture.config.model_type
+    if architecture.uses_chance:
+        raise refused(model_type, "the model's own dropout would differ from that of whole weights")
+    try:
+        difference = find_difference(partial(tiny_part, architecture))
+    except ConfigError:
+        raise
+    except FAILURES as error:
+        text = FOLDER.sub("", str(error)).splitlines()[0] if str(error) else ""
+        reason = f"a tiny one cannot be run in parts ({type(error).__name__}: {text})"
+        raise refused(model_type, reason) from None
+    if not difference <= TOLERANCE:
+        reason = f"losses or gradients of a tiny one in parts are off by {difference:.1e}"
+        raise refused(model_type, reason)
+
+
+def tiny_part(architecture: Architecture, shard: TensorShard) -> TinyPart:
+    """Return a tiny model of the same kind, with a rank's part of its random weights."""
+    spec = tiny_spec(architecture, shard, vocab_size=TRIAL_VOCABULARY)
+    connect_ranks(spec.modules, spec.cuts)
+    return TinyPart(Stage(spec).eval(), spec.cuts)
 
 
 def tiny_stage(architecture: Architecture) -> Stage:
     """Return a whole tiny model of the same kind, with random weights, in evaluation mode."""
+    return Stage(tiny_spec(architecture)).eval()
+
+
+def tiny_spec(
+    architecture: Architecture, shard: TensorShard = WHOLE_WEIGHTS, **changes: int
+) -> StageSpec:
+    """Fill a tiny model of the same kind with random weights.
+
+    Args:
+        changes: of its config.
+    """
     with tempfile.TemporaryDirectory(prefix="headrace-trial-") as folder:
-        config = trial_config(folder, "none").model_copy(update={"weights": "random"})
+        config = trial_config(folder, "none", weights="random")
         shrunk = shrink(architecture.config)
+        shrunk.update(changes)
         shrunk.save_pretrained(folder)
         tiny = architecture_of(shrunk, folder)
         layers = Span.whole(range(tiny.layers))
-        spec, _ = fill_stage(config, make_plan(config, tiny), StageCut(0, 1, layers), CPU)
-    return Stage(spec).eval()
+        plan = make_plan(config, tiny)
+        spec, _ = fill_stage(config, plan, StageCut(0, 1, layers), CPU, shard=shard)
+    return spec
 
 
-def plan_model(config: TrainConfig) -> Plan:
+def plan_model(config: ModelConfig) -> Plan:
     """Lay out the model that a config names; one whose type has no record is tried out first.
 
     Raises:
@@ -306,12 +397,38 @@ def plan_model(config: TrainConfig) -> Plan:
     directory = model_directory(config.model, config.weights)
     if config.trust_remote_code:
         run_code_of(directory)
-    architecture = read_architecture(directory)
-    if architecture.config.model_type not in FAMILIES:
+    architecture = read_architecture(directory, vision=config.vision is not None)
+    if architecture.vision is None and architecture.config.model_type not in FAMILIES:
         check_against_transformers(architecture, str(directory))
     architecture = overridden(architecture, config.model_overrides, str(directory))
     if config.sequence_parallel > 1:
         check_rows_can_be_cut(config, architecture)
+    if config.sequence_slices > 1:
+        check_rows_can_be_sliced(config, architecture)
+    if config.tiles > 1:
+        check_mlps_can_be_tiled(config, architecture)
+    if config.tensor_parallel > 1:
+        check_weights_can_be_cut(architecture)
     plan = make_plan(config, architecture)
     plan.method.check_result()
+    if config.objective.teacher is not None:
+        plan = replace(plan, teacher=plan_model(config.of_teacher()))
+    if config.tensor_parallel > 1:
+        check_parts(config, plan)
+    check_stacked(config, plan.size, architecture)
     return plan
+
+
+def check_parts(config: ModelConfig, plan: Plan) -> None:
+    """Refuse weights that the ranks do not divide, or that are held in a form that is not cut.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    first = TensorShard(0, config.tensor_parallel)  # without a group: nothing is exchanged
+    cuts = cut_stage({"": plan.model}, plan.architecture, base_prefix(plan), first).cuts
+    for slot in find_slots({"": plan.model}):
+        if slot.name in cuts and holds_quantized(slot) and plan.quantization is not None:
+            assert isinstance(slot.owner, QuantizableModule)
+            shape = slot.owner.as_held(slot.empty).shape
+            plan.quantization.check_part(base_name(slot.name), shape, cuts[slot.name])

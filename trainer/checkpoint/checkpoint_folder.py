@@ -72,6 +72,8 @@ def collect_tensors(
 ) -> dict[str, Tensor]:
     """Parameters and optimizer states under canonical names, copies of tied weights left out.
 
+    They are whole: ranks that share weights call this together.
+
     Args:
         optimizer: None leaves the states out.
         kept: further tensors, under the names that they get.
@@ -84,10 +86,10 @@ def collect_tensors(
     tensors = {}
     for item in trained:
         if item.owned:
-            tensors[tensor_name(PARAMETER, item.name)] = on_host(item.parameter)
+            tensors[tensor_name(PARAMETER, item.name)] = on_host(item.whole(item.parameter))
             states = {} if optimizer is None else tensors_of(optimizer, item.parameter)
             for state, value in states.items():
-                tensors[tensor_name(state, item.name)] = on_host(value)
+                tensors[tensor_name(state, item.name)] = on_host(item.whole(value))
     return tensors | dict(kept or {})
 
 
@@ -112,15 +114,17 @@ def load_tensors(
     """
     stored = CheckpointTensors(directory)
 
-    def read_state(name: str, state: str, shape: torch.Size) -> Tensor:
-        return stored.get(state, name, shape)
+    def read_state(item: TrainedParameter, state: str, shape: torch.Size) -> Tensor:
+        if shape != item.parameter.shape:
+            return stored.get(state, item.name, shape)
+        return item.part(stored.get(state, item.name, item.shape))
 
     for item in trained:
         parameter = item.parameter
         with torch.no_grad():
-            parameter.copy_(stored.get(PARAMETER, item.name, parameter.shape))
+            parameter.copy_(item.part(stored.get(PARAMETER, item.name, item.shape)))
         if optimizer is not None:
-            restore(optimizer, parameter, partial(read_state, item.name))
+            restore(optimizer, parameter, partial(read_state, item))
 
 
 def newest(

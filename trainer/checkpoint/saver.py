@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.publish import explain_os_error, fsync_path
 from headrace.schemas.train.run_state import RunState
 from headrace.trainer.architecture.model_writer import save_tensors
-from headrace.trainer.building.checkpoint_files import stage_file
+from headrace.trainer.building.checkpoint_files import Written, stage_file
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.checkpoint.checkpoint_folder import (
     CheckpointFolder,
@@ -26,14 +26,6 @@ from headrace.trainer.parallel import RankLayout
 from headrace.trainer.rendezvous import local_ranks
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Written:
-    """Files that one rank has put into a checkpoint: name -> SHA-256; or why it could not."""
-
-    files: dict[str, str] = field(default_factory=dict)
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +87,11 @@ class Saver:
         else:
             tensors = collect_tensors(trained, states, kept, copy=self.background)
             path = self.folder.unfinished(state.step) / stage_file(self.layout.stage)
-            written = self._thread.submit(write, path, tensors)
+            written = Future()
+            if self.layout.writes_weights:
+                written = self._thread.submit(write, path, tensors)
+            else:
+                written.set_result(Written())
         self._pending = Pending(state, written)
         if not self.background:
             self.finish()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.progress import Progress, silent
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.names import PEFT_PREFIX
 from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.architecture.model_writer import save_tensors
@@ -84,7 +84,7 @@ def control_to_lora(
     return worst
 
 
-def layer_alone(config: TrainConfig, plan: Plan, index: int) -> Stage:
+def layer_alone(config: ModelConfig, plan: Plan, index: int) -> Stage:
     """Return one layer as a stage, so that one is in memory at a time; without the last norm."""
     layers = plan.architecture.layers
     cut = StageCut(index, layers, Span.whole(range(index, index + 1)))
@@ -92,17 +92,15 @@ def layer_alone(config: TrainConfig, plan: Plan, index: int) -> Stage:
     return Stage(replace(spec, names=replace(spec.names, norm=None)))
 
 
-def plain_config(model: Path) -> TrainConfig:
+def plain_config(model: Path) -> ModelConfig:
     """Return the config that trains the whole model in float32 with plain modules."""
-    return TrainConfig.model_validate(
+    return ModelConfig.model_validate(
         {
             "model": str(model),
-            "output_dir": "unused",
             "dtype": "float32",
             "kernels": "torch",
             "adapter": {"kind": "none"},
             "optimizer": {"lr": 1.0},
-            "datasets": [{"path": "unused"}],
         }
     )
 

@@ -80,7 +80,8 @@ def export_adapter(
     built: BuiltStage, layout: RankLayout, model: Path, directory: Path, dtype: torch.dtype
 ) -> None:
     """Write the adapters of all stages to one file, at the first rank."""
-    parts = gather_at_first(adapter_tensors(built, dtype) if layout.is_first_copy else {}, layout)
+    mine = adapter_tensors(built, dtype) if layout.is_first_copy else {}
+    parts = gather_at_first(mine if layout.writes_weights else {}, layout)
     tensors = {name: value for part in parts for name, value in part.items()}
     width = max(gather(built.history.width, layout.world_group))
     if layout.rank == 0:
@@ -102,7 +103,9 @@ def export_model(
     written: dict[str, dict[str, int]] = {}
     if keeps_files:
         before = sum(counts[: layout.stage])
-        written = save_model_part(built, model, directory, before, sum(counts), dtype)
+        written = save_model_part(
+            built, model, directory, before, sum(counts), dtype, writes=layout.writes_weights
+        )
     files = gather(written, layout.world_group)
     if layout.rank == 0:
         finish_model(directory, files, model, built, dtype)
@@ -110,18 +113,19 @@ def export_model(
 
 def adapter_tensors(built: BuiltStage, dtype: torch.dtype) -> dict[str, Tensor]:
     """One stage's share of an adapter, under PEFT's names."""
-    values = {item.name: item.parameter.detach().cpu() for item in built.trained}
+    values = {item.name: item.whole(item.parameter.detach()).cpu() for item in built.trained}
     exported = built.history.exported(values)
     return {name: tensor.to(dtype) for name, tensor in exported.items()}
 
 
 def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:
     """Bytes of each module of a stage, as they will be stored; a tied head is not."""
+    whole = built.cuts.shape
     return [
         dtype.itemsize
         * (
-            sum(slot.empty.numel() for slot in find_slots({name: module}))
-            + sum(held.shape.numel() for _, held in quantized_weights_of({name: module}))
+            sum(whole(s.name, s.empty.shape).numel() for s in find_slots({name: module}))
+            + sum(whole(n, held.shape).numel() for n, held in quantized_weights_of({name: module}))
         )
         for name, module in built.names.items()
         if not is_tied_head(built, name)
@@ -129,7 +133,14 @@ def model_parts(built: BuiltStage, dtype: torch.dtype) -> list[int]:
 
 
 def save_model_part(
-    built: BuiltStage, model: Path, directory: Path, before: int, total: int, dtype: torch.dtype
+    built: BuiltStage,
+    model: Path,
+    directory: Path,
+    before: int,
+    total: int,
+    dtype: torch.dtype,
+    *,
+    writes: bool = True,
 ) -> dict[str, dict[str, int]]:
     """One stage's weights, trained or not, in files of limited size; one module at a time. Weights
     that are held quantized are written as the base model has them.
@@ -137,6 +148,7 @@ def save_model_part(
     Args:
         model: directory of the base model.
         before: files of the stages before this one; total: files of all stages.
+        writes: else weights that are shared with a rank that does are only given to it.
 
     Returns:
         File name -> tensor name -> bytes.
@@ -148,7 +160,10 @@ def save_model_part(
         strict=True,
     ):
         values = {f"{name}.{key}": value.detach() for key, value in module.named_parameters()}
+        values = {name: built.cuts.whole(name, value) for name, value in values.items()}
         values |= unquantized(built, model, {name: module})
+        if not writes:
+            continue
         values = as_saved(built.skeleton, values, dtype)
         writer.add(values | base_buffers(built, model, {name: module}), size)
     return writer.finish()
@@ -176,9 +191,12 @@ def unquantized(
     """The base model's values of weights that are held quantized; dequantized where it has none."""
     held = {name: (part, attribute) for name, part, attribute in quantized_places(modules)}
     if not held or not has_weights(model):
-        return {name: part.dequantized(attribute) for name, (part, attribute) in held.items()}
+        return {
+            name: built.cuts.whole(name, part.dequantized(attribute))
+            for name, (part, attribute) in held.items()
+        }
     wanted = [
-        (built.method.stored_name(name), part.shape_of(attribute))
+        (built.method.stored_name(name), built.cuts.shape(name, part.shape_of(attribute)))
         for name, (part, attribute) in held.items()
     ]
     values: dict[str, Tensor] = {}

@@ -13,6 +13,7 @@ from gguf.quants import quant_shape_to_byte_shape, quantize
 
 from headrace.schemas.progress import Progress, silent
 from headrace.schemas.publish import writing
+from headrace.trainer.architecture.config_limits import refuse_scored
 from headrace.trainer.export.gguf_family import add_hyperparameters, read_model_config
 from headrace.trainer.export.gguf_parts import (
     NameMap,
@@ -56,6 +57,7 @@ def export_gguf(
         ConfigError: a family, adapter or tokenizer that has no form in GGUF, or the output exists.
     """
     check_new(output)
+    refuse_scored(model)
     config = read_model_config(model)
     record = gguf_record(str(model), config)
     with new_output(output) as temporary:

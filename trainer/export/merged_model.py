@@ -21,6 +21,7 @@ from headrace.trainer.adapters.whole_names import whole_names
 from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_writer import (
+    PROCESSOR_FILES,
     ModelWriter,
     as_saved,
     copy_model_files,
@@ -32,7 +33,8 @@ from headrace.trainer.architecture.overrides import overridden
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
 from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
-from headrace.trainer.building.weight_source import WeightSource, grown
+from headrace.trainer.building.weight_source import ScoredWeights, WeightSource, grown
+from headrace.trainer.objectives.scored_model import with_score
 
 
 def write_merged(
@@ -55,9 +57,13 @@ def write_merged(
             cannot be scaled.
         DataError: the adapter does not belong to the model.
     """
-    architecture = overridden(read_architecture(model), read_overrides(adapter), str(model))
-    skeleton: Any = lay_out(architecture)
+    vision = any((adapter / name).is_file() for name in PROCESSOR_FILES)  # trained with its tower
+    base = read_architecture(model, vision=vision)
+    architecture = overridden(base, read_overrides(adapter), str(model))
     settings = read_peft_settings(adapter)
+    if settings.task_type == "SEQ_CLS":
+        architecture = with_score(architecture, str(model))
+    skeleton: Any = lay_out(architecture)
     check_scale(scale, settings)
     names = whole_names(model, architecture)
     modules = names.modules or [n for n, _ in skeleton.named_modules()]
@@ -73,11 +79,11 @@ def write_merged(
     unused = set(tensors)
     paths = paths_to_write(architecture, skeleton, tensors)
     dtype = getattr(architecture.config, "dtype", None) or torch.float32
-    sizes = [stored_size(skeleton.get_submodule(path), dtype) for path in paths]
+    sizes = [stored_size(architecture.part(skeleton, path), dtype) for path in paths]
     writer = ModelWriter(output, skeleton, 0, file_count(sizes))
-    with grown(StoredWeights(model, lay_out(architecture)), architecture) as source:
+    with base_weights(model, architecture) as source:
         for path, size in progress(list(zip(paths, sizes, strict=True)), sizes, "merge"):
-            name, module = PEFT_PREFIX + path, wrapped.get_submodule(PEFT_PREFIX + path)
+            name, module = PEFT_PREFIX + path, architecture.part(wrapped, path, PEFT_PREFIX)
             slots = list(find_slots({name: module}))
             unused -= fill_adapter(slots, tensors, adapter)
             unused -= fill_base(slots, source, architecture, tensors, adapter)
@@ -94,6 +100,12 @@ def write_merged(
     copy_model_files(model, output, skeleton, dtype)
     write_tokenizer(model, output, architecture.overrides.new_tokens)
     return count
+
+
+def base_weights(model: Path, architecture: Architecture) -> WeightSource:
+    """Return a model's weights; an adapter brings those of a head of one number itself."""
+    source = grown(StoredWeights(model, lay_out(architecture)), architecture)
+    return ScoredWeights(source, architecture.config, 0) if architecture.scored else source
 
 
 def token_rows(settings: LoraConfig) -> list[int]:
@@ -143,12 +155,13 @@ def paths_to_write(
     skeleton's config unties them.
     """
     family = architecture.family
-    paths = family.parts(architecture.layers)
+    paths = architecture.parts
     if architecture.tied:
         ends = (f".{family.embedding}.", f".{family.head}.")
         if any(end in name for end in ends for name in tensors if ROWS not in name):
-            skeleton.config = copy.deepcopy(architecture.config)
-            skeleton.config.tie_word_embeddings = False
+            skeleton.config = copy.deepcopy(architecture.model_config)
+            for config in (skeleton.config, skeleton.config.get_text_config()):
+                config.tie_word_embeddings = False
         else:
             paths.remove(family.head)
     return paths

@@ -8,7 +8,11 @@ from typing import Any
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import derive_seed
-from headrace.trainer.architecture.config_limits import read_model_config, transformers_reads
+from headrace.trainer.architecture.config_limits import (
+    read_model_config,
+    refuse_scored,
+    transformers_reads,
+)
 from headrace.trainer.architecture.weight_index import stored_tensors
 from headrace.trainer.quiet import quiet_libraries
 
@@ -69,6 +73,7 @@ class Sampler:
     Args:
         adapter: PEFT adapter directory to put on the model, or None.
         render: what makes a text of messages, as `headrace.jobs.commands.chat_prompt` does.
+        pictures: the model is to see pictures, with its vision tower.
 
     Raises:
         ConfigError: no model or adapter there, or one that cannot be used.
@@ -80,15 +85,20 @@ class Sampler:
         model: Path,
         adapter: Path | None,
         render: Callable[[Messages], str] | None = None,
+        *,
+        pictures: bool = False,
     ) -> None:
         for directory, name in ((model, "config.json"), (adapter, "adapter_config.json")):
             if directory is not None and not (directory / name).is_file():
                 raise ConfigError(f"{directory}: no {name}; is the path right?")
         read_model_config(model)
+        refuse_scored(model)
+        if adapter is not None:
+            refuse_scored(adapter, "adapter_config.json")
         stored_tensors(model)
         quiet_libraries()
 
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
         from headrace.trainer import devices
 
@@ -100,7 +110,8 @@ class Sampler:
             grown = adapter is not None and (adapter / "tokenizer.json").is_file()
             self.tokenizer = AutoTokenizer.from_pretrained(adapter if grown else model, **local)
         with transformers_reads(model):
-            network = AutoModelForCausalLM.from_pretrained(
+            kind: Any = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+            network = kind.from_pretrained(
                 model,
                 config=config_below(model, adapter),
                 dtype="auto",

@@ -22,10 +22,17 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def document_mask(document_lengths: Sequence[Sequence[int]], device: torch.device) -> Tensor | None:
+def document_mask(
+    document_lengths: Sequence[Sequence[int]],
+    device: torch.device,
+    bounds: tuple[int, int] | None = None,
+) -> Tensor | None:
     """[b, 1, s, s] bool, true where a token may attend: earlier or same, in its own document.
 
     None when every row is one document, for which plain causal attention is the same and faster.
+
+    Args:
+        bounds: of a slice of the rows, if not all: its tokens, and as keys all up to its end.
     """
     if all(len(lengths) == 1 for lengths in document_lengths):
         return None
@@ -33,5 +40,6 @@ def document_mask(document_lengths: Sequence[Sequence[int]], device: torch.devic
         [torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in document_lengths]
     )
     documents = to_device(documents, device)
-    same = documents.unsqueeze(2) == documents.unsqueeze(1)
-    return same.tril().unsqueeze(1)
+    start, end = bounds or (0, documents.shape[1])
+    same = documents[:, start:end].unsqueeze(2) == documents[:, :end].unsqueeze(1)
+    return same.tril(start).unsqueeze(1)

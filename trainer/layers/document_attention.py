@@ -6,10 +6,11 @@ without a window go to torch's `scaled_dot_product_attention`, there cuDNN, soft
 FlexAttention, and all else to FlashAttention 2.
 """
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,16 @@ from headrace.kernels.attention.document_attention import (
     HEAD_SIZES,
     document_attention,
     document_attention_reference,
-    first_visible,
+    visible_keys,
 )
 from headrace.kernels.attention.flex_attention import block_mask, flex_document_attention
 from headrace.schemas.errors import ConfigError
 from headrace.trainer import devices
 from headrace.trainer.families.attention import Chunk
 from headrace.trainer.layers.device import to_device
+from headrace.trainer.row_slice import WHOLE_ROWS, RowSlice
 
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
 NAME = "headrace_documents"
 
 
@@ -41,11 +44,16 @@ class VisibleTokens:
             end to end.
         window: tokens that one attends to, itself included; None for all.
         blocks: the same for FlexAttention, if it is to run.
+        key_bounds: the same as `bounds`, of keys, where rows come in slices: a slice's last token
+            of a document attends to its last key up to there.
+        first_keys: [b] then: the first key of each row that the slice attends to.
     """
 
     bounds: Tensor
     window: int | None = None
     blocks: BlockMask | None = None
+    key_bounds: Tensor | None = None
+    first_keys: tuple[int, ...] | None = None
 
 
 def fits(model_config: Any) -> bool:
@@ -70,36 +78,72 @@ def visible_tokens(
     device: torch.device,
     *,
     in_blocks: bool = False,
+    rows: RowSlice = WHOLE_ROWS,
 ) -> dict[int | None, VisibleTokens | None]:
     """One object for each window, for compiled code that takes any number of documents.
 
     Args:
         document_lengths: [b] lengths that sum to s.
         in_blocks: FlexAttention is to run, which needs to know of blocks, on a GPU.
+        rows: the slice that attends, to all up to its end.
 
     Returns:
         Window -> what is visible; None for plain causal attention.
     """
     size = sum(document_lengths[0])
-    flat = [length for lengths in document_lengths for length in lengths]
-    bounds = to_device(torch.tensor([0, *accumulate(flat)], dtype=torch.int32), device)
-    torch._dynamo.mark_dynamic(bounds, 0)
+    start, end = rows.bounds(size)
+    pieces = [pieces_of(lengths, start, end) for lengths in document_lengths]
+    flat = [piece for row in pieces for piece in row]
+    bounds = ends_of([piece.queries for piece in flat], device)
+    key_bounds, first_keys = bounds, None
+    if start:
+        key_bounds = ends_of([piece.keys for piece in flat], device)
+        first_keys = tuple(end - sum(piece.keys for piece in row) for row in pieces)
     single = all(len(lengths) == 1 for lengths in document_lengths)
     found: dict[int | None, VisibleTokens | None] = {}
     for given in set(windows):
         if isinstance(given, Chunk):
             chunks = given.documents(document_lengths)
-            found[given] = visible_tokens(chunks, [None], device, in_blocks=in_blocks)[None]
+            found |= {
+                given: visible_tokens(chunks, [None], device, in_blocks=in_blocks, rows=rows)[None]
+            }
             continue
-        window = None if given is None or given >= size else given
-        if single and window is None and not in_blocks:
+        window = None if given is None or given >= end else given
+        if single and window is None and not in_blocks and not start:
             found[given] = None
             continue
         blocks = None
         if in_blocks and devices.is_accelerator(device):
-            blocks = block_mask(first_visible(bounds, sum(flat), window or -1))
-        found[given] = VisibleTokens(bounds, window, blocks)
+            queries = (end - start) * len(pieces)
+            keys = sum(piece.keys for piece in flat)
+            blocks = block_mask(*visible_keys(bounds, key_bounds, queries, window or -1), keys)
+        further = (None, None) if first_keys is None else (key_bounds, first_keys)
+        found[given] = VisibleTokens(bounds, window, blocks, *further)
     return found
+
+
+class Piece(NamedTuple):
+    """A document's tokens in a slice of its row, and its tokens up to there."""
+
+    queries: int
+    keys: int
+
+
+def pieces_of(lengths: Sequence[int], start: int, end: int) -> list[Piece]:
+    """Return the pieces of a row's documents in a slice of it."""
+    ends = list(accumulate(lengths))
+    return [
+        Piece(min(last, end) - max(last - length, start), min(last, end) - (last - length))
+        for last, length in zip(ends, lengths, strict=True)
+        if last > start and last - length < end and length
+    ]
+
+
+def ends_of(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return [lengths + 1] int32 bounds, whose number compiled code takes as it comes."""
+    bounds = to_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
+    torch._dynamo.mark_dynamic(bounds, 0)
+    return bounds
 
 
 def attend(
@@ -117,7 +161,8 @@ def attend(
     """Attention as transformers' layers call it.
 
     Args:
-        query: [b, heads, s, head size]; key, value: [b, key heads, s, head size].
+        query: [b, heads, s, head size]; key, value: [b, key heads, s, head size], of rows in
+            slices all up to the slice's end.
         attention_mask: a mask, which decides alone, or what is visible; None: all before.
         s_aux: [heads], sinks.
         softcap: scores are softcap * tanh(scores / softcap).
@@ -137,10 +182,21 @@ def attend(
         raise ConfigError('attention with a position bias needs masks; set kernels = "torch"')
     seen = every_row(query) if attention_mask is None else attention_mask
     b, _, s, size = query.shape
-    flat = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]
+    query = query.transpose(1, 2).flatten(0, 1)
+    longest = (s, key.shape[2])
+    key, value = (end_to_end(states, seen.first_keys) for states in (key, value))
     scale = size**-0.5 if scaling is None else scaling
-    output = within_documents(flat[0], flat[1], flat[2], seen, s, scale, s_aux, softcap)
+    output = within_documents(query, key, value, seen, longest, scale, s_aux, softcap)
     return output.unflatten(0, (b, s)), None
+
+
+def end_to_end(states: Tensor, first: tuple[int, ...] | None) -> Tensor:
+    """[b, heads, s, size] to [tokens, heads, size], of each row from its first one on."""
+    states = states.transpose(1, 2)
+    if first is None:
+        return states.flatten(0, 1)
+    rows = [row[start:] for row, start in zip(states, first, strict=True)]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def within_documents(
@@ -148,23 +204,37 @@ def within_documents(
     key: Tensor,
     value: Tensor,
     seen: VisibleTokens,
-    longest: int,
+    longest: tuple[int, int],
     scale: float,
     sinks: Tensor | None,
     softcap: float | None,
 ) -> Tensor:
-    """Return [tokens, heads, value size]; see `document_attention` for the arguments."""
-    bounds, window = seen.bounds, seen.window
+    """Return [tokens, heads, value size]; see `document_attention` for the arguments.
+
+    Args:
+        longest: tokens and keys of the longest document, or more.
+    """
+    bounds, key_bounds, window = seen.bounds, seen.key_bounds, seen.window
     if seen.blocks is not None:
         return flex_document_attention(
             query, key, value, seen.blocks, scale=scale, sinks=sinks, softcap=softcap
         )
     if softcap is None:
         return document_attention(
-            query, key, value, bounds, longest, scale=scale, window=window, sinks=sinks
+            *(query, key, value, bounds, longest[0]),
+            scale=scale,
+            window=window,
+            sinks=sinks,
+            key_bounds=key_bounds,
+            longest_keys=longest[1],
         )
     return document_attention_reference(
-        query, key, value, bounds, scale=scale, window=window, sinks=sinks, softcap=softcap
+        *(query, key, value, bounds),
+        scale=scale,
+        window=window,
+        sinks=sinks,
+        softcap=softcap,
+        key_bounds=key_bounds,
     )
 
 
@@ -220,6 +290,15 @@ def attend_under_mask(
         scores = torch.cat([scores, further], dim=-1)
     shares = torch.softmax(scores, dim=-1)[..., : key.shape[2]].to(value.dtype)
     return (shares @ value).transpose(1, 2)
+
+
+def attention_named(name: str, module: nn.Module) -> Attend:
+    """Return an attention of transformers'; the eager one is in the file of the model's module."""
+    if name == "eager":
+        eager: Attend = sys.modules[type(module).__module__].eager_attention_forward
+        return eager
+    found: Attend = AttentionInterface()[name]
+    return found
 
 
 AttentionInterface.register(NAME, attend)

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from headrace.trainer.layers.selective_checkpoint import kept_products
-
 # Forms of a layer's code before torch gives up compiling: training and evaluation, packed rows and
 # single documents, for each kind of layer.
 FORMS = 64
@@ -39,15 +37,6 @@ def run_layer_checkpointed(
     """One decoder layer that keeps its input only, and is run again for the backward pass."""
     run = partial(run_layer, layer, arguments=arguments)
     output: Tensor = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
-    return output
-
-
-def run_layer_selectively(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-    """Run one decoder layer that keeps some results, see `selective_checkpoint`."""
-    run = partial(run_layer, layer, arguments=arguments)
-    output: Tensor = checkpoint(
-        run, hidden, use_reentrant=False, preserve_rng_state=False, context_fn=kept_products
-    )
     return output
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
-from torch.nn import functional
 
 from headrace.kernels.lora_linear import (
     add_adapter,
@@ -37,7 +36,8 @@ class LoraLinear(nn.Module):
         self.base_layer: Any = layer.base_layer
         self.lora_A = layer.lora_A
         self.lora_B = layer.lora_B
-        self.dropout = getattr(layer.lora_dropout[ADAPTER], "p", 0.0)
+        self.drop = layer.lora_dropout[ADAPTER]
+        self.dropout = getattr(self.drop, "p", 0.0)
         self.scale = layer.scaling[ADAPTER]
         base = self.base_layer
         joins = may_join and is_wide(base) and self.dropout == 0
@@ -53,9 +53,7 @@ class LoraLinear(nn.Module):
         base = self.base_layer(x)
         if self.group is not None:
             return add_adapter(base, self.group.low_rank(self.place, x), b, self.scale)
-        return lora_linear(
-            functional.dropout(x, self.dropout, self.training), base, a, b, self.scale
-        )
+        return lora_linear(self.drop(x), base, a, b, self.scale)
 
     @property
     def weight(self) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.trainer.architecture.architecture import Router
+from headrace.trainer.architecture.router import Router
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 
@@ -29,6 +29,11 @@ class RouterLossSettings:
     coefficient: float  # of the mean over layers, beside the loss of the tokens
     layers: int  # with a router, in the whole model
     top_k: int  # experts that each token is sent to
+
+    @property
+    def weight(self) -> float:
+        """Return the factor of one layer's loss."""
+        return self.coefficient / self.layers
 
 
 class RouterTap:
@@ -89,29 +94,38 @@ def total_loss(
     if not losses:
         return None
     assert settings is not None
-    return torch.stack(losses).sum() * (settings.coefficient / settings.layers * scale)
+    return torch.stack(losses).sum() * (settings.weight * scale)
 
 
-def balance_loss(
-    logits: Tensor, top_k: int, real: Tensor, sequence: SequenceSlice = WHOLE
-) -> Tensor:
+def balance_parts(logits: Tensor, top_k: int, real: Tensor, tokens: int) -> Tensor:
+    """[2, experts] float32: share of the tokens sent to each expert, and its mean probability.
+
+    Those of some of a micro-batch's tokens are a part of both, which add up to those of all.
+
+    Args:
+        logits: [tokens here, experts].
+        real: [tokens here] bool, false for filling.
+        tokens: of the micro-batch's whole rows, filling left out.
+    """
+    probabilities = torch.softmax(logits.float(), dim=-1)
+    weight = real.float() / torch.full((), max(1, tokens), device=real.device)
+    chosen = torch.topk(probabilities.detach(), top_k, dim=-1).indices
+    sent = torch.zeros_like(probabilities).scatter_(1, chosen, 1.0)
+    # `weight @ sent` would reshape in place a product that selective recomputation keeps
+    return torch.stack([torch.mv(part.t(), weight) for part in (sent, probabilities)])
+
+
+def balance_loss(parts: Tensor, sequence: SequenceSlice = WHOLE) -> Tensor:
     """experts * sum over experts of (share of the tokens sent to it) * (mean probability of it).
 
     Where ranks share rows, both are of whole rows, and the ranks' losses add up to that of all.
 
     Args:
-        logits: [tokens, experts].
-        real: [tokens] bool, false for filling.
-        sequence: the slice of every row that the tokens are.
+        parts: see `balance_parts`.
+        sequence: the slice of every row that they are of.
 
     Returns:
         A float32 scalar: `top_k` where all experts are used alike, else more; 0 without tokens.
     """
-    experts = logits.shape[-1]
-    probabilities = torch.softmax(logits.float(), dim=-1)
-    weight = real.float() / sequence.add(real.sum()).clamp(min=1)
-    chosen = torch.topk(probabilities.detach(), top_k, dim=-1).indices
-    sent = torch.zeros_like(probabilities).scatter_(1, chosen, 1.0)
-    # `weight @ sent` would reshape in place a product that selective recomputation keeps
-    shares, means = (torch.mv(part.t(), weight) for part in (sent, probabilities))
-    return experts * (sequence.add(shares) * means).sum()
+    shares, means = parts.unbind()
+    return parts.shape[-1] * (sequence.add(shares.detach()) * means).sum()

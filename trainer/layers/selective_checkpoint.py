@@ -6,20 +6,27 @@ second factors and the rest are computed again from these, and so are the produc
 which have several rows for each token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     SelectiveCheckpointContext,
+    checkpoint,
     create_selective_checkpoint_contexts,
 )
 
 from headrace.kernels import fp8_linear, frozen_linear  # noqa: F401 (they register operators)
+from headrace.trainer.layers.layer_functions import (
+    LayerFunctions,
+    run_layer,
+    run_layer_checkpointed,
+)
 
 WIDE = 2  # outputs over inputs from which only every second product is kept
 LOW_RANK = 8  # outputs over inputs from which it is an adapter's second factor, quick to repeat
@@ -64,6 +71,21 @@ def kept_products() -> tuple[AbstractContextManager[Any], AbstractContextManager
         create_selective_checkpoint_contexts(policy)
     )
     return contexts
+
+
+def run_layer_selectively(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """Run one decoder layer that keeps some results."""
+    run = partial(run_layer, layer, arguments=arguments)
+    output: Tensor = checkpoint(
+        run, hidden, use_reentrant=False, preserve_rng_state=False, context_fn=kept_products
+    )
+    return output
+
+
+def layer_functions(*, selective: bool) -> LayerFunctions:
+    """The plain ways to run a layer: once, and again for the backward pass."""
+    again = run_layer_selectively if selective else run_layer_checkpointed
+    return LayerFunctions(run_layer, again)
 
 
 class KeptBytes(TorchDispatchMode):

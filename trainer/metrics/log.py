@@ -11,7 +11,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from headrace.schemas.publish import write_atomic, writing
+from headrace.trainer.metrics.answers_log import AnswersLog, PromptedAnswer, as_markdown
 from headrace.trainer.metrics.histogram import Histogram
+from headrace.trainer.metrics.loss_changes import LossChanges
 from headrace.trainer.metrics.metrics import EvaluationMetrics, StepMetrics
 from headrace.trainer.metrics.reporters import Reporter
 
@@ -33,6 +35,7 @@ TRAIN_CURVES = (
     "tflops",
     "mfu",
     "product_norm_mean",
+    "product_norm_min",
     "product_norm_max",
     "products_scaled",
     "trained_share",
@@ -57,6 +60,10 @@ class MetricsLog:
         with writing(self.path, REMEDY):
             write_atomic(self.path, "".join(kept_lines(self.path, step)))
             self.file = self.path.open("a", encoding="utf-8")
+        self.answers = AnswersLog(directory, step, REMEDY)
+        self.changes = LossChanges()
+        for line in self.path.read_bytes().splitlines():
+            self.changes.note_line(line)
         self.board_directory = directory / "tensorboard"
         with writing(self.board_directory, REMEDY):
             self.board = SummaryWriter(str(self.board_directory), purge_step=step + 1)
@@ -69,11 +76,21 @@ class MetricsLog:
         with writing(self.board_directory, REMEDY):
             self._draw(metrics)
 
+    def write_answers(self, step: int, answers: Sequence[PromptedAnswer]) -> None:
+        """Write what an evaluation was answered."""
+        self.answers.write(step, answers)
+        with writing(self.board_directory, REMEDY):
+            self.board.add_text("evaluation/answers", as_markdown(answers), step)
+        for reporter in self.reporters:
+            reporter.log_answers(answers, step)
+
     def _draw(self, metrics: StepMetrics | EvaluationMetrics) -> None:
         if isinstance(metrics, EvaluationMetrics):
             curves = {name: getattr(metrics, name) for name in EVALUATION_CURVES}
+            curves |= self.changes.note(metrics.name, metrics.loss)
             self._board(f"evaluation/{metrics.name}", curves, metrics.step)
             self._pairs(f"evaluation/{metrics.name}", metrics)
+            self._labels(f"evaluation/{metrics.name}", metrics)
             sources = metrics.source_losses
             self._board(f"evaluation/{metrics.name}/source_loss", sources, metrics.step)
             self._tokens(f"evaluation/{metrics.name}", metrics)
@@ -84,6 +101,7 @@ class MetricsLog:
             norms = metrics.product_norm_histogram
             self._histogram("train/product_norm_histogram", norms, metrics.step)
         self._pairs("train", metrics)
+        self._labels("train", metrics)
         if metrics.answers is not None:
             self._board("train/answers", asdict(metrics.answers), metrics.step)
         self._board("train/source_loss", metrics.source_losses, metrics.step)
@@ -93,6 +111,10 @@ class MetricsLog:
         if metrics.pairs is not None:
             values = asdict(metrics.pairs)
             self._board(f"{prefix}/pairs", {k: values[k] for k in PAIR_CURVES}, metrics.step)
+
+    def _labels(self, prefix: str, metrics: StepMetrics | EvaluationMetrics) -> None:
+        if metrics.labels is not None:
+            self._board(f"{prefix}/labels", asdict(metrics.labels), metrics.step)
 
     def _tokens(self, prefix: str, metrics: StepMetrics | EvaluationMetrics) -> None:
         summary = metrics.token_summary

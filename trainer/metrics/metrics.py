@@ -31,6 +31,18 @@ class PairMetrics:
 
 
 @dataclass(frozen=True)
+class LabelMetrics:
+    """Means over the single answers of a step or evaluation."""
+
+    answers: int
+    desirable: int
+    baseline: float  # what rewards are compared with
+    chosen_reward: float | None  # of desirable answers, if there are any
+    rejected_reward: float | None  # of the others
+    margin: float | None  # between these two
+
+
+@dataclass(frozen=True)
 class AnswerMetrics:
     """Rejected answers that were generated before a step."""
 
@@ -74,11 +86,13 @@ class StepMetrics(StepFacts):
     fill: float
     source_tokens: dict[str, int]
     data_seconds: float  # longest wait of a process for its part of the batch
-    product_norm_mean: float | None  # of what adapters add, where that is limited
+    product_norm_mean: float | None  # of what adapters add, where that is measured
     product_norm_max: float | None
     products_scaled: int | None
     product_norm_histogram: Histogram | None = None
     token_summary: TokenSummary | None = None  # where it is wanted
+    labels: LabelMetrics | None = None  # of single answers
+    product_norm_min: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,19 +108,25 @@ class EvaluationMetrics:
     cross_entropy: float
     pairs: PairMetrics | None
     token_summary: TokenSummary | None = None  # at the first rank
+    labels: LabelMetrics | None = None
 
     @property
     def weight(self) -> int:
-        """Return the count that `loss` is a mean over: pairs, or trained tokens."""
+        """Return the count that `loss` is a mean over: pairs, answers, or trained tokens."""
+        if self.labels is not None:
+            return self.labels.answers
         return self.trained_tokens if self.pairs is None else self.pairs.pairs
 
 
 def mean_loss(rows: Iterable[RowLoss]) -> float:
-    """Return the minimized loss, per trained token or pair.
+    """Return the minimized loss, per trained token, pair or answer.
 
     It is added with one rounding, so the order of rows does not matter.
     """
     rows = list(rows)
+    answers = [row.answer.loss for row in rows if row.answer is not None]
+    if answers:
+        return mean(answers)
     pairs = [row.pair for row in rows if row.pair is not None]
     if pairs:
         beside = pairs[0].chosen_weight * mean_cross_entropy(rows)
@@ -132,6 +152,26 @@ def pair_metrics(rows: Iterable[RowLoss]) -> PairMetrics | None:
         margin=mean(pair.chosen_reward - pair.rejected_reward for pair in pairs),
         chosen_reward=mean(pair.chosen_reward for pair in pairs),
         rejected_reward=mean(pair.rejected_reward for pair in pairs),
+    )
+
+
+def label_metrics(rows: Iterable[RowLoss]) -> LabelMetrics | None:
+    """Rewards of single answers; None where rows are none."""
+    answers = [row.answer for row in rows if row.answer is not None]
+    if not answers:
+        return None
+    rewards = [
+        [answer.reward for answer in answers if answer.desirable is label]
+        for label in (True, False)
+    ]
+    chosen, rejected = (mean(values) if values else None for values in rewards)
+    return LabelMetrics(
+        answers=len(answers),
+        desirable=len(rewards[0]),
+        baseline=mean(answer.baseline for answer in answers),
+        chosen_reward=chosen,
+        rejected_reward=rejected,
+        margin=None if chosen is None or rejected is None else chosen - rejected,
     )
 
 

@@ -1,12 +1,18 @@
 """wandb and mlflow: what TensorBoard gets goes there as well, if the config asks for it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.trainer.metrics.answers_log import (
+    COLUMNS,
+    PromptedAnswer,
+    as_markdown,
+    cells_of,
+)
 
 RECORD = "reporting.json"  # in the run directory: service -> id, so that a resumed run goes on
 
@@ -17,6 +23,8 @@ class Reporter(Protocol):
     id: str
 
     def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def log_answers(self, answers: Sequence[PromptedAnswer], step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -59,6 +67,12 @@ class WandbReporter:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.run.log(dict(values), step=step)
 
+    def log_answers(self, answers: Sequence[PromptedAnswer], step: int) -> None:
+        import wandb
+
+        table = wandb.Table(columns=list(COLUMNS), data=cells_of(answers))
+        self.run.log({"evaluation/answers": table}, step=step)
+
     def close(self) -> None:
         self.run.finish()
 
@@ -84,6 +98,9 @@ class MlflowReporter:
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self.client.log_metric(self.id, name, value, step=step)
+
+    def log_answers(self, answers: Sequence[PromptedAnswer], step: int) -> None:
+        self.client.log_text(self.id, as_markdown(answers), f"answers/step-{step:06d}.md")
 
     def close(self) -> None:
         self.client.set_terminated(self.id)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.trainer import devices
-from headrace.trainer.batches.extras import pairs_of
 from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.metrics.token_summary import TokenSample
 from headrace.trainer.objectives.row_loss import TokenValues
@@ -37,7 +36,7 @@ class StepValues:
         stacked = [torch.stack([values[kind] for values in tokens]) for kind in self._kinds]
         self._tokens = HostCopy(sequence.whole(torch.stack(stacked))) if stacked else None
         pairs = [output.pairs for output in outputs if output.pairs is not None]
-        rewards = [torch.stack([p.loss, p.chosen_reward, p.rejected_reward], dim=1) for p in pairs]
+        rewards = [torch.stack(list(vars(values).values()), dim=1) for values in pairs]
         self._pairs = HostCopy(torch.cat(rewards)) if rewards else None
         self._router = HostCopy(torch.stack(list(router_losses))) if router_losses else None
 
@@ -47,7 +46,7 @@ class StepValues:
         return TokenValues(**dict(zip(self._kinds, self._tokens.get(), strict=True)))
 
     def pairs(self) -> list[list[float]] | None:
-        """Return loss, chosen and rejected reward of each pair, on the last stage, if any."""
+        """Return the fields of `PairLosses` or `AnswerLosses`, each pair's or answer's, if any."""
         return None if self._pairs is None else self._pairs.get().tolist()
 
     def router_losses(self) -> list[float]:
@@ -75,8 +74,8 @@ def sample_of(tokens: TokenValues, inputs: StepInputs, vocabulary: int) -> Token
         return None
     assert inputs.labels is not None
     trained = inputs.labels.numpy() != IGNORED_LABEL
-    if pairs_of(inputs.extras) is not None:
-        trained[:, trained.shape[1] // 2 :] = False  # rejected answers
+    if any(extras.in_halves for extras in inputs.extras):
+        trained[:, trained.shape[1] // 2 :] = False  # rejected or mismatched answers
     return TokenSample(
         tokens.losses[trained],
         tokens.entropies[trained],

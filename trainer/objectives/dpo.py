@@ -6,10 +6,9 @@ https://ericmitchell.ai/cdpo.pdf.
 """
 
 import torch
-from torch import Tensor
 
 from headrace.trainer.objectives.objective import PairObjective
-from headrace.trainer.objectives.pairs import Answers, smoothed_sigmoid
+from headrace.trainer.objectives.pairs import Answers, log_ratios, smoothed_sigmoid
 from headrace.trainer.stage.micro_batch import PairLosses
 
 
@@ -18,7 +17,7 @@ class Dpo(PairObjective):
 
     def compare(self, chosen: Answers, rejected: Answers) -> PairLosses:
         config = self.config
-        ratios = [_log_ratio(side) for side in (chosen, rejected)]
+        ratios = [log_ratios(side) for side in (chosen, rejected)]
         rewards = [config.beta * ratio for ratio in ratios]
         margin = rewards[0] - rewards[1]
         if config.loss == "hinge":
@@ -31,8 +30,3 @@ class Dpo(PairObjective):
         else:
             loss = smoothed_sigmoid(margin, config.label_smoothing)
         return PairLosses(loss, rewards[0], rewards[1])
-
-
-def _log_ratio(side: Answers) -> Tensor:
-    assert side.reference is not None
-    return side.log_probability - side.reference

@@ -17,6 +17,8 @@ from headrace.trainer.stage.micro_batch import MicroBatch, PairLosses, StageOutp
 class Objective:
     """One thing to minimize; the base class of all."""
 
+    takes_teacher = False
+
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
 
@@ -34,7 +36,8 @@ class Objective:
         Args:
             hidden: [b, s, hidden size] after the norm.
             seed: of the head's own dropout; None if it has none.
-            reference: [b, s] losses of the model as it was before training.
+            reference: [b, s] losses of the model as it was before training, or hidden states of a
+                teacher.
             statistics: of all tokens, to be filled in.
         """
         raise NotImplementedError

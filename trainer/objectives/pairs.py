@@ -33,28 +33,38 @@ def sum_answers(
         trained: [2b, s] bool, where a token has a label.
         pairs: [b] tokens of both sides of each place's pairs, in order.
     """
-    places = len(pairs)
-    spans: tuple[list[Span], list[Span]] = ([], [])
-    for place, of_place in enumerate(pairs):
-        for side in range(2):
-            stop = 0
-            for pair in of_place:
-                start, stop = stop, stop + pair[side]
-                spans[side].append((place + side * places, start, stop))
+    chosen, rejected = (sum_side(losses, reference, trained, pairs, side) for side in range(2))
+    return chosen, rejected
 
-    def sums(values: Tensor, side: int) -> Tensor:
-        parts = [values[place, start:stop].sum() for place, start, stop in spans[side]]
+
+def sum_side(
+    losses: Tensor,
+    reference: Tensor | None,
+    trained: Tensor,
+    pairs: Sequence[Sequence[tuple[int, int]]],
+    side: int,
+) -> Answers:
+    """One side of a micro-batch's pairs.
+
+    Args: as `sum_answers`.
+        side: 0 for the first half of the places, 1 for the second.
+    """
+    spans: list[Span] = []
+    for place, of_place in enumerate(pairs):
+        stop = 0
+        for pair in of_place:
+            start, stop = stop, stop + pair[side]
+            spans.append((place + side * len(pairs), start, stop))
+
+    def sums(values: Tensor) -> Tensor:
+        parts = [values[place, start:stop].sum() for place, start, stop in spans]
         return torch.stack(parts) if parts else values.new_zeros(0)
 
-    chosen, rejected = (
-        Answers(
-            log_probability=-sums(losses, side),
-            reference=None if reference is None else -sums(reference, side),
-            tokens=sums(trained.to(losses.dtype), side).clamp(min=1),
-        )
-        for side in range(2)
+    return Answers(
+        log_probability=-sums(losses),
+        reference=None if reference is None else -sums(reference),
+        tokens=sums(trained.to(losses.dtype)).clamp(min=1),
     )
-    return chosen, rejected
 
 
 def smoothed_sigmoid(margin: Tensor, wrong: float) -> Tensor:
@@ -65,3 +75,9 @@ def smoothed_sigmoid(margin: Tensor, wrong: float) -> Tensor:
     """
     right_way, wrong_way = functional.logsigmoid(margin), functional.logsigmoid(-margin)
     return -(1 - wrong) * right_way - wrong * wrong_way
+
+
+def log_ratios(answers: Answers) -> Tensor:
+    """Return how much likelier than to the reference answers are, [n] in nats."""
+    assert answers.reference is not None
+    return answers.log_probability - answers.reference

@@ -30,11 +30,22 @@ class PairLoss:
 
 
 @dataclass(frozen=True)
+class AnswerLoss:
+    """A single answer's loss, its reward, and what that is compared with."""
+
+    loss: float
+    reward: float
+    baseline: float
+    desirable: bool
+
+
+@dataclass(frozen=True)
 class RowLoss:
     """Summed loss of one row, in nats, over its trained tokens.
 
     `unadjusted` is its cross-entropy where something else is minimized. Of a pair, `loss` is the
-    cross-entropy of the chosen answer, and what is minimized stands in `pair`.
+    cross-entropy of the chosen answer, and what is minimized stands in `pair`; of a single answer
+    with a label, in `answer`.
     """
 
     source: str
@@ -42,6 +53,7 @@ class RowLoss:
     trained_tokens: int
     unadjusted: float | None = None
     pair: PairLoss | None = None
+    answer: AnswerLoss | None = None
 
     @property
     def cross_entropy(self) -> float:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.trainer.batches.extras import pairs_of
 from headrace.trainer.batches.step_inputs import StepInputs
-from headrace.trainer.objectives.row_loss import PairLoss, RowLoss, TokenValues
+from headrace.trainer.objectives.row_loss import AnswerLoss, PairLoss, RowLoss, TokenValues
 from headrace.trainer.shards.packed_rows import PackedRow
 
 
@@ -42,6 +42,24 @@ def pair_rows(
     return [
         replace(row, pair=PairLoss(loss, better, worse, chosen_weight))
         for row, (loss, better, worse) in zip(chosen, rewards, strict=True)
+    ]
+
+
+def answer_rows(
+    tokens: TokenValues, values: list[list[float]], inputs: StepInputs
+) -> list[RowLoss]:
+    """Return the losses of a replica's single answers.
+
+    Args:
+        values: [n][3] loss, reward and baseline of each.
+    """
+    assert inputs.rows is not None and inputs.labels is not None
+    labels, own = inputs.labels.numpy(), len(inputs.rows[0])
+    plain = row_losses(tokens.losses[:, :own], labels[:, :own], inputs.rows)
+    desirable = [label for extras in inputs.extras for label in extras.desirable or ()]
+    return [
+        replace(row, answer=AnswerLoss(loss, reward, baseline, label))
+        for row, (loss, reward, baseline), label in zip(plain, values, desirable, strict=True)
     ]
 
 

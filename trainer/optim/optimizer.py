@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.optimizer_config import OptimizerConfig
-from headrace.schemas.train.optimizer_record import OptimizerRecord
-from headrace.schemas.train.optimizers import OPTIMIZERS
+from headrace.schemas.train.optimizers import OPTIMIZERS, OptimizerRecord
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.optim.parameter_groups import Stepped, parameter_groups
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from headrace.schemas.train.optimizer_record import OF_A_WEIGHT
+from headrace.schemas.train.optimizers import OF_A_WEIGHT
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.optim import states
 from headrace.trainer.optim.optimizer import OptimizerAround, record_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.schemas.errors import CheckpointError
-from headrace.schemas.train.optimizer_record import Fresh, Holder, State
+from headrace.schemas.train.optimizers import Fresh, Holder, State
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.optim.optimizer import OptimizerAround, record_of
 from headrace.trainer.optim.parameter_groups import ORTHOGONAL

@@ -8,8 +8,8 @@ from headrace.schemas.errors import CheckpointError, ConfigError
 from headrace.schemas.fingerprint import derive_seed, fingerprint
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import TRAIN
+from headrace.schemas.train.data_config import DataConfig, LoaderConfig
 from headrace.schemas.train.run_state import DataSegment, DatasetRecord
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.order.data_plan import DataPlan, plan_data
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.mixed_order import MixedOrder
@@ -36,7 +36,7 @@ class Phase:
     def seen(self) -> list[int]:
         return [dataset.seen for dataset in self.segment.datasets]
 
-    def order(self, config: TrainConfig) -> RowOrder | MixedOrder:
+    def order(self, config: DataConfig) -> RowOrder | MixedOrder:
         """One order over all datasets, or one for each, mixed."""
         window, shuffle = config.loader.shuffle_window, config.loader.shuffle
         groups = list_row_groups(self.manifests, TRAIN)
@@ -75,7 +75,7 @@ class Phase:
 class DataHistory:
     """Pieces one after the other; the last one goes on without end."""
 
-    def __init__(self, phases: Sequence[Phase], config: TrainConfig) -> None:
+    def __init__(self, phases: Sequence[Phase], config: DataConfig) -> None:
         self.phases = phases
         self.first_rows = [phase.segment.first_row for phase in phases]
         self.orders = [phase.order(config) for phase in phases]
@@ -116,7 +116,7 @@ class DataHistory:
 
 
 def open_history(
-    config: TrainConfig, inputs: Inputs, history: Sequence[DataSegment], first_row: int
+    config: DataConfig, inputs: Inputs, history: Sequence[DataSegment], first_row: int
 ) -> DataHistory:
     """The course from a row on; segments that were over before it are left out.
 
@@ -128,30 +128,26 @@ def open_history(
     phases = [Phase(last, inputs.train, inputs.plan)]
     for segment, following in zip(history[-2::-1], history[:0:-1], strict=True):
         if following.first_row > first_row:
-            phases.insert(0, reopen(config, segment, following.first_row))
+            phases.insert(0, reopen(config.loader, segment, following.first_row))
     return DataHistory(phases, config)
 
 
-def reopen(config: TrainConfig, segment: DataSegment, stop_row: int) -> Phase:
+def reopen(loader: LoaderConfig, segment: DataSegment, stop_row: int) -> Phase:
     """An earlier segment's piece."""
     tables = [dataset.model_dump(include=DATASET_SETTINGS) for dataset in segment.datasets]
     mixing = segment.model_dump(include={"mixing", "mixing_unit", "mixing_stop"})
-    earlier = TrainConfig.model_validate(
-        config.model_dump(exclude={"datasets", *mixing}, exclude_unset=True)
-        | {"datasets": tables}
-        | (mixing if segment.mixing == "interleave" else {})
-    )
-    manifests = [manifest_of(dataset.path, config.loader) for dataset in segment.datasets]
+    keys = {"datasets": tables} | (mixing if segment.mixing == "interleave" else {})
+    manifests = [manifest_of(dataset.path, loader) for dataset in segment.datasets]
     for dataset, manifest in zip(segment.datasets, manifests, strict=True):
         if manifest_fingerprint(manifest) != dataset.fingerprint:
             raise CheckpointError(
                 f"{dataset.path}: not as it was when the run began with it, and needed as it was "
                 f"up to row {stop_row}; restore it, or start a new run in another output_dir"
             )
-    return Phase(segment, manifests, plan_data(earlier, manifests))
+    return Phase(segment, manifests, plan_data(DataConfig.model_validate(keys), manifests))
 
 
-def segment_of(config: TrainConfig, inputs: Inputs) -> DataSegment:
+def segment_of(config: DataConfig, inputs: Inputs) -> DataSegment:
     """The only segment of a run whose data never changes."""
     return DataSegment(
         first_row=0,
@@ -178,7 +174,7 @@ def manifest_fingerprint(manifest: Manifest) -> str:
 
 
 def resume_history(
-    history: Sequence[DataSegment], config: TrainConfig, inputs: Inputs, next_row: int
+    history: Sequence[DataSegment], config: DataConfig, inputs: Inputs, next_row: int
 ) -> list[DataSegment]:
     """The run's segments with the config's data as the last one.
 
@@ -198,7 +194,7 @@ def resume_history(
     old = begun[-1]
     if same_data(old, now):
         return begun
-    phase = reopen(config, old, next_row)
+    phase = reopen(config.loader, old, next_row)
     rows = next_row - old.first_row
     if phase.plan.schedule is None:
         epochs = -(-rows // phase.rows_per_epoch)

@@ -7,8 +7,7 @@ from fractions import Fraction
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import TRAIN
-from headrace.schemas.train.data_config import DatasetConfig
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.data_config import DataConfig, DatasetConfig
 from headrace.trainer.order.mixture import LARGEST_PERIOD, Schedule, whole_parts
 
 
@@ -45,7 +44,7 @@ class Size:
     tokens: int
 
 
-def plan_data(config: TrainConfig, manifests: Sequence[Manifest]) -> DataPlan:
+def plan_data(config: DataConfig, manifests: Sequence[Manifest]) -> DataPlan:
     """Work out the mixture.
 
     Raises:
@@ -83,7 +82,7 @@ def epoch_rows(number: int, dataset: DatasetConfig, size: Size) -> int:
     return min(rows, limit)
 
 
-def build_schedule(config: TrainConfig, sizes: Sequence[Size]) -> Schedule:
+def build_schedule(config: DataConfig, sizes: Sequence[Size]) -> Schedule:
     """Weights of tokens are turned into shares of rows by the mean tokens a row."""
     by_tokens = config.mixing_unit == "tokens"
     weights = [

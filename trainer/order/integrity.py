@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from headrace.schemas.errors import DataError
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION, TRAIN
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.data_config import DataConfig
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.shards.shard_file import ShardFile, footer_damage
 from headrace.trainer.shards.storage import open_storage, patience_of
@@ -22,7 +22,7 @@ READ_AT_ONCE = 4  # files; hashing and reading both let other threads run
 REPORT_SECONDS = 10
 
 
-def verify_shards(config: TrainConfig, inputs: Inputs) -> None:
+def verify_shards(config: DataConfig, inputs: Inputs) -> None:
     """Compare the files of all splits that are read with what their manifests say.
 
     Raises:
@@ -46,7 +46,7 @@ def verify_shards(config: TrainConfig, inputs: Inputs) -> None:
     logger.info("verified %d shard files (%s)", len(shards), config.loader.verify)
 
 
-def datasets_of(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[str, Manifest, str]]:
+def datasets_of(config: DataConfig, inputs: Inputs) -> Iterator[tuple[str, Manifest, str]]:
     """Path, manifest and split of each dataset."""
     for dataset, manifest in zip(config.datasets, inputs.train, strict=True):
         yield dataset.path, manifest, TRAIN

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from headrace.schemas.train.data_config import DataConfig
 from headrace.schemas.train.run_state import QuarantineRecord
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.order.data_history import DataHistory
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.position import Position
@@ -20,7 +20,7 @@ class RunLength(NamedTuple):
 
 
 def find_run_length(
-    config: TrainConfig,
+    config: DataConfig,
     inputs: Inputs,
     data_history: DataHistory,
     step: int,
@@ -43,7 +43,7 @@ def find_run_length(
 
 
 def find_stop_row(
-    config: TrainConfig,
+    config: DataConfig,
     global_batch_rows: int,
     data_history: DataHistory,
     step: int,

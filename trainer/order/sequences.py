@@ -7,7 +7,8 @@ from typing import Protocol, TypeVar
 
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import EVALUATION, TRAIN
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.data_config import DataConfig
+from headrace.schemas.train.objectives import Columns
 from headrace.trainer.order.data_history import DataHistory
 from headrace.trainer.order.mixed_order import MixedOrder
 from headrace.trainer.order.position import Position
@@ -34,12 +35,12 @@ class RowStream(RowSource):
 
     order: RowOrder | MixedOrder | DataHistory
     epoch_end: Callable[[int], int | None]
-    of_pairs: bool = False
+    columns: Columns = "rows"
 
     @property
     def facts(self) -> type[Decoded[PackedRow]]:
         """Decodes lengths and names alone."""
-        return PairFacts if self.of_pairs else RowFacts
+        return PairFacts if self.columns == "pairs" else RowFacts
 
 
 class RowReader(Protocol[T_co]):
@@ -52,7 +53,7 @@ class RowReader(Protocol[T_co]):
         """Return the row's decoded row group, and its place in there."""
 
 
-def train_stream(config: TrainConfig, data_history: DataHistory) -> RowStream:
+def train_stream(config: DataConfig, data_history: DataHistory) -> RowStream:
     """The train splits of all datasets of a course."""
     phases = data_history.phases
     return RowStream(
@@ -64,11 +65,11 @@ def train_stream(config: TrainConfig, data_history: DataHistory) -> RowStream:
         apart=any(phase.plan.schedule is not None for phase in phases),
         epoch_end=data_history.epoch_end,
         loader=config.loader,
-        of_pairs=config.objective.of_pairs,
+        columns=config.objective.record.columns,
     )
 
 
-def evaluation_stream(config: TrainConfig, path: str, manifest: Manifest) -> RowStream:
+def evaluation_stream(config: DataConfig, path: str, manifest: Manifest) -> RowStream:
     """One evaluation split in file order, and no other row in place of a damaged one."""
     groups = list_row_groups([manifest], EVALUATION)
     return RowStream(
@@ -81,7 +82,7 @@ def evaluation_stream(config: TrainConfig, path: str, manifest: Manifest) -> Row
         epoch_end=lambda index: None,
         loader=config.loader,
         may_replace=False,
-        of_pairs=config.objective.of_pairs,
+        columns=config.objective.record.columns,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, count, islice
 
 from headrace.schemas.shards.shard_format import TRAIN
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.data_config import DataConfig
 from headrace.trainer.order.data_history import open_history
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.position import Position
@@ -41,7 +41,7 @@ class SimulatedStep:
     bytes_read: int
 
 
-def simulate(config: TrainConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
+def simulate(config: DataConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
     """The steps of a run from its start, as its leader sees them.
 
     Raises:
@@ -83,7 +83,7 @@ def cut(row: PackedRow, room: int) -> PackedRow:
     return row._replace(tokens=min(row.tokens, room))
 
 
-def loader_memory(config: TrainConfig, inputs: Inputs) -> int:
+def loader_memory(config: DataConfig, inputs: Inputs) -> int:
     """Bytes that loading adds to a leader, at most: row groups, and batches read ahead.
 
     Rows that wait to be packed keep the row groups of the window before; one more is being read.

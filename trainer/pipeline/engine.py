@@ -24,13 +24,14 @@ from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import Tensor, nn
 
 from headrace.schemas.fingerprint import derive_seed
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.data_config import BatchConfig
 from headrace.trainer import devices
 from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.metrics.step_losses import StepLosses
 from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.timeline import Timeline
+from headrace.trainer.row_slice import WHOLE_ROWS, RowSlice
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.stage.stage import Stage
 
@@ -41,6 +42,7 @@ class ForwardOutput:
 
     value: Tensor  # hidden states, or on the last stage the loss
     router_loss: Tensor | None  # that is not in the value yet
+    router_parts: Sequence[Tensor] = ()  # of a slice of rows, what its routers' loss is made of
 
     def backward(self, gradient: Tensor | None) -> None:
         """Add to the gradients of inputs and weights; the first stages may train nothing.
@@ -51,11 +53,14 @@ class ForwardOutput:
         roots, gradients = [self.value], [gradient]
         if self.router_loss is not None:
             roots, gradients = [*roots, self.router_loss], [*gradients, None]
-        trained = [root.requires_grad for root in roots]
-        if any(trained):
-            torch.autograd.backward(
-                list(compress(roots, trained)), list(compress(gradients, trained))
-            )
+        go_back(roots, gradients)
+
+
+def go_back(roots: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Add to the gradients of what leads to the roots, of those that are trained."""
+    trained = [root.requires_grad for root in roots]
+    if any(trained):
+        torch.autograd.backward(list(compress(roots, trained)), list(compress(gradients, trained)))
 
 
 def _nothing(engine: PipelineEngine) -> None:
@@ -72,7 +77,14 @@ class StageEngine(PipelineEngine):
         timeline: of the instructions, if `profile.timeline` is set.
     """
 
-    def __init__(self, chunks: Sequence[Stage], config: TrainConfig, layout: RankLayout) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[Stage],
+        config: BatchConfig,
+        layout: RankLayout,
+        *,
+        timed: bool = False,
+    ) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self._join_process_group(layout)
         settings = {
@@ -100,8 +112,8 @@ class StageEngine(PipelineEngine):
         self._next_micro_batch = 0
         self._step_seed = 0
         self._wants_statistics = False
-        self.timeline = Timeline(layout.device, wanted=config.profile.timeline)
-        if config.profile.timeline:
+        self.timeline = Timeline(layout.device, wanted=timed)
+        if timed:
             self._INSTRUCTION_MAP = {
                 kind: self.timeline.timed(kind.__name__, run) if run is not _nothing else run
                 for kind, run in self._INSTRUCTION_MAP.items()
@@ -158,47 +170,58 @@ class StageEngine(PipelineEngine):
         self._forward_outputs.clear()
         self._exec_schedule(kind(micro_batches, self.num_stages, self.stage_id))
 
-    def _token_ids(self, index: int) -> Tensor:
+    def _token_ids(self, index: int, rows: RowSlice = WHOLE_ROWS) -> Tensor:
         """[b, s] of a micro-batch, where the embedding is; first stage only."""
         embedding = self.chunks[0].embedding
         assert self._inputs is not None and self._inputs.input_ids is not None
         assert embedding is not None
-        ids = self.sequence.share(self._inputs.input_ids[index])
+        ids = self.sequence.share(rows.share(self._inputs.input_ids[index]))
         return to_device(ids, embedding.device).long()
 
-    def _forward(self, chunk: Stage, hidden: Tensor, index: int) -> ForwardOutput:
+    def _forward(
+        self, chunk: Stage, hidden: Tensor, index: int, rows: RowSlice = WHOLE_ROWS
+    ) -> ForwardOutput:
         """Run a micro-batch through a chunk, and keep its losses."""
         is_last = chunk.loss is not None
-        output: StageOutput = chunk(hidden, self._micro_batch(index, labeled=is_last))
+        output: StageOutput = chunk(hidden, self._micro_batch(index, rows, labeled=is_last))
         if output.token_losses is not None:
-            self._outputs.append(replace(output, value=output.value.detach(), router_loss=None))
+            value = output.value.detach()
+            self._outputs.append(replace(output, value=value, router_loss=None, router_parts=[]))
         router_loss = output.router_loss
         if router_loss is not None:
             self._router_losses.append(router_loss.detach())
-        return ForwardOutput(output.value, None if is_last else router_loss)
+        return ForwardOutput(output.value, None if is_last else router_loss, output.router_parts)
 
-    def _micro_batch(self, index: int, *, labeled: bool) -> MicroBatch:
+    def _micro_batch(self, index: int, rows: RowSlice, *, labeled: bool) -> MicroBatch:
         inputs = self._inputs
         assert inputs is not None
         labels = None
         if labeled and inputs.labels is not None:
-            labels = to_device(self.sequence.share(inputs.labels[index]), self.device).long()
+            mine = self.sequence.share(rows.share(inputs.labels[index]))
+            labels = to_device(mine, self.device).long()
         return MicroBatch(
             document_lengths=inputs.document_lengths[index],
             row_lengths=inputs.row_lengths[index],
             labels=labels,
             loss_scale=1.0 / max(1, inputs.pair_count or inputs.trained_tokens),
-            router_scale=sum(inputs.row_lengths[index]) / max(1, inputs.tokens),
-            seed=self._seed(index),
-            extras=inputs.extras[index].to(self.device, self.sequence),
+            router_scale=self._router_scale(index),
+            seed=self._seed(index, rows),
+            extras=inputs.extras[index].to(self.device, self.sequence, rows),
             chosen_scale=1.0 / max(1, inputs.chosen_tokens),
             wants_statistics=self._wants_statistics,
+            rows=rows,
         )
 
-    def _seed(self, index: int) -> int:
+    def _router_scale(self, index: int) -> float:
+        """Return the share of a micro-batch's tokens in those of the global batch."""
+        assert self._inputs is not None
+        counted = self._inputs.extras[index].counted(self._inputs.row_lengths[index])
+        return sum(counted) / max(1, self._inputs.tokens)
+
+    def _seed(self, index: int, rows: RowSlice) -> int:
         """Return the seed of a micro-batch's dropout, of each slice of rows another."""
         seed = self._step_seed + self.layout.global_micro_batch(index)
-        number = self.sequence.rank
+        number = rows.number * self.sequence.ranks + self.sequence.rank
         return derive_seed(seed, "slice", number) if number else seed
 
     # --- instructions of DeepSpeed's schedules ---
@@ -241,7 +264,9 @@ def _as_pipeline_module(chunks: Sequence[Stage], layout: RankLayout) -> Pipeline
     """Wrap the chunks as one DeepSpeed layer, so that cutting, placing and running stays ours."""
     places: list[nn.Module | None] = [None] * layout.stages
     places[layout.stage] = nn.ModuleList(chunks)
-    names = {"replica": "data", "stage": "pipe", "sequence": "model"}  # DeepSpeed knows these three
+    # DeepSpeed knows three; sequence and tensor, the innermost, are one to it
+    names = {"replica": "data", "stage": "pipe"}
     axes = {names[axis]: size for axis, size in layout.dims.axes.items() if axis in names}
+    axes["model"] = layout.dims.sequence * layout.dims.tensor
     topology = ProcessTopology(axes=list(axes), dims=list(axes.values()))
     return PipelineModule(layers=places, topology=topology, partition_method="uniform")

@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 
 from headrace.schemas.fingerprint import derive_seed
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.objective_config import RejectedSamplingConfig
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.model_directory import model_directory
 from headrace.trainer.architecture.stop_tokens import stop_tokens
 from headrace.trainer.batches.batch import Batch
@@ -68,7 +68,7 @@ def answer_facts(answers: Sequence[Answer], seconds: float) -> AnswerFacts:
 
 
 def open_rejected_sampling(
-    config: TrainConfig, inputs: Inputs, layout: RankLayout, built: BuiltStage
+    config: ModelConfig, inputs: Inputs, layout: RankLayout, built: BuiltStage
 ) -> RejectedSampling | None:
     """Return the sampler of rejected answers that the config asks for, if it does.
 

@@ -21,12 +21,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.architecture.half_layer import Half, Span
-from headrace.trainer.architecture.precision import trained_dtype
 from headrace.trainer.building.assembly import assemble
-from headrace.trainer.building.held_values import lay_out_with_buffers
+from headrace.trainer.building.held_values import lay_out_with_buffers, trained_dtype
 from headrace.trainer.building.model_plan import Plan
+from headrace.trainer.building.parameter_slots import find_slots
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.expert_adapters import swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts
@@ -42,6 +42,10 @@ from headrace.trainer.stage.acceleration import (
     runs_without_masks,
 )
 from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.tiled_mlp import tile_mlps
+from headrace.trainer.tensor_parallel.cut_stage import connect_ranks, fit_sizes
+from headrace.trainer.tensor_parallel.shard import TensorShard
+from headrace.trainer.tensor_parallel.weight_cut import StageCuts
 
 STATE_TOKENS = 256  # of a layer with a state, which keeps in proportion; a chunk of most families
 
@@ -69,7 +73,7 @@ class ExpertsAsOne(nn.Module):
 
 
 def layer_activations(
-    plan: Plan, config: TrainConfig, dtype: torch.dtype, sequence_len: int
+    plan: Plan, config: ModelConfig, dtype: torch.dtype, sequence_len: int
 ) -> LayerActivations:
     """Count what layers keep, each kind of them once."""
     kinds = kinds_of_layers(plan)
@@ -83,18 +87,23 @@ def layer_activations(
     width = plan.architecture.stream.width
     boundary = config.places * sequence_len * width * dtype.itemsize
 
-    def count(layer: int, span: Span, *, selective: bool = False) -> float:
+    def count(layer: int, span: Span, *, selective: bool = False, tiles: int = 1) -> float:
         tokens = sequence_len
         if plan.architecture.stateful[layer]:
             tokens = min(sequence_len, STATE_TOKENS)
-        kept = kept_by(plan, config, span, dtype, tokens, selective=selective)
+        kept = kept_by(plan, config, span, dtype, tokens, selective=selective, tiles=tiles)
         return kept * sequence_len / tokens
 
     kept = {key: count(key[0], span) for key, span in spans.items()}
     selected = dict.fromkeys(spans, 0.0)
     if config.activation_checkpointing == "selective":
         selected = {key: count(key[0], span, selective=True) for key, span in spans.items()}
-    return LayerActivations(kinds, kept, selected, float(boundary))
+    tile, tiles = 0.0, config.tiles
+    if tiles > 1:
+        whole = kept
+        kept = {key: count(key[0], span, tiles=tiles) for key, span in spans.items()}
+        tile = max(max(0.0, whole[key] - kept[key]) for key in spans) / tiles
+    return LayerActivations(kinds, kept, selected, float(boundary), tile=tile)
 
 
 def kinds_of_layers(plan: Plan) -> list[int]:
@@ -114,20 +123,27 @@ def shapes_of(module: nn.Module) -> tuple[tuple[int, ...], ...]:
 
 def kept_by(
     plan: Plan,
-    config: TrainConfig,
+    config: ModelConfig,
     layer: Span,
     dtype: torch.dtype,
     sequence_len: int,
     *,
     selective: bool = False,
+    tiles: int = 1,
 ) -> float:
-    """Bytes that autograd, or selective recomputation, keeps of one layer, or half of it."""
+    """Bytes that autograd, or selective recomputation, keeps of one layer, or half of it.
+
+    Args:
+        tiles: over which its MLP goes.
+    """
     rows, width = config.places, plan.architecture.stream.width
-    stage = lay_out_layer(plan, config, layer, dtype)
+    stage, cuts = lay_out_layer(plan, config, layer, dtype)
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
     with FakeTensorMode():
         prepare_layer(stage, plan, config, dtype)
+        tiled = tiles > 1 and tile_mlps(list(stage.layers), tiles, keeps_chance=False)
+        connect_ranks(stage.names, cuts)
         compiles = fast and runs_compiled(stage.layers, config, plan.architecture)
         inputs = torch.zeros(rows, sequence_len, width, dtype=dtype, requires_grad=True)
         hidden, carried = stage.stream.split(inputs)
@@ -156,20 +172,42 @@ def kept_by(
         for tensor in [value for value in shared if isinstance(value, Tensor)]:
             saved.leave_out(tensor)
         del output
-    return float(saved.bytes + adapted)
+    of_tiles = hidden.nbytes if tiled else 0  # their inputs, which recomputation holds
+    return float(saved.bytes + adapted + of_tiles)
 
 
-def lay_out_layer(plan: Plan, config: TrainConfig, layer: Span, dtype: torch.dtype) -> Stage:
-    """Return a stage of one layer, or half of one, whose weights have no memory."""
+class LonelyRank(TensorShard):
+    """A rank that sends nothing, and takes the others for copies of itself."""
+
+    def all_reduce(self, tensor: Tensor, *, largest: bool = False) -> Tensor:
+        return tensor.detach().clone()
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor.detach()] * self.ranks
+
+
+def lay_out_layer(
+    plan: Plan, config: ModelConfig, layer: Span, dtype: torch.dtype
+) -> tuple[Stage, StageCuts]:
+    """Return a stage of one layer, or half of one, whose weights have no memory, as a rank has it;
+    and what of them that is.
+    """
     initial = lay_out_with_buffers(plan.architecture, dtype)
     cut = StageCut(1, 3, layer)  # neither the first stage nor the last
-    return copy.deepcopy(Stage(assemble(plan, config, cut, dtype, torch.device("cpu"), initial)))
+    rank, cpu = LonelyRank(0, config.tensor_parallel), torch.device("cpu")
+    spec = assemble(plan, config, cut, dtype, cpu, initial, shard=rank)
+    stage = copy.deepcopy(Stage(spec))
+    for slot in find_slots(stage.names):
+        part = spec.cuts.part(slot.name, slot.empty.detach())
+        slot.fill(nn.Parameter(part, requires_grad=slot.empty.requires_grad))
+    fit_sizes(stage.names, spec.cuts)
+    return stage, spec.cuts
 
 
-def prepare_layer(stage: Stage, plan: Plan, config: TrainConfig, dtype: torch.dtype) -> None:
+def prepare_layer(stage: Stage, plan: Plan, config: ModelConfig, dtype: torch.dtype) -> None:
     """Give a stage's weights their types, and its layer the parts that a run swaps in."""
     for module in list(stage.modules()):
-        fill_without_memory(module, dtype, trained_dtype(config, dtype))
+        fill_without_memory(module, dtype, trained_dtype(config.optimizer, dtype))
     swap_expert_adapters(stage)
     if config.kernels == "auto":
         swap_adapters(stage.layers[0], may_join=False)

@@ -22,12 +22,14 @@ def tokens_per_second(run: RunPlan) -> float:
     micro_batch = max(computed, beside) + exchanged_bytes(run, tokens) / LINK
     slots = config.gradient_accumulation_steps / (1 - run.bubble)
     step = slots * micro_batch + step_seconds(run)
-    ranks = stages * config.sequence_parallel
+    ranks = stages * config.sequence_parallel * config.tensor_parallel
     return tokens * config.gradient_accumulation_steps / step / ranks
 
 
 def exchanged_bytes(run: RunPlan, tokens: int) -> float:
-    """Bytes that a rank sends for a micro-batch: rows' heads, and hidden states between stages."""
+    """Bytes that a rank sends for a micro-batch: rows' heads, and hidden states to other stages and
+    to the ranks that share its weights.
+    """
     config, settings = run.config, run.plan.architecture.config
     shares = config.sequence_parallel
     sent = (
@@ -44,7 +46,9 @@ def exchanged_bytes(run: RunPlan, tokens: int) -> float:
     passes = 3 if config.activation_checkpointing == "full" else 2
     layers = max(sum(len(span) for span in stage.layers) for stage in run.stages)
     exchanged = 2 * (heads + keys) * size * ITEMSIZE * tokens / shares * (1 - 1 / shares)
-    return sent + exchanged * passes * layers
+    parts = config.tensor_parallel  # who sum hidden states after attention and MLP
+    summed = 4 * settings.hidden_size * ITEMSIZE * tokens / shares * (1 - 1 / parts)
+    return sent + (exchanged / parts + summed) * passes * layers
 
 
 def copied_bytes(run: RunPlan, tokens: int) -> float:

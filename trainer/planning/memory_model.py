@@ -8,11 +8,11 @@ import torch
 
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.train.layer_ranges import recomputed_layers
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.optimizers import OFFLOAD_BUCKET, OFFLOAD_BUCKETS
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.half_layer import Half, Span
-from headrace.trainer.architecture.precision import trained_dtype
-from headrace.trainer.building.interleaved_schedule import most_held
+from headrace.trainer.building.held_values import trained_dtype
+from headrace.trainer.building.interleaved_schedule import most_held, most_slices
 from headrace.trainer.building.model_size import ModelSize, PartSize
 from headrace.trainer.layers.weight_offload import PLACES
 
@@ -34,6 +34,8 @@ class LayerActivations:
     kept: Kept  # without recomputation
     selected: Kept  # with selective recomputation, beside its input
     boundary: float  # its input alone, with recomputation
+    keys: float = 0.0  # of them, keys and values of whole rows, which slices of rows keep
+    tile: float = 0.0  # of one tile of an MLP, while it runs again
 
     def kept_of(self, layer: int, half: Half | None) -> float:
         """Return what a layer, or half of it, keeps without recomputation."""
@@ -57,6 +59,7 @@ class LayerActivations:
             {key: size / ranks for key, size in kept.items()},
             {key: size / ranks for key, size in self.selected.items()},
             self.boundary / ranks,
+            tile=self.tile / ranks,
         )
 
 
@@ -84,7 +87,7 @@ class StageMemory:
 
 
 def stage_memory(
-    config: TrainConfig,
+    config: ModelConfig,
     size: ModelSize,
     layers: Sequence[Span],
     stage: int,
@@ -101,12 +104,12 @@ def stage_memory(
         activations: of this rank's slice of rows.
         dtype: of frozen weights and of the computation.
     """
-    tokens = config.places * sequence_len // config.sequence_parallel
+    tokens = config.places * sequence_len // config.sequence_parallel // config.sequence_slices
     parts = parts_of_stage(config, size, layers, stage)
     trained = sum(part.trained for part in parts)
     matrices = sum(part.trained_matrices for part in parts)
     frozen = sum(part.weights - part.quantized for part in parts) - trained
-    trained_bytes = trained_dtype(config, dtype).itemsize
+    trained_bytes = trained_dtype(config.optimizer, dtype).itemsize
     dequantized = max(part.largest_quantized for part in parts)  # one at a time, while it is used
     has_reference = config.objective.has_reference
     models = 2 if has_reference and config.adapter.record.trains_base else 1
@@ -126,7 +129,7 @@ def stage_memory(
 
 
 def activation_bytes(
-    config: TrainConfig,
+    config: ModelConfig,
     count: int,
     layers: Sequence[Span],
     stage: int,
@@ -156,11 +159,34 @@ def activation_bytes(
         for part in pieces
     ]
     in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload
-    return in_flight(config, stage, kept) + in_transit + recomputed
+    slices = config.sequence_slices
+    attending = [(n in chosen) for part in pieces for n, half in part if half != "mlp"]
+    return (
+        in_flight(config, stage, kept)
+        + (in_transit + recomputed + activations.tile) / slices
+        + kept_keys(config, stage, activations.keys, attending)
+    )
+
+
+def kept_keys(config: ModelConfig, stage: int, keys: float, recomputed: Sequence[bool]) -> float:
+    """Bytes of keys and values that slices of rows keep, beside what autograd keeps of them.
+
+    Args:
+        keys: of a micro-batch in one layer.
+        recomputed: for each layer with attention, whether autograd keeps none of them.
+    """
+    slices, micro_batches = config.sequence_slices, config.gradient_accumulation_steps
+    if slices == 1:
+        return 0.0
+    held = most_slices(stage, config.pipeline_stages, slices, micro_batches)
+    alive = min(micro_batches, 1 + -(-(held - 1) // slices))  # micro-batches, begun and not ended
+    gradients = (slices - 1) / slices
+    counted = held / slices
+    return keys * sum(alive + gradients - (0 if again else counted) for again in recomputed)
 
 
 def state_bytes(
-    config: TrainConfig, trained: int, matrices: int, itemsize: int, copies: int
+    config: ModelConfig, trained: int, matrices: int, itemsize: int, copies: int
 ) -> float:
     """Bytes of the optimizer's states on the device of one rank.
 
@@ -180,7 +206,7 @@ def state_bytes(
 
 
 def at_host(
-    config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int, dtype: torch.dtype
+    config: ModelConfig, size: ModelSize, layers: Sequence[Span], stage: int, dtype: torch.dtype
 ) -> float:
     """Bytes of frozen weights that are in host memory instead; two layers' of a chunk come back."""
     saved = 0.0
@@ -198,7 +224,7 @@ def at_host(
 
 
 def parts_of_stage(
-    config: TrainConfig, size: ModelSize, layers: Sequence[Span], stage: int
+    config: ModelConfig, size: ModelSize, layers: Sequence[Span], stage: int
 ) -> list[PartSize]:
     """List the parts of the model that one stage holds in all its chunks."""
     numbers = range(stage, config.parts, config.pipeline_stages)
@@ -209,12 +235,15 @@ def parts_of_stage(
     ]
 
 
-def in_flight(config: TrainConfig, stage: int, sizes: Sequence[float]) -> float:
+def in_flight(config: ModelConfig, stage: int, sizes: Sequence[float]) -> float:
     """Return the activations that a stage holds for backward passes, each of `sizes` by chunk."""
     stages, micro_batches = config.pipeline_stages, config.gradient_accumulation_steps
     if config.schedule == "interleaved":
         return most_held(stage, stages, micro_batches, sizes)
     (size,) = sizes
+    slices = config.sequence_slices
+    if slices > 1:
+        return most_slices(stage, stages, slices, micro_batches) * size / slices
     return float(min(micro_batches, stages - stage) * size)
 
 

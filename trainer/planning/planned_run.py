@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.building.model_plan import Plan
+from headrace.trainer.building.model_size import ModelSize
 from headrace.trainer.planning.memory_model import LayerActivations, StageMemory
 
 GIB = 1 << 30
@@ -30,6 +31,7 @@ class RunPlan:
     replicas: int
     sequence_len: int
     activations: LayerActivations
+    size: ModelSize  # of what a rank holds
     stages: list[StagePlan]
 
     @property
@@ -42,14 +44,18 @@ class RunPlan:
         """Return the sizes of the parallel dimensions, beside the stages."""
         shares = self.config.sequence_parallel
         rows = f", whose rows {shares} ranks share" if shares > 1 else ""
-        return f"{self.replicas} replica(s){rows}"
+        parts, slices = self.config.tensor_parallel, self.config.sequence_slices
+        weights = f", whose weights {parts} ranks share" if parts > 1 else ""
+        sliced = f", rows in {slices} slices" if slices > 1 else ""
+        return f"{self.replicas} replica(s){rows}{weights}{sliced}"
 
     @property
     def bubble(self) -> float:
         """Share of the time in which a stage waits for the pipeline to fill and drain."""
         waiting = self.config.pipeline_stages - 1
         chunks = self.config.parts // self.config.pipeline_stages
-        return waiting / (self.config.gradient_accumulation_steps * chunks + waiting)
+        passes = self.config.gradient_accumulation_steps * chunks * self.config.sequence_slices
+        return waiting / (passes + waiting)
 
     @property
     def balance(self) -> float:

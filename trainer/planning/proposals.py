@@ -12,8 +12,13 @@ from typing import Any
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.schemas.train.train_rules import check_rules
-from headrace.trainer.building.self_check import check_rows_can_be_cut
-from headrace.trainer.planning.changes import toml, with_changes
+from headrace.trainer.building.model_size import ModelSize
+from headrace.trainer.building.self_check import (
+    check_mlps_can_be_tiled,
+    check_rows_can_be_cut,
+    check_rows_can_be_sliced,
+)
+from headrace.trainer.planning.changes import parts_of_weights, toml, with_changes
 from headrace.trainer.planning.layout_rates import HOST, LINK, PRODUCTS, tokens_per_second
 from headrace.trainer.planning.memory_model import LayerActivations
 from headrace.trainer.planning.planned_run import GIB, RunPlan
@@ -21,6 +26,8 @@ from headrace.trainer.planning.run_plan import plan_run
 
 FREE = 0.92  # of a GPU's memory: the rest is for its driver and fragments
 SHOWN = 6
+TILES, LONG_ROW = 8, 32768  # tokens from which MLPs are tried in tiles
+SLICES, LEAST_SLICE = (2, 4, 8), 2048  # tokens that fill a GPU
 Changes = Mapping[str, Any]
 
 
@@ -36,12 +43,16 @@ class Proposal:
     def row(self) -> list[str]:
         """Return its line of the table."""
         config, peak = self.run.config, f"{self.run.peak / GIB:.1f}"
-        layout = (config.pipeline_stages, self.run.replicas, config.sequence_parallel)
+        shared = (config.sequence_parallel, config.tensor_parallel)
+        layout = (config.pipeline_stages, self.run.replicas, *shared)
+        slices = config.sequence_slices
         places = [key for key, value in self.changes.items() if value is True or value == "mlp"]
+        places += ["tiles"] * (config.tiles > 1)
         return [
             f"{self.rate:,.0f}",
             peak,
             *map(str, layout),
+            str(slices),
             str(config.gradient_accumulation_steps),
             str(config.activation_checkpointing),
             " ".join(places) or "-",
@@ -64,18 +75,22 @@ def propose(run: RunPlan, gpus: int, memory: float) -> list[Proposal]:
 
 def plans(run: RunPlan, gpus: int) -> Iterator[tuple[Changes, RunPlan]]:
     """Yield what a config may change, and the run that it then is."""
-    counted: dict[bool, LayerActivations] = {}
+    parts = run.config.tensor_parallel
+    counted: dict[tuple[bool, int, int], LayerActivations] = {}
+    sizes: dict[int, ModelSize] = {parts: run.size}
     if run.config.activation_checkpointing != "selective":
-        counted[False] = run.activations
+        counted[False, run.config.tiles, parts] = run.activations
     for changes in candidates(run, gpus):
         config = with_changes(run.config, changes)
-        selective = config.activation_checkpointing == "selective"
+        parts = config.tensor_parallel
+        kind = config.activation_checkpointing == "selective", config.tiles, parts
+        known, size = counted.get(kind), sizes.get(parts)
         try:
             check_rules(config)
-            tried = plan_run(config, run.plan, gpus, run.sequence_len, counted.get(selective))
+            tried = plan_run(config, run.plan, gpus, run.sequence_len, known, size)
         except (ValueError, ConfigError):
             continue  # keys that do not go together, or more stages than layers
-        counted[selective] = tried.activations
+        counted[kind], sizes[parts] = tried.activations, tried.size
         yield changes, tried
 
 
@@ -83,20 +98,26 @@ def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
     """Yield changes of a config: each layout with each way to save memory."""
     config = run.config
     rows = config.gradient_accumulation_steps * run.replicas
-    for stages, shares in product(divisors(gpus), shares_of_rows(run, gpus)):
-        replicas, rest = divmod(gpus, stages * shares)
+    tiled = can_tile(run)
+    sharing = (shares_of_rows(run, gpus), [1, *parts_of_weights(run, gpus)], slices_of_rows(run))
+    for stages, shares, parts, slices in product(divisors(gpus), *sharing):
+        replicas, rest = divmod(gpus, stages * shares * parts)
         if rest or rows % replicas or stages > run.plan.architecture.layers:
             continue
+        if slices > 1 and stages == 1:
+            continue  # nobody waits
         layout: dict[str, Any] = {
             "pipeline_stages": stages,
             "sequence_parallel": shares,
+            "tensor_parallel": parts,
+            "sequence_slices": slices,
             "gradient_accumulation_steps": rows // replicas,
         }
         if stages == 1 and config.schedule != "1f1b":
             layout["schedule"] = "1f1b"
         if isinstance(config.partition, list) and stages != config.pipeline_stages:
             layout["partition"] = "cost"
-        for saved in ways_to_save(config, copies=replicas * shares):
+        for saved in ways_to_save(config, copies=replicas * shares, tiled=tiled):
             changes = {**layout, **saved}
             now = {key: value_of(config, key) for key in changes}
             yield {key: value for key, value in changes.items() if now[key] != value}
@@ -110,11 +131,14 @@ def value_of(config: TrainConfig, key: str) -> Any:
     return value
 
 
-def ways_to_save(config: TrainConfig, *, copies: int) -> Iterator[dict[str, Any]]:
+def ways_to_save(
+    config: TrainConfig, *, copies: int, tiled: bool = False
+) -> Iterator[dict[str, Any]]:
     """Yield settings that take memory off a GPU, the mildest first.
 
     Args:
         copies: ranks that hold the same weights.
+        tiled: MLPs may go over tiles of the tokens.
     """
     record, frozen = config.optimizer.record, not config.adapter.record.trains_base
     recomputed: list[dict[str, Any]] = [
@@ -122,6 +146,8 @@ def ways_to_save(config: TrainConfig, *, copies: int) -> Iterator[dict[str, Any]
         for kind in ("none", "selective", "full")
     ]
     recomputed.append({"activation_checkpointing": "full", "activation_offload": True})
+    if tiled:
+        recomputed += [{**recomputed[-2], "tiles": TILES}, {**recomputed[-1], "tiles": TILES}]
     states: list[dict[str, Any]] = [{"optimizer.shard": False, "optimizer.offload": False}]
     if copies > 1 and record.shardable and not config.relora.every_steps:
         states.append({"optimizer.shard": True, "optimizer.offload": False})
@@ -150,13 +176,38 @@ def shares_of_rows(run: RunPlan, gpus: int) -> list[int]:
     return fitting
 
 
+def can_tile(run: RunPlan) -> bool:
+    """Return whether MLPs of this model are tried in tiles."""
+    if run.sequence_len < LONG_ROW or run.config.tiles > 1:
+        return False
+    try:
+        check_mlps_can_be_tiled(run.config, run.plan.architecture)
+    except ConfigError:
+        return False
+    return True
+
+
+def slices_of_rows(run: RunPlan) -> list[int]:
+    """List the numbers of slices in which rows of this model could go through stages."""
+    now, tokens = run.config.sequence_slices, run.sequence_len
+    fitting = [n for n in SLICES if not tokens % n and tokens // n >= LEAST_SLICE]
+    numbers = sorted({1, now, *fitting})
+    if numbers == [1]:
+        return numbers
+    try:
+        check_rows_can_be_sliced(run.config, run.plan.architecture)
+    except ConfigError:
+        return [1]
+    return numbers
+
+
 def proposals(run: RunPlan, gpus: int, memory: float) -> str:
     """Return the table of the best layouts, and the keys of the first."""
     found = propose(run, gpus, memory)
     if not found:
         return f"No layout of {gpus} GPU(s) of {memory / GIB:.1f} GiB holds this run."
-    head = ["tokens/s", "GiB", "stages", "replicas", "shares", "micro-batches", "checkpointing"]
-    rows = [[*head, "others"], *(proposal.row for proposal in different(found)[:SHOWN])]
+    head = "tokens/s GiB stages replicas shares parts slices micro-batches checkpointing others"
+    rows = [head.split(), *(proposal.row for proposal in different(found)[:SHOWN])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
     changes = [f"  {key} = {toml(value)}" for key, value in found[0].changes.items()]
@@ -176,5 +227,5 @@ def different(found: list[Proposal]) -> list[Proposal]:
     """Return the best of each layout, so that the table shows several."""
     best: dict[tuple[str, ...], Proposal] = {}
     for proposal in found:
-        best.setdefault(tuple(proposal.row[2:5]), proposal)
+        best.setdefault(tuple(proposal.row[2:6]), proposal)
     return list(best.values())

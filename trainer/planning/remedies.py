@@ -7,7 +7,7 @@ from typing import Any
 
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.building.self_check import plan_model
-from headrace.trainer.planning.changes import with_changes
+from headrace.trainer.planning.changes import goes_together, parts_of_weights, with_changes
 from headrace.trainer.planning.planned_run import RunPlan
 from headrace.trainer.planning.run_plan import plan_run
 
@@ -39,6 +39,7 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
         if gpus % stages == 0 and (chunks == 1 or config.gradient_accumulation_steps % stages == 0)
     ]
     single += [{"sequence_parallel": ranks} for ranks in more_slices(run, gpus)]
+    single += [{"tensor_parallel": ranks} for ranks in parts_of_weights(run, gpus)]
     if config.quantization is None and config.adapter.record.has_products:
         single.insert(2, {"quantization": SMALLEST})
     if not config.adapter.record.trains_base:
@@ -53,7 +54,7 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
     quantized_plan = None
     if {"quantization": SMALLEST} in new:
         quantized_plan = plan_model(config.model_copy(update={"quantization": SMALLEST}))
-    counted = {(False, config.places): run.activations}
+    counted = {(False, config.places, config.tensor_parallel): run.activations}
     for count in range(1, 4):
         for changes in combinations(new, count):
             change = {key: value for part in changes for key, value in part.items()}
@@ -63,9 +64,11 @@ def remedies(run: RunPlan, gpus: int, memory: float) -> Iterator[tuple[dict[str,
             if gpus % changed.replica_ranks:
                 continue
             plan = quantized_plan if quantized and quantized_plan else run.plan
-            known = counted.get((quantized, changed.places))
-            tried = plan_run(changed, plan, gpus, run.sequence_len, known)
-            counted[quantized, changed.places] = tried.activations
+            key = (quantized, changed.places, changed.tensor_parallel)
+            if changed.tensor_parallel > 1 and not goes_together(changed, plan):
+                continue
+            tried = plan_run(changed, plan, gpus, run.sequence_len, counted.get(key))
+            counted[key] = tried.activations
             if tried.peak <= memory:
                 yield change, tried
 

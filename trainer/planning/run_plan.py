@@ -1,5 +1,6 @@
 """A run laid out on GPUs before there is one: what each stage holds and does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,13 +10,15 @@ from headrace.schemas.train.layer_ranges import recomputed_layers
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer import devices
 from headrace.trainer.architecture.half_layer import Half, Span
-from headrace.trainer.architecture.precision import compute_dtype
+from headrace.trainer.building.assembly import base_prefix
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.model_size import ModelSize
-from headrace.trainer.building.partition import partition
+from headrace.trainer.building.model_size import ModelSize, PartSize, measure
+from headrace.trainer.building.partition import PATCHES_PER_TOKEN, partition
 from headrace.trainer.planning.layer_activations import layer_activations
 from headrace.trainer.planning.memory_model import LayerActivations, parts_of_stage, stage_memory
 from headrace.trainer.planning.planned_run import RunPlan, StagePlan
+from headrace.trainer.tensor_parallel.cut_stage import cut_stage
+from headrace.trainer.tensor_parallel.shard import TensorShard
 
 
 def plan_run(
@@ -24,6 +27,7 @@ def plan_run(
     gpus: int,
     sequence_len: int | None = None,
     activations: LayerActivations | None = None,
+    size: ModelSize | None = None,
 ) -> RunPlan:
     """Lay a run out on GPUs.
 
@@ -31,16 +35,17 @@ def plan_run(
         plan: the model of the config.
         sequence_len: None takes the one of the first dataset.
         activations: of a layer, where they were counted for a run with the same rows and plan.
+        size: of what a rank holds of the model, where it was measured for such a plan.
 
     Raises:
         ConfigError, DataError: layout or datasets that do not fit.
     """
     dims = config.dims(gpus)
     length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
-    dtype = compute_dtype(config, devices.PLANNED)
-    size = plan.size
+    dtype = devices.compute_dtype(config.dtype, devices.PLANNED)
+    size = size or size_of_rank(plan, config.tensor_parallel)
     activations = activations or layer_activations(plan, config, dtype, length)
-    cut = partition(config, size)
+    cut = partition(config, plan.size)
     stages, copies = dims.stages, dims.replicas * dims.sequence
     mine = share_of_activations(config, plan, activations, dtype, length)
     return RunPlan(
@@ -49,11 +54,27 @@ def plan_run(
         dims.replicas,
         length,
         activations,
+        size,
         [
             stage_plan(plan, config, size, cut[n::stages], n, mine, dtype, length, copies)
             for n in range(stages)
         ],
     )
+
+
+def size_of_rank(plan: Plan, ranks: int) -> ModelSize:
+    """Measure what one of the ranks that share weights holds of a model.
+
+    Raises:
+        ConfigError: weights that they do not divide.
+    """
+    if ranks == 1:
+        return plan.size
+    prefix = base_prefix(plan)
+    cuts = cut_stage({"": plan.model}, plan.architecture, prefix, TensorShard(0, ranks)).cuts
+    named = plan.model.named_parameters(remove_duplicate=False)
+    shared = {id(parameter): ranks for name, parameter in named if name in cuts}
+    return measure(plan.model, plan.architecture, plan.prefix, shared)
 
 
 def share_of_activations(
@@ -67,9 +88,11 @@ def share_of_activations(
     settings = plan.architecture.config
     heads = settings.num_attention_heads
     key_heads = getattr(settings, "num_key_value_heads", None) or heads
+    key_heads = max(1, key_heads // config.tensor_parallel)
     head_size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
     key_bytes = 2 * key_heads * head_size * config.places * sequence_len * dtype.itemsize
-    return activations.shared(config.sequence_parallel, key_bytes, key_heads)
+    shared = activations.shared(config.sequence_parallel, key_bytes, key_heads)
+    return replace(shared, keys=float(key_bytes))
 
 
 def stage_plan(
@@ -90,6 +113,8 @@ def stage_plan(
         for chunk in layers
         for index, half in chunk.pieces()
     )
+    if stage == 0 and size.vision is not None:
+        work += tower_work(size.vision, again=config.activation_checkpointing != "none")
     if stage == config.pipeline_stages - 1:
         work += size.head.active * (6 if size.head.trained else 4)
     return StagePlan(
@@ -99,6 +124,14 @@ def stage_plan(
         memory=stage_memory(config, size, layers, stage, activations, dtype, sequence_len, copies),
         work=work,
     )
+
+
+def tower_work(vision: PartSize, *, again: bool) -> float:
+    """Floating-point operations of a vision tower for one token of a row, by the patches that it
+    sees for each; frozen, it has no backward pass.
+    """
+    passes = 1 + (2 + again) * bool(vision.trained)
+    return 2 * vision.active * PATCHES_PER_TOKEN * passes
 
 
 def layer_work(
@@ -120,8 +153,12 @@ def layer_work(
     weight_passes = 2 + (1 - frozen_share) + recomputed
     heads = getattr(settings, "num_attention_heads", None) or 1
     width = heads * (getattr(settings, "head_dim", None) or settings.hidden_size // heads)
+    width //= config.tensor_parallel
     window = plan.architecture.windows[index] or sequence_len
     attends = plan.architecture.attends[index] and half != "mlp"
     seen = min(window, sequence_len / 2) if attends else 0.0
     attention_passes = 3 + recomputed  # forward once, backward two products for each of two
-    return 2 * part.active * weight_passes + 4 * seen * width * attention_passes
+    work = 2 * part.active * weight_passes + 4 * seen * width * attention_passes
+    if config.tiles > 1 and half != "attention":  # each MLP runs once more
+        work += 2 * (size.piece(index, "mlp") if size.halves else part).active
+    return work

@@ -48,9 +48,23 @@ class FrozenWeight(nn.Module, ABC):
             groups: [rows], the matrix of each; offsets: [matrices], where each one's rows end.
         """
 
+    @abstractmethod
+    def part(self, dim: int, rank: int, ranks: int) -> "FrozenWeight":
+        """Return a rank's part of a dimension that the ranks divide, with the bits of the whole."""
+
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Return [..., columns]: some rows, as an embedding looks them up."""
         return functional.embedding(ids, self.dequantize(dtype))
+
+
+class Cut(Protocol):
+    """A dimension of a weight that ranks share, as `tensor_parallel` has it."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def ranks(self) -> int: ...
 
 
 class Quantizer(Protocol):
@@ -62,6 +76,13 @@ class Quantizer(Protocol):
 
     def make(self, value: Tensor, name: str, dtype: torch.dtype) -> FrozenWeight:
         """Quantize a matrix, or a stack of experts' matrices, where it lies."""
+
+    def check_part(self, name: str, shape: torch.Size, cut: Cut) -> None:
+        """Check that ranks can hold their parts of a weight.
+
+        Raises:
+            ConfigError: naming it.
+        """
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type of the computation, given that of the run."""

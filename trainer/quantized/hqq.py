@@ -3,7 +3,7 @@
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.kernels.dequantize import HQQ_WORDS
 from headrace.schemas.errors import ConfigError
@@ -45,11 +45,66 @@ class Hqq(QuantizedWeight):
         return cls(value.shape, buffers, {"bits": bits, "axis": axis})
 
     @classmethod
+    def check_part(
+        cls, name: str, shape: torch.Size, dim: int, ranks: int, config: QuantizationConfig
+    ) -> None:
+        if len(shape) == 3:  # whole matrices of a stack
+            return
+        bits, group_size, axis = config.hqq_settings(name)
+        columns = shape[1] // ranks if dim else shape.numel() // ranks
+        words = HQQ_WORDS[bits] if bits != 3 else 1  # 3 bits are filled up
+        if axis == 0:
+            problem, remedy = "groups of {name} reach over all of it", "set quantization.axis = 1"
+        elif columns % group_size:
+            problem = f"parts of {{name}} have {columns} weights, no multiple of {group_size}"
+            remedy = "use a smaller quantization.group_size for it"
+        elif shape.numel() // ranks // group_size % words:
+            problem, remedy = "parts of {name} do not fill words", "use another bits or group_size"
+        else:
+            return
+        raise ConfigError(f"tensor_parallel = {ranks}: {problem.format(name=name)}; {remedy}")
+
+    def part(self, dim: int, rank: int, ranks: int) -> Self:
+        """Return a rank's part: groups stay those of the whole, and are packed anew."""
+        shape, held, bits = list(self.shape), self.buffers_by_name, self.settings["bits"]
+        shape[dim] //= ranks
+        if len(self.shape) == 3:  # whole matrices of a stack
+            parts = {name: value.chunk(ranks)[rank].clone() for name, value in held.items()}
+            return type(self)(torch.Size(shape), parts, self.settings)
+        rows = 1 if dim == 0 else self.shape[0]
+
+        def cut(groups: Tensor) -> Tensor:
+            split = groups.reshape(rows, ranks, -1, groups.shape[-1])
+            return split[:, rank].reshape(-1, groups.shape[-1]).clone()
+
+        count = held["scale"].shape[0]
+        parts = {name: cut(held[name]) for name in ("scale", "zero")}
+        parts["codes"] = pack_rows(cut(unpack_rows(held["codes"], bits)[:count]), bits)
+        return type(self)(torch.Size(shape), parts, self.settings)
+
+    @classmethod
     def bits(cls, name: str, shape: torch.Size, config: QuantizationConfig) -> float:
         """Return the bits of a code and the share of scale and zero."""
         bits, group_size, axis = config.hqq_settings(name)
         check_shape(name, shape[-2:], bits, group_size, axis)
         return STORED_BITS.get(bits, bits) + 2 * SCALE_BITS / group_size
+
+
+def unpack_rows(packed: Tensor, bits: int) -> Tensor:
+    """Return [rows, columns] of codes; words hold rows that lie a number of words apart."""
+    steps = HQQ_WORDS[bits]
+    shifts = [(steps - 1 - step) * bits for step in range(steps)]
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in shifts])
+
+
+def pack_rows(codes: Tensor, bits: int) -> Tensor:
+    """Return what `unpack_rows` reads; rows are filled up with zeros to a number of words."""
+    steps = HQQ_WORDS[bits]
+    filled = nn.functional.pad(codes, (0, 0, 0, -len(codes) % steps))
+    words = torch.zeros_like(filled[: len(filled) // steps])
+    for step, part in enumerate(filled.chunk(steps)):
+        words |= part << (steps - 1 - step) * bits
+    return words
 
 
 def check_shape(name: str, shape: torch.Size, bits: int, group_size: int, axis: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from headrace.kernels.dequantize import dequantize
+from headrace.kernels.dequantize import block_scales, dequantize
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.weight import SCALE_BITS, QuantizedWeight
@@ -13,6 +13,7 @@ from headrace.trainer.stored.bitsandbytes_library import bitsandbytes_functions
 
 BLOCK = 64  # values that share a scale, as transformers has bitsandbytes do it
 NESTED_BLOCK = 256  # scales that share one
+NESTED_BLOCKS = (64, 128)  # smaller ones that bitsandbytes' kernels take
 PIECE = 1 << 20  # weights that are quantized at a time, as whole blocks: it takes 25 bytes for each
 
 
@@ -88,6 +89,58 @@ class Nf4(QuantizedWeight):
         }
         settings = {"block": state.blocksize, "nested_block": nested.blocksize}
         return cls(state.shape, buffers, settings)
+
+    @classmethod
+    def check_part(
+        cls, name: str, shape: torch.Size, dim: int, ranks: int, config: QuantizationConfig
+    ) -> None:
+        columns = shape[-1] // ranks if dim else shape.numel() // ranks
+        if columns % BLOCK:
+            raise ConfigError(
+                f"tensor_parallel = {ranks}: parts of {name} have {columns} "
+                f"{'inputs' if dim else 'weights'}, which are no multiple of the {BLOCK} that "
+                "share a scale; add it to quantization.skip_modules"
+            )
+
+    def part(self, dim: int, rank: int, ranks: int) -> Self:
+        """Return a rank's part: blocks stay those of the whole.
+
+        Scales that are quantized themselves stay so where their blocks can be cut as well.
+        """
+        block, rows = self.settings["block"], 1 if dim == 0 else self.shape[0]
+
+        def cut(flat: Tensor) -> Tensor:
+            split = flat.reshape(rows, ranks, -1)
+            return split[:, rank].reshape(-1).clone()
+
+        shape = list(self.shape)
+        shape[dim] //= ranks
+        held = self.buffers_by_name
+        codes = cut(held["codes"].view(torch.uint8)).view(held["codes"].dtype).unsqueeze(1)
+        nested = self._nested_part(rows, ranks)
+        if nested is None:
+            parts = {"codes": codes, "scales": cut(block_scales(*self.packed))}
+            return type(self)(torch.Size(shape), parts, {"block": block})
+        parts = {"codes": codes, "scale_codes": cut(held["scale_codes"])}
+        own = held["nested_scales"]
+        parts["nested_scales"] = cut(own) if rows == 1 else own.clone()
+        parts |= {name: held[name] for name in ("scale_table", "scale_mean")}
+        return type(self)(torch.Size(shape), parts, {"block": block, "nested_block": nested})
+
+    def _nested_part(self, rows: int, ranks: int) -> int | None:
+        """Return how many scales share one in a part; None where they are no longer quantized.
+
+        Args:
+            rows: that are cut each by itself.
+        """
+        nested, held = self.settings.get("nested_block"), self.buffers_by_name
+        if nested is None:
+            return None
+        in_row = held["scale_codes"].numel() // rows
+        if rows == 1:
+            return nested if in_row // ranks % nested == 0 else None
+        small = nested // ranks
+        return small if nested % in_row == 0 and small in NESTED_BLOCKS else None
 
     @classmethod
     def bits(cls, name: str, shape: torch.Size, config: QuantizationConfig) -> float:

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from headrace.kernels.fp8_linear import ALIGNMENT
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.quantization_config import QuantizationConfig, check_installed
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families_state import is_bypassed
 from headrace.trainer.architecture.weight_index import stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
 from headrace.trainer.quantized.formats import format_of
+from headrace.trainer.quantized.fp8 import Fp8
+from headrace.trainer.quantized.frozen_weight import Cut
 from headrace.trainer.quantized.modules import (
     QuantizableModule,
     QuantizedEmbedding,
@@ -67,6 +69,16 @@ class Quantization:
             made.multiply_in_fp8()
         return made
 
+    def check_part(self, name: str, shape: torch.Size, cut: Cut) -> None:
+        """Check that ranks can hold their parts of a weight.
+
+        Raises:
+            ConfigError: naming it.
+        """
+        if self.config.in_fp8:
+            Fp8.check_part(name, shape, cut.dim, cut.ranks, self.config)
+        format_of(self.config).check_part(name, shape, cut.dim, cut.ranks, self.config)
+
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The type of the computation, given that of the run."""
         wished = self.config.compute_dtype
@@ -86,7 +98,7 @@ class Quantization:
         return bits
 
 
-def check_fp8_device(config: TrainConfig, device: torch.device) -> None:
+def check_fp8_device(config: ModelConfig, device: torch.device) -> None:
     """Check that a GPU has matrix units for 8-bit floats, where they are asked for.
 
     Raises:
@@ -119,7 +131,7 @@ def check_fp8_shape(name: str, shape: torch.Size) -> None:
 
 
 def plan_quantization(
-    config: TrainConfig, directory: Path, plain: nn.Module
+    config: ModelConfig, directory: Path, plain: nn.Module
 ) -> Quantization | None:
     """Return the quantization that the config asks for, or that the model's files have.
 
@@ -244,6 +256,8 @@ def selected(
     without layers that are not called.
     """
     for name, module in model.named_modules(remove_duplicate=False):
+        if architecture.vision is not None and architecture.vision.is_vision(name):
+            continue
         if is_table(name, architecture) or is_bypassed(name, architecture.config.model_type):
             continue
         if isinstance(module, nn.Linear):

@@ -12,6 +12,7 @@ from headrace.kernels.experts.fp8_grouped_linear import fp8_grouped_linear
 from headrace.kernels.experts.grouped_linear import frozen_grouped_linear
 from headrace.kernels.fp8_linear import fp8_linear, quantize_rows
 from headrace.kernels.frozen_linear import frozen_linear
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
@@ -82,6 +83,24 @@ class QuantizedWeight(FrozenWeight):
     def product_bits(cls, shape: torch.Size) -> float:
         """Return what 8-bit products add to the bits of a weight: a scale for each row."""
         return SCALE_BITS / shape[-1]
+
+    @classmethod
+    def check_part(
+        cls, name: str, shape: torch.Size, dim: int, ranks: int, config: QuantizationConfig
+    ) -> None:
+        """Check that each of some ranks can hold its part of a dimension of a weight.
+
+        Raises:
+            ConfigError: naming the weight.
+        """
+        raise ConfigError(
+            f"tensor_parallel = {ranks}: weights that are held as {cls.kernel} are multiplied by "
+            'scales of whole rows, which no process has; use backend = "bnb" with 4 bits, or more '
+            "pipeline_stages"
+        )
+
+    def part(self, dim: int, rank: int, ranks: int) -> Self:
+        raise NotImplementedError(self.kernel)  # refused by `check_part`
 
     @property
     def packed(self) -> tuple[list[Tensor], list[int]]:

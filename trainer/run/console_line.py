@@ -8,6 +8,8 @@ def console_line(metrics: StepMetrics, total_steps: int, seconds_left: float) ->
     plain = "" if metrics.cross_entropy == metrics.loss else f"  ce {metrics.cross_entropy:.4f}"
     if metrics.pairs is not None:
         plain += f"  accuracy {metrics.pairs.accuracy:4.0%}  margin {metrics.pairs.margin:.3f}"
+    if metrics.labels is not None and metrics.labels.margin is not None:
+        plain += f"  margin {metrics.labels.margin:.3f}"
     if metrics.answers is not None:
         answers = metrics.answers
         plain += f"  answers {answers.tokens:.0f} tok, {answers.ended:4.0%} ended"

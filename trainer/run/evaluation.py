@@ -10,6 +10,7 @@ from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.messages import gather, gather_at_first
 from headrace.trainer.metrics.metrics import (
     EvaluationMetrics,
+    label_metrics,
     losses_by_source,
     mean_cross_entropy,
     mean_loss,
@@ -69,6 +70,7 @@ def evaluate(
                 seconds=time.perf_counter() - start,
                 cross_entropy=mean_cross_entropy(rows),
                 pairs=pair_metrics(rows),
+                labels=label_metrics(rows),
                 token_summary=summarize([sample for part in samples for sample in part]),
             )
         )

@@ -115,7 +115,9 @@ class Loop:
                     parameters = [item.parameter for item in built.trained]
                     gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
                     optimizer.step()
-                    norms = hold_back(config, built, lr)
+                    every = config.reporting.adapter_norms_every
+                    measures = is_multiple(before.step + 1, every)
+                    norms = hold_back(config.regularization, built, lr, measures=measures)
                 self.restart_adapters_if_due()
                 optimizer.zero_grad()
         report = self.report_of(inputs, losses, answers, norms, data_seconds)
@@ -176,7 +178,7 @@ class Loop:
         return Report(
             losses=losses.rows,
             rows=inputs.leader_rows,
-            router_loss=losses.router_loss,
+            router_loss=losses.router_loss if self.layout.coordinates.tensor == 0 else None,
             memory_gib=memory_gib(),
             stop=stop_or_save.stop,
             save=stop_or_save.save or self.timer.is_due(),
@@ -256,7 +258,7 @@ class Loop:
         """Wait for the last checkpoint, and export the result of a run that is complete."""
         self.saver.finish()
         if self.cadence.has_ended(self.state):
-            written = write_result(self.config, self.session, self.layout, self.state)
+            written = write_result(self.config.checkpoint, self.session, self.layout, self.state)
             logger.info(
                 "done%s: %s tokens; %s written",
                 ending(self.cadence, self.state),

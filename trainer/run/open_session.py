@@ -31,12 +31,15 @@ from headrace.trainer.order.run_length import find_run_length
 from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.engine import StageEngine
 from headrace.trainer.pipeline.interleaved_engine import InterleavedEngine
+from headrace.trainer.pipeline.prompted_answers import Asked, asked_by_rows, open_prompted_answers
 from headrace.trainer.pipeline.rejected_sampling import open_rejected_sampling
+from headrace.trainer.pipeline.sliced_engine import SlicedEngine
 from headrace.trainer.pipeline.transfers import Transfers
 from headrace.trainer.run.evaluation_sets import build_evaluation_sets
 from headrace.trainer.run.session import Session
 from headrace.trainer.sequence_slice import SequenceSlice
 from headrace.trainer.stage.acceleration import uses_kernels
+from headrace.trainer.tensor_parallel.shard import TensorShard
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ LAYOUT = {  # what a resumed run takes from its own config and layout, not from 
     "stages",
     "replicas",
     "sequence_ranks",
+    "tensor_ranks",
     "config_fingerprint",
     "data_fingerprint",
     "files",
@@ -94,6 +98,9 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
         loader.reader.quarantine.restore(state.quarantined)
     describe(built, inputs, layout, run_length.total_steps)
     warn_of_long_warmup(config, run_length.total_steps)
+    asked: list[Asked] = []
+    if layout.leads:
+        asked += asked_by_rows(config, inputs, config.evaluation.prompt_rows)
     return Session(
         model=model_directory(config.model, config.weights),
         run_directory=run_directory,
@@ -103,6 +110,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
         feed=Feed(layout, loader),
         rejected_sampling=open_rejected_sampling(config, inputs, layout, built),
         evaluation_sets=build_evaluation_sets(config, inputs, layout),
+        prompted=open_prompted_answers(config, config.evaluation, asked, inputs, layout, built),
         folder=folder,
         log=open_log(config, state.step if found else -1) if layout.rank == 0 else None,
         data_history=data_history,
@@ -117,7 +125,8 @@ def build_model(
 ) -> tuple[BuiltStage, torch.optim.Optimizer]:
     """Build this rank's part of the model, and the optimizer of what is trained in it."""
     rows = SequenceSlice(layout.coordinates.sequence, layout.dims.sequence, layout.sequence_group)
-    built = build_chunks(config, layout.stage, layout.device, plan_model(config), rows)
+    shard = TensorShard(layout.coordinates.tensor, layout.dims.tensor, layout.tensor_group)
+    built = build_chunks(config, layout.stage, layout.device, plan_model(config), rows, shard)
     optimizer = open_optimizer(
         config.optimizer,
         built.trained,
@@ -202,10 +211,12 @@ def agreed_checkpoint(
 
 def build_engine(built: BuiltStage, config: TrainConfig, layout: RankLayout) -> StageEngine:
     """The engine of the config's schedule; every rank takes part."""
-    if config.schedule == "1f1b":
-        return StageEngine(built.chunks, config, layout)
+    timed, sliced = config.profile.timeline, config.sequence_slices > 1
+    if config.schedule == "1f1b" and not sliced:
+        return StageEngine(built.chunks, config, layout, timed=timed)
     width = built.architecture.stream.width
-    return InterleavedEngine(built.chunks, config, layout, width, Transfers(layout))
+    engine = SlicedEngine if sliced else InterleavedEngine
+    return engine(built.chunks, config, layout, width, Transfers(layout), timed=timed)
 
 
 def open_log(config: TrainConfig, step: int) -> MetricsLog:
@@ -226,6 +237,7 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: RankLayout) -> RunS
         stages=layout.stages,
         replicas=layout.replicas,
         sequence_ranks=layout.dims.sequence,
+        tensor_ranks=layout.dims.tensor,
         config_fingerprint=config.fingerprint(),
         data_fingerprint=inputs.data_fingerprint,
         files={},
@@ -236,17 +248,18 @@ def describe(built: BuiltStage, inputs: Inputs, layout: RankLayout, total_steps:
     """Say once what is about to run."""
     counts = (
         sum(len(chunk) for chunk in built.layers),
-        sum(item.parameter.numel() for item in built.trained if item.owned),
+        sum(item.shape.numel() for item in built.trained if item.owned),
     )
     stages = gather(counts, layout.pipeline_group)
     layers = " + ".join(str(count) for count, _ in stages)
     trained = sum(count for _, count in stages)
     logger.info(
-        "%d stage(s) of %s layers x %d replica(s)%s on %s, %s; %s trained parameters",
+        "%d stage(s) of %s layers x %d replica(s)%s%s on %s, %s; %s trained parameters",
         layout.stages,
         layers,
         layout.replicas,
         f" x {shares} shares of rows" if (shares := layout.dims.sequence) > 1 else "",
+        f" x {parts} parts of weights" if (parts := layout.dims.tensor) > 1 else "",
         layout.device.type,
         str(built.chunks[0].compute_dtype).removeprefix("torch."),
         f"{trained:,}",

@@ -4,8 +4,8 @@ import logging
 import math
 from collections.abc import Sequence
 
+from headrace.schemas.train.run_config import CheckpointConfig
 from headrace.schemas.train.run_state import RunState
-from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.export.export import export
 from headrace.trainer.optim.states import averaged
 from headrace.trainer.parallel import RankLayout
@@ -38,9 +38,11 @@ def seconds_left(session: Session, state: RunState) -> float:
     return (session.total_steps - state.step) * pace
 
 
-def write_result(config: TrainConfig, session: Session, layout: RankLayout, state: RunState) -> str:
+def write_result(
+    config: CheckpointConfig, session: Session, layout: RankLayout, state: RunState
+) -> str:
     """Export what was trained, if the config wants it; says where it lies."""
-    if not config.checkpoint.at_end:
+    if not config.at_end:
         return "nothing"
     with averaged(session.optimizer, session.built.trained):
         result = export(
@@ -49,8 +51,8 @@ def write_result(config: TrainConfig, session: Session, layout: RankLayout, stat
             session.model,
             session.run_directory,
             state.step,
-            node_local=config.checkpoint.node_local,
-            save_dtype=config.checkpoint.save_dtype,
+            node_local=config.node_local,
+            save_dtype=config.save_dtype,
         )
     return str(result)
 
@@ -73,6 +75,9 @@ def run_evaluation(session: Session, layout: RankLayout, state: RunState) -> Run
     """Evaluate and write the results down; the state then knows the loss over all sets."""
     with averaged(session.optimizer, session.built.trained):
         results = evaluate(session.evaluation_sets, session.engine, layout, state.step)
+        answers = [] if session.prompted is None else session.prompted.answer()
+    if session.log is not None and answers:
+        session.log.write_answers(state.step, answers)
     for result in results:
         if session.log is not None:
             session.log.write(result)

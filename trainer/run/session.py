@@ -13,6 +13,7 @@ from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.checkpoint.checkpoint_folder import (
     CheckpointFolder,
 )
+from headrace.trainer.metrics.answers_log import PromptedAnswer
 from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.metrics import AnswerFacts
 from headrace.trainer.order.data_history import (
@@ -29,6 +30,13 @@ class RejectedAnswers(Protocol):
         """Return the batch with new answers, and facts of them; None at all but first stages."""
 
 
+class PromptedAnswers(Protocol):
+    """A source of answers to prompts that the config names, for people to read."""
+
+    def answer(self) -> list[PromptedAnswer]:
+        """Return the answers, at the first rank; none elsewhere. Every rank takes part."""
+
+
 @dataclass(frozen=True)
 class Session:
     """The parts of a run at one rank, standing at `state`."""
@@ -41,6 +49,7 @@ class Session:
     feed: Feed
     rejected_sampling: RejectedAnswers | None
     evaluation_sets: list[EvaluationSet]
+    prompted: PromptedAnswers | None
     folder: CheckpointFolder
     log: MetricsLog | None  # first rank only
     data_history: DataHistory

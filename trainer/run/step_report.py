@@ -9,13 +9,14 @@ from itertools import chain
 from headrace.schemas.train.run_state import QuarantineRecord
 from headrace.trainer import devices
 from headrace.trainer.batches.step_inputs import StepInputs
-from headrace.trainer.checkpoint.saver import Written
+from headrace.trainer.building.checkpoint_files import Written
 from headrace.trainer.metrics.histogram import Histogram
 from headrace.trainer.metrics.metrics import (
     AnswerFacts,
     AnswerMetrics,
     StepFacts,
     StepMetrics,
+    label_metrics,
     losses_by_source,
     mean_cross_entropy,
     mean_loss,
@@ -119,11 +120,13 @@ def step_metrics(reports: Sequence[Report], facts: StepFacts, room: int) -> Step
     router_losses = [r.router_loss for r in reports if r.router_loss is not None]
     limited = [r.norms for r in reports if r.norms is not None]
     norms = [norm for part in limited for norm in part.norms]
+    scaled = [part.scaled for part in limited if part.scaled is not None]
     return StepMetrics(
         **vars(facts),
         loss=mean_loss(losses),
         cross_entropy=mean_cross_entropy(losses),
         pairs=pair_metrics(losses),
+        labels=label_metrics(losses),
         answers=answer_metrics([r.answers for r in reports if r.answers is not None]),
         source_losses=losses_by_source(losses),
         router_loss=math.fsum(router_losses) if router_losses else None,
@@ -133,8 +136,9 @@ def step_metrics(reports: Sequence[Report], facts: StepFacts, room: int) -> Step
         source_tokens=tokens_by_source(rows),
         data_seconds=max(report.data_seconds for report in reports),
         product_norm_mean=math.fsum(norms) / len(norms) if norms else None,
+        product_norm_min=min(norms) if norms else None,
         product_norm_max=max(norms) if norms else None,
-        products_scaled=sum(part.scaled for part in limited) if limited else None,
+        products_scaled=sum(scaled) if scaled else None,
         product_norm_histogram=Histogram.of(norms) if norms else None,
         token_summary=summarize([r.tokens for r in reports if r.tokens is not None]),
     )

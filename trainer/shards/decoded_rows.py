@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from headrace.schemas.shards.arrow_numbers import bools_of, numbers_of, one_chunk
 from headrace.trainer.shards.packed_rows import PackedRow
+from headrace.trainer.vision.tile import Tile
 
 
 class Row(NamedTuple):
@@ -15,7 +16,8 @@ class Row(NamedTuple):
 
     `input_ids` [tokens] uint16 or int32; `loss_mask` [tokens] bool, None when every token is
     trained; `document_lengths` sum to tokens; `source` is the dataset's name; `row_key` its stable
-    identity; `control_class` -1, 0 or 1, None where its source has none.
+    identity; `control_class` -1, 0 or 1, None where its source has none; `desirable` the label of a
+    single answer, None of other rows; `images` its pictures' tiles in the order of their tokens.
     """
 
     input_ids: NDArray[np.integer[Any]]
@@ -24,6 +26,8 @@ class Row(NamedTuple):
     source: str
     row_key: int
     control_class: int | None = None
+    desirable: bool | None = None
+    images: tuple[Tile, ...] = ()
 
 
 RowT = TypeVar("RowT", covariant=True)
@@ -83,6 +87,20 @@ def control_classes(table: pa.Table) -> list[int | None] | None:
     return None if column.null_count == len(column) else column.to_pylist()
 
 
+class ImageColumn:
+    """The pictures of each row; none of a table without the column."""
+
+    def __init__(self, table: pa.Table) -> None:
+        there = "images" in table.column_names
+        self.rows = one_chunk(table["images"]) if there else None
+
+    def tiles(self, index: int) -> tuple[Tile, ...]:
+        """Return one row's tiles."""
+        if self.rows is None:
+            return ()
+        return tuple(Tile(**tile) for tile in self.rows[index].as_py() or ())
+
+
 class DecodedRows:
     """Rows by their place in the group; 2 bytes a token are held, 4 where ids are large or foreign.
 
@@ -97,6 +115,7 @@ class DecodedRows:
         "source",
         "row_key",
         "control_class",
+        "images",
     ]
 
     def __init__(self, table: pa.Table) -> None:
@@ -107,6 +126,7 @@ class DecodedRows:
         self._sources: list[str] = names_of(table["source"])
         self._keys: list[int] = numbers_of(table["row_key"]).tolist()
         self._classes = control_classes(table)
+        self._images = ImageColumn(table)
         self.lengths: list[int] = np.diff(ids.offsets).tolist()  # tokens of each row
 
     def row(self, index: int) -> Row:
@@ -118,6 +138,7 @@ class DecodedRows:
             self._sources[index],
             self._keys[index],
             None if self._classes is None else self._classes[index],
+            images=self._images.tiles(index),
         )
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
-from transformers import AutoModelForCausalLM
 
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer import devices
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.families.attention import INDEXED_TYPES
@@ -23,6 +22,7 @@ from headrace.trainer.layers.layer_functions import LayerFunctions, compiled
 from headrace.trainer.layers.lora_layers import LoraLinear, swap_adapters
 from headrace.trainer.layers.norms import faster_norm, swap_norms
 from headrace.trainer.layers.rotary_attention import swap_attention
+from headrace.trainer.layers.selective_checkpoint import layer_functions
 from headrace.trainer.stage.spec import Acceleration, StageSpec
 
 CAP, SINKS = "attn_logit_softcapping", "sink"  # as transformers 5.14 to 5.23 name them
@@ -32,7 +32,7 @@ CHANGE_MASKS = {"doge", *INDEXED_TYPES}  # model types whose attention computes 
 HAND_ON = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 
 
-def uses_kernels(config: TrainConfig, device: torch.device) -> bool:
+def uses_kernels(config: ModelConfig, device: torch.device) -> bool:
     """Return whether the Triton kernels and compiled layers are used on this device."""
     return config.kernels != "torch" and devices.is_accelerator(device)
 
@@ -48,19 +48,22 @@ def hands_on_attention(architecture: Architecture) -> bool:
     model_type = architecture.config.model_type
     if model_type in CHANGE_MASKS | HAND_ON:
         return model_type in HAND_ON
-    known: Any = AutoModelForCausalLM._model_mapping  # private; of transformers 5.14 to 5.23
-    return bool(known[type(architecture.config)]._supports_attention_backend)
+    if architecture.vision is not None and architecture.vision.two_way:
+        return False  # pictures' tokens see each other both ways, which bounds do not tell
+    known: Any = architecture.model_class._model_mapping  # private; of transformers 5.14 to 5.23
+    return bool(known[type(architecture.model_config)]._supports_attention_backend)
 
 
 def runs_compiled(
-    layers: Iterable[nn.Module], config: TrainConfig, architecture: Architecture
+    layers: Iterable[nn.Module], config: ModelConfig, architecture: Architecture
 ) -> bool:
     """Return whether layers run compiled on a GPU.
 
-    Experts that are looped over, and those that PEFT adapts, would be compiled again and again.
+    Experts that are looped over, and those that PEFT adapts, would be compiled again and again;
+    of tiles the compiler may run several at once.
     """
     looped = any(is_looped(part) for layer in layers for part in layer.modules())
-    return config.compile and architecture.family.compiles and not looped
+    return config.compile and architecture.family.compiles and not looped and config.tiles == 1
 
 
 def is_looped(part: Any) -> bool:
@@ -69,7 +72,7 @@ def is_looped(part: Any) -> bool:
     return isinstance(part, ParamWrapper) or (experts and not isinstance(part, GroupedExperts))
 
 
-def accelerate(spec: StageSpec, config: TrainConfig, device: torch.device) -> Acceleration:
+def accelerate(spec: StageSpec, config: ModelConfig, device: torch.device) -> Acceleration:
     """Swap faster parts into a stage's modules, whose weights are there, and return the others."""
     if not uses_kernels(config, device):
         return Acceleration()
@@ -89,12 +92,13 @@ def accelerate(spec: StageSpec, config: TrainConfig, device: torch.device) -> Ac
             swap_norms(layer, family.rms_norm)
     by_bounds = runs_without_masks(spec.architecture, spec.compute_dtype)
     if by_bounds:
-        attend_by_bounds(spec.tree)
+        attend_by_bounds(nn.ModuleList(layers))
         for layer in layers if ours_inside and family.llama_attention else ():
             swap_attention(layer, family.attention_module)
+    plain = layer_functions(selective=spec.selective)
     return Acceleration(
         norm=faster,
-        layer_functions=compiled_functions(spec.layer_functions) if compiles else None,
+        layer_functions=compiled_functions(plain) if compiles else None,
         before_step=partial(LoraLinear.refresh, adapters),
         by_bounds=by_bounds,
         in_blocks=by_bounds and prefers_blocks(layers, spec.architecture),

@@ -26,6 +26,7 @@ from headrace.trainer.layers.rotary_tables import rotary_tables
 from headrace.trainer.stage.stage import Stage
 
 # of the argument of transformers' layers
+REJECTED = "[rejected_sampling]"
 CACHE_NAMES = ("past_key_values", "layer_past", "cache_params")
 
 
@@ -113,8 +114,11 @@ def new_cache(stage: Stage) -> Cache:
     return Cache(layers=places)
 
 
-def cache_name(layer: nn.Module) -> str:
+def cache_name(layer: nn.Module, asked: str = REJECTED) -> str:
     """Return the name of a decoder layer's cache argument.
+
+    Args:
+        asked: what asks for answers, for messages.
 
     Raises:
         ConfigError: it takes none.
@@ -123,23 +127,28 @@ def cache_name(layer: nn.Module) -> str:
     found = [name for name in CACHE_NAMES if name in parameters]
     if not found:
         raise ConfigError(
-            f"[rejected_sampling]: {type(layer).__name__} keeps no keys and values, without which "
-            "nothing can be generated; drop the table"
+            f"{asked}: {type(layer).__name__} keeps no keys and values, without which nothing can "
+            "be generated; drop it"
         )
     return found[0]
 
 
-def check_generates(stage: Stage, architecture: Architecture, tokens: int) -> None:
+def check_generates(
+    stage: Stage, architecture: Architecture, tokens: int, asked: str = REJECTED
+) -> None:
     """Check that texts of so many tokens can be generated.
+
+    Args:
+        asked: what asks for answers, for messages.
 
     Raises:
         ConfigError: layers keep no keys, or rotary frequencies change, so that kept keys go wrong.
     """
-    cache_name(stage.layers[0])
+    cache_name(stage.layers[0], asked)
     if stage.states is not None and not stage.states.cached:
         raise ConfigError(
-            f"[rejected_sampling]: {architecture.config.model_type} keeps the states of its layers "
-            "outside of transformers' cache, and is not generated with; drop the table"
+            f"{asked}: {architecture.config.model_type} keeps the states of its layers "
+            "outside of transformers' cache, and is not generated with; drop it"
         )
     if not stage.stream.layout.is_plain:
         raise ConfigError(
@@ -148,12 +157,12 @@ def check_generates(stage: Stage, architecture: Architecture, tokens: int) -> No
         )
     if stage.biases is not None:
         raise ConfigError(
-            f"[rejected_sampling]: {architecture.config.model_type} has biases of attention by "
-            "distance (ALiBi), with which nothing is generated here; drop the table"
+            f"{asked}: {architecture.config.model_type} has biases of attention by "
+            "distance (ALiBi), with which nothing is generated here; drop it"
         )
     steady = architecture.steady_rotary_tokens
     if steady is not None and tokens > steady:
         raise ConfigError(
-            f"[rejected_sampling]: rows of up to {tokens} tokens, but the model's rotary "
-            f"frequencies change beyond {steady}; prepare shorter rows, or drop the table"
+            f"{asked}: texts of up to {tokens} tokens, but the model's rotary frequencies change "
+            f"beyond {steady}; make them shorter, or drop it"
         )

@@ -16,6 +16,8 @@ from headrace.kernels.linear_cross_entropy import (
 from headrace.kernels.token_cross_entropy import token_cross_entropy
 from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.quantized.modules import QuantizedLinear
+from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
+from headrace.trainer.tensor_parallel.sharded_cross_entropy import sharded_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def head_loss(
     *,
     triton: bool = False,
     statistics: TokenStatistics | None = None,
+    shard: TensorShard = WHOLE_WEIGHTS,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a head's logits.
 
@@ -68,11 +71,12 @@ def head_loss(
         seed: of the head's own dropout; None if it has none.
         triton: compute a plain head's loss in Triton.
         statistics: of all tokens, to be filled in.
+        shard: the part of the vocabulary that the head has here.
 
     Returns:
         The sum of the losses times `scale`, float32; the losses of all tokens in nats, detached.
     """
-    if is_plain(head):
+    if is_plain(head) and shard.is_whole:
         assert isinstance(head, nn.Linear)
         return linear_cross_entropy(
             hidden,
@@ -85,7 +89,9 @@ def head_loss(
             triton=triton,
             statistics=statistics,
         )
-    token_losses = head_token_losses(head, hidden, labels, shape, seed, statistics=statistics)
+    token_losses = head_token_losses(
+        head, hidden, labels, shape, seed, statistics=statistics, shard=shard
+    )
     return token_losses.sum() * scale, token_losses.detach()
 
 
@@ -98,12 +104,13 @@ def head_token_losses(
     *,
     triton: bool = False,
     statistics: TokenStatistics | None = None,
+    shard: TensorShard = WHOLE_WEIGHTS,
 ) -> Tensor:
     """Cross-entropy of each token, [tokens] float32, to be differentiated once.
 
     Args: as `head_loss`.
     """
-    if is_plain(head):
+    if is_plain(head) and shard.is_whole:
         assert isinstance(head, nn.Linear)
         return token_cross_entropy(
             hidden,
@@ -115,13 +122,15 @@ def head_token_losses(
             triton=triton,
             statistics=statistics,
         )
-    rows = max(1, CHUNK_LOGITS // vocabulary(head))
+    if not shard.is_whole:
+        hidden = shard.spread(hidden)
+    rows = max(1, CHUNK_LOGITS // (vocabulary(head) // shard.ranks))
     losses = []
     for number, start in enumerate(range(0, hidden.shape[0], rows)):
         chunk = slice(start, start + rows)
         chunk_seed = None if seed is None else seed + number
         part = None if statistics is None else statistics[chunk]
-        arguments = (head, hidden[chunk], labels[chunk], shape, chunk_seed, part)
+        arguments = (head, hidden[chunk], labels[chunk], shape, chunk_seed, part, shard)
         losses.append(
             checkpoint(_token_losses, *arguments, use_reentrant=False, preserve_rng_state=False)
         )
@@ -151,11 +160,14 @@ def _token_losses(
     shape: LogitShape,
     seed: int | None,
     statistics: TokenStatistics | None,
+    shard: TensorShard,
 ) -> Tensor:
     """Losses of one chunk; its logits are computed again in the backward pass, not kept."""
     if seed is not None:
         torch.manual_seed(seed)
     logits = logits_of(head, hidden, shape)
+    if not shard.is_whole:
+        return sharded_cross_entropy(logits, labels, shard, statistics)
     losses = functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
     if statistics is not None:
         statistics.fill(logits, labels, losses)

@@ -1,7 +1,7 @@
 """The head of the last stage, and the cross-entropy over it."""
 
 import contextlib
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +16,7 @@ from headrace.trainer.stage.head_loss import (
     is_plain,
     logits_of,
 )
-from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
-
-
-class Objective(Protocol):
-    """The loss of the last stage; its classes are in `headrace.trainer.objectives`."""
-
-    def loss(
-        self,
-        head: "StageLoss",
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        """Return the loss of a micro-batch, from hidden states after the norm."""
+from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 
 class StageLoss:
@@ -42,6 +27,7 @@ class StageLoss:
         autocast: run it in `dtype` though its weights are float32.
         triton: compute the loss in Triton.
         sequence: the slice of every row that hidden states are of.
+        shard: the part of the tokens whose logits are computed here.
     """
 
     def __init__(
@@ -53,8 +39,12 @@ class StageLoss:
         autocast: bool,
         triton: bool = False,
         sequence: SequenceSlice = WHOLE,
+        shard: TensorShard = WHOLE_WEIGHTS,
     ) -> None:
         self.head = head
+        self.teacher: StageLoss | None = None  # of the model that is learned from
+        self.shard = shard
+        self.is_plain = is_plain(head) and shard.is_whole
         self.sequence = sequence
         family = architecture.family
         divisor = architecture.setting(family.logit_divisor, 1.0) or 1.0
@@ -80,17 +70,25 @@ class StageLoss:
             statistics: of all tokens, to be filled in.
         """
         arguments = (self.head, self._rows(hidden), labels.reshape(-1), scale, self.shape)
-        if is_plain(self.head):
+        if self.is_plain:
             loss, losses = head_loss(*arguments, triton=self.triton, statistics=statistics)
         else:
             with self._precision(hidden):
-                loss, losses = head_loss(*arguments, seed, statistics=statistics)
+                loss, losses = head_loss(*arguments, seed, statistics=statistics, shard=self.shard)
         return loss, losses.view(labels.shape)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden size] to [rows, vocabulary], float32."""
         with self._precision(hidden):
             return logits_of(self.head, self._rows(hidden), self.shape)
+
+    def scores(self, rows: Tensor, seed: int | None) -> Tensor:
+        """[n, hidden size] to [n] float32, by a head of one number."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        with self._precision(rows):
+            scores: Tensor = self.head(rows.to(self.dtype))
+        return scores.float().squeeze(-1)
 
     def token_losses(
         self,
@@ -104,9 +102,9 @@ class StageLoss:
         """Per-token cross-entropy of `factor` times the logits, [b, s], to be differentiated."""
         shape = self.shape.times(factor)
         arguments = (self.head, self._rows(hidden), labels.reshape(-1), shape)
-        plain = is_plain(self.head)
-        with contextlib.nullcontext() if plain else self._precision(hidden):
-            losses = head_token_losses(*arguments, seed, triton=self.triton, statistics=statistics)
+        options: Any = {"triton": self.triton, "statistics": statistics, "shard": self.shard}
+        with contextlib.nullcontext() if self.is_plain else self._precision(hidden):
+            losses = head_token_losses(*arguments, seed, **options)
         return losses.view(labels.shape)
 
     def _rows(self, hidden: Tensor) -> Tensor:

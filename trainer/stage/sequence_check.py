@@ -1,7 +1,8 @@
 """Tries out whether rows of a model can be cut among ranks: only its attention may mix tokens.
 
 A tiny model of the same kind runs with an attention that leaves every token to itself, once over
-whole rows and once over half of each, as a rank would. Both must give the same.
+whole rows and once over half of each, as a rank would. Both must give the same. Where rows come in
+slices one after the other, it runs over these with its own attention.
 """
 
 from typing import Any
@@ -10,12 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from headrace.trainer.row_slice import WHOLE_ROWS, KeptKeys, KeptRows, RowSlice
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.micro_batch import MicroBatch
+from headrace.trainer.stage.sliced_attention import keys_in_use, slice_rows
 from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.tiled_mlp import tile_mlps
 
 NAME = "headrace_trial_of_rows"
 HALVES = (SequenceSlice(0, 2), SequenceSlice(1, 2))  # without a group: nothing is exchanged
+SLICES = 3
 TOLERANCE = 1e-5
 DOCUMENTS = [5, 11, 8]
 TOKENS = sum(DOCUMENTS)
@@ -48,8 +53,7 @@ def find_mixing(stage: Stage) -> str | None:
     """
     if any(stage.stateful):
         return "some of its layers carry a state from token to token"
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, VOCABULARY, (1, TOKENS), generator=generator)
+    ids = token_ids()
     alone = TokenAlone()
     AttentionInterface.register(NAME, alone)
     for module in stage.modules():
@@ -63,15 +67,63 @@ def find_mixing(stage: Stage) -> str | None:
             "exchanged for another"
         )
     for half in HALVES:
-        difference = (run(stage, ids, half) - half.share(whole)).abs().max()
-        if not difference <= TOLERANCE * whole.abs().max():
+        if is_far(run(stage, ids, half), half.share(whole)):
             return "tokens are mixed outside of its attention"
     return "its attention cuts its mask" if alone.is_cut else None
 
 
+def find_unsliced(stage: Stage) -> str | None:
+    """Return what in a model wants whole rows at once; None if slices of them give the same.
+
+    Args:
+        stage: the whole of a tiny model, in evaluation mode; it is of no use afterwards.
+    """
+    if any(stage.stateful):
+        return "some of its layers carry a state from token to token"
+    ids = token_ids()
+    whole = run(stage, ids, WHOLE)
+    slice_rows(stage.layers)
+    stage.keys_in_use = [keys_in_use(layer) for layer in stage.layers]
+    kept = KeptRows([KeptKeys() for _ in stage.layers])
+    slices = (run(stage, ids, WHOLE, RowSlice(n, SLICES, kept)) for n in range(SLICES))
+    found = [next(slices)]
+    keeping = sum(bool(layer.states) for layer in kept.layers)
+    if keeping != len(stage.layers):
+        return f"of {len(stage.layers)} layers {keeping} have an attention whose keys can be kept"
+    if is_far(torch.cat([*found, *slices], dim=1), whole):
+        return "slices of a row give something else than the row"
+    return None
+
+
+def find_untiled(stage: Stage) -> str | None:
+    """Return why MLPs cannot go over tiles of the tokens; None if they can.
+
+    Args:
+        stage: as above.
+    """
+    whole = run(stage, token_ids(), WHOLE)
+    tiled = tile_mlps(list(stage.layers), SLICES, keeps_chance=False)
+    if tiled != len(stage.layers):
+        return f"of {len(stage.layers)} layers {tiled} have an MLP for all tokens alike"
+    if is_far(run(stage, token_ids(), WHOLE), whole):
+        return "an MLP of a part of the tokens gives something else"
+    return None
+
+
+def token_ids() -> Tensor:
+    """Return one row."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(3, VOCABULARY, (1, TOKENS), generator=generator)
+
+
+def is_far(found: Tensor, expected: Tensor) -> bool:
+    """Return whether two results differ by more than rounding."""
+    return not (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
 @torch.no_grad()
-def run(stage: Stage, ids: Tensor, part: SequenceSlice) -> Tensor:
+def run(stage: Stage, ids: Tensor, part: SequenceSlice, rows: RowSlice = WHOLE_ROWS) -> Tensor:
     """Return hidden states of a slice of one row of several documents."""
     stage.sequence = part
-    batch = MicroBatch([DOCUMENTS], [TOKENS], None, 1.0, 1.0, seed=0)
-    return stage.run(part.share(ids), batch)[0]
+    batch = MicroBatch([DOCUMENTS], [TOKENS], None, 1.0, 1.0, seed=0, rows=rows)
+    return stage.run(part.share(rows.share(ids)), batch)[0]

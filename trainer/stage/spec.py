@@ -2,24 +2,45 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.activation_offload import ActivationOffload
-from headrace.trainer.layers.layer_functions import (
-    LayerFunctions,
-    run_layer,
-    run_layer_checkpointed,
-    run_layer_selectively,
-)
+from headrace.trainer.layers.layer_functions import LayerFunctions
 from headrace.trainer.layers.router_loss import RouterLossSettings
 from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.input_parts import InputParts
-from headrace.trainer.stage.loss import Objective
+from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.stage.stream import Stream, StreamParts
+from headrace.trainer.tensor_parallel.weight_cut import StageCuts
+from headrace.trainer.vision.tower import VisionTower
+
+if TYPE_CHECKING:
+    from headrace.trainer.stage.loss import StageLoss
+
+
+class Objective(Protocol):
+    """The loss of the last stage; its classes are in `headrace.trainer.objectives`."""
+
+    @property
+    def takes_teacher(self) -> bool:
+        """Return whether `reference` is a teacher's hidden states, and its head `head.teacher`."""
+
+    def loss(
+        self,
+        head: "StageLoss",
+        hidden: Tensor,
+        micro_batch: MicroBatch,
+        seed: int | None,
+        reference: Tensor | None,
+        statistics: TokenStatistics | None,
+    ) -> StageOutput:
+        """Return the loss of a micro-batch, from hidden states after the norm."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +54,13 @@ class StageNames:
     prefix: str  # before the model's own names
     first: list[str]  # beside the embedding
     last: list[str]  # between norm and head
+    vision: list[str]  # tower and projector
 
     @property
     def used(self) -> list[str]:
         """List the names of all that are there, in order of use."""
-        found = [self.embedding, *self.first, *self.layers, self.norm, *self.last, self.head]
-        return [name for name in found if name]
+        found = [*self.vision, self.embedding, *self.first, *self.layers]
+        return [name for name in [*found, self.norm, *self.last, self.head] if name]
 
 
 @dataclass(frozen=True)
@@ -80,7 +102,9 @@ class StageSpec:
         objective: what the last stage computes.
         noise_alpha: of NEFTune's noise at the embedding, if any.
         sequence: the slice of every row that is held here.
+        cuts: the parts of weights that are held here.
         weight_offload: where the layers' weights come from, if they are not on the device.
+        tower: runs the vision tower, on the stage that holds it.
     """
 
     modules: dict[str, nn.Module]
@@ -99,7 +123,9 @@ class StageSpec:
     embedding_on_cpu: bool = False
     noise_alpha: float | None = None
     sequence: SequenceSlice = WHOLE
+    cuts: StageCuts = field(default_factory=StageCuts)
     weight_offload: WeightOffload | None = None
+    tower: VisionTower | None = None
     acceleration: Acceleration = field(default_factory=Acceleration)
 
     @property
@@ -135,12 +161,6 @@ class StageSpec:
     def recomputed(self) -> list[bool]:
         """Return for each layer whether it is run again in the backward pass."""
         return [index in self.recompute for index in self.layers]
-
-    @property
-    def layer_functions(self) -> LayerFunctions:
-        """The plain ways to run a layer: once, and again for the backward pass."""
-        again = run_layer_selectively if self.selective else run_layer_checkpointed
-        return LayerFunctions(run_layer, again)
 
     @property
     def moved(self) -> list[nn.Module]:

@@ -23,17 +23,23 @@ from headrace.trainer.layers.layer_arguments import LayerArguments
 from headrace.trainer.layers.rotary_tables import rotary_tables
 from headrace.trainer.layers.router_loss import (
     balance_loss,
+    balance_parts,
     real_tokens,
     tap_router,
     total_loss,
 )
-from headrace.trainer.layers.selective_checkpoint import kept_products
+from headrace.trainer.layers.selective_checkpoint import kept_products, layer_functions
+from headrace.trainer.row_slice import RowSlice
+from headrace.trainer.stage.companion import joined, parted
 from headrace.trainer.stage.distance_biases import DistanceBiases
 from headrace.trainer.stage.embedding import StageEmbedding
 from headrace.trainer.stage.loss import StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
+from headrace.trainer.stage.sliced_attention import keys_in_use
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stream import Carried
+from headrace.trainer.vision.inputs import VisionInputs
+from headrace.trainer.vision.tower import Features
 
 NOTHING: dict[str, Any] = {}
 Masks = Mapping[int | None, Tensor | VisibleTokens | None]  # by window
@@ -47,7 +53,7 @@ class Stage(nn.Module):
 
     Args:
         reference: the same layers as they were before training, for objectives that compare with
-            them. Hidden states for both travel as one tensor, [2b, s, hidden size].
+            them, or a stage of a teacher. Hidden states for both travel as one tensor.
     """
 
     def __init__(self, spec: StageSpec, reference: "Stage | None" = None) -> None:
@@ -67,6 +73,7 @@ class Stage(nn.Module):
                 spec.compute_dtype,
                 seeded=spec.seeded,
                 noise_alpha=spec.noise_alpha,
+                shard=spec.cuts.shard,
             )
         if names.head:
             self.loss = StageLoss(
@@ -76,6 +83,7 @@ class Stage(nn.Module):
                 autocast=spec.autocast,
                 triton=faster.triton_loss,
                 sequence=spec.sequence,
+                shard=spec.cuts.shard,
             )
         self.layers = spec.layer_modules
         self.layer_names = names.layers
@@ -91,6 +99,7 @@ class Stage(nn.Module):
         self.attends = [architecture.attends[index] for index in layers]
         self.states = architecture.family.states
         self.numbers = list(layers)
+        self.tower = spec.tower
         self.additive_mask = architecture.attention == "eager" or architecture.alibi is not None
         self.indexed = is_indexed(architecture.config)
         self.biases: DistanceBiases | None = None
@@ -109,19 +118,23 @@ class Stage(nn.Module):
         self.seeded = spec.seeded
         self.weight_offload = spec.weight_offload
         self.selective = spec.selective
-        self.layer_functions = faster.layer_functions or spec.layer_functions
+        self.uncompiled = layer_functions(selective=spec.selective)
+        self.layer_functions = faster.layer_functions or self.uncompiled
         # For layers with a state, whose code goes by documents' lengths, and for selective
         # recomputation from outside, which keeps results that compiled code writes over
-        self.uncompiled = spec.layer_functions
         self.before_step = faster.before_step
         self.by_bounds, self.in_blocks = faster.by_bounds, faster.in_blocks
         self.objective = spec.objective
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
+        self.keys_in_use = [keys_in_use(layer) for layer in self.layers]
         self.reference = reference
+        self.width = architecture.stream.width
 
     @property
     def device(self) -> torch.device:
         """Return the device of the layers; the embedding may be elsewhere."""
+        if not self.layers:  # the stage of a vision tower
+            return next(self.parts[-1].parameters()).device
         return next(self.layers[0].parameters()).device
 
     def train(self, mode: bool = True) -> "Stage":
@@ -143,45 +156,63 @@ class Stage(nn.Module):
         """Token ids [b, s] or hidden states in; hidden states, or losses on the last stage, out."""
         own, reference = inputs, None
         if self.reference is not None:
-            own, before = (inputs, inputs) if self.embedding is not None else inputs.chunk(2)
+            own, before = inputs, inputs
+            if self.embedding is None:
+                own, before = parted(inputs, self.width, wide=self.objective.takes_teacher)
             with torch.no_grad():
                 reference, _ = self.reference.run(before, micro_batch)
-        hidden, router_loss = self.run(own, micro_batch)
+        hidden, parts = self.run(own, micro_batch)
+        router_loss = None
+        if micro_batch.rows.is_whole:
+            losses, parts = [balance_loss(part, self.sequence) for part in parts], []
+            router_loss = total_loss(losses, self.router_loss, micro_batch.router_scale)
         if self.loss is None:
-            value = hidden if reference is None else torch.cat([hidden, reference])
-            return StageOutput(value, router_loss=router_loss)
+            value = hidden
+            if reference is not None:
+                value = joined(hidden, reference, wide=self.objective.takes_teacher)
+            return StageOutput(value, router_loss=router_loss, router_parts=parts)
         output = self._losses(self.loss, hidden, reference, micro_batch)
         if micro_batch.wants_statistics:
             norms = torch.linalg.vector_norm(hidden.detach(), dim=-1, dtype=torch.float32)
             output = replace(output, hidden_norms=norms)
         if router_loss is None:
-            return output
+            return replace(output, router_parts=parts)
         return replace(output, value=output.value + router_loss, router_loss=router_loss)
 
-    def run(self, inputs: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
-        """Hidden states after the last layer, or after the norm; the routers' part of the loss."""
-        device = self.device
+    def run(self, inputs: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, list[Tensor]]:
+        """Return hidden states after the last layer, or after the norm, and each router's
+        `balance_parts`.
+        """
+        device, rows = self.device, micro_batch.rows
         lengths = micro_batch.document_lengths
+        vision = micro_batch.extras.vision
         states = None
         if any(self.stateful):
             states = find_documents(lengths, micro_batch.row_lengths, device)
         every_position = to_device(position_ids(lengths), device)
-        positions = self.sequence.share(every_position)
-        masks = self._masks(lengths, self.attention_windows, device)
-        masks, further = self.with_masks(masks, positions, max(map(max, lengths)))
+        positions = self.sequence.share(rows.share(every_position))
+        groups = None if vision is None else vision.groups
+        keys = positions if rows.is_whole else every_position[:, : rows.bounds(sum(lengths[0]))[1]]
+        masks = self._masks(lengths, self.attention_windows, device, groups, rows)
+        masks, further = self.with_masks(masks, keys, max(map(max, lengths)))
         real = None
         if self.router_loss is not None:
-            real = real_tokens(micro_batch.row_lengths, sum(lengths[0]), device)
-            real = self.sequence.share(real).flatten()
-        router_losses: list[Tensor] = []
+            counted = micro_batch.extras.counted(micro_batch.row_lengths)
+            real = real_tokens(counted, sum(lengths[0]), device)
+            real = self.sequence.share(rows.share(real)).flatten()
+        router_parts = []
         with torch.autocast(device.type, self.compute_dtype, enabled=self.autocast):
+            features = self._features(vision, micro_batch.seed)
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
-                embedded = self.embedding.embed(inputs, positions, chance, device)
+                embedded = self.embedding.embed(inputs, positions, chance, device, features)
                 hidden, carried = self.stream.begin(embedded, inputs)
             else:
                 hidden, carried = self.stream.split(inputs)
-            tables = self._rotary_tables(hidden, every_position, lengths)
+            axes = every_position
+            if vision is not None and vision.positions is not None:
+                axes = vision.positions.long()
+            tables = self._rotary_tables(hidden, axes, lengths, rows)
             if self.offload is not None:
                 self.offload.begin()
             for index in range(len(self.layers)):
@@ -192,12 +223,21 @@ class Stage(nn.Module):
                 arguments = self.arguments_of_layer(index, mask, positions, table, states, beside)
                 run = self._layer_runner(index, arguments, real, micro_batch)
                 with self._kept(index, hidden):
-                    hidden, router_loss = run(hidden)
+                    hidden, parts = run(hidden)
                 carried.take(self.numbers[index], arguments)
+                if features is not None:
+                    hidden = features.add(hidden, self.numbers[index])
                 hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
-                router_losses += [] if router_loss is None else [router_loss]
+                router_parts += [] if parts is None else [parts]
             hidden = self.ended(hidden, carried)
-        return hidden, total_loss(router_losses, self.router_loss, micro_batch.router_scale)
+        return hidden, router_parts
+
+    def _features(self, vision: VisionInputs | None, seed: int) -> Features | None:
+        """Return the features of a micro-batch's pictures, where the tower is and there are any."""
+        if self.tower is None or vision is None or vision.places is None:
+            return None
+        seeds = derive_seed(seed, "vision") if self.seeded and self.training else None
+        return self.tower.features(vision.arguments, vision.places, seeds)
 
     def ended(self, hidden: Tensor, carried: Carried) -> Tensor:
         """Return what the head or the next stage is given, of what the last layer gives."""
@@ -209,7 +249,7 @@ class Stage(nn.Module):
         return hidden if self.output is None else self.output(hidden)
 
     def _rotary_tables(
-        self, hidden: Tensor, positions: Tensor, lengths: list[list[int]]
+        self, hidden: Tensor, positions: Tensor, lengths: list[list[int]], rows: RowSlice
     ) -> dict[str | None, Any]:
         """Return cosines and sines of the tokens that are here.
 
@@ -217,11 +257,11 @@ class Stage(nn.Module):
             positions: of whole rows, whose documents may decide the frequencies.
         """
         if not self.rotary_by_document:
-            positions = self.sequence.share(positions)
+            positions = self.sequence.share(rows.share(positions))
             return rotary_tables(self.rotary, self.rotary_types, hidden, positions, None)
         tables = rotary_tables(self.rotary, self.rotary_types, hidden, positions, lengths)
         return {
-            kind: tuple(self.sequence.share(table) for table in pair)
+            kind: tuple(self.sequence.share(rows.share(table)) for table in pair)
             for kind, pair in tables.items()
         }
 
@@ -237,7 +277,7 @@ class Stage(nn.Module):
         """Return masks as the family's layers want them, and what else these are given.
 
         Args:
-            positions: [b, s] in documents.
+            positions: [b, s] in documents, of all that may be attended to.
             longest: tokens of the longest document.
         """
         if self.indexed:
@@ -248,13 +288,20 @@ class Stage(nn.Module):
         return self.biases.masks(masks, biases), self.biases.arguments(biases)
 
     def _masks(
-        self, lengths: list[list[int]], windows: list[int | None], device: torch.device
+        self,
+        lengths: list[list[int]],
+        windows: list[int | None],
+        device: torch.device,
+        groups: Tensor | None,
+        rows: RowSlice,
     ) -> Masks:
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
-            return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks)
+            return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks, rows=rows)
         additive = self.compute_dtype if self.additive_mask else None
-        return attention_masks(lengths, windows, device, additive, always=self.indexed)
+        return attention_masks(
+            lengths, windows, device, additive, groups, rows, always=self.indexed
+        )
 
     def _kept(self, index: int, hidden: Tensor) -> AbstractContextManager[None]:
         """Return the context that stores a layer's saved tensors, unless autograd holds them."""
@@ -288,15 +335,19 @@ class Stage(nn.Module):
     def _layer_runner(
         self, index: int, arguments: dict[str, Any], real: Tensor | None, micro_batch: MicroBatch
     ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-        """A function for one layer: hidden states in, hidden states and router loss out."""
+        """A function for one layer: hidden states in, these and its router's parts out."""
         layer, name, tap = self.layers[index], self.layer_names[index], self.taps[index]
         control, classes = self.controls[index], micro_batch.extras.control_classes
         assert control is None or classes is not None
-        seed = micro_batch.seed
+        seed, rows, joins = micro_batch.seed, micro_batch.rows, self.keys_in_use[index]
+        kept = None if rows.kept is None or joins is None else rows.kept.layers[index]
+        places = sum(micro_batch.document_lengths[0])
+        tokens = sum(micro_batch.extras.counted(micro_batch.row_lengths))
         seeded, recompute = self.seeded and self.training, self.recomputed[index] and self.training
         routes = tap is not None and real is not None and self.router_loss is not None
         weights = self.weight_offload
-        outside = recompute and (seeded or routes or control is not None or weights is not None)
+        beside = (control, weights, kept)
+        outside = recompute and (seeded or routes or any(part is not None for part in beside))
         within = recompute and not outside
         as_it_is = self.stateful[index] or bool(self.stream.modes) or (outside and self.selective)
         functions = self.uncompiled if as_it_is else self.layer_functions
@@ -307,13 +358,17 @@ class Stage(nn.Module):
                 torch.manual_seed(derive_seed(seed, name))
             if weights is not None:
                 weights.bring(index)
-            states = function(layer, hidden, arguments)
+            sliced: AbstractContextManager[None] = contextlib.nullcontext()
+            if joins is not None and kept is not None:
+                sliced = joins.of(kept, rows.bounds(places)[0], places)
+            with sliced:
+                states = function(layer, hidden, arguments)
             if control is not None:
                 states = control(hidden, states, classes)
             if tap is None or real is None or self.router_loss is None:
                 return states, None
             top_k = self.router_loss.top_k
-            return states, balance_loss(tap.take(), top_k, real, self.sequence)
+            return states, balance_parts(tap.take(), top_k, real, tokens)
 
         if outside:
             contexts = kept_products if self.selective else noop_context_fn
@@ -339,6 +394,9 @@ class Stage(nn.Module):
         if reference is not None:
             assert self.reference is not None and self.reference.loss is not None
             assert micro_batch.labels is not None
+            if self.objective.takes_teacher:
+                loss.teacher = self.reference.loss
+                return self.objective.loss(loss, hidden, micro_batch, seed, reference, statistics)
             with torch.no_grad():
                 before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
         return self.objective.loss(loss, hidden, micro_batch, seed, before, statistics)

@@ -1,6 +1,8 @@
-"""Text out of HTML, Markdown and PDF, and which versions of libraries took it out."""
+"""Text out of HTML, Markdown, PDF and EPUB, and which versions of libraries took it out."""
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,57 @@ def pdf(*pages):
     return f"{content}xref\n0 {size}\n0000000000 65535 f \n{table}{end}".encode()
 
 
+CHAPTERS = {
+    "second": b"<html><body><p>It ground.</p><pre>a\n  b</pre></body></html>",
+    "first": "<html><head><title>No</title></head><body><h1>The M\u00fchle</h1>"
+    "<script>no()</script><p>It <i>turned</i>,<br/>and <!-- no -->stopped.</p>"
+    "<ul><li>one</li><li>two</li></ul>"
+    "</body></html>".encode(),
+    "notes": b"<p>never</p>",
+}
+PACKAGE = """<?xml version="1.0"?><package xmlns="http://www.idpf.org/2007/opf" version="3.0">
+<manifest><item id="b" href="the%20second.xhtml"/><item id="a" href="../first.xhtml"/>
+<item id="n" href="notes.xhtml"/></manifest>
+<spine><itemref idref="a"/><itemref idref="n" linear="no"/><itemref idref="b"/></spine></package>"""
+CONTAINER = """<?xml version="1.0"?><container><rootfiles>
+<rootfile full-path="OEBPS/text/book.opf"/></rootfiles></container>"""
+
+
+def epub(**changes: bytes) -> bytes:
+    """A book of two chapters, whose files lie in another order than its spine has them."""
+    names = {"second": "OEBPS/text/the second.xhtml", "first": "OEBPS/first.xhtml"}
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("META-INF/container.xml", CONTAINER)
+        archive.writestr("OEBPS/text/book.opf", PACKAGE)
+        for name, content in (CHAPTERS | changes).items():
+            archive.writestr(names.get(name, f"OEBPS/text/{name}.xhtml"), content)
+    return data.getvalue()
+
+
+def test_chapters_of_a_book_follow_each_other_in_reading_order():
+    expected = ["The M\u00fchle", "It turned, and stopped.", "one", "two", "It ground.", "a\n  b"]
+    assert extract_text("epub", epub()).split("\n\n") == expected
+
+
+def test_a_book_that_unpacks_to_far_more_than_its_size_is_refused():
+    with pytest.raises(ExtractionError, match="unpacks to more than 100 times its size"):
+        extract_text("epub", epub(first=b" " * 5_000_000))
+
+
+def test_entities_of_a_book_are_not_looked_up(tmp_path):
+    (tmp_path / "secret").write_text("secret words")
+    declared = f'<!DOCTYPE c [<!ENTITY x SYSTEM "file://{tmp_path}/secret">]>'
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr(
+            "META-INF/container.xml", f"{declared}<c>&x;<rootfile full-path='&x;'/></c>"
+        )
+    with pytest.raises(ExtractionError) as error:
+        extract_text("epub", data.getvalue())
+    assert "secret words" not in str(error.value)
+
+
 def test_the_main_text_of_a_page_is_taken_out():
     text = extract_text("html", HTML)
     assert PROSE.strip() in text
@@ -80,7 +133,14 @@ def test_pages_of_a_pdf_follow_each_other():
 
 @pytest.mark.parametrize(
     ("kind", "content"),
-    [("html", "<html></html>"), ("markdown", "---"), ("pdf", b"%PDF-1.4 broken"), ("pdf", pdf(""))],
+    [
+        ("html", "<html></html>"),
+        ("markdown", "---"),
+        ("pdf", b"%PDF-1.4 broken"),
+        ("pdf", pdf("")),
+        ("epub", b"PK"),
+        ("epub", epub(first=b"", second=b"")),
+    ],
 )
 def test_a_document_without_text_is_refused(kind, content):
     with pytest.raises(ExtractionError, match=r"cannot read it|finds no text in it"):

@@ -278,7 +278,7 @@ WRONG = {
     ),
     "split pairs": (
         f'overlong = "split"\n{CONFIG}',
-        'overlong = "split": pairs cannot be split; set "truncate" or "drop"',
+        'overlong = "split": preference rows cannot be split; set "truncate" or "drop"',
     ),
     "pairs for a text": (
         CONFIG.replace('"preference"', '"text"') + "[sources.preference]\n",

@@ -76,6 +76,7 @@ def test_settings_that_a_config_changes_do_what_they_do_in_transformers(name, tm
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", VISION_MODELS)
 def test_500_sizes_are_prepared_as_by_transformers(name, tmp_path):
     folder = VISION_MODELS[name].write(tmp_path)
@@ -84,6 +85,7 @@ def test_500_sizes_are_prepared_as_by_transformers(name, tmp_path):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", CHANGED)
 def test_changed_settings_over_500_sizes(name, tmp_path):
     folder = VISION_MODELS[name].write(tmp_path)

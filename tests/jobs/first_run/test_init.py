@@ -35,8 +35,8 @@ ROWS = {
     ),
     "alpaca": (
         {"instruction": "a", "input": "x", "output": "b"},
-        "axolotl",
-        {"axolotl": {"type": "alpaca"}},
+        "chat",
+        {"chat": {"prompt": "instruction", "completion": "output", "prompt_input": "input"}},
     ),
     "pairs": (
         {"prompt": "a", "chosen": "b", "rejected": "c"},
@@ -59,6 +59,24 @@ def test_rows_are_told_by_their_fields(name, tmp_path):
     row, kind, settings = ROWS[name]
     (found,) = look([write_lines(tmp_path / "rows.jsonl", row)], chats=True)
     assert (found.kind.type, found.kind.settings, found.kind.problem) == (kind, settings, "")
+
+
+def test_alpaca_rows_keep_their_own_form_where_there_is_no_chat_template(tmp_path):
+    rows = write_lines(tmp_path / "rows.jsonl", ROWS["alpaca"][0])
+    (found,) = look([rows], chats=False)
+    assert (found.kind.type, found.kind.settings) == ("axolotl", {"axolotl": {"type": "alpaca"}})
+
+
+def test_pages_and_books_are_texts_that_a_library_takes_out(tmp_path):
+    for name in ("page.html", "paper.pdf", "book.epub"):
+        (tmp_path / name).write_text("<p>text</p>")
+    kinds = {item.files[0].name: item.kind for item in look([tmp_path], chats=True)}
+    assert {name: kind.settings["extract"] for name, kind in kinds.items()} == {
+        "page.html": "html",
+        "paper.pdf": "pdf",
+        "book.epub": "epub",
+    }
+    assert all(kind.type == "text" and not kind.problem for kind in kinds.values())
 
 
 def test_a_folder_is_sorted_into_sources_and_what_cannot_be_used_is_named(tmp_path):

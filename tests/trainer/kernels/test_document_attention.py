@@ -6,7 +6,9 @@ import torch
 from headrace.kernels.attention.document_attention import (
     document_attention,
     document_attention_reference,
+    visible_keys,
 )
+from headrace.kernels.attention.flex_attention import block_mask
 
 BOUNDS = torch.tensor([0, 7, 8, 24], dtype=torch.int32)
 TOKENS, SIZE = 24, 16
@@ -73,6 +75,69 @@ def test_without_sinks_it_is_torchs_attention_of_each_document(window):
         torch.testing.assert_close(found[start:end], expected[0].transpose(0, 1))
 
 
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_slice_of_rows_attends_to_what_it_would_in_whole_ones(window):
+    """Tokens 10 to 19, and the keys of their document from its start at 8 on."""
+    query, key, value, sinks = tensors()
+    settings = {"scale": 0.3, "window": window, "sinks": sinks}
+    given = torch.randn((10, 4, SIZE), generator=torch.Generator().manual_seed(1))
+    whole = document_attention(query, key, value, BOUNDS, TOKENS, **settings)[10:20]
+    expected = torch.autograd.grad(whole, (query, key, value, sinks), given)
+    bounds, keys = (torch.tensor([0, size], dtype=torch.int32) for size in (10, 12))
+    for way, places in (
+        (document_attention, {"key_bounds": keys, "longest_keys": 12}),
+        (document_attention_reference, {"key_bounds": keys}),
+    ):
+        longest = [10] if way is document_attention else []
+        found = way(query[10:20], key[8:20], value[8:20], bounds, *longest, **settings, **places)
+        torch.testing.assert_close(found, whole)
+        mine = torch.autograd.grad(found, (query, key, value, sinks), given)
+        for gradient, other in zip(mine, expected, strict=True):
+            torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("window", [None, 100])
+def test_on_a_gpu_a_slice_attends_as_by_the_twin(window):
+    """The last 300 tokens of a document of 500, and 212 of the next."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = ((512, 4, 64), (712, 2, 64), (712, 2, 64))
+    made = [torch.randn(s, generator=generator, device="cuda").bfloat16() for s in shapes]
+    places = [[0, 300, 512], [0, 500, 712]]
+    bounds, keys = (torch.tensor(x, dtype=torch.int32, device="cuda") for x in places)
+    given = torch.randn(shapes[0], generator=generator, device="cuda")
+    found = []
+    for states in ([x.requires_grad_() for x in made], [x.detach().float() for x in made]):
+        settings = {"scale": 0.125, "window": window, "key_bounds": keys}
+        if states[0].dtype == torch.bfloat16:
+            output = document_attention(*states, bounds, 512, longest_keys=712, **settings)
+        else:
+            states = [x.requires_grad_() for x in states]
+            output = document_attention_reference(*states, bounds, **settings)
+        found.append([output, *torch.autograd.grad(output, states, given.to(output.dtype))])
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine.float() - theirs).norm() <= 1e-2 * theirs.norm()
+
+
+def test_blocks_of_a_slice_hold_what_its_tokens_see():
+    """Two documents of 300 tokens: a slice has the last 100 of one and the first of the next."""
+    bounds = torch.tensor([0, 100, 200], dtype=torch.int32)
+    keys = torch.tensor([0, 300, 400], dtype=torch.int32)
+    first, last = visible_keys(bounds, keys, 200, -1)
+    assert (first[0], last[0], last[99], first[100], last[100]) == (0, 200, 299, 300, 300)
+    mask = block_mask(first, last, 400)
+    places = torch.arange(400)
+    seen = (places >= first.unsqueeze(1)) & (places <= last.unsqueeze(1))
+    for row, tokens in enumerate(seen.split(128)):
+        blocks = [bool(part.any()) for part in tokens.split(128, dim=1)]
+        whole = [bool(part.all()) for part in tokens.split(128, dim=1)]
+        found = mask.kv_indices[0, 0, row, : mask.kv_num_blocks[0, 0, row]].tolist()
+        all_of = mask.full_kv_indices[0, 0, row, : mask.full_kv_num_blocks[0, 0, row]].tolist()
+        assert sorted(found + all_of) == [n for n, any_of in enumerate(blocks) if any_of]
+        assert set(all_of) == {n for n, every in enumerate(whole) if every}
+
+
 def test_a_soft_cap_bounds_the_scores():
     query, key, value, _ = tensors()
     states = (query * 100, key, value)
@@ -90,6 +155,6 @@ def test_torchs_checks_of_an_operator_hold():
     *states, sinks = tensors()
     torch.library.opcheck(
         torch.ops.headrace.document_attention.default,
-        (*states, BOUNDS, TOKENS, 0.3, 5, sinks),
+        (*states, BOUNDS, BOUNDS, TOKENS, TOKENS, 0.3, 5, sinks),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )

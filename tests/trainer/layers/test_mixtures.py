@@ -7,7 +7,7 @@ import torch
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 from tiny_families import save_tiny
 
-from headrace.trainer.layers.router_loss import balance_loss
+from headrace.trainer.layers.router_loss import balance_loss, balance_parts
 
 SETTINGS = {
     "max_steps": 3,
@@ -45,12 +45,16 @@ def test_the_routers_loss_of_all_stages_is_applied_and_logged(training, mixture)
     assert all(torch.equal(tensors[name], reference[name]) for name in reference)
 
 
+def loss_of(logits, real):
+    return balance_loss(balance_parts(logits, 2, real, int(real.sum())))
+
+
 def test_filling_does_not_count_for_the_routers_loss():
     torch.manual_seed(0)
     logits = torch.randn(12, 4, requires_grad=True)
     real = torch.arange(12) < 9
-    loss = balance_loss(logits, 2, real)
-    alone = balance_loss(logits[:9], 2, torch.ones(9, dtype=torch.bool))
+    loss = loss_of(logits, real)
+    alone = loss_of(logits[:9], torch.ones(9, dtype=torch.bool))
     assert loss.item() == pytest.approx(alone.item(), rel=1e-6)
     loss.backward()
     assert not logits.grad[9:].any()
@@ -61,9 +65,9 @@ def test_the_routers_loss_is_least_where_experts_are_used_alike():
     alike = torch.eye(4).repeat(8, 1) + torch.eye(4).roll(1, 0).repeat(8, 1)
     uneven = torch.tensor([[5.0, 4.0, 0.0, 0.0]]).repeat(32, 1)
     real = torch.ones(32, dtype=torch.bool)
-    assert balance_loss(alike, 2, real).item() == pytest.approx(2.0)
-    assert balance_loss(uneven, 2, real).item() > 3.5
+    assert loss_of(alike, real).item() == pytest.approx(2.0)
+    assert loss_of(uneven, real).item() > 3.5
 
 
 def test_a_micro_batch_of_filling_alone_has_no_loss():
-    assert balance_loss(torch.randn(8, 4), 2, torch.zeros(8, dtype=torch.bool)).item() == 0.0
+    assert loss_of(torch.randn(8, 4), torch.zeros(8, dtype=torch.bool)).item() == 0.0

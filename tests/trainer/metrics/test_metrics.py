@@ -12,12 +12,14 @@ from step_metrics import STEP
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from headrace.schemas.errors import OutputError
+from headrace.trainer.metrics.answers_log import PromptedAnswer
 from headrace.trainer.metrics.histogram import Histogram
 from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.metrics import (
     AnswerFacts,
     AnswerMetrics,
     EvaluationMetrics,
+    LabelMetrics,
     PairMetrics,
     StepMetrics,
     losses_by_source,
@@ -34,6 +36,7 @@ SUMMARY = summarize(
     [TokenSample(*(np.linspace(1, 2, 9, dtype=np.float32) for _ in range(4)), vocabulary=384)]
 )
 PAIRS = PairMetrics(8, 0.75, 0.5, 0.25, -0.25)
+LABELS = LabelMetrics(8, 3, 0.25, 0.5, -0.25, 0.75)
 ANSWERS = AnswerMetrics(tokens=23.4, ended=0.75, seconds=1.24)
 EVALUATION = EvaluationMetrics(7, "held-out", 2.5, {"books": 2.75}, 999, 3.0, 2.5, None)
 
@@ -148,14 +151,17 @@ def test_a_step_can_be_read_while_the_run_goes_on(tmp_path):
 def test_tensorboard_has_exactly_the_tags_that_the_page_lists(tmp_path):
     documented = re.findall(r"^\| `((?:train|evaluation)/[^`]+)`", PAGE.read_text(), re.MULTILINE)
     log = MetricsLog(tmp_path, -1)
-    rest = {"pairs": PAIRS, "token_summary": SUMMARY}
+    rest = {"pairs": PAIRS, "token_summary": SUMMARY, "labels": LABELS}
     steps = rest | {"answers": ANSWERS, "product_norm_histogram": Histogram.of([1.5, 2.5])}
     log.write(replace(STEP, source_losses={"SOURCE": 2.5}, router_loss=1.25, **steps))
-    log.write(replace(EVALUATION, name="NAME", source_losses={"SOURCE": 2.75}, **rest))
+    for _ in range(2):  # the second one has a change
+        log.write(replace(EVALUATION, name="NAME", source_losses={"SOURCE": 2.75}, **rest))
+    log.write_answers(7, [PromptedAnswer("a", "b", 1, ended=True)])
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    tags = [*events.Tags()["scalars"], *events.Tags()["histograms"]]
+    texts = [tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]]
+    tags = [*events.Tags()["scalars"], *events.Tags()["histograms"], *texts]
     assert f"train/loss_quantile/{QUANTILES[-1]}" in tags
     one_for_all = {re.sub(r"_quantile/0\.\d+$", "_quantile/Q", tag) for tag in tags}
     assert sorted(documented) == sorted(one_for_all)

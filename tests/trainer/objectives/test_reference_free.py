@@ -161,5 +161,6 @@ def test_settings_that_they_do_not_have_are_refused(settings, message):
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_every_record_names_a_class(kind):
     gamma = {} if OBJECTIVES[kind].gamma is None else {"gamma": OBJECTIVES[kind].gamma}
-    objective = objective_of(ObjectiveConfig(kind=kind, **gamma))
+    teacher = {"teacher": "models/a"} if OBJECTIVES[kind].has_teacher else {}
+    objective = objective_of(ObjectiveConfig(kind=kind, **gamma, **teacher))
     assert hasattr(objective, "compare") == (OBJECTIVES[kind].columns == "pairs")

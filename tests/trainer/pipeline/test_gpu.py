@@ -46,6 +46,18 @@ def test_bfloat16_on_one_gpu_equals_the_cpu_to_its_noise(training, kind, monkeyp
     assert losses(run) == pytest.approx(expected, rel=5e-3)
 
 
+@pytest.mark.parametrize("stages", [1, pytest.param(2, marks=two_gpus)])
+@pytest.mark.parametrize(
+    "settings", [{}, {"activation_checkpointing": "full"}, {"tiles": 4}], ids=str
+)
+def test_rows_in_slices_equal_whole_ones(training, stages, settings):
+    settings = {"adapter__dropout": 0.0, "pipeline_stages": stages, **settings}
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 5e-3)):
+        whole = training.run(f"whole-{dtype}", stages, dtype=dtype, **settings)
+        sliced = training.run(f"sliced-{dtype}", stages, dtype=dtype, sequence_slices=4, **settings)
+        assert losses(sliced) == pytest.approx(losses(whole), rel=tolerance)
+
+
 @two_gpus
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_two_stages_over_nccl_equal_one_gpu(training, kind, dtype):

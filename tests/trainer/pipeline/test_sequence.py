@@ -1,46 +1,13 @@
 """Rows cut among the ranks of a stage: losses, gradients and rows of one process."""
 
-import shutil
-
 import pytest
-from runs import make_shards, read_metrics, run_ranks
-from tiny_families import FAMILIES, save_tiny
+from alike_runs import PACKED, assert_alike, forget_after
+from runs import read_metrics, run_ranks
+from tiny_families import FAMILIES
 
 pytestmark = pytest.mark.slow
 
 FEW = ("gemma3_text", "phi3", "qwen3", "gpt_oss", "deepseek_v3")
-PACKED = {"loader__pack": "best_fit", "loader__tokens_per_row": 96, "adapter__dropout": 0.0}
-
-
-def assert_alike(run, reference):
-    """Rows in the same order, losses to 1e-6, gradients and statistics to 1e-5, relative."""
-    for line, other in zip(read_metrics(run), read_metrics(reference), strict=True):
-        for name in ("kind", "step", "rows_sha256", "tokens", "trained_tokens"):
-            assert line.get(name) == other.get(name)
-        found, expected = numbers(line), numbers(other)
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            tolerance = 1e-6 if "loss" in name else 1e-5
-            least = 1e-6 if name in (line.get("pairs") or {}) else 0.0  # differences around 0
-            near = pytest.approx(value, rel=tolerance, abs=least)
-            assert found[name] == near, (name, line["step"])
-
-
-def numbers(line):
-    """What must be the same in any layout, by name."""
-    names = ("loss", "cross_entropy", "router_loss", "gradient_norm")
-    found = {name: line[name] for name in names if line.get(name) is not None}
-    found |= {f"loss of {name}": value for name, value in line["source_losses"].items()}
-    found |= line.get("pairs") or {}
-    summary = line.get("token_summary") or {}
-    means = ("entropy", "likelihood", "perplexity", "top5_accuracy", "hidden_norm")
-    return found | {name: summary[name] for name in means if summary}
-
-
-def forget_after(run, step):
-    for path in (run / "checkpoints").glob("step-*"):
-        if path.name > f"step-{step:06d}":
-            shutil.rmtree(path)
 
 
 def test_layers_of_families_give_what_they_give_of_whole_rows(tmp_path):
@@ -69,18 +36,6 @@ def test_stages_of_shared_rows_train_as_one_process_and_resume_as_one(training):
     assert (cut / "adapter" / "adapter_config.json").exists()
     forget_after(cut, 5)
     assert_alike(training.run("cut", 1, "--resume", **kept), one)
-
-
-@pytest.fixture(params=["llama", "gemma3_text", "qwen3_moe"])
-def family_training(request, training, tiny_model, tiny_shards, tmp_path):
-    """The same training of a family's tiny model, on the same shards."""
-    model = save_tiny(request.param, tmp_path / "model", vocab_size=384)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / name, model)
-    shards = make_shards(model, tmp_path / "shards")
-    text = training.config.read_text().replace(str(tiny_model), str(model))
-    training.config.write_text(text.replace(str(tiny_shards), str(shards)))
-    return training
 
 
 @pytest.mark.exhaustive

@@ -301,6 +301,45 @@ def test_ranks_that_share_rows_keep_a_share_of_the_activations(model):
     assert more_slices(whole, 4) == [2, 4]
 
 
+def test_slices_shorten_the_bubble_and_keep_keys_in_place_of_activations(model):
+    """8 micro-batches over 4 stages; the first holds 7 quarters where it held 4."""
+    whole, sliced, again, sliced_again = (
+        planned(model, 4, gpus=4, adapter=LORA, **settings)
+        for settings in (
+            {},
+            {"sequence_slices": 4},
+            {"activation_checkpointing": "full"},
+            {"activation_checkpointing": "full", "sequence_slices": 4},
+        )
+    )
+    assert (whole.bubble, sliced.bubble) == (3 / 11, 3 / 35)
+    first = [run.stages[0].memory for run in (whole, sliced, again, sliced_again)]
+    assert 7 / 16 < first[1].activations / first[0].activations < 0.6
+    keys = 2 * 2 * 8 * TOKENS * 2  # of 2 key heads of 8, in bfloat16
+    boundary = 32 * TOKENS * 2
+    layers = sum(map(len, sliced_again.stages[0].layers))
+    held = 7 / 4 * boundary * (layers + 2)  # and on their way between stages
+    recomputed = whole.activations.kept_of(0, None) / 4
+    assert first[3].activations == pytest.approx(
+        held + recomputed + layers * keys * (3 + 3 / 4), rel=1e-6
+    )
+    assert "rows in 4 slices" in report(sliced)
+    assert first[1].logits <= first[0].logits
+
+
+def test_tiles_leave_a_part_of_the_mlp_in_memory_and_run_it_once_more(model):
+    """A layer's MLP has 40 wide intermediates, of each of which a tile has a quarter."""
+    again = {"adapter": LORA, "activation_checkpointing": "full", "kernels": "torch"}
+    whole, tiled = (planned(model, 1, gpus=1, tiles=tiles, **again) for tiles in (1, 4))
+    kept, left = (run.activations.kept_of(0, None) for run in (whole, tiled))
+    assert left < kept - 2 * 40 * TOKENS * 2, "gate and up are left out"
+    assert tiled.activations.tile == pytest.approx((kept - left) / 4)
+    memory = [run.stages[0].memory.activations for run in (whole, tiled)]
+    assert memory[0] - memory[1] == pytest.approx((kept - left) * 3 / 4)
+    layers = len(whole.stages[0].layers[0])
+    assert tiled.stages[0].work - whole.stages[0].work == 2 * layers * 3 * 32 * 40
+
+
 def test_states_that_are_shared_out_or_in_host_memory_leave_the_gpu(model):
     whole, shared, offloaded = (
         planned(model, 2, gpus=8, optimizer={"lr": 1.0, **how}).stages[0].memory.optimizer

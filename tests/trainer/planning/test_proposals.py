@@ -1,5 +1,6 @@
 """Layouts that `headrace plan` proposes."""
 
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -9,9 +10,17 @@ from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.building.self_check import plan_model
+from headrace.trainer.planning import proposals as layouts
 from headrace.trainer.planning.changes import with_changes
 from headrace.trainer.planning.layout_rates import tokens_per_second
-from headrace.trainer.planning.proposals import proposals, propose, shares_of_rows
+from headrace.trainer.planning.proposals import (
+    can_tile,
+    proposals,
+    propose,
+    shares_of_rows,
+    slices_of_rows,
+    ways_to_save,
+)
 from headrace.trainer.planning.run_plan import plan_run
 
 GPUS, TOKENS = 8, 4096
@@ -86,6 +95,24 @@ def test_models_whose_rows_cannot_be_cut_keep_them_whole(run, monkeypatch):
     refused = Mock(side_effect=ConfigError("rows cannot be cut"))
     monkeypatch.setattr("headrace.trainer.planning.proposals.check_rows_can_be_cut", refused)
     assert shares_of_rows(run, GPUS) == [1]
+
+
+def test_slices_are_proposed_where_stages_would_wait(run, found, monkeypatch):
+    sliced = [p for p in found if p.run.config.sequence_slices == 2]
+    assert {p.run.config.pipeline_stages for p in sliced} == {2, 4, 8}
+    for proposal in sliced:
+        config = proposal.run.config.model_copy(update={"sequence_slices": 1})
+        whole = plan_run(config, run.plan, GPUS, TOKENS, run.activations)
+        assert proposal.rate > GPUS * tokens_per_second(whole)
+    monkeypatch.setattr(layouts, "check_rows_can_be_sliced", Mock(side_effect=ConfigError("no")))
+    assert slices_of_rows(run) == [1]
+
+
+def test_mlps_of_long_rows_are_tried_in_tiles(run):
+    assert not can_tile(run)
+    assert can_tile(replace(run, sequence_len=1 << 15))
+    tried = [way for way in ways_to_save(run.config, copies=1, tiled=True) if "tiles" in way]
+    assert {way["activation_checkpointing"] for way in tried} == {"full"}
 
 
 def test_the_command_names_the_keys_of_the_best(model, tmp_path, capsys):

@@ -34,6 +34,35 @@ def test_an_attention_of_its_own_is_refused_by_name(tmp_path):
 def test_layers_with_a_state_are_refused(model_type):
     stage = tiny_stage(architecture_for(model_type, tiny=True))
     assert "carry a state from token to token" in sequence_check.find_mixing(stage)
+    assert "carry a state from token to token" in sequence_check.find_unsliced(stage)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "phi3"])
+def test_models_whose_rows_can_go_in_slices_pass(family):
+    assert sequence_check.find_unsliced(tiny(family)) is None
+
+
+def test_what_slices_do_not_go_with_is_refused_by_name(tmp_path):
+    model = save_tiny("falcon", tmp_path / "model")
+    with pytest.raises(ConfigError, match=r'sequence_slices = 3 .* "falcon": of 4 layers 0'):
+        plan_model(config_of(model, sequence_slices=3))
+    reasons = {
+        'schedule = "interleaved"': {"schedule": "interleaved", "pipeline_stages": 2},
+        'objective.kind = "dpo"': {"objective": {"kind": "dpo"}},
+        "sequence_parallel = 2": {"sequence_parallel": 2},
+    }
+    for reason, settings in reasons.items():
+        settings = {**settings, "gradient_accumulation_steps": 2}
+        with pytest.raises(ValueError, match=f"sequence_slices = 3 does not go with {reason}"):
+            config_of(model, sequence_slices=3, **settings)
+        config_of(model, **settings)
+
+
+def test_rows_must_be_divisible_into_slices(tmp_path):
+    config = config_of(tmp_path, sequence_slices=3)
+    with pytest.raises(ConfigError, match=r"sequence_slices = 3 does not divide rows of 64"):
+        preflight.check_sequence(config, {}, 64)
+    preflight.check_sequence(config, {}, 66)
 
 
 @pytest.mark.parametrize("model_type", ["gptj", "dbrx"])
@@ -52,6 +81,10 @@ def test_tokens_that_are_mixed_elsewhere_are_noticed():
     stage = tiny("llama")
     stage.layers[1].mlp = Shifted()
     assert sequence_check.find_mixing(stage) == "tokens are mixed outside of its attention"
+    stage = tiny("llama")
+    stage.layers[1].mlp = Shifted()
+    found = sequence_check.find_unsliced(stage)
+    assert found == "slices of a row give something else than the row"
 
 
 def test_a_mask_that_a_layer_cuts_is_noticed(monkeypatch):

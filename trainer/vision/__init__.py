@@ -1,0 +1,1 @@
+"""Pictures for models with a vision tower: families, decoding, positions, the tower on a stage."""

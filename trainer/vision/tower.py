@@ -1,0 +1,100 @@
+"""The vision tower and its projector on a stage: pictures in, rows of the embedding out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from headrace.trainer.vision.families import VisionFamily
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the pictures of a micro-batch, and where they belong in its b * s tokens."""
+
+    values: Tensor  # [n, hidden size]
+    stacked: list[Tensor]  # the same, added after each of the first decoder layers
+    places: Tensor  # [n] int64
+
+    def insert(self, hidden: Tensor) -> Tensor:
+        """Put features in the place of the placeholders' rows of [b, s, hidden size]."""
+        return self._at_places(hidden, self.values)
+
+    def add(self, hidden: Tensor, layer: int) -> Tensor:
+        """Add the features of a decoder layer to its output, if it has any."""
+        if layer >= len(self.stacked):
+            return hidden
+        rows = hidden.flatten(0, 1).index_select(0, self.places)
+        return self._at_places(hidden, rows + self.stacked[layer].to(hidden.dtype))
+
+    def _at_places(self, hidden: Tensor, values: Tensor) -> Tensor:
+        flat = hidden.flatten(0, 1).index_copy(0, self.places, values.to(hidden.dtype))
+        return flat.view_as(hidden)
+
+
+class OwnParameters(nn.Module):
+    """The parameters that lie at a module itself, without the modules below it; they are shared."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_parameters"] = owner._parameters
+
+
+def vision_part(model: nn.Module, family: VisionFamily, path: str, prefix: str = "") -> nn.Module:
+    """Return one of the parts of `VisionFamily.paths`.
+
+    Args:
+        prefix: before the model's own names.
+    """
+    part = model.get_submodule(prefix + path)
+    return OwnParameters(part) if path == family.body else part
+
+
+class VisionTower:
+    """Tower and projector of a model, run by transformers' own `get_image_features`.
+
+    Args:
+        body: the module of the model that has them, with weights elsewhere that are not used.
+        modules: these of its modules, by their names in the whole model.
+        again: run it a second time in the backward pass in place of keeping its activations.
+    """
+
+    def __init__(
+        self, body: Any, modules: Mapping[str, nn.Module], family: VisionFamily, *, again: bool
+    ) -> None:
+        self.body = body
+        self.modules = dict(modules)
+        self.family = family
+        self.again = again
+
+    def features(
+        self, arguments: Mapping[str, Tensor], places: Tensor, seed: int | None = None
+    ) -> Features:
+        """Run tower and projector over the pictures of a micro-batch.
+
+        Args:
+            seed: of dropout, which is then the same in a second run.
+        """
+        run = partial(self._run, dict(arguments), seed)
+        if self.again and torch.is_grad_enabled():
+            values, *stacked = checkpoint(run, use_reentrant=False, preserve_rng_state=False)
+        else:
+            values, *stacked = run()
+        return Features(values, stacked, places)
+
+    def _run(self, arguments: dict[str, Tensor], seed: int | None) -> tuple[Tensor, ...]:
+        if seed is not None:
+            torch.manual_seed(seed)
+        made = self.body.get_image_features(**arguments, return_dict=True)
+        stacked = getattr(made, "deepstack_features", None) or ()
+        return (joined(made.pooler_output), *map(joined, stacked))
+
+
+def joined(features: Any) -> Tensor:
+    """Return features of all pictures, [n, hidden size], of those of each, or of equal tiles."""
+    whole: Tensor = torch.cat(list(features)) if isinstance(features, list | tuple) else features
+    return whole.flatten(0, -2)
