@@ -113,7 +113,7 @@ def choose(model: Path, name: str) -> tuple[Packer, set[str], list[str]]:
     linears = {
         f"{path}.weight": module
         for path, module in linear_layers(skeleton)
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear)  # GPT-2's lie the other way round
     }
     if name == GROUPED:
         packer = Packer(SCHEMES[name], group_size=group_size(linears.values()))
@@ -132,7 +132,7 @@ def choose(model: Path, name: str) -> tuple[Packer, set[str], list[str]]:
     return packer, chosen, kept
 
 
-def group_size(linears: Iterable[Any]) -> int:
+def group_size(linears: Iterable[nn.Linear]) -> int:
     """Return the largest size of groups into which the inputs of all layers fall."""
     widths = {module.in_features for module in linears}
     whole = [size for size in GROUPS if all(width % size == 0 for width in widths)]

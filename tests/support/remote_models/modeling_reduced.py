@@ -6,7 +6,7 @@ tuples.
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_reduced import ReducedConfig
@@ -99,7 +99,7 @@ class ReducedModel(ReducedPreTrainedModel):
         return self.norm(x)
 
 
-class ReducedForCausalLM(ReducedPreTrainedModel):
+class ReducedForCausalLM(ReducedPreTrainedModel, GenerationMixin):
     def __init__(self, config):
         super().__init__(config)
         self.model = ReducedModel(config)
