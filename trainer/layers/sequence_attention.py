@@ -96,7 +96,8 @@ def check_heads(heads: int, ranks: int) -> None:
 def attention_named(name: str, module: nn.Module) -> Attend:
     """Return an attention of transformers'; the eager one is in the file of the model's module."""
     if name == "eager":
-        eager: Attend = sys.modules[type(module).__module__].eager_attention_forward
+        owner = module.module if isinstance(module, HeadShare) else module
+        eager: Attend = sys.modules[type(owner).__module__].eager_attention_forward
         return eager
     found: Attend = AttentionInterface()[name]
     return found
@@ -124,7 +125,8 @@ def share_rows(modules: Iterable[nn.Module], part: SequenceSlice) -> None:
         return
     for module in modules:
         if isinstance(module, RotaryAttention):
-            module.attend = SequenceAttention(document_attention.NAME, part)
+            inner = getattr(module.attend, "name", document_attention.NAME)
+            module.attend = SequenceAttention(inner, part)
             continue  # all others look their attention up by its name at each call
         config: Any = getattr(module, "config", None)
         inner = getattr(config, "_attn_implementation", None)

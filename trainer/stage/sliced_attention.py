@@ -46,7 +46,7 @@ class KeysInUse:
 
 
 class SlicedAttention:
-    """An attention of transformers' over slices of rows.
+    """An attention of transformers' over slices of rows, registered under a name of its own.
 
     Args:
         inner: name of the attention that runs.
@@ -54,6 +54,8 @@ class SlicedAttention:
 
     def __init__(self, inner: str) -> None:
         self.inner = inner
+        self.name = PREFIX + inner
+        AttentionInterface.register(self.name, self)
 
     def __call__(
         self,
@@ -87,8 +89,7 @@ def slice_rows(layers: Iterable[nn.Module]) -> None:
             elif inner is None:
                 continue
             elif not inner.startswith(PREFIX):
-                AttentionInterface.register(PREFIX + inner, SlicedAttention(inner))
-                config._attn_implementation = PREFIX + inner
+                config._attn_implementation = SlicedAttention(inner).name
             setattr(module, HOLDER, holder)
 
 
