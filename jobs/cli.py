@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from headrace.jobs.commands import data, model, train
+from headrace.jobs.serve import benchmark
 from headrace.schemas.errors import HeadraceError, install_hint
 from headrace.schemas.outside_text import visible
 from headrace.schemas.process_limits import open_closed_streams
@@ -38,7 +39,7 @@ def headrace(
     """Raw text to shuffled token shards, and shards to pipeline-parallel fine-tuning."""
 
 
-for group in (data, train, model):
+for group in (data, train, model, benchmark):
     app.add_typer(group.app)
 
 

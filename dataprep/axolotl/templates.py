@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2.nodes
 
-from headrace.dataprep.formats.chat import open_template
+from headrace.dataprep.formats.picture_template import open_template
 from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.schemas.errors import ConfigError

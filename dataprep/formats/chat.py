@@ -1,10 +1,10 @@
 """Conversations: rendered by a chat template, with the turns of some roles trained."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from headrace.dataprep.formats.marked_messages import check_marks, mark_conversation
-from headrace.dataprep.formats.picture_template import PictureTemplate, expand_pictures
+from headrace.dataprep.formats.picture_template import expand_pictures, open_template
 from headrace.dataprep.formats.turn_mask import Chat, TurnMask
 from headrace.dataprep.images.picture import PictureError
 from headrace.dataprep.images.references import FIELDS as PICTURE_FIELDS
@@ -202,11 +202,6 @@ class ChatTemplates:
         """The template for a conversation: with tools, the one for tools if there is one."""
         default = self.by_name["default"]
         return self.by_name.get("tool_use", default) if conversation.tools else default
-
-
-def open_template(marker: str | None, *template: Any) -> ChatTemplate:
-    """Return a compiled template, over messages with pictures if there is a marker."""
-    return ChatTemplate(*template) if marker is None else PictureTemplate(marker, *template)
 
 
 def open_source(images: ImagesConfig | None) -> "PictureSource | None":

@@ -162,3 +162,8 @@ def expand_pictures(
     turns = [expansion.turn(turn) for turn in chat.turns]
     generated = [expansion.span(span) for span in chat.generated]
     return RenderedChat(expansion.text, turns, begins, generated), expansion.spans
+
+
+def open_template(marker: str | None, *template: Any) -> ChatTemplate:
+    """Return a compiled template, over messages with pictures if there is a marker."""
+    return ChatTemplate(*template) if marker is None else PictureTemplate(marker, *template)

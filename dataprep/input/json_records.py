@@ -92,11 +92,11 @@ def take_fields(value: object, place: Place, wanted: Wanted, line: str) -> Recor
 def is_suspect(value: dict[str, Any], line: str) -> bool:
     """Return whether there may be half a surrogate pair in an object, or deep nesting.
 
-    Its line is searched only if fields hold others than texts of ASCII: that costs half of parsing.
+    Its line is searched only if fields hold lists or objects: that costs half of parsing.
     """
-    texts = (*value, *value.values())
-    if all(type(text) is str and text.isascii() for text in texts):
-        return False
+    if not any(isinstance(field, list | dict) for field in value.values()):
+        texts = (*value, *value.values())
+        return not all(text.isascii() for text in texts if isinstance(text, str))
     return "\\u" in line or line.count("[") + line.count("{") > MOST_NESTED
 
 

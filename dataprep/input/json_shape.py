@@ -3,12 +3,12 @@
 import json
 import re
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
-from headrace.dataprep.input.pieces import PieceFormat
 from headrace.dataprep.input.streams import BOM, CHUNK_BYTES, open_bytes, read_chunk
+from headrace.schemas.prepare.source_config import FileFormat
 
 HEAD_BYTES = 1 << 16
 MOST_NAMES = 1 << 10  # of fields that are looked at
@@ -23,7 +23,7 @@ NEXT = re.compile(rb"\s*(\S)")
 class Shape(NamedTuple):
     """Format of a file that begins with an object, and the byte that its records begin at."""
 
-    format: PieceFormat
+    format: FileFormat | Literal["objects", "inside"]  # objects over lines, a list in an object
     start: int = 0
 
 

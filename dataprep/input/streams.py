@@ -142,6 +142,7 @@ def split_stream(
 ) -> Iterator[tuple[Place, bytes | None]]:
     """Records from the stream's position `start` on, up to the last that begins before `end`."""
     position, line, rest = start, 0, b""
+    own_lines = 0 if separator == b"\n" else None  # in a record, where that need not be counted
     dropped, dropped_lines = 0, 0  # of the record that `rest` ends, and that is too large
     while end is None or position < end:
         # a record longer than a chunk doubles the next read, so that joining stays linear
@@ -164,7 +165,8 @@ def split_stream(
             large = dropped > 0 or len(record) > limit
             yield Place(path, start, line), None if large else record
             position += dropped + len(record) + len(separator)
-            line += dropped_lines + record.count(b"\n") + separator.count(b"\n")
+            inner = record.count(b"\n") if own_lines is None else own_lines
+            line += dropped_lines + inner + separator.count(b"\n")
             dropped, dropped_lines = 0, 0
         if not chunk:
             break

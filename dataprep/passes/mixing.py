@@ -14,8 +14,8 @@ import numpy as np
 
 from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.passes.encoded_tasks import encoded_path, finished_encoding, unique_blocks
-from headrace.dataprep.rows.blocks import BlockRows, mask_sample, masked_ids, pack_block
 from headrace.dataprep.rows.encoded_spool import EncodedBlock, read_encoded
+from headrace.dataprep.rows.pack_blocks import BlockRows, mask_sample, masked_ids, pack_block
 from headrace.dataprep.rows.task_stats import TaskStats
 from headrace.dataprep.text.row_format import Document
 from headrace.dataprep.work.context import Context

@@ -17,7 +17,7 @@ from headrace.schemas.shards.arrow_numbers import numbers_of
 
 KEYS = 1 << 64
 HELD_TOKENS = 1 << 23  # 32 MiB of ids are sorted and written at once, and copied twice for that
-GATHERED_TOKENS = 1 << 20  # 4 MiB are gathered and sorted at once
+GATHERED_TOKENS = 1 << 22  # 16 MiB are mapped in and sorted at once, copied by row groups
 SLICES_AT_ONCE = 256  # are mapped in: Linux maps 64 KiB around each page that is read
 
 KeyRange = tuple[int, int]  # keys [low, high)

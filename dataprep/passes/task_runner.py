@@ -8,7 +8,8 @@ from headrace.dataprep.input.records import Reject
 from headrace.dataprep.passes.encoded_tasks import unique_blocks
 from headrace.dataprep.passes.mixing import MixedTask, mixed_blocks
 from headrace.dataprep.passes.sorted_runs import Spool
-from headrace.dataprep.rows.blocks import BlockRows, pack_block, process_block, read_blocks
+from headrace.dataprep.rows.blocks import process_block, read_blocks
+from headrace.dataprep.rows.pack_blocks import BlockRows, pack_block
 from headrace.dataprep.rows.task_stats import StatsSum, TaskStats
 from headrace.dataprep.work.context import Context, check_unchanged
 from headrace.dataprep.work.local_engine import start_light

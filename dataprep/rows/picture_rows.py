@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from headrace.dataprep.images.picture import Picture
 from headrace.dataprep.text.sample import Sample
 from headrace.schemas.shards.arrow_numbers import numbers_of, one_chunk
-from headrace.schemas.shards.image_column import IMAGES, IMAGES_FIELD
+from headrace.schemas.shards.shard_format import IMAGES, IMAGES_FIELD
 
 BYTES_A_TOKEN = 32  # of pictures: by which files between tasks and shards are measured
 

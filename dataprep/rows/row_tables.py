@@ -1,5 +1,6 @@
 """Tables of rows: sorted by key, copied once, counted, and the columns of their sides."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -25,11 +26,12 @@ def sides(table: pa.Table) -> list[tuple[str, str]]:
     return [(ids, mask) for ids, mask in SIDES if ids in table.column_names]
 
 
-class SortedRows(NamedTuple):
+class SortedRows:
     """Rows of several tables in an order, none of them copied yet."""
 
-    tables: list[pa.Table]
-    order: Order
+    def __init__(self, tables: list[pa.Table], order: Order) -> None:
+        self.tables = tables
+        self.order = order
 
     def after(self, rest: pa.Table) -> "SortedRows":
         """Return the same rows behind those of another table."""
@@ -39,18 +41,23 @@ class SortedRows(NamedTuple):
     def copy(self, start: int = 0, end: int | None = None) -> pa.Table:
         """Return rows start to end as one table, which holds nothing of the others."""
         order = self.order[start:end]
+        taken = self.short.take(as_arrow(order)).combine_chunks()
+        columns = dict(zip(taken.column_names, taken.columns, strict=True))
+        columns |= {name: lists.take(order) for name, lists in self.long.items()}
         schema = self.tables[0].schema
-        long = [ids for ids, _ in sides(self.tables[0]) if is_long(self.tables, ids)]
-        short = pa.concat_tables(
-            table.select([name for name in schema.names if name not in long])
-            for table in self.tables
-        )
-        columns = dict(
-            zip(short.column_names, short.combine_chunks().take(as_arrow(order)), strict=True)
-        )
-        for name in long:
-            columns[name] = take_lists(chunks_of(self.tables, name), order)
-        return pa.table([columns[name] for name in schema.names], schema=schema).combine_chunks()
+        return pa.table([columns[name] for name in schema.names], schema=schema)
+
+    @functools.cached_property
+    def long(self) -> "dict[str, Lists]":
+        """The columns of ids whose lists are long."""
+        found = {ids: Lists.of(self.tables, ids) for ids, _ in sides(self.tables[0])}
+        return {name: lists for name, lists in found.items() if lists is not None}
+
+    @functools.cached_property
+    def short(self) -> pa.Table:
+        """The other columns, of all tables."""
+        names = [name for name in self.tables[0].column_names if name not in self.long]
+        return pa.concat_tables(table.select(names) for table in self.tables).combine_chunks()
 
 
 def sort_rows(tables: Iterable[pa.Table]) -> SortedRows:
@@ -60,36 +67,38 @@ def sort_rows(tables: Iterable[pa.Table]) -> SortedRows:
     return SortedRows(tables, np.argsort(keys, kind="stable"))
 
 
-def chunks_of(tables: Sequence[pa.Table], name: str) -> list[pa.ListArray]:
-    """Return the arrays of a column, of all tables."""
-    return [chunk for table in tables for chunk in table[name].chunks]
+class Lists(NamedTuple):
+    """Lists of int32 where they lie: of each its array in `values`, and its bounds in there."""
 
+    values: list[npt.NDArray[np.int32]]
+    owners: Order
+    starts: Order
+    ends: Order
 
-def is_long(tables: Sequence[pa.Table], name: str) -> bool:
-    """Return whether a column's lists are long and none of them is null."""
-    chunks = chunks_of(tables, name)
-    tokens = sum(len(chunk.flatten()) for chunk in chunks)
-    rows = sum(map(len, chunks))
-    return tokens >= LONG_ROW * max(1, rows) and not any(chunk.null_count for chunk in chunks)
+    @classmethod
+    def of(cls, tables: Sequence[pa.Table], name: str) -> "Lists | None":
+        """The lists of a column; None where they are short, or some are null."""
+        chunks = [chunk for table in tables for chunk in table[name].chunks if len(chunk)]
+        if not chunks or any(chunk.null_count for chunk in chunks):
+            return None
+        bounds = [numbers_of(chunk.offsets).astype(np.int64) for chunk in chunks]
+        starts = np.concatenate([bound[:-1] for bound in bounds])
+        ends = np.concatenate([bound[1:] for bound in bounds])
+        if int((ends - starts).sum()) < LONG_ROW * len(starts):
+            return None
+        owners = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
+        return cls([numbers_of(chunk.values) for chunk in chunks], owners, starts, ends)
 
+    def take(self, order: Order) -> pa.ListArray:
+        """Return some of the lists in an order, copied one by one.
 
-def take_lists(chunks: Sequence[pa.ListArray], order: Order) -> pa.ListArray:
-    """Return lists of int32 in an order, copied one by one from where they lie.
-
-    The copy lies in Arrow's memory, of which pages are used again.
-    """
-    values = [numbers_of(chunk.values) for chunk in chunks]
-    bounds = [numbers_of(chunk.offsets) for chunk in chunks]
-    owners = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])[order]
-    starts = np.concatenate([bound[:-1] for bound in bounds])[order]
-    ends = np.concatenate([bound[1:] for bound in bounds])[order]
-    pieces = [
-        values[owner][start:end]
-        for owner, start, end in zip(owners.tolist(), starts.tolist(), ends.tolist(), strict=True)
-    ]
-    offsets = np.append(0, np.cumsum(ends - starts)).astype(np.int32)
-    content = pa.allocate_buffer(4 * int(offsets[-1]))
-    if pieces:
-        np.concatenate(pieces, out=np.frombuffer(content, np.int32))
-    flat = pa.Array.from_buffers(pa.int32(), int(offsets[-1]), [None, content])
-    return pa.ListArray.from_arrays(as_arrow(offsets), flat)
+        The copy lies in Arrow's memory, of which pages are used again.
+        """
+        places = (column[order].tolist() for column in (self.owners, self.starts, self.ends))
+        pieces = [self.values[owner][start:end] for owner, start, end in zip(*places, strict=True)]
+        offsets = np.append(0, np.cumsum((self.ends - self.starts)[order])).astype(np.int32)
+        content = pa.allocate_buffer(4 * int(offsets[-1]))
+        if pieces:
+            np.concatenate(pieces, out=np.frombuffer(content, np.int32))
+        flat = pa.Array.from_buffers(pa.int32(), int(offsets[-1]), [None, content])
+        return pa.ListArray.from_arrays(as_arrow(offsets), flat)

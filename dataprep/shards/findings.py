@@ -10,7 +10,7 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from headrace.dataprep.input.records import Reject
-from headrace.dataprep.rows.blocks import BlockRows
+from headrace.dataprep.rows.pack_blocks import BlockRows
 from headrace.dataprep.rows.task_stats import TaskStats, add_stats
 from headrace.dataprep.shards.inspection import row_text, shows_no_style
 from headrace.dataprep.text.chat_losses import is_loss

@@ -13,6 +13,7 @@ from headrace.dataprep.text.tokenizer import open_marked, open_tokenizer
 from headrace.dataprep.text.tokens import Ids, Located, TokenizerSpec
 
 BATCH_BYTES = 1 << 19  # an encoding takes about 500 bytes a token until its ids are taken out
+FAST_BATCH_BYTES = 1 << 20  # of the faster one, which is compared in each
 LONG_TEXT = 1 << 20  # characters; longer ones are tokenized in pieces
 
 
@@ -37,7 +38,7 @@ def encode_ids(
 ) -> Iterator[Ids]:
     """Token ids of each text, by the backend that the config names."""
     if spec.backend != "tokenizers":
-        for batch in batches(texts):
+        for batch in batches(texts, FAST_BATCH_BYTES):
             yield from encode_fast(spec, batch, add_special_tokens, parse_special_tokens)
         return
     tokenizer = open_tokenizer(spec, parse_special_tokens)
@@ -129,15 +130,15 @@ def locate(encoding: Encoding) -> Located:
     return Located(np.array(encoding.ids, dtype=np.int32), places[:, 0], places[:, 1])
 
 
-def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Consecutive texts of about BATCH_BYTES characters, each long one by itself."""
+def batches(texts: Sequence[str], limit: int = BATCH_BYTES) -> Iterator[Sequence[str]]:
+    """Consecutive texts of about `limit` characters, each long one by itself."""
     start, size = 0, 0
     for end, text in enumerate(texts, start=1):
         if len(text) > LONG_TEXT and start < end - 1:
             yield texts[start : end - 1]
             start, size = end - 1, 0
         size += len(text)
-        if size >= BATCH_BYTES:
+        if size >= limit:
             yield texts[start:end]
             start, size = end, 0
     if start < len(texts):

@@ -1,7 +1,9 @@
 """An optional faster tokenizer, trusted only as far as `tokenizers` gives the same ids."""
 
 import functools
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
@@ -13,6 +15,9 @@ from headrace.dataprep.text.tokenizer import control_ids, open_marked, open_toke
 from headrace.dataprep.text.tokens import Ids, TokenizerSpec
 from headrace.schemas.errors import ConfigError, DataError, install_hint
 
+logger = logging.getLogger(__name__)
+
+SLOW, FAST = "tokenizers", "fastokens"
 CHECKED_CHARACTERS = 512  # of two texts of each batch: 0.2% of the text, 2 ns a token
 SHOWN_CHARACTERS = 60
 REMEDY = 'set tokenizer_backend = "tokenizers"'
@@ -34,6 +39,28 @@ HARD_TEXTS = (
     "Donaudampfschiffahrtselektrizitätenhauptbetriebswerkbauunterbeamten" * 4,
     "a" * 300 + "-" * 300 + " " * 300 + "\n" * 300,
 )
+
+
+def choose_backend(spec: TokenizerSpec, wanted: str) -> str:
+    """Return the library that tokenizes: the faster one, of "auto", where it may be trusted.
+
+    Raises:
+        ConfigError, DataError: the faster one is asked for by name, and cannot be used.
+    """
+    if wanted != "auto":
+        if wanted != SLOW:
+            check_backend(replace(spec, backend=wanted))
+        return wanted
+    if find_spec(FAST) is None:
+        return SLOW
+    try:
+        check_backend(replace(spec, backend=FAST))
+    except BaseException as error:
+        if not isinstance(error, DataError) and type(error).__name__ != "PanicException":
+            raise
+        logger.info("%s is not used: %s", FAST, str(error).removesuffix(f"; {REMEDY}"))
+        return SLOW
+    return FAST
 
 
 def check_backend(spec: TokenizerSpec) -> None:

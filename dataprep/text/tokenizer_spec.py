@@ -58,7 +58,6 @@ def read_spec(config: PrepareConfig) -> TokenizerSpec:
         bos=choose_bos(config, tokenizer, special.get("bos")),
         eos=choose_eos(config, special.get("eos")),
         parse_special_tokens=config.parse_special_tokens,
-        backend=config.tokenizer_backend,
         token_texts=tuple(named.items()),
         chat_templates=tuple(read_templates(folder, read_json(folder / CONFIG_NAMES[0])).items()),
         added_tokens=added,

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
 from py4j.protocol import Py4JError
 from pyspark import AccumulatorParam, InheritableThread, SparkContext
 from pyspark.accumulators import Accumulator
@@ -59,6 +58,8 @@ class SparkEngine:
             builder = builder.config(map=QUIET)
         if workers is not None:
             builder = builder.master(f"local[{workers},{ATTEMPTS}]")
+            if self.owned:  # a second of processor time
+                builder = builder.config("spark.ui.enabled", "false")
         try:
             self.session = builder.getOrCreate()
         except SPARK_ERRORS as error:
@@ -152,14 +153,13 @@ class SparkJob:
         self.thread.start()
 
     def collect(self) -> None:
-        """The job itself; its table stays empty, because results come through the accumulator."""
+        """The job itself; its results come through the accumulator."""
         work, finished = self.work, self.finished
-        self.session.sparkContext.addJobTag(self.tag)
-        numbers = self.session.range(0, self.count, 1, self.partitions)
-        try:
-            numbers.mapInArrow(
-                lambda batches: run_items(work, finished, batches), "id long"
-            ).collect()
+        context = self.session.sparkContext
+        context.addJobTag(self.tag)
+        try:  # no table: the first one costs ten seconds of Spark's, for its compiler and Arrow
+            numbers = context.parallelize(range(self.count), self.partitions)
+            numbers.foreachPartition(lambda part: run_items(work, finished, part))
         except Exception as error:  # noqa: BLE001 (the thread's end: `results` tells it)
             self.error = error
         finally:
@@ -190,16 +190,14 @@ class SparkJob:
 
 
 def run_items(
-    work: Broadcast[Work], finished: Accumulator[list[Any]], batches: Iterable[pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
-    """Call the function, on an executor, on the items with these numbers. Yields nothing."""
+    work: Broadcast[Work], finished: Accumulator[list[Any]], numbers: Iterable[int]
+) -> None:
+    """Call the function, on an executor, on the items with these numbers."""
     use_one_thread()
     if Path(work.value.working_directory).is_dir():
         os.chdir(work.value.working_directory)
-    for batch in batches:
-        for number in batch.column(0).to_pylist():
-            finished.add([(number, attempt(work.value.function, work.value.items[number]))])
-    yield from ()
+    for number in numbers:
+        finished.add([(number, attempt(work.value.function, work.value.items[number]))])
 
 
 def attempt(function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT | HeadraceError:

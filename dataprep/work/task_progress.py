@@ -8,7 +8,7 @@ from rich.console import Console
 
 from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.work.console_report import progress_bar
-from headrace.dataprep.work.workspace import Workspace, work_folder
+from headrace.dataprep.work.workspace import Workspace, notes_folder
 from headrace.schemas.publish import create_file
 
 POLL_SECONDS = 0.5
@@ -17,7 +17,7 @@ BYTES_IN_TOKEN = 3.5  # until a task is finished
 
 def note_path(output: Path, task: int) -> Path:
     """Return the path of a running task's note."""
-    return work_folder(output) / f"task-{task:06d}.progress"
+    return notes_folder(output) / f"task-{task:06d}.progress"
 
 
 def write_note(space: Workspace, task: int, documents: int, tokens: int) -> None:
@@ -74,7 +74,6 @@ class TaskBar:
             self.tokens += tokens
             self.bytes += task.size
         note_path(self.output, task.number).unlink(missing_ok=True)
-        self.show()
 
     def poll(self) -> None:
         """Show how far the running tasks are, now and then."""
@@ -86,7 +85,7 @@ class TaskBar:
         with self.lock:
             documents, tokens, size = self.documents, self.tokens, float(self.bytes)
             ratio = size / tokens if tokens else BYTES_IN_TOKEN
-            for path in sorted(work_folder(self.output).glob("task-*.progress")):
+            for path in sorted(notes_folder(self.output).glob("task-*.progress")):
                 task = self.running.get(int(path.stem.removeprefix("task-")))
                 if task is not None:
                     more_documents, more_tokens = read_note(path)

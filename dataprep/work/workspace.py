@@ -27,6 +27,11 @@ def work_folder(output: Path) -> Path:
     return output / WORK_FOLDER
 
 
+def notes_folder(output: Path) -> Path:
+    """Return the folder of running tasks' notes, which are looked through again and again."""
+    return work_folder(output) / "notes"
+
+
 def rows_path(output: Path, task: int, split: str) -> Path:
     """The sorted rows of one split of a finished task (Arrow IPC)."""
     return work_folder(output) / f"task-{task:06d}.{split}.arrow"
@@ -64,6 +69,7 @@ class Workspace:
         for folder in work_folder(self.output).glob("scratch-*"):
             shutil.rmtree(folder)
         self.scratch.mkdir()
+        notes_folder(self.output).mkdir(exist_ok=True)
 
     def temporary(self, path: Path) -> Path:
         """Return the path where one attempt writes what will be `path`."""

@@ -37,9 +37,8 @@ def open_engine(name: EngineName, workers: int | None) -> Iterator[Engine]:
         with closing(LocalEngine(workers)) as local:
             yield local
         return
-    for module in ("pyspark", "pandas"):
-        if find_spec(module) is None:
-            raise ConfigError(f"{module} is not installed; {install_hint('spark')}")
+    if find_spec("pyspark") is None:
+        raise ConfigError(f"pyspark is not installed; {install_hint('spark')}")
     from headrace.dataprep.work.spark_engine import SparkEngine
 
     with SparkEngine(workers) as engine:

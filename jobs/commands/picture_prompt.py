@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 from headrace.dataprep.images.families import family_rule
 from headrace.dataprep.images.picture import PictureError, Prepared
 from headrace.schemas.errors import ConfigError, DataError
-from headrace.schemas.vision.processor import Processor, read_processor
+from headrace.schemas.vision.processor import read_processor
+from headrace.schemas.vision.processor_record import Processor
 from headrace.trainer.vision.tile import Tile
 
 MARK = "<image>"  # place of a picture in a prompt; without any, pictures stand before it

@@ -70,8 +70,14 @@ def shuffle(value: bool, _: Values) -> dict[str, Any]:
     return {"train.loader.shuffle": not value}
 
 
-def packed(value: bool, _: Values) -> dict[str, Any]:
-    return {"prepare.packing": "concatenate"} if value else {}
+def packed(value: bool, values: Values) -> dict[str, Any]:
+    whole = bool(values.get("raw2ids --image_path"))
+    return {"prepare.packing": "best_fit" if whole else "concatenate"} if value else {}
+
+
+def pictured(value: str, values: Values) -> dict[str, Any]:
+    model = values.get("raw2ids --tokenizer")
+    return {"prepare.images.folder": value, "prepare.images.model": model} if value else {}
 
 
 IMAGES = "text only"
@@ -98,9 +104,14 @@ RAW2IDS = (
     ),
     none("raw2ids --pad", "nothing is padded on disk"),
     none("raw2ids --filter", "rows without a trained token add nothing to a loss by tokens"),
-    none("raw2ids --image_path", IMAGES),
-    none("raw2ids --max_pixels", IMAGES),
-    none("raw2ids --max_num", IMAGES),
+    computed(
+        "raw2ids --image_path",
+        ("prepare.images.folder", "prepare.images.model"),
+        pictured,
+        "the model's directory is that of the tokenizer; documents are not cut",
+    ),
+    elsewhere("raw2ids --max_pixels", "prepare.images.processor", "`{max_pixels = ...}`"),
+    elsewhere("raw2ids --max_num", "prepare.images.processor", "`{max_patches = ...}`"),
     none("raw2ids --tmp", "no scratch directory is needed; it is beside the output"),
     none("raw2ids -T", "processes; the tokenizer leaves the interpreter's lock by itself"),
     none("raw2ids -C", "remove the output directory"),

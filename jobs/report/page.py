@@ -27,7 +27,11 @@ STEP_CURVES = {  # of a step's line: title, its fields with their names in the l
     "How full batches are": ({"fill": "fill", "trained_share": "trained share"}, "share"),
     "Router loss": ({"router_loss": "router loss"}, "loss"),
     "Norms of what adapters add": (
-        {"product_norm_mean": "mean", "product_norm_max": "largest"},
+        {
+            "product_norm_mean": "mean",
+            "product_norm_min": "smallest",
+            "product_norm_max": "largest",
+        },
         "norm",
     ),
 }

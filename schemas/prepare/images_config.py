@@ -56,7 +56,7 @@ class ImagesConfig(Config):
     encoding: Literal["png", "webp", "jpeg"] = Field(
         "png",
         description='How prepared pictures are kept: `"png"` and `"webp"` without loss, `"jpeg"` '
-        "with some, in a tenth of the bytes.",
+        "with some, in about a third of the bytes.",
     )
     jpeg_quality: int = Field(95, ge=50, le=100, description="Quality of `jpeg`.")
     block_pictures: int = Field(

@@ -18,7 +18,7 @@ from headrace.schemas.shards.shard_kind import ShardKind
 
 Packing = Literal["concatenate", "best_fit", "none"]
 Overlong = Literal["split", "truncate", "drop"]
-TokenizerBackend = Literal["tokenizers", "fastokens"]
+TokenizerBackend = Literal["auto", "tokenizers", "fastokens"]
 SpecialToken = Literal[
     "bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"
 ]
@@ -34,10 +34,11 @@ class PrepareConfig(Config):
         description="Directory with `tokenizer.json` (a model directory will do)."
     )
     tokenizer_backend: TokenizerBackend = Field(
-        "tokenizers",
+        "auto",
         description='`"fastokens"` is many times faster. Its ids are compared with those of '
         "`tokenizers` on a sample of every block, and any difference stops the run, so that the "
-        "choice changes nothing in the output.",
+        'choice changes nothing in the output. `"auto"` takes it where it is installed and gives '
+        "the ids of hard texts.",
     )
     sequence_len: int = Field(1024, ge=8, le=1 << 20, description="Tokens in one training row.")
     packing: Packing = Field(

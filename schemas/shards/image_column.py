@@ -9,14 +9,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.schemas.shards.arrow_numbers import numbers_of, one_chunk
+from headrace.schemas.shards.shard_format import IMAGE_NUMBERS, IMAGES
 
-IMAGES = "images"
-IMAGE_BYTES = "images.list.element.bytes"  # its path in Parquet
-IMAGE_NUMBERS = ("picture", "tokens", "width", "height")
-IMAGE_TYPE = pa.struct(
-    [pa.field("bytes", pa.binary()), *(pa.field(name, pa.int32()) for name in IMAGE_NUMBERS)]
-)
-IMAGES_FIELD = pa.field(IMAGES, pa.list_(IMAGE_TYPE))
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")  # PNG, JPEG, WebP
 MAX_SIDE = 1 << 24
 

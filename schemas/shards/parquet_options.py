@@ -5,8 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headrace.schemas.shards.image_column import IMAGE_BYTES
-from headrace.schemas.shards.shard_format import shard_schema
+from headrace.schemas.shards.shard_format import IMAGE_BYTES, shard_schema
 from headrace.schemas.shards.shard_kind import ShardKind
 
 # Parquet options that decide a shard's bytes; measured in docs/shard-format.md

@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.schemas.shards.arrow_numbers import numbers_of, one_chunk
-from headrace.schemas.shards.image_column import IMAGES, problems_of_images
+from headrace.schemas.shards.image_column import problems_of_images
 from headrace.schemas.shards.manifest import Manifest
-from headrace.schemas.shards.shard_format import SIDES
+from headrace.schemas.shards.shard_format import IMAGES, SIDES
 
 CONTROL_CLASSES = (-1, 1)
 NULLABLE = ("loss_mask", "rejected_loss_mask", "control_class", IMAGES)

@@ -4,7 +4,6 @@ from typing import Final
 
 import pyarrow as pa
 
-from headrace.schemas.shards.image_column import IMAGES_FIELD
 from headrace.schemas.shards.shard_kind import ShardKind
 
 SHARD_FORMAT: Final = "headrace-shards"
@@ -16,6 +15,14 @@ EVALUATION: Final = "evaluation"
 SPLITS = (TRAIN, EVALUATION)
 FILE_STEMS = {TRAIN: "shard", EVALUATION: "evaluation"}
 
+
+IMAGES = "images"
+IMAGE_BYTES = "images.list.element.bytes"  # its path in Parquet
+IMAGE_NUMBERS = ("picture", "tokens", "width", "height")
+IMAGE_TYPE = pa.struct(
+    [pa.field("bytes", pa.binary()), *(pa.field(name, pa.int32()) for name in IMAGE_NUMBERS)]
+)
+IMAGES_FIELD = pa.field(IMAGES, pa.list_(IMAGE_TYPE))
 
 COLUMNS = pa.schema(
     [

@@ -128,6 +128,12 @@ class ReportingConfig(Config):
         "each other of losses, stops and damage only then, and wherever an evaluation or a save is "
         "due. `anomalies.spike_factor` needs every step, and gets it.",
     )
+    adapter_norms_every: int = Field(
+        10,
+        ge=0,
+        description="Steps between two that report the norms of what LoRA adapters add. 0: none "
+        "does, unless `regularization.max_product_norm` needs them at every step.",
+    )
     token_statistics_every: int = Field(
         0,
         ge=0,

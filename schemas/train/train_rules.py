@@ -121,7 +121,6 @@ def check_tensor(config: "TrainConfig") -> None:
     entrywise = ", ".join(name for name, record in OPTIMIZERS.items() if record.shardable)
     refusals = [
         (config.rejected_sampling is not None, "[rejected_sampling]", "drop it"),
-        (config.sequence_slices > 1, "sequence_slices", "use more micro-batches"),
         (config.tiles > 1, "tiles", "drop it"),
         (
             not config.adapter.record.has_parts,
@@ -135,6 +134,7 @@ def check_tensor(config: "TrainConfig") -> None:
             'use modules_to_save = ["embed_tokens", "lm_head"]',
         ),
         (config.objective.has_reference, f'objective.kind = "{objective}"', "use another"),
+        (config.objective.record.scores, f'objective.kind = "{objective}"', "use another"),
         (bool(config.relora.every_steps), "relora.every_steps", "drop it"),
         (bool(config.regularization.product_decay), "regularization.product_decay", "drop it"),
         (

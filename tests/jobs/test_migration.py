@@ -607,6 +607,14 @@ def test_axolotl(tmp_path, monkeypatch):
     assert head(Path()).count("not taken over") == 1  # gptq
 
 
+def test_jllms_folder_of_pictures_becomes_a_table(tmp_path):
+    options = "--image_path images --max_pixels 602112 -o"
+    script = JLLM_SCRIPT.replace("-t pretrain", "-t ft").replace("-o", options, 1)
+    prepare = imported(tmp_path, "run.sh", script)["prepare.toml"]
+    assert prepare["images"] == {"folder": "images", "model": "models/big"}
+    assert prepare["packing"] == "best_fit"
+
+
 def test_jllm(tmp_path):
     files = imported(tmp_path, "run.sh", JLLM_SCRIPT)
     assert files["prepare.toml"] == {

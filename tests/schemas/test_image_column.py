@@ -10,9 +10,8 @@ from pictures import images_record, random_rows, write_picture_shards
 from pydantic import ValidationError
 
 from headrace.dataprep.shards.verify import check_content
-from headrace.schemas.shards.image_column import IMAGE_BYTES
 from headrace.schemas.shards.manifest import ImagesRecord
-from headrace.schemas.shards.shard_format import shard_schema
+from headrace.schemas.shards.shard_format import IMAGE_BYTES, shard_schema
 from headrace.schemas.shards.shard_rows import open_shard
 
 RECORD = images_record("qwen2_vl", {"patch_size": 14, "merge_size": 2}, placeholder=5)

@@ -31,6 +31,7 @@ STEP = StepMetrics(
     tflops=0.5,
     mfu=0.25,
     product_norm_mean=1.5,
+    product_norm_min=0.5,
     product_norm_max=2.5,
     products_scaled=1,
     product_norm_histogram=None,

@@ -1,6 +1,8 @@
 """Tiny random vision-language models of every family, with their processors' files, and rows."""
 
 import json
+from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +14,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoModelForImageTextToText
 
+from headrace.dataprep.images.families import family_rule
+from headrace.schemas.vision import families as schema_families
+from headrace.schemas.vision.processor import Processor
+from headrace.schemas.vision.processor_files import ProcessorFiles
 from headrace.trainer.architecture.read_architecture import read_architecture
 from headrace.trainer.batches.vision_batch import make_vision_batch
 from headrace.trainer.order.position import OverlongCount, Position
@@ -89,6 +95,13 @@ PIXTRAL_TOWER = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
 CLIP = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False, **SQUARE}
+LLAVA_NEXT = {
+    "image_processor_type": "LlavaNextImageProcessor",
+    "size": {"shortest_edge": 16},
+    "crop_size": {"height": 16, "width": 16},
+    "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]],
+    "do_center_crop": False,
+}
 # family -> (config, processor)
 FAMILIES = {
     "qwen2_vl": (
@@ -176,6 +189,15 @@ FAMILIES = {
         },
         {"image_processor_type": "PixtralImageProcessor", "patch_size": 4},
     ),
+    "llava_next": (
+        {
+            **IDS,
+            "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]],
+            "text_config": {"model_type": "llama", **TEXT},
+            "vision_config": {"model_type": "clip_vision_model", **ENCODER},
+        },
+        LLAVA_NEXT,
+    ),
     "mistral3": (
         {
             **IDS,
@@ -225,6 +247,9 @@ FAMILIES = {
 TYPES = {"pixtral": "llava"}  # family -> model_type, where they differ
 ANY_SIZE = [(16, 8), (8, 8), (24, 16), (16, 16)]
 OF_ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "mistral3", "pixtral")
+
+
+WHOLE = {}  # a picture by its first tile
 
 
 def save_tiny(family, directory, scale=0.15, **changes):
@@ -278,6 +303,19 @@ def tokens_of(family, size):
     return 16 if family == "llava" else (width // 8) * (height // 8)
 
 
+def tiles_of(family, picture):
+    """The tiles of one picture, and the placeholders that it fills."""
+    if family != "llava_next":
+        return [picture], tokens_of(family, picture.size)
+    config, processor = FAMILIES[family]
+    vision = {"vision_config": config["vision_config"]}
+    table = {"patch_size": 4, "num_additional_image_tokens": 1}
+    files = ProcessorFiles(Path("tiny"), processor, table, vision, {})
+    own = Processor(family, schema_families.FAMILIES[family].settings(files))
+    prepared = family_rule(own).prepare(picture)
+    return prepared.tiles, prepared.tokens
+
+
 def make_rows(family, documents=((2, 0), (1, 4, 0), (3,)), seed=0):
     """Rows of documents with these many pictures each."""
     chance = np.random.default_rng(seed)
@@ -288,9 +326,11 @@ def make_rows(family, documents=((2, 0), (1, 4, 0), (3,)), seed=0):
             document = chance.integers(10, VOCABULARY, chance.integers(3, 7)).tolist()
             for _ in range(count):
                 size = sizes_of(family)[int(chance.integers(len(sizes_of(family))))]
-                tokens = tokens_of(family, size)
                 picture = noise(size, int(chance.integers(1 << 20)))
-                images.append(Tile(encoded(picture), len(images), tokens, *size))
+                tiles, tokens = tiles_of(family, picture)
+                number = images[-1].picture + 1 if images else 0
+                images += [Tile(encoded(tile), number, tokens, *size) for tile in tiles]
+                WHOLE[images[-len(tiles)].bytes] = picture
                 document += [START, *[PLACEHOLDER] * tokens, END]
                 document += chance.integers(10, VOCABULARY, chance.integers(1, 5)).tolist()
             ids += document
@@ -315,17 +355,14 @@ def batch_of(model, rows, length=None):
 def documents_of(rows):
     """Each document alone: ids, and the images that it has, in order."""
     for row in rows:
-        start, images = 0, iter(row.images)
-        left = None
+        pictures = [list(group) for _, group in groupby(row.images, lambda tile: tile.picture)]
+        start = 0
         for length in row.document_lengths:
             ids = row.input_ids[start : start + length]
             filled, own = int((ids == PLACEHOLDER).sum()), []
             while filled:
-                tile = left or next(images)
-                left = None
-                if not own or own[-1].picture != tile.picture:
-                    filled -= tile.tokens
-                own.append(tile)
+                own += pictures.pop(0)
+                filled -= own[-1].tokens
             yield ids, row.loss_mask[start : start + length], own
             start += length
 
@@ -334,9 +371,11 @@ def their_arguments(model, family, tiles):
     """What transformers' own processor makes of pictures."""
     import io
 
-    images = [Image.open(io.BytesIO(tile.bytes)) for tile in tiles]
+    resizes = family == "llava_next"  # whose tiles it makes of whole pictures
+    first = [t for n, t in enumerate(tiles) if not n or t.picture != tiles[n - 1].picture]
+    images = [WHOLE.get(t.bytes) or Image.open(io.BytesIO(t.bytes)) for t in first]
     processor = AutoImageProcessor.from_pretrained(model, backend="pil")
-    return dict(processor(images=images, return_tensors="pt", do_resize=False))
+    return dict(processor(images=images, return_tensors="pt", do_resize=resizes))
 
 
 def reference_losses(model, theirs, family, rows):

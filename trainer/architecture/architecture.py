@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -15,6 +16,7 @@ from headrace.trainer.architecture.families import Family
 from headrace.trainer.architecture.router import Router
 from headrace.trainer.families.alibi import Alibi
 from headrace.trainer.vision.families import VisionFamily
+from headrace.trainer.vision.tower import vision_part
 
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
 
@@ -66,8 +68,18 @@ class Architecture:
     @property
     def parts(self) -> list[str]:
         """List the paths of all parts that have weights, in order of use, each once."""
-        tower = [] if self.vision is None else self.vision.modules
+        tower = [] if self.vision is None else self.vision.paths
         return [*tower, *self.family.parts(self.config.num_hidden_layers)]
+
+    def part(self, model: nn.Module, path: str, prefix: str = "") -> nn.Module:
+        """Return the part of a model at one of the paths of `parts`.
+
+        Args:
+            prefix: before the model's own names.
+        """
+        if self.vision is not None and path in self.vision.paths:
+            return vision_part(model, self.vision, path, prefix)
+        return model.get_submodule(prefix + path)
 
     @property
     def tied(self) -> bool:

@@ -31,6 +31,8 @@ from headrace.trainer.shards.shard_reader import ShardReader
 from headrace.trainer.vision.processor import Processor, open_processor
 
 TOKEN_BYTES = 8  # of a batch: id and label, both int32
+# of a picture's token: 28 x 28 pixels in float32, twice as Qwen-VL's towers take them
+PICTURE_BYTES = 28 * 28 * 3 * 4 * 2
 
 
 def build_train_loader(
@@ -114,5 +116,6 @@ def processor_of(config: TrainConfig) -> Processor:
 def prefetch_depth(config: TrainConfig, micro_batches: int, room: int) -> int:
     """Batches to read ahead: as many as asked for, and as fit into `prefetch_bytes`, but one."""
     tokens = config.micro_batch_size * micro_batches * room
-    fitting = config.loader.prefetch_bytes // (TOKEN_BYTES * tokens)
+    size = TOKEN_BYTES + (0 if config.vision is None else PICTURE_BYTES)
+    fitting = config.loader.prefetch_bytes // (size * tokens)
     return min(config.loader.prefetch_batches, max(1, fitting))

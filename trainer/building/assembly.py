@@ -129,7 +129,10 @@ def take_modules(
 ) -> dict[str, nn.Module]:
     """Take a stage's modules out of the whole model; layers with a state restart at documents."""
     family = plan.architecture.family
-    modules = {name: plan.model.get_submodule(name) for name in names.used}
+    whole, prefix = plan.architecture, names.prefix
+    modules = {
+        name: whole.part(plan.model, name.removeprefix(prefix), prefix) for name in names.used
+    }
     for name, (index, half) in zip(names.layers, cut.layers.pieces(), strict=True):
         if family.states is not None and plan.architecture.stateful[index]:
             mixer = mixer_of(modules[name], family.states)

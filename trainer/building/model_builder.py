@@ -15,7 +15,7 @@ from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import flops_per_token
 from headrace.trainer.building.partition import StageCut, partition
-from headrace.trainer.building.reference import reference_of, teacher_of
+from headrace.trainer.building.reference import reference_of
 from headrace.trainer.layers.sequence_attention import share_rows
 from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
 from headrace.trainer.quantized.selection import check_fp8_device
@@ -143,3 +143,19 @@ def join(built: Sequence[BuiltStage]) -> BuiltStage:
             {name: value for part in built for name, value in part.history.initial.items()}
         ),
     )
+
+
+def teacher_of(plan: Plan, config: ModelConfig, stage: int, device: torch.device) -> StageSpec:
+    """A stage of the model that an objective learns from, whole and frozen.
+
+    Args:
+        plan: of the teacher.
+        config: by which it is laid out, `TrainConfig.of_teacher`.
+
+    Raises:
+        DataError: its weights are not there.
+    """
+    plan.model.requires_grad_(False)
+    cut = StageCut(stage, config.parts, partition(config, plan.size)[stage])
+    spec, _ = fill_stage(config, plan, cut, device)
+    return replace(spec, autocast=False, router_loss=None, recompute=frozenset())

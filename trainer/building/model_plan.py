@@ -29,4 +29,4 @@ class Plan:
     def vision_paths(self) -> list[str]:
         """Return the paths of vision tower and projector, if the model is run with them."""
         vision = self.architecture.vision
-        return [] if vision is None else vision.modules
+        return [] if vision is None else vision.paths

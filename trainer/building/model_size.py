@@ -115,8 +115,8 @@ def vision_size(model: nn.Module, architecture: Architecture, prefix: str) -> Pa
     """Count the weights of tower and projector; None without."""
     if architecture.vision is None:
         return None
-    paths = architecture.vision.modules
-    return part_size([model.get_submodule(prefix + path) for path in paths], 1.0)
+    paths = architecture.vision.paths
+    return part_size([architecture.part(model, path, prefix) for path in paths], 1.0)
 
 
 def flops_per_token(size: ModelSize, full: bool) -> float:

@@ -10,11 +10,10 @@ from headrace.schemas.train.model_config import ModelConfig
 from headrace.trainer.adapters.names import base_name, is_adapter
 from headrace.trainer.architecture.read_architecture import lay_out
 from headrace.trainer.building.assembly import assemble
-from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.held_values import lay_out_with_buffers
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import find_slots, stored_buffers
-from headrace.trainer.building.partition import StageCut, partition
+from headrace.trainer.building.partition import StageCut
 from headrace.trainer.quantized.modules import QuantizableModule
 from headrace.trainer.stage.spec import StageSpec
 
@@ -48,22 +47,6 @@ def reference_of(
         copy_weights(policy, reference)
     share_buffers(policy, reference)
     return replace(reference, weight_offload=policy.weight_offload)
-
-
-def teacher_of(plan: Plan, config: ModelConfig, stage: int, device: torch.device) -> StageSpec:
-    """A stage of the model that an objective learns from, whole and frozen.
-
-    Args:
-        plan: of the teacher.
-        config: by which it is laid out, `TrainConfig.of_teacher`.
-
-    Raises:
-        DataError: its weights are not there.
-    """
-    plan.model.requires_grad_(False)
-    cut = StageCut(stage, config.parts, partition(config, plan.size)[stage])
-    spec, _ = fill_stage(config, plan, cut, device)
-    return replace(spec, autocast=False, router_loss=None, recompute=frozenset())
 
 
 def share_modules(policy: StageSpec, model: Any) -> None:

@@ -11,7 +11,6 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.architecture.architecture import Architecture, Growth
 from headrace.trainer.families.score import WEIGHT
-from headrace.trainer.objectives.scored_model import initial_score, split_score
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
 
@@ -155,10 +154,7 @@ class RandomWeights:
         """Yield the values that `WeightSource` promises, made on the device."""
         for name, shape in wanted:
             if len(shape) > 1:
-                generator = torch.Generator(self.device)
-                generator.manual_seed(derive_seed(self.seed, "weights", name))
-                value = torch.empty(shape, device=self.device)
-                yield value.normal_(std=self.deviation, generator=generator)
+                yield self._drawn(name, shape)
             else:
                 yield self._vector(name, shape)
 
@@ -166,11 +162,20 @@ class RandomWeights:
         """Return None for each: all stay as they were constructed."""
         return iter([None] * len(wanted))
 
+    def _drawn(self, name: str, shape: torch.Size) -> Tensor:
+        """Draw normal values, on the device."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed(derive_seed(self.seed, "weights", name))
+        value = torch.empty(shape, device=self.device)
+        return value.normal_(std=self.deviation, generator=generator)
+
     def _vector(self, name: str, shape: torch.Size) -> Tensor:
         """Biases are 0, norms as the model's own initialization sets them."""
         owner, _, attribute = name.rpartition(".")
         if attribute.endswith("bias"):
             return torch.zeros(shape)
+        if owner == self.model.base_model_prefix:  # a vision projector's; a copy would be the model
+            return self._drawn(name, shape)
         module = copy.deepcopy(self.model.get_submodule(owner)).to_empty(device="cpu")
         vector: nn.Parameter = getattr(module, attribute)
         nn.init.ones_(vector)
@@ -178,3 +183,22 @@ class RandomWeights:
             torch.manual_seed(derive_seed(self.seed, "weights", name))
             self.model._init_weights(module)
         return vector.detach()
+
+
+def initial_score(config: Any, shape: Sequence[int], seed: int) -> Tensor:
+    """Return the weight of a new head, normal with the model's own deviation."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "weights", WEIGHT))
+    deviation = getattr(config, "initializer_range", None) or 0.02
+    return torch.empty(tuple(shape)).normal_(std=deviation, generator=generator)
+
+
+def split_score(
+    wanted: Sequence[tuple[str, torch.Size]], stored: bool
+) -> tuple[list[tuple[str, torch.Size]], Iterator[bool]]:
+    """Return what is asked of the files, and of each thing wanted whether that is there.
+
+    Args:
+        stored: whether the files have a score already.
+    """
+    there = [stored or name != WEIGHT for name, _ in wanted]
+    return [item for item, found in zip(wanted, there, strict=True) if found], iter(there)

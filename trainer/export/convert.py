@@ -160,7 +160,7 @@ def write_model(
     paths = architecture.parts
     if architecture.tied:
         paths.remove(family.head)
-    slots = {path: list(find_slots({path: skeleton.get_submodule(path)})) for path in paths}
+    slots = {path: list(find_slots({path: architecture.part(skeleton, path)})) for path in paths}
     sizes = {p: sum(s.empty.numel() for s in slots[p]) * dtype.itemsize for p in paths}
     writer = ModelWriter(output, skeleton, 0, file_count(list(sizes.values())))
     with grown(StoredWeights(base, skeleton), architecture) as source:
@@ -175,7 +175,7 @@ def write_model(
 
 def module_buffers(path: str, plan: Plan, source: WeightSource) -> dict[str, Tensor]:
     """A module's buffers, those that the base model's files hold."""
-    slots = stored_buffers({path: plan.plain.get_submodule(path)})
+    slots = stored_buffers({path: plan.architecture.part(plan.plain, path)})
     wanted = [(plan.method.stored_name(slot.name), slot.value.shape) for slot in slots]
     values = zip(slots, source.read_buffers(wanted), strict=True)
     return {slot.name: value for slot, value in values if value is not None}

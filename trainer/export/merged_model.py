@@ -79,11 +79,11 @@ def write_merged(
     unused = set(tensors)
     paths = paths_to_write(architecture, skeleton, tensors)
     dtype = getattr(architecture.config, "dtype", None) or torch.float32
-    sizes = [stored_size(skeleton.get_submodule(path), dtype) for path in paths]
+    sizes = [stored_size(architecture.part(skeleton, path), dtype) for path in paths]
     writer = ModelWriter(output, skeleton, 0, file_count(sizes))
     with base_weights(model, architecture) as source:
         for path, size in progress(list(zip(paths, sizes, strict=True)), sizes, "merge"):
-            name, module = PEFT_PREFIX + path, wrapped.get_submodule(PEFT_PREFIX + path)
+            name, module = PEFT_PREFIX + path, architecture.part(wrapped, path, PEFT_PREFIX)
             slots = list(find_slots({name: module}))
             unused -= fill_adapter(slots, tensors, adapter)
             unused -= fill_base(slots, source, architecture, tensors, adapter)

@@ -6,7 +6,8 @@ without a window go to torch's `scaled_dot_product_attention`, there cuDNN, soft
 FlexAttention, and all else to FlashAttention 2.
 """
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from headrace.trainer import devices
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.row_slice import WHOLE_ROWS, RowSlice
 
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
 NAME = "headrace_documents"
 
 
@@ -281,6 +283,15 @@ def attend_under_mask(
         scores = torch.cat([scores, further], dim=-1)
     shares = torch.softmax(scores, dim=-1)[..., : key.shape[2]].to(value.dtype)
     return (shares @ value).transpose(1, 2)
+
+
+def attention_named(name: str, module: nn.Module) -> Attend:
+    """Return an attention of transformers'; the eager one is in the file of the model's module."""
+    if name == "eager":
+        eager: Attend = sys.modules[type(module).__module__].eager_attention_forward
+        return eager
+    found: Attend = AttentionInterface()[name]
+    return found
 
 
 AttentionInterface.register(NAME, attend)

@@ -6,8 +6,7 @@ are. Source: DeepSpeed Ulysses, https://arxiv.org/abs/2309.14509. transformers 5
 """
 
 import math
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from headrace.trainer.sequence_slice import SequenceSlice
 
 PREFIX = "headrace_sequence_"  # before the name of the attention that each rank runs
 PER_HEAD = "s_aux"  # sinks, [heads], as layers hand them on
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class HeadShare:
@@ -74,7 +72,7 @@ class SequenceAttention:
         if others.get(PER_HEAD) is not None:
             others[PER_HEAD] = part.share(others[PER_HEAD], 0)
         share = HeadShare(module, part, query.shape[1] // key.shape[1])
-        output, _ = attention_named(self.inner, module)(
+        output, _ = document_attention.attention_named(self.inner, module)(
             share, query, key, value, attention_mask, **others
         )
         return tokens_for_heads(output, part), None
@@ -91,16 +89,6 @@ def check_heads(heads: int, ranks: int) -> None:
             f"sequence_parallel = {ranks} does not divide the {heads} attention heads of the "
             "model; use a divisor of them"
         )
-
-
-def attention_named(name: str, module: nn.Module) -> Attend:
-    """Return an attention of transformers'; the eager one is in the file of the model's module."""
-    if name == "eager":
-        owner = module.module if isinstance(module, HeadShare) else module
-        eager: Attend = sys.modules[type(owner).__module__].eager_attention_forward
-        return eager
-    found: Attend = AttentionInterface()[name]
-    return found
 
 
 def heads_for_tokens(states: list[Tensor], part: SequenceSlice) -> list[Tensor]:

@@ -35,6 +35,7 @@ TRAIN_CURVES = (
     "tflops",
     "mfu",
     "product_norm_mean",
+    "product_norm_min",
     "product_norm_max",
     "products_scaled",
     "trained_share",

@@ -86,12 +86,13 @@ class StepMetrics(StepFacts):
     fill: float
     source_tokens: dict[str, int]
     data_seconds: float  # longest wait of a process for its part of the batch
-    product_norm_mean: float | None  # of what adapters add, where that is limited
+    product_norm_mean: float | None  # of what adapters add, where that is measured
     product_norm_max: float | None
     products_scaled: int | None
     product_norm_histogram: Histogram | None = None
     token_summary: TokenSummary | None = None  # where it is wanted
     labels: LabelMetrics | None = None  # of single answers
+    product_norm_min: float | None = None
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,16 @@ saved loads as that; read against transformers 5.23, `modeling_layers.py`.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import refuse
 from headrace.trainer.architecture.read_architecture import lay_out
-from headrace.trainer.families.score import SCORE, WEIGHT, is_scored
+from headrace.trainer.families.score import SCORE, is_scored
 
 
 def with_score(base: Architecture, path: str) -> Architecture:
@@ -51,22 +48,3 @@ def has(model: nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def initial_score(config: Any, shape: Sequence[int], seed: int) -> Tensor:
-    """Return the weight of a new head, normal with the model's own deviation."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "weights", WEIGHT))
-    deviation = getattr(config, "initializer_range", None) or 0.02
-    return torch.empty(tuple(shape)).normal_(std=deviation, generator=generator)
-
-
-def split_score(
-    wanted: Sequence[tuple[str, torch.Size]], stored: bool
-) -> tuple[list[tuple[str, torch.Size]], Iterator[bool]]:
-    """Return what is asked of the files, and of each thing wanted whether that is there.
-
-    Args:
-        stored: whether the files have a score already.
-    """
-    there = [stored or name != WEIGHT for name, _ in wanted]
-    return [item for item, found in zip(wanted, there, strict=True) if found], iter(there)

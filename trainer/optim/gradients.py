@@ -35,10 +35,23 @@ def sum_tied(built: BuiltStage, layout: RankLayout) -> None:
 
 
 def sum_partial(trained: Sequence[TrainedParameter], layout: RankLayout) -> None:
-    """Sum the gradients that ranks with parts of the weights have found in part."""
-    if layout.dims.tensor > 1:
-        partial = [item.parameter for item in trained if item.is_partial]
-        sum_over(partial, layout.tensor_group, layout.device)
+    """Sum the gradients that ranks with parts of the weights have found in part.
+
+    Those that each has found whole, of norms and routers, are the first rank's: kernels whose sums
+    differ in their last bits from call to call would let the copies of a weight drift apart.
+    """
+    if layout.dims.tensor == 1:
+        return
+    partial = [item.parameter for item in trained if item.is_partial]
+    sum_over(partial, layout.tensor_group, layout.device)
+    alike = [item.parameter for item in trained if item.cut is None and not item.is_partial]
+    handles = [
+        dist.broadcast(parameter.grad, group=layout.tensor_group, group_src=0, async_op=True)
+        for parameter in alike
+        if parameter.grad is not None
+    ]
+    for handle in handles:
+        handle.wait()
 
 
 def sum_over_copies(parameters: Sequence[nn.Parameter], layout: RankLayout) -> None:

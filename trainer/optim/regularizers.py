@@ -36,7 +36,7 @@ class ProductNorms:
     """Frobenius norms of what adapters add to their weights, before they are limited."""
 
     norms: list[float]
-    scaled: int  # how many were too large
+    scaled: int | None = None  # how many were too large, where they are limited
 
 
 def find_pairs(modules: dict[str, nn.Module]) -> list[Pair]:
@@ -68,13 +68,20 @@ def regularize(
             decay_product(pair, rate * config.product_decay)
     if config.max_product_norm is None:
         return None
-    norms = torch.stack([product_norm(pair) for pair in pairs]).tolist() if pairs else []
-    scaled = 0
+    norms, scaled = measure(pairs).norms, 0
     for pair, norm in zip(pairs, norms, strict=True):
         if norm > config.max_product_norm:
             limit_norm(pair, config.max_product_norm / norm)
             scaled += 1
     return ProductNorms(norms, scaled)
+
+
+@torch.no_grad()
+def measure(pairs: Sequence[Pair]) -> ProductNorms:
+    """Return the norms of what adapters add."""
+    return ProductNorms(
+        torch.stack([product_norm(pair) for pair in pairs]).tolist() if pairs else []
+    )
 
 
 def decay_product(pair: Pair, amount: float) -> None:

@@ -115,7 +115,9 @@ class Loop:
                     parameters = [item.parameter for item in built.trained]
                     gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
                     optimizer.step()
-                    norms = hold_back(config.regularization, built, lr)
+                    every = config.reporting.adapter_norms_every
+                    measures = is_multiple(before.step + 1, every)
+                    norms = hold_back(config.regularization, built, lr, measures=measures)
                 self.restart_adapters_if_due()
                 optimizer.zero_grad()
         report = self.report_of(inputs, losses, answers, norms, data_seconds)

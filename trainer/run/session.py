@@ -13,13 +13,13 @@ from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.checkpoint.checkpoint_folder import (
     CheckpointFolder,
 )
+from headrace.trainer.metrics.answers_log import PromptedAnswer
 from headrace.trainer.metrics.log import MetricsLog
 from headrace.trainer.metrics.metrics import AnswerFacts
 from headrace.trainer.order.data_history import (
     DataHistory,
 )
 from headrace.trainer.pipeline.engine import StageEngine
-from headrace.trainer.pipeline.prompted_answers import PromptedAnswers
 from headrace.trainer.run.evaluation import EvaluationSet
 
 
@@ -28,6 +28,13 @@ class RejectedAnswers(Protocol):
 
     def replace(self, batch: Batch | None, step: int) -> tuple[Batch | None, AnswerFacts]:
         """Return the batch with new answers, and facts of them; None at all but first stages."""
+
+
+class PromptedAnswers(Protocol):
+    """A source of answers to prompts that the config names, for people to read."""
+
+    def answer(self) -> list[PromptedAnswer]:
+        """Return the answers, at the first rank; none elsewhere. Every rank takes part."""
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ def step_metrics(reports: Sequence[Report], facts: StepFacts, room: int) -> Step
     router_losses = [r.router_loss for r in reports if r.router_loss is not None]
     limited = [r.norms for r in reports if r.norms is not None]
     norms = [norm for part in limited for norm in part.norms]
+    scaled = [part.scaled for part in limited if part.scaled is not None]
     return StepMetrics(
         **vars(facts),
         loss=mean_loss(losses),
@@ -135,8 +136,9 @@ def step_metrics(reports: Sequence[Report], facts: StepFacts, room: int) -> Step
         source_tokens=tokens_by_source(rows),
         data_seconds=max(report.data_seconds for report in reports),
         product_norm_mean=math.fsum(norms) / len(norms) if norms else None,
+        product_norm_min=min(norms) if norms else None,
         product_norm_max=max(norms) if norms else None,
-        products_scaled=sum(part.scaled for part in limited) if limited else None,
+        products_scaled=sum(scaled) if scaled else None,
         product_norm_histogram=Histogram.of(norms) if norms else None,
         token_summary=summarize([r.tokens for r in reports if r.tokens is not None]),
     )

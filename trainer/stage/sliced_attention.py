@@ -14,7 +14,6 @@ from transformers import AttentionInterface
 
 from headrace.trainer.layers import document_attention
 from headrace.trainer.layers.rotary_attention import RotaryAttention
-from headrace.trainer.layers.sequence_attention import attention_named
 from headrace.trainer.row_slice import KeptKeys
 
 PREFIX = "headrace_slices_"  # before the name of the attention that runs
@@ -72,7 +71,8 @@ class SlicedAttention:
             attention_mask: of the slice's tokens, over all up to its end.
         """
         key, value = getattr(module, HOLDER).join(key, value)
-        attend = attention_named(self.inner, module)
+        owner = getattr(module, "module", module)  # of a rank's share of the heads
+        attend = document_attention.attention_named(self.inner, owner)
         output, _ = attend(module, query, key, value, attention_mask, **others)
         return output, None
 

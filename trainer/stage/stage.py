@@ -127,8 +127,9 @@ class Stage(nn.Module):
     @property
     def device(self) -> torch.device:
         """Return the device of the layers; the embedding may be elsewhere."""
-        modules = self.layers or self.parts  # none with layers: the stage of a vision tower
-        return next(modules[-1].parameters()).device
+        if not self.layers:  # the stage of a vision tower
+            return next(self.parts[-1].parameters()).device
+        return next(self.layers[0].parameters()).device
 
     def train(self, mode: bool = True) -> "Stage":
         """Set the mode of all modules; the reference stays in evaluation mode."""

@@ -19,6 +19,7 @@ class VisionFamily:
     tower: str = "model.vision_tower"
     projectors: tuple[str, ...] = ("model.multi_modal_projector",)  # inside the tower, maybe
     language: str = "model.language_model"
+    parameters: tuple[str, ...] = ()  # of the projector that lie at the body itself
     three_axes: bool = False  # rotary positions in time, height and width
     two_way: bool = False  # tokens of a picture see each other both ways
     marks: str | None = None  # argument of the model that tells tokens of pictures from others
@@ -30,13 +31,21 @@ class VisionFamily:
         inside = f"{self.tower}."
         return [self.tower, *(path for path in self.projectors if not path.startswith(inside))]
 
+    @property
+    def paths(self) -> list[str]:
+        """Paths of all that has weights; the body's stands for its own parameters alone."""
+        return [*self.modules, *([self.body] if self.parameters else [])]
+
     def is_projector(self, name: str) -> bool:
         """Return whether a weight of this name, in the whole model, is the projector's."""
-        return is_inside(name, self.projectors)
+        return is_inside(name, self.projectors) or self._is_own(name)
 
     def is_vision(self, name: str) -> bool:
         """Return whether a module or weight of this name is the tower's or the projector's."""
-        return is_inside(name, self.modules)
+        return is_inside(name, self.modules) or self._is_own(name)
+
+    def _is_own(self, name: str) -> bool:
+        return name in {f"{self.body}.{parameter}" for parameter in self.parameters}
 
 
 def is_inside(name: str, paths: Sequence[str]) -> bool:
@@ -66,6 +75,7 @@ VISION_FAMILIES: Mapping[str, VisionFamily] = {
     "idefics3": IDEFICS_3,
     "internvl": VisionFamily("tiles"),
     "llava": VisionFamily("tiles"),
+    "llava_next": VisionFamily("tiles with sizes", parameters=("image_newline",)),
     "mistral3": VisionFamily("padded"),
     "pixtral": VisionFamily("padded"),
     "qwen2_5_vl": QWEN,

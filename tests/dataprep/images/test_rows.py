@@ -138,6 +138,43 @@ def test_pictures_in_columns_of_datasets_are_read(config, run, write_rows):
     assert_document(*rows_of("out"), "qwen2_vl")
 
 
+def test_pictures_at_addresses_are_read_where_the_config_allows_them(config, run, write_rows):
+    folder = Path("pictures").resolve().as_uri()
+    rows = [
+        [{"user": [MARKED, f"{folder}/0.png", f"{folder}/7.png"]}, {"assistant": ANSWER}],
+        [{"user": ["<image>", f"{folder}-secret/0.png"]}, {"assistant": ANSWER}],
+        [{"user": ["<image>", f"{folder}/none.png"]}, {"assistant": ANSWER}],
+    ]
+    write_rows(rows)
+    run(config(shards=1, images={"folder": None, "addresses": [folder]}))
+    assert_document(*rows_of("out"), "qwen2_vl")
+    rejects = map(json.loads, Path("out/rejects/rejects.jsonl").read_text().splitlines())
+    assert [r["reason"] for r in rejects] == ["address not allowed", "unreachable picture"]
+
+
+def test_paths_may_be_relative_to_a_folder_elsewhere(config, run, write_rows):
+    write_rows([SHAPES["jllm"](), [{"user": ["<image>", "../rows.jsonl"]}, {"assistant": "x"}]])
+    run(config(shards=1, images={"folder": Path("pictures").resolve().as_uri()}))
+    assert_document(*rows_of("out"), "qwen2_vl")
+    (reject,) = map(json.loads, Path("out/rejects/rejects.jsonl").read_text().splitlines())
+    assert reject["reason"] == "path escapes the folder"
+
+
+@pytest.mark.parametrize("encoding", ["webp", "jpeg"])
+def test_other_encodings_hold_the_same_pictures(encoding, config, run, write_rows):
+    write_rows([SHAPES["jllm"]()])
+    run(config(shards=1, images={"encoding": encoding}))
+    (row,) = rows_of("out")
+    _, prepared = expected("qwen2_vl")
+    for entry, picture in zip(row["images"], prepared, strict=True):
+        found = Image.open(io.BytesIO(entry["bytes"]))
+        assert found.format == encoding.upper()
+        wanted = np.asarray(picture.tiles[0]).astype(int)
+        worst = np.abs(np.asarray(found.convert("RGB")) - wanted).max()
+        assert worst <= (0 if encoding == "webp" else 60)
+    assert verify(Path("out")) == []
+
+
 def test_pictures_of_a_row_without_places_stand_before_its_first_question(config, run, write_rows):
     write_rows([asked("Which?", images=["0.png"]), asked("<image>Which?", images=["0.png"])])
     run(config(shards=1))
@@ -348,3 +385,23 @@ def test_other_types_of_axolotl_are_refused(config, run, write_rows):
 def test_types_that_read_no_pictures_are_refused(config, source):
     with pytest.raises(ValidationError, match=r'type = "\w+" reads no pictures; set "chat"'):
         config(packing="none", sources=[{"name": "drawn", "path": "rows.jsonl", **source}])
+
+
+def test_prefixes_and_masks_of_tokens_leave_pictures_where_they_are(config, run, write_rows):
+    write_rows([SHAPES["jllm"](), asked("Hello"), SHAPES["LLaVA"]()])
+    source = {"name": "drawn", "type": "chat", "path": "rows.jsonl", "mask_tokens": True}
+    run(config(shards=1, sequence_prefix="<s>", sources=[source]))
+    (row,) = rows_of("out")
+    assert row["input_ids"][0] == Tokenizer.from_file("qwen2_vl/tokenizer.json").token_to_id("<s>")
+    assert [tile["picture"] for tile in row["images"]] == [0, 1, 2, 3]
+    assert verify(Path("out")) == []
+
+
+def test_pictures_and_labels_go_through_the_search_for_duplicates(config, run, write_rows):
+    rows = [{"prompt": MARKED, "chosen": ANSWER, "rejected": f"a cat {n}"} for n in range(3)]
+    write_rows([row | {"images": ["0.png", "7.png"]} for row in [*rows, rows[0]]])
+    source = {"name": "drawn", "type": "preference", "path": "rows.jsonl"}
+    manifest = run(config(shards=1, sources=[source], deduplicate={"exact": True}))
+    assert len(rows_of("out")) == 3
+    assert manifest.images.ledger.pictures_dropped == {"exact duplicate": 2}
+    assert verify(Path("out")) == []

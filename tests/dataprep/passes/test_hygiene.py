@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.dataprep.input.records import Reject
-from headrace.dataprep.passes import dedup_search, duplicate_keys
+from headrace.dataprep.passes import dedup_pass, duplicate_keys
 from headrace.dataprep.passes.duplicate_keys import EXACT, NEAR, band_shape, hash_windows, normalize
 from headrace.dataprep.rows.encoded_spool import EncodedBlock, read_encoded, write_encoded
 from headrace.dataprep.text.row_format import Document
@@ -158,7 +158,7 @@ def prepared_at_once(tokenizer_folder, tmp_path_factory):
             "sources": [{"name": "a", "type": "documents", "path": str(corpus)}],
         }
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dedup_search, "KEYS_IN_PART", 3)
+            patch.setattr(dedup_pass, "KEYS_IN_PART", 3)
             prepare(PrepareConfig.model_validate(config), 1, Console(file=io.StringIO()))
         rows = pq.read_table(folder / "out" / "shard-00000.parquet")["input_ids"].to_pylist()
         return sorted(tokenizer.decode(ids) for ids in rows)
@@ -217,16 +217,16 @@ def test_bytes_do_not_depend_on_workers_or_on_how_much_is_searched_at_once(
     _, manifest = prepare_texts(texts, "one", **settings)
     assert manifest.sources[0].dropped_documents == {"near duplicate": 10}
     prepare_texts(texts, "two", workers=2, **settings)
-    monkeypatch.setattr(dedup_search, "KEYS_IN_PART", 100)
+    monkeypatch.setattr(dedup_pass, "KEYS_IN_PART", 100)
     prepare_texts(texts, "parts", **settings)
     assert snapshot("one") == snapshot("two") == snapshot("parts")
 
 
 def test_a_corpus_of_copies_has_one_key_a_task_to_compare(prepare_texts, monkeypatch):
     sizes = []
-    gather = dedup_search.gather
+    gather = dedup_pass.gather
     monkeypatch.setattr(
-        dedup_search,
+        dedup_pass,
         "gather",
         lambda *arguments: [sizes.append(len(keys := gather(*arguments))), keys][1],
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from headrace.dataprep.passes import merge_runs, sorted_runs, task_runner
+from headrace.dataprep.rows import row_tables
 from headrace.schemas.errors import DataError
 
 SCRIPT = """
@@ -110,6 +111,8 @@ def test_rows_held_in_memory_do_not_change_bytes(
     run(make_config("large", **PACKINGS[packing]))
     monkeypatch.setattr(sorted_runs, "HELD_TOKENS", 100)
     monkeypatch.setattr(sorted_runs, "GATHERED_TOKENS", 500)
+    monkeypatch.setattr(sorted_runs, "SLICES_AT_ONCE", 2)
+    monkeypatch.setattr(row_tables, "LONG_ROW", 1)  # rows of these tests are short
     run(make_config("small", **PACKINGS[packing]))
     assert snapshot("small") == snapshot("large")
 

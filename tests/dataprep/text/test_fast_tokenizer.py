@@ -49,6 +49,24 @@ def test_ids_that_differ_in_hard_texts_stop_the_run_before_it_begins(
     assert not Path("out").exists()
 
 
+def test_it_is_the_default_where_it_is_installed_and_agrees(
+    corpus, make_config, run, monkeypatch, snapshot
+):
+    asked = []
+    real = fast_tokenizer.encode
+    monkeypatch.setattr(fast_tokenizer, "encode", lambda *a: asked.append(1) or real(*a))
+    run(make_config("fast"))
+    assert asked
+    asked.clear()
+    run(make_config("named", tokenizer_backend="tokenizers"))
+    assert not asked
+    monkeypatch.setattr(fast_tokenizer, "encode", wrong_for("½", real))
+    run(make_config("differs"))
+    monkeypatch.setattr(fast_tokenizer, "find_spec", lambda name: None)
+    run(make_config("missing"))
+    assert snapshot("fast") == snapshot("named") == snapshot("differs") == snapshot("missing")
+
+
 def test_a_missing_library_is_named_with_its_remedy(corpus, make_config, run, monkeypatch):
     monkeypatch.setattr(fast_tokenizer, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"run in a clone of Headrace: pip install '\.\[fast\]'$"):

@@ -21,7 +21,11 @@ sys.addaudithook(watch)
 
 @pytest.mark.parametrize(
     "cut",
-    ["pipeline_stages", pytest.param("sequence_parallel", marks=pytest.mark.exhaustive)],
+    [
+        "pipeline_stages",
+        pytest.param("sequence_parallel", marks=pytest.mark.exhaustive),
+        pytest.param("tensor_parallel", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_only_one_rank_of_each_replica_opens_shards(
     training: Training, tiny_shards, tmp_path, monkeypatch, cut

@@ -38,6 +38,7 @@ def test_adapters_of_all_stages_are_in_the_norms():
     last = report(ProductNorms([8.0], scaled=1), [RowLoss("a", 60.0, 30)])
     metrics = step_metrics([first, last], FACTS, ROOM)
     assert (metrics.product_norm_mean, metrics.product_norm_max) == (4.0, 8.0)
+    assert metrics.product_norm_min == 1.0
     assert metrics.products_scaled == 2
     counts = metrics.product_norm_histogram.counts
     assert (counts[0], counts[-1], sum(counts)) == (1, 1, 3)

@@ -16,9 +16,10 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.trainer.architecture.read_architecture import read_architecture
 from headrace.trainer.batches.pair_batch import ends_of, make_scored_batch
+from headrace.trainer.building.weight_source import initial_score
 from headrace.trainer.export.merge import merge
 from headrace.trainer.export.sample import Sampler
-from headrace.trainer.objectives.scored_model import initial_score, with_score
+from headrace.trainer.objectives.scored_model import with_score
 from headrace.trainer.order.position import OverlongCount, Position
 from headrace.trainer.shards.decoded_pairs import DecodedPairs
 from headrace.trainer.shards.row_groups import RowAddress, list_row_groups

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from tiny_families import LAYERS, build, config_of, save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headrace.schemas.train.optimizer_config import RegularizationConfig
 from headrace.schemas.train.train_config import TrainConfig
-from headrace.trainer.optim.regularizers import Pair, product_norm, regularize
+from headrace.trainer.optim.regularizers import Pair, find_pairs, product_norm, regularize
+from headrace.trainer.run.optimizer_step import hold_back
 from headrace.trainer.stage.embedding import embedding_noise
 
 SETTINGS = {
@@ -126,3 +128,30 @@ def test_noise_is_uniform_and_as_large_as_the_rows_length_says():
 def test_what_does_not_go_together_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig.model_validate(SETTINGS | settings)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "measured"),
+    [
+        ({"kind": "lora", "rank": 4}, True),
+        ({"kind": "dora", "rank": 4}, True),
+        ({"kind": "none"}, False),
+        ({"kind": "blocks", "blocks": 1}, False),
+    ],
+)
+def test_norms_of_adapters_are_measured_without_a_limit(adapter, measured, tmp_path):
+    (built,) = build(config_of(save_tiny("llama", tmp_path / "model"), 1, adapter))
+    config = RegularizationConfig()
+    assert hold_back(config, built, 1e-3) is None
+    found = hold_back(config, built, 1e-3, measures=True)
+    if not measured:
+        assert found is None
+        return
+    assert found.scaled is None
+    assert found.norms == [0.0] * 7 * LAYERS  # B begins at zero
+    pair = find_pairs(built.names)[3]
+    with torch.no_grad():
+        pair.up.fill_(0.5)
+    found = hold_back(config, built, 1e-3, measures=True)
+    product = pair.scale * (pair.up @ pair.down)
+    assert found.norms[3] == pytest.approx(product.norm().item(), rel=1e-5)

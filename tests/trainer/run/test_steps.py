@@ -71,6 +71,7 @@ def test_sets_weigh_by_their_tokens_and_are_written_down_by_name(monkeypatch, tm
         optimizer=torch.optim.AdamW([torch.zeros(1)]),
         built=SimpleNamespace(trained=[]),
         evaluation_sets=[],
+        prompted=None,
         engine=None,
         log=log,
     )

@@ -47,6 +47,8 @@ def run(config, batch):
 
 
 ALL = pytest.mark.exhaustive
+SHORT = {"qwen2_vl", "qwen3_vl_moe", "gemma3", "idefics3", "llava_next", "pixtral"}
+USUAL = [family if family in SHORT else pytest.param(family, marks=ALL) for family in FAMILIES]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ ALL = pytest.mark.exhaustive
         *(pytest.param(*layout, marks=ALL) for layout in [(1, 0), (3, 0), (2, 1), (3, 1)]),
     ],
 )
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", USUAL)
 def test_packed_documents_with_pictures_equal_transformers(models, family, stages, apart):
     model, rows = models(family), make_rows(family)
     settings = {"vision": {"train": True, "projector": True}, "vision_stages": apart}

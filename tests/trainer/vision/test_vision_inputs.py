@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from pictures import encoded, noise
 from PIL import Image
 from tiny_families import config_of
-from tiny_vision import FAMILIES, batch_of, make_rows, save_tiny, sizes_of, their_arguments
+from tiny_vision import batch_of, make_rows, save_tiny, sizes_of, their_arguments
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.building.self_check import plan_model
@@ -24,13 +25,16 @@ def model(tmp_path_factory):
     return save_tiny("qwen2_vl", tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "idefics3", "llava_next", "mistral3"])
 def test_pixels_are_those_of_transformers_processor_to_the_last_bit(family, tmp_path):
     rows = make_rows(family, [[4, 3]])
     given = batch_of(save_tiny(family, tmp_path), rows).extras[0].vision.arguments
     theirs = their_arguments(tmp_path, family, rows[0].images)
-    own = given["pixel_values"].reshape(-1)
-    assert torch.equal(own, torch.as_tensor(np.asarray(theirs["pixel_values"])).reshape(-1))
+    pixels = torch.as_tensor(np.asarray(theirs["pixel_values"]))
+    if family == "llava_next":  # which fills up with tiles of zeros
+        counts = Counter(tile.picture for tile in rows[0].images)
+        pixels = torch.cat([pixels[picture, :count] for picture, count in counts.items()])
+    assert torch.equal(given["pixel_values"].reshape(-1), pixels.reshape(-1))
     for name in given.keys() - {"pixel_values"}:
         assert torch.equal(given[name], torch.as_tensor(theirs[name])), name
     assert len(sizes_of(family)) >= 1
@@ -75,6 +79,10 @@ def test_a_row_without_tokens_for_its_pictures_is_refused(model):
         ({"adapter": {"kind": "control"}}, '[vision] does not go with adapter.kind = "control"'),
         ({"objective": {"kind": "dpo"}}, '[vision] does not go with objective.kind = "dpo"'),
         ({"vision": {"train": True}, "adapter": {}}, "set adapter.vision = true"),
+        (
+            {"objective": {"kind": "distill", "teacher": "model"}},
+            "[vision]: objective.teacher reads texts alone",
+        ),
         ({"vision_stages": 1}, "leaves no stage for the decoder layers"),
         ({"vision": None, "adapter": {"vision": True}}, "needs the table [vision]"),
     ],

@@ -1,10 +1,13 @@
 """Runs on pictures, as a user starts them: layouts, resuming, adapters, models."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from peft import PeftModel
-from pictures import images_record, write_picture_shards
-from runs import Training, checkpoint_tensors, exact_metrics
+from pictures import encoded, images_record, noise, write_picture_shards
+from runs import Training, checkpoint_tensors, exact_metrics, read_metrics
 from safetensors.torch import load_file
 from tiny_vision import (
     PLACEHOLDER,
@@ -18,8 +21,10 @@ from tiny_vision import (
 from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
+from headrace.dataprep.prepare import prepare
 from headrace.jobs import cli
 from headrace.schemas.fingerprint import file_sha256
+from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.shards.manifest import TokenizerRecord
 from headrace.schemas.shards.manifest_file import write_manifest
 from headrace.schemas.vision.processor import read_processor
@@ -129,6 +134,42 @@ def answer_of(model, rows, adapter=None):
     done = CliRunner().invoke(cli.app, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output.strip().splitlines()[-1]
+
+
+TEMPLATE = """{% for m in messages %}{% if m.role == "user" %}w3 {% if m.content is string %}
+{{ m.content }}{% else %}{% for p in m.content %}{% if p.type == "image" %}
+<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p.text }}{% endif %} {% endfor %}
+{% endif %}{% else %}w4 {% if m.content is string %}{{ m.content }}{% else %}
+{{ m.content[0].text }}{% endif %} w2 {% endif %}{% endfor %}
+{% if add_generation_prompt %}w4 {% endif %}"""
+
+
+def test_what_prepare_makes_of_chats_with_pictures_is_trained(training, model, shards, tmp_path):
+    chatty = shutil.copytree(model, tmp_path / "chatty")
+    table = json.loads((chatty / "tokenizer_config.json").read_text())
+    (chatty / "tokenizer_config.json").write_text(json.dumps(table | {"chat_template": TEMPLATE}))
+    rows = []
+    for number in range(12):
+        name = f"{number}.png"
+        (tmp_path / name).write_bytes(encoded(noise((20 + number, 30), number)))
+        asked = {"user": ["w11 <image> w12", name]}
+        rows.append(json.dumps([asked, {"assistant": f"w{20 + number}"}]))
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    settings = {
+        "output": str(tmp_path / "prepared"),
+        "tokenizer": str(chatty),
+        "sequence_len": 64,
+        "shards": 1,
+        "evaluation_fraction": 0.3,
+        "images": {"model": str(chatty), "folder": str(tmp_path)},
+        "sources": [{"name": "seen", "type": "chat", "path": str(tmp_path / "rows.jsonl")}],
+    }
+    prepare(PrepareConfig.model_validate(settings), workers=1)
+    text = training.config.read_text()
+    training.config.write_text(text.replace(str(shards), str(tmp_path / "prepared")))
+    run = training.run("run", model=str(chatty))
+    trained = [line["trained_tokens"] for line in read_metrics(run) if line["kind"] == "train"]
+    assert all(trained)
 
 
 @pytest.mark.exhaustive
