@@ -125,14 +125,6 @@ def test_processes_that_share_rows_share_each_slice_of_them(family_training):
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_processes_that_share_weights_keep_the_keys_of_their_heads(training):
-    one = training.run("one", 1, **PACKED)
-    layout = {"pipeline_stages": 2, "tensor_parallel": 2, "sequence_slices": 3}
-    assert_alike(training.run("cut", 4, **layout, **PACKED), one)
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
 def test_dropout_differs_between_the_slices_of_a_row_and_is_the_same_again(training):
     settings = {"pipeline_stages": 2, "max_steps": 2, "adapter__dropout": 0.5}
     runs = [training.run(name, 2, sequence_slices=2, **settings) for name in ("run", "again")]
