@@ -26,7 +26,7 @@ class StreamParts:
 
 @dataclass
 class Carried:
-    """What layers are given and give beside hidden states.
+    """Values that layers are given, and give, beside hidden states.
 
     Args:
         modes: by number of a layer, what it does with keys and values.
