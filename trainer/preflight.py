@@ -180,6 +180,8 @@ def check_sequence(config: TrainConfig, model: Mapping[str, object], tokens: int
     ranks, heads = config.sequence_parallel, model.get("num_attention_heads")
     check_divides("sequence_slices", config.sequence_slices, tokens)
     check_divides("sequence_parallel", ranks, tokens)
+    both = ranks * config.sequence_slices
+    check_divides("sequence_parallel * sequence_slices", both, tokens)
     if isinstance(heads, int) and heads % ranks:
         raise ConfigError(
             f"sequence_parallel = {ranks} does not divide the {heads} attention heads of "

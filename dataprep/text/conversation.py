@@ -166,8 +166,9 @@ def read_message(
     if not isinstance(value, dict):
         raise ConversationError("not a conversation", f"{where} is {json_type(value)}")
     role, content = value.get("role"), value.get("content")
-    if len(value) == 2 and places is None and isinstance(role, str) and isinstance(content, str):
-        return {"role": roles.get(role, role), "content": content}, None  # as most are
+    plain = places is None and len(value) == 2  # as most are
+    if plain and isinstance(role, str) and isinstance(content, str):
+        return {"role": roles.get(role, role), "content": content}, None
     message = without_none(value)
     flag = read_flag({name: message.pop(name) for name in FLAGS if name in message}, where)
     message = expand_single(message)

@@ -111,11 +111,6 @@ def check_slices(config: "TrainConfig") -> None:
             f'{slices} objective.kind = "{config.objective.kind}", which compares whole answers '
             "before the first gradient; set sequence_slices = 1 and use more micro-batches"
         )
-    if config.sequence_parallel > 1:
-        raise ValueError(
-            f"{slices} sequence_parallel = {config.sequence_parallel}, which cuts the same rows "
-            "among processes; set one of them to 1"
-        )
 
 
 def check_tensor(config: "TrainConfig") -> None:

@@ -38,7 +38,7 @@ class Packer:
 
     def fits(self, columns: int) -> bool:
         """Return whether a row of so many inputs falls into whole groups."""
-        return columns % (self.scheme.weights.group_size or 1) == 0
+        return bool(columns % (self.scheme.weights.group_size or 1) == 0)
 
     @property
     def shares_scales(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.progress import Progress, silent
@@ -110,7 +110,11 @@ def choose(model: Path, name: str) -> tuple[Packer, set[str], list[str]]:
     if config.get("model_type") != architecture.config.model_type:
         raise ConfigError(f"{model}: holds more than a language model, which alone is quantized")
     names = CheckpointNames(skeleton, stored)
-    linears = {f"{path}.weight": module for path, module in linear_layers(skeleton)}
+    linears = {
+        f"{path}.weight": module
+        for path, module in linear_layers(skeleton)
+        if isinstance(module, nn.Linear)  # GPT-2's lie the other way round
+    }
     if name == GROUPED:
         packer = Packer(SCHEMES[name], group_size=group_size(linears.values()))
     fitting = {
@@ -128,7 +132,7 @@ def choose(model: Path, name: str) -> tuple[Packer, set[str], list[str]]:
     return packer, chosen, kept
 
 
-def group_size(linears: Iterable[Any]) -> int:
+def group_size(linears: Iterable[nn.Linear]) -> int:
     """Return the largest size of groups into which the inputs of all layers fall."""
     widths = {module.in_features for module in linears}
     whole = [size for size in GROUPS if all(width % size == 0 for width in widths)]

@@ -113,7 +113,8 @@ def share_rows(modules: Iterable[nn.Module], part: SequenceSlice) -> None:
         return
     for module in modules:
         if isinstance(module, RotaryAttention):
-            module.attend = SequenceAttention(document_attention.NAME, part)
+            inner = getattr(module.attend, "name", document_attention.NAME)
+            module.attend = SequenceAttention(inner, part)
             continue  # all others look their attention up by its name at each call
         config: Any = getattr(module, "config", None)
         inner = getattr(config, "_attn_implementation", None)

@@ -25,6 +25,7 @@ class StepLosses:
         chunks: of this stage.
         outputs: of the micro-batches, on the last stage.
         router_losses: of the micro-batches, scalars; on stages with routers.
+        slices: in which rows have gone through the stages.
     """
 
     def __init__(
@@ -33,10 +34,11 @@ class StepLosses:
         inputs: StepInputs,
         outputs: Sequence[StageOutput],
         router_losses: Sequence[Tensor],
+        slices: int = 1,
     ) -> None:
         self._chunks = chunks
         self._inputs = inputs
-        self._values = StepValues(outputs, router_losses, chunks[0].sequence)
+        self._values = StepValues(outputs, router_losses, chunks[0].sequence, slices)
 
     @cached_property
     def rows(self) -> list[RowLoss]:

@@ -23,6 +23,7 @@ class StepValues:
         outputs: of the micro-batches, on the last stage.
         router_losses: scalars, on stages with routers.
         sequence: the slice of every row that the outputs are of; values are of whole rows.
+        slices: in which rows have gone through the stages, each shared among the ranks.
     """
 
     def __init__(
@@ -30,11 +31,17 @@ class StepValues:
         outputs: Sequence[StageOutput],
         router_losses: Sequence[Tensor],
         sequence: SequenceSlice,
+        slices: int = 1,
     ) -> None:
         tokens = [token_values(output) for output in outputs]
         self._kinds = list(tokens[0]) if tokens else []
         stacked = [torch.stack([values[kind] for values in tokens]) for kind in self._kinds]
-        self._tokens = HostCopy(sequence.whole(torch.stack(stacked))) if stacked else None
+        self._tokens: HostCopy | None = None
+        if stacked:
+            values = sequence.whole(torch.stack(stacked)).unflatten(
+                -1, (sequence.ranks, slices, -1)
+            )
+            self._tokens = HostCopy(values.transpose(-3, -2).flatten(-3))
         pairs = [output.pairs for output in outputs if output.pairs is not None]
         rewards = [torch.stack(list(vars(values).values()), dim=1) for values in pairs]
         self._pairs = HostCopy(torch.cat(rewards)) if rewards else None

@@ -161,7 +161,12 @@ class StageEngine(PipelineEngine):
         self._inputs, self._step_seed, self._wants_statistics = inputs, seed, statistics
         self._outputs, self._router_losses = [], []
         self._execute(inputs.micro_batches, trains=trains)
-        return StepLosses(self.chunks, inputs, self._outputs, self._router_losses)
+        slices = self._slices(trains=trains)
+        return StepLosses(self.chunks, inputs, self._outputs, self._router_losses, slices)
+
+    def _slices(self, *, trains: bool) -> int:
+        """Return in how many slices rows go through the stages."""
+        return 1
 
     def _execute(self, micro_batches: int, *, trains: bool) -> None:
         """Carry out a schedule, here one of DeepSpeed's."""

@@ -48,6 +48,9 @@ class SlicedEngine(InterleavedEngine):
         if trains:
             self._outputs = joined(self._outputs, self.slices)
 
+    def _slices(self, *, trains: bool) -> int:
+        return self.slices if trains else 1
+
     def _plan(self, micro_batches: int, *, trains: bool) -> list[list[Instruction]]:
         if trains:
             return sliced_schedule(self.layout.stages, self.slices, micro_batches)

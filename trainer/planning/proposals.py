@@ -104,8 +104,8 @@ def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
         replicas, rest = divmod(gpus, stages * shares * parts)
         if rest or rows % replicas or stages > run.plan.architecture.config.num_hidden_layers:
             continue
-        if slices > 1 and stages == 1:
-            continue  # nobody waits
+        if slices > 1 and (stages == 1 or run.sequence_len % (shares * slices)):
+            continue  # nobody waits, or the rows cannot be cut so
         layout: dict[str, Any] = {
             "pipeline_stages": stages,
             "sequence_parallel": shares,

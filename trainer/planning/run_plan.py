@@ -1,5 +1,6 @@
 """A run laid out on GPUs before there is one: what each stage holds and does."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,7 +93,9 @@ def share_of_activations(
     head_size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
     key_bytes = 2 * key_heads * head_size * config.places * sequence_len * dtype.itemsize
     shared = activations.shared(config.sequence_parallel, key_bytes, key_heads)
-    return replace(shared, keys=float(key_bytes))
+    ranks = config.sequence_parallel
+    repeats = ranks // math.gcd(ranks, key_heads)
+    return replace(shared, keys=key_bytes * repeats / ranks)
 
 
 def stage_plan(

@@ -45,7 +45,7 @@ class KeysInUse:
 
 
 class SlicedAttention:
-    """An attention of transformers' over slices of rows.
+    """An attention of transformers' over slices of rows, registered under a name of its own.
 
     Args:
         inner: name of the attention that runs.
@@ -53,6 +53,8 @@ class SlicedAttention:
 
     def __init__(self, inner: str) -> None:
         self.inner = inner
+        self.name = PREFIX + inner
+        AttentionInterface.register(self.name, self)
 
     def __call__(
         self,
@@ -69,7 +71,8 @@ class SlicedAttention:
             attention_mask: of the slice's tokens, over all up to its end.
         """
         key, value = getattr(module, HOLDER).join(key, value)
-        attend = document_attention.attention_named(self.inner, module)
+        owner = getattr(module, "module", module)  # of a rank's share of the heads
+        attend = document_attention.attention_named(self.inner, owner)
         output, _ = attend(module, query, key, value, attention_mask, **others)
         return output, None
 
@@ -86,8 +89,7 @@ def slice_rows(layers: Iterable[nn.Module]) -> None:
             elif inner is None:
                 continue
             elif not inner.startswith(PREFIX):
-                AttentionInterface.register(PREFIX + inner, SlicedAttention(inner))
-                config._attn_implementation = PREFIX + inner
+                config._attn_implementation = SlicedAttention(inner).name
             setattr(module, HOLDER, holder)
 
 

@@ -385,3 +385,23 @@ def test_other_types_of_axolotl_are_refused(config, run, write_rows):
 def test_types_that_read_no_pictures_are_refused(config, source):
     with pytest.raises(ValidationError, match=r'type = "\w+" reads no pictures; set "chat"'):
         config(packing="none", sources=[{"name": "drawn", "path": "rows.jsonl", **source}])
+
+
+def test_prefixes_and_masks_of_tokens_leave_pictures_where_they_are(config, run, write_rows):
+    write_rows([SHAPES["jllm"](), asked("Hello"), SHAPES["LLaVA"]()])
+    source = {"name": "drawn", "type": "chat", "path": "rows.jsonl", "mask_tokens": True}
+    run(config(shards=1, sequence_prefix="<s>", sources=[source]))
+    (row,) = rows_of("out")
+    assert row["input_ids"][0] == Tokenizer.from_file("qwen2_vl/tokenizer.json").token_to_id("<s>")
+    assert [tile["picture"] for tile in row["images"]] == [0, 1, 2, 3]
+    assert verify(Path("out")) == []
+
+
+def test_pictures_and_labels_go_through_the_search_for_duplicates(config, run, write_rows):
+    rows = [{"prompt": MARKED, "chosen": ANSWER, "rejected": f"a cat {n}"} for n in range(3)]
+    write_rows([row | {"images": ["0.png", "7.png"]} for row in [*rows, rows[0]]])
+    source = {"name": "drawn", "type": "preference", "path": "rows.jsonl"}
+    manifest = run(config(shards=1, sources=[source], deduplicate={"exact": True}))
+    assert len(rows_of("out")) == 3
+    assert manifest.images.ledger.pictures_dropped == {"exact duplicate": 2}
+    assert verify(Path("out")) == []

@@ -100,6 +100,9 @@ def test_what_cannot_be_quantized_is_refused_before_anything_is_written(plain, t
     fused = save_tiny("gpt_oss", tmp_path / "fused", num_hidden_layers=4)
     with pytest.raises(ConfigError, match="experts in one tensor"):
         quantize(fused, tmp_path / "other", "fp8")
+    turned = save_tiny("gpt2", tmp_path / "turned", num_hidden_layers=2)
+    with pytest.raises(ConfigError, match="no linear layer of it can be held"):
+        quantize(turned, tmp_path / "other", "fp8")
     assert not (tmp_path / "again").exists() and not (tmp_path / "other").exists()
 
 

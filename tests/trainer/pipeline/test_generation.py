@@ -155,7 +155,7 @@ def test_an_answer_that_is_over_does_not_change_the_rotary_frequencies_of_anothe
 def test_what_cannot_be_generated_is_refused(tmp_path):
     built = build(config_of(save_tiny("phi3", tmp_path / "model"), 1, LORA))[0]
     check_generates(built.stage, built.architecture, 10)
-    with pytest.raises(ConfigError, match=r"rows of up to 11 tokens, but .* change beyond 10"):
+    with pytest.raises(ConfigError, match=r"texts of up to 11 tokens, but .* change beyond 10"):
         check_generates(built.stage, built.architecture, 11)
     built.stage.layers[0].forward = lambda hidden: hidden
     with pytest.raises(ConfigError, match="Phi3DecoderLayer keeps no keys and values"):

@@ -28,6 +28,7 @@ def test_a_rank_holds_the_weights_that_the_plan_says(family, adapter, tmp_path):
     assert stage.trained == sum(item.parameter.numel() for item in built.trained)
 
 
+@pytest.mark.exhaustive
 def test_parts_keep_less_of_each_layer_than_the_whole(tmp_path):
     model = save_tiny("llama", tmp_path / "model", vocab_size=96)
     peaks, kept = [], []

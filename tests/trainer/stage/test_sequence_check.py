@@ -49,7 +49,6 @@ def test_what_slices_do_not_go_with_is_refused_by_name(tmp_path):
     reasons = {
         'schedule = "interleaved"': {"schedule": "interleaved", "pipeline_stages": 2},
         'objective.kind = "dpo"': {"objective": {"kind": "dpo"}},
-        "sequence_parallel = 2": {"sequence_parallel": 2},
     }
     for reason, settings in reasons.items():
         settings = {**settings, "gradient_accumulation_steps": 2}

@@ -23,7 +23,7 @@ REFUSED = {
     "phi": r"a bias beside inputs that are cut \(model.layers.0.self_attn.dense.bias\)",
     "starcoder2": "a bias beside inputs that are cut",
 }
-TRIED = ("llama", "phi3", "gemma3_text", "qwen3_moe", "gpt_oss")
+TRIED = ("llama", "phi3", "qwen3_moe")
 
 
 def plan_in_parts(family, directory, ranks=2):
