@@ -16,12 +16,9 @@ from headrace.trainer.building.partition import StageCut
 from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.layers.attention_mask import attention_masks
 from headrace.trainer.layers.device import position_ids
-from headrace.trainer.layers.layer_functions import (
-    run_layer,
-    run_layer_checkpointed,
-    run_layer_selectively,
-)
+from headrace.trainer.layers.layer_functions import run_layer, run_layer_checkpointed
 from headrace.trainer.layers.lora_layers import swap_adapters
+from headrace.trainer.layers.selective_checkpoint import run_layer_selectively
 from headrace.trainer.parallel import connect
 from headrace.trainer.stage.stage import Stage
 from headrace.trainer.tensor_parallel.cut_stage import connect_ranks
