@@ -1,8 +1,9 @@
 """Layout of what passes from layer to layer, and so between stages.
 
 In most models that is hidden states alone. In others there are several copies of them, inputs of
-each layer that come from the embedding, and keys and values that later layers share. All of it is laid side by side in one tensor, in which a
-token has `width` numbers. Read against transformers 5.23 (`kv_sharing_modes` of Gemma 3n and 4).
+each layer that come from the embedding, and keys and values that later layers share. All of it is
+laid side by side in one tensor, in which a token has `width` numbers. Read against transformers
+5.23 (`kv_sharing_modes` of Gemma 3n and 4).
 """
 
 from dataclasses import dataclass
