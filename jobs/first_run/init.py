@@ -10,7 +10,7 @@ from rich.console import Console
 from headrace.dataprep.text.chat_template import read_templates
 from headrace.dataprep.text.tokenizer import CONFIG_NAMES
 from headrace.dataprep.text.tokenizer import read_json as read_tokenizer_json
-from headrace.jobs.first_run.look import Found, look
+from headrace.jobs.first_run.look import Abilities, Found, look
 from headrace.jobs.first_run.machine import Fit, Machine, this_machine
 from headrace.jobs.first_run.write import prepare_toml, train_toml
 from headrace.schemas.errors import ConfigError, DataError
@@ -20,6 +20,7 @@ from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.publish import write_atomic, writing
 from headrace.schemas.toml_config import load_config
 from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.vision.families import FAMILIES, OTHER_TYPES
 from headrace.trainer.quiet import quiet_libraries
 
 PREPARE, TRAIN = "prepare.toml", "train.toml"
@@ -73,7 +74,8 @@ def init(
     quiet_libraries()
     machine = machine or this_machine()
     config = model_settings(wanted.model)
-    found = look(wanted.data, chats=has_chat_template(wanted.model))
+    sees = config.get("model_type") in {*FAMILIES, *OTHER_TYPES}
+    found = look(wanted.data, Abilities(has_chat_template(wanted.model), sees))
     usable = [item for item in found if not item.kind.problem]
     tell(found, machine, console)
     if not usable:

@@ -2,8 +2,8 @@
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,15 @@ PICTURE_FIELDS = ("image", "images", "image_url", "pixel_values")
 class Kind:
     """The type of a source, and the keys that its rows need.
 
-    `problem` says why rows of this kind cannot be used, where that is so.
+    `problem` says why rows of this kind cannot be used, where that is so; `pictures` whether they
+    have some.
     """
 
     type: str
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
     seen: str = ""
     problem: str = ""
+    pictures: bool = False
 
 
 @dataclass
@@ -84,12 +86,16 @@ class Found:
         return [f"{glob.escape(str(self.root))}/**/*{suffix}" for suffix in suffixes]
 
 
-def look(paths: Sequence[Path], chats: bool) -> list[Found]:
-    """Sort files by what is in them.
+@dataclass(frozen=True)
+class Abilities:
+    """Kinds of rows that a model can be trained on: chats with its template, and pictures."""
 
-    Args:
-        paths: files and folders; hidden files are passed over.
-        chats: whether the tokenizer has a chat template.
+    chats: bool
+    pictures: bool = False
+
+
+def look(paths: Sequence[Path], abilities: Abilities) -> list[Found]:
+    """Sort files by what is in them; hidden ones are passed over.
 
     Raises:
         DataError: a path is not there, or holds no file.
@@ -100,7 +106,7 @@ def look(paths: Sequence[Path], chats: bool) -> list[Found]:
         if not files:
             raise DataError(f"{root}: no files; name a file, or a folder with files in it")
         for path in files:
-            kind = kind_of(path, chats)
+            kind = kind_of(path, abilities)
             key = (root, endings(path)[0] if kind.problem else "", repr(kind))
             found.setdefault(key, Found(kind, root, [])).files.append(path)
     return sorted(
@@ -136,7 +142,7 @@ def endings(path: Path) -> list[str]:
     return [Path(path.stem).suffix.lower(), path.suffix]
 
 
-def kind_of(path: Path, chats: bool) -> Kind:
+def kind_of(path: Path, abilities: Abilities) -> Kind:
     """Return the kind of a file's rows."""
     suffix = endings(path)[0]
     if suffix in TEXT_SUFFIXES:
@@ -144,7 +150,7 @@ def kind_of(path: Path, chats: bool) -> Kind:
     if suffix in EXTRACTED:
         return extracted_kind(EXTRACTED[suffix])
     if suffix in PICTURES:
-        return Kind("", problem="pictures are not trained on; only the text part of models is")
+        return Kind("", problem="a picture by itself; rows name pictures and say what is in them")
     if suffix not in RECORD_SUFFIXES:
         return Kind("", problem="unknown ending; write text as .txt and records as .jsonl")
     try:
@@ -153,7 +159,7 @@ def kind_of(path: Path, chats: bool) -> Kind:
         return Kind("", problem=str(error))
     if not records:
         return Kind("", problem=f"{path}: no record could be read")
-    return kind_of_records(records, chats)
+    return kind_of_records(records, abilities)
 
 
 def extracted_kind(extract: Extract) -> Kind:
@@ -180,14 +186,33 @@ def first_records(path: Path) -> list[Record]:
     return [item for item in islice(read, RECORDS_LOOKED_AT) if isinstance(item, Record)]
 
 
-def kind_of_records(records: Sequence[Record], chats: bool) -> Kind:
-    """Return the kind of rows with these fields; the first rule that fits decides."""
+def kind_of_records(records: Sequence[Record], abilities: Abilities) -> Kind:
+    """Return the kind of rows with these fields."""
     rows = [record.fields for record in records]
+    pictures = any(map(has_pictures, rows))
+    if pictures and not abilities.pictures:
+        return Kind("", problem="rows with pictures, which the model has no processor for")
+    kind = kind_of_rows(rows, abilities.chats)
+    if not pictures or kind.problem:
+        return kind
+    if kind.type not in ("chat", "preference"):
+        return Kind("", problem="rows with pictures that are neither conversations nor pairs")
+    return replace(kind, seen=f"{kind.seen}, with pictures", pictures=True)
+
+
+def has_pictures(value: Any) -> bool:
+    """Return whether a row has a field of pictures, or a part of a message is one."""
+    if isinstance(value, Mapping):
+        named = any(value.get(name) not in (None, "", []) for name in PICTURE_FIELDS)
+        return named or any(map(has_pictures, value.values()))
+    return isinstance(value, list) and any(map(has_pictures, value))
+
+
+def kind_of_rows(rows: Sequence[dict[str, Any]], chats: bool) -> Kind:
+    """Return the kind of rows with these fields; the first rule that fits decides."""
     names = {name for row in rows for name, value in row.items() if value is not None}
     if {"chosen", "rejected"} <= names:
         return preference_kind(rows, names, chats)
-    if names & {*PICTURE_FIELDS}:
-        return Kind("", problem="rows with pictures are not trained on")
     if chat := next((name for name in FIELDS if name in names), None):
         if not chats:
             return Kind("", problem="conversations, and the tokenizer has no chat template")

@@ -36,6 +36,14 @@ def prepare_toml(
         f"evaluation_fraction = {evaluation}  # of the documents, held out to judge the result",
         "max_reject_fraction = 0.05  # stop when more is refused; see rejects/ in the output",
     ]
+    folders = {folder_of(item) for item in found if item.kind.pictures}
+    if folders:
+        lines += [
+            "",
+            "[images]",
+            f"model = {toml(str(model))}  # its processor decides sizes and tokens",
+            f"folder = {toml(str(min(folders)))}  # that paths of pictures in rows begin at",
+        ]
     for name, item in zip(source_names(found), found, strict=True):
         patterns = item.patterns()
         lines += [
@@ -47,6 +55,11 @@ def prepare_toml(
             *(f"{key} = {toml(value)}" for key, value in item.kind.settings.items()),
         ]
     return "\n".join(lines) + "\n"
+
+
+def folder_of(found: Found) -> Path:
+    """Return the folder in which files lie."""
+    return found.root.parent if found.root.is_file() else found.root
 
 
 def source_names(found: Sequence[Found]) -> list[str]:

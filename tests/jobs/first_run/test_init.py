@@ -13,9 +13,9 @@ from rich.console import Console
 from headrace.dataprep.dry_run import estimate
 from headrace.jobs.first_run.fit import fit
 from headrace.jobs.first_run.init import Forecasts, Wanted, init
-from headrace.jobs.first_run.look import look
+from headrace.jobs.first_run.look import Abilities, look
 from headrace.jobs.first_run.machine import Machine
-from headrace.jobs.first_run.write import accumulation
+from headrace.jobs.first_run.write import accumulation, prepare_toml
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.toml_config import load_config
@@ -23,6 +23,7 @@ from headrace.schemas.train.train_config import TrainConfig
 
 MODEL = Path(__file__).parents[3] / "models" / "smollm2-135m"
 GIB = 1 << 30
+CHATTING = Abilities(True)
 CHAT = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}
 ROWS = {
     "chat": (CHAT, "chat", {}),
@@ -57,26 +58,48 @@ def write_lines(path: Path, *rows: dict) -> Path:
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_are_told_by_their_fields(name, tmp_path):
     row, kind, settings = ROWS[name]
-    (found,) = look([write_lines(tmp_path / "rows.jsonl", row)], chats=True)
+    (found,) = look([write_lines(tmp_path / "rows.jsonl", row)], CHATTING)
     assert (found.kind.type, found.kind.settings, found.kind.problem) == (kind, settings, "")
 
 
 def test_alpaca_rows_keep_their_own_form_where_there_is_no_chat_template(tmp_path):
     rows = write_lines(tmp_path / "rows.jsonl", ROWS["alpaca"][0])
-    (found,) = look([rows], chats=False)
+    (found,) = look([rows], Abilities(False))
     assert (found.kind.type, found.kind.settings) == ("axolotl", {"axolotl": {"type": "alpaca"}})
 
 
 def test_pages_and_books_are_texts_that_a_library_takes_out(tmp_path):
     for name in ("page.html", "paper.pdf", "book.epub"):
         (tmp_path / name).write_text("<p>text</p>")
-    kinds = {item.files[0].name: item.kind for item in look([tmp_path], chats=True)}
+    kinds = {item.files[0].name: item.kind for item in look([tmp_path], CHATTING)}
     assert {name: kind.settings["extract"] for name, kind in kinds.items()} == {
         "page.html": "html",
         "paper.pdf": "pdf",
         "book.epub": "epub",
     }
     assert all(kind.type == "text" and not kind.problem for kind in kinds.values())
+
+
+PICTURED = [
+    {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>?"}]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}]},
+    {"images": ["a.jpg"], "prompt": "?", "chosen": "a", "rejected": "b"},
+]
+
+
+@pytest.mark.parametrize("row", PICTURED, ids=["LLaVA", "parts", "pairs"])
+def test_rows_with_pictures_need_a_model_that_sees(row, tmp_path):
+    rows = write_lines(tmp_path / "rows.jsonl", row)
+    (found,) = look([rows], CHATTING)
+    assert found.kind.problem == "rows with pictures, which the model has no processor for"
+    (found,) = look([rows], Abilities(True, pictures=True))
+    assert (found.kind.problem, found.kind.pictures) == ("", True)
+    text = prepare_toml(Path("m"), Path("out"), [found], 64, 0.1)
+    assert (
+        f'[images]\nmodel = "m"  # its processor decides sizes and tokens\nfolder = "{tmp_path}"'
+        in text
+    )
+    PrepareConfig.model_validate(tomllib.loads(text))
 
 
 def test_a_folder_is_sorted_into_sources_and_what_cannot_be_used_is_named(tmp_path):
@@ -87,26 +110,26 @@ def test_a_folder_is_sorted_into_sources_and_what_cannot_be_used_is_named(tmp_pa
     (tmp_path / "photo.png").write_bytes(b"\x89PNG")
     (tmp_path / "c.xyz").write_text("?")
     pq.write_table(pa.table({"content": ["long text"], "id": [1]}), tmp_path / "t.parquet")
-    found = look([tmp_path], chats=True)
+    found = look([tmp_path], CHATTING)
     usable = {item.kind.type: item for item in found if not item.kind.problem}
     assert usable["text"].patterns() == [f"{tmp_path}/**/*.md", f"{tmp_path}/**/*.txt"]
     assert usable["documents"].kind.settings == {"text_field": "content"}
     problems = {item.files[0].name: item.kind.problem for item in found if item.kind.problem}
-    assert "pictures" in problems["photo.png"]
+    assert "a picture by itself" in problems["photo.png"]
     assert "unknown ending" in problems["c.xyz"]
     assert len(problems) == 2
 
 
 def test_conversations_without_a_chat_template_are_left_out_with_the_reason(tmp_path):
-    (found,) = look([write_lines(tmp_path / "c.jsonl", CHAT)], chats=False)
+    (found,) = look([write_lines(tmp_path / "c.jsonl", CHAT)], Abilities(False))
     assert found.kind.problem == "conversations, and the tokenizer has no chat template"
 
 
 def test_what_is_not_there_or_empty_is_refused(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
-        look([tmp_path / "none"], chats=True)
+        look([tmp_path / "none"], CHATTING)
     with pytest.raises(DataError, match="no files"):
-        look([tmp_path], chats=True)
+        look([tmp_path], CHATTING)
 
 
 @pytest.fixture
