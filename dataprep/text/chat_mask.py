@@ -125,9 +125,11 @@ class TurnFinder:
         text = self.rendering.text[slice(*part)]
         bare = text.rstrip()
         content = self.messages[index].get("content")
-        if isinstance(content, str) and bare.endswith(content.rstrip()):
-            tail = content[len(content.rstrip()) :]
-            if text[len(bare) :].startswith(tail):
+        if isinstance(content, str):
+            stem = content.rstrip()
+            ends = bare.endswith(stem) if stem else not bare
+            tail = content[len(stem) :]
+            if ends and text[len(bare) :].startswith(tail):
                 return part[0] + len(bare) + len(tail)
         return part[0] + len(bare)
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -160,6 +160,7 @@ def test_what_a_template_marks_as_generated_is_trained(messages, tokenizers):
 @pytest.mark.parametrize("name", ["chatml", "trimming", "thinking", "plain"])
 @settings(deadline=None, max_examples=60)
 @given(messages=CHATS)
+@example(messages=[{"role": "system", "content": "\n"}])
 def test_each_turn_is_found_where_it_stands(name, messages):
     template = ChatTemplate(name, TEMPLATES[name], {})
     rendered = render_chat(template, messages)

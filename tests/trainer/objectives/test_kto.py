@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from alike_runs import assert_alike
 from pair_cases import KINDS, KTO_LOSSES, RANK, make_answers, move, probe, save_model
 from pydantic import ValidationError
 from runs import checkpoint_tensors, exact_metrics, make_answer_shards, read_metrics
@@ -197,6 +198,14 @@ SETTINGS = {
     "max_steps": 6,
     "checkpoint__every_steps": 3,
 }
+
+
+@pytest.mark.exhaustive
+def test_labels_are_judged_over_whole_answers_that_ranks_share(answer_training):
+    settings = {**SETTINGS, "adapter__dropout": 0.0}
+    one = answer_training.run("one", 1, **settings)
+    cut = answer_training.run("cut", 4, pipeline_stages=2, sequence_parallel=2, **settings)
+    assert_alike(cut, one)
 
 
 @pytest.mark.slow
