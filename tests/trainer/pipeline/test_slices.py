@@ -104,7 +104,7 @@ def test_every_layout_trains_as_one_process(family_training, kind):
         {"activation_checkpointing": "selective"},
         {"adapter__kind": "none", "optimizer__shard": True, "optimizer__offload": True},
         {"micro_batch_size": 2, "gradient_accumulation_steps": 2, "objective__kind": "dft"},
-        {"half_layers": True, "partition": "[2.5, 2.5]"},
+        {"half_layers": True, "partition": [2.5, 2.5]},
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),
 )
