@@ -5,17 +5,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from headrace.dataprep.images.families import family_rule
+from headrace.dataprep.images.opening import open_picture
 from headrace.dataprep.images.picture import PictureError, Prepared
 from headrace.schemas.errors import ConfigError, DataError
+from headrace.schemas.prepare.images_config import ImagesConfig
 from headrace.schemas.vision.processor import read_processor
 from headrace.schemas.vision.processor_record import Processor
 from headrace.trainer.vision.tile import Tile
 
 MARK = "<image>"  # place of a picture in a prompt; without any, pictures stand before it
-FORMATS = ("PNG", "JPEG", "WEBP")
 Render = Callable[[list[dict[str, Any]]], str]
 
 
@@ -33,7 +34,8 @@ def picture_prompt(
         DataError: a file that is no picture, or one that the model does not take.
     """
     processor = read_processor(model)
-    pictures = [opened(path) for path in files]
+    limits = ImagesConfig(model=str(model))
+    pictures = [opened(path, limits) for path in files]
     parts = parted(prompt, len(files))
     text = processor.tokens["marker"].join(parts)
     if render is not None:
@@ -97,17 +99,18 @@ def prepare(processor: Processor, path: Path, picture: Image.Image) -> Prepared:
         raise DataError(f"{path}: {error.reason} ({error.detail})") from None
 
 
-def opened(path: Path) -> Image.Image:
-    """Return a picture in RGB, upright.
+def opened(path: Path, config: ImagesConfig) -> Image.Image:
+    """Return a picture as `prepare` opens it, within the limits that it has if none are said.
 
     Raises:
         DataError: there is none, or it cannot be read.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return (ImageOps.exif_transpose(image) or image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a PNG, JPEG or WebP") from None
+        return open_picture(path.read_bytes(), config)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    except PictureError as error:
+        raise DataError(f"{path}: {error.reason} ({error.detail})") from None
 
 
 def as_png(image: Image.Image) -> bytes:
