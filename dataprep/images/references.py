@@ -1,6 +1,5 @@
 """Pictures as rows name them: paths, addresses, data in place, and where they belong."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,7 +7,6 @@ from headrace.dataprep.images.picture import PictureError
 from headrace.schemas.named_files import shown
 
 MARKER = "<image>"  # a picture's place in a text, as LLaVA, jllm and many data sets write it
-MARKERS = re.compile(re.escape(MARKER))
 PICTURE_KINDS = ("image", "image_url", "input_image")
 SOURCE_FIELDS = ("image", "image_url", "path", "url", "bytes", "base64", "data")
 FIELDS = ("images", "image")  # of a row

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from headrace.schemas.errors import ConfigError, DataError
+from headrace.schemas.errors import ConfigError, DataError, install_hint
 from headrace.schemas.prepare.images_config import ImagesConfig
 from headrace.schemas.vision.processor import read_processor
 from headrace.schemas.vision.processor_files import read_files
@@ -49,7 +49,7 @@ def pillow_version() -> str:
     try:
         import PIL
     except ImportError:
-        raise ConfigError("[images] needs Pillow; run: pip install 'headrace[images]'") from None
+        raise ConfigError(f"[images] needs Pillow; {install_hint('images')}") from None
     return str(PIL.__version__)
 
 

@@ -14,7 +14,6 @@ from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.objective_config import RejectedSamplingConfig
 from headrace.schemas.train.run_config import EvaluationConfig
 from headrace.trainer.architecture.model_directory import model_directory
-from headrace.trainer.architecture.stop_tokens import stop_tokens
 from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.messages import broadcast
 from headrace.trainer.metrics.answers_log import PromptedAnswer
@@ -23,7 +22,7 @@ from headrace.trainer.order.sequences import evaluation_stream
 from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.answers import Prompt
 from headrace.trainer.pipeline.generation import Generator
-from headrace.trainer.pipeline.links import PipelineLinks
+from headrace.trainer.pipeline.open_generator import open_generator
 from headrace.trainer.shards.decoded_rows import DecodedRows, Row
 from headrace.trainer.shards.shard_reader import ShardReader
 from headrace.trainer.stage.cached_stage import check_generates
@@ -109,15 +108,7 @@ def open_prompted_answers(
     ]
     longest = max((len(prompt.ids) for prompt in prompts), default=0) + limit
     check_generates(built.stage, architecture, longest, ASKED)
-    directory = model_directory(config.model, config.weights)
-    generator = Generator(
-        built.stage,
-        PipelineLinks(layout),
-        layout.device,
-        architecture.config.hidden_size,
-        settings,
-        stop_tokens(settings, directory, inputs.train),
-    )
+    generator = open_generator(config, settings, inputs, layout, built)
     return PromptedAnswers(generator, layout, tokenizer, asked, prompts)
 
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.objective_config import RejectedSamplingConfig
-from headrace.trainer.architecture.model_directory import model_directory
-from headrace.trainer.architecture.stop_tokens import stop_tokens
 from headrace.trainer.batches.batch import Batch
 from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.messages import broadcast
@@ -16,7 +14,7 @@ from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.answers import Answer, Prompt
 from headrace.trainer.pipeline.generation import Generator
-from headrace.trainer.pipeline.links import PipelineLinks
+from headrace.trainer.pipeline.open_generator import open_generator
 from headrace.trainer.pipeline.rejected_answers import Room, prompts_of, with_answers
 from headrace.trainer.stage.cached_stage import check_generates
 
@@ -80,13 +78,6 @@ def open_rejected_sampling(
         return None
     row_tokens = max(manifest.sequence_len for manifest in inputs.train)
     check_generates(built.stage, architecture, row_tokens)
-    generator = Generator(
-        built.stage,
-        PipelineLinks(layout),
-        layout.device,
-        architecture.config.hidden_size,
-        settings,
-        stop_tokens(settings, model_directory(config.model, config.weights), inputs.train),
-    )
+    generator = open_generator(config, settings, inputs, layout, built)
     room = Room(inputs.sequence_tokens, row_tokens)
     return RejectedSampling(generator, layout, settings, config.seed, room)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.schemas.errors import ConfigError, DataError
+from headrace.schemas.errors import ConfigError, DataError, install_hint
 from headrace.trainer.vision.tile import Tile
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -57,7 +57,7 @@ def pillow() -> Any:
     try:
         from PIL import Image
     except ModuleNotFoundError:
-        raise ConfigError("[vision] needs Pillow; run: pip install pillow") from None
+        raise ConfigError(f"[vision] needs Pillow; {install_hint('images')}") from None
     return Image
 
 

@@ -1,6 +1,5 @@
 """Small vision models with their tokenizers, drawn pictures, and configs over both."""
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +7,9 @@ from typing import Any
 
 import pytest
 from pictures import COLORS, SHAPES, draw
-from rich.console import Console
 from vision_models import write_vision_model
 
-from headrace.dataprep.prepare import prepare
 from headrace.schemas.prepare.prepare_config import PrepareConfig
-from headrace.schemas.shards.manifest import Manifest
 
 KINDS = [(color, shape) for color in COLORS for shape in SHAPES]
 
@@ -66,16 +62,6 @@ def config(model: Callable[[str], str]) -> Callable[..., PrepareConfig]:
         return PrepareConfig.model_validate(values | changes)
 
     return config
-
-
-@pytest.fixture
-def run() -> Callable[..., Manifest]:
-    """`prepare` without anything on the terminal."""
-
-    def run(config: PrepareConfig, workers: int = 1) -> Manifest:
-        return prepare(config, workers, Console(file=io.StringIO()))
-
-    return run
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """Rows that go through the stages in slices: losses, gradients and rows of whole ones."""
 
-import shutil
 from collections import defaultdict
 from itertools import product
 
 import pytest
 from alike_runs import assert_alike, forget_after
-from runs import make_shards, read_metrics
+from runs import read_metrics
 from schedules import carry_out
-from tiny_families import save_tiny
 
 from headrace.trainer.building.interleaved_schedule import (
     most_slices,
@@ -58,18 +56,6 @@ def test_stages_of_sliced_rows_train_as_one_process_and_resume_as_one(training):
     assert_alike(cut, one)
     forget_after(cut, 5)
     assert_alike(training.run("cut", 1, "--resume", **kept), one)
-
-
-@pytest.fixture(params=["llama", "gemma3_text", "qwen3_moe"])
-def family_training(request, training, tiny_model, tiny_shards, tmp_path):
-    """The same training of a family's tiny model, on the same shards."""
-    model = save_tiny(request.param, tmp_path / "model", vocab_size=384)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / name, model)
-    shards = make_shards(model, tmp_path / "shards")
-    text = training.config.read_text().replace(str(tiny_model), str(model))
-    training.config.write_text(text.replace(str(tiny_shards), str(shards)))
-    return training
 
 
 @pytest.mark.slow
