@@ -1,4 +1,5 @@
-"""Frozen weights of decoder layers, held in host memory and brought to the device layer by layer.
+"""Frozen weights of decoder layers that lie elsewhere and are brought to the device layer by layer:
+from host memory, or from the ranks that share them out.
 
 The device has two places, each as large as the largest layer's weights. The weights of every second
 layer share one: the modules' tensors are views of it for good, and what they hold changes. When a
@@ -21,17 +22,20 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.trainer import devices
 from headrace.trainer.adapters.names import base_name, is_adapter
+from headrace.trainer.layers.weight_sources import WeightSource
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
-Offloaded = Literal["mlp", "experts"]
+Offloaded = Literal["mlp", "experts", "layers"]
 OFFLOADED: tuple[Offloaded, ...] = get_args(Offloaded)
+WHOLE_LAYERS = "layers"
 PLACES = 2
 ALIGNMENT = 256  # bytes; what CUDA's allocator gives
 
 
 def is_offloaded(name: str, wish: str) -> bool:
     """Return whether a frozen weight of a decoder layer, by its whole name, is moved."""
-    return wish in base_name(name).split(".") and not is_adapter(name)
+    is_wanted = wish == WHOLE_LAYERS or wish in base_name(name).split(".")
+    return is_wanted and not is_adapter(name)
 
 
 @dataclass(frozen=True)
@@ -62,42 +66,47 @@ class WeightOffload:
     Args:
         layers: the decoder layers by name in the whole model, their weights in host memory.
         wish: which of them.
+        source: holds them from now on.
         device: of the computation. On CPU the copies are made at once, within host memory, which
             saves nothing and shows that the bits stay.
 
     Attributes:
-        hosts: by layer that has such weights: its number in the stage -> bytes, pinned with a GPU.
         places: the device's memory.
         held: number of the layer whose weights are in each place.
     """
 
     def __init__(
-        self, layers: Sequence[tuple[str, nn.Module]], wish: Offloaded, device: torch.device
+        self,
+        layers: Sequence[tuple[str, nn.Module]],
+        wish: Offloaded,
+        device: torch.device,
+        source: WeightSource,
     ) -> None:
+        self.source = source
         self.stream = devices.new_stream(device)
         found = [find_weights(name, layer, wish) for name, layer in layers]
         sizes = [weights[-1].stop if weights else 0 for weights in found]
         self.order = [index for index, size in enumerate(sizes) if size]
         self.places = [
-            torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(PLACES)
+            torch.empty(source.room(max(sizes)), dtype=torch.uint8, device=device)
+            for _ in range(PLACES)
         ]
         self.held: list[int | None] = [None] * PLACES
         self.ready: list[torch.Event | None] = [None] * PLACES
-        self.hosts: dict[int, Tensor] = {}
         for position, index in enumerate(self.order):
-            self.hosts[index] = self._take(found[index], sizes[index], position % PLACES)
+            self.source.take(index, self._packed(found[index], sizes[index], position % PLACES))
             found[index] = []
         self.positions = {index: position for position, index in enumerate(self.order)}
         self.direction, self.last = 1, 0
 
-    def _take(self, weights: list[Weight], size: int, place: int) -> Tensor:
-        """Move a layer's weights to memory of their own, and show the modules their place."""
-        host = devices.registered_memory(size, self.places[place].device)
+    def _packed(self, weights: list[Weight], size: int, place: int) -> Tensor:
+        """Lay a layer's weights side by side, and show the modules their place."""
+        packed = torch.empty(size, dtype=torch.uint8)
         for weight in weights:
             flat = weight.value.detach().contiguous().view(-1).view(torch.uint8)
-            host[weight.start : weight.stop].copy_(flat)
+            packed[weight.start : weight.stop].copy_(flat)
             weight.show(self.places[place])
-        return host
+        return packed
 
     def bring(self, index: int) -> None:
         """Have a layer's weights on the device for what is queued from now on."""
@@ -122,14 +131,14 @@ class WeightOffload:
         if self.held[place] == index:
             return place
         self.held[place] = index
-        host, memory = self.hosts[index], self.places[place]
+        memory = self.places[place]
         if self.stream is None:
-            memory[: len(host)].copy_(host)
+            self.source.fetch(index, memory)
             return place
         # what was queued so far may still compute with the layer that was there
         self.stream.wait_stream(devices.current_stream(memory.device))
         with devices.on_stream(self.stream):
-            memory[: len(host)].copy_(host, non_blocking=True)
+            self.source.fetch(index, memory)
             self.ready[place] = self.stream.record_event()
         return place
 
