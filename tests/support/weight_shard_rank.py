@@ -23,12 +23,10 @@ NF4 = {"backend": "bnb", "double_quantization": True}
 HQQ = {"backend": "hqq", "group_size": 8}
 INT8 = {"backend": "bnb", "type": "int8"}
 FULL = {"activation_checkpointing": "full"}
-FEW = [
-    ("llama", "layers", {"adapter": LORA, "quantization": NF4, **FULL}),
-    ("llama", "layers", {"adapter": PLAIN_LORA, "quantization": INT8}),
-]
+FEW = [("llama", "layers", {"adapter": LORA, "quantization": NF4, **FULL})]
 ALL = [
     *FEW,
+    ("llama", "layers", {"adapter": PLAIN_LORA, "quantization": INT8}),
     ("llama", "layers", {"adapter": LORA}),
     ("llama", "mlp", {"adapter": LORA, **FULL}),
     ("llama", "layers", {"adapter": PLAIN_LORA, "quantization": HQQ, "tiles": 2, **FULL}),
