@@ -1,0 +1,1 @@
+"""What commands show on the terminal: bars, tables, and rows of shards."""
