@@ -17,7 +17,7 @@ from headrace.dataprep.input.streams import compression, decompressed, open_rand
 from headrace.dataprep.planning import build_context, plan
 from headrace.dataprep.rows.blocks import process_block, read_blocks
 from headrace.dataprep.rows.task_stats import add_stats
-from headrace.dataprep.shards.findings import Findings
+from headrace.dataprep.shards.findings import Estimate, Findings
 from headrace.dataprep.text.encoding import encode_texts
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.dataprep.work.context import Context
@@ -48,22 +48,6 @@ class Measured:
     findings: Findings
     seconds: float
     stored: int
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Expected result of a run, to within the sample's error. Duplicates are not foreseen."""
-
-    sampled_bytes: int
-    input_bytes: int
-    documents: float
-    tokens: float
-    trained: float
-    rows: float
-    refused: float
-    seconds: float
-    stored_bytes: float
-    work_bytes: float
 
 
 @dataclass(frozen=True)

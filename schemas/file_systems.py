@@ -12,7 +12,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from headrace.schemas.addresses import check_address
 from headrace.schemas.errors import ConfigError
 
 CONNECT_SECONDS = 10
@@ -41,7 +40,6 @@ def open_filesystem(url: str, timeout: float, attempts: int = 1) -> tuple[pafs.F
         ConfigError: the URL is no address of a storage, has an unknown option, or needs a package.
     """
     try:
-        check_address(url)
         scheme = urlsplit(url).scheme
         if scheme == "s3":
             return open_s3(url, attempts)

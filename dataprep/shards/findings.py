@@ -1,4 +1,4 @@
-"""Findings in a sample of a source before a long run: refusals, losses, and rows."""
+"""Findings in a sample of a source before a long run: refusals, losses, rows, an estimate."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -48,6 +48,22 @@ class Findings:
             return []
         rows: list[dict[str, Any]] = pa.concat_tables(self.rows).slice(0, count).to_pylist()
         return rows
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected result of a run, to within the sample's error. Duplicates are not foreseen."""
+
+    sampled_bytes: int
+    input_bytes: int
+    documents: float
+    tokens: float
+    trained: float
+    rows: float
+    refused: float
+    seconds: float
+    stored_bytes: float
+    work_bytes: float
 
 
 def finding_lines(source: str, found: Findings) -> list[str]:

@@ -5,8 +5,7 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
-from headrace.dataprep.dry_run import Estimate
-from headrace.dataprep.shards.findings import Findings, finding_lines
+from headrace.dataprep.shards.findings import Estimate, Findings, finding_lines
 from headrace.jobs.console.inspection import row_text
 from headrace.schemas.outside_text import visible
 from headrace.schemas.prepare.prepare_config import PrepareConfig

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import pyarrow.fs as pafs
 
-from headrace.schemas.errors import DataError, redact
+from headrace.schemas.addresses import check_address
+from headrace.schemas.errors import ConfigError, DataError, redact
 from headrace.schemas.file_systems import open_filesystem
 from headrace.schemas.named_files import open_regular
 from headrace.schemas.retries import Patience
@@ -53,6 +54,14 @@ def open_storage(path: str, patience: Patience) -> Storage:
     return RemoteStorage(path, patience) if "://" in path else LocalStorage(Path(path))
 
 
+def check_no_keys(url: str) -> None:
+    """Refuse an address that holds credentials."""
+    try:
+        check_address(url)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 class LocalStorage:
     """A folder of this machine, or mounted on it."""
 
@@ -88,6 +97,7 @@ class RemoteStorage:
 
     def __init__(self, url: str, patience: Patience) -> None:
         self.url = redact(url.partition("?")[0]).rstrip("/")
+        check_no_keys(url)
         self.patience = patience
         opened = self._ask("connect", lambda: open_filesystem(url, patience.timeout))
         self.filesystem, self.base = opened

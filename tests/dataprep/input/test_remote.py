@@ -175,7 +175,9 @@ def test_without_a_network_or_a_package_the_remedy_is_named(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(HeadraceError, match=r"download the files and name them|pip install") as error:
+    with pytest.raises(
+        HeadraceError, match=r"download the files and name them|pip install"
+    ) as error:
         run(make_config(sources=documents(name, format="jsonl")))
     assert "\n" not in str(error.value)
 
