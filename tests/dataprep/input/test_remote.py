@@ -105,6 +105,18 @@ def test_files_of_a_web_server_give_the_rows_of_local_ones(
     assert len(rows_of("remote")) > 10
 
 
+def test_the_signature_of_an_address_is_in_no_file_of_the_output(
+    corpus, make_config, run, web, tmp_path
+):
+    (web.folder / "in.jsonl").write_text('{"text": "stone"}\n' * 60 + "no json\n")
+    address = f"{web.url}/in.jsonl?X-Amz-Signature=TOPSECRET&v=1"
+    run(make_config(sources=documents(address), max_reject_fraction=0.5))
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    texts = b"".join(path.read_bytes() for path in files)
+    assert {"prepare.json", "rejects.jsonl"} <= {path.name for path in files}
+    assert b"in.jsonl" in texts and b"TOPSECRET" not in texts
+
+
 def test_ranges_are_read_of_a_large_file_and_not_all_of_it_each_time(corpus, make_config, run, web):
     lines = "".join(json.dumps({"text": text, "notes": text * 100}) + "\n" for text in TEXTS)
     (web.folder / "in.jsonl").write_text(lines)
