@@ -1,4 +1,4 @@
-"""What a run tells while it works: who starts it decides how that is shown."""
+"""Reporters of a run: who starts it decides how its progress is shown."""
 
 import logging
 from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""What commands show on the terminal: bars, tables, and rows of shards."""
+"""Views on the terminal: bars, tables, and rows of shards."""

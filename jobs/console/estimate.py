@@ -1,4 +1,4 @@
-"""What `headrace prepare --dry-run` prints: an estimate, findings, and rows."""
+"""Output of `headrace prepare --dry-run`: an estimate, findings, and rows."""
 
 from rich.console import Console
 from rich.table import Table

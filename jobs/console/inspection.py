@@ -1,4 +1,4 @@
-"""What `headrace inspect` prints: counts, ledger, document lengths, and rows as text."""
+"""Output of `headrace inspect`: counts, ledger, document lengths, and rows as text."""
 
 from collections import Counter
 from collections.abc import Sequence

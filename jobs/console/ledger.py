@@ -1,4 +1,4 @@
-"""What a shard directory holds, as tables on the terminal."""
+"""Tables of a shard directory on the terminal: sources, ledgers."""
 
 from rich.console import Console
 from rich.table import Table
