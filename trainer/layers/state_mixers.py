@@ -12,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from headrace.trainer.architecture.families_state import OneRow
+from headrace.trainer.families.state_kernels import (
+    RESTART,
+    Restarts,
+    carries_by,
+    has_kernels,
+    rebound,
+)
 from headrace.trainer.layers.documents import GAP, Documents
-from headrace.trainer.layers.state_kernels import DOCUMENTS, carries_by, has_kernels, rebound
 
 MASK = "attention_mask"  # argument of every mixer, by which documents come
 POSITIONS = "position_ids"
@@ -56,7 +62,7 @@ class RestartsAtDocuments(nn.Module):
             return mixed
 
         if self.one_row is not None and self.one_row.scan is not None:
-            named = named | {DOCUMENTS: documents}
+            named = named | {RESTART: Restarts(None if documents.whole else documents.bounds)}
         if self.one_row is None or documents.whole:
             states = documents.apply(mix, hidden_states)
         else:

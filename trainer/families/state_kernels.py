@@ -7,6 +7,7 @@ name of the one that carries the state. Read against transformers 5.17 to 5.23.
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from types import FunctionType
@@ -16,13 +17,19 @@ import torch
 from torch import Tensor
 
 from headrace.trainer import devices
-from headrace.trainer.layers.documents import Documents
 
 PACKAGE = "fla"  # import name of flash-linear-attention
-DOCUMENTS = "packed_documents"  # argument of mixers that reaches those functions
+RESTART = "state_restarts"  # argument of mixers that reaches those functions
 
 Bounds = Tensor | None  # [documents + 1] int32, where documents of one row start
 Outcome = tuple[Tensor, None]  # as transformers' functions return it without a cache
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """Description of where kernels begin anew: at bounds in one row, or with each row."""
+
+    bounds: Bounds
 
 
 def delta_rule(
@@ -135,10 +142,9 @@ def choose(function: Any, kernel: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def run(states: Tensor, *others: Any, **named: Any) -> Any:
-        documents = named.pop(DOCUMENTS, None)
-        if isinstance(documents, Documents):
-            bounds = None if documents.whole else documents.bounds
-            return kernel(states, *others, bounds=bounds, **named)
+        restarts = named.pop(RESTART, None)
+        if isinstance(restarts, Restarts):
+            return kernel(states, *others, bounds=restarts.bounds, **named)
         plain = getattr(function, "__wrapped__", function)
         return (plain if states.device.type == "cpu" else function)(states, *others, **named)
 
