@@ -18,8 +18,12 @@ from headrace.trainer.building.model_size import flops_per_token
 from headrace.trainer.building.partition import StageCut, partition
 from headrace.trainer.building.reference import reference_of
 from headrace.trainer.layers.sequence_attention import share_rows
-from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
-from headrace.trainer.layers.weight_sources import HostMemory, SharedMemory
+from headrace.trainer.layers.weight_offload import (
+    HostMemory,
+    SharedMemory,
+    WeightOffload,
+    find_weights,
+)
 from headrace.trainer.quantized.selection import check_fp8_device
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.acceleration import accelerate
