@@ -29,7 +29,7 @@ def in_float32(name: str) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is read for a parameter.
+    """Description of what is read for a parameter.
 
     Attributes:
         parts: stored tensors by weight in the files and part of it.
