@@ -9,19 +9,21 @@ from headrace.schemas.shards.manifest_file import read_manifest
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["lora", "none"], ids=["LoRA", "full"])
-def kind(request):
-    return request.param
+def many(*values):
+    return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
-def test_stages_change_no_bit_and_replicas_only_rounding(training, kind):
+@pytest.mark.parametrize(
+    ("kind", "cuts"), [("lora", (4,)), many("lora", (2, 3)), many("none", (2,))]
+)
+def test_stages_change_no_bit_and_replicas_only_rounding(training, kind, cuts):
     one = training.run("one", 1, adapter__kind=kind)
     reference, losses = checkpoint_tensors(one), exact_metrics(one)
     assert len(losses) == 12
     assert losses[-1]["loss"] < losses[0]["loss"], "nothing was learned, so nothing is compared"
     assert [line["step"] for line in losses if line["token_summary"]] == [0, 4, 8, 10]
 
-    for stages in (2, 4) if kind == "lora" else (2,):
+    for stages in cuts:
         settings = {"pipeline_stages": stages, "reporting__every_steps": stages}
         run = training.run(f"stages-{stages}", stages, adapter__kind=kind, **settings)
         assert exact_metrics(run) == losses
@@ -69,6 +71,17 @@ def test_larger_micro_batches_without_read_ahead_see_the_same_rows(training):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-6)
 
 
+def test_all_weights_checkpointed_in_two_stages_are_trained_bit_by_bit_as_in_one_process(training):
+    kept = training.run("kept", 1, adapter__kind="none", max_steps=4)
+    cut = {"pipeline_stages": 2, "activation_checkpointing": "full"}
+    both = training.run("both", 2, adapter__kind="none", max_steps=4, **cut)
+    assert exact_metrics(both) == exact_metrics(kept)
+    ours, expected = checkpoint_tensors(both), checkpoint_tensors(kept)
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+@pytest.mark.exhaustive
 def test_activation_checkpointing_changes_no_bit(training):
     kept = training.run("kept", 2, pipeline_stages=2)
     recomputed = training.run("recomputed", 2, pipeline_stages=2, activation_checkpointing="full")
