@@ -17,7 +17,7 @@ from headrace.trainer.architecture.router import Router
 from headrace.trainer.families.alibi import Alibi
 from headrace.trainer.families.streams import StreamLayout
 from headrace.trainer.vision.families import VisionFamily
-from headrace.trainer.vision.tower import vision_part
+from headrace.trainer.vision.parts import vision_part
 
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
 
