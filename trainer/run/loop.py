@@ -109,10 +109,10 @@ class Loop:
                 statistics=is_multiple(before.step + 1, config.reporting.token_statistics_every),
             )
             with engine.timeline.span("OptimizerStep"):
-                norm, norms = gradients.reduce(built, self.layout), None
+                norm, norms = gradients.reduce(built, self.layout, optimizer), None
                 anomaly = self.find_anomaly(norm, losses, inputs.trained_tokens)
                 if anomaly is None or not anomaly.forbids_update:
-                    parameters = [item.parameter for item in built.trained]
+                    parameters = gradients.stepped(built, optimizer)
                     gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
                     optimizer.step()
                     every = config.reporting.adapter_norms_every
