@@ -164,6 +164,9 @@ def test_recomputation_takes_less_memory_and_more_work(model):
     kept, again = planned(model, 2), planned(model, 2, activation_checkpointing="full")
     between = planned(model, 2, activation_checkpointing="selective")
     assert again.peak < between.peak < kept.peak
+    attention = planned(model, 2, activation_checkpointing="attention")
+    assert again.peak < attention.peak < between.peak
+    assert sum(s.work for s in attention.stages) < sum(s.work for s in again.stages)
     assert sum(s.work for s in again.stages) > 1.2 * sum(s.work for s in kept.stages)
 
 
