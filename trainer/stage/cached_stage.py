@@ -64,8 +64,8 @@ class CachedStage:
         columns = torch.arange(start, self.columns, device=device)
         positions = (columns - filling).clamp(min=0).minimum(last)
         windows = set(stage.attention_windows)
-        masks = {window: self._mask(start, filling, window) for window in windows}
-        masks, further = self._with_biases(masks, len(filling))
+        plain = {window: self._mask(start, filling, window) for window in windows}
+        masks, further = self._with_biases(plain, len(filling))
         real = columns >= filling if filling.any() else None
         with torch.autocast(device.type, stage.compute_dtype, enabled=stage.autocast):
             if stage.embedding is not None:
