@@ -12,13 +12,16 @@ from typing import Any
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.schemas.train.train_rules import check_rules
+from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import ModelSize
 from headrace.trainer.building.self_check import (
     check_mlps_can_be_tiled,
+    check_parts,
     check_rows_can_be_cut,
     check_rows_can_be_sliced,
+    check_weights_can_be_cut,
 )
-from headrace.trainer.planning.changes import parts_of_weights, toml, with_changes
+from headrace.trainer.planning.changes import toml, with_changes
 from headrace.trainer.planning.layout_rates import HOST, LINK, PRODUCTS, tokens_per_second
 from headrace.trainer.planning.memory_model import LayerActivations
 from headrace.trainer.planning.planned_run import GIB, RunPlan
@@ -28,6 +31,8 @@ FREE = 0.92  # of a GPU's memory: the rest is for its driver and fragments
 SHOWN = 6
 TILES, LONG_ROW = 8, 32768  # tokens from which MLPs are tried in tiles
 SLICES, LEAST_SLICE = (2, 4, 8), 2048  # tokens that fill a GPU
+MOVED = ("mlp", "layers")  # weights that are somewhere else
+MOST_PARTS = 8  # ranks that share weights: as many GPUs as a machine has
 Changes = Mapping[str, Any]
 
 
@@ -46,7 +51,7 @@ class Proposal:
         shared = (config.sequence_parallel, config.tensor_parallel)
         layout = (config.pipeline_stages, self.run.replicas, *shared)
         slices = config.sequence_slices
-        places = [key for key, value in self.changes.items() if value is True or value == "mlp"]
+        places = [key for key, value in self.changes.items() if value is True or value in MOVED]
         places += ["tiles"] * (config.tiles > 1)
         return [
             f"{self.rate:,.0f}",
@@ -153,9 +158,13 @@ def ways_to_save(
         states.append({"optimizer.shard": True, "optimizer.offload": False})
     if record.states is not None:
         states.append({"optimizer.shard": False, "optimizer.offload": True})
-    weights = ["none", "mlp"] if frozen and not config.relora.every_steps else ["none"]
+    weights = [{"weight_offload": "none", "weight_shard": "none"}]
+    if frozen and not config.relora.every_steps:
+        weights.append({"weight_offload": "mlp", "weight_shard": "none"})
+        if copies > 1 and config.rejected_sampling is None:
+            weights.append({"weight_offload": "none", "weight_shard": "layers"})
     for again, place, held in product(recomputed, weights, states):
-        yield {**again, "weight_offload": place, **held}
+        yield {**again, **place, **held}
 
 
 def divisors(number: int) -> list[int]:
@@ -174,6 +183,30 @@ def shares_of_rows(run: RunPlan, gpus: int) -> list[int]:
     except ConfigError:
         return [1]
     return fitting
+
+
+def goes_together(config: TrainConfig, plan: Plan) -> bool:
+    """Return whether settings go together, and with a model whose weights they cut."""
+    try:
+        check_rules(config)
+        check_parts(config, plan)
+    except (ValueError, ConfigError):
+        return False
+    return True
+
+
+def parts_of_weights(run: RunPlan, gpus: int) -> list[int]:
+    """List the numbers of ranks, above 1, that could share the weights of a model."""
+    fitting = [n for n in range(2, min(gpus, MOST_PARTS) + 1) if gpus % n == 0]
+    configs = {ranks: with_changes(run.config, {"tensor_parallel": ranks}) for ranks in fitting}
+    found = [ranks for ranks, config in configs.items() if goes_together(config, run.plan)]
+    if not found:
+        return []
+    try:
+        check_weights_can_be_cut(run.plan.architecture)
+    except ConfigError:
+        return []
+    return found
 
 
 def can_tile(run: RunPlan) -> bool:

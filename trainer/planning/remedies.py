@@ -7,8 +7,9 @@ from typing import Any
 
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.building.self_check import plan_model
-from headrace.trainer.planning.changes import goes_together, parts_of_weights, with_changes
+from headrace.trainer.planning.changes import with_changes
 from headrace.trainer.planning.planned_run import RunPlan
+from headrace.trainer.planning.proposals import goes_together, parts_of_weights
 from headrace.trainer.planning.run_plan import plan_run
 
 SMALLEST = QuantizationConfig(backend="bnb", double_quantization=True)

@@ -20,7 +20,7 @@ import pytest
 
 from headrace.dataprep.input import remote
 from headrace.dataprep.input.remote import fits
-from headrace.schemas.errors import DataError
+from headrace.schemas.errors import DataError, HeadraceError
 
 TEXTS = [f"stone {number} " * 40 for number in range(300)]
 
@@ -187,7 +187,9 @@ def test_without_a_network_or_a_package_the_remedy_is_named(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(DataError, match=r"download the files and name them|pip install") as error:
+    with pytest.raises(
+        HeadraceError, match=r"download the files and name them|pip install"
+    ) as error:
         run(make_config(sources=documents(name, format="jsonl")))
     assert "\n" not in str(error.value)
 
@@ -333,12 +335,10 @@ def entries(files, folder, recursive):
 
 
 HUB_SCRIPT = """
-import io
 import sys
-from rich.console import Console
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.prepare.prepare_config import PrepareConfig
-prepare(PrepareConfig.model_validate_json(sys.argv[1]), 1, Console(file=io.StringIO()))
+prepare(PrepareConfig.model_validate_json(sys.argv[1]), 1)
 """
 
 
