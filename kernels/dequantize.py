@@ -11,11 +11,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from headrace.kernels.e4m3_rows import E4M3
 from headrace.kernels.on_accelerator import on_accelerator
 
-E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0  # the largest number of e4m3
-SMALLEST_SCALE = 1e-12  # rows of zeros stay zeros
 FOUR_BIT = ("nf4", "fp4")
 MOST_AT_ONCE = 1 << 30  # weights; bitsandbytes counts them in 32 bits
 HQQ_WORDS = {8: 1, 4: 2, 3: 10, 2: 4, 1: 8}  # bits -> values in a word of the packed tensor

@@ -26,7 +26,7 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
         planning optim export checkpoint metrics pipeline run""".split(),
     "dataprep": "input images text formats axolotl rows work passes shards".split(),
     "schemas": "shards vision train prepare".split(),
-    "jobs": "old_systems trainer_arguments migration report first_run serve commands tools".split(),
+    "jobs": "old_systems trainer_arguments migration report first_run commands serve tools".split(),
 }
 # of the trainer: imported by any folder, import no folder
 BASE = set("messages parallel sequence_slice row_slice rendezvous quiet failure devices".split())

@@ -7,12 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from headrace.jobs.commands.machine import count_processes
 from headrace.jobs.commands.nodes import SECRET_VARIABLE, TIMEOUT_SECONDS, Nodes
 from headrace.jobs.commands.options import ConfigFile, Overrides
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.process_limits import allow_open_files
-
-GPU_DRIVER_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 app = typer.Typer()
 
@@ -143,13 +142,15 @@ def plan(
     from headrace.trainer.planning.proposals import proposals
     from headrace.trainer.planning.remedies import remedies
     from headrace.trainer.planning.run_plan import plan_run
+    from headrace.trainer.planning.tiny_trials import TinyTrials
 
     limit = parse_size(memory) if memory else None
     count = gpus or settings.replica_ranks
     run = plan_run(settings, plan_model(settings), count, sequence_len)
-    print(report(run, limit, remedies(run, count, limit) if limit else ()))
+    tried = TinyTrials(run)
+    print(report(run, limit, remedies(run, count, limit, tried) if limit else ()))
     if limit and gpus:
-        print(f"\n{proposals(run, gpus, limit)}")
+        print(f"\n{proposals(run, gpus, limit, tried)}")
 
 
 @app.command(epilog="Example: headrace checkpoints runs/demo")
@@ -207,45 +208,3 @@ def plan_data(
     plan_data(
         settings, gpus or settings.replica_ranks, Console(markup=False, emoji=False), plot, steps
     )
-
-
-def count_processes(
-    gpus: int | None,
-    pipeline_stages: int,
-    nodes: int = 1,
-    *,
-    sequence_parallel: int = 1,
-    tensor_parallel: int = 1,
-) -> int:
-    """Return the number of ranks to start here, checked against the layout and the GPUs here."""
-    available = count_gpus()
-    replica = pipeline_stages * sequence_parallel * tensor_parallel
-    cut = f"pipeline_stages = {pipeline_stages}"
-    if sequence_parallel > 1:
-        cut += f" times sequence_parallel = {sequence_parallel}"
-    if tensor_parallel > 1:
-        cut += f" times tensor_parallel = {tensor_parallel}"
-    processes = gpus or available or -(-replica // nodes)
-    if available and processes > available:
-        raise ConfigError(f"--gpus {processes}: this machine has {available}; ask for fewer")
-    if processes * nodes % replica:
-        if nodes > 1:
-            raise ConfigError(
-                f"{cut} does not divide the {processes * nodes} processes of {nodes} nodes; "
-                "use another --gpus or pipeline_stages"
-            )
-        fitting = max(processes // replica, 1) * replica
-        raise ConfigError(
-            f"{cut} does not divide the {processes} processes; "
-            f"use --gpus {fitting} or another pipeline_stages"
-        )
-    return processes
-
-
-def count_gpus() -> int:
-    """GPUs that torch can use. Without a driver torch, which takes seconds, is not loaded."""
-    if not any(os.path.exists(path) for path in GPU_DRIVER_FILES):  # noqa: PTH110
-        return 0
-    from headrace.trainer.devices import count_accelerators
-
-    return count_accelerators()

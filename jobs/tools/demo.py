@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from headrace.jobs.commands.train import count_gpus
+from headrace.jobs.commands.machine import count_gpus
 from headrace.jobs.tools.plot_run import plot_run, read_metrics
 from headrace.schemas.errors import HeadraceError
 from headrace.schemas.train.run_state import RUN_CONFIG_NAME

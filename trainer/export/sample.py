@@ -72,7 +72,7 @@ class Sampler:
 
     Args:
         adapter: PEFT adapter directory to put on the model, or None.
-        render: what makes a text of messages, as `headrace.jobs.commands.chat_prompt` does.
+        render: what makes a text of messages, as `headrace.jobs.serve.chat_prompt` does.
         pictures: the model is to see pictures, with its vision tower.
 
     Raises:

@@ -12,7 +12,6 @@ from headrace.schemas.train.data_config import DataConfig
 from headrace.trainer.order.data_history import open_history
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.position import Position
-from headrace.trainer.order.run_length import find_stop_row
 from headrace.trainer.order.sequences import open_sequences, train_stream
 from headrace.trainer.shards.packed_rows import PackedRow, fill, rows_digest, tokens_by_source
 from headrace.trainer.shards.shard_reader import ShardReader
@@ -51,7 +50,7 @@ def simulate(config: DataConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
     stream = train_stream(config, data_history)
     reader = ShardReader(stream.facts, stream)
     length, room = inputs.sequence_tokens, inputs.room
-    stop_row = find_stop_row(config, inputs.global_batch_rows, data_history, 0, Position())
+    stop_row = data_history.stop_row(config, inputs.global_batch_rows, 0, Position())
     places = open_sequences(length, stream, reader, stop_row, Position())
     for step in islice(count(1), config.max_steps):
         first_row = places.position.next_row

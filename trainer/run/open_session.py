@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from headrace.schemas.errors import CheckpointError
+from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.train.run_state import RunState
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.model_directory import model_directory
@@ -238,7 +239,7 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: RankLayout) -> RunS
         replicas=layout.replicas,
         sequence_ranks=layout.dims.sequence,
         tensor_ranks=layout.dims.tensor,
-        config_fingerprint=config.fingerprint(),
+        config_fingerprint=fingerprint(config.model_dump(mode="json")),
         data_fingerprint=inputs.data_fingerprint,
         files={},
     )

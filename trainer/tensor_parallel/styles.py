@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.adapters.names import ADAPTER, ROWS
-from headrace.trainer.layers.expert_adapters import AdaptedExperts
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.tensor_parallel.shard import TensorShard
 
@@ -122,7 +121,7 @@ class ExpertsStyle(Style):
 
     def fit(self, module: nn.Module, shard: TensorShard) -> None:
         for part in module.modules():
-            if isinstance(part, AdaptedExperts | GroupedExperts):
+            if isinstance(part, GroupedExperts):
                 part.num_experts //= shard.ranks
 
     def connect(self, module: nn.Module, shard: TensorShard) -> None:

@@ -36,24 +36,6 @@ class Features:
         return flat.view_as(hidden)
 
 
-class OwnParameters(nn.Module):
-    """The parameters that lie at a module itself, without the modules below it; they are shared."""
-
-    def __init__(self, owner: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["_parameters"] = owner._parameters
-
-
-def vision_part(model: nn.Module, family: VisionFamily, path: str, prefix: str = "") -> nn.Module:
-    """Return one of the parts of `VisionFamily.paths`.
-
-    Args:
-        prefix: before the model's own names.
-    """
-    part = model.get_submodule(prefix + path)
-    return OwnParameters(part) if path == family.body else part
-
-
 class VisionTower:
     """Tower and projector of a model, run by transformers' own `get_image_features`.
 

@@ -5,11 +5,10 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cosine_similarity
 
-from headrace.kernels.dequantize import E4M3, LARGEST
+from headrace.kernels.e4m3_rows import E4M3, LARGEST, quantize_rows
 from headrace.kernels.fp8_linear import (
     fp8_linear,
     fp8_trained_linear,
-    quantize_rows,
     scaled_product,
     scaled_product_reference,
 )

@@ -26,6 +26,7 @@ from headrace.trainer.planning.memory_model import state_bytes
 from headrace.trainer.planning.plan_report import parse_size, report
 from headrace.trainer.planning.remedies import more_slices, remedies
 from headrace.trainer.planning.run_plan import plan_run
+from headrace.trainer.planning.tiny_trials import TinyTrials
 
 GIB = 1 << 30
 TOKENS = 48
@@ -44,7 +45,7 @@ def planned(model, stages, gpus=None, adapter=None, **settings):
 
 
 def told(run, gpus, memory):
-    return report(run, memory, remedies(run, gpus, memory))
+    return report(run, memory, remedies(run, gpus, memory, TinyTrials(run)))
 
 
 @functools.cache
