@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
 
 from headrace.dataprep.input.files import describe_file, find_inputs
 from headrace.dataprep.input.pieces import Piece, Task
@@ -19,7 +17,7 @@ from headrace.dataprep.input.streams import compression, decompressed, open_rand
 from headrace.dataprep.planning import build_context, plan
 from headrace.dataprep.rows.blocks import process_block, read_blocks
 from headrace.dataprep.rows.task_stats import add_stats
-from headrace.dataprep.shards.findings import Findings
+from headrace.dataprep.shards.findings import Estimate, Findings
 from headrace.dataprep.text.encoding import encode_texts
 from headrace.dataprep.text.tokens import TokenizerSpec
 from headrace.dataprep.work.context import Context
@@ -50,22 +48,6 @@ class Measured:
     findings: Findings
     seconds: float
     stored: int
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Expected result of a run, to within the sample's error. Duplicates are not foreseen."""
-
-    sampled_bytes: int
-    input_bytes: int
-    documents: float
-    tokens: float
-    trained: float
-    rows: float
-    refused: float
-    seconds: float
-    stored_bytes: float
-    work_bytes: float
 
 
 @dataclass(frozen=True)
@@ -245,37 +227,3 @@ def sum_estimates(parts: list[Estimate]) -> Estimate:
             for name in Estimate.__dataclass_fields__
         }
     )
-
-
-def print_estimate(found: Estimate, config: PrepareConfig, console: Console) -> None:
-    """The estimate as a table."""
-    share = found.sampled_bytes / max(1, found.input_bytes)
-    title = f"estimate from {share:.1%} of {found.input_bytes / 1e6:,.1f} MB of input"
-    console.print(title, highlight=False, soft_wrap=True)
-    row_tokens = config.sequence_len * (2 if config.kind == "preference" else 1)
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in (
-        ("documents", f"{found.documents:,.0f}"),
-        ("refused", f"{found.refused:,.0f}"),
-        ("rows", f"{found.rows:,.0f}"),
-        ("tokens", f"{found.tokens:,.0f}"),
-        ("trained tokens", f"{found.trained:,.0f} ({found.trained / (found.tokens or 1):.1%})"),
-        ("fill of rows", f"{found.tokens / (row_tokens * found.rows or 1):.1%}"),
-        ("time", show_time(found.seconds)),
-        ("shards", f"{found.stored_bytes / 1e6:,.1f} MB"),
-        ("needed meanwhile", f"{found.work_bytes / 1e6:,.1f} MB more"),
-    ):
-        table.add_row(name, value)
-    console.print(table)
-    if config.deduplicate.enabled:
-        console.print("duplicates are counted as if they stayed: a sample does not show them")
-
-
-def show_time(seconds: float) -> str:
-    """Seconds below two minutes, minutes below two hours, else hours."""
-    for size, name in ((3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {name}"
-    return f"{seconds:,.1f} seconds"

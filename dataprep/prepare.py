@@ -9,8 +9,6 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 
-from rich.console import Console
-
 from headrace.dataprep.input.files import find_inputs, inputs_fingerprint
 from headrace.dataprep.input.pieces import InputFile, Task
 from headrace.dataprep.passes.dedup_pass import find_duplicates
@@ -33,10 +31,11 @@ from headrace.dataprep.rows.task_stats import (
 )
 from headrace.dataprep.shards.blend_inputs import read_settings
 from headrace.dataprep.shards.html_report import write_report
+from headrace.dataprep.text.chat_losses import losses
 from headrace.dataprep.text.tokenizer import TOKENIZER_NAME, read_content
-from headrace.dataprep.work.console_report import print_ledger, warn_of_losses
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.local_engine import Engine, LocalEngine
+from headrace.dataprep.work.reporter import LoggedReporter, Reporter
 from headrace.dataprep.work.task_progress import TaskBar
 from headrace.dataprep.work.workspace import (
     CONFIG_NAME,
@@ -71,7 +70,7 @@ logger = logging.getLogger(__name__)
 def prepare(
     config: PrepareConfig,
     workers: int | None = None,
-    console: Console | None = None,
+    reporter: Reporter | None = None,
     engine: Engine | None = None,
 ) -> Manifest:
     """Write the shard directory that the config describes; the same config gives the same bytes.
@@ -80,7 +79,7 @@ def prepare(
 
     Args:
         workers: processes of this machine. Default: one for each core.
-        console: where progress and the closing tables go. Default: standard output.
+        reporter: who is told of progress and of the end. Default: the log.
         engine: who runs the work, instead of processes of this machine.
 
     Raises:
@@ -88,25 +87,23 @@ def prepare(
             documents are refused.
         KeyboardInterrupt: stopped by Ctrl-C, after one line; the same call continues.
     """
-    console = console or Console(markup=False, emoji=False)
+    reporter = reporter or LoggedReporter()
     context = build_context(config)
     inputs = find_inputs(context.config.sources)
     inputs_key = inputs_fingerprint(context.config.sources, inputs)
     finished = finished_manifest(context, inputs_key, inputs)
     if finished is not None:
         remove_work(context.output)
-        console.print(f"{config.output}: finished before with this config and these inputs; reused")
-        print_ledger(console, finished)
-        warn_of_losses(finished)
-        return finished
+        reporter.line(f"{config.output}: finished before with this config and these inputs; reused")
+        return told(reporter, finished)
     tasks = plan(context, inputs)
     open_output(context.output)
     with locked(context.output), closing(LocalEngine(workers)) as local:
         context.space.open()
         try:
-            manifest = run(context, tasks, inputs, engine or local, console)
+            manifest = run(context, tasks, inputs, engine or local, reporter)
         except KeyboardInterrupt:
-            console.print(f"{config.output}: stopped; run the same command to continue")
+            reporter.line(f"{config.output}: stopped; run the same command to continue")
             raise
         except OSError as error:
             if error.errno not in NO_ROOM:
@@ -116,8 +113,14 @@ def prepare(
                 "then run the same command to go on"
             ) from None
         remove_work(context.output)
-    print_ledger(console, manifest)
-    warn_of_losses(manifest)
+    return told(reporter, manifest)
+
+
+def told(reporter: Reporter, manifest: Manifest) -> Manifest:
+    """Return the manifest once its tables are shown and what templates left out is logged."""
+    reporter.finished(manifest)
+    for line in losses(manifest):
+        logger.warning("%s", line)
     return manifest
 
 
@@ -168,7 +171,7 @@ def run(
     tasks: list[Task],
     inputs: list[list[InputFile]],
     engine: Engine,
-    console: Console,
+    reporter: Reporter,
 ) -> Manifest:
     """Everything from planned tasks to the published manifest."""
     save_settings(context)
@@ -177,16 +180,16 @@ def run(
     context = replace(context, tokenizer=replace(context.tokenizer, file=copy))
     described = context
     if context.config.deduplicate.enabled or context.config.mix_sources:
-        context = find_duplicates(context, tasks, engine, console)
+        context = find_duplicates(context, tasks, engine, reporter)
     if context.config.mix_sources:
         context, tasks = mix(context, tasks)
-    by_source = run_tasks(context, tasks, engine, console)
+    by_source = run_tasks(context, tasks, engine, reporter)
     collect_rejects(context, len(tasks))
     check_rejects(context, by_source)
     check_sources(context, by_source)
     cuts, by_source = limit_rows(context, tasks, by_source, engine)
     splits = plan_splits(context, tasks, add_stats(by_source.values()), cuts)
-    shards = write_shards(shard_target(context), splits, engine, console)
+    shards = write_shards(shard_target(context), splits, engine, reporter)
     record_inputs(context.output, inputs)
     inputs_key = inputs_fingerprint(described.config.sources, inputs)
     manifest = build_manifest(described, inputs_key, by_source, shards)
@@ -203,7 +206,7 @@ def save_settings(context: Context) -> None:
 
 
 def run_tasks(
-    context: Context, tasks: list[Task], engine: Engine, console: Console
+    context: Context, tasks: list[Task], engine: Engine, reporter: Reporter
 ) -> dict[str, TaskStats]:
     """The counts of each source, in config order; tasks that are finished are not run again."""
     sums = {source.name: StatsSum() for source in context.config.sources}
@@ -217,7 +220,7 @@ def run_tasks(
         done = len(tasks) - len(todo)
         logger.info("%s: %d of %d tasks are done already", context.output, done, len(tasks))
     title = "pack    " if context.corpus else "tokenize"
-    with TaskBar(console, title, context.output, todo) as bar:
+    with TaskBar(reporter, title, context.output, todo) as bar:
         for task, stats in engine.run(partial(run_task, context), todo):
             sums[task.source.name].add(stats)
             bar.finish(task, stats.documents, stats.tokens_in)

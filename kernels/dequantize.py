@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from headrace.kernels.e4m3_rows import E4M3
+from headrace.kernels.fp8.rows import E4M3
 from headrace.kernels.on_accelerator import on_accelerator
 
 FOUR_BIT = ("nf4", "fp4")

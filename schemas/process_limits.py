@@ -42,6 +42,17 @@ def allow_open_files() -> None:
         ConfigError: to less than a training process needs.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = wanted_limit(soft, hard)
+    if wanted != soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def wanted_limit(soft: int, hard: int) -> int:
+    """Return the limit of open files to have, given those of a process.
+
+    Raises:
+        ConfigError: it may have fewer than it needs.
+    """
     unlimited = hard == resource.RLIM_INFINITY
     if not unlimited and hard < FILES_NEEDED:
         raise ConfigError(
@@ -49,5 +60,4 @@ def allow_open_files() -> None:
             "raise the limit"
         )
     wanted = FILES_WANTED if unlimited else min(hard, FILES_WANTED)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return soft if soft == resource.RLIM_INFINITY else max(soft, wanted)

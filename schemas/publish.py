@@ -106,6 +106,11 @@ def create_file(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
+def rename(temporary: Path, path: Path) -> None:
+    """Give a file or directory another name, which may be one that is taken."""
+    temporary.replace(path)
+
+
 def rename_durably(temporary: Path, path: Path) -> None:
     """Rename a finished file or directory into place; the new name survives a crash."""
     if temporary.is_dir():
@@ -113,7 +118,7 @@ def rename_durably(temporary: Path, path: Path) -> None:
             share_as_umask_says(child)
             fsync_path(child)
     fsync_path(temporary)
-    temporary.replace(path)
+    rename(temporary, path)
     fsync_path(path.parent)
 
 
@@ -144,7 +149,7 @@ def rename_together(files: Sequence[tuple[Path, Path]]) -> None:
     for temporary, _ in files:
         fsync_path(temporary)
     for temporary, path in files:
-        temporary.replace(path)
+        rename(temporary, path)
     fsync_path(files[0][1].parent)
 
 
@@ -152,5 +157,5 @@ def remove_tree(path: Path) -> None:
     """Remove a directory so that a half-removed one is never taken for a whole one."""
     doomed = path.with_name(f".{path.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
-    path.replace(doomed)
+    rename(path, doomed)
     shutil.rmtree(doomed)

@@ -97,6 +97,14 @@ def peak_memory() -> int | None:
     return None if kind == CPU else int(torch.get_device_module(kind).max_memory_allocated())
 
 
+def limit_memory(device: torch.device, limit: int) -> None:
+    """Let this process take at most so many bytes of an accelerator, for trials of smaller ones."""
+    if is_accelerator(device):
+        module = torch.get_device_module(device)
+        total = int(module.get_device_properties(device).total_memory)
+        module.set_per_process_memory_fraction(min(1.0, limit / total), device)
+
+
 def free_unused(device: torch.device) -> None:
     """Give memory that holds nothing back to the device."""
     if is_accelerator(device):

@@ -1,7 +1,6 @@
 """Inputs behind URLs: listed, described, and read by byte range.
 
-`s3://` and `gs://` are pyarrow's own, `http://` and `https://` the standard library's; what else
-fsspec opens (`hf://`, `abfs://`, ...) needs its package.
+`http://` and `https://` are the standard library's, all others those of `schemas/file_systems.py`.
 """
 
 import email.utils
@@ -16,15 +15,15 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from headrace.schemas.errors import DataError, redact
-from headrace.schemas.google_storage import open_google
+from headrace.schemas.errors import DataError, HeadraceError, redact
+from headrace.schemas.file_systems import open_filesystem
 from headrace.schemas.retries import Patience
 from headrace.schemas.seekable_file import SeekableFile
 
 ResultT = TypeVar("ResultT")
-PACKAGES = {"abfs": "adlfs", "az": "adlfs"}
 ANSWER_SECONDS = 60
-HTTP = Patience(4, ANSWER_SECONDS, first_pause=0.25)
+ATTEMPTS = 4
+HTTP = Patience(ATTEMPTS, ANSWER_SECONDS, first_pause=0.25)
 HTTP_BUFFER = 1 << 20
 MOST_DIGITS = 18  # of a file's size
 HF_EXPORT = "hf://datasets/{name}@refs/convert/parquet/{config}/{split}/*.parquet"
@@ -110,68 +109,14 @@ def expand_name(pattern: str) -> str:
 @functools.lru_cache(maxsize=16)
 def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
     """Return the file system that reads a URL, and the file's path in it."""
-    scheme = path.partition("://")[0]
-    if scheme in ("gs", "gcs"):
-        return ask(path, lambda: open_google(path, ANSWER_SECONDS))
-    if scheme in ("s3", "file"):
-        return ask(path, lambda: pafs.FileSystem.from_uri(path))
-    try:
-        from fsspec.core import url_to_fs
-
-        filesystem, inner = ask(path, lambda: url_to_fs(path))
-    except ImportError:
-        package = PACKAGES.get(scheme)
-        line = f"pip install fsspec {package or 'huggingface_hub'}"
-        raise DataError(f"{path}: needs another package; run: {line}") from None
-    return pafs.PyFileSystem(CheckedHandler(filesystem)), inner
-
-
-class CheckedHandler(pafs.FSSpecHandler):
-    """Handler of fsspec's file systems whose files raise only OSError."""
-
-    def open_input_file(self, path: str) -> pa.NativeFile:
-        """A file readable from any byte."""
-        if not self.fs.isfile(path):
-            raise FileNotFoundError(path)
-        return pa.PythonFile(CheckedFile(self.fs.open(path, mode="rb")), mode="r")
-
-
-class CheckedFile:
-    """A file whose reads fail with OSError, as those of readers that expect one."""
-
-    closed = False
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes."""
-        try:
-            return bytes(self.file.read(size))
-        except OSError:
-            raise
-        except Exception as error:  # noqa: BLE001  each storage raises its own
-            raise OSError(f"{type(error).__name__}: {error}") from None
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a byte."""
-        return int(self.file.seek(offset, whence))
-
-    def tell(self) -> int:
-        """The byte that is read next."""
-        return int(self.file.tell())
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self.closed = True
-        self.file.close()
+    return ask(path, lambda: open_filesystem(path, ANSWER_SECONDS, ATTEMPTS))
 
 
 def ask(path: str, question: Callable[[], ResultT]) -> ResultT:
     """An answer of a storage, whose problems end in one line."""
     try:
         return question()
-    except ImportError:
+    except HeadraceError:
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: not found; correct the path") from None

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
-from rich.console import Console
 
 from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.passes.duplicate_keys import KEY, Keys, algorithm, document_keys
@@ -30,9 +29,9 @@ from headrace.dataprep.passes.encoded_tasks import (
 from headrace.dataprep.rows.blocks import encode_block, read_blocks, settle
 from headrace.dataprep.rows.encoded_spool import EncodedBlock, write_encoded
 from headrace.dataprep.text.row_format import Encoded
-from headrace.dataprep.work.console_report import progress_bar
 from headrace.dataprep.work.context import Context, Corpus, check_unchanged
 from headrace.dataprep.work.local_engine import Engine
+from headrace.dataprep.work.reporter import Reporter
 from headrace.dataprep.work.task_progress import TaskBar, write_note
 from headrace.dataprep.work.workspace import Workspace, read_marker, work_folder, write_marker
 from headrace.schemas.fingerprint import fingerprint
@@ -45,7 +44,7 @@ DUPLICATE = np.dtype([("task", "<u4"), ("document", "<u4"), ("kind", "u1")])
 
 
 def find_duplicates(
-    context: Context, tasks: list[Task], engine: Engine, console: Console
+    context: Context, tasks: list[Task], engine: Engine, reporter: Reporter
 ) -> Context:
     """Tokenize everything and find what repeats; the job then packs without it.
 
@@ -54,18 +53,18 @@ def find_duplicates(
     """
     encoded = {task.number: done for task in tasks if (done := finished_encoding(context, task))}
     todo = [task for task in tasks if task.number not in encoded]
-    with TaskBar(console, "tokenize", context.output, todo) as bar:
+    with TaskBar(reporter, "tokenize", context.output, todo) as bar:
         for task, result in engine.run(partial(encode_task, context), todo):
             encoded[task.number] = result
             bar.finish(task, result.documents, result.tokens)
     context = replace(
         context, corpus=describe_corpus(context, tasks, [encoded[task.number] for task in tasks])
     )
-    search(context, engine, console)
+    search(context, engine, reporter)
     return context
 
 
-def search(context: Context, engine: Engine, console: Console) -> None:
+def search(context: Context, engine: Engine, reporter: Reporter) -> None:
     """Search all parts of the keys that were not searched by an earlier run."""
     assert context.corpus is not None
     done = {
@@ -74,11 +73,11 @@ def search(context: Context, engine: Engine, console: Console) -> None:
         if (found := finished_part(context, part))
     }
     todo = [part for part in range(context.corpus.parts) if part not in done]
-    with progress_bar(console) as progress:
-        bar = progress.add_task("compare ", total=len(todo), counts="")
-        for part, found in engine.run(partial(search_part, context), todo):
+    with reporter.bar("compare ", len(todo)) as bar:
+        results = engine.run(partial(search_part, context), todo)
+        for searched, (part, found) in enumerate(results, start=1):
             done[part] = found
-            progress.update(bar, advance=1)
+            bar.update(searched)
 
 
 def keys_path(output: Path, task: int) -> Path:

@@ -13,14 +13,13 @@ from typing import Protocol, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel
-from rich.console import Console
 
 from headrace.dataprep.passes.limit_rank import RowCuts
 from headrace.dataprep.passes.shard_writer import ShardPlan, Target, finished_shard, write_shard
 from headrace.dataprep.passes.sorted_runs import ALL_KEYS, KeyRange, Runs, cut_keys, parts_of
 from headrace.dataprep.text.fast_tokenizer import close_tokenizers
-from headrace.dataprep.work.console_report import progress_bar
 from headrace.dataprep.work.local_engine import Engine
+from headrace.dataprep.work.reporter import Reporter
 from headrace.dataprep.work.workspace import read_marker, remove_stale_shards, write_marker
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.publish import rename_durably
@@ -88,12 +87,12 @@ class MergePlan:
 
 
 def write_shards(
-    target: Target, splits: Sequence[tuple[Runs, int]], engine: Engine, console: Console
+    target: Target, splits: Sequence[tuple[Runs, int]], engine: Engine, reporter: Reporter
 ) -> list[ShardRecord]:
     """The records of all shards, in order, from the rows of each split and its number of shards."""
     plans: list[ShardPlan] = []
     for runs, count in splits:
-        merged = merge_all(target, runs, engine, console) if count else runs
+        merged = merge_all(target, runs, engine, reporter) if count else runs
         plans += [ShardPlan(merged, index, count) for index in range(count)]
     remove_stale_shards(target.space.output, {plan.file for plan in plans})
     return run_plans(
@@ -102,11 +101,11 @@ def write_shards(
         partial(finished_shard, target),
         partial(write_shard, target),
         engine,
-        console,
+        reporter,
     )
 
 
-def merge_all(target: Target, runs: Runs, engine: Engine, console: Console) -> Runs:
+def merge_all(target: Target, runs: Runs, engine: Engine, reporter: Reporter) -> Runs:
     """Merge files until they are few enough."""
     while merged := next_level(runs):
         plans = [
@@ -115,7 +114,7 @@ def merge_all(target: Target, runs: Runs, engine: Engine, console: Console) -> R
             for key_range in range(merged.ranges)
         ]
         done, write = partial(finished_merge, target), partial(merge_runs, target)
-        run_plans("merge   ", plans, done, write, engine, console)
+        run_plans("merge   ", plans, done, write, engine, reporter)
         runs = merged
     return runs
 
@@ -126,17 +125,18 @@ def run_plans(
     finished: Callable[[PlanT], ResultT | None],
     write: Callable[[PlanT], ResultT],
     engine: Engine,
-    console: Console,
+    reporter: Reporter,
 ) -> list[ResultT]:
     """The result of each plan, in order; what an earlier run finished is kept."""
     done = {plan: result for plan in plans if (result := finished(plan))}
     todo = [plan for plan in plans if plan not in done]
-    with progress_bar(console) as progress:
-        size = sum(4 * plan.size for plan in todo)
-        bar = progress.add_task(title, total=size, counts=f"{len(plans)} files")
+    counts, written = f"{len(plans)} files", 0
+    with reporter.bar(title, sum(4 * plan.size for plan in todo)) as bar:
+        bar.update(written, counts)
         for plan, result in engine.run(write, todo):
             done[plan] = result
-            progress.update(bar, advance=4 * plan.size)
+            written += 4 * plan.size
+            bar.update(written, counts)
     return [done[plan] for plan in plans]
 
 

@@ -1,23 +1,17 @@
-"""Findings in a sample of a source before a long run: refusals, losses, and rows."""
+"""Findings in a sample of a source before a long run: refusals, losses, rows, an estimate."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
-from rich.text import Text
-from tokenizers import Tokenizer
 
 from headrace.dataprep.input.records import Reject
 from headrace.dataprep.rows.pack_blocks import BlockRows
 from headrace.dataprep.rows.task_stats import TaskStats, add_stats
-from headrace.dataprep.shards.inspection import row_text, shows_no_style
 from headrace.dataprep.text.chat_losses import is_loss
-from headrace.schemas.outside_text import visible
 
 KEPT_ROWS = 3  # of each part of a sample
-SHOWN_CHARACTERS = 4000  # of a row
 
 
 @dataclass(frozen=True)
@@ -56,6 +50,22 @@ class Findings:
         return rows
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """Expected result of a run, to within the sample's error. Duplicates are not foreseen."""
+
+    sampled_bytes: int
+    input_bytes: int
+    documents: float
+    tokens: float
+    trained: float
+    rows: float
+    refused: float
+    seconds: float
+    stored_bytes: float
+    work_bytes: float
+
+
 def finding_lines(source: str, found: Findings) -> list[str]:
     """Each kind of refusal, drop and loss once, with its count in the sample."""
     stats, lines = found.stats, []
@@ -73,17 +83,3 @@ def finding_lines(source: str, found: Findings) -> list[str]:
         if is_loss(name, count, stats.documents):
             lines.append(f"{name}: {count:,} in {stats.documents:,} documents")
     return [f'source "{source}": {line}' for line in lines]
-
-
-def print_findings(
-    found: dict[str, Findings], tokenizer: Tokenizer, rows: int, console: Console
-) -> None:
-    """The findings of each source, and its first rows with what is trained marked."""
-    for name, findings in found.items():
-        for line in finding_lines(name, findings):
-            console.print(Text(visible(line)), soft_wrap=True)
-        for row in findings.first_rows(rows):
-            console.rule(Text(visible(f"a row of {name}")))
-            text = row_text(tokenizer, row, shows_no_style(console))
-            more = len(text) > SHOWN_CHARACTERS
-            console.print(text[:SHOWN_CHARACTERS] + (" ..." if more else ""), soft_wrap=True)

@@ -1,5 +1,6 @@
 """A manifest for Parquet that something else wrote: Spark, jllm, Hugging Face's `datasets`."""
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -12,8 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import track
 from tokenizers import Tokenizer
 
 from headrace.dataprep.passes.shard_writer import count_trained, describe_row_group, with_checksums
@@ -23,6 +22,7 @@ from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
 from headrace.dataprep.text.tokenizer_spec import special_tokens
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import file_sha256, fingerprint
+from headrace.schemas.progress import Progress, silent
 from headrace.schemas.shards.foreign_columns import ForeignColumns
 from headrace.schemas.shards.manifest import (
     Manifest,
@@ -40,6 +40,8 @@ from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLI
 from headrace.schemas.shards.shard_rows import read_row_group, repeated_text
 from headrace.schemas.shards.tokenizer_content import content_fingerprint
 from headrace.schemas.shards.unpacked_sizes import unpacked_problem
+
+logger = logging.getLogger(__name__)
 
 Split = Literal["train", "evaluation"]
 PACKING = "foreign"
@@ -74,7 +76,7 @@ def index(
     columns: ForeignColumns | None = None,
     evaluation: str | None = None,
     source: str | None = None,
-    console: Console | None = None,
+    progress: Progress = silent,
 ) -> Manifest:
     """Read all Parquet files of a directory, check their rows, and write a manifest beside them.
 
@@ -83,6 +85,7 @@ def index(
         columns: which columns mean what. Default: by their names in the first file.
         evaluation: pattern of the files, as in `test-*`, that make the evaluation split.
         source: name of rows without a source of their own. Default: the directory's name.
+        progress: shows which file is read.
 
     Raises:
         DataError: no files, or rows that cannot be trained on, with file, row group and row.
@@ -105,8 +108,7 @@ def index(
     counts: dict[str, SourceCounts] = {}
     padding = longest = 0
     shards = []
-    console = console or Console(stderr=True, markup=False, emoji=False)
-    for path in track(paths, "index", console=console):
+    for path in progress(paths, [path.stat().st_size for path in paths], "index"):
         name = path.relative_to(directory).as_posix()
         held_out = evaluation is not None and fnmatch(name, evaluation)
         split: Split = EVALUATION if held_out else TRAIN
@@ -115,7 +117,7 @@ def index(
         padding += stored - shard.tokens
         longest = max(longest, most)
     finished = finish(manifest, shards, counts, longest, padding)
-    warn_of_large_row_groups(finished, console)
+    warn_of_large_row_groups(finished)
     copy_tokenizer(tokenizer, directory)
     write_manifest(directory, finished)
     return finished
@@ -326,13 +328,15 @@ def copy_tokenizer(path: Path, directory: Path) -> None:
         shutil.copyfile(file, directory / TOKENIZER_NAME)
 
 
-def warn_of_large_row_groups(manifest: Manifest, console: Console) -> None:
+def warn_of_large_row_groups(manifest: Manifest) -> None:
     """jllm and others write one row group a file, and the loader holds several of them."""
     groups = [group for shard in manifest.shards for group in shard.row_groups]
     largest = max((group.tokens for group in groups), default=0)
     if largest > LARGE_ROW_GROUP:
-        console.print(
-            f"the largest row group has {largest:,} tokens: training holds "
-            f"{4 * largest / 2**30:.1f} GiB for each of the loader.shuffle_window it has in hand; "
-            "lower that, or write the files with smaller row groups"
+        logger.warning(
+            "the largest row group has %s tokens: training holds %.1f GiB for each of the "
+            "loader.shuffle_window it has in hand; lower that, or write the files with smaller "
+            "row groups",
+            f"{largest:,}",
+            4 * largest / 2**30,
         )

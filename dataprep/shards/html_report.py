@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,16 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
 from tokenizers import Tokenizer
 
 from headrace.dataprep.rows.task_stats import TaskStats
-from headrace.dataprep.shards.inspection import read_rows, row_text
+from headrace.dataprep.shards.inspection import Span, read_rows, row_spans
 from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
-from headrace.dataprep.work.console_report import picture_rows
 from headrace.schemas.publish import write_atomic
-from headrace.schemas.shards.manifest import Manifest, SourceRecord
+from headrace.schemas.shards.manifest import ImagesRecord, Manifest, SourceRecord
 
 REPORT_NAME = "report.html"
 SHOWN_ROWS = 2  # of each split
@@ -126,6 +122,17 @@ def ledger_rows(manifest: Manifest) -> list[tuple[str, int]]:
     ]
 
 
+def picture_rows(images: ImagesRecord) -> list[tuple[str, int]]:
+    """Return the lines of the picture ledger."""
+    ledger = images.ledger
+    return [
+        ("in", ledger.pictures_in),
+        *((f"out: {split}", count) for split, count in ledger.pictures_out.items()),
+        *((f"dropped: {reason}", count) for reason, count in ledger.pictures_dropped.items()),
+        ("difference", ledger.difference()),
+    ]
+
+
 def dropped(sources: Iterable[SourceRecord]) -> list[tuple[str, str, int]]:
     """Dropped documents by source and reason."""
     return [
@@ -155,9 +162,9 @@ def rows_text(directory: Path, manifest: Manifest) -> str:
     parts = []
     for split in manifest.ledger.tokens_out:
         for name, row in islice(read_rows(directory, manifest, split), SHOWN_ROWS):
-            text = row_text(tokenizer, cut_row(row, SHOWN_TOKENS))
+            spans = row_spans(tokenizer, cut_row(row, SHOWN_TOKENS))
             parts.append(f"<h3>{escape(name)}, {escape(row['source'])}</h3>")
-            parts.append(f"<pre>{text_html(text)}</pre>")
+            parts.append(f"<pre>{text_html(spans)}</pre>")
             parts += pictures_html(row)
     return "\n".join(parts)
 
@@ -203,15 +210,15 @@ def cut_row(row: dict[str, Any], tokens: int) -> dict[str, Any]:
     return row | cut | {"document_lengths": lengths}
 
 
-def text_html(text: Text) -> str:
-    """Styled text as HTML: what is dim is masked, what is bold is a mark."""
-    parts = []
-    for segment in text.render(Console(file=io.StringIO(), markup=False)):
-        name = "masked" if segment.style and segment.style.dim else None
-        name = "mark" if segment.style and segment.style.bold else name
-        shown = escape(segment.text)
-        parts.append(f'<span class="{name}">{shown}</span>' if name else shown)
-    return "".join(parts)
+def text_html(spans: Iterable[Span]) -> str:
+    """Return spans as HTML, those that are trained as plain text."""
+    return "".join(
+        escape(span.text)
+        if span.style in ("trained", "plain")
+        else f'<span class="{span.style}">{escape(span.text)}</span>'
+        for span in spans
+        if span.text
+    )
 
 
 def section(title: str, content: str) -> str:

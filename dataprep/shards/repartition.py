@@ -5,8 +5,6 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from headrace.dataprep.passes.merge_runs import write_shards
 from headrace.dataprep.passes.recorded_inputs import INPUTS_NAME
 from headrace.dataprep.passes.shard_writer import Target
@@ -32,8 +30,8 @@ from headrace.dataprep.shards.row_slices import (
     run_row_slice,
 )
 from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
-from headrace.dataprep.work.console_report import print_ledger, progress_bar
 from headrace.dataprep.work.local_engine import Engine
+from headrace.dataprep.work.reporter import LoggedReporter, Reporter
 from headrace.dataprep.work.workspace import (
     CONFIG_NAME,
     REJECTS_NAME,
@@ -52,7 +50,7 @@ from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLI
 TOKENS_IN_EVALUATION_FILE = 1 << 26
 
 
-def repartition(blend: Blend, engine: Engine, console: Console) -> Manifest:
+def repartition(blend: Blend, engine: Engine, reporter: Reporter | None = None) -> Manifest:
     """Write the shard directory; the same call over the same directories gives the same bytes.
 
     Train rows are reshuffled over `shards` files, evaluation rows over as many as their size
@@ -63,6 +61,7 @@ def repartition(blend: Blend, engine: Engine, console: Console) -> Manifest:
         DataError: a directory is unfinished or damaged, they do not fit together, or the output
             holds something else.
     """
+    reporter = reporter or LoggedReporter()
     inputs = read_inputs(blend)
     seed = inputs.first.seed + 1 if blend.seed is None else blend.seed
     settings = new_settings(blend, inputs, seed)
@@ -70,8 +69,8 @@ def repartition(blend: Blend, engine: Engine, console: Console) -> Manifest:
     finished = finished_manifest(blend.output, fingerprint(settings), inputs_key)
     if finished is not None:
         remove_work(blend.output)
-        console.print(f"{blend.output}: finished before from the same directories; reused")
-        print_ledger(console, finished)
+        reporter.line(f"{blend.output}: finished before from the same directories; reused")
+        reporter.finished(finished)
         return finished
     check_outside(blend)
     space = Workspace(blend.output)
@@ -80,12 +79,12 @@ def repartition(blend: Blend, engine: Engine, console: Console) -> Manifest:
     with locked(blend.output), writing(blend.output, remedy, only=NO_ROOM):
         space.open()
         try:
-            manifest = run(space, blend, inputs, seed, settings, inputs_key, engine, console)
+            manifest = run(space, blend, inputs, seed, settings, inputs_key, engine, reporter)
         except KeyboardInterrupt:
-            console.print(f"{blend.output}: stopped; run the same command to continue")
+            reporter.line(f"{blend.output}: stopped; run the same command to continue")
             raise
         remove_work(blend.output)
-    print_ledger(console, manifest)
+    reporter.finished(manifest)
     return manifest
 
 
@@ -97,7 +96,7 @@ def run(
     settings: dict[str, object],
     inputs_key: str,
     engine: Engine,
-    console: Console,
+    reporter: Reporter,
 ) -> Manifest:
     """Everything from the planned portions to the published manifest."""
     text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
@@ -113,12 +112,12 @@ def run(
     target = Target(space, inputs.first.kind, rows_in_group, group_bytes)
     rekeying = Rekeying(source_names(inputs), None if keeps_order(inputs, seed) else seed)
     row_slices = plan_row_slices(inputs.directories, inputs.manifests, blend.weights)
-    stats = run_portions(target, rekeying, row_slices, engine, console)
+    stats = run_portions(target, rekeying, row_slices, engine, reporter)
     splits: list[tuple[Runs, int]] = []
     for split, count in count_shards(blend, stats).items():
         own = [row_slice.work_key(rekeying) for row_slice in row_slices if row_slice.split == split]
         splits.append((Runs(split, len(own), stats.weight(split), fingerprint(own)), count))
-    shards = write_shards(target, splits, engine, console)
+    shards = write_shards(target, splits, engine, reporter)
     manifest = build_manifest(inputs, seed, settings, inputs_key, stats, shards)
     write_manifest(blend.output, manifest)
     return manifest
@@ -129,7 +128,7 @@ def run_portions(
     rekeying: Rekeying,
     row_slices: list[RowSlice],
     engine: Engine,
-    console: Console,
+    reporter: Reporter,
 ) -> RowSliceStats:
     """The counts of all portions together; those that are finished are not read again."""
     total = RowSliceStats()
@@ -139,13 +138,13 @@ def run_portions(
             todo.append(row_slice)
         else:
             total.add(stats)
-    with progress_bar(console) as progress:
-        size = sum(4 * row_slice.tokens for row_slice in todo)
-        bar = progress.add_task("read    ", total=size, counts="")
+    read = 0
+    with reporter.bar("read    ", sum(4 * row_slice.tokens for row_slice in todo)) as bar:
         for row_slice, stats in engine.run(partial(run_row_slice, target, rekeying), todo):
             total.add(stats)
             tokens = sum(total.tokens(split) for split in SPLITS)
-            progress.update(bar, advance=4 * row_slice.tokens, counts=f"{tokens:,} tokens")
+            read += 4 * row_slice.tokens
+            bar.update(read, f"{tokens:,} tokens")
     return total
 
 

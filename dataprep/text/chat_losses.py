@@ -8,6 +8,8 @@ from typing import Any
 from headrace.dataprep.images.picture_places import PLACE
 from headrace.dataprep.text.chat_mask import RenderedChat
 from headrace.dataprep.text.chat_template import REASONING, Message
+from headrace.schemas.outside_text import visible
+from headrace.schemas.shards.manifest import Manifest
 
 CALLS = ("tool_calls", "function_call")
 FURTHER = frozenset([*REASONING, *CALLS])
@@ -23,6 +25,16 @@ def absent_role(role: str) -> str:
 def is_loss(name: str, count: int, documents: int) -> bool:
     """Return whether a note is worth a word: a role only where all documents lack it."""
     return not name.endswith(ABSENT) or count >= documents
+
+
+def losses(manifest: Manifest) -> list[str]:
+    """A line for each kind of loss of each source, with its count."""
+    return [
+        visible(f'source "{source.name}": {name}: {count}')
+        for source in manifest.sources
+        for name, count in source.notes.items()
+        if is_loss(name, count, source.documents)
+    ]
 
 
 def text_losses(messages: Sequence[Message], chat: RenderedChat) -> Counter[str]:

@@ -52,12 +52,12 @@ def limited(name: str, what: str = "one conversation") -> Iterator[None]:
 
 
 @contextmanager
-def time_limit() -> Iterator[None]:
-    """Raise TooSlow after SECONDS of processor time, that of the system for this process
-    included."""
+def time_limit(seconds: float = SECONDS) -> Iterator[None]:
+    """Raise TooSlow after some seconds of processor time, that of the system for this process
+    included, and again after a quarter of them: a finalizer in which it comes swallows it."""
     if signal.getsignal(signal.SIGPROF) is not stop_rendering:
         signal.signal(signal.SIGPROF, stop_rendering)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds, seconds / 4)
     try:
         yield
     finally:
@@ -65,8 +65,10 @@ def time_limit() -> Iterator[None]:
 
 
 def stop_rendering(number: int, frame: FrameType | None) -> None:
-    """Stop a rendering at the end of its time (a signal handler)."""
-    raise TooSlow
+    """Stop a rendering at the end of its time (a signal handler); one that has ended meanwhile
+    has no interval any more, and is left alone."""
+    if signal.getitimer(signal.ITIMER_PROF)[1]:
+        raise TooSlow
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from rich.console import Console
-
 from headrace.dataprep.input.pieces import Task
-from headrace.dataprep.work.console_report import progress_bar
+from headrace.dataprep.work.reporter import Bar, Reporter, Unseen
 from headrace.dataprep.work.workspace import Workspace, notes_folder
 from headrace.schemas.publish import create_file
 
@@ -41,8 +40,11 @@ def read_note(path: Path) -> tuple[int, int]:
 class TaskBar:
     """A bar over the input bytes of tasks, with documents, tokens, rate, and time left."""
 
-    def __init__(self, console: Console, title: str, output: Path, todo: Sequence[Task]) -> None:
+    def __init__(self, reporter: Reporter, title: str, output: Path, todo: Sequence[Task]) -> None:
+        self.reporter = reporter
+        self.title = title
         self.output = output
+        self.total = sum(task.size for task in todo)
         self.running = {task.number: task for task in todo}
         self.documents = 0
         self.tokens = 0
@@ -50,13 +52,13 @@ class TaskBar:
         self.lock = threading.Lock()
         self.done = threading.Event()
         self.thread = threading.Thread(target=self.poll, daemon=True)
-        self.progress = progress_bar(console)
-        self.bar = self.progress.add_task(title, total=sum(task.size for task in todo), counts="")
+        self.bar: Bar = Unseen()
+        self.stack = ExitStack()
 
     def __enter__(self) -> "TaskBar":
         for number in self.running:
             note_path(self.output, number).unlink(missing_ok=True)  # of a run that was killed
-        self.progress.start()
+        self.bar = self.stack.enter_context(self.reporter.bar(self.title, self.total))
         self.thread.start()
         return self
 
@@ -64,7 +66,7 @@ class TaskBar:
         self.done.set()
         self.thread.join()
         self.show()
-        self.progress.stop()
+        self.stack.close()
 
     def finish(self, task: Task, documents: int, tokens: int) -> None:
         """Count a finished task."""
@@ -92,5 +94,4 @@ class TaskBar:
                     documents += more_documents
                     tokens += more_tokens
                     size += min(task.size, more_tokens * ratio)
-        counts = f"{documents:,} documents, {tokens:,} tokens"
-        self.progress.update(self.bar, completed=size, counts=counts)
+        self.bar.update(size, f"{documents:,} documents, {tokens:,} tokens")

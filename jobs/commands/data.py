@@ -37,10 +37,11 @@ def prepare(
     """Turn sources into a shard directory. Run again, it continues where it stopped."""
     from rich.console import Console
 
-    from headrace.dataprep.dry_run import print_estimate, survey
+    from headrace.dataprep.dry_run import survey
     from headrace.dataprep.prepare import prepare
-    from headrace.dataprep.shards.findings import print_findings
     from headrace.dataprep.text.tokenizer import open_tokenizer
+    from headrace.jobs.console.estimate import print_estimate, print_findings
+    from headrace.jobs.console.reporter import ConsoleReporter
     from headrace.schemas.prepare.prepare_config import PrepareConfig
     from headrace.schemas.toml_config import load_config
 
@@ -52,7 +53,7 @@ def prepare(
         print_findings(found.findings, open_tokenizer(found.tokenizer, True), rows, console)
         return
     with open_engine(engine, workers) as chosen:
-        prepare(settings, console=Console(markup=False, emoji=False), engine=chosen)
+        prepare(settings, reporter=ConsoleReporter(), engine=chosen)
 
 
 @app.command(
@@ -74,15 +75,14 @@ def repartition(
     engine: EngineOption = EngineName.LOCAL,
 ) -> None:
     """Shuffle shard directories into one with another number of shards."""
-    from rich.console import Console
-
     from headrace.dataprep.shards.blend_inputs import Blend
     from headrace.dataprep.shards.repartition import parse_weights, repartition
+    from headrace.jobs.console.reporter import ConsoleReporter
 
     shares = parse_weights(weights, len(directories)) if weights is not None else None
     blend = Blend(tuple(directories), out, shards, seed, shares)
     with open_engine(engine, workers) as chosen:
-        repartition(blend, chosen, Console(markup=False, emoji=False))
+        repartition(blend, chosen, ConsoleReporter())
 
 
 @app.command(epilog="Example: headrace convert-tokenizer models/llama-2-7b")
@@ -113,7 +113,7 @@ def inspect(
     """Show counts, document lengths and decoded rows of a shard directory."""
     from rich.console import Console
 
-    from headrace.dataprep.shards.inspection import inspect, print_rows_of_keys
+    from headrace.jobs.console.inspection import inspect, print_rows_of_keys
 
     if row_key:
         print_rows_of_keys(directory, row_key, Console(markup=False, emoji=False))
@@ -125,7 +125,7 @@ def inspect(
 def verify(directory: Directory) -> None:
     """Check hashes, schema, counts and the token ledger; exit with 1 when anything is off."""
     from headrace.dataprep.shards.verify import verify
-    from headrace.jobs.commands.progress import tracked
+    from headrace.jobs.console.progress import tracked
 
     problems = verify(directory, tracked)
     for problem in problems:
@@ -156,9 +156,10 @@ def index(
 ) -> None:
     """Write a manifest for Parquet that something else wrote, so that it can be trained on."""
     from headrace.dataprep.shards.foreign_index import find_files, index, parse_columns
+    from headrace.jobs.console.progress import tracked
 
     columns = parse_columns(column or [], padding_id, find_files(directory)[0])
-    manifest = index(directory, tokenizer, columns, evaluation, source)
+    manifest = index(directory, tokenizer, columns, evaluation, source, tracked)
     print(f"{directory}: {summary(manifest)}")
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from headrace.schemas.errors import ConfigError
@@ -51,12 +51,21 @@ def transfer_settings(cards: Sequence[str], environment: Mapping[str, str]) -> d
     return {key: value for key, value in NO_PEERS.items() if key not in environment}
 
 
-def shared_memory_problem(folder: Path, environment: Mapping[str, str]) -> str | None:
+def file_system_bytes(folder: Path) -> int:
+    """Return the size of the file system that a folder lies on."""
+    size = os.statvfs(folder)
+    return size.f_blocks * size.f_frsize
+
+
+def shared_memory_problem(
+    folder: Path,
+    environment: Mapping[str, str],
+    size: Callable[[Path], int] = file_system_bytes,
+) -> str | None:
     """Return what to do about shared memory that is too small for NCCL, if it is."""
     if environment.get("NCCL_SHM_DISABLE") == "1" or not folder.is_dir():
         return None
-    size = os.statvfs(folder)
-    total = size.f_blocks * size.f_frsize
+    total = size(folder)
     if total >= LEAST_SHARED:
         return None
     return (

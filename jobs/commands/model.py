@@ -33,7 +33,7 @@ def merge(
     ] = False,
 ) -> None:
     """Merge an adapter into its base model, one layer at a time."""
-    from headrace.jobs.commands.progress import tracked
+    from headrace.jobs.console.progress import tracked
     from headrace.trainer.architecture.model_files import PickledDirectory
     from headrace.trainer.export.merge import merge
 
@@ -76,7 +76,7 @@ def quantize(
     ] = "cpu",
 ) -> None:
     """Write a model's linear layers in fewer bits, as vLLM and transformers load them."""
-    from headrace.jobs.commands.progress import tracked
+    from headrace.jobs.console.progress import tracked
     from headrace.trainer.export.quantize import describe, quantize
 
     result = quantize(model, output, scheme.value, device, tracked)
@@ -98,7 +98,7 @@ def convert(
     from headrace.trainer.quiet import quiet_libraries
 
     quiet_libraries()
-    from headrace.jobs.commands.progress import tracked
+    from headrace.jobs.console.progress import tracked
     from headrace.trainer.export.convert import convert
 
     checkpoint = convert(run, output, step, model, tracked)
@@ -136,7 +136,7 @@ def control_to_lora(
     ] = False,
 ) -> None:
     """Turn control adapters into a LoRA, where that is exact: models of parallel blocks."""
-    from headrace.jobs.commands.progress import tracked
+    from headrace.jobs.console.progress import tracked
     from headrace.trainer.export.control_lora import control_to_lora
     from headrace.trainer.quiet import quiet_libraries
 
@@ -163,7 +163,7 @@ def export_gguf(
     ] = None,
 ) -> None:
     """Write a model, or an adapter, as a GGUF file for llama.cpp."""
-    from headrace.jobs.commands.progress import tracked
+    from headrace.jobs.console.progress import tracked
     from headrace.trainer.export.gguf_export import export_gguf
 
     count = export_gguf(model, output, type, adapter, pre, tracked)

@@ -10,7 +10,7 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from headrace.schemas.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 60.0  # of silence, after which a node is given up, unless asked otherwise
-JOIN_SECONDS = 600.0  # for all launchers to be started
+JOIN_SECONDS = 600.0
 BEAT_SECONDS = 1.0
 ALIVE, DONE, FAILED, HELLO, NONCE = "alive", "done", "failed", "hello", "nonce"
 MOST_STRANGERS = 64  # that are listened to at once
@@ -27,6 +27,13 @@ STRANGER_SECONDS = 10.0  # to say who one is
 LONGEST_LINE = 1 << 12
 SECRET_VARIABLE = "HEADRACE_SECRET"
 RESTART = "start all nodes again with --resume"
+
+
+def own_address(host: str, port: int) -> str:
+    """Return the address that this machine has for another one; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port))
+        return str(probe.getsockname()[0])
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Nodes:
     port: int  # where the ranks meet; the launchers meet on the next one
     timeout: float  # seconds of silence after which a node is given up
     secret: str = ""  # that all launchers of the run know
+    join_seconds: float = JOIN_SECONDS  # for all launchers to be started
+    beat_seconds: float = BEAT_SECONDS
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.count:
@@ -46,16 +55,17 @@ class Nodes:
                 f"--node-rank {self.rank}: with --nodes {self.count} it is 0 to {self.count - 1}"
             )
 
-    def address(self) -> str:
+    def address(self, towards: Callable[[str, int], str] = own_address) -> str:
         """Return this machine's address towards node 0, or on node 0 the one that others reach.
+
+        Args:
+            towards: returns the address of this machine for a host and a port of it.
 
         Raises:
             ConfigError: node 0 cannot be reached, or not from other machines.
         """
         try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect((self.master, self.port))
-                mine = str(probe.getsockname()[0])
+            mine = towards(self.master, self.port)
         except OSError as error:
             raise ConfigError(f"--master {self.master}: cannot be reached ({error})") from None
         named = self.master == "localhost" or self.master.startswith("127.")
@@ -172,7 +182,7 @@ class NodeWatch:
         problem = self._missing(now)
         for peer in self.peers:
             problem = problem or self._listen(peer, now)
-        if now - self.last_beat > BEAT_SECONDS:
+        if now - self.last_beat > self.nodes.beat_seconds:
             self.last_beat = now
             self._tell(ALIVE)
         if problem and self.nodes.rank == 0:
@@ -253,15 +263,15 @@ class NodeWatch:
 
     def _missing(self, now: float) -> str | None:
         """Return the message that names absent nodes once the time for joining is over."""
-        if now - self.started < JOIN_SECONDS:
+        if now - self.started < self.nodes.join_seconds:
             return None
         absent = sorted(map(str, self._wanted() - {peer.node for peer in self.peers}))
         if not absent:
             return None
         names = ", ".join(absent)
         return (
-            f"node {names} did not join within {JOIN_SECONDS:.0f} s, or has another config, other "
-            f"shards or another {SECRET_VARIABLE}; {RESTART}"
+            f"node {names} did not join within {self.nodes.join_seconds:.0f} s, or has another "
+            f"config, other shards or another {SECRET_VARIABLE}; {RESTART}"
         )
 
     def _listen(self, peer: Peer, now: float) -> str | None:

@@ -12,9 +12,15 @@ DEAF_SECONDS = 15.0  # a rank tells where it is every few seconds
 class Stalls:
     """Says so when no rank has moved for a minute, then after two, four, ..."""
 
-    def __init__(self, ranks: Sequence[Rank]) -> None:
+    def __init__(
+        self,
+        ranks: Sequence[Rank],
+        still_seconds: float = STILL_SECONDS,
+        deaf_seconds: float = DEAF_SECONDS,
+    ) -> None:
         self.ranks = ranks
-        self.patience = STILL_SECONDS
+        self.still_seconds, self.deaf_seconds = still_seconds, deaf_seconds
+        self.patience = still_seconds
 
     def poll(self) -> str | None:
         """Return what to tell, once for each doubling of the time."""
@@ -22,18 +28,18 @@ class Stalls:
         if not running or not all(rank.told for rank in running):
             return None  # still importing, or a program that does not tell
         still = time.monotonic() - max(rank.moved for rank in running)
-        if still < STILL_SECONDS:
-            self.patience = STILL_SECONDS
+        if still < self.still_seconds:
+            self.patience = self.still_seconds
         if still < self.patience:
             return None
         self.patience *= 2
-        return describe(running, still)
+        return describe(running, still, self.deaf_seconds)
 
 
-def describe(ranks: Sequence[Rank], still: float) -> str:
+def describe(ranks: Sequence[Rank], still: float, deaf_seconds: float) -> str:
     """Name the ranks that do not wait for others, and where the others wait."""
     now = time.monotonic()
-    deaf = [rank for rank in ranks if now - rank.heard > DEAF_SECONDS]
+    deaf = [rank for rank in ranks if now - rank.heard > deaf_seconds]
     busy = [rank for rank in ranks if rank not in deaf and not rank.told.get("waits")]
     waiting = [rank for rank in ranks if rank not in deaf and rank not in busy]
     parts = [f"rank {rank.number} does not answer: {state_of(rank)}" for rank in deaf]

@@ -9,7 +9,7 @@ import typer
 
 from headrace.jobs.commands.machine import count_processes
 from headrace.jobs.commands.nodes import SECRET_VARIABLE, TIMEOUT_SECONDS, Nodes
-from headrace.jobs.commands.options import ConfigFile, Overrides
+from headrace.jobs.commands.options import ConfigFile, Overrides, program_name
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.process_limits import allow_open_files
 
@@ -37,7 +37,7 @@ def init(
     from headrace.jobs.first_run.fit import fit
     from headrace.jobs.first_run.init import Forecasts, Wanted, init
 
-    wanted = Wanted(model, tuple(data), output, force, sequence_len)
+    wanted = Wanted(model, tuple(data), output, force, sequence_len, program_name())
     console = Console(markup=False, emoji=False, highlight=False)
     init(wanted, console, Forecasts(estimate, fit))
 

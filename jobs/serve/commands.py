@@ -110,7 +110,7 @@ def picture_answers(asked: Sampled, prompt: str, images: list[Path]) -> list[str
 
 def answer_file(asked: Sampled, source: Path, output: Path, batch_size: int) -> int:
     """Answer the lines of a file; returns how many."""
-    from headrace.jobs.commands.progress import tracked
+    from headrace.jobs.console.progress import tracked
     from headrace.jobs.serve.chat_prompt import chat_prompt
     from headrace.trainer.export.sample import Sampler
     from headrace.trainer.export.sample_file import sample_file

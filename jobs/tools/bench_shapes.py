@@ -15,6 +15,15 @@ LLAMA = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
+DELTA_NET = {  # of three layers in four, in Qwen3-Next and Qwen3.5
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "partial_rotary_factor": 0.25,
+    "rope_theta": 10000000.0,
+}
 PRESETS: dict[str, Shape] = {
     "llama-1b": LLAMA
     | {
@@ -171,6 +180,45 @@ PRESETS: dict[str, Shape] = {
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
     },
+    "qwen3.5-9b": {
+        "model_type": "qwen3_5_text",
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        **DELTA_NET,
+        "layer_types": [*["linear_attention"] * 3, "full_attention"] * 8,
+        "vocab_size": 248320,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-next-80b-a3b": {
+        "model_type": "qwen3_next",
+        "architectures": ["Qwen3NextForCausalLM"],
+        "hidden_size": 2048,
+        "intermediate_size": 5120,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        **DELTA_NET,
+        "layer_types": [*["linear_attention"] * 3, "full_attention"] * 12,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "router_aux_loss_coef": 0.001,
+        "vocab_size": 151936,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
     "tiny": LLAMA
     | {
         "hidden_size": 64,
@@ -207,8 +255,27 @@ def matmul_weights(shape: Shape) -> int:
     layers = shape["num_hidden_layers"]
     mixture = 3 * hidden * inner * chosen + hidden * experts
     mlps = dense * 3 * hidden * shape["intermediate_size"] + (layers - dense) * mixture
-    count: int = layers * attention_weights(shape) + mlps + shape["vocab_size"] * hidden
+    stateful = layer_types(shape).count("linear_attention")
+    mixers = (layers - stateful) * attention_weights(shape) + stateful * delta_net_weights(shape)
+    count: int = mixers + mlps + shape["vocab_size"] * hidden
     return count
+
+
+def layer_types(shape: Shape) -> list[str]:
+    """Return the type of each layer's attention."""
+    return shape.get("layer_types") or ["full_attention"] * shape["num_hidden_layers"]
+
+
+def delta_net_weights(shape: Shape) -> int:
+    """Count the weights of a delta net's projections: of keys and queries, of values, gates and
+    outputs, and two numbers for each head of values.
+    """
+    if "linear_num_value_heads" not in shape:
+        return 0
+    hidden, heads = shape["hidden_size"], shape["linear_num_value_heads"]
+    keys = shape["linear_num_key_heads"] * shape["linear_key_head_dim"]
+    values = heads * shape["linear_value_head_dim"]
+    return int(hidden * (2 * keys + 3 * values + 2 * heads))
 
 
 def expert_count(shape: Shape) -> int:
@@ -230,7 +297,8 @@ def attention_weights(shape: Shape) -> int:
     hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
     size, value_size = head_sizes(shape)
     if "kv_lora_rank" not in shape:
-        return int(2 * hidden * size * (heads + shape["num_key_value_heads"]))
+        gate = heads if "linear_num_value_heads" in shape else 0  # a gate for each query
+        return int(hidden * size * (2 * (heads + shape["num_key_value_heads"]) + gate))
     rank = shape["kv_lora_rank"]
     keys = hidden * (rank + shape["qk_rope_head_dim"])
     values = rank * heads * (shape["qk_nope_head_dim"] + value_size)
@@ -263,9 +331,20 @@ def flops_per_token(shape: Shape, mode: str, lengths: Sequence[Sequence[int]]) -
     Args:
         lengths: of the documents of each row.
     """
-    types: list[str] = shape.get("layer_types") or ["full_attention"] * shape["num_hidden_layers"]
-    near = sum(kind == "sliding_attention" for kind in types)
-    pairs = (len(types) - near) * attended(lengths)
+    types = layer_types(shape)
+    near, stateful = (types.count(kind) for kind in ("sliding_attention", "linear_attention"))
+    pairs = (len(types) - near - stateful) * attended(lengths)
     pairs += near * attended(lengths, shape.get("sliding_window"))
     attention = 3 * 2 * shape["num_attention_heads"] * sum(head_sizes(shape)) * pairs
-    return (6 if mode == "full" else 4) * matmul_weights(shape) + attention
+    states = 3 * 2 * stateful * delta_net_products(shape)
+    return (6 if mode == "full" else 4) * matmul_weights(shape) + attention + states
+
+
+def delta_net_products(shape: Shape) -> int:
+    """Count the numbers that a token is multiplied with in the states of a delta net: what a key
+    finds there, what is put there instead, and what a query reads.
+    """
+    if "linear_num_value_heads" not in shape:
+        return 0
+    state = shape["linear_key_head_dim"] * shape["linear_value_head_dim"]
+    return int(3 * shape["linear_num_value_heads"] * state)

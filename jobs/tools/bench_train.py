@@ -7,6 +7,7 @@ for each --documents. A window is a step; the first steps, which compile, are le
 import argparse
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -38,6 +39,8 @@ max_steps = {steps}
 micro_batch_size = {options.micro_batch_size}
 gradient_accumulation_steps = {options.micro_batches}
 pipeline_stages = {options.stages}
+sequence_parallel = {options.sequence_parallel}
+tensor_parallel = {options.tensor_parallel}
 activation_checkpointing = "{options.checkpointing}"
 kernels = "{options.kernels}"
 compile = {compile}
@@ -65,9 +68,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--experts", action="store_true", help="adapters on a mixture's experts")
     parser.add_argument("--optimizer", choices=["adamw", "adamw_kahan"], default="adamw")
     parser.add_argument("--stages", type=int, default=1)
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--sequence-parallel", type=int, default=1)
+    parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--sequence", type=int, default=4096, help="tokens of a row")
     parser.add_argument("--micro-batch-size", type=int, default=2)
-    parser.add_argument("--micro-batches", type=int, default=4, help="of a step")
+    parser.add_argument("--micro-batches", type=int, default=4, help="of a replica's step")
     parser.add_argument(
         "--documents",
         nargs="+",
@@ -79,6 +85,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--windows", type=int, default=5, help="steps that are measured")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
+    parser.add_argument("--memory", type=float, help="GiB that a process may take of its GPU")
     parser.add_argument("--trace", action="store_true", help="trace the step after the last window")
     parser.add_argument("--keep", type=Path, help="folder for traces, timelines and their picture")
     parser.add_argument(
@@ -88,18 +95,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="any other key of a training config, as in schedule=interleaved",
     )
-    parser.add_argument("--matmul", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rank-config", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, or be the process that measures products of matrices."""
+    """Measure, or be one of the measured processes."""
     options = parse_arguments(arguments)
-    if options.matmul is not None:
-        options.matmul.write_text(json.dumps(matmul_rate()))
-        return 0
+    if options.rank_config is not None:
+        return run_rank(options)
     for documents in options.documents:
-        name = f"{options.preset}-{options.mode}-{options.stages}-{documents}"
+        name = f"{options.preset}-{options.mode}-{processes(options)}-{documents}"
         with tempfile.TemporaryDirectory() as scratch:
             folder = options.keep / name if options.keep else Path(scratch)
             line = measure(options, documents, folder)
@@ -115,15 +121,16 @@ def measure(options: argparse.Namespace, documents: str, folder: Path) -> dict[s
     given = {
         key: getattr(options, key)
         for key in (
-            *("preset", "layers", "mode", "rank", "experts", "optimizer", "stages", "sequence"),
-            *("micro_batch_size", "micro_batches", "checkpointing", "kernels", "no_compile", "set"),
+            *("preset", "layers", "mode", "rank", "experts", "optimizer", "stages", "replicas"),
+            *("sequence_parallel", "tensor_parallel", "sequence", "memory", "micro_batch_size"),
+            *("micro_batches", "checkpointing", "kernels", "no_compile", "set"),
         )
     } | {"documents": documents}
     result = run_config(options, folder)
     if "error" in result:
         return given | result
     rate, matmul = result["tokens_per_second"], result["matmul_tflops"]
-    tflops = flops_per_token(shape, options.mode, lengths) * rate / options.stages / 1e12
+    tflops = flops_per_token(shape, options.mode, lengths) * rate / processes(options) / 1e12
     if options.keep:
         plot_timeline(folder / "run", folder / "timeline.svg", options.warmup + options.windows)
     return given | result | {"tflops": round(tflops, 1), "matmul_share": round(tflops / matmul, 3)}
@@ -142,7 +149,7 @@ def write_inputs(
     lengths = write_shards(
         folder / "shards",
         folder / "model",
-        steps * options.micro_batch_size * options.micro_batches,
+        steps * rows_of_step(options),
         options.sequence,
         shape["vocab_size"],
         None if documents == "one" else int(documents),
@@ -164,16 +171,28 @@ def write_inputs(
 
 def run_config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train on what `write_inputs` wrote; the run's figures, or its error."""
-    arguments = ["--config", str(folder / "train.toml"), "--debug"]
+    arguments = ["--rank-config", str(folder / "train.toml")]
     arguments += [f"--set={setting}" for setting in options.set]
-    code = launch("headrace.trainer.main", arguments, options.stages)
-    rates = ["--matmul", str(folder / "run" / "matmul.json")]
-    code = code or launch("headrace.jobs.tools.bench_train", rates, 1)
+    if options.memory:
+        arguments += [f"--memory={options.memory}"]
+    code = launch("headrace.jobs.tools.bench_train", arguments, processes(options))
     if code:
         return {"error": f"exit code {code}"}
     measured = slice(options.warmup, options.warmup + options.windows)
-    places = options.micro_batch_size * options.micro_batches * options.sequence
+    places = rows_of_step(options) * options.sequence
     return summarize(folder / "run", measured, places)
+
+
+def processes(options: argparse.Namespace) -> int:
+    """Return the number of processes of a configuration, one for each GPU."""
+    count: int = options.stages * options.replicas
+    return count * options.sequence_parallel * options.tensor_parallel
+
+
+def rows_of_step(options: argparse.Namespace) -> int:
+    """Return the rows of a global batch."""
+    rows: int = options.micro_batch_size * options.micro_batches * options.replicas
+    return rows
 
 
 def summarize(run: Path, measured: slice, places: int) -> dict[str, Any]:
@@ -210,6 +229,22 @@ def summarize(run: Path, measured: slice, places: int) -> dict[str, Any]:
 
 def seconds_in(step: dict[str, Any], names: Iterable[str]) -> float:
     return sum(span["end"] - span["start"] for span in step["spans"] if span["name"] in names)
+
+
+def run_rank(options: argparse.Namespace) -> int:
+    """One training process; the first also measures the device's rate of matrix products."""
+    from headrace.trainer import devices
+    from headrace.trainer.main import main as train
+
+    if options.memory:
+        local_rank = int(os.environ["LOCAL_RANK"])
+        devices.limit_memory(devices.take_device(local_rank), int(options.memory * 2**30))
+    config: Path = options.rank_config
+    overrides = [f"--set={setting}" for setting in options.set]
+    code = train(["--config", str(config), "--debug", *overrides])
+    if os.environ["RANK"] == "0" and not code:
+        (config.parent / "run" / "matmul.json").write_text(json.dumps(matmul_rate()))
+    return code
 
 
 def matmul_rate() -> dict[str, object]:

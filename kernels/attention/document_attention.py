@@ -14,6 +14,7 @@ from torch.nn import functional
 from headrace.kernels.on_accelerator import on_accelerator
 
 HEAD_SIZES = range(8, 257, 8)  # that FlashAttention 2 has
+BOTH_WAYS = -2  # a window: all tokens of the document, later ones too
 
 
 def document_attention(
@@ -37,7 +38,8 @@ def document_attention(
         bounds: [documents + 1] int32, where each document starts, and the number of tokens.
         longest: tokens of the longest document, or more.
         scale: of the scores.
-        window: tokens that one attends to, itself included; None for all.
+        window: tokens that one attends to, itself included; None for all, `BOTH_WAYS` for later
+            ones too.
         sinks: [heads], scores of a further key in every document, whose value is zero.
         key_bounds: [documents + 1] int32, where each document's keys start, if more keys are given
             than tokens: a document's last token is that of its last key.
@@ -86,6 +88,8 @@ def visible_keys(
     """
     places = torch.arange(tokens, device=bounds.device)
     document = torch.searchsorted(bounds, places, right=True) - 1
+    if window == BOTH_WAYS:
+        return key_bounds.long()[document], key_bounds.long()[document + 1] - 1
     last = places + (key_bounds - bounds)[document + 1]
     first = key_bounds.long()[document]
     return first if window < 0 else torch.maximum(first, last - window + 1), last
@@ -132,7 +136,7 @@ def _attend(
     if on_accelerator(query):
         output, total, *_ = torch.ops.aten._flash_attention_forward(
             *(query, key, value, bounds, key_bounds, longest, longest_keys),
-            *(0.0, window < 0, False),  # dropout, plain causality, a mask for debugging
+            *(0.0, window == -1, False),  # dropout, plain causality, a mask for debugging
             scale=scale,
             **_reach(window),
         )
@@ -166,7 +170,7 @@ def _gradient(
         return _gradient_reference(*tensors, (bounds, key_bounds), scale, window)
     state = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of dropout: there is none
     of_query, of_key, of_value = torch.ops.aten._flash_attention_backward(
-        *(*tensors, bounds, key_bounds, longest, longest_keys, 0.0, window < 0, state, state),
+        *(*tensors, bounds, key_bounds, longest, longest_keys, 0.0, window == -1, state, state),
         scale=scale,
         **_reach(window),
     )

@@ -1,6 +1,6 @@
 """Grouped products over frozen matrices in 8-bit floats, in both directions.
 
-The scheme is that of `fp8_linear`: rows of the input are quantized, the gradient is multiplied by
+The scheme is that of `fp8.linear`: rows of the input are quantized, the gradient is multiplied by
 the scales of its group's outputs before it is quantized, and one copy of the codes serves both.
 """
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.dequantize import e4m3
-from headrace.kernels.e4m3_rows import quantize_rows
 from headrace.kernels.experts.grouped_product import grouped_product_reference
+from headrace.kernels.fp8.rows import quantize_rows
 from headrace.kernels.on_accelerator import on_accelerator
 
 BY_MATRIX = ("fp8", "int8", "plain")  # kinds whose parts have a dimension for the matrices
@@ -45,7 +45,7 @@ def fp8_grouped_linear(
 
 
 def quantize_sorted(x: Tensor, groups: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return rows in e4m3 and the scale of each, as `e4m3_rows.quantize_rows` does.
+    """Return rows in e4m3 and the scale of each, as `fp8.rows.quantize_rows` does.
 
     Args:
         groups: [rows]; factors: [groups, columns] float32, what rows are multiplied with first.

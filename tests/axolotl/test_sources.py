@@ -1,7 +1,6 @@
 """Axolotl's YAML files and its types as sources of `headrace prepare`."""
 
 import gzip
-import io
 import json
 import sys
 from importlib.util import find_spec
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from headrace.dataprep.prepare import prepare
@@ -72,7 +70,7 @@ def make(sources, output="out", **changes):
 
 
 def run(config, workers=1):
-    return prepare(config, workers, Console(file=io.StringIO()))
+    return prepare(config, workers)
 
 
 def texts(split="shard", output="out", column="input_ids"):

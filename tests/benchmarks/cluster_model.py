@@ -3,7 +3,6 @@ corpus by a model of the cluster, in which executors are lost and slow tasks are
 
 import argparse
 import heapq
-import io
 import pickle
 import tempfile
 import time
@@ -13,7 +12,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from report import MODEL, print_table
-from rich.console import Console
 
 from headrace.dataprep.input.pieces import InputFile, Piece, Task
 from headrace.dataprep.passes.merge_runs import next_level
@@ -21,6 +19,7 @@ from headrace.dataprep.passes.sorted_runs import Runs
 from headrace.dataprep.planning import build_context
 from headrace.dataprep.prepare import run_tasks
 from headrace.dataprep.rows.task_stats import TaskStats
+from headrace.dataprep.work.reporter import LoggedReporter
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 
@@ -127,14 +126,13 @@ def measure_driver(folder: Path, count: int) -> list[tuple[str, float]]:
     ]
     (folder / "out" / ".work").mkdir(parents=True)
     context.space.open()
-    quiet = Console(file=io.StringIO())
     sent, content = spent(lambda: pickle.dumps(tuple(tasks)))
     return [
         (f"tasks sent, {len(content) / 1e6:.0f} MB", sent),
         ("tasks read by an executor", spent(lambda: pickle.loads(content))[0]),
         (
             "results taken and counted",
-            spent(lambda: run_tasks(context, tasks, Instant(), quiet))[0],
+            spent(lambda: run_tasks(context, tasks, Instant(), LoggedReporter()))[0],
         ),
         ("key of all rows", spent(lambda: fingerprint([*map(context.task_key, tasks)]))[0]),
     ]

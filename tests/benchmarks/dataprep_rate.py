@@ -1,7 +1,6 @@
 """`prepare()` from JSONL against the tokenizer alone, on the same texts and cores in one run."""
 
 import argparse
-import io
 import os
 import tempfile
 import time
@@ -9,7 +8,6 @@ from pathlib import Path
 from statistics import median
 
 from report import MODEL, jsonl_config, print_table, write_jsonl
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from headrace.dataprep.prepare import prepare
@@ -24,7 +22,7 @@ def time_prepare(corpus: Path, backend: str) -> tuple[float, Manifest]:
     with tempfile.TemporaryDirectory() as folder:
         config = jsonl_config(Path(folder, "shards"), corpus, backend)
         started = time.perf_counter()
-        manifest = prepare(config, WORKERS, Console(file=io.StringIO()))
+        manifest = prepare(config, WORKERS)
         return time.perf_counter() - started, manifest
 
 

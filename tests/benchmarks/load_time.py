@@ -16,9 +16,9 @@ from report import print_table
 
 from headrace.jobs.commands.launch import launch
 from headrace.jobs.tools import bench_train
+from headrace.jobs.tools.bench_checkpoint import write_weights
 from headrace.jobs.tools.bench_inputs import PRESETS, write_model
 
-FILE_BYTES = 2 << 30
 LIMIT_SECONDS = 60
 GIB = 1 << 30
 MODES = {"lora": "bfloat16", "qlora": "NF4"}
@@ -58,41 +58,6 @@ def main() -> int:
     title = f"{options.preset}, {stored / GIB:.2f} GiB stored"
     print_table(title, ["", "seconds to the first step", "GiB read by each process"], rows)
     return int(any(seconds > LIMIT_SECONDS for seconds, _ in found))
-
-
-def write_weights(directory: Path) -> int:
-    """Random bfloat16 weights under the hub's names, in several files; returns their bytes."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pending: dict[str, torch.Tensor] = {}
-    weight_map: dict[str, str] = {}
-    written = size = 0
-
-    def flush() -> None:
-        file = f"model-{len(set(weight_map.values())):05d}.safetensors"
-        save_file(pending, directory / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(pending, file))
-        pending.clear()
-
-    for name, parameter in model.named_parameters():
-        value = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
-        value = value.fill_(1.0) if value.ndim == 1 else value.normal_(0, 0.02)
-        pending[name] = value.cpu()
-        size += value.nbytes
-        written += value.nbytes
-        if size >= FILE_BYTES:
-            flush()
-            size = 0
-    if pending:
-        flush()
-    index = {"metadata": {"total_size": written}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    return written
 
 
 def first_step(

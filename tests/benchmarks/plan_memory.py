@@ -55,6 +55,28 @@ CASES = {
     "Mixtral of 2 layers, LoRA on experts, 1 x 2048": [
         *(*MIXTRAL, "--experts", "--micro-batch-size", "1", "--sequence", "2048")
     ],
+    "hybrid of Qwen3.5 9B, LoRA, 1 x 4096, checkpointed": [
+        *("--preset", "qwen3.5-9b", "--micro-batch-size", "1", *CHECKPOINTED)
+    ],
+    "hybrid of Qwen3.5 9B, 8 layers, LoRA, 1 x 4096": [
+        *("--preset", "qwen3.5-9b", "--layers", "8", "--micro-batch-size", "1")
+    ],
+    "hybrid mixture of Qwen3-Next, 4 layers, LoRA, 1 x 4096": [
+        *("--preset", "qwen3-next-80b-a3b", "--layers", "4", "--micro-batch-size", "1")
+    ],
+    "latent attention of DeepSeek-V3 16B, 8 layers, LoRA, 1 x 4096": [
+        *("--preset", "deepseek-v3-16b", "--layers", "8", "--micro-batch-size", "1")
+    ],
+    "latent attention of DeepSeek-V3 16B, 8 layers, LoRA, 1 x 4096, checkpointed": [
+        *("--preset", "deepseek-v3-16b", "--layers", "8", "--micro-batch-size", "1"),
+        *CHECKPOINTED,
+    ],
+    "gpt_oss 20B, LoRA, 1 x 4096, checkpointed": [
+        *("--preset", "gpt-oss-20b", "--micro-batch-size", "1", *CHECKPOINTED)
+    ],
+    "gpt_oss 20B, 8 layers, LoRA, 1 x 4096": [
+        *("--preset", "gpt-oss-20b", "--layers", "8", "--micro-batch-size", "1")
+    ],
 }
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import cProfile
-import io
 import os
 import pstats
 import tempfile
@@ -11,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from report import MODEL, jsonl_config, print_table, write_jsonl
-from rich.console import Console
 
 from headrace.dataprep.prepare import prepare
 from headrace.dataprep.work.local_engine import use_one_thread
@@ -81,7 +79,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--copies", type=int, default=16, help="of 12.6 MB of text")
     options = parser.parse_args()
-    quiet = Console(file=io.StringIO())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         texts = write_jsonl(folder / "corpus.jsonl", options.copies)
@@ -90,7 +87,7 @@ def main() -> None:
 
         def run(output: str, corpus: Path, workers: int) -> int:
             config = jsonl_config(folder / output, corpus, "fastokens")
-            return prepare(config, workers, quiet).ledger.tokens_in
+            return prepare(config, workers).ledger.tokens_in
 
         wall, several = spent(lambda: run("several", folder / "corpus.jsonl", WORKERS))
         use_one_thread()

@@ -1,6 +1,5 @@
 """Bytes a token, and rates of writing and reading, of ways to store token ids in Parquet."""
 
-import io
 import tempfile
 import time
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from report import print_table, text_config
-from rich.console import Console
 
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.shards.parquet_options import parquet_options
@@ -58,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "shards"
         config = text_config(output).model_copy(update={"tokenizer_backend": "fastokens"})
-        manifest = prepare(config, 1, Console(file=io.StringIO()))
+        manifest = prepare(config, 1)
         files = [output / shard.file for shard in manifest.split(TRAIN)]
         table = pa.concat_tables([pq.read_table(path) for path in files]).combine_chunks()
     tokens = manifest.ledger.tokens_out[TRAIN]

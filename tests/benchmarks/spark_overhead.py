@@ -2,14 +2,12 @@
 
 import argparse
 import filecmp
-import io
 import os
 import tempfile
 import time
 from pathlib import Path
 
 from report import jsonl_config, print_table, write_jsonl
-from rich.console import Console
 
 from headrace.dataprep.prepare import prepare
 from headrace.dataprep.work.local_engine import LocalEngine
@@ -23,7 +21,7 @@ def time_local(folder: Path, backend: str) -> float:
     """Seconds from the start to the published manifest, by processes."""
     started = time.perf_counter()
     config = jsonl_config(folder / "local", folder / CORPUS, backend)
-    prepare(config, console=Console(file=io.StringIO()), engine=LocalEngine(WORKERS))
+    prepare(config, engine=LocalEngine(WORKERS))
     return time.perf_counter() - started
 
 
@@ -33,7 +31,7 @@ def time_spark(folder: Path, backend: str) -> tuple[float, float]:
     with SparkEngine(WORKERS) as engine:
         ready = time.perf_counter()
         config = jsonl_config(folder / "spark", folder / CORPUS, backend)
-        prepare(config, console=Console(file=io.StringIO()), engine=engine)
+        prepare(config, engine=engine)
     return time.perf_counter() - started, ready - started
 
 

@@ -74,13 +74,36 @@ def build(options: argparse.Namespace) -> Any:
     return model.train()
 
 
-def run_step(model: Any, optimizer: torch.optim.Optimizer, batches: list[Tensor]) -> None:
-    """One step of training."""
-    for ids in batches:
-        (model(input_ids=ids, labels=ids).loss / len(batches)).backward()
+def run_step(
+    model: Any, optimizer: torch.optim.Optimizer, batches: list[dict[str, Tensor]]
+) -> None:
+    """One step of training on the inputs of its micro-batches."""
+    for inputs in batches:
+        (model(**inputs).loss / len(batches)).backward()
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def run_steps(
+    model: Any, batches: list[dict[str, Tensor]], micro_batches: int, warmup: int
+) -> list[float]:
+    """Train on all inputs; returns the seconds of each step after the first ones."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    seconds = []
+    for start in range(0, len(batches), micro_batches):
+        wait_for_device()
+        begun = time.perf_counter()
+        run_step(model, optimizer, batches[start : start + micro_batches])
+        wait_for_device()
+        seconds.append(time.perf_counter() - begun)
+    return seconds[warmup:]
+
+
+def wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -88,23 +111,16 @@ def main() -> None:
     options = parse_arguments()
     liger = use_liger(PRESETS[options.preset]["model_type"])
     model = build(options)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    size, seconds = (options.micro_batch_size, options.sequence), []
-    for _ in range(WARMUP + options.windows):
-        batches = [
-            torch.randint(0, PRESETS[options.preset]["vocab_size"], size, device="cuda")
-            for _ in range(options.micro_batches)
-        ]
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        run_step(model, optimizer, batches)
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+    size = (options.micro_batch_size, options.sequence)
+    count = (WARMUP + options.windows) * options.micro_batches
+    vocabulary = PRESETS[options.preset]["vocab_size"]
+    drawn = [torch.randint(0, vocabulary, size, device="cuda") for _ in range(count)]
+    batches = [{"input_ids": ids, "labels": ids} for ids in drawn]
+    seconds = run_steps(model, batches, options.micro_batches, WARMUP)
     tokens = options.micro_batches * size[0] * size[1]
     line = vars(options) | {
         "liger": liger,
-        "tokens_per_second": round(tokens / median(seconds[WARMUP:])),
+        "tokens_per_second": round(tokens / median(seconds)),
         "peak_gib": round(torch.cuda.max_memory_allocated() / (1 << 30), 1),
     }
     print(json.dumps(line | matmul_rate()), flush=True)

@@ -1,7 +1,6 @@
 """A tiny real tokenizer, small corpora, and short ways to prepare and to compare."""
 
 import gzip
-import io
 import json
 import random
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from headrace.dataprep.prepare import prepare
@@ -91,7 +89,7 @@ def run() -> Callable[..., Manifest]:
     """`prepare` in this process, unless told otherwise, without anything on the terminal."""
 
     def run(config: PrepareConfig, workers: int = 1) -> Manifest:
-        return prepare(config, workers, Console(file=io.StringIO()))
+        return prepare(config, workers)
 
     return run
 
@@ -260,7 +258,7 @@ def run_on(snapshot):
     """`prepare` on an engine, without anything on the terminal; gives the bytes."""
 
     def run_on(engine, config):
-        prepare(config, 1, Console(file=io.StringIO()), engine)
+        prepare(config, 1, engine=engine)
         return snapshot(config.output)
 
     return run_on

@@ -1,8 +1,6 @@
 """What is set before NCCL starts, by the cards and the shared memory of a machine."""
 
 import logging
-import os
-from types import SimpleNamespace
 
 import pytest
 
@@ -46,10 +44,8 @@ def test_ranks_get_them(monkeypatch):
 
 
 @pytest.mark.parametrize(("megabytes", "told"), [(64, True), (1024, False)])
-def test_little_shared_memory_is_told(megabytes, told, tmp_path, monkeypatch):
-    size = SimpleNamespace(f_blocks=megabytes << 8, f_frsize=4096)
-    monkeypatch.setattr(os, "statvfs", lambda path: size)
-    problem = machine.shared_memory_problem(tmp_path, {})
+def test_little_shared_memory_is_told(megabytes, told, tmp_path):
+    problem = machine.shared_memory_problem(tmp_path, {}, lambda folder: megabytes << 20)
     assert (problem is not None) is told
     if told:
         assert "holds 64 MiB" in problem

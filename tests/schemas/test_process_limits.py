@@ -1,13 +1,12 @@
 """Closed streams and low limits of open files neither end a run late nor reach its files."""
 
-import resource
 import subprocess
 import sys
 
 import pytest
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.process_limits import allow_open_files
+from headrace.schemas.process_limits import wanted_limit
 
 PROGRAM = """
 import os, sys
@@ -29,17 +28,23 @@ def test_what_is_printed_to_a_closed_stream_lands_in_no_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("soft", "hard", "becomes"), [(64, 1 << 20, 4096), (64, 1024, 1024), (1 << 16, 1 << 20, None)]
+    ("soft", "hard", "wanted"),
+    [(64, 1 << 20, 4096), (64, 1024, 1024), (1 << 16, 1 << 20, 1 << 16), (64, -1, 4096)],
 )
-def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(monkeypatch, soft, hard, becomes):
-    changed = []
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
-    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: changed.append(pair))
-    allow_open_files()
-    assert changed == ([(becomes, hard)] if becomes else [])
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(soft, hard, wanted):
+    assert wanted_limit(soft, hard) == wanted
 
 
-def test_a_limit_that_is_too_low_is_named(monkeypatch):
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 64))
+def test_the_limit_of_a_process_is_changed():
+    program = "import resource; from headrace.schemas.process_limits import allow_open_files; "
+    program += "allow_open_files(); print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    command = 'ulimit -Sn 128; ulimit -Hn 1000; exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, program], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["1000", "1000"]
+
+
+def test_a_limit_that_is_too_low_is_named():
     with pytest.raises(ConfigError, match=r"ulimit -n 64: .*; raise the limit"):
-        allow_open_files()
+        wanted_limit(64, 64)

@@ -2,10 +2,10 @@
 
 import fcntl
 import os
-from pathlib import Path
 
 import pytest
 
+from headrace.schemas import publish
 from headrace.schemas.publish import create_file, remove_tree, rename_durably, write_atomic
 
 
@@ -16,7 +16,7 @@ class PowerCut(BaseException):
 def fail_at_call(monkeypatch, number: int) -> None:
     """Let the n-th fsync or rename fail, and every one after it."""
     calls = 0
-    fsync, replace = os.fsync, Path.replace
+    fsync_path, rename = publish.fsync_path, publish.rename
 
     def count() -> None:
         nonlocal calls
@@ -24,8 +24,8 @@ def fail_at_call(monkeypatch, number: int) -> None:
         if calls >= number:
             raise PowerCut
 
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (count(), fsync(descriptor)))
-    monkeypatch.setattr(Path, "replace", lambda path, to: (count(), replace(path, to)))
+    monkeypatch.setattr(publish, "fsync_path", lambda path: (count(), fsync_path(path)))
+    monkeypatch.setattr(publish, "rename", lambda path, to: (count(), rename(path, to)))
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):

@@ -1,10 +1,19 @@
-"""Batches with pictures: decoded, normalized and cut into patches where rows are laid out."""
+"""Batches with pictures: decoded, normalized and cut into patches where rows are laid out.
 
+By several threads, as unpacking and copying pictures leave Python's lock alone: of a row with two
+pictures of 1,024 x 768 one core makes its inputs in about 0.2 s, a GPU trains a 7B model on it in
+0.3 s.
+"""
+
+import os
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
 from headrace.schemas.errors import DataError
+from headrace.trainer import devices
 from headrace.trainer.batches.batch import Batch, make_batch
 from headrace.trainer.batches.extras import Extras
 from headrace.trainer.order.position import OverlongCount, Position
@@ -12,6 +21,8 @@ from headrace.trainer.shards.decoded_rows import Row
 from headrace.trainer.vision.inputs import VisionInputs
 from headrace.trainer.vision.pictures import Picture
 from headrace.trainer.vision.processor import Processor
+
+MOST_THREADS = 8
 
 
 def make_vision_batch(
@@ -29,10 +40,8 @@ def make_vision_batch(
     """
     batch = make_batch(micro_batches, length, position, overlong)
     labels = batch.labels.masked_fill(batch.labels == processor.placeholder, IGNORED_LABEL)
-    vision = [
-        inputs_of(batch, number, places, length, processor)
-        for number, places in enumerate(micro_batches)
-    ]
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
+        vision = pictures_of_step(threads, batch, micro_batches, length, processor)
     return replace(
         batch,
         labels=labels,
@@ -41,13 +50,23 @@ def make_vision_batch(
     )
 
 
-def inputs_of(
-    batch: Batch, number: int, places: Sequence[Sequence[Row]], length: int, processor: Processor
-) -> VisionInputs:
-    """Return the pictures of one micro-batch."""
-    pictures = [[p for row in rows for p in decoded(row, length, processor)] for rows in places]
-    ids, lengths = batch.input_ids[number].numpy(), batch.document_lengths[number]
-    return processor.inputs(ids, lengths, pictures)
+def pictures_of_step(
+    threads: Executor,
+    batch: Batch,
+    micro_batches: Sequence[Sequence[Sequence[Row]]],
+    length: int,
+    processor: Processor,
+) -> list[VisionInputs]:
+    """Return the pictures of each micro-batch, in memory that a GPU can read from."""
+    rows = [row for sequences in micro_batches for rows in sequences for row in rows]
+    pictures = threads.map(partial(decoded, length=length, processor=processor), rows)
+    found = [
+        [[picture for _ in rows for picture in next(pictures)] for rows in sequences]
+        for sequences in micro_batches
+    ]
+    ids = [part.numpy() for part in batch.input_ids]
+    made = threads.map(processor.inputs, ids, batch.document_lengths, found)
+    return [inputs.through(devices.pin) for inputs in made]
 
 
 def decoded(row: Row, length: int, processor: Processor) -> list[Picture]:

@@ -16,8 +16,14 @@ from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import ModelSize, PartSize, measure
 from headrace.trainer.building.partition import PATCHES_PER_TOKEN, partition
 from headrace.trainer.planning.layer_activations import layer_activations
-from headrace.trainer.planning.memory_model import LayerActivations, parts_of_stage, stage_memory
+from headrace.trainer.planning.memory_model import (
+    LayerActivations,
+    StageMemory,
+    parts_of_stage,
+    stage_memory,
+)
 from headrace.trainer.planning.planned_run import RunPlan, StagePlan
+from headrace.trainer.stage.acceleration import runs_without_masks
 from headrace.trainer.tensor_parallel.cut_stage import cut_stage
 from headrace.trainer.tensor_parallel.shard import TensorShard
 
@@ -120,13 +126,22 @@ def stage_plan(
         work += tower_work(size.vision, again=config.activation_checkpointing != "none")
     if stage == config.pipeline_stages - 1:
         work += size.head.active * (6 if size.head.trained else 4)
+    memory = stage_memory(config, size, layers, stage, activations, dtype, sequence_len, copies)
     return StagePlan(
         layers=layers,
         weights=sum(part.weights for part in parts),
         trained=sum(part.trained for part in parts),
-        memory=stage_memory(config, size, layers, stage, activations, dtype, sequence_len, copies),
+        memory=without_masks(plan, config, dtype, memory),
         work=work,
     )
+
+
+def without_masks(
+    plan: Plan, config: TrainConfig, dtype: torch.dtype, memory: StageMemory
+) -> StageMemory:
+    """Leave masks out where the documents' bounds take their place."""
+    by_bounds = config.kernels != "torch" and runs_without_masks(plan.architecture, dtype)
+    return replace(memory, masks=0.0) if by_bounds else memory
 
 
 def tower_work(vision: PartSize, *, again: bool) -> float:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.dequantize import dequantize
-from headrace.kernels.e4m3_rows import quantize_rows
 from headrace.kernels.experts.fp8_grouped_linear import fp8_grouped_linear
 from headrace.kernels.experts.grouped_linear import frozen_grouped_linear
-from headrace.kernels.fp8_linear import fp8_linear
+from headrace.kernels.fp8.linear import fp8_linear
+from headrace.kernels.fp8.rows import quantize_rows
 from headrace.kernels.frozen_linear import frozen_linear
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.quantization_config import QuantizationConfig

@@ -68,12 +68,13 @@ def is_multiple(step: int, interval: int) -> bool:
 class Stopwatch:
     """Seconds since the last lap."""
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._start = clock()
 
     def lap(self) -> float:
         """Seconds since the last call, or since it was made; then begins anew."""
-        now = time.perf_counter()
+        now = self._clock()
         seconds, self._start = now - self._start, now
         return seconds
 

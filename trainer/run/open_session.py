@@ -266,7 +266,7 @@ def describe(built: BuiltStage, inputs: Inputs, layout: RankLayout, total_steps:
         f"{trained:,}",
     )
     logger.info(
-        "%d steps of %d places of %d tokens; %s rows an epoch",
+        "%d steps of %d sequences of %d tokens; %s rows an epoch",
         total_steps,
         inputs.global_batch_rows,
         inputs.sequence_tokens,

@@ -5,14 +5,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, unquote, urlsplit
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headrace.schemas.addresses import check_address
 from headrace.schemas.errors import ConfigError, DataError, redact
-from headrace.schemas.google_storage import open_google
+from headrace.schemas.file_systems import open_filesystem
 from headrace.schemas.named_files import open_regular
 from headrace.schemas.retries import Patience
 from headrace.schemas.shards.manifest import Manifest
@@ -20,17 +18,8 @@ from headrace.schemas.shards.manifest_file import missing_manifest, parse_manife
 from headrace.schemas.shards.shard_format import MANIFEST_NAME
 from headrace.schemas.train.data_config import LoaderConfig
 
-CONNECT_SECONDS = 10
 OPEN_FILES = 32
 MOST_MANIFEST_BYTES = 1 << 30
-S3_OPTIONS = {"region", "endpoint_override", "scheme", "anonymous"}
-FSSPEC_PACKAGES = {
-    "hf": ["huggingface_hub"],
-    "abfs": ["adlfs"],
-    "az": ["adlfs"],
-    "http": ["aiohttp"],
-    "https": ["aiohttp"],
-}
 
 
 class Storage(Protocol):
@@ -63,6 +52,14 @@ def patience_of(config: LoaderConfig) -> Patience:
 def open_storage(path: str, patience: Patience) -> Storage:
     """The storage of a shard directory: a URL with a scheme is remote, all else a local path."""
     return RemoteStorage(path, patience) if "://" in path else LocalStorage(Path(path))
+
+
+def check_no_keys(url: str) -> None:
+    """Refuse an address that holds credentials."""
+    try:
+        check_address(url)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 class LocalStorage:
@@ -100,6 +97,7 @@ class RemoteStorage:
 
     def __init__(self, url: str, patience: Patience) -> None:
         self.url = redact(url.partition("?")[0]).rstrip("/")
+        check_no_keys(url)
         self.patience = patience
         opened = self._ask("connect", lambda: open_filesystem(url, patience.timeout))
         self.filesystem, self.base = opened
@@ -148,74 +146,6 @@ class RemoteStorage:
         while len(self._open) > OPEN_FILES:
             self._open.popitem(last=False)
         return content
-
-
-def open_filesystem(url: str, timeout: float) -> tuple[Any, str]:
-    """The file system and the path in it that a URL names.
-
-    S3 takes credentials, region and endpoint from AWS's environment variables and files; `region`,
-    `endpoint_override`, `scheme` and `anonymous` also from the URL's query.
-    """
-    try:
-        check_address(url)
-        return open_scheme(url, timeout)
-    except (ValueError, pa.ArrowException) as error:
-        raise ConfigError(f"{url}: not an address of this storage ({error}); correct it") from None
-
-
-def open_scheme(url: str, timeout: float) -> tuple[Any, str]:
-    """The file system of a URL, by its scheme, and the path in it."""
-    parts = urlsplit(url)
-    options: dict[str, Any] = dict(parse_qsl(parts.query))
-    if "anonymous" in options:
-        options["anonymous"] = options["anonymous"] == "true"
-    path = unquote(f"{parts.netloc}{parts.path}").rstrip("/")
-    if parts.scheme == "s3":
-        return open_s3(url, parts.netloc, options), path
-    if parts.scheme in {"gs", "gcs"}:
-        return open_google(url, timeout)
-    if parts.scheme == "file":
-        return pafs.LocalFileSystem(), unquote(parts.path).rstrip("/")
-    if options:
-        known = "s3:// and gs:// have options"
-        raise ConfigError(f"{url}: unknown option {min(options)}; only {known}; remove it")
-    return open_fsspec(url, parts.scheme), path
-
-
-def open_s3(url: str, bucket: str, options: dict[str, Any]) -> pafs.S3FileSystem:
-    """S3, or what speaks its protocol. Retries are ours, so that they are bounded and seen."""
-    unknown = sorted(options.keys() - S3_OPTIONS)
-    if unknown:
-        known = ", ".join(sorted(S3_OPTIONS))
-        raise ConfigError(f"{url}: unknown option {unknown[0]}; known: {known}")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint and "endpoint_override" not in options:
-        scheme, _, host = endpoint.rpartition("://")
-        options |= {"endpoint_override": host, "scheme": scheme or "https"}
-    region = options.get("region") or os.environ.get("AWS_REGION")
-    region = region or os.environ.get("AWS_DEFAULT_REGION")
-    if region is None:
-        own = "endpoint_override" in options
-        region = "us-east-1" if own else pafs.resolve_s3_region(bucket)
-    return pafs.S3FileSystem(
-        **options | {"region": region},
-        connect_timeout=CONNECT_SECONDS,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
-    )
-
-
-def open_fsspec(url: str, scheme: str) -> pafs.FileSystem:
-    """Any other scheme, `hf` among them, through fsspec."""
-    packages = " ".join(["fsspec", *FSSPEC_PACKAGES.get(scheme, [])])
-    try:
-        import fsspec
-
-        filesystem = fsspec.filesystem(scheme)
-    except ImportError:
-        raise ConfigError(f"{url}: {scheme}:// needs: pip install {packages}") from None
-    except ValueError:
-        raise ConfigError(f"{url}: no storage is known as {scheme}://; use s3, gs or hf") from None
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
 
 
 def manifest_of(path: str, config: LoaderConfig) -> Manifest:

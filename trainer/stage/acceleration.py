@@ -95,6 +95,8 @@ def accelerate(spec: StageSpec, config: ModelConfig, device: torch.device) -> Ac
         attend_by_bounds(nn.ModuleList(layers))
         for layer in layers if ours_inside and family.llama_attention else ():
             swap_attention(layer, family.attention_module)
+    if spec.tower is not None and spec.compute_dtype != torch.float32:
+        spec.tower.accelerate(compiles=config.compile)
     plain = layer_functions(selective=spec.selective)
     return Acceleration(
         norm=faster,

@@ -87,7 +87,7 @@ def powers_of_two(exponents: Tensor) -> Tensor:
     if exponents.dtype != torch.uint8:
         return exponents.float()
     exponents = exponents.int() - E8M0_BIAS
-    return torch.ldexp(torch.ones((), device=exponents.device), exponents)
+    return torch.ldexp(torch.ones_like(exponents, dtype=torch.float32), exponents)
 
 
 def unpack_words(words: Tensor, bits: int, count: int) -> Tensor:

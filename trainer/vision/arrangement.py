@@ -29,9 +29,12 @@ class Numbers:
 def patches(pictures: Sequence[Picture], numbers: Numbers) -> Arguments:
     """Return pictures in patches, those that become one token together."""
     tiles = [tile for picture in pictures for tile in picture.tiles]
-    values = np.concatenate([cut_into_patches(tile, numbers) for tile in tiles])
-    grids = [[1, *grid_of(tile, numbers)] for tile in tiles]
-    return {"pixel_values": values, "image_grid_thw": np.array(grids)}
+    grids = [grid_of(tile, numbers) for tile in tiles]
+    counts = [rows * columns for rows, columns in grids]
+    values = np.empty((sum(counts), 3 * numbers.frames * numbers.patch**2), np.float32)
+    for tile, part in zip(tiles, np.split(values, np.cumsum(counts)[:-1]), strict=True):
+        cut_into_patches(tile, numbers, part)
+    return {"pixel_values": values, "image_grid_thw": np.array([[1, *grid] for grid in grids])}
 
 
 def grid_of(tile: Values, numbers: Numbers) -> tuple[int, int]:
@@ -40,14 +43,13 @@ def grid_of(tile: Values, numbers: Numbers) -> tuple[int, int]:
     return height // numbers.patch, width // numbers.patch
 
 
-def cut_into_patches(tile: Values, numbers: Numbers) -> Values:
-    """[3, height, width] to [patches, 3 * frames * patch * patch]."""
+def cut_into_patches(tile: Values, numbers: Numbers, into: Values) -> None:
+    """[3, height, width] into [patches, 3 * frames * patch * patch]."""
     rows, columns = grid_of(tile, numbers)
     size, merge = numbers.patch, numbers.merge
     blocks = tile.reshape(3, rows // merge, merge, size, columns // merge, merge, size)
     blocks = blocks.transpose(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
-    shape = (*blocks.shape[:5], numbers.frames, size, size)
-    return np.broadcast_to(blocks, shape).reshape(rows * columns, -1)
+    into.reshape(*blocks.shape[:5], numbers.frames, size, size)[...] = blocks
 
 
 def tiles(pictures: Sequence[Picture], numbers: Numbers) -> Arguments:

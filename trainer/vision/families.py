@@ -24,6 +24,7 @@ class VisionFamily:
     two_way: bool = False  # tokens of a picture see each other both ways
     marks: str | None = None  # argument of the model that tells tokens of pictures from others
     stacked: bool = False  # features of the tower are added again after the first decoder layers
+    bounded: bool = False  # the tower attends within `cu_seqlens`, and may be given them
 
     @property
     def modules(self) -> list[str]:
@@ -59,6 +60,7 @@ QWEN = VisionFamily(
     projectors=("model.visual.merger",),
     three_axes=True,
     marks="mm_token_type_ids",
+    bounded=True,
 )
 QWEN_3 = replace(
     QWEN, projectors=(*QWEN.projectors, "model.visual.deepstack_merger_list"), stacked=True

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+GRID = "image_grid_thw"  # an argument of towers that stays on the host, where it is read
+
 
 @dataclass(frozen=True)
 class VisionInputs:
@@ -27,10 +29,10 @@ class VisionInputs:
         return self if first else replace(self, arguments={}, places=None)
 
     def through(self, move: Callable[[Tensor], Tensor]) -> "VisionInputs":
-        """Return it with each tensor moved."""
+        """Return it with each tensor moved but the grid."""
         return VisionInputs(
             None if self.positions is None else move(self.positions),
             None if self.groups is None else move(self.groups),
-            {name: move(value) for name, value in self.arguments.items()},
+            {k: v if k == GRID else move(v) for k, v in self.arguments.items()},
             None if self.places is None else move(self.places),
         )

@@ -1,6 +1,6 @@
 """The numbers of a model's own image processor, and pictures of rows by them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoImageProcessor
 
-from headrace.schemas.errors import ConfigError, DataError
+from headrace.schemas.errors import DataError
+from headrace.schemas.vision.processor import read_processor
 from headrace.trainer.vision.arrangement import ARRANGEMENTS, Numbers
 from headrace.trainer.vision.families import VisionFamily
 from headrace.trainer.vision.inputs import VisionInputs
@@ -19,7 +19,8 @@ from headrace.trainer.vision.pictures import Normalization, Picture, pictures_of
 from headrace.trainer.vision.positions import picture_groups, three_axes
 from headrace.trainer.vision.tile import Tile
 
-FILES = ("preprocessor_config.json", "processor_config.json")
+SIZES = ("patch_size", "merge_size", "temporal_patch_size")
+VALUES = ("rescale_factor", "image_mean", "image_std")
 
 
 @dataclass(frozen=True)
@@ -101,35 +102,10 @@ def open_processor(directory: Path, family: VisionFamily, whole: Any) -> Process
     Raises:
         ConfigError: there are none, or they ask for what is not done.
     """
-    if not any((directory / name).is_file() for name in FILES):
-        raise ConfigError(
-            f"{directory}: [vision] needs {' or '.join(FILES)}; fetch the model again"
-        )
-    try:
-        own = AutoImageProcessor.from_pretrained(directory, local_files_only=True, backend="pil")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{directory}: its image processor cannot be read ({reason})") from None
-    if not (own.do_rescale and own.do_normalize):
-        raise ConfigError(
-            f"{directory}: its image processor leaves out rescaling or normalizing, which is not "
-            "supported; set do_rescale and do_normalize"
-        )
+    numbers: dict[str, Any] = read_processor(directory).settings
     return Processor(
         family=family,
-        numbers=numbers_of(own),
-        normalization=Normalization(own.rescale_factor, own.image_mean, own.image_std),
+        numbers=Numbers(*(int(numbers.get(name, 1)) for name in SIZES)),
+        normalization=Normalization(*(numbers[name] for name in VALUES)),
         placeholder=whole.image_token_id,
-    )
-
-
-def numbers_of(own: Any) -> Numbers:
-    """Return the sizes of a processor of transformers; those that it has not are 1."""
-    patch = getattr(own, "patch_size", None) or 1
-    if isinstance(patch, Mapping):
-        patch = patch["height"]
-    return Numbers(
-        int(patch),
-        int(getattr(own, "merge_size", None) or 1),
-        int(getattr(own, "temporal_patch_size", None) or 1),
     )

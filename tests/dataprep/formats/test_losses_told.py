@@ -11,8 +11,9 @@ from rich.console import Console
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from headrace.dataprep.prepare import prepare
-from headrace.dataprep.shards.inspection import inspect
 from headrace.jobs import cli
+from headrace.jobs.console.inspection import inspect
+from headrace.jobs.console.reporter import ConsoleReporter
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 
 TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
@@ -31,7 +32,7 @@ def chats(tmp_path, monkeypatch, tokenizer_folder):
         values = {"output": "out", "tokenizer": str(tokenizer_folder), "sources": [source]}
         console = Console(file=io.StringIO(), width=200, markup=False)
         config = PrepareConfig.model_validate(values | {"evaluation_fraction": 0.0})
-        manifest = prepare(config, workers, console)
+        manifest = prepare(config, workers, ConsoleReporter(console))
         return manifest, console.file.getvalue()
 
     return prepare_rows
@@ -75,7 +76,7 @@ def test_a_text_that_exhausts_the_tokenizer_s_expression_is_refused_alone(
     source = {"name": "a", "type": "documents", "path": "in.jsonl"}
     values = {"output": "out", "tokenizer": ".", "sources": [source], "max_reject_fraction": 0.5}
     config = PrepareConfig.model_validate(values | {"evaluation_fraction": 0.0})
-    manifest = prepare(config, workers, Console(file=io.StringIO()))
+    manifest = prepare(config, workers)
     assert manifest.sources[0].documents == 2
     assert manifest.sources[0].rejected_documents == 1
     reject = json.loads((tmp_path / "out/rejects/rejects.jsonl").read_text())

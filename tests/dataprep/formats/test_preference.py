@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from headrace.dataprep.shards.inspection import inspect
 from headrace.dataprep.shards.verify import verify
+from headrace.jobs.console.inspection import inspect
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.shards.manifest_file import read_manifest

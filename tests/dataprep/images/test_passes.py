@@ -15,10 +15,10 @@ from rich.console import Console
 
 from headrace.dataprep.dry_run import estimate
 from headrace.dataprep.shards.blend_inputs import Blend
-from headrace.dataprep.shards.inspection import inspect
 from headrace.dataprep.shards.repartition import repartition
 from headrace.dataprep.shards.verify import verify
 from headrace.dataprep.work.local_engine import LocalEngine
+from headrace.jobs.console.inspection import inspect
 from headrace.schemas.errors import DataError
 from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 
@@ -145,7 +145,7 @@ def test_limits_and_filters_count_the_pictures_that_they_leave_out(many, run):
 def blend(*directories, output, shards, **options):
     what = Blend(tuple(map(Path, directories)), Path(output), shards, **options)
     with closing(LocalEngine(1)) as engine:
-        return repartition(what, engine, Console(file=io.StringIO()))
+        return repartition(what, engine)
 
 
 def test_repartitioning_gives_what_prepare_gives_with_that_many_shards(many, run, snapshot):

@@ -19,7 +19,6 @@ from headrace.schemas.errors import DataError
 SCRIPT = """
 import io, json, resource, sys
 from pathlib import Path
-from rich.console import Console
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
@@ -29,7 +28,7 @@ if __name__ == "__main__":
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        prepare(config, int(sys.argv[2]), Console(file=io.StringIO()))
+        prepare(config, int(sys.argv[2]))
     except DataError as error:
         sys.exit(str(error))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

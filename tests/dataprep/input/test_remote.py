@@ -20,7 +20,7 @@ import pytest
 
 from headrace.dataprep.input import remote
 from headrace.dataprep.input.remote import fits
-from headrace.schemas.errors import DataError
+from headrace.schemas.errors import DataError, HeadraceError
 
 TEXTS = [f"stone {number} " * 40 for number in range(300)]
 
@@ -105,6 +105,18 @@ def test_files_of_a_web_server_give_the_rows_of_local_ones(
     assert len(rows_of("remote")) > 10
 
 
+def test_the_signature_of_an_address_is_in_no_file_of_the_output(
+    corpus, make_config, run, web, tmp_path
+):
+    (web.folder / "in.jsonl").write_text('{"text": "stone"}\n' * 60 + "no json\n")
+    address = f"{web.url}/in.jsonl?X-Amz-Signature=TOPSECRET&v=1"
+    run(make_config(sources=documents(address), max_reject_fraction=0.5))
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    texts = b"".join(path.read_bytes() for path in files)
+    assert {"prepare.json", "rejects.jsonl"} <= {path.name for path in files}
+    assert b"in.jsonl" in texts and b"TOPSECRET" not in texts
+
+
 def test_ranges_are_read_of_a_large_file_and_not_all_of_it_each_time(corpus, make_config, run, web):
     lines = "".join(json.dumps({"text": text, "notes": text * 100}) + "\n" for text in TEXTS)
     (web.folder / "in.jsonl").write_text(lines)
@@ -175,7 +187,9 @@ def test_without_a_network_or_a_package_the_remedy_is_named(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(DataError, match=r"download the files and name them|pip install") as error:
+    with pytest.raises(
+        HeadraceError, match=r"download the files and name them|pip install"
+    ) as error:
         run(make_config(sources=documents(name, format="jsonl")))
     assert "\n" not in str(error.value)
 
@@ -321,12 +335,10 @@ def entries(files, folder, recursive):
 
 
 HUB_SCRIPT = """
-import io
 import sys
-from rich.console import Console
 from headrace.dataprep.prepare import prepare
 from headrace.schemas.prepare.prepare_config import PrepareConfig
-prepare(PrepareConfig.model_validate_json(sys.argv[1]), 1, Console(file=io.StringIO()))
+prepare(PrepareConfig.model_validate_json(sys.argv[1]), 1)
 """
 
 

@@ -1,6 +1,5 @@
 """Every token of every input is in exactly one row, or dropped under a name that says why."""
 
-import io
 import json
 import tempfile
 from collections import Counter
@@ -11,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from headrace.dataprep.prepare import prepare
@@ -192,7 +190,7 @@ def test_every_token_is_in_one_row_or_dropped_by_name(case, tokenizer_folder, en
         config = PrepareConfig.model_validate(places | {"sources": sources} | changes)
         kept, dropped = expected(corpus, config, encode)
         try:
-            manifest = prepare(config, 1, Console(file=io.StringIO()))
+            manifest = prepare(config, 1)
         except DataError as error:  # there is nothing to train on
             assert "is left" in str(error) or "the evaluation split took" in str(error)
             return

@@ -132,10 +132,8 @@ def test_what_stays_is_what_a_dictionary_would_keep(texts, prepared_at_once):
 @pytest.fixture(scope="module")
 def prepared_at_once(tokenizer_folder, tmp_path_factory):
     """Exact deduplication of many small blocks and parts, for many examples."""
-    import io
 
     import pyarrow.parquet as pq
-    from rich.console import Console
     from tokenizers import Tokenizer
 
     from headrace.dataprep.prepare import prepare
@@ -159,7 +157,7 @@ def prepared_at_once(tokenizer_folder, tmp_path_factory):
         }
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dedup_pass, "KEYS_IN_PART", 3)
-            prepare(PrepareConfig.model_validate(config), 1, Console(file=io.StringIO()))
+            prepare(PrepareConfig.model_validate(config), 1)
         rows = pq.read_table(folder / "out" / "shard-00000.parquet")["input_ids"].to_pylist()
         return sorted(tokenizer.decode(ids) for ids in rows)
 

@@ -1,13 +1,11 @@
 """The order of rows in the written shards: uniform, without memory of the input, and repeatable."""
 
 import functools
-import io
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from headrace.dataprep.prepare import prepare
@@ -39,7 +37,7 @@ def shuffled(tmp_path_factory, tokenizer_folder):
             "seed": seed,
             "sources": [corpus],
         }
-        manifest = prepare(PrepareConfig.model_validate(config), 1, Console(file=io.StringIO()))
+        manifest = prepare(PrepareConfig.model_validate(config), 1)
         tables = [pq.read_table(output / shard.file) for shard in manifest.shards]
         rows = [ids for table in tables for ids in table["input_ids"].to_pylist()]
         order = np.array([int(tokenizer.decode(ids).split()[0]) for ids in rows])

@@ -1,6 +1,5 @@
 """What is in the rows: every token of every document, once, in the split it belongs to."""
 
-import io
 import json
 import shutil
 import tempfile
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from headrace.dataprep.prepare import prepare
@@ -78,7 +76,7 @@ def test_rows_in_packing_order_give_back_every_document(
             expected[choose_split(config, text)].append(text)
         if not expected["train"]:
             return
-        manifest = prepare(config, 1, Console(file=io.StringIO()))
+        manifest = prepare(config, 1)
         assert manifest.ledger.difference() == 0
         for split, texts in expected.items():
             rows = rows_in_packing_order(folder / "out", config, split)

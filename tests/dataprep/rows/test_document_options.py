@@ -1,6 +1,5 @@
 """Options of documents and rows, and that with any of them no token goes missing unnamed."""
 
-import io
 import json
 import shutil
 import tempfile
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from headrace.dataprep.prepare import prepare
@@ -67,7 +65,7 @@ def test_every_id_is_in_one_row_with_its_mark_or_dropped_by_name(case, tokenizer
     values = {"output": f"{folder}/out", "tokenizer": str(tokenizer_folder)}
     values |= {"sources": [source | {"mask_tokens": masked}], **changes}
     try:
-        manifest = prepare(PrepareConfig.model_validate(values), 1, Console(file=io.StringIO()))
+        manifest = prepare(PrepareConfig.model_validate(values), 1)
         assert verify(folder / "out") == []
         rows = read_rows(folder / "out")
     except DataError as error:  # nothing is left to write

@@ -14,8 +14,9 @@ from headrace.dataprep.prepare import prepare
 from headrace.dataprep.rows.best_fit import RoomSet, best_fit_rows
 from headrace.dataprep.rows.overlong import drop_tail, fit_samples
 from headrace.dataprep.rows.packing import pack_samples
-from headrace.dataprep.shards.inspection import inspect
 from headrace.dataprep.text.sample import Sample
+from headrace.jobs.console.inspection import inspect
+from headrace.jobs.console.reporter import ConsoleReporter
 from headrace.schemas.errors import DataError
 
 TRUNCATED = "overlong document truncated"
@@ -185,7 +186,7 @@ def test_a_source_of_which_every_document_is_dropped_stops_the_run(corpus, make_
 def test_the_closing_table_and_inspect_show_fill_and_what_was_dropped(corpus, make_config):
     config = make_config(packing="none", overlong="drop", sequence_len=128)
     closing, looking = (Console(file=io.StringIO(), width=200) for _ in range(2))
-    manifest = prepare(config, 1, closing)
+    manifest = prepare(config, 1, ConsoleReporter(closing))
     inspect(Path("out"), 1, looking)
     (source,) = manifest.sources
     dropped = manifest.ledger.tokens_dropped[DROPPED]

@@ -11,15 +11,14 @@ from tokenizers import Tokenizer
 
 from headrace.dataprep.shards.blend_inputs import Blend
 from headrace.dataprep.shards.foreign_index import find_files, index, parse_columns
-from headrace.dataprep.shards.inspection import inspect
 from headrace.dataprep.shards.repartition import read_inputs
 from headrace.dataprep.shards.verify import verify
+from headrace.jobs.console.inspection import inspect
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.shards.foreign_columns import ForeignColumns
 from headrace.schemas.shards.manifest_file import read_manifest, write_manifest
 from headrace.schemas.shards.shard_rows import read_row_group
 
-QUIET = Console(quiet=True)
 VOCABULARY = 40
 
 
@@ -70,7 +69,7 @@ def test_hugging_faces_columns_lose_their_padding_and_ignored_labels(tmp_path, m
         attention_mask=[[1, 1, 1, 0, 0], [0, 1, 1], [1]],
         labels=[[-100, 6, 7, -100, -100], [-100, -100, 9], [-100]],
     )
-    manifest = index(folder, model, source="chat", console=QUIET)
+    manifest = index(folder, model, source="chat")
     assert rows_of(folder) == [
         ([5, 6, 7], [False, True, True], [3], "chat"),
         ([8, 9], [False, True], [2], "chat"),
@@ -91,7 +90,7 @@ def test_jllms_starts_of_documents_may_end_one_before_the_row(tmp_path, model):
         input_ids=[[1, 2, 3, 4, 5, 6], [1, 2, 3, 4], [7, 8]],
         cu_seqlens=[[0, 2, 5], [0, 3, 4], [0, 1]],
     )
-    index(folder, model, console=QUIET)
+    index(folder, model)
     assert [row[2] for row in rows_of(folder)] == [[2, 4], [3, 1], [2]]
     assert [row[1] for row in rows_of(folder)] == [None, None, None]
     assert verify(folder) == []
@@ -104,7 +103,7 @@ def test_positions_that_begin_anew_begin_a_document(tmp_path, model):
         position_ids=[[0, 1, 0, 1, 0], [3, 4]],
         attention_mask=[[1, 1, 1, 1, 0], [1, 1]],
     )
-    index(folder, model, console=QUIET)
+    index(folder, model)
     assert [(ids, lengths) for ids, _, lengths, _ in rows_of(folder)] == [
         ([1, 2, 3, 4], [2, 2]),
         ([5, 6], [2]),
@@ -114,7 +113,7 @@ def test_positions_that_begin_anew_begin_a_document(tmp_path, model):
 def test_an_id_at_the_end_of_rows_can_be_declared_padding(tmp_path, model):
     folder = write(tmp_path / "padded", input_ids=[[1, 9, 2, 9, 9], [3, 9], [4]])
     columns = parse_columns([], 9, find_files(folder)[0])
-    manifest = index(folder, model, columns, console=QUIET)
+    manifest = index(folder, model, columns)
     assert [row[0] for row in rows_of(folder)] == [[1, 9, 2], [3], [4]]
     assert manifest.ledger.tokens_dropped == {"padding": 3}
 
@@ -127,7 +126,7 @@ def test_other_names_sources_and_splits_can_be_told(tmp_path, model):
     (folder / "_temporary" / "x.parquet").write_text("not Parquet")
     given = ["input_ids=ids", "labels=target", "source=from"]
     columns = parse_columns(given, None, find_files(folder)[0])
-    manifest = index(folder, model, columns, evaluation="*test-*", console=QUIET)
+    manifest = index(folder, model, columns, evaluation="*test-*")
     assert [(s.file, s.split) for s in manifest.shards] == [
         ("deep/test-0.parquet", "evaluation"),
         ("train-0.parquet", "train"),
@@ -137,14 +136,14 @@ def test_other_names_sources_and_splits_can_be_told(tmp_path, model):
         ("b", 2, 2),
     ]
     assert verify(folder) == []
-    inspect(folder, 2, QUIET)
+    inspect(folder, 2, Console(quiet=True))
 
 
 def test_keys_are_stable_and_differ_between_rows_and_files(tmp_path, model):
     ids = [[number % VOCABULARY] for number in range(100)]
     folder = write(tmp_path / "keys", "a.parquet", 30, input_ids=ids)
     write(folder, "b.parquet", 100, input_ids=list(reversed(ids)))
-    index(folder, model, console=QUIET)
+    index(folder, model)
 
     def keys():
         manifest = read_manifest(folder)
@@ -158,7 +157,7 @@ def test_keys_are_stable_and_differ_between_rows_and_files(tmp_path, model):
     assert [len(part) for part in found] == [30, 30, 30, 10, 100]
     flat = [key for part in found for key in part.to_pylist()]
     assert len(set(flat)) == 200
-    index(folder, model, console=QUIET)
+    index(folder, model)
     assert [key for part in keys() for key in part.to_pylist()] == flat
 
 
@@ -209,7 +208,7 @@ def test_rows_that_cannot_be_trained_on_are_named(tmp_path, model, case):
     columns, message = BAD[case]
     folder = write(tmp_path / "bad", **columns)
     with pytest.raises(DataError) as caught:
-        index(folder, model, console=QUIET)
+        index(folder, model)
     assert str(caught.value).startswith(f"{folder}/part-0.parquet: {message}")
     assert not (folder / "manifest.json").exists()
 
@@ -218,16 +217,16 @@ def test_what_is_no_foreign_directory_is_named(tmp_path, model):
     folder = tmp_path / "empty"
     folder.mkdir()
     with pytest.raises(DataError, match=r"no \*\.parquet in it"):
-        index(folder, model, console=QUIET)
+        index(folder, model)
     (folder / "a.parquet").write_text("x")
     with pytest.raises(DataError, match=r"a\.parquet: not readable as Parquet"):
-        index(folder, model, console=QUIET)
+        index(folder, model)
     with pytest.raises(ConfigError, match="--column ids=x: write ROLE=NAME, a role of: input_ids,"):
         parse_columns(["ids=x"], None, folder / "a.parquet")
     write(folder, "a.parquet", input_ids=[[1]], labels=[[1]])
     write(folder, "b.parquet", input_ids=[[1]])
     with pytest.raises(DataError, match=r"b\.parquet: no column labels, which the first file has"):
-        index(folder, model, console=QUIET)
+        index(folder, model)
 
 
 def make_rows(count):
@@ -254,7 +253,7 @@ def test_files_of_spark_are_read(tmp_path, model, spark):
     )
     folder = tmp_path / "spark"
     frame.repartition(3).write.parquet(str(folder))
-    manifest = index(folder, model, console=QUIET)
+    manifest = index(folder, model)
     assert len(manifest.shards) == 3
     assert sorted(rows_of(folder)) == sorted((*row, "spark") for row in rows)
     assert verify(folder) == []
@@ -280,7 +279,7 @@ def test_files_of_datasets_are_read(tmp_path, model):
     folder.mkdir()
     dataset = datasets.Dataset.from_dict(columns)
     dataset.to_parquet(str(folder / "train-00000-of-00001.parquet"), batch_size=16)
-    index(folder, model, source="hf", console=QUIET)
+    index(folder, model, source="hf")
     assert rows_of(folder) == [(ids, mask, [len(ids)], "hf") for ids, mask, _ in rows]
     assert verify(folder) == []
 
@@ -294,7 +293,7 @@ def test_a_directory_of_ours_without_its_manifest_can_be_indexed(tmp_path, model
         source=["a", "b"],
         row_key=pa.array([5, 1 << 63], pa.uint64()),
     )
-    index(folder, model, console=QUIET)
+    index(folder, model)
     assert rows_of(folder) == [
         ([1, 2], [True, True], [1, 1], "a"),
         ([3, 4], [True, False], [2], "b"),
@@ -304,13 +303,13 @@ def test_a_directory_of_ours_without_its_manifest_can_be_indexed(tmp_path, model
 
 def test_a_directory_of_prepare_is_left_alone(tmp_path, model):
     folder = write(tmp_path / "mine", input_ids=[[1]])
-    manifest = index(folder, model, console=QUIET)
+    manifest = index(folder, model)
     blend = Blend((folder,), tmp_path / "out", 1)
     with pytest.raises(DataError, match=r"only indexed.*prepare it as a source"):
         read_inputs(blend)
     write_manifest(folder, manifest.model_copy(update={"columns": None}))
     with pytest.raises(DataError, match="has the manifest of `headrace prepare`"):
-        index(folder, model, console=QUIET)
+        index(folder, model)
 
 
 def test_columns_are_detected_by_name(tmp_path):

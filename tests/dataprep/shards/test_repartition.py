@@ -1,6 +1,5 @@
 """Finished directories to one: another number of shards, another order, blends by weight."""
 
-import io
 import itertools
 import json
 import re
@@ -12,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from headrace.dataprep.passes import sorted_runs
 from headrace.dataprep.rows.row_keys import permute_keys
@@ -40,7 +38,7 @@ def blend(corpus):
 
     def blend(*directories, output="new", shards=3, workers=1, **options):
         what = Blend(tuple(map(Path, directories)), Path(output), shards, **options)
-        return repartition(what, LocalEngine(workers), Console(file=io.StringIO()))
+        return repartition(what, LocalEngine(workers))
 
     return blend
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from headrace.dataprep.shards.inspection import inspect, print_rows_of_keys
 from headrace.dataprep.shards.verify import verify
+from headrace.jobs.console.inspection import inspect, print_rows_of_keys
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import file_sha256
 from headrace.schemas.shards.manifest import ShardRecord

@@ -50,3 +50,17 @@ def test_pieces_give_the_tokens_of_the_whole(kind, name, tokenizers, monkeypatch
     tokens = encode_long(tokenizers[kind], TEXTS[name])
     assert tokens.ids.tolist() == right.ids
     assert np.stack([tokens.starts, tokens.ends], 1).tolist() == [list(o) for o in right.offsets]
+
+
+def test_the_library_never_has_more_than_a_piece_of_a_long_text(tokenizers, monkeypatch):
+    monkeypatch.setattr(long_texts, "PIECE", 3000)
+    monkeypatch.setattr(long_texts, "OVERLAP", 700)
+    lengths = []
+
+    class Watched:
+        def encode(self, text, **options):
+            lengths.append(len(text))
+            return tokenizers["bytes"].encode(text, **options)
+
+    encode_long(Watched(), TEXTS["code"])
+    assert len(lengths) > 2 and max(lengths) <= 3700

@@ -1,6 +1,5 @@
 """Whoever runs the work, once or twice, in time or too late: the bytes are the same."""
 
-import io
 import json
 import os
 import signal
@@ -13,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 from headrace.dataprep.shards.blend_inputs import Blend
 from headrace.dataprep.shards.repartition import repartition
@@ -139,7 +137,7 @@ def test_repartition_withstands_two_attempts_too(two_processes, mixed_config, ru
     run_on(None, mixed_config("out"))
     for name, engine in {"twice": TwiceEngine(two_processes), "late": LateEngine()}.items():
         blend = Blend((Path("out"),), Path(name), shards=5)
-        repartition(blend, engine, Console(file=io.StringIO()))
+        repartition(blend, engine)
     assert snapshot("twice") == snapshot("late")
 
 

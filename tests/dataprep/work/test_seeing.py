@@ -1,5 +1,6 @@
 """What is seen of a run: the bar meanwhile, the report afterwards, and an estimate before."""
 
+import contextlib
 import functools
 import gzip
 import html.parser
@@ -16,14 +17,16 @@ import pytest
 from rich.console import Console
 
 from headrace.dataprep import dry_run
-from headrace.dataprep.dry_run import estimate, print_estimate
+from headrace.dataprep.dry_run import estimate
 from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.passes import task_runner
-from headrace.dataprep.shards.inspection import inspect
+from headrace.dataprep.prepare import prepare
 from headrace.dataprep.work import task_progress
 from headrace.dataprep.work.task_progress import TaskBar, write_note
 from headrace.dataprep.work.workspace import Workspace
 from headrace.jobs import cli
+from headrace.jobs.console.estimate import print_estimate
+from headrace.jobs.console.inspection import inspect
 
 WORDS = "water wheel mill race stone grain flour river gate sluice timber axle gear".split()
 
@@ -128,16 +131,31 @@ def test_an_estimate_says_hours_where_there_are_hours(corpus, make_config):
         assert words in console.file.getvalue()
 
 
-def test_the_bar_moves_while_a_task_runs(tmp_path, make_config, run, monkeypatch):
+class Recorder:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self):
+        self.told, self.seen = [], {}
+
+    @contextlib.contextmanager
+    def bar(self, title, total):
+        self.told.append(f"bar {title}")
+        yield self.seen.setdefault(title, RecordedBar())
+
+    def finished(self, manifest):
+        self.told.append(manifest)
+
+
+class RecordedBar(list):
+    def update(self, done, counts=""):
+        self.append((done, counts))
+
+
+def test_the_bar_moves_while_a_task_runs(tmp_path, make_config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_lines("one.jsonl.gz", 1, 3000, compressed=True)  # one task of many blocks
     source = {"name": "one", "type": "documents", "path": "one.jsonl.gz"}
-    seen = []
-    show = TaskBar.show
-
-    def show_and_record(bar):
-        show(bar)
-        seen.append((bar.progress.tasks[0].completed, bar.progress.tasks[0].fields["counts"]))
+    reporter = Recorder()
 
     def process_slowly(*arguments):
         time.sleep(0.01)
@@ -146,8 +164,9 @@ def test_the_bar_moves_while_a_task_runs(tmp_path, make_config, run, monkeypatch
     process_block = task_runner.process_block
     monkeypatch.setattr(task_runner, "process_block", process_slowly)
     monkeypatch.setattr(task_progress, "POLL_SECONDS", 0.005)
-    monkeypatch.setattr(TaskBar, "show", show_and_record)
-    manifest = run(make_config(sources=[source], block_bytes=1 << 13))
+    manifest = prepare(make_config(sources=[source], block_bytes=1 << 13), 1, reporter)
+    assert reporter.told == ["bar tokenize", "bar shuffle ", manifest]
+    seen = reporter.seen["tokenize"]
     size = Path("one.jsonl.gz").stat().st_size
     amounts = [amount for amount, _ in seen]
     assert amounts == sorted(amounts)
@@ -161,12 +180,13 @@ def test_notes_of_a_killed_run_are_not_counted(tmp_path):
     space.open()
     write_note(space, 0, 5, 50)
     task = Task(0, 0, None, ())
-    with TaskBar(Console(file=io.StringIO()), "tokenize", tmp_path, [task]) as bar:
+    reporter = Recorder()
+    with TaskBar(reporter, "tokenize", tmp_path, [task]) as bar:
         bar.show()
-        assert bar.progress.tasks[0].fields["counts"] == "0 documents, 0 tokens"
+        assert reporter.seen["tokenize"][-1][1] == "0 documents, 0 tokens"
         write_note(space, 0, 2, 7)
         bar.show()
-        assert bar.progress.tasks[0].fields["counts"] == "2 documents, 7 tokens"
+        assert reporter.seen["tokenize"][-1][1] == "2 documents, 7 tokens"
     assert threading.active_count() < 50
 
 

@@ -8,13 +8,13 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.kernels.dequantize import HQQ_WORDS, dequantize_hqq_reference
-from headrace.kernels.e4m3_rows import quantize_rows
 from headrace.kernels.experts.gate import Gate, gated, gated_gradient_reference, gated_reference
 from headrace.kernels.experts.gate_triton import gated_gradient_pass, gated_pass
 from headrace.kernels.experts.grouped_linear import grouped_linear
 from headrace.kernels.experts.quantize_rows_triton import quantize_rows_pass
 from headrace.kernels.experts.routing import gather_rows, route, sum_rows
 from headrace.kernels.experts.routing_triton import sum_rows_pass
+from headrace.kernels.fp8.rows import quantize_rows
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.formats import format_of
 from headrace.trainer.quantized.selection import Quantization

@@ -151,8 +151,14 @@ def test_pairs_take_two_places_and_the_reference_of_full_fine_tuning_its_weights
     plain = planned(model, 2, adapter=adapter, micro_batch_size=2).stages[0].memory
     pairs = planned(model, 2, adapter=adapter, objective={"kind": "dpo"}).stages[0].memory
     assert pairs.weights == copies * plain.weights
-    assert pairs.masks == plain.masks
+    assert pairs.masks == plain.masks == 0
     assert plain.activations < pairs.activations < 1.5 * plain.activations
+
+
+def test_masks_count_where_documents_have_no_bounds(model):
+    assert planned(model, 2).stages[0].memory.masks == 0
+    plain = planned(model, 2, kernels="torch").stages[0]
+    assert plain.memory.masks > 0
 
 
 def test_recomputation_takes_less_memory_and_more_work(model):

@@ -25,6 +25,7 @@ from headrace.trainer.preflight import check
 from headrace.trainer.run import evaluation_sets, run_log
 from headrace.trainer.run.evaluation import evaluate
 from headrace.trainer.run.evaluation_sets import build_evaluation_sets
+from headrace.trainer.run.open_session import warn_of_long_warmup
 from headrace.trainer.run.run_log import run_evaluation
 
 ROWS_PER_CALL = 4
@@ -97,3 +98,11 @@ def test_a_step_neither_collects_garbage_nor_logs_a_line_for_each_batch(
         losses = engine.forward_backward(feed.next(), 0)
     assert len(losses.rows) == 4
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(("steps", "said"), [(9, True), (10, False)])
+def test_a_warmup_that_the_run_does_not_get_through_is_told(steps, said, caplog):
+    config = SimpleNamespace(scheduler=SimpleNamespace(warmup_steps=10))
+    with caplog.at_level(logging.INFO):
+        warn_of_long_warmup(config, steps)
+    assert ("never reaches optimizer.lr" in caplog.text) is said

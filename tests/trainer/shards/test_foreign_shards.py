@@ -5,15 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from loaders import open_loader, open_stream
-from rich.console import Console
 from runs import exact_metrics
 
 from headrace.dataprep.shards.foreign_index import index
 from headrace.schemas.shards.manifest_file import read_manifest
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.shards.row_groups import list_row_groups
-
-QUIET = Console(quiet=True)
 
 
 def as_jllm(rows):
@@ -82,7 +79,7 @@ def rewrite(shards, folder, model, convert):
         with pq.ParquetWriter(folder / shard.file, tables[0].schema) as writer:
             for table in tables:
                 writer.write_table(table)
-    index(folder, model, evaluation="evaluation-*", console=QUIET)
+    index(folder, model, evaluation="evaluation-*")
     return folder
 
 

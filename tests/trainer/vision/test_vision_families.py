@@ -11,6 +11,7 @@ from headrace.schemas.errors import ConfigError
 from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.sequence_slice import WHOLE
 from headrace.trainer.stage.micro_batch import MicroBatch
+from headrace.trainer.vision.tower_attention import attend_by_bounds
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +80,21 @@ def test_packed_documents_with_pictures_equal_transformers(models, family, stage
     whole = torch.stack([g.norm() for g in expected.values()]).norm()
     for name, gradient in expected.items():
         assert (gradients[name] - gradient).norm() / whole < 1e-5, name
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_tower_that_is_given_its_bounds_equals_one_without(models, family):
+    config = config_of(models(family), 1, vision={"train": True})
+    batch = batch_of(models(family), make_rows(family, documents=((2, 1),)))
+    vision = batch.extras[0].to(CPU, WHOLE).vision
+    found = []
+    for by_bounds in (False, True):
+        tower = build_stage(config, 0, CPU, plan_model(config)).stage.tower
+        tower.by_bounds = by_bounds
+        if by_bounds:
+            attend_by_bounds(tower.body.visual)
+        features = tower.features(vision.arguments, vision.places)
+        sum(part.square().sum() for part in (features.values, *features.stacked)).backward()
+        gradient = next(tower.body.visual.blocks[0].parameters()).grad
+        found.append([features.values, *features.stacked, gradient])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.dequantize import e4m3
-from headrace.kernels.e4m3_rows import e4m3_scales, quantize_rows
+from headrace.kernels.fp8.rows import e4m3_scales, quantize_rows
 from headrace.kernels.on_accelerator import on_accelerator
 
 ALIGNMENT = 16  # inputs and outputs must be multiples of it, for the matrix units

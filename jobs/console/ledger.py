@@ -1,47 +1,13 @@
-"""Terminal output: the progress bar while work runs, and the tables at its end."""
-
-import logging
+"""Tables of a shard directory on the terminal: sources, ledgers."""
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from headrace.dataprep.rows.task_stats import add_counts
-from headrace.dataprep.text.chat_losses import is_loss
+from headrace.dataprep.shards.html_report import picture_rows
 from headrace.schemas.outside_text import visible
 from headrace.schemas.shards.manifest import ImagesRecord, Manifest
-
-logger = logging.getLogger(__name__)
-
-
-class MegabytesPerSecond(ProgressColumn):
-    """Input read per second, in MB of 10^6 bytes."""
-
-    def render(self, task: Task) -> Text:
-        """The rate, empty until there is one."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed / 1e6:.1f} MB/s" if speed else "")
-
-
-def progress_bar(console: Console) -> Progress:
-    """A bar over bytes, with a text of counts, the rate, and the time left."""
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[counts]}", markup=False),
-        MegabytesPerSecond(),
-        TimeRemainingColumn(),
-        console=console,
-        speed_estimate_period=60,
-    )
 
 
 def print_ledger(console: Console, manifest: Manifest) -> None:
@@ -70,22 +36,6 @@ def plain(text: str) -> Text:
     return Text(visible(text))
 
 
-def warn_of_losses(manifest: Manifest) -> None:
-    """Log a line for each kind of text, end or role that documents of a source have lost."""
-    for line in losses(manifest):
-        logger.warning("%s", line)
-
-
-def losses(manifest: Manifest) -> list[str]:
-    """A line for each kind of loss of each source, with its count."""
-    return [
-        visible(f'source "{source.name}": {name}: {count}')
-        for source in manifest.sources
-        for name, count in source.notes.items()
-        if is_loss(name, count, source.documents)
-    ]
-
-
 def picture_table(images: ImagesRecord) -> Table:
     """Pictures in, out by split, dropped by reason, the difference."""
     table = Table(title=f"pictures, for {images.family}", title_justify="left", show_header=False)
@@ -94,17 +44,6 @@ def picture_table(images: ImagesRecord) -> Table:
     for name, count in picture_rows(images):
         table.add_row(plain(name), f"{count:,}")
     return table
-
-
-def picture_rows(images: ImagesRecord) -> list[tuple[str, int]]:
-    """Return the lines of the picture ledger."""
-    ledger = images.ledger
-    return [
-        ("in", ledger.pictures_in),
-        *((f"out: {split}", count) for split, count in ledger.pictures_out.items()),
-        *((f"dropped: {reason}", count) for reason, count in ledger.pictures_dropped.items()),
-        ("difference", ledger.difference()),
-    ]
 
 
 def ledger_table(manifest: Manifest) -> Table:

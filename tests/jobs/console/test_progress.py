@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from headrace.jobs.commands.progress import tracked
+from headrace.jobs.console.progress import tracked
 
 
 def drawn(unit, terminal=True):

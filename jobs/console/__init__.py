@@ -1,0 +1,1 @@
+"""Views on the terminal: bars, tables, and rows of shards."""
