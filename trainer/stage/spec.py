@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.layer_functions import LayerFunctions
@@ -15,13 +14,13 @@ from headrace.trainer.layers.router_loss import RouterLossSettings
 from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.input_parts import InputParts
-from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
+from headrace.trainer.stage.micro_batch import StageOutput
 from headrace.trainer.stage.stream import Stream, StreamParts
 from headrace.trainer.tensor_parallel.weight_cut import StageCuts
 from headrace.trainer.vision.tower import VisionTower
 
 if TYPE_CHECKING:
-    from headrace.trainer.stage.loss import StageLoss
+    from headrace.trainer.stage.loss import LossInputs
 
 
 class Objective(Protocol):
@@ -29,18 +28,10 @@ class Objective(Protocol):
 
     @property
     def takes_teacher(self) -> bool:
-        """Return whether `reference` is a teacher's hidden states, and its head `head.teacher`."""
+        """Return whether it learns from another model in place of comparing with a reference."""
 
-    def loss(
-        self,
-        head: "StageLoss",
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        """Return the loss of a micro-batch, from hidden states after the norm."""
+    def loss(self, inputs: "LossInputs") -> StageOutput:
+        """Return the loss of a micro-batch."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from headrace.trainer.row_slice import RowSlice
 from headrace.trainer.stage.companion import joined, parted
 from headrace.trainer.stage.distance_biases import DistanceBiases
 from headrace.trainer.stage.embedding import StageEmbedding
-from headrace.trainer.stage.loss import StageLoss
+from headrace.trainer.stage.loss import LossInputs, StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.stage.sliced_attention import keys_in_use
 from headrace.trainer.stage.spec import StageSpec
@@ -390,13 +390,21 @@ class Stage(nn.Module):
         statistics = None
         if micro_batch.wants_statistics:
             statistics = TokenStatistics.empty(hidden[..., 0].numel(), hidden.device)
-        before = None
+        assert micro_batch.labels is not None
+        inputs = LossInputs(
+            head=loss,
+            hidden=hidden,
+            micro_batch=micro_batch,
+            labels=micro_batch.labels,
+            seed=seed,
+            statistics=statistics,
+        )
         if reference is not None:
             assert self.reference is not None and self.reference.loss is not None
-            assert micro_batch.labels is not None
+            other = self.reference.loss
             if self.objective.takes_teacher:
-                loss.teacher = self.reference.loss
-                return self.objective.loss(loss, hidden, micro_batch, seed, reference, statistics)
+                return self.objective.loss(replace(inputs, teacher=other, taught=reference))
             with torch.no_grad():
-                before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
-        return self.objective.loss(loss, hidden, micro_batch, seed, before, statistics)
+                before = other.token_losses(reference, micro_batch.labels, None)
+            inputs = replace(inputs, before=before)
+        return self.objective.loss(inputs)
