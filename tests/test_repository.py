@@ -30,7 +30,10 @@ FOLDERS = {  # each may import those before it; files outside of folders stand a
         tools""".split(),
 }
 # of the trainer: imported by any folder, import no folder
-BASE = set("messages parallel sequence_slice row_slice rendezvous quiet failure devices".split())
+BASE = set(
+    """devices failure messages parallel quiet rank_share rendezvous row_slice
+    sequence_slice""".split()
+)
 MOST_FILES = 18  # in a folder, its __init__ left out
 LONGEST_CHAIN = 14  # modules that import one the next; it may only fall
 WHOLE_CONFIG = 14  # files of the trainer that are given the whole config; it may only fall

@@ -81,7 +81,7 @@ class ColumnStyle(Style):
 
     def connect(self, module: nn.Module, shard: TensorShard) -> None:
         if self.gathers:
-            module.register_forward_hook(lambda _, args, output: shard.joined(output))
+            module.register_forward_hook(lambda _, args, output: shard.join(output))
 
 
 class RowStyle(Style):
@@ -196,7 +196,7 @@ class WholeDropout(nn.Module):
         if not self.training:
             return states
         whole = states.new_ones(*states.shape[:-1], states.shape[-1] * self.shard.ranks)
-        return states * self.shard.part(functional.dropout(whole, self.p), -1)
+        return states * self.shard.share(functional.dropout(whole, self.p), -1)
 
 
 def spread_input(module: nn.Module, shard: TensorShard) -> None:

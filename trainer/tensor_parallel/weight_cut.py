@@ -37,7 +37,7 @@ class WeightCut:
     def part(self, whole: Tensor) -> Tensor:
         """Return this rank's part of a tensor like the whole weight, in memory of its own."""
         split = whole.unflatten(self.dim, (self.blocks, -1))
-        return self.shard.part(split, self.dim + 1).flatten(self.dim, self.dim + 1).clone()
+        return self.shard.share(split, self.dim + 1).flatten(self.dim, self.dim + 1).clone()
 
     def whole(self, part: Tensor) -> Tensor:
         """Put the ranks' parts together, at each of them; all take part."""
