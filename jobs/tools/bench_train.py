@@ -21,6 +21,7 @@ from headrace.jobs.report.waits import read_timelines
 from headrace.jobs.tools.bench_inputs import write_model, write_shards
 from headrace.jobs.tools.bench_shapes import PRESETS, Shape, flops_per_token
 from headrace.jobs.tools.plot_timeline import plot_timeline
+from headrace.schemas.train.run_state import read_metrics
 
 MATMUL_SIZE, MATMUL_REPEATS = 8192, 20
 MODES = {  # name -> what the config has for it
@@ -201,8 +202,7 @@ def summarize(run: Path, measured: slice, places: int) -> dict[str, Any]:
     Args:
         places: tokens that a step has room for.
     """
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = [json.loads(line) for line in lines][measured]
+    steps = read_metrics(run).lines[measured]
     rates = [step["tokens_per_second"] for step in steps]
     timelines = [stage[measured] for stage in read_timelines(run)]
 
