@@ -17,7 +17,7 @@ from headrace.dataprep.axolotl.strategy import (
     column,
     rows_in,
 )
-from headrace.dataprep.text.chat_template import TemplateRefusedError
+from headrace.dataprep.text.rendering import TemplateRefusedError
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokens import Ids, Located
 from headrace.schemas.outside_text import json_type

@@ -11,7 +11,7 @@ from headrace.dataprep.images.references import FIELDS as PICTURE_FIELDS
 from headrace.dataprep.input.records import Record, Reject, refuse
 from headrace.dataprep.text.chat_losses import absent_role, text_losses
 from headrace.dataprep.text.chat_mask import render_chat
-from headrace.dataprep.text.chat_template import ChatTemplate, TemplateRefusedError
+from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.dataprep.text.conversation import (
     FIELDS,
     Conversation,
@@ -21,6 +21,7 @@ from headrace.dataprep.text.conversation import (
     read_conversation,
 )
 from headrace.dataprep.text.encoding import encode_chats
+from headrace.dataprep.text.rendering import TemplateRefusedError
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokenizer import open_marked

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from headrace.dataprep.formats.document_ends import token_ids
 from headrace.dataprep.input.records import (
     Reject,
 )
@@ -17,7 +18,6 @@ from headrace.dataprep.rows.picture_rows import row_picture_bytes, row_pictures
 from headrace.dataprep.rows.row_keys import row_keys
 from headrace.dataprep.rows.row_tables import count_tokens
 from headrace.dataprep.rows.task_stats import TaskStats, add_counts
-from headrace.dataprep.text.document_ends import token_ids
 from headrace.dataprep.text.row_format import Document
 from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokenizer import control_ids
