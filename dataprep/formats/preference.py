@@ -11,7 +11,8 @@ from headrace.dataprep.formats.document_ends import document_ends, surround
 from headrace.dataprep.formats.turn_mask import Chat
 from headrace.dataprep.images.picture_places import PicturePlaces
 from headrace.dataprep.images.references import Reference, row_references
-from headrace.dataprep.input.records import Record, Reject, refuse
+from headrace.dataprep.input.records import Record, Reject
+from headrace.dataprep.input.streams import refuse
 from headrace.dataprep.text.chat_losses import text_losses
 from headrace.dataprep.text.chat_mask import span_tokens
 from headrace.dataprep.text.conversation import (

@@ -13,14 +13,8 @@ from headrace.dataprep.images.references import (
 )
 from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.input.readers import read_records
-from headrace.dataprep.input.records import (
-    Record,
-    Reject,
-    characters,
-    refuse,
-    refuse_large,
-    with_fields,
-)
+from headrace.dataprep.input.records import Record, Reject, characters, with_fields
+from headrace.dataprep.input.streams import refuse, refuse_large
 from headrace.dataprep.rows.contamination import EvaluationSets, decontaminate
 from headrace.dataprep.rows.encoded_spool import EncodedBlock
 from headrace.dataprep.rows.filters import apply_filters

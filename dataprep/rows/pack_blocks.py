@@ -8,9 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.dataprep.formats.document_ends import token_ids
-from headrace.dataprep.input.records import (
-    Reject,
-)
+from headrace.dataprep.input.records import Reject
 from headrace.dataprep.rows.encoded_spool import EncodedBlock
 from headrace.dataprep.rows.overlong import Fitted, drop_tail, fit_samples
 from headrace.dataprep.rows.packing import full_mask, pack_samples, prefix_rows

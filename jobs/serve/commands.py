@@ -19,7 +19,7 @@ app = typer.Typer()
 
 @dataclass(frozen=True)
 class Sampled:
-    """What is asked, and how: the options of `headrace sample` that all its ways share."""
+    """Options of `headrace sample` that all its ways share."""
 
     model: Path
     adapter: Path | None

@@ -1,5 +1,5 @@
-"""What a run leaves: `run_state.json` in a checkpoint, where training and loader stand, and the
-files with it; metrics in the run directory.
+"""Files that a run leaves: `run_state.json` in a checkpoint, where training and loader stand, with
+the files beside it; metrics in the run directory.
 """
 
 import json

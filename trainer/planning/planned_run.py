@@ -72,7 +72,7 @@ class RunPlan:
 
 
 class TriedModel(Protocol):
-    """What may be done to the model of a run; each answer is found when it is first asked for."""
+    """The model of a run, asked what may be done to it; answers are found when first asked for."""
 
     @property
     def divides_weights(self) -> bool:

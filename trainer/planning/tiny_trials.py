@@ -18,7 +18,7 @@ from headrace.trainer.planning.planned_run import RunPlan
 
 
 class TinyTrials:
-    """What may be done to a model, tried on a tiny one of the kind: a `TriedModel`."""
+    """A `TriedModel` that tries on a tiny one of the kind what may be done to it."""
 
     def __init__(self, run: RunPlan) -> None:
         self.config, self.architecture = run.config, run.plan.architecture

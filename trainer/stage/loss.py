@@ -117,7 +117,7 @@ class StageLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class LossInputs:
-    """What the last stage has for the loss of a micro-batch.
+    """Inputs of the loss of a micro-batch, on the last stage.
 
     Attributes:
         hidden: [b, s, hidden size] after the norm.
