@@ -3,7 +3,7 @@
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from headrace.jobs.commands.nodes import SECRET_VARIABLE, TIMEOUT_SECONDS, Nodes
 from headrace.jobs.commands.options import ConfigFile, Overrides, program_name
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.process_limits import allow_open_files
+
+if TYPE_CHECKING:
+    from headrace.jobs.first_run.machine import Fit, Machine
 
 app = typer.Typer()
 
@@ -34,12 +37,23 @@ def init(
     from rich.console import Console
 
     from headrace.dataprep.dry_run import estimate
-    from headrace.jobs.first_run.fit import fit
     from headrace.jobs.first_run.init import Forecasts, Wanted, init
 
     wanted = Wanted(model, tuple(data), output, force, sequence_len, program_name())
     console = Console(markup=False, emoji=False, highlight=False)
-    init(wanted, console, Forecasts(estimate, fit))
+    init(wanted, console, Forecasts(estimate, fit_by_plans))
+
+
+def fit_by_plans(values: dict[str, Any], sequence_len: int, machine: "Machine") -> "Fit":
+    """Return the keys with which a run fits a machine, by the trainer's own plans."""
+    from headrace.jobs.first_run.fit import Planner, fit
+    from headrace.trainer.building.self_check import plan_model
+    from headrace.trainer.planning.proposals import plans, propose
+    from headrace.trainer.planning.run_plan import plan_run
+    from headrace.trainer.planning.tiny_trials import TinyTrials
+
+    planner = Planner(plan_model, plan_run, propose, plans, TinyTrials)
+    return fit(planner, values, sequence_len, machine)
 
 
 @app.command(epilog="Example: headrace train train.toml --gpus 2 --set optimizer.lr=1e-4")
