@@ -35,6 +35,8 @@ BASE = set(
     sequence_slice""".split()
 )
 MOST_FILES = 18  # in a folder, its __init__ left out
+LONGEST_FUNCTION = 60  # lines
+LONGER_FUNCTIONS = {"_loss_and_gradient"}  # a kernel, which is one loop
 LONGEST_CHAIN = 12  # modules that import one the next; it may only fall
 WHOLE_CONFIG = 14  # files of the trainer that are given the whole config; it may only fall
 LEARNING = {"accelerate", "deepspeed", "peft", "torch", "transformers", "triton"}
@@ -186,6 +188,20 @@ def test_few_files_of_the_trainer_are_given_the_whole_config():
         if name.startswith("trainer/") and whole in imported_modules(path)
     ]
     assert len(found) <= WHOLE_CONFIG, found
+
+
+def long_functions(path: Path) -> Iterator[str]:
+    """Yield the functions of a file that have more lines than any should."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > LONGEST_FUNCTION:
+                yield node.name
+
+
+def test_functions_are_short():
+    found = {name for path in SOURCES for name in long_functions(path)}
+    assert found == LONGER_FUNCTIONS
 
 
 def test_no_folder_holds_too_many_files():

@@ -78,7 +78,6 @@ def count_processes(
     gpus: int | None,
     pipeline_stages: int,
     nodes: int = 1,
-    *,
     sequence_parallel: int = 1,
     tensor_parallel: int = 1,
 ) -> int:

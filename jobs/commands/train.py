@@ -13,6 +13,8 @@ from headrace.jobs.commands.options import ConfigFile, Overrides, program_name
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.process_limits import allow_open_files
 
+PORT = 29500  # of the first machine, where several are to find it
+
 if TYPE_CHECKING:
     from headrace.jobs.first_run.machine import Fit, Machine
 
@@ -100,26 +102,24 @@ def train(
     if (master is None) == (nodes > 1):
         raise ConfigError("--nodes and --master go together; give both or neither")
     allow_open_files()
-    processes = count_processes(
-        gpus,
-        settings.pipeline_stages,
-        nodes,
-        sequence_parallel=settings.sequence_parallel,
-        tensor_parallel=settings.tensor_parallel,
-    )
+    shares = (settings.sequence_parallel, settings.tensor_parallel)
+    processes = count_processes(gpus, settings.pipeline_stages, nodes, *shares)
     inputs = check(settings, processes * nodes)
     check_run_directory(settings, inputs, resume, data_changed == "continue")
     machines = None
     if master:
-        prints = f"{inputs.data_fingerprint} {inputs.weights_fingerprint}"
-        secret = os.environ.get(SECRET_VARIABLE) or prints
-        port = master_port or 29500
-        machines = Nodes(nodes, node_rank, master, port, node_timeout, secret)
+        secret = secret_of(f"{inputs.data_fingerprint} {inputs.weights_fingerprint}")
+        machines = Nodes(nodes, node_rank, master, master_port or PORT, node_timeout, secret)
     arguments = ["--config", str(config), "--data-changed", data_changed]
     arguments += ["--resume"] if resume else []
     arguments += ["--debug"] if context.obj else []
-    arguments += [part for override in overrides or [] for part in ("--set", override)]
+    arguments += [f"--set={override}" for override in overrides or []]
     raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port, machines))
+
+
+def secret_of(prints: str) -> str:
+    """Return what machines prove to each other with: what was set, or what they all have read."""
+    return os.environ.get(SECRET_VARIABLE) or prints
 
 
 def check_libraries() -> None:

@@ -80,10 +80,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
     if publishes:
         folder.remove_leftovers()
     position = Position(state.next_row, tuple(state.waiting))
-    data = resume_history(state.data, config, inputs, state.next_row)
-    if state.data and data != state.data:
-        logger.warning("%s", describe_change(data[-1]))
-    state = state.model_copy(update={"data": data})
+    state = with_data(state, config, inputs)
     data_history = open_history(
         config, inputs, state.data, min([position.next_row, *position.waiting])
     )
@@ -119,6 +116,14 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
         state=state,
         is_new=found is None,
     )
+
+
+def with_data(state: RunState, config: TrainConfig, inputs: Inputs) -> RunState:
+    """Return a state whose last segment of data is the config's; a change of it is said."""
+    data = resume_history(state.data, config, inputs, state.next_row)
+    if state.data and data != state.data:
+        logger.warning("%s", describe_change(data[-1]))
+    return state.model_copy(update={"data": data})
 
 
 def build_model(

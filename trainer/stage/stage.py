@@ -63,28 +63,7 @@ class Stage(nn.Module):
         self.sequence = spec.sequence
         self.names = dict(modules)
         self.parts = nn.ModuleList(spec.moved)
-        self.embedding: StageEmbedding | None = None
-        self.loss: StageLoss | None = None
-        if names.embedding:
-            self.embedding = StageEmbedding(
-                modules[names.embedding],
-                spec.input_parts,
-                architecture,
-                spec.compute_dtype,
-                seeded=spec.seeded,
-                noise_alpha=spec.noise_alpha,
-                shard=spec.cuts.shard,
-            )
-        if names.head:
-            self.loss = StageLoss(
-                modules[names.head],
-                architecture,
-                spec.compute_dtype,
-                autocast=spec.autocast,
-                triton=faster.triton_loss,
-                sequence=spec.sequence,
-                shard=spec.cuts.shard,
-            )
+        self.embedding, self.loss = embedding_of(spec), loss_of(spec)
         self.layers = spec.layer_modules
         self.layer_names = names.layers
         self.norm = modules[names.norm] if names.norm and faster.norm is None else faster.norm
@@ -408,3 +387,33 @@ class Stage(nn.Module):
                 before = other.token_losses(reference, micro_batch.labels, None)
             inputs = replace(inputs, before=before)
         return self.objective.loss(inputs)
+
+
+def embedding_of(spec: StageSpec) -> StageEmbedding | None:
+    """Return the embedding of a stage that has it."""
+    if not spec.names.embedding:
+        return None
+    return StageEmbedding(
+        spec.modules[spec.names.embedding],
+        spec.input_parts,
+        spec.architecture,
+        spec.compute_dtype,
+        seeded=spec.seeded,
+        noise_alpha=spec.noise_alpha,
+        shard=spec.cuts.shard,
+    )
+
+
+def loss_of(spec: StageSpec) -> StageLoss | None:
+    """Return the head of a stage that has it."""
+    if not spec.names.head:
+        return None
+    return StageLoss(
+        spec.modules[spec.names.head],
+        spec.architecture,
+        spec.compute_dtype,
+        autocast=spec.autocast,
+        triton=spec.acceleration.triton_loss,
+        sequence=spec.sequence,
+        shard=spec.cuts.shard,
+    )
