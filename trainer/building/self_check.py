@@ -305,7 +305,7 @@ def check_mlps_can_be_tiled(config: ModelConfig, architecture: Architecture) -> 
 
 
 def check_tiny(
-    setting: str, remedy: str, architecture: Architecture, find: Callable[[Stage], str | None]
+    setting: str, remedy: str, architecture: Architecture, find: Callable[[StageSpec], str | None]
 ) -> None:
     """Refuse models in which parts of rows are not what they are in whole ones.
 
@@ -316,7 +316,7 @@ def check_tiny(
         ConfigError: with the reason.
     """
     try:
-        problem = find(tiny_stage(architecture))
+        problem = find(tiny_spec(architecture))
     except (*FAILURES, HeadraceError) as error:
         text = FOLDER.sub("", str(error)).splitlines()[0] if str(error) else ""
         problem = f"a tiny one cannot be run in part ({type(error).__name__}: {text})"
@@ -354,11 +354,6 @@ def tiny_part(architecture: Architecture, shard: TensorShard) -> TinyPart:
     spec = tiny_spec(architecture, shard, vocab_size=TRIAL_VOCABULARY)
     connect_ranks(spec.modules, spec.cuts)
     return TinyPart(Stage(spec).eval(), spec.cuts)
-
-
-def tiny_stage(architecture: Architecture) -> Stage:
-    """Return a whole tiny model of the same kind, with random weights, in evaluation mode."""
-    return Stage(tiny_spec(architecture)).eval()
 
 
 def tiny_spec(
