@@ -228,7 +228,10 @@ def build_engine(built: BuiltStage, config: TrainConfig, layout: RankLayout) -> 
 def open_log(config: TrainConfig, step: int) -> MetricsLog:
     """Open the metrics log of the first rank, from a resume point on."""
     run_directory = Path(config.output_dir)
-    return MetricsLog(run_directory, step, open_reporters(config, run_directory))
+    settings = config.model_dump(mode="json")
+    return MetricsLog(
+        run_directory, step, open_reporters(config.reporting, settings, run_directory)
+    )
 
 
 def fresh_state(config: TrainConfig, inputs: Inputs, layout: RankLayout) -> RunState:
