@@ -303,7 +303,9 @@ def test_reasoning_and_tool_calls_belong_to_the_turn(tokenizers):
     ids = theirs.apply_chat_template(messages, return_dict=True)["input_ids"]
     assert encode(spec, {"messages": messages}).samples[0].ids.tolist() == ids
     call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
-    assert encode(spec, {"messages": messages}).samples[0].ids.tolist() == ids
+    for calls in ([call], call, json.dumps([call])):
+        messages[1]["tool_calls"] = calls
+        assert encode(spec, {"messages": messages}).samples[0].ids.tolist() == ids
 
 
 def test_tools_reach_the_template(tokenizers):
@@ -322,6 +324,10 @@ REFUSED = {
     "no role": (
         {"messages": [{"content": "a", "x": 1}]},
         'not a conversation: messages[0] has no "role"',
+    ),
+    "calls that are a text": (
+        {"messages": [{"role": "assistant", "content": "a", "tool_calls": "f(1)"}]},
+        "not a conversation: messages[0]: its tool_calls are a string, not objects",
     ),
     "no content": (
         {"messages": [{"role": "user"}]},
