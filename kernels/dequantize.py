@@ -4,8 +4,9 @@
 which are fast. For HQQ, whose PyTorch code takes several passes, there is a kernel of ours.
 """
 
+import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -38,9 +39,13 @@ def dequantize(
             "hqq": packed codes, scales and zeros; settings are bits and axis.
             "fp8": [outputs, inputs] e4m3 and the scale of each row.
             "plain": the weight itself.
+            "module:function": what that function of (parts, shape, settings, dtype) takes.
         shape: of the weight; of stacks [matrices, outputs, inputs], and so are the parts, but for
             those of "nf4" and "fp4", which lie one after the other.
     """
+    if ":" in kind:
+        weight: Tensor = function_of(kind)(parts, shape, settings, dtype)
+        return weight
     if kind == "hqq":
         return dequantize_hqq(parts[0], parts[1], parts[2], settings[0], settings[1], shape, dtype)
     if kind == "plain":
@@ -54,6 +59,14 @@ def dequantize(
     return _dequantize_four_bit(
         parts[0], block_scales(parts, settings), kind, settings[0], shape, dtype
     )
+
+
+@cache
+def function_of(kind: str) -> Callable[..., Tensor]:
+    """Return the function by which a format of its own is dequantized."""
+    module, _, name = kind.partition(":")
+    found: Callable[..., Tensor] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _dequantize_four_bit(

@@ -72,7 +72,7 @@ def stack_e4m3(
         transposed: n are the inputs, not the outputs.
     """
     groups, outputs, inputs = shape
-    flat = [part.flatten(0, 1) for part in parts] if kind in BY_MATRIX else parts
+    flat = [part.flatten(0, 1) for part in parts] if kind in BY_MATRIX or ":" in kind else parts
     rows = (groups * outputs, inputs)
     codes = e4m3(flat, kind, rows, settings, scales.flatten(), transposed=transposed)
     if transposed:  # [inputs, groups * outputs]
