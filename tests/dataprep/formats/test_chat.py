@@ -411,7 +411,7 @@ def test_a_template_that_reaches_out_of_its_sandbox_stops_the_run(name, corpus, 
         prepare_chats(run, spec, ATTACKS[name], [{"messages": CONVERSATION}])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_a_template_without_end_stops_the_run_within_seconds(
     workers, corpus, run, tokenizers, monkeypatch
 ):
