@@ -37,12 +37,4 @@ class Template(Protocol):
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None = None, ask: bool = False
     ) -> Rendering:
-        """Return a conversation as text.
-
-        Args:
-            ask: end with what stands before an answer, the generation prompt.
-
-        Raises:
-            TemplateRefusedError: the template raised, or does not work with these messages.
-            DataError: it takes too long or too much memory, or does what it must not.
-        """
+        """Return a conversation as text, or refuse it, as `ChatTemplate.render` does."""
