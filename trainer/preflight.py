@@ -12,6 +12,7 @@ from headrace.schemas.shards.shard_format import EVALUATION
 from headrace.schemas.shards.tokenizer_content import is_tokenizer
 from headrace.schemas.train.objective_config import ObjectiveConfig
 from headrace.schemas.train.objectives import kinds_of
+from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.quantization_config import check_installed
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.schemas.vision.processor import differing, read_processor
@@ -49,6 +50,7 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         ConfigError, DataError: one line that says what to do.
     """
     dims = config.dims(processes)
+    check_weight_shard(config, dims)
     check_optimizer(config)
     check_reporting(config)
     directory = model_directory(config.model, config.weights)
@@ -343,6 +345,20 @@ def check_kind(path: str, manifest: Manifest, objective: ObjectiveConfig) -> Non
             f"{path}: holds good and bad answers, and objective.kind = "
             f'"{objective.kind}" would learn both; set kind = {kinds_of("unpaired")}, or prepare '
             "the good ones alone"
+        )
+
+
+def check_weight_shard(config: TrainConfig, dims: ParallelDims) -> None:
+    """Check that several processes would hold the weights that are to be shared out.
+
+    Raises:
+        ConfigError: each weight is at one process alone.
+    """
+    if config.weight_shard != "none" and dims.replicas * dims.sequence == 1:
+        raise ConfigError(
+            f'weight_shard = "{config.weight_shard}" shares weights out among processes that would '
+            f"hold the same ones, and of {dims.world} none does; start more, for replicas, or drop "
+            "it"
         )
 
 

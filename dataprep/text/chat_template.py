@@ -118,10 +118,11 @@ class ChatTemplate:
 
 
 def alias_reasoning(message: Message) -> Message:
-    """A message with its reasoning under all names that templates read, and no None values."""
+    """A message with its reasoning under all names that templates read, and no None values but of
+    its content."""
     if message.keys().isdisjoint(REASONING) and None not in message.values():
         return dict(message)
-    message = {name: value for name, value in message.items() if value is not None}
+    message = {k: value for k, value in message.items() if value is not None or k == "content"}
     reasoning = next((message[name] for name in REASONING if name in message), None)
     if reasoning is None:
         return message

@@ -269,6 +269,14 @@ def arguments_as_text(messages: list[Message]) -> list[Message]:
     ]
 
 
+def with_null_contents(messages: list[Message]) -> list[Message] | None:
+    """Messages in which those with tool calls and no content have one of None, or None if there is
+    no such message."""
+    if not any("tool_calls" in message and "content" not in message for message in messages):
+        return None
+    return [{"content": None} | m if "tool_calls" in m else m for m in messages]
+
+
 def write_arguments(calls: object) -> object:
     """Tool calls with arguments as text: as the row has it, else as JSON."""
     if isinstance(calls, list):

@@ -85,8 +85,11 @@ class Environment(ImmutableSandboxedEnvironment):
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
-    def call(self, context: jinja2.runtime.Context, called: Any, *args: Any, **named: Any) -> Any:
-        """A call within the sandbox; of our own marks without asking it."""
+    def call(
+        self, context: jinja2.runtime.Context, called: Any, /, *args: Any, **named: Any
+    ) -> Any:
+        """A call within the sandbox, with arguments of any name; of our own marks without asking
+        it."""
         if type(called) is TurnMarks:
             return called(*args)
         return super().call(context, called, *args, **named)

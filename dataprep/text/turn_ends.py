@@ -78,7 +78,8 @@ class EndTokens:
         for place in range(index + 1, len(chat.turns)):
             turn = chat.turns[place]
             if turn is not None:
-                return turn.start
+                begin = chat.begins[place]
+                return turn.start if begin is None else min(begin, turn.start)
         return len(chat.text)
 
     def run_end(self, located: Located, token: int, limit: int) -> int:

@@ -26,6 +26,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_checkpointing(config)
     check_tiles(config)
     check_offload(config)
+    check_weight_shard(config)
     check_adapters_only(config)
     check_objective(config)
     check_evaluation(config)
@@ -238,8 +239,8 @@ def check_tiles(config: "TrainConfig") -> None:
     refusals = [
         (again == "selective", 'activation_checkpointing = "selective"', 'set "full" or "none"'),
         (
-            config.weight_offload != "none" and again != "full",
-            f'weight_offload = "{config.weight_offload}"',
+            config.moved_weights[1] != "none" and again != "full",
+            '{} = "{}"'.format(*config.moved_weights),
             'set activation_checkpointing = "full"',
         ),
         (config.tensor_parallel > 1, f"tensor_parallel = {config.tensor_parallel}", "drop one"),
@@ -252,15 +253,16 @@ def check_tiles(config: "TrainConfig") -> None:
 def check_offload(config: "TrainConfig") -> None:
     """Refuse offloading of weights that training changes."""
     kind, trains_base = config.adapter.kind, config.adapter.record.trains_base
-    if config.weight_offload != "none" and trains_base:
+    key, wish = config.moved_weights
+    if wish != "none" and trains_base:
         raise ValueError(
-            f'weight_offload = "{config.weight_offload}" holds frozen weights under adapters, '
+            f'{key} = "{wish}" holds frozen weights under adapters, '
             f'and adapter.kind = "{kind}" trains and writes the weights themselves; use '
             'kind = "lora", or drop it and use more pipeline_stages'
         )
-    if config.weight_offload != "none" and config.relora.every_steps:
+    if wish != "none" and config.relora.every_steps:
         raise ValueError(
-            f'weight_offload = "{config.weight_offload}" leaves weights as they are, and '
+            f'{key} = "{wish}" leaves weights as they are, and '
             "relora.every_steps adds to them; drop one"
         )
     if config.embedding_on_cpu and trains_base:
@@ -277,6 +279,23 @@ def check_offload(config: "TrainConfig") -> None:
             "embedding_on_cpu and quantization.embedding are two ways to save the same memory; "
             "drop one"
         )
+
+
+def check_weight_shard(config: "TrainConfig") -> None:
+    """Refuse what asks for gathered weights at other times than the other processes."""
+    if config.weight_shard == "none":
+        return
+    refusals = [
+        (config.weight_offload != "none", f'weight_offload = "{config.weight_offload}"'),
+        (config.rejected_sampling is not None, "[rejected_sampling]"),
+        (bool(config.evaluation.prompts), "evaluation.prompts"),
+        (bool(config.evaluation.prompt_rows), "evaluation.prompt_rows"),
+    ]
+    for is_wrong, what in refusals:
+        if is_wrong:
+            raise ValueError(
+                f'weight_shard = "{config.weight_shard}" does not go with {what}; drop one'
+            )
 
 
 def check_adapters_only(config: "TrainConfig") -> None:

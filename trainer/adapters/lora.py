@@ -194,6 +194,11 @@ class DoraTuning(LoraTuning):
 
     magnitudes = True
 
+    def measuring(self, modules: Mapping[str, nn.Module]) -> dict[int, tuple[str, nn.Module]]:
+        if self.start is not None:
+            return {}
+        return {id(layer.get_base_layer()): (name, layer) for name, layer in lora_layers(modules)}
+
 
 def trained_tokens(config: AdapterConfig, architecture: Architecture) -> list[int]:
     """Return the tokens whose rows are trained: those of the config, or else new ones."""

@@ -102,6 +102,12 @@ class TuningMethod:
         """Return adapters that start from frozen weights, by the id of the weight's module."""
         return {}
 
+    def measuring(self, modules: Mapping[str, nn.Module]) -> dict[int, tuple[str, nn.Module]]:
+        """Return adapters whose initial values are sizes of whole frozen weights, by the id of the
+        weight's module.
+        """
+        return {}
+
     def initial_values(self, name: str, adapted: nn.Module) -> dict[str, Tensor]:
         """Return an adapter's initial values, by name below its module: the same in every layout.
 

@@ -31,6 +31,7 @@ FREE = 0.92  # of a GPU's memory: the rest is for its driver and fragments
 SHOWN = 6
 TILES, LONG_ROW = 8, 32768  # tokens from which MLPs are tried in tiles
 SLICES, LEAST_SLICE = (2, 4, 8), 2048  # tokens that fill a GPU
+MOVED = ("mlp", "layers")  # weights that are somewhere else
 MOST_PARTS = 8  # ranks that share weights: as many GPUs as a machine has
 Changes = Mapping[str, Any]
 
@@ -50,7 +51,7 @@ class Proposal:
         shared = (config.sequence_parallel, config.tensor_parallel)
         layout = (config.pipeline_stages, self.run.replicas, *shared)
         slices = config.sequence_slices
-        places = [key for key, value in self.changes.items() if value is True or value == "mlp"]
+        places = [key for key, value in self.changes.items() if value is True or value in MOVED]
         places += ["tiles"] * (config.tiles > 1)
         return [
             f"{self.rate:,.0f}",
@@ -157,9 +158,13 @@ def ways_to_save(
         states.append({"optimizer.shard": True, "optimizer.offload": False})
     if record.states is not None:
         states.append({"optimizer.shard": False, "optimizer.offload": True})
-    weights = ["none", "mlp"] if frozen and not config.relora.every_steps else ["none"]
+    weights = [{"weight_offload": "none", "weight_shard": "none"}]
+    if frozen and not config.relora.every_steps:
+        weights.append({"weight_offload": "mlp", "weight_shard": "none"})
+        if copies > 1 and config.rejected_sampling is None:
+            weights.append({"weight_offload": "none", "weight_shard": "layers"})
     for again, place, held in product(recomputed, weights, states):
-        yield {**again, "weight_offload": place, **held}
+        yield {**again, **place, **held}
 
 
 def divisors(number: int) -> list[int]:

@@ -126,7 +126,9 @@ def build_model(
     """Build this rank's part of the model, and the optimizer of what is trained in it."""
     rows = SequenceSlice(layout.coordinates.sequence, layout.dims.sequence, layout.sequence_group)
     shard = TensorShard(layout.coordinates.tensor, layout.dims.tensor, layout.tensor_group)
-    built = build_chunks(config, layout.stage, layout.device, plan_model(config), rows, shard)
+    built = build_chunks(
+        config, layout.stage, layout.device, plan_model(config), rows, shard, layout.copies_group
+    )
     optimizer = open_optimizer(
         config.optimizer,
         built.trained,
