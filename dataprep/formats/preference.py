@@ -120,7 +120,7 @@ class PreferenceFormat:
             raise ConversationError("equal answers", "chosen and rejected are the same")
         prompt = self.read_prompt(fields)
         texts = [prompt, *answers]
-        listed = row_references(fields, self.chat.images) if self.images is not None else []
+        listed = self.listed_pictures(fields)
         if not listed and not self.fields.as_chat and all(isinstance(text, str) for text in texts):
             space = " " if self.space and not f"{prompt}{answers[0]}".startswith(" ") else ""
             return PlainPair(f"{space}{prompt}", *map(str, answers))
@@ -129,6 +129,10 @@ class PreferenceFormat:
             raise ConversationError("answers with other pictures", "both sides share the pictures")
         start = common_turns(chosen, rejected)
         return ChatPair(self.render(chosen, start), self.render(rejected, start))
+
+    def listed_pictures(self, fields: dict[str, Any]) -> Sequence[Reference]:
+        """Return the pictures that a record lists beside its texts."""
+        return row_references(fields, self.chat.images) if self.images is not None else []
 
     def read_prompt(self, fields: dict[str, Any]) -> object:
         """Return the prompt of both answers: a text or messages; None where the answers hold it."""
@@ -266,7 +270,9 @@ class UnpairedFormat:
     It is read and rendered as a side of a pair is.
     """
 
-    def __init__(self, source: SourceConfig, tokenizer: TokenizerSpec) -> None:
+    def __init__(
+        self, source: SourceConfig, tokenizer: TokenizerSpec, images: ImagesConfig | None = None
+    ) -> None:
         self.names = source.unpaired or UnpairedConfig()
         sides = PreferenceConfig(
             prompt=self.names.prompt,
@@ -274,7 +280,8 @@ class UnpairedFormat:
             rejected=self.names.completion,
             as_chat=self.names.as_chat,
         )
-        self.sides = PreferenceFormat(source.model_copy(update={"preference": sides}), tokenizer)
+        source = source.model_copy(update={"preference": sides})
+        self.sides = PreferenceFormat(source, tokenizer, images)
         self.tokenizer = tokenizer
         self.columns = self.sides.columns | {self.names.label}
 
@@ -310,11 +317,12 @@ class UnpairedFormat:
         if answer is None:
             raise ConversationError("missing field", f"no field {quoted(self.names.completion)}")
         desirable = read_label(fields, self.names.label)
-        prompt = self.sides.read_prompt(fields)
-        if isinstance(prompt, str) and isinstance(answer, str) and not self.names.as_chat:
+        prompt, listed = self.sides.read_prompt(fields), self.sides.listed_pictures(fields)
+        plain = not listed and not self.names.as_chat
+        if plain and isinstance(prompt, str) and isinstance(answer, str):
             space = " " if self.sides.space and not f"{prompt}{answer}".startswith(" ") else ""
             return LabeledText(f"{space}{prompt}", answer, desirable)
-        conversation = self.sides.read_side(fields, prompt, answer)
+        conversation = self.sides.read_side(fields, prompt, answer, listed)
         return LabeledChat(self.sides.render(conversation, after_user(conversation)), desirable)
 
     def finish_chat(self, record: Record, item: LabeledChat, located: Located) -> Encoded | Reject:
@@ -323,8 +331,10 @@ class UnpairedFormat:
         notes: Counter[str] = Counter()
         notes += text_losses(chat.conversation.messages, chat.rendered)
         mask = self.sides.chat_format().turns.mask(chat, located, notes)
-        content = canonical_json([chat.conversation.content(), item.desirable])
-        return finish(record, Sample(located.ids, mask), item.desirable, content, notes)
+        content = canonical_json([chat.content(), item.desirable])
+        pictures = () if chat.pictures is None else chat.pictures.pictures
+        sample = Sample(located.ids, mask, pictures=pictures)
+        return finish(record, sample, item.desirable, content, notes)
 
 
 def finish(
@@ -334,7 +344,8 @@ def finish(
     if not len(sample.ids):
         return refuse(record.place, "empty document", "the tokenizer gives no token")
     if not sample.is_trained:
-        return Encoded(content, [], {UNTRAINED: sample.tokens}, notes)
+        lost = {UNTRAINED: len(sample.pictures)} if sample.pictures else {}
+        return Encoded(content, [], {UNTRAINED: sample.tokens}, notes, lost)
     return Encoded(content, [sample._replace(desirable=desirable)], notes=notes)
 
 

@@ -180,7 +180,7 @@ def read_message(
     if content is not None:
         result["content"] = read_content(content, where, places)
     if "tool_calls" in message:
-        message["tool_calls"] = parse_arguments(message["tool_calls"])
+        message["tool_calls"] = read_calls(message["tool_calls"], where)
     if result.keys() | message.keys() == {"role"}:
         raise ConversationError("not a conversation", f'{where} has no "content"')
     return result | message, flag
@@ -235,6 +235,17 @@ def read_tools(value: object) -> list[Any] | None:
     if not isinstance(tools, list):
         raise ConversationError("tools are no list", f'field "tools" is {json_type(tools)}')
     return [without_none(parse_json(tool)) for tool in tools]
+
+
+def read_calls(value: object, where: str) -> list[Any]:
+    """The tool calls of a message: a list, JSON text of one, or a single call."""
+    calls = parse_json(value) or []
+    calls = [calls] if isinstance(calls, dict) else calls
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise ConversationError(
+            "not a conversation", f"{where}: its tool_calls are {json_type(calls)}, not objects"
+        )
+    return [parse_arguments(without_none(call)) for call in calls]
 
 
 def parse_arguments(calls: object) -> object:

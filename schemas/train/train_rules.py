@@ -550,9 +550,14 @@ def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
         ),
         ("adapter.path", adapter.path is not None, "start a new adapter"),
         (
+            "[rejected_sampling]",
+            config.rejected_sampling is not None,
+            "prompts to sample from hold no pictures",
+        ),
+        (
             f'objective.kind = "{config.objective.kind}"',
-            config.objective.record.columns != "rows",
-            "use one of rows",
+            config.objective.record.scores,
+            "a score of pictures is not trained",
         ),
         ("relora.every_steps", bool(config.relora.every_steps), "drop one"),
         (

@@ -87,8 +87,14 @@ LAYOUTS: dict[Columns, Callable[..., Batch]] = {
 
 def batch_maker(config: TrainConfig) -> Callable[..., Batch]:
     """Return the function that makes batches of rows, as objective and adapter need them."""
-    if config.vision is not None:
-        return partial(make_vision_batch, processor=processor_of(config))
+    lay_out = plain_batch_maker(config)
+    if config.vision is None:
+        return lay_out
+    return partial(make_vision_batch, processor=processor_of(config), lay_out=lay_out)
+
+
+def plain_batch_maker(config: TrainConfig) -> Callable[..., Batch]:
+    """Return the function that makes batches of rows without pictures."""
     if config.adapter.record.by_class:
         return partial(make_controlled_batch, seed=config.seed)
     if config.objective.record.scores:

@@ -304,7 +304,9 @@ def test_reasoning_and_tool_calls_belong_to_the_turn(tokenizers):
     ids = theirs.apply_chat_template(messages, return_dict=True)["input_ids"]
     assert encode(spec, {"messages": messages}).samples[0].ids.tolist() == ids
     call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
-    assert encode(spec, {"messages": messages}).samples[0].ids.tolist() == ids
+    for calls in ([call], call, json.dumps([call])):
+        messages[1]["tool_calls"] = calls
+        assert encode(spec, {"messages": messages}).samples[0].ids.tolist() == ids
 
 
 def test_tools_reach_the_template(tokenizers):
@@ -323,6 +325,10 @@ REFUSED = {
     "no role": (
         {"messages": [{"content": "a", "x": 1}]},
         'not a conversation: messages[0] has no "role"',
+    ),
+    "calls that are a text": (
+        {"messages": [{"role": "assistant", "content": "a", "tool_calls": "f(1)"}]},
+        "not a conversation: messages[0]: its tool_calls are a string, not objects",
     ),
     "no content": (
         {"messages": [{"role": "user"}]},
@@ -406,7 +412,7 @@ def test_a_template_that_reaches_out_of_its_sandbox_stops_the_run(name, corpus, 
         prepare_chats(run, spec, ATTACKS[name], [{"messages": CONVERSATION}])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_a_template_without_end_stops_the_run_within_seconds(
     workers, corpus, run, tokenizers, monkeypatch
 ):
