@@ -40,7 +40,7 @@ def _table(rotary: nn.Module, kind: str | None, hidden: Tensor, positions: Tenso
         found = [part for part in rotary if base_of(part) == kind]
         return _table(found[0], None, hidden, positions) if found else None
     if positions.ndim == 2 and len(getattr(rotary, "mrope_section", ())) == AXES:
-        positions = positions.expand(AXES, -1, -1)  # transformers before 5.20 ask for all
+        positions = positions.expand(AXES, -1, -1)  # transformers 5.17 asks for all
     table: Table = rotary(hidden, positions, *([] if kind is None else [kind]))
     return table
 
