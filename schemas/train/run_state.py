@@ -104,6 +104,8 @@ class RunState(BaseModel):
     evaluations_since_best: int = 0
     weights_only: bool = False  # the optimizer's states are not in the files
     quarantined: list[QuarantineRecord] = []
+    loss_scale: float | None = None  # of the next step, in float16
+    loss_scale_steps: int = 0  # taken with it, or since it was last doubled
 
     @property
     def rows_done(self) -> int:
@@ -137,6 +139,10 @@ class RunState(BaseModel):
                 "overlong_tokens": self.overlong_tokens + overlong_tokens,
             }
         )
+
+    def with_loss_scale(self, factor: float, steps: int) -> "RunState":
+        """The same moment, with the scale of the next step's loss."""
+        return self.model_copy(update={"loss_scale": factor, "loss_scale_steps": steps})
 
     def after_losses(self, losses: Sequence[float], kept: int) -> "RunState":
         """The same moment, with the losses of the last steps known; so many are remembered."""

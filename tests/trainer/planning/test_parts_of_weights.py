@@ -6,8 +6,7 @@ from tiny_families import config_of, save_tiny
 
 from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.building.self_check import plan_model
-from headrace.trainer.planning.changes import parts_of_weights
-from headrace.trainer.planning.proposals import propose
+from headrace.trainer.planning.proposals import parts_of_weights, propose
 from headrace.trainer.planning.run_plan import plan_run
 from headrace.trainer.tensor_parallel.shard import TensorShard
 
