@@ -64,6 +64,7 @@ class Acceleration:
         before_step: to be called before the micro-batches of a step, with none in flight.
         by_bounds: attention takes the documents' bounds and its window instead of a mask.
         in_blocks: it is FlexAttention then, which wants them by blocks.
+        by_rows: but rows of single documents go to cuDNN, sinks and slices included.
         triton_loss: the loss is computed in Triton.
     """
 
@@ -72,6 +73,7 @@ class Acceleration:
     before_step: Callable[[], None] | None = None
     by_bounds: bool = False
     in_blocks: bool = False
+    by_rows: bool = False
     triton_loss: bool = False
 
 

@@ -103,6 +103,7 @@ class Stage(nn.Module):
         # recomputation from outside, which keeps results that compiled code writes over
         self.before_step = faster.before_step
         self.by_bounds, self.in_blocks = faster.by_bounds, faster.in_blocks
+        self.by_rows = faster.by_rows
         self.objective = spec.objective
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
         self.keys_in_use = [keys_in_use(layer) for layer in self.layers]
@@ -276,7 +277,8 @@ class Stage(nn.Module):
     ) -> Masks:
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
-            return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks, rows=rows)
+            kernels = {"in_blocks": self.in_blocks, "by_rows": self.by_rows}
+            return visible_tokens(lengths, windows, device, rows=rows, **kernels)
         additive = self.compute_dtype if self.additive_mask else None
         return attention_masks(
             lengths, windows, device, additive, groups, rows, always=self.indexed
