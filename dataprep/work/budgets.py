@@ -1,4 +1,4 @@
-"""What a piece of work holds at once; memory and time depend on it, and no byte of the result."""
+"""Budgets of a piece of work: what it holds at once. No byte of the result depends on them."""
 
 from dataclasses import dataclass
 
