@@ -87,7 +87,7 @@ class Loop:
         if config.profile.timeline:
             self.timelines = TimelineLog(session.run_directory, layout.rank)
         self.timer, self.stopwatch = Timer(config.checkpoint.every_minutes), Stopwatch()
-        self.interval = Interval(layout, inputs.room)
+        self.interval = Interval(layout, inputs.capacity)
 
     def begin(self) -> None:
         """Evaluate before the first step of a new run, where that is wanted."""
