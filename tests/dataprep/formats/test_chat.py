@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from headrace.dataprep.formats.chat import ChatFormat
-from headrace.dataprep.input.records import Record
-from headrace.dataprep.input.streams import Place
+from headrace.dataprep.input.records import Place, Record
 from headrace.dataprep.text.chat_mask import render_chat
 from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.dataprep.text.conversation import ConversationError, read_conversation

@@ -14,7 +14,7 @@ from saved_parts import adapter_of
 
 from headrace.jobs.serve.answers import Answerer, before_stop
 from headrace.jobs.serve.app import Served, build_app
-from headrace.jobs.serve.run import parts_of
+from headrace.jobs.serve.commands import parts_of
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.export.sample import Sampler, Sampling
 
