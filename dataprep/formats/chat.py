@@ -8,10 +8,11 @@ from headrace.dataprep.formats.picture_template import expand_pictures, open_tem
 from headrace.dataprep.formats.turn_mask import Chat, TurnMask
 from headrace.dataprep.images.picture import PictureError
 from headrace.dataprep.images.references import FIELDS as PICTURE_FIELDS
-from headrace.dataprep.input.records import Record, Reject, refuse
-from headrace.dataprep.text.chat_losses import absent_role, text_losses
+from headrace.dataprep.input.records import Record, Reject
+from headrace.dataprep.input.streams import line_of, refuse
+from headrace.dataprep.text.chat_losses import UNWRITTEN, absent_role, text_losses
 from headrace.dataprep.text.chat_mask import render_chat
-from headrace.dataprep.text.chat_template import ChatTemplate, TemplateRefusedError
+from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.dataprep.text.conversation import (
     FIELDS,
     Conversation,
@@ -19,8 +20,10 @@ from headrace.dataprep.text.conversation import (
     arguments_as_text,
     prints_tables,
     read_conversation,
+    with_null_contents,
 )
 from headrace.dataprep.text.encoding import encode_chats
+from headrace.dataprep.text.rendering import TemplateRefusedError
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokenizer import open_marked
@@ -97,7 +100,7 @@ class ChatFormat:
         Raises:
             ConversationError: the text of a special token is written in another way.
         """
-        chat = self.render_arguments(conversation, trained)
+        chat = self.render_calls(conversation, trained)
         if conversation.marked:
             check_marks(chat.rendered.text)
         return chat if self.pictures is None else self.with_pictures(chat, self.pictures)
@@ -119,6 +122,19 @@ class ChatFormat:
         made = source.prepare(references)
         rendered, spans = expand_pictures(chat.rendered, source.marker, made.texts)
         return chat._replace(rendered=rendered, pictures=made, picture_spans=spans)
+
+    def render_calls(self, conversation: Conversation, trained: list[int]) -> Chat:
+        """The same with a content of None beside tool calls, as OpenAI's rows have it, where the
+        template leaves out the calls of messages without any content, or refuses them."""
+        chat = attempt_chat(lambda: self.render_arguments(conversation, trained))
+        nulled = with_null_contents(conversation.messages)
+        if nulled is None or (isinstance(chat, Chat) and not loses_calls(chat)):
+            return taken(chat)
+        other = attempt_chat(
+            lambda: self.render_arguments(conversation._replace(messages=nulled), trained)
+        )
+        better = isinstance(other, Chat) and not (isinstance(chat, Chat) and loses_calls(other))
+        return taken(other if better else chat)
 
     def render_arguments(self, conversation: Conversation, trained: list[int]) -> Chat:
         """The same with arguments of tool calls as tables, or as text where the template takes
@@ -150,6 +166,31 @@ class ChatFormat:
         return Encoded(content, [sample], notes=notes)
 
 
+def attempt_chat(render: Callable[[], Chat]) -> Chat | TemplateRefusedError:
+    """Return a rendered conversation, or why the template refuses it."""
+    try:
+        return render()
+    except TemplateRefusedError as error:
+        return error
+
+
+def taken(chat: Chat | TemplateRefusedError) -> Chat:
+    """Return a rendered conversation.
+
+    Raises:
+        TemplateRefusedError: it was refused.
+    """
+    if isinstance(chat, TemplateRefusedError):
+        raise chat
+    return chat
+
+
+def loses_calls(chat: Chat) -> bool:
+    """Return whether a rendering lacks some tool calls."""
+    losses = text_losses(chat.conversation.messages, chat.rendered)
+    return losses[f"tool_calls {UNWRITTEN}"] > 0
+
+
 def attempt(record: Record, read: Callable[[], ResultT]) -> ResultT | Reject:
     """Return what `read` makes of a record, or why the record is refused.
 
@@ -165,7 +206,7 @@ def attempt(record: Record, read: Callable[[], ResultT]) -> ResultT | Reject:
     except TemplateRefusedError as error:
         return refuse(record.place, "refused by the chat template", str(error))
     except DataError as error:
-        raise DataError(f"{record.place.file}:{record.place.number()}: {error}") from None
+        raise DataError(f"{record.place.file}:{line_of(record.place)}: {error}") from None
 
 
 class ChatTemplates:

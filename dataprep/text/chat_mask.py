@@ -10,12 +10,12 @@ renderings does not grow with the conversation.
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
-from headrace.dataprep.text.chat_template import (
+from headrace.dataprep.text.rendering import (
     REASONING,
-    ChatTemplate,
     Message,
     Rendering,
     Span,
+    Template,
     TemplateRefusedError,
 )
 from headrace.dataprep.text.tokens import Located
@@ -61,7 +61,7 @@ class RenderedChat(NamedTuple):
 
 
 def render_chat(
-    template: ChatTemplate,
+    template: Template,
     messages: Sequence[Message],
     tools: list[Any] | None = None,
     wanted: Collection[int] | None = None,
@@ -79,7 +79,7 @@ def render_chat(
     indices = range(len(messages)) if wanted is None else sorted(wanted)
     finder = TurnFinder(template, messages, tools, rendering, indices)
     turns: list[Turn | None] = [None] * len(messages)
-    for index in indices:
+    for index in sorted(indices, key=lambda number: number == 0):  # the first follows nothing
         turns[index] = finder.find(index)
     begins = [spans[0][0] if spans else None for spans in rendering.turns]
     return RenderedChat(rendering.text, turns, begins, rendering.generated)
@@ -90,7 +90,7 @@ class TurnFinder:
 
     def __init__(
         self,
-        template: ChatTemplate,
+        template: Template,
         messages: Sequence[Message],
         tools: list[Any] | None,
         rendering: Rendering,
@@ -102,8 +102,11 @@ class TurnFinder:
         self.rendering = rendering
         self.wanted = wanted
         self.prompts: dict[object, str | None] = {}  # by what a turn follows
+        self.settled: set[object] = set()  # those prompts that some turn was seen to follow
+        self.openings: dict[object, str | None] = {}  # of turns with nothing but a content
         self.probes = 0
         self.differing: dict[int, Span] | None = None
+        self.replaced: Callable[[Message, int], Message] = mark_turn  # what they differ from
 
     def find(self, index: int) -> Turn | None:
         """One turn, or None where the template does not write it."""
@@ -135,53 +138,77 @@ class TurnFinder:
 
     def generation_start(self, index: int) -> int | None:
         """Return where the generation prompt of a turn ends, or None where there is none."""
-        if self.messages[index].get("role") in OTHERS or not self.template.asks:
+        if self.messages[index].get("role") in OTHERS:
             return None
-        begin, end = self.extent(index)
         key = self.key(index)
-        if key not in self.prompts:
-            start = self.probe(index, key)
-            if start is not None:
+        if key not in self.settled:
+            if not index:
+                self.probe_first(key)
+            elif (start := self.probe(index, key)) is not None:
                 return start
-        text, own = self.rendering.text, self.prompts[key]
-        if own and text.startswith(own, begin, end):
-            return begin + len(own)
-        for prompt in self.longest_prompts():
-            if text.startswith(prompt, begin, end):
-                return begin + len(prompt)
+        own = self.prompts[key]
+        begin, end = self.extent(index)
+        for prompt in [own, *self.longest_prompts()] if own else self.longest_prompts():
+            found = begin if index else max(begin, self.rendering.text.find(prompt, begin, end))
+            if self.rendering.text.startswith(prompt, found, end):
+                return found + len(prompt)
         if own == "":
             return begin
-        return None if own is None else self.shared_start(index, own)
+        start = None if own is None else self.shared_start(index, own)
+        if start is not None:
+            self.settled.add(key)
+        return start
 
     def shared_start(self, index: int, prompt: str) -> int | None:
-        """Return where a turn leaves a generation prompt that it does not follow to its end."""
+        """Return where a turn leaves a generation prompt that it does not follow to its end, before
+        a token in angles or brackets that differs."""
         begin, end = self.extent(index)
-        shared = begin + common_prefix(prompt, self.rendering.text[begin:end])
-        return min(shared, self.content_start(index)) if shared > begin else None
+        shared = prompt[: common_prefix(prompt, self.rendering.text[begin:end])]
+        opened = max(map(shared.rfind, "<["))
+        if opened > max(map(shared.rfind, ">]")):
+            shared = shared[:opened]
+        return min(begin + len(shared), self.content_start(index)) if shared else None
 
     def probe(self, index: int, key: object) -> int | None:
         """Render what is before a turn, keep its generation prompt for others, and give where it
-        ends if the whole text begins with it."""
-        self.prompts[key] = None
+        ends if the whole text begins with it.
+
+        A template that does not ask whether it is to write one may write it always.
+        """
+        self.prompts.setdefault(key, None)
         if self.probes >= MOST_PROBES:
             return None
         self.probes += 1
-        before = self.messages[:index]
-        begin = self.extent(index)[0]
+        begin, text = self.extent(index)[0], self.rendering.text
+        found = self.render_prompt(self.messages[:index])
+        if found is None:
+            return None
+        asked, prompt = found
+        if not text.startswith(asked) or not (self.template.asks or len(asked) > begin):
+            self.prompts[key] = prompt
+            return None
+        self.settled.add(key)
+        self.prompts[key] = text[begin : len(asked)] if len(asked) > begin else prompt
+        inherited = any(text[begin:].startswith(found) for found in self.longest_prompts())
+        return None if len(asked) == begin and inherited else len(asked)
+
+    def probe_first(self, key: object) -> None:
+        """Keep the generation prompt of a conversation that begins with a turn of the model: the
+        one that follows a question."""
+        found = self.render_prompt([{"role": "user", "content": mark(0)}])
+        self.prompts[key] = None if found is None else found[1]
+        self.settled.add(key)
+
+    def render_prompt(self, before: Sequence[Message]) -> tuple[str, str | None] | None:
+        """Return a conversation with the generation prompt that follows it, and this alone."""
         try:
             asked = self.template.render(before, self.tools, ask=True).text
+            if not self.template.asks:
+                return asked, None
             plain = self.template.render(before, self.tools).text
         except TemplateRefusedError:
             return None
-        if asked.startswith(plain):
-            self.prompts[key] = asked[len(plain) :]
-        text = self.rendering.text
-        if not text.startswith(asked):
-            return None
-        if len(asked) > begin:
-            self.prompts[key] = text[begin : len(asked)]
-        inherited = any(text[begin:].startswith(found) for found in self.longest_prompts())
-        return None if len(asked) == begin and inherited else len(asked)
+        return asked, asked[len(plain) :] if asked.startswith(plain) else None
 
     def longest_prompts(self) -> list[str]:
         """The generation prompts that are known, the longest first."""
@@ -201,9 +228,10 @@ class TurnFinder:
         """Return where a turn's text begins to depend on its content."""
         if self.differing is None:
             self.differing = self.find_differing()
-        if index in self.differing:
-            return self.differing[index][0]
         begin, end = self.extent(index)
+        if index in self.differing:
+            start = self.differing[index][0]
+            return start if self.replaced is mark_turn else min(start, self.opened(index))
         found = (
             self.rendering.text.find(value.strip(), begin, end)
             for value in self.messages[index].values()
@@ -218,8 +246,37 @@ class TurnFinder:
                 self.template, self.messages, self.tools, self.rendering, self.wanted, replace
             )
             if found:
+                self.replaced = replace
                 return found
         return {}
+
+    def opened(self, index: int) -> int:
+        """Return where a turn leaves the text that one with nothing but a content begins with,
+        where such turns would be refused among the others: tool calls begin with their mark."""
+        key = self.key(index)
+        if key not in self.openings:
+            self.openings[key] = self.find_opening(index)
+        begin, end = self.extent(index)
+        opening = self.openings[key]
+        return (
+            end
+            if opening is None
+            else begin + common_prefix(opening, self.rendering.text[begin:end])
+        )
+
+    def find_opening(self, index: int) -> str | None:
+        """Return what a template writes before the content of a turn that ends a conversation."""
+        if self.probes >= MOST_PROBES:
+            return None
+        self.probes += 1
+        before = [*self.messages[:index], mark_turn(self.messages[index], index)]
+        try:
+            other = self.template.render(before, self.tools)
+        except TemplateRefusedError:
+            return None
+        spans = other.turns[index]
+        text = other.text[spans[0][0] : spans[-1][1]] if spans else ""
+        return text.partition(mark(index))[0] if mark(index) in text else None
 
     def locate(self, index: int) -> Span | None:
         """A turn that no loop of the template looks at, by its replacement alone."""
@@ -284,7 +341,7 @@ REPLACEMENTS: tuple[Callable[[Message, int], Message], ...] = (
 
 
 def differences(
-    template: ChatTemplate,
+    template: Template,
     messages: Sequence[Message],
     tools: list[Any] | None,
     rendering: Rendering,

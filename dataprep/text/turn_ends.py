@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headrace.dataprep.text.chat_mask import RenderedChat, Turn, span_tokens
-from headrace.dataprep.text.chat_template import Span
+from headrace.dataprep.text.rendering import Span
 from headrace.dataprep.text.tokenizer import control_ids, stop_ids
 from headrace.dataprep.text.tokens import Located, TokenizerSpec
 
@@ -78,7 +78,8 @@ class EndTokens:
         for place in range(index + 1, len(chat.turns)):
             turn = chat.turns[place]
             if turn is not None:
-                return turn.start
+                begin = chat.begins[place]
+                return turn.start if begin is None else min(begin, turn.start)
         return len(chat.text)
 
     def run_end(self, located: Located, token: int, limit: int) -> int:

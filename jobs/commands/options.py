@@ -1,5 +1,7 @@
 """Options that several commands have."""
 
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import StrEnum
@@ -43,3 +45,8 @@ def open_engine(name: EngineName, workers: int | None) -> Iterator[Engine]:
 
     with SparkEngine(workers) as engine:
         yield engine
+
+
+def program_name() -> str:
+    """Return how these commands are called here: by name, or by path where the shell finds none."""
+    return "headrace" if shutil.which("headrace") else sys.argv[0]

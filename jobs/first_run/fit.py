@@ -1,28 +1,36 @@
-"""Plans of a run that fits this machine: stages, quantization and checkpointing for a model."""
+"""Plans of a run that fits this machine: `headrace plan`'s best layout of a model over its GPUs."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.jobs.first_run.machine import Fit, Machine
 from headrace.schemas.errors import HeadraceError
 from headrace.schemas.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from headrace.trainer.planning.planned_run import RunPlan
+    from headrace.trainer.building.model_plan import Plan
+    from headrace.trainer.planning.planned_run import RunPlan, TriedModel
+    from headrace.trainer.planning.proposals import Proposal
 
-KEPT_FREE = 0.08  # of a GPU's memory: what the driver and fragments take
 NF4 = {"backend": "bnb"}
-LADDER: tuple[dict[str, Any], ...] = (  # the mildest first
-    {},
-    {"activation_checkpointing": "full"},
-    {"quantization": NF4},
-    {"quantization": NF4, "activation_checkpointing": "full"},
-    {"quantization": NF4, "activation_checkpointing": "full", "activation_offload": True},
-)
+PRECISIONS: tuple[dict[str, Any], ...] = ({}, {"quantization": NF4})  # the mildest first
+ROWS_OF_STEP = 64  # by which layouts are compared: as many as a step has at most
+AS_FAST = 0.95  # of the best rate: of such layouts the one with the fewest keys is taken
+OF_DATA = "gradient_accumulation_steps"  # follows from the number of rows, later
 
 
-def fit(values: dict[str, Any], sequence_len: int, machine: Machine) -> Fit:
-    """Return the mildest keys with which a run fits the machine.
+class Planner(NamedTuple):
+    """The functions of `headrace.trainer` by which runs are planned."""
+
+    plan_model: "Callable[[TrainConfig], Plan]"
+    plan_run: "Callable[[TrainConfig, Plan, int, int], RunPlan]"
+    propose: "Callable[[RunPlan, int, float, TriedModel], list[Proposal]]"
+    plans: "Callable[[RunPlan, int, TriedModel], Iterable[tuple[Mapping[str, Any], RunPlan]]]"
+    tried: "Callable[[RunPlan], TriedModel]"
+
+
+def fit(planner: Planner, values: dict[str, Any], sequence_len: int, machine: Machine) -> Fit:
+    """Return the keys with which a run fits the machine, and goes fastest there.
 
     Args:
         values: the config so far, without stages.
@@ -31,56 +39,57 @@ def fit(values: dict[str, Any], sequence_len: int, machine: Machine) -> Fit:
         ConfigError: the model is not supported.
     """
     if not machine.gpus:
-        check_model(TrainConfig.model_validate(values))
+        planner.plan_model(TrainConfig.model_validate(values))
         return Fit(1)
-    best: Fit | None = None
-    known: dict[bool, RunPlan] = {}  # a model's parts and activations, quantized and not
-    for stages, changes in candidates(machine.gpus):
-        config = TrainConfig.model_validate({**values, **changes, "pipeline_stages": stages})
+    runs: list[tuple[dict[str, Any], RunPlan]] = []
+    for precision in PRECISIONS:
         try:
-            peak = planned(config, machine.gpus, sequence_len, known).peak
+            run = planned(planner, {**values, **precision}, machine.gpus, sequence_len)
         except HeadraceError:
-            if stages == 1 and not changes:
+            if not precision:
                 raise
-            continue  # this model cannot be cut or quantized so
-        fits = peak <= machine.memory * (1 - KEPT_FREE)
-        if fits or best is None or peak < (best.peak or 0):
-            best = Fit(stages, changes, peak, fits)
-        if fits:
-            break
-    assert best is not None, "the first candidate is planned or refused"
-    return best
+            break  # this model cannot be quantized so
+        found = fastest(planner, run, machine)
+        if found is not None:
+            return found.with_changes(precision)
+        runs.append((precision, run))
+    return min((smallest(planner, run, machine).with_changes(more) for more, run in runs), key=peak)
 
 
-def check_model(config: TrainConfig) -> None:
-    """Refuse a model that cannot be trained.
+def planned(planner: Planner, values: dict[str, Any], gpus: int, sequence_len: int) -> "RunPlan":
+    """Return the plan of a run whose every GPU is a replica, with as many rows as a step may have.
 
     Raises:
-        ConfigError: with the reason.
+        HeadraceError: the model cannot be trained so.
     """
-    from headrace.trainer.building.self_check import plan_model
-
-    plan_model(config)
-
-
-def planned(
-    config: TrainConfig, gpus: int, sequence_len: int, known: dict[bool, "RunPlan"]
-) -> "RunPlan":
-    """Return the plan of a run, with what was counted for others of the same model."""
-    from headrace.trainer.building.self_check import plan_model
-    from headrace.trainer.planning.run_plan import plan_run
-
-    quantized = config.quantization is not None
-    earlier = known.get(quantized)
-    plan = earlier.plan if earlier else plan_model(config)
-    counted = earlier.activations if earlier else None
-    run = plan_run(config, plan, gpus, sequence_len, counted)
-    known.setdefault(quantized, run)
-    return run
+    steps = max(1, ROWS_OF_STEP // gpus)
+    config = TrainConfig.model_validate({**values, "pipeline_stages": 1, OF_DATA: steps})
+    return planner.plan_run(config, planner.plan_model(config), gpus, sequence_len)
 
 
-def candidates(gpus: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield stages and keys; fewer stages before more, and both before the next step down."""
-    for changes in LADDER:
-        for stages in (count for count in range(1, gpus + 1) if gpus % count == 0):
-            yield stages, changes
+def fastest(planner: Planner, run: "RunPlan", machine: Machine) -> Fit | None:
+    """Return the layout with the fewest keys among the fastest that fit; None: none does."""
+    found = planner.propose(run, machine.gpus, machine.memory, planner.tried(run))
+    if not found:
+        return None
+    fast = [proposal for proposal in found if proposal.rate >= AS_FAST * found[0].rate]
+    best = min(fast, key=lambda proposal: len(proposal.changes.keys() - {OF_DATA}))
+    return as_fit(best.run, best.changes.items(), fits=True)
+
+
+def smallest(planner: Planner, run: "RunPlan", machine: Machine) -> Fit:
+    """Return the layout whose fullest GPU holds least."""
+    found = planner.plans(run, machine.gpus, planner.tried(run))
+    changes, smaller = min(found, key=lambda pair: pair[1].peak)
+    return as_fit(smaller, changes.items(), fits=False)
+
+
+def as_fit(run: "RunPlan", changes: Iterable[tuple[str, Any]], *, fits: bool) -> Fit:
+    """Return a planned layout, without what follows from the data."""
+    kept = {key: value for key, value in changes if key not in (OF_DATA, "pipeline_stages")}
+    return Fit(run.config.pipeline_stages, kept, run.peak, fits, run.replicas)
+
+
+def peak(fit: Fit) -> float:
+    """Return the bytes of the fullest GPU."""
+    return fit.peak or 0.0

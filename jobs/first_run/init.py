@@ -29,6 +29,7 @@ EVALUATION_SHARES = 0.01, 0.1  # of the documents, so that there are about
 EVALUATION_DOCUMENTS = 32
 GPU_EVALUATION_ROWS, CPU_EVALUATION_ROWS = 256, 8
 LORA_RATE, DPO_RATE = 2e-4, 5e-6
+SMALL_WIDTH, SMALL_LORA_RATE = 1024, 1e-3  # models below a billion weights bear larger steps
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Wanted:
     folder: Path  # where the configs are written, and what they make
     force: bool = False
     sequence_len: int | None = None
+    program: str = "headrace"  # how this command was called, for those that come next
 
 
 class Sizes(Protocol):
@@ -86,7 +88,9 @@ def init(
     sequence_len = wanted.sequence_len or row_length(config, machine)
     shards, run = wanted.folder / "shards", wanted.folder / "run"
     rows = GPU_EVALUATION_ROWS if machine.gpus else CPU_EVALUATION_ROWS
-    values = train_values(wanted.model, run, shards, rows, pairs=kinds == {True})
+    pairs = kinds == {True}
+    rate = DPO_RATE if pairs else lora_rate(config)
+    values = train_values(wanted.model, run, shards, rows, rate) | objective(pairs=pairs)
     fitting = forecasts.fit(values, sequence_len, machine)
     wanted.folder.mkdir(parents=True, exist_ok=True)
     prepare_path, train_path = wanted.folder / PREPARE, wanted.folder / TRAIN
@@ -98,7 +102,9 @@ def init(
     write(prepare_path, text)
     write(train_path, train_toml(values, fitting, machine, sizes.rows, sequence_len))
     load_config(TrainConfig, train_path)
-    tell_result(wanted, machine, fitting, sizes, console)
+    chats = any(item.kind.type == "chat" for item in usable)
+    tell_size(machine, fitting, sizes, console)
+    tell_next(wanted, machine, console, chats=chats)
 
 
 def check_folder(wanted: Wanted) -> None:
@@ -136,8 +142,14 @@ def row_length(config: dict[str, Any], machine: Machine) -> int:
     return min(wanted, positions) if isinstance(positions, int) and positions > 0 else wanted
 
 
+def lora_rate(config: dict[str, Any]) -> float:
+    """Return the learning rate of an adapter for a model of this width."""
+    width = (config.get("text_config") or config).get("hidden_size")
+    return SMALL_LORA_RATE if isinstance(width, int) and width < SMALL_WIDTH else LORA_RATE
+
+
 def train_values(
-    model: Path, run: Path, shards: Path, evaluation_rows: int, *, pairs: bool
+    model: Path, run: Path, shards: Path, evaluation_rows: int, rate: float
 ) -> dict[str, Any]:
     """Return the keys of train.toml that do not depend on the machine."""
     return {
@@ -145,12 +157,16 @@ def train_values(
         "output_dir": str(run),
         "datasets": [{"path": str(shards)}],
         "evaluation_datasets": [{"path": str(shards), "max_rows": evaluation_rows}],
-        **({"objective": {"kind": "dpo"}} if pairs else {}),
         "adapter": {"kind": "lora", "rank": 16},
-        "optimizer": {"lr": DPO_RATE if pairs else LORA_RATE},
+        "optimizer": {"lr": rate},
         "scheduler": {"type": "cosine", "warmup_fraction": 0.05},
         "evaluation": {"every_epochs": 0.25},
     }
+
+
+def objective(*, pairs: bool) -> dict[str, Any]:
+    """Return the key of what is minimized, where rows ask for another than the usual one."""
+    return {"objective": {"kind": "dpo"}} if pairs else {}
 
 
 def write(path: Path, text: str) -> None:
@@ -169,23 +185,33 @@ def tell(found: Sequence[Found], machine: Machine, console: Console) -> None:
     console.print(f"machine: {machine.describe()}")
 
 
-def tell_result(
-    wanted: Wanted, machine: Machine, fitting: Fit, sizes: Sizes, console: Console
-) -> None:
-    """Say what was written and what comes next."""
+def tell_size(machine: Machine, fitting: Fit, sizes: Sizes, console: Console) -> None:
+    """Say how much there is to train on, and how it fits."""
     console.print(f"about {sizes.tokens:,.0f} tokens in {sizes.rows:,.0f} rows")
-    if fitting.peak is not None:
-        percent = fitting.peak / machine.memory
-        console.print(
-            f"the fullest GPU will hold about {fitting.peak / 2**30:.1f} GiB, {percent:.0%}"
-            + ("" if fitting.fits else ": it does not fit; use more GPUs or a smaller model")
-        )
-    folder, gpus = wanted.folder, max(1, machine.gpus)
-    console.print(f"{folder / PREPARE} and {folder / TRAIN}: written. Next:\n")
-    console.print(f"  headrace prepare {folder / PREPARE}", soft_wrap=True)
-    console.print(f"  headrace train {folder / TRAIN} --gpus {gpus}", soft_wrap=True)
+    if fitting.peak is None:
+        return
+    percent = fitting.peak / machine.memory
     console.print(
-        f"\nand then\n\n  headrace sample {wanted.model} --adapter {folder / 'run' / 'adapter'} "
-        '"..."',
-        soft_wrap=True,
+        f"the fullest GPU will hold about {fitting.peak / 2**30:.1f} GiB, {percent:.0%}"
+        + ("" if fitting.fits else ": it does not fit; use more GPUs or a smaller model")
     )
+
+
+def tell_next(wanted: Wanted, machine: Machine, console: Console, *, chats: bool) -> None:
+    """Say what was written, and the commands that come next.
+
+    Args:
+        chats: there are some among the rows, so the result is asked by its chat template.
+    """
+    folder, program = wanted.folder, wanted.program
+    prompt = '"a question" --chat' if chats else '"a beginning"'
+    adapter = folder / "run" / "adapter"
+    lines = [
+        f"{folder / PREPARE} and {folder / TRAIN}: written. Next:\n",
+        f"  {program} prepare {folder / PREPARE}",
+        f"  {program} train {folder / TRAIN} --gpus {max(1, machine.gpus)}",
+        "\nand then\n",
+        f"  {program} sample {wanted.model} --adapter {adapter} {prompt}",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True)

@@ -1,6 +1,6 @@
 """This machine, and how a model fits it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -21,12 +21,19 @@ class Machine:
 
 @dataclass(frozen=True)
 class Fit:
-    """Keys with which a model trains here, and how full the fullest GPU will be (bytes)."""
+    """Keys with which a model trains here, those of the optimizer with a dot, and how full the
+    fullest GPU will be (bytes).
+    """
 
     stages: int
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
     peak: float | None = None
     fits: bool = True
+    replicas: int = 1
+
+    def with_changes(self, changes: dict[str, Any]) -> "Fit":
+        """Return the same layout with these keys before its own."""
+        return replace(self, changes={**changes, **self.changes})
 
 
 def this_machine() -> Machine:

@@ -1,7 +1,8 @@
 """The two configs of `headrace init`, with comments, as one would write them by hand."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from headrace.jobs.first_run.look import Found
 from headrace.jobs.first_run.machine import Fit, Machine
 from headrace.schemas.outside_text import visible
 
-LEAST_STEPS = 40  # of an epoch, if the data allow it: fewer say little
+LEAST_STEPS = 40  # of an epoch, if the data allow it, else of a run: fewer teach little
+MOST_EPOCHS = 3  # that little data are seen
 MOST_ROWS_OF_STEP = 64
 CPU_TOKENS = 40_000  # some minutes on two cores with a model of 135M
 
@@ -74,9 +76,8 @@ def source_names(found: Sequence[Found]) -> list[str]:
     return names
 
 
-def accumulation(rows: float, machine: Machine, stages: int) -> int:
+def accumulation(rows: float, replicas: int, stages: int) -> int:
     """Return micro-batches of a step: a power of two that leaves enough steps, and fills stages."""
-    replicas = max(1, machine.gpus // stages)
     least = 4 * stages if stages > 1 else 1
     count = 1
     while count < least or (
@@ -95,8 +96,8 @@ def train_toml(
         values: model, output_dir, datasets, evaluation_datasets, adapter and optimizer.
         rows: about how many rows an epoch has.
     """
-    micro_batches = accumulation(rows, machine, fit.stages)
-    rows_of_step = micro_batches * max(1, machine.gpus // fit.stages)
+    micro_batches = accumulation(rows, fit.replicas, fit.stages)
+    rows_of_step = micro_batches * fit.replicas
     steps = max(1, round(rows / rows_of_step))
     lines = [
         f"# Shards to an adapter, on {machine.describe()}",
@@ -107,9 +108,10 @@ def train_toml(
         "micro_batch_size = 1",
         f"gradient_accumulation_steps = {micro_batches}",
         f"pipeline_stages = {fit.stages}",
-        *(f"{key} = {toml(value)}" for key, value in fit.changes.items()),
+        *(f"{key} = {toml(value)}" for key, value in fit.changes.items() if "." not in key),
         "",
     ]
+    values = with_nested(values, fit.changes)
     for name in ("datasets", "evaluation_datasets"):
         for table in values.get(name, []):
             lines += [f"[[{name}]]", *(f"{key} = {toml(v)}" for key, v in table.items()), ""]
@@ -120,9 +122,24 @@ def train_toml(
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
+def with_nested(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tables with the keys of changes that have a dot, as `optimizer.shard`."""
+    tables = dict(values)
+    for key, value in changes.items():
+        table, _, name = key.rpartition(".")
+        if table:
+            tables[table] = {**tables.get(table, {}), name: value}
+    return tables
+
+
 def length_lines(steps: int, tokens_of_step: int, machine: Machine) -> list[str]:
     """Return the key that says how long a run is, with its reason."""
-    if machine.gpus or steps * tokens_of_step <= CPU_TOKENS:
-        return [f"epochs = 1  # about {steps:,} step(s)"]
-    few = max(1, CPU_TOKENS // tokens_of_step)
-    return [f"max_steps = {few}  # a first look without GPUs; an epoch is about {steps:,} steps"]
+    epochs = min(MOST_EPOCHS, math.ceil(LEAST_STEPS / steps))
+    if not machine.gpus:
+        tokens = steps * tokens_of_step
+        if tokens > CPU_TOKENS:
+            few = max(1, CPU_TOKENS // tokens_of_step)
+            said = f"a first look without GPUs; an epoch is about {steps:,} steps"
+            return [f"max_steps = {few}  # {said}"]
+        epochs = min(epochs, CPU_TOKENS // tokens)
+    return [f"epochs = {epochs}  # each about {steps:,} step(s)"]

@@ -22,7 +22,7 @@ class Routing:
         order: [pairs], the number of each in [tokens, experts of each].
         places: [tokens, experts of each], where in the sorted order each lies.
         experts: [pairs], the expert of each.
-        offsets: [experts] int32, where the pairs of each expert end.
+        offsets: [experts] int32, where the pairs of each expert end; those of none come after all.
     """
 
     tokens: Tensor
@@ -36,14 +36,15 @@ def route(chosen: Tensor, experts: int) -> Routing:
     """Sort the pairs of tokens and experts.
 
     Args:
-        chosen: [tokens, experts of each], numbers below `experts`.
+        chosen: [tokens, experts of each], numbers below `experts`; that number itself is none.
     """
     sorted_experts, order = torch.sort(chosen.flatten(), stable=True)
     numbers = torch.arange(experts, device=chosen.device, dtype=sorted_experts.dtype)
     offsets = torch.searchsorted(sorted_experts, numbers, right=True, out_int32=True)
     pairs = torch.arange(order.shape[0], device=order.device)
     places = torch.empty_like(order).scatter(0, order, pairs).view(chosen.shape)
-    return Routing(order // chosen.shape[1], order, places, sorted_experts, offsets)
+    known = sorted_experts.clamp(max=experts - 1)
+    return Routing(order // chosen.shape[1], order, places, known, offsets)
 
 
 def gather_rows(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:

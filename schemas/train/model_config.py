@@ -18,6 +18,7 @@ from headrace.schemas.train.optimizer_config import (
 from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.quantization_config import QuantizationConfig
 
+SHARD = "weight_shard"
 HalfLayers = Annotated[int | float, Field(gt=0, multiple_of=0.5)]
 
 
@@ -146,10 +147,12 @@ class ModelConfig(LayoutConfig):
         description="Weight of the loss that balances a mixture's experts, beside the loss of the "
         "tokens; 0 leaves it out. Default: the model's own `router_aux_loss_coef`.",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, '
-        "float32 on CPU. Trained weights are held in float32, unless `optimizer.type` differs.",
+        'float32 on CPU. `"float16"`: for GPUs without bfloat16 (V100, T4); adapters alone are '
+        "trained, and the loss is scaled. Trained weights are held in float32, unless "
+        "`optimizer.type` differs.",
     )
     trained_matmul: Literal["auto", "fp8"] = Field(
         "auto",
@@ -181,6 +184,12 @@ class ModelConfig(LayoutConfig):
         description="Frozen weights that are held in host memory, all but two layers' at a time: "
         "of the MLPs, experts included, or of a mixture's experts alone.",
     )
+    weight_shard: Literal["none", "mlp", "experts", "layers"] = Field(
+        "none",
+        description="Frozen weights that are shared out among all processes that would hold the "
+        "same ones, replicas and those that share rows, and gathered a layer ahead, all but two "
+        "layers' at a time: of whole decoder layers, of the MLPs, or of a mixture's experts.",
+    )
     embedding_on_cpu: bool = Field(
         False,
         description="Hold the frozen embedding in host memory and look rows up there.",
@@ -207,6 +216,13 @@ class ModelConfig(LayoutConfig):
     )
     relora: ReloraConfig = Field(ReloraConfig(), description="Restarts of LoRA adapters.")
 
+    @property
+    def moved_weights(self) -> tuple[str, Literal["none", "mlp", "experts", "layers"]]:
+        """Return the key by which frozen weights come to the device layer by layer, and which."""
+        if self.weight_shard != "none":
+            return SHARD, self.weight_shard
+        return "weight_offload", self.weight_offload
+
     def of_teacher(self) -> "ModelConfig":
         """Return the config by which an objective's teacher is laid out: a model alone, frozen."""
         changes = {
@@ -221,6 +237,7 @@ class ModelConfig(LayoutConfig):
             "activation_checkpointing": "none",
             "activation_offload": False,
             "weight_offload": "none",
+            "weight_shard": "none",
             "embedding_on_cpu": False,
             "trained_matmul": "auto",
             "router_loss": 0.0,

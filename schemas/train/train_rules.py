@@ -19,6 +19,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_slices(config)
     check_tensor(config)
     check_quantization(config)
+    check_float16(config)
     check_trained_matmul(config)
     check_mixing(config)
     check_packing(config)
@@ -26,6 +27,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_checkpointing(config)
     check_tiles(config)
     check_offload(config)
+    check_weight_shard(config)
     check_adapters_only(config)
     check_objective(config)
     check_evaluation(config)
@@ -54,6 +56,20 @@ def check_steps_and_rate(config: "TrainConfig") -> None:
         raise ValueError(
             f"checkpoint.weights_only = true: the weights of {optimizer} are averages, which its "
             "states are needed for; drop one"
+        )
+
+
+def check_float16(config: "TrainConfig") -> None:
+    """Weights in float16 lose small updates, so they are frozen."""
+    if config.dtype == "float16" and config.adapter.record.trains_base:
+        raise ValueError(
+            f'dtype = "float16" with adapter.kind = "{config.adapter.kind}": only adapters are '
+            'trained beside weights in float16; use "lora", or dtype = "bfloat16" or "float32"'
+        )
+    if config.dtype == "float16" and config.optimizer.record.keeps_dtype:
+        raise ValueError(
+            f'dtype = "float16": optimizer.type = "{config.optimizer.type}" holds trained weights '
+            "in `dtype`, and float16 loses small updates; use another optimizer"
         )
 
 
@@ -167,6 +183,11 @@ def check_quantization(config: "TrainConfig") -> None:
     """There must be frozen weights; what adapters took from them is in no cache."""
     adapter = config.adapter
     if config.quantization is None:
+        if adapter.takes_over and adapter.init == "loftq":
+            raise ValueError(
+                'adapter.init = "loftq" takes over what weights lose when they are quantized, and '
+                'there is no [quantization]; add one, or use init = "kaiming"'
+            )
         return
     limited = adapter.target_modules != "all-linear" or adapter.layers is not None
     if adapter.record.trains_all and not limited:
@@ -184,10 +205,10 @@ def check_quantization(config: "TrainConfig") -> None:
             f'[quantization] goes with objective.kind = "{config.objective.kind}" only under '
             f'adapters, and adapter.kind = "{adapter.kind}"; use kind = "lora"'
         )
-    if config.quantization.cache is not None and adapter.init in ("pissa", "olora"):
+    if config.quantization.cache is not None and adapter.takes_over:
         raise ValueError(
             f'quantization.cache does not go with adapter.init = "{adapter.init}", which '
-            "changes the weights before they are quantized; drop one"
+            "needs the weights before they are quantized; drop one"
         )
 
 
@@ -238,8 +259,8 @@ def check_tiles(config: "TrainConfig") -> None:
     refusals = [
         (again == "selective", 'activation_checkpointing = "selective"', 'set "full" or "none"'),
         (
-            config.weight_offload != "none" and again != "full",
-            f'weight_offload = "{config.weight_offload}"',
+            config.moved_weights[1] != "none" and again != "full",
+            '{} = "{}"'.format(*config.moved_weights),
             'set activation_checkpointing = "full"',
         ),
         (config.tensor_parallel > 1, f"tensor_parallel = {config.tensor_parallel}", "drop one"),
@@ -252,15 +273,16 @@ def check_tiles(config: "TrainConfig") -> None:
 def check_offload(config: "TrainConfig") -> None:
     """Refuse offloading of weights that training changes."""
     kind, trains_base = config.adapter.kind, config.adapter.record.trains_base
-    if config.weight_offload != "none" and trains_base:
+    key, wish = config.moved_weights
+    if wish != "none" and trains_base:
         raise ValueError(
-            f'weight_offload = "{config.weight_offload}" holds frozen weights under adapters, '
+            f'{key} = "{wish}" holds frozen weights under adapters, '
             f'and adapter.kind = "{kind}" trains and writes the weights themselves; use '
             'kind = "lora", or drop it and use more pipeline_stages'
         )
-    if config.weight_offload != "none" and config.relora.every_steps:
+    if wish != "none" and config.relora.every_steps:
         raise ValueError(
-            f'weight_offload = "{config.weight_offload}" leaves weights as they are, and '
+            f'{key} = "{wish}" leaves weights as they are, and '
             "relora.every_steps adds to them; drop one"
         )
     if config.embedding_on_cpu and trains_base:
@@ -277,6 +299,23 @@ def check_offload(config: "TrainConfig") -> None:
             "embedding_on_cpu and quantization.embedding are two ways to save the same memory; "
             "drop one"
         )
+
+
+def check_weight_shard(config: "TrainConfig") -> None:
+    """Refuse what asks for gathered weights at other times than the other processes."""
+    if config.weight_shard == "none":
+        return
+    refusals = [
+        (config.weight_offload != "none", f'weight_offload = "{config.weight_offload}"'),
+        (config.rejected_sampling is not None, "[rejected_sampling]"),
+        (bool(config.evaluation.prompts), "evaluation.prompts"),
+        (bool(config.evaluation.prompt_rows), "evaluation.prompt_rows"),
+    ]
+    for is_wrong, what in refusals:
+        if is_wrong:
+            raise ValueError(
+                f'weight_shard = "{config.weight_shard}" does not go with {what}; drop one'
+            )
 
 
 def check_adapters_only(config: "TrainConfig") -> None:
@@ -374,7 +413,7 @@ def check_objective(config: "TrainConfig") -> None:
             f'objective.kind = "{kind}" does not go with adapter.kind = "{adapter.kind}", whose '
             "classes are for whole documents; use another adapter.kind"
         )
-    if config.objective.has_reference and adapter.init in ("pissa", "olora"):
+    if config.objective.has_reference and adapter.takes_over:
         raise ValueError(
             f'objective.kind = "{kind}" compares with the frozen weights, of which '
             f'adapter.init = "{adapter.init}" takes a part away; use another adapter.init'
@@ -531,9 +570,14 @@ def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
         ),
         ("adapter.path", adapter.path is not None, "start a new adapter"),
         (
+            "[rejected_sampling]",
+            config.rejected_sampling is not None,
+            "prompts to sample from hold no pictures",
+        ),
+        (
             f'objective.kind = "{config.objective.kind}"',
-            config.objective.record.columns != "rows",
-            "use one of rows",
+            config.objective.record.scores,
+            "a score of pictures is not trained",
         ),
         ("relora.every_steps", bool(config.relora.every_steps), "drop one"),
         (

@@ -44,7 +44,7 @@ TUNING_METHODS = {
         adapts_parameters=True,
         has_parts=True,
     ),
-    "dora": TuningRecord("these with magnitudes apart.", has_products=True),
+    "dora": TuningRecord("these with magnitudes apart.", has_products=True, has_parts=True),
     "control": TuningRecord(
         "directions along which layers are stretched, or shrunk for rows of class -1.",
         unused=("modules_to_save", "target_parameters"),

@@ -53,8 +53,8 @@ class Run:
         for process in processes:
             process.kill()
         self.launcher.kill()
-        self.launcher.wait(timeout=20)
-        psutil.wait_procs(processes, timeout=20)
+        self.launcher.wait(timeout=60)
+        psutil.wait_procs(processes, timeout=60)
 
     def finish(self):
         assert self.launcher.wait(timeout=150) == 0, self.log.read_text()[-3000:]

@@ -30,6 +30,8 @@ def main(path: Path, output: Path, settings: list[str]) -> None:
     feed = Feed(
         layout, build_train_loader(config, inputs, layout, data_history, run_length.stop_row)
     )
+    reading = gather(feed.loader is not None, layout.world_group)
+    assert sum(reading) == layout.replicas, "one loader for each replica, whoever shares its rows"
     digests = []
     for _ in range(run_length.total_steps):
         step = feed.next()

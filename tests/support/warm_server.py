@@ -1,6 +1,7 @@
 """The process behind `warm_command.py`: imports everything once, then forks launchers and ranks."""
 
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -8,9 +9,26 @@ import runpy
 import signal
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
+# imported by a rank within functions, with all that they import; half a second in each rank
+WHEN_NEEDED = (
+    "headrace.trainer.batches.loader_builder",
+    "headrace.trainer.pipeline.interleaved_engine",
+    "headrace.trainer.pipeline.prompted_answers",
+    "headrace.trainer.pipeline.rejected_answers",
+    "headrace.trainer.run.evaluation_sets",
+    "headrace.trainer.run.open_session",
+    "headrace.trainer.vision.arrangement",
+    "headrace.trainer.vision.trained",
+    "deepspeed.module_inject.auto_ep_layer",
+    "peft.tuners.lora.bnb",
+    "peft.utils.transformers_weight_conversion",
+    "torch.profiler._cupti_monitor",
+    "transformers.models.auto.image_processing_auto",
+)
 
 
 def serve() -> None:
@@ -74,6 +92,11 @@ def import_everything() -> None:
     import headrace.jobs.commands.launch
     import headrace.trainer.main
     import headrace.trainer.run.loop  # noqa: F401
+
+    for name in WHEN_NEEDED:
+        import_module(name)
+    gc.collect()
+    gc.freeze()  # else each rank goes over a million objects, and so copies their pages
 
 
 def run_command(request: dict) -> int:

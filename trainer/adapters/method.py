@@ -102,12 +102,31 @@ class TuningMethod:
         """Return adapters that start from frozen weights, by the id of the weight's module."""
         return {}
 
+    def measuring(self, modules: Mapping[str, nn.Module]) -> dict[int, tuple[str, nn.Module]]:
+        """Return adapters whose initial values are sizes of whole frozen weights, by the id of the
+        weight's module.
+        """
+        return {}
+
     def initial_values(self, name: str, adapted: nn.Module) -> dict[str, Tensor]:
         """Return an adapter's initial values, by name below its module: the same in every layout.
 
         What adapters take over is taken out of the frozen weights here.
         """
         return {}
+
+    @property
+    def compensates(self) -> bool:
+        """Return whether adapters take over what frozen weights lose when they are quantized."""
+        return False
+
+    def compensating_values(self, name: str, adapted: nn.Module, lost: Tensor) -> dict[str, Tensor]:
+        """Return initial values that make up for a difference.
+
+        Args:
+            lost: [outputs, inputs] of the frozen weight.
+        """
+        raise NotImplementedError
 
     def keeps(self, part: str) -> bool:
         """Return whether exporting needs the initial values of a part of an adapter."""

@@ -23,7 +23,8 @@ class OneRow:
     """
 
     taps: str = "conv_kernel_size"  # attribute: how many tokens the convolution sees
-    bounds: str | None = None  # argument by which a kernel restarts a state; None: there is none
+    # transformers' function that carries the state, for which a kernel stands in; None: no state
+    scan: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,19 @@ class StateLayers:
 
 
 RESIDUAL = "residual_in_fp32"
-DELTA_NET = StateLayers("linear_attn", one_row=OneRow(bounds="cu_seq_lens_q"))
+DELTA_NET = StateLayers("linear_attn", one_row=OneRow(scan="torch_chunk_gated_delta_rule"))
 SHORT_CONVOLUTION = StateLayers("conv", one_row=OneRow())
+KIMI_DELTA = StateLayers("self_attn", one_row=OneRow(scan="chunk_kimi_delta_attention"))
+STATE_SPACE = OneRow(scan="mamba2_chunk_scan")
 # model_type in config.json -> record
 STATE_LAYERS: Mapping[str, StateLayers] = {
-    "bailing_hybrid": StateLayers("self_attn"),
-    "bamba": StateLayers("mamba"),
-    "falcon_h1": StateLayers("mamba", mask="mamba_attention_mask"),
+    "bailing_hybrid": KIMI_DELTA,
+    "bamba": StateLayers("mamba", one_row=STATE_SPACE),
+    "falcon_h1": StateLayers("mamba", mask="mamba_attention_mask", one_row=STATE_SPACE),
     "falcon_mamba": StateLayers("mixer", bypassed=("dt_proj",), float32=RESIDUAL),
-    "granitemoehybrid": StateLayers("mamba"),
+    "granitemoehybrid": StateLayers("mamba", one_row=STATE_SPACE),
     "jamba": StateLayers("mamba", bypassed=("dt_proj",)),
-    "kimi_linear": StateLayers("self_attn"),
+    "kimi_linear": KIMI_DELTA,
     "lfm2": SHORT_CONVOLUTION,
     "lfm2_moe": SHORT_CONVOLUTION,
     "lfm3": SHORT_CONVOLUTION,
@@ -65,9 +68,9 @@ STATE_LAYERS: Mapping[str, StateLayers] = {
         "self_attn", absent_from="no_rope_layers", only_if="attn_temperature_tuning", cached=False
     ),
     "mamba": StateLayers("mixer", bypassed=("dt_proj",), float32=RESIDUAL),
-    "mamba2": StateLayers("mixer", float32=RESIDUAL),
+    "mamba2": StateLayers("mixer", float32=RESIDUAL, one_row=STATE_SPACE),
     "minimax": StateLayers("self_attn", cached=False),
-    "nemotron_h": StateLayers("mixer"),
+    "nemotron_h": StateLayers("mixer", one_row=STATE_SPACE),
     "olmo_hybrid": DELTA_NET,
     "qwen3_5_moe_text": DELTA_NET,
     "qwen3_5_text": DELTA_NET,

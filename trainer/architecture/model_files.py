@@ -1,5 +1,6 @@
 """Files of a model directory by name, and tensors by their place in them. Imports no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PosixPath
 
@@ -13,6 +14,21 @@ PICKLE_NAME = "pytorch_model.bin"
 
 class PickledDirectory(PosixPath):
     """A model directory whose pickles may be read, since the config says so."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some of the rows of a tensor, or of its columns."""
+
+    dim: int
+    start: int
+    stop: int
+
+    def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the slice of a tensor."""
+        return tuple(
+            self.stop - self.start if dim == self.dim else n for dim, n in enumerate(whole)
+        )
 
 
 @dataclass(frozen=True)

@@ -89,14 +89,35 @@ class CheckpointNames:
         """List the stored tensors to read for a parameter, in order."""
         return self.sources[parameter].names
 
-    def convert(self, parameter: str, tensors: list[Tensor]) -> Tensor:
-        """The parameter's value from the stored tensors, given in the order of `stored`."""
+    def is_as_stored(self, parameter: str) -> bool:
+        """Return whether a parameter is a stored tensor as it is."""
+        return self.sources[parameter].converter is None
+
+    def of_some(self, parameter: str, count: int, start: int, stop: int) -> list[str]:
+        """List the stored tensors of some experts, in order; of all where they lie together.
+
+        Args:
+            count: of all experts.
+        """
+        source = self.sources[parameter]
+        by_pattern: dict[str, list[str]] = defaultdict(list)
+        for name, pattern in zip(source.names, source.patterns, strict=True):
+            by_pattern[pattern].append(name)
+        if source.converter is None or any(len(of) != count for of in by_pattern.values()):
+            return source.names
+        chosen = {name for names in by_pattern.values() for name in names[start:stop]}
+        return [name for name in source.names if name in chosen]
+
+    def convert(self, parameter: str, tensors: dict[str, Tensor]) -> Tensor:
+        """The parameter's value, or that of some experts, from stored tensors in their order."""
         source = self.sources[parameter]
         if source.converter is None:
-            return tensors[0]
+            (tensor,) = tensors.values()
+            return tensor
         converter = deepcopy(source.converter)
-        for name, pattern, tensor in zip(source.names, source.patterns, tensors, strict=True):
-            converter.add_tensor(parameter, name, pattern, tensor)
+        for name, pattern in zip(source.names, source.patterns, strict=True):
+            if name in tensors:
+                converter.add_tensor(parameter, name, pattern, tensors.pop(name))
         tensors.clear()
         made = converter.convert(parameter, model=self.model, config=self.model.config)
         value = made[parameter]

@@ -1,5 +1,6 @@
 """Reads tensors from a Hugging Face model directory: only what is asked for, each byte once."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headrace.schemas.errors import DataError
-from headrace.trainer.architecture.model_files import StoredTensor
+from headrace.trainer.architecture.model_files import Slice, StoredTensor
 from headrace.trainer.architecture.weight_index import stored_tensors
 
 WORKERS = 4
@@ -57,22 +58,28 @@ class WeightFiles:
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
-    def read_groups(self, groups: Sequence[Sequence[str]]) -> Iterator[list[Tensor]]:
+    def read_groups(
+        self, groups: Sequence[Sequence[str]], cuts: Sequence[Slice | None] | None = None
+    ) -> Iterator[list[Tensor]]:
         """Groups of tensors in order, in the types they are stored in, read ahead by several
         workers.
+
+        Args:
+            cuts: what to read of the tensors of each group; by default all.
 
         Raises:
             DataError: a file that ends early, or a type that torch lacks.
         """
         waiting: list[tuple[list[Future[Tensor]], int]] = []
         ahead = 0
-        rest = iter(groups)
+        rest = iter(zip(groups, cuts or [None] * len(groups), strict=True))
         following = next(rest, None)
         while waiting or following is not None:
             while following is not None and (not waiting or ahead < AHEAD_BYTES):
-                stored = [self.tensors[name] for name in following]
-                jobs = [self._pool.submit(self._reader(tensor)) for tensor in stored]
-                size = sum(tensor.nbytes for tensor in stored)
+                names, cut = following
+                stored = [self.tensors[name] for name in names]
+                jobs = [self._pool.submit(self._reader(tensor, cut)) for tensor in stored]
+                size = sum(bytes_of(tensor, cut) for tensor in stored)
                 waiting.append((jobs, size))
                 ahead += size
                 following = next(rest, None)
@@ -81,7 +88,7 @@ class WeightFiles:
             yield [job.result() for job in jobs]
             del jobs
 
-    def _reader(self, stored: StoredTensor) -> Callable[[], Tensor]:
+    def _reader(self, stored: StoredTensor, cut: Slice | None) -> Callable[[], Tensor]:
         if stored.dtype not in DTYPES:
             raise DataError(
                 f"{stored.path}: tensors of type {stored.dtype}; use a checkpoint in BF16 or F32"
@@ -91,19 +98,53 @@ class WeightFiles:
         descriptor = self._descriptors[stored.path]
 
         def read() -> Tensor:
-            tensor = torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
-            if tensor.nbytes != stored.nbytes:
+            dtype = DTYPES[stored.dtype]
+            if math.prod(stored.shape) * dtype.itemsize != stored.nbytes:
                 raise DataError(f"{stored.path}: a tensor's size differs from its shape")
-            if not stored.nbytes:
+            shape = stored.shape if cut is None else cut.shape(stored.shape)
+            tensor = torch.empty(shape, dtype=dtype)
+            if not tensor.nbytes:
                 return tensor
             memory = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-            done = 0
-            while done < stored.nbytes:
-                part = memory[done : done + READ_BYTES]
-                count = os.preadv(descriptor, [part], stored.offset + done)
-                if not count:
-                    raise DataError(f"{stored.path}: ends early; fetch the model again")
-                done += count
+            for start, size, offset in pieces(stored, cut):
+                fill(memory[start : start + size], descriptor, offset, stored.path)
             return tensor
 
         return read
+
+
+def bytes_of(stored: StoredTensor, cut: Slice | None) -> int:
+    """Return the bytes that are read of a tensor."""
+    if cut is None or not stored.nbytes:
+        return stored.nbytes
+    return stored.nbytes // math.prod(stored.shape) * math.prod(cut.shape(stored.shape))
+
+
+def pieces(stored: StoredTensor, cut: Slice | None) -> Iterator[tuple[int, int, int]]:
+    """Yield what lies together in a file: its place in the memory read to, its bytes, its offset.
+
+    Whole rows lie together; of columns, those of each row do.
+    """
+    if cut is None:
+        yield 0, stored.nbytes, stored.offset
+        return
+    times = math.prod(stored.shape[: cut.dim])
+    whole = stored.nbytes // times  # bytes of the cut dimension and those below
+    one = whole // stored.shape[cut.dim]
+    size = (cut.stop - cut.start) * one
+    for number in range(times):
+        yield number * size, size, stored.offset + number * whole + cut.start * one
+
+
+def fill(memory: memoryview, descriptor: int, offset: int, path: Path) -> None:
+    """Read bytes from a place in a file.
+
+    Raises:
+        DataError: it ends before.
+    """
+    done = 0
+    while done < len(memory):
+        count = os.preadv(descriptor, [memory[done : done + READ_BYTES]], offset + done)
+        if not count:
+            raise DataError(f"{path}: ends early; fetch the model again")
+        done += count

@@ -1,14 +1,17 @@
 """The weights of a model directory, read in order; quantized ones are dequantized one by one."""
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from headrace.schemas.errors import DataError
+from headrace.trainer.architecture.model_files import Slice
 from headrace.trainer.architecture.weight_names import CheckpointNames, may_be_absent
 from headrace.trainer.architecture.weights import WeightFiles
+from headrace.trainer.building.weight_source import NO_CUTS
 from headrace.trainer.quantized.formats import restore
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 from headrace.trainer.stored.formats import stored_weights
@@ -22,6 +25,21 @@ CODES = ("U8", "I8", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # that quantized w
 def in_float32(name: str) -> torch.dtype:
     """Return float32 for any parameter."""
     return torch.float32
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Description of what is read for a parameter.
+
+    Attributes:
+        parts: stored tensors by weight in the files and part of it.
+        shape: of the value that they make.
+        cut: of the only tensor.
+    """
+
+    parts: Mapping[tuple[str, str], str]
+    shape: torch.Size
+    cut: Slice | None = None
 
 
 class StoredWeights:
@@ -63,20 +81,23 @@ class StoredWeights:
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
-    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | FrozenWeight]:
+    def read(
+        self, wanted: Sequence[tuple[str, torch.Size]], cuts: Mapping[str, Slice] = NO_CUTS
+    ) -> Iterator[Tensor | FrozenWeight]:
         """Yield the values that `WeightSource` promises; several workers read ahead.
 
         Raises:
             DataError: the checkpoint lacks one, or has it in another shape than config.json says.
         """
-        groups = [self._parts(name) for name, _ in wanted]
-        read = self.files.read_groups([list(parts.values()) for parts in groups])
-        for (name, shape), parts, tensors in zip(wanted, groups, read, strict=True):
-            by_part = dict(zip(parts, tensors, strict=True))
+        asked = [self._asked(name, shape, cuts.get(name)) for name, shape in wanted]
+        groups = [list(one.parts.values()) for one in asked]
+        read = self.files.read_groups(groups, [one.cut for one in asked])
+        for (name, shape), one, tensors in zip(wanted, asked, read, strict=True):
+            by_part = dict(zip(one.parts, tensors, strict=True))
             tensors.clear()
             value = self._value(name, by_part)
-            if value.shape != shape:
-                path = self.files.tensors[next(iter(parts.values()))].path
+            if value.shape != one.shape:
+                path = self.files.tensors[next(iter(one.parts.values()))].path
                 raise DataError(
                     f"{path}: {name} has shape {list(value.shape)}, config.json says {list(shape)}"
                 )
@@ -96,19 +117,41 @@ class StoredWeights:
             assert isinstance(value, Tensor)
             yield value
 
-    def _parts(self, name: str) -> dict[tuple[str, str], str]:
-        """Return the stored tensors to read for a parameter, by weight in the files and part of it.
+    def _asked(self, name: str, shape: torch.Size, cut: Slice | None) -> "Asked":
+        """Return what to read for a parameter, or for a part of it where it can be told in files.
 
         Raises:
-            DataError: there are none, or integers that nothing turns into numbers.
+            DataError: as `_parts`.
         """
         if name not in self.names:
             raise DataError(
                 f"{self.files.directory}: the checkpoint has no tensor {name}, "
                 "which config.json calls for"
             )
+        weights = self.names.stored(name)
+        if cut is None or name in self.kept:
+            return Asked(self._parts(name, weights), shape)
+        part = torch.Size(cut.shape(shape))
+        some = self.names.of_some(name, shape[0], cut.start, cut.stop) if cut.dim == 0 else weights
+        if len(some) < len(weights):
+            return Asked(self._parts(name, some), part)
+        plain = len(weights) == 1 and weights[0] not in self.quantized
+        if plain and self.names.is_as_stored(name) and self._shape(weights[0]) == shape:
+            return Asked(self._parts(name, weights), part, cut)
+        return Asked(self._parts(name, weights), shape)
+
+    def _shape(self, weight: str) -> tuple[int, ...]:
+        stored = self.files.tensors[weight]
+        return () if stored.blocks is not None else stored.shape
+
+    def _parts(self, name: str, weights: Sequence[str]) -> dict[tuple[str, str], str]:
+        """Return the stored tensors to read for a parameter, by weight in the files and part of it.
+
+        Raises:
+            DataError: integers that nothing turns into numbers.
+        """
         found: dict[tuple[str, str], str] = {}
-        for weight in self.names.stored(name):
+        for weight in weights:
             if weight in self.quantized:
                 parts = self.quantized[weight].parts
                 found |= {(weight, part): stored for part, stored in parts.items()}
@@ -124,17 +167,17 @@ class StoredWeights:
 
     def _value(self, name: str, by_part: dict[tuple[str, str], Tensor]) -> Tensor | FrozenWeight:
         """Return a parameter's value from its stored tensors, which are taken out of `by_part`."""
-        weights = self.names.stored(name)
         if name in self.kept:
             return restore({part: tensor for (_, part), tensor in by_part.items()})
-        tensors = []
+        weights = list(dict.fromkeys(weight for weight, _ in by_part))
+        tensors = {}
         for weight in weights:
             own = {part: by_part.pop((of, part)) for of, part in list(by_part) if of == weight}
             if weight in self.quantized:
                 own = {part: tensor.to(self.device) for part, tensor in own.items()}
                 value = self.quantized[weight].dequantize(own, self.dtype_of(name))
                 # as many together as a layer has experts do not have to lie on the device
-                tensors.append(value if len(weights) == 1 else value.cpu())
+                tensors[weight] = value if len(weights) == 1 else value.cpu()
             else:
-                tensors.append(own[""])
+                tensors[weight] = own[""]
         return self.names.convert(name, tensors)

@@ -14,6 +14,7 @@ from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.adapters.names import ADAPTER, base_name, is_adapter, rows_name
 from headrace.trainer.adapters.token_rows import row_adapters
 from headrace.trainer.architecture.architecture import Architecture
+from headrace.trainer.architecture.model_files import Slice
 from headrace.trainer.building.held_values import HeldTypes, trained_dtype
 from headrace.trainer.building.parameter_slots import (
     BufferSlot,
@@ -82,6 +83,7 @@ class Materializer:
         self.quantization = quantization
         self.cache = cache
         self._adapted: dict[int, tuple[str, nn.Module]] = {}  # frozen module -> its adapter
+        self._measured: dict[int, tuple[str, nn.Module]] = {}  # likewise, while it is whole
         self._from_cache: set[str] = set()
         self._cuts = StageCuts()
         self._taken: dict[str, dict[str, Tensor]] = {}  # adapters begun while weights were whole
@@ -93,6 +95,8 @@ class Materializer:
         slots = list(find_slots(stage.modules))
         self._cuts = stage.cuts
         self._adapted = self.method.taking_over(stage.modules)
+        if self._cuts.cuts:
+            self._measured = self.method.measuring(stage.modules)
         base = [slot for slot in slots if not is_adapter(slot.name)]
         tied_head = self._fill_base(self._fill_from_cache(base))
         self._fill_buffers(stored_buffers(stage.modules))
@@ -123,8 +127,16 @@ class Materializer:
         dtype = self.types.of(self._source_name(slot.name))
         if trained:
             dtype = torch.promote_types(dtype, self.trained_dtype)
+        if id(slot.owner) in self._measured and slot.attribute == "weight":
+            slot.fill(nn.Parameter(value.to(self.device, dtype), requires_grad=False))
+            self._measure(slot)
         value = self._cuts.part(slot.name, value).to(self._home(slot), dtype)
         slot.fill(nn.Parameter(value, requires_grad=trained))
+
+    def _measure(self, slot: Slot) -> None:
+        """Take an adapter's initial values from the whole weight that its module has now."""
+        name, layer = self._measured[id(slot.owner)]
+        self._taken[name] = self.method.initial_values(name, layer)
 
     def _hold(self, slot: Slot, value: Tensor | FrozenWeight) -> None:
         """Quantize a weight, unless its file has it so; what adapters take over is taken first."""
@@ -135,14 +147,21 @@ class Materializer:
             return
         value = value.to(self.device)
         adapted = self._adapted.get(id(slot.owner))
-        if adapted is not None:
+        if adapted is not None and not self.method.compensates:
             name, layer = adapted
             whole = nn.Parameter(value.float(), requires_grad=False)
             slot.fill(whole)
             self._taken[name] = self.method.initial_values(name, layer)
             value = whole.data
         name = self._source_name(slot.name)
-        made = self.quantization.make(slot.owner.as_held(value), name, dtype)
+        held = slot.owner.as_held(value)
+        made = self.quantization.make(held, name, dtype)
+        if adapted is not None and self.method.compensates:
+            lost = held.float() - made.dequantize(torch.float32)
+            self._taken[adapted[0]] = self.method.compensating_values(*adapted, lost)
+        if id(slot.owner) in self._measured:
+            slot.owner.set_quantized(slot.attribute, made, dtype)
+            self._measure(slot)
         slot.owner.set_quantized(slot.attribute, self._part(slot, made), dtype)
 
     def _part(self, slot: Slot, value: FrozenWeight) -> FrozenWeight:
@@ -158,7 +177,7 @@ class Materializer:
             return self.device
         is_embedding = base_name(name) == self.embedding_name
         in_layers = base_name(name).startswith(f"{self._layers}.")
-        offloaded = in_layers and is_offloaded(name, config.weight_offload)
+        offloaded = in_layers and is_offloaded(name, config.moved_weights[1])
         at_host = offloaded or (is_embedding and config.embedding_on_cpu)
         return torch.device("cpu") if at_host else self.device
 
@@ -207,8 +226,10 @@ class Materializer:
         for slot in slots:
             by_source.setdefault(self._source_name(slot.name), []).append(slot)
         wanted = [(name, group[0].empty.shape) for name, group in by_source.items()]
+        cuts = {name: cut for name, group in by_source.items() if (cut := self._slice_of(group))}
         tied_head = None
-        for group, value in zip(by_source.values(), self.source.read(wanted), strict=True):
+        read = self.source.read(wanted, cuts)
+        for group, value in zip(by_source.values(), read, strict=True):
             for slot in group:
                 if slot is not group[0] and self._is_head(slot) and not self._is_copy(slot):
                     tied_head = self._share(group[0], slot)
@@ -220,6 +241,15 @@ class Materializer:
                 else:
                     self.place(slot, value if slot is group[-1] else copy.deepcopy(value))
         return tied_head
+
+    def _slice_of(self, slots: list[Slot]) -> Slice | None:
+        """Return the slice that this rank needs of a weight; quantized ones are made whole."""
+        cuts = [self._cuts.cuts.get(slot.name) for slot in slots]
+        whole = [holds_quantized(slot) or id(slot.owner) in self._measured for slot in slots]
+        if None in cuts or any(whole):
+            return None
+        slices = {cut.slice for cut in cuts if cut is not None}
+        return slices.pop() if len(slices) == 1 else None
 
     def _fill_buffers(self, slots: list[BufferSlot]) -> None:
         """Read the buffers that the checkpoint holds."""

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import torch
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.train.model_config import ModelConfig
+from headrace.schemas.train.model_config import SHARD, ModelConfig
 from headrace.trainer.adapters.history import AdapterHistory
 from headrace.trainer.adapters.names import rows_name
 from headrace.trainer.building.built_stage import BuiltStage
@@ -17,7 +18,12 @@ from headrace.trainer.building.model_size import flops_per_token
 from headrace.trainer.building.partition import StageCut, partition
 from headrace.trainer.building.reference import reference_of
 from headrace.trainer.layers.sequence_attention import share_rows
-from headrace.trainer.layers.weight_offload import WeightOffload, find_weights
+from headrace.trainer.layers.weight_offload import (
+    HostMemory,
+    SharedMemory,
+    WeightOffload,
+    find_weights,
+)
 from headrace.trainer.quantized.selection import check_fp8_device
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.acceleration import accelerate
@@ -37,6 +43,7 @@ def build_stage(
     plan: Plan,
     sequence: SequenceSlice = WHOLE,
     shard: TensorShard = WHOLE_WEIGHTS,
+    copies_group: Any = None,
 ) -> BuiltStage:
     """Keep a stage's modules of a whole model without memory, and load their weights.
 
@@ -45,15 +52,19 @@ def build_stage(
         plan: of this config.
         sequence: the slice of every row that the stage is to hold.
         shard: the part of the weights that it is to hold.
+        copies_group: the ranks that are to hold the same weights, over the device's backend, among
+            which `weight_shard` shares them out; None holds them whole.
 
     Raises:
         ConfigError: the device, or the cut, does not go with the config.
         DataError: weights missing or of another shape than config.json says.
     """
     check_fp8_device(config, device)
+    if copies_group is None:
+        config = config.model_copy(update={"weight_shard": "none"})
     cut = StageCut(stage, config.parts, partition(config, plan.size)[stage])
     spec, filled = fill_stage(config, plan, cut, device, sequence, shard)
-    spec = replace(spec, weight_offload=offloaded(spec, config, device))
+    spec = replace(spec, weight_offload=offloaded(spec, config, device, copies_group))
     reference = None
     if config.objective.has_reference:
         reference = construct(reference_of(spec, plan, config, cut, device), config, device).eval()
@@ -95,22 +106,24 @@ def construct(
     return Stage(replace(spec, acceleration=faster), reference)
 
 
-def offloaded(spec: StageSpec, config: ModelConfig, device: torch.device) -> WeightOffload | None:
-    """Leave the weights that the config names in host memory, and return what brings them.
+def offloaded(
+    spec: StageSpec, config: ModelConfig, device: torch.device, copies_group: Any
+) -> WeightOffload | None:
+    """Leave the weights that the config names where they are held, and return what brings them.
 
     Raises:
         ConfigError: no layer of the model has such weights.
     """
-    wish = config.weight_offload
+    key, wish = config.moved_weights
     if wish == "none":
         return None
+    source = SharedMemory(device, copies_group) if key == SHARD else HostMemory(device)
     layers = list(zip(spec.names.layers, spec.layer_modules, strict=True))
     if layers and not any(find_weights(name, layer, wish) for name, layer in layers):
         raise ConfigError(
-            f'weight_offload = "{wish}": the layers of this model have no frozen part of that '
-            "name; drop it"
+            f'{key} = "{wish}": the layers of this model have no frozen part of that name; drop it'
         )
-    return WeightOffload(layers, wish, device)
+    return WeightOffload(layers, wish, device, source)
 
 
 def build_chunks(
@@ -120,6 +133,7 @@ def build_chunks(
     plan: Plan,
     sequence: SequenceSlice = WHOLE,
     shard: TensorShard = WHOLE_WEIGHTS,
+    copies_group: Any = None,
 ) -> BuiltStage:
     """Build the parts of the model that a stage holds: every n-th of n stages.
 
@@ -127,7 +141,9 @@ def build_chunks(
         ConfigError, DataError: as `build_stage`.
     """
     mine = range(stage, config.parts, config.pipeline_stages)
-    return join([build_stage(config, part, device, plan, sequence, shard) for part in mine])
+    return join(
+        [build_stage(config, part, device, plan, sequence, shard, copies_group) for part in mine]
+    )
 
 
 def join(built: Sequence[BuiltStage]) -> BuiltStage:

@@ -1,7 +1,8 @@
 """A source of a model's weights, and the one that initializes them at random."""
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.architecture.architecture import Architecture, Growth
+from headrace.trainer.architecture.model_files import Slice
 from headrace.trainer.families.score import WEIGHT
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
+
+NO_CUTS: Mapping[str, Slice] = MappingProxyType({})
 
 
 class WeightSource(Protocol):
@@ -23,8 +27,14 @@ class WeightSource(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
-    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | FrozenWeight]:
-        """The values of parameters, in this order, each of its shape and of any type."""
+    def read(
+        self, wanted: Sequence[tuple[str, torch.Size]], cuts: Mapping[str, Slice] = NO_CUTS
+    ) -> Iterator[Tensor | FrozenWeight]:
+        """The values of parameters, in this order, each of its shape and of any type.
+
+        Args:
+            cuts: all that is wanted of some; a source that can reads no more, and gives that.
+        """
         ...
 
     def read_buffers(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | None]:
@@ -54,7 +64,9 @@ class GrownWeights:
     def __contains__(self, name: str) -> bool:
         return name in self.source
 
-    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | FrozenWeight]:
+    def read(
+        self, wanted: Sequence[tuple[str, torch.Size]], cuts: Mapping[str, Slice] = NO_CUTS
+    ) -> Iterator[Tensor | FrozenWeight]:
         """Yield the values that `WeightSource` promises.
 
         Raises:
@@ -65,7 +77,8 @@ class GrownWeights:
             (name, torch.Size((rows, *shape[1:])) if name in self.names else shape)
             for name, shape in wanted
         ]
-        for (name, shape), value in zip(wanted, self.source.read(stored), strict=True):
+        cuts = {name: cut for name, cut in cuts.items() if name not in self.names}
+        for (name, shape), value in zip(wanted, self.source.read(stored, cuts), strict=True):
             if name not in self.names:
                 yield value
             elif isinstance(value, Tensor):
@@ -107,10 +120,12 @@ class ScoredWeights:
     def __contains__(self, name: str) -> bool:
         return name == WEIGHT or name in self.source
 
-    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor | FrozenWeight]:
+    def read(
+        self, wanted: Sequence[tuple[str, torch.Size]], cuts: Mapping[str, Slice] = NO_CUTS
+    ) -> Iterator[Tensor | FrozenWeight]:
         """Yield the values that `WeightSource` promises."""
         asked, there = split_score(wanted, WEIGHT in self.source)
-        found = self.source.read(asked)
+        found = self.source.read(asked, cuts)
         for (_, shape), is_there in zip(wanted, there, strict=True):
             yield next(found) if is_there else initial_score(self.config, shape, self.seed)
 
@@ -150,7 +165,9 @@ class RandomWeights:
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
 
-    def read(self, wanted: Sequence[tuple[str, torch.Size]]) -> Iterator[Tensor]:
+    def read(
+        self, wanted: Sequence[tuple[str, torch.Size]], cuts: Mapping[str, Slice] = NO_CUTS
+    ) -> Iterator[Tensor]:
         """Yield the values that `WeightSource` promises, made on the device."""
         for name, shape in wanted:
             if len(shape) > 1:

@@ -31,6 +31,7 @@ FREE_ON_RESUME = {
     "activation_offload",
     "tiles",
     "weight_offload",
+    "weight_shard",
     "embedding_on_cpu",
     "kernels",
     "compile",

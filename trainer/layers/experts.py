@@ -38,6 +38,8 @@ class GroupedExperts(QuantizableModule):
         is_transposed: weights are [experts, inputs, outputs], as gpt_oss has them; quantized ones
             are held the other way. PEFT reads this too.
         gate: between the products, or None for one that transformers' class computes itself.
+        is_part: other ranks hold further experts; the rows of tokens that are sent to these are
+            not multiplied here.
     """
 
     weights = WEIGHTS
@@ -54,6 +56,7 @@ class GroupedExperts(QuantizableModule):
         self.is_transposed = bool(getattr(experts, "is_transposed", False))
         self._apply_gate = type(experts)._apply_gate
         self.gate = self._known_gate()
+        self.is_part = False
 
     def _known_gate(self) -> Gate | None:
         """Return the gate that gives what transformers' code gives, if any does."""
@@ -94,13 +97,13 @@ class GroupedExperts(QuantizableModule):
         """Run as `forward` does, with adapters on the matrices that they are named by."""
         nowhere = chosen >= self.num_experts  # transformers' mark for tokens that go to none
         weights = weights.masked_fill(nowhere, 0.0)
-        chosen = chosen.clamp(max=self.num_experts - 1)
+        chosen = chosen.clamp(max=self.num_experts - (not self.is_part))
         routing = route(chosen, self.num_experts)
         states = hidden.to(self._dtype(hidden))
-        states = gather_rows(states, routing.tokens, routing.places)
+        states = self._own(gather_rows(states, routing.tokens, routing.places), routing)
         states = self._product("gate_up_proj", states, routing, adapters)
         states = self._gated(states, weights, routing)
-        states = self._product("down_proj", states, routing, adapters)
+        states = self._own(self._product("down_proj", states, routing, adapters), routing)
         total = sum_rows(states, routing.tokens, routing.places)
         bias = getattr(self, "down_proj_bias", None)
         if bias is not None:
@@ -108,6 +111,13 @@ class GroupedExperts(QuantizableModule):
             share = ((chosen.unsqueeze(-1) == numbers) * weights.unsqueeze(-1)).sum(1)
             total = total + share.to(total.dtype) @ bias.to(total.dtype)
         return total.to(hidden.dtype)
+
+    def _own(self, rows: Tensor, routing: Routing) -> Tensor:
+        """Return rows without what lies behind the last expert's, which no product has set."""
+        if not self.is_part:
+            return rows
+        numbers = torch.arange(rows.shape[0], device=rows.device)
+        return rows.where((numbers < routing.offsets[-1]).unsqueeze(1), 0.0)
 
     def _dtype(self, hidden: Tensor) -> torch.dtype:
         """Return the type of the computation: autocast does not know these operators."""
@@ -118,6 +128,7 @@ class GroupedExperts(QuantizableModule):
 
     def _gated(self, states: Tensor, weights: Tensor, routing: Routing) -> Tensor:
         flat = gather_rows(weights.reshape(-1, 1), routing.order, routing.places.view(-1, 1))
+        flat = self._own(flat, routing)
         bias = getattr(self, "gate_up_proj_bias", None)
         frozen = bias is None or not bias.requires_grad
         if self.gate is not None and frozen:

@@ -1,24 +1,28 @@
 """Modules with a state, such as delta nets and convolutions, that restart at each document.
 
 Each document runs by itself through transformers' own module, which is exact. Short convolutions,
-and delta nets where flash-linear-attention (0.6) is installed, take all documents as one row.
-Read against transformers 5.23, which finds that package by itself.
+and where flash-linear-attention is installed delta nets and Mamba 2, take all documents as one row.
+Read against transformers 5.23.
 """
 
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from headrace.trainer import devices
 from headrace.trainer.architecture.families_state import OneRow
+from headrace.trainer.families.state_kernels import (
+    RESTART,
+    Restarts,
+    carries_by,
+    has_kernels,
+    rebound,
+)
 from headrace.trainer.layers.documents import GAP, Documents
 
 MASK = "attention_mask"  # argument of every mixer, by which documents come
 POSITIONS = "position_ids"
-KERNELS = "fla"  # import name of flash-linear-attention
 
 
 class RestartsAtDocuments(nn.Module):
@@ -57,11 +61,11 @@ class RestartsAtDocuments(nn.Module):
             mixed: Tensor = output
             return mixed
 
+        if self.one_row is not None and self.one_row.scan is not None:
+            named = named | {RESTART: Restarts(None if documents.whole else documents.bounds)}
         if self.one_row is None or documents.whole:
             states = documents.apply(mix, hidden_states)
         else:
-            if self.one_row.bounds is not None:
-                named = named | {self.one_row.bounds: documents.bounds}
             states = documents.apply_in_one_row(mix, hidden_states)
         return (states, *others) if others else states
 
@@ -69,7 +73,7 @@ class RestartsAtDocuments(nn.Module):
 @cache
 def restarting(kind: Any) -> Any:
     """Return the subclass of a mixer's class that restarts at documents."""
-    return type(kind.__name__, (RestartsAtDocuments, kind), {})
+    return type(kind.__name__, (RestartsAtDocuments, rebound(kind)), {})
 
 
 def restart_at_documents(mixer: nn.Module) -> None:
@@ -92,8 +96,11 @@ def take_one_row(mixer: nn.Module, one_row: OneRow | None, device: torch.device)
         for part in mixer.modules()
         if isinstance(part, nn.Linear)
     )
-    kernel = one_row.bounds is None or (
-        devices.is_accelerator(device) and find_spec(KERNELS) is not None
-    )
-    if kernel and not biased:
+    if not biased and (one_row.scan is None or runs_kernel(mixer, one_row.scan, device)):
         mixer.one_row = one_row
+
+
+def runs_kernel(mixer: nn.Module, scan: str, device: torch.device) -> bool:
+    """Return whether a kernel takes the place of the function that carries a mixer's state."""
+    transformers_kind = type(mixer).__mro__[2]  # after the two classes of `restarting`
+    return has_kernels(device) and carries_by(transformers_kind, scan)

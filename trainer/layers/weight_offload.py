@@ -1,4 +1,5 @@
-"""Frozen weights of decoder layers, held in host memory and brought to the device layer by layer.
+"""Frozen weights of decoder layers that lie elsewhere and are brought to the device layer by layer:
+from host memory, or from the ranks that share them out.
 
 The device has two places, each as large as the largest layer's weights. The weights of every second
 layer share one: the modules' tensors are views of it for good, and what they hold changes. When a
@@ -13,9 +14,10 @@ gets it back, it asks for its layer.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -23,15 +25,19 @@ from headrace.trainer import devices
 from headrace.trainer.adapters.names import base_name, is_adapter
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
-Offloaded = Literal["mlp", "experts"]
+Offloaded = Literal["mlp", "experts", "layers"]
 OFFLOADED: tuple[Offloaded, ...] = get_args(Offloaded)
+WHOLE_LAYERS = "layers"
 PLACES = 2
 ALIGNMENT = 256  # bytes; what CUDA's allocator gives
+# torch 2.13 has renamed it
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def is_offloaded(name: str, wish: str) -> bool:
     """Return whether a frozen weight of a decoder layer, by its whole name, is moved."""
-    return wish in base_name(name).split(".") and not is_adapter(name)
+    is_wanted = wish == WHOLE_LAYERS or wish in base_name(name).split(".")
+    return is_wanted and not is_adapter(name)
 
 
 @dataclass(frozen=True)
@@ -56,48 +62,129 @@ class Weight:
         )
 
 
+class WeightSource(Protocol):
+    """Holds the bytes of layers' weights."""
+
+    def room(self, size: int) -> int:
+        """Return the bytes of the device that a layer of such a size is copied to."""
+
+    def take(self, index: int, weights: Tensor) -> None:
+        """Hold a layer's weights, given as bytes in host memory."""
+
+    def fetch(self, index: int, memory: Tensor) -> None:
+        """Queue a copy of a layer's weights to memory of the device."""
+
+
+class HostMemory:
+    """Weights in host memory, where a GPU can read them.
+
+    Attributes:
+        held: bytes of each layer, by its number.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.held: dict[int, Tensor] = {}
+
+    def room(self, size: int) -> int:
+        """Return the size itself."""
+        return size
+
+    def take(self, index: int, weights: Tensor) -> None:
+        """Copy them to memory that is registered with the device."""
+        self.held[index] = devices.registered_memory(len(weights), self.device)
+        self.held[index].copy_(weights)
+
+    def fetch(self, index: int, memory: Tensor) -> None:
+        """Copy them from the host."""
+        host = self.held[index]
+        memory[: len(host)].copy_(host, non_blocking=True)
+
+
+class SharedMemory:
+    """Weights shared out among the ranks that hold the same ones: each has a part of every layer.
+
+    All of them must ask for the same layers in the same order, as they do: they run the same
+    schedule over micro-batches of their own. Source: fully sharded data parallelism,
+    https://arxiv.org/abs/2304.11277, of frozen weights, which have no gradients to reduce.
+
+    Args:
+        group: of these ranks, over the device's backend.
+
+    Attributes:
+        held: bytes of this rank's part of each layer, by its number.
+    """
+
+    def __init__(self, device: torch.device, group: Any) -> None:
+        self.device, self.group = device, group
+        self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
+        self.held: dict[int, Tensor] = {}
+
+    def room(self, size: int) -> int:
+        """Return the size of as many equal parts as there are ranks."""
+        return -(-size // self.ranks) * self.ranks
+
+    def take(self, index: int, weights: Tensor) -> None:
+        """Copy this rank's part to the device; the last one is filled up."""
+        size = self.room(len(weights)) // self.ranks
+        part = torch.zeros(size, dtype=torch.uint8, device=self.device)
+        mine = weights[self.rank * size : (self.rank + 1) * size]
+        part[: len(mine)].copy_(mine)
+        self.held[index] = part
+
+    def fetch(self, index: int, memory: Tensor) -> None:
+        """Gather all parts."""
+        part = self.held[index]
+        all_gather(memory[: len(part) * self.ranks], part, group=self.group)
+
+
 class WeightOffload:
     """The offloaded weights of one stage.
 
     Args:
         layers: the decoder layers by name in the whole model, their weights in host memory.
         wish: which of them.
+        source: holds them from now on.
         device: of the computation. On CPU the copies are made at once, within host memory, which
             saves nothing and shows that the bits stay.
 
     Attributes:
-        hosts: by layer that has such weights: its number in the stage -> bytes, pinned with a GPU.
         places: the device's memory.
         held: number of the layer whose weights are in each place.
     """
 
     def __init__(
-        self, layers: Sequence[tuple[str, nn.Module]], wish: Offloaded, device: torch.device
+        self,
+        layers: Sequence[tuple[str, nn.Module]],
+        wish: Offloaded,
+        device: torch.device,
+        source: WeightSource,
     ) -> None:
+        self.source = source
         self.stream = devices.new_stream(device)
         found = [find_weights(name, layer, wish) for name, layer in layers]
         sizes = [weights[-1].stop if weights else 0 for weights in found]
         self.order = [index for index, size in enumerate(sizes) if size]
         self.places = [
-            torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(PLACES)
+            torch.empty(source.room(max(sizes)), dtype=torch.uint8, device=device)
+            for _ in range(PLACES)
         ]
         self.held: list[int | None] = [None] * PLACES
         self.ready: list[torch.Event | None] = [None] * PLACES
-        self.hosts: dict[int, Tensor] = {}
         for position, index in enumerate(self.order):
-            self.hosts[index] = self._take(found[index], sizes[index], position % PLACES)
+            self.source.take(index, self._packed(found[index], sizes[index], position % PLACES))
             found[index] = []
         self.positions = {index: position for position, index in enumerate(self.order)}
         self.direction, self.last = 1, 0
 
-    def _take(self, weights: list[Weight], size: int, place: int) -> Tensor:
-        """Move a layer's weights to memory of their own, and show the modules their place."""
-        host = devices.registered_memory(size, self.places[place].device)
+    def _packed(self, weights: list[Weight], size: int, place: int) -> Tensor:
+        """Lay a layer's weights side by side, and show the modules their place."""
+        packed = torch.empty(size, dtype=torch.uint8)
         for weight in weights:
             flat = weight.value.detach().contiguous().view(-1).view(torch.uint8)
-            host[weight.start : weight.stop].copy_(flat)
+            packed[weight.start : weight.stop].copy_(flat)
             weight.show(self.places[place])
-        return host
+        return packed
 
     def bring(self, index: int) -> None:
         """Have a layer's weights on the device for what is queued from now on."""
@@ -122,14 +209,14 @@ class WeightOffload:
         if self.held[place] == index:
             return place
         self.held[place] = index
-        host, memory = self.hosts[index], self.places[place]
+        memory = self.places[place]
         if self.stream is None:
-            memory[: len(host)].copy_(host)
+            self.source.fetch(index, memory)
             return place
         # what was queued so far may still compute with the layer that was there
         self.stream.wait_stream(devices.current_stream(memory.device))
         with devices.on_stream(self.stream):
-            memory[: len(host)].copy_(host, non_blocking=True)
+            self.source.fetch(index, memory)
             self.ready[place] = self.stream.record_event()
         return place
 

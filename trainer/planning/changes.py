@@ -7,9 +7,9 @@ from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.schemas.train.train_rules import check_rules
+from headrace.trainer.building.assembly import check_parts
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.self_check import check_parts, check_weights_can_be_cut
-from headrace.trainer.planning.planned_run import RunPlan
+from headrace.trainer.planning.planned_run import RunPlan, TriedModel
 
 MOST_PARTS = 8  # ranks that share weights: as many GPUs as a machine has
 
@@ -44,15 +44,9 @@ def goes_together(config: TrainConfig, plan: Plan) -> bool:
     return True
 
 
-def parts_of_weights(run: RunPlan, gpus: int) -> list[int]:
+def parts_of_weights(run: RunPlan, gpus: int, tried: TriedModel) -> list[int]:
     """List the numbers of ranks, above 1, that could share the weights of a model."""
     fitting = [n for n in range(2, min(gpus, MOST_PARTS) + 1) if gpus % n == 0]
     configs = {ranks: with_changes(run.config, {"tensor_parallel": ranks}) for ranks in fitting}
     found = [ranks for ranks, config in configs.items() if goes_together(config, run.plan)]
-    if not found:
-        return []
-    try:
-        check_weights_can_be_cut(run.plan.architecture)
-    except ConfigError:
-        return []
-    return found
+    return found if found and tried.divides_weights else []

@@ -18,7 +18,7 @@ def tokens_per_second(run: RunPlan) -> float:
     tokens = config.places * run.sequence_len  # of a micro-batch
     slowest = max(stage.work for stage in run.stages) * tokens
     computed = slowest / config.sequence_parallel / PRODUCTS
-    beside = copied_bytes(run, tokens) / HOST
+    beside = max(copied_bytes(run, tokens) / HOST, gathered_bytes(run) / LINK)
     micro_batch = max(computed, beside) + exchanged_bytes(run, tokens) / LINK
     slots = config.gradient_accumulation_steps / (1 - run.bubble)
     step = slots * micro_batch + step_seconds(run)
@@ -53,16 +53,33 @@ def exchanged_bytes(run: RunPlan, tokens: int) -> float:
 
 def copied_bytes(run: RunPlan, tokens: int) -> float:
     """Bytes between a GPU and host memory for a micro-batch."""
-    config, size = run.config, run.plan.size
+    config = run.config
     layers = max(sum(len(span) for span in stage.layers) for stage in run.stages)
-    copied = 0.0
-    if config.weight_offload != "none":
-        part = size.layers[len(size.layers) // 2].offloadable[config.weight_offload]
-        passes = 2 if config.activation_checkpointing == "none" else 3
-        copied += (part.weights * 2 + part.quantized_bytes) * layers * passes
+    copied = brought_bytes(run, config.weight_offload)
     if config.activation_offload:
         copied += 2 * run.activations.boundary / config.sequence_parallel * layers
     return copied
+
+
+def gathered_bytes(run: RunPlan) -> float:
+    """Bytes of frozen weights that come from other GPUs for a micro-batch."""
+    copies = run.replicas * run.config.sequence_parallel
+    return brought_bytes(run, run.config.weight_shard) * (1 - 1 / copies)
+
+
+def brought_bytes(run: RunPlan, wish: str) -> float:
+    """Bytes of frozen weights that are brought for a micro-batch, of each layer in each pass.
+
+    Args:
+        wish: which weights.
+    """
+    config, size = run.config, run.plan.size
+    if wish == "none":
+        return 0.0
+    layers = max(sum(len(span) for span in stage.layers) for stage in run.stages)
+    part = size.layers[len(size.layers) // 2].offloadable[wish]
+    passes = 2 if config.activation_checkpointing == "none" else 3
+    return (part.weights * ITEMSIZE + part.quantized_bytes) * layers * passes
 
 
 def step_seconds(run: RunPlan) -> float:

@@ -8,7 +8,7 @@ import torch
 
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS
 from headrace.schemas.train.layer_ranges import recomputed_layers
-from headrace.schemas.train.model_config import ModelConfig
+from headrace.schemas.train.model_config import SHARD, ModelConfig
 from headrace.schemas.train.optimizers import OFFLOAD_BUCKET, OFFLOAD_BUCKETS
 from headrace.trainer.architecture.half_layer import Half, Span
 from headrace.trainer.building.held_values import trained_dtype
@@ -118,7 +118,7 @@ def stage_memory(
     return StageMemory(
         weights=models * (frozen * dtype.itemsize + trained * trained_bytes)
         + sum(part.quantized_bytes for part in parts)
-        - at_host(config, size, layers, stage, dtype),
+        - elsewhere(config, size, layers, stage, dtype, copies),
         gradients=trained * trained_bytes,
         optimizer=state_bytes(config, trained, matrices, trained_bytes, copies),
         activations=activation_bytes(config, len(size.layers), layers, stage, activations)
@@ -205,21 +205,27 @@ def state_bytes(
     return itemsize * numbers
 
 
-def at_host(
-    config: ModelConfig, size: ModelSize, layers: Sequence[Span], stage: int, dtype: torch.dtype
+def elsewhere(
+    config: ModelConfig,
+    size: ModelSize,
+    layers: Sequence[Span],
+    stage: int,
+    dtype: torch.dtype,
+    copies: int,
 ) -> float:
-    """Bytes of frozen weights that are in host memory instead; two layers' of a chunk come back."""
+    """Bytes of frozen weights that are in host memory instead, or at the other ranks that would
+    hold them; two layers' of a chunk come back.
+    """
     saved = 0.0
     if config.embedding_on_cpu and stage == 0:
         saved += size.embedding.weights * dtype.itemsize
-    if config.weight_offload != "none":
+    key, wish = config.moved_weights
+    if wish != "none":
+        share = 1 / copies if key == SHARD else 0.0
         for chunk in layers:
-            frozen = [
-                size.piece(layer, half).offloadable[config.weight_offload]
-                for layer, half in chunk.pieces()
-            ]
+            frozen = [size.piece(layer, half).offloadable[wish] for layer, half in chunk.pieces()]
             held = [part.weights * dtype.itemsize + part.quantized_bytes for part in frozen]
-            saved += max(0.0, sum(held) - PLACES * max(held))
+            saved += (1 - share) * sum(held) - PLACES * max(held)
     return saved
 
 

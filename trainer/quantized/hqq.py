@@ -80,7 +80,8 @@ class Hqq(QuantizedWeight):
         count = held["scale"].shape[0]
         parts = {name: cut(held[name]) for name in ("scale", "zero")}
         parts["codes"] = pack_rows(cut(unpack_rows(held["codes"], bits)[:count]), bits)
-        return type(self)(torch.Size(shape), parts, self.settings)
+        made = type(self)(torch.Size(shape), parts, self.settings)
+        return self._with_row_scales(made, dim, rank, ranks)
 
     @classmethod
     def bits(cls, name: str, shape: torch.Size, config: QuantizationConfig) -> float:

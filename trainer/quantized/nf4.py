@@ -120,12 +120,14 @@ class Nf4(QuantizedWeight):
         nested = self._nested_part(rows, ranks)
         if nested is None:
             parts = {"codes": codes, "scales": cut(block_scales(*self.packed))}
-            return type(self)(torch.Size(shape), parts, {"block": block})
+            made = type(self)(torch.Size(shape), parts, {"block": block})
+            return self._with_row_scales(made, dim, rank, ranks)
         parts = {"codes": codes, "scale_codes": cut(held["scale_codes"])}
         own = held["nested_scales"]
         parts["nested_scales"] = cut(own) if rows == 1 else own.clone()
         parts |= {name: held[name] for name in ("scale_table", "scale_mean")}
-        return type(self)(torch.Size(shape), parts, {"block": block, "nested_block": nested})
+        made = type(self)(torch.Size(shape), parts, {"block": block, "nested_block": nested})
+        return self._with_row_scales(made, dim, rank, ranks)
 
     def _nested_part(self, rows: int, ranks: int) -> int | None:
         """Return how many scales share one in a part; None where they are no longer quantized.

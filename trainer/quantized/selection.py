@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.kernels.fp8_linear import ALIGNMENT
+from headrace.kernels.fp8.linear import ALIGNMENT
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.quantization_config import QuantizationConfig, check_installed
@@ -18,7 +18,6 @@ from headrace.trainer.architecture.families_state import is_bypassed
 from headrace.trainer.architecture.weight_index import stored_tensors
 from headrace.trainer.architecture.weight_names import CheckpointNames
 from headrace.trainer.quantized.formats import format_of
-from headrace.trainer.quantized.fp8 import Fp8
 from headrace.trainer.quantized.frozen_weight import Cut
 from headrace.trainer.quantized.modules import (
     QuantizableModule,
@@ -76,7 +75,8 @@ class Quantization:
             ConfigError: naming it.
         """
         if self.config.in_fp8:
-            Fp8.check_part(name, shape, cut.dim, cut.ranks, self.config)
+            part = [n // cut.ranks if dim == cut.dim else n for dim, n in enumerate(shape)]
+            check_fp8_shape(f"a part of {name}", torch.Size(part))
         format_of(self.config).check_part(name, shape, cut.dim, cut.ranks, self.config)
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:

@@ -10,9 +10,9 @@ from torch import Tensor
 from headrace.kernels.dequantize import dequantize
 from headrace.kernels.experts.fp8_grouped_linear import fp8_grouped_linear
 from headrace.kernels.experts.grouped_linear import frozen_grouped_linear
-from headrace.kernels.fp8_linear import fp8_linear, quantize_rows
+from headrace.kernels.fp8.linear import fp8_linear
+from headrace.kernels.fp8.rows import quantize_rows
 from headrace.kernels.frozen_linear import frozen_linear
-from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 
@@ -88,19 +88,37 @@ class QuantizedWeight(FrozenWeight):
     def check_part(
         cls, name: str, shape: torch.Size, dim: int, ranks: int, config: QuantizationConfig
     ) -> None:
-        """Check that each of some ranks can hold its part of a dimension of a weight.
+        """Check that each of some ranks can hold its part of a dimension of a weight, as it can
+        where every row has a scale.
 
         Raises:
             ConfigError: naming the weight.
         """
-        raise ConfigError(
-            f"tensor_parallel = {ranks}: weights that are held as {cls.kernel} are multiplied by "
-            'scales of whole rows, which no process has; use backend = "bnb" with 4 bits, or more '
-            "pipeline_stages"
-        )
 
     def part(self, dim: int, rank: int, ranks: int) -> Self:
-        raise NotImplementedError(self.kernel)  # refused by `check_part`
+        """Return a rank's part of a format with a scale for each row: codes and scales of its rows,
+        or of its inputs the codes and all scales.
+        """
+        shape = list(self.shape)
+        shape[dim] //= ranks
+        held = self.buffers_by_name.items()
+        parts = {name: self._part_of_rows(value, dim, rank, ranks) for name, value in held}
+        return type(self)(torch.Size(shape), parts, self.settings)
+
+    def _part_of_rows(self, value: Tensor, dim: int, rank: int, ranks: int) -> Tensor:
+        """Return a rank's part of codes, or of numbers of which each row has one."""
+        if dim >= value.ndim:
+            return value.clone()
+        size = value.shape[dim] // ranks
+        return value.narrow(dim, rank * size, size).clone()
+
+    def _with_row_scales(self, part: Self, dim: int, rank: int, ranks: int) -> Self:
+        """Give a part its rows' scales where products are of 8-bit floats."""
+        scales = self._buffers.get("row_scales")
+        if scales is not None:
+            own = self._part_of_rows(scales, dim, rank, ranks)
+            part.register_buffer("row_scales", own, persistent=False)
+        return part
 
     @property
     def packed(self) -> tuple[list[Tensor], list[int]]:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from peft.tuners.lora.dora import DoraLinearLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.adapters.names import ADAPTER, ROWS
-from headrace.trainer.layers.expert_adapters import AdaptedExperts
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.tensor_parallel.shard import TensorShard
 
+MAGNITUDE = "lora_magnitude_vector"  # as PEFT names what DoRA trains beside A and B
 HIDDEN = "hidden_states"  # as transformers' modules name their input
 
 
@@ -82,7 +83,7 @@ class ColumnStyle(Style):
 
     def connect(self, module: nn.Module, shard: TensorShard) -> None:
         if self.gathers:
-            module.register_forward_hook(lambda _, args, output: shard.joined(output))
+            module.register_forward_hook(lambda _, args, output: shard.join(output))
 
 
 class RowStyle(Style):
@@ -96,7 +97,7 @@ class RowStyle(Style):
     def part(self, path: str, parameter: Tensor, module: nn.Module) -> Part:
         if path.endswith("bias"):
             raise ConfigError("a bias beside inputs that are cut")
-        return PARTIAL if "lora_B." in path else COLUMNS_OF_IT
+        return PARTIAL if "lora_B." in path or MAGNITUDE in path else COLUMNS_OF_IT
 
     def fit(self, module: nn.Module, shard: TensorShard) -> None:
         unwrapped(module).in_features //= shard.ranks
@@ -107,11 +108,16 @@ class RowStyle(Style):
     def connect(self, module: nn.Module, shard: TensorShard) -> None:
         if self.splits:
             module.register_forward_pre_hook(lambda _, args: (shard.own(args[0]), *args[1:]))
+        for part in module.modules():
+            if type(part) is DoraLinearLayer:
+                share_norm(part, shard)
         module.register_forward_hook(lambda _, args, output: shard.total(output))
 
 
 class ExpertsStyle(Style):
-    """The experts of a mixture, of which each rank holds some; tokens are at every rank."""
+    """The experts of a mixture, of which each rank holds some; tokens are at every rank, which
+    multiplies the rows of those that are sent to its own.
+    """
 
     holds = GroupedExperts
 
@@ -122,8 +128,10 @@ class ExpertsStyle(Style):
 
     def fit(self, module: nn.Module, shard: TensorShard) -> None:
         for part in module.modules():
-            if isinstance(part, AdaptedExperts | GroupedExperts):
+            if isinstance(part, GroupedExperts):
                 part.num_experts //= shard.ranks
+            if isinstance(part, GroupedExperts):
+                part.is_part = True
 
     def connect(self, module: nn.Module, shard: TensorShard) -> None:
         held: int = unwrapped(module).num_experts
@@ -145,6 +153,8 @@ class TableStyle(Style):
     def part(self, path: str, parameter: Tensor, module: nn.Module) -> Part:
         if ROWS in path:
             raise ConfigError("rows of single tokens that are trained")
+        if MAGNITUDE in path:
+            raise ConfigError("magnitudes of an embedding")
         if "lora_embedding_B" in path:
             return PARTIAL
         return COLUMNS_OF_IT if "lora_embedding_A" in path else ROWS_OF_IT
@@ -165,6 +175,8 @@ class HeadStyle(ColumnStyle):
     def part(self, path: str, parameter: Tensor, module: nn.Module) -> Part:
         if ROWS in path:
             raise ConfigError("rows of single tokens that are trained")
+        if MAGNITUDE in path:
+            raise ConfigError("magnitudes of a head")
         return super().part(path, parameter, module)
 
     def fit(self, module: nn.Module, shard: TensorShard) -> None:
@@ -197,7 +209,26 @@ class WholeDropout(nn.Module):
         if not self.training:
             return states
         whole = states.new_ones(*states.shape[:-1], states.shape[-1] * self.shard.ranks)
-        return states * self.shard.part(functional.dropout(whole, self.p), -1)
+        return states * self.shard.share(functional.dropout(whole, self.p), -1)
+
+
+class WholeNorm(DoraLinearLayer):
+    """DoRA's part beside a weight cut by inputs: norms of rows are those of the whole."""
+
+    shard: TensorShard
+
+    def get_weight_norm(
+        self, weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None
+    ) -> Tensor:
+        """Return [outputs], without gradient, as PEFT has it."""
+        norms = super().get_weight_norm(weight, lora_weight, scaling)
+        return self.shard.all_reduce(norms.float().square()).sqrt().to(norms.dtype)
+
+
+def share_norm(part: Any, shard: TensorShard) -> None:
+    """Let DoRA's part take the norms of whole rows; in place."""
+    part.__class__ = WholeNorm
+    part.shard = shard
 
 
 def spread_input(module: nn.Module, shard: TensorShard) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from headrace.trainer.architecture.model_files import Slice
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 if TYPE_CHECKING:
@@ -34,10 +35,21 @@ class WeightCut:
         """Return how many ranks share the weight."""
         return self.shard.ranks
 
+    @property
+    def slice(self) -> Slice | None:
+        """Return the only slice of the dimension that this rank holds; None of several blocks."""
+        size = self.shape[self.dim] // self.ranks
+        start = self.shard.rank * size
+        return Slice(self.dim, start, start + size) if self.blocks == 1 else None
+
     def part(self, whole: Tensor) -> Tensor:
-        """Return this rank's part of a tensor like the whole weight, in memory of its own."""
+        """Return this rank's part of a tensor like the whole weight, in memory of its own; what is
+        the part already is given back.
+        """
+        if self.slice is not None and whole.shape == self.slice.shape(self.shape):
+            return whole
         split = whole.unflatten(self.dim, (self.blocks, -1))
-        return self.shard.part(split, self.dim + 1).flatten(self.dim, self.dim + 1).clone()
+        return self.shard.share(split, self.dim + 1).flatten(self.dim, self.dim + 1).clone()
 
     def whole(self, part: Tensor) -> Tensor:
         """Put the ranks' parts together, at each of them; all take part."""

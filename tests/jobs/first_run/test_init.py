@@ -3,6 +3,7 @@
 import json
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,11 +12,12 @@ import pytest
 from rich.console import Console
 
 from headrace.dataprep.dry_run import estimate
-from headrace.jobs.first_run.fit import fit
+from headrace.jobs.commands.train import fit_by_plans
+from headrace.jobs.first_run.fit import NF4
 from headrace.jobs.first_run.init import Forecasts, Wanted, init
 from headrace.jobs.first_run.look import Abilities, look
-from headrace.jobs.first_run.machine import Machine
-from headrace.jobs.first_run.write import accumulation, prepare_toml
+from headrace.jobs.first_run.machine import Fit, Machine
+from headrace.jobs.first_run.write import accumulation, length_lines, prepare_toml, train_toml
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.toml_config import load_config
@@ -146,7 +148,7 @@ def wanted(tmp_path, monkeypatch):
 def run(wanted: Wanted, machine: Machine) -> str:
     console = Console(markup=False, width=200)
     with console.capture() as capture:
-        init(wanted, console, Forecasts(estimate, fit), machine)
+        init(wanted, console, Forecasts(estimate, fit_by_plans), machine)
     return capture.get()
 
 
@@ -159,8 +161,45 @@ def test_both_configs_load_and_say_what_fits_the_machine(wanted):
     assert prepare.sequence_len == 2048
     assert train.pipeline_stages == 1  # a model of 135M fits one GPU, so there are four replicas
     assert "headrace train mine/train.toml --gpus 4" in said
+    assert 'headrace sample model --adapter mine/run/adapter "a question" --chat' in said
     assert "30 file(s)" not in said
     assert "40 file(s)" in said
+
+
+def test_the_next_commands_are_called_as_this_one_was(wanted):
+    wanted = replace(wanted, data=(Path("notes"),), program=".venv/bin/headrace")
+    said = run(wanted, Machine())
+    assert "  .venv/bin/headrace prepare mine/prepare.toml" in said
+    assert "--chat" not in said
+
+
+@pytest.mark.parametrize(
+    ("steps", "gpus", "line"),
+    [
+        (100, 1, "epochs = 1"),
+        (20, 1, "epochs = 2"),
+        (5, 1, "epochs = 3"),
+        (25, 0, "epochs = 2"),
+        (60, 0, "epochs = 1"),
+        (400, 0, "max_steps = 78"),
+    ],
+)
+def test_few_rows_are_seen_several_times_and_many_only_begun_without_a_gpu(steps, gpus, line):
+    (said,) = length_lines(steps, 512, Machine(gpus, GIB, "GPU"))
+    assert said.startswith(f"{line}  #")
+
+
+def test_keys_of_the_optimizer_stand_in_its_table(tmp_path):
+    values = {"model": "m", "output_dir": "r", "datasets": [{"path": "s"}]}
+    changes = {"optimizer.shard": True, "activation_checkpointing": "full"}
+    values["optimizer"] = {"lr": 1e-4}
+    fitting = Fit(2, changes, replicas=2)
+    text = train_toml(values, fitting, Machine(4, GIB, "GPU"), 1000, 2048)
+    (tmp_path / "train.toml").write_text(text)
+    config = load_config(TrainConfig, tmp_path / "train.toml")
+    assert config.optimizer.shard
+    assert (config.optimizer.lr, config.activation_checkpointing) == (1e-4, "full")
+    assert config.gradient_accumulation_steps == 8
 
 
 def test_written_configs_are_kept_unless_forced(wanted):
@@ -187,24 +226,27 @@ def test_nothing_usable_and_no_model_are_refused(wanted):
     assert not Path("mine").exists()
 
 
-def test_less_memory_takes_stages_first_and_fewer_bits_last(wanted):
+def test_less_memory_saves_where_it_can_and_takes_fewer_bits_last(wanted):
     values = {
         "model": "model",
         "output_dir": "run",
         "datasets": [{"path": "shards"}],
         "optimizer": {"lr": 1e-4},
     }
-    chosen = [fit(values, 2048, Machine(2, int(gib * GIB), "GPU")) for gib in (8, 1.5, 0.01)]
-    assert chosen[0].stages == 1
-    assert chosen[0].changes == {}
-    steps = [(found.stages, len(found.changes)) for found in chosen]
-    assert steps == sorted(steps, key=lambda step: step[1])
-    assert [found.fits for found in chosen] == [True, True, False]
-    assert all(found.peak <= gib * GIB for found, gib in zip(chosen, (8, 1.5), strict=False))
+    ample, tight, none = (
+        fit_by_plans(values, 2048, Machine(2, int(gib * GIB), "GPU")) for gib in (8, 1.5, 0.01)
+    )
+    assert (ample.stages, ample.replicas, ample.changes) == (1, 2, {})
+    assert (tight.fits, none.fits) == (True, False)
+    assert tight.changes
+    assert "quantization" not in tight.changes
+    assert none.changes["quantization"] == NF4
+    assert none.peak < tight.peak <= 1.5 * GIB
+    assert not {"gradient_accumulation_steps", "pipeline_stages"} & none.changes.keys()
 
 
 def test_a_step_has_enough_micro_batches_for_its_stages_and_leaves_enough_steps():
-    assert accumulation(10_000, Machine(), 1) == 64
-    assert accumulation(80, Machine(), 1) == 2
-    assert accumulation(10, Machine(4, GIB, "GPU"), 4) == 16
-    assert accumulation(10_000, Machine(8, GIB, "GPU"), 1) == 8
+    assert accumulation(10_000, 1, 1) == 64
+    assert accumulation(80, 1, 1) == 2
+    assert accumulation(10, 1, 4) == 16
+    assert accumulation(10_000, 8, 1) == 8

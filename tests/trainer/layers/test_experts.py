@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from headrace.kernels.experts import grouped_linear
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.layers.expert_adapters import AdaptedExperts, swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts, has_known_layout, install_experts
@@ -132,6 +133,42 @@ def test_tokens_that_go_nowhere_add_nothing():
 
 
 @pytest.mark.filterwarnings("ignore")
+def part_of(experts, start, end):
+    """Some of the experts, as a rank holds them beside those of others."""
+    part = GroupedExperts(copy.deepcopy(experts))
+    for name, value in list(part._parameters.items()):
+        part._parameters[name] = torch.nn.Parameter(value.data[start:end].clone())
+    part.num_experts, part.is_part = end - start, True
+    return part
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_parts_of_the_experts_multiply_their_own_rows_and_add_up(family, monkeypatch):
+    experts = experts_of(family)
+    hidden, chosen, weights = inputs()
+    expected = GroupedExperts(copy.deepcopy(experts))(hidden, chosen, weights)
+    expected_gradients = torch.autograd.grad(expected.square().sum(), [hidden, weights])
+    multiplied, product = [], grouped_linear.grouped_product_reference
+
+    def product_of_garbage(x, matrices, offsets):
+        """Leave rows of others' experts as a GPU does: with what was in their memory."""
+        output = product(x, matrices, offsets)
+        multiplied.append(int(offsets[-1]))
+        output[multiplied[-1] :] = torch.nan
+        return output
+
+    monkeypatch.setattr(grouped_linear, "grouped_product_reference", product_of_garbage)
+    bounds = [(0, 2), (2, EXPERTS)]
+    parts = [part_of(experts, *pair) for pair in bounds]
+    numbers = [torch.where((chosen >= a) & (chosen < b), chosen - a, b - a) for a, b in bounds]
+    total = sum(part(hidden, of, weights) for part, of in zip(parts, numbers, strict=True))
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(total.square().sum(), [hidden, weights])
+    for ours, exact in zip(gradients, expected_gradients, strict=True):
+        assert relative(ours, exact) < 1e-5
+    assert sum(multiplied) == 2 * 2 * TOKENS * EACH, "each row once a product and direction"
+
+
 def test_a_gate_of_another_kind_is_computed_by_transformers_code():
     theirs = experts_of("mixtral")
     theirs.act_fn = torch.nn.GELU()

@@ -1,11 +1,14 @@
 """Layers with a state within stages: recomputed, as a reference, and told of documents as masks."""
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from model_types import architecture_for
 from tiny_families import config_of, make_batch, run_forward
+from transformers.models.kimi_linear import modeling_kimi_linear
 from transformers.models.qwen3_next import modeling_qwen3_next
 
 from headrace.trainer.architecture.families_state import STATE_LAYERS
@@ -13,6 +16,7 @@ from headrace.trainer.architecture.read_architecture import architecture_of, rea
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.building.self_check import save_tiny
+from headrace.trainer.layers import state_mixers
 from headrace.trainer.layers.state_mixers import RestartsAtDocuments
 from headrace.trainer.quantized.modules import quantized_places
 from headrace.trainer.stage.stage import MicroBatch
@@ -125,25 +129,81 @@ def test_convolutions_take_documents_as_one_row(tmp_path):
     assert_alike(losses_and_gradients(row), losses_and_gradients(alone))
 
 
-def test_delta_nets_take_documents_as_one_row_where_a_kernel_restarts(hybrid, monkeypatch):
-    """The kernel's place is taken by transformers' own function, once for each document."""
-    alone = losses_and_gradients(build(hybrid))
-    function, calls = modeling_qwen3_next.torch_chunk_gated_delta_rule, []
+def by_document(function):
+    """Stand-in for a kernel of flash-linear-attention: a function once for each document."""
 
-    def kernel(*states, g, beta, cu_seqlens, **others):
+    def kernel(*states, cu_seqlens, **named):
+        if cu_seqlens is None:
+            return function(*states, **named)
         sizes = cu_seqlens.diff().tolist()
-        calls.append(len(sizes))
-        parts = zip(*(x.split(sizes, 1) for x in (*states, g, beta)), strict=True)
-        mixed = [function(*part[:3], g=part[3], beta=part[4], **others)[0] for part in parts]
+        varying = {key: named.pop(key) for key in ("g", "beta") if key in named}
+        parts = zip(*(x.split(sizes, 1) for x in (*states, *varying.values())), strict=True)
+        count = len(states)
+        mixed = [
+            function(*part[:count], **dict(zip(varying, part[count:], strict=True)), **named)[0]
+            for part in parts
+        ]
         return torch.cat(mixed, 1), None
 
-    built = build(hybrid)
+    return kernel
+
+
+def linear_attention(queries, keys, values, *, g, scale):
+    """What chunk_simple_gla computes, token by token."""
+    state, mixed = 0.0, []
+    for token in range(queries.shape[1]):
+        update = keys[:, token].unsqueeze(-1) * values[:, token].unsqueeze(-2)
+        state = state * g[:, token].exp()[..., None, None] + update
+        mixed.append(scale * (queries[:, token].unsqueeze(-2) @ state).squeeze(-2))
+    return torch.stack(mixed, 1), None
+
+
+SCANS = {
+    "fla.ops.gated_delta_rule": (
+        "chunk_gated_delta_rule",
+        modeling_qwen3_next.torch_chunk_gated_delta_rule,
+    ),
+    "fla.ops.kda": ("chunk_kda", modeling_kimi_linear.chunk_kimi_delta_attention),
+    "fla.ops.simple_gla": ("chunk_simple_gla", linear_attention),
+}
+IN_ONE_ROW = [
+    family for family, states in STATE_LAYERS.items() if states.one_row and states.one_row.scan
+]
+QUICK = ("qwen3_next", "kimi_linear", "nemotron_h")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.exhaustive])
+        for name in IN_ONE_ROW
+    ],
+)
+def test_documents_are_one_row_where_a_kernel_restarts_a_state(family, tmp_path, monkeypatch):
+    """The place of the kernels is taken by what they compute, once for each document."""
+    save_tiny(architecture_for(family, tiny=True), tmp_path)
+    alone = losses_and_gradients(build(tmp_path))
+    calls = []
+    for package, (name, function) in SCANS.items():
+        kernel = by_document(function)
+        counted = lambda *states, kernel=kernel, **named: (  # noqa: E731
+            calls.append(named["cu_seqlens"]) or kernel(*states, **named)
+        )
+        monkeypatch.setitem(sys.modules, package, SimpleNamespace(**{name: counted}))
+    built = build(tmp_path)
     for mixer in mixers_of(built):
         assert mixer.one_row is None  # without a GPU
         mixer.one_row = built.stage.states.one_row
-    monkeypatch.setattr(modeling_qwen3_next, "torch_chunk_gated_delta_rule", kernel)
     assert_alike(losses_and_gradients(built), alone, tolerance=1e-4)  # see DRAWS in self_check
-    assert calls == [6] * len(mixers_of(built))
+    assert [len(bounds) - 1 for bounds in calls] == [6] * len(mixers_of(built))
+
+
+def test_kernels_stand_in_only_where_a_mixer_asks_for_what_they_replace(monkeypatch, tmp_path):
+    monkeypatch.setattr(state_mixers, "has_kernels", lambda device: True)
+    for family, expected in (("qwen3_next", True), ("mamba2", True), ("jamba", False)):
+        save_tiny(architecture_for(family, tiny=True), tmp_path / family)
+        found = {mixer.one_row is not None for mixer in mixers_of(build(tmp_path / family))}
+        assert found == {expected}, family
 
 
 def test_a_convolution_after_projections_with_biases_runs_by_document(tmp_path):

@@ -105,11 +105,12 @@ def test_resuming_fifty_times_in_every_layout_changes_no_row(
     check_resumed(make, reference, replicas, prefetch, packing, BATCHES)
 
 
-def digests(training, name, stages, replicas, steps, prefetch, packing, sequence=1):
+def digests(training, name, stages, replicas, steps, prefetch, packing, sequence=1, tensor=1):
     """Of each global batch, from real processes without a model."""
     settings = {
         "pipeline_stages": stages,
         "sequence_parallel": sequence,
+        "tensor_parallel": tensor,
         "gradient_accumulation_steps": 8 // replicas,
         "max_steps": steps,
         "loader__prefetch_batches": prefetch,
@@ -118,7 +119,7 @@ def digests(training, name, stages, replicas, steps, prefetch, packing, sequence
     settings |= {"loader__pack": "best_fit"} if packing else {}
     sets = [as_toml(key, value) for key, value in settings.items()]
     output = training.directory / name
-    ranks = stages * replicas * sequence
+    ranks = stages * replicas * sequence * tensor
     run_ranks("feed_rank.py", ranks, training.config, output, *sets, limit=1200)
     result = output.read_text().splitlines()
     assert len(result) == len(set(result)) == steps
@@ -136,9 +137,10 @@ def test_stages_change_no_row(training):
 @packing
 def test_no_stages_and_replicas_change_a_row(training, packing):
     one = digests(training, "one", 1, 1, BATCHES, 0, packing)
-    for stages, replicas in ((1, 1), (2, 1), (1, 2), (2, 2)):
-        name = f"{stages}-{replicas}-shared"
-        rows = digests(training, name, stages, replicas, BATCHES, 1, packing, sequence=2)
+    for stages, replicas, tensor in ((1, 1, 2), (2, 1, 1), (1, 2, 2), (2, 2, 1)):
+        name = f"{stages}-{replicas}-{tensor}-shared"
+        layout = {"sequence": 2, "tensor": tensor}
+        rows = digests(training, name, stages, replicas, BATCHES, 1, packing, **layout)
         assert rows == one, name
     for stages, replicas in itertools.product([1, 2, 4], [1, 2, 4]):
         prefetch = (0, 1, 8)[(stages + replicas) % 3]

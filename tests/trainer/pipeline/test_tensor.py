@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from alike_runs import PACKED, assert_alike, forget_after
-from runs import checkpoint_tensors, run_ranks
+from runs import checkpoint_tensors, read_metrics, run_ranks
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -21,6 +21,10 @@ def assert_same_result(run, one):
             assert found.keys() == expected.keys(), path
             for name, value in expected.items():
                 assert torch.linalg.vector_norm(found[name] - value) <= 1e-4 * value.norm(), name
+
+
+def losses(run):
+    return [line["loss"] for line in read_metrics(run)]
 
 
 def result_of(folder):
@@ -63,12 +67,36 @@ def test_every_layout_trains_as_one_process(family_training, kind):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["lora", "none"], ids=["LoRA", "full"])
+@pytest.mark.parametrize(("sequence", "tensor"), [(1, 2), (2, 1), (2, 2)])
+def test_slices_go_with_every_other_dimension(family_training, kind, sequence, tensor):
+    """With the layouts above, and those of test_sequence and test_slices, the whole matrix."""
+    settings = {**PACKED, "adapter__kind": kind, "max_steps": 4, "checkpoint__keep_last": 9}
+    settings |= {"checkpoint__every_steps": 2}
+    one = family_training.run("one", 1, **settings)
+    shared = {"sequence_slices": 3, "sequence_parallel": sequence, "tensor_parallel": tensor}
+    for stages, replicas in product((1, 2), repeat=2):
+        layout = {"pipeline_stages": stages, "gradient_accumulation_steps": 4 // replicas}
+        name, ranks = f"{stages}-{replicas}", stages * replicas * sequence * tensor
+        run = family_training.run(name, ranks, **settings, **layout, **shared)
+        assert_alike(run, one)
+        assert_same_result(run, one)
+        forget_after(run, 2)
+    forget_after(one, 2)
+    assert_alike(family_training.run("2-2", 1, "--resume", **settings), one)
+    resumed = family_training.run("one", sequence * tensor, "--resume", **settings, **shared)
+    assert_alike(resumed, family_training.run("again", 1, **settings))
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "settings",
     [
         {"activation_checkpointing": "full", "activation_offload": True},
         {"activation_checkpointing": "selective"},
         {"adapter__kind": "none", "optimizer__shard": True, "optimizer__offload": True},
+        {"adapter__kind": "dora"},
         {"adapter__modules_to_save": ["embed_tokens", "lm_head"]},
         {"adapter__target_modules": ["embed_tokens", "q_proj", "o_proj", "lm_head"]},
         {"adapter__init": "gaussian", "regularization__neftune_alpha": 5.0},
@@ -90,8 +118,10 @@ def test_what_else_a_stage_may_do_goes_with_parts_of_weights(training, settings)
     "settings",
     [
         {"quantization__backend": "bnb", "weight_offload": "mlp"},
+        {"quantization__backend": "bnb", "adapter__kind": "dora"},
         {"quantization__backend": "bnb", "quantization__double_quantization": True},
         {"quantization__backend": "hqq", "quantization__axis": 1},
+        {"quantization__backend": "bnb", "quantization__type": "int8"},
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),
 )
@@ -100,6 +130,19 @@ def test_quantized_weights_in_parts_train_as_whole_ones(wide_training, settings)
     one = wide_training.run("one", 1, **settings)
     cut = wide_training.run("cut", 2, tensor_parallel=2, **settings)
     assert_alike(cut, one)
+
+
+@pytest.mark.exhaustive
+def test_8_bit_floats_in_parts_train_as_whole_ones_to_their_rounding(wide_training):
+    settings = {"quantization__backend": "fp8", "max_steps": 4}
+    exact = losses(wide_training.run("exact", 1, max_steps=4))
+    one = losses(wide_training.run("one", 1, **settings))
+    cut = losses(wide_training.run("cut", 2, tensor_parallel=2, **settings))
+    assert cut == pytest.approx(one, rel=1e-2)
+    whole, parts = (
+        sum(abs(loss - other) for loss, other in zip(run, exact, strict=True)) for run in (one, cut)
+    )
+    assert parts < 1.5 * whole
 
 
 @pytest.mark.exhaustive

@@ -20,7 +20,7 @@ from headrace.schemas.checkpoint_names import checkpoint_name
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.run_state import read_run_state
 
-LONGEST_END = 30  # seconds until every process of a run is gone
+LONGEST_END = 90  # seconds until every process of a run is gone
 STEPS = 8
 
 
@@ -94,7 +94,7 @@ class Cluster:
         launcher = self.launchers[number]
         ranks = children(launcher)
         code = launcher.wait(timeout=longest)
-        assert psutil.wait_procs(ranks, timeout=5)[1] == []
+        assert psutil.wait_procs(ranks, timeout=60)[1] == []
         return code
 
     def tail(self, number):
