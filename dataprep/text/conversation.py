@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from headrace.dataprep.images.picture_places import PicturePlaces
 from headrace.dataprep.images.references import Reference, row_references
-from headrace.dataprep.text.chat_template import RESERVED, Message
+from headrace.dataprep.text.rendering import Message
 from headrace.dataprep.text.special_pieces import unmarked
+from headrace.dataprep.text.template_environment import RESERVED
 from headrace.schemas.fingerprint import canonical_json
 from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.chat_config import ChatConfig

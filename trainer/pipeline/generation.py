@@ -31,7 +31,7 @@ class Decoding:
         self.width = max(len(prompt.ids) for prompt in prompts)
         self.cached = CachedStage(
             stage,
-            filling=[self.width - len(prompt.ids) for prompt in prompts],
+            padding=[self.width - len(prompt.ids) for prompt in prompts],
             longest=[len(prompt.ids) + prompt.limit for prompt in prompts],
         )
         self.answers: list[list[int]] = [[] for _ in prompts]

@@ -35,17 +35,17 @@ class CachedStage:
     """One batch of rows in one stage, which must be in evaluation mode.
 
     Args:
-        filling: [b] columns of filling before each row, so that all rows end together.
+        padding: [b] columns of padding before each row, so that all rows end together.
         longest: [b] tokens that each row may come to; what it goes on with has its last position.
     """
 
-    def __init__(self, stage: Stage, filling: list[int], longest: list[int]) -> None:
+    def __init__(self, stage: Stage, padding: list[int], longest: list[int]) -> None:
         self.stage = stage
         self.cache_name = cache_name(stage.layers[0])
         self.cache = new_cache(stage)  # whole, whatever the windows; masks keep them
         self.handed_over = HandedOver()
         self.columns = 0  # gone through
-        self.filling, self.longest = torch.tensor(filling), torch.tensor(longest)
+        self.padding, self.longest = torch.tensor(padding), torch.tensor(longest)
 
     @torch.no_grad()
     def run(self, inputs: Tensor) -> Tensor:
@@ -59,14 +59,14 @@ class CachedStage:
         """
         stage, device = self.stage, inputs.device
         start, self.columns = self.columns, self.columns + inputs.shape[1]
-        filling = to_device(self.filling, device).unsqueeze(1)
+        padding = to_device(self.padding, device).unsqueeze(1)
         last = to_device(self.longest, device).unsqueeze(1) - 1
         columns = torch.arange(start, self.columns, device=device)
-        positions = (columns - filling).clamp(min=0).minimum(last)
+        positions = (columns - padding).clamp(min=0).minimum(last)
         windows = set(stage.attention_windows)
-        plain = {window: self._mask(start, filling, window) for window in windows}
-        masks, further = self._with_biases(plain, len(filling))
-        real = columns >= filling if filling.any() else None
+        plain = {window: self._mask(start, padding, window) for window in windows}
+        masks, further = self._with_biases(plain, len(padding))
+        real = columns >= padding if padding.any() else None
         with torch.autocast(device.type, stage.compute_dtype, enabled=stage.autocast):
             if stage.embedding is not None:
                 embedded = stage.embedding.embed(inputs, positions, None, device)
@@ -101,21 +101,21 @@ class CachedStage:
         columns = torch.arange(self.columns, device=self.stage.device).expand(rows, -1)
         return self.stage.with_masks(masks, columns, self.columns)
 
-    def _mask(self, start: int, filling: Tensor, window: int | None) -> Tensor:
+    def _mask(self, start: int, padding: Tensor, window: int | None) -> Tensor:
         """[b, 1, columns, columns so far], as `attention_masks` makes them.
 
         Filling sees itself: a softmax over nothing would not be a number, and spread from there.
         """
-        device = filling.device
+        device = padding.device
         keys = torch.arange(self.columns, device=device)
         queries = torch.arange(start, self.columns, device=device).unsqueeze(1)
         near = keys <= queries
         if isinstance(window, Chunk):
-            own, seen = ((at - filling.unsqueeze(1)) // int(window) for at in (queries, keys))
+            own, seen = ((at - padding.unsqueeze(1)) // int(window) for at in (queries, keys))
             near = near & (own == seen)
         elif window is not None:
             near = near & (keys > queries - window)
-        mask = (near & (keys >= filling.unsqueeze(1))) | (keys == queries)
+        mask = (near & (keys >= padding.unsqueeze(1))) | (keys == queries)
         mask = mask.unsqueeze(1)
         dtype = self.stage.compute_dtype
         return additive_mask(mask, dtype) if self.stage.additive_mask else mask

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from headrace.dataprep.formats.chat import ChatFormat
-from headrace.dataprep.input.records import Record
-from headrace.dataprep.input.streams import Place
+from headrace.dataprep.input.records import Place, Record
 from headrace.dataprep.text.chat_mask import render_chat
 from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.dataprep.text.conversation import ConversationError, read_conversation
@@ -412,7 +411,7 @@ def test_a_template_that_reaches_out_of_its_sandbox_stops_the_run(name, corpus, 
         prepare_chats(run, spec, ATTACKS[name], [{"messages": CONVERSATION}])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_a_template_without_end_stops_the_run_within_seconds(
     workers, corpus, run, tokenizers, monkeypatch
 ):
