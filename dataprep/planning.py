@@ -14,13 +14,14 @@ from headrace.dataprep.input.pieces import InputFile, Task
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.tasks import cut_file, plan_tasks
 from headrace.dataprep.passes.duplicate_keys import check_library
-from headrace.dataprep.rows.contamination import open_sets
+from headrace.dataprep.rows.evaluation_sets import open_sets
 from headrace.dataprep.rows.format_registry import build_format
 from headrace.dataprep.rows.pack_blocks import block_options
 from headrace.dataprep.text.fast_tokenizer import choose_backend
 from headrace.dataprep.text.tokenizer import open_tokenizer
 from headrace.dataprep.text.tokenizer_spec import read_spec
 from headrace.dataprep.text.tokens import TokenizerSpec
+from headrace.dataprep.work.budgets import Budgets
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.workspace import Workspace
 from headrace.schemas.errors import DataError
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 UNLIMITED = 1 << 62  # bytes
 
 
-def build_context(config: PrepareConfig) -> Context:
+def build_context(config: PrepareConfig, budgets: Budgets | None = None) -> Context:
     """Everything that can be checked before the input is looked at."""
     tokenizer = read_spec(config)
     tokenizer = replace(tokenizer, backend=choose_backend(tokenizer, config.tokenizer_backend))
@@ -41,7 +42,8 @@ def build_context(config: PrepareConfig) -> Context:
     config = resolve(config, tokenizer)
     for source in config.sources:
         block_options(config, source.name, tokenizer)  # says before the work what is wrong in them
-    return Context(config, tokenizer, Workspace(Path(config.output)), build_format)
+    space = Workspace(Path(config.output), budgets=budgets or Budgets())
+    return Context(config, tokenizer, space, build_format)
 
 
 def plan(context: Context, inputs: list[list[InputFile]]) -> list[Task]:
@@ -76,7 +78,8 @@ def resolve(config: PrepareConfig, tokenizer: TokenizerSpec) -> PrepareConfig:
 
 def resolve_sets(config: DecontaminateConfig) -> DecontaminateConfig:
     """The same with what tells the sets' texts from others."""
-    sets = open_sets(config.model_dump_json())
+    sets = open_sets(config)
+    assert sets is not None, "there is a config"
     if sets.short:
         logger.warning(
             "decontaminate: %d texts of the sets have fewer than %d words and are not looked for",

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headrace.dataprep.formats.chat import UNTRAINED, ChatFormat, attempt, picture_fields
+from headrace.dataprep.formats.document_ends import document_ends, surround
 from headrace.dataprep.formats.turn_mask import Chat
 from headrace.dataprep.images.picture_places import PicturePlaces
 from headrace.dataprep.images.references import Reference, row_references
-from headrace.dataprep.input.records import Record, Reject, refuse
+from headrace.dataprep.input.records import Record, Reject
+from headrace.dataprep.input.streams import refuse
 from headrace.dataprep.text.chat_losses import text_losses
 from headrace.dataprep.text.chat_mask import span_tokens
-from headrace.dataprep.text.chat_template import Message
 from headrace.dataprep.text.conversation import (
     FIELDS,
     Conversation,
@@ -25,8 +26,8 @@ from headrace.dataprep.text.conversation import (
     read_messages,
     read_tools,
 )
-from headrace.dataprep.text.document_ends import document_ends, surround
 from headrace.dataprep.text.encoding import encode_located
+from headrace.dataprep.text.rendering import Message
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokens import Located, TokenizerSpec
@@ -120,7 +121,7 @@ class PreferenceFormat:
             raise ConversationError("equal answers", "chosen and rejected are the same")
         prompt = self.read_prompt(fields)
         texts = [prompt, *answers]
-        listed = row_references(fields, self.chat.images) if self.images is not None else []
+        listed = self.listed_pictures(fields)
         if not listed and not self.fields.as_chat and all(isinstance(text, str) for text in texts):
             space = " " if self.space and not f"{prompt}{answers[0]}".startswith(" ") else ""
             return PlainPair(f"{space}{prompt}", *map(str, answers))
@@ -129,6 +130,10 @@ class PreferenceFormat:
             raise ConversationError("answers with other pictures", "both sides share the pictures")
         start = common_turns(chosen, rejected)
         return ChatPair(self.render(chosen, start), self.render(rejected, start))
+
+    def listed_pictures(self, fields: dict[str, Any]) -> Sequence[Reference]:
+        """Return the pictures that a record lists beside its texts."""
+        return row_references(fields, self.chat.images) if self.images is not None else []
 
     def read_prompt(self, fields: dict[str, Any]) -> object:
         """Return the prompt of both answers: a text or messages; None where the answers hold it."""
@@ -266,7 +271,9 @@ class UnpairedFormat:
     It is read and rendered as a side of a pair is.
     """
 
-    def __init__(self, source: SourceConfig, tokenizer: TokenizerSpec) -> None:
+    def __init__(
+        self, source: SourceConfig, tokenizer: TokenizerSpec, images: ImagesConfig | None = None
+    ) -> None:
         self.names = source.unpaired or UnpairedConfig()
         sides = PreferenceConfig(
             prompt=self.names.prompt,
@@ -274,7 +281,8 @@ class UnpairedFormat:
             rejected=self.names.completion,
             as_chat=self.names.as_chat,
         )
-        self.sides = PreferenceFormat(source.model_copy(update={"preference": sides}), tokenizer)
+        source = source.model_copy(update={"preference": sides})
+        self.sides = PreferenceFormat(source, tokenizer, images)
         self.tokenizer = tokenizer
         self.columns = self.sides.columns | {self.names.label}
 
@@ -310,11 +318,12 @@ class UnpairedFormat:
         if answer is None:
             raise ConversationError("missing field", f"no field {quoted(self.names.completion)}")
         desirable = read_label(fields, self.names.label)
-        prompt = self.sides.read_prompt(fields)
-        if isinstance(prompt, str) and isinstance(answer, str) and not self.names.as_chat:
+        prompt, listed = self.sides.read_prompt(fields), self.sides.listed_pictures(fields)
+        plain = not listed and not self.names.as_chat
+        if plain and isinstance(prompt, str) and isinstance(answer, str):
             space = " " if self.sides.space and not f"{prompt}{answer}".startswith(" ") else ""
             return LabeledText(f"{space}{prompt}", answer, desirable)
-        conversation = self.sides.read_side(fields, prompt, answer)
+        conversation = self.sides.read_side(fields, prompt, answer, listed)
         return LabeledChat(self.sides.render(conversation, after_user(conversation)), desirable)
 
     def finish_chat(self, record: Record, item: LabeledChat, located: Located) -> Encoded | Reject:
@@ -323,8 +332,10 @@ class UnpairedFormat:
         notes: Counter[str] = Counter()
         notes += text_losses(chat.conversation.messages, chat.rendered)
         mask = self.sides.chat_format().turns.mask(chat, located, notes)
-        content = canonical_json([chat.conversation.content(), item.desirable])
-        return finish(record, Sample(located.ids, mask), item.desirable, content, notes)
+        content = canonical_json([chat.content(), item.desirable])
+        pictures = () if chat.pictures is None else chat.pictures.pictures
+        sample = Sample(located.ids, mask, pictures=pictures)
+        return finish(record, sample, item.desirable, content, notes)
 
 
 def finish(
@@ -334,7 +345,8 @@ def finish(
     if not len(sample.ids):
         return refuse(record.place, "empty document", "the tokenizer gives no token")
     if not sample.is_trained:
-        return Encoded(content, [], {UNTRAINED: sample.tokens}, notes)
+        lost = {UNTRAINED: len(sample.pictures)} if sample.pictures else {}
+        return Encoded(content, [], {UNTRAINED: sample.tokens}, notes, lost)
     return Encoded(content, [sample._replace(desirable=desirable)], notes=notes)
 
 

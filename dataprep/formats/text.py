@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+from headrace.dataprep.formats.document_ends import document_ends, encode_documents
 from headrace.dataprep.formats.extraction import ExtractionError, extract_text
-from headrace.dataprep.input.records import Record, Reject, find_field, refuse, top_fields
-from headrace.dataprep.text.document_ends import document_ends, encode_documents
+from headrace.dataprep.input.records import Record, Reject, find_field, top_fields
+from headrace.dataprep.input.streams import refuse
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokens import TokenizerSpec
@@ -19,6 +20,7 @@ class TextFormat:
         self.field = source.text_field
         self.extract = source.extract
         self.space = source.add_prefix_space
+        self.plain = self.extract is None and not self.space
         self.ends = document_ends(source, tokenizer)
         self.tokenizer = tokenizer
         self.columns = top_fields(source.text_field)
@@ -44,6 +46,9 @@ class TextFormat:
 
     def take(self, record: Record) -> str | Reject:
         """The text of a record."""
+        text = record.fields.get(self.field)
+        if self.plain and type(text) is str and text:
+            return text
         try:
             text = find_field(record.fields, self.field)
         except LookupError:

@@ -6,12 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headrace.dataprep.input.streams import Place
-from headrace.schemas.errors import redact
-
 MISSING_FIELD = "missing field"
 SHOWN_FIELDS, SHOWN_NAME = 12, 60
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+TEXT, NUMBER = (str, bytes), (int, float)  # unions are made at each call
+
+
+class Place(NamedTuple):
+    """Position of a record's begin: `line` newlines after (decompressed) byte `start` of `file`."""
+
+    file: str
+    start: int
+    line: int
 
 
 class Record(NamedTuple):
@@ -45,42 +50,17 @@ class Reject(NamedTuple):
         return values
 
 
-def refuse(place: Place, reason: str, detail: str, further: int = 0) -> Reject:
-    """A reject at a place, `further` lines down."""
-    return Reject(redact(place.file), place.number(further), reason, detail)
-
-
-def refuse_bytes(place: Place, error: UnicodeDecodeError, further: int = 0) -> Reject:
-    """A record that is no UTF-8."""
-    detail = f"byte 0x{error.object[error.start]:02x} at byte {error.start} of the document"
-    if error.object.startswith(UTF_16):
-        detail += "; it is UTF-16, write it as UTF-8"
-    return refuse(place, "invalid UTF-8", detail, further)
-
-
-def refuse_large(place: Place, limit: int) -> Reject:
-    """A record that memory might not hold once it is tokenized."""
-    return refuse(place, "too large", f"more than max_record_bytes = {limit}")
-
-
-def decode(place: Place, data: bytes) -> str | Reject:
-    """Strict UTF-8."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        return refuse_bytes(place, error, data.count(b"\n", 0, error.start))
-
-
 def characters(value: object) -> int:
     """The size of a record: characters in its strings, and 4 for each number."""
-    if isinstance(value, str | bytes):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return sum([len(part) if type(part) is str else characters(part) for part in value])
+    if isinstance(value, TEXT):
         return len(value)
-    if isinstance(value, dict | list):
-        parts = value.values() if isinstance(value, dict) else value
-        return sum([len(part) if type(part) is str else characters(part) for part in parts])
     if isinstance(value, np.ndarray):
         return 4 * value.size
-    return 4 if isinstance(value, int | float) else 0
+    return 4 if isinstance(value, NUMBER) else 0
 
 
 def top_fields(path: str) -> frozenset[str]:

@@ -38,4 +38,4 @@ def build_format(config: PrepareConfig, source: SourceConfig, tokenizer: Tokeniz
         case "unpaired":
             from headrace.dataprep.formats.preference import UnpairedFormat
 
-            return UnpairedFormat(source, tokenizer)
+            return UnpairedFormat(source, tokenizer, config.images)

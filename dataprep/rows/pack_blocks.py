@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from headrace.dataprep.input.records import (
-    Reject,
-)
+from headrace.dataprep.formats.document_ends import token_ids
+from headrace.dataprep.input.records import Reject
 from headrace.dataprep.rows.encoded_spool import EncodedBlock
 from headrace.dataprep.rows.overlong import Fitted, drop_tail, fit_samples
 from headrace.dataprep.rows.packing import full_mask, pack_samples, prefix_rows
@@ -17,7 +16,6 @@ from headrace.dataprep.rows.picture_rows import row_picture_bytes, row_pictures
 from headrace.dataprep.rows.row_keys import row_keys
 from headrace.dataprep.rows.row_tables import count_tokens
 from headrace.dataprep.rows.task_stats import TaskStats, add_counts
-from headrace.dataprep.text.document_ends import token_ids
 from headrace.dataprep.text.row_format import Document
 from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokenizer import control_ids
@@ -48,9 +46,11 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
     overlong = config.overlong_of(source_named(config, block.source))
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for document in block.documents:
-        samples[document.split] += [
-            mask_sample(sample, options.masked) for sample in document.samples
-        ]
+        samples[document.split] += (
+            [mask_sample(sample, options.masked) for sample in document.samples]
+            if options.masked
+            else document.samples
+        )
     fitted = {
         split: drop_tail(found, row_len)
         if config.drop_tails
@@ -63,7 +63,7 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
         if fit.samples
     }
     lengths = Counter(sample.tokens for found in samples.values() for sample in found)
-    dropped = [document.dropped for document in block.documents]
+    dropped = [document.dropped for document in block.documents if document.dropped]
     emptied = [document for document in block.documents if not document.samples]
     prefixes = sum(table.num_rows for table in rows.values()) * len(options.prefix)
     stats = TaskStats(

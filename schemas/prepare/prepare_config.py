@@ -221,10 +221,10 @@ class PrepareConfig(Config):
         if self.mix_sources:
             raise ValueError("images: mix_sources is not supported with pictures; remove it")
         for source in self.sources:
-            if source.type == "unpaired" or source.engine == "axolotl":
+            if source.engine == "axolotl":
                 raise ValueError(
-                    f'source "{source.name}": type = "{source.type}" reads no pictures; set "chat" '
-                    'or "preference", or prepare it without [images]'
+                    f'source "{source.name}": engine = "axolotl" reads no pictures; drop it, or '
+                    "prepare it without [images]"
                 )
         return self
 

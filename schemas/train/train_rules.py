@@ -19,6 +19,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_slices(config)
     check_tensor(config)
     check_quantization(config)
+    check_float16(config)
     check_trained_matmul(config)
     check_mixing(config)
     check_packing(config)
@@ -55,6 +56,20 @@ def check_steps_and_rate(config: "TrainConfig") -> None:
         raise ValueError(
             f"checkpoint.weights_only = true: the weights of {optimizer} are averages, which its "
             "states are needed for; drop one"
+        )
+
+
+def check_float16(config: "TrainConfig") -> None:
+    """Weights in float16 lose small updates, so they are frozen."""
+    if config.dtype == "float16" and config.adapter.record.trains_base:
+        raise ValueError(
+            f'dtype = "float16" with adapter.kind = "{config.adapter.kind}": only adapters are '
+            'trained beside weights in float16; use "lora", or dtype = "bfloat16" or "float32"'
+        )
+    if config.dtype == "float16" and config.optimizer.record.keeps_dtype:
+        raise ValueError(
+            f'dtype = "float16": optimizer.type = "{config.optimizer.type}" holds trained weights '
+            "in `dtype`, and float16 loses small updates; use another optimizer"
         )
 
 
@@ -168,6 +183,11 @@ def check_quantization(config: "TrainConfig") -> None:
     """There must be frozen weights; what adapters took from them is in no cache."""
     adapter = config.adapter
     if config.quantization is None:
+        if adapter.takes_over and adapter.init == "loftq":
+            raise ValueError(
+                'adapter.init = "loftq" takes over what weights lose when they are quantized, and '
+                'there is no [quantization]; add one, or use init = "kaiming"'
+            )
         return
     limited = adapter.target_modules != "all-linear" or adapter.layers is not None
     if adapter.record.trains_all and not limited:
@@ -185,10 +205,10 @@ def check_quantization(config: "TrainConfig") -> None:
             f'[quantization] goes with objective.kind = "{config.objective.kind}" only under '
             f'adapters, and adapter.kind = "{adapter.kind}"; use kind = "lora"'
         )
-    if config.quantization.cache is not None and adapter.init in ("pissa", "olora"):
+    if config.quantization.cache is not None and adapter.takes_over:
         raise ValueError(
             f'quantization.cache does not go with adapter.init = "{adapter.init}", which '
-            "changes the weights before they are quantized; drop one"
+            "needs the weights before they are quantized; drop one"
         )
 
 
@@ -393,7 +413,7 @@ def check_objective(config: "TrainConfig") -> None:
             f'objective.kind = "{kind}" does not go with adapter.kind = "{adapter.kind}", whose '
             "classes are for whole documents; use another adapter.kind"
         )
-    if config.objective.has_reference and adapter.init in ("pissa", "olora"):
+    if config.objective.has_reference and adapter.takes_over:
         raise ValueError(
             f'objective.kind = "{kind}" compares with the frozen weights, of which '
             f'adapter.init = "{adapter.init}" takes a part away; use another adapter.init'
@@ -550,9 +570,14 @@ def not_with_pictures(config: "TrainConfig") -> list[tuple[str, bool, str]]:
         ),
         ("adapter.path", adapter.path is not None, "start a new adapter"),
         (
+            "[rejected_sampling]",
+            config.rejected_sampling is not None,
+            "prompts to sample from hold no pictures",
+        ),
+        (
             f'objective.kind = "{config.objective.kind}"',
-            config.objective.record.columns != "rows",
-            "use one of rows",
+            config.objective.record.scores,
+            "a score of pictures is not trained",
         ),
         ("relora.every_steps", bool(config.relora.every_steps), "drop one"),
         (

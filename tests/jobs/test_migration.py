@@ -831,6 +831,7 @@ def axolotl_train(tmp_path, monkeypatch):
         ("gradient_checkpointing: true\nactivation_offloading: true\n", "activation_offload", True),
         ("activation_offloading: true\n", "activation_offload", None),
         ("torch_compile: auto\n", "compile", True),
+        ("fp16: true\nbf16: false\n", "dtype", "float16"),
         ("logging_steps: 0.1\nearly_stopping_patience: 0\nmax_steps: 0\n", "reporting", None),
         (
             "load_in_8bit: true\nquantize_moe_experts: true\n",
@@ -841,6 +842,11 @@ def axolotl_train(tmp_path, monkeypatch):
 )
 def test_values_of_axolotl(axolotl_train, text, table, expected):
     assert axolotl_train(LORA_YAML + text).get(table) == expected
+
+
+def test_a_whole_model_in_float16_is_not_taken_over(axolotl_train):
+    assert "dtype" not in axolotl_train(f"{SHORT_YAML}float16: true\n")
+    assert "not taken over: float16 = true: float16 is for adapters" in head(Path())
 
 
 @pytest.mark.parametrize(
@@ -1111,6 +1117,27 @@ def test_so_it_does_in_the_other_systems(tmp_path, name, text, message):
 )
 def test_regular_expressions_as_targets(pattern, names):
     assert module_names(pattern) == names
+
+
+@pytest.mark.parametrize("names", ["[q_proj]", "'.*q_proj'"])
+def test_names_beside_all_linear_layers_take_nothing_away_from_these(axolotl_train, names):
+    text = f"{LORA_YAML}lora_target_linear: true\nlora_target_modules: {names}\n"
+    assert axolotl_train(text)["adapter"]["target_modules"] == "all-linear"
+
+
+@pytest.mark.parametrize(
+    ("text", "reported"),
+    [
+        (
+            "lora_target_linear: true\nlora_target_modules: [lm_head]\n",
+            "lm_head beside lora_target",
+        ),
+        ("jagged_restart_steps: 10\n", "without relora the learning rate alone would start anew"),
+    ],
+)
+def test_what_would_be_left_out_of_an_adapter_is_reported(text, reported, axolotl_train):
+    axolotl_train(f"{LORA_YAML}{text}")
+    assert reported in head(Path())
 
 
 @pytest.mark.parametrize("pattern", ["(?!.*vision).*proj", "model.layers.[0-9].mlp.up_proj"])

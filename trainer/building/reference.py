@@ -61,9 +61,10 @@ def share_modules(policy: StageSpec, model: Any) -> None:
             if not (frozen and holds):
                 continue
             place = base_name(path).removesuffix(".")
-            if any(True for child in part.children() for _ in child.parameters()):
-                # a mixer, say, in which adapters wrap other parts
-                model.get_submodule(place)._parameters.update(part._parameters)
+            own = model.get_submodule(place)
+            if any(True for child in own.children() for _ in child.parameters()):
+                # a mixer, say, in which adapters wrap other parts, or LLaVA-NeXT's own weight
+                own._parameters.update(part._parameters)
             else:
                 model.set_submodule(place, part)
 

@@ -15,11 +15,18 @@ from headrace.trainer.optim.sums import gradient_of, sum_over
 from headrace.trainer.parallel import RankLayout
 
 
-def reduce(built: BuiltStage, layout: RankLayout, optimizer: torch.optim.Optimizer) -> float:
+def reduce(
+    built: BuiltStage, layout: RankLayout, optimizer: torch.optim.Optimizer, scale: float = 1.0
+) -> float:
     """Sum gradients over all copies of the weights; return the norm of the whole model's.
 
     Where the optimizer shares its states out, a rank is given the sums of its shares alone.
+
+    Args:
+        scale: that the loss was multiplied by; the gradients are freed of it.
     """
+    if scale != 1.0:
+        unscale([item.parameter for item in built.trained], scale)
     sum_partial(built.trained, layout)
     sum_tied(built, layout)
     if isinstance(optimizer, ShardedOptimizer):
@@ -34,6 +41,13 @@ def stepped(built: BuiltStage, optimizer: torch.optim.Optimizer) -> list[nn.Para
     if isinstance(optimizer, ShardedOptimizer):
         return optimizer.parameters
     return [item.parameter for item in built.trained]
+
+
+def unscale(parameters: Sequence[nn.Parameter], scale: float) -> None:
+    """Divide all gradients by the scale of the loss."""
+    gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, 1 / scale)
 
 
 def sum_tied(built: BuiltStage, layout: RankLayout) -> None:

@@ -219,6 +219,22 @@ def test_both_sides_of_a_pair_share_its_pictures(answers, config, run, write_row
     assert verify(Path("out")) == []
 
 
+@pytest.mark.parametrize("prompt", [MARKED, [{"role": "user", "content": MARKED}]])
+def test_single_answers_with_labels_have_pictures_in_their_prompts(prompt, config, run, write_rows):
+    answers = [{"completion": ANSWER, "label": True}, {"completion": "a cat", "label": False}]
+    pictures = {"prompt": prompt, "images": ["0.png", "7.png"]}
+    if isinstance(prompt, list):
+        answers[0]["completion"] = [{"role": "assistant", "content": ANSWER}]
+    write_rows([pictures | answer for answer in [*answers, answers[0]]])
+    source = {"name": "drawn", "type": "unpaired", "path": "rows.jsonl"}
+    manifest = run(config(shards=1, sources=[source], deduplicate={"exact": True}))
+    rows = rows_of("out")
+    assert sorted(row["desirable"] for row in rows) == [False, True]
+    assert_document(next(row for row in rows if row["desirable"]), "qwen2_vl")
+    assert manifest.images.ledger.pictures_dropped == {"exact duplicate": 2}
+    assert verify(Path("out")) == []
+
+
 def test_texts_without_pictures_go_beside_those_with(config, run, write_rows):
     write_rows([asked("Hello"), SHAPES["jllm"]()])
     Path("plain.txt").write_text("the wheel turns")
@@ -375,15 +391,9 @@ def test_other_types_of_axolotl_are_refused(config, run, write_rows):
         run(config(sources=[AXOLOTL | {"axolotl": {"type": "alpaca"}}]))
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        {"type": "axolotl", "axolotl": {"type": "chat_template"}, "engine": "axolotl"},
-        {"type": "unpaired"},
-    ],
-)
-def test_types_that_read_no_pictures_are_refused(config, source):
-    with pytest.raises(ValidationError, match=r'type = "\w+" reads no pictures; set "chat"'):
+def test_axolotls_own_reader_is_refused(config):
+    source = {"type": "axolotl", "axolotl": {"type": "chat_template"}, "engine": "axolotl"}
+    with pytest.raises(ValidationError, match='engine = "axolotl" reads no pictures; drop it'):
         config(packing="none", sources=[{"name": "drawn", "path": "rows.jsonl", **source}])
 
 

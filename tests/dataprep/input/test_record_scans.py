@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from headrace.dataprep.input import csv_scan, json_scan
 from headrace.dataprep.input.csv_records import parse_row, read_csv
 from headrace.dataprep.input.csv_scan import scan_csv
-from headrace.dataprep.input.json_records import Wanted, read_json_list
+from headrace.dataprep.input.json_records import Wanted, loads, read_json_list
 from headrace.dataprep.input.json_scan import scan_json
 from headrace.dataprep.input.pieces import InputFile, Piece
 from headrace.dataprep.input.records import Record
+from headrace.dataprep.input.streams import line_of
 from headrace.dataprep.input.tasks import cut_file
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.source_config import SourceConfig
@@ -50,7 +51,7 @@ def test_csv_gives_back_every_cell_and_the_line_of_each_row(rows, quoting, tmp_p
     assert [record.fields for record in found] == [
         {"first": first, "second": second} for first, second in rows
     ]
-    assert [record.place.number() for record in found] == lines[1:]
+    assert [line_of(record.place) for record in found] == lines[1:]
 
 
 def test_a_bad_row_of_a_csv_is_refused_by_its_line(tmp_path):
@@ -265,3 +266,35 @@ def test_a_file_is_cut_among_workers(
         return  # processes take seconds to start
     run(make_config("two", sources=sources, block_bytes=2048, **changes), 2)
     assert snapshot("two") == cut
+
+
+LINES = [
+    '{"text": "a"}',
+    ' {"text": "a"}',
+    '{"text": "a"}\r',
+    '{"text": "a"} \t',
+    '{"text": "a"}{"text": "b"}',
+    '{"text": "a"} x',
+    '\ufeff{"text": "a"}',
+    '{"text": NaN, "more": -Infinity}',
+    '{"text": "\\ud800"}',
+    '{"text": "a\tb"}',
+    '{"text": ' + "9" * 5000 + "}",
+    "[" * 100_000,
+    '{"text"',
+    "[1, 2]",
+    "7",
+    '"a',
+    "",
+]
+
+
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
+def test_lines_are_parsed_as_the_standard_library_does(line):
+    def outcome(parse):
+        try:
+            return repr(parse(line))
+        except (ValueError, RecursionError) as error:
+            return type(error), str(error)
+
+    assert outcome(loads) == outcome(json.loads)

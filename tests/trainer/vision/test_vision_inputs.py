@@ -77,7 +77,7 @@ def test_a_row_without_tokens_for_its_pictures_is_refused(model):
         ({"tensor_parallel": 2, "adapter": {}}, "[vision] does not go with tensor_parallel"),
         ({"half_layers": True}, "[vision] does not go with half_layers"),
         ({"adapter": {"kind": "control"}}, '[vision] does not go with adapter.kind = "control"'),
-        ({"objective": {"kind": "dpo"}}, '[vision] does not go with objective.kind = "dpo"'),
+        ({"objective": {"kind": "reward"}}, '[vision] does not go with objective.kind = "reward"'),
         ({"vision": {"train": True}, "adapter": {}}, "set adapter.vision = true"),
         (
             {"objective": {"kind": "distill", "teacher": "model"}},
