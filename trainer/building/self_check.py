@@ -43,7 +43,7 @@ from headrace.trainer.building.parameter_slots import (
     holds_quantized,
     stored_buffers,
 )
-from headrace.trainer.building.partition import StageCut, check_stacked
+from headrace.trainer.building.partition import StageCut, stacks_beside_tower
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.families.remote_code import run_code_of
 from headrace.trainer.quantized.modules import QuantizableModule
@@ -415,8 +415,14 @@ def plan_model(config: ModelConfig) -> Plan:
         plan = replace(plan, teacher=plan_model(config.of_teacher()))
     if config.tensor_parallel > 1:
         check_parts(config, plan)
-    check_stacked(config, plan.size, architecture)
-    return plan
+    return plan if stacks_beside_tower(config, plan.size) else with_stacked_stream(plan)
+
+
+def with_stacked_stream(plan: Plan) -> Plan:
+    """Return the plan with the features of each of the first layers sent on to their stages."""
+    architecture = plan.architecture
+    stream = replace(architecture.stream, stacked=architecture.stacked_layers)
+    return replace(plan, architecture=replace(architecture, stream=stream))
 
 
 def check_parts(config: ModelConfig, plan: Plan) -> None:

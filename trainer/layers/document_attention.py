@@ -78,6 +78,7 @@ def visible_tokens(
     device: torch.device,
     *,
     in_blocks: bool = False,
+    groups: Tensor | None = None,
     rows: RowSlice = WHOLE_ROWS,
 ) -> dict[int | None, VisibleTokens | None]:
     """One object for each window, for compiled code that takes any number of documents.
@@ -85,6 +86,7 @@ def visible_tokens(
     Args:
         document_lengths: [b] lengths that sum to s.
         in_blocks: FlexAttention is to run, which needs to know of blocks, on a GPU.
+        groups: [b, s] of tokens that see each other both ways, -1 for none; with `in_blocks` alone.
         rows: the slice that attends, to all up to its end.
 
     Returns:
@@ -116,10 +118,29 @@ def visible_tokens(
         if in_blocks and devices.is_accelerator(device):
             queries = (end - start) * len(pieces)
             keys = sum(piece.keys for piece in flat)
-            blocks = block_mask(*visible_keys(bounds, key_bounds, queries, window or -1), keys)
+            first, last = visible_keys(bounds, key_bounds, queries, window or -1)
+            last = last if groups is None else last_of_groups(last, groups)
+            blocks = block_mask(first, last, keys)
         further = (None, None) if first_keys is None else (key_bounds, first_keys)
         found[given] = VisibleTokens(bounds, window, blocks, *further)
     return found
+
+
+def last_of_groups(last: Tensor, groups: Tensor) -> Tensor:
+    """Return the last key that each token sees, if tokens of a group see all of it.
+
+    Args:
+        last: [b * s], without groups: that of the token itself.
+        groups: [b, s], -1 for none; tokens of a group follow each other in a row.
+    """
+    size = groups.shape[1]
+    starts = torch.arange(groups.shape[0], device=groups.device).unsqueeze(1) * size
+    flat = torch.where(groups >= 0, groups + starts, -1).flatten()
+    ends = torch.ones_like(flat, dtype=torch.bool)
+    ends[:-1] = flat[1:] != flat[:-1]
+    places = torch.arange(len(flat), device=flat.device)
+    following = torch.where(ends, places, len(flat)).flip(0).cummin(0).values.flip(0)
+    return torch.where(flat >= 0, following, last)
 
 
 class Piece(NamedTuple):

@@ -206,7 +206,7 @@ class Stage(nn.Module):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
                 embedded = self.embedding.embed(inputs, positions, chance, device, features)
-                hidden, carried = self.stream.begin(embedded, inputs)
+                hidden, carried = self.stream.begin(embedded, inputs, features)
             else:
                 hidden, carried = self.stream.split(inputs)
             axes = every_position
@@ -225,7 +225,8 @@ class Stage(nn.Module):
                 with self._kept(index, hidden):
                     hidden, parts = run(hidden)
                 carried.take(self.numbers[index], arguments)
-                if features is not None:
+                hidden = carried.added(self.numbers[index], hidden)
+                if features is not None and carried.stacked is None:
                     hidden = features.add(hidden, self.numbers[index])
                 hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
                 router_parts += [] if parts is None else [parts]
@@ -297,7 +298,9 @@ class Stage(nn.Module):
     ) -> Masks:
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
-            return visible_tokens(lengths, windows, device, in_blocks=self.in_blocks, rows=rows)
+            return visible_tokens(
+                lengths, windows, device, in_blocks=self.in_blocks, groups=groups, rows=rows
+            )
         additive = self.compute_dtype if self.additive_mask else None
         return attention_masks(
             lengths, windows, device, additive, groups, rows, always=self.indexed

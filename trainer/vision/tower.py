@@ -33,6 +33,13 @@ class Features:
         rows = hidden.flatten(0, 1).index_select(0, self.places)
         return self._at_places(hidden, rows + self.stacked[layer].to(hidden.dtype))
 
+    def spread(self, empty: Tensor) -> Tensor:
+        """Return zeros of [b, s, layers, hidden size] with the features of each of the first
+        decoder layers in place of their tokens'.
+        """
+        stacked = torch.stack(self.stacked, dim=1).to(empty.dtype)
+        return empty.flatten(0, 1).index_copy(0, self.places, stacked).view_as(empty)
+
     def _at_places(self, hidden: Tensor, values: Tensor) -> Tensor:
         flat = hidden.flatten(0, 1).index_copy(0, self.places, values.to(hidden.dtype))
         return flat.view_as(hidden)
