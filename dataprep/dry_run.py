@@ -16,6 +16,7 @@ from headrace.dataprep.input.pieces import Piece, Task
 from headrace.dataprep.input.streams import compression, decompressed, open_random
 from headrace.dataprep.planning import build_context, plan
 from headrace.dataprep.rows.blocks import process_block, read_blocks
+from headrace.dataprep.rows.evaluation_sets import open_sets
 from headrace.dataprep.rows.task_stats import add_stats
 from headrace.dataprep.shards.findings import Estimate, Findings
 from headrace.dataprep.text.encoding import encode_texts
@@ -170,8 +171,9 @@ def measure(context: Context, sample: Sample) -> Measured:
     encode_texts(context.tokenizer, ["a"])  # opens the tokenizer
     started = time.perf_counter()
     row_format = context.row_format(sample.task.source)
+    sets = open_sets(context.config.decontaminate)
     results = [
-        process_block(context.config, context.tokenizer, row_format, block)
+        process_block(context.config, context.tokenizer, row_format, sets, block)
         for block in read_blocks(context.config, row_format, sample.task)
     ]
     seconds = time.perf_counter() - started

@@ -14,7 +14,7 @@ from headrace.dataprep.input.pieces import InputFile, Task
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.tasks import cut_file, plan_tasks
 from headrace.dataprep.passes.duplicate_keys import check_library
-from headrace.dataprep.rows.contamination import open_sets
+from headrace.dataprep.rows.evaluation_sets import open_sets
 from headrace.dataprep.rows.format_registry import build_format
 from headrace.dataprep.rows.pack_blocks import block_options
 from headrace.dataprep.text.fast_tokenizer import choose_backend
@@ -76,7 +76,8 @@ def resolve(config: PrepareConfig, tokenizer: TokenizerSpec) -> PrepareConfig:
 
 def resolve_sets(config: DecontaminateConfig) -> DecontaminateConfig:
     """The same with what tells the sets' texts from others."""
-    sets = open_sets(config.model_dump_json())
+    sets = open_sets(config)
+    assert sets is not None, "there is a config"
     if sets.short:
         logger.warning(
             "decontaminate: %d texts of the sets have fewer than %d words and are not looked for",

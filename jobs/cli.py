@@ -9,6 +9,7 @@ import typer
 
 from headrace.jobs.commands import data, model, train
 from headrace.jobs.serve import benchmark
+from headrace.jobs.serve import commands as answers
 from headrace.schemas.errors import HeadraceError, install_hint
 from headrace.schemas.outside_text import visible
 from headrace.schemas.process_limits import open_closed_streams
@@ -39,7 +40,7 @@ def headrace(
     """Raw text to shuffled token shards, and shards to pipeline-parallel fine-tuning."""
 
 
-for group in (data, train, model, benchmark):
+for group in (data, train, model, answers, benchmark):
     app.add_typer(group.app)
 
 

@@ -4,18 +4,17 @@
 which are fast. For HQQ, whose PyTorch code takes several passes, there is a kernel of ours.
 """
 
+import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from headrace.kernels.fp8.rows import E4M3
 from headrace.kernels.on_accelerator import on_accelerator
 
-E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0  # the largest number of e4m3
-SMALLEST_SCALE = 1e-12  # rows of zeros stay zeros
 FOUR_BIT = ("nf4", "fp4")
 MOST_AT_ONCE = 1 << 30  # weights; bitsandbytes counts them in 32 bits
 HQQ_WORDS = {8: 1, 4: 2, 3: 10, 2: 4, 1: 8}  # bits -> values in a word of the packed tensor
@@ -40,9 +39,13 @@ def dequantize(
             "hqq": packed codes, scales and zeros; settings are bits and axis.
             "fp8": [outputs, inputs] e4m3 and the scale of each row.
             "plain": the weight itself.
+            "module:function": what that function of (parts, shape, settings, dtype) takes.
         shape: of the weight; of stacks [matrices, outputs, inputs], and so are the parts, but for
             those of "nf4" and "fp4", which lie one after the other.
     """
+    if ":" in kind:
+        weight: Tensor = function_of(kind)(parts, shape, settings, dtype)
+        return weight
     if kind == "hqq":
         return dequantize_hqq(parts[0], parts[1], parts[2], settings[0], settings[1], shape, dtype)
     if kind == "plain":
@@ -56,6 +59,14 @@ def dequantize(
     return _dequantize_four_bit(
         parts[0], block_scales(parts, settings), kind, settings[0], shape, dtype
     )
+
+
+@cache
+def function_of(kind: str) -> Callable[..., Tensor]:
+    """Return the function by which a format of its own is dequantized."""
+    module, _, name = kind.partition(":")
+    found: Callable[..., Tensor] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _dequantize_four_bit(

@@ -91,7 +91,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _input_gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     parts = list(ctx.saved_tensors)
     x_gradient = _frozen_linear_backward(gradient, parts, ctx.kind, ctx.shape, ctx.settings)
-    return x_gradient, None, [None] * len(parts), None, None, None, None
+    settings: list[None] | None = None if ctx.settings else []  # of the structure of what came in
+    return x_gradient, None, [None] * len(parts), None, None, settings, None
 
 
 _frozen_linear.register_autograd(_input_gradient, setup_context=_keep)

@@ -4,8 +4,6 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
-from headrace.schemas.fingerprint import fingerprint
-
 
 def check_characters(text: str) -> str:
     """Return a text that can be a name or a path.
@@ -45,7 +43,3 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
     )
-
-    def fingerprint(self, exclude: set[str] | None = None) -> str:
-        """SHA-256 of the resolved values, leaving out the named top-level keys."""
-        return fingerprint(self.model_dump(mode="json", exclude=exclude))

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from headrace.schemas.errors import DataError
+from headrace.schemas.outside_text import shown
 
 
 def check_plain(name: str) -> str:
@@ -39,12 +40,6 @@ def check_printable(text: str) -> str:
 
 PlainName = Annotated[str, AfterValidator(check_plain)]
 PlainText = Annotated[str, AfterValidator(check_printable)]
-
-
-def shown(name: object, limit: int = 80) -> str:
-    """Return a value from elsewhere as it can stand in a line: escaped, and cut."""
-    text = ascii(name)
-    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def named_file(directory: Path, name: object, source: str) -> Path:

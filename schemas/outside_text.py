@@ -211,3 +211,9 @@ def visible(text: str) -> str:
 def visible_lines(text: str) -> str:
     """Return a text of several lines, in which line ends and tabs stay."""
     return text.translate(IN_ROWS)
+
+
+def shown(name: object, limit: int = 80) -> str:
+    """Return a value from elsewhere as it can stand in a line: escaped, and cut."""
+    text = ascii(name)
+    return text if len(text) <= limit else f"{text[:limit]}..."

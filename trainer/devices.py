@@ -26,7 +26,8 @@ def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """Return the type of frozen weights and of the computation, as config key `dtype` has it."""
     if wanted == "auto":
         return torch.bfloat16 if is_accelerator(device) else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    dtype: torch.dtype = getattr(torch, wanted)
+    return dtype
 
 
 def device_type() -> str:

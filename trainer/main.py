@@ -52,6 +52,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="use so much of each GPU, to try a smaller one"
+    )
+    parser.add_argument(
         "--local_rank", type=int, default=None, help="given by launchers; the environment counts"
     )
     return parser.parse_args(arguments)
@@ -77,6 +80,8 @@ def main(
     configure_logging(int(os.environ.get("RANK", "0")))
     try:
         config = load_config(TrainConfig, options.config, options.set)
+        if options.memory:
+            limit_memory(options.memory)
         train(config, resume=options.resume, data_changed=options.data_changed)
     except HeadraceError as error:
         if options.debug:
@@ -84,6 +89,14 @@ def main(
         complain(str(error))
         return 1
     return 0
+
+
+def limit_memory(gib: float) -> None:
+    """Let this process take so much of its GPU at the most."""
+    from headrace.trainer import devices
+
+    device = devices.take_device(int(os.environ.get("LOCAL_RANK", "0")))
+    devices.limit_memory(device, int(gib * 2**30))
 
 
 def train(

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import fingerprint
@@ -55,40 +56,17 @@ def check(config: TrainConfig, processes: int) -> Inputs:
     check_reporting(config)
     directory = model_directory(config.model, config.weights)
     model = read_model_config(directory)
-    check_family(config.model, model)
-    if config.vision is not None:
-        check_vision(config, directory, model)
-    check_readable(config.model, model)
-    text = text_settings(model)
-    text = {**text, **override_positions(config, text)}
-    check_model(config, text)
+    text = check_model_files(config, directory, model)
     if config.quantization is not None:
         check_installed(config.quantization.backend)
-    train = [manifest_of(dataset.path, config.loader) for dataset in config.datasets]
-    evaluation = [
-        manifest_of(dataset.path, config.loader) for dataset in config.evaluation_datasets
-    ]
-    paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
-    for path, manifest in zip(paths, train + evaluation, strict=True):
-        tokens = config.model_overrides.new_tokens
-        check_kind(path, manifest, config.objective)
-        check_teacher(config, path, manifest, text)
-        check_shards(path, manifest, directory, text, config.weights == "random", tokens)
-        check_pictures(config, path, manifest, directory)
-    if config.rejected_sampling is not None:
-        stop_tokens(config.rejected_sampling, directory, train)
+    train, evaluation = check_datasets(config, directory, text)
     sequence_tokens = find_place_tokens(config, train + evaluation)
     check_sequence(config, text, sequence_tokens)
     check_tensor(config, text)
     longest = max(manifest.sequence_len for manifest in train + evaluation)
     check_lengths(config.model, text, longest, sequence_tokens)
     plan = plan_data(config, train)
-    for dataset, manifest in zip(config.evaluation_datasets, evaluation, strict=True):
-        if not any(shard.rows for shard in manifest.split(EVALUATION)):
-            raise DataError(
-                f"{dataset.path}: no evaluation rows; prepare with a larger evaluation_fraction, "
-                "or leave it out of evaluation_datasets"
-            )
+    check_evaluation_rows(config, evaluation)
     batch = config.micro_batch_size * config.gradient_accumulation_steps * dims.replicas
     return Inputs(
         train=train,
@@ -105,6 +83,50 @@ def check(config: TrainConfig, processes: int) -> Inputs:
         sides=SIDES if config.objective.of_pairs else 1,
         data_fingerprint=fingerprint([manifest.identity() for manifest in train]),
     )
+
+
+def check_model_files(
+    config: TrainConfig, directory: Path, model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Check a model's config.json, and return what it says of the language model."""
+    check_family(config.model, model)
+    if config.vision is not None:
+        check_vision(config, directory, model)
+    check_readable(config.model, model)
+    text = text_settings(model)
+    text = {**text, **override_positions(config, text)}
+    check_model(config, text)
+    return text
+
+
+def check_datasets(
+    config: TrainConfig, directory: Path, text: dict[str, Any]
+) -> tuple[list[Manifest], list[Manifest]]:
+    """Check shard directories, and return the manifests of those to train and to evaluate on."""
+    train, evaluation = (
+        [manifest_of(dataset.path, config.loader) for dataset in datasets]
+        for datasets in (config.datasets, config.evaluation_datasets)
+    )
+    paths = [d.path for d in config.datasets] + [d.path for d in config.evaluation_datasets]
+    for path, manifest in zip(paths, train + evaluation, strict=True):
+        tokens = config.model_overrides.new_tokens
+        check_kind(path, manifest, config.objective)
+        check_teacher(config, path, manifest, text)
+        check_shards(path, manifest, directory, text, config.weights == "random", tokens)
+        check_pictures(config, path, manifest, directory)
+    if config.rejected_sampling is not None:
+        stop_tokens(config.rejected_sampling, directory, train)
+    return train, evaluation
+
+
+def check_evaluation_rows(config: TrainConfig, manifests: Sequence[Manifest]) -> None:
+    """Check that the datasets to evaluate on have rows for it."""
+    for dataset, manifest in zip(config.evaluation_datasets, manifests, strict=True):
+        if not any(shard.rows for shard in manifest.split(EVALUATION)):
+            raise DataError(
+                f"{dataset.path}: no evaluation rows; prepare with a larger evaluation_fraction, "
+                "or leave it out of evaluation_datasets"
+            )
 
 
 def override_positions(config: TrainConfig, model: Mapping[str, object]) -> dict[str, object]:

@@ -17,7 +17,6 @@ from headrace.dataprep.axolotl.templates import (
     template_text,
 )
 from headrace.dataprep.axolotl.turns import property_names, read_messages, turn_reader
-from headrace.dataprep.formats.chat import open_source
 from headrace.dataprep.formats.picture_template import Expansion
 from headrace.dataprep.images.picture import Picture, PictureError
 from headrace.dataprep.images.picture_places import PicturePlaces
@@ -53,8 +52,9 @@ def pictured_chat(config: AxolotlConfig, rules: TokenRules, images: ImagesConfig
             f'type = "{config.type}" reads no pictures; set type = "chat_template" without rl, or '
             "prepare it without [images]"
         )
-    source = open_source(images)
-    assert source is not None, "there are pictures"
+    from headrace.dataprep.images.source import PictureSource
+
+    source = PictureSource(images)
     return PicturedChat(chat_strategy(config, rules, source.marker), source)
 
 

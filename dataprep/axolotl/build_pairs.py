@@ -1,11 +1,11 @@
 """The options of preference rows: where prompt and answers lie, and how they are written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from headrace.dataprep.axolotl.preference import (
     CUSTOM_PAIR,
     LAYOUTS,
-    CustomPairs,
+    CustomTexts,
     Pair,
     TextPairs,
     nectar,
@@ -26,7 +26,6 @@ from headrace.dataprep.axolotl.unpaired import (
     ANSWER_LAYOUTS,
     CUSTOM_ANSWER,
     Answer,
-    CustomAnswers,
     LabeledAnswers,
     plain_answer,
 )
@@ -55,17 +54,28 @@ def labeled_answers(config: AxolotlConfig, rules: TokenRules) -> LabeledAnswers:
 def answer_reader(config: AxolotlConfig) -> Callable[[Row], Answer]:
     """Return a function that reads the prompt and the answer of a row with a label."""
     if isinstance(config.type, CustomType):
-        options = CUSTOM_ANSWER | config.type.model_dump(
-            include=set(CUSTOM_ANSWER), exclude_none=True
-        )
-        check_format("prompt_format", options["prompt_format"], {"system", "prompt"})
-        check_format("completion_format", options["completion_format"], {"completion"})
-        return CustomAnswers(options)
+        options = custom_options(config.type, CUSTOM_ANSWER, Answer._fields)
+        return CustomTexts(options, Answer._fields, Answer)
     if config.type == "passthrough":
         return plain_answer
     if config.type not in ANSWER_LAYOUTS:
         raise unknown("type for kto", config.type, [*ANSWER_LAYOUTS, "passthrough"])
     return ANSWER_LAYOUTS[config.type]
+
+
+def custom_options(
+    kind: CustomType, usual: Mapping[str, str], fields: Sequence[str]
+) -> dict[str, str]:
+    """Return the columns and formats of a `type:` that is a table of them.
+
+    Raises:
+        ConfigError: a format names what there is none of.
+    """
+    options = {**usual, **kind.model_dump(include=set(usual), exclude_none=True)}
+    for name in fields:
+        known = {"system", "prompt"} if name == "prompt" else {name}
+        check_format(f"{name}_format", options[f"{name}_format"], known)
+    return options
 
 
 def orpo(config: AxolotlConfig, rules: TokenRules, style: str | None) -> StagedPairs:
@@ -82,11 +92,8 @@ def bradley_terry(config: AxolotlConfig, rules: TokenRules, style: str | None) -
 def pair_reader(config: AxolotlConfig, rules: TokenRules) -> Callable[[Row], Pair]:
     """Return a function that reads the chosen and the rejected answer of a row."""
     if isinstance(config.type, CustomType):
-        options = CUSTOM_PAIR | config.type.model_dump(include=set(CUSTOM_PAIR), exclude_none=True)
-        check_format("prompt_format", options["prompt_format"], {"system", "prompt"})
-        check_format("chosen_format", options["chosen_format"], {"chosen"})
-        check_format("rejected_format", options["rejected_format"], {"rejected"})
-        return CustomPairs(options)
+        options = custom_options(config.type, CUSTOM_PAIR, Pair._fields)
+        return CustomTexts(options, Pair._fields, Pair)
     name = config.type if "." in config.type else f"{config.type}.default"
     if name in LAYOUTS:
         return LAYOUTS[name].read

@@ -12,14 +12,10 @@ from headrace.dataprep.axolotl.strategy import Built, Plan, Row, RowError, one_s
 from headrace.dataprep.axolotl.turn_spans import SpannedChat, find_difference, find_spans
 from headrace.dataprep.axolotl.turns import Detail, Turn, TurnReader
 from headrace.dataprep.text.chat_mask import span_tokens
-from headrace.dataprep.text.chat_template import (
-    RESERVED,
-    ChatTemplate,
-    Message,
-    Span,
-    TemplateRefusedError,
-)
+from headrace.dataprep.text.chat_template import ChatTemplate
+from headrace.dataprep.text.rendering import Message, Span, TemplateRefusedError
 from headrace.dataprep.text.sample import Mask
+from headrace.dataprep.text.template_environment import RESERVED
 from headrace.dataprep.text.tokens import Ids, Located
 from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.axolotl_config import Ends

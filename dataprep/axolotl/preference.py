@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,10 +17,12 @@ from headrace.dataprep.axolotl.strategy import (
     column,
     rows_in,
 )
-from headrace.dataprep.text.chat_template import TemplateRefusedError
+from headrace.dataprep.text.rendering import TemplateRefusedError
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokens import Ids, Located
 from headrace.schemas.outside_text import json_type
+
+TextsT = TypeVar("TextsT")
 
 
 class Pair(NamedTuple):
@@ -174,21 +176,25 @@ CUSTOM_PAIR = {
 
 
 @dataclass(frozen=True)
-class CustomPairs:
-    """A `type:` that is a table of columns and formats."""
+class CustomTexts(Generic[TextsT]):
+    """A `type:` that is a table of columns and formats: for a pair, or a single answer.
+
+    Args:
+        made: makes one of the texts of the fields.
+    """
 
     options: Mapping[str, str]
+    fields: tuple[str, ...]
+    made: Callable[..., TextsT]
 
-    def __call__(self, row: Row) -> Pair:
-        """The texts of a row in the formats."""
-        system = row.get(self.options["field_system"]) or ""
-        texts = {
-            name: string(row, self.options[f"field_{name}"])
-            for name in ("prompt", "chosen", "rejected")
-        }
-        return Pair(
+    def __call__(self, row: Row) -> TextsT:
+        """Return the texts of a row in the formats; that of a prompt may name the system text."""
+        options = self.options
+        system = row.get(options["field_system"]) or ""
+        texts = {name: string(row, options[f"field_{name}"]) for name in self.fields}
+        return self.made(
             *(
-                self.options[f"{name}_format"].format(system=system, **{name: text})
+                options[f"{name}_format"].format(system=system, **{name: text})
                 for name, text in texts.items()
             )
         )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from headrace.dataprep.axolotl.preference import Pair, one_pair, refuse_tools, said, string
 from headrace.dataprep.axolotl.strategy import Built, Plan, Row, RowError, column, rows_in
 from headrace.dataprep.axolotl.turns import TurnReader, parse_call, read_tools
-from headrace.dataprep.text.chat_template import ChatTemplate, Message, TemplateRefusedError
+from headrace.dataprep.text.chat_template import ChatTemplate
+from headrace.dataprep.text.rendering import Message, TemplateRefusedError
 from headrace.dataprep.text.tokens import Located
 
 TOOL_FIELDS = ("tool_calls", "tool_call_id", "name")

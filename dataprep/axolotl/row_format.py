@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from headrace.dataprep.axolotl.strategy import Plan, RowError, Strategy
-from headrace.dataprep.input.records import Record, Reject, refuse
+from headrace.dataprep.input.records import Record, Reject
+from headrace.dataprep.input.streams import line_of, refuse
 from headrace.dataprep.text.encoding import encode_located, encode_texts
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample
@@ -60,7 +61,7 @@ class AxolotlFormat:
         except RowError as error:
             return refuse(record.place, error.reason, str(error))
         except DataError as error:
-            raise DataError(f"{record.place.file}:{record.place.number()}: {error}") from None
+            raise DataError(f"{record.place.file}:{line_of(record.place)}: {error}") from None
 
     def tokenize(self, texts: list[str]) -> list[Located]:
         """Tokenize all texts in one call; special tokens that are written out in them count."""
@@ -100,7 +101,7 @@ class AxolotlFormat:
             return UNTRAINED
         if self.options.raise_on_long and len(sample.ids) > self.sequence_len:
             raise DataError(
-                f"{record.place.file}:{record.place.number()}: {len(sample.ids)} tokens, more than "
+                f"{record.place.file}:{line_of(record.place)}: {len(sample.ids)} tokens, more than "
                 f"sequence_len = {self.sequence_len}, at which excess_length_strategy: raise stops"
             )
         return None
@@ -120,7 +121,7 @@ class RowChoice:
         """Return whether a row is taken."""
         if self.ranges is not None:
             start, end = self.ranges.get(record.place.file, (0, 0))
-            if not start < record.place.number() <= end:
+            if not start < line_of(record.place) <= end:
                 return False
         if self.shards is None and (self.weight is None or self.weight == 1):
             return True

@@ -8,6 +8,7 @@ from headrace.dataprep.input.files import find_source_files
 from headrace.dataprep.input.pieces import InputFile
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.records import Record
+from headrace.dataprep.input.streams import line_of
 from headrace.dataprep.input.tasks import cut_file
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig
@@ -59,7 +60,7 @@ def row_ranges(source: SourceConfig, options: AxolotlConfig) -> dict[str, list[i
 def record_numbers(source: SourceConfig, file: InputFile) -> list[int]:
     """The number of each record of a file, as rejects would show it: lines for JSONL."""
     return [
-        item.place.number() if isinstance(item, Record) else item.line
+        line_of(item.place) if isinstance(item, Record) else item.line
         for piece in cut_file(source, file, None, UNLIMITED)
         for item in read_records(source, piece, None, UNLIMITED)
     ]

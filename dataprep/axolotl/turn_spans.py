@@ -15,13 +15,8 @@ from headrace.dataprep.text.chat_mask import (
     mark_turn,
     render_chat,
 )
-from headrace.dataprep.text.chat_template import (
-    ChatTemplate,
-    Message,
-    Rendering,
-    Span,
-    TemplateRefusedError,
-)
+from headrace.dataprep.text.chat_template import ChatTemplate
+from headrace.dataprep.text.rendering import Message, Rendering, Span, TemplateRefusedError
 
 
 class SpannedChat(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from headrace.dataprep.axolotl.prompts import prompt_texts
 from headrace.dataprep.axolotl.strategy import Row, RowError, as_text
-from headrace.dataprep.text.chat_template import Message
+from headrace.dataprep.text.rendering import Message
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.axolotl_config import AxolotlConfig

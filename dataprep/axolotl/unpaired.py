@@ -1,6 +1,6 @@
 """Rows with one answer and a label, in Axolotl's layouts of `rl: kto`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,24 +120,6 @@ CUSTOM_ANSWER = {
     "prompt_format": "{prompt}",
     "completion_format": "{completion}",
 }
-
-
-@dataclass(frozen=True)
-class CustomAnswers:
-    """A `type:` that is a table of columns and formats."""
-
-    options: Mapping[str, str]
-
-    def __call__(self, row: Row) -> Answer:
-        """The texts of a row in the formats."""
-        options = self.options
-        system = row.get(options["field_system"]) or ""
-        prompt = string(row, options["field_prompt"])
-        completion = string(row, options["field_completion"])
-        return Answer(
-            options["prompt_format"].format(system=system, prompt=prompt),
-            options["completion_format"].format(completion=completion),
-        )
 
 
 def plain_answer(row: Row) -> Answer:

@@ -8,10 +8,11 @@ from headrace.dataprep.formats.picture_template import expand_pictures, open_tem
 from headrace.dataprep.formats.turn_mask import Chat, TurnMask
 from headrace.dataprep.images.picture import PictureError
 from headrace.dataprep.images.references import FIELDS as PICTURE_FIELDS
-from headrace.dataprep.input.records import Record, Reject, refuse
+from headrace.dataprep.input.records import Record, Reject
+from headrace.dataprep.input.streams import line_of, refuse
 from headrace.dataprep.text.chat_losses import UNWRITTEN, absent_role, text_losses
 from headrace.dataprep.text.chat_mask import render_chat
-from headrace.dataprep.text.chat_template import ChatTemplate, TemplateRefusedError
+from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.dataprep.text.conversation import (
     FIELDS,
     Conversation,
@@ -22,6 +23,7 @@ from headrace.dataprep.text.conversation import (
     with_null_contents,
 )
 from headrace.dataprep.text.encoding import encode_chats
+from headrace.dataprep.text.rendering import TemplateRefusedError
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokenizer import open_marked
@@ -204,7 +206,7 @@ def attempt(record: Record, read: Callable[[], ResultT]) -> ResultT | Reject:
     except TemplateRefusedError as error:
         return refuse(record.place, "refused by the chat template", str(error))
     except DataError as error:
-        raise DataError(f"{record.place.file}:{record.place.number()}: {error}") from None
+        raise DataError(f"{record.place.file}:{line_of(record.place)}: {error}") from None
 
 
 class ChatTemplates:

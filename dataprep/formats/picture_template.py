@@ -8,13 +8,8 @@ import numpy as np
 
 from headrace.dataprep.images.picture_places import PLACE
 from headrace.dataprep.text.chat_mask import RenderedChat, Turn
-from headrace.dataprep.text.chat_template import (
-    ChatTemplate,
-    Message,
-    Rendering,
-    Span,
-    TemplateRefusedError,
-)
+from headrace.dataprep.text.chat_template import ChatTemplate
+from headrace.dataprep.text.rendering import Message, Rendering, Span, TemplateRefusedError
 from headrace.dataprep.text.tokens import Located
 from headrace.schemas.errors import DataError
 

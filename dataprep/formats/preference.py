@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headrace.dataprep.formats.chat import UNTRAINED, ChatFormat, attempt, picture_fields
+from headrace.dataprep.formats.document_ends import document_ends, surround
 from headrace.dataprep.formats.turn_mask import Chat
 from headrace.dataprep.images.picture_places import PicturePlaces
 from headrace.dataprep.images.references import Reference, row_references
-from headrace.dataprep.input.records import Record, Reject, refuse
+from headrace.dataprep.input.records import Record, Reject
+from headrace.dataprep.input.streams import refuse
 from headrace.dataprep.text.chat_losses import text_losses
 from headrace.dataprep.text.chat_mask import span_tokens
-from headrace.dataprep.text.chat_template import Message
 from headrace.dataprep.text.conversation import (
     FIELDS,
     Conversation,
@@ -25,8 +26,8 @@ from headrace.dataprep.text.conversation import (
     read_messages,
     read_tools,
 )
-from headrace.dataprep.text.document_ends import document_ends, surround
 from headrace.dataprep.text.encoding import encode_located
+from headrace.dataprep.text.rendering import Message
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokens import Located, TokenizerSpec

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headrace.dataprep.input.records import Record, Reject, refuse
+from headrace.dataprep.input.records import Record, Reject
+from headrace.dataprep.input.streams import refuse
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Mask, Sample
 from headrace.dataprep.text.tokens import TokenizerSpec

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+from headrace.dataprep.formats.document_ends import document_ends, encode_documents
 from headrace.dataprep.formats.extraction import ExtractionError, extract_text
-from headrace.dataprep.input.records import Record, Reject, find_field, refuse, top_fields
-from headrace.dataprep.text.document_ends import document_ends, encode_documents
+from headrace.dataprep.input.records import Record, Reject, find_field, top_fields
+from headrace.dataprep.input.streams import refuse
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.sample import Sample
 from headrace.dataprep.text.tokens import TokenizerSpec

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from headrace.dataprep.text.chat_mask import RenderedChat, Turn, span_tokens
-from headrace.dataprep.text.chat_template import Span
 from headrace.dataprep.text.conversation import Conversation
+from headrace.dataprep.text.rendering import Span
 from headrace.dataprep.text.sample import Mask
 from headrace.dataprep.text.tokens import Located
 from headrace.dataprep.text.turn_ends import EndTokens, body_tokens

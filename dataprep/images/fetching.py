@@ -13,7 +13,8 @@ from headrace.dataprep.images.picture import PictureError
 from headrace.dataprep.images.references import Reference
 from headrace.dataprep.input.remote import is_remote, open_remote, split_query
 from headrace.schemas.errors import DataError
-from headrace.schemas.named_files import check_inside, check_plain, open_regular, shown
+from headrace.schemas.named_files import check_inside, check_plain, open_regular
+from headrace.schemas.outside_text import shown
 from headrace.schemas.prepare.images_config import ImagesConfig
 
 DATA_URI = re.compile(r"data:[\w.+/-]*(;[\w=.-]+)*;base64,", re.ASCII)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from headrace.dataprep.images.picture import PictureError
-from headrace.schemas.named_files import shown
+from headrace.schemas.outside_text import shown
 from headrace.schemas.prepare.images_config import ImagesConfig
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from headrace.dataprep.images.picture import PictureError
-from headrace.schemas.named_files import shown
+from headrace.schemas.outside_text import shown
 
 MARKER = "<image>"  # a picture's place in a text, as LLaVA, jllm and many data sets write it
 PICTURE_KINDS = ("image", "image_url", "input_image")

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from headrace.schemas.errors import ConfigError, DataError, install_hint
 from headrace.schemas.prepare.images_config import ImagesConfig
-from headrace.schemas.vision.processor import read_processor
-from headrace.schemas.vision.processor_files import read_files
+from headrace.schemas.vision.processor import read_files, read_processor
 from headrace.schemas.vision.processor_record import Processor
 
 ID_NAMES = ("image_token_id", "image_token_index")  # in config.json

@@ -7,8 +7,8 @@ from itertools import islice
 
 from headrace.dataprep.input.csv_scan import Span, scan_csv
 from headrace.dataprep.input.pieces import Columns, Piece
-from headrace.dataprep.input.records import Record, Reject, refuse, refuse_large
-from headrace.dataprep.input.streams import Place
+from headrace.dataprep.input.records import Place, Record, Reject
+from headrace.dataprep.input.streams import line_of, refuse, refuse_large
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.source_config import DELIMITERS, SourceConfig
 
@@ -37,7 +37,7 @@ def read_csv(
             header = read_header(span, place, delimiter)
         elif span.open:
             raise DataError(
-                f"{path}:{place.number()}: a quote that is opened here is never closed; "
+                f"{path}:{line_of(place)}: a quote that is opened here is never closed; "
                 "repair the file"
             )
         elif span.data is None:
@@ -96,7 +96,7 @@ def read_header(span: Span, place: Place, delimiter: str) -> list[str]:
         names = parse_row(span.data, delimiter)
     except csv.Error as error:
         raise DataError(
-            f"{place.file}:{place.number()}: the first row does not name the fields ({error}); "
+            f"{place.file}:{line_of(place)}: the first row does not name the fields ({error}); "
             "repair the file"
         ) from None
     if len(names) == 1 and (other := next((s for s in OTHERS if s in names[0]), None)):

@@ -7,15 +7,8 @@ from typing import Any, NamedTuple
 from headrace.dataprep.input.json_scan import scan_json
 from headrace.dataprep.input.json_shape import list_of_records
 from headrace.dataprep.input.pieces import Columns, Piece
-from headrace.dataprep.input.records import (
-    Record,
-    Reject,
-    decode,
-    refuse,
-    refuse_bytes,
-    refuse_large,
-)
-from headrace.dataprep.input.streams import Place, split_range
+from headrace.dataprep.input.records import Place, Record, Reject
+from headrace.dataprep.input.streams import decode, refuse, refuse_bytes, refuse_large, split_range
 from headrace.schemas.outside_text import json_type
 
 MOST_NESTED = 100  # lists and objects in each other; what follows is recursive

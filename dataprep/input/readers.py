@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from headrace.dataprep.input.csv_records import find_delimiter, read_csv
 from headrace.dataprep.input.json_records import Wanted, read_json_list, read_lines
 from headrace.dataprep.input.pieces import Columns, Piece
-from headrace.dataprep.input.records import Record, Reject, decode, refuse_large
-from headrace.dataprep.input.streams import BOM, Place, read_all, split_range
+from headrace.dataprep.input.records import Place, Record, Reject
+from headrace.dataprep.input.streams import BOM, decode, read_all, refuse_large, split_range
 from headrace.dataprep.input.table_records import read_arrow, read_parquet
 from headrace.schemas.prepare.source_config import WHOLE_FILES, SourceConfig
 

@@ -6,12 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headrace.dataprep.input.streams import Place
-from headrace.schemas.errors import redact
-
 MISSING_FIELD = "missing field"
 SHOWN_FIELDS, SHOWN_NAME = 12, 60
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+
+
+class Place(NamedTuple):
+    """Position of a record's begin: `line` newlines after (decompressed) byte `start` of `file`."""
+
+    file: str
+    start: int
+    line: int
 
 
 class Record(NamedTuple):
@@ -43,32 +47,6 @@ class Reject(NamedTuple):
         if not self.pictures:
             del values["pictures"]
         return values
-
-
-def refuse(place: Place, reason: str, detail: str, further: int = 0) -> Reject:
-    """A reject at a place, `further` lines down."""
-    return Reject(redact(place.file), place.number(further), reason, detail)
-
-
-def refuse_bytes(place: Place, error: UnicodeDecodeError, further: int = 0) -> Reject:
-    """A record that is no UTF-8."""
-    detail = f"byte 0x{error.object[error.start]:02x} at byte {error.start} of the document"
-    if error.object.startswith(UTF_16):
-        detail += "; it is UTF-16, write it as UTF-8"
-    return refuse(place, "invalid UTF-8", detail, further)
-
-
-def refuse_large(place: Place, limit: int) -> Reject:
-    """A record that memory might not hold once it is tokenized."""
-    return refuse(place, "too large", f"more than max_record_bytes = {limit}")
-
-
-def decode(place: Place, data: bytes) -> str | Reject:
-    """Strict UTF-8."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        return refuse_bytes(place, error, data.count(b"\n", 0, error.start))
 
 
 def characters(value: object) -> int:

@@ -4,28 +4,17 @@ import functools
 import lzma
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 
+from headrace.dataprep.input.records import Place, Reject
 from headrace.dataprep.input.remote import is_remote, open_remote
-from headrace.schemas.errors import DataError
+from headrace.schemas.errors import DataError, redact
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 1 << 20
-
-
-class Place(NamedTuple):
-    """Position of a record's begin: `line` newlines after (decompressed) byte `start` of `file`."""
-
-    file: str
-    start: int
-    line: int
-
-    def number(self, further: int = 0) -> int:
-        """The line in the file, from 1, `further` lines down."""
-        return lines_before(self.file, self.start) + self.line + further + 1
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 
 
 def compression(path: str) -> str | None:
@@ -95,6 +84,37 @@ def lines_before(path: str, offset: int) -> int:
             count += chunk.count(b"\n")
             offset -= len(chunk)
     return count
+
+
+def line_of(place: Place, further: int = 0) -> int:
+    """The line of a place in its file, from 1, `further` lines down."""
+    return lines_before(place.file, place.start) + place.line + further + 1
+
+
+def refuse(place: Place, reason: str, detail: str, further: int = 0) -> Reject:
+    """A reject at a place, `further` lines down."""
+    return Reject(redact(place.file), line_of(place, further), reason, detail)
+
+
+def refuse_bytes(place: Place, error: UnicodeDecodeError, further: int = 0) -> Reject:
+    """A record that is no UTF-8."""
+    detail = f"byte 0x{error.object[error.start]:02x} at byte {error.start} of the document"
+    if error.object.startswith(UTF_16):
+        detail += "; it is UTF-16, write it as UTF-8"
+    return refuse(place, "invalid UTF-8", detail, further)
+
+
+def refuse_large(place: Place, limit: int) -> Reject:
+    """A record that memory might not hold once it is tokenized."""
+    return refuse(place, "too large", f"more than max_record_bytes = {limit}")
+
+
+def decode(place: Place, data: bytes) -> str | Reject:
+    """Strict UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        return refuse_bytes(place, error, data.count(b"\n", 0, error.start))
 
 
 def split_range(

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 
 from headrace.dataprep.input.arrow_batches import arrow_batches, is_bytes
 from headrace.dataprep.input.pieces import Columns, Piece
-from headrace.dataprep.input.records import Record, Reject, refuse_bytes, refuse_large
+from headrace.dataprep.input.records import Place, Record, Reject
 from headrace.dataprep.input.remote import is_remote
 from headrace.dataprep.input.row_groups import BATCH_ROWS, check_group, group_batches, hold_group
 from headrace.dataprep.input.row_sizes import Sizes, row_bytes
-from headrace.dataprep.input.streams import Place, open_random
+from headrace.dataprep.input.streams import open_random, refuse_bytes, refuse_large
 from headrace.schemas.errors import DataError
 from headrace.schemas.shards.unpacked_sizes import is_bomb
 

@@ -28,6 +28,7 @@ from headrace.dataprep.passes.encoded_tasks import (
 )
 from headrace.dataprep.rows.blocks import encode_block, read_blocks, settle
 from headrace.dataprep.rows.encoded_spool import EncodedBlock, write_encoded
+from headrace.dataprep.rows.evaluation_sets import open_sets
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.work.context import Context, Corpus, check_unchanged
 from headrace.dataprep.work.local_engine import Engine
@@ -92,8 +93,9 @@ def encode_task(context: Context, task: Task) -> EncodedTask:
 
     def encode_blocks() -> Iterator[EncodedBlock]:
         row_format = context.row_format(task.source)
+        sets = open_sets(context.config.decontaminate)
         for block in read_blocks(context.config, row_format, task):
-            documents, rejects = encode_block(context.config, row_format, block)
+            documents, rejects = encode_block(context.config, row_format, sets, block)
             keys.append(find_keys(context, counts["documents"], documents))
             counts["documents"] += len(documents)
             counts["tokens"] += sum(

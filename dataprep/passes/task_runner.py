@@ -9,6 +9,7 @@ from headrace.dataprep.passes.encoded_tasks import unique_blocks
 from headrace.dataprep.passes.mixing import MixedTask, mixed_blocks
 from headrace.dataprep.passes.sorted_runs import Spool
 from headrace.dataprep.rows.blocks import process_block, read_blocks
+from headrace.dataprep.rows.evaluation_sets import open_sets
 from headrace.dataprep.rows.pack_blocks import BlockRows, pack_block
 from headrace.dataprep.rows.task_stats import StatsSum, TaskStats
 from headrace.dataprep.work.context import Context, check_unchanged
@@ -74,8 +75,9 @@ def process_blocks(context: Context, task: Task) -> Iterator[BlockRows]:
         )
         return
     row_format = context.row_format(task.source)
+    sets = open_sets(context.config.decontaminate)
     for block in read_blocks(context.config, row_format, task):
-        yield process_block(context.config, context.tokenizer, row_format, block)
+        yield process_block(context.config, context.tokenizer, row_format, sets, block)
 
 
 def task_name(task: Task) -> str:

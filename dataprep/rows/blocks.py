@@ -13,15 +13,9 @@ from headrace.dataprep.images.references import (
 )
 from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.input.readers import read_records
-from headrace.dataprep.input.records import (
-    Record,
-    Reject,
-    characters,
-    refuse,
-    refuse_large,
-    with_fields,
-)
-from headrace.dataprep.rows.contamination import decontaminate
+from headrace.dataprep.input.records import Record, Reject, characters, with_fields
+from headrace.dataprep.input.streams import refuse, refuse_large
+from headrace.dataprep.rows.contamination import EvaluationSets, decontaminate
 from headrace.dataprep.rows.encoded_spool import EncodedBlock
 from headrace.dataprep.rows.filters import apply_filters
 from headrace.dataprep.rows.pack_blocks import BlockRows, pack_block, source_named
@@ -73,10 +67,14 @@ def block_size(config: PrepareConfig, record: Record, length: int) -> int:
 
 
 def process_block(
-    config: PrepareConfig, tokenizer: TokenizerSpec, row_format: Format, block: Block
+    config: PrepareConfig,
+    tokenizer: TokenizerSpec,
+    row_format: Format,
+    sets: EvaluationSets | None,
+    block: Block,
 ) -> BlockRows:
     """Tokenize, filter, split off evaluation documents, pack, and give each row its key."""
-    encoded = settle(config, block, *encode_block(config, row_format, block))
+    encoded = settle(config, block, *encode_block(config, row_format, sets, block))
     return pack_block(config, tokenizer, encoded)
 
 
@@ -99,9 +97,13 @@ def settle(
 
 
 def encode_block(
-    config: PrepareConfig, row_format: Format, block: Block
+    config: PrepareConfig, row_format: Format, sets: EvaluationSets | None, block: Block
 ) -> tuple[list[Encoded], list[Reject]]:
-    """Encode, filter and sample a block's records, and return them with the refused ones."""
+    """Encode, filter and sample a block's records, and return them with the refused ones.
+
+    Args:
+        sets: which no document is to share runs of words with.
+    """
     records = [item for item in block.items if isinstance(item, Record)]
     results = iter(encode_records(row_format, records))
     encoded: list[Encoded] = []
@@ -114,7 +116,7 @@ def encode_block(
             rejects.append(with_fields(result, item) if isinstance(item, Record) else result)
         else:
             encoded.append(result)
-    filtered = decontaminate(config.decontaminate, apply_filters(config.filters, encoded))
+    filtered = decontaminate(sets, apply_filters(config.filters, encoded))
     return take_sample(config, source_named(config, block.source), filtered), rejects
 
 

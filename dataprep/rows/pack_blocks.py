@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from headrace.dataprep.input.records import (
-    Reject,
-)
+from headrace.dataprep.formats.document_ends import token_ids
+from headrace.dataprep.input.records import Reject
 from headrace.dataprep.rows.encoded_spool import EncodedBlock
 from headrace.dataprep.rows.overlong import Fitted, drop_tail, fit_samples
 from headrace.dataprep.rows.packing import full_mask, pack_samples, prefix_rows
@@ -17,7 +16,6 @@ from headrace.dataprep.rows.picture_rows import row_picture_bytes, row_pictures
 from headrace.dataprep.rows.row_keys import row_keys
 from headrace.dataprep.rows.row_tables import count_tokens
 from headrace.dataprep.rows.task_stats import TaskStats, add_counts
-from headrace.dataprep.text.document_ends import token_ids
 from headrace.dataprep.text.row_format import Document
 from headrace.dataprep.text.sample import Sample, pair
 from headrace.dataprep.text.tokenizer import control_ids

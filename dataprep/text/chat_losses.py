@@ -7,7 +7,7 @@ from typing import Any
 
 from headrace.dataprep.images.picture_places import PLACE
 from headrace.dataprep.text.chat_mask import RenderedChat
-from headrace.dataprep.text.chat_template import REASONING, Message
+from headrace.dataprep.text.rendering import REASONING, Message
 from headrace.schemas.outside_text import visible
 from headrace.schemas.shards.manifest import Manifest
 

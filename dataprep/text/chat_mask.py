@@ -10,12 +10,12 @@ renderings does not grow with the conversation.
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
-from headrace.dataprep.text.chat_template import (
+from headrace.dataprep.text.rendering import (
     REASONING,
-    ChatTemplate,
     Message,
     Rendering,
     Span,
+    Template,
     TemplateRefusedError,
 )
 from headrace.dataprep.text.tokens import Located
@@ -61,7 +61,7 @@ class RenderedChat(NamedTuple):
 
 
 def render_chat(
-    template: ChatTemplate,
+    template: Template,
     messages: Sequence[Message],
     tools: list[Any] | None = None,
     wanted: Collection[int] | None = None,
@@ -90,7 +90,7 @@ class TurnFinder:
 
     def __init__(
         self,
-        template: ChatTemplate,
+        template: Template,
         messages: Sequence[Message],
         tools: list[Any] | None,
         rendering: Rendering,
@@ -341,7 +341,7 @@ REPLACEMENTS: tuple[Callable[[Message, int], Message], ...] = (
 
 
 def differences(
-    template: ChatTemplate,
+    template: Template,
     messages: Sequence[Message],
     tools: list[Any] | None,
     rendering: Rendering,

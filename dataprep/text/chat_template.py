@@ -3,16 +3,15 @@
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from jinja2.exceptions import SecurityError
 
+from headrace.dataprep.text.rendering import REASONING, Message, Rendering, TemplateRefusedError
 from headrace.dataprep.text.template_environment import (
     NUMBER_OF_TURN,
-    RESERVED,
     Environment,
-    Span,
     TurnMarks,
     holds_marks,
     read_marks,
@@ -20,32 +19,7 @@ from headrace.dataprep.text.template_environment import (
 from headrace.dataprep.text.template_limits import limited
 from headrace.schemas.errors import DataError
 
-__all__ = ["REASONING", "RESERVED", "ChatTemplate", "Message", "Span", "TemplateRefusedError"]
-
-Message = dict[str, Any]
-
 LONGEST = 1 << 20  # characters of a template; published ones have up to 20,000
-REASONING = ("reasoning_content", "thinking", "reasoning")
-
-
-class TemplateRefusedError(Exception):
-    """A template cannot render one conversation, or says so itself.
-
-    `mistyped` tells that a value was of another type than the template takes.
-    """
-
-    def __init__(self, message: str, mistyped: bool = False) -> None:
-        super().__init__(message)
-        self.mistyped = mistyped
-
-
-class Rendering(NamedTuple):
-    """A conversation as text, what the template marks with `{% generation %}`, and for each
-    message the stretches of text that were written while a loop of the template was at it."""
-
-    text: str
-    generated: list[Span]
-    turns: list[list[Span]]
 
 
 class ChatTemplate:
@@ -101,7 +75,7 @@ class ChatTemplate:
         values |= {"messages": plain, "tools": tools, NUMBER_OF_TURN: TurnMarks(plain)}
         try:
             with limited(self.name):
-                return Rendering(*read_marks(self.template.render(values), len(plain)))
+                return read_marks(self.template.render(values), len(plain))
         except SecurityError as error:
             raise DataError(f"{self.name}: {error}; correct the chat template") from None
         except (

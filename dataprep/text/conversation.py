@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from headrace.dataprep.images.picture_places import PicturePlaces
 from headrace.dataprep.images.references import Reference, row_references
-from headrace.dataprep.text.chat_template import RESERVED, Message
+from headrace.dataprep.text.rendering import Message
 from headrace.dataprep.text.special_pieces import unmarked
+from headrace.dataprep.text.template_environment import RESERVED
 from headrace.schemas.fingerprint import canonical_json
 from headrace.schemas.outside_text import json_type
 from headrace.schemas.prepare.chat_config import ChatConfig
@@ -180,7 +181,7 @@ def read_message(
     if content is not None:
         result["content"] = read_content(content, where, places)
     if "tool_calls" in message:
-        message["tool_calls"] = parse_arguments(message["tool_calls"])
+        message["tool_calls"] = read_calls(message["tool_calls"], where)
     if result.keys() | message.keys() == {"role"}:
         raise ConversationError("not a conversation", f'{where} has no "content"')
     return result | message, flag
@@ -235,6 +236,17 @@ def read_tools(value: object) -> list[Any] | None:
     if not isinstance(tools, list):
         raise ConversationError("tools are no list", f'field "tools" is {json_type(tools)}')
     return [without_none(parse_json(tool)) for tool in tools]
+
+
+def read_calls(value: object, where: str) -> list[Any]:
+    """The tool calls of a message: a list, JSON text of one, or a single call."""
+    calls = parse_json(value) or []
+    calls = [calls] if isinstance(calls, dict) else calls
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise ConversationError(
+            "not a conversation", f"{where}: its tool_calls are {json_type(calls)}, not objects"
+        )
+    return [parse_arguments(without_none(call)) for call in calls]
 
 
 def parse_arguments(calls: object) -> object:

@@ -4,7 +4,7 @@ import datetime
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -15,9 +15,8 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from headrace.dataprep.text.rendering import Rendering, Span
 from headrace.schemas.errors import DataError
-
-Span = tuple[int, int]  # characters [start, end) of a rendering
 
 LARGEST = 1 << 24  # characters of a text that an operator makes
 LARGEST_NUMBER = 1 << 14  # bits
@@ -28,15 +27,6 @@ END_OF_ITEM = "\ufdd2/\ufdd3"
 NUMBER_OF_TURN = "headrace_turn"  # the variable that holds a function from messages to marks
 OF_LOOPS = frozenset(("first", "last", "index", "index0", "length", "previtem", "nextitem"))
 WIDTH = re.compile(r"\d{5,}|\*")
-
-
-class Marked(NamedTuple):
-    """A rendering without its marks: what `{% generation %}` marks, and for each message the
-    stretches that the template wrote while it looked at it."""
-
-    text: str
-    generated: list[Span]
-    turns: list[list[Span]]
 
 
 class Environment(ImmutableSandboxedEnvironment):
@@ -225,7 +215,7 @@ def end_of_item() -> jinja2.nodes.Node:
     return jinja2.nodes.Output([jinja2.nodes.TemplateData(END_OF_ITEM)])
 
 
-def read_marks(text: str, messages: int) -> Marked:
+def read_marks(text: str, messages: int) -> Rendering:
     """Take the marks out of a rendering, and say where they were."""
     pieces: list[str] = []
     generated: list[Span] = []
@@ -250,7 +240,7 @@ def read_marks(text: str, messages: int) -> Marked:
             assert owners, "a mark ends no item"
         else:
             owners.append(int(mark[1]) if mark[1] else owners[-1])
-    return Marked("".join(pieces), generated, turns)
+    return Rendering("".join(pieces), generated, turns)
 
 
 def extend(spans: list[Span], start: int, end: int) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headrace.dataprep.text.chat_mask import RenderedChat, Turn, span_tokens
-from headrace.dataprep.text.chat_template import Span
+from headrace.dataprep.text.rendering import Span
 from headrace.dataprep.text.tokenizer import control_ids, stop_ids
 from headrace.dataprep.text.tokens import Located, TokenizerSpec
 

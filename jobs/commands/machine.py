@@ -1,10 +1,12 @@
-"""Peculiarities of a machine that would make NCCL hang or fail, found before it starts."""
+"""The GPUs of a machine, and what of it would make NCCL hang or fail, found before it starts."""
 
 import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from headrace.schemas.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -14,6 +16,7 @@ MODEL = re.compile(r"^Model:\s*(.+)$", re.MULTILINE)
 WITHOUT_PEERS = re.compile(r"GeForce RTX 40[0-9]{2}\b")
 NO_PEERS = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
 SHARED_MEMORY = Path("/dev/shm")
+GPU_DRIVER_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 LEAST_SHARED = 256 << 20  # bytes; a container has 64 MiB unless it is told otherwise
 
 
@@ -69,3 +72,44 @@ def shared_memory_problem(
         f"{folder} holds {total >> 20} MiB, which NCCL may find too little: start the container "
         "with --shm-size=1g, or set NCCL_SHM_DISABLE=1"
     )
+
+
+def count_processes(
+    gpus: int | None,
+    pipeline_stages: int,
+    nodes: int = 1,
+    sequence_parallel: int = 1,
+    tensor_parallel: int = 1,
+) -> int:
+    """Return the number of ranks to start here, checked against the layout and the GPUs here."""
+    available = count_gpus()
+    replica = pipeline_stages * sequence_parallel * tensor_parallel
+    cut = f"pipeline_stages = {pipeline_stages}"
+    if sequence_parallel > 1:
+        cut += f" times sequence_parallel = {sequence_parallel}"
+    if tensor_parallel > 1:
+        cut += f" times tensor_parallel = {tensor_parallel}"
+    processes = gpus or available or -(-replica // nodes)
+    if available and processes > available:
+        raise ConfigError(f"--gpus {processes}: this machine has {available}; ask for fewer")
+    if processes * nodes % replica:
+        if nodes > 1:
+            raise ConfigError(
+                f"{cut} does not divide the {processes * nodes} processes of {nodes} nodes; "
+                "use another --gpus or pipeline_stages"
+            )
+        fitting = max(processes // replica, 1) * replica
+        raise ConfigError(
+            f"{cut} does not divide the {processes} processes; "
+            f"use --gpus {fitting} or another pipeline_stages"
+        )
+    return processes
+
+
+def count_gpus() -> int:
+    """GPUs that torch can use. Without a driver torch, which takes seconds, is not loaded."""
+    if not any(os.path.exists(path) for path in GPU_DRIVER_FILES):  # noqa: PTH110
+        return 0
+    from headrace.trainer.devices import count_accelerators
+
+    return count_accelerators()

@@ -1,16 +1,10 @@
 """The commands on models, adapters and old configs."""
 
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-
-from headrace.schemas.errors import ConfigError, install_hint
-
-if TYPE_CHECKING:
-    from headrace.trainer.export.sample import Sampling
 
 app = typer.Typer()
 
@@ -174,128 +168,6 @@ def export_gguf(
 
     count = export_gguf(model, output, type, adapter, pre, tracked)
     print(f"{output}: {count} tensors")
-
-
-def answer_pictures(
-    model: Path,
-    adapter: Path | None,
-    prompt: str,
-    images: list[Path],
-    chat: bool,
-    system: str | None,
-    sampling: "Sampling",
-    compare: bool,
-) -> None:
-    """Print a vision-language model's answer to a prompt with pictures."""
-    from headrace.jobs.commands.chat_prompt import chat_prompt
-    from headrace.jobs.commands.picture_prompt import picture_prompt
-    from headrace.jobs.commands.picture_sampler import PictureSampler
-
-    render = chat_prompt(model) if chat else None
-    text, tiles = picture_prompt(model, prompt, images, render, system)
-    sampler = PictureSampler(model, adapter)
-    if compare:
-        plain = sampler.answer_pictures(text, tiles, sampling, adapter=False)
-        print(f"without adapter: {plain}")
-        print(f"with adapter:    {sampler.answer_pictures(text, tiles, sampling)}")
-    else:
-        print(sampler.answer_pictures(text, tiles, sampling))
-
-
-@app.command(epilog='Example: headrace sample models/merged "def parse(" --max-new-tokens 60')
-def sample(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="Text to continue, or a user's turn.")
-    ] = None,
-    adapter: Annotated[Path | None, typer.Option(help="Adapter to apply.")] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Answer without the adapter as well.")
-    ] = False,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Take the prompt for a user's turn: chat template.")
-    ] = False,
-    system: Annotated[str | None, typer.Option(help="System text before it.")] = None,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option(help="Picture for `<image>` in the prompt, or before it; once for each."),
-    ] = None,
-    source: Annotated[
-        Path | None,
-        typer.Option("--input", metavar="JSONL", help="Lines with `prompt` or `messages`."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="JSONL", help="The same lines, answered; run again, it goes on."),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Lines answered at once.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="For a temperature above 0.")] = 0,
-) -> None:
-    """Continue a prompt with a model, or answer a file of them."""
-    from headrace.jobs.commands.chat_prompt import chat_prompt
-    from headrace.trainer.export.sample import Sampler, Sampling, as_messages
-
-    if (prompt is None) == (source is None) or (source is None) != (output is None):
-        raise ConfigError("give either a PROMPT, or --input and --output")
-    if compare and adapter is None:
-        raise ConfigError("--compare needs an --adapter to leave out")
-    sampling = Sampling(max_new_tokens, temperature, seed)
-    if image:
-        if prompt is None:
-            raise ConfigError("--image goes with a PROMPT; leave --input out")
-        answer_pictures(model, adapter, prompt, image, chat, system, sampling, compare)
-        return
-    sampler = Sampler(model, adapter, chat_prompt(model))
-    if source is not None and output is not None:
-        from headrace.jobs.console.progress import tracked
-        from headrace.trainer.export.sample_file import sample_file
-
-        count = sample_file(
-            sampler,
-            source,
-            output,
-            sampling,
-            chat=chat,
-            system=system,
-            compare=compare,
-            batch_size=batch_size,
-            progress=tracked,
-        )
-        print(f"{output}: {count} lines answered")
-        return
-    assert prompt is not None
-    asked = as_messages(prompt, system) if chat else prompt
-    if compare:
-        print(f"without adapter: {sampler.answer([asked], sampling, adapter=False)[0]}")
-        print(f"with adapter:    {sampler.answer([asked], sampling)[0]}")
-    else:
-        print(sampler.answer([asked], sampling)[0])
-
-
-@app.command(epilog="Example: headrace serve runs/demo --port 8000")
-def serve(
-    result: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run directory, or a model directory.")
-    ],
-    adapter: Annotated[Path | None, typer.Option(help="Adapter to apply to a model.")] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; another one lets other machines in.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
-) -> None:
-    """Answer OpenAI's chat API with a result, to try it; with and without its adapter by name."""
-    for module in ("starlette", "uvicorn"):
-        if find_spec(module) is None:
-            raise ConfigError(f"{module} is not installed; {install_hint('serve')}")
-    from headrace.jobs.commands.chat_prompt import chat_prompt
-    from headrace.jobs.serve.run import parts_of, serve
-    from headrace.trainer.export.sample import Sampler
-
-    parts = parts_of(result, adapter)
-    sampler = Sampler(parts.model, parts.adapter, chat_prompt(parts.model))
-    serve(parts, sampler, host, port)
 
 
 @app.command(epilog="Example: headrace push runs/demo me/my-adapter --dry-run")

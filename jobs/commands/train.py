@@ -3,16 +3,20 @@
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from headrace.jobs.commands.machine import count_processes
 from headrace.jobs.commands.nodes import SECRET_VARIABLE, TIMEOUT_SECONDS, Nodes
 from headrace.jobs.commands.options import ConfigFile, Overrides, program_name
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.process_limits import allow_open_files
 
-GPU_DRIVER_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+PORT = 29500  # of the first machine, where several are to find it
+
+if TYPE_CHECKING:
+    from headrace.jobs.first_run.machine import Fit, Machine
 
 app = typer.Typer()
 
@@ -35,12 +39,23 @@ def init(
     from rich.console import Console
 
     from headrace.dataprep.dry_run import estimate
-    from headrace.jobs.first_run.fit import fit
     from headrace.jobs.first_run.init import Forecasts, Wanted, init
 
     wanted = Wanted(model, tuple(data), output, force, sequence_len, program_name())
     console = Console(markup=False, emoji=False, highlight=False)
-    init(wanted, console, Forecasts(estimate, fit))
+    init(wanted, console, Forecasts(estimate, fit_by_plans))
+
+
+def fit_by_plans(values: dict[str, Any], sequence_len: int, machine: "Machine") -> "Fit":
+    """Return the keys with which a run fits a machine, by the trainer's own plans."""
+    from headrace.jobs.first_run.fit import Planner, fit
+    from headrace.trainer.building.self_check import plan_model
+    from headrace.trainer.planning.proposals import plans, propose
+    from headrace.trainer.planning.run_plan import plan_run
+    from headrace.trainer.planning.tiny_trials import TinyTrials
+
+    planner = Planner(plan_model, plan_run, propose, plans, TinyTrials)
+    return fit(planner, values, sequence_len, machine)
 
 
 @app.command(epilog="Example: headrace train train.toml --gpus 2 --set optimizer.lr=1e-4")
@@ -87,26 +102,24 @@ def train(
     if (master is None) == (nodes > 1):
         raise ConfigError("--nodes and --master go together; give both or neither")
     allow_open_files()
-    processes = count_processes(
-        gpus,
-        settings.pipeline_stages,
-        nodes,
-        sequence_parallel=settings.sequence_parallel,
-        tensor_parallel=settings.tensor_parallel,
-    )
+    shares = (settings.sequence_parallel, settings.tensor_parallel)
+    processes = count_processes(gpus, settings.pipeline_stages, nodes, *shares)
     inputs = check(settings, processes * nodes)
     check_run_directory(settings, inputs, resume, data_changed == "continue")
     machines = None
     if master:
-        prints = f"{inputs.data_fingerprint} {inputs.weights_fingerprint}"
-        secret = os.environ.get(SECRET_VARIABLE) or prints
-        port = master_port or 29500
-        machines = Nodes(nodes, node_rank, master, port, node_timeout, secret)
+        secret = secret_of(f"{inputs.data_fingerprint} {inputs.weights_fingerprint}")
+        machines = Nodes(nodes, node_rank, master, master_port or PORT, node_timeout, secret)
     arguments = ["--config", str(config), "--data-changed", data_changed]
     arguments += ["--resume"] if resume else []
     arguments += ["--debug"] if context.obj else []
-    arguments += [part for override in overrides or [] for part in ("--set", override)]
+    arguments += [f"--set={override}" for override in overrides or []]
     raise typer.Exit(launch("headrace.trainer.main", arguments, processes, master_port, machines))
+
+
+def secret_of(prints: str) -> str:
+    """Return what machines prove to each other with: what was set, or what they all have read."""
+    return os.environ.get(SECRET_VARIABLE) or prints
 
 
 def check_libraries() -> None:
@@ -143,13 +156,15 @@ def plan(
     from headrace.trainer.planning.proposals import proposals
     from headrace.trainer.planning.remedies import remedies
     from headrace.trainer.planning.run_plan import plan_run
+    from headrace.trainer.planning.tiny_trials import TinyTrials
 
     limit = parse_size(memory) if memory else None
     count = gpus or settings.replica_ranks
     run = plan_run(settings, plan_model(settings), count, sequence_len)
-    print(report(run, limit, remedies(run, count, limit) if limit else ()))
+    tried = TinyTrials(run)
+    print(report(run, limit, remedies(run, count, limit, tried) if limit else ()))
     if limit and gpus:
-        print(f"\n{proposals(run, gpus, limit)}")
+        print(f"\n{proposals(run, gpus, limit, tried)}")
 
 
 @app.command(epilog="Example: headrace checkpoints runs/demo")
@@ -207,45 +222,3 @@ def plan_data(
     plan_data(
         settings, gpus or settings.replica_ranks, Console(markup=False, emoji=False), plot, steps
     )
-
-
-def count_processes(
-    gpus: int | None,
-    pipeline_stages: int,
-    nodes: int = 1,
-    *,
-    sequence_parallel: int = 1,
-    tensor_parallel: int = 1,
-) -> int:
-    """Return the number of ranks to start here, checked against the layout and the GPUs here."""
-    available = count_gpus()
-    replica = pipeline_stages * sequence_parallel * tensor_parallel
-    cut = f"pipeline_stages = {pipeline_stages}"
-    if sequence_parallel > 1:
-        cut += f" times sequence_parallel = {sequence_parallel}"
-    if tensor_parallel > 1:
-        cut += f" times tensor_parallel = {tensor_parallel}"
-    processes = gpus or available or -(-replica // nodes)
-    if available and processes > available:
-        raise ConfigError(f"--gpus {processes}: this machine has {available}; ask for fewer")
-    if processes * nodes % replica:
-        if nodes > 1:
-            raise ConfigError(
-                f"{cut} does not divide the {processes * nodes} processes of {nodes} nodes; "
-                "use another --gpus or pipeline_stages"
-            )
-        fitting = max(processes // replica, 1) * replica
-        raise ConfigError(
-            f"{cut} does not divide the {processes} processes; "
-            f"use --gpus {fitting} or another pipeline_stages"
-        )
-    return processes
-
-
-def count_gpus() -> int:
-    """GPUs that torch can use. Without a driver torch, which takes seconds, is not loaded."""
-    if not any(os.path.exists(path) for path in GPU_DRIVER_FILES):  # noqa: PTH110
-        return 0
-    from headrace.trainer.devices import count_accelerators
-
-    return count_accelerators()

@@ -1,14 +1,16 @@
 """Plans of a run that fits this machine: `headrace plan`'s best layout of a model over its GPUs."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.jobs.first_run.machine import Fit, Machine
 from headrace.schemas.errors import HeadraceError
 from headrace.schemas.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from headrace.trainer.planning.planned_run import RunPlan
+    from headrace.trainer.building.model_plan import Plan
+    from headrace.trainer.planning.planned_run import RunPlan, TriedModel
+    from headrace.trainer.planning.proposals import Proposal
 
 NF4 = {"backend": "bnb"}
 PRECISIONS: tuple[dict[str, Any], ...] = ({}, {"quantization": NF4})  # the mildest first
@@ -17,7 +19,17 @@ AS_FAST = 0.95  # of the best rate: of such layouts the one with the fewest keys
 OF_DATA = "gradient_accumulation_steps"  # follows from the number of rows, later
 
 
-def fit(values: dict[str, Any], sequence_len: int, machine: Machine) -> Fit:
+class Planner(NamedTuple):
+    """The functions of `headrace.trainer` by which runs are planned."""
+
+    plan_model: "Callable[[TrainConfig], Plan]"
+    plan_run: "Callable[[TrainConfig, Plan, int, int], RunPlan]"
+    propose: "Callable[[RunPlan, int, float, TriedModel], list[Proposal]]"
+    plans: "Callable[[RunPlan, int, TriedModel], Iterable[tuple[Mapping[str, Any], RunPlan]]]"
+    tried: "Callable[[RunPlan], TriedModel]"
+
+
+def fit(planner: Planner, values: dict[str, Any], sequence_len: int, machine: Machine) -> Fit:
     """Return the keys with which a run fits the machine, and goes fastest there.
 
     Args:
@@ -27,53 +39,37 @@ def fit(values: dict[str, Any], sequence_len: int, machine: Machine) -> Fit:
         ConfigError: the model is not supported.
     """
     if not machine.gpus:
-        check_model(TrainConfig.model_validate(values))
+        planner.plan_model(TrainConfig.model_validate(values))
         return Fit(1)
     runs: list[tuple[dict[str, Any], RunPlan]] = []
     for precision in PRECISIONS:
         try:
-            run = planned({**values, **precision}, machine.gpus, sequence_len)
+            run = planned(planner, {**values, **precision}, machine.gpus, sequence_len)
         except HeadraceError:
             if not precision:
                 raise
             break  # this model cannot be quantized so
-        found = fastest(run, machine)
+        found = fastest(planner, run, machine)
         if found is not None:
             return found.with_changes(precision)
         runs.append((precision, run))
-    return min((smallest(run, machine).with_changes(more) for more, run in runs), key=peak)
+    return min((smallest(planner, run, machine).with_changes(more) for more, run in runs), key=peak)
 
 
-def check_model(config: TrainConfig) -> None:
-    """Refuse a model that cannot be trained.
-
-    Raises:
-        ConfigError: with the reason.
-    """
-    from headrace.trainer.building.self_check import plan_model
-
-    plan_model(config)
-
-
-def planned(values: dict[str, Any], gpus: int, sequence_len: int) -> "RunPlan":
+def planned(planner: Planner, values: dict[str, Any], gpus: int, sequence_len: int) -> "RunPlan":
     """Return the plan of a run whose every GPU is a replica, with as many rows as a step may have.
 
     Raises:
         HeadraceError: the model cannot be trained so.
     """
-    from headrace.trainer.building.self_check import plan_model
-    from headrace.trainer.planning.run_plan import plan_run
-
     steps = max(1, ROWS_OF_STEP // gpus)
     config = TrainConfig.model_validate({**values, "pipeline_stages": 1, OF_DATA: steps})
-    return plan_run(config, plan_model(config), gpus, sequence_len)
+    return planner.plan_run(config, planner.plan_model(config), gpus, sequence_len)
 
 
-def fastest(run: "RunPlan", machine: Machine) -> Fit | None:
+def fastest(planner: Planner, run: "RunPlan", machine: Machine) -> Fit | None:
     """Return the layout with the fewest keys among the fastest that fit; None: none does."""
-    from headrace.trainer.planning.proposals import propose
-
-    found = propose(run, machine.gpus, machine.memory)
+    found = planner.propose(run, machine.gpus, machine.memory, planner.tried(run))
     if not found:
         return None
     fast = [proposal for proposal in found if proposal.rate >= AS_FAST * found[0].rate]
@@ -81,12 +77,11 @@ def fastest(run: "RunPlan", machine: Machine) -> Fit | None:
     return as_fit(best.run, best.changes.items(), fits=True)
 
 
-def smallest(run: "RunPlan", machine: Machine) -> Fit:
+def smallest(planner: Planner, run: "RunPlan", machine: Machine) -> Fit:
     """Return the layout whose fullest GPU holds least."""
-    from headrace.trainer.planning.proposals import plans
-
-    changes, tried = min(plans(run, machine.gpus), key=lambda pair: pair[1].peak)
-    return as_fit(tried, changes.items(), fits=False)
+    found = planner.plans(run, machine.gpus, planner.tried(run))
+    changes, smaller = min(found, key=lambda pair: pair[1].peak)
+    return as_fit(smaller, changes.items(), fits=False)
 
 
 def as_fit(run: "RunPlan", changes: Iterable[tuple[str, Any]], *, fits: bool) -> Fit:

@@ -15,6 +15,7 @@ from headrace.jobs.old_systems.axolotl_values import (
     computation,
     dynamic,
     experts,
+    half_precision,
     in_steps_or_share,
     layers,
     logged,
@@ -138,6 +139,8 @@ AXOLOTL = OldSystem(
         none("bnb_config_kwargs", "write [quantization] by hand"),
         computed("bf16", "train.dtype", computation("bfloat16"), "trained weights are float32"),
         computed("bfloat16", "train.dtype", computation("bfloat16")),
+        computed("fp16", "train.dtype", half_precision, "with adapters"),
+        computed("float16", "train.dtype", half_precision, "with adapters"),
         none("tf32", "PyTorch's own setting", True),
         computed(
             "gradient_checkpointing",

@@ -96,7 +96,7 @@ ASKS_FOR_MORE = {
     "edit config.json of the model directory": """
         overrides_of_model_kwargs model_config rope_theta""",
     "weights are computed in bfloat16 or float32": """
-        fp16 float16 fp8 fp8_enable_fsdp_float8_all_gather""",
+        fp8 fp8_enable_fsdp_float8_all_gather""",
     "training for fewer bits is not there": "qat quantization peft",
     "weights of other quantizers are not read": """
         gptq model_quantization_config model_quantization_config_kwargs""",

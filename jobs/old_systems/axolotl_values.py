@@ -69,6 +69,14 @@ def computation(dtype: str) -> Converter:
     return convert
 
 
+def half_precision(value: Any, values: Values) -> dict[str, Any]:
+    if value is not True:
+        return {}
+    if not values.get("adapter"):
+        raise NoEquivalentError("float16 is for adapters; whole models take bfloat16 or float32")
+    return {"train.dtype": "float16"}
+
+
 def restarts(value: bool, values: Values) -> dict[str, Any]:
     if not value:
         return {}

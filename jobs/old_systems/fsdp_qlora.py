@@ -151,6 +151,7 @@ FSDP_QLORA = OldSystem(
                 "fp32": "float32",
                 "bf16_autocast": "bfloat16",
                 "bf16_buffers_autocast": "bfloat16",
+                "fp16_autocast": "float16",
             },
             "trained weights are float32",
         ),

@@ -19,7 +19,7 @@ from headrace.jobs.old_systems.qlora_pipe_values import (
     SAMPLING,
     adapter_dtype,
     adapter_kind,
-    bf16_or_fp32,
+    computed_dtype,
     gamma,
     loraplus,
     rejected_sampling,
@@ -111,7 +111,7 @@ QLORA_PIPE = OldSystem(
         same("modules_to_save", "train.adapter.modules_to_save", "embedding and head are trained"),
         same("layers_to_transform", "train.adapter.layers"),
         computed(
-            "model_weight_dtype", "train.dtype", bf16_or_fp32, "the type of the computation too"
+            "model_weight_dtype", "train.dtype", computed_dtype, "the type of the computation too"
         ),
         computed(
             "lora_weight_dtype",

@@ -37,9 +37,11 @@ def gamma(value: float, values: Values) -> dict[str, Any]:
     return {} if unused else {"train.objective.gamma": float(value)}
 
 
-def bf16_or_fp32(value: str, _: Values) -> dict[str, Any]:
-    if value not in ("bfloat16", "float32"):
-        raise NoEquivalentError("only bfloat16 and float32 are computed in")
+def computed_dtype(value: str, values: Values) -> dict[str, Any]:
+    if value not in ("bfloat16", "float32", "float16"):
+        raise NoEquivalentError("only bfloat16, float32 and float16 are computed in")
+    if value == "float16" and values.get("full_fine_tune"):
+        raise NoEquivalentError("float16 is for adapters; whole models take bfloat16 or float32")
     return {"train.dtype": value}
 
 

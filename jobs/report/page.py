@@ -14,9 +14,10 @@ from headrace.jobs.report.curves import Points, draw
 from headrace.jobs.report.run_record import Line, RunRecord, read_run
 from headrace.jobs.report.waits import time_shares
 from headrace.schemas.publish import write_atomic, writing
+from headrace.schemas.train.run_state import METRICS_NAME, RUN_CONFIG_NAME
 
 PAGE_NAME = "report.html"
-WATCHED = ("metrics.jsonl", "answers.jsonl", "checkpoints", "train.json")
+WATCHED = (METRICS_NAME, "answers.jsonl", "checkpoints", RUN_CONFIG_NAME)
 TEMPLATE = "page.html.jinja"
 STEP_CURVES = {  # of a step's line: title, its fields with their names in the legend, unit
     "Learning rate": ({"lr": "learning rate"}, "learning rate"),

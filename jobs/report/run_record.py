@@ -9,9 +9,8 @@ from typing import Any
 
 from headrace.schemas.checkpoint_names import CHECKPOINTS_FOLDER, published_checkpoints
 from headrace.schemas.errors import DataError
-from headrace.schemas.train.run_state import RUN_CONFIG_NAME
+from headrace.schemas.train.run_state import RUN_CONFIG_NAME, read_metrics
 
-METRICS_NAME = "metrics.jsonl"
 ANSWERS_NAME = "answers.jsonl"
 TEXTS = ("prompt", "answer")
 Line = dict[str, Any]
@@ -82,7 +81,7 @@ def read_run(directory: Path) -> RunRecord:
         config = record.pop("config")
     except (ValueError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); name another run") from error
-    lines, damaged = read_lines(directory / METRICS_NAME)
+    lines, damaged = read_metrics(directory)
     return RunRecord(
         directory,
         config,
@@ -111,30 +110,6 @@ def parse_answer(line: bytes) -> Line | None:
         return value if known else None
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def read_lines(path: Path) -> tuple[list[Line], int]:
-    """Return the whole lines of a metrics file, and how many could not be read.
-
-    A last line that is still being written is left out.
-    """
-    if not path.is_file():
-        return [], 0
-    whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    read = [parse(line) for line in whole]
-    return [line for line in read if line is not None], read.count(None)
-
-
-def parse(line: bytes) -> Line | None:
-    """Return the values of a line; None of one that is no line of metrics."""
-    try:
-        value = json.loads(line)
-        if value["kind"] in {"train", "evaluation"} and isinstance(value["step"], int):
-            float(value["loss"])
-            return value
-    except (ValueError, TypeError, KeyError):
-        pass
-    return None
 
 
 def by_name(lines: Iterable[Line]) -> Iterator[Evaluation]:

@@ -7,7 +7,6 @@ for each --documents. A window is a step; the first steps, which compile, are le
 import argparse
 import json
 import logging
-import os
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from headrace.jobs.report.waits import read_timelines
 from headrace.jobs.tools.bench_inputs import write_model, write_shards
 from headrace.jobs.tools.bench_shapes import PRESETS, Shape, flops_per_token
 from headrace.jobs.tools.plot_timeline import plot_timeline
+from headrace.schemas.train.run_state import read_metrics
 
 MATMUL_SIZE, MATMUL_REPEATS = 8192, 20
 MODES = {  # name -> what the config has for it
@@ -95,15 +95,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="any other key of a training config, as in schedule=interleaved",
     )
-    parser.add_argument("--rank-config", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--matmul", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, or be one of the measured processes."""
+    """Measure, or be the process that measures products of matrices alone."""
     options = parse_arguments(arguments)
-    if options.rank_config is not None:
-        return run_rank(options)
+    if options.matmul is not None:
+        options.matmul.write_text(json.dumps(matmul_rate()))
+        return 0
     for documents in options.documents:
         name = f"{options.preset}-{options.mode}-{processes(options)}-{documents}"
         with tempfile.TemporaryDirectory() as scratch:
@@ -171,11 +172,13 @@ def write_inputs(
 
 def run_config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train on what `write_inputs` wrote; the run's figures, or its error."""
-    arguments = ["--rank-config", str(folder / "train.toml")]
+    arguments = ["--config", str(folder / "train.toml"), "--debug"]
     arguments += [f"--set={setting}" for setting in options.set]
     if options.memory:
         arguments += [f"--memory={options.memory}"]
-    code = launch("headrace.jobs.tools.bench_train", arguments, processes(options))
+    code = launch("headrace.trainer.main", arguments, processes(options))
+    rates = ["--matmul", str(folder / "run" / "matmul.json")]
+    code = code or launch("headrace.jobs.tools.bench_train", rates, 1)
     if code:
         return {"error": f"exit code {code}"}
     measured = slice(options.warmup, options.warmup + options.windows)
@@ -201,8 +204,7 @@ def summarize(run: Path, measured: slice, places: int) -> dict[str, Any]:
     Args:
         places: tokens that a step has room for.
     """
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = [json.loads(line) for line in lines][measured]
+    steps = read_metrics(run).lines[measured]
     rates = [step["tokens_per_second"] for step in steps]
     timelines = [stage[measured] for stage in read_timelines(run)]
 
@@ -229,22 +231,6 @@ def summarize(run: Path, measured: slice, places: int) -> dict[str, Any]:
 
 def seconds_in(step: dict[str, Any], names: Iterable[str]) -> float:
     return sum(span["end"] - span["start"] for span in step["spans"] if span["name"] in names)
-
-
-def run_rank(options: argparse.Namespace) -> int:
-    """One training process; the first also measures the device's rate of matrix products."""
-    from headrace.trainer import devices
-    from headrace.trainer.main import main as train
-
-    if options.memory:
-        local_rank = int(os.environ["LOCAL_RANK"])
-        devices.limit_memory(devices.take_device(local_rank), int(options.memory * 2**30))
-    config: Path = options.rank_config
-    overrides = [f"--set={setting}" for setting in options.set]
-    code = train(["--config", str(config), "--debug", *overrides])
-    if os.environ["RANK"] == "0" and not code:
-        (config.parent / "run" / "matmul.json").write_text(json.dumps(matmul_rate()))
-    return code
 
 
 def matmul_rate() -> dict[str, object]:

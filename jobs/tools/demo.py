@@ -17,10 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from headrace.jobs.commands.train import count_gpus
-from headrace.jobs.tools.plot_run import plot_run, read_metrics
+from headrace.jobs.commands.machine import count_gpus
+from headrace.jobs.tools.plot_run import plot_run
 from headrace.schemas.errors import HeadraceError
-from headrace.schemas.train.run_state import RUN_CONFIG_NAME
+from headrace.schemas.train.run_state import METRICS_NAME, RUN_CONFIG_NAME, read_metrics
 
 FOLDER = Path("demo")
 PROMPT = 'import json\n\n\ndef read_config(path):\n    """'
@@ -152,16 +152,16 @@ class Demo:
             process.send_signal(signal.SIGTERM)
 
     def last_step(self) -> int:
-        if not (self.run_directory / "metrics.jsonl").exists():
+        if not (self.run_directory / METRICS_NAME).exists():
             return 0
-        return max((line["step"] for line in read_metrics(self.run_directory)), default=0)
+        return max((line["step"] for line in read_metrics(self.run_directory).lines), default=0)
 
     def summary(self, picture: Path, seconds: float) -> None:
         """Evaluation loss before and after, and where everything is."""
         before, after = self.evaluation_losses()
         rates: list[float] = sorted(
             line["tokens_per_second"]
-            for line in read_metrics(self.run_directory)
+            for line in read_metrics(self.run_directory).lines
             if line["kind"] == "train"
         )
         table = Table(title="demo", show_header=False)
@@ -181,7 +181,7 @@ class Demo:
             raise SystemExit("error: fine-tuning did not lower the evaluation loss")
 
     def evaluation_losses(self) -> tuple[float, float]:
-        lines: list[dict[str, Any]] = read_metrics(self.run_directory)
+        lines: list[dict[str, Any]] = read_metrics(self.run_directory).lines
         losses = [line["loss"] for line in lines if line["kind"] == "evaluation"]
         return losses[0], losses[-1]
 

@@ -1,23 +1,10 @@
 """The loss curve of a run as a picture: `python -m headrace.jobs.tools.plot_run runs/demo`."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 from headrace.schemas.errors import DataError
-
-
-def read_metrics(run_directory: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`.
-
-    Raises:
-        DataError: there is none.
-    """
-    path = run_directory / "metrics.jsonl"
-    if not path.is_file():
-        raise DataError(f"{path}: not found; give the output_dir of a run")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from headrace.schemas.train.run_state import read_metrics
 
 
 def plot_run(run_directory: Path, picture: Path, resumed_at: int | None = None) -> None:
@@ -32,7 +19,9 @@ def plot_run(run_directory: Path, picture: Path, resumed_at: int | None = None) 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    metrics = read_metrics(run_directory)
+    metrics = read_metrics(run_directory).lines
+    if not metrics:
+        raise DataError(f"{run_directory}: no metrics; give the output_dir of a run")
     train = [line for line in metrics if line["kind"] == "train"]
     figure, axes = pyplot.subplots(figsize=(6, 3.2), dpi=130, layout="constrained")
     steps, losses = [line["step"] for line in train], [line["loss"] for line in train]

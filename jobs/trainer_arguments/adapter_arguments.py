@@ -22,7 +22,7 @@ FOUR_BITS = (BACKEND, TYPE, DOUBLE, STORAGE)
 KINDS_OF_4_BITS = ("bnb_4bit_quant_type", "BitsAndBytesConfig.bnb_4bit_quant_type")
 TWICE = ("use_bnb_nested_quant", "BitsAndBytesConfig.bnb_4bit_use_double_quant")
 STORED_AS = ("bnb_4bit_quant_storage", "BitsAndBytesConfig.bnb_4bit_quant_storage")
-DTYPES = {"bfloat16": "bfloat16", "float32": "float32", "auto": None, None: None}
+DTYPES = {name: name for name in ("bfloat16", "float32", "float16")} | {"auto": None, None: None}
 INITIAL = {True: "kaiming", "gaussian": "gaussian", "pissa": "pissa", "olora": "olora"}
 
 

@@ -199,7 +199,7 @@ TRAINING_ROWS: tuple[Equivalent, ...] = (
     refused("label_smoothing_factor", "labels are not smoothed"),
     refused("optim_target_modules", "GaLore and APOLLO are not among the optimizers"),
     computed("bf16", "train.dtype", computation("bfloat16"), "trained weights are float32"),
-    none("fp16", "weights are computed in bfloat16 or float32"),
+    none("fp16", '`dtype = "float16"` with adapters, on GPUs without bfloat16'),
     computed(
         "gradient_checkpointing",
         ("train.activation_checkpointing", "train.activation_offload"),

@@ -1,6 +1,6 @@
 """Grouped products over frozen matrices in 8-bit floats, in both directions.
 
-The scheme is that of `fp8_linear`: rows of the input are quantized, the gradient is multiplied by
+The scheme is that of `fp8.linear`: rows of the input are quantized, the gradient is multiplied by
 the scales of its group's outputs before it is quantized, and one copy of the codes serves both.
 """
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.dequantize import e4m3
-from headrace.kernels.experts.grouped_linear import grouped_product_reference
-from headrace.kernels.fp8_linear import quantize_rows
+from headrace.kernels.experts.grouped_product import grouped_product_reference
+from headrace.kernels.fp8.rows import quantize_rows
 from headrace.kernels.on_accelerator import on_accelerator
 
 BY_MATRIX = ("fp8", "int8", "plain")  # kinds whose parts have a dimension for the matrices
@@ -45,7 +45,7 @@ def fp8_grouped_linear(
 
 
 def quantize_sorted(x: Tensor, groups: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return rows in e4m3 and the scale of each, as `fp8_linear.quantize_rows` does.
+    """Return rows in e4m3 and the scale of each, as `fp8.rows.quantize_rows` does.
 
     Args:
         groups: [rows]; factors: [groups, columns] float32, what rows are multiplied with first.
@@ -72,7 +72,7 @@ def stack_e4m3(
         transposed: n are the inputs, not the outputs.
     """
     groups, outputs, inputs = shape
-    flat = [part.flatten(0, 1) for part in parts] if kind in BY_MATRIX else parts
+    flat = [part.flatten(0, 1) for part in parts] if kind in BY_MATRIX or ":" in kind else parts
     rows = (groups * outputs, inputs)
     codes = e4m3(flat, kind, rows, settings, scales.flatten(), transposed=transposed)
     if transposed:  # [inputs, groups * outputs]

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headrace.kernels.dequantize import LARGEST, SMALLEST_SCALE
+from headrace.kernels.fp8.rows import LARGEST, SMALLEST_SCALE
 
 
 def quantize_rows_pass(x: Tensor, factors: Tensor | None, groups: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from headrace.schemas.errors import DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.json_text import parse_json
-from headrace.schemas.named_files import check_inside, read_regular, shown
+from headrace.schemas.named_files import check_inside, read_regular
+from headrace.schemas.outside_text import shown
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.shards.manifest import Manifest
 from headrace.schemas.shards.shard_format import MANIFEST_NAME, SHARD_FORMAT, SHARD_FORMAT_VERSION

@@ -147,10 +147,12 @@ class ModelConfig(LayoutConfig):
         description="Weight of the loss that balances a mixture's experts, beside the loss of the "
         "tokens; 0 leaves it out. Default: the model's own `router_aux_loss_coef`.",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description='Type of frozen weights and of the computation. `"auto"`: bfloat16 on GPUs, '
-        "float32 on CPU. Trained weights are held in float32, unless `optimizer.type` differs.",
+        'float32 on CPU. `"float16"`: for GPUs without bfloat16 (V100, T4); adapters alone are '
+        "trained, and the loss is scaled. Trained weights are held in float32, unless "
+        "`optimizer.type` differs.",
     )
     trained_matmul: Literal["auto", "fp8"] = Field(
         "auto",

@@ -1,22 +1,65 @@
 """The `[quantization]` table: the format in which frozen weights are held."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from headrace.schemas.config_model import Config, IsNumber, Text
 from headrace.schemas.errors import ConfigError
 
-KEYS_OF = {
-    "bnb": ("type", "double_quantization", "storage_type", "int8_threshold"),
-    "hqq": ("bits", "group_size", "axis", "dynamic_config"),
-}
+FOLDER = "headrace.trainer.quantized"
 FOUR_BIT_ONLY = ("double_quantization", "storage_type")
-PACKAGES = {"bnb": "bitsandbytes", "hqq": "hqq"}
-PIP_LINES = {"bnb": 'pip install "bitsandbytes>=0.49"', "hqq": 'pip install "hqq>=0.2.8"'}
 
+
+@dataclass(frozen=True)
+class BackendRecord:
+    """One value of `backend`. To add one, add its record here, and its class in a file of FOLDER.
+
+    Attributes:
+        description: for the config reference.
+        formats: its classes, as `module:name`, by `type`; under "" where it has one alone.
+        keys: of `[quantization]` that mean something with it alone.
+        package: the library that it needs, and `pip_line`, what installs it.
+        in_fp8: products are of 8-bit floats.
+    """
+
+    description: str
+    formats: Mapping[str, str]
+    keys: tuple[str, ...] = ()
+    package: str | None = None
+    pip_line: str | None = None
+    in_fp8: bool = False
+
+
+BACKENDS: Mapping[str, BackendRecord] = {
+    "bnb": BackendRecord(
+        "bitsandbytes.",
+        {"nf4": f"{FOLDER}.nf4:Nf4", "fp4": f"{FOLDER}.nf4:Fp4", "int8": f"{FOLDER}.int8:Int8"},
+        ("type", "double_quantization", "storage_type", "int8_threshold"),
+        "bitsandbytes",
+        'pip install "bitsandbytes>=0.49"',
+    ),
+    "hqq": BackendRecord(
+        "half-quadratic quantization.",
+        {"": f"{FOLDER}.hqq:Hqq"},
+        ("bits", "group_size", "axis", "dynamic_config"),
+        "hqq",
+        'pip install "hqq>=0.2.8"',
+    ),
+    "fp8": BackendRecord(
+        "8-bit floats with a scale for each output channel, multiplied as such in both directions.",
+        {"": f"{FOLDER}.fp8:Fp8"},
+        in_fp8=True,
+    ),
+}
+if TYPE_CHECKING:
+    Backend = str
+else:
+    Backend = Literal[tuple(BACKENDS)]
 
 Bits = Annotated[Literal[8, 4, 3, 2, 1], IsNumber]
 Axis = Annotated[Literal[0, 1], IsNumber]
@@ -33,9 +76,10 @@ class HqqOverride(Config):
 class QuantizationConfig(Config):
     """`[quantization]`."""
 
-    backend: Literal["bnb", "hqq", "fp8"] = Field(
-        description='`"bnb"`: bitsandbytes. `"hqq"`: half-quadratic quantization. `"fp8"`: 8-bit '
-        "floats with a scale for each output channel, multiplied as such in both directions."
+    backend: Backend = Field(
+        description=" ".join(
+            f'`"{name}"`: {record.description}' for name, record in BACKENDS.items()
+        )
     )
     type: Literal["nf4", "fp4", "int8"] = Field(
         "nf4", description='bnb: 4-bit normal floats or floats in blocks of 64, or `"int8"` by row.'
@@ -94,8 +138,8 @@ class QuantizationConfig(Config):
 
     @model_validator(mode="after")
     def check(self) -> "QuantizationConfig":
-        foreign = {**KEYS_OF, self.backend: ()}
-        for key in chain(*foreign.values()):
+        others = (record.keys for name, record in BACKENDS.items() if name != self.backend)
+        for key in chain(*others):
             if key in self.model_fields_set:
                 raise ValueError(f'{key} has no meaning with backend = "{self.backend}"; drop it')
         if self.type == "int8":
@@ -109,9 +153,14 @@ class QuantizationConfig(Config):
         return self
 
     @property
+    def record(self) -> BackendRecord:
+        """Return what else is to be known of the backend."""
+        return BACKENDS[self.backend]
+
+    @property
     def in_fp8(self) -> bool:
         """Say whether products are of 8-bit floats."""
-        return self.matmul == "fp8" or self.backend == "fp8"
+        return self.matmul == "fp8" or self.record.in_fp8
 
     def hqq_settings(self, name: str) -> tuple[int, int, int]:
         """Bits, group size and axis of the weight of this name."""
@@ -129,7 +178,8 @@ def check_installed(backend: str) -> None:
     Raises:
         ConfigError: with the line that installs it.
     """
-    if backend in PACKAGES and find_spec(PACKAGES[backend]) is None:
+    record = BACKENDS[backend]
+    if record.package is not None and find_spec(record.package) is None:
         raise ConfigError(
-            f'quantization.backend = "{backend}" needs {PACKAGES[backend]}: {PIP_LINES[backend]}'
+            f'quantization.backend = "{backend}" needs {record.package}: {record.pip_line}'
         )

@@ -1,10 +1,12 @@
-"""`run_state.json` in a checkpoint: where training and loader stand, and the files with it."""
+"""Files that a run leaves: `run_state.json` in a checkpoint, where training and loader stand, with
+the files beside it; metrics in the run directory.
+"""
 
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,6 +16,7 @@ from headrace.schemas.publish import write_atomic
 
 RUN_STATE_NAME = "run_state.json"
 RUN_CONFIG_NAME = "train.json"  # the resolved config, in a run directory
+METRICS_NAME = "metrics.jsonl"  # a line for each step and evaluation, there as well
 RUN_STATE_VERSION = 1
 REMEDY = "remove this checkpoint to resume from an older one"
 
@@ -104,6 +107,8 @@ class RunState(BaseModel):
     evaluations_since_best: int = 0
     weights_only: bool = False  # the optimizer's states are not in the files
     quarantined: list[QuarantineRecord] = []
+    loss_scale: float | None = None  # of the next step, in float16
+    loss_scale_steps: int = 0  # taken with it, or since it was last doubled
 
     @property
     def rows_done(self) -> int:
@@ -137,6 +142,10 @@ class RunState(BaseModel):
                 "overlong_tokens": self.overlong_tokens + overlong_tokens,
             }
         )
+
+    def with_loss_scale(self, factor: float, steps: int) -> "RunState":
+        """The same moment, with the scale of the next step's loss."""
+        return self.model_copy(update={"loss_scale": factor, "loss_scale_steps": steps})
 
     def after_losses(self, losses: Sequence[float], kept: int) -> "RunState":
         """The same moment, with the losses of the last steps known; so many are remembered."""
@@ -221,3 +230,31 @@ def stage_files(directory: Path) -> list[Path]:
         CheckpointError: the state cannot be read.
     """
     return [directory / name for name in read_run_state(directory, check_files=False).files]
+
+
+class Metrics(NamedTuple):
+    """The lines of a run's metrics, and how many could not be read."""
+
+    lines: list[dict[str, Any]]
+    damaged: int
+
+
+def read_metrics(run_directory: Path) -> Metrics:
+    """Read what a run has logged so far; a last line that is still being written is left out."""
+    path = run_directory / METRICS_NAME
+    content = path.read_bytes() if path.is_file() else b""
+    whole = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+    read = [parse_metrics(line) for line in whole]
+    return Metrics([line for line in read if line is not None], read.count(None))
+
+
+def parse_metrics(line: bytes) -> dict[str, Any] | None:
+    """Return the values of a line; None of one that is no line of metrics."""
+    try:
+        value: dict[str, Any] = json.loads(line)
+        if value["kind"] in {"train", "evaluation"} and isinstance(value["step"], int):
+            float(value["loss"])
+            return value
+    except (ValueError, TypeError, KeyError):
+        pass
+    return None

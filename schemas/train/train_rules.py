@@ -19,6 +19,7 @@ def check_rules(config: "TrainConfig") -> None:
     check_slices(config)
     check_tensor(config)
     check_quantization(config)
+    check_float16(config)
     check_trained_matmul(config)
     check_mixing(config)
     check_packing(config)
@@ -55,6 +56,20 @@ def check_steps_and_rate(config: "TrainConfig") -> None:
         raise ValueError(
             f"checkpoint.weights_only = true: the weights of {optimizer} are averages, which its "
             "states are needed for; drop one"
+        )
+
+
+def check_float16(config: "TrainConfig") -> None:
+    """Weights in float16 lose small updates, so they are frozen."""
+    if config.dtype == "float16" and config.adapter.record.trains_base:
+        raise ValueError(
+            f'dtype = "float16" with adapter.kind = "{config.adapter.kind}": only adapters are '
+            'trained beside weights in float16; use "lora", or dtype = "bfloat16" or "float32"'
+        )
+    if config.dtype == "float16" and config.optimizer.record.keeps_dtype:
+        raise ValueError(
+            f'dtype = "float16": optimizer.type = "{config.optimizer.type}" holds trained weights '
+            "in `dtype`, and float16 loses small updates; use another optimizer"
         )
 
 

@@ -4,11 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from headrace.schemas.errors import ConfigError
+from headrace.schemas.json_text import parse_json
+from headrace.schemas.named_files import read_regular
 from headrace.schemas.shards.manifest import ImagesRecord
 from headrace.schemas.vision.families import FAMILIES, OTHER_TYPES
-from headrace.schemas.vision.processor_files import ProcessorFiles, read_files
+from headrace.schemas.vision.processor_files import ProcessorFiles
 from headrace.schemas.vision.processor_record import Processor
 
+IMAGE_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+NESTED = "image_processor"  # in processor_config.json, as transformers 5 writes it
+MAX_BYTES = 1 << 26
 BACKENDS = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor")  # ends of classes' names
 
 
@@ -94,3 +100,32 @@ def differing(recorded: ImagesRecord, own: Processor) -> list[str]:
         for name in names
         if recorded.settings.get(name) != own.settings.get(name)
     ]
+
+
+def read_files(directory: Path) -> ProcessorFiles:
+    """Read the files of a model directory.
+
+    Raises:
+        ConfigError: it has no image processor, or no config.
+        DataError: a file is damaged.
+    """
+    processor = read_table(directory / PROCESSOR_FILE)
+    nested = processor.get(NESTED)
+    image = nested if isinstance(nested, dict) else read_table(directory / IMAGE_FILE)
+    config = read_table(directory / "config.json")
+    for name, values in ((IMAGE_FILE, image), ("config.json", config)):
+        if not values:
+            raise ConfigError(
+                f"{directory / name}: not found; name the directory of a vision-language model, "
+                "with its processor's files"
+            )
+    tokenizer = read_table(directory / "tokenizer_config.json")
+    return ProcessorFiles(directory, image, processor, config, tokenizer)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Return the table in a JSON file; empty where there is no file, or no table in it."""
+    if not path.exists():
+        return {}
+    values = parse_json(read_regular(path, MAX_BYTES), path, "; fetch the model again")
+    return values if isinstance(values, dict) else {}

@@ -9,8 +9,7 @@ import pytest
 
 from headrace.dataprep.axolotl.build import REFUSED, build_strategy, token_rules
 from headrace.dataprep.axolotl.row_format import AxolotlFormat
-from headrace.dataprep.input.records import Record, Reject
-from headrace.dataprep.input.streams import Place
+from headrace.dataprep.input.records import Place, Record, Reject
 from headrace.dataprep.text.row_format import Encoded
 from headrace.dataprep.text.tokenizer_spec import read_spec
 from headrace.schemas.errors import ConfigError

@@ -23,8 +23,10 @@ from headrace.kernels.attention.document_attention import (
     visible_keys,
 )
 from headrace.kernels.attention.flex_attention import block_mask, flex_document_attention
+from headrace.kernels.attention.row_attention import row_attention
 
 ROW, ROWS, REPEATS = 4096, 2, 20
+SLICE = 1024  # tokens
 PACKED = [900, 60, 512, 300, 28, 1200, 96, 400, 600]  # of one row, 455 on average
 
 
@@ -69,6 +71,25 @@ def ways(shape: Shape, bounds: Tensor, packed: bool) -> dict[str, Callable[..., 
         found["varlen"] = lambda q, k, v, sinks: document_attention(
             q, k, v, bounds, ROW, scale=scale, sinks=sinks, **settings
         )
+    if shape.softcap is None and not packed and shape.window is None:
+
+        def rows(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+            parts = [x.unflatten(0, (ROWS, ROW)).transpose(1, 2) for x in (q, k, v)]
+            return row_attention(*parts, scale=scale, sinks=sinks).transpose(1, 2).flatten(0, 1)
+
+        def slices(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+            q, k, v = (x.unflatten(0, (ROWS, ROW)).transpose(1, 2) for x in (q, k, v))
+            found = [
+                row_attention(
+                    *(q[:, :, end - SLICE : end], k[:, :, :end], v[:, :, :end]),
+                    scale=scale,
+                    sinks=sinks,
+                )
+                for end in range(SLICE, ROW + 1, SLICE)
+            ]
+            return torch.cat(found, 2).transpose(1, 2).flatten(0, 1)
+
+        found |= {"rows": rows, "rows in slices": slices}
     first, last = visible_keys(bounds, bounds, ROW * ROWS, shape.window or -1)
     mask = block_mask(first, last, ROW * ROWS)
     found["flex"] = lambda q, k, v, sinks: FLEX(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from headrace.jobs import cli
-from headrace.jobs.commands import train
+from headrace.jobs.commands import machine, train
 from headrace.schemas.errors import ConfigError
 
 COMMANDS = [
@@ -77,23 +77,23 @@ def test_training_is_checked_before_any_process_starts(tmp_path, monkeypatch):
 
 
 def test_all_gpus_are_used_unless_told_otherwise(monkeypatch):
-    monkeypatch.setattr(train, "count_gpus", lambda: 4)
-    assert train.count_processes(None, 2) == 4
-    assert train.count_processes(2, 2) == 2
+    monkeypatch.setattr(machine, "count_gpus", lambda: 4)
+    assert machine.count_processes(None, 2) == 4
+    assert machine.count_processes(2, 2) == 2
     with pytest.raises(ConfigError, match="--gpus 8: this machine has 4; ask for fewer"):
-        train.count_processes(8, 2)
+        machine.count_processes(8, 2)
     with pytest.raises(ConfigError, match="pipeline_stages = 3 does not divide the 4 processes"):
-        train.count_processes(None, 3)
+        machine.count_processes(None, 3)
 
 
 def test_without_gpus_there_is_a_process_for_each_stage(monkeypatch):
-    monkeypatch.setattr(train, "count_gpus", lambda: 0)
-    assert train.count_processes(None, 3) == 3
-    assert train.count_processes(6, 3) == 6
-    assert train.count_processes(None, 4, nodes=2) == 2
-    assert train.count_processes(2, 4, nodes=2) == 2
+    monkeypatch.setattr(machine, "count_gpus", lambda: 0)
+    assert machine.count_processes(None, 3) == 3
+    assert machine.count_processes(6, 3) == 6
+    assert machine.count_processes(None, 4, nodes=2) == 2
+    assert machine.count_processes(2, 4, nodes=2) == 2
     with pytest.raises(ConfigError, match="does not divide the 4 processes of 2 nodes"):
-        train.count_processes(2, 3, nodes=2)
+        machine.count_processes(2, 3, nodes=2)
 
 
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(tmp_path, monkeypatch):

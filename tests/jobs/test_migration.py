@@ -831,6 +831,7 @@ def axolotl_train(tmp_path, monkeypatch):
         ("gradient_checkpointing: true\nactivation_offloading: true\n", "activation_offload", True),
         ("activation_offloading: true\n", "activation_offload", None),
         ("torch_compile: auto\n", "compile", True),
+        ("fp16: true\nbf16: false\n", "dtype", "float16"),
         ("logging_steps: 0.1\nearly_stopping_patience: 0\nmax_steps: 0\n", "reporting", None),
         (
             "load_in_8bit: true\nquantize_moe_experts: true\n",
@@ -841,6 +842,11 @@ def axolotl_train(tmp_path, monkeypatch):
 )
 def test_values_of_axolotl(axolotl_train, text, table, expected):
     assert axolotl_train(LORA_YAML + text).get(table) == expected
+
+
+def test_a_whole_model_in_float16_is_not_taken_over(axolotl_train):
+    assert "dtype" not in axolotl_train(f"{SHORT_YAML}float16: true\n")
+    assert "not taken over: float16 = true: float16 is for adapters" in head(Path())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headrace.jobs.commands.picture_prompt import opened
+from headrace.jobs.serve.picture_prompt import opened
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.images_config import ImagesConfig
 

@@ -81,7 +81,7 @@ def open_loader(layout, directory):
         train=[manifest],
         plan=plan,
         sequence_tokens=manifest.sequence_len,
-        room=manifest.sequence_len,
+        capacity=manifest.sequence_len,
     )
     stream = train_stream(config, open_history(config, inputs, [], 0))
     stream = replace(stream, order=Excerpts(stream.order, plan.rows_in(1)))

@@ -86,7 +86,7 @@ def compare(config, part):
     expected, expected_tokens, expected_gradients = run(config, WHOLE)
     dist.all_reduce(loss)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(part.whole(tokens), expected_tokens, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(part.join(tokens), expected_tokens, rtol=1e-5, atol=2e-6)
     norm = torch.stack([g.norm() for g in expected_gradients.values()]).norm()
     assert norm > 0
     for name, gradient in expected_gradients.items():

@@ -46,7 +46,7 @@ def generate(built, prompts, settings, stop_tokens):
     """What all stages agree on."""
     stages = len(built)
     states, tokens = ([queue.Queue() for _ in built] for _ in range(2))
-    size = built[0].architecture.config.hidden_size
+    size = built[0].architecture.stream.width
 
     def run(number):
         torch.set_num_threads(1)

@@ -13,7 +13,7 @@ import regex
 from peft import LoraConfig
 
 from headrace.schemas.errors import ConfigError
-from headrace.schemas.named_files import shown
+from headrace.schemas.outside_text import shown
 
 REFUSED = ("layer_replication", "megatron_config")  # copies layers; imports a module it names
 PLAIN = re.compile(r"[\w\-]+(\.[\w\-]+)*")

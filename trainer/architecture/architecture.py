@@ -17,9 +17,16 @@ from headrace.trainer.architecture.router import Router
 from headrace.trainer.families.alibi import Alibi
 from headrace.trainer.families.streams import StreamLayout
 from headrace.trainer.vision.families import VisionFamily
-from headrace.trainer.vision.parts import vision_part
 
 LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
+
+
+class OwnParameters(nn.Module):
+    """The parameters that lie at a module itself, without the modules below it; they are shared."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_parameters"] = owner._parameters
 
 
 @dataclass(frozen=True)
@@ -80,9 +87,9 @@ class Architecture:
         Args:
             prefix: before the model's own names.
         """
-        if self.vision is not None and path in self.vision.paths:
-            return vision_part(model, self.vision, path, prefix)
-        return model.get_submodule(prefix + path)
+        part = model.get_submodule(prefix + path)
+        shares = self.vision is not None and path == self.vision.body
+        return OwnParameters(part) if shares else part
 
     @property
     def layers(self) -> int:

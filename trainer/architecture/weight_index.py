@@ -13,13 +13,8 @@ from pathlib import Path
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.json_text import parse_json, read_json_object
-from headrace.schemas.named_files import (
-    check_inside,
-    check_regular,
-    named_file,
-    open_regular,
-    shown,
-)
+from headrace.schemas.named_files import check_inside, check_regular, named_file, open_regular
+from headrace.schemas.outside_text import shown
 from headrace.trainer.architecture.gguf_index import SUFFIX, gguf_files, gguf_tensors
 from headrace.trainer.architecture.model_files import (
     INDEX_NAME,

@@ -23,7 +23,7 @@ class Batch:
 
     A place holds one row, or several one after the other. It is filled up with one more document
     that no token of a row can see and that is not trained. A place without a row (the last batch of
-    a run) holds such filling only.
+    a run) holds such padding only.
 
     Of preference sets, places [0, b/2) of a micro-batch hold chosen answers and the other half the
     rejected ones of the same pairs; `rows` then has a place for both. So it has of single answers
@@ -37,14 +37,14 @@ class Batch:
     trained_tokens: int
     position: Position  # after the global batch
     overlong: OverlongCount  # met in looking for the rows of the global batch
-    row_lengths: list[list[int]]  # [m][b] real tokens of each place; filling follows them
+    row_lengths: list[list[int]]  # [m][b] real tokens of each place; padding follows them
     extras: list[Extras]  # [m]
     pair_rows: list[list[list[Pair]]] | None = None  # the pairs themselves, as `rows`
     chosen_tokens: int = 0  # trained tokens of chosen answers
 
     @property
     def tokens(self) -> int:
-        """Tokens of the rows; filling is left out, and so are mismatched answers."""
+        """Tokens of the rows; padding is left out, and so are mismatched answers."""
         placed = chain.from_iterable(chain.from_iterable(self.rows))
         return sum(row.tokens for row in placed)
 
@@ -113,7 +113,7 @@ def write_ids(rows: Sequence[Row], ids: NDArray[np.int32]) -> list[int]:
 
 
 def labels_of(ids: NDArray[np.int32], lengths: list[list[list[int]]]) -> NDArray[np.int32]:
-    """[m, b, s] the next token of the same document, whether it is a row's or filling."""
+    """[m, b, s] the next token of the same document, whether it is a row's or padding."""
     labels = np.empty_like(ids)
     flat = labels.reshape(-1)
     flat[:-1] = ids.reshape(-1)[1:]

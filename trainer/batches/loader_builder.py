@@ -68,7 +68,7 @@ def build_loader(
         micro_batches=micro_batches,
         replica=layout.replica,
         replicas=layout.replicas,
-        prefetch=prefetch_depth(config, micro_batches, inputs.room),
+        prefetch=prefetch_depth(config, micro_batches, inputs.capacity),
         lay_out=batch_maker(config),
     )
 
@@ -119,9 +119,9 @@ def processor_of(config: TrainConfig) -> Processor:
     return open_processor(directory, architecture.vision, architecture.whole)
 
 
-def prefetch_depth(config: TrainConfig, micro_batches: int, room: int) -> int:
+def prefetch_depth(config: TrainConfig, micro_batches: int, capacity: int) -> int:
     """Batches to read ahead: as many as asked for, and as fit into `prefetch_bytes`, but one."""
-    tokens = config.micro_batch_size * micro_batches * room
+    tokens = config.micro_batch_size * micro_batches * capacity
     size = TOKEN_BYTES + (0 if config.vision is None else PICTURE_BYTES)
     fitting = config.loader.prefetch_bytes // (size * tokens)
     return min(config.loader.prefetch_batches, max(1, fitting))

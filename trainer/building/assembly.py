@@ -13,12 +13,17 @@ from headrace.trainer.architecture.families_state import mixer_of
 from headrace.trainer.architecture.half_layer import half_of
 from headrace.trainer.building.held_values import trained_dtype
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.parameter_slots import find_buffers
+from headrace.trainer.building.parameter_slots import (
+    find_buffers,
+    find_slots,
+    holds_quantized,
+)
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
 from headrace.trainer.layers.state_mixers import restart_at_documents, take_one_row
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
+from headrace.trainer.quantized.modules import QuantizableModule
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.distance_biases import take_rows
 from headrace.trainer.stage.spec import StageNames, StageSpec
@@ -210,3 +215,18 @@ def router_loss_settings(plan: Plan, config: ModelConfig) -> RouterLossSettings 
         return None
     top_k = architecture.config.num_experts_per_tok
     return RouterLossSettings(architecture.router, coefficient, layers, top_k)
+
+
+def check_parts(config: ModelConfig, plan: Plan) -> None:
+    """Refuse weights that the ranks do not divide, or that are held in a form that is not cut.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    first = TensorShard(0, config.tensor_parallel)  # without a group: nothing is exchanged
+    cuts = cut_stage({"": plan.model}, plan.architecture, base_prefix(plan), first).cuts
+    for slot in find_slots({"": plan.model}):
+        if slot.name in cuts and holds_quantized(slot) and plan.quantization is not None:
+            assert isinstance(slot.owner, QuantizableModule)
+            shape = slot.owner.as_held(slot.empty).shape
+            plan.quantization.check_part(base_name(slot.name), shape, cuts[slot.name])

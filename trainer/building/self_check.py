@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM
 
 from headrace.schemas.errors import ConfigError, HeadraceError
 from headrace.schemas.train.model_config import ModelConfig
-from headrace.trainer.adapters.names import base_name
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.families import FAMILIES, refuse
 from headrace.trainer.architecture.half_layer import Span
@@ -33,27 +32,21 @@ from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.architecture.overrides import overridden
 from headrace.trainer.architecture.read_architecture import architecture_of, read_architecture
 from headrace.trainer.architecture.weight_names import as_stored
-from headrace.trainer.building.assembly import base_prefix
+from headrace.trainer.building.assembly import check_parts
 from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan
-from headrace.trainer.building.parameter_slots import (
-    TrainedParameter,
-    find_slots,
-    holds_quantized,
-    stored_buffers,
-)
+from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
 from headrace.trainer.building.partition import StageCut, stacks_beside_tower
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.families.remote_code import run_code_of
-from headrace.trainer.quantized.modules import QuantizableModule
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced, find_untiled
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
 from headrace.trainer.stage.tensor_check import VOCABULARY as TRIAL_VOCABULARY
 from headrace.trainer.stage.tensor_check import TinyPart, find_difference
-from headrace.trainer.tensor_parallel.cut_stage import connect_ranks, cut_stage, refused
+from headrace.trainer.tensor_parallel.cut_stage import connect_ranks, refused
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 logger = logging.getLogger(__name__)
@@ -312,7 +305,7 @@ def check_mlps_can_be_tiled(config: ModelConfig, architecture: Architecture) -> 
 
 
 def check_tiny(
-    setting: str, remedy: str, architecture: Architecture, find: Callable[[Stage], str | None]
+    setting: str, remedy: str, architecture: Architecture, find: Callable[[StageSpec], str | None]
 ) -> None:
     """Refuse models in which parts of rows are not what they are in whole ones.
 
@@ -323,7 +316,7 @@ def check_tiny(
         ConfigError: with the reason.
     """
     try:
-        problem = find(tiny_stage(architecture))
+        problem = find(tiny_spec(architecture))
     except (*FAILURES, HeadraceError) as error:
         text = FOLDER.sub("", str(error)).splitlines()[0] if str(error) else ""
         problem = f"a tiny one cannot be run in part ({type(error).__name__}: {text})"
@@ -361,11 +354,6 @@ def tiny_part(architecture: Architecture, shard: TensorShard) -> TinyPart:
     spec = tiny_spec(architecture, shard, vocab_size=TRIAL_VOCABULARY)
     connect_ranks(spec.modules, spec.cuts)
     return TinyPart(Stage(spec).eval(), spec.cuts)
-
-
-def tiny_stage(architecture: Architecture) -> Stage:
-    """Return a whole tiny model of the same kind, with random weights, in evaluation mode."""
-    return Stage(tiny_spec(architecture)).eval()
 
 
 def tiny_spec(
@@ -423,18 +411,3 @@ def with_stacked_stream(plan: Plan) -> Plan:
     architecture = plan.architecture
     stream = replace(architecture.stream, stacked=architecture.stacked_layers)
     return replace(plan, architecture=replace(architecture, stream=stream))
-
-
-def check_parts(config: ModelConfig, plan: Plan) -> None:
-    """Refuse weights that the ranks do not divide, or that are held in a form that is not cut.
-
-    Raises:
-        ConfigError: naming one.
-    """
-    first = TensorShard(0, config.tensor_parallel)  # without a group: nothing is exchanged
-    cuts = cut_stage({"": plan.model}, plan.architecture, base_prefix(plan), first).cuts
-    for slot in find_slots({"": plan.model}):
-        if slot.name in cuts and holds_quantized(slot) and plan.quantization is not None:
-            assert isinstance(slot.owner, QuantizableModule)
-            shape = slot.owner.as_held(slot.empty).shape
-            plan.quantization.check_part(base_name(slot.name), shape, cuts[slot.name])

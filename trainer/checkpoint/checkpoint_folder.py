@@ -18,7 +18,6 @@ from headrace.schemas.train.run_state import RunState, read_run_state, write_run
 from headrace.trainer.building.checkpoint_files import PARAMETER, CheckpointTensors, tensor_name
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.checkpoint.retention import expired
-from headrace.trainer.optim.sharded import ShardedOptimizer
 from headrace.trainer.optim.states import restore, tensors_of
 
 
@@ -91,14 +90,6 @@ def collect_tensors(
             for state, value in states.items():
                 tensors[tensor_name(state, item.name)] = on_host(item.whole(value))
     return tensors | dict(kept or {})
-
-
-def take_part(trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer | None) -> None:
-    """Give what this rank holds of the states to a rank that collects them."""
-    if isinstance(optimizer, ShardedOptimizer):
-        for item in trained:
-            if item.owned:
-                tensors_of(optimizer, item.parameter)
 
 
 def load_tensors(

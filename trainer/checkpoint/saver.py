@@ -16,12 +16,9 @@ from headrace.schemas.train.run_state import RunState
 from headrace.trainer.architecture.model_writer import save_tensors
 from headrace.trainer.building.checkpoint_files import Written, stage_file
 from headrace.trainer.building.parameter_slots import TrainedParameter
-from headrace.trainer.checkpoint.checkpoint_folder import (
-    CheckpointFolder,
-    collect_tensors,
-    take_part,
-)
+from headrace.trainer.checkpoint.checkpoint_folder import CheckpointFolder, collect_tensors
 from headrace.trainer.messages import gather
+from headrace.trainer.optim.sharded import take_part
 from headrace.trainer.parallel import RankLayout
 from headrace.trainer.rendezvous import local_ranks
 

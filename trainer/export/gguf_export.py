@@ -66,7 +66,7 @@ def export_gguf(
         if adapter is not None:
             parts = list(adapter_parts(writer, names, adapter, base_shapes(model)))
         else:
-            add_hyperparameters(writer, config, record)
+            add_hyperparameters(writer, record.settings(config), record)
             writer.add_file_type(FILE_TYPES[stored][1])
             add_tokenizer(writer, model, config["vocab_size"], pre)
             parts = list(model_parts(names, model))

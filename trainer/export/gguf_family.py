@@ -91,6 +91,11 @@ def add_rope(writer: GGUFWriter, rope: dict[str, Any]) -> None:
             writer.add_rope_scaling_type(RopeScalingType.YARN)
             writer.add_rope_scaling_factor(rope["factor"])
             writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+            if rope.get("truncate") is False:
+                logger.warning(
+                    "llama.cpp rounds the bounds of YaRN's frequencies, which this model does not: "
+                    "its log-probabilities will differ by thousandths"
+                )
         case other:
             raise ConfigError(f'rope_type "{other}" cannot be exported to GGUF')
 

@@ -20,11 +20,12 @@ from headrace.trainer.architecture.model_files import StoredTensor
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
 from headrace.trainer.architecture.weight_index import adapter_file, stored_tensors
 from headrace.trainer.export.gguf_family import rope_factors
-from headrace.trainer.stored.gguf_records import GgufRecord
+from headrace.trainer.stored.gguf_records import GgufRecord, Piece
 
 LORA_PREFIX = "base_model.model."
 HEAD = "lm_head"
 TIED = ("embed_tokens", HEAD)
+LAYER = re.compile(r"layers\.(\d+)\.(.+)")  # its number, and a name within it
 EXPERT = re.compile(r"experts\.(\d+)\.")  # its number in a name
 MATRICES = {"A.weight": "a", "B.weight": "b", "embedding_A": "a", "embedding_B": "b"}
 
@@ -57,6 +58,12 @@ class NameMap:
         if found is None:
             raise ConfigError(f"{source}: {name} has no name in GGUF; it cannot be exported")
         return found
+
+    def pieces(self, name: str) -> list[Piece]:
+        """Return what becomes of a weight that gguf itself has no name for."""
+        found = LAYER.search(name)
+        own = self.record.pieces.get(found[2], ()) if found else ()
+        return [(f"blk.{found[1]}.{end}", change) for end, change in own] if found else []
 
     def arrange(self, name: str, values: Tensor) -> Tensor:
         """Rows of query and key weights in llama.cpp's order, norms with their offset."""
@@ -95,11 +102,26 @@ def model_parts(names: NameMap, model: Path) -> Iterator[Part]:
     for name, own in stacks.items():
         own.sort(key=lambda member: int((EXPERT.search(member) or [0, 0])[1]))
         first = stored[own[0]]
+        pieces = names.pieces(name)
+        yield from (cut_part(first, name, piece) for piece in pieces)
+        if pieces:
+            continue
         shape = tuple(first.shape) if own == [name] else (len(own), *first.shape)
         yield Part(names.name(name, first.path), shape, reader(names, stored, own, name))
     factors = rope_factors(names.config)
     if factors is not None:
         yield Part("rope_freqs.weight", factors.shape, lambda: factors)
+
+
+def cut_part(stored: StoredTensor, name: str, piece: Piece) -> Part:
+    """Return a part of a weight, or the weight turned, as llama.cpp wants it."""
+    own, change = piece
+    shape = tuple(change(torch.empty(stored.shape, device="meta")).shape)
+
+    def read() -> npt.NDArray[np.float32]:
+        return np.ascontiguousarray(change(read_one(stored.path, name)).numpy())
+
+    return Part(own, shape, read)
 
 
 def reader(

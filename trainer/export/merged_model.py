@@ -17,7 +17,7 @@ from headrace.trainer.adapters.names import PEFT_PREFIX, ROWS, base_name, file_n
 from headrace.trainer.adapters.patterns import name_modules
 from headrace.trainer.adapters.peft_settings import read_overrides, read_peft_settings
 from headrace.trainer.adapters.token_rows import RowAdapter, add_token_rows
-from headrace.trainer.adapters.whole_names import whole_names
+from headrace.trainer.adapters.whole_names import WholeNames, whole_names
 from headrace.trainer.adapters.wrapping import add_adapter
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.model_writer import (
@@ -57,26 +57,14 @@ def write_merged(
             cannot be scaled.
         DataError: the adapter does not belong to the model.
     """
-    vision = any((adapter / name).is_file() for name in PROCESSOR_FILES)  # trained with its tower
-    base = read_architecture(model, vision=vision)
-    architecture = overridden(base, read_overrides(adapter), str(model))
-    settings = read_peft_settings(adapter)
-    if settings.task_type == "SEQ_CLS":
-        architecture = with_score(architecture, str(model))
-    skeleton: Any = lay_out(architecture)
+    architecture, settings = architecture_with(model, adapter)
     check_scale(scale, settings)
+    skeleton: Any = lay_out(architecture)
     names = whole_names(model, architecture)
-    modules = names.modules or [n for n, _ in skeleton.named_modules()]
-    parameters = [names.outward(n) for n, _ in skeleton.named_parameters()]
-    name_modules(settings, modules, adapter, parameters, names.inward)
-    tokens, settings.trainable_token_indices = token_rows(settings), None
-    wrapped = add_adapter(lay_out(architecture), settings)
-    if tokens:
-        add_token_rows(wrapped, rows_at(architecture), tokens)
-    count = 0
+    wrapped = wrap(architecture, skeleton, settings, names, adapter)
     stored = load_file(adapter / "adapter_model.safetensors")
     tensors = {names.inward(name): value for name, value in stored.items()}
-    unused = set(tensors)
+    count, unused = 0, set(tensors)
     paths = paths_to_write(architecture, skeleton, tensors)
     dtype = getattr(architecture.config, "dtype", None) or torch.float32
     sizes = [stored_size(architecture.part(skeleton, path), dtype) for path in paths]
@@ -100,6 +88,39 @@ def write_merged(
     copy_model_files(model, output, skeleton, dtype)
     write_tokenizer(model, output, architecture.overrides.new_tokens)
     return count
+
+
+def architecture_with(model: Path, adapter: Path) -> tuple[Architecture, LoraConfig]:
+    """Return a model as the adapter was trained with it, and the adapter's settings."""
+    vision = any((adapter / name).is_file() for name in PROCESSOR_FILES)  # trained with its tower
+    base = read_architecture(model, vision=vision)
+    architecture = overridden(base, read_overrides(adapter), str(model))
+    settings = read_peft_settings(adapter)
+    if settings.task_type == "SEQ_CLS":
+        architecture = with_score(architecture, str(model))
+    return architecture, settings
+
+
+def wrap(
+    architecture: Architecture,
+    skeleton: nn.Module,
+    settings: LoraConfig,
+    names: WholeNames,
+    adapter: Path,
+) -> nn.Module:
+    """Return a model without memory, with an adapter around it.
+
+    Args:
+        settings: the adapter's, whose expressions are resolved; in place.
+    """
+    modules = names.modules or [n for n, _ in skeleton.named_modules()]
+    parameters = [names.outward(n) for n, _ in skeleton.named_parameters()]
+    name_modules(settings, modules, adapter, parameters, names.inward)
+    tokens, settings.trainable_token_indices = token_rows(settings), None
+    wrapped = add_adapter(lay_out(architecture), settings)
+    if tokens:
+        add_token_rows(wrapped, rows_at(architecture), tokens)
+    return wrapped
 
 
 def base_weights(model: Path, architecture: Architecture) -> WeightSource:

@@ -7,7 +7,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from headrace.schemas.publish import write_atomic
-from headrace.schemas.train.run_state import RUN_CONFIG_NAME
+from headrace.schemas.train.run_state import RUN_CONFIG_NAME, read_metrics
 
 CARD, CURVE = "README.md", "loss.svg"
 WIDTH, HEIGHT, MARGIN = 640, 320, 48
@@ -22,7 +22,7 @@ def write_card(directory: Path, run: Path, step: int) -> None:
         step: of the result; what was logged later is left out.
     """
     record = json.loads((run / RUN_CONFIG_NAME).read_text(encoding="utf-8"))
-    metrics = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]
+    metrics = [line for line in read_metrics(run).lines if line["step"] <= step]
     train = [(line["step"], line["loss"]) for line in metrics if line["kind"] == "train"]
     evaluations: dict[str, list[tuple[float, float]]] = {}
     for line in metrics:
@@ -31,14 +31,6 @@ def write_card(directory: Path, run: Path, step: int) -> None:
     if train or evaluations:
         write_atomic(directory / CURVE, curve({"train": train, **evaluations}))
     write_atomic(directory / CARD, card(record, step, train, evaluations))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def card(

@@ -72,7 +72,7 @@ class Sampler:
 
     Args:
         adapter: PEFT adapter directory to put on the model, or None.
-        render: what makes a text of messages, as `headrace.jobs.commands.chat_prompt` does.
+        render: what makes a text of messages, as `headrace.jobs.serve.chat_prompt` does.
         pictures: the model is to see pictures, with its vision tower.
 
     Raises:
@@ -148,11 +148,11 @@ class Sampler:
 
         rows = [self.encode(prompt) for prompt in prompts]
         width = max(map(len, rows))
-        filling = self.tokenizer.pad_token_id
-        filling = self.tokenizer.eos_token_id if filling is None else filling
-        ids = torch.tensor([[filling or 0] * (width - len(row)) + row for row in rows])
+        padding = self.tokenizer.pad_token_id
+        padding = self.tokenizer.eos_token_id if padding is None else padding
+        ids = torch.tensor([[padding or 0] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        output = self._generate(ids, mask, sampling, filling, adapter)
+        output = self._generate(ids, mask, sampling, padding, adapter)
         texts: list[str] = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
         return texts
 

@@ -2,8 +2,8 @@
 
 In place of a mask of s x s, layers are given the documents' bounds and their window, and hand them
 on as they would a mask. By what an H200 measured (docs/performance.md): rows of single documents
-without a window go to torch's `scaled_dot_product_attention`, there cuDNN, soft-caps to
-FlexAttention, and all else to FlashAttention 2.
+without a window go to cuDNN, through torch's `scaled_dot_product_attention` or, with sinks and in
+slices, by `row_attention`; soft-caps to FlexAttention, and all else to FlashAttention 2.
 """
 
 import sys
@@ -25,6 +25,7 @@ from headrace.kernels.attention.document_attention import (
     visible_keys,
 )
 from headrace.kernels.attention.flex_attention import block_mask, flex_document_attention
+from headrace.kernels.attention.row_attention import row_attention
 from headrace.schemas.errors import ConfigError
 from headrace.trainer import devices
 from headrace.trainer.families.attention import Chunk
@@ -44,6 +45,7 @@ class VisibleTokens:
             end to end.
         window: tokens that one attends to, itself included; None for all.
         blocks: the same for FlexAttention, if it is to run.
+        by_rows: all rows are one document each, without a window, and cuDNN is to run.
         key_bounds: the same as `bounds`, of keys, where rows come in slices: a slice's last token
             of a document attends to its last key up to there.
         first_keys: [b] then: the first key of each row that the slice attends to.
@@ -54,6 +56,7 @@ class VisibleTokens:
     blocks: BlockMask | None = None
     key_bounds: Tensor | None = None
     first_keys: tuple[int, ...] | None = None
+    by_rows: bool = False
 
 
 def fits(model_config: Any) -> bool:
@@ -79,6 +82,7 @@ def visible_tokens(
     *,
     in_blocks: bool = False,
     groups: Tensor | None = None,
+    by_rows: bool = False,
     rows: RowSlice = WHOLE_ROWS,
 ) -> dict[int | None, VisibleTokens | None]:
     """One object for each window, for compiled code that takes any number of documents.
@@ -87,6 +91,7 @@ def visible_tokens(
         document_lengths: [b] lengths that sum to s.
         in_blocks: FlexAttention is to run, which needs to know of blocks, on a GPU.
         groups: [b, s] of tokens that see each other both ways, -1 for none; with `in_blocks` alone.
+        by_rows: not on rows that are one document each.
         rows: the slice that attends, to all up to its end.
 
     Returns:
@@ -107,7 +112,9 @@ def visible_tokens(
         if isinstance(given, Chunk):
             chunks = given.documents(document_lengths)
             found |= {
-                given: visible_tokens(chunks, [None], device, in_blocks=in_blocks, rows=rows)[None]
+                given: visible_tokens(
+                    chunks, [None], device, in_blocks=in_blocks, by_rows=by_rows, rows=rows
+                )[None]
             }
             continue
         window = None if given is None or given >= end else given
@@ -121,8 +128,14 @@ def visible_tokens(
             first, last = visible_keys(bounds, key_bounds, queries, window or -1)
             last = last if groups is None else last_of_groups(last, groups)
             blocks = block_mask(first, last, keys)
-        further = (None, None) if first_keys is None else (key_bounds, first_keys)
-        found[given] = VisibleTokens(bounds, window, blocks, *further)
+        found[given] = VisibleTokens(
+            bounds,
+            window,
+            blocks,
+            key_bounds=key_bounds if first_keys is not None else None,
+            first_keys=first_keys,
+            by_rows=by_rows and single and window is None and groups is None,
+        )
     return found
 
 
@@ -203,10 +216,12 @@ def attend(
         raise ConfigError('attention with a position bias needs masks; set kernels = "torch"')
     seen = every_row(query) if attention_mask is None else attention_mask
     b, _, s, size = query.shape
+    scale = size**-0.5 if scaling is None else scaling
+    if seen.by_rows and softcap is None:
+        return row_attention(query, key, value, scale=scale, sinks=s_aux).transpose(1, 2), None
     query = query.transpose(1, 2).flatten(0, 1)
     longest = (s, key.shape[2])
     key, value = (end_to_end(states, seen.first_keys) for states in (key, value))
-    scale = size**-0.5 if scaling is None else scaling
     output = within_documents(query, key, value, seen, longest, scale, s_aux, softcap)
     return output.unflatten(0, (b, s)), None
 

@@ -23,9 +23,14 @@ class AdaptedExperts(nn.Module):
             self.base_layer = AdaptedExperts(self.base_layer)
         self.lora_A, self.lora_B = wrapper.lora_A, wrapper.lora_B
         self.parameter_name = wrapper.parameter_name
-        self.num_experts = wrapper.num_experts
         (self.adapter,) = wrapper.lora_A
         self.scale = wrapper.scaling[self.adapter]
+
+    @property
+    def num_experts(self) -> int:
+        """Return how many experts are held here."""
+        count: int = self.base_layer.num_experts
+        return count
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Return what `GroupedExperts` does, with this adapter and those below."""

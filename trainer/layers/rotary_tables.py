@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 Table = tuple[Tensor, Tensor]
+AXES = 3  # of positions in time, height and width, all the same in text
 
 
 def rotary_tables(
@@ -21,7 +22,7 @@ def rotary_tables(
     Args:
         rotary: the model's own module; None for models without.
         hidden: hidden states, whose type and device the tables take.
-        positions: [b, s] int64.
+        positions: [b, s] int64, or [3, b, s] where there are pictures.
         documents: their lengths, [b], where frequencies depend on how long the text is; else None.
     """
     if rotary is None:
@@ -38,6 +39,8 @@ def _table(rotary: nn.Module, kind: str | None, hidden: Tensor, positions: Tenso
     if isinstance(rotary, nn.ModuleList):  # one for each base of frequencies; none without
         found = [part for part in rotary if base_of(part) == kind]
         return _table(found[0], None, hidden, positions) if found else None
+    if positions.ndim == 2 and len(getattr(rotary, "mrope_section", ())) == AXES:
+        positions = positions.expand(AXES, -1, -1)  # transformers 5.17 asks for all
     table: Table = rotary(hidden, positions, *([] if kind is None else [kind]))
     return table
 

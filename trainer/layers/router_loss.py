@@ -77,10 +77,10 @@ def tap_router(layer: nn.Module, settings: RouterLossSettings | None) -> RouterT
 
 
 def real_tokens(row_lengths: list[int], places: int, device: torch.device) -> Tensor:
-    """[b, s] bool: false for filling.
+    """[b, s] bool: false for padding.
 
     Args:
-        row_lengths: [b] tokens of each row, filling left out.
+        row_lengths: [b] tokens of each row, padding left out.
         places: s.
     """
     ends = torch.tensor(row_lengths).unsqueeze(1)
@@ -104,8 +104,8 @@ def balance_parts(logits: Tensor, top_k: int, real: Tensor, tokens: int) -> Tens
 
     Args:
         logits: [tokens here, experts].
-        real: [tokens here] bool, false for filling.
-        tokens: of the micro-batch's whole rows, filling left out.
+        real: [tokens here] bool, false for padding.
+        tokens: of the micro-batch's whole rows, padding left out.
     """
     probabilities = torch.softmax(logits.float(), dim=-1)
     weight = real.float() / torch.full((), max(1, tokens), device=real.device)

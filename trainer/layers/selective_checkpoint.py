@@ -21,7 +21,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from headrace.kernels import fp8_linear, frozen_linear  # noqa: F401 (they register operators)
+from headrace.kernels import frozen_linear  # noqa: F401 (it registers operators)
+from headrace.kernels.fp8 import linear as fp8_linear  # noqa: F401 (the same)
 from headrace.trainer.layers.layer_functions import (
     LayerFunctions,
     run_layer,

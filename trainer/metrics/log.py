@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from headrace.schemas.publish import write_atomic, writing
+from headrace.schemas.train.run_state import METRICS_NAME, read_metrics
 from headrace.trainer.metrics.answers_log import AnswersLog, PromptedAnswer, as_markdown
 from headrace.trainer.metrics.histogram import Histogram
 from headrace.trainer.metrics.loss_changes import LossChanges
@@ -19,7 +20,6 @@ from headrace.trainer.metrics.reporters import Reporter
 
 logger = logging.getLogger(__name__)
 
-METRICS_NAME = "metrics.jsonl"
 REMEDY = "make room, or make it writable, then --resume"
 
 TRAIN_CURVES = (
@@ -62,8 +62,9 @@ class MetricsLog:
             self.file = self.path.open("a", encoding="utf-8")
         self.answers = AnswersLog(directory, step, REMEDY)
         self.changes = LossChanges()
-        for line in self.path.read_bytes().splitlines():
-            self.changes.note_line(line)
+        for line in read_metrics(directory).lines:
+            if line["kind"] == "evaluation":
+                self.changes.note(line["name"], line["loss"])
         self.board_directory = directory / "tensorboard"
         with writing(self.board_directory, REMEDY):
             self.board = SummaryWriter(str(self.board_directory), purge_step=step + 1)

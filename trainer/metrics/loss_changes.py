@@ -1,6 +1,5 @@
 """Change of evaluation losses, in percent of the first and of the last one before."""
 
-import json
 import math
 
 
@@ -9,12 +8,6 @@ class LossChanges:
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, float]] = {}
-
-    def note_line(self, line: bytes) -> None:
-        """Take an evaluation of an earlier process over, from its line in `metrics.jsonl`."""
-        entry = json.loads(line)
-        if entry.get("kind") == "evaluation":
-            self.note(entry["name"], entry["loss"])
 
     def note(self, name: str, loss: float) -> dict[str, float]:
         """Return the changes that a loss brings, and remember it; none at the first evaluation."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from headrace.schemas.publish import write_atomic
-from headrace.schemas.train.train_config import TrainConfig
+from headrace.schemas.train.run_config import ReportingConfig
 from headrace.trainer.metrics.answers_log import (
     COLUMNS,
     PromptedAnswer,
@@ -29,38 +29,46 @@ class Reporter(Protocol):
     def close(self) -> None: ...
 
 
-def open_reporters(config: TrainConfig, run_directory: Path) -> list[Reporter]:
-    """The services that the config names, continued where the run directory knows them."""
-    if not config.reporting.to:
+def open_reporters(
+    reporting: ReportingConfig, settings: Mapping[str, Any], run_directory: Path
+) -> list[Reporter]:
+    """Open the services that a config names, continued where the run directory knows them.
+
+    Args:
+        settings: of the run, which the services show beside the curves.
+    """
+    if not reporting.to:
         return []
     path = run_directory / RECORD
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     reporters: dict[str, Reporter] = {}
-    for name in config.reporting.to:
+    for name in reporting.to:
         kind = WandbReporter if name == "wandb" else MlflowReporter
-        reporters[name] = kind(config, run_directory, known.get(name))
+        reporters[name] = kind(reporting, settings, run_directory, known.get(name))
     ids = {name: reporter.id for name, reporter in reporters.items()}
     write_atomic(path, json.dumps(known | ids) + "\n")
     return list(reporters.values())
 
 
-def run_name(config: TrainConfig) -> str:
-    return config.reporting.name or Path(config.output_dir).name
-
-
 class WandbReporter:
     """A run of wandb; `WANDB_MODE=offline` keeps it on disk."""
 
-    def __init__(self, config: TrainConfig, run_directory: Path, known: str | None) -> None:
+    def __init__(
+        self,
+        reporting: ReportingConfig,
+        settings: Mapping[str, Any],
+        run_directory: Path,
+        known: str | None,
+    ) -> None:
         import wandb
 
         self.run: Any = wandb.init(
-            project=config.reporting.project,
-            name=run_name(config),
+            project=reporting.project,
+            name=reporting.name or run_directory.name,
             id=known,
             resume="allow" if known else None,
             dir=str(run_directory),
-            config=config.model_dump(mode="json"),
+            config=dict(settings),
         )
         self.id: str = self.run.id
 
@@ -80,18 +88,24 @@ class WandbReporter:
 class MlflowReporter:
     """A run of mlflow, at the address in `MLFLOW_TRACKING_URI`."""
 
-    def __init__(self, config: TrainConfig, run_directory: Path, known: str | None) -> None:
+    def __init__(
+        self,
+        reporting: ReportingConfig,
+        settings: Mapping[str, Any],
+        run_directory: Path,
+        known: str | None,
+    ) -> None:
         from mlflow import MlflowClient
 
         self.client: Any = MlflowClient()
-        self.id = known or self._create(config)
+        name = reporting.name or run_directory.name
+        self.id = known or self._create(reporting.project, name, settings)
 
-    def _create(self, config: TrainConfig) -> str:
-        project = config.reporting.project
+    def _create(self, project: str, name: str, settings: Mapping[str, Any]) -> str:
         found = self.client.get_experiment_by_name(project)
         number = found.experiment_id if found else self.client.create_experiment(project)
-        run = self.client.create_run(number, run_name=run_name(config))
-        for key, value in config.model_dump(mode="json").items():
+        run = self.client.create_run(number, run_name=name)
+        for key, value in settings.items():
             self.client.log_param(run.info.run_id, key, json.dumps(value)[:6000])
         return str(run.info.run_id)
 

@@ -38,9 +38,7 @@ class StepValues:
         stacked = [torch.stack([values[kind] for values in tokens]) for kind in self._kinds]
         self._tokens: HostCopy | None = None
         if stacked:
-            values = sequence.whole(torch.stack(stacked)).unflatten(
-                -1, (sequence.ranks, slices, -1)
-            )
+            values = sequence.join(torch.stack(stacked)).unflatten(-1, (sequence.ranks, slices, -1))
             self._tokens = HostCopy(values.transpose(-3, -2).flatten(-3))
         pairs = [output.pairs for output in outputs if output.pairs is not None]
         rewards = [torch.stack(list(vars(values).values()), dim=1) for values in pairs]

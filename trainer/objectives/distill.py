@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from headrace.kernels.linear_cross_entropy import CHUNK_LOGITS, IGNORED_LABEL
-from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.objectives.objective import CrossEntropy
 from headrace.trainer.stage.head_loss import vocabulary
-from headrace.trainer.stage.loss import StageLoss
-from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
+from headrace.trainer.stage.loss import LossInputs
+from headrace.trainer.stage.micro_batch import StageOutput
 
 
 class Distill(CrossEntropy):
@@ -25,42 +24,30 @@ class Distill(CrossEntropy):
 
     takes_teacher = True
 
-    def loss(
-        self,
-        head: StageLoss,
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        labels, weight = micro_batch.labels, self.config.teacher_weight
-        assert labels is not None and reference is not None
+    def loss(self, inputs: LossInputs) -> StageOutput:
+        weight = self.config.teacher_weight
         with torch.set_grad_enabled(weight < 1 and torch.is_grad_enabled()):
-            losses = head.token_losses(hidden, labels, seed, statistics=statistics)
-        adjusted = weight * self.divergences(head, hidden, reference, labels, seed)
+            losses = inputs.token_losses()
+        adjusted = weight * self.divergences(inputs)
         if weight < 1:
             adjusted = adjusted + (1 - weight) * losses
-        loss = adjusted.sum() * micro_batch.loss_scale
-        return StageOutput(loss, losses.detach(), adjusted.detach(), statistics=statistics)
+        loss = adjusted.sum() * inputs.micro_batch.loss_scale
+        return StageOutput(loss, losses.detach(), adjusted.detach(), statistics=inputs.statistics)
 
-    def divergences(
-        self, head: StageLoss, hidden: Tensor, reference: Tensor, labels: Tensor, seed: int | None
-    ) -> Tensor:
+    def divergences(self, inputs: LossInputs) -> Tensor:
         """Return the divergence of each trained token, [b, s], 0 elsewhere.
 
         Logits of some tokens are there at a time; the backward pass computes them again.
-
-        Args:
-            reference: [b, s, teacher's hidden size] after the norm.
         """
+        labels, seed = inputs.labels, inputs.seed
+        assert inputs.taught is not None
         trained = (labels.reshape(-1) != IGNORED_LABEL).nonzero().squeeze(1)
-        own, other = (states.flatten(0, 1)[trained] for states in (hidden, reference))
-        size, parts = max(1, CHUNK_LOGITS // vocabulary(head.head)), []
+        own, other = (states.flatten(0, 1)[trained] for states in (inputs.hidden, inputs.taught))
+        size, parts = max(1, CHUNK_LOGITS // vocabulary(inputs.head.head)), []
         for number, start in enumerate(range(0, len(trained), size)):
             chunk = slice(start, start + size)
             chunk_seed = None if seed is None else seed + number
-            arguments = (head, own[chunk], other[chunk], chunk_seed)
+            arguments = (inputs, own[chunk], other[chunk], chunk_seed)
             parts.append(
                 checkpoint(
                     self._of_chunk, *arguments, use_reentrant=False, preserve_rng_state=False
@@ -70,14 +57,14 @@ class Distill(CrossEntropy):
         nothing = torch.zeros(labels.numel(), device=found.device)
         return nothing.index_copy(0, trained, found).view(labels.shape)
 
-    def _of_chunk(self, head: StageLoss, own: Tensor, other: Tensor, seed: int | None) -> Tensor:
-        assert head.teacher is not None
+    def _of_chunk(self, inputs: LossInputs, own: Tensor, other: Tensor, seed: int | None) -> Tensor:
+        assert inputs.teacher is not None
         if seed is not None:
             torch.manual_seed(seed)
         temperature = self.config.temperature
-        student = torch.log_softmax(head.logits(own) / temperature, dim=-1)
+        student = torch.log_softmax(inputs.head.logits(own) / temperature, dim=-1)
         with torch.no_grad():
-            teacher = torch.log_softmax(head.teacher.logits(other) / temperature, dim=-1)
+            teacher = torch.log_softmax(inputs.teacher.logits(other) / temperature, dim=-1)
         return divergence(teacher, student, self.config.divergence)
 
 

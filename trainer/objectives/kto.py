@@ -9,41 +9,32 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
-from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.objectives.objective import Objective
 from headrace.trainer.objectives.pairs import Answers, log_ratios, sum_side
 from headrace.trainer.objectives.row_loss import RowLoss, TokenValues
 from headrace.trainer.objectives.rows import answer_rows
-from headrace.trainer.stage.loss import StageLoss
-from headrace.trainer.stage.micro_batch import AnswerLosses, MicroBatch, StageOutput
+from headrace.trainer.stage.loss import LossInputs
+from headrace.trainer.stage.micro_batch import AnswerLosses, StageOutput
 
 
 class Kto(Objective):
     """1 - sigmoid of the reward over the baseline, or of a bad answer's the other way round."""
 
-    def loss(
-        self,
-        head: StageLoss,
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        labels, extras = micro_batch.labels, micro_batch.extras
-        assert labels is not None and extras.pairs is not None and reference is not None
+    def loss(self, inputs: LossInputs) -> StageOutput:
+        extras, whole = inputs.micro_batch.extras, inputs.head.sequence.join
+        assert extras.pairs is not None and inputs.before is not None
         assert extras.desirable is not None
-        losses = head.token_losses(hidden, labels, seed, statistics=statistics)
-        whole = head.sequence.whole
-        tokens = (whole(losses), whole(reference), whole(labels) != IGNORED_LABEL)
+        losses = inputs.token_losses()
+        tokens = (whole(losses), whole(inputs.before), whole(inputs.labels) != IGNORED_LABEL)
         desirable = torch.tensor(extras.desirable, dtype=torch.bool, device=losses.device)
         others = sum_side(*tokens, extras.pairs, 1) if extras.mismatched else None
         answers = self.judge(sum_side(*tokens, extras.pairs, 0), others, desirable)
-        loss = answers.loss.sum() * micro_batch.loss_scale
+        loss = answers.loss.sum() * inputs.micro_batch.loss_scale
         if not extras.desirable:
             loss = losses.sum() * 0.0  # a sum over no answers has no gradient
-        return StageOutput(loss, losses.detach(), pairs=answers.detach(), statistics=statistics)
+        statistics, found = inputs.statistics, answers.detach()
+        return StageOutput(loss, losses.detach(), pairs=found, statistics=statistics)
 
     def judge(self, own: Answers, others: Answers | None, desirable: Tensor) -> AnswerLosses:
         """Return the loss, the reward and the baseline of each answer.

@@ -4,14 +4,13 @@ import torch
 from torch import Tensor
 
 from headrace.kernels.linear_cross_entropy import IGNORED_LABEL
-from headrace.kernels.token_statistics import TokenStatistics
 from headrace.schemas.train.objective_config import ObjectiveConfig
 from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.objectives.pairs import Answers, sum_answers
 from headrace.trainer.objectives.row_loss import RowLoss, TokenValues
 from headrace.trainer.objectives.rows import pair_rows, token_rows
-from headrace.trainer.stage.loss import StageLoss
-from headrace.trainer.stage.micro_batch import MicroBatch, PairLosses, StageOutput
+from headrace.trainer.stage.loss import LossInputs
+from headrace.trainer.stage.micro_batch import PairLosses, StageOutput
 
 
 class Objective:
@@ -22,24 +21,8 @@ class Objective:
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
 
-    def loss(
-        self,
-        head: StageLoss,
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        """Return the loss of a micro-batch on the last stage.
-
-        Args:
-            hidden: [b, s, hidden size] after the norm.
-            seed: of the head's own dropout; None if it has none.
-            reference: [b, s] losses of the model as it was before training, or hidden states of a
-                teacher.
-            statistics: of all tokens, to be filled in.
-        """
+    def loss(self, inputs: LossInputs) -> StageOutput:
+        """Return the loss of a micro-batch on the last stage."""
         raise NotImplementedError
 
     def row_losses(
@@ -56,18 +39,11 @@ class Objective:
 class CrossEntropy(Objective):
     """Sum over tokens of their cross-entropy."""
 
-    def loss(
-        self,
-        head: StageLoss,
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        labels, scale = micro_batch.labels, micro_batch.loss_scale
-        assert labels is not None
-        loss, losses = head.cross_entropy(hidden, labels, scale, seed, statistics)
+    def loss(self, inputs: LossInputs) -> StageOutput:
+        scale, statistics = inputs.micro_batch.loss_scale, inputs.statistics
+        loss, losses = inputs.head.cross_entropy(
+            inputs.hidden, inputs.labels, scale, inputs.seed, statistics
+        )
         return StageOutput(loss, losses, statistics=statistics)
 
     def row_losses(
@@ -93,25 +69,19 @@ class TokenObjective(CrossEntropy):
         """
         raise NotImplementedError
 
-    def loss(
-        self,
-        head: StageLoss,
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        labels, factor = micro_batch.labels, self.logit_factor
-        assert labels is not None
-        first = statistics if factor == 1.0 else None  # they are of the logits as they are
-        losses = head.token_losses(hidden, labels, seed, factor, statistics=first)
-        adjusted = self.adjust(losses)
-        if factor != 1.0:
+    def loss(self, inputs: LossInputs) -> StageOutput:
+        factor = self.logit_factor
+        if factor == 1.0:
+            losses = inputs.token_losses()
+            adjusted = self.adjust(losses)
+        else:  # statistics are of the logits as they are
+            adjusted = self.adjust(
+                inputs.head.token_losses(inputs.hidden, inputs.labels, inputs.seed, factor)
+            )
             with torch.no_grad():
-                losses = head.token_losses(hidden, labels, seed, statistics=statistics)
-        loss = adjusted.sum() * micro_batch.loss_scale
-        return StageOutput(loss, losses.detach(), adjusted.detach(), statistics=statistics)
+                losses = inputs.token_losses()
+        loss = adjusted.sum() * inputs.micro_batch.loss_scale
+        return StageOutput(loss, losses.detach(), adjusted.detach(), statistics=inputs.statistics)
 
 
 class PairObjective(Objective):
@@ -121,26 +91,20 @@ class PairObjective(Objective):
         """Return the loss and the rewards of each pair."""
         raise NotImplementedError
 
-    def loss(
-        self,
-        head: StageLoss,
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        labels, lengths = micro_batch.labels, micro_batch.extras.pairs
-        assert labels is not None and lengths is not None
-        losses = head.token_losses(hidden, labels, seed, statistics=statistics)
-        whole = head.sequence.whole
-        before = None if reference is None else whole(reference)
-        answers = sum_answers(whole(losses), before, whole(labels) != IGNORED_LABEL, lengths)
+    def loss(self, inputs: LossInputs) -> StageOutput:
+        micro_batch, whole = inputs.micro_batch, inputs.head.sequence.join
+        lengths = micro_batch.extras.pairs
+        assert lengths is not None
+        losses = inputs.token_losses()
+        before = None if inputs.before is None else whole(inputs.before)
+        answers = sum_answers(whole(losses), before, whole(inputs.labels) != IGNORED_LABEL, lengths)
         pairs = self.compare(*answers)
         chosen = losses[: len(lengths)].sum()  # a sum over no pairs has no gradient
         weight = self.config.chosen_weight * micro_batch.chosen_scale
         loss = pairs.loss.sum() * micro_batch.loss_scale + chosen * weight
-        return StageOutput(loss, losses.detach(), pairs=pairs.detach(), statistics=statistics)
+        return StageOutput(
+            loss, losses.detach(), pairs=pairs.detach(), statistics=inputs.statistics
+        )
 
     def row_losses(
         self, tokens: TokenValues, pairs: list[list[float]] | None, inputs: StepInputs

@@ -7,34 +7,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.batches.step_inputs import StepInputs
 from headrace.trainer.objectives.objective import Objective
 from headrace.trainer.objectives.row_loss import RowLoss, TokenValues
 from headrace.trainer.objectives.rows import pair_rows
-from headrace.trainer.stage.loss import StageLoss
-from headrace.trainer.stage.micro_batch import MicroBatch, PairLosses, StageOutput
+from headrace.trainer.stage.loss import LossInputs
+from headrace.trainer.stage.micro_batch import PairLosses, StageOutput
 
 
 class Reward(Objective):
     """-log sigmoid of what the chosen answer is given above the rejected one."""
 
-    def loss(
-        self,
-        head: StageLoss,
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        ends = micro_batch.extras.ends
+    def loss(self, inputs: LossInputs) -> StageOutput:
+        ends, hidden = inputs.micro_batch.extras.ends, inputs.hidden
         assert ends is not None
         places = torch.tensor(ends, device=hidden.device).view(-1, 2)
-        rewards = head.scores(hidden[places[:, 0], places[:, 1]], seed)
+        rewards = inputs.head.scores(hidden[places[:, 0], places[:, 1]], inputs.seed)
         chosen, rejected = rewards.chunk(2)
         pairs = self.compare(chosen, rejected)
-        loss = pairs.loss.sum() * micro_batch.loss_scale
+        loss = pairs.loss.sum() * inputs.micro_batch.loss_scale
         if not ends:
             loss = hidden.sum() * 0.0  # a sum over no pairs has no gradient
         nothing = torch.zeros(hidden.shape[:2], device=hidden.device)

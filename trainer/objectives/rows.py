@@ -82,7 +82,7 @@ def row_losses(
         starts += (number * labels.shape[-1] + np.append(0, ends)[: len(place)]).tolist()
     if not starts:
         return []
-    # up to the next start: filling and places without a row add zeros
+    # up to the next start: padding and places without a row add zeros
     losses = np.add.reduceat(token_losses.ravel(), starts, dtype=np.float64)
     counts = np.add.reduceat(labels.ravel() != IGNORED_LABEL, starts, dtype=np.int64)
     placed = (row for place in places for row in place)

@@ -14,12 +14,25 @@ from headrace.trainer.messages import gather
 from headrace.trainer.parallel import RankLayout
 
 
-def reduce(built: BuiltStage, layout: RankLayout) -> float:
-    """Sum gradients over all copies of the weights; return the norm of the whole model's."""
+def reduce(built: BuiltStage, layout: RankLayout, scale: float = 1.0) -> float:
+    """Sum gradients over all copies of the weights; return the norm of the whole model's.
+
+    Args:
+        scale: that the loss was multiplied by; the gradients are freed of it.
+    """
+    if scale != 1.0:
+        unscale([item.parameter for item in built.trained], scale)
     sum_partial(built.trained, layout)
     sum_tied(built, layout)
     sum_over_copies([item.parameter for item in built.trained], layout)
     return global_norm(built, layout)
+
+
+def unscale(parameters: Sequence[nn.Parameter], scale: float) -> None:
+    """Divide all gradients by the scale of the loss."""
+    gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, 1 / scale)
 
 
 def sum_tied(built: BuiltStage, layout: RankLayout) -> None:

@@ -145,6 +145,14 @@ class ShardedOptimizer(OptimizerAround):
         return list(everyone.split(list(sizes), dim=1))
 
 
+def take_part(trained: Sequence[TrainedParameter], optimizer: torch.optim.Optimizer | None) -> None:
+    """Give what this rank holds of the states to a rank that collects them."""
+    if isinstance(optimizer, ShardedOptimizer):
+        for item in trained:
+            if item.owned:
+                states.tensors_of(optimizer, item.parameter)
+
+
 def buckets(shares: Sequence[Share]) -> Iterator[list[Share]]:
     """Yield shares of one type that travel together."""
     bucket: list[Share] = []

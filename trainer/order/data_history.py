@@ -13,6 +13,7 @@ from headrace.schemas.train.run_state import DataSegment, DatasetRecord
 from headrace.trainer.order.data_plan import DataPlan, plan_data
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.mixed_order import MixedOrder
+from headrace.trainer.order.position import Position
 from headrace.trainer.order.row_order import RowOrder
 from headrace.trainer.shards.row_groups import RowAddress, list_row_groups
 from headrace.trainer.shards.storage import manifest_of
@@ -73,7 +74,7 @@ class Phase:
 
 
 class DataHistory:
-    """Pieces one after the other; the last one goes on without end."""
+    """The phases of a run one after the other, of which the last has no end."""
 
     def __init__(self, phases: Sequence[Phase], config: DataConfig) -> None:
         self.phases = phases
@@ -88,7 +89,7 @@ class DataHistory:
         ]
 
     def __getitem__(self, index: int) -> RowAddress:
-        """The row at a global index; datasets are counted over all pieces."""
+        """The row at a global index; datasets are counted over all phases."""
         number = self._number(index)
         row = index - self.first_rows[number] + self.offsets[number]
         address = self.orders[number][row]
@@ -111,6 +112,20 @@ class DataHistory:
         """Epochs done after so many rows of the run."""
         return self.phases[self._number(max(rows, self.first_rows[0]))].epoch_at(rows)
 
+    def stop_row(
+        self, config: DataConfig, global_batch_rows: int, step: int, position: Position
+    ) -> int | None:
+        """Return the row at which the data ends: by `epochs`, or by the steps left of `max_steps`.
+
+        Args:
+            position: after `step` steps.
+        """
+        if not config.max_steps:
+            return max(self.phases[-1].end(config.epochs or 1), position.next_row)
+        if config.loader.pack != "none":
+            return None
+        return position.next_row + (config.max_steps - step) * global_batch_rows
+
     def _number(self, index: int) -> int:
         return bisect_right(self.first_rows, index) - 1
 
@@ -118,7 +133,7 @@ class DataHistory:
 def open_history(
     config: DataConfig, inputs: Inputs, history: Sequence[DataSegment], first_row: int
 ) -> DataHistory:
-    """The course from a row on; segments that were over before it are left out.
+    """Return the phases from a row on; segments that were over before it are left out.
 
     Raises:
         DataError, CheckpointError: a dataset of an earlier segment is still needed and is not there
@@ -133,7 +148,7 @@ def open_history(
 
 
 def reopen(loader: LoaderConfig, segment: DataSegment, stop_row: int) -> Phase:
-    """An earlier segment's piece."""
+    """Return the phase of an earlier segment."""
     tables = [dataset.model_dump(include=DATASET_SETTINGS) for dataset in segment.datasets]
     mixing = segment.model_dump(include={"mixing", "mixing_unit", "mixing_stop"})
     keys = {"datasets": tables} | (mixing if segment.mixing == "interleave" else {})

@@ -26,6 +26,6 @@ class Inputs:
     sides: int = 1  # places of a row: 2 for a pair
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Tokens of all places of a row, or of rows packed together."""
         return self.sequence_tokens * self.sides

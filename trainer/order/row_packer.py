@@ -54,7 +54,7 @@ class RowPacker(Generic[T]):
 
     Args:
         look: at the row of a global index.
-        tokens: room of a place.
+        tokens: capacity of a place.
         look_ahead: rows that wait at once.
         overlong: what becomes of a row with more tokens than a place: refused, cut, or left out.
         epoch_end: of the row of a global index; no place holds rows of two epochs. None: it has no
@@ -113,15 +113,15 @@ class RowPacker(Generic[T]):
                 )
             self._look_ahead()
         place: list[T] = []
-        room = self.tokens
+        capacity = self.tokens
         chosen = next(iter(self._waiting), None)
         while chosen is not None:
             candidate = self._waiting.pop(chosen)
             tokens = min(candidate.tokens, self.tokens)
             del self._by_length[bisect_left(self._by_length, (tokens, -chosen))]
             place.append(candidate.item)
-            room -= tokens
-            fitting = bisect_right(self._by_length, (room, 0))
+            capacity -= tokens
+            fitting = bisect_right(self._by_length, (capacity, 0))
             chosen = -self._by_length[fitting - 1][1] if fitting else None
         return place
 

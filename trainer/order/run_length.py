@@ -31,7 +31,7 @@ def find_run_length(
 
     How many places packed rows need shows only in packing them; their lengths are read for it.
     """
-    stop_row = find_stop_row(config, inputs.global_batch_rows, data_history, step, position)
+    stop_row = data_history.stop_row(config, inputs.global_batch_rows, step, position)
     if config.max_steps:
         return RunLength(config.max_steps, stop_row)
     assert stop_row is not None
@@ -40,18 +40,3 @@ def find_run_length(
     reader.quarantine.restore(quarantined)
     places = count_sequences(inputs.sequence_tokens, stream, reader, stop_row, position)
     return RunLength(step - (-places // inputs.global_batch_rows), stop_row)
-
-
-def find_stop_row(
-    config: DataConfig,
-    global_batch_rows: int,
-    data_history: DataHistory,
-    step: int,
-    position: Position,
-) -> int | None:
-    """Return the row at which the data ends, by `epochs`, or by the steps left to `max_steps`."""
-    if not config.max_steps:
-        return max(data_history.phases[-1].end(config.epochs or 1), position.next_row)
-    if config.loader.pack != "none":
-        return None
-    return position.next_row + (config.max_steps - step) * global_batch_rows

@@ -54,7 +54,7 @@ class RowReader(Protocol[T_co]):
 
 
 def train_stream(config: DataConfig, data_history: DataHistory) -> RowStream:
-    """The train splits of all datasets of a course."""
+    """Return the train splits of all datasets of a run."""
     phases = data_history.phases
     return RowStream(
         directories=[dataset.path for phase in phases for dataset in phase.segment.datasets],

@@ -12,7 +12,6 @@ from headrace.schemas.train.data_config import DataConfig
 from headrace.trainer.order.data_history import open_history
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.order.position import Position
-from headrace.trainer.order.run_length import find_stop_row
 from headrace.trainer.order.sequences import open_sequences, train_stream
 from headrace.trainer.shards.packed_rows import PackedRow, fill, rows_digest, tokens_by_source
 from headrace.trainer.shards.shard_reader import ShardReader
@@ -50,15 +49,15 @@ def simulate(config: DataConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
     data_history = open_history(config, inputs, history=[], first_row=0)
     stream = train_stream(config, data_history)
     reader = ShardReader(stream.facts, stream)
-    length, room = inputs.sequence_tokens, inputs.room
-    stop_row = find_stop_row(config, inputs.global_batch_rows, data_history, 0, Position())
+    length, capacity = inputs.sequence_tokens, inputs.capacity
+    stop_row = data_history.stop_row(config, inputs.global_batch_rows, 0, Position())
     places = open_sequences(length, stream, reader, stop_row, Position())
     for step in islice(count(1), config.max_steps):
         first_row = places.position.next_row
         taken = places.take(inputs.global_batch_rows)
         if not taken:
             return
-        rows = [cut(row(), room) for row in chain.from_iterable(taken)]
+        rows = [cut(row(), capacity) for row in chain.from_iterable(taken)]
         tokens = sum(row.tokens for row in rows)
         overlong = places.take_overlong()
         yield SimulatedStep(
@@ -66,7 +65,7 @@ def simulate(config: DataConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
             epoch=data_history.epoch_at(places.position.rows_done),
             rows=len(rows),
             tokens=tokens,
-            fill=fill(tokens, len(taken), room),
+            fill=fill(tokens, len(taken), capacity),
             source_tokens=tokens_by_source(rows),
             overlong_rows=overlong.rows,
             overlong_tokens=overlong.tokens,
@@ -78,9 +77,9 @@ def simulate(config: DataConfig, inputs: Inputs) -> Iterator[SimulatedStep]:
         )
 
 
-def cut(row: PackedRow, room: int) -> PackedRow:
-    """Cut a row to the room that is left in a sequence."""
-    return row._replace(tokens=min(row.tokens, room))
+def cut(row: PackedRow, capacity: int) -> PackedRow:
+    """Cut a row to the capacity of a sequence."""
+    return row._replace(tokens=min(row.tokens, capacity))
 
 
 def loader_memory(config: DataConfig, inputs: Inputs) -> int:
@@ -97,6 +96,6 @@ def loader_memory(config: DataConfig, inputs: Inputs) -> int:
         groups = [list(chain.from_iterable(groups))]
     held = sum(sum(sorted(tokens)[-window:]) for tokens in groups)
     read = 2 * max(max(tokens) for tokens in groups if tokens)
-    batch = inputs.global_batch_rows // inputs.dims.replicas * inputs.room
+    batch = inputs.global_batch_rows // inputs.dims.replicas * inputs.capacity
     batches = config.loader.prefetch_batches + BATCHES_IN_HAND
     return round((held + read) * HELD_BYTES_A_TOKEN) + batches * batch * BATCH_BYTES_A_TOKEN

@@ -112,6 +112,7 @@ class StageEngine(PipelineEngine):
         self._next_micro_batch = 0
         self._step_seed = 0
         self._wants_statistics = False
+        self._loss_scale = 1.0
         self.timeline = Timeline(layout.device, wanted=timed)
         if timed:
             self._INSTRUCTION_MAP = {
@@ -137,20 +138,23 @@ class StageEngine(PipelineEngine):
         assert deepspeed_comm.is_initialized()
 
     def forward_backward(
-        self, inputs: StepInputs, seed: int, *, statistics: bool = False
+        self, inputs: StepInputs, seed: int, *, statistics: bool = False, scale: float = 1.0
     ) -> StepLosses:
         """Run all micro-batches forward and backward; gradients add to those that are there.
 
         Args:
             seed: of dropout in this step.
             statistics: take those of each token too.
+            scale: of gradients; losses are returned without it.
         """
         self.module.train()
+        self._loss_scale = scale
         return self._run(inputs, seed, trains=True, statistics=statistics)
 
     def forward_only(self, inputs: StepInputs) -> StepLosses:
         """Run all micro-batches forward, without dropout and with statistics of each token."""
         self.module.eval()
+        self._loss_scale = 1.0
         with torch.no_grad():
             return self._run(inputs, 0, trains=False, statistics=True)
 
@@ -190,11 +194,11 @@ class StageEngine(PipelineEngine):
         is_last = chunk.loss is not None
         output: StageOutput = chunk(hidden, self._micro_batch(index, rows, labeled=is_last))
         if output.token_losses is not None:
-            value = output.value.detach()
+            value = output.value.detach() / self._loss_scale
             self._outputs.append(replace(output, value=value, router_loss=None, router_parts=[]))
         router_loss = output.router_loss
         if router_loss is not None:
-            self._router_losses.append(router_loss.detach())
+            self._router_losses.append(router_loss.detach() / self._loss_scale)
         return ForwardOutput(output.value, None if is_last else router_loss, output.router_parts)
 
     def _micro_batch(self, index: int, rows: RowSlice, *, labeled: bool) -> MicroBatch:
@@ -208,20 +212,20 @@ class StageEngine(PipelineEngine):
             document_lengths=inputs.document_lengths[index],
             row_lengths=inputs.row_lengths[index],
             labels=labels,
-            loss_scale=1.0 / max(1, inputs.pair_count or inputs.trained_tokens),
+            loss_scale=self._loss_scale / max(1, inputs.pair_count or inputs.trained_tokens),
             router_scale=self._router_scale(index),
             seed=self._seed(index, rows),
             extras=inputs.extras[index].to(self.device, self.sequence, rows),
-            chosen_scale=1.0 / max(1, inputs.chosen_tokens),
+            chosen_scale=self._loss_scale / max(1, inputs.chosen_tokens),
             wants_statistics=self._wants_statistics,
             rows=rows,
         )
 
     def _router_scale(self, index: int) -> float:
-        """Return the share of a micro-batch's tokens in those of the global batch."""
+        """Return the share of a micro-batch's tokens in those of the global batch, scaled."""
         assert self._inputs is not None
         counted = self._inputs.extras[index].counted(self._inputs.row_lengths[index])
-        return sum(counted) / max(1, self._inputs.tokens)
+        return self._loss_scale * sum(counted) / max(1, self._inputs.tokens)
 
     def _seed(self, index: int, rows: RowSlice) -> int:
         """Return the seed of a micro-batch's dropout, of each slice of rows another."""

@@ -31,7 +31,7 @@ class Decoding:
         self.width = max(len(prompt.ids) for prompt in prompts)
         self.cached = CachedStage(
             stage,
-            filling=[self.width - len(prompt.ids) for prompt in prompts],
+            padding=[self.width - len(prompt.ids) for prompt in prompts],
             longest=[len(prompt.ids) + prompt.limit for prompt in prompts],
         )
         self.answers: list[list[int]] = [[] for _ in prompts]
@@ -82,7 +82,7 @@ class Generator:
     """One stage's part in generating; every stage of a pipeline calls the same at the same time.
 
     Args:
-        hidden_size: of the states between stages.
+        width: of what passes between stages, for a token.
         stop_tokens: ids that end an answer.
     """
 
@@ -91,14 +91,14 @@ class Generator:
         stage: Stage,
         links: Links,
         device: torch.device,
-        hidden_size: int,
+        width: int,
         settings: RejectedSamplingConfig,
         stop_tokens: frozenset[int],
     ) -> None:
         self.stage = stage
         self.links = links
         self.device = device
-        self.hidden_size = hidden_size
+        self.width = width
         self.settings = settings
         self.stop_tokens = stop_tokens
 
@@ -135,7 +135,7 @@ class Generator:
         if self.links.stage == 0:
             inputs = to_device(decoding.next_ids(), self.device)
         else:
-            shape = (len(decoding.prompts), decoding.columns, self.hidden_size)
+            shape = (len(decoding.prompts), decoding.columns, self.width)
             inputs = self.links.receive_states(shape, self.stage.hidden_dtype)
         states = decoding.cached.run(inputs)
         if self.stage.loss is None:

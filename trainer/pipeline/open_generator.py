@@ -27,7 +27,7 @@ def open_generator(
         built.stage,
         PipelineLinks(layout),
         layout.device,
-        built.architecture.config.hidden_size,
+        built.architecture.stream.width,
         settings,
         stop_tokens(settings, model_directory(config.model, config.weights), inputs.train),
     )

@@ -82,7 +82,7 @@ class SlicedEngine(InterleavedEngine):
         loss = total_loss(losses, self.chunks[0].router_loss, self._router_scale(index))
         self._router_gradients[index] = ()
         if loss is not None:
-            self._router_losses.append(loss.detach())
+            self._router_losses.append(loss.detach() / self._loss_scale)
             self._router_gradients[index] = torch.autograd.grad(loss, totals)
 
     def _go_back(self, todo: Pass, output: ForwardOutput, gradient: Tensor | None) -> None:

@@ -258,7 +258,8 @@ def run_as_compiled(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, An
     """Run a layer through the partition that the compiler makes between forward and backward pass,
     which decides what is kept; nothing is compiled. Read against torch 2.11 to 2.13.
     """
-    names, parameters = zip(*layer.named_parameters(), strict=True)
+    held = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    names = list(held)
     tensors = {key: value for key, value in arguments.items() if value is not None}
 
     def run(weights: tuple[Tensor, ...], states: Tensor, given: dict[str, Any]) -> Tensor:
@@ -275,7 +276,7 @@ def run_as_compiled(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, An
         partition_fn=min_cut_rematerialization_partition,
         decompositions=select_decomp_table(),
     )
-    output: Tensor = partitioned(parameters, hidden, tensors)
+    output: Tensor = partitioned(tuple(held.values()), hidden, tensors)
     return output
 
 

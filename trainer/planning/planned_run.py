@@ -1,7 +1,9 @@
 """The record of a run laid out on GPUs before there is one."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
+from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.building.model_plan import Plan
@@ -67,3 +69,26 @@ class RunPlan:
     def efficiency(self) -> float:
         """Share of the time in which the mean stage computes; transfers left out."""
         return self.balance * (1 - self.bubble)
+
+
+class TriedModel(Protocol):
+    """The model of a run, asked what may be done to it; answers are found when first asked for."""
+
+    @property
+    def divides_weights(self) -> bool:
+        """Return whether ranks may hold a part of each weight."""
+
+    @property
+    def divides_rows(self) -> bool:
+        """Return whether ranks may hold a part of each row."""
+
+    @property
+    def slices_rows(self) -> bool:
+        """Return whether rows may go through the stages in slices."""
+
+    @property
+    def tiles_mlps(self) -> bool:
+        """Return whether MLPs may go over parts of the tokens."""
+
+    def quantized(self, settings: QuantizationConfig) -> Plan:
+        """Return the model with its frozen weights in few bits."""

@@ -12,19 +12,11 @@ from typing import Any
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.schemas.train.train_rules import check_rules
-from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import ModelSize
-from headrace.trainer.building.self_check import (
-    check_mlps_can_be_tiled,
-    check_parts,
-    check_rows_can_be_cut,
-    check_rows_can_be_sliced,
-    check_weights_can_be_cut,
-)
-from headrace.trainer.planning.changes import toml, with_changes
+from headrace.trainer.planning.changes import parts_of_weights, toml, with_changes
 from headrace.trainer.planning.layout_rates import HOST, LINK, PRODUCTS, tokens_per_second
 from headrace.trainer.planning.memory_model import LayerActivations
-from headrace.trainer.planning.planned_run import GIB, RunPlan
+from headrace.trainer.planning.planned_run import GIB, RunPlan, TriedModel
 from headrace.trainer.planning.run_plan import plan_run
 
 FREE = 0.92  # of a GPU's memory: the rest is for its driver and fragments
@@ -32,7 +24,6 @@ SHOWN = 6
 TILES, LONG_ROW = 8, 32768  # tokens from which MLPs are tried in tiles
 SLICES, LEAST_SLICE = (2, 4, 8), 2048  # tokens that fill a GPU
 MOVED = ("mlp", "layers")  # weights that are somewhere else
-MOST_PARTS = 8  # ranks that share weights: as many GPUs as a machine has
 Changes = Mapping[str, Any]
 
 
@@ -64,47 +55,49 @@ class Proposal:
         ]
 
 
-def propose(run: RunPlan, gpus: int, memory: float) -> list[Proposal]:
+def propose(run: RunPlan, gpus: int, memory: float, tried: TriedModel) -> list[Proposal]:
     """Return all layouts that fit, the fastest first; of equal ones the one that changes least.
 
     Args:
         run: of the config as it is.
         memory: bytes of one GPU.
+        tried: of its model.
     """
     found = []
-    for changes, tried in plans(run, gpus):
-        if tried.peak <= memory * FREE:
-            found.append(Proposal(changes, tried, gpus * tokens_per_second(tried)))
+    for changes, changed in plans(run, gpus, tried):
+        if changed.peak <= memory * FREE:
+            found.append(Proposal(changes, changed, gpus * tokens_per_second(changed)))
     return sorted(found, key=lambda proposal: (-proposal.rate, len(proposal.changes)))
 
 
-def plans(run: RunPlan, gpus: int) -> Iterator[tuple[Changes, RunPlan]]:
+def plans(run: RunPlan, gpus: int, tried: TriedModel) -> Iterator[tuple[Changes, RunPlan]]:
     """Yield what a config may change, and the run that it then is."""
     parts = run.config.tensor_parallel
     counted: dict[tuple[bool, int, int], LayerActivations] = {}
     sizes: dict[int, ModelSize] = {parts: run.size}
     if run.config.activation_checkpointing != "selective":
         counted[False, run.config.tiles, parts] = run.activations
-    for changes in candidates(run, gpus):
+    for changes in candidates(run, gpus, tried):
         config = with_changes(run.config, changes)
         parts = config.tensor_parallel
         kind = config.activation_checkpointing == "selective", config.tiles, parts
         known, size = counted.get(kind), sizes.get(parts)
         try:
             check_rules(config)
-            tried = plan_run(config, run.plan, gpus, run.sequence_len, known, size)
+            changed = plan_run(config, run.plan, gpus, run.sequence_len, known, size)
         except (ValueError, ConfigError):
             continue  # keys that do not go together, or more stages than layers
-        counted[kind], sizes[parts] = tried.activations, tried.size
-        yield changes, tried
+        counted[kind], sizes[parts] = changed.activations, changed.size
+        yield changes, changed
 
 
-def candidates(run: RunPlan, gpus: int) -> Iterator[Changes]:
+def candidates(run: RunPlan, gpus: int, tried: TriedModel) -> Iterator[Changes]:
     """Yield changes of a config: each layout with each way to save memory."""
     config = run.config
     rows = config.gradient_accumulation_steps * run.replicas
-    tiled = can_tile(run)
-    sharing = (shares_of_rows(run, gpus), [1, *parts_of_weights(run, gpus)], slices_of_rows(run))
+    tiled = can_tile(run, tried)
+    parts_of_each = [1, *parts_of_weights(run, gpus, tried)]
+    sharing = (shares_of_rows(run, gpus, tried), parts_of_each, slices_of_rows(run, tried))
     for stages, shares, parts, slices in product(divisors(gpus), *sharing):
         replicas, rest = divmod(gpus, stages * shares * parts)
         if rest or rows % replicas or stages > run.plan.architecture.layers:
@@ -172,71 +165,31 @@ def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def shares_of_rows(run: RunPlan, gpus: int) -> list[int]:
+def shares_of_rows(run: RunPlan, gpus: int, tried: TriedModel) -> list[int]:
     """List the numbers of ranks that could share the rows of this model."""
     heads = run.plan.architecture.config.num_attention_heads
     fitting = [n for n in divisors(gpus) if not (heads % n or run.sequence_len % n)]
     if run.config.rejected_sampling is not None or fitting == [1]:
         return [1]
-    try:
-        check_rows_can_be_cut(run.config, run.plan.architecture)
-    except ConfigError:
-        return [1]
-    return fitting
+    return fitting if tried.divides_rows else [1]
 
 
-def goes_together(config: TrainConfig, plan: Plan) -> bool:
-    """Return whether settings go together, and with a model whose weights they cut."""
-    try:
-        check_rules(config)
-        check_parts(config, plan)
-    except (ValueError, ConfigError):
-        return False
-    return True
-
-
-def parts_of_weights(run: RunPlan, gpus: int) -> list[int]:
-    """List the numbers of ranks, above 1, that could share the weights of a model."""
-    fitting = [n for n in range(2, min(gpus, MOST_PARTS) + 1) if gpus % n == 0]
-    configs = {ranks: with_changes(run.config, {"tensor_parallel": ranks}) for ranks in fitting}
-    found = [ranks for ranks, config in configs.items() if goes_together(config, run.plan)]
-    if not found:
-        return []
-    try:
-        check_weights_can_be_cut(run.plan.architecture)
-    except ConfigError:
-        return []
-    return found
-
-
-def can_tile(run: RunPlan) -> bool:
+def can_tile(run: RunPlan, tried: TriedModel) -> bool:
     """Return whether MLPs of this model are tried in tiles."""
-    if run.sequence_len < LONG_ROW or run.config.tiles > 1:
-        return False
-    try:
-        check_mlps_can_be_tiled(run.config, run.plan.architecture)
-    except ConfigError:
-        return False
-    return True
+    return run.sequence_len >= LONG_ROW and run.config.tiles == 1 and tried.tiles_mlps
 
 
-def slices_of_rows(run: RunPlan) -> list[int]:
+def slices_of_rows(run: RunPlan, tried: TriedModel) -> list[int]:
     """List the numbers of slices in which rows of this model could go through stages."""
     now, tokens = run.config.sequence_slices, run.sequence_len
     fitting = [n for n in SLICES if not tokens % n and tokens // n >= LEAST_SLICE]
     numbers = sorted({1, now, *fitting})
-    if numbers == [1]:
-        return numbers
-    try:
-        check_rows_can_be_sliced(run.config, run.plan.architecture)
-    except ConfigError:
-        return [1]
-    return numbers
+    return numbers if numbers == [1] or tried.slices_rows else [1]
 
 
-def proposals(run: RunPlan, gpus: int, memory: float) -> str:
+def proposals(run: RunPlan, gpus: int, memory: float, tried: TriedModel) -> str:
     """Return the table of the best layouts, and the keys of the first."""
-    found = propose(run, gpus, memory)
+    found = propose(run, gpus, memory, tried)
     if not found:
         return f"No layout of {gpus} GPU(s) of {memory / GIB:.1f} GiB holds this run."
     head = "tokens/s GiB stages replicas shares parts slices micro-batches checkpointing others"

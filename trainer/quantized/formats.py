@@ -1,23 +1,32 @@
 """The formats that frozen weights can be held in, each a class of its own."""
 
+import importlib
+
 from torch import Tensor
 
-from headrace.schemas.train.quantization_config import QuantizationConfig
-from headrace.trainer.quantized.fp8 import Fp8
-from headrace.trainer.quantized.hqq import Hqq
+from headrace.schemas.train.quantization_config import BACKENDS, QuantizationConfig
 from headrace.trainer.quantized.int8 import Int8
-from headrace.trainer.quantized.nf4 import Fp4, Nf4
+from headrace.trainer.quantized.nf4 import Nf4
 from headrace.trainer.quantized.weight import QuantizedWeight
 from headrace.trainer.stored.bitsandbytes_library import bitsandbytes_functions
 
+
+def load(factory: str) -> type[QuantizedWeight]:
+    """Return the class that a record names."""
+    module, _, name = factory.partition(":")
+    found: type[QuantizedWeight] = getattr(importlib.import_module(module), name)
+    return found
+
+
 FORMATS: dict[str, type[QuantizedWeight]] = {
-    made.kernel: made for made in (Nf4, Fp4, Int8, Hqq, Fp8)
+    made.kernel: made for record in BACKENDS.values() for made in map(load, record.formats.values())
 }
 
 
 def format_of(config: QuantizationConfig) -> type[QuantizedWeight]:
     """Return the format that a config asks for."""
-    return FORMATS[config.type if config.backend == "bnb" else config.backend]
+    formats = config.record.formats
+    return load(formats[config.type if config.type in formats else ""])
 
 
 def restore(tensors: dict[str, Tensor]) -> QuantizedWeight:

@@ -5,7 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from headrace.kernels.fp8_linear import quantize_rows
+from headrace.kernels.fp8.rows import quantize_rows
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.weight import SCALE_BITS, QuantizedWeight
 

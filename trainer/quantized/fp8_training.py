@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from headrace.kernels.fp8_linear import ALIGNMENT, fp8_trained_linear
+from headrace.kernels.fp8.linear import ALIGNMENT, fp8_trained_linear
 
 
 class Fp8TrainedLinear(nn.Linear):
-    """A trained linear layer, over the same parameters; see `kernels.fp8_linear`.
+    """A trained linear layer, over the same parameters; see `kernels.fp8.linear`.
 
     Attributes:
         compute_dtype: type of inputs, and of the weight's gradient.

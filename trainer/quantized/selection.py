@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.kernels.fp8_linear import ALIGNMENT
+from headrace.kernels.fp8.linear import ALIGNMENT
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.model_config import ModelConfig
 from headrace.schemas.train.quantization_config import QuantizationConfig, check_installed

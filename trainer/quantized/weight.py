@@ -10,7 +10,8 @@ from torch import Tensor
 from headrace.kernels.dequantize import dequantize
 from headrace.kernels.experts.fp8_grouped_linear import fp8_grouped_linear
 from headrace.kernels.experts.grouped_linear import frozen_grouped_linear
-from headrace.kernels.fp8_linear import fp8_linear, quantize_rows
+from headrace.kernels.fp8.linear import fp8_linear
+from headrace.kernels.fp8.rows import quantize_rows
 from headrace.kernels.frozen_linear import frozen_linear
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.frozen_weight import FrozenWeight

@@ -20,6 +20,12 @@ SHOWN_ROWS = 3
 NOTHING_TRAINED = Anomaly("no trained token is in it", "skip")
 
 
+def overflow(scale: float) -> Anomaly:
+    """Return the anomaly of a step whose gradients do not fit float16 at this scale."""
+    what = f"gradients overflow float16 with a loss scaled by {scale:,.0f}, which is halved"
+    return Anomaly(what, "skip")
+
+
 def judge(
     config: AnomalyConfig, norm: float, loss: float | None, recent_losses: Sequence[float]
 ) -> Anomaly | None:

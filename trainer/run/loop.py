@@ -1,6 +1,7 @@
 """The training loop: feed, step, report, evaluate, save."""
 
 import logging
+from dataclasses import asdict
 
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.train.run_state import RunState
@@ -12,12 +13,13 @@ from headrace.trainer.metrics.metrics import AnswerFacts, mean_loss
 from headrace.trainer.metrics.outcome import Anomaly
 from headrace.trainer.metrics.step_losses import StepLosses
 from headrace.trainer.optim import gradients, relora
+from headrace.trainer.optim.loss_scale import LossScale, scale_of
 from headrace.trainer.optim.optimizer import set_learning_rate
 from headrace.trainer.optim.regularizers import ProductNorms
 from headrace.trainer.order.datasets import Inputs
 from headrace.trainer.parallel import RankLayout
 from headrace.trainer.pipeline.timeline import TimelineLog, traced
-from headrace.trainer.run.anomalies import NOTHING_TRAINED, deal_with, judge
+from headrace.trainer.run.anomalies import NOTHING_TRAINED, deal_with, judge, overflow
 from headrace.trainer.run.cadence import Cadence, Stopwatch, Timer, is_multiple
 from headrace.trainer.run.optimizer_step import hold_back, step_rate
 from headrace.trainer.run.run_log import (
@@ -85,7 +87,7 @@ class Loop:
         if config.profile.timeline:
             self.timelines = TimelineLog(session.run_directory, layout.rank)
         self.timer, self.stopwatch = Timer(config.checkpoint.every_minutes), Stopwatch()
-        self.interval = Interval(layout, inputs.room)
+        self.interval = Interval(layout, inputs.capacity)
 
     def begin(self) -> None:
         """Evaluate before the first step of a new run, where that is wanted."""
@@ -97,6 +99,8 @@ class Loop:
     def step(self) -> None:
         """Take a step; where it is due, report, evaluate and save."""
         config, session, before = self.config, self.session, self.state
+        scale = scale_of(config.dtype, before)
+        factor = 1.0 if scale is None else scale.factor
         engine, optimizer, built = session.engine, session.optimizer, session.built
         inputs, answers, data_seconds = self.next_inputs()
         lr = step_rate(config, before.step, session.total_steps)
@@ -107,10 +111,11 @@ class Loop:
                 inputs,
                 derive_seed(config.seed, "dropout", before.step),
                 statistics=is_multiple(before.step + 1, config.reporting.token_statistics_every),
+                scale=factor,
             )
             with engine.timeline.span("OptimizerStep"):
-                norm, norms = gradients.reduce(built, self.layout), None
-                anomaly = self.find_anomaly(norm, losses, inputs.trained_tokens)
+                norm, norms = gradients.reduce(built, self.layout, factor), None
+                anomaly = self.find_anomaly(norm, losses, inputs.trained_tokens, scale)
                 if anomaly is None or not anomaly.forbids_update:
                     parameters = [item.parameter for item in built.trained]
                     gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
@@ -122,6 +127,8 @@ class Loop:
                 optimizer.zero_grad()
         report = self.report_of(inputs, losses, answers, norms, data_seconds)
         self.note_step(inputs, report, lr, norm)
+        if scale is not None:
+            self.state = self.state.with_loss_scale(**asdict(scale.after(norm)))
         if anomaly is not None or self.cadence.reports(before, self.state):
             self.report_evaluate_save(before, anomaly)
 
@@ -143,15 +150,20 @@ class Loop:
         with timeline.span("data"):
             return session.feed.hand_out(batch), answers, data_seconds
 
-    def find_anomaly(self, norm: float, losses: StepLosses, trained_tokens: int) -> Anomaly | None:
+    def find_anomaly(
+        self, norm: float, losses: StepLosses, trained_tokens: int, scale: LossScale | None
+    ) -> Anomaly | None:
         """Return what is wrong with a step; at every rank the same.
 
         Args:
             norm: of the whole gradient.
             trained_tokens: of the global batch.
+            scale: of the loss, where it has one.
         """
         if not trained_tokens:
             return NOTHING_TRAINED
+        if scale is not None and scale.overflows(norm):
+            return overflow(scale.factor)
         loss = None
         if self.config.anomalies.spike_factor is not None:
             rows = gather(losses.rows, self.layout.world_group)

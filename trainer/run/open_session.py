@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from headrace.schemas.errors import CheckpointError
+from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.train.run_state import RunState
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.architecture.model_directory import model_directory
@@ -79,10 +80,7 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
     if publishes:
         folder.remove_leftovers()
     position = Position(state.next_row, tuple(state.waiting))
-    data = resume_history(state.data, config, inputs, state.next_row)
-    if state.data and data != state.data:
-        logger.warning("%s", describe_change(data[-1]))
-    state = state.model_copy(update={"data": data})
+    state = with_data(state, config, inputs)
     data_history = open_history(
         config, inputs, state.data, min([position.next_row, *position.waiting])
     )
@@ -118,6 +116,14 @@ def open_session(config: TrainConfig, inputs: Inputs, layout: RankLayout, resume
         state=state,
         is_new=found is None,
     )
+
+
+def with_data(state: RunState, config: TrainConfig, inputs: Inputs) -> RunState:
+    """Return a state whose last segment of data is the config's; a change of it is said."""
+    data = resume_history(state.data, config, inputs, state.next_row)
+    if state.data and data != state.data:
+        logger.warning("%s", describe_change(data[-1]))
+    return state.model_copy(update={"data": data})
 
 
 def build_model(
@@ -224,7 +230,10 @@ def build_engine(built: BuiltStage, config: TrainConfig, layout: RankLayout) -> 
 def open_log(config: TrainConfig, step: int) -> MetricsLog:
     """Open the metrics log of the first rank, from a resume point on."""
     run_directory = Path(config.output_dir)
-    return MetricsLog(run_directory, step, open_reporters(config, run_directory))
+    settings = config.model_dump(mode="json")
+    return MetricsLog(
+        run_directory, step, open_reporters(config.reporting, settings, run_directory)
+    )
 
 
 def fresh_state(config: TrainConfig, inputs: Inputs, layout: RankLayout) -> RunState:
@@ -240,7 +249,7 @@ def fresh_state(config: TrainConfig, inputs: Inputs, layout: RankLayout) -> RunS
         replicas=layout.replicas,
         sequence_ranks=layout.dims.sequence,
         tensor_ranks=layout.dims.tensor,
-        config_fingerprint=config.fingerprint(),
+        config_fingerprint=fingerprint(config.model_dump(mode="json")),
         data_fingerprint=inputs.data_fingerprint,
         files={},
     )

@@ -108,11 +108,11 @@ def step_facts(
     )
 
 
-def step_metrics(reports: Sequence[Report], facts: StepFacts, room: int) -> StepMetrics:
+def step_metrics(reports: Sequence[Report], facts: StepFacts, capacity: int) -> StepMetrics:
     """Return the whole job's metrics of one step.
 
     Args:
-        room: tokens of all sequences of a row.
+        capacity: tokens of all sequences of a row.
     """
     losses = [row for report in reports for row in report.losses]
     places = batch_places(reports)
@@ -132,7 +132,7 @@ def step_metrics(reports: Sequence[Report], facts: StepFacts, room: int) -> Step
         router_loss=math.fsum(router_losses) if router_losses else None,
         memory_gib=max(report.memory_gib for report in reports),
         rows_sha256=rows_digest(rows),
-        fill=fill(facts.tokens, len(places), room),
+        fill=fill(facts.tokens, len(places), capacity),
         source_tokens=tokens_by_source(rows),
         data_seconds=max(report.data_seconds for report in reports),
         product_norm_mean=math.fsum(norms) / len(norms) if norms else None,

@@ -16,7 +16,7 @@ class DoneStep:
 
     reports: list[Report]
     facts: StepFacts
-    room: int  # tokens of all sequences of a row
+    capacity: int  # tokens of all sequences of a row
 
     @property
     def loss(self) -> float:
@@ -30,19 +30,19 @@ class DoneStep:
 
     def metrics(self) -> StepMetrics:
         """Return the whole job's metrics."""
-        return step_metrics(self.reports, self.facts, self.room)
+        return step_metrics(self.reports, self.facts, self.capacity)
 
 
 class Interval:
     """Keeps what this rank knows of each step until the ranks tell each other.
 
     Args:
-        room: tokens of all sequences of a row.
+        capacity: tokens of all sequences of a row.
     """
 
-    def __init__(self, layout: RankLayout, room: int) -> None:
+    def __init__(self, layout: RankLayout, capacity: int) -> None:
         self.layout = layout
-        self.room = room
+        self.capacity = capacity
         self._steps: list[tuple[Report, StepFacts]] = []
 
     def add(self, report: Report, facts: StepFacts) -> None:
@@ -54,6 +54,6 @@ class Interval:
         steps, self._steps = self._steps, []
         everyone = gather([report for report, _ in steps], self.layout.world_group)
         return [
-            DoneStep(list(reports), facts, self.room)
+            DoneStep(list(reports), facts, self.capacity)
             for reports, (_, facts) in zip(zip(*everyone, strict=True), steps, strict=True)
         ]

@@ -43,5 +43,5 @@ def tokens_by_source(rows: Iterable[PackedRow]) -> dict[str, int]:
 
 
 def fill(tokens: int, places: int, sequence_tokens: int) -> float:
-    """Tokens over the room of the places that hold rows."""
+    """Tokens over the capacity of the places that hold rows."""
     return tokens / (places * sequence_tokens)

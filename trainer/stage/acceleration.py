@@ -27,6 +27,7 @@ from headrace.trainer.stage.spec import Acceleration, StageSpec
 
 CAP, SINKS = "attn_logit_softcapping", "sink"  # as transformers 5.14 to 5.23 name them
 SMALL_HEAD = 64
+HOPPER = (9, 0)  # where cuDNN was seen to be faster on whole rows
 CHANGE_MASKS = {"doge", *INDEXED_TYPES}  # model types whose attention computes with its mask
 # types whose attention is Qwen 3's, though their models do not say what they hand on
 HAND_ON = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
@@ -102,6 +103,7 @@ def accelerate(spec: StageSpec, config: ModelConfig, device: torch.device) -> Ac
         before_step=partial(LoraLinear.refresh, adapters),
         by_bounds=by_bounds,
         in_blocks=by_bounds and prefers_blocks(layers, spec.architecture),
+        by_rows=by_bounds and devices.compute_capability(device) == HOPPER,
         triton_loss=True,
     )
 

@@ -23,7 +23,8 @@ from headrace.trainer.layers.attention_mask import additive_mask
 from headrace.trainer.layers.device import to_device
 from headrace.trainer.layers.layer_functions import run_layer
 from headrace.trainer.layers.rotary_tables import rotary_tables
-from headrace.trainer.stage.stage import Stage
+from headrace.trainer.stage.stage import Masks, Stage
+from headrace.trainer.stage.stream import States
 
 # of the argument of transformers' layers
 REJECTED = "[rejected_sampling]"
@@ -34,16 +35,17 @@ class CachedStage:
     """One batch of rows in one stage, which must be in evaluation mode.
 
     Args:
-        filling: [b] columns of filling before each row, so that all rows end together.
+        padding: [b] columns of padding before each row, so that all rows end together.
         longest: [b] tokens that each row may come to; what it goes on with has its last position.
     """
 
-    def __init__(self, stage: Stage, filling: list[int], longest: list[int]) -> None:
+    def __init__(self, stage: Stage, padding: list[int], longest: list[int]) -> None:
         self.stage = stage
         self.cache_name = cache_name(stage.layers[0])
         self.cache = new_cache(stage)  # whole, whatever the windows; masks keep them
+        self.handed_over = HandedOver()
         self.columns = 0  # gone through
-        self.filling, self.longest = torch.tensor(filling), torch.tensor(longest)
+        self.padding, self.longest = torch.tensor(padding), torch.tensor(longest)
 
     @torch.no_grad()
     def run(self, inputs: Tensor) -> Tensor:
@@ -57,18 +59,21 @@ class CachedStage:
         """
         stage, device = self.stage, inputs.device
         start, self.columns = self.columns, self.columns + inputs.shape[1]
-        filling = to_device(self.filling, device).unsqueeze(1)
+        padding = to_device(self.padding, device).unsqueeze(1)
         last = to_device(self.longest, device).unsqueeze(1) - 1
         columns = torch.arange(start, self.columns, device=device)
-        positions = (columns - filling).clamp(min=0).minimum(last)
+        positions = (columns - padding).clamp(min=0).minimum(last)
         windows = set(stage.attention_windows)
-        masks = {window: self._mask(start, filling, window) for window in windows}
-        real = columns >= filling if filling.any() else None
-        hidden = inputs
+        plain = {window: self._mask(start, padding, window) for window in windows}
+        masks, further = self._with_biases(plain, len(padding))
+        real = columns >= padding if padding.any() else None
         with torch.autocast(device.type, stage.compute_dtype, enabled=stage.autocast):
             if stage.embedding is not None:
-                hidden = stage.embedding.embed(inputs, positions, None, device)
-            nothing = stage.stream.split(hidden)[1]
+                embedded = stage.embedding.embed(inputs, positions, None, device)
+                hidden, carried = stage.stream.begin(embedded, inputs)
+            else:
+                hidden, carried = stage.stream.split(inputs)
+                carried.shared = self.handed_over.joined(carried.shared)
             tables = rotary_tables(stage.rotary, stage.rotary_types, hidden, positions, None)
             for index, (layer, window, kind) in enumerate(
                 zip(stage.layers, stage.windows, stage.rotary_types, strict=True)
@@ -76,29 +81,72 @@ class CachedStage:
                 if stage.weight_offload is not None:
                     stage.weight_offload.bring(index)
                 mask, table = masks.get(window), tables.get(kind)
-                arguments = stage.arguments_of_layer(index, mask, positions, table, real)
+                number = stage.numbers[index]
+                beside = further | carried.arguments(number)
+                arguments = stage.arguments_of_layer(index, mask, positions, table, real, beside)
                 hidden = run_layer(layer, hidden, arguments | {self.cache_name: self.cache})
-            hidden = stage.ended(hidden, nothing)
+                carried.take(number, arguments)
+            carried.shared = newest(carried.shared, inputs.shape[1])
+            hidden = stage.ended(hidden, carried)
         return hidden
 
-    def _mask(self, start: int, filling: Tensor, window: int | None) -> Tensor:
+    def _with_biases(self, masks: Masks, rows: int) -> tuple[Masks, dict[str, Any]]:
+        """Return masks as the family's layers want them, and what else these are given.
+
+        Biases by distance go by columns: all rows end together, and what a row's biases have in
+        common a softmax does not see.
+        """
+        if self.stage.biases is None:
+            return masks, {}
+        columns = torch.arange(self.columns, device=self.stage.device).expand(rows, -1)
+        return self.stage.with_masks(masks, columns, self.columns)
+
+    def _mask(self, start: int, padding: Tensor, window: int | None) -> Tensor:
         """[b, 1, columns, columns so far], as `attention_masks` makes them.
 
         Filling sees itself: a softmax over nothing would not be a number, and spread from there.
         """
-        device = filling.device
+        device = padding.device
         keys = torch.arange(self.columns, device=device)
         queries = torch.arange(start, self.columns, device=device).unsqueeze(1)
         near = keys <= queries
         if isinstance(window, Chunk):
-            own, seen = ((at - filling.unsqueeze(1)) // int(window) for at in (queries, keys))
+            own, seen = ((at - padding.unsqueeze(1)) // int(window) for at in (queries, keys))
             near = near & (own == seen)
         elif window is not None:
             near = near & (keys > queries - window)
-        mask = (near & (keys >= filling.unsqueeze(1))) | (keys == queries)
+        mask = (near & (keys >= padding.unsqueeze(1))) | (keys == queries)
         mask = mask.unsqueeze(1)
         dtype = self.stage.compute_dtype
         return additive_mask(mask, dtype) if self.stage.additive_mask else mask
+
+
+class HandedOver:
+    """Keys and values that layers of earlier stages share, of all columns so far."""
+
+    def __init__(self) -> None:
+        self._shared: dict[str, States] = {}
+
+    def joined(self, new: dict[str, States]) -> dict[str, States]:
+        """Return those of all columns, by kind.
+
+        Args:
+            new: [b, heads, columns, size] each, of the next columns.
+        """
+        for kind, (keys, values) in new.items():
+            if kind in self._shared:
+                earlier = self._shared[kind]
+                keys, values = torch.cat([earlier[0], keys], 2), torch.cat([earlier[1], values], 2)
+            self._shared[kind] = (keys, values)
+        return dict(self._shared)
+
+
+def newest(shared: dict[str, States], columns: int) -> dict[str, States]:
+    """Return the last columns of keys and values, which is what the next stage lacks."""
+    return {
+        kind: (keys[:, :, -columns:], values[:, :, -columns:])
+        for kind, (keys, values) in shared.items()
+    }
 
 
 def new_cache(stage: Stage) -> Cache:
@@ -149,16 +197,6 @@ def check_generates(
         raise ConfigError(
             f"{asked}: {architecture.config.model_type} keeps the states of its layers "
             "outside of transformers' cache, and is not generated with; drop it"
-        )
-    if not stage.stream.layout.is_plain:
-        raise ConfigError(
-            f"[rejected_sampling]: layers of {architecture.config.model_type} hand on more than "
-            "hidden states, with which nothing is generated here; drop the table"
-        )
-    if stage.biases is not None:
-        raise ConfigError(
-            f"{asked}: {architecture.config.model_type} has biases of attention by "
-            "distance (ALiBi), with which nothing is generated here; drop it"
         )
     steady = architecture.steady_rotary_tokens
     if steady is not None and tokens > steady:

@@ -100,7 +100,7 @@ def embedding_noise(hidden: Tensor, lengths: Sequence[int], alpha: float, seed: 
 
     Args:
         hidden: [b, s, d], whose shape, type and device the noise takes.
-        lengths: [b] tokens of each row, filling left out.
+        lengths: [b] tokens of each row, padding left out.
         seed: of this micro-batch, so that every layout draws the same.
     """
     generator = torch.Generator(hidden.device).manual_seed(seed)

@@ -1,6 +1,7 @@
 """The head of the last stage, and the cross-entropy over it."""
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from headrace.trainer.stage.head_loss import (
     is_plain,
     logits_of,
 )
+from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
 
 
@@ -42,7 +44,6 @@ class StageLoss:
         shard: TensorShard = WHOLE_WEIGHTS,
     ) -> None:
         self.head = head
-        self.teacher: StageLoss | None = None  # of the model that is learned from
         self.shard = shard
         self.is_plain = is_plain(head) and shard.is_whole
         self.sequence = sequence
@@ -112,3 +113,33 @@ class StageLoss:
 
     def _precision(self, hidden: Tensor) -> torch.autocast:
         return torch.autocast(hidden.device.type, self.dtype, enabled=self.autocast)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossInputs:
+    """Inputs of the loss of a micro-batch, on the last stage.
+
+    Attributes:
+        hidden: [b, s, hidden size] after the norm.
+        labels: [b, s].
+        seed: of the head's own dropout; None if it has none.
+        statistics: of all tokens, to be filled in.
+        before: [b, s] losses of the model as it was before training.
+        teacher, taught: the head of a teacher, and its hidden states after the norm.
+    """
+
+    head: StageLoss
+    hidden: Tensor
+    micro_batch: MicroBatch
+    labels: Tensor
+    seed: int | None
+    statistics: TokenStatistics | None
+    before: Tensor | None = None
+    teacher: StageLoss | None = None
+    taught: Tensor | None = None
+
+    def token_losses(self) -> Tensor:
+        """Per-token cross-entropy, [b, s], to be differentiated; fills the statistics in."""
+        return self.head.token_losses(
+            self.hidden, self.labels, self.seed, statistics=self.statistics
+        )

@@ -14,7 +14,7 @@ class MicroBatch:
     """Inputs of a stage beside the hidden states. b rows of s tokens."""
 
     document_lengths: list[list[int]]  # [b]
-    row_lengths: list[int]  # [b] tokens of each row, filling left out
+    row_lengths: list[int]  # [b] tokens of each row, padding left out
     labels: Tensor | None  # [b, s] int64, last stage only
     loss_scale: float  # 1 / trained tokens of the global batch, or 1 / its pairs
     router_scale: float  # tokens of this micro-batch / tokens of the global batch

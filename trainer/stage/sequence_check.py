@@ -5,6 +5,7 @@ whole rows and once over half of each, as a rank would. Both must give the same.
 slices one after the other, it runs over these with its own attention.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from headrace.trainer.row_slice import WHOLE_ROWS, KeptKeys, KeptRows, RowSlice
-from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
+from headrace.trainer.sequence_slice import SequenceSlice
 from headrace.trainer.stage.micro_batch import MicroBatch
-from headrace.trainer.stage.sliced_attention import keys_in_use, slice_rows
+from headrace.trainer.stage.sliced_attention import slice_rows
+from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stage import Stage
 from headrace.trainer.stage.tiled_mlp import tile_mlps
 
@@ -45,67 +47,66 @@ class TokenAlone:
         return (value * weight).transpose(1, 2), None
 
 
-def find_mixing(stage: Stage) -> str | None:
+def find_mixing(spec: StageSpec) -> str | None:
     """Return what in a model, beside its attention, wants whole rows; None if nothing does.
 
     Args:
-        stage: the whole of a tiny model, in evaluation mode; it is of no use afterwards.
+        spec: the whole of a tiny model; it is of no use afterwards.
     """
-    if any(stage.stateful):
+    if any(spec.architecture.stateful):
         return "some of its layers carry a state from token to token"
     ids = token_ids()
     alone = TokenAlone()
     AttentionInterface.register(NAME, alone)
-    for module in stage.modules():
+    for module in spec.tree.modules():
         part: Any = getattr(module, "config", None)
         if getattr(part, "_attn_implementation", None) is not None:
             part._attn_implementation = NAME
-    whole = run(stage, ids, WHOLE)
-    if alone.calls != len(stage.layers):
+    whole = run(spec, ids)
+    if alone.calls != len(spec.layers):
         return (
-            f"of {len(stage.layers)} layers {alone.calls} have an attention that can be "
+            f"of {len(spec.layers)} layers {alone.calls} have an attention that can be "
             "exchanged for another"
         )
     for half in HALVES:
-        if is_far(run(stage, ids, half), half.share(whole)):
+        if is_far(run(replace(spec, sequence=half), ids), half.share(whole)):
             return "tokens are mixed outside of its attention"
     return "its attention cuts its mask" if alone.is_cut else None
 
 
-def find_unsliced(stage: Stage) -> str | None:
+def find_unsliced(spec: StageSpec) -> str | None:
     """Return what in a model wants whole rows at once; None if slices of them give the same.
 
     Args:
-        stage: the whole of a tiny model, in evaluation mode; it is of no use afterwards.
+        spec: the whole of a tiny model; it is of no use afterwards.
     """
-    if any(stage.stateful):
+    if any(spec.architecture.stateful):
         return "some of its layers carry a state from token to token"
     ids = token_ids()
-    whole = run(stage, ids, WHOLE)
-    slice_rows(stage.layers)
-    stage.keys_in_use = [keys_in_use(layer) for layer in stage.layers]
-    kept = KeptRows([KeptKeys() for _ in stage.layers])
-    slices = (run(stage, ids, WHOLE, RowSlice(n, SLICES, kept)) for n in range(SLICES))
+    whole = run(spec, ids)
+    slice_rows(spec.layer_modules)
+    kept = KeptRows([KeptKeys() for _ in spec.layers])
+    slices = (run(spec, ids, RowSlice(n, SLICES, kept)) for n in range(SLICES))
     found = [next(slices)]
     keeping = sum(bool(layer.states) for layer in kept.layers)
-    if keeping != len(stage.layers):
-        return f"of {len(stage.layers)} layers {keeping} have an attention whose keys can be kept"
+    if keeping != len(spec.layers):
+        return f"of {len(spec.layers)} layers {keeping} have an attention whose keys can be kept"
     if is_far(torch.cat([*found, *slices], dim=1), whole):
         return "slices of a row give something else than the row"
     return None
 
 
-def find_untiled(stage: Stage) -> str | None:
+def find_untiled(spec: StageSpec) -> str | None:
     """Return why MLPs cannot go over tiles of the tokens; None if they can.
 
     Args:
-        stage: as above.
+        spec: as above.
     """
-    whole = run(stage, token_ids(), WHOLE)
-    tiled = tile_mlps(list(stage.layers), SLICES, keeps_chance=False)
-    if tiled != len(stage.layers):
-        return f"of {len(stage.layers)} layers {tiled} have an MLP for all tokens alike"
-    if is_far(run(stage, token_ids(), WHOLE), whole):
+    whole = run(spec, token_ids())
+    tiled = tile_mlps(spec.layer_modules, SLICES, keeps_chance=False)
+    if tiled != len(spec.layers):
+        return f"of {len(spec.layers)} layers {tiled} have an MLP for all tokens alike"
+    if is_far(run(spec, token_ids()), whole):
         return "an MLP of a part of the tokens gives something else"
     return None
 
@@ -122,8 +123,8 @@ def is_far(found: Tensor, expected: Tensor) -> bool:
 
 
 @torch.no_grad()
-def run(stage: Stage, ids: Tensor, part: SequenceSlice, rows: RowSlice = WHOLE_ROWS) -> Tensor:
+def run(spec: StageSpec, ids: Tensor, rows: RowSlice = WHOLE_ROWS) -> Tensor:
     """Return hidden states of a slice of one row of several documents."""
-    stage.sequence = part
+    stage = Stage(spec).eval()
     batch = MicroBatch([DOCUMENTS], [TOKENS], None, 1.0, 1.0, seed=0, rows=rows)
-    return stage.run(part.share(rows.share(ids)), batch)[0]
+    return stage.run(spec.sequence.share(rows.share(ids)), batch)[0]

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from headrace.kernels.token_statistics import TokenStatistics
 from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.layer_functions import LayerFunctions
@@ -15,13 +14,13 @@ from headrace.trainer.layers.router_loss import RouterLossSettings
 from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.input_parts import InputParts
-from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
+from headrace.trainer.stage.micro_batch import StageOutput
 from headrace.trainer.stage.stream import Stream, StreamParts
 from headrace.trainer.tensor_parallel.weight_cut import StageCuts
 from headrace.trainer.vision.tower import VisionTower
 
 if TYPE_CHECKING:
-    from headrace.trainer.stage.loss import StageLoss
+    from headrace.trainer.stage.loss import LossInputs
 
 
 class Objective(Protocol):
@@ -29,18 +28,10 @@ class Objective(Protocol):
 
     @property
     def takes_teacher(self) -> bool:
-        """Return whether `reference` is a teacher's hidden states, and its head `head.teacher`."""
+        """Return whether it learns from another model in place of comparing with a reference."""
 
-    def loss(
-        self,
-        head: "StageLoss",
-        hidden: Tensor,
-        micro_batch: MicroBatch,
-        seed: int | None,
-        reference: Tensor | None,
-        statistics: TokenStatistics | None,
-    ) -> StageOutput:
-        """Return the loss of a micro-batch, from hidden states after the norm."""
+    def loss(self, inputs: "LossInputs") -> StageOutput:
+        """Return the loss of a micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +64,7 @@ class Acceleration:
         before_step: to be called before the micro-batches of a step, with none in flight.
         by_bounds: attention takes the documents' bounds and its window instead of a mask.
         in_blocks: it is FlexAttention then, which wants them by blocks.
+        by_rows: but rows of single documents go to cuDNN, sinks and slices included.
         triton_loss: the loss is computed in Triton.
     """
 
@@ -81,6 +73,7 @@ class Acceleration:
     before_step: Callable[[], None] | None = None
     by_bounds: bool = False
     in_blocks: bool = False
+    by_rows: bool = False
     triton_loss: bool = False
 
 

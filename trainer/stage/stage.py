@@ -33,7 +33,7 @@ from headrace.trainer.row_slice import RowSlice
 from headrace.trainer.stage.companion import joined, parted
 from headrace.trainer.stage.distance_biases import DistanceBiases
 from headrace.trainer.stage.embedding import StageEmbedding
-from headrace.trainer.stage.loss import StageLoss
+from headrace.trainer.stage.loss import LossInputs, StageLoss
 from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.stage.sliced_attention import keys_in_use
 from headrace.trainer.stage.spec import StageSpec
@@ -63,28 +63,7 @@ class Stage(nn.Module):
         self.sequence = spec.sequence
         self.names = dict(modules)
         self.parts = nn.ModuleList(spec.moved)
-        self.embedding: StageEmbedding | None = None
-        self.loss: StageLoss | None = None
-        if names.embedding:
-            self.embedding = StageEmbedding(
-                modules[names.embedding],
-                spec.input_parts,
-                architecture,
-                spec.compute_dtype,
-                seeded=spec.seeded,
-                noise_alpha=spec.noise_alpha,
-                shard=spec.cuts.shard,
-            )
-        if names.head:
-            self.loss = StageLoss(
-                modules[names.head],
-                architecture,
-                spec.compute_dtype,
-                autocast=spec.autocast,
-                triton=faster.triton_loss,
-                sequence=spec.sequence,
-                shard=spec.cuts.shard,
-            )
+        self.embedding, self.loss = embedding_of(spec), loss_of(spec)
         self.layers = spec.layer_modules
         self.layer_names = names.layers
         self.norm = modules[names.norm] if names.norm and faster.norm is None else faster.norm
@@ -124,6 +103,7 @@ class Stage(nn.Module):
         # recomputation from outside, which keeps results that compiled code writes over
         self.before_step = faster.before_step
         self.by_bounds, self.in_blocks = faster.by_bounds, faster.in_blocks
+        self.by_rows = faster.by_rows
         self.objective = spec.objective
         self.controls = [getattr(layer, CONTROL, None) for layer in self.layers]
         self.keys_in_use = [keys_in_use(layer) for layer in self.layers]
@@ -298,9 +278,8 @@ class Stage(nn.Module):
     ) -> Masks:
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
-            return visible_tokens(
-                lengths, windows, device, in_blocks=self.in_blocks, groups=groups, rows=rows
-            )
+            kernels = {"in_blocks": self.in_blocks, "by_rows": self.by_rows}
+            return visible_tokens(lengths, windows, device, groups=groups, rows=rows, **kernels)
         additive = self.compute_dtype if self.additive_mask else None
         return attention_masks(
             lengths, windows, device, additive, groups, rows, always=self.indexed
@@ -393,13 +372,51 @@ class Stage(nn.Module):
         statistics = None
         if micro_batch.wants_statistics:
             statistics = TokenStatistics.empty(hidden[..., 0].numel(), hidden.device)
-        before = None
+        assert micro_batch.labels is not None
+        inputs = LossInputs(
+            head=loss,
+            hidden=hidden,
+            micro_batch=micro_batch,
+            labels=micro_batch.labels,
+            seed=seed,
+            statistics=statistics,
+        )
         if reference is not None:
             assert self.reference is not None and self.reference.loss is not None
-            assert micro_batch.labels is not None
+            other = self.reference.loss
             if self.objective.takes_teacher:
-                loss.teacher = self.reference.loss
-                return self.objective.loss(loss, hidden, micro_batch, seed, reference, statistics)
+                return self.objective.loss(replace(inputs, teacher=other, taught=reference))
             with torch.no_grad():
-                before = self.reference.loss.token_losses(reference, micro_batch.labels, None)
-        return self.objective.loss(loss, hidden, micro_batch, seed, before, statistics)
+                before = other.token_losses(reference, micro_batch.labels, None)
+            inputs = replace(inputs, before=before)
+        return self.objective.loss(inputs)
+
+
+def embedding_of(spec: StageSpec) -> StageEmbedding | None:
+    """Return the embedding of a stage that has it."""
+    if not spec.names.embedding:
+        return None
+    return StageEmbedding(
+        spec.modules[spec.names.embedding],
+        spec.input_parts,
+        spec.architecture,
+        spec.compute_dtype,
+        seeded=spec.seeded,
+        noise_alpha=spec.noise_alpha,
+        shard=spec.cuts.shard,
+    )
+
+
+def loss_of(spec: StageSpec) -> StageLoss | None:
+    """Return the head of a stage that has it."""
+    if not spec.names.head:
+        return None
+    return StageLoss(
+        spec.modules[spec.names.head],
+        spec.architecture,
+        spec.compute_dtype,
+        autocast=spec.autocast,
+        triton=spec.acceleration.triton_loss,
+        sequence=spec.sequence,
+        shard=spec.cuts.shard,
+    )

@@ -84,7 +84,9 @@ def layout_of(path: str, config: Any) -> GgufLayout:
     from headrace.trainer.stored.gguf_records import GGUF_RECORDS, experts
 
     records = {
-        name: record for name, record in GGUF_RECORDS.items() if experts not in record.writes
+        name: record
+        for name, record in GGUF_RECORDS.items()
+        if experts not in record.writes and not record.pieces
     }
     record = records.get(config.model_type)
     if record is None:

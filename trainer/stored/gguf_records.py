@@ -5,16 +5,19 @@ a model with another one is refused.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from gguf import MODEL_ARCH, GGUFWriter
+from gguf import MODEL_ARCH, ExpertGatingFuncType, GGUFWriter
+from torch import Tensor
 
 from headrace.schemas.errors import ConfigError
 
 Settings = dict[str, Any]
 Write = Callable[[GGUFWriter, Settings], None]
 Fixed = tuple[str, Any]  # key of config.json, and the value that it must have where it is there
+SLIDING, FULL = "sliding_attention", "full_attention"
+Piece = tuple[str, Callable[[Tensor], Tensor]]  # GGUF's name behind the layer's, and its values
 
 
 def norm_of_root(writer: GGUFWriter, config: Settings) -> None:
@@ -70,6 +73,48 @@ def experts(writer: GGUFWriter, config: Settings) -> None:
 def shared_experts(writer: GGUFWriter, config: Settings) -> None:
     """Write the width of the experts that all tokens pass."""
     writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+
+
+def routed_by_sigmoid(writer: GGUFWriter, config: Settings) -> None:
+    """Write how the routers of GLM weigh experts, and which layers have some."""
+    writer.add_expert_shared_count(config["n_shared_experts"])
+    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    writer.add_expert_weights_norm(config["norm_topk_prob"])
+
+
+def width_of_experts(writer: GGUFWriter, config: Settings) -> None:
+    """Write the width of experts that the config names as that of MLPs."""
+    writer.add_expert_feed_forward_length(config["intermediate_size"])
+
+
+def short_convolutions(writer: GGUFWriter, config: Settings) -> None:
+    """Write the tokens that LFM2's convolutions see."""
+    writer.add_layer_norm_rms_eps(config["norm_eps"])
+    writer.add_shortconv_l_cache(config["conv_L_cache"])
+
+
+def of_lfm2(config: Settings) -> Settings:
+    """Return settings with the width that LFM2's MLPs have, and no keys where there is none."""
+    width = config["intermediate_size"]
+    if config["block_auto_adjust_ff_dim"]:
+        unit = config["block_multiple_of"]
+        width = int(config["block_ffn_dim_multiplier"] * int(2 * width / 3))
+        width = unit * -(-width // unit)
+    keys = config["num_key_value_heads"]
+    heads = [keys if kind == FULL else 0 for kind in config["layer_types"]]
+    return {**config, "intermediate_size": width, "num_key_value_heads": heads}
+
+
+def whole(values: Tensor) -> Tensor:
+    """Return a weight's values as they are."""
+    return values
+
+
+def unchanged(config: Settings) -> Settings:
+    """Return settings as they are."""
+    return config
 
 
 def sparse_everywhere(_: GGUFWriter, config: Settings) -> None:
@@ -130,6 +175,9 @@ class GgufRecord:
         norm_offset: added to the weights of norms.
         writes: what is written or checked beside what all types share.
         fixed: settings that its graph has for granted.
+        pieces: weights that gguf has no names for, by their names within a layer: what becomes of
+            them.
+        settings: config.json as llama.cpp reads it.
     """
 
     arch: MODEL_ARCH
@@ -137,9 +185,10 @@ class GgufRecord:
     rotates_pairs: bool = False
     norm_offset: float = 0.0
     fixed: tuple[Fixed, ...] = ()
+    pieces: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
+    settings: Callable[[Settings], Settings] = unchanged
 
 
-SLIDING, FULL = "sliding_attention", "full_attention"
 SILU: Fixed = ("hidden_act", "silu")
 GEMMA_ACT: Fixed = ("hidden_activation", "gelu_pytorch_tanh")
 LLAMA = GgufRecord(MODEL_ARCH.LLAMA, rotates_pairs=True, fixed=(SILU,))
@@ -201,6 +250,18 @@ GGUF_RECORDS: Mapping[str, GgufRecord] = {
     "granite": GgufRecord(
         MODEL_ARCH.GRANITE, (norm_of_root, granite_scales), rotates_pairs=True, fixed=(SILU,)
     ),
+    "granitemoe": GgufRecord(
+        MODEL_ARCH.GRANITE_MOE,
+        (norm_of_root, granite_scales, experts),
+        rotates_pairs=True,
+        fixed=(SILU,),
+        pieces={
+            "block_sparse_moe.input_linear.weight": (
+                ("ffn_gate_exps.weight", lambda value: value.chunk(2, dim=1)[0]),
+                ("ffn_up_exps.weight", lambda value: value.chunk(2, dim=1)[1]),
+            )
+        },
+    ),
     "cohere": GgufRecord(MODEL_ARCH.COMMAND_R, (norm_of_layer, logit_scale), fixed=(SILU,)),
     "cohere2": GgufRecord(
         MODEL_ARCH.COHERE2,
@@ -225,6 +286,40 @@ GGUF_RECORDS: Mapping[str, GgufRecord] = {
         MODEL_ARCH.NEMOTRON, (norm_of_layer,), norm_offset=1.0, fixed=(("hidden_act", "relu2"),)
     ),
     "ernie4_5": GgufRecord(MODEL_ARCH.ERNIE4_5, fixed=(SILU,)),
+    "glm4": GgufRecord(MODEL_ARCH.GLM4, fixed=(SILU,)),
+    "glm4_moe": GgufRecord(
+        MODEL_ARCH.GLM4_MOE,
+        (norm_of_root, experts, routed_by_sigmoid),
+        fixed=(SILU, ("n_group", 1), ("topk_group", 1)),
+        pieces={"mlp.gate.e_score_correction_bias": (("exp_probs_b.bias", whole),)},
+    ),
+    "gpt_oss": GgufRecord(
+        MODEL_ARCH.GPT_OSS,
+        (norm_of_root, experts, width_of_experts, window, every(2, "layer_types", SLIDING, FULL)),
+        fixed=(SILU, ("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)),
+        pieces={
+            "mlp.experts.gate_up_proj": (
+                ("ffn_gate_exps.weight", lambda value: value[..., ::2].mT),
+                ("ffn_up_exps.weight", lambda value: value[..., 1::2].mT),
+            ),
+            "mlp.experts.gate_up_proj_bias": (
+                ("ffn_gate_exps.bias", lambda value: value[..., ::2]),
+                ("ffn_up_exps.bias", lambda value: value[..., 1::2]),
+            ),
+            "mlp.experts.down_proj": (("ffn_down_exps.weight", lambda value: value.mT),),
+            "mlp.experts.down_proj_bias": (("ffn_down_exps.bias", whole),),
+            "self_attn.sinks": (("attn_sinks.weight", whole),),
+        },
+    ),
+    "lfm2": GgufRecord(
+        MODEL_ARCH.LFM2,
+        (short_convolutions,),
+        fixed=(("conv_bias", False),),
+        pieces={
+            "conv.conv.weight": (("shortconv.conv.weight", lambda value: value.squeeze(1)),),
+        },
+        settings=of_lfm2,
+    ),
     "hunyuan_v1_dense": GgufRecord(MODEL_ARCH.HUNYUAN_DENSE, fixed=(SILU,)),
 }
 

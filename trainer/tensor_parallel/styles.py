@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.adapters.names import ADAPTER, ROWS
-from headrace.trainer.layers.expert_adapters import AdaptedExperts
 from headrace.trainer.layers.experts import GroupedExperts
 from headrace.trainer.tensor_parallel.shard import TensorShard
 
@@ -84,7 +83,7 @@ class ColumnStyle(Style):
 
     def connect(self, module: nn.Module, shard: TensorShard) -> None:
         if self.gathers:
-            module.register_forward_hook(lambda _, args, output: shard.joined(output))
+            module.register_forward_hook(lambda _, args, output: shard.join(output))
 
 
 class RowStyle(Style):
@@ -129,7 +128,7 @@ class ExpertsStyle(Style):
 
     def fit(self, module: nn.Module, shard: TensorShard) -> None:
         for part in module.modules():
-            if isinstance(part, AdaptedExperts | GroupedExperts):
+            if isinstance(part, GroupedExperts):
                 part.num_experts //= shard.ranks
             if isinstance(part, GroupedExperts):
                 part.is_part = True
@@ -210,7 +209,7 @@ class WholeDropout(nn.Module):
         if not self.training:
             return states
         whole = states.new_ones(*states.shape[:-1], states.shape[-1] * self.shard.ranks)
-        return states * self.shard.part(functional.dropout(whole, self.p), -1)
+        return states * self.shard.share(functional.dropout(whole, self.p), -1)
 
 
 class WholeNorm(DoraLinearLayer):

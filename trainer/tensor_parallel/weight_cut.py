@@ -49,7 +49,7 @@ class WeightCut:
         if self.slice is not None and whole.shape == self.slice.shape(self.shape):
             return whole
         split = whole.unflatten(self.dim, (self.blocks, -1))
-        return self.shard.part(split, self.dim + 1).flatten(self.dim, self.dim + 1).clone()
+        return self.shard.share(split, self.dim + 1).flatten(self.dim, self.dim + 1).clone()
 
     def whole(self, part: Tensor) -> Tensor:
         """Put the ranks' parts together, at each of them; all take part."""

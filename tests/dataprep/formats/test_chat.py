@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from headrace.dataprep.formats.chat import ChatFormat
-from headrace.dataprep.input.records import Record
-from headrace.dataprep.input.streams import Place
+from headrace.dataprep.input.records import Place, Record
 from headrace.dataprep.text.chat_mask import render_chat
 from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.dataprep.text.conversation import ConversationError, read_conversation
@@ -304,7 +303,9 @@ def test_reasoning_and_tool_calls_belong_to_the_turn(tokenizers):
     ids = theirs.apply_chat_template(messages, return_dict=True)["input_ids"]
     assert encode(spec, {"messages": messages}).samples[0].ids.tolist() == ids
     call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
-    assert encode(spec, {"messages": messages}).samples[0].ids.tolist() == ids
+    for calls in ([call], call, json.dumps([call])):
+        messages[1]["tool_calls"] = calls
+        assert encode(spec, {"messages": messages}).samples[0].ids.tolist() == ids
 
 
 def test_tools_reach_the_template(tokenizers):
@@ -323,6 +324,10 @@ REFUSED = {
     "no role": (
         {"messages": [{"content": "a", "x": 1}]},
         'not a conversation: messages[0] has no "role"',
+    ),
+    "calls that are a text": (
+        {"messages": [{"role": "assistant", "content": "a", "tool_calls": "f(1)"}]},
+        "not a conversation: messages[0]: its tool_calls are a string, not objects",
     ),
     "no content": (
         {"messages": [{"role": "user"}]},
@@ -406,7 +411,7 @@ def test_a_template_that_reaches_out_of_its_sandbox_stops_the_run(name, corpus, 
         prepare_chats(run, spec, ATTACKS[name], [{"messages": CONVERSATION}])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_a_template_without_end_stops_the_run_within_seconds(
     workers, corpus, run, tokenizers, monkeypatch
 ):

@@ -13,8 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from headrace.dataprep.formats.chat import ChatFormat
 from headrace.dataprep.formats.turn_mask import NO_END
-from headrace.dataprep.input.records import Record
-from headrace.dataprep.input.streams import Place
+from headrace.dataprep.input.records import Place, Record
 from headrace.dataprep.text.chat_mask import render_chat
 from headrace.dataprep.text.chat_template import ChatTemplate
 from headrace.dataprep.text.template_limits import MEGABYTES

@@ -3,6 +3,7 @@
 Trained text stands between ⟦ and ⟧.
 """
 
+import datetime
 import json
 import re
 from importlib.util import find_spec
@@ -130,7 +131,7 @@ def spec(tmp_path_factory, tokenizer_folder):
 def encode(spec, template, messages):
     """The ids of a conversation and which are trained."""
     record = Record({"messages": messages}, Place("x", 0, 0))
-    config = ChatConfig(template=template, date="2026-11-30")
+    config = ChatConfig(template=template, date=datetime.date.today().isoformat())
     (found,) = ChatFormat(config, spec).encode([record])
     (sample,) = found.samples
     mask = [True] * len(sample.ids) if sample.trained is None else sample.trained.tolist()
@@ -153,11 +154,18 @@ TRL = find_spec("trl")  # looked for, not imported
 PUBLISHED = Path(TRL.submodule_search_locations[0]) / "chat_templates" if TRL else Path("none")
 NAMES = sorted(path.stem for path in PUBLISHED.glob("*.jinja"))
 TOKENS = re.compile(r"<\|[^|>\s{}'\"]+\|?>|<[a-z_]+\|>|<\uff5c[^>]+>|</?s>|<(?:start|end)_of_turn>")
+TABLE = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+CALLS_TABLE = CALLED | {"tool_calls": [TABLE]}
+UNCOMPARED = {  # they write contents as lists of parts, and thinking that no turn has
+    "llava_next",
+    "llava_next_training",
+    "deepseekv3",
+}
 PUBLISHED_CHATS = [
     [USER, SAID],
     [{"role": "system", "content": "S"}, USER, SAID, USER, SAID],
     [USER, SAID | {"content": ""}, USER, SAID],
-    [USER, CALLED, RESULT, CALLED, RESULT, SAID],
+    [USER, CALLS_TABLE, RESULT, CALLS_TABLE, RESULT, SAID],
     [USER, SAID | {"content": "<think>\nHm.\n</think>\n\nYes."}],
 ]
 
@@ -196,4 +204,4 @@ def test_published_templates_are_trained_from_their_generation_prompts(
             if whole.startswith(asked):
                 compared += 1
                 assert any(a <= len(asked) < b for a, b in starts), (messages, index)
-    assert compared or name in ("x",)
+    assert compared or name in UNCOMPARED

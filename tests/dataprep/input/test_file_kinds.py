@@ -18,7 +18,7 @@ from headrace.dataprep.input import json_scan, json_shape, streams
 from headrace.dataprep.input.json_scan import scan_json
 from headrace.dataprep.input.json_shape import Shape, find_shape
 from headrace.dataprep.input.records import find_field
-from headrace.dataprep.input.streams import split_range
+from headrace.dataprep.input.streams import line_of, split_range
 from headrace.schemas.errors import DataError
 
 TEXTS = [f'stone {n}, "mill"\nwheel\té {"turns " * (n % 9)}' for n in range(120)]
@@ -267,7 +267,7 @@ def test_a_record_that_is_too_large_leaves_its_neighbors_alone(
     try:
         ranges = [(0, cut), (cut, None)] if cut else [(0, None)]
         found = [
-            (place.number(), data)
+            (line_of(place), data)
             for start, end in ranges
             for place, data in split_range(str(path), separator, start, end, limit)
         ]

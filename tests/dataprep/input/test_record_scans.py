@@ -16,6 +16,7 @@ from headrace.dataprep.input.json_records import Wanted, read_json_list
 from headrace.dataprep.input.json_scan import scan_json
 from headrace.dataprep.input.pieces import InputFile, Piece
 from headrace.dataprep.input.records import Record
+from headrace.dataprep.input.streams import line_of
 from headrace.dataprep.input.tasks import cut_file
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.source_config import SourceConfig
@@ -50,7 +51,7 @@ def test_csv_gives_back_every_cell_and_the_line_of_each_row(rows, quoting, tmp_p
     assert [record.fields for record in found] == [
         {"first": first, "second": second} for first, second in rows
     ]
-    assert [record.place.number() for record in found] == lines[1:]
+    assert [line_of(record.place) for record in found] == lines[1:]
 
 
 def test_a_bad_row_of_a_csv_is_refused_by_its_line(tmp_path):

@@ -7,8 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from headrace.dataprep.formats.chat import ChatFormat
 from headrace.dataprep.formats.preference import PreferenceFormat
-from headrace.dataprep.input.records import Record, Reject
-from headrace.dataprep.input.streams import Place
+from headrace.dataprep.input.records import Place, Record, Reject
 from headrace.dataprep.text.encoding import encode_texts
 from headrace.dataprep.text.special_pieces import MARK, mark_text, special_pattern
 from headrace.dataprep.text.tokenizer_spec import read_spec

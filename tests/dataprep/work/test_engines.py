@@ -251,12 +251,17 @@ def as_value(value):
 
 
 @pytest.fixture
-def submit(mixed_config, tmp_path):
-    """The output of `spark-submit`, given only the zip, over a config and with options."""
-    program = Path(pytest.importorskip("pyspark").__file__).parent / "bin" / "spark-submit"
+def zipped(mixed_config, tmp_path):
+    """`headrace.zip` and `prepare.toml` in the working directory."""
     write_zip(tmp_path / "headrace.zip")
     keys = mixed_config("out", **FEW_TASKS).model_dump(exclude_defaults=True)
     Path("prepare.toml").write_text(as_toml(keys | {"max_reject_fraction": 0.0}))
+
+
+@pytest.fixture
+def submit(zipped):
+    """The output of `spark-submit`, given only the zip, over a config and with options."""
+    program = Path(pytest.importorskip("pyspark").__file__).parent / "bin" / "spark-submit"
     command = [program, "--master", "local[2]", "--py-files", "headrace.zip"]
     command += [ROOT / "jobs" / "cli.py", "prepare", "prepare.toml", "--engine", "spark"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -274,7 +279,32 @@ def submit(mixed_config, tmp_path):
     return submit
 
 
-@pytest.mark.slow
+ZIP_ALONE = """
+import sys
+sys.path.insert(0, "headrace.zip")
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+from headrace.jobs import cli
+cli.main(["prepare", "prepare.toml", "--workers", "1", "--set", "max_reject_fraction=0.1"])
+ours = [module for name, module in sys.modules.items() if name.startswith("headrace.")]
+assert ours and all("headrace.zip" in (module.__file__ or "headrace.zip") for module in ours)
+"""
+
+
+def test_the_zip_alone_prepares(zipped, mixed_config, run_on):
+    """Without Spark; with it see the next test."""
+    done = subprocess.run(
+        [sys.executable, "-c", ZIP_ALONE],
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    right = run_on(None, mixed_config("right", **FEW_TASKS))
+    assert {p: Path("out", p).read_bytes() for p in right} == right
+
+
+@pytest.mark.exhaustive
 def test_spark_submit_needs_only_the_zip(submit, mixed_config, run_on):
     done = submit("--set", "max_reject_fraction=0.1")
     assert done.returncode == 0, done.stderr

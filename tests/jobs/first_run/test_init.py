@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from headrace.dataprep.dry_run import estimate
-from headrace.jobs.first_run.fit import NF4, fit
+from headrace.jobs.commands.train import fit_by_plans
+from headrace.jobs.first_run.fit import NF4
 from headrace.jobs.first_run.init import Forecasts, Wanted, init
 from headrace.jobs.first_run.look import Abilities, look
 from headrace.jobs.first_run.machine import Fit, Machine
@@ -147,7 +148,7 @@ def wanted(tmp_path, monkeypatch):
 def run(wanted: Wanted, machine: Machine) -> str:
     console = Console(markup=False, width=200)
     with console.capture() as capture:
-        init(wanted, console, Forecasts(estimate, fit), machine)
+        init(wanted, console, Forecasts(estimate, fit_by_plans), machine)
     return capture.get()
 
 
@@ -233,7 +234,7 @@ def test_less_memory_saves_where_it_can_and_takes_fewer_bits_last(wanted):
         "optimizer": {"lr": 1e-4},
     }
     ample, tight, none = (
-        fit(values, 2048, Machine(2, int(gib * GIB), "GPU")) for gib in (8, 1.5, 0.01)
+        fit_by_plans(values, 2048, Machine(2, int(gib * GIB), "GPU")) for gib in (8, 1.5, 0.01)
     )
     assert (ample.stages, ample.replicas, ample.changes) == (1, 2, {})
     assert (tight.fits, none.fits) == (True, False)

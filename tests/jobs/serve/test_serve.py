@@ -14,7 +14,7 @@ from saved_parts import adapter_of
 
 from headrace.jobs.serve.answers import Answerer, before_stop
 from headrace.jobs.serve.app import Served, build_app
-from headrace.jobs.serve.run import parts_of
+from headrace.jobs.serve.commands import parts_of
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.export.sample import Sampler, Sampling
 
@@ -166,7 +166,7 @@ def test_of_many_requests_at_once_none_is_lost(url, sampler):
 
     expected = [sampler.answer([f"x{n} ="], Sampling(2), adapter=False)[0] for n in range(5)]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(ask, range(200))) == [expected[n % 5] for n in range(200)]
+        assert list(pool.map(ask, range(60))) == [expected[n % 5] for n in range(60)]
 
 
 def test_a_client_that_leaves_frees_the_model(url):
@@ -174,7 +174,7 @@ def test_a_client_that_leaves_frees_the_model(url):
     with httpx.stream("POST", f"{url}/v1/completions", json=body) as answer:
         next(answer.iter_lines())
     short = {"prompt": "x", "max_tokens": 1, "temperature": 0}
-    assert httpx.post(f"{url}/v1/completions", json=short, timeout=30).status_code == 200
+    assert httpx.post(f"{url}/v1/completions", json=short, timeout=120).status_code == 200
 
 
 def test_a_run_is_served_with_its_adapter_over_the_model_it_names(tmp_path):

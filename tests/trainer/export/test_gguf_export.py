@@ -44,6 +44,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 4096,
+}
 FAMILIES = {
     "llama": {},
     "llama with llama3 rope, tied": {"rope_parameters": LLAMA3, "tie_word_embeddings": True},
@@ -96,6 +104,14 @@ FAMILIES = {
         "residual_multiplier": 0.5,
         "attention_multiplier": 0.3,
     },
+    "granitemoe": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.3,
+    },
     "cohere": {"logit_scale": 0.5, "tie_word_embeddings": True},
     "cohere2": {
         "logit_scale": 0.5,
@@ -109,6 +125,31 @@ FAMILIES = {
     "nemotron": {"partial_rotary_factor": 0.5},
     "ernie4_5": {"head_dim": 16},
     "hunyuan_v1_dense": {"head_dim": 16},
+    "glm4": {"head_dim": 32},
+    "glm4_moe": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.5,
+        "use_qk_norm": True,
+        "head_dim": 32,
+    },
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 32,
+        "sliding_window": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "gpt_oss with yarn": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 64,
+        "sliding_window": 16,
+        "rope_parameters": YARN,
+    },
+    "lfm2": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
 }
 
 
@@ -166,6 +207,9 @@ def make_tiny(name, tiny_model, directory):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer += torch.randn_like(buffer)
     model.save_pretrained(directory)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_model / file, directory)
@@ -186,7 +230,10 @@ def test_each_family_gives_the_logits_of_transformers(name, tiny_model, tmp_path
     assert tiny_difference(LlamaCpp(tmp_path / "model.gguf"), model, tiny_model) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["cohere", "gemma3_text", "granite", "olmo2", "phi", "qwen3_moe"])
+ADAPTED = "cohere gemma3_text glm4 gpt_oss granite lfm2 olmo2 phi qwen3_moe".split()
+
+
+@pytest.mark.parametrize("name", ADAPTED)
 def test_an_adapter_goes_over_each_family(name, tiny_model, tmp_path):
     base = tmp_path / "base"
     model = make_tiny(name, tiny_model, base)
@@ -399,6 +446,15 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(what, tiny_model, tmp
     config.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=message):
         export_gguf(tmp_path, tmp_path / "model.gguf", "f32")
+
+
+def test_bounds_of_yarn_that_llama_cpp_rounds_are_told(tiny_model, tmp_path, caplog, monkeypatch):
+    unrounded = FAMILIES["gpt_oss with yarn"] | {"rope_parameters": YARN | {"truncate": False}}
+    monkeypatch.setitem(FAMILIES, "gpt_oss with yarn", unrounded)
+    model = make_tiny("gpt_oss with yarn", tiny_model, tmp_path / "model")
+    export_gguf(tmp_path / "model", tmp_path / "model.gguf", "f32")
+    assert "rounds the bounds of YaRN's frequencies" in caplog.text
+    assert tiny_difference(LlamaCpp(tmp_path / "model.gguf"), model, tiny_model) < 0.02
 
 
 @pytest.mark.parametrize(("window", "context"), [(None, 256), (32, 32), (512, 256)])

@@ -8,7 +8,7 @@ import torch
 from saved_parts import adapter_of
 
 from headrace.jobs import cli
-from headrace.jobs.commands.chat_prompt import chat_prompt
+from headrace.jobs.serve.chat_prompt import chat_prompt
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.export.sample import Sampler, Sampling, as_messages
 from headrace.trainer.export.sample_file import sample_file

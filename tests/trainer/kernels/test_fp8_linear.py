@@ -5,14 +5,13 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cosine_similarity
 
-from headrace.kernels.dequantize import E4M3, LARGEST
-from headrace.kernels.fp8_linear import (
+from headrace.kernels.fp8.linear import (
     fp8_linear,
     fp8_trained_linear,
-    quantize_rows,
     scaled_product,
     scaled_product_reference,
 )
+from headrace.kernels.fp8.rows import E4M3, LARGEST, quantize_rows
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.selection import Quantization

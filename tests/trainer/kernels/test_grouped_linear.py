@@ -14,7 +14,7 @@ from headrace.kernels.experts.grouped_linear import grouped_linear
 from headrace.kernels.experts.quantize_rows_triton import quantize_rows_pass
 from headrace.kernels.experts.routing import gather_rows, route, sum_rows
 from headrace.kernels.experts.routing_triton import sum_rows_pass
-from headrace.kernels.fp8_linear import quantize_rows
+from headrace.kernels.fp8.rows import quantize_rows
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.quantized.formats import format_of
 from headrace.trainer.quantized.selection import Quantization

@@ -26,7 +26,8 @@ def config(directory, *services):
 
 
 def log_steps(settings, directory, resume_point, *steps):
-    reporters = open_reporters(settings, directory)
+    values = settings.model_dump(mode="json")
+    reporters = open_reporters(settings.reporting, values, directory)
     log = MetricsLog(directory, resume_point, reporters)
     for step in steps:
         log.write(replace(STEP, step=step, loss=float(step)))
@@ -64,7 +65,7 @@ def test_wandb_keeps_a_run_on_disk_without_a_network(tmp_path, monkeypatch):
 
 
 def test_nobody_is_called_unless_asked(tmp_path):
-    assert open_reporters(config(tmp_path), tmp_path) == []
+    assert open_reporters(config(tmp_path).reporting, {}, tmp_path) == []
     assert not (tmp_path / "reporting.json").exists()
 
 

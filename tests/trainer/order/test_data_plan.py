@@ -145,4 +145,4 @@ def test_row_groups_are_held_for_each_dataset_only_when_interleaved(mixing):
 )
 def test_as_many_batches_are_read_ahead_as_fit(settings, depth):
     config = make_config({}, micro_batch_size=2, loader=settings)
-    assert prefetch_depth(config, micro_batches=4, room=100) == depth
+    assert prefetch_depth(config, micro_batches=4, capacity=100) == depth

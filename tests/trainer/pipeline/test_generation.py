@@ -7,6 +7,7 @@ from peft import get_peft_model
 from stage_threads import generate
 from tiny_families import FAMILIES, VOCABULARY, build, config_of, save_tiny
 from transformers import AutoModelForCausalLM
+from variants import variant
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.objective_config import RejectedSamplingConfig
@@ -107,6 +108,29 @@ def test_greedy_answers_are_transformers_own_at_any_number_of_stages(tmp_path, f
         assert [answer.ended for answer in answers] == [ids[-1] in stops for ids in expected]
     assert answers[0].ended
     assert len(answers[0].ids) < LIMITS[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mpt-6-heads", "gemma-3n", "gemma-4-e2b"),
+        pytest.param("bloom-6-heads", marks=EXHAUSTIVE),
+        pytest.param("falcon-alibi", marks=EXHAUSTIVE),
+        pytest.param("falcon-rw", marks=EXHAUSTIVE),
+    ],
+)
+def test_biases_by_distance_and_shared_keys_are_kept_from_token_to_token(tmp_path, name):
+    directory = variant(name, tmp_path / "model")
+    for stages in (1, 3):
+        built = build(config_of(directory, stages, {"kind": "lora", "rank": 4}, router_loss=0.0))
+        move(built)
+        if stages == 1:
+            model = as_transformers(directory, built)
+            expected = [greedy(model, prompt, []) for prompt in PROMPTS]
+            check_generates(built[0].stage, built[0].architecture, 20)
+        answers = generate(built, PROMPTS, settings(temperature=0), [])
+        assert [answer.ids for answer in answers] == expected
+    assert len({tuple(ids) for ids in expected}) == len(PROMPTS)
 
 
 @pytest.mark.parametrize(

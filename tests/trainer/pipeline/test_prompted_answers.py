@@ -50,8 +50,7 @@ def test_nothing_in_an_answer_counts_as_markup():
 def test_changes_of_a_loss_are_percents_of_the_first_and_the_last():
     changes = LossChanges()
     assert changes.note("a", 4.0) == {}
-    changes.note_line(b'{"kind": "evaluation", "name": "a", "loss": 3.0}')
-    changes.note_line(b'{"kind": "train", "loss": 9.0}')
+    changes.note("a", 3.0)
     found = changes.note("a", 1.5)
     assert found == {"change_from_first_percent": -62.5, "change_percent": -50.0}
     assert changes.note("b", 1.0) == {}

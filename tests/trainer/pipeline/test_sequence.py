@@ -7,7 +7,7 @@ from tiny_families import FAMILIES
 
 pytestmark = pytest.mark.slow
 
-FEW = ("gemma3_text", "phi3", "qwen3", "gpt_oss", "deepseek_v3")
+FEW = ("phi3", "qwen3", "gpt_oss", "deepseek_v3")
 
 
 def test_layers_of_families_give_what_they_give_of_whole_rows(tmp_path):
@@ -27,14 +27,14 @@ def test_layers_that_share_rows_compile_whole():
 
 
 def test_stages_of_shared_rows_train_as_one_process_and_resume_as_one(training):
-    kept = {"checkpoint__every_steps": 5, "checkpoint__keep_last": 9, **PACKED}
+    kept = {"max_steps": 6, "checkpoint__every_steps": 3, "checkpoint__keep_last": 9, **PACKED}
     one = training.run("one", 1, **kept)
     cut = training.run("cut", 4, pipeline_stages=2, sequence_parallel=2, **kept)
     assert_alike(cut, one)
-    (newest,) = (cut / "checkpoints").glob("step-000010")
+    (newest,) = (cut / "checkpoints").glob("step-000006")
     assert len(list(newest.glob("*.safetensors"))) == 2, "one rank writes the weights of a stage"
     assert (cut / "adapter" / "adapter_config.json").exists()
-    forget_after(cut, 5)
+    forget_after(cut, 3)
     assert_alike(training.run("cut", 1, "--resume", **kept), one)
 
 

@@ -50,11 +50,11 @@ def test_a_stage_holds_slices_where_it_would_hold_micro_batches(shape):
 
 @pytest.mark.slow
 def test_stages_of_sliced_rows_train_as_one_process_and_resume_as_one(training):
-    kept = {"checkpoint__every_steps": 5, "checkpoint__keep_last": 9, **PACKED}
+    kept = {"max_steps": 6, "checkpoint__every_steps": 3, "checkpoint__keep_last": 9, **PACKED}
     one = training.run("one", 1, **kept)
     cut = training.run("cut", 2, pipeline_stages=2, sequence_slices=3, **kept)
     assert_alike(cut, one)
-    forget_after(cut, 5)
+    forget_after(cut, 3)
     assert_alike(training.run("cut", 1, "--resume", **kept), one)
 
 

@@ -6,9 +6,9 @@ from tiny_families import config_of, save_tiny
 
 from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.building.self_check import plan_model
-from headrace.trainer.planning.changes import parts_of_weights
-from headrace.trainer.planning.proposals import propose
+from headrace.trainer.planning.proposals import parts_of_weights, propose
 from headrace.trainer.planning.run_plan import plan_run
+from headrace.trainer.planning.tiny_trials import TinyTrials
 from headrace.trainer.tensor_parallel.shard import TensorShard
 
 TOKENS, CPU = 256, torch.device("cpu")
@@ -45,8 +45,9 @@ def test_proposals_share_weights_among_numbers_of_ranks_that_divide_them(tmp_pat
     model = save_tiny("llama", tmp_path / "model", vocab_size=96)
     config = config_of(model, adapter=LORA, gradient_accumulation_steps=2)
     run = plan_run(config, plan_model(config), 4, TOKENS)
-    assert parts_of_weights(run, 4) == [2], "there are two key heads"
-    found = propose(run, 4, 2 * run.peak)
+    tried = TinyTrials(run)
+    assert parts_of_weights(run, 4, tried) == [2], "there are two key heads"
+    found = propose(run, 4, 2 * run.peak, tried)
     assert {proposal.run.config.tensor_parallel for proposal in found} == {1, 2}
     shared = [proposal for proposal in found if proposal.run.config.tensor_parallel == 2]
     assert min(proposal.run.peak for proposal in shared) < run.peak

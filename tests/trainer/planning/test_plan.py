@@ -8,6 +8,8 @@ import torch
 from built_stages import build_stage
 from model_types import architecture_for
 from tiny_families import COMMON, CPU, config_of, save_tiny
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from headrace.jobs import cli
@@ -21,11 +23,12 @@ from headrace.trainer.layers.documents import find_documents
 from headrace.trainer.optim.optimizer import build_optimizer
 from headrace.trainer.optim.parameter_groups import table_names
 from headrace.trainer.optim.states import tensors_of
-from headrace.trainer.planning.layer_activations import layer_activations
+from headrace.trainer.planning.layer_activations import layer_activations, run_as_compiled
 from headrace.trainer.planning.memory_model import state_bytes
 from headrace.trainer.planning.plan_report import parse_size, report
 from headrace.trainer.planning.remedies import more_slices, remedies
 from headrace.trainer.planning.run_plan import plan_run
+from headrace.trainer.planning.tiny_trials import TinyTrials
 
 GIB = 1 << 30
 TOKENS = 48
@@ -44,7 +47,7 @@ def planned(model, stages, gpus=None, adapter=None, **settings):
 
 
 def told(run, gpus, memory):
-    return report(run, memory, remedies(run, gpus, memory))
+    return report(run, memory, remedies(run, gpus, memory, TinyTrials(run)))
 
 
 @functools.cache
@@ -356,3 +359,21 @@ def test_states_that_are_shared_out_or_in_host_memory_leave_the_gpu(model):
     assert offloaded == whole, "a bucket holds all of so small a model"
     numbers = state_bytes(config_of(model, optimizer={"lr": 1.0, "offload": True}), 10**9, 0, 4, 1)
     assert numbers == 3 * 2**26 * 4 * 2
+
+
+class Corrected(nn.Module):
+    """A layer that adds a buffer, as routers of DeepSeek-V3 do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("correction", torch.zeros(8))
+
+    def forward(self, hidden):
+        return torch.sigmoid(self.linear(hidden) + self.correction)
+
+
+def test_a_layer_that_holds_a_buffer_is_traced():
+    with FakeTensorMode():
+        hidden = torch.zeros(4, 8, requires_grad=True)
+        assert run_as_compiled(Corrected(), hidden, {}).shape == (4, 8)

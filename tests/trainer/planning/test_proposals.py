@@ -1,16 +1,13 @@
 """Layouts that `headrace plan` proposes."""
 
 from dataclasses import replace
-from unittest.mock import Mock
 
 import pytest
 from tiny_families import config_of, save_tiny
 
 from headrace.jobs import cli
-from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.train_config import TrainConfig
 from headrace.trainer.building.self_check import plan_model
-from headrace.trainer.planning import proposals as layouts
 from headrace.trainer.planning.changes import with_changes
 from headrace.trainer.planning.layout_rates import tokens_per_second
 from headrace.trainer.planning.proposals import (
@@ -22,6 +19,7 @@ from headrace.trainer.planning.proposals import (
     ways_to_save,
 )
 from headrace.trainer.planning.run_plan import plan_run
+from headrace.trainer.planning.tiny_trials import TinyTrials
 
 GPUS, TOKENS = 8, 4096
 LORA = {"kind": "lora", "rank": 4}
@@ -39,8 +37,19 @@ def run(model):
 
 
 @pytest.fixture(scope="module")
-def found(run):
-    return propose(run, GPUS, 4 * run.peak)
+def tried(run):
+    return TinyTrials(run)
+
+
+@pytest.fixture(scope="module")
+def found(run, tried):
+    return propose(run, GPUS, 4 * run.peak, tried)
+
+
+class Whole:
+    """A model of which nothing can be divided."""
+
+    divides_weights = divides_rows = slices_rows = tiles_mlps = False
 
 
 def test_all_that_fit_come_best_first_and_keep_the_rows_of_a_step(run, found):
@@ -86,31 +95,29 @@ def test_what_saves_memory_costs_time(run):
     )
 
 
-def test_too_little_memory_is_said(run):
-    assert "No layout of 8 GPU(s)" in proposals(run, GPUS, 1.0)
+def test_too_little_memory_is_said(run, tried):
+    assert "No layout of 8 GPU(s)" in proposals(run, GPUS, 1.0, tried)
 
 
-def test_models_whose_rows_cannot_be_cut_keep_them_whole(run, monkeypatch):
-    assert shares_of_rows(run, GPUS) == [1, 2, 4]
-    refused = Mock(side_effect=ConfigError("rows cannot be cut"))
-    monkeypatch.setattr("headrace.trainer.planning.proposals.check_rows_can_be_cut", refused)
-    assert shares_of_rows(run, GPUS) == [1]
+def test_models_whose_rows_cannot_be_cut_keep_them_whole(run, tried):
+    assert shares_of_rows(run, GPUS, tried) == [1, 2, 4]
+    assert shares_of_rows(run, GPUS, Whole()) == [1]
 
 
-def test_slices_are_proposed_where_stages_would_wait(run, found, monkeypatch):
+def test_slices_are_proposed_where_stages_would_wait(run, found):
     sliced = [p for p in found if p.run.config.sequence_slices == 2]
     assert {p.run.config.pipeline_stages for p in sliced} == {2, 4, 8}
     for proposal in sliced:
         config = proposal.run.config.model_copy(update={"sequence_slices": 1})
         whole = plan_run(config, run.plan, GPUS, TOKENS, run.activations)
         assert proposal.rate > GPUS * tokens_per_second(whole)
-    monkeypatch.setattr(layouts, "check_rows_can_be_sliced", Mock(side_effect=ConfigError("no")))
-    assert slices_of_rows(run) == [1]
+    assert slices_of_rows(run, Whole()) == [1]
 
 
-def test_mlps_of_long_rows_are_tried_in_tiles(run):
-    assert not can_tile(run)
-    assert can_tile(replace(run, sequence_len=1 << 15))
+def test_mlps_of_long_rows_are_tried_in_tiles(run, tried):
+    assert not can_tile(run, tried)
+    assert can_tile(replace(run, sequence_len=1 << 15), tried)
+    assert not can_tile(replace(run, sequence_len=1 << 15), Whole())
     tried = [way for way in ways_to_save(run.config, copies=1, tiled=True) if "tiles" in way]
     assert {way["activation_checkpointing"] for way in tried} == {"full"}
 

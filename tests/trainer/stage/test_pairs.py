@@ -244,10 +244,10 @@ def test_shards_without_pairs_are_refused_before_anything_starts(training):
     config = load_config(TrainConfig, training.config, ['objective.kind="dpo"'])
     with pytest.raises(DataError, match="holds no pairs"):
         check(config, 1)
-    assert check(load_config(TrainConfig, training.config), 1).room == 64
+    assert check(load_config(TrainConfig, training.config), 1).capacity == 64
 
 
 def test_pairs_take_two_places_and_other_objectives_the_chosen_answers_only(pair_training):
     pairs = check(load_config(TrainConfig, pair_training.config, ['objective.kind="orpo"']), 1)
     chosen = check(load_config(TrainConfig, pair_training.config), 1)
-    assert (pairs.room, chosen.room) == (128, 64)
+    assert (pairs.capacity, chosen.capacity) == (128, 64)

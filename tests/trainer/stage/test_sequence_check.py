@@ -9,13 +9,13 @@ from torch import nn
 from headrace.schemas.errors import ConfigError
 from headrace.trainer import preflight
 from headrace.trainer.architecture.read_architecture import architecture_of
-from headrace.trainer.building.self_check import plan_model, tiny_stage
+from headrace.trainer.building.self_check import plan_model, tiny_spec
 from headrace.trainer.layers.sequence_attention import check_heads
 from headrace.trainer.stage import sequence_check
 
 
 def tiny(family):
-    return tiny_stage(architecture_of(tiny_config(family), family))
+    return tiny_spec(architecture_of(tiny_config(family), family))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "phi3"])
@@ -32,9 +32,9 @@ def test_an_attention_of_its_own_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("model_type", ["qwen3_next", "mamba"])
 def test_layers_with_a_state_are_refused(model_type):
-    stage = tiny_stage(architecture_for(model_type, tiny=True))
-    assert "carry a state from token to token" in sequence_check.find_mixing(stage)
-    assert "carry a state from token to token" in sequence_check.find_unsliced(stage)
+    spec = tiny_spec(architecture_for(model_type, tiny=True))
+    assert "carry a state from token to token" in sequence_check.find_mixing(spec)
+    assert "carry a state from token to token" in sequence_check.find_unsliced(spec)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "phi3"])
@@ -66,7 +66,7 @@ def test_rows_must_be_divisible_into_slices(tmp_path):
 
 @pytest.mark.parametrize("model_type", ["gptj", "dbrx"])
 def test_models_whose_width_has_another_name_are_made_small(model_type):
-    assert next(tiny_stage(architecture_for(model_type, tiny=True)).parameters()).ndim == 2
+    assert next(tiny_spec(architecture_for(model_type, tiny=True)).tree.parameters()).ndim == 2
 
 
 class Shifted(nn.Module):
@@ -77,12 +77,12 @@ class Shifted(nn.Module):
 
 
 def test_tokens_that_are_mixed_elsewhere_are_noticed():
-    stage = tiny("llama")
-    stage.layers[1].mlp = Shifted()
-    assert sequence_check.find_mixing(stage) == "tokens are mixed outside of its attention"
-    stage = tiny("llama")
-    stage.layers[1].mlp = Shifted()
-    found = sequence_check.find_unsliced(stage)
+    spec = tiny("llama")
+    spec.layer_modules[1].mlp = Shifted()
+    assert sequence_check.find_mixing(spec) == "tokens are mixed outside of its attention"
+    spec = tiny("llama")
+    spec.layer_modules[1].mlp = Shifted()
+    found = sequence_check.find_unsliced(spec)
     assert found == "slices of a row give something else than the row"
 
 

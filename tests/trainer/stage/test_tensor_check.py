@@ -89,7 +89,7 @@ def test_the_loss_over_a_cut_vocabulary_is_that_of_the_whole():
     def run(rank):
         shard = ThreadShard(rank, 2, exchange)
         part, found = (
-            shard.part(logits, 1).clone().requires_grad_(),
+            shard.share(logits, 1).clone().requires_grad_(),
             TokenStatistics.empty(9, "cpu"),
         )
         losses = sharded_cross_entropy(part, labels, shard, found)

@@ -13,28 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace.kernels.dequantize import E4M3, LARGEST, SMALLEST_SCALE, e4m3
+from headrace.kernels.dequantize import e4m3
+from headrace.kernels.fp8.rows import e4m3_scales, quantize_rows
 from headrace.kernels.on_accelerator import on_accelerator
 
 ALIGNMENT = 16  # inputs and outputs must be multiples of it, for the matrix units
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x in e4m3 and the scale of each row.
-
-    Args:
-        x: [rows, columns], any floating type.
-
-    Returns:
-        codes: [rows, columns] e4m3; scales: [rows, 1] float32; x is about codes * scales.
-    """
-    scales = e4m3_scales(x)
-    return (x.float() / scales).to(E4M3), scales
-
-
-def e4m3_scales(x: Tensor) -> Tensor:
-    """Return [rows, 1] float32: what brings the largest number of each row of x to e4m3's."""
-    return (x.float().abs().amax(dim=-1, keepdim=True) / LARGEST).clamp(min=SMALLEST_SCALE)
 
 
 def fp8_linear(

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from headrace.dataprep.text.chat_template import ChatTemplate, TemplateRefusedError, read_templates
+from headrace.dataprep.text.chat_template import ChatTemplate, read_templates
+from headrace.dataprep.text.rendering import TemplateRefusedError
 from headrace.dataprep.text.tokenizer import CONFIG_NAMES, read_json
 from headrace.dataprep.text.tokenizer_spec import token_texts
 from headrace.schemas.errors import ConfigError, DataError
