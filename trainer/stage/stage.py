@@ -38,8 +38,8 @@ from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.stage.sliced_attention import keys_in_use
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stream import Carried
+from headrace.trainer.vision.features import Features
 from headrace.trainer.vision.inputs import VisionInputs
-from headrace.trainer.vision.tower import Features
 
 NOTHING: dict[str, Any] = {}
 Masks = Mapping[int | None, Tensor | VisibleTokens | None]  # by window

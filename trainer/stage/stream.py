@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.trainer.families.streams import REUSE, STORE, StreamLayout, modes_of
-from headrace.trainer.vision.tower import Features
+from headrace.trainer.vision.features import Features
 
 LEAST = 1e-5  # mean square by which a copy is divided at least
 PER_LAYER, SHARED = "per_layer_input", "shared_kv_states"  # arguments of layers
