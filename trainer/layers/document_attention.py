@@ -123,11 +123,8 @@ def visible_tokens(
             continue
         blocks = None
         if in_blocks and devices.is_accelerator(device):
-            queries = (end - start) * len(pieces)
-            keys = sum(piece.keys for piece in flat)
-            first, last = visible_keys(bounds, key_bounds, queries, window or -1)
-            last = last if groups is None else last_of_groups(last, groups)
-            blocks = block_mask(first, last, keys)
+            sizes = ((end - start) * len(pieces), sum(piece.keys for piece in flat))
+            blocks = blocks_of(bounds, key_bounds, sizes, window, groups)
         found[given] = VisibleTokens(
             bounds,
             window,
@@ -137,6 +134,23 @@ def visible_tokens(
             by_rows=by_rows and single and window is None and groups is None,
         )
     return found
+
+
+def blocks_of(
+    bounds: Tensor,
+    key_bounds: Tensor,
+    sizes: tuple[int, int],
+    window: int | None,
+    groups: Tensor | None,
+) -> BlockMask:
+    """Return the blocks that FlexAttention goes over.
+
+    Args:
+        sizes: queries and keys.
+    """
+    queries, keys = sizes
+    first, last = visible_keys(bounds, key_bounds, queries, window or -1)
+    return block_mask(first, last if groups is None else last_of_groups(last, groups), keys)
 
 
 def last_of_groups(last: Tensor, groups: Tensor) -> Tensor:
