@@ -21,6 +21,7 @@ from headrace.dataprep.text.fast_tokenizer import choose_backend
 from headrace.dataprep.text.tokenizer import open_tokenizer
 from headrace.dataprep.text.tokenizer_spec import read_spec
 from headrace.dataprep.text.tokens import TokenizerSpec
+from headrace.dataprep.work.budgets import Budgets
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.workspace import Workspace
 from headrace.schemas.errors import DataError
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 UNLIMITED = 1 << 62  # bytes
 
 
-def build_context(config: PrepareConfig) -> Context:
+def build_context(config: PrepareConfig, budgets: Budgets | None = None) -> Context:
     """Everything that can be checked before the input is looked at."""
     tokenizer = read_spec(config)
     tokenizer = replace(tokenizer, backend=choose_backend(tokenizer, config.tokenizer_backend))
@@ -41,7 +42,8 @@ def build_context(config: PrepareConfig) -> Context:
     config = resolve(config, tokenizer)
     for source in config.sources:
         block_options(config, source.name, tokenizer)  # says before the work what is wrong in them
-    return Context(config, tokenizer, Workspace(Path(config.output)), build_format)
+    space = Workspace(Path(config.output), budgets=budgets or Budgets())
+    return Context(config, tokenizer, space, build_format)
 
 
 def plan(context: Context, inputs: list[list[InputFile]]) -> list[Task]:

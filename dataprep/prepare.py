@@ -32,7 +32,8 @@ from headrace.dataprep.rows.task_stats import (
 from headrace.dataprep.shards.blend_inputs import read_settings
 from headrace.dataprep.shards.html_report import write_report
 from headrace.dataprep.text.chat_losses import losses
-from headrace.dataprep.text.tokenizer import TOKENIZER_NAME, read_content
+from headrace.dataprep.text.tokenizer import TOKENIZER_NAME, open_tokenizer, read_content
+from headrace.dataprep.work.budgets import Budgets
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.local_engine import Engine, LocalEngine
 from headrace.dataprep.work.reporter import LoggedReporter, Reporter
@@ -72,6 +73,7 @@ def prepare(
     workers: int | None = None,
     reporter: Reporter | None = None,
     engine: Engine | None = None,
+    budgets: Budgets | None = None,
 ) -> Manifest:
     """Write the shard directory that the config describes; the same config gives the same bytes.
 
@@ -81,6 +83,7 @@ def prepare(
         workers: processes of this machine. Default: one for each core.
         reporter: who is told of progress and of the end. Default: the log.
         engine: who runs the work, instead of processes of this machine.
+        budgets: what is held at once; changes no byte.
 
     Raises:
         DataError: inputs, tokenizer or output are missing, damaged or do not match; too many
@@ -88,7 +91,7 @@ def prepare(
         KeyboardInterrupt: stopped by Ctrl-C, after one line; the same call continues.
     """
     reporter = reporter or LoggedReporter()
-    context = build_context(config)
+    context = build_context(config, budgets)
     inputs = find_inputs(context.config.sources)
     inputs_key = inputs_fingerprint(context.config.sources, inputs)
     finished = finished_manifest(context, inputs_key, inputs)
@@ -193,7 +196,7 @@ def run(
     record_inputs(context.output, inputs)
     inputs_key = inputs_fingerprint(described.config.sources, inputs)
     manifest = build_manifest(described, inputs_key, by_source, shards)
-    write_report(context.output, manifest, by_source)
+    write_report(context.output, manifest, by_source, open_tokenizer(described.tokenizer, True))
     write_manifest(context.output, manifest)
     return manifest
 

@@ -16,17 +16,15 @@ from pydantic import BaseModel
 
 from headrace.dataprep.passes.limit_rank import RowCuts
 from headrace.dataprep.passes.shard_writer import ShardPlan, Target, finished_shard, write_shard
-from headrace.dataprep.passes.sorted_runs import ALL_KEYS, KeyRange, Runs, cut_keys, parts_of
+from headrace.dataprep.passes.sorted_runs import ALL_KEYS, KeyRange, Runs, cut_keys
 from headrace.dataprep.text.fast_tokenizer import close_tokenizers
+from headrace.dataprep.work.budgets import Budgets
 from headrace.dataprep.work.local_engine import Engine
 from headrace.dataprep.work.reporter import Reporter
 from headrace.dataprep.work.workspace import read_marker, remove_stale_shards, write_marker
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.publish import rename_durably
 from headrace.schemas.shards.manifest import ShardRecord
-
-MOST_FILES = 512  # that a shard gathers from: pieces of 16 KiB or more, one after another
-MERGED_TOKENS = 1 << 28  # in one merged file: about 1 GiB of ids
 
 
 class Sized(Protocol):
@@ -107,7 +105,7 @@ def write_shards(
 
 def merge_all(target: Target, runs: Runs, engine: Engine, reporter: Reporter) -> Runs:
     """Merge files until they are few enough."""
-    while merged := next_level(runs):
+    while merged := next_level(runs, target.space.budgets):
         plans = [
             MergePlan(runs, merged, group, key_range)
             for group in range(merged.groups)
@@ -140,12 +138,12 @@ def run_plans(
     return [done[plan] for plan in plans]
 
 
-def next_level(runs: Runs) -> Runs | None:
+def next_level(runs: Runs, budgets: Budgets) -> Runs | None:
     """Return the runs that the files are to be merged into, or None if they are few enough."""
-    if runs.groups <= MOST_FILES:
+    if runs.groups <= budgets.most_files:
         return None
     groups = math.isqrt(runs.groups)
-    ranges = max(1, runs.tokens // groups // MERGED_TOKENS)
+    ranges = max(1, runs.tokens // groups // budgets.merged_tokens)
     return replace(
         runs, level=runs.level + 1, groups=groups, ranges=ranges, cuts=RowCuts(runs.cuts.seed)
     )
@@ -164,8 +162,9 @@ def merge_runs(target: Target, plan: MergePlan) -> Merged:
     unfinished = target.space.temporary(path)
     rows = 0
     with pa.ipc.new_file(str(unfinished), target.schema) as writer:
-        parts = parts_of(plan.size)
-        for part in plan.runs.read_sorted(output, plan.groups, plan.keys, parts, target.schema):
+        for part in plan.runs.read_sorted(
+            target.space, plan.groups, plan.keys, plan.size, target.schema
+        ):
             writer.write_table(part.copy())
             rows += len(part.order)
     if (first := finished_merge(target, plan)) is not None:

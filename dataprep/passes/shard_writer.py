@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headrace.dataprep.passes.picture_groups import picture_groups
-from headrace.dataprep.passes.sorted_runs import ALL_KEYS, Runs, cut_keys, parts_of
+from headrace.dataprep.passes.sorted_runs import ALL_KEYS, Runs, cut_keys
 from headrace.dataprep.rows.row_tables import SortedRows, count_tokens, sides
 from headrace.dataprep.text.fast_tokenizer import close_tokenizers
 from headrace.dataprep.work.local_engine import start_light
@@ -92,12 +92,11 @@ def write_shard(target: Target, plan: ShardPlan) -> ShardRecord:
     """Gather, sort and publish one shard; its bytes depend on the rows alone."""
     close_tokenizers()
     start_light()
-    output = target.space.output
-    unfinished = target.space.temporary(output / plan.file)
+    space, output = target.space, target.space.output
+    unfinished = space.temporary(output / plan.file)
     keys = cut_keys(ALL_KEYS, plan.count)[plan.index]
-    parts = plan.runs.read_sorted(
-        output, range(plan.runs.groups), keys, parts_of(plan.size), target.schema
-    )
+    groups = range(plan.runs.groups)
+    parts = plan.runs.read_sorted(space, groups, keys, plan.size, target.schema)
     counts: list[GroupCount] = []
     with pq.ParquetWriter(unfinished, target.schema, **target.options) as writer:
         for rows in target.groups(parts):

@@ -16,9 +16,6 @@ from headrace.dataprep.work.workspace import Workspace, rows_path, work_folder
 from headrace.schemas.shards.arrow_numbers import numbers_of
 
 KEYS = 1 << 64
-HELD_TOKENS = 1 << 23  # 32 MiB of ids are sorted and written at once, and copied twice for that
-GATHERED_TOKENS = 1 << 22  # 16 MiB are mapped in and sorted at once, copied by row groups
-SLICES_AT_ONCE = 256  # are mapped in: Linux maps 64 KiB around each page that is read
 
 KeyRange = tuple[int, int]  # keys [low, high)
 ALL_KEYS = (0, KEYS)
@@ -37,11 +34,6 @@ def overlapping(parts: list[KeyRange], keys: KeyRange) -> range:
     return range(max(0, bisect_right(lows, keys[0]) - 1), bisect_left(lows, keys[1]))
 
 
-def parts_of(tokens: int) -> int:
-    """Return the number of parts in which to gather so many tokens, so that each fits in memory."""
-    return max(1, -(-tokens // GATHERED_TOKENS))
-
-
 class Spool:
     """The rows of one split of a task, sorted by key and written in a few large batches."""
 
@@ -51,12 +43,13 @@ class Spool:
         self.writer = pa.ipc.new_file(str(self.unfinished), schema)
         self.held: list[pa.Table] = []
         self.held_tokens = 0
+        self.most_tokens = space.budgets.held_tokens
 
     def add(self, rows: pa.Table, tokens: int) -> None:
         """Take one block's rows."""
         self.held.append(rows)
         self.held_tokens += tokens
-        if self.held_tokens >= HELD_TOKENS:
+        if self.held_tokens >= self.most_tokens:
             self.flush()
 
     def flush(self) -> None:
@@ -105,21 +98,33 @@ class Runs:
         return work_folder(output) / f"merge-{self.level}.{group}.{key_range}.{self.split}.arrow"
 
     def read_sorted(
-        self, output: Path, groups: Iterable[int], keys: KeyRange, parts: int, schema: pa.Schema
+        self,
+        space: Workspace,
+        groups: Iterable[int],
+        keys: KeyRange,
+        tokens: int,
+        schema: pa.Schema,
     ) -> Iterator[SortedRows]:
-        """The rows with these keys, in key order, in so many parts.
+        """The rows with these keys, in key order, in parts that fit in memory.
 
         A part's rows may lie in mapped files, and must be copied before the next is asked for.
+
+        Args:
+            tokens: of all these rows, about.
         """
+        budgets = space.budgets
+        parts = max(1, -(-tokens // budgets.gathered_tokens))
         ranges = overlapping(cut_keys(ALL_KEYS, self.ranges), keys)
         cuts = cut_keys(keys, parts)
         files = [
-            RunFile(self.path(output, group, r), cuts, self.cuts.seed, self.cuts.top(group))
+            RunFile(self.path(space.output, group, r), cuts, self.cuts.seed, self.cuts.top(group))
             for group in groups
             for r in ranges
         ]
         for part in range(parts):
-            yield sort_rows([schema.empty_table(), *gather(files, part)])
+            yield sort_rows(
+                [schema.empty_table(), *gather(files, part, space.budgets.slices_at_once)]
+            )
             for file in files:
                 file.forget()
 
@@ -170,17 +175,17 @@ def cut_batch(batch: pa.RecordBatch, parts: list[KeyRange]) -> list[int]:
     return [*np.searchsorted(keys, lows).tolist(), end]
 
 
-def gather(files: list[RunFile], part: int) -> list[pa.Table]:
+def gather(files: list[RunFile], part: int, slices_at_once: int) -> list[pa.Table]:
     """The rows in one range of keys, in the order of the files, where they lie.
 
-    Of more than `SLICES_AT_ONCE` pieces all but the last are copied out of the files.
+    Of more than `slices_at_once` pieces all but the last are copied out of the files.
     """
     found: list[pa.Table] = []
     mapped: list[pa.Table] = []
     first = 0  # of the files that are mapped in
     for number, file in enumerate(files, start=1):
         mapped += file.rows(part)
-        if len(mapped) >= SLICES_AT_ONCE and number < len(files):
+        if len(mapped) >= slices_at_once and number < len(files):
             found.append(pa.concat_tables(mapped).combine_chunks())
             mapped = []
             for done in files[first:number]:

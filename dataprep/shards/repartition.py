@@ -30,6 +30,7 @@ from headrace.dataprep.shards.row_slices import (
     run_row_slice,
 )
 from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
+from headrace.dataprep.work.budgets import Budgets
 from headrace.dataprep.work.local_engine import Engine
 from headrace.dataprep.work.reporter import LoggedReporter, Reporter
 from headrace.dataprep.work.workspace import (
@@ -50,7 +51,9 @@ from headrace.schemas.shards.shard_format import EVALUATION, MANIFEST_NAME, SPLI
 TOKENS_IN_EVALUATION_FILE = 1 << 26
 
 
-def repartition(blend: Blend, engine: Engine, reporter: Reporter | None = None) -> Manifest:
+def repartition(
+    blend: Blend, engine: Engine, reporter: Reporter | None = None, budgets: Budgets | None = None
+) -> Manifest:
     """Write the shard directory; the same call over the same directories gives the same bytes.
 
     Train rows are reshuffled over `shards` files, evaluation rows over as many as their size
@@ -73,7 +76,7 @@ def repartition(blend: Blend, engine: Engine, reporter: Reporter | None = None) 
         reporter.finished(finished)
         return finished
     check_outside(blend)
-    space = Workspace(blend.output)
+    space = Workspace(blend.output, budgets=budgets or Budgets())
     open_output(blend.output)
     remedy = "make room, then run the same command to go on"
     with locked(blend.output), writing(blend.output, remedy, only=NO_ROOM):
@@ -111,7 +114,9 @@ def run(
     group_bytes = picture_group_bytes(inputs) if pictured else None
     target = Target(space, inputs.first.kind, rows_in_group, group_bytes)
     rekeying = Rekeying(source_names(inputs), None if keeps_order(inputs, seed) else seed)
-    row_slices = plan_row_slices(inputs.directories, inputs.manifests, blend.weights)
+    row_slices = plan_row_slices(
+        inputs.directories, inputs.manifests, blend.weights, space.budgets.portion_tokens
+    )
     stats = run_portions(target, rekeying, row_slices, engine, reporter)
     splits: list[tuple[Runs, int]] = []
     for split, count in count_shards(blend, stats).items():

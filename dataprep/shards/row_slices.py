@@ -35,7 +35,6 @@ from headrace.schemas.shards.shard_checks import OPTIONAL_COLUMNS
 from headrace.schemas.shards.shard_format import SPLITS, TOKEN_COLUMNS, TRAIN
 from headrace.schemas.shards.shard_rows import open_shard, read_row_group
 
-PORTION_TOKENS = 1 << 26  # a task of its own, with a marker
 IDENTITY = ("number", "directory", "split", "start", "end", "rows", "tokens")
 
 
@@ -141,11 +140,17 @@ class TakenGroup:
 
 
 def plan_row_slices(
-    directories: Sequence[Path], manifests: Sequence[Manifest], weights: Sequence[float] | None
+    directories: Sequence[Path],
+    manifests: Sequence[Manifest],
+    weights: Sequence[float] | None,
+    most_tokens: int,
 ) -> list[RowSlice]:
     """Plan the rows to read: all, or the train rows with the lowest keys, to the weight's share.
 
     Keys are hashes, so the lowest of them are a random sample.
+
+    Args:
+        most_tokens: in one slice.
     """
     quotas: dict[str, list[int | None]] = {split: [None] * len(manifests) for split in SPLITS}
     if weights is not None:
@@ -153,7 +158,7 @@ def plan_row_slices(
     return [
         row_slice
         for split in SPLITS
-        for row_slice in plan_split(split, directories, manifests, quotas[split])
+        for row_slice in plan_split(split, directories, manifests, quotas[split], most_tokens)
     ]
 
 
@@ -162,12 +167,13 @@ def plan_split(
     directories: Sequence[Path],
     manifests: Sequence[Manifest],
     quotas: Sequence[int | None],
+    most_tokens: int,
 ) -> Iterator[RowSlice]:
     """The portions of one split, up to so many tokens of each directory."""
     number = 0
     for directory, path in enumerate(directories):
         manifest = manifests[directory]
-        for groups in together(take_groups(path, manifest, split, quotas[directory])):
+        for groups in together(take_groups(path, manifest, split, quotas[directory]), most_tokens):
             shard, first = groups[0].shard, groups[0].index
             yield RowSlice(
                 number=number,
@@ -221,12 +227,12 @@ def row_lengths(
         )
 
 
-def together(groups: Iterable[TakenGroup]) -> Iterator[list[TakenGroup]]:
-    """Consecutive row groups of one shard, up to `PORTION_TOKENS`."""
+def together(groups: Iterable[TakenGroup], most_tokens: int) -> Iterator[list[TakenGroup]]:
+    """Consecutive row groups of one shard, up to so many tokens."""
     held: list[TakenGroup] = []
     for group in groups:
         tokens = sum(other.tokens for other in held) + group.tokens
-        if held and (held[0].shard is not group.shard or tokens > PORTION_TOKENS):
+        if held and (held[0].shard is not group.shard or tokens > most_tokens):
             yield held
             held = []
         held.append(group)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from headrace.dataprep.work.budgets import Budgets
 from headrace.schemas.errors import DataError
 from headrace.schemas.file_lock import file_lock
 from headrace.schemas.publish import create_file, remove_tree, rename_durably
@@ -58,6 +59,7 @@ class Workspace:
 
     output: Path
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    budgets: Budgets = field(default_factory=Budgets)
 
     @property
     def scratch(self) -> Path:

@@ -19,6 +19,7 @@ from headrace.dataprep.passes.sorted_runs import Runs
 from headrace.dataprep.planning import build_context
 from headrace.dataprep.prepare import run_tasks
 from headrace.dataprep.rows.task_stats import TaskStats
+from headrace.dataprep.work.budgets import Budgets
 from headrace.dataprep.work.reporter import LoggedReporter
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.prepare.prepare_config import PrepareConfig
@@ -154,7 +155,7 @@ def main() -> None:
         tokens = terabytes * 1e12 / BYTES_IN_TOKEN
         tasks = min(options.tasks, int(terabytes * 1e12 / (1 << 29)))
         runs = Runs("train", tasks, int(tokens), "")
-        merged = next_level(runs)
+        merged = next_level(runs, Budgets())
         counts = {"tasks": tasks, "merge": merged.groups * merged.ranges if merged else 0}
         counts["shards"] = int(tokens / (1 << 28))
         for cluster in (Cluster(cores, 1e9, 0.1), Cluster(cores, 20, 0.8)):

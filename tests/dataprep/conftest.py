@@ -13,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from headrace.dataprep.prepare import prepare
+from headrace.dataprep.work.budgets import Budgets
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.shards.manifest import Manifest
 
@@ -88,8 +89,8 @@ def make_config(tokenizer_folder: Path) -> Callable[..., PrepareConfig]:
 def run() -> Callable[..., Manifest]:
     """`prepare` in this process, unless told otherwise, without anything on the terminal."""
 
-    def run(config: PrepareConfig, workers: int = 1) -> Manifest:
-        return prepare(config, workers)
+    def run(config: PrepareConfig, workers: int = 1, **budgets: int) -> Manifest:
+        return prepare(config, workers, budgets=Budgets(**budgets))
 
     return run
 
@@ -257,8 +258,8 @@ def mixed_config(corpus, make_config):
 def run_on(snapshot):
     """`prepare` on an engine, without anything on the terminal; gives the bytes."""
 
-    def run_on(engine, config):
-        prepare(config, 1, engine=engine)
+    def run_on(engine, config, **budgets):
+        prepare(config, 1, engine=engine, budgets=Budgets(**budgets))
         return snapshot(config.output)
 
     return run_on

@@ -171,7 +171,8 @@ def randomize(model: Any) -> None:
     head = model.get_output_embeddings().weight
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            parameter.normal_(std=parameter.shape[-1] ** -0.5 * (WIDE if parameter is head else 1))
+            scale = WIDE if parameter is head else 1
+            parameter.normal_(std=max(1, parameter.shape[-1]) ** -0.5 * scale)
         else:
             parameter.add_(torch.randn_like(parameter) * SPREAD)
     for slot in stored_buffers({"": model}):

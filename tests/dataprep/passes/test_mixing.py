@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from headrace.dataprep.passes import merge_runs
 from headrace.dataprep.shards.verify import verify
 from headrace.dataprep.work.local_engine import LocalEngine
 from headrace.schemas.errors import DataError
@@ -67,11 +66,10 @@ def test_rows_hold_the_documents_of_all_sources(packing, mixed_rows, run, rows_o
     assert json.loads(refused)["source"] == "records"
 
 
-def test_workers_and_kills_change_nothing(mixed_rows, run_on, monkeypatch):
-    monkeypatch.setattr(merge_runs, "MOST_FILES", 4)
+def test_workers_and_kills_change_nothing(mixed_rows, run_on):
     changes = {"deduplicate": {"exact": True}, "max_rows": 40}
-    right = run_on(None, mixed_rows("right", **changes))
-    assert run_on(LocalEngine(2), mixed_rows("two", **changes)) == right
+    right = run_on(None, mixed_rows("right", **changes), most_files=4)
+    assert run_on(LocalEngine(2), mixed_rows("two", **changes), most_files=4) == right
 
     class Mortal:
         def run(self, function, items):
@@ -84,7 +82,7 @@ def test_workers_and_kills_change_nothing(mixed_rows, run_on, monkeypatch):
     engine = Mortal()
     for engine.left in range(12, 600, 35):
         try:
-            assert run_on(engine, mixed_rows("out", **changes)) == right
+            assert run_on(engine, mixed_rows("out", **changes), most_files=4) == right
             break
         except InterruptedError:
             assert not Path("out/manifest.json").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.dataprep.passes import merge_runs, sorted_runs, task_runner
+from headrace.dataprep.passes import merge_runs, task_runner
 from headrace.dataprep.rows import row_tables
 from headrace.schemas.errors import DataError
 
@@ -19,11 +19,12 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from headrace.dataprep.prepare import prepare
+from headrace.jobs.console.reporter import ConsoleReporter
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 if __name__ == "__main__":
     config = PrepareConfig.model_validate_json(Path(sys.argv[1]).read_text())
     try:
-        prepare(config, int(sys.argv[2]))
+        prepare(config, int(sys.argv[2]), ConsoleReporter())
     except KeyboardInterrupt:
         sys.exit(130)
 """
@@ -109,11 +110,9 @@ def test_rows_held_in_memory_do_not_change_bytes(
     packing, corpus, make_config, run, snapshot, monkeypatch
 ):
     run(make_config("large", **PACKINGS[packing]))
-    monkeypatch.setattr(sorted_runs, "HELD_TOKENS", 100)
-    monkeypatch.setattr(sorted_runs, "GATHERED_TOKENS", 500)
-    monkeypatch.setattr(sorted_runs, "SLICES_AT_ONCE", 2)
     monkeypatch.setattr(row_tables, "LONG_ROW", 1)  # rows of these tests are short
-    run(make_config("small", **PACKINGS[packing]))
+    few = {"held_tokens": 100, "gathered_tokens": 500, "slices_at_once": 2}
+    run(make_config("small", **PACKINGS[packing]), **few)
     assert snapshot("small") == snapshot("large")
 
 
@@ -122,13 +121,12 @@ def test_merging_the_files_of_tasks_first_does_not_change_bytes(
     packing, corpus, make_config, run, snapshot, monkeypatch
 ):
     run(make_config("direct", **PACKINGS[packing]))
-    monkeypatch.setattr(merge_runs, "MOST_FILES", 2)  # three times over, into files of few batches
-    monkeypatch.setattr(merge_runs, "MERGED_TOKENS", 3000)
-    monkeypatch.setattr(sorted_runs, "GATHERED_TOKENS", 500)
+    # three times over, into files of few batches
+    few = {"most_files": 2, "merged_tokens": 3000, "gathered_tokens": 500}
     merged = []
     merge = merge_runs.merge_runs
     monkeypatch.setattr(merge_runs, "merge_runs", lambda *a: merged.append(a[1]) or merge(*a))
-    run(make_config("merged", **PACKINGS[packing]))
+    run(make_config("merged", **PACKINGS[packing]), **few)
     assert {plan.merged.level for plan in merged} >= {1, 2}
     assert any(plan.merged.ranges > 1 for plan in merged)
     assert snapshot("merged") == snapshot("direct")
@@ -231,12 +229,12 @@ def test_workers_end_when_their_parent_is_killed(corpus, make_config):
 
 
 def children_of_script():
-    """Spawned processes that run in this test's folder."""
+    """Processes for workers that run in this test's folder."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             here = (folder / "cwd").resolve() == Path.cwd()
-            if here and b"spawn_main" in (folder / "cmdline").read_bytes():
+            if here and b"multiprocessing" in (folder / "cmdline").read_bytes():
                 found.append(folder.name)
         except OSError:
             continue

@@ -12,13 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.dataprep.passes import sorted_runs
 from headrace.dataprep.rows.row_keys import permute_keys
-from headrace.dataprep.shards import row_slices
 from headrace.dataprep.shards.blend_inputs import Blend
 from headrace.dataprep.shards.blend_manifest import LEFT_OUT
 from headrace.dataprep.shards.repartition import parse_weights, repartition
 from headrace.dataprep.shards.verify import verify
+from headrace.dataprep.work.budgets import Budgets
 from headrace.dataprep.work.local_engine import LocalEngine
 from headrace.jobs import cli
 from headrace.schemas.errors import ConfigError, DataError
@@ -36,9 +35,9 @@ class KilledError(Exception):
 def blend(corpus):
     """`repartition` without anything on the terminal."""
 
-    def blend(*directories, output="new", shards=3, workers=1, **options):
+    def blend(*directories, output="new", shards=3, workers=1, budgets=None, **options):
         what = Blend(tuple(map(Path, directories)), Path(output), shards, **options)
-        return repartition(what, LocalEngine(workers))
+        return repartition(what, LocalEngine(workers), budgets=budgets)
 
     return blend
 
@@ -143,8 +142,7 @@ def test_weights_are_shares_of_the_train_tokens(weights, code, prose, blend, row
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_and_kills_do_not_change_bytes(workers, code, prose, blend, snapshot, monkeypatch):
-    monkeypatch.setattr(row_slices, "PORTION_TOKENS", 2000)
-    options = {"shards": 4, "weights": (1.0, 1.0)}
+    options = {"shards": 4, "weights": (1.0, 1.0), "budgets": Budgets(portion_tokens=2000)}
     blend("code", "prose", output="right", **options)
     for moment in ("run_row_slice", "write_shard"):
         place = (
@@ -178,12 +176,10 @@ def killed_at_third_call(target):
     return call
 
 
-def test_memory_limits_do_not_change_bytes(code, prose, blend, snapshot, monkeypatch):
+def test_memory_limits_do_not_change_bytes(code, prose, blend, snapshot):
     blend("code", "prose", output="large")
-    monkeypatch.setattr(row_slices, "PORTION_TOKENS", 1500)
-    monkeypatch.setattr(sorted_runs, "HELD_TOKENS", 700)
-    monkeypatch.setattr(sorted_runs, "GATHERED_TOKENS", 500)
-    blend("code", "prose", output="small")
+    few = Budgets(portion_tokens=1500, held_tokens=700, gathered_tokens=500)
+    blend("code", "prose", output="small", budgets=few)
     assert snapshot("small") == snapshot("large")
 
 

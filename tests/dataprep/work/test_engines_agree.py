@@ -32,10 +32,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture
-def many_files(monkeypatch):
-    """So many files that they are merged before they become shards."""
-    monkeypatch.setattr("headrace.dataprep.passes.merge_runs.MOST_FILES", 8)
+MERGED = {"most_files": 8}  # fewer than there are, so that they are merged before the shards
 
 
 CASES = [
@@ -47,15 +44,15 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
-def test_engines_agree(case, mixed_config, run_on, spark, many_files):
+def test_engines_agree(case, mixed_config, run_on, spark):
     mixed_config = functools.partial(mixed_config, block_bytes=1 << 13, **case)
-    right = run_on(LocalEngine(1), mixed_config("one"))
+    right = run_on(LocalEngine(1), mixed_config("one"), **MERGED)
     for workers in (2, 4):
         with closing(LocalEngine(workers)) as engine:
-            assert run_on(engine, mixed_config(f"local-{workers}")) == right
+            assert run_on(engine, mixed_config(f"local-{workers}"), **MERGED) == right
     for partitions in (None, 1, 2, 3, 8, 100):
         spark.partitions = partitions
-        assert run_on(spark, mixed_config(f"spark-{partitions}")) == right
+        assert run_on(spark, mixed_config(f"spark-{partitions}"), **MERGED) == right
 
 
 @pytest.mark.parametrize("kind", ["causal", "preference"])

@@ -15,13 +15,14 @@ LIMIT = 2 << 30  # bytes
 SCRIPT = """
 import sys
 from pathlib import Path
-from headrace.dataprep.passes import sorted_runs
 from headrace.dataprep.prepare import prepare
+from headrace.dataprep.work.budgets import Budgets
 from headrace.schemas.prepare.prepare_config import PrepareConfig
-if held_tokens := int(sys.argv[2]):
-    sorted_runs.HELD_TOKENS = sorted_runs.GATHERED_TOKENS = held_tokens
 if __name__ == "__main__":
-    prepare(PrepareConfig.model_validate_json(Path(sys.argv[1]).read_text()), 2)
+    held = int(sys.argv[2])
+    budgets = Budgets(held_tokens=held, gathered_tokens=held) if held else None
+    config = PrepareConfig.model_validate_json(Path(sys.argv[1]).read_text())
+    prepare(config, 2, budgets=budgets)
 """
 
 
