@@ -37,7 +37,7 @@ from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
-from headrace.trainer.building.partition import StageCut, check_stacked
+from headrace.trainer.building.partition import StageCut, stacks_beside_tower
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.families.remote_code import run_code_of
 from headrace.trainer.families.state_kernels import without_kernels_on_cpus
@@ -406,5 +406,11 @@ def plan_model(config: ModelConfig) -> Plan:
         plan = replace(plan, teacher=plan_model(config.of_teacher()))
     if config.tensor_parallel > 1:
         check_parts(config, plan)
-    check_stacked(config, plan.size, architecture)
-    return plan
+    return plan if stacks_beside_tower(config, plan.size) else with_stacked_stream(plan)
+
+
+def with_stacked_stream(plan: Plan) -> Plan:
+    """Return the plan with the features of each of the first layers sent on to their stages."""
+    architecture = plan.architecture
+    stream = replace(architecture.stream, stacked=architecture.stacked_layers)
+    return replace(plan, architecture=replace(architecture, stream=stream))
