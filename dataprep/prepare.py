@@ -32,7 +32,7 @@ from headrace.dataprep.rows.task_stats import (
 from headrace.dataprep.shards.blend_inputs import read_settings
 from headrace.dataprep.shards.html_report import write_report
 from headrace.dataprep.text.chat_losses import losses
-from headrace.dataprep.text.tokenizer import TOKENIZER_NAME, read_content
+from headrace.dataprep.text.tokenizer import TOKENIZER_NAME, open_tokenizer, read_content
 from headrace.dataprep.work.budgets import Budgets
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.local_engine import Engine, LocalEngine
@@ -196,7 +196,7 @@ def run(
     record_inputs(context.output, inputs)
     inputs_key = inputs_fingerprint(described.config.sources, inputs)
     manifest = build_manifest(described, inputs_key, by_source, shards)
-    write_report(context.output, manifest, by_source)
+    write_report(context.output, manifest, by_source, open_tokenizer(described.tokenizer, True))
     write_manifest(context.output, manifest)
     return manifest
 

@@ -1,5 +1,6 @@
 """JSON of files from elsewhere, read within limits; one line says what is wrong with it."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,11 @@ def depth_of(values: Any) -> int:
     """Return how deep lists and objects lie in each other, counted to just above the limit."""
     level, depth = [values] if isinstance(values, dict | list) else [], 0
     while level and depth <= MAX_DEPTH:
-        level = [part for parent in level for part in parts_of(parent)]
+        parts = (parent.values() if type(parent) is dict else parent for parent in level)
+        # without a call for each: a tokenizer may have a hundred thousand pairs as merges
+        level = [value for value in itertools.chain.from_iterable(parts) if type(value) in NESTED]
         depth += 1
     return depth
-
-
-def parts_of(parent: Any) -> list[Any]:
-    """Return the lists and objects directly in one of them."""
-    values = parent.values() if isinstance(parent, dict) else parent
-    if not NESTED.intersection(map(type, values)):  # a vocabulary, or a pair of many merges
-        return []
-    return [value for value in values if type(value) in NESTED]
 
 
 def too_deep(path: Path | str) -> DataError:

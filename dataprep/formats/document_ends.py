@@ -1,6 +1,7 @@
 """Tokens added before and after a document, and the tokens that a config names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,8 @@ def token_ids(spec: TokenizerSpec, value: Tokens) -> list[int]:
     Raises:
         DataError: an id outside the vocabulary.
     """
+    if value == "":
+        return []
     if isinstance(value, str):
         return [int(token) for ids in encode_texts(spec, [value]) for token in ids]
     ids = [value] if isinstance(value, int) else value
@@ -61,14 +64,35 @@ def encode_documents(spec: TokenizerSpec, texts: Sequence[str], ends: Ends) -> l
     Empty where the tokenizer gives no token at all.
     """
     encoded = encode_ids(spec, texts, False, ends.parse_special_tokens)
-    return [surround(ends, ids) for ids in encoded]
+    return surround_all(ends, encoded)
+
+
+def surround_all(ends: Ends, encoded: Iterable[Ids]) -> list[Ids]:
+    """Return each document's ids between its ends, in int32, as parts of one array.
+
+    An empty document stays empty.
+    """
+    prefix, suffix = np.array(ends.prefix, np.int32), np.array(ends.suffix, np.int32)
+    bos, eos = (np.array([end], np.int32) if end is not None else None for end in ends[:2])
+    parts: list[Ids] = [np.empty(0, np.int32)]
+    sizes = []
+    for ids in encoded:
+        before = len(parts)
+        if len(ids):
+            if len(prefix):
+                parts.append(prefix)
+            if bos is not None and ids.item(0) != ends.bos:
+                parts.append(bos)
+            parts.append(ids)
+            if eos is not None and ids.item(-1) != ends.eos:
+                parts.append(eos)
+            if len(suffix):
+                parts.append(suffix)
+        sizes.append(sum(map(len, parts[before:])))
+    flat = np.concatenate(parts, dtype=np.int32, casting="unsafe")
+    return [flat[start:end] for start, end in pairwise(accumulate(sizes, initial=0))]
 
 
 def surround(ends: Ends, ids: Ids | list[int]) -> Ids:
-    """One document's ids between its ends, in int32; an empty document stays empty."""
-    if not len(ids):
-        return np.empty(0, np.int32)
-    before = [] if ends.bos is None or ids[0] == ends.bos else [ends.bos]
-    after = [] if ends.eos is None or ids[-1] == ends.eos else [ends.eos]
-    parts = (ends.prefix, before, ids, after, ends.suffix)
-    return np.concatenate(parts, dtype=np.int32, casting="unsafe")
+    """Return `surround_all` of one document."""
+    return surround_all(ends, [np.asarray(ids)])[0]

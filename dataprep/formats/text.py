@@ -20,6 +20,7 @@ class TextFormat:
         self.field = source.text_field
         self.extract = source.extract
         self.space = source.add_prefix_space
+        self.plain = self.extract is None and not self.space
         self.ends = document_ends(source, tokenizer)
         self.tokenizer = tokenizer
         self.columns = top_fields(source.text_field)
@@ -45,6 +46,9 @@ class TextFormat:
 
     def take(self, record: Record) -> str | Reject:
         """The text of a record."""
+        text = record.fields.get(self.field)
+        if self.plain and type(text) is str and text:
+            return text
         try:
             text = find_field(record.fields, self.field)
         except LookupError:

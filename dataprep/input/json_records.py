@@ -11,6 +11,7 @@ from headrace.dataprep.input.records import Place, Record, Reject
 from headrace.dataprep.input.streams import decode, refuse, refuse_bytes, refuse_large, split_range
 from headrace.schemas.outside_text import json_type
 
+decode_object = json.JSONDecoder().raw_decode
 MOST_NESTED = 100  # lists and objects in each other; what follows is recursive
 
 
@@ -35,12 +36,21 @@ def read_lines(piece: Piece, wanted: Wanted, limit: int) -> Iterator[Record | Re
 def parse_line(line: str, place: Place, wanted: Wanted) -> Record | Reject:
     """The record in one line of JSONL."""
     try:
-        value = json.loads(line)
+        value = loads(line)
     except json.JSONDecodeError as error:
         return refuse(place, "broken JSON", f"column {error.colno}: {error.msg}")
     except (RecursionError, ValueError) as error:
         return refuse(place, "broken JSON", str(error))
     return take_fields(value, place, wanted, line)
+
+
+def loads(line: str) -> Any:
+    """Return `json.loads` of a line, in less time where nothing is wrong with it."""
+    try:
+        value, end = decode_object(line)
+    except json.JSONDecodeError:
+        end = None  # `json.loads` tells what is wrong
+    return value if end == len(line) else json.loads(line)
 
 
 def read_json_list(piece: Piece, wanted: Wanted, limit: int) -> Iterator[Record | Reject]:
@@ -85,12 +95,16 @@ def take_fields(value: object, place: Place, wanted: Wanted, line: str) -> Recor
 def is_suspect(value: dict[str, Any], line: str) -> bool:
     """Return whether there may be half a surrogate pair in an object, or deep nesting.
 
-    Its line is searched only if fields hold lists or objects: that costs half of parsing.
+    Its line, which is Unicode, is searched only where that tells more than the fields do: it
+    costs half of parsing.
     """
-    if not any(isinstance(field, list | dict) for field in value.values()):
-        texts = (*value, *value.values())
-        return not all(text.isascii() for text in texts if isinstance(text, str))
-    return "\\u" in line or line.count("[") + line.count("{") > MOST_NESTED
+    plain = True
+    for name, field in value.items():
+        kind = type(field)
+        if kind is list or kind is dict:
+            return "\\u" in line or line.count("[") + line.count("{") > MOST_NESTED
+        plain = plain and name.isascii() and (kind is not str or field.isascii())
+    return not plain and "\\u" in line
 
 
 def find_problem(value: object, depth: int = 0) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 MISSING_FIELD = "missing field"
 SHOWN_FIELDS, SHOWN_NAME = 12, 60
+TEXT, NUMBER = (str, bytes), (int, float)  # unions are made at each call
 
 
 class Place(NamedTuple):
@@ -51,14 +52,15 @@ class Reject(NamedTuple):
 
 def characters(value: object) -> int:
     """The size of a record: characters in its strings, and 4 for each number."""
-    if isinstance(value, str | bytes):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return sum([len(part) if type(part) is str else characters(part) for part in value])
+    if isinstance(value, TEXT):
         return len(value)
-    if isinstance(value, dict | list):
-        parts = value.values() if isinstance(value, dict) else value
-        return sum([len(part) if type(part) is str else characters(part) for part in parts])
     if isinstance(value, np.ndarray):
         return 4 * value.size
-    return 4 if isinstance(value, int | float) else 0
+    return 4 if isinstance(value, NUMBER) else 0
 
 
 def top_fields(path: str) -> frozenset[str]:

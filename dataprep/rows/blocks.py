@@ -110,7 +110,7 @@ def encode_block(
     rejects: list[Reject] = []
     for item in block.items:
         result = item if isinstance(item, Reject) else next(results)
-        if isinstance(item, Record) and config.images is not None:
+        if config.images is not None and isinstance(item, Record):
             result = with_pictures(config.images, item, result)
         if isinstance(result, Reject):
             rejects.append(with_fields(result, item) if isinstance(item, Record) else result)

@@ -46,9 +46,11 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
     overlong = config.overlong_of(source_named(config, block.source))
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for document in block.documents:
-        samples[document.split] += [
-            mask_sample(sample, options.masked) for sample in document.samples
-        ]
+        samples[document.split] += (
+            [mask_sample(sample, options.masked) for sample in document.samples]
+            if options.masked
+            else document.samples
+        )
     fitted = {
         split: drop_tail(found, row_len)
         if config.drop_tails
@@ -61,7 +63,7 @@ def pack_block(config: PrepareConfig, tokenizer: TokenizerSpec, block: EncodedBl
         if fit.samples
     }
     lengths = Counter(sample.tokens for found in samples.values() for sample in found)
-    dropped = [document.dropped for document in block.documents]
+    dropped = [document.dropped for document in block.documents if document.dropped]
     emptied = [document for document in block.documents if not document.samples]
     prefixes = sum(table.num_rows for table in rows.values()) * len(options.prefix)
     stats = TaskStats(

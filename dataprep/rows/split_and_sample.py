@@ -12,6 +12,8 @@ from headrace.schemas.shards.shard_format import EVALUATION, TRAIN
 
 def choose_split(config: PrepareConfig, content: str | bytes) -> str:
     """The split of a document: duplicates never lie in both."""
+    if not config.evaluation_fraction:
+        return TRAIN
     share = place(config.seed, "evaluation", content)
     return EVALUATION if share < config.evaluation_fraction else TRAIN
 
@@ -34,11 +36,13 @@ def take_sample(
 def place(seed: int, purpose: str, content: str | bytes) -> float:
     """Map a content to [0, 1), uniformly over contents, and independently for each purpose."""
     content = content.encode() if isinstance(content, str) else content
-    digest = hashlib.blake2b(content, digest_size=8, key=choice_key(seed, purpose)).digest()
-    return int.from_bytes(digest, "little") / 2**64
+    found = keyed_hash(seed, purpose).copy()
+    found.update(content)
+    return int.from_bytes(found.digest(), "little") / 2**64
 
 
 @functools.cache
-def choice_key(seed: int, purpose: str) -> bytes:
-    """Return the hash key of a purpose, another one for each seed."""
-    return derive_seed(seed, purpose).to_bytes(8, "little")
+def keyed_hash(seed: int, purpose: str) -> hashlib.blake2b:
+    """Return the hash of a purpose, with another key for each seed, to be copied."""
+    key = derive_seed(seed, purpose).to_bytes(8, "little")
+    return hashlib.blake2b(digest_size=8, key=key)

@@ -87,7 +87,8 @@ def add_counts(parts: Iterable[Mapping[KeyT, int]]) -> dict[KeyT, int]:
     """The sum of several counts by key, in the order of the keys."""
     total: Counter[KeyT] = Counter()
     for part in parts:
-        total.update(part)
+        if part:  # most documents have none, and `update` takes a microsecond
+            total.update(part)
     return dict(sorted(total.items()))
 
 

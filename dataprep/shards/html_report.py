@@ -13,7 +13,6 @@ from tokenizers import Tokenizer
 
 from headrace.dataprep.rows.task_stats import TaskStats
 from headrace.dataprep.shards.inspection import Span, read_rows, row_spans
-from headrace.dataprep.text.tokenizer import TOKENIZER_NAME
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.shards.manifest import ImagesRecord, Manifest, SourceRecord
 
@@ -36,7 +35,9 @@ figcaption { font-size: 12px }
 """
 
 
-def write_report(directory: Path, manifest: Manifest, stats: Mapping[str, TaskStats]) -> None:
+def write_report(
+    directory: Path, manifest: Manifest, stats: Mapping[str, TaskStats], tokenizer: Tokenizer
+) -> None:
     """Write the report of a directory whose shards are complete; equal shards give equal bytes."""
     parts = [
         "<!doctype html>",
@@ -52,7 +53,7 @@ def write_report(directory: Path, manifest: Manifest, stats: Mapping[str, TaskSt
         *pictures_section(manifest),
         section("Dropped documents", reasons_table("dropped", dropped(manifest.sources))),
         section("Refused documents", reasons_table("refused", refused(stats))),
-        section("Some rows", rows_text(directory, manifest)),
+        section("Some rows", rows_text(directory, manifest, tokenizer)),
     ]
     write_atomic(directory / REPORT_NAME, "\n".join(parts) + "\n")
 
@@ -156,9 +157,8 @@ def reasons_table(verb: str, rows: Sequence[tuple[str, str, int]]) -> str:
     return table(("source", "reason", "documents"), rows) if rows else f"<p>None was {verb}.</p>"
 
 
-def rows_text(directory: Path, manifest: Manifest) -> str:
+def rows_text(directory: Path, manifest: Manifest, tokenizer: Tokenizer) -> str:
     """The beginnings of the first rows of each split."""
-    tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_NAME))
     parts = []
     for split in manifest.ledger.tokens_out:
         for name, row in islice(read_rows(directory, manifest, split), SHOWN_ROWS):

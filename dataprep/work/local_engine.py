@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
 from headrace.schemas.errors import DataError
 from headrace.schemas.shards.arrow_numbers import leave_pandas_out
+
+PRELOADED = ["headrace.dataprep.passes.task_runner", "headrace.dataprep.passes.merge_runs"]
+SAFE_PATH = "PYTHONSAFEPATH"  # https://docs.python.org/3/using/cmdline.html
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -53,11 +58,12 @@ class LocalEngine:
     def run_in_processes(
         self, function: Callable[[ItemT], ResultT], items: list[ItemT]
     ) -> Iterator[tuple[ItemT, ResultT]]:
-        """The same in spawned processes: forking a process that has threads may hang."""
+        """The same in processes forked from one that has imported all and has no threads."""
         self.pool = self.pool or ProcessPoolExecutor(
             min(self.workers, len(items)),
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=fork_server(),
             initializer=prepare_worker,
+            initargs=(dict(os.environ),),
         )
         try:
             with interrupts_held_back():
@@ -77,6 +83,32 @@ class LocalEngine:
             self.pool = None
 
 
+def fork_server() -> ForkServerContext:
+    """Return the context whose processes begin with the modules of tasks and shards.
+
+    One process imports them, half a second of a core, and is forked for each worker. It runs
+    nothing else: forking a process that has threads, as this one, may hang.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with interrupts_held_back(), safe_path():
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Keep Python processes that begin meanwhile from importing modules of the working folder."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[SAFE_PATH]
+        if before is not None:
+            os.environ[SAFE_PATH] = before
+
+
 @contextmanager
 def interrupts_held_back() -> Iterator[None]:
     """Ctrl-C waits; processes started meanwhile inherit that until they are ready for it."""
@@ -87,8 +119,14 @@ def interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def prepare_worker() -> None:
-    """One thread a worker, a quiet end on Ctrl-C, and no life after the parent's death."""
+def prepare_worker(environment: dict[str, str]) -> None:
+    """One thread a worker, a quiet end on Ctrl-C, and no life after the parent's death.
+
+    Args:
+        environment: of the parent, which may have changed since the server of forks began.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     use_one_thread()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -86,6 +86,17 @@ def restarts(value: bool, values: Values) -> dict[str, Any]:
     return {"train.relora.every_steps": int(steps)}
 
 
+def restart_steps(value: int, values: Values) -> dict[str, Any]:
+    """Convert nothing: the key of ReLoRA reads these steps.
+
+    Raises:
+        NoEquivalentError: there is no ReLoRA.
+    """
+    if value and not values.get("relora"):
+        raise NoEquivalentError("without relora the learning rate alone would start anew")
+    return {}
+
+
 KTO_WEIGHTS = ("desirable_weight", "undesirable_weight")
 
 
@@ -128,8 +139,17 @@ def dynamic(value: bool, _: Values) -> dict[str, Any]:
     return {"train.objective.kind": "dft"} if value else {}
 
 
-def targets(value: str | Sequence[str], _: Values) -> dict[str, Any]:
-    """Convert names, or a regular expression that stands for a list of them."""
+def targets(value: str | Sequence[str], values: Values) -> dict[str, Any]:
+    """Convert names, or a regular expression that stands for a list of them.
+
+    Raises:
+        NoEquivalentError: names of tables of tokens beside all linear layers.
+    """
+    if values.get("lora_target_linear"):  # Axolotl takes both together
+        tables = [] if isinstance(value, str) else [name for name in value if is_table(name)]
+        if tables:
+            raise NoEquivalentError(f"{', '.join(tables)} beside lora_target_linear: true")
+        return {}
     if isinstance(value, str) and value not in ("all-linear", "all_linear"):
         names: str | list[str] | None = None if ONE_DIGIT.search(value) else module_names(value)
         if names is None:  # matched as a whole, as by PEFT
@@ -137,6 +157,11 @@ def targets(value: str | Sequence[str], _: Values) -> dict[str, Any]:
         return {"train.adapter.target_modules": names}
     found = "all-linear" if isinstance(value, str) else list(value)
     return {"train.adapter.target_modules": found}
+
+
+def is_table(name: str) -> bool:
+    """Return whether a target is an embedding or a head, which all linear layers leave out."""
+    return name.split(".")[-1] in ("lm_head", "embed_tokens", "embed_out", "wte")
 
 
 def unfrozen(value: Sequence[str], values: Values) -> dict[str, Any]:

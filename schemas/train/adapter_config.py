@@ -35,11 +35,11 @@ class AdapterConfig(Config):
         None, gt=0, description="LoRA scale is alpha / rank. Default: the rank, scale 1."
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead.")
-    init: Literal["kaiming", "gaussian", "pissa", "olora"] = Field(
+    init: Literal["kaiming", "gaussian", "pissa", "olora", "loftq"] = Field(
         "kaiming",
         description="What adapters start from. The first two start at no change; "
         '`"pissa"` and `"olora"` take the principal part of each weight over, by singular values '
-        "or by QR.",
+        'or by QR; `"loftq"` takes that of what a weight loses when it is quantized.',
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
     target_modules: Text | list[Text] = Field(
@@ -123,7 +123,7 @@ class AdapterConfig(Config):
     @property
     def takes_over(self) -> bool:
         """Return whether adapters start from a part of the frozen weights, taken out of these."""
-        return self.record.takes_over and self.init in ("pissa", "olora")
+        return self.record.takes_over and self.init in ("pissa", "olora", "loftq")
 
     @model_validator(mode="before")
     @classmethod
@@ -142,7 +142,7 @@ class AdapterConfig(Config):
 
     @model_validator(mode="after")
     def check(self) -> "AdapterConfig":
-        taken = self.init in ("pissa", "olora")
+        taken = self.init in ("pissa", "olora", "loftq")
         products = self.record.has_products
         if taken and products and not self.record.takes_over:
             raise ValueError(

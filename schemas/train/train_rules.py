@@ -183,6 +183,11 @@ def check_quantization(config: "TrainConfig") -> None:
     """There must be frozen weights; what adapters took from them is in no cache."""
     adapter = config.adapter
     if config.quantization is None:
+        if adapter.takes_over and adapter.init == "loftq":
+            raise ValueError(
+                'adapter.init = "loftq" takes over what weights lose when they are quantized, and '
+                'there is no [quantization]; add one, or use init = "kaiming"'
+            )
         return
     limited = adapter.target_modules != "all-linear" or adapter.layers is not None
     if adapter.record.trains_all and not limited:
@@ -200,10 +205,10 @@ def check_quantization(config: "TrainConfig") -> None:
             f'[quantization] goes with objective.kind = "{config.objective.kind}" only under '
             f'adapters, and adapter.kind = "{adapter.kind}"; use kind = "lora"'
         )
-    if config.quantization.cache is not None and adapter.init in ("pissa", "olora"):
+    if config.quantization.cache is not None and adapter.takes_over:
         raise ValueError(
             f'quantization.cache does not go with adapter.init = "{adapter.init}", which '
-            "changes the weights before they are quantized; drop one"
+            "needs the weights before they are quantized; drop one"
         )
 
 
@@ -408,7 +413,7 @@ def check_objective(config: "TrainConfig") -> None:
             f'objective.kind = "{kind}" does not go with adapter.kind = "{adapter.kind}", whose '
             "classes are for whole documents; use another adapter.kind"
         )
-    if config.objective.has_reference and adapter.init in ("pissa", "olora"):
+    if config.objective.has_reference and adapter.takes_over:
         raise ValueError(
             f'objective.kind = "{kind}" compares with the frozen weights, of which '
             f'adapter.init = "{adapter.init}" takes a part away; use another adapter.init'

@@ -7,6 +7,7 @@ import pstats
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 from report import MODEL, jsonl_config, print_table, write_jsonl
@@ -21,7 +22,7 @@ PHASES = {  # functions, of which none is called by another
     "read and parsed": ["read_blocks"],
     "tokenized": ["<method 'encode_batch_flat' of 'builtins.Tokenizer' objects>"],
     "compared with tokenizers": ["<method 'encode_batch_fast' of 'tokenizers.Tokenizer' objects>"],
-    "ends added": ["surround"],
+    "ends added": ["surround_all"],
     "split chosen": ["settle"],
     "packed": ["pack_samples"],
     "row keys": ["row_keys"],
@@ -36,8 +37,17 @@ PHASES = {  # functions, of which none is called by another
 
 
 def processor_time() -> float:
-    """Seconds of this process and of all its children that have ended."""
-    return sum(os.times()[:4])
+    """Seconds of this process, of the one that forks workers, and of their children that ended."""
+    return sum(os.times()[:4]) + forked_time()
+
+
+def forked_time() -> float:
+    """Seconds of the process that forks workers and of the workers, which are its children."""
+    server = forkserver._forkserver._forkserver_pid
+    if server is None:
+        return 0.0
+    fields = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def spent(work: Callable[[], object]) -> tuple[float, float]:

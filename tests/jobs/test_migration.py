@@ -1119,6 +1119,27 @@ def test_regular_expressions_as_targets(pattern, names):
     assert module_names(pattern) == names
 
 
+@pytest.mark.parametrize("names", ["[q_proj]", "'.*q_proj'"])
+def test_names_beside_all_linear_layers_take_nothing_away_from_these(axolotl_train, names):
+    text = f"{LORA_YAML}lora_target_linear: true\nlora_target_modules: {names}\n"
+    assert axolotl_train(text)["adapter"]["target_modules"] == "all-linear"
+
+
+@pytest.mark.parametrize(
+    ("text", "reported"),
+    [
+        (
+            "lora_target_linear: true\nlora_target_modules: [lm_head]\n",
+            "lm_head beside lora_target",
+        ),
+        ("jagged_restart_steps: 10\n", "without relora the learning rate alone would start anew"),
+    ],
+)
+def test_what_would_be_left_out_of_an_adapter_is_reported(text, reported, axolotl_train):
+    axolotl_train(f"{LORA_YAML}{text}")
+    assert reported in head(Path())
+
+
 @pytest.mark.parametrize("pattern", ["(?!.*vision).*proj", "model.layers.[0-9].mlp.up_proj"])
 def test_targets_that_cannot_be_listed_are_matched_as_they_are(axolotl_train, pattern):
     train = axolotl_train(f"{LORA_YAML}lora_target_modules: '{pattern}'\n")

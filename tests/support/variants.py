@@ -166,6 +166,26 @@ VARIANTS = {
             "zero_expert_num": 2,
         },
     ),
+    "hunyuan-a13b": (
+        "hunyuan_v1_moe",
+        {"num_experts": 4, "moe_topk": [2] * 4, "head_dim": 8, "attention_bias": True},
+    ),
+    "minicpm3": (
+        "minicpm3",
+        {
+            **{key: LATENT[key] for key in ("q_lora_rank", "kv_lora_rank", "num_key_value_heads")},
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [2.0, 2.5, 3.0, 3.5],
+                "original_max_position_embeddings": 10,
+            },
+        },
+    ),
     "deepseek-v3.2": ("deepseek_v32", {**LATENT, **INDEX}),
     "glm-5": ("glm_moe_dsa", {**LATENT, **INDEX}),
     "glm-5-shared": (

@@ -11,6 +11,7 @@ from headrace.schemas.fingerprint import derive_seed
 from headrace.trainer.adapters.names import ADAPTER
 
 SVD_ITERATIONS = 16
+DOWN, UP = (f"lora_{part}.{ADAPTER}.weight" for part in "AB")
 
 
 @torch.no_grad()
@@ -18,7 +19,8 @@ def initial_values(name: str, layer: LoraLayer, init: str, seed: int) -> dict[st
     """Return an adapter's initial values, by name below its layer: the same in every layout.
 
     With "pissa" and "olora" the adapter takes over a part of the frozen weight, which is taken out
-    of it here, so the sum stays what it was.
+    of it here, so the sum stays what it was. With "loftq" this is for weights that are not
+    quantized, of which nothing is lost.
 
     Sources: LoRA https://arxiv.org/abs/2106.09685, DoRA https://arxiv.org/abs/2402.09353, PiSSA
     https://arxiv.org/abs/2404.02948, OLoRA https://arxiv.org/abs/2406.01775.
@@ -57,19 +59,29 @@ def _taken_from_base(name: str, layer: LoraLayer, init: str, seed: int) -> dict[
     base, rank, scale = layer.get_base_layer().weight, layer.r[ADAPTER], layer.scaling[ADAPTER]
     weight = transpose(base.data.float(), layer.fan_in_fan_out)  # GPT-2's are [in, out]
     if init == "pissa":
-        torch.manual_seed(derive_seed(seed, "adapter", name))
-        left, values, right = torch.svd_lowrank(weight, rank, niter=SVD_ITERATIONS)
-        root = (values / scale).sqrt()
-        down, up = root.unsqueeze(1) * right.T, left * root
+        parts = principal_part(name, layer, weight, seed)
+        down, up = parts[DOWN], parts[UP]
     else:
         left, triangle = torch.linalg.qr(weight)
         down, up = triangle[:rank].clone(), left[:, :rank].clone()
     rest = transpose(weight - scale * (up @ down), layer.fan_in_fan_out)
     base.data = rest.to(base.dtype).contiguous()
-    return {
-        f"lora_A.{ADAPTER}.weight": down.contiguous(),
-        f"lora_B.{ADAPTER}.weight": up.contiguous(),
-    }
+    return {DOWN: down.contiguous(), UP: up.contiguous()}
+
+
+@torch.no_grad()
+def principal_part(name: str, layer: LoraLayer, weight: Tensor, seed: int) -> dict[str, Tensor]:
+    """Return the adapter whose product is the principal part of a matrix, by singular values.
+
+    Args:
+        weight: [outputs, inputs] float32: PiSSA's the frozen weight, LoftQ's
+            (https://arxiv.org/abs/2310.08659) what it loses when it is quantized.
+    """
+    torch.manual_seed(derive_seed(seed, "adapter", name))
+    rank, scale = layer.r[ADAPTER], layer.scaling[ADAPTER]
+    left, values, right = torch.svd_lowrank(weight, rank, niter=SVD_ITERATIONS)
+    root = (values / scale).sqrt()
+    return {DOWN: (root.unsqueeze(1) * right.T).contiguous(), UP: (left * root).contiguous()}
 
 
 def _magnitudes(layer: LoraLayer, values: dict[str, Tensor]) -> Tensor:

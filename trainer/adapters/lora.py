@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
-from headrace.trainer.adapters.initial_values import initial_values
+from headrace.trainer.adapters.initial_values import initial_values, principal_part
 from headrace.trainer.adapters.method import TuningMethod
 from headrace.trainer.adapters.names import (
     PEFT_PREFIX,
@@ -145,6 +145,14 @@ class LoraTuning(TuningMethod):
         parts = [part for part, _ in layer.named_parameters() if part.startswith(("lora_", ROWS))]
         values = {part: self.start.value(f"{name}.{part}") for part in parts}
         return {part: value for part, value in values.items() if value is not None}
+
+    @property
+    def compensates(self) -> bool:
+        return self.config.takes_over and self.config.init == "loftq"
+
+    def compensating_values(self, name: str, adapted: nn.Module, lost: Tensor) -> dict[str, Tensor]:
+        assert isinstance(adapted, LoraLayer)
+        return principal_part(name, adapted, lost, self.seed)
 
     def keeps(self, part: str) -> bool:
         return self.config.takes_over and part.startswith(("lora_A", "lora_B"))

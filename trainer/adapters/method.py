@@ -115,6 +115,19 @@ class TuningMethod:
         """
         return {}
 
+    @property
+    def compensates(self) -> bool:
+        """Return whether adapters take over what frozen weights lose when they are quantized."""
+        return False
+
+    def compensating_values(self, name: str, adapted: nn.Module, lost: Tensor) -> dict[str, Tensor]:
+        """Return initial values that make up for a difference.
+
+        Args:
+            lost: [outputs, inputs] of the frozen weight.
+        """
+        raise NotImplementedError
+
     def keeps(self, part: str) -> bool:
         """Return whether exporting needs the initial values of a part of an adapter."""
         return False

@@ -91,7 +91,7 @@ def read_whole_config(directory: Path) -> Any:
     Raises:
         ConfigError: it cannot be read, or is of a family that is known not to work.
     """
-    read_model_config(directory)
+    model_type = str(read_model_config(directory).get("model_type", ""))
     with transformers_reads(directory / "config.json"):
         try:
             whole = AutoConfig.from_pretrained(
@@ -102,7 +102,7 @@ def read_whole_config(directory: Path) -> Any:
                 raise ConfigError(f"{directory}: {MEANING}") from None
             reason = str(error).splitlines()[0]
             raise refuse(
-                str(directory), "?", f"transformers cannot read config.json ({reason})"
+                str(directory), model_type, f"transformers cannot read config.json ({reason})"
             ) from None
     check_family(str(directory), whole.to_dict())
     return whole

@@ -147,14 +147,18 @@ class Materializer:
             return
         value = value.to(self.device)
         adapted = self._adapted.get(id(slot.owner))
-        if adapted is not None:
+        if adapted is not None and not self.method.compensates:
             name, layer = adapted
             whole = nn.Parameter(value.float(), requires_grad=False)
             slot.fill(whole)
             self._taken[name] = self.method.initial_values(name, layer)
             value = whole.data
         name = self._source_name(slot.name)
-        made = self.quantization.make(slot.owner.as_held(value), name, dtype)
+        held = slot.owner.as_held(value)
+        made = self.quantization.make(held, name, dtype)
+        if adapted is not None and self.method.compensates:
+            lost = held.float() - made.dequantize(torch.float32)
+            self._taken[adapted[0]] = self.method.compensating_values(*adapted, lost)
         if id(slot.owner) in self._measured:
             slot.owner.set_quantized(slot.attribute, made, dtype)
             self._measure(slot)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -130,10 +131,17 @@ def flops_per_token(size: ModelSize, full: bool) -> float:
 
 
 def expert_share(config: object) -> float:
-    """The share of a mixture's experts that one token is sent to."""
-    chosen = getattr(config, "num_experts_per_tok", None)
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    """The share of a mixture's experts that one token is sent to, the mean over its layers."""
+    chosen = mean_of(getattr(config, "num_experts_per_tok", None))
+    experts = mean_of(getattr(config, "num_local_experts", None))
+    experts = experts or mean_of(getattr(config, "num_experts", None))
     return chosen / experts if chosen and experts else 1.0
+
+
+def mean_of(setting: Any) -> float:
+    """Return a setting that is one number, or the mean of one for each layer; 0 without."""
+    numbers = setting if isinstance(setting, list) else [setting]
+    return float(sum(number or 0 for number in numbers)) / max(1, len(numbers))
 
 
 def part_size(

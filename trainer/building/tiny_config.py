@@ -148,8 +148,9 @@ def set_sizes(values: dict[str, Any], config: Any) -> None:
             table["rotary_dim"] = max(2, HEAD * table["rotary_dim"] // head // 2 * 2)
         for key in ("short_factor", "long_factor"):  # a number for each frequency
             if isinstance(table.get(key), list):
-                size = max(1, HEAD * len(table[key]) // head)
-                table[key] = (table[key] * HEAD)[:size]
+                part = before.get("qk_rope_head_dim") or 0
+                size = len(table[key]) * HEAD // (2 * part if part else head)
+                table[key] = (table[key] * HEAD)[: max(1, size)]
     if is_size(values.get("qk_rope_head_dim")):
         set_rope_part(values)
     set_state_sizes(values, before)

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, arange
 
+from headrace.schemas.errors import ConfigError
+
 INDEXED = "indexed_attention"  # an index chooses among earlier tokens; see `limits`
 CHUNKED = "chunked_attention"
 ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention", CHUNKED})
@@ -39,6 +41,11 @@ class Chunk(int):
 def window_of(config: Any, kind: str) -> int | None:
     """Return how far back a layer of a kind attends; None is to the start."""
     if kind == CHUNKED:
+        if not config.attention_chunk_size:
+            raise ConfigError(
+                f"layer_types has {CHUNKED}, and attention_chunk_size = "
+                f"{config.attention_chunk_size} gives no chunks; set it, or name full_attention"
+            )
         return Chunk(config.attention_chunk_size)
     window = getattr(config, "sliding_window", None) or None
     return window if kind == "sliding_attention" else None

@@ -15,8 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from headrace.dataprep.formats.chat import ChatFormat
-from headrace.dataprep.input.records import Record
-from headrace.dataprep.input.streams import Place
+from headrace.dataprep.input.records import Place, Record
 from headrace.dataprep.text.tokenizer_spec import read_spec
 from headrace.schemas.prepare.chat_config import ChatConfig
 from headrace.schemas.prepare.prepare_config import PrepareConfig

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headrace.dataprep.input import csv_scan, json_scan
 from headrace.dataprep.input.csv_records import parse_row, read_csv
 from headrace.dataprep.input.csv_scan import scan_csv
-from headrace.dataprep.input.json_records import Wanted, read_json_list
+from headrace.dataprep.input.json_records import Wanted, loads, read_json_list
 from headrace.dataprep.input.json_scan import scan_json
 from headrace.dataprep.input.pieces import InputFile, Piece
 from headrace.dataprep.input.records import Record
@@ -266,3 +266,35 @@ def test_a_file_is_cut_among_workers(
         return  # processes take seconds to start
     run(make_config("two", sources=sources, block_bytes=2048, **changes), 2)
     assert snapshot("two") == cut
+
+
+LINES = [
+    '{"text": "a"}',
+    ' {"text": "a"}',
+    '{"text": "a"}\r',
+    '{"text": "a"} \t',
+    '{"text": "a"}{"text": "b"}',
+    '{"text": "a"} x',
+    '\ufeff{"text": "a"}',
+    '{"text": NaN, "more": -Infinity}',
+    '{"text": "\\ud800"}',
+    '{"text": "a\tb"}',
+    '{"text": ' + "9" * 5000 + "}",
+    "[" * 100_000,
+    '{"text"',
+    "[1, 2]",
+    "7",
+    '"a',
+    "",
+]
+
+
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
+def test_lines_are_parsed_as_the_standard_library_does(line):
+    def outcome(parse):
+        try:
+            return repr(parse(line))
+        except (ValueError, RecursionError) as error:
+            return type(error), str(error)
+
+    assert outcome(loads) == outcome(json.loads)

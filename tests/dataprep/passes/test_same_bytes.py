@@ -19,11 +19,12 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from headrace.dataprep.prepare import prepare
+from headrace.jobs.console.reporter import ConsoleReporter
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 if __name__ == "__main__":
     config = PrepareConfig.model_validate_json(Path(sys.argv[1]).read_text())
     try:
-        prepare(config, int(sys.argv[2]))
+        prepare(config, int(sys.argv[2]), ConsoleReporter())
     except KeyboardInterrupt:
         sys.exit(130)
 """
@@ -228,12 +229,12 @@ def test_workers_end_when_their_parent_is_killed(corpus, make_config):
 
 
 def children_of_script():
-    """Spawned processes that run in this test's folder."""
+    """Processes for workers that run in this test's folder."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             here = (folder / "cwd").resolve() == Path.cwd()
-            if here and b"spawn_main" in (folder / "cmdline").read_bytes():
+            if here and b"multiprocessing" in (folder / "cmdline").read_bytes():
                 found.append(folder.name)
         except OSError:
             continue

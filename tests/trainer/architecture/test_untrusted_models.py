@@ -16,6 +16,7 @@ from headrace.schemas.errors import HeadraceError
 from headrace.trainer.adapters.patterns import name_modules
 from headrace.trainer.architecture.config_limits import read_model_config
 from headrace.trainer.architecture.model_writer import save_tensors
+from headrace.trainer.architecture.read_architecture import read_whole_config
 from headrace.trainer.architecture.weight_index import read_header, stored_tensors, weight_files
 from headrace.trainer.export.gguf_parts import check_pairs
 from headrace.trainer.export.sample import check_generation, tokenizer_errors
@@ -277,3 +278,9 @@ def test_weights_are_written_with_the_mode_that_the_umask_gives(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_model_type_that_nobody_knows_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llamma"}')
+    with pytest.raises(HeadraceError, match='model_type "llamma" is not supported: transformers'):
+        read_whole_config(tmp_path)

@@ -1,5 +1,7 @@
 """Variants of published checkpoints equal transformers, of rows with several documents."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from model_types import TYPES
@@ -7,7 +9,7 @@ from tiny_families import build, config_of, gradients_of, make_batch, run_forwar
 from variants import VARIANTS, differences, variant
 
 from headrace.schemas.errors import ConfigError
-from headrace.trainer.families.attention import Chunk
+from headrace.trainer.families.attention import Chunk, window_of
 from headrace.trainer.families.limits import check_lengths
 from headrace.trainer.layers.attention_mask import attention_masks
 from headrace.trainer.stage.acceleration import attend_by_bounds, runs_without_masks
@@ -15,7 +17,7 @@ from headrace.trainer.stage.acceleration import attend_by_bounds, runs_without_m
 TOLERANCE = 1e-5
 SHORT = (
     *("starcoder", "opt-350m", "bloom-6-heads", "mpt-6-heads", "falcon-alibi", "nanochat"),
-    *("llama4-maverick", "gemma-3n", "gemma-4-e2b", "glm-5-shared", "granite-swa"),
+    *("llama4-maverick", "gemma-3n", "gemma-4-e2b", "glm-5-shared", "granite-swa", "minicpm3"),
 )
 
 
@@ -73,6 +75,13 @@ def test_what_knows_hidden_states_alone_is_refused_where_there_is_more(tmp_path)
 def test_new_blocks_whose_outputs_are_not_known_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="layers differ by number"):
         build(config_of(variant("llama4-maverick", tmp_path), 1, {"kind": "blocks", "blocks": 1}))
+
+
+def test_chunks_without_a_size_are_refused():
+    config = SimpleNamespace(attention_chunk_size=None, sliding_window=None)
+    assert window_of(config, "full_attention") is None
+    with pytest.raises(ConfigError, match="attention_chunk_size = None gives no chunks"):
+        window_of(config, "chunked_attention")
 
 
 def test_a_chunk_is_a_document_to_attention_and_no_window():

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from family_modes import lora, relative, with_adapters
+from peft.utils.loftq_utils import _low_rank_decomposition
 from runs import checkpoint_tensors, exact_metrics, read_metrics
 from saved_parts import saved_model
 from tiny_families import (
@@ -242,6 +243,34 @@ def test_pissa_starts_from_the_weight_as_it_was_before_it_is_quantized(models):
         assert torch.equal(matrix.codes, again.codes)
 
 
+def test_loftq_starts_from_what_a_weight_loses(models):
+    """As PEFT's own decomposition; codes are those of the weight, and the sum is closer to it."""
+    settings = {"quantization": NF4, "dtype": "float32"}
+    plain = build(config_of(models["mistral"], 1, LORA, **settings))[0]
+    ours = build(
+        config_of(models["mistral"], 1, {**LORA, "init": "loftq", "alpha": 8.0}, **settings)
+    )[0]
+    whole = build(config_of(models["mistral"], 1, LORA, dtype="float32"))[0]
+    weights, codes = (
+        dict(whole.stage.canonical_parameters()),
+        quantized_weights_of(plain.stage.names),
+    )
+    values, same = {item.name: item.parameter for item in ours.trained}, dict(codes)
+    for name, matrix in quantized_weights_of(ours.stage.names):
+        assert torch.equal(matrix.codes, same[name].codes)
+        lost = weights[name].float() - matrix.dequantize(torch.float32)
+        expected = _low_rank_decomposition(lost, LORA["rank"])
+        stem = name.removesuffix("base_layer.weight")
+        down, up = (values[f"{stem}lora_{part}.default.weight"] for part in "AB")
+        product = 8.0 / LORA["rank"] * up @ down
+        best = (lost - expected["L"] @ expected["R"]).norm()
+        assert best < 0.95 * lost.norm()
+        assert (lost - product).norm() <= 1.01 * best, name
+    tensors = ours.history.exported(values)  # for the base model as it is stored
+    down, up = (tensors[next(n for n in tensors if f".lora_{part}." in n)] for part in "AB")
+    assert down.shape[0] == 2 * LORA["rank"] and (up @ down).abs().max() < 1e-6
+
+
 def test_the_predicted_size_is_what_is_held(models):
     kinds = [NF4, OURS["nf4"], OURS["int8"]]
     kinds += [{**HQQ, "bits": bits} for bits in (8, 4, 3, 2, 1)]
@@ -337,6 +366,8 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(models, settings, 
         ({**NF4, "int8_threshold": 6.0}, LORA, 'no meaning with type = "nf4"'),
         (NF4, {"kind": "none"}, "trains them all"),
         ({**NF4, "cache": "x"}, {**LORA, "init": "pissa"}, "does not go with adapter.init"),
+        ({**NF4, "cache": "x"}, {**LORA, "init": "loftq"}, "does not go with adapter.init"),
+        (None, {**LORA, "init": "loftq"}, "there is no .quantization."),
         ({**HQQ, "dynamic_config": {"q_proj": {}}}, LORA, "dynamic_config.q_proj sets nothing"),
     ],
 )
