@@ -51,6 +51,8 @@ TOP_LEVEL = {
     "Makefile",
     "README.md",
     "CONTRIBUTING.md",
+    "Dockerfile",
+    ".dockerignore",
     "LICENSE",
     ".ci",
     ".gitignore",

@@ -43,6 +43,13 @@ def is_accelerator(device: torch.device | str) -> bool:
     return torch.device(device).type not in (CPU, "meta")
 
 
+def torch_build() -> str:
+    """Return PyTorch's version and what it was built for."""
+    cuda, hip = torch.version.cuda, getattr(torch.version, "hip", None)
+    target = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "CPUs alone"
+    return f"PyTorch {torch.__version__} (built for {target})"
+
+
 def count_accelerators() -> int:
     """Return how many accelerators this machine has."""
     kind = device_type()

@@ -4,13 +4,14 @@ import base64
 import binascii
 import os
 import re
+from http.client import HTTPException
 from pathlib import Path
 
 import pyarrow as pa
 
 from headrace.dataprep.images.picture import PictureError
 from headrace.dataprep.images.references import Reference
-from headrace.dataprep.input.remote import is_remote, open_remote
+from headrace.dataprep.input.remote import is_remote, open_remote, split_query
 from headrace.schemas.errors import DataError
 from headrace.schemas.named_files import check_inside, check_plain, open_regular
 from headrace.schemas.outside_text import shown
@@ -41,7 +42,7 @@ def fetch(reference: Reference, config: ImagesConfig) -> bytes:
             "path without a folder", f"{shown(address)}: set folder in [images] to read files"
         )
     if is_remote(config.folder):
-        return read_remote(f"{config.folder.rstrip('/')}/{plain(address)}", limit)
+        return read_remote(below(config.folder, plain(address)), limit)
     return read_file(Path(config.folder), plain(address), limit)
 
 
@@ -99,13 +100,19 @@ def read_file(folder: Path, name: str, limit: int) -> bytes:
 
 def fetch_remote(address: str, config: ImagesConfig) -> bytes:
     """Return the bytes at a URL that the config lets rows name."""
-    allowed = [*config.addresses, *([config.folder] if config.folder else [])]
-    if not any(address.startswith(f"{start.rstrip('/')}/") for start in allowed):
-        raise PictureError(
-            "address not allowed",
-            f"{shown(address)}: begins with none of addresses in [images]",
-        )
-    return read_remote(address, config.max_bytes)
+    for allowed in (*config.addresses, *([config.folder] if config.folder else [])):
+        start = f"{split_query(allowed)[0].rstrip('/')}/"
+        if address.startswith(start):
+            return read_remote(below(allowed, address.removeprefix(start)), config.max_bytes)
+    raise PictureError(
+        "address not allowed", f"{shown(address)}: begins with none of addresses in [images]"
+    )
+
+
+def below(start: str, name: str) -> str:
+    """Return the URL of a name below another URL, whose options stay behind it."""
+    url, options = split_query(start)
+    return f"{url.rstrip('/')}/{name}{options}"
 
 
 def read_remote(address: str, limit: int) -> bytes:
@@ -117,6 +124,6 @@ def read_remote(address: str, limit: int) -> bytes:
     try:
         with open_remote(address) as stream:
             return limited(stream.read(limit + 1), limit, address)
-    except (DataError, OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+    except (DataError, OSError, HTTPException, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise PictureError("unreachable picture", reason) from None

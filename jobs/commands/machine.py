@@ -106,10 +106,19 @@ def count_processes(
     return processes
 
 
-def count_gpus() -> int:
+def count_gpus(driver_files: Sequence[str] = GPU_DRIVER_FILES) -> int:
     """GPUs that torch can use. Without a driver torch, which takes seconds, is not loaded."""
-    if not any(os.path.exists(path) for path in GPU_DRIVER_FILES):  # noqa: PTH110
+    found = [path for path in driver_files if os.path.exists(path)]  # noqa: PTH110
+    if not found:
         return 0
-    from headrace.trainer.devices import count_accelerators
+    from headrace.trainer.devices import count_accelerators, torch_build
 
-    return count_accelerators()
+    count = count_accelerators()
+    if not count:
+        logger.warning(
+            "%s is there, but %s sees no GPU, so the processors would train; install a build for "
+            "this driver's version, or a newer driver",
+            found[0],
+            torch_build(),
+        )
+    return count

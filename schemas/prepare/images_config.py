@@ -25,7 +25,8 @@ class ImagesConfig(Config):
     addresses: list[Address] = Field(
         [],
         description="Beginnings of URLs that rows may name pictures at, as "
-        '`["https://example.com/pictures", "s3://bucket"]`.',
+        '`["https://example.com/pictures", "s3://bucket"]`. Options behind a `?` are not part of '
+        "what rows name.",
     )
     processor: dict[Text, JsonValue] = Field(
         {},

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import torch
 
 from headrace.jobs.commands import machine, ranks
 
@@ -51,3 +52,13 @@ def test_little_shared_memory_is_told(megabytes, told, tmp_path):
         assert "holds 64 MiB" in problem
         assert "--shm-size=1g" in problem
     assert machine.shared_memory_problem(tmp_path, {"NCCL_SHM_DISABLE": "1"}) is None
+
+
+def test_a_driver_whose_gpus_torch_does_not_see_is_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("headrace.trainer.devices.count_accelerators", lambda: 0)
+    driver = tmp_path / "nvidiactl"
+    assert machine.count_gpus([str(driver)]) == 0
+    assert not caplog.text
+    driver.touch()
+    assert machine.count_gpus([str(driver)]) == 0
+    assert f"{driver} is there, but PyTorch {torch.__version__} (built for " in caplog.text

@@ -6,7 +6,6 @@ from itertools import accumulate, pairwise
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.model_config import LayoutConfig
-from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.architecture.half_layer import Span
 from headrace.trainer.building.model_size import ModelSize, PartSize
 
@@ -118,7 +117,8 @@ def partition(config: LayoutConfig, size: ModelSize) -> list[Span]:
     unit = max(price(part) for part in size.layers)
     first = 0.0 if apart else first_cost(config, size) / unit
     last = price(size.head) / unit if config.partition != "uniform" else 0.0
-    ranges = cut([price(part) / unit for part in pieces], stages, first, last, size.stacked)
+    least = 1 if apart else size.stacked
+    ranges = cut([price(part) / unit for part in pieces], stages, first, last, least)
     if config.half_layers:
         return [Span(part.start, part.stop) for part in ranges]
     return apart + [Span.whole(part) for part in ranges]
@@ -151,18 +151,6 @@ def held(part: PartSize) -> float:
     return part.weights - part.quantized + part.quantized_bytes / 2 + 7.0 * part.trained
 
 
-def check_stacked(config: LayoutConfig, size: ModelSize, architecture: Architecture) -> None:
-    """Check that features which are added after decoder layers find these beside their tower.
-
-    Raises:
-        ConfigError: the first stage holds fewer layers.
-    """
-    layers = size.stacked
-    held = len(list(partition(config, size)[0]))
-    if held < layers:
-        kind = architecture.model_config.model_type
-        raise ConfigError(
-            f"{kind} adds features of its tower after decoder layers 0 to {layers - 1} (deep "
-            f"stack), and the first stage holds {held} layers; give it {layers} or more by "
-            "`partition`, with vision_stages = 0"
-        )
+def stacks_beside_tower(config: LayoutConfig, size: ModelSize) -> bool:
+    """Return whether features that are added after decoder layers find these beside their tower."""
+    return len(list(partition(config, size)[0])) >= size.stacked

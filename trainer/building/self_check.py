@@ -37,9 +37,10 @@ from headrace.trainer.building.filled_stage import fill_stage
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.parameter_slots import TrainedParameter, stored_buffers
-from headrace.trainer.building.partition import StageCut, check_stacked
+from headrace.trainer.building.partition import StageCut, stacks_beside_tower
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.families.remote_code import run_code_of
+from headrace.trainer.families.state_kernels import without_kernels_on_cpus
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced, find_untiled
 from headrace.trainer.stage.spec import StageSpec
@@ -125,6 +126,7 @@ def try_out(architecture: Architecture, kind: str, draw: int = 0) -> tuple[float
         theirs = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=tiny.attention
         ).eval()
+        theirs = without_kernels_on_cpus(theirs)
         return compare(config, make_plan(config, tiny), theirs)
 
 
@@ -404,5 +406,11 @@ def plan_model(config: ModelConfig) -> Plan:
         plan = replace(plan, teacher=plan_model(config.of_teacher()))
     if config.tensor_parallel > 1:
         check_parts(config, plan)
-    check_stacked(config, plan.size, architecture)
-    return plan
+    return plan if stacks_beside_tower(config, plan.size) else with_stacked_stream(plan)
+
+
+def with_stacked_stream(plan: Plan) -> Plan:
+    """Return the plan with the features of each of the first layers sent on to their stages."""
+    architecture = plan.architecture
+    stream = replace(architecture.stream, stacked=architecture.stacked_layers)
+    return replace(plan, architecture=replace(architecture, stream=stream))

@@ -1,9 +1,10 @@
 """Layout of what passes from layer to layer, and so between stages.
 
 In most models that is hidden states alone. In others there are several copies of them, inputs of
-each layer that come from the embedding, and keys and values that later layers share. All of it is
-laid side by side in one tensor, in which a token has `width` numbers. Read against transformers
-5.23 (`kv_sharing_modes` of Gemma 3n and 4).
+each layer that come from the embedding, features of a vision tower that are added after the first
+layers of a later stage, and keys and values that later layers share. All of it is laid side by side
+in one tensor, in which a token has `width` numbers. Read against transformers 5.23
+(`kv_sharing_modes` of Gemma 3n and 4).
 """
 
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class StreamLayout:
     copies: int = 1
     layers: int = 0  # that have inputs of their own
     per_layer: int = 0  # numbers of each of these
+    stacked: int = 0  # first layers after which features of a tower are added
     shared: tuple[SharedStates, ...] = ()
 
     @property
@@ -45,9 +47,12 @@ class StreamLayout:
 
     @property
     def sizes(self) -> list[int]:
-        """List the numbers of each part: copies, inputs of layers, keys and values of each kind."""
+        """List the numbers of each part: copies, inputs of layers, features, keys and values of
+        each kind.
+        """
         states = [part.width for part in self.shared for _ in ("keys", "values")]
-        return [self.copies * self.hidden, self.layers * self.per_layer, *states]
+        own = [self.copies * self.hidden, self.layers * self.per_layer, self.stacked * self.hidden]
+        return [*own, *states]
 
     @property
     def width(self) -> int:

@@ -81,6 +81,7 @@ def visible_tokens(
     device: torch.device,
     *,
     in_blocks: bool = False,
+    groups: Tensor | None = None,
     by_rows: bool = False,
     rows: RowSlice = WHOLE_ROWS,
 ) -> dict[int | None, VisibleTokens | None]:
@@ -89,6 +90,7 @@ def visible_tokens(
     Args:
         document_lengths: [b] lengths that sum to s.
         in_blocks: FlexAttention is to run, which needs to know of blocks, on a GPU.
+        groups: [b, s] of tokens that see each other both ways, -1 for none; with `in_blocks` alone.
         by_rows: not on rows that are one document each.
         rows: the slice that attends, to all up to its end.
 
@@ -121,18 +123,51 @@ def visible_tokens(
             continue
         blocks = None
         if in_blocks and devices.is_accelerator(device):
-            queries = (end - start) * len(pieces)
-            keys = sum(piece.keys for piece in flat)
-            blocks = block_mask(*visible_keys(bounds, key_bounds, queries, window or -1), keys)
+            sizes = ((end - start) * len(pieces), sum(piece.keys for piece in flat))
+            blocks = blocks_of(bounds, key_bounds, sizes, window, groups)
         found[given] = VisibleTokens(
             bounds,
             window,
             blocks,
             key_bounds=key_bounds if first_keys is not None else None,
             first_keys=first_keys,
-            by_rows=by_rows and single and window is None,
+            by_rows=by_rows and single and window is None and groups is None,
         )
     return found
+
+
+def blocks_of(
+    bounds: Tensor,
+    key_bounds: Tensor,
+    sizes: tuple[int, int],
+    window: int | None,
+    groups: Tensor | None,
+) -> BlockMask:
+    """Return the blocks that FlexAttention goes over.
+
+    Args:
+        sizes: queries and keys.
+    """
+    queries, keys = sizes
+    first, last = visible_keys(bounds, key_bounds, queries, window or -1)
+    return block_mask(first, last if groups is None else last_of_groups(last, groups), keys)
+
+
+def last_of_groups(last: Tensor, groups: Tensor) -> Tensor:
+    """Return the last key that each token sees, if tokens of a group see all of it.
+
+    Args:
+        last: [b * s], without groups: that of the token itself.
+        groups: [b, s], -1 for none; tokens of a group follow each other in a row.
+    """
+    size = groups.shape[1]
+    starts = torch.arange(groups.shape[0], device=groups.device).unsqueeze(1) * size
+    flat = torch.where(groups >= 0, groups + starts, -1).flatten()
+    ends = torch.ones_like(flat, dtype=torch.bool)
+    ends[:-1] = flat[1:] != flat[:-1]
+    places = torch.arange(len(flat), device=flat.device)
+    following = torch.where(ends, places, len(flat)).flip(0).cummin(0).values.flip(0)
+    return torch.where(flat >= 0, following, last)
 
 
 class Piece(NamedTuple):

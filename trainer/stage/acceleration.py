@@ -49,8 +49,6 @@ def hands_on_attention(architecture: Architecture) -> bool:
     model_type = architecture.config.model_type
     if model_type in CHANGE_MASKS | HAND_ON:
         return model_type in HAND_ON
-    if architecture.vision is not None and architecture.vision.two_way:
-        return False  # pictures' tokens see each other both ways, which bounds do not tell
     known: Any = architecture.model_class._model_mapping  # private; of transformers 5.14 to 5.23
     return bool(known[type(architecture.model_config)]._supports_attention_backend)
 
@@ -116,12 +114,13 @@ def compiled_functions(plain: LayerFunctions) -> LayerFunctions:
 
 
 def prefers_blocks(layers: Iterable[nn.Module], architecture: Architecture) -> bool:
-    """Return whether FlexAttention is to run: with soft-caps, or with sinks and heads of 64.
+    """Return whether FlexAttention is to run: with soft-caps, with sinks and heads of 64, or where
+    tokens of a picture see each other both ways.
 
     FlashAttention 2 knows no caps. Of sinks an H200 made 4.5 ms where FlexAttention took 3.6, and
     with a window 1.5 where it took 0.9.
     """
-    if architecture.setting(CAP):
+    if architecture.setting(CAP) or (architecture.vision and architecture.vision.two_way):
         return True
     names = (name for layer in layers for name, _ in layer.named_parameters())
     size = getattr(architecture.config, "head_dim", None)

@@ -12,7 +12,7 @@ from headrace.trainer.layers.device import to_device
 from headrace.trainer.stage.input_parts import InputParts
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.tensor_parallel.shard import WHOLE_WEIGHTS, TensorShard
-from headrace.trainer.vision.tower import Features
+from headrace.trainer.vision.features import Features
 
 
 class StageEmbedding:

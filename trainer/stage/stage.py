@@ -38,8 +38,8 @@ from headrace.trainer.stage.micro_batch import MicroBatch, StageOutput
 from headrace.trainer.stage.sliced_attention import keys_in_use
 from headrace.trainer.stage.spec import StageSpec
 from headrace.trainer.stage.stream import Carried
+from headrace.trainer.vision.features import Features
 from headrace.trainer.vision.inputs import VisionInputs
-from headrace.trainer.vision.tower import Features
 
 NOTHING: dict[str, Any] = {}
 Masks = Mapping[int | None, Tensor | VisibleTokens | None]  # by window
@@ -187,7 +187,7 @@ class Stage(nn.Module):
             if self.embedding is not None:
                 chance = micro_batch if self.training else None
                 embedded = self.embedding.embed(inputs, positions, chance, device, features)
-                hidden, carried = self.stream.begin(embedded, inputs)
+                hidden, carried = self.stream.begin(embedded, inputs, features)
             else:
                 hidden, carried = self.stream.split(inputs)
             axes = every_position
@@ -207,7 +207,8 @@ class Stage(nn.Module):
                 with self._kept(index, hidden):
                     hidden, parts = run(hidden)
                 carried.take(self.numbers[index], arguments)
-                if features is not None:
+                hidden = carried.added(self.numbers[index], hidden)
+                if features is not None and carried.stacked is None:
                     hidden = features.add(hidden, self.numbers[index])
                 hidden = hidden.to(self.hidden_dtype)  # autocast may leave a norm's float32
                 router_parts += [] if parts is None else [parts]
@@ -280,7 +281,7 @@ class Stage(nn.Module):
         """Return what a layer's attention is given, by its window."""
         if self.by_bounds:
             kernels = {"in_blocks": self.in_blocks, "by_rows": self.by_rows}
-            return visible_tokens(lengths, windows, device, rows=rows, **kernels)
+            return visible_tokens(lengths, windows, device, groups=groups, rows=rows, **kernels)
         additive = self.compute_dtype if self.additive_mask else None
         return attention_masks(
             lengths, windows, device, additive, groups, rows, always=self.indexed

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.trainer.families.streams import REUSE, STORE, StreamLayout, modes_of
+from headrace.trainer.vision.features import Features
 
 LEAST = 1e-5  # mean square by which a copy is divided at least
 PER_LAYER, SHARED = "per_layer_input", "shared_kv_states"  # arguments of layers
@@ -32,12 +33,14 @@ class Carried:
         modes: by number of a layer, what it does with keys and values.
         kinds: likewise, the kind that it shares them with.
         per_layer: [b, s, layers, size].
+        stacked: [b, s, layers, hidden size], features of pictures, 0 at other tokens.
         shared: by kind, keys and values, [b, heads, s, size] each.
     """
 
     modes: list[str | None]
     kinds: list[str]
     per_layer: Tensor | None = None
+    stacked: Tensor | None = None
     shared: dict[str, States] = field(default_factory=dict)
 
     def arguments(self, number: int) -> dict[str, Any]:
@@ -50,6 +53,12 @@ class Carried:
             kind = self.kinds[number]
             found[SHARED] = {kind: self.shared[kind]} if reuses else {}
         return found
+
+    def added(self, number: int, hidden: Tensor) -> Tensor:
+        """Return a layer's output with the features that are added to it, if any."""
+        if self.stacked is None or number >= self.stacked.shape[2]:
+            return hidden
+        return hidden + self.stacked[:, :, number]
 
     def take(self, number: int, arguments: dict[str, Any]) -> None:
         """Keep what a layer has stored."""
@@ -70,18 +79,24 @@ class Stream:
         self.modes = modes_of(config)
         self.kinds = list(getattr(config, "layer_types", None) or ()) if self.modes else []
 
-    def begin(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Carried]:
+    def begin(
+        self, hidden: Tensor, ids: Tensor, features: Features | None = None
+    ) -> tuple[Tensor, Carried]:
         """Return hidden states and what goes beside them, from the embedding's rows.
 
         Args:
             hidden: [b, s, hidden size].
             ids: [b, s].
+            features: of pictures among the tokens.
         """
         carried = Carried(self.modes, self.kinds)
         if self.layout.is_plain:
             return hidden, carried
         if self.layout.layers:
             carried.per_layer = self._inputs_of_layers(hidden, ids.to(hidden.device))
+        if self.layout.stacked:
+            empty = hidden.new_zeros(*hidden.shape[:2], self.layout.stacked, hidden.shape[2])
+            carried.stacked = empty if features is None else features.spread(empty)
         rows, tokens = hidden.shape[:2]
         for part in self.layout.shared:
             empty = hidden.new_zeros(rows, part.heads, tokens, part.size)
@@ -124,6 +139,8 @@ class Stream:
         parts = [hidden if self.layout.copies == 1 else hidden.movedim(0, 2).flatten(2)]
         if carried.per_layer is not None:
             parts.append(carried.per_layer.flatten(2))
+        if carried.stacked is not None:
+            parts.append(carried.stacked.flatten(2))
         for part in self.layout.shared:
             parts += [states.transpose(1, 2).flatten(2) for states in carried.shared[part.kind]]
         return torch.cat([part.to(hidden.dtype) for part in parts], dim=-1)
@@ -133,10 +150,12 @@ class Stream:
         carried, layout = Carried(self.modes, self.kinds), self.layout
         if layout.is_plain:
             return inputs, carried
-        hidden, inputs_of_layers, *states = inputs.split(layout.sizes, dim=-1)
+        hidden, inputs_of_layers, features, *states = inputs.split(layout.sizes, dim=-1)
         if layout.layers:
             shape = (layout.layers, layout.per_layer)
             carried.per_layer = inputs_of_layers.unflatten(-1, shape)
+        if layout.stacked:
+            carried.stacked = features.unflatten(-1, (layout.stacked, layout.hidden))
         for number, part in enumerate(layout.shared):
             keys, values = (
                 flat.unflatten(-1, (part.heads, part.size)).transpose(1, 2)

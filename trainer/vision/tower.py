@@ -1,7 +1,6 @@
 """The vision tower and its projector on a stage: pictures in, rows of the embedding out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,31 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from headrace.trainer import devices
 from headrace.trainer.vision.families import VisionFamily
+from headrace.trainer.vision.features import Features
 from headrace.trainer.vision.inputs import GRID
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features of the pictures of a micro-batch, and where they belong in its b * s tokens."""
-
-    values: Tensor  # [n, hidden size]
-    stacked: list[Tensor]  # the same, added after each of the first decoder layers
-    places: Tensor  # [n] int64
-
-    def insert(self, hidden: Tensor) -> Tensor:
-        """Put features in the place of the placeholders' rows of [b, s, hidden size]."""
-        return self._at_places(hidden, self.values)
-
-    def add(self, hidden: Tensor, layer: int) -> Tensor:
-        """Add the features of a decoder layer to its output, if it has any."""
-        if layer >= len(self.stacked):
-            return hidden
-        rows = hidden.flatten(0, 1).index_select(0, self.places)
-        return self._at_places(hidden, rows + self.stacked[layer].to(hidden.dtype))
-
-    def _at_places(self, hidden: Tensor, values: Tensor) -> Tensor:
-        flat = hidden.flatten(0, 1).index_copy(0, self.places, values.to(hidden.dtype))
-        return flat.view_as(hidden)
 
 
 class VisionTower:

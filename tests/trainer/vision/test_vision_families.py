@@ -7,7 +7,6 @@ from tiny_families import CPU, config_of, gradients_of, run_micro_batch
 from tiny_vision import FAMILIES, batch_of, make_rows, reference_losses, save_tiny
 from transformers import AutoModelForImageTextToText
 
-from headrace.schemas.errors import ConfigError
 from headrace.trainer.building.self_check import plan_model
 from headrace.trainer.sequence_slice import WHOLE
 from headrace.trainer.stage.micro_batch import MicroBatch
@@ -66,10 +65,6 @@ def test_packed_documents_with_pictures_equal_transformers(models, family, stage
     if family.endswith("moe"):
         settings["router_loss"] = 0.0
     config = config_of(model, stages, **settings)
-    if family.startswith("qwen3") and apart:
-        with pytest.raises(ConfigError, match="deep stack"):
-            plan_model(config)
-        return
     loss, gradients = run(config, batch_of(model, rows))
     theirs = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
     total, count = reference_losses(model, theirs, family, rows)
@@ -80,6 +75,19 @@ def test_packed_documents_with_pictures_equal_transformers(models, family, stage
     whole = torch.stack([g.norm() for g in expected.values()]).norm()
     for name, gradient in expected.items():
         assert (gradients[name] - gradient).norm() / whole < 1e-5, name
+
+
+@pytest.mark.parametrize("layout", [{"vision_stages": 1}, {"partition": [1, 3]}])
+def test_deep_stacked_features_cross_the_border_of_stages(models, layout):
+    model = models("qwen3_vl")
+    batch = batch_of(model, make_rows("qwen3_vl"))
+    whole = {"vision": {"train": True, "projector": True}}
+    loss, gradients = run(config_of(model, 1, **whole), batch)
+    apart, others = run(config_of(model, 2, **whole, **layout), batch)
+    torch.testing.assert_close(apart, loss, rtol=1e-6, atol=0)
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    for name, gradient in gradients.items():
+        assert (others[name] - gradient).norm() / norm < 1e-6, name
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])

@@ -12,8 +12,11 @@ from PIL import Image
 from tiny_families import config_of
 from tiny_vision import batch_of, make_rows, save_tiny, sizes_of, their_arguments
 
+from headrace.kernels.attention.document_attention import visible_keys
 from headrace.schemas.errors import ConfigError, DataError
 from headrace.trainer.building.self_check import plan_model
+from headrace.trainer.layers.attention_mask import attention_masks
+from headrace.trainer.layers.document_attention import last_of_groups
 from headrace.trainer.planning.run_plan import plan_run
 from headrace.trainer.vision.families import vision_family
 from headrace.trainer.vision.pictures import decode
@@ -113,3 +116,23 @@ def test_a_plan_counts_the_tower_where_it_lies(model):
     assert first.weights == tower + 97 * 32
     assert first.work > 0
     assert second.trained == second.weights
+
+
+@pytest.mark.parametrize("window", [None, 7, 2])
+def test_blocks_of_both_ways_are_the_masks(window):
+    lengths = [[10, 6], [16]]
+    seen = torch.zeros(2, 16, dtype=torch.bool)
+    seen[0, 2:6] = seen[0, 8:13] = seen[1, 1:5] = seen[1, 15] = True
+    rows = [picture_groups(mask, part) for mask, part in zip(seen.numpy(), lengths, strict=True)]
+    groups = torch.from_numpy(np.stack(rows))
+    expected = attention_masks(lengths, [window], torch.device("cpu"), groups=groups)[window]
+    bounds = torch.tensor([0, 10, 16, 32], dtype=torch.int32)
+    first, last = visible_keys(bounds, bounds, 32, window or -1)
+    last = last_of_groups(last, groups)
+    keys = torch.arange(32)
+    found = (keys >= first.unsqueeze(1)) & (keys <= last.unsqueeze(1))
+    for row in range(2):
+        own = slice(16 * row, 16 * row + 16)
+        assert torch.equal(found[own, own], expected[row, 0])
+    assert found.sum() == expected.sum()
+    assert (first[1:] >= first[:-1]).all() and (last[1:] >= last[:-1]).all()
