@@ -140,7 +140,7 @@ def expert_share(config: object) -> float:
 
 def mean_of(setting: Any) -> float:
     """Return a setting that is one number, or the mean of one for each layer; 0 without."""
-    numbers = setting if isinstance(setting, list) else [setting]
+    numbers: list[Any] = setting if isinstance(setting, list) else [setting]
     return float(sum(number or 0 for number in numbers)) / max(1, len(numbers))
 
 
