@@ -66,7 +66,7 @@ def write_weights(directory: Path, layout: str = "bfloat16") -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     files = Files(directory)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_type())
     for name, tensor in stored_tensors(model).items():
         for part, value in packer(name, tensor.shape, device).items():
             files.add(part, value.cpu())
