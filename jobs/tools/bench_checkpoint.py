@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from headrace.trainer.devices import device_type
+
 FILE_BYTES = 2 << 30
 BLOCK = 128  # rows and columns that share a scale in FP8
 MX_BLOCK = 32  # weights that share an exponent in MXFP4
