@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from headrace.schemas.errors import DataError
 from headrace.schemas.shards.arrow_numbers import leave_pandas_out
 
 PRELOADED = ["headrace.dataprep.passes.task_runner", "headrace.dataprep.passes.merge_runs"]
+SAFE_PATH = "PYTHONSAFEPATH"  # https://docs.python.org/3/using/cmdline.html
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -89,7 +91,22 @@ def fork_server() -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    with interrupts_held_back(), safe_path():
+        forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Keep Python processes that begin meanwhile from importing modules of the working folder."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[SAFE_PATH]
+        if before is not None:
+            os.environ[SAFE_PATH] = before
 
 
 @contextmanager

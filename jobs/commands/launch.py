@@ -122,13 +122,6 @@ def received_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def free_port() -> int:
-    """Return a TCP port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_for_all(
     ranks: Sequence[Rank], received: list[int], watch: NodeWatch | None = None
 ) -> Ending:

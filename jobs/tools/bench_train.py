@@ -80,7 +80,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=["one"],
         help='"one" a row, or a mean length, packed: one run for each',
     )
-    parser.add_argument("--checkpointing", choices=["none", "selective", "full"], default="none")
+    ways = ["none", "selective", "attention", "full"]
+    parser.add_argument("--checkpointing", choices=ways, default="none")
     parser.add_argument("--kernels", choices=["auto", "triton", "torch"], default="auto")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--windows", type=int, default=5, help="steps that are measured")

@@ -28,7 +28,7 @@ def recomputed_layers(setting: str | int, layers: int) -> frozenset[int]:
     """
     if setting == "none":
         return frozenset()
-    if setting in ("full", "selective"):
+    if setting in ("full", "selective", "attention"):
         return frozenset(range(layers))
     if isinstance(setting, int):
         return frozenset(range(setting - 1, layers, setting))

@@ -161,16 +161,18 @@ class ModelConfig(LayoutConfig):
         "are products in `dtype`. For full fine-tuning; frozen weights: `[quantization]`.",
     )
     activation_checkpointing: (
-        Literal["none", "selective", "full"] | Annotated[int, Field(ge=1)] | Text
+        Literal["none", "selective", "attention", "full"] | Annotated[int, Field(ge=1)] | Text
     ) = Field(
         "none",
         description='`"full"`: keep only the input of each layer and compute the rest again. '
-        '`"selective"`: keep attention and most matrix products as well. '
+        '`"selective"`: keep attention and most matrix products as well. `"attention"`: keep '
+        "attention's results too, for long rows; layers are not compiled then. "
         'A number n: of every n-th layer. Or a list of layers such as `"0:15,20"`; ends count.',
     )
     activation_offload: bool = Field(
         False,
-        description="Hold these inputs in host memory until the backward pass asks for them.",
+        description="Hold these inputs, and kept results of attention, in host memory until the "
+        "backward pass asks for them.",
     )
     tiles: int = Field(
         1,

@@ -242,7 +242,7 @@ def check_mixing(config: "TrainConfig") -> None:
 def check_checkpointing(config: "TrainConfig") -> None:
     """Only recomputed layers have inputs to offload."""
     setting = config.activation_checkpointing
-    if isinstance(setting, str) and setting not in ("none", "full", "selective"):
+    if isinstance(setting, str) and setting not in ("none", "full", "selective", "attention"):
         parse_layers(setting)
     if config.activation_offload and setting == "none":
         raise ValueError(
@@ -259,7 +259,7 @@ def check_tiles(config: "TrainConfig") -> None:
     refusals = [
         (again == "selective", 'activation_checkpointing = "selective"', 'set "full" or "none"'),
         (
-            config.moved_weights[1] != "none" and again != "full",
+            config.moved_weights[1] != "none" and again not in ("full", "attention"),
             '{} = "{}"'.format(*config.moved_weights),
             'set activation_checkpointing = "full"',
         ),

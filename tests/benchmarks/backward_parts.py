@@ -52,8 +52,9 @@ def seconds(model: nn.Module, tokens: int, device: torch.device) -> tuple[float,
 
 
 def measure(device: torch.device) -> float:
+    """Return seconds; on CPU those of the processor, which others may share."""
     devices.synchronize(device)
-    return time.perf_counter()
+    return time.perf_counter() if devices.is_accelerator(device) else time.process_time()
 
 
 def main() -> None:

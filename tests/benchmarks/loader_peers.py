@@ -29,11 +29,11 @@ import psutil
 import pyarrow as pa
 import torch
 from loader_rate import SEQUENCE_LEN, loader_alone, use_one_core
+from ports import free_port
 from report import MODEL, print_table, text_config
 from torch.utils.data import DataLoader
 
 from headrace.dataprep.prepare import prepare
-from headrace.jobs.commands.launch import free_port
 from headrace.jobs.commands.ranks import rank_environment
 from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.schemas.train.train_config import TrainConfig

@@ -29,6 +29,7 @@ LONG = [
     *(*ONE_ROW, "--mode", "qlora", "--micro-batches", "1", "--checkpointing", "full"),
     *("--set", "activation_offload=true", "--warmup", "1", "--windows", "1"),
 ]
+KEPT = ["--checkpointing", "attention"]
 ROW_128K = [*LONG, "--sequence", "131072", "--set", "tiles=8"]
 ROW_512K = [
     *(*LONG, "--sequence", "524288", "--set", "tiles=32"),
@@ -51,6 +52,9 @@ CASES = {
     "slices: 2 stages, whole rows": [*SLICES, "--stages", "2"],
     "long: 8B QLoRA, 131,072, 8 of 32 layers": [*ROW_128K, "--layers", "8"],
     "long: 8B QLoRA, 131,072": ROW_128K,
+    "attention kept: 8B QLoRA, 131,072, 8 of 32 layers": [*ROW_128K, *KEPT, "--layers", "8"],
+    "attention kept: 8B QLoRA, 131,072": [*ROW_128K, *KEPT],
+    "attention kept: 8B QLoRA, 524,288, 2 of 32 layers": [*ROW_512K, *KEPT, "--layers", "2"],
     "longer: 8B QLoRA, 524,288, 2 of 32 layers": [*ROW_512K, "--layers", "2"],
     "longer: 8B QLoRA, 524,288, 4 of 32 layers": [*ROW_512K, "--layers", "4", "--warmup", "0"],
     "70B QLoRA, 8 x 2,048, 2 GPUs of 22 GiB": BIG,

@@ -13,6 +13,7 @@ from headrace.schemas.train.parallel_dims import ParallelDims
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.optim.open_optimizer import open_optimizer
 from headrace.trainer.optim.optimizer import set_learning_rate
+from headrace.trainer.optim.sharded import ShardedOptimizer
 from headrace.trainer.optim.states import averaged, restore, tensors_of
 from headrace.trainer.parallel import connect
 from headrace.trainer.rendezvous import process_environment
@@ -36,6 +37,12 @@ def run(optimizer, trained, steps):
         for number, item in enumerate(trained):
             gradient = torch.randn(item.parameter.shape, generator=generator)
             item.parameter.grad = None if step == 1 and number == 2 else gradient
+        if isinstance(optimizer, ShardedOptimizer):  # the sum of what two ranks have found
+            for item in trained:
+                item.parameter.grad = (
+                    None if item.parameter.grad is None else item.parameter.grad / 2
+                )
+            optimizer.reduce_gradients()
         set_learning_rate(optimizer, 1e-2 / (1 + step))
         optimizer.step()
         optimizer.zero_grad()

@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+from ports import free_port
 
-from headrace.jobs.commands.launch import free_port
 from headrace.schemas.train.parallel_dims import Coordinates, ParallelDims
 from headrace.trainer.messages import gather
 from headrace.trainer.parallel import RankLayout, connect, transfer_group

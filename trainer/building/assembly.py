@@ -21,6 +21,7 @@ from headrace.trainer.building.parameter_slots import (
 from headrace.trainer.building.partition import StageCut
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.router_loss import RouterLossSettings, count_routers
+from headrace.trainer.layers.selective_checkpoint import KeptAttention
 from headrace.trainer.layers.state_mixers import restart_at_documents, take_one_row
 from headrace.trainer.quantized.fp8_training import multiply_trained_in_fp8
 from headrace.trainer.quantized.modules import QuantizableModule
@@ -62,6 +63,10 @@ def assemble(
     path = architecture.family.rotary
     rotary = None if path is None else initial.get_submodule(path)
     checkpointing = config.activation_checkpointing if trains else "none"
+
+    def offload() -> ActivationOffload | None:
+        return ActivationOffload(device) if config.activation_offload and trains else None
+
     spec = StageSpec(
         modules=modules,
         names=names,
@@ -73,7 +78,8 @@ def assemble(
         autocast=plan.method.trains_base and trained_dtype(config.optimizer, dtype) != dtype,
         recompute=recomputed_layers(checkpointing, architecture.layers),
         selective=checkpointing == "selective",
-        offload=ActivationOffload(device) if config.activation_offload and trains else None,
+        kept_attention=KeptAttention(offload()) if checkpointing == "attention" else None,
+        offload=offload(),
         seeded=seeded,
         embedding_on_cpu=config.embedding_on_cpu,
         objective=plan.objective,

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -137,10 +138,10 @@ def expert_share(config: object) -> float:
     return chosen / experts if chosen and experts else 1.0
 
 
-def mean_of(setting: object) -> float:
+def mean_of(setting: Any) -> float:
     """Return a setting that is one number, or the mean of one for each layer; 0 without."""
     numbers = setting if isinstance(setting, list) else [setting]
-    return sum(number or 0 for number in numbers) / max(1, len(numbers))
+    return float(sum(number or 0 for number in numbers)) / max(1, len(numbers))
 
 
 def part_size(

@@ -40,6 +40,7 @@ from headrace.trainer.building.parameter_slots import TrainedParameter, stored_b
 from headrace.trainer.building.partition import StageCut, stacks_beside_tower
 from headrace.trainer.building.tiny_config import shrink
 from headrace.trainer.families.remote_code import run_code_of
+from headrace.trainer.families.state_kernels import without_kernels_on_cpus
 from headrace.trainer.stage.micro_batch import MicroBatch
 from headrace.trainer.stage.sequence_check import find_mixing, find_unsliced, find_untiled
 from headrace.trainer.stage.spec import StageSpec
@@ -125,6 +126,7 @@ def try_out(architecture: Architecture, kind: str, draw: int = 0) -> tuple[float
         theirs = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=tiny.attention
         ).eval()
+        theirs = without_kernels_on_cpus(theirs)
         return compare(config, make_plan(config, tiny), theirs)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from headrace.schemas.errors import ConfigError
 from headrace.trainer.adapters.control import DIRECTIONS, STRETCHES, TENSORS_NAME
 from headrace.trainer.adapters.names import CONTROL
+from headrace.trainer.architecture.weight_index import read_header
 
 NAME = re.compile(rf"\.(\d+)\.{CONTROL}\.{DIRECTIONS}$")
 
@@ -27,7 +28,7 @@ def read_control(directory: Path) -> list[LayerControl]:
     """The adapters of a run's `adapter` directory, by layer.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError, DataError: there are none, or their file is damaged.
     """
     path = directory / TENSORS_NAME
     if not path.is_file():
@@ -35,6 +36,7 @@ def read_control(directory: Path) -> list[LayerControl]:
             f"{path}: not found; give the `adapter` directory of a run with adapter.kind = "
             '"control"'
         )
+    read_header(path)  # tells what is wrong with it in one line
     tensors = load_file(path)
     found = []
     for name, directions in tensors.items():

@@ -31,6 +31,7 @@ from headrace.trainer.architecture.model_writer import (
 )
 from headrace.trainer.architecture.overrides import overridden
 from headrace.trainer.architecture.read_architecture import lay_out, read_architecture
+from headrace.trainer.architecture.weight_index import adapter_file
 from headrace.trainer.building.directory_weights import StoredWeights
 from headrace.trainer.building.parameter_slots import Slot, find_slots, stored_buffers
 from headrace.trainer.building.weight_source import ScoredWeights, WeightSource, grown
@@ -62,7 +63,7 @@ def write_merged(
     skeleton: Any = lay_out(architecture)
     names = whole_names(model, architecture)
     wrapped = wrap(architecture, skeleton, settings, names, adapter)
-    stored = load_file(adapter / "adapter_model.safetensors")
+    stored = load_file(adapter_file(adapter))
     tensors = {names.inward(name): value for name, value in stored.items()}
     count, unused = 0, set(tensors)
     paths = paths_to_write(architecture, skeleton, tensors)

@@ -54,16 +54,17 @@ class ActivationOffload:
             if tensor.untyped_storage().data_ptr() != memory or tensor.shape != shape:
                 return tensor
             if not mine:
-                mine.append(self._send(tensor))
+                mine.append(self.send(tensor))
             return mine[0]
 
         def unpack(packed: Tensor | Offloaded) -> Tensor:
-            return packed if isinstance(packed, Tensor) else self._take_back(packed)
+            return packed if isinstance(packed, Tensor) else self.take_back(packed)
 
         with saved_tensors_hooks(pack, unpack):
             yield
 
-    def _send(self, tensor: Tensor) -> Offloaded:
+    def send(self, tensor: Tensor) -> Offloaded:
+        """Begin to copy a tensor to the host."""
         kept = tensor.detach()
         if self.stream is None:
             sent = Offloaded(kept.clone(), tensor.device, None, self.last)
@@ -77,7 +78,8 @@ class ActivationOffload:
         self.last = sent
         return sent
 
-    def _take_back(self, sent: Offloaded) -> Tensor:
+    def take_back(self, sent: Offloaded) -> Tensor:
+        """Return a tensor on its device, and begin to fetch the one that was sent before it."""
         self._fetch(sent)
         tensor = sent.fetched
         assert tensor is not None

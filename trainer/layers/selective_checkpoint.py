@@ -6,8 +6,10 @@ second factors and the rest are computed again from these, and so are the produc
 which have several rows for each token.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch.utils.checkpoint import (
 
 from headrace.kernels import frozen_linear  # noqa: F401 (it registers operators)
 from headrace.kernels.fp8 import linear as fp8_linear  # noqa: F401 (the same)
+from headrace.trainer.layers.activation_offload import ActivationOffload, Offloaded
 from headrace.trainer.layers.layer_functions import (
     LayerFunctions,
     run_layer,
@@ -49,7 +52,7 @@ class Choice:
 
     def keeps(self, operator: Any, inputs: Sequence[Any]) -> bool:
         """Say whether the result of the next operator is kept."""
-        if operator in ATTENTION or operator.name() == DOCUMENTS:
+        if attends(operator):
             return True
         sizes = product_sizes(operator, inputs)
         if sizes is None or sizes[0] >= LOW_RANK * sizes[1]:
@@ -89,20 +92,114 @@ def layer_functions(*, selective: bool) -> LayerFunctions:
     return LayerFunctions(run_layer, again)
 
 
-class KeptBytes(TorchDispatchMode):
-    """Counts the bytes of what a layer keeps, as it runs once."""
+def attends(operator: Any) -> bool:
+    """Return whether an operator is the forward pass of an attention."""
+    return operator in ATTENTION or operator.name() == DOCUMENTS
 
-    def __init__(self) -> None:
+
+@dataclass(frozen=True)
+class KeptResult:
+    """Results of an attention; the largest may be in host memory."""
+
+    tensors: list[Any]
+    largest: int
+    sent: Offloaded | None
+
+
+class KeptAttention:
+    """Recomputation of layers that keeps the results of attention, which then runs once.
+
+    Of a long row attention is most of the work, and its result as small as a layer's input.
+
+    Args:
+        offload: holds the results in host memory, if given.
+    """
+
+    def __init__(self, offload: ActivationOffload | None) -> None:
+        self.offload = offload
+
+    def begin(self) -> None:
+        """Start a micro-batch."""
+        if self.offload is not None:
+            self.offload.begin()
+
+    def contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """Return the contexts of one layer's forward pass and of its recomputation."""
+        kept: deque[KeptResult] = deque()
+        return KeepingMode(kept, self), GivingMode(kept, self)
+
+    def keep(self, results: Sequence[Any]) -> KeptResult:
+        """Hold what an attention has given."""
+        tensors = [x.detach() if isinstance(x, Tensor) else x for x in results]
+        sizes = [x.nbytes if isinstance(x, Tensor) else -1 for x in tensors]
+        largest = sizes.index(max(sizes))
+        if self.offload is None:
+            return KeptResult(tensors, largest, None)
+        sent, tensors[largest] = self.offload.send(tensors[largest]), None
+        return KeptResult(tensors, largest, sent)
+
+    def give(self, kept: KeptResult) -> list[Any]:
+        """Return it again."""
+        tensors = list(kept.tensors)
+        if self.offload is not None and kept.sent is not None:
+            tensors[kept.largest] = self.offload.take_back(kept.sent)
+        return tensors
+
+
+class KeepingMode(TorchDispatchMode):
+    """Keeps what attention gives."""
+
+    def __init__(self, kept: deque[KeptResult], attention: KeptAttention) -> None:
         super().__init__()
-        self.choice, self.bytes = Choice(), 0
+        self.kept, self.attention = kept, attention
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if self.choice.keeps(func, args):
+        if attends(func):
+            results = output if isinstance(output, tuple) else (output,)
+            self.kept.append(self.attention.keep(results))
+        return output
+
+
+class GivingMode(TorchDispatchMode):
+    """Gives what was kept in place of running attention."""
+
+    def __init__(self, kept: deque[KeptResult], attention: KeptAttention) -> None:
+        super().__init__()
+        self.kept, self.attention = kept, attention
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if not attends(func):
+            return func(*args, **(kwargs or {}))
+        results = self.attention.give(self.kept.popleft())
+        return tuple(results) if len(results) > 1 else results[0]
+
+
+class KeptBytes(TorchDispatchMode):
+    """Counts the bytes of what a layer keeps, as it runs once.
+
+    Args:
+        attention: keeps that alone.
+        offloaded: the largest result of each is in host memory.
+    """
+
+    def __init__(self, *, attention: bool = False, offloaded: bool = False) -> None:
+        super().__init__()
+        self.choice, self.bytes = Choice(), 0
+        self.attention, self.offloaded = attention, offloaded
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if attends(func) if self.attention else self.choice.keeps(func, args):
             found = output if isinstance(output, tuple) else (output,)
-            self.bytes += sum(part.nbytes for part in found if isinstance(part, Tensor))
+            sizes = [part.nbytes for part in found if isinstance(part, Tensor)]
+            self.bytes += sum(sizes) - self.offloaded * max(sizes)
         return output
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,11 +10,17 @@ from torch import Tensor, nn
 from headrace.trainer.building.built_stage import BuiltStage
 from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.messages import gather
+from headrace.trainer.optim.sharded import ShardedOptimizer, share_of
+from headrace.trainer.optim.sums import gradient_of, sum_over
 from headrace.trainer.parallel import RankLayout
 
 
-def reduce(built: BuiltStage, layout: RankLayout, scale: float = 1.0) -> float:
+def reduce(
+    built: BuiltStage, layout: RankLayout, optimizer: torch.optim.Optimizer, scale: float = 1.0
+) -> float:
     """Sum gradients over all copies of the weights; return the norm of the whole model's.
+
+    Where the optimizer shares its states out, a rank is given the sums of its shares alone.
 
     Args:
         scale: that the loss was multiplied by; the gradients are freed of it.
@@ -24,8 +29,18 @@ def reduce(built: BuiltStage, layout: RankLayout, scale: float = 1.0) -> float:
         unscale([item.parameter for item in built.trained], scale)
     sum_partial(built.trained, layout)
     sum_tied(built, layout)
-    sum_over_copies([item.parameter for item in built.trained], layout)
-    return global_norm(built, layout)
+    if isinstance(optimizer, ShardedOptimizer):
+        optimizer.reduce_gradients()
+    else:
+        sum_over_copies([item.parameter for item in built.trained], layout)
+    return global_norm(built, layout, optimizer)
+
+
+def stepped(built: BuiltStage, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return what is stepped here: trained weights, or this rank's shares of them."""
+    if isinstance(optimizer, ShardedOptimizer):
+        return optimizer.parameters
+    return [item.parameter for item in built.trained]
 
 
 def unscale(parameters: Sequence[nn.Parameter], scale: float) -> None:
@@ -76,49 +91,48 @@ def sum_over_copies(parameters: Sequence[nn.Parameter], layout: RankLayout) -> N
         sum_over(parameters, layout.copies_group, layout.device)
 
 
-def sum_over(parameters: Sequence[nn.Parameter], group: Any, device: torch.device) -> None:
-    """Sum each gradient over the ranks of a group, in one go.
-
-    A parameter that no rank has used, such as an expert without tokens, stays without a gradient
-    and is not stepped, as with one rank.
-    """
-    if not parameters:
-        return
-    used = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
-    dist.all_reduce(used, group=group)
-    handles = [
-        dist.all_reduce(gradient_of(parameter), group=group, async_op=True)
-        for parameter, users in zip(parameters, used.tolist(), strict=True)
-        if users
-    ]
-    for handle in handles:
-        handle.wait()
-
-
-def gradient_of(parameter: nn.Parameter) -> Tensor:
-    """Return a parameter's gradient; zeros, which it then has, where nothing used it."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
-def global_norm(built: BuiltStage, layout: RankLayout) -> float:
+def global_norm(
+    built: BuiltStage, layout: RankLayout, optimizer: torch.optim.Optimizer | None = None
+) -> float:
     """The norm of the whole model's gradient.
 
     Norms are taken tensor by tensor and added with one rounding (`math.fsum`), so the result is
-    bitwise the same however the model is cut.
+    bitwise the same however the model is cut into stages. Of copies, each takes its share of every
+    tensor, whether the optimizer's states are shared out or not.
     """
-    owned = [item for item in built.trained if item.owned and item.parameter.grad is not None]
-    gradients = [gradient_of(item.parameter) for item in owned]
-    parts = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-    is_cut = torch.tensor([item.cut is not None for item in owned], device=layout.device)
+    found = [(item, own_gradient(item, layout, optimizer)) for item in built.trained if item.owned]
+    parts = [
+        torch.linalg.vector_norm(gradient, dtype=torch.float32)
+        for _, gradient in found
+        if gradient is not None
+    ]
+    cuts = [item.cut is not None for item, gradient in found if gradient is not None]
+    is_cut = torch.tensor(cuts, device=layout.device)
     norms: list[float] = norms_of_whole(torch.stack(parts), is_cut, layout) if parts else []
     everyone = gather(norms, layout.pipeline_group)
     return math.sqrt(math.fsum(norm * norm for stage in everyone for norm in stage))
 
 
+def own_gradient(
+    item: TrainedParameter, layout: RankLayout, optimizer: torch.optim.Optimizer | None
+) -> Tensor | None:
+    """Return this rank's share of a gradient, which copies have summed; None where none has one."""
+    if isinstance(optimizer, ShardedOptimizer):
+        return optimizer.gradient_of(item.parameter)
+    gradient = item.parameter.grad
+    if gradient is None or layout.copies == 1:
+        return gradient
+    rank, ranks = dist.get_rank(layout.copies_group), layout.copies
+    start, size = share_of(gradient.numel(), rank, ranks)
+    return gradient.reshape(-1)[start : start + size]
+
+
 def norms_of_whole(norms: Tensor, is_cut: Tensor, layout: RankLayout) -> list[float]:
     """Return the norms of whole weights' gradients, from those of what this rank holds of them."""
+    if layout.copies > 1:
+        squares = norms.double().square()
+        dist.all_reduce(squares, group=layout.copies_group)
+        norms = squares.sqrt()
     if layout.dims.tensor > 1:
         squares = norms.double().square()
         dist.all_reduce(squares, group=layout.tensor_group)

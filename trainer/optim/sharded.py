@@ -1,6 +1,7 @@
 """An optimizer whose states are shared out among the ranks that hold the same weights (ZeRO-1).
 
-Each rank steps its share of every weight, in the weight's own memory, and gives it to the others.
+Each rank is given the sum of its share of every gradient, steps its share of the weight, in the
+weight's own memory, and gives it to the others.
 What is computed for an entry is what it would be without: only optimizers that step each entry by
 itself can be shared. Source: https://arxiv.org/abs/1910.02054.
 """
@@ -18,10 +19,22 @@ from headrace.trainer.building.parameter_slots import TrainedParameter
 from headrace.trainer.optim import states
 from headrace.trainer.optim.optimizer import OptimizerAround, record_of
 from headrace.trainer.optim.parameter_groups import Stepped
+from headrace.trainer.optim.sums import gradient_of, used_by_any
 
 ALIGNMENT = 64  # entries: shares begin where a whole weight's vectors of numbers do
 BUCKET = 1 << 24  # entries of a share that travel at once, at least one weight's
 Build = Callable[[Sequence[Stepped]], torch.optim.Optimizer]
+
+
+# torch 2.13 has renamed it
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def share_of(entries: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Return where a rank's share of so many entries begins, and how large a full share is."""
+    size = -(-entries // ranks)
+    size += -size % ALIGNMENT
+    return min(rank * size, entries), size
 
 
 @dataclass(frozen=True)
@@ -38,9 +51,7 @@ class Share:
         """Cut a weight."""
         weight = item.parameter.detach()
         assert weight.is_contiguous(), item.name
-        size = -(-weight.numel() // ranks)
-        size += -size % ALIGNMENT
-        start = min(rank * size, weight.numel())
+        start, size = share_of(weight.numel(), rank, ranks)
         return cls(item, size, start, nn.Parameter(weight.view(-1)[start : start + size]))
 
     def cut(self, whole: Tensor) -> Tensor:
@@ -69,22 +80,47 @@ class ShardedOptimizer(OptimizerAround):
         """Return the groups of the shares."""
         return self.inner.param_groups
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the shares."""
+        return [share.parameter for share in self.shares.values()]
+
+    def gradient_of(self, parameter: nn.Parameter) -> Tensor | None:
+        """Return this rank's share of a weight's gradient, once it is reduced."""
+        return self.shares[parameter].parameter.grad
+
+    @torch.no_grad()
+    def reduce_gradients(self) -> None:
+        """Give each rank the sums of its shares of the gradients, and let go of the whole ones."""
+        weights = list(self.shares)
+        device = weights[0].device if weights else None
+        used = used_by_any(weights, self.group, device) if device else []
+        for bucket in buckets([self.shares[weight] for weight in used]):
+            sizes = [share.size for share in bucket]
+            rows = [self._rows(share) for share in bucket]
+            mine = rows[0].new_empty(sum(sizes))
+            reduce_scatter(mine, torch.cat(rows, dim=1).view(-1), group=self.group)
+            for share, part in zip(bucket, mine.split(sizes), strict=True):
+                share.parameter.grad = part[: share.parameter.numel()]
+                share.item.parameter.grad = None
+
+    def _rows(self, share: Share) -> Tensor:
+        """Return [ranks, size] of a weight's gradient, filled up with zeros."""
+        gradient = gradient_of(share.item.parameter).reshape(-1)
+        missing = self.ranks * share.size - len(gradient)
+        return nn.functional.pad(gradient, (0, missing)).view(self.ranks, share.size)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None
-        stepped = []
-        for weight, share in self.shares.items():
-            share.parameter.grad = None if weight.grad is None else share.cut(weight.grad)
-            stepped += [] if weight.grad is None else [share]
+        stepped = [share for share in self.shares.values() if share.parameter.grad is not None]
         self.inner.step()
-        for share in stepped:
-            share.parameter.grad = None
         self._give(stepped)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of the weights."""
-        for weight in self.shares:
-            weight.grad = None
+        """Forget the gradients of weights and shares."""
+        for weight, share in self.shares.items():
+            weight.grad = share.parameter.grad = None
 
     def eval(self) -> None:
         """Go to the weights that are used, where other ones are trained."""

@@ -96,7 +96,7 @@ def layer_activations(
 
     kept = {key: count(key[0], span) for key, span in spans.items()}
     selected = dict.fromkeys(spans, 0.0)
-    if config.activation_checkpointing == "selective":
+    if config.activation_checkpointing in ("selective", "attention"):
         selected = {key: count(key[0], span, selective=True) for key, span in spans.items()}
     tile, tiles = 0.0, config.tiles
     if tiles > 1:
@@ -161,7 +161,9 @@ def kept_by(
         arguments = stage.arguments_of_layer(0, masks[None], positions, table, None, further)
         with torch.autocast("cpu", dtype, enabled=stage.autocast):
             if selective:
-                with KeptBytes() as results:
+                attention = config.activation_checkpointing == "attention"
+                offloaded = attention and config.activation_offload
+                with KeptBytes(attention=attention, offloaded=offloaded) as results:
                     run_layer(stage.layers[0], hidden, arguments)
                 return float(results.bytes)
             run = run_as_compiled if compiles else run_layer

@@ -88,8 +88,6 @@ def step_seconds(run: RunPlan) -> float:
     copies = run.replicas * config.sequence_parallel
     fullest = max(run.stages, key=lambda stage: stage.memory.gradients)
     seconds = 2 * fullest.memory.gradients * (1 - 1 / copies) / LINK
-    if config.optimizer.shard:
-        seconds += fullest.memory.gradients * (1 - 1 / copies) / LINK
     if config.optimizer.offload:
         numbers = config.optimizer.record.state_numbers(
             fullest.trained, fullest.trained, config.optimizer.used_momentum

@@ -158,7 +158,8 @@ def activation_bytes(
         )
         for part in pieces
     ]
-    in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * config.activation_offload
+    streams = config.activation_offload * (1 + (config.activation_checkpointing == "attention"))
+    in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * streams
     slices = config.sequence_slices
     attending = [(n in chosen) for part in pieces for n, half in part if half != "mlp"]
     return (

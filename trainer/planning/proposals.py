@@ -73,14 +73,13 @@ def propose(run: RunPlan, gpus: int, memory: float, tried: TriedModel) -> list[P
 def plans(run: RunPlan, gpus: int, tried: TriedModel) -> Iterator[tuple[Changes, RunPlan]]:
     """Yield what a config may change, and the run that it then is."""
     parts = run.config.tensor_parallel
-    counted: dict[tuple[bool, int, int], LayerActivations] = {}
+    counted: dict[tuple[str, int, int], LayerActivations] = {}
     sizes: dict[int, ModelSize] = {parts: run.size}
-    if run.config.activation_checkpointing != "selective":
-        counted[False, run.config.tiles, parts] = run.activations
+    counted[results_kept(run.config), run.config.tiles, parts] = run.activations
     for changes in candidates(run, gpus, tried):
         config = with_changes(run.config, changes)
         parts = config.tensor_parallel
-        kind = config.activation_checkpointing == "selective", config.tiles, parts
+        kind = results_kept(config), config.tiles, parts
         known, size = counted.get(kind), sizes.get(parts)
         try:
             check_rules(config)
@@ -89,6 +88,14 @@ def plans(run: RunPlan, gpus: int, tried: TriedModel) -> Iterator[tuple[Changes,
             continue  # keys that do not go together, or more stages than layers
         counted[kind], sizes[parts] = changed.activations, changed.size
         yield changes, changed
+
+
+def results_kept(config: TrainConfig) -> str:
+    """Return what decides on the results that recomputed layers keep."""
+    kind = str(config.activation_checkpointing)
+    if kind == "attention":
+        return f"{kind} {config.activation_offload}"
+    return kind if kind == "selective" else ""
 
 
 def candidates(run: RunPlan, gpus: int, tried: TriedModel) -> Iterator[Changes]:
@@ -146,6 +153,7 @@ def ways_to_save(
     recomputed.append({"activation_checkpointing": "full", "activation_offload": True})
     if tiled:
         recomputed += [{**recomputed[-2], "tiles": TILES}, {**recomputed[-1], "tiles": TILES}]
+        recomputed.append({**recomputed[-1], "activation_checkpointing": "attention"})
     states: list[dict[str, Any]] = [{"optimizer.shard": False, "optimizer.offload": False}]
     if copies > 1 and record.shardable and not config.relora.every_steps:
         states.append({"optimizer.shard": True, "optimizer.offload": False})

@@ -175,7 +175,8 @@ def layer_work(
     window = plan.architecture.windows[index] or sequence_len
     attends = plan.architecture.attends[index] and half != "mlp"
     seen = min(window, sequence_len / 2) if attends else 0.0
-    attention_passes = 3 + recomputed  # forward once, backward two products for each of two
+    again = recomputed and config.activation_checkpointing != "attention"
+    attention_passes = 3 + again  # forward once, backward two products for each of two
     work = 2 * part.active * weight_passes + 4 * seen * width * attention_passes
     if config.tiles > 1 and half != "attention":  # each MLP runs once more
         work += 2 * (size.piece(index, "mlp") if size.halves else part).active

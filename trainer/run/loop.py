@@ -114,10 +114,10 @@ class Loop:
                 scale=factor,
             )
             with engine.timeline.span("OptimizerStep"):
-                norm, norms = gradients.reduce(built, self.layout, factor), None
+                norm, norms = gradients.reduce(built, self.layout, optimizer, factor), None
                 anomaly = self.find_anomaly(norm, losses, inputs.trained_tokens, scale)
                 if anomaly is None or not anomaly.forbids_update:
-                    parameters = [item.parameter for item in built.trained]
+                    parameters = gradients.stepped(built, optimizer)
                     gradients.clip(parameters, norm, config.optimizer.gradient_clipping)
                     optimizer.step()
                     every = config.reporting.adapter_norms_every

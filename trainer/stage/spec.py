@@ -11,6 +11,7 @@ from headrace.trainer.architecture.architecture import Architecture
 from headrace.trainer.layers.activation_offload import ActivationOffload
 from headrace.trainer.layers.layer_functions import LayerFunctions
 from headrace.trainer.layers.router_loss import RouterLossSettings
+from headrace.trainer.layers.selective_checkpoint import KeptAttention
 from headrace.trainer.layers.weight_offload import WeightOffload
 from headrace.trainer.sequence_slice import WHOLE, SequenceSlice
 from headrace.trainer.stage.input_parts import InputParts
@@ -89,6 +90,7 @@ class StageSpec:
         autocast: run in `compute_dtype` though the weights are float32 (full fine-tuning).
         recompute: numbers of the layers that keep only their input for the backward pass.
         selective: let these keep some results too, see `selective_checkpoint`.
+        kept_attention: let them keep the results of attention, here.
         offload: where these inputs are held in between, if not on the device.
         seeded: set the random state before each layer, for dropout that is the same in any layout.
         embedding_on_cpu: it is none of the parts that move with the stage, as DeepSpeed moves them.
@@ -110,6 +112,7 @@ class StageSpec:
     autocast: bool
     recompute: frozenset[int]
     selective: bool = False
+    kept_attention: KeptAttention | None = None
     offload: ActivationOffload | None
     seeded: bool
     objective: Objective

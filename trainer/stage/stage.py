@@ -97,6 +97,7 @@ class Stage(nn.Module):
         self.seeded = spec.seeded
         self.weight_offload = spec.weight_offload
         self.selective = spec.selective
+        self.kept_attention = spec.kept_attention
         self.uncompiled = layer_functions(selective=spec.selective)
         self.layer_functions = faster.layer_functions or self.uncompiled
         # For layers with a state, whose code goes by documents' lengths, and for selective
@@ -193,8 +194,9 @@ class Stage(nn.Module):
             if vision is not None and vision.positions is not None:
                 axes = vision.positions.long()
             tables = self._rotary_tables(hidden, axes, lengths, rows)
-            if self.offload is not None:
-                self.offload.begin()
+            for kept in (self.offload, self.kept_attention):
+                if kept is not None:
+                    kept.begin()
             for index in range(len(self.layers)):
                 window = self.windows[index]
                 table = tables.get(self.rotary_types[index])
@@ -328,10 +330,11 @@ class Stage(nn.Module):
         seeded, recompute = self.seeded and self.training, self.recomputed[index] and self.training
         routes = tap is not None and real is not None and self.router_loss is not None
         weights = self.weight_offload
-        beside = (control, weights, kept)
+        beside = (control, weights, kept, self.kept_attention)
         outside = recompute and (seeded or routes or any(part is not None for part in beside))
         within = recompute and not outside
-        as_it_is = self.stateful[index] or bool(self.stream.modes) or (outside and self.selective)
+        keeps = self.selective or self.kept_attention is not None
+        as_it_is = self.stateful[index] or bool(self.stream.modes) or (outside and keeps)
         functions = self.uncompiled if as_it_is else self.layer_functions
         function = functions.checkpointed if within else functions.plain
 
@@ -354,6 +357,8 @@ class Stage(nn.Module):
 
         if outside:
             contexts = kept_products if self.selective else noop_context_fn
+            if self.kept_attention is not None:
+                contexts = self.kept_attention.contexts
             return partial(
                 checkpoint,
                 run,

@@ -325,3 +325,21 @@ def test_spark_submit_shows_one_line_of_an_error_and_goes_on_after_it(submit, mi
     assert "tasks are done already" in done.stdout
     right = run_on(None, mixed_config("right", **FEW_TASKS))
     assert {p: Path("out", p).read_bytes() for p in right} == right
+
+
+WORKERS_SCRIPT = """
+from headrace.dataprep.work.local_engine import LocalEngine
+if __name__ == "__main__":
+    assert sorted(result for _, result in LocalEngine(2).run(abs, [-1, -2])) == [1, 2]
+"""
+
+
+def test_workers_import_nothing_from_the_working_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("numpy", "pydantic", "json"):
+        (tmp_path / "data" / f"{name}.py").write_text("open('ran', 'w')")
+    (tmp_path / "script.py").write_text(WORKERS_SCRIPT)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    subprocess.run(command, cwd=tmp_path / "data", env=environment, check=True)
+    assert not (tmp_path / "data" / "ran").exists()

@@ -51,6 +51,14 @@ def test_an_adapter_of_other_names_is_refused_instead_of_merging_nothing(tiny_mo
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"], "nothing is left behind"
 
 
+@pytest.mark.parametrize("damage", [b"", b"no tensors at all"])
+def test_a_damaged_adapter_is_named_in_one_line(damage, tiny_model, tmp_path):
+    adapter = adapter_of(tiny_model, tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").write_bytes(damage)
+    with pytest.raises(DataError, match=r"adapter_model\.safetensors: cannot be read"):
+        merge(tiny_model, adapter, tmp_path / "merged")
+
+
 def test_changing_no_weight_is_an_error(tiny_model, tmp_path, monkeypatch):
     adapter = adapter_of(tiny_model, tmp_path / "adapter")
     monkeypatch.setattr(merged_model, "scale_and_count", lambda *_: 0)

@@ -40,9 +40,9 @@ def build(tiny_model, dropout=0.0, **settings):
 @pytest.fixture
 def sent(monkeypatch):
     """Grows by one with each tensor that is offloaded."""
-    count, send = [], ActivationOffload._send
+    count, send = [], ActivationOffload.send
     monkeypatch.setattr(
-        ActivationOffload, "_send", lambda self, tensor: count.append(1) or send(self, tensor)
+        ActivationOffload, "send", lambda self, tensor: count.append(1) or send(self, tensor)
     )
     return count
 
@@ -71,6 +71,8 @@ def gradients(stage):
         ("full", True),
         (2, True),
         ("selective", False),
+        ("attention", False),
+        ("attention", True),
     ],
 )
 def test_recomputed_and_offloaded_layers_give_the_same_bits(
@@ -85,7 +87,8 @@ def test_recomputed_and_offloaded_layers_give_the_same_bits(
     for name, gradient in expected.items():
         assert gradient.any(), name
         assert torch.equal(found[name], gradient), name
-    assert len(sent) == 2 * sum(stage.recomputed) * offload
+    in_layer = 2 if setting == "attention" else 1  # its input, and the result of attention
+    assert len(sent) == 2 * sum(stage.recomputed) * offload * in_layer
 
 
 def test_an_offloaded_input_leaves_the_device_until_it_is_wanted_back():
@@ -111,12 +114,12 @@ def test_an_offloaded_input_leaves_the_device_until_it_is_wanted_back():
 
 def test_the_tensor_wanted_next_is_fetched_ahead():
     offload = ActivationOffload(CPU)
-    first, second = (offload._send(torch.full((2,), float(value))) for value in (1, 2))
-    assert offload._take_back(second).tolist() == [2.0, 2.0]
+    first, second = (offload.send(torch.full((2,), float(value))) for value in (1, 2))
+    assert offload.take_back(second).tolist() == [2.0, 2.0]
     assert first.fetched is not None
-    assert offload._take_back(first).tolist() == [1.0, 1.0]
+    assert offload.take_back(first).tolist() == [1.0, 1.0]
     offload.begin()
-    assert offload._send(torch.zeros(2)).before is None
+    assert offload.send(torch.zeros(2)).before is None
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,19 @@ def test_selective_layers_repeat_every_second_wide_product_and_no_attention(tiny
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
     assert full.attention == 4 * LAYERS and selective.attention == none.attention == 2 * LAYERS
     assert none.wide < selective.wide < full.wide
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_kept_attention_runs_once_and_all_products_again(tiny_model, offload):
+    counts = {}
+    for setting in ("none", "attention", "full"):
+        offloads = offload and setting != "none"
+        stage = build(tiny_model, activation_checkpointing=setting, activation_offload=offloads)
+        with Products() as counts[setting]:
+            gradients(stage)
+    none, attention, full = counts.values()
+    assert attention.attention == none.attention == 2 * LAYERS < full.attention
+    assert attention.wide == full.wide > none.wide
 
 
 class Products(TorchDispatchMode):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from model_types import architecture_for
 from tiny_families import config_of, make_batch, run_forward
+from transformers import AutoModelForCausalLM
 from transformers.models.kimi_linear import modeling_kimi_linear
 from transformers.models.qwen3_next import modeling_qwen3_next
 
@@ -16,6 +17,7 @@ from headrace.trainer.architecture.read_architecture import architecture_of, rea
 from headrace.trainer.building.make_plan import make_plan
 from headrace.trainer.building.model_builder import build_stage
 from headrace.trainer.building.self_check import save_tiny
+from headrace.trainer.families.state_kernels import rebound, without_kernels_on_cpus
 from headrace.trainer.layers import state_mixers
 from headrace.trainer.layers.state_mixers import RestartsAtDocuments
 from headrace.trainer.quantized.modules import quantized_places
@@ -196,6 +198,22 @@ def test_documents_are_one_row_where_a_kernel_restarts_a_state(family, tmp_path,
         mixer.one_row = built.stage.states.one_row
     assert_alike(losses_and_gradients(built), alone, tolerance=1e-4)  # see DRAWS in self_check
     assert [len(bounds) - 1 for bounds in calls] == [6] * len(mixers_of(built))
+
+
+def test_kernels_that_transformers_has_found_are_not_run_on_cpus(monkeypatch):
+    """As where the package is installed: the name that a mixer calls is a wrapper of the kernel."""
+
+    def of_gpus(*states, **named):
+        raise RuntimeError("0 active drivers")
+
+    function = modeling_qwen3_next.torch_chunk_gated_delta_rule
+    of_gpus.__wrapped__ = getattr(function, "__wrapped__", function)
+    monkeypatch.setattr(modeling_qwen3_next, "torch_chunk_gated_delta_rule", of_gpus)
+    rebound.cache_clear()
+    architecture = architecture_for("qwen3_next", tiny=True)
+    model = without_kernels_on_cpus(AutoModelForCausalLM.from_config(architecture.config))
+    rebound.cache_clear()
+    assert model(torch.tensor([[3, 4, 5]])).logits.isfinite().all()
 
 
 def test_kernels_stand_in_only_where_a_mixer_asks_for_what_they_replace(monkeypatch, tmp_path):

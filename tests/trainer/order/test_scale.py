@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from data_configs import make_config
 from loaders import open_loader
+from ports import free_port
 from sparse import make_sparse
 
-from headrace.jobs.commands.launch import free_port
 from headrace.jobs.commands.ranks import rank_environment
 from headrace.schemas.shards.manifest_file import write_manifest
 from headrace.trainer.order.data_history import open_history

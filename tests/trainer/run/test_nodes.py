@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from ports import free_port
 from runs import as_toml, children, exact_metrics, start
 
 from headrace.jobs.commands import nodes as nodes_module
@@ -167,8 +168,6 @@ def test_a_stop_on_one_host_saves_on_a_disk_that_both_share(cluster):
 
 def meeting(count, **settings):
     """The watches of so many nodes; node 0 listens beside a free port, so that may be taken."""
-    from headrace.jobs.commands.launch import free_port
-
     for _ in range(100):
         port = free_port()
         nodes = [Nodes(count, rank, "127.0.0.1", port, 60, **settings) for rank in range(count)]

@@ -33,7 +33,7 @@ def compare(found, expected):
 @pytest.mark.parametrize(
     "family", ["llama", *(pytest.param(f, marks=pytest.mark.exhaustive) for f in ("gemma2", "phi"))]
 )
-@pytest.mark.parametrize("again", ["none", "full"])
+@pytest.mark.parametrize("again", ["none", "attention", "full"])
 def test_losses_and_gradients_are_those_of_whole_mlps(family, again, tmp_path):
     model = save_tiny(family, tmp_path / "model")
     for adapter in (LORA, {"kind": "none"}):
