@@ -63,7 +63,7 @@ def encode_documents(spec: TokenizerSpec, texts: Sequence[str], ends: Ends) -> l
 
     Empty where the tokenizer gives no token at all.
     """
-    encoded = encode_ids(spec, texts, False, ends.parse_special_tokens)
+    encoded = list(encode_ids(spec, texts, False, ends.parse_special_tokens))
     return surround_all(ends, encoded)
 
 

@@ -91,6 +91,8 @@ def init(
     pairs = kinds == {True}
     rate = DPO_RATE if pairs else lora_rate(config)
     values = train_values(wanted.model, run, shards, rows, rate) | objective(pairs=pairs)
+    if any(item.kind.pictures for item in usable):
+        values["vision"] = {}
     fitting = forecasts.fit(values, sequence_len, machine)
     wanted.folder.mkdir(parents=True, exist_ok=True)
     prepare_path, train_path = wanted.folder / PREPARE, wanted.folder / TRAIN

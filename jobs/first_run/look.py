@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.dataprep.formats.extraction import library_version
+from headrace.dataprep.images.references import MARKER
 from headrace.dataprep.input.files import describe_file
 from headrace.dataprep.input.readers import read_records
 from headrace.dataprep.input.records import Record
@@ -205,7 +206,10 @@ def has_pictures(value: Any) -> bool:
     if isinstance(value, Mapping):
         named = any(value.get(name) not in (None, "", []) for name in PICTURE_FIELDS)
         return named or any(map(has_pictures, value.values()))
-    return isinstance(value, list) and any(map(has_pictures, value))
+    if not isinstance(value, list):
+        return False
+    texts = len(value) > 1 and all(isinstance(item, str) for item in value)
+    return (texts and MARKER in value[0]) or any(map(has_pictures, value))
 
 
 def kind_of_rows(rows: Sequence[dict[str, Any]], chats: bool) -> Kind:

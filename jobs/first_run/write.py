@@ -115,7 +115,7 @@ def train_toml(
     for name in ("datasets", "evaluation_datasets"):
         for table in values.get(name, []):
             lines += [f"[[{name}]]", *(f"{key} = {toml(v)}" for key, v in table.items()), ""]
-    for name in ("objective", "adapter", "optimizer", "scheduler", "evaluation"):
+    for name in ("vision", "objective", "adapter", "optimizer", "scheduler", "evaluation"):
         if name in values:
             table = values[name]
             lines += [f"[{name}]", *(f"{key} = {toml(v)}" for key, v in table.items()), ""]

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from headrace.trainer.devices import device_type
+
 FILE_BYTES = 2 << 30
 BLOCK = 128  # rows and columns that share a scale in FP8
 MX_BLOCK = 32  # weights that share an exponent in MXFP4
@@ -66,7 +68,7 @@ def write_weights(directory: Path, layout: str = "bfloat16") -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     files = Files(directory)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_type())
     for name, tensor in stored_tensors(model).items():
         for part, value in packer(name, tensor.shape, device).items():
             files.add(part, value.cpu())

@@ -86,10 +86,11 @@ PICTURED = [
     {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>?"}]},
     {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}]},
     {"images": ["a.jpg"], "prompt": "?", "chosen": "a", "rejected": "b"},
+    {"messages": [{"user": ["What is <image>?", "a.png"]}, {"assistant": "a mill"}]},
 ]
 
 
-@pytest.mark.parametrize("row", PICTURED, ids=["LLaVA", "parts", "pairs"])
+@pytest.mark.parametrize("row", PICTURED, ids=["LLaVA", "parts", "pairs", "jllm"])
 def test_rows_with_pictures_need_a_model_that_sees(row, tmp_path):
     rows = write_lines(tmp_path / "rows.jsonl", row)
     (found,) = look([rows], CHATTING)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from headrace.dataprep.text.document_ends import Ends, surround, surround_all
+from headrace.dataprep.formats.document_ends import Ends, surround, surround_all
 
 DOCUMENTS = [[], [5], [1], [2], [1, 2], [2, 1], [1, 7, 2], [], [9, 9, 9]]
 
