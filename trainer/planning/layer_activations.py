@@ -137,7 +137,7 @@ def kept_by(
         tiles: over which its MLP goes.
     """
     rows, width = config.places, plan.architecture.stream.width
-    stage, cuts = lay_out_layer(plan, config, layer, dtype)
+    stage, cuts = lay_out_part(plan, config, layer, dtype)
     fast = config.kernels == "auto"
     adapted = adapted_experts(stage) * dtype.itemsize
     with FakeTensorMode():
@@ -188,14 +188,17 @@ class LonelyRank(TensorShard):
         return [tensor.detach()] * self.ranks
 
 
-def lay_out_layer(
-    plan: Plan, config: ModelConfig, layer: Span, dtype: torch.dtype
+def lay_out_part(
+    plan: Plan, config: ModelConfig, layers: Span, dtype: torch.dtype, *, number: int = 1
 ) -> tuple[Stage, StageCuts]:
-    """Return a stage of one layer, or half of one, whose weights have no memory, as a rank has it;
-    and what of them that is.
+    """Return a stage of these layers, whose weights have no memory, as a rank has it; and what of
+    them that is.
+
+    Args:
+        number: of the stage; 1 is neither the first nor the last.
     """
     initial = lay_out_with_buffers(plan.architecture, dtype)
-    cut = StageCut(1, 3, layer)  # neither the first stage nor the last
+    cut = StageCut(number, 3, layers)
     rank, cpu = LonelyRank(0, config.tensor_parallel), torch.device("cpu")
     spec = assemble(plan, config, cut, dtype, cpu, initial, shard=rank)
     stage = copy.deepcopy(Stage(spec))

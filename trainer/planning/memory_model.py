@@ -24,6 +24,23 @@ Kept = Mapping[tuple[int, Half | None], float]  # of a kind of layer, or of a ha
 
 
 @dataclass(frozen=True)
+class TowerActivations:
+    """Bytes that a vision tower and its projector keep of one micro-batch."""
+
+    kept: float  # for the backward pass, without recomputation
+    given: float  # the pictures, which are all that is kept with it
+
+    def held(self, config: ModelConfig) -> float:
+        """Return the bytes of all micro-batches in flight, and of the one that runs again."""
+        if config.activation_checkpointing == "none":
+            return in_flight(config, 0, [self.kept])
+        return in_flight(config, 0, [self.given]) + self.kept
+
+
+NO_TOWER = TowerActivations(0.0, 0.0)  # or a frozen one
+
+
+@dataclass(frozen=True)
 class LayerActivations:
     """Bytes that decoder layers keep for the backward pass of one micro-batch.
 
@@ -36,6 +53,7 @@ class LayerActivations:
     boundary: float  # its input alone, with recomputation
     keys: float = 0.0  # of them, keys and values of whole rows, which slices of rows keep
     tile: float = 0.0  # of one tile of an MLP, while it runs again
+    tower: TowerActivations = NO_TOWER
 
     def kept_of(self, layer: int, half: Half | None) -> float:
         """Return what a layer, or half of it, keeps without recomputation."""
@@ -60,6 +78,7 @@ class LayerActivations:
             {key: size / ranks for key, size in self.selected.items()},
             self.boundary / ranks,
             tile=self.tile / ranks,
+            tower=self.tower,
         )
 
 
@@ -162,10 +181,12 @@ def activation_bytes(
     in_transit = OFFLOADED_IN_TRANSIT * activations.boundary * streams
     slices = config.sequence_slices
     attending = [(n in chosen) for part in pieces for n, half in part if half != "mlp"]
+    has_tower = stage == 0 and activations.tower is not NO_TOWER
     return (
         in_flight(config, stage, kept)
         + (in_transit + recomputed + activations.tile) / slices
         + kept_keys(config, stage, activations.keys, attending)
+        + (activations.tower.held(config) if has_tower else 0.0)
     )
 
 

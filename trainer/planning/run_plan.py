@@ -15,14 +15,17 @@ from headrace.trainer.building.assembly import base_prefix
 from headrace.trainer.building.model_plan import Plan
 from headrace.trainer.building.model_size import ModelSize, PartSize, measure
 from headrace.trainer.building.partition import PATCHES_PER_TOKEN, partition
-from headrace.trainer.planning.layer_activations import layer_activations
+from headrace.trainer.planning.layer_activations import lay_out_part, layer_activations
 from headrace.trainer.planning.memory_model import (
+    NO_TOWER,
     LayerActivations,
     StageMemory,
+    TowerActivations,
     parts_of_stage,
     stage_memory,
 )
 from headrace.trainer.planning.planned_run import RunPlan, StagePlan
+from headrace.trainer.planning.tower_activations import tower_activations
 from headrace.trainer.stage.acceleration import runs_without_masks
 from headrace.trainer.tensor_parallel.cut_stage import cut_stage
 from headrace.trainer.tensor_parallel.shard import TensorShard
@@ -51,7 +54,7 @@ def plan_run(
     length = sequence_len or read_manifest(Path(config.datasets[0].path)).sequence_len
     dtype = devices.compute_dtype(config.dtype, devices.PLANNED)
     size = size or size_of_rank(plan, config.tensor_parallel)
-    activations = activations or layer_activations(plan, config, dtype, length)
+    activations = activations or count_activations(plan, config, dtype, length)
     cut = partition(config, plan.size)
     stages, copies = dims.stages, dims.replicas * dims.sequence
     mine = share_of_activations(config, plan, activations, dtype, length)
@@ -66,6 +69,27 @@ def plan_run(
             stage_plan(plan, config, size, cut[n::stages], n, mine, dtype, length, copies)
             for n in range(stages)
         ],
+    )
+
+
+def count_activations(
+    plan: Plan, config: TrainConfig, dtype: torch.dtype, sequence_len: int
+) -> LayerActivations:
+    """Count what decoder layers and a vision tower keep for the backward pass."""
+    tower = count_tower(plan, config, dtype, sequence_len)
+    return replace(layer_activations(plan, config, dtype, sequence_len), tower=tower)
+
+
+def count_tower(
+    plan: Plan, config: TrainConfig, dtype: torch.dtype, sequence_len: int
+) -> TowerActivations:
+    """Count what a vision tower keeps, of which anything is trained."""
+    if plan.size.vision is None or not plan.size.vision.trained:
+        return NO_TOWER
+    stage, _ = lay_out_part(plan, config, Span(0, 0), dtype, number=0)
+    assert stage.tower is not None
+    return tower_activations(
+        plan, config, dtype, sequence_len, stage.tower, autocast=stage.autocast
     )
 
 

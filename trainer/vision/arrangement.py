@@ -87,3 +87,4 @@ ARRANGEMENTS: Mapping[str, Callable[[Sequence[Picture], Numbers], Arguments]] = 
     "tiles with sizes": tiles_with_sizes,
     "padded": padded,
 }
+ANY_SIZE = ("patches", "padded")  # those of pictures of any size, not in tiles of one
