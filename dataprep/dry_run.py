@@ -26,12 +26,24 @@ from headrace.dataprep.work.local_engine import LocalEngine
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.shards.parquet_options import parquet_options
 
-SAMPLED_SHARE = 0.01
-LEAST_SAMPLED_BYTES = 8 << 20  # of each source
-LEAST_SAMPLES = 32  # many small ones tell more than few large ones
-LEAST_SAMPLE_BYTES = 1 << 16
 WORK_BYTES = 4.2  # a token on disk while the run lasts; twice that to find duplicates
 SHUFFLE_SECONDS = 40e-9  # a token, one core
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Amount that is read of each source: a share, at least so many bytes in so many samples.
+
+    Many small samples tell more than few large ones.
+    """
+
+    share: float = 0.01
+    least_bytes: int = 8 << 20
+    least_samples: int = 32
+    least_sample_bytes: int = 1 << 16
+
+
+SAMPLING = Sampling()
 
 
 @dataclass(frozen=True)
@@ -60,12 +72,16 @@ class Survey:
     tokenizer: TokenizerSpec
 
 
-def estimate(config: PrepareConfig, workers: int | None = None) -> Estimate:
+def estimate(
+    config: PrepareConfig, workers: int | None = None, sampling: Sampling = SAMPLING
+) -> Estimate:
     """Return the estimate of a survey."""
-    return survey(config, workers).estimate
+    return survey(config, workers, sampling).estimate
 
 
-def survey(config: PrepareConfig, workers: int | None = None) -> Survey:
+def survey(
+    config: PrepareConfig, workers: int | None = None, sampling: Sampling = SAMPLING
+) -> Survey:
     """Sample each source, evenly over its input, and scale what was found.
 
     Raises:
@@ -77,7 +93,7 @@ def survey(config: PrepareConfig, workers: int | None = None) -> Survey:
         parts, findings = [], {}
         for source in context.config.sources:
             own = [task for task in tasks if task.source.name == source.name]
-            samples = choose_samples(own, context.config.block_bytes, Path(folder))
+            samples = choose_samples(own, context.config.block_bytes, Path(folder), sampling)
             measured = [result for _, result in engine.run(partial(measure, context), samples)]
             found = scale(own, samples, measured, context, engine.workers)
             parts.append(limit(found, source.max_rows, source.max_tokens))
@@ -99,14 +115,14 @@ def limit(found: Estimate, rows: int | None, tokens: int | None) -> Estimate:
     )
 
 
-def choose_samples(tasks: list[Task], block: int, folder: Path) -> list[Sample]:
+def choose_samples(tasks: list[Task], block: int, folder: Path, sampling: Sampling) -> list[Sample]:
     """Parts of blocks at equal distances over the input of one source; all of a small one."""
     total = sum(task.size for task in tasks)
-    wanted = max(int(total * SAMPLED_SHARE), LEAST_SAMPLED_BYTES)
+    wanted = max(int(total * sampling.share), sampling.least_bytes)
     if wanted * 2 >= total:
         return [Sample(task, task.size) for task in tasks]
     ends = list(accumulate(task.size for task in tasks))
-    size = min(block, max(wanted // LEAST_SAMPLES, LEAST_SAMPLE_BYTES))
+    size = min(block, max(wanted // sampling.least_samples, sampling.least_sample_bytes))
     count = -(-wanted // size)
     chosen: dict[tuple[Piece, ...], Sample] = {}
     for number in range(count):

@@ -223,7 +223,7 @@ def run_tasks(
         done = len(tasks) - len(todo)
         logger.info("%s: %d of %d tasks are done already", context.output, done, len(tasks))
     title = "pack    " if context.corpus else "tokenize"
-    with TaskBar(reporter, title, context.output, todo) as bar:
+    with TaskBar(reporter, title, context.space, todo) as bar:
         for task, stats in engine.run(partial(run_task, context), todo):
             sums[task.source.name].add(stats)
             bar.finish(task, stats.documents, stats.tokens_in)

@@ -155,7 +155,8 @@ class ChatFormat:
         """The sample of one conversation, or none where no token is trained."""
         notes = text_losses(chat.conversation.messages, chat.rendered)
         roles = {message["role"] for message in chat.conversation.messages}
-        notes.update(absent_role(role) for role in self.chat.train_on if role not in roles)
+        absent, named = set(self.chat.train_on) - roles, self.chat.roles.values()
+        notes.update(absent_role(role, named) for role in sorted(absent))
         trained = self.turns.mask(chat, located, notes)
         content, pictures = chat.content(), chat.pictures.pictures if chat.pictures else ()
         if not trained[1:].any():  # nothing predicts the first

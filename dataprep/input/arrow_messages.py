@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from headrace.schemas.shards.unpacked_sizes import is_bomb
+from headrace.schemas.shards.unpacked_sizes import LARGE, is_bomb
 
 MAGIC = b"ARROW1"
 CONTINUED = 0xFFFFFFFF  # before the length of a message, since format 0.15
@@ -71,8 +71,11 @@ def root(content: bytes) -> Table:
     return Table(content, Table(content, 0).number(0, "I"))
 
 
-def check_messages(stream: pa.NativeFile) -> None:
+def check_messages(stream: pa.NativeFile, large: int = LARGE) -> None:
     """Check that no batch or dictionary of a file unpacks to far more than it is.
+
+    Args:
+        large: see `unpacked_sizes.is_bomb`.
 
     Raises:
         ValueError: with the message's number and its sizes.
@@ -83,7 +86,7 @@ def check_messages(stream: pa.NativeFile) -> None:
     find = file_messages if stream.read(len(MAGIC)) == MAGIC else stream_messages
     try:
         for number, start in enumerate(find(stream, size)):
-            check_message(stream, start, size, number)
+            check_message(stream, start, size, number, large)
     except struct.error as error:
         raise ValueError(f"its messages are damaged: {error}") from None
 
@@ -124,7 +127,7 @@ def read_metadata(stream: pa.NativeFile, start: int, size: int) -> tuple[bytes, 
     return stream.read(length), start + 4 + length
 
 
-def check_message(stream: pa.NativeFile, start: int, size: int, number: int) -> None:
+def check_message(stream: pa.NativeFile, start: int, size: int, number: int, large: int) -> None:
     """Check one message."""
     found = read_metadata(stream, start, size)
     if found is None:
@@ -141,7 +144,7 @@ def check_message(stream: pa.NativeFile, start: int, size: int, number: int) -> 
     values = [header.number(node, "q") for node in header.structs(NODES, NODE)]
     unpacked = sum(buffer_sizes(stream, header, body, packed))
     largest = max([header.value(ROWS, "q"), *values, unpacked])
-    if is_bomb(packed, largest):
+    if is_bomb(packed, largest, large):
         raise ValueError(f"message {number} unpacks from {packed} to {largest} bytes or values")
 
 

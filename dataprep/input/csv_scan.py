@@ -38,17 +38,20 @@ class Span(NamedTuple):
     open: bool
 
 
-def scan_csv(path: str, delimiter: str, start: int, limit: int) -> Iterator[Span]:
+def scan_csv(
+    path: str, delimiter: str, start: int, limit: int, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[Span]:
     """The records of a file from byte `start` on, at which one begins; blank lines are records.
 
     Args:
         limit: bytes of a record above which they are not kept.
+        chunk_bytes: are read at once.
     """
     scan = CsvScan(delimiter, start, limit)
     with open_bytes(path) as stream:
         if start:
             stream.seek(start)
-        while chunk := read_chunk(stream, path, max(CHUNK_BYTES, len(BOM))):
+        while chunk := read_chunk(stream, path, max(chunk_bytes, len(BOM))):
             yield from scan.records(chunk)
     yield from scan.rest()
 

@@ -27,10 +27,10 @@ def find_inputs(sources: Sequence[SourceConfig]) -> list[list[InputFile]]:
     return [find_source_files(source) for source in sources]
 
 
-def find_source_files(source: SourceConfig) -> list[InputFile]:
-    """The files of one source, sorted by path, each once."""
+def find_source_files(source: SourceConfig, most: int = MOST_FILES) -> list[InputFile]:
+    """The files of one source, sorted by path, each once; at most so many of one pattern."""
     patterns = [source.path] if isinstance(source.path, str) else source.path
-    found = {path for pattern in patterns for path in match(source.name, pattern)}
+    found = {path for pattern in patterns for path in match(source.name, pattern, most)}
     kept = [path for path in found if not is_excluded(path, source.exclude)]
     paths = sorted(kept, key=lambda path: (without_query(path), path))
     if not paths:
@@ -43,8 +43,8 @@ def is_excluded(path: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def match(source: str, pattern: str) -> list[str]:
-    """The files that one path or glob names."""
+def match(source: str, pattern: str, most: int) -> list[str]:
+    """The files that one path or glob names, at most so many."""
     if is_remote(pattern):
         remote = list_remote(source, pattern)
         if not remote:
@@ -71,9 +71,9 @@ def match(source: str, pattern: str) -> list[str]:
     paths: set[str] = set()
     for path in expand_glob(source, pattern):
         paths.add(os.path.normpath(path))
-        if len(paths) > MOST_FILES:
+        if len(paths) > most:
             raise DataError(
-                f'source "{source}": {pattern} matches more than {MOST_FILES:,} files; narrow it'
+                f'source "{source}": {pattern} matches more than {most:,} files; narrow it'
             )
     if not paths:
         raise DataError(f'source "{source}": no file matches {pattern}; correct the path')

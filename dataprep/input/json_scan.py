@@ -36,13 +36,16 @@ class Span(NamedTuple):
     data: bytes | None
 
 
-def scan_json(path: str, layout: str, start: int, limit: int) -> Iterator[Span]:
+def scan_json(
+    path: str, layout: str, start: int, limit: int, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[Span]:
     """The values of a JSON file, from byte `start` on, at which one begins; 0 for all.
 
     Args:
         layout: `"json"`: they are in a list, which is all of the file; `"inside"`: in a list, and
             what is behind it is of no interest; `"objects"`: they follow each other.
         limit: bytes of a value above which they are not kept.
+        chunk_bytes: are read at once.
 
     Raises:
         DataError: it is not of that layout, or ends before its end.
@@ -50,20 +53,20 @@ def scan_json(path: str, layout: str, start: int, limit: int) -> Iterator[Span]:
     scan = (ObjectsScan if layout == "objects" else ListScan)(path, start, limit)
     with open_bytes(path) as stream:
         if start:
-            pass_bytes(stream, path, start)
+            pass_bytes(stream, path, start, chunk_bytes)
         while not (scan.ended and layout == "inside") and (
-            chunk := read_chunk(stream, path, max(CHUNK_BYTES, len(BOM)))
+            chunk := read_chunk(stream, path, max(chunk_bytes, len(BOM)))
         ):
             yield from scan.values(chunk, layout == "inside")
         scan.check_end()
 
 
-def pass_bytes(stream: pa.NativeFile, path: str, count: int) -> None:
-    """Go to a byte of a stream that stands at its start."""
+def pass_bytes(stream: pa.NativeFile, path: str, count: int, chunk_bytes: int) -> None:
+    """Go to a byte of a stream that stands at its start, by chunks where it is compressed."""
     if not compression(path):
         stream.seek(count)
         return
-    while count and (chunk := read_chunk(stream, path, min(CHUNK_BYTES, count))):
+    while count and (chunk := read_chunk(stream, path, min(chunk_bytes, count))):
         count -= len(chunk)
 
 

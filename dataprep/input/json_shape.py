@@ -37,7 +37,7 @@ class Survey(NamedTuple):
     more: bool
 
 
-def find_shape(path: str, columns: Collection[str] | None) -> Shape:
+def find_shape(path: str, columns: Collection[str] | None, chunk_bytes: int = CHUNK_BYTES) -> Shape:
     """Return where the records of a file are.
 
     An object alone in its file, none of whose fields is a wanted one, and one of which is a list of
@@ -45,6 +45,7 @@ def find_shape(path: str, columns: Collection[str] | None) -> Shape:
 
     Args:
         columns: the wanted fields; None: all, of which those that usually hold records are none.
+        chunk_bytes: are read at once.
     """
     with open_bytes(path) as stream:
         head = read_chunk(stream, path, HEAD_BYTES).removeprefix(BOM).lstrip()
@@ -52,7 +53,7 @@ def find_shape(path: str, columns: Collection[str] | None) -> Shape:
     lines = bool(rest.strip()) and (is_object(line) or not goes_on(head))
     if head[:1] != b"{" or lines:
         return Shape("jsonl")
-    survey = survey_object(path)
+    survey = survey_object(path, chunk_bytes)
     if survey is None:
         return Shape("objects" if newline and goes_on(head) else "jsonl")
     alone = survey.list_start is not None and not survey.more
@@ -84,12 +85,12 @@ def goes_on(head: bytes) -> bool:
     return head[:1] == b"{" and depth > 0 and follows != b"" and goes_on
 
 
-def survey_object(path: str) -> Survey | None:
+def survey_object(path: str, chunk_bytes: int) -> Survey | None:
     """Look over the first object of a file; None if it never ends."""
     names: set[str] = set()
     depth, spread, list_start, end = 0, False, None, None
     with open_bytes(path) as stream:
-        for offset, data, token, follows in tokens(stream, path):
+        for offset, data, token, follows in tokens(stream, path, chunk_bytes):
             mark = token[0][:1]
             if mark == b'"' and depth == 1 and follows == b":" and len(names) < MOST_NAMES:
                 names.add(token[0][1:-1].decode(errors="replace"))
@@ -107,17 +108,19 @@ def survey_object(path: str) -> Survey | None:
         if end is None:
             return None
         more = bool(end.strip())
-        while not more and (chunk := read_chunk(stream, path, CHUNK_BYTES)):
+        while not more and (chunk := read_chunk(stream, path, chunk_bytes)):
             more = bool(chunk.strip())
     return Survey(frozenset(names), list_start, spread, more)
 
 
-def tokens(stream: pa.NativeFile, path: str) -> Iterator[tuple[int, bytes, re.Match[bytes], bytes]]:
+def tokens(
+    stream: pa.NativeFile, path: str, chunk_bytes: int
+) -> Iterator[tuple[int, bytes, re.Match[bytes], bytes]]:
     """Yield strings, brackets and line ends: the offset of the data they are in, the data, the
     match, and the character behind."""
     offset, rest = 0, b""
     while True:
-        chunk = read_chunk(stream, path, max(CHUNK_BYTES, len(rest)))
+        chunk = read_chunk(stream, path, max(chunk_bytes, len(rest)))
         data = rest + chunk
         kept = len(data)
         for token in TOKEN.finditer(data):

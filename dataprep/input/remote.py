@@ -34,8 +34,11 @@ def is_remote(path: str) -> bool:
     return "://" in path or path.startswith("hf:")
 
 
-def list_remote(source: str, pattern: str) -> list[str]:
+def list_remote(source: str, pattern: str, answer_seconds: float = ANSWER_SECONDS) -> list[str]:
     """The files that a URL or a glob of one names.
+
+    Args:
+        answer_seconds: a storage may take for each of its answers.
 
     Raises:
         DataError: there is none, or nothing answers.
@@ -47,7 +50,7 @@ def list_remote(source: str, pattern: str) -> list[str]:
     if is_http(url):
         raise DataError(f'source "{source}": {url}: HTTP lists no files; name each file')
     base, _, _ = url[: min(marks)].rpartition("/")
-    filesystem, inner = filesystem_of(base + query)
+    filesystem, inner = filesystem_of(base + query, answer_seconds)
     selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
     entries = ask(url, lambda: filesystem.get_file_info(selector))
     names = [entry.path[len(inner) :].lstrip("/") for entry in entries if entry.is_file]
@@ -107,9 +110,9 @@ def expand_name(pattern: str) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
+def filesystem_of(path: str, answer_seconds: float = ANSWER_SECONDS) -> tuple[pafs.FileSystem, str]:
     """Return the file system that reads a URL, and the file's path in it."""
-    return ask(path, lambda: open_filesystem(path, ANSWER_SECONDS, ATTEMPTS))
+    return ask(path, lambda: open_filesystem(path, answer_seconds, ATTEMPTS))
 
 
 def ask(path: str, question: Callable[[], ResultT]) -> ResultT:

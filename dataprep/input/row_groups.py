@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.schemas.seekable_file import SeekableFile
-from headrace.schemas.shards import unpacked_sizes
 from headrace.schemas.shards.parquet_pages import check_pages, reader_of, start_of
+from headrace.schemas.shards.unpacked_sizes import LARGE
 
 BATCH_ROWS = 256
 NUMBERS = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE")
@@ -64,9 +64,16 @@ def wanted_chunks(
 
 
 def check_group(
-    stream: pa.NativeFile, metadata: pq.FileMetaData, index: int, columns: Collection[str] | None
+    stream: pa.NativeFile,
+    metadata: pq.FileMetaData,
+    index: int,
+    columns: Collection[str] | None,
+    large: int = LARGE,
 ) -> RowGroup:
     """Decide how a row group is read, from the headers of its pages.
+
+    Args:
+        large: bytes of a column up to which it does no harm, however it is packed.
 
     Raises:
         ValueError: its pages are not what the footer says, or their values may be without bounds.
@@ -76,10 +83,10 @@ def check_group(
     for column, schema in wanted_chunks(metadata, index, columns):
         pages = check_pages(column, reader_of(stream))
         packed += column.total_compressed_size
-        if pages.largest * pages.values <= unpacked_sizes.LARGE:
+        if pages.largest * pages.values <= large:
             continue
         if not schema.max_repetition_level:
-            batch_rows = min(batch_rows, max(1, unpacked_sizes.LARGE // pages.largest))
+            batch_rows = min(batch_rows, max(1, large // pages.largest))
         elif column.physical_type == "BYTE_ARRAY" and not pages.prefixed:
             dictionaries.append(schema.path)
         elif column.physical_type not in NUMBERS:

@@ -118,7 +118,13 @@ def decode(place: Place, data: bytes) -> str | Reject:
 
 
 def split_range(
-    path: str, separator: bytes, start: int, end: int | None, limit: int, blanks: bool = True
+    path: str,
+    separator: bytes,
+    start: int,
+    end: int | None,
+    limit: int,
+    blanks: bool = True,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Iterator[tuple[Place, bytes | None]]:
     """The records of a file whose first byte lies in [start, end), without their separators.
 
@@ -131,13 +137,14 @@ def split_range(
         start, end: bytes; only uncompressed files may start elsewhere than at 0 or have an end.
         blanks: give empty records too. Without them a file of line ends alone is read at the
             speed of the disk.
+        chunk_bytes: are read at once, more only where a record has more.
     """
     if start:
-        start = first_record(path, separator, start, end)
+        start = first_record(path, separator, start, end, chunk_bytes)
     with open_bytes(path) as stream:
         if start:
             stream.seek(start)
-        records = split_stream(stream, path, separator, start, end, limit, blanks)
+        records = split_stream(stream, path, separator, start, end, limit, blanks, chunk_bytes)
         yield from records if start else without_mark(records)
 
 
@@ -159,6 +166,7 @@ def split_stream(
     end: int | None,
     limit: int,
     blanks: bool,
+    chunk_bytes: int,
 ) -> Iterator[tuple[Place, bytes | None]]:
     """Records from the stream's position `start` on, up to the last that begins before `end`."""
     position, line, rest = start, 0, b""
@@ -166,7 +174,7 @@ def split_stream(
     dropped, dropped_lines = 0, 0  # of the record that `rest` ends, and that is too large
     while end is None or position < end:
         # a record longer than a chunk doubles the next read, so that joining stays linear
-        chunk = read_chunk(stream, path, max(CHUNK_BYTES, len(rest)))
+        chunk = read_chunk(stream, path, max(chunk_bytes, len(rest)))
         data = rest + chunk
         if not (blanks or dropped) and data.isspace():
             cut = data.rfind(separator) + len(separator) if separator in data else 0
@@ -198,7 +206,13 @@ def split_stream(
         yield Place(path, start, line), None if dropped + len(rest) > limit else rest
 
 
-def first_record(path: str, separator: bytes, offset: int, end: int | None = None) -> int:
+def first_record(
+    path: str,
+    separator: bytes,
+    offset: int,
+    end: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> int:
     """The first byte at or after `offset` at which a record begins; the size if none does.
 
     One at or after `end` is of no interest: the search stops there, at any byte from `end` on.
@@ -207,7 +221,7 @@ def first_record(path: str, separator: bytes, offset: int, end: int | None = Non
         position = unambiguous_start(path, separator, max(0, offset - len(separator)))
         file.seek(position)
         data = b""
-        while chunk := file.read(max(CHUNK_BYTES, len(data))):
+        while chunk := file.read(max(chunk_bytes, len(data))):
             data += chunk
             *records, rest = data.split(separator)
             for record in records:

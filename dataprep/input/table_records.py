@@ -16,7 +16,7 @@ from headrace.dataprep.input.row_groups import BATCH_ROWS, check_group, group_ba
 from headrace.dataprep.input.row_sizes import Sizes, row_bytes
 from headrace.dataprep.input.streams import open_random, refuse_bytes, refuse_large
 from headrace.schemas.errors import DataError
-from headrace.schemas.shards.unpacked_sizes import is_bomb
+from headrace.schemas.shards.unpacked_sizes import LARGE, is_bomb
 
 MOST_BYTES = 4  # of a character in UTF-8
 PICTURE_FIELDS = {"bytes", "path"}  # of pictures in tables of `datasets`
@@ -24,13 +24,14 @@ HELD_BYTES = 1 << 26  # of rows that are made into Python values at once
 
 
 def read_parquet(
-    piece: Piece, columns: Columns, arrays: bool, limit: int
+    piece: Piece, columns: Columns, arrays: bool, limit: int, large: int = LARGE
 ) -> Iterator[Record | Reject]:
     """Some row groups; of the columns, those that are there.
 
     Args:
         arrays: give lists of numbers as arrays.
         limit: characters of a record from which on it is refused.
+        large: see `unpacked_sizes.is_bomb`.
     """
     path = piece.file.path
     rows_of = partial(batch_records, path, columns, arrays, limit)
@@ -41,8 +42,8 @@ def read_parquet(
             number = sum(metadata.row_group(index).num_rows for index in range(piece.start))
             for index in range(piece.start, piece.end or 0):
                 source = hold_group(stream, metadata, index, columns) if remote else stream
-                group = check_group(source, metadata, index, columns)
-                unpacked = Unpacked(group.packed)
+                group = check_group(source, metadata, index, columns, large)
+                unpacked = Unpacked(group.packed, large)
                 for batch in group_batches(source, metadata, group, columns):
                     yield from rows_of(batch, number, unpacked)
                     number += batch.num_rows
@@ -51,7 +52,7 @@ def read_parquet(
 
 
 def read_arrow(
-    piece: Piece, columns: Columns, arrays: bool, limit: int
+    piece: Piece, columns: Columns, arrays: bool, limit: int, large: int = LARGE
 ) -> Iterator[Record | Reject]:
     """Some record batches; of the columns, those that are there."""
     path = piece.file.path
@@ -65,7 +66,7 @@ def read_arrow(
                 names = [n for n in batch.schema.names if columns is None or n in columns]
                 batch.validate()
                 wanted = batch.select(names)
-                unpacked = Unpacked(batch.get_total_buffer_size())
+                unpacked = Unpacked(batch.get_total_buffer_size(), large)
                 yield from rows_of(wanted, number, unpacked)
             number += batch.num_rows
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -79,8 +80,9 @@ class UnpackedError(ValueError):
 class Unpacked:
     """A count of what the rows of a part of a file take, against the bytes of that part."""
 
-    def __init__(self, packed: int) -> None:
+    def __init__(self, packed: int, large: int) -> None:
         self.packed = packed
+        self.large = large
         self.bytes = 0
 
     def add(self, size: int) -> None:
@@ -90,7 +92,7 @@ class Unpacked:
             UnpackedError: the rows are very many times what the file is.
         """
         self.bytes += size
-        if is_bomb(self.packed, self.bytes):
+        if is_bomb(self.packed, self.bytes, self.large):
             raise UnpackedError(
                 f"its rows unpack from {self.packed} to more than {self.bytes} bytes, which is not "
                 "read; write each text once"

@@ -24,7 +24,7 @@ from headrace.dataprep.input.streams import (
 from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import DELIMITERS, FileFormat, SourceConfig
-from headrace.schemas.shards.unpacked_sizes import unpacked_problem
+from headrace.schemas.shards.unpacked_sizes import LARGE, unpacked_problem
 
 SUFFIXES: dict[str, FileFormat] = {
     ".parquet": "parquet",
@@ -163,8 +163,14 @@ def cut_table(
             start = end
 
 
-def row_group_sizes(source: SourceConfig, path: str, columns: Columns) -> list[int]:
-    """Uncompressed bytes of the columns that are read, in each row group."""
+def row_group_sizes(
+    source: SourceConfig, path: str, columns: Columns, large: int = LARGE
+) -> list[int]:
+    """Uncompressed bytes of the columns that are read, in each row group.
+
+    Args:
+        large: see `unpacked_sizes.is_bomb`.
+    """
     try:
         file = pq.ParquetFile(open_random(path))
     except (pa.ArrowException, OSError) as error:
@@ -178,17 +184,21 @@ def row_group_sizes(source: SourceConfig, path: str, columns: Columns) -> list[i
         read = [index for index, top in enumerate(tops) if columns is None or top in columns]
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         for number, group in enumerate(groups):
-            if problem := unpacked_problem(group, columns):
+            if problem := unpacked_problem(group, columns, large):
                 raise DataError(f"{path}: row group {number}: {problem}")
         return [sum(group.column(i).total_uncompressed_size for i in read) for group in groups]
 
 
-def batch_sizes(source: SourceConfig, path: str, columns: Columns) -> list[int]:
-    """Bytes in memory of the columns that are read, in each batch of an Arrow file or stream."""
+def batch_sizes(source: SourceConfig, path: str, columns: Columns, large: int = LARGE) -> list[int]:
+    """Bytes in memory of the columns that are read, in each batch of an Arrow file or stream.
+
+    Args:
+        large: see `unpacked_sizes.is_bomb`.
+    """
     sizes: list[int] = []
     try:
         with open_random(path) as stream:
-            check_messages(stream)
+            check_messages(stream, large)
         for batch in arrow_batches(path):
             if not sizes:
                 check_columns(source, path, batch.schema, columns)

@@ -12,11 +12,14 @@ MAGIC = re.compile(r"[*?[]")
 ANY_DEPTH = "**"
 
 
-def expand_glob(source: str, pattern: str) -> Iterator[str]:
+def expand_glob(source: str, pattern: str, most: int = MOST_WALKED) -> Iterator[str]:
     """Yield the files that a pattern names as `glob` does, some perhaps twice, in any order.
 
     `**` crosses folders, links to them included; names that begin with a dot are found only by a
     part that begins with one.
+
+    Args:
+        most: entries of folders that are looked at.
 
     Raises:
         DataError: it looks at too many entries; names the source.
@@ -24,15 +27,16 @@ def expand_glob(source: str, pattern: str) -> Iterator[str]:
     root = "/" if pattern.startswith("/") else ""
     parts = [part for part in pattern.split("/") if part]
     if parts and not pattern.endswith("/"):  # which names folders
-        yield from Walk(source, pattern).expand(root, parts)
+        yield from Walk(source, pattern, most).expand(root, parts)
 
 
 class Walk:
     """A walk over folders, which counts what it sees."""
 
-    def __init__(self, source: str, pattern: str) -> None:
+    def __init__(self, source: str, pattern: str, most: int) -> None:
         self.source = source
         self.pattern = pattern
+        self.most = most
         self.seen = 0
 
     def expand(self, base: str, parts: list[str]) -> Iterator[str]:
@@ -82,9 +86,9 @@ class Walk:
         """Yield entries while there are not too many."""
         for entry in found:
             self.seen += 1
-            if self.seen > MOST_WALKED:
+            if self.seen > self.most:
                 raise DataError(
                     f'source "{self.source}": {self.pattern} looks at more than '
-                    f"{MOST_WALKED:,} files and folders; narrow it"
+                    f"{self.most:,} files and folders; narrow it"
                 )
             yield entry

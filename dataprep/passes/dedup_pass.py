@@ -38,7 +38,6 @@ from headrace.dataprep.work.workspace import Workspace, read_marker, work_folder
 from headrace.schemas.fingerprint import fingerprint
 from headrace.schemas.publish import rename_durably
 
-KEYS_IN_PART = 1 << 22  # about 90 MB, searched at once
 ALL_KEYS = 1 << 64
 NO_KEYS = np.empty(0, KEY)  # of a task without a document
 DUPLICATE = np.dtype([("task", "<u4"), ("document", "<u4"), ("kind", "u1")])
@@ -54,7 +53,7 @@ def find_duplicates(
     """
     encoded = {task.number: done for task in tasks if (done := finished_encoding(context, task))}
     todo = [task for task in tasks if task.number not in encoded]
-    with TaskBar(reporter, "tokenize", context.output, todo) as bar:
+    with TaskBar(reporter, "tokenize", context.space, todo) as bar:
         for task, result in engine.run(partial(encode_task, context), todo):
             encoded[task.number] = result
             bar.finish(task, result.documents, result.tokens)
@@ -137,7 +136,7 @@ def find_keys(context: Context, first: int, documents: list[Encoded]) -> Keys:
 def describe_corpus(context: Context, tasks: list[Task], encoded: list[EncodedTask]) -> Corpus:
     """Describe all documents together: the key of the duplicates, and the number of parts."""
     task_keys = [context.task_key(task) for task in tasks]
-    parts = max(1, -(-sum(task.keys for task in encoded) // KEYS_IN_PART))
+    parts = max(1, -(-sum(task.keys for task in encoded) // context.space.budgets.keys_in_part))
     key = fingerprint([task_keys, algorithm(context.config.deduplicate)])
     return Corpus(key=key, tasks=len(tasks), parts=parts)
 

@@ -4,9 +4,11 @@ import json
 import shutil
 
 from headrace.dataprep.rows.task_stats import TaskStats, add_stats
+from headrace.dataprep.text.chat_losses import absent_roles
 from headrace.dataprep.work.context import Context
 from headrace.dataprep.work.workspace import REJECTS_NAME, rejects_path
 from headrace.schemas.errors import DataError
+from headrace.schemas.outside_text import visible
 from headrace.schemas.publish import open_atomic
 
 SHOWN_REJECTS = 3
@@ -55,9 +57,11 @@ def check_sources(context: Context, by_source: dict[str, TaskStats]) -> None:
                 "correct the path, or remove the source"
             )
         if not stats.kept:
+            absent = absent_roles(stats.notes, stats.documents)
+            why = "; ".join([named_counts(stats.documents_dropped), *map(visible, absent)])
             raise DataError(
                 f'source "{source.name}": none of its {stats.documents} documents is left '
-                f"({named_counts(stats.documents_dropped)}); change what drops them, or remove "
+                f"({why}); change what drops them, or remove "
                 "the source"
             )
 

@@ -32,7 +32,6 @@ from headrace.schemas.prepare.prepare_config import PrepareConfig
 from headrace.schemas.prepare.source_config import SourceConfig
 from headrace.schemas.shards.shard_format import SIDES, SPLITS
 
-BITS = 10  # of ranks, told apart in one pass
 Counts = npt.NDArray[np.int64]
 
 
@@ -91,7 +90,10 @@ def limit_rows(
             )
     items = [Item(task.number, cuts[task.source.name].top) for task in tasks]
     last = find_cut(
-        partial(count_ranks, context, items, engine), context.config, "max_{} of all sources"
+        partial(count_ranks, context, items, engine),
+        context.config,
+        "max_{} of all sources",
+        context.space.budgets.rank_bits,
     )
     tops = {name: min(cut.top, last.top) for name, cut in cuts.items()}
     items = [Item(task.number, tops[task.source.name]) for task in tasks]
@@ -112,17 +114,21 @@ def cut_source(context: Context, tasks: list[Task], source: SourceConfig, engine
     """Find the cut that one source's own limits make."""
     items = [Item(task.number, ALL) for task in tasks if task.source.name == source.name]
     count = partial(count_ranks, context, items, engine)
-    return find_cut(count, source, f"max_{{}} of {source.name}")
+    return find_cut(count, source, f"max_{{}} of {source.name}", context.space.budgets.rank_bits)
 
 
 def find_cut(
-    count: Callable[[Window], Counts], limits: PrepareConfig | SourceConfig, reason: str
+    count: Callable[[Window], Counts],
+    limits: PrepareConfig | SourceConfig,
+    reason: str,
+    rank_bits: int,
 ) -> Cut:
     """The rows of the lowest ranks that keep within the limits.
 
     Args:
         count: rows and tokens by the parts of a window, of shape [2, parts].
         reason: the name of a limit, with a place for what it counts.
+        rank_bits: are told apart in one pass.
     """
     rows, tokens = limits_of(limits)
     if rows is None and tokens is None:
@@ -130,7 +136,7 @@ def find_cut(
     most = np.array([ALL >> 1 if limit is None else limit for limit in (rows, tokens)], np.uint64)
     taken, prefix, shift = np.zeros(2, np.uint64), 0, 64
     while shift:
-        bits = min(BITS, shift)
+        bits = min(rank_bits, shift)
         shift -= bits
         counts = count(Window(prefix, bits, shift)).astype(np.uint64)
         ends = taken[:, None] + np.cumsum(counts, axis=1, dtype=np.uint64)

@@ -44,6 +44,7 @@ class Spool:
         self.held: list[pa.Table] = []
         self.held_tokens = 0
         self.most_tokens = space.budgets.held_tokens
+        self.long_row = space.budgets.long_row
 
     def add(self, rows: pa.Table, tokens: int) -> None:
         """Take one block's rows."""
@@ -54,7 +55,7 @@ class Spool:
 
     def flush(self) -> None:
         """Write what is held as one sorted batch."""
-        rows, self.held, self.held_tokens = sort_rows(self.held), [], 0
+        rows, self.held, self.held_tokens = sort_rows(self.held, self.long_row), [], 0
         self.writer.write_table(rows.copy())
 
     def close(self) -> tuple[Path, Path]:
@@ -123,7 +124,8 @@ class Runs:
         ]
         for part in range(parts):
             yield sort_rows(
-                [schema.empty_table(), *gather(files, part, space.budgets.slices_at_once)]
+                [schema.empty_table(), *gather(files, part, budgets.slices_at_once)],
+                budgets.long_row,
             )
             for file in files:
                 file.forget()

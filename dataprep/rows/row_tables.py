@@ -11,8 +11,6 @@ import pyarrow as pa
 from headrace.schemas.shards.arrow_numbers import as_arrow, numbers_of
 from headrace.schemas.shards.shard_format import SIDES
 
-LONG_ROW = 128  # tokens on average, from which on copying row by row beats Arrow's `take`
-
 Order = npt.NDArray[np.int64]
 
 
@@ -27,16 +25,20 @@ def sides(table: pa.Table) -> list[tuple[str, str]]:
 
 
 class SortedRows:
-    """Rows of several tables in an order, none of them copied yet."""
+    """Rows of several tables in an order, none of them copied yet.
 
-    def __init__(self, tables: list[pa.Table], order: Order) -> None:
+    Lists of ids are copied row by row where they have `long_row` tokens on average.
+    """
+
+    def __init__(self, tables: list[pa.Table], order: Order, long_row: int) -> None:
         self.tables = tables
         self.order = order
+        self.long_row = long_row
 
     def after(self, rest: pa.Table) -> "SortedRows":
         """Return the same rows behind those of another table."""
         order = np.append(np.arange(rest.num_rows), self.order + rest.num_rows)
-        return SortedRows([rest, *self.tables], order)
+        return SortedRows([rest, *self.tables], order, self.long_row)
 
     def copy(self, start: int = 0, end: int | None = None) -> pa.Table:
         """Return rows start to end as one table, which holds nothing of the others."""
@@ -50,7 +52,7 @@ class SortedRows:
     @functools.cached_property
     def long(self) -> "dict[str, Lists]":
         """The columns of ids whose lists are long."""
-        found = {ids: Lists.of(self.tables, ids) for ids, _ in sides(self.tables[0])}
+        found = {ids: Lists.of(self.tables, ids, self.long_row) for ids, _ in sides(self.tables[0])}
         return {name: lists for name, lists in found.items() if lists is not None}
 
     @functools.cached_property
@@ -60,11 +62,11 @@ class SortedRows:
         return pa.concat_tables(table.select(names) for table in self.tables).combine_chunks()
 
 
-def sort_rows(tables: Iterable[pa.Table]) -> SortedRows:
+def sort_rows(tables: Iterable[pa.Table], long_row: int) -> SortedRows:
     """Sort rows by their keys; rows of equal keys keep the order in which they came."""
     tables = list(tables)
     keys = np.concatenate([numbers_of(table["row_key"]) for table in tables])
-    return SortedRows(tables, np.argsort(keys, kind="stable"))
+    return SortedRows(tables, np.argsort(keys, kind="stable"), long_row)
 
 
 class Lists(NamedTuple):
@@ -76,15 +78,15 @@ class Lists(NamedTuple):
     ends: Order
 
     @classmethod
-    def of(cls, tables: Sequence[pa.Table], name: str) -> "Lists | None":
-        """The lists of a column; None where they are short, or some are null."""
+    def of(cls, tables: Sequence[pa.Table], name: str, long_row: int) -> "Lists | None":
+        """The lists of a column; None where they are shorter, or some are null."""
         chunks = [chunk for table in tables for chunk in table[name].chunks if len(chunk)]
         if not chunks or any(chunk.null_count for chunk in chunks):
             return None
         bounds = [numbers_of(chunk.offsets).astype(np.int64) for chunk in chunks]
         starts = np.concatenate([bound[:-1] for bound in bounds])
         ends = np.concatenate([bound[1:] for bound in bounds])
-        if int((ends - starts).sum()) < LONG_ROW * len(starts):
+        if int((ends - starts).sum()) < long_row * len(starts):
             return None
         owners = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
         return cls([numbers_of(chunk.values) for chunk in chunks], owners, starts, ends)

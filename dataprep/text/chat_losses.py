@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from headrace.dataprep.images.picture_places import PLACE
@@ -13,13 +14,25 @@ from headrace.schemas.shards.manifest import Manifest
 
 CALLS = ("tool_calls", "function_call")
 FURTHER = frozenset([*REASONING, *CALLS])
+USUAL = ("system", "developer", "user", "assistant", "tool")
 UNWRITTEN = "that the chat template does not write"
 ABSENT = "a role that none of these documents has"  # worth a word only where all lack it
 
 
-def absent_role(role: str) -> str:
-    """The note of a conversation without a role that is to be trained."""
-    return f'train_on names "{role}", {ABSENT}'
+def absent_role(role: str, named: Iterable[str] = ()) -> str:
+    """Return the note of a conversation without a role that is to be trained.
+
+    Args:
+        named: further roles that the config knows.
+    """
+    nearest = get_close_matches(role, sorted({*USUAL, *named} - {role}), n=1)
+    hint = f' (did you mean "{nearest[0]}"?)' if nearest else ""
+    return f'train_on names "{role}"{hint}, {ABSENT}'
+
+
+def absent_roles(notes: Mapping[str, int], documents: int) -> list[str]:
+    """Return the notes of roles that no document of a source has."""
+    return [note for note, count in notes.items() if note.endswith(ABSENT) and count >= documents]
 
 
 def is_loss(name: str, count: int, documents: int) -> bool:

@@ -32,10 +32,17 @@ class Tokens(NamedTuple):
         return Tokens(*(column[first:last] for column in self))
 
 
-def encode_long(tokenizer: Tokenizer, text: str) -> Tokens:
-    """Return the tokens of a text, without those that a post-processor adds."""
+def encode_long(
+    tokenizer: Tokenizer, text: str, piece: int = PIECE, overlap: int = OVERLAP
+) -> Tokens:
+    """Return the tokens of a text, without those that a post-processor adds.
+
+    Args:
+        piece, overlap: characters from one piece's start to the next one's, and how many more it
+            has.
+    """
     parts: list[Tokens] = []
-    for tokens in encode_pieces(tokenizer, text):
+    for tokens in encode_pieces(tokenizer, text, piece, overlap):
         if not parts:
             parts.append(tokens)
             continue
@@ -47,10 +54,10 @@ def encode_long(tokenizer: Tokenizer, text: str) -> Tokens:
     return Tokens(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def encode_pieces(tokenizer: Tokenizer, text: str) -> Iterator[Tokens]:
+def encode_pieces(tokenizer: Tokenizer, text: str, piece: int, overlap: int) -> Iterator[Tokens]:
     """Yield the tokens of each piece, which begins before the last one's end."""
-    for start in range(0, max(1, len(text) - OVERLAP), PIECE):
-        yield encode_part(tokenizer, text, start, min(len(text), start + PIECE + OVERLAP))
+    for start in range(0, max(1, len(text) - overlap), piece):
+        yield encode_part(tokenizer, text, start, min(len(text), start + piece + overlap))
 
 
 def encode_part(tokenizer: Tokenizer, text: str, start: int, end: int) -> Tokens:

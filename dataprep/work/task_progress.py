@@ -10,7 +10,6 @@ from headrace.dataprep.work.reporter import Bar, Reporter, Unseen
 from headrace.dataprep.work.workspace import Workspace, notes_folder
 from headrace.schemas.publish import create_file
 
-POLL_SECONDS = 0.5
 BYTES_IN_TOKEN = 3.5  # until a task is finished
 
 
@@ -40,10 +39,13 @@ def read_note(path: Path) -> tuple[int, int]:
 class TaskBar:
     """A bar over the input bytes of tasks, with documents, tokens, rate, and time left."""
 
-    def __init__(self, reporter: Reporter, title: str, output: Path, todo: Sequence[Task]) -> None:
+    def __init__(
+        self, reporter: Reporter, title: str, space: Workspace, todo: Sequence[Task]
+    ) -> None:
         self.reporter = reporter
         self.title = title
-        self.output = output
+        self.output = space.output
+        self.poll_seconds = space.budgets.poll_seconds
         self.total = sum(task.size for task in todo)
         self.running = {task.number: task for task in todo}
         self.documents = 0
@@ -79,7 +81,7 @@ class TaskBar:
 
     def poll(self) -> None:
         """Show how far the running tasks are, now and then."""
-        while not self.done.wait(POLL_SECONDS):
+        while not self.done.wait(self.poll_seconds):
             self.show()
 
     def show(self) -> None:

@@ -9,11 +9,14 @@ MOST_TIMES = 256  # decoded bytes for one in the file; text has 3 to 50
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 
 
-def unpacked_problem(group: pq.RowGroupMetaData, columns: Collection[str] | None) -> str | None:
+def unpacked_problem(
+    group: pq.RowGroupMetaData, columns: Collection[str] | None, large: int = LARGE
+) -> str | None:
     """Return why a row group must not be decoded: a small one that unpacks to a very large one.
 
     Args:
         columns: top-level columns that are read; None: all.
+        large: see `is_bomb`.
     """
     for index in range(group.num_columns):
         column = group.column(index)
@@ -22,14 +25,14 @@ def unpacked_problem(group: pq.RowGroupMetaData, columns: Collection[str] | None
         width = WIDTHS.get(column.physical_type, 1)
         size = max(column.total_uncompressed_size, width * column.num_values)
         packed = max(1, column.total_compressed_size)
-        if is_bomb(packed, size):
+        if is_bomb(packed, size, large):
             return (
                 f"column {column.path_in_schema} unpacks from {packed} to {size} bytes; write the "
-                f"file again with row groups of less than {LARGE >> 20} MiB"
+                f"file again with row groups of less than {large >> 20} MiB"
             )
     return None
 
 
-def is_bomb(packed: int, unpacked: int) -> bool:
-    """Return whether bytes unpack to very many, and to far more than they are."""
-    return unpacked > LARGE and unpacked > MOST_TIMES * max(1, packed)
+def is_bomb(packed: int, unpacked: int, large: int = LARGE) -> bool:
+    """Return whether bytes unpack to more than `large`, and to far more than they are."""
+    return unpacked > large and unpacked > MOST_TIMES * max(1, packed)

@@ -16,6 +16,7 @@ else:
 
 GAMMA = 0.5
 # keys for products alone
+MOST_RANK = 1 << 17  # no weight has more
 OF_PRODUCTS = ("exclude_modules", "rank_pattern", "alpha_pattern", "trainable_token_indices")
 
 
@@ -30,7 +31,7 @@ class AdapterConfig(Config):
         "`rank`, `alpha`, `rslora`, targets, patterns, `layers` and `modules_to_save`, which need "
         "not be given, and must not differ.",
     )
-    rank: int = Field(16, ge=1, description="Rank of the LoRA matrices.")
+    rank: int = Field(16, ge=1, le=MOST_RANK, description="Rank of the LoRA matrices.")
     alpha: float | None = Field(
         None, gt=0, description="LoRA scale is alpha / rank. Default: the rank, scale 1."
     )
@@ -54,7 +55,7 @@ class AdapterConfig(Config):
         [],
         description="Targets that get no adapter: names, or a regular expression for whole names.",
     )
-    rank_pattern: dict[Text, Annotated[int, Field(ge=1)]] = Field(
+    rank_pattern: dict[Text, Annotated[int, Field(ge=1, le=MOST_RANK)]] = Field(
         {},
         description="Ranks that differ, by name of the module or a regular expression for the end "
         'of its name, such as `{"layers.0.mlp.down_proj" = 32}`; the first that matches counts.',

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from headrace.schemas.errors import ConfigError
 from headrace.schemas.fingerprint import derive_seed
 from headrace.schemas.publish import write_atomic
 from headrace.schemas.train.adapter_config import GAMMA, AdapterConfig
@@ -60,6 +61,11 @@ class ControlTuning(TuningMethod):
 
     def install(self, model: nn.Module) -> nn.Module:
         config = self.architecture.config
+        if self.config.rank > config.hidden_size:
+            raise ConfigError(
+                f"adapter.rank: {self.config.rank} directions cannot be orthonormal in hidden "
+                f"states of {config.hidden_size}; use at most {config.hidden_size}"
+            )
         wanted = adapter_layers(self.config, self.architecture.layers)
         model.requires_grad_(False)
         layers = decoder_layers(self.architecture, model)

@@ -11,7 +11,7 @@ from torch import nn
 
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.train.adapter_config import AdapterConfig
-from headrace.trainer.adapters.names import PEFT_PREFIX, is_named
+from headrace.trainer.adapters.names import ADAPTER, PEFT_PREFIX, is_named, lora_layers
 from headrace.trainer.adapters.patterns import SECONDS, Matcher
 
 CONFIG = Path("adapter")  # where the patterns are, for messages
@@ -60,6 +60,31 @@ def check_patterns(adapter: AdapterConfig, wrapped: nn.Module) -> None:
         for pattern in getattr(adapter, key):
             if not matcher.matching(key, rf"(.*\.)?({pattern})", adapted):
                 raise no_match(key, pattern, last_names(adapted))
+
+
+def check_ranks(adapter: AdapterConfig, wrapped: nn.Module) -> None:
+    """Refuse ranks that are above what a weight can have: nothing is gained by more.
+
+    A smaller weight beside a larger one, as a gate of shared experts, is no fault, but where
+    adapters take over a part of each weight.
+
+    Raises:
+        ConfigError: naming the largest rank that adds anything.
+    """
+    by_rank: dict[int, list[tuple[int, str]]] = {}
+    for name, layer in lora_layers({"": wrapped}):
+        rank = layer.r[ADAPTER]
+        limit = min(layer.in_features, layer.out_features)
+        by_rank.setdefault(rank, []).append((limit, name.removeprefix(PEFT_PREFIX)))
+    for rank, weights in by_rank.items():
+        limit, name = min(weights) if adapter.takes_over else max(weights)
+        if rank > limit:
+            key = "rank" if rank == adapter.rank else "rank_pattern"
+            which = "a weight it takes a part of" if adapter.takes_over else "its largest weight"
+            raise ConfigError(
+                f"adapter.{key}: rank {rank} is above the smaller dimension of {which}, "
+                f"{limit} of {name}; use at most {limit}"
+            )
 
 
 def no_match(key: str, pattern: str, known: Iterable[str]) -> ConfigError:

@@ -23,7 +23,12 @@ from headrace.trainer.adapters.linear_layers import (
     taken_for_experts,
 )
 from headrace.trainer.adapters.names import PEFT_PREFIX, is_named, names_of
-from headrace.trainer.adapters.pattern_checks import check_expressions, check_patterns, unmatched
+from headrace.trainer.adapters.pattern_checks import (
+    check_expressions,
+    check_patterns,
+    check_ranks,
+    unmatched,
+)
 from headrace.trainer.families.score import is_scored
 from headrace.trainer.vision.families import VisionFamily
 
@@ -231,6 +236,7 @@ def check_targets(adapter: AdapterConfig, plain: nn.Module, wrapped: nn.Module) 
             raise unmatched("adapter.target_modules", missing, linear_names(plain))
     if adapter.path is None:
         check_patterns(adapter, wrapped)
+        check_ranks(adapter, wrapped)
     if any(True for _ in fused_experts(plain)):
         tell_left_out(adapter, plain, layers, taken)
 

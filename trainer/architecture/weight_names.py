@@ -24,12 +24,23 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from headrace.trainer.families.score import is_scored
+
 # where multimodal checkpoints keep their language model -> where it lies on its own
 TEXT_PREFIXES = (
     (re.compile(r"^model\.language_model\."), "model."),
     (re.compile(r"^language_model\.model\."), "model."),
     (re.compile(r"^language_model\."), ""),
 )
+
+# what checkpoints hold beside a model's weights: frequencies and masks that are computed now,
+# layers that predict further tokens
+EXTRAS = re.compile(
+    r"rotary_emb\.(original_)?inv_freq$|\.(attn|attention|self_attention)\.(masked_)?bias$"
+    r"|(^|\.)(mtp|nextn)\w*\.|^rope_freqs\.weight$|rope_factors_(long|short)\.weight$"
+)
+FURTHER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclass
@@ -52,6 +63,7 @@ class CheckpointNames:
     def __init__(self, model: nn.Module, stored: Iterable[str]) -> None:
         self.model = model
         self.sources: dict[str, Source] = defaultdict(Source)
+        self.unread: list[str] = []  # stored tensors that no parameter is made of
         mapping = get_model_conversion_mapping(model)
         self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
@@ -64,6 +76,7 @@ class CheckpointNames:
         for name in sorted(stored, key=dot_natural_key):
             target, pattern = self._target(name, known)
             if target is None:
+                self.unread.append(name)
                 continue
             source = self.sources[target]
             source.names.append(name)
@@ -81,6 +94,18 @@ class CheckpointNames:
             if candidate in known:
                 return candidate, None
         return None, None
+
+    def unexpected(self) -> list[str]:
+        """List the stored tensors that nothing is made of, less those that are known to be beside a
+        model of this kind: what transformers passes over, and other parts of multimodal models.
+        """
+        read = [name for source in self.sources.values() for name in source.names]
+        is_part = any(text_names(name) for name in read)  # of a multimodal checkpoint
+        return [
+            name
+            for name in self.unread
+            if (text_names(name) or not is_part) and not is_known_extra(self.model, name)
+        ]
 
     def __contains__(self, parameter: str) -> bool:
         return parameter in self.sources
@@ -166,3 +191,16 @@ def as_stored(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     """
     converted: dict[str, Tensor] = revert_weight_conversion(model, tensors)
     return converted
+
+
+def is_known_extra(model: Any, name: str) -> bool:
+    """Return whether checkpoints of a model hold a tensor that it does not call for."""
+    patterns = [EXTRAS, *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())]
+    if any(re.search(pattern, own) for pattern in patterns for own in (name, *text_names(name))):
+        return True
+    if is_scored(model) and name.rpartition(".")[0] in ("lm_head", "embed_out", "output"):
+        return True
+    config, layer = model.config.get_text_config(), LAYER.search(name)
+    further = max(getattr(config, key, None) or 0 for key in FURTHER_LAYERS)
+    count = getattr(config, "num_hidden_layers", 0)
+    return layer is not None and count <= int(layer[1]) < count + further

@@ -1,5 +1,6 @@
 """The weights of a model directory, read in order; quantized ones are dequantized one by one."""
 
+import logging
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.schemas.errors import DataError
+from headrace.schemas.outside_text import visible
 from headrace.trainer.architecture.model_files import Slice
 from headrace.trainer.architecture.weight_names import CheckpointNames, may_be_absent
 from headrace.trainer.architecture.weights import WeightFiles
@@ -16,10 +18,12 @@ from headrace.trainer.quantized.formats import restore
 from headrace.trainer.quantized.frozen_weight import FrozenWeight
 from headrace.trainer.stored.formats import stored_weights
 
+logger = logging.getLogger(__name__)
+
 CPU = torch.device("cpu")
+SHOWN = 3  # tensors that a message names
 
-
-CODES = ("U8", "I8", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # that quantized weights are of
+FLOATS = ("F64", "F32", "F16", "BF16")  # all others are codes, of quantized weights or of none
 
 
 def in_float32(name: str) -> torch.dtype:
@@ -71,6 +75,54 @@ class StoredWeights:
         self._floating = {
             name for name, value in model.state_dict().items() if value.is_floating_point()
         }
+
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Check that what is read as numbers is stored as such, before anything is read.
+
+        Raises:
+            DataError: integers that nothing turns into numbers.
+        """
+        for parameter, source in self.names.sources.items():
+            if parameter not in self._floating:
+                continue
+            for weight in source.names:
+                stored = self.files.tensors.get(weight)
+                if stored and weight not in self.quantized and stored.dtype not in FLOATS:
+                    raise DataError(
+                        f"{stored.path}: {weight} holds {stored.dtype} without the scales that its "
+                        "format would have; fetch the model again, config.json too"
+                    )
+
+    def unexpected(self) -> list[str]:
+        """List the tensors in the files that the model does not call for, but for those that
+        quantized formats have beside weights.
+        """
+        found = self.names.unexpected()
+        if not self.quantized:
+            return found
+        modules = {name.rpartition(".")[0] for name in self.quantized}
+        split = [(name, *name.rpartition(".")[::2]) for name in found]
+        return [
+            name
+            for name, module, part in split
+            if part in ("weight", "bias") and module not in modules
+        ]
+
+    def tell_unexpected(self) -> None:
+        """Say once what in the files is not used, as transformers does when it loads a model."""
+        found = self.unexpected()
+        if found:
+            shown = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
+            logger.info(
+                "warning: %s: %d of %d tensors are not in the model that config.json describes; "
+                "they are neither run nor written again: %s",
+                self.files.directory,
+                len(found),
+                len(self.files.tensors),
+                visible(shown),
+            )
 
     def __enter__(self) -> "StoredWeights":
         return self
@@ -145,23 +197,13 @@ class StoredWeights:
         return () if stored.blocks is not None else stored.shape
 
     def _parts(self, name: str, weights: Sequence[str]) -> dict[tuple[str, str], str]:
-        """Return the stored tensors to read for a parameter, by weight in the files and part of it.
-
-        Raises:
-            DataError: integers that nothing turns into numbers.
-        """
+        """Return the stored tensors to read for a parameter, by weight and part of it."""
         found: dict[tuple[str, str], str] = {}
         for weight in weights:
             if weight in self.quantized:
                 parts = self.quantized[weight].parts
                 found |= {(weight, part): stored for part, stored in parts.items()}
                 continue
-            stored = self.files.tensors[weight]
-            if name in self._floating and stored.dtype in CODES:
-                raise DataError(
-                    f"{stored.path}: {weight} holds {stored.dtype} without the scales that its "
-                    "format would have; fetch the model again, config.json too"
-                )
             found[weight, ""] = weight
         return found
 

@@ -43,7 +43,7 @@ def fill_stage(
     initial = lay_out_with_buffers(plan.architecture, dtype)
     assembled = assemble(plan, config, cut, dtype, device, initial, sequence=sequence, shard=shard)
     types = HeldTypes(initial, dtype)
-    with weight_source(config, plan, types, device) as source:
+    with weight_source(config, plan, types, device, tells=cut.is_first) as source:
         materializer = Materializer(
             config,
             plan.architecture,
@@ -58,14 +58,20 @@ def fill_stage(
 
 
 def weight_source(
-    config: ModelConfig, plan: Plan, types: HeldTypes, device: torch.device
+    config: ModelConfig, plan: Plan, types: HeldTypes, device: torch.device, *, tells: bool
 ) -> WeightSource:
-    """Return what the config names: the model's files, or random initialization."""
+    """Return what the config names: the model's files, or random initialization.
+
+    Args:
+        tells: of what in the files is not used.
+    """
     if config.weights == "random":
         return RandomWeights(plan.plain, config.seed, device)
     kept = plan.quantization.stored if plan.quantization else None
     directory = model_directory(config.model, config.weights)
     stored = StoredWeights(directory, plan.plain, types.of, device, kept or frozenset())
+    if tells:
+        stored.tell_unexpected()
     source = grown(stored, plan.architecture)
     if not plan.architecture.scored:
         return source

@@ -163,7 +163,9 @@ def write_model(
     slots = {path: list(find_slots({path: architecture.part(skeleton, path)})) for path in paths}
     sizes = {p: sum(s.empty.numel() for s in slots[p]) * dtype.itemsize for p in paths}
     writer = ModelWriter(output, skeleton, 0, file_count(list(sizes.values())))
-    with grown(StoredWeights(base, skeleton), architecture) as source:
+    stored = StoredWeights(base, skeleton)
+    stored.tell_unexpected()
+    with grown(stored, architecture) as source:
         for path in progress(paths, list(sizes.values()), "convert"):
             values = module_values(slots[path], plan, tensors, source)
             values = as_saved(skeleton, values, dtype)

@@ -126,7 +126,9 @@ def wrap(
 
 def base_weights(model: Path, architecture: Architecture) -> WeightSource:
     """Return a model's weights; an adapter brings those of a head of one number itself."""
-    source = grown(StoredWeights(model, lay_out(architecture)), architecture)
+    stored = StoredWeights(model, lay_out(architecture))
+    stored.tell_unexpected()
+    source = grown(stored, architecture)
     return ScoredWeights(source, architecture.config, 0) if architecture.scored else source
 
 

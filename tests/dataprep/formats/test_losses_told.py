@@ -14,6 +14,7 @@ from headrace.dataprep.prepare import prepare
 from headrace.jobs import cli
 from headrace.jobs.console.inspection import inspect
 from headrace.jobs.console.reporter import ConsoleReporter
+from headrace.schemas.errors import DataError
 from headrace.schemas.prepare.prepare_config import PrepareConfig
 
 TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
@@ -25,9 +26,9 @@ def chats(tmp_path, monkeypatch, tokenizer_folder):
     """Prepare rows of messages, and return what stands in the terminal."""
     monkeypatch.chdir(tmp_path)
 
-    def prepare_rows(rows, workers=1):
+    def prepare_rows(rows, workers=1, **chat):
         (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        source = {"name": "talk", "type": "chat", "path": "in.jsonl", "chat": {}}
+        source = {"name": "talk", "type": "chat", "path": "in.jsonl", "chat": chat}
         source["chat"]["template"] = TEMPLATE
         values = {"output": "out", "tokenizer": str(tokenizer_folder), "sources": [source]}
         console = Console(file=io.StringIO(), width=200, markup=False)
@@ -119,3 +120,16 @@ def test_inspect_tells_what_the_template_left_out(chats, tmp_path):
     shown = console.file.getvalue()
     assert 'source "talk": tool_calls that the chat template does not write: 1' in shown
     assert "⟦" in shown
+
+
+def test_a_misspelt_role_is_named_with_the_nearest_where_it_drops_all_rows(chats):
+    answer = {"role": "assistant", "content": "mill"}
+    with pytest.raises(DataError, match="nothing in it is trained: 2") as raised:
+        chats([{"messages": [QUESTION, answer]}] * 2, train_on=["asistant"])
+    assert 'train_on names "asistant" (did you mean "assistant"?)' in str(raised.value)
+
+
+def test_a_misspelt_role_is_named_where_rows_are_left(chats, caplog):
+    answer = {"role": "miller", "content": "mill"}
+    chats([{"messages": [QUESTION, answer]}], train_on=["mller", "user"], roles={"m": "miller"})
+    assert 'train_on names "mller" (did you mean "miller"?), a role that none' in caplog.text

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.dataprep.input import json_scan, json_shape, streams
+from headrace.dataprep.input import streams
 from headrace.dataprep.input.json_scan import scan_json
 from headrace.dataprep.input.json_shape import Shape, find_shape
 from headrace.dataprep.input.records import find_field
@@ -132,17 +132,15 @@ def test_json_in_other_shapes_than_lines(shape, corpus, make_config, run, docume
 @pytest.mark.parametrize("name", ["in.jsonl", "in.json.gz"])
 @pytest.mark.parametrize("chunk", [7, 64, 1 << 20])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_records_of_each_shape_are_found_from_any_of_them(shape, chunk, name, corpus, monkeypatch):
-    for module in (streams, json_scan, json_shape):
-        monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+def test_records_of_each_shape_are_found_from_any_of_them(shape, chunk, name, corpus):
     content = SHAPES[shape].encode()
     Path(name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
-    found = find_shape(name, frozenset(["text"]))
-    spans = list(scan_json(name, found.format, found.start, 1 << 20))
+    found = find_shape(name, frozenset(["text"]), chunk)
+    spans = list(scan_json(name, found.format, found.start, 1 << 20, chunk))
     one = shape == "one object over lines"
     assert [json.loads(span.data)["text"] for span in spans] == (TEXTS[:1] if one else TEXTS)
     middle = spans[len(spans) // 2]
-    assert list(scan_json(name, found.format, middle.start, 1 << 20)) == [
+    assert list(scan_json(name, found.format, middle.start, 1 << 20, chunk)) == [
         span for span in spans if span.start >= middle.start
     ]
 
@@ -262,18 +260,13 @@ def test_a_record_that_is_too_large_leaves_its_neighbors_alone(
     ]
     expected = expected if whole[-1] else expected[:-1]
     cut = min(cut, len(content))
-    before = streams.CHUNK_BYTES
-    streams.CHUNK_BYTES = chunk
-    try:
-        ranges = [(0, cut), (cut, None)] if cut else [(0, None)]
-        found = [
-            (line_of(place), data)
-            for start, end in ranges
-            for place, data in split_range(str(path), separator, start, end, limit)
-        ]
-    finally:
-        streams.CHUNK_BYTES = before
-        streams.lines_before.cache_clear()
+    ranges = [(0, cut), (cut, None)] if cut else [(0, None)]
+    found = [
+        (line_of(place), data)
+        for start, end in ranges
+        for place, data in split_range(str(path), separator, start, end, limit, chunk_bytes=chunk)
+    ]
+    streams.lines_before.cache_clear()  # the next example has the same path
     assert found == expected
 
 

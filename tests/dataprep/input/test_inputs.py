@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from headrace.dataprep.input import files, walk
 from headrace.dataprep.input.files import find_source_files
 from headrace.dataprep.input.walk import expand_glob
 from headrace.schemas.errors import DataError
@@ -56,10 +55,9 @@ def test_what_is_no_file_of_a_plain_name_is_refused(tmp_path, monkeypatch):
         find_source_files(source("a*"))
 
 
-def test_a_pattern_that_matches_too_many_files_is_refused(tree, monkeypatch):
-    monkeypatch.setattr(files, "MOST_FILES", 1)
+def test_a_pattern_that_matches_too_many_files_is_refused(tree):
     with pytest.raises(DataError, match="matches more than 1 files"):
-        find_source_files(source(f"{tree}/**/*.txt"))
+        find_source_files(source(f"{tree}/**/*.txt"), most=1)
 
 
 PATTERNS = (
@@ -84,7 +82,6 @@ def test_a_pattern_names_the_files_that_glob_finds(pattern, absolute, tree, monk
     assert found == {os.path.normpath(path) for path in wanted}
 
 
-def test_a_pattern_that_looks_at_too_many_files_is_refused(tree, monkeypatch):
-    monkeypatch.setattr(walk, "MOST_WALKED", 3)
+def test_a_pattern_that_looks_at_too_many_files_is_refused(tree):
     with pytest.raises(DataError, match=r'^source "s": .* looks at more than 3 files and folders'):
-        find_source_files(source(f"{tree}/**/none.txt"))
+        list(expand_glob("s", f"{tree}/**/none.txt", most=3))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.dataprep.input import csv_scan, json_scan
+from headrace.dataprep.input import csv_scan
 from headrace.dataprep.input.csv_records import parse_row, read_csv
 from headrace.dataprep.input.csv_scan import scan_csv
 from headrace.dataprep.input.json_records import Wanted, loads, read_json_list
@@ -105,16 +105,11 @@ def test_records_of_a_csv_end_where_python_ends_them(text, chunk, bom, tmp_path_
     data = text.encode()
     path.write_bytes(csv_scan.BOM * bom + data)
     expected = rows_of_csv(line.decode() for line in io.BytesIO(data))
-    before = csv_scan.CHUNK_BYTES
-    csv_scan.CHUNK_BYTES = chunk
-    try:
-        spans = list(scan_csv(str(path), ",", 0, 1000))
-        short = list(scan_csv(str(path), ",", 0, 4))
-        for span in spans:
-            later = scan_csv(str(path), ",", span.start, 1000)
-            assert [s.start for s in later] == [s.start for s in spans if s.start >= span.start]
-    finally:
-        csv_scan.CHUNK_BYTES = before
+    spans = list(scan_csv(str(path), ",", 0, 1000, chunk))
+    short = list(scan_csv(str(path), ",", 0, 4, chunk))
+    for span in spans:
+        later = scan_csv(str(path), ",", span.start, 1000, chunk)
+        assert [s.start for s in later] == [s.start for s in spans if s.start >= span.start]
     assert csv_scan.BOM * bom + b"".join(span.data for span in spans) == path.read_bytes()
     kept = [span.data if len(span.data) <= 4 else None for span in spans]
     assert [span[:2] for span in short] == [span[:2] for span in spans]
@@ -148,16 +143,11 @@ def test_a_json_list_is_read_value_by_value(values, chunk, indent, ascii_only, t
     path = tmp_path_factory.getbasetemp() / "list.json"
     text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
     path.write_bytes(b"\xef\xbb\xbf " + text.encode(errors="surrogatepass") + b" \n")
-    before = json_scan.CHUNK_BYTES
-    json_scan.CHUNK_BYTES = chunk
-    try:
-        spans = list(scan_json(str(path), "json", 0, 1 << 20))
-        for span in spans:
-            assert list(scan_json(str(path), "json", span.start, 1 << 20)) == [
-                other for other in spans if other.start >= span.start
-            ]
-    finally:
-        json_scan.CHUNK_BYTES = before
+    spans = list(scan_json(str(path), "json", 0, 1 << 20, chunk))
+    for span in spans:
+        assert list(scan_json(str(path), "json", span.start, 1 << 20, chunk)) == [
+            other for other in spans if other.start >= span.start
+        ]
     found = [json.loads(span.data.decode(errors="surrogatepass")) for span in spans]
     assert found == values
 
@@ -174,12 +164,11 @@ BROKEN_LISTS = {
 
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
 @pytest.mark.parametrize("name", BROKEN_LISTS)
-def test_a_list_that_does_not_end_is_named_by_its_line(name, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(json_scan, "CHUNK_BYTES", chunk)
+def test_a_list_that_does_not_end_is_named_by_its_line(name, chunk, tmp_path):
     text, message = BROKEN_LISTS[name]
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=message):
-        list(scan_json(str(tmp_path / "a.json"), "json", 0, 1 << 20))
+        list(scan_json(str(tmp_path / "a.json"), "json", 0, 1 << 20, chunk))
 
 
 def nested(depth):

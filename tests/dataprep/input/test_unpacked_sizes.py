@@ -13,9 +13,8 @@ from headrace.dataprep.input.pieces import Piece
 from headrace.dataprep.input.records import Record, Reject
 from headrace.dataprep.input.row_sizes import row_bytes
 from headrace.dataprep.input.table_records import read_arrow, read_parquet
-from headrace.dataprep.input.tasks import batch_sizes
+from headrace.dataprep.input.tasks import batch_sizes, row_group_sizes
 from headrace.schemas.errors import DataError
-from headrace.schemas.shards import unpacked_sizes
 
 COLUMNS = {
     "text": pa.array(["z" * 3_000_000]),
@@ -25,17 +24,14 @@ COLUMNS = {
 
 @pytest.mark.parametrize(("name", "kind"), [("text", "documents"), ("input_ids", "pretokenized")])
 @pytest.mark.parametrize("dictionary", [True, False])
-def test_a_bomb_is_refused_with_its_sizes(
-    name, kind, dictionary, corpus, make_config, run, monkeypatch
-):
-    monkeypatch.setattr(unpacked_sizes, "LARGE", 1 << 20)
+def test_a_bomb_is_refused_with_its_sizes(name, kind, dictionary, corpus, make_config):
     table = pa.table({name: COLUMNS[name]})
     pq.write_table(table, "in.parquet", compression="zstd", use_dictionary=dictionary)
     sources = [{"name": "mill", "type": kind, "path": "in.parquet"}]
     with pytest.raises(
         DataError, match=rf"^in\.parquet: row group 0: column {name}.* unpacks from"
     ):
-        run(make_config(sources=sources))
+        row_group_sizes(make_config(sources=sources).sources[0], "in.parquet", {name}, 1 << 20)
 
 
 def bomb_of_dictionary(rows):
@@ -84,24 +80,33 @@ BOMBS = {
 }
 
 
+def read_file(source, path, large):
+    """Every record of a file, as a run reads it: its parts are planned before one is unpacked."""
+    kind, columns = Path(path).suffix[1:], frozenset(["text"])
+    find, read = {
+        "parquet": (row_group_sizes, read_parquet),
+        "arrow": (batch_sizes, read_arrow),
+    }[kind]
+    sizes = find(source, path, columns, large)
+    piece = Piece(InputFile(path, 1, 0), kind, 0, len(sizes), 1)
+    return list(read(piece, columns, False, 1 << 26, large))
+
+
 @pytest.mark.parametrize("name", BOMBS)
-def test_texts_that_a_file_keeps_once_are_refused_with_their_sizes(
-    name, corpus, make_config, run, monkeypatch
-):
-    monkeypatch.setattr(unpacked_sizes, "LARGE", 1 << 21)
+def test_texts_that_a_file_keeps_once_are_refused_with_their_sizes(name, corpus, make_config):
     write, message = BOMBS[name]
     write()
     sources = [{"name": "mill", "type": "documents", "path": "in.*"}]
+    (path,) = map(str, Path().glob("in.*"))
     with pytest.raises(DataError, match=rf"^in\.\w+: .*{message}"):
-        run(make_config(sources=sources))
+        read_file(make_config(sources=sources).sources[0], path, 1 << 21)
 
 
-def test_messages_in_a_dictionary_are_never_made_at_once(corpus, monkeypatch):
-    monkeypatch.setattr(unpacked_sizes, "LARGE", 1 << 21)
+def test_messages_in_a_dictionary_are_never_made_at_once(corpus):
     pq.write_table(pa.table({"messages": CHAT}), "in.parquet", compression="zstd")
     piece = Piece(InputFile("in.parquet", 1, 0), "parquet", 0, 1, 1)
     with pytest.raises(DataError, match=r"^in\.parquet: .*unpack from .* to more than 40000"):
-        list(read_parquet(piece, frozenset(["messages"]), False, 1 << 26))
+        list(read_parquet(piece, frozenset(["messages"]), False, 1 << 26, 1 << 21))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
@@ -116,14 +121,13 @@ def test_a_text_above_the_limit_is_refused_and_the_others_come(kind, corpus):
     assert (found[1].line, found[1].reason) == (2, "too large")
 
 
-def test_large_dictionaries_of_honest_files_are_read_as_they_are(corpus, monkeypatch):
-    monkeypatch.setattr(unpacked_sizes, "LARGE", 1 << 16)
+def test_large_dictionaries_of_honest_files_are_read_as_they_are(corpus):
     texts = [f"{number} " * 300 for number in range(600)]
     chats = [[{"role": "user", "content": text}, {"role": "x", "content": "a"}] for text in texts]
     table = pa.table({"text": texts, "chat": chats, "binary": pa.array(texts, pa.binary())})
     pq.write_table(table, "in.parquet", dictionary_pagesize_limit=1 << 20)
     piece = Piece(InputFile("in.parquet", 1, 0), "parquet", 0, 1, 1)
-    found = read_parquet(piece, frozenset(table.column_names), False, 1 << 26)
+    found = read_parquet(piece, frozenset(table.column_names), False, 1 << 26, 1 << 16)
     rows = [{"text": t, "chat": c, "binary": t} for t, c in zip(texts, chats, strict=True)]
     assert [record.fields for record in found] == rows
 

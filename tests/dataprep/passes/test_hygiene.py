@@ -37,11 +37,11 @@ def write(tmp_path, monkeypatch):
 def prepare_texts(write, make_config, run, documents_of):
     """The texts that are left of some texts, and the manifest."""
 
-    def prepare_texts(texts, output="out", workers=1, **changes):
+    def prepare_texts(texts, output="out", workers=1, budgets=None, **changes):
         write(texts)
         source = {"name": "mill", "type": "documents", "path": "corpus.jsonl"}
         changes = {"sources": [source], "packing": "none", "sequence_len": 4096} | changes
-        manifest = run(make_config(output, **changes), workers)
+        manifest = run(make_config(output, **changes), workers, **(budgets or {}))
         return documents_of(output), manifest
 
     return prepare_texts
@@ -137,6 +137,7 @@ def prepared_at_once(tokenizer_folder, tmp_path_factory):
     from tokenizers import Tokenizer
 
     from headrace.dataprep.prepare import prepare
+    from headrace.dataprep.work.budgets import Budgets
     from headrace.schemas.prepare.prepare_config import PrepareConfig
 
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
@@ -155,9 +156,7 @@ def prepared_at_once(tokenizer_folder, tmp_path_factory):
             "deduplicate": {"exact": True},
             "sources": [{"name": "a", "type": "documents", "path": str(corpus)}],
         }
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dedup_pass, "KEYS_IN_PART", 3)
-            prepare(PrepareConfig.model_validate(config), 1)
+        prepare(PrepareConfig.model_validate(config), 1, budgets=Budgets(keys_in_part=3))
         rows = pq.read_table(folder / "out" / "shard-00000.parquet")["input_ids"].to_pylist()
         return sorted(tokenizer.decode(ids) for ids in rows)
 
@@ -206,17 +205,14 @@ def test_the_share_of_similar_pairs_that_are_found_follows_the_bands(similarity)
         assert abs(np.mean(found) - np.mean(expected)) < deviation
 
 
-def test_bytes_do_not_depend_on_workers_or_on_how_much_is_searched_at_once(
-    prepare_texts, snapshot, monkeypatch
-):
+def test_bytes_do_not_depend_on_workers_or_on_how_much_is_searched_at_once(prepare_texts, snapshot):
     texts = corpus_with_copies()
     random.Random(2).shuffle(texts)
     settings = {"deduplicate": BOTH, "block_bytes": 8192}
     _, manifest = prepare_texts(texts, "one", **settings)
     assert manifest.sources[0].dropped_documents == {"near duplicate": 10}
     prepare_texts(texts, "two", workers=2, **settings)
-    monkeypatch.setattr(dedup_pass, "KEYS_IN_PART", 100)
-    prepare_texts(texts, "parts", **settings)
+    prepare_texts(texts, "parts", budgets={"keys_in_part": 100}, **settings)
     assert snapshot("one") == snapshot("two") == snapshot("parts")
 
 

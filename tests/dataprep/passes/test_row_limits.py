@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from headrace.dataprep.input.files import find_inputs
-from headrace.dataprep.passes import row_limits
 from headrace.dataprep.passes.limit_rank import ranks
 from headrace.dataprep.planning import build_context, plan
 from headrace.dataprep.shards.verify import verify
@@ -69,15 +68,16 @@ CASES = {
 }
 
 
-def test_the_rows_of_the_lowest_ranks_stay(sources, mixed_config, run, rows_of, monkeypatch):
+def test_the_rows_of_the_lowest_ranks_stay(sources, mixed_config, run, rows_of):
     merges = {"most_files": 4}  # so that files are merged
     run(mixed_config("all", sources=sources()), **merges)
     whole = read_manifest(Path("all")).ledger
     everything = {split: rows_of("all", split) for split in SPLITS}
     rows = [row for split in SPLITS for row in everything[split]]
     for name, (mill, records, top) in CASES.items():
-        monkeypatch.setattr(row_limits, "BITS", 1 if name == "both, of both" else 10)
-        manifest = run(mixed_config(name, sources=sources(mill, records), **top), **merges)
+        bits = 1 if name == "both, of both" else 10
+        config = mixed_config(name, sources=sources(mill, records), **top)
+        manifest = run(config, rank_bits=bits, **merges)
         wanted = take(
             [
                 row

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from headrace.dataprep.passes import merge_runs, task_runner
-from headrace.dataprep.rows import row_tables
 from headrace.schemas.errors import DataError
 
 SCRIPT = """
@@ -106,12 +105,10 @@ def test_a_search_for_duplicates_killed_at_every_stage_continues_to_the_same_byt
 
 
 @pytest.mark.parametrize("packing", ["best_fit"])
-def test_rows_held_in_memory_do_not_change_bytes(
-    packing, corpus, make_config, run, snapshot, monkeypatch
-):
+def test_rows_held_in_memory_do_not_change_bytes(packing, corpus, make_config, run, snapshot):
     run(make_config("large", **PACKINGS[packing]))
-    monkeypatch.setattr(row_tables, "LONG_ROW", 1)  # rows of these tests are short
     few = {"held_tokens": 100, "gathered_tokens": 500, "slices_at_once": 2}
+    few["long_row"] = 1  # rows of these tests are short
     run(make_config("small", **PACKINGS[packing]), **few)
     assert snapshot("small") == snapshot("large")
 

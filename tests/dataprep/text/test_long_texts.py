@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from headrace.dataprep.text import long_texts
 from headrace.dataprep.text.long_texts import encode_long
 
 HERE = Path(__file__).read_text() * 4
@@ -43,18 +42,14 @@ def tokenizers(tokenizer_folder):
 
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("kind", ["bytes", "unigram"])
-def test_pieces_give_the_tokens_of_the_whole(kind, name, tokenizers, monkeypatch):
-    monkeypatch.setattr(long_texts, "PIECE", 3000)
-    monkeypatch.setattr(long_texts, "OVERLAP", 700)
+def test_pieces_give_the_tokens_of_the_whole(kind, name, tokenizers):
     right = tokenizers[kind].encode(TEXTS[name], add_special_tokens=False)
-    tokens = encode_long(tokenizers[kind], TEXTS[name])
+    tokens = encode_long(tokenizers[kind], TEXTS[name], 3000, 700)
     assert tokens.ids.tolist() == right.ids
     assert np.stack([tokens.starts, tokens.ends], 1).tolist() == [list(o) for o in right.offsets]
 
 
-def test_the_library_never_has_more_than_a_piece_of_a_long_text(tokenizers, monkeypatch):
-    monkeypatch.setattr(long_texts, "PIECE", 3000)
-    monkeypatch.setattr(long_texts, "OVERLAP", 700)
+def test_the_library_never_has_more_than_a_piece_of_a_long_text(tokenizers):
     lengths = []
 
     class Watched:
@@ -62,5 +57,5 @@ def test_the_library_never_has_more_than_a_piece_of_a_long_text(tokenizers, monk
             lengths.append(len(text))
             return tokenizers["bytes"].encode(text, **options)
 
-    encode_long(Watched(), TEXTS["code"])
+    encode_long(Watched(), TEXTS["code"], 3000, 700)
     assert len(lengths) > 2 and max(lengths) <= 3700

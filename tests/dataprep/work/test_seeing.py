@@ -16,12 +16,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from headrace.dataprep import dry_run
-from headrace.dataprep.dry_run import estimate
+from headrace.dataprep.dry_run import Sampling, estimate
 from headrace.dataprep.input.pieces import Task
 from headrace.dataprep.passes import task_runner
 from headrace.dataprep.prepare import prepare
-from headrace.dataprep.work import task_progress
+from headrace.dataprep.work.budgets import Budgets
 from headrace.dataprep.work.task_progress import TaskBar, write_note
 from headrace.dataprep.work.workspace import Workspace
 from headrace.jobs import cli
@@ -69,11 +68,9 @@ def sources(tmp_path, monkeypatch):
     ]
 
 
-def test_an_estimate_is_near_what_the_run_gives(sources, make_config, run, monkeypatch):
-    monkeypatch.setattr(dry_run, "LEAST_SAMPLED_BYTES", 1 << 16)
-    monkeypatch.setattr(dry_run, "LEAST_SAMPLE_BYTES", 1 << 14)
+def test_an_estimate_is_near_what_the_run_gives(sources, make_config, run):
     config = make_config(sources=sources, max_reject_fraction=0.1)
-    found = estimate(config, 1)
+    found = estimate(config, 1, Sampling(least_bytes=1 << 16, least_sample_bytes=1 << 14))
     assert not Path("out").exists()
     assert found.sampled_bytes < 0.5 * found.input_bytes
     manifest = run(config)
@@ -163,8 +160,8 @@ def test_the_bar_moves_while_a_task_runs(tmp_path, make_config, monkeypatch):
 
     process_block = task_runner.process_block
     monkeypatch.setattr(task_runner, "process_block", process_slowly)
-    monkeypatch.setattr(task_progress, "POLL_SECONDS", 0.005)
-    manifest = prepare(make_config(sources=[source], block_bytes=1 << 13), 1, reporter)
+    config, often = make_config(sources=[source], block_bytes=1 << 13), Budgets(poll_seconds=0.005)
+    manifest = prepare(config, 1, reporter, budgets=often)
     assert reporter.told == ["bar tokenize", "bar shuffle ", manifest]
     seen = reporter.seen["tokenize"]
     size = Path("one.jsonl.gz").stat().st_size
@@ -181,7 +178,7 @@ def test_notes_of_a_killed_run_are_not_counted(tmp_path):
     write_note(space, 0, 5, 50)
     task = Task(0, 0, None, ())
     reporter = Recorder()
-    with TaskBar(reporter, "tokenize", tmp_path, [task]) as bar:
+    with TaskBar(reporter, "tokenize", space, [task]) as bar:
         bar.show()
         assert reporter.seen["tokenize"][-1][1] == "0 documents, 0 tokens"
         write_note(space, 0, 2, 7)

@@ -146,3 +146,27 @@ def test_a_pattern_that_matches_nothing_is_refused(mistral, adapter, message):
 def test_a_pattern_without_a_meaning_is_refused(adapter, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         config_of(Path("model"), 1, adapter)
+
+
+LARGE = "above the smaller dimension of"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"rank": 100_000}, f"adapter.rank: rank 100000 is {LARGE} its largest weight, 32 of"),
+        ({"rank": 4, "rank_pattern": {"q_proj": 33}}, f"adapter.rank_pattern: rank 33 is {LARGE}"),
+        ({"rank": 32, "init": "pissa"}, f"rank 32 is {LARGE} a weight it takes a part of, 16 of"),
+        ({"kind": "control", "rank": 33}, "33 directions cannot be orthonormal"),
+    ],
+)
+def test_a_rank_above_the_dimensions_of_its_weights_is_refused(mistral, adapter, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        plan_model(config_of(mistral, 1, adapter))
+
+
+def test_a_rank_that_some_of_its_weights_have_is_taken(mistral):
+    plan = plan_model(config_of(mistral, 1, {"rank": 32}))
+    layers = [part for part in plan.model.modules() if isinstance(part, LoraLayer)]
+    assert {layer.r["default"] for layer in layers} == {32}
+    assert min(layer.out_features for layer in layers) < 32

@@ -96,7 +96,7 @@ def test_pairs_are_compared_over_whole_answers(pair_training, kind):
     assert_alike(cut, one)
 
 
-def test_dropout_differs_between_the_slices_of_a_row(training):
+def test_dropout_of_processes_that_share_rows_is_the_same_again(training):
     run = training.run("dropout", 2, sequence_parallel=2, max_steps=2, adapter__dropout=0.5)
     again = training.run("again", 2, sequence_parallel=2, max_steps=2, adapter__dropout=0.5)
     losses = [[line["loss"] for line in read_metrics(one)] for one in (run, again)]

@@ -1,11 +1,14 @@
 """On the real model, over two stages: held-out loss falls, and what is saved has the same loss."""
 
+import re
+
 import pytest
 import torch
 from evaluation_losses import evaluation_loss
 from runs import STDLIB, make_shards, read_metrics, source
 
 from headrace.schemas.train.quantization_config import QuantizationConfig
+from headrace.trainer.export.merge import merge
 from headrace.trainer.quantized.formats import format_of
 
 pytestmark = pytest.mark.exhaustive
@@ -74,3 +77,40 @@ def test_held_out_loss_falls_and_the_result_reloads(training, real_model, shards
         model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
         tolerance = 2e-2 if name == "blocks" else 1e-3  # the first is stored in bfloat16
     assert evaluation_loss(model, shards) == pytest.approx(losses[-1], abs=tolerance)
+
+
+FRUITS = "apple pear plum cherry lemon fig grape melon".split()
+
+
+def test_a_model_grown_by_eight_tokens_answers_with_them_when_merged(
+    training, real_model, tmp_path
+):
+    """By transformers, and as an adapter by PEFT."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    codes = [f"<|code{number}|>" for number in range(len(FRUITS))]
+    lines = [f"The code of {fruit} is {code}." for fruit, code in zip(FRUITS, codes, strict=True)]
+    (tmp_path / "codes.txt").write_text("\n".join(lines * 24))
+    text = source("codes", tmp_path / "codes.txt") | {"document_separator": "\n"}
+    whole = {"sequence_len": 64, "evaluation_fraction": 0.0, "added_tokens": codes}
+    shards = make_shards(real_model, tmp_path / "shards", sources=[text], **whole)
+    config = CONFIG.format(model=real_model, shards=shards)
+    training.config.write_text(re.sub("evaluation_datasets.*\n", "", config))
+    steps = {"max_steps": 40, "micro_batch_size": 2, "gradient_accumulation_steps": 1}
+    settings = {"optimizer__lr": 2e-3, "model_overrides__new_tokens": codes}
+    run = training.run("run", 2, **steps, **settings)
+    merge(real_model, run / "adapter", tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32)
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    adapted = PeftModel.from_pretrained(base, run / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert merged.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "merged"))
+    prompts = [tokenizer(f"The code of {fruit} is", return_tensors="pt") for fruit in FRUITS]
+    for model in (merged.eval(), adapted.eval()):
+        answers = [
+            model.generate(**prompt, max_new_tokens=3, do_sample=False) for prompt in prompts
+        ]
+        found = [tokenizer.decode(answer[0]) for answer in answers]
+        assert [text[: len(line)] for text, line in zip(found, lines, strict=True)] == lines
