@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from headrace.kernels.experts import grouped_linear
+from headrace.kernels.experts import grouped_product
 from headrace.schemas.train.quantization_config import QuantizationConfig
 from headrace.trainer.layers.expert_adapters import AdaptedExperts, swap_expert_adapters
 from headrace.trainer.layers.experts import GroupedExperts, has_known_layout, install_experts
@@ -148,7 +148,7 @@ def test_parts_of_the_experts_multiply_their_own_rows_and_add_up(family, monkeyp
     hidden, chosen, weights = inputs()
     expected = GroupedExperts(copy.deepcopy(experts))(hidden, chosen, weights)
     expected_gradients = torch.autograd.grad(expected.square().sum(), [hidden, weights])
-    multiplied, product = [], grouped_linear.grouped_product_reference
+    multiplied, product = [], grouped_product.grouped_product_reference
 
     def product_of_garbage(x, matrices, offsets):
         """Leave rows of others' experts as a GPU does: with what was in their memory."""
@@ -157,7 +157,7 @@ def test_parts_of_the_experts_multiply_their_own_rows_and_add_up(family, monkeyp
         output[multiplied[-1] :] = torch.nan
         return output
 
-    monkeypatch.setattr(grouped_linear, "grouped_product_reference", product_of_garbage)
+    monkeypatch.setattr(grouped_product, "grouped_product_reference", product_of_garbage)
     bounds = [(0, 2), (2, EXPERTS)]
     parts = [part_of(experts, *pair) for pair in bounds]
     numbers = [torch.where((chosen >= a) & (chosen < b), chosen - a, b - a) for a, b in bounds]

@@ -63,7 +63,7 @@ def test_key_heads_that_the_ranks_do_not_divide_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        ({"adapter": {"kind": "dora"}}, 'adapter.kind = "dora"'),
+        ({"adapter": {"kind": "control"}}, 'adapter.kind = "control"'),
         ({"adapter": {"init": "pissa"}}, 'adapter.init = "pissa"'),
         ({"optimizer": {"lr": 1.0, "type": "adafactor"}}, 'optimizer.type = "adafactor"'),
         ({"objective": {"kind": "dpo"}}, 'objective.kind = "dpo"'),
