@@ -66,21 +66,22 @@ def check_ranks(adapter: AdapterConfig, wrapped: nn.Module) -> None:
     """Refuse ranks that are above what a weight can have: nothing is gained by more.
 
     A smaller weight beside a larger one, as a gate of shared experts, is no fault, but where
-    adapters take over a part of each weight.
+    adapters take over a part of each weight by singular values (OLoRA takes what rows there are).
 
     Raises:
         ConfigError: naming the largest rank that adds anything.
     """
     by_rank: dict[int, list[tuple[int, str]]] = {}
+    of_each = adapter.takes_over and adapter.init != "olora"
     for name, layer in lora_layers({"": wrapped}):
         rank = layer.r[ADAPTER]
         limit = min(layer.in_features, layer.out_features)
         by_rank.setdefault(rank, []).append((limit, name.removeprefix(PEFT_PREFIX)))
     for rank, weights in by_rank.items():
-        limit, name = min(weights) if adapter.takes_over else max(weights)
+        limit, name = min(weights) if of_each else max(weights)
         if rank > limit:
             key = "rank" if rank == adapter.rank else "rank_pattern"
-            which = "a weight it takes a part of" if adapter.takes_over else "its largest weight"
+            which = "a weight it takes a part of" if of_each else "its largest weight"
             raise ConfigError(
                 f"adapter.{key}: rank {rank} is above the smaller dimension of {which}, "
                 f"{limit} of {name}; use at most {limit}"
