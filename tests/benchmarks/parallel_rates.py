@@ -11,15 +11,12 @@ as its layout has processes.
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from report import print_table
+from report import last_line_of, print_table
 
 from headrace.jobs.tools import bench_train
 
@@ -102,21 +99,9 @@ def main() -> int:
 
 def in_a_process(name: str, limit: float) -> dict[str, object]:
     """One case's figures, or why there are none."""
-    command = [sys.executable, __file__, "--case", name, *sys.argv[1:]]
     started = time.monotonic()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        output, errors = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its ranks die with it
-        output, errors = process.communicate()
-        return {"error": f"not done in {limit:.0f} s", "output": (output + errors)[-2000:]}
-    if process.returncode:
-        return {"error": f"exit code {process.returncode}", "output": (output + errors)[-2000:]}
-    found: dict[str, object] = json.loads(output.splitlines()[-1])
-    return {**found, "all_seconds": round(time.monotonic() - started, 1)}
+    found = last_line_of([sys.executable, __file__, "--case", name, *sys.argv[1:]], limit)
+    return found | {"all_seconds": round(time.monotonic() - started, 1)}
 
 
 def figures(options: argparse.Namespace) -> dict[str, object]:

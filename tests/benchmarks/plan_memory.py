@@ -8,15 +8,12 @@ weights, a few steps of each configuration in a process of its own.
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from report import print_table
+from report import last_line_of, print_table
 
 from headrace.jobs.tools import bench_train
 
@@ -113,19 +110,8 @@ def in_a_process(name: str, predict: bool) -> dict[str, object]:
     """One configuration's figures, or why there are none."""
     command = [sys.executable, __file__, "--case", name, *(["--predict"] if predict else [])]
     started = time.monotonic()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        output, errors = process.communicate(timeout=LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its ranks die with it
-        output, errors = process.communicate()
-        return {"error": f"not done in {LIMIT_SECONDS} s", "output": output[-2000:]}
-    if process.returncode:
-        return {"error": f"exit code {process.returncode}", "output": (output + errors)[-2000:]}
-    found: dict[str, object] = json.loads(output.splitlines()[-1])
-    return {**found, "seconds": round(time.monotonic() - started, 1)}
+    found = last_line_of(command, LIMIT_SECONDS)
+    return found | {"seconds": round(time.monotonic() - started, 1)}
 
 
 def figures(name: str, *, train: bool) -> dict[str, object]:

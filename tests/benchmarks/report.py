@@ -1,7 +1,10 @@
 """What the benchmarks share: the real text, memory, and the table at the end. Imports no torch."""
 
 import json
+import os
 import resource
+import signal
+import subprocess
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,3 +73,24 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console = Console(width=100, highlight=False)
     console.print(title)
     console.print(table)
+
+
+def last_line_of(command: Sequence[str], limit: float) -> dict[str, object]:
+    """The JSON object that a command prints last, or why there is none.
+
+    Args:
+        limit: seconds after which it is killed, and all that it started.
+    """
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # its ranks die with it
+        output, errors = process.communicate()
+        return {"error": f"not done in {limit:.0f} s", "output": (output + errors)[-2000:]}
+    if process.returncode:
+        return {"error": f"exit code {process.returncode}", "output": (output + errors)[-2000:]}
+    found: dict[str, object] = json.loads(output.splitlines()[-1])
+    return found

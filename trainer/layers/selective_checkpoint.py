@@ -146,12 +146,16 @@ class KeptAttention:
         return tensors
 
 
-class KeepingMode(TorchDispatchMode):
-    """Keeps what attention gives."""
+class AttentionMode(TorchDispatchMode):
+    """A mode that knows what attention has given."""
 
     def __init__(self, kept: deque[KeptResult], attention: KeptAttention) -> None:
         super().__init__()
         self.kept, self.attention = kept, attention
+
+
+class KeepingMode(AttentionMode):
+    """Keeps what attention gives."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -163,12 +167,8 @@ class KeepingMode(TorchDispatchMode):
         return output
 
 
-class GivingMode(TorchDispatchMode):
+class GivingMode(AttentionMode):
     """Gives what was kept in place of running attention."""
-
-    def __init__(self, kept: deque[KeptResult], attention: KeptAttention) -> None:
-        super().__init__()
-        self.kept, self.attention = kept, attention
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

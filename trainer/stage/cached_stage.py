@@ -104,7 +104,7 @@ class CachedStage:
     def _mask(self, start: int, padding: Tensor, window: int | None) -> Tensor:
         """[b, 1, columns, columns so far], as `attention_masks` makes them.
 
-        Filling sees itself: a softmax over nothing would not be a number, and spread from there.
+        Padding sees itself: a softmax over nothing would not be a number, and spread from there.
         """
         device = padding.device
         keys = torch.arange(self.columns, device=device)
